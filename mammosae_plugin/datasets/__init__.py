@@ -1,0 +1,25 @@
+"""Mammograms with labels and boxes: VinDr-Mammo, phantoms in its format, preprocessing, screening of bad images."""
+
+from mammosae_plugin.datasets.base import Batch, DatasetError, Item, MammogramDataset, collate
+from mammosae_plugin.datasets.concepts import CONCEPTS, GRADED_CONCEPTS, n_classes_of
+from mammosae_plugin.datasets.phantoms import make_phantoms
+from mammosae_plugin.datasets.preprocessing import PREPROCESSING, BadImageError, preprocess
+from mammosae_plugin.datasets.screening import screen_images
+from mammosae_plugin.datasets.vindr import VinDrMammo
+
+__all__ = [
+    "CONCEPTS",
+    "GRADED_CONCEPTS",
+    "PREPROCESSING",
+    "BadImageError",
+    "Batch",
+    "DatasetError",
+    "Item",
+    "MammogramDataset",
+    "VinDrMammo",
+    "collate",
+    "make_phantoms",
+    "n_classes_of",
+    "preprocess",
+    "screen_images",
+]

@@ -1,0 +1,295 @@
+"""What every mammogram dataset here shares: two tables (images, findings), items for the network, selection."""
+
+import copy
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypedDict, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from mammosae_plugin.datasets.concepts import GRADED_CONCEPTS
+from mammosae_plugin.datasets.preprocessing import preprocess, read_png
+from mammosae_plugin.errors import InputError
+
+Unit = Literal["image", "finding_row"]
+BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
+_Self = TypeVar("_Self", bound="MammogramDataset")
+
+
+class DatasetError(InputError):
+    """The annotation file or the image folder is wrong; the one-line message lists every problem found."""
+
+
+class Item(TypedDict):
+    """One item of a dataset.
+
+    `image` is float32 (3, H, W), preprocessed. `labels` maps every concept, "density" and "birads" to a class id (in unit
+    "image" a finding is 1 when any row of the image has it, in unit "finding_row" when this row has it). `boxes` maps every
+    concept to float32 (n, 4), xyxy in pixels of `image`, of the image or of this row, as the unit says.
+    """
+
+    image: torch.Tensor
+    image_id: str
+    patient_id: str
+    split: str
+    labels: dict[str, int]
+    boxes: dict[str, torch.Tensor]
+
+
+class Batch(TypedDict):
+    """Items put together by `collate`: images stacked to (B, 3, H, W), every other field a list of B entries."""
+
+    image: torch.Tensor
+    image_id: list[str]
+    patient_id: list[str]
+    split: list[str]
+    labels: list[dict[str, int]]
+    boxes: list[dict[str, torch.Tensor]]
+
+
+def collate(items: Sequence[Item]) -> Batch:
+    """`collate_fn` for a DataLoader: images differ in their number of boxes, so only the images are stacked."""
+    return {
+        "image": torch.stack([item["image"] for item in items]),
+        "image_id": [item["image_id"] for item in items],
+        "patient_id": [item["patient_id"] for item in items],
+        "split": [item["split"] for item in items],
+        "labels": [item["labels"] for item in items],
+        "boxes": [item["boxes"] for item in items],
+    }
+
+
+class MammogramDataset(Dataset[Item]):
+    """Mammograms with labels and boxes; the readers of file formats derive from it.
+
+    Attributes:
+        name: short name of the data, for file names and metadata.
+        images: one row per image; columns image_id, patient_id, split, laterality, view, density (0..3), birads (0..4, the
+            BI-RADS category minus 1), then one 0/1 column per concept. No paths.
+        findings: one row per row of the annotation file; columns image_id, density, birads, one 0/1 column per concept, xmin,
+            ymin, xmax, ymax in pixels of the network's input (NaN without a box).
+        concepts: the findings, as named in the columns.
+        image_size: (H, W) of every image.
+        unit: "image" (one item per image) or "finding_row" (one item per annotation row, as the released code evaluates).
+    """
+
+    name: ClassVar[str] = "mammograms"
+
+    images: pd.DataFrame
+    findings: pd.DataFrame
+    concepts: tuple[str, ...]
+    image_size: tuple[int, int]
+    unit: Unit
+
+    def __init__(
+        self,
+        *,
+        images: pd.DataFrame,
+        findings: pd.DataFrame,
+        concepts: Sequence[str],
+        image_size: tuple[int, int],
+        unit: Unit,
+        paths: Sequence[str],
+        clipped: npt.NDArray[np.bool_],
+    ) -> None:
+        if unit not in ("image", "finding_row"):
+            raise InputError(f"unit is {unit!r}; it must be 'image' or 'finding_row'")
+        self.images = images.reset_index(drop=True)
+        self.findings = findings.reset_index(drop=True)
+        self.concepts = tuple(concepts)
+        self.image_size = image_size
+        self.unit = unit
+        self._paths = np.asarray(paths, dtype=object)
+        self._clipped = clipped
+
+    # -- items -------------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self.images) if self.unit == "image" else len(self.findings)
+
+    def __getitem__(self, index: int) -> Item:
+        """Item `index` (see `Item`).
+
+        Raises:
+            BadImageError: its image cannot be read, is wrongly sized or constant.
+        """
+        image_row = self._image_row(index)
+        image_id = self._ids[image_row]
+        labels, boxes = self._labels_and_boxes(index)
+        pixels = read_png(self._paths[image_row], self.image_size)
+        return {
+            "image": preprocess(pixels, image_id),
+            "image_id": image_id,
+            "patient_id": str(self.images.at[image_row, "patient_id"]),
+            "split": str(self.images.at[image_row, "split"]),
+            "labels": labels,
+            "boxes": boxes,
+        }
+
+    def path(self, index: int) -> Path:
+        """The image file of item `index`."""
+        return Path(self._paths[self._image_row(index)])
+
+    @property
+    def image_paths(self) -> list[Path]:
+        """The image files, one per row of `images`."""
+        return [Path(path) for path in self._paths]
+
+    def gray(self, index: int) -> npt.NDArray[np.uint8]:
+        """The image of item `index` for display: uint8 (H, W), as stored.
+
+        Raises:
+            BadImageError: the image cannot be read or is wrongly sized.
+        """
+        pixels = read_png(self.path(index), self.image_size)
+        return pixels if pixels.ndim == 2 else np.asarray(Image.fromarray(pixels).convert("L"))
+
+    # -- selection ---------------------------------------------------------------------------------------------------
+
+    def select(
+        self: _Self,
+        *,
+        split: str | None = None,
+        image_ids: Iterable[str] | None = None,
+        exclude: Iterable[str] = (),
+    ) -> _Self:
+        """The dataset with fewer images, in unchanged order.
+
+        Args:
+            split: keep this split only.
+            image_ids: keep these images only.
+            exclude: drop these images.
+
+        Raises:
+            InputError: an unknown split or image id, or nothing is left.
+        """
+        keep = np.ones(len(self.images), dtype=bool)
+        if split is not None:
+            keep &= (self.images["split"] == split).to_numpy(dtype=bool)
+            if not keep.any():
+                raise InputError(f"no image has split {split!r}; there are {sorted(set(self.images['split']))}")
+        if image_ids is not None:
+            keep &= self._is_among(image_ids)
+        keep &= ~self._is_among(exclude)
+        if not keep.any():
+            raise InputError("the selection leaves no image")
+        return self._subset(keep)
+
+    def _is_among(self, image_ids: Iterable[str]) -> npt.NDArray[np.bool_]:
+        wanted = {image_ids} if isinstance(image_ids, str) else set(image_ids)
+        unknown = sorted(wanted - set(self._ids))
+        if unknown:
+            raise InputError(f"{len(unknown)} image ids are not in the dataset, such as {unknown[0]!r}")
+        return self.images["image_id"].isin(wanted).to_numpy(dtype=bool)
+
+    def _subset(self: _Self, keep: npt.NDArray[np.bool_]) -> _Self:
+        rows = keep[self._finding_image_rows]
+        subset = copy.copy(self)
+        for cached in (
+            "fingerprint",
+            "_ids",
+            "_finding_image_rows",
+            "_rows_by_image",
+            "_label_table",
+            "_presence_table",
+            "_box_table",
+        ):
+            subset.__dict__.pop(cached, None)
+        subset.images = self.images[keep].reset_index(drop=True)
+        subset.findings = self.findings[rows].reset_index(drop=True)
+        subset._paths = self._paths[keep]
+        subset._clipped = self._clipped[rows]
+        return subset
+
+    # -- facts about the whole ---------------------------------------------------------------------------------------
+
+    @property
+    def n_clipped_boxes(self) -> int:
+        """How many boxes overhung their image a little and were clipped to it."""
+        return int(self._clipped.sum())
+
+    @property
+    def n_findings_without_box(self) -> int:
+        """How many annotation rows name a finding but draw no box."""
+        positive = self.findings[list(self.concepts)].to_numpy().any(axis=1)
+        return int((positive & self.findings["xmin"].isna().to_numpy()).sum())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the content: both tables, the image size and the byte count of every image file.
+
+        It does not depend on where the files lie, on the unit, or on the annotation file's layout.
+        """
+        digest = hashlib.sha256(repr((self.name, tuple(self.image_size), self.concepts)).encode())
+        for table in (self.images, self.findings):
+            digest.update(table.to_csv(index=False, lineterminator="\n").encode())
+        for path in self._paths:
+            try:
+                size = os.stat(path).st_size
+            except OSError:
+                size = -1
+            digest.update(f"{size}\n".encode())
+        return digest.hexdigest()
+
+    # -- tables in the form that items need --------------------------------------------------------------------------
+
+    @cached_property
+    def _ids(self) -> list[str]:
+        return [str(image_id) for image_id in self.images["image_id"]]
+
+    @cached_property
+    def _finding_image_rows(self) -> npt.NDArray[np.intp]:
+        rows = pd.Index(self.images["image_id"]).get_indexer(self.findings["image_id"])
+        return np.asarray(rows, dtype=np.intp)
+
+    @cached_property
+    def _rows_by_image(self) -> list[npt.NDArray[np.intp]]:
+        order = np.argsort(self._finding_image_rows, kind="stable")
+        starts = np.searchsorted(self._finding_image_rows[order], np.arange(1, len(self.images)))
+        return np.split(order, starts)
+
+    @cached_property
+    def _label_table(self) -> npt.NDArray[np.int64]:
+        table = self.images if self.unit == "image" else self.findings
+        return table[[*self.concepts, *GRADED_CONCEPTS]].to_numpy(dtype=np.int64)
+
+    @cached_property
+    def _presence_table(self) -> npt.NDArray[np.bool_]:
+        return self.findings[list(self.concepts)].to_numpy(dtype=np.int64) == 1
+
+    @cached_property
+    def _box_table(self) -> npt.NDArray[np.float32]:
+        return self.findings[list(BOX_COLUMNS)].to_numpy(dtype=np.float32)
+
+    def _image_row(self, index: int) -> int:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is out of range for a dataset of {len(self)} items")
+        index %= len(self)
+        return index if self.unit == "image" else int(self._finding_image_rows[index])
+
+    def _labels_and_boxes(self, index: int) -> tuple[dict[str, int], dict[str, torch.Tensor]]:
+        index %= len(self)
+        names: list[str] = [*self.concepts, *GRADED_CONCEPTS]
+        labels = dict(zip(names, self._label_table[index].tolist(), strict=True))
+        rows = self._rows_by_image[index] if self.unit == "image" else np.array([index])
+        has_box = ~np.isnan(self._box_table[rows, 0])
+        boxed = rows[has_box]
+        boxes = {
+            concept: torch.from_numpy(self._box_table[boxed[self._presence_table[boxed, column]]])
+            for column, concept in enumerate(self.concepts)
+        }
+        return labels, boxes
+
+
+def describe(count: int, what: str, examples: Iterable[Any]) -> str:
+    """A problem as "3 rows ... (such as a, b, c)"; at most three examples are shown."""
+    shown = [str(example) for example in examples][:3]
+    return f"{count} {what}" + (f" (such as {', '.join(shown)})" if shown else "")

@@ -1,0 +1,584 @@
+"""Phantom mammograms in VinDr-Mammo's layout: drawn, not measured, so that everything can be tried without patient data.
+
+An image is drawn as a left breast (chest wall at the left edge) in pixels and mirrored for the right breast. `u`, the square
+root of the image's area, is the unit of length; so a phantom looks alike at every size. Each patient has its own random
+streams, and the findings have streams apart from the anatomy: the same breast can be drawn with and without a finding.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import scipy.fft
+from PIL import Image
+from scipy import ndimage
+from tqdm import tqdm
+
+from mammosae_plugin.datasets.concepts import CONCEPTS
+from mammosae_plugin.datasets.vindr import ANNOTATION_FILE, IMAGE_FOLDER
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import atomic_path, read_json, write_json, write_text
+
+PHANTOM_VERSION = 1
+_MANIFEST = "phantoms.json"
+_ORIGINAL_SCALE = 2  # the "original" images of the annotation file are twice as large as the prepared ones
+_DENSITY_SHARES = (0.15, 0.35, 0.35, 0.15)
+_GLAND_SHARES = (0.08, 0.22, 0.42, 0.62)  # of the breast's area that is glandular tissue, by density class
+_PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+
+Array = npt.NDArray[np.float32]
+Box = tuple[float, float, float, float]
+
+
+def make_phantoms(
+    root: str | os.PathLike[str],
+    *,
+    n_patients: int,
+    images_per_patient: int = 4,
+    image_size: tuple[int, int] = (1520, 912),
+    test_share: float = 0.3,
+    seed: int = 0,
+    mass_share: float = 0.28,
+    calcification_share: float = 0.28,
+    other_share: float = 0.12,
+    num_workers: int = 0,
+) -> Path:
+    """Write phantom mammograms and their annotation file; `VinDrMammo(root, image_size=image_size)` reads them.
+
+    A patient's images come in the order CC and MLO of one breast, then of the other. A finding shows in every view of one
+    breast, the patient's other breast is clean of it. Patients are independent: patient 7 of a seed is the same whatever
+    `n_patients` is. A call that was interrupted goes on where it stopped, and a call with more patients adds to the folder.
+
+    Args:
+        root: the folder to write; made when it does not exist.
+        n_patients: number of patients.
+        images_per_patient: 1 to 4.
+        image_size: (height, width) in pixels, at least 96 x 64.
+        test_share: share of the patients in the test split, exact to within one patient.
+        seed: of all randomness.
+        mass_share: probability that a patient has a mass.
+        calcification_share: probability of a cluster of calcifications, independent of the mass.
+        other_share: probability of one other finding (Asymmetry, Skin_Thickening or Nipple_Retraction).
+        num_workers: threads that draw at once; 0 draws in the calling thread. The files do not depend on it.
+
+    Returns:
+        The path of the annotation file, which is written last.
+
+    Raises:
+        InputError: an argument is out of range, or the folder holds phantoms made with other arguments.
+    """
+    shares = {"mass": mass_share, "calcification": calcification_share, "other": other_share}
+    for name, share in {**shares, "test": test_share}.items():
+        if not 0 <= share <= 1:
+            raise InputError(f"{name}_share is {share}; it must lie between 0 and 1")
+    if n_patients < 1 or not 1 <= images_per_patient <= 4:
+        raise InputError(
+            f"n_patients is {n_patients} and images_per_patient {images_per_patient}; they must be at least 1, and 1 to 4"
+        )
+    height, width = int(image_size[0]), int(image_size[1])
+    if height < 96 or width < 64:
+        raise InputError(f"image_size is {height} x {width}; phantoms need at least 96 x 64 pixels (height x width)")
+    folder = Path(root)
+    made_with = {
+        "phantom_version": PHANTOM_VERSION,
+        "images_per_patient": images_per_patient,
+        "image_size": [height, width],
+        "test_share": test_share,
+        "seed": seed,
+        "shares": shares,
+    }
+    manifest = folder / _MANIFEST
+    if manifest.exists():
+        if read_json(manifest) != made_with:
+            raise InputError(f"{folder} holds phantoms made with other arguments; choose another folder or delete it")
+    elif (folder / IMAGE_FOLDER).exists() or (folder / ANNOTATION_FILE).exists():
+        raise InputError(f"{folder} holds images that are no phantoms of this generator; choose another folder")
+    else:
+        write_json(manifest, made_with)
+
+    def make_patient(index: int) -> list[dict[str, object]]:
+        patient = _Patient.drawn(seed, index, images_per_patient, shares)
+        is_test = int((index + 1) * test_share + 0.5) > int(index * test_share + 0.5)
+        rows = []
+        for view in patient.views:
+            phantom = _Phantom(patient, view, (height, width))
+            target = folder / IMAGE_FOLDER / patient.patient_id / phantom.image_id
+            if not _is_whole(target):
+                pixels = phantom.pixels()
+                with atomic_path(target) as temporary:
+                    Image.fromarray(pixels).save(temporary, compress_level=4)
+            rows += phantom.annotation_rows("test" if is_test else "training", fold=index % 4)
+        return rows
+
+    with ThreadPoolExecutor(max(num_workers, 1)) as pool:  # the array routines release Python's lock
+        results = pool.map(make_patient, range(n_patients)) if num_workers else map(make_patient, range(n_patients))
+        rows = [
+            row
+            for rows in tqdm(results, total=n_patients, desc="drawing phantoms", unit="patient", leave=False)
+            for row in rows
+        ]
+    file = folder / ANNOTATION_FILE
+    write_text(file, pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
+    return file
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            file.seek(-len(_PNG_END), os.SEEK_END)
+            return file.read() == _PNG_END
+    except OSError:
+        return False
+
+
+# -- the plan of a patient -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Lesion:
+    """A finding of one breast. `depth` is the share of the way from nipple to chest wall, `angle` the direction (radians)."""
+
+    concepts: tuple[str, ...]
+    depth: float
+    angle: float
+    area: float  # of the box, as a share of the image
+    birads: int
+    entropy: int
+
+
+@dataclass(frozen=True)
+class _View:
+    laterality: str
+    view: str
+    seeds: np.random.SeedSequence
+    lesions: tuple[_Lesion, ...]
+    birads: int
+
+
+@dataclass(frozen=True)
+class _Patient:
+    patient_id: str
+    density: int
+    entropy: int
+    views: tuple[_View, ...] = field(repr=False)
+
+    @classmethod
+    def drawn(cls, seed: int, index: int, n_views: int, shares: dict[str, float]) -> "_Patient":
+        """Every draw is made in a fixed order whether it is used or not, so a share of zero changes nothing else."""
+        plan_seed, *view_seeds = np.random.SeedSequence([seed, index]).spawn(5)
+        rng = np.random.default_rng(plan_seed)
+        density = int(rng.choice(4, p=_DENSITY_SHARES))
+        sides = ("L", "R") if rng.random() < 0.5 else ("R", "L")
+        benign = [int(birads) for birads in rng.integers(1, 3, size=2)]
+        entropy = int(rng.integers(2**31))
+        kinds = {
+            "mass": "Mass",
+            "calcification": "Suspicious_Calcification",
+            "other": str(rng.choice(["Asymmetry", "Skin_Thickening", "Nipple_Retraction"])),
+        }
+        lesions: tuple[list[_Lesion], list[_Lesion]] = ([], [])
+        for name, concept in kinds.items():
+            has_it = rng.random() < shares[name]
+            side = int(rng.random() < 0.5) if n_views > 2 else int(rng.random() < 0)
+            depth, angle = rng.uniform(0.25, 0.72), rng.uniform(-0.7, 0.7)
+            area = float(np.clip(np.exp(rng.normal(np.log(0.036), 0.45)), 0.018, 0.08))
+            severity = int(rng.choice([3, 4, 5], p=[0.35, 0.45, 0.2])) if name != "other" else 3
+            lesion = _Lesion((concept,), depth, angle, area, severity, int(rng.integers(2**31)))
+            if has_it:
+                lesions[side].append(lesion)
+        names = [(sides[0], "CC", 0), (sides[0], "MLO", 0), (sides[1], "CC", 1), (sides[1], "MLO", 1)]
+        views = tuple(
+            _View(
+                laterality,
+                view,
+                view_seeds[at],
+                tuple(lesions[side]),
+                max([benign[side], *(lesion.birads for lesion in lesions[side])]),
+            )
+            for at, (laterality, view, side) in enumerate(names[:n_views])
+        )
+        return cls(f"phantom_{index:05d}", density, entropy, views)
+
+
+# -- one image -----------------------------------------------------------------------------------------------------------
+
+
+class _Phantom:
+    """One view of one breast: its outline and findings at once, its tissue only when `pixels` is asked for."""
+
+    def __init__(self, patient: _Patient, view: _View, image_size: tuple[int, int]) -> None:
+        self.patient, self.view = patient, view
+        self.shape = image_size
+        self.u = float(np.sqrt(image_size[0] * image_size[1]))
+        self.image_id = f"{patient.patient_id}_{view.laterality}_{view.view}.png"
+        outline_seed, self._tissue_seed, self._lesion_seed, self._noise_seed = view.seeds.spawn(4)
+        self._draw_outline(np.random.default_rng(outline_seed))
+        self._draw_lesions()
+
+    # -- outline ---------------------------------------------------------------------------------------------------------
+
+    def _draw_outline(self, rng: np.random.Generator) -> None:
+        """The skin as a curve x(y), the nipple on it, and the distance of every pixel to the skin."""
+        height, width = self.shape
+        y = np.arange(height) + 0.5
+        reach = rng.uniform(0.68, 0.86) * width
+        tilt, wave, phase = rng.uniform(-0.05, 0.05), rng.uniform(0.004, 0.012), rng.uniform(0, 2 * np.pi)
+        if self.view.view == "CC":
+            nipple_y = (0.5 + tilt) * height
+            above = nipple_y - rng.uniform(0.02, 0.08) * height
+            below = rng.uniform(0.92, 0.985) * height - nipple_y
+            power = rng.uniform(2.0, 2.5, size=2)
+            t = np.where(y < nipple_y, (nipple_y - y) / above, (y - nipple_y) / below)
+            inside = np.clip(1 - t ** np.where(y < nipple_y, *power), 0, None)
+            skin = np.where(t < 1, reach * inside**0.56, -1.0)
+        else:
+            nipple_y = (0.62 + tilt) * height
+            top = rng.uniform(0.36, 0.5) * width
+            fold_y = rng.uniform(0.9, 0.96) * height
+            belly = rng.uniform(0.08, 0.16) * width
+            power = rng.uniform(1.05, 1.3), rng.uniform(1.9, 2.3)
+            up = np.clip((nipple_y - y) / nipple_y, 0, 1)
+            down = np.clip((y - nipple_y) / (fold_y - nipple_y), 0, 1)
+            upper = top + (reach - top) * (0.5 + 0.5 * np.cos(np.pi * up ** power[0]))
+            lower = belly + (reach - belly) * (1 - down ** power[1]) ** 0.6
+            skin = np.where(y < nipple_y, upper, lower)
+        skin = skin * (1 + wave * np.sin(5 * y / height + phase))
+        size = rng.uniform(0.014, 0.02) * self.u  # of the nipple
+        offset = (y - nipple_y) / size
+        retracted = any("Nipple_Retraction" in lesion.concepts for lesion in self.view.lesions)
+        if retracted:
+            skin = skin - 1.8 * size * np.exp(-0.5 * (offset / 1.3) ** 2)
+        else:
+            skin = skin + 1.1 * size * np.exp(-(np.abs(offset) ** 3))
+        self._skin = skin
+        self._nipple = (float(np.interp(nipple_y, y, skin)), float(nipple_y))
+        self._nipple_size = size
+        inside_skin = np.arange(width)[None, :] < skin[:, None]
+        # The chest wall and the image's edges are no skin: the distance is taken in a padded image that goes on there.
+        padded = np.pad(inside_skin, ((0, 0), (1, 0)), constant_values=True)
+        depth = ndimage.distance_transform_edt(padded)[:, 1:]
+        self._depth = ndimage.gaussian_filter(depth, max(0.0015 * self.u, 0.5)).astype(np.float32)
+        self._inside = inside_skin
+
+    # -- findings --------------------------------------------------------------------------------------------------------
+
+    def _draw_lesions(self) -> None:
+        """The added brightness of every finding (left-breast frame), and its box."""
+        self._layers: list[tuple[slice, slice, Array]] = []
+        self._found: list[tuple[_Lesion, Box]] = []
+        for lesion, seed in zip(self.view.lesions, self._lesion_seed.spawn(len(self.view.lesions)), strict=True):
+            rng = np.random.default_rng(np.random.SeedSequence([lesion.entropy, *seed.generate_state(2).tolist()]))
+            concept = lesion.concepts[0]
+            if concept == "Skin_Thickening":
+                layer, threshold = self._skin_thickening(rng), 0.25
+            elif concept == "Nipple_Retraction":
+                layer, threshold = self._nipple_shadow(rng), 0.25
+            else:
+                side = np.sqrt(lesion.area) * self.u
+                center = self._place(lesion, side, rng)
+                if concept == "Mass":
+                    layer, threshold = self._mass(center, side, rng), 0.12
+                elif concept == "Suspicious_Calcification":
+                    layer, threshold = self._calcifications(center, side, rng), 0.15
+                else:
+                    layer, threshold = self._asymmetry(center, 1.3 * side, rng), 0.35
+            rows, columns, values = layer
+            bright = np.argwhere(values > threshold * values.max())
+            (top, left), (bottom, right) = bright.min(axis=0), bright.max(axis=0) + 1
+            box = (columns.start + left, rows.start + top, columns.start + right, rows.start + bottom)
+            self._layers.append(layer)
+            self._found.append((lesion, tuple(map(float, box))))  # type: ignore[arg-type]
+
+    def _place(self, lesion: _Lesion, side: float, rng: np.random.Generator) -> tuple[float, float]:
+        """A centre (x, y) near the planned place whose box lies inside the breast and the image."""
+        height, width = self.shape
+        nipple_x, nipple_y = self._nipple
+        best, best_room = (nipple_x / 2, nipple_y), -np.inf
+        for attempt in range(40):
+            spread = 0.02 + 0.02 * attempt
+            depth = lesion.depth + rng.normal(0, spread)
+            angle = lesion.angle + rng.normal(0, 2 * spread) + (0.25 if self.view.view == "MLO" else 0.0)
+            radius = depth * nipple_x
+            x, y = nipple_x - radius * np.cos(angle), nipple_y - radius * np.sin(angle)
+            if not (0.55 * side < x < width - 0.55 * side and 0.55 * side < y < height - 0.55 * side):
+                continue
+            room = float(self._depth[int(y), int(x)]) - 0.56 * side
+            if room > best_room:
+                best, best_room = (x, y), room
+            if room > 0:
+                break
+        return best
+
+    def _window(self, center: tuple[float, float], radius: float) -> tuple[slice, slice, Array, Array]:
+        """The part of the image within `radius` of `center`, and the pixel offsets (dx, dy) from the centre there."""
+        x, y = center
+        rows = slice(max(int(y - radius), 0), min(int(y + radius) + 2, self.shape[0]))
+        columns = slice(max(int(x - radius), 0), min(int(x + radius) + 2, self.shape[1]))
+        dy, dx = np.mgrid[rows, columns].astype(np.float32)
+        return rows, columns, dx + np.float32(0.5 - x), dy + np.float32(0.5 - y)
+
+    def _mass(self, center: tuple[float, float], side: float, rng: np.random.Generator) -> tuple[slice, slice, Array]:
+        """An irregular soft-edged density, often with spicules; its box is about `side` wide."""
+        spiculated = rng.random() < 0.5
+        radius = side * (0.36 if spiculated else 0.44)
+        rows, columns, dx, dy = self._window(center, 0.75 * side)
+        angle, distance = np.arctan2(dy, dx), np.hypot(dx, dy)
+        edge = np.ones_like(angle)
+        for order in range(2, 8):
+            edge += rng.normal(0, 0.16 / order**0.8) * np.cos(order * angle + rng.uniform(0, 2 * np.pi))
+        soft = rng.uniform(0.07, 0.14)
+        body = _sigmoid((edge - distance / radius) / soft)
+        grain = _noise(body.shape, 1.4, rng, low=1.5)
+        layer = body * (1 + 0.13 * grain) * (1.0 - 0.22 * np.clip(distance / radius, 0, 1.2) ** 2)
+        if spiculated:
+            for _ in range(rng.integers(9, 16)):
+                direction, length = rng.uniform(0, 2 * np.pi), rng.uniform(1.25, 1.65) * radius
+                bend = rng.normal(0, 0.12) / radius
+                along = dx * np.cos(direction) + dy * np.sin(direction)
+                across = -dx * np.sin(direction) + dy * np.cos(direction) + bend * along**2
+                thickness = 0.055 * radius * np.clip(1.15 - along / length, 0.2, 1)
+                spike = (
+                    np.exp(-0.5 * (across / thickness) ** 2)
+                    * np.clip((length - along) / (0.5 * length), 0, 1)
+                    * (along > 0)
+                )
+                layer = np.maximum(layer, 0.6 * spike * (1 - body) + layer)
+        return rows, columns, (rng.uniform(0.30, 0.42) * layer).astype(np.float32)
+
+    def _calcifications(
+        self, center: tuple[float, float], side: float, rng: np.random.Generator
+    ) -> tuple[slice, slice, Array]:
+        """8 to 25 bright specks within an ellipse; sizes grow slower than the image, as specks are near the pixel's size."""
+        rows, columns, dx, dy = self._window(center, 0.62 * side)
+        layer = np.zeros_like(dx)
+        scale = (self.u / 202) ** 0.75  # 202 is u of 256 x 160 pixels
+        for _ in range(rng.integers(8, 26)):
+            radius, direction = 0.48 * side * np.sqrt(rng.random()), rng.uniform(0, 2 * np.pi)
+            x, y = radius * np.cos(direction), radius * np.sin(direction)
+            layer = np.maximum(
+                layer, rng.uniform(0.6, 1.0) * _speck(dx - x, dy - y, rng.uniform(1.5, 2.8) * scale, rng)
+            )
+        haze = np.exp(-2.5 * (dx**2 + dy**2) / (0.5 * side) ** 2)
+        return rows, columns, (0.5 * layer + 0.02 * haze).astype(np.float32)
+
+    def _asymmetry(
+        self, center: tuple[float, float], side: float, rng: np.random.Generator
+    ) -> tuple[slice, slice, Array]:
+        """A broad faint density without a border."""
+        rows, columns, dx, dy = self._window(center, 0.9 * side)
+        turn, stretch = rng.uniform(0, np.pi), rng.uniform(1.2, 1.6)
+        along, across = dx * np.cos(turn) + dy * np.sin(turn), dy * np.cos(turn) - dx * np.sin(turn)
+        blob = np.exp(-4 * ((along / side) ** 2 + (across * stretch / side) ** 2))
+        layer = np.clip(blob * (1 + 0.4 * _noise(blob.shape, 1.6, rng, low=2)) - 0.03, 0, None)
+        return rows, columns, (rng.uniform(0.11, 0.16) * layer * (self._depth[rows, columns] > 0)).astype(np.float32)
+
+    def _skin_thickening(self, rng: np.random.Generator) -> tuple[slice, slice, Array]:
+        """A bright broad band along a stretch of the skin."""
+        height, width = self.shape
+        y = (np.arange(height, dtype=np.float32) + 0.5)[:, None]
+        middle = self._nipple[1] + rng.choice([-1, 1]) * rng.uniform(0.1, 0.18) * height
+        stretch = np.exp(-(((y - middle) / (rng.uniform(0.07, 0.12) * height)) ** 4))
+        band = _sigmoid((rng.uniform(0.022, 0.03) * self.u - self._depth) / (0.003 * self.u)) * (self._depth > 0)
+        band = band * (np.abs(y - middle) < 0.25 * height)
+        return slice(0, height), slice(0, width), (0.28 * band * stretch).astype(np.float32)
+
+    def _nipple_shadow(self, rng: np.random.Generator) -> tuple[slice, slice, Array]:
+        """The density behind a nipple that is drawn in (the dent itself is part of the outline)."""
+        size = self._nipple_size * rng.uniform(1.3, 1.7)
+        x, y = self._nipple
+        rows, columns, dx, dy = self._window((x - size, y), 4.5 * size)
+        shadow = np.exp(-0.5 * ((dx / (1.5 * size)) ** 2 + (dy / size) ** 2)) * (self._depth[rows, columns] > 0)
+        return rows, columns, (0.3 * shadow).astype(np.float32)
+
+    # -- tissue ----------------------------------------------------------------------------------------------------------
+
+    def pixels(self) -> npt.NDArray[np.uint8]:
+        """The image, uint8 (H, W)."""
+        rng = np.random.default_rng(self._tissue_seed)
+        breast = self._tissue(rng)
+        for rows, columns, layer in self._layers:
+            breast[rows, columns] += layer * (1.12 - 0.45 * np.clip(breast[rows, columns], 0, 1))
+        u = self.u
+        # Compressed tissue thins out towards the skin; the skin itself is a fine bright line.
+        thickness = np.sqrt(1 - (1 - np.clip(self._depth / (0.055 * u), 0, 1)) ** 2)
+        line = max(0.0035 * u, 0.9)
+        skin = np.exp(-0.5 * ((self._depth - 1.3 * line) / line) ** 2) * (self._depth > 0)
+        image = breast * thickness + 0.10 * skin
+        noise_rng = np.random.default_rng(self._noise_seed)
+        grain = noise_rng.standard_normal(self.shape, dtype=np.float32)
+        if u > 500:  # detectors blur their own noise a little
+            grain = 1.8 * ndimage.gaussian_filter(grain, 0.7)
+        image = image + grain * (0.004 + 0.016 * np.sqrt(np.clip(image, 0, 1)))
+        image = np.where(self._depth > 0, image, 0.004 + 0.003 * grain)
+        if self.view.laterality == "R":
+            image = image[:, ::-1].copy()
+        self._draw_marker(image, noise_rng)
+        return np.asarray(np.clip(np.rint(image * 255), 0, 255), dtype=np.uint8)
+
+    def _tissue(self, rng: np.random.Generator) -> Array:
+        """Fat, glandular tissue that converges on the nipple, ligaments, and in MLO views the pectoral muscle."""
+        height, width = self.shape
+        u = self.u
+        y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+        nipple_x, nipple_y = self._nipple
+        dx, dy = np.float32(nipple_x) - x, y - np.float32(nipple_y)
+        if self.view.view == "MLO":
+            dy = dy + 0.25 * dx  # the gland points up and back, towards the armpit
+        radius, angle = np.hypot(dx, dy), np.arctan2(dy, dx)
+
+        cloud = _noise(self.shape, 1.55, rng, low=2.0)
+        ducts = _polar_noise(radius / u, angle, rng)
+        net = _noise(self.shape, 1.1, rng, low=7.0)
+        reach = radius / nipple_x
+        fan = np.exp(-(((reach - 0.42) / 0.38) ** 4)) * np.exp(-((angle / 1.0) ** 4))
+        under_skin = _sigmoid((self._depth / u - 0.055) / 0.014)
+        field = 2.2 * fan * under_skin + 0.42 * cloud + 0.22 * ducts + 0.12 * net
+        sample = field[::4, ::4][self._inside[::4, ::4]]
+        cut = np.quantile(sample, 1 - _GLAND_SHARES[self.patient.density])
+        gland = _sigmoid((field - cut) / 0.22) * under_skin
+        bright = 0.30 + 0.02 * self.patient.density
+        fibers = np.exp(-((net / 0.16) ** 2))  # the zero lines of a noise field are thin and branch like ligaments
+        strands = np.exp(-((ducts / 0.22) ** 2))
+        tissue = 0.235 + 0.025 * cloud + 0.028 * fibers + 0.035 * strands * fan
+        tissue += gland * (bright + 0.045 * cloud + 0.05 * ducts + 0.035 * net)
+        behind = np.exp(-0.5 * ((dx / (2.2 * self._nipple_size)) ** 2 + (dy / (1.3 * self._nipple_size)) ** 2))
+        tissue += 0.16 * behind
+        if self.view.view == "MLO":
+            across, down = rng.uniform(0.3, 0.42) * width, rng.uniform(0.48, 0.66) * height
+            bulge = rng.uniform(0.02, 0.06) * width * np.sin(np.pi * np.clip(y / down, 0, 1))
+            border = across * (1 - y / down) + bulge
+            muscle = _sigmoid((border - x) / (0.008 * u))
+            tissue = tissue * (1 - 0.6 * muscle) + muscle * (0.42 + 0.03 * cloud + 0.02 * net)
+        return tissue.astype(np.float32)
+
+    def _draw_marker(self, image: Array, rng: np.random.Generator) -> None:
+        """The side and view in block letters, in the dark upper corner away from the chest wall."""
+        text = f"{self.view.laterality} {self.view.view}"
+        height, width = self.shape
+        letter = 0.034 * self.u
+        pitch = 0.92 * letter
+        length = pitch * len(text)
+        margin = rng.uniform(0.02, 0.04) * self.u
+        top = margin + rng.uniform(0, 0.03) * height
+        left = width - margin - length if self.view.laterality == "L" else margin
+        rows = slice(int(top) - 2, int(top + letter) + 4)
+        columns = slice(max(int(left) - 2, 0), min(int(left + length) + 3, width))
+        y, x = np.mgrid[rows, columns].astype(np.float32)
+        nearest = np.full(y.shape, np.inf, dtype=np.float32)
+        for at, character in enumerate(text):
+            for stroke in _STROKES[character]:
+                points = np.asarray(stroke) * letter + (left + at * pitch, top)
+                for start, end in zip(points[:-1], points[1:], strict=True):
+                    nearest = np.minimum(nearest, _distance_to_segment(x + 0.5, y + 0.5, start, end))
+        ink = np.clip(0.085 * letter + 0.5 - nearest, 0, 1)
+        image[rows, columns] = np.maximum(image[rows, columns], rng.uniform(0.8, 0.95) * ink)
+
+    # -- annotations -----------------------------------------------------------------------------------------------------
+
+    def annotation_rows(self, split: str, fold: int) -> list[dict[str, object]]:
+        """One row per finding, or one No_Finding row, with the columns of the file that VinDr's users have."""
+        height, width = self.shape
+        found: list[tuple[_Lesion | None, Box | None]] = [*self._found] or [(None, None)]
+        rows = []
+        for lesion, box in found:
+            concepts = lesion.concepts if lesion else ()
+            if box is not None and self.view.laterality == "R":
+                box = (width - box[2], box[1], width - box[0], box[3])
+            printed = [concept.replace("_", " ") for concept in concepts] or ["No Finding"]
+            row: dict[str, object] = {
+                "patient_id": self.patient.patient_id,
+                "series_id": f"{self.patient.patient_id}_series",
+                "image_id": self.image_id,
+                "laterality": self.view.laterality,
+                "view": self.view.view,
+                "height": height * _ORIGINAL_SCALE,
+                "width": width * _ORIGINAL_SCALE,
+                "breast_birads": f"BI-RADS {self.view.birads}",
+                "breast_density": f"DENSITY {'ABCD'[self.patient.density]}",
+                "finding_categories": str(printed),
+                "finding_birads": f"BI-RADS {lesion.birads}" if lesion else "",
+            }
+            corners = ("xmin", "ymin", "xmax", "ymax")
+            row |= {name: "" if box is None else box[at] * _ORIGINAL_SCALE for at, name in enumerate(corners)}
+            row["split"] = split
+            row |= {f"resized_{name}": "" if box is None else box[at] for at, name in enumerate(corners)}
+            row["fold"] = fold
+            row |= {name: int(name in concepts) for name in sorted((*CONCEPTS, "No_Finding"))}
+            row["No_Finding"] = int(not concepts)
+            row["density"] = self.patient.density
+            rows.append(row)
+        return rows
+
+
+# -- noise and shapes ----------------------------------------------------------------------------------------------------
+
+
+def _sigmoid(values: Array) -> Array:
+    return np.asarray(0.5 + 0.5 * np.tanh(0.5 * values), dtype=np.float32)
+
+
+def _noise(shape: tuple[int, ...], exponent: float, rng: np.random.Generator, low: float) -> Array:
+    """Noise with mean 0 and deviation 1 whose amplitude falls as frequency**-exponent above `low` cycles per unit length u."""
+    height, width = shape
+    grid = scipy.fft.next_fast_len(height, real=True), scipy.fft.next_fast_len(width, real=True)
+    white = rng.standard_normal(grid, dtype=np.float32)
+    unit = np.sqrt(height * width)
+    fy, fx = scipy.fft.fftfreq(grid[0]) * unit, scipy.fft.rfftfreq(grid[1]) * unit
+    frequency = np.hypot(fy[:, None], fx[None, :]).astype(np.float32)
+    amplitude = (frequency**2 + low**2) ** (-exponent / 2)
+    amplitude[0, 0] = 0
+    field = scipy.fft.irfft2(scipy.fft.rfft2(white) * amplitude, s=grid)[:height, :width]
+    return np.asarray((field - field.mean()) / field.std(), dtype=np.float32)
+
+
+def _polar_noise(radius: Array, angle: Array, rng: np.random.Generator) -> Array:
+    """Noise in the frame of the nipple, drawn out along the radius: strands that run to the nipple."""
+    n_radius, n_angle = 96, 256
+    white = rng.standard_normal((n_radius, n_angle), dtype=np.float32)
+    streaks = ndimage.gaussian_filter(white, (5.0, 1.6), mode="wrap") + 0.6 * ndimage.gaussian_filter(
+        white, (9.0, 4.0), mode="wrap"
+    )
+    streaks /= streaks.std()
+    swirl = 0.08 * np.sin(9 * radius)  # ducts are not straight
+    rows = radius * (n_radius / 1.2)
+    columns = (angle + swirl + np.pi) * (n_angle / (2 * np.pi))
+    return np.asarray(ndimage.map_coordinates(streaks, [rows, columns], order=1, mode="grid-wrap"), dtype=np.float32)
+
+
+def _speck(dx: Array, dy: Array, diameter: float, rng: np.random.Generator) -> Array:
+    """One calcification: a small irregular grain with a soft rim."""
+    turn, stretch = rng.uniform(0, np.pi), rng.uniform(1.0, 1.7)
+    along, across = dx * np.cos(turn) + dy * np.sin(turn), dy * np.cos(turn) - dx * np.sin(turn)
+    distance = np.hypot(along / np.sqrt(stretch), across * np.sqrt(stretch))
+    return np.asarray(np.clip(0.5 * diameter + 0.5 - distance, 0, 1), dtype=np.float32)
+
+
+def _distance_to_segment(x: Array, y: Array, start: npt.NDArray[np.float64], end: npt.NDArray[np.float64]) -> Array:
+    step = end - start
+    share = np.clip(((x - start[0]) * step[0] + (y - start[1]) * step[1]) / max(float(step @ step), 1e-9), 0, 1)
+    return np.asarray(np.hypot(x - start[0] - share * step[0], y - start[1] - share * step[1]), dtype=np.float32)
+
+
+def _arc(
+    center: tuple[float, float], radii: tuple[float, float], start: float, end: float
+) -> list[tuple[float, float]]:
+    angles = np.radians(np.linspace(start, end, 13))
+    return [(float(center[0] + radii[0] * np.cos(a)), float(center[1] + radii[1] * np.sin(a))) for a in angles]
+
+
+# Letters as polylines in a cell one letter high (y down).
+_STROKES: dict[str, list[list[tuple[float, float]]]] = {
+    " ": [],
+    "L": [[(0.1, 0.0), (0.1, 1.0), (0.6, 1.0)]],
+    "R": [
+        [(0.1, 1.0), (0.1, 0.0), (0.35, 0.0), *_arc((0.35, 0.26), (0.25, 0.26), -90, 90), (0.1, 0.52)],
+        [(0.35, 0.52), (0.62, 1.0)],
+    ],
+    "C": [_arc((0.4, 0.5), (0.33, 0.5), -50, -310)],
+    "M": [[(0.05, 1.0), (0.05, 0.0), (0.37, 0.6), (0.7, 0.0), (0.7, 1.0)]],
+    "O": [_arc((0.4, 0.5), (0.35, 0.5), 0, 360)],
+}

@@ -1,0 +1,119 @@
+"""From a PNG on disk to the network's input, exactly as the released Mammo-SAE and Mammo-CLIP code does it."""
+
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from mammosae_plugin.errors import InputError
+
+MEAN = 0.3089279
+STD = 0.25053555408335154
+
+PREPROCESSING: dict[str, Any] = {
+    "read_as": "8-bit RGB",
+    "steps": ["to float32", "minus its minimum", "over its new maximum", f"minus {MEAN}", f"over {STD}"],
+    "mean": MEAN,
+    "std": STD,
+    "resize": None,
+}
+"""The preprocessing in plain JSON, for the metadata of whatever is made from preprocessed images."""
+
+
+class BadImageError(InputError):
+    """One image that cannot be used: unreadable, wrongly sized, not 8-bit, or constant.
+
+    Attributes:
+        reason: the cause alone, without the image's name (what a quarantine file lists).
+    """
+
+    def __init__(self, message: str, reason: str | None = None) -> None:
+        super().__init__(message)  # one required argument, because DataLoader workers rebuild errors from their text
+        self.reason = message if reason is None else reason
+
+
+def read_png(path: str | os.PathLike[str], image_size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
+    """Read an 8-bit grayscale or RGB image.
+
+    Args:
+        path: the file.
+        image_size: (height, width) that the image must have, or None for any.
+
+    Returns:
+        uint8 array of shape (H, W) for a grayscale file, (H, W, 3) for a colour file.
+
+    Raises:
+        BadImageError: the file is missing, empty, truncated or no image, has another size, or is not 8-bit grayscale or RGB
+            (16-bit data would be clipped and an alpha channel dropped in silence, so both are refused).
+    """
+    name = Path(path).name
+
+    def bad(reason: str) -> BadImageError:
+        return BadImageError(f"image {name}: {reason}", reason)
+
+    try:
+        if os.stat(path).st_size == 0:
+            raise bad("the file is empty (0 bytes)")
+        with Image.open(path) as image:
+            width, height = image.size
+            if image_size is not None and (height, width) != tuple(image_size):
+                raise bad(f"is {height} x {width} pixels, expected {image_size[0]} x {image_size[1]} (height x width)")
+            if image.mode not in ("L", "RGB"):
+                raise bad(f"has pixel mode {image.mode}, expected 8-bit grayscale (L) or RGB")
+            return np.asarray(image, dtype=np.uint8)
+    except FileNotFoundError as error:
+        raise bad("the file does not exist") from error
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+    ) as error:
+        if isinstance(error, BadImageError):
+            raise
+        text = " ".join(str(error).replace(str(path), name).split())
+        raise bad(f"cannot be read ({text or type(error).__name__})") from error
+
+
+def check_contrast(array: npt.NDArray[np.uint8], name: str = "") -> None:
+    """Raise `BadImageError` when all values of the image are equal, which the preprocessing would divide by zero."""
+    if array.size == 0 or array.min() == array.max():
+        reason = "has no pixels" if array.size == 0 else f"is constant (every value is {array.flat[0]})"
+        raise BadImageError(f"image {name}: {reason}" if name else f"the image {reason}", reason)
+
+
+def preprocess(array: npt.NDArray[np.uint8], name: str = "") -> torch.Tensor:
+    """An 8-bit image as the network's input: x - min(x), over its new maximum, minus MEAN, over STD, in float32.
+
+    Minimum and maximum are taken over the whole image. Source: the dataset class of the released Mammo-SAE code.
+
+    Args:
+        array: uint8, (H, W) grayscale (replicated to three channels) or (H, W, 3) RGB.
+        name: the image's name, for the error message.
+
+    Returns:
+        float32 tensor (3, H, W), contiguous.
+
+    Raises:
+        BadImageError: the image is constant.
+        TypeError: the array has another type or shape.
+    """
+    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
+        raise TypeError(f"expected a uint8 array (H, W) or (H, W, 3), got {array.dtype} {array.shape}")
+    check_contrast(array, name)
+    values = array.astype(np.float32)
+    values -= values.min()
+    values /= values.max()
+    values -= np.float32(MEAN)
+    values /= np.float32(STD)
+    image = torch.from_numpy(values)
+    return image.expand(3, -1, -1).contiguous() if image.ndim == 2 else image.permute(2, 0, 1).contiguous()
