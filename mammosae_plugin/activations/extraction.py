@@ -1,0 +1,191 @@
+"""One pass of the network over a dataset, writing the rows of one hook point to an activation store."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+from zlib import crc32
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from mammosae_plugin.activations.store import FORMAT_VERSION, MANIFEST, ActivationStore
+from mammosae_plugin.adapters import HookedVisionModel
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import sha256_of_json, write_json
+from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
+from mammosae_plugin.shards import run_shards
+
+IMAGES_PER_SHARD = 64
+
+
+class ImageDataset(Protocol):
+    """What extraction and encoding need of a dataset; `VinDrMammo` has it."""
+
+    @property
+    def images(self) -> pd.DataFrame:
+        """One row per image, with image_id and split."""
+
+    @property
+    def findings(self) -> pd.DataFrame:
+        """One row per annotation row, with image_id, xmin, ymin, xmax, ymax."""
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """The 0/1 columns of `images`."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Digits that change when the content does."""
+
+    @property
+    def name(self) -> str:
+        """What the dataset is called."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    def select(self, *, split: str | None = None) -> "ImageDataset":
+        """The images of one split."""
+
+
+def images_only(items: list[dict[str, Any]]) -> torch.Tensor:
+    """Collates dataset items into a batch of their images (b, 3, H, W)."""
+    return torch.stack([item["image"] for item in items])
+
+
+def image_batches(
+    dataset: ImageDataset, items: range, batch_size: int, num_workers: int = 0
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Batches of preprocessed images (b, 3, H, W) with the index of their first, in order.
+
+    Args:
+        dataset: Items are dicts with an "image" (3, H, W) float32.
+        items: The indices to read, consecutive.
+        batch_size: Images per batch; the last may be smaller.
+        num_workers: Processes that read ahead; 0 reads in this one.
+    """
+    subset: Any = Subset(dataset, items)  # type: ignore[arg-type]
+    loader = DataLoader(subset, batch_size=batch_size, num_workers=num_workers, collate_fn=images_only)
+    for number, images in enumerate(loader):
+        yield items.start + number * batch_size, images
+
+
+def capture(model: HookedVisionModel, hook_name: str, images: torch.Tensor) -> torch.Tensor:
+    """The value at one hook point, channels last (B, h, w, C), for images (B, 3, H, W)."""
+    found: list[torch.Tensor] = []
+
+    def keep(value: torch.Tensor, hook: Any) -> None:
+        found.append(value)
+
+    model.run_with_hooks(images, fwd_hooks=[(hook_name, keep)])
+    return found[0]
+
+
+def sampled_positions(image_id: str, n_positions: int, fraction: float, seed: int) -> np.ndarray:
+    """Sorted int64 positions to keep for an image: a random `fraction`, at least one, by seed and image id alone."""
+    n_kept = max(1, round(n_positions * fraction))
+    if n_kept == n_positions:
+        return np.arange(n_positions)
+    generator = np.random.default_rng([seed, crc32(image_id.encode())])
+    return np.sort(generator.choice(n_positions, n_kept, replace=False))
+
+
+def extract_activations(
+    model: HookedVisionModel,
+    dataset: ImageDataset,
+    folder: str | Path,
+    *,
+    hook_name: str = "layer_39",
+    fraction: float = 1.0,
+    seed: int = 0,
+    device: str = "cpu",
+    batch_size: int = 1,
+    num_workers: int = 0,
+) -> ActivationStore:
+    """Write the activations at a hook point, one row per kept position, to a store on disk.
+
+    A killed call is made again and continues; the rows depend on seed and image id, not on order or interruptions.
+
+    Args:
+        model: The hookable model.
+        dataset: The images; all of them are read.
+        folder: Where the store goes.
+        hook_name: A hook point or alias; its value is (B, h, w, C), and rows are (C,) float32.
+        fraction: Share of each image's positions to keep, in (0, 1]. The released code keeps 0.25.
+        seed: Chooses the positions.
+        device: Where the network runs.
+        batch_size: Images per forward pass.
+        num_workers: Processes that read images beside the network.
+
+    Raises:
+        InputError: An impossible fraction, an empty dataset, or a folder that holds other activations.
+    """
+    if not 0 < fraction <= 1:
+        raise InputError(f"fraction is {fraction}; it must be above 0 and at most 1")
+    if len(dataset) == 0:
+        raise InputError("there is no image to extract activations from; check the split and the quarantine file")
+    folder, hook_name = Path(folder), model.resolve_hook_name(hook_name)
+    model.to(device).eval()
+    plan = {
+        "format_version": FORMAT_VERSION,
+        "model": tensors_fingerprint(model.state_dict()),
+        "hook_name": hook_name,
+        "dataset": dataset.fingerprint,
+        "images": sha256_of_json(dataset.images["image_id"].tolist()),
+        "image_size": list(dataset.image_size),
+        "fraction": fraction,
+        "seed": seed,
+        "batch_size": batch_size,
+    }
+    compute = partial(
+        _extract_shard, model, dataset, hook_name, fraction, seed, device, batch_size=batch_size, num_workers=num_workers
+    )
+    run_shards(folder, plan, len(dataset), IMAGES_PER_SHARD, compute, description="extract activations")
+    if not (folder / MANIFEST).exists():
+        manifest = {
+            **plan,
+            "dataset_name": dataset.name,
+            "splits": sorted(dataset.images["split"].unique()),
+            "image_ids": dataset.images["image_id"].tolist(),
+            "source": plain(getattr(model.model, "source", {})),
+            "packages": package_versions(),
+            **environment(),
+        }
+        write_json(folder / MANIFEST, manifest)
+    return ActivationStore(folder)
+
+
+@torch.inference_mode()
+def _extract_shard(
+    model: HookedVisionModel,
+    dataset: ImageDataset,
+    hook_name: str,
+    fraction: float,
+    seed: int,
+    device: str,
+    items: range,
+    *,
+    batch_size: int,
+    num_workers: int,
+) -> dict[str, torch.Tensor]:
+    ids: Sequence[str] = dataset.images["image_id"].tolist()
+    rows, images, positions = [], [], []
+    for first, batch in image_batches(dataset, items, batch_size, num_workers):
+        values = capture(model, hook_name, batch.to(device)).float().cpu()
+        for offset, value in enumerate(values):
+            flat = value.reshape(-1, value.shape[-1])
+            kept = torch.from_numpy(sampled_positions(ids[first + offset], len(flat), fraction, seed))
+            if not torch.isfinite(flat).all():
+                raise InputError(f"the model gives features that are not finite for image {ids[first + offset]}")
+            rows.append(flat[kept])
+            images.append(torch.full((len(kept),), first + offset))
+            positions.append(kept)
+    return {"rows": torch.cat(rows), "image": torch.cat(images), "position": torch.cat(positions)}

@@ -1,0 +1,235 @@
+"""The `mammosae` command: one thin function per command; the rooms are imported when a command needs them."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from mammosae_plugin.config import StudyConfig
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Sparse autoencoders on mammography models: which latents stand for which finding, what they do, and where they look.",
+    epilog="Start with `mammosae demo`, which needs no data. On your own data: `mammosae study --help`.",
+)
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="The study's YAML file.", show_default=False)]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Write to this folder instead of the configured one.", show_default=False)
+]
+Device = Annotated[
+    str | None, typer.Option(help="Run networks here instead (cpu, cuda, cuda:1).", show_default=False)
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Replace one setting, e.g. --set analysis.n_bootstrap=200 or --set models.0.train.epochs=3; may be repeated, "
+        "and can say everything without a file.",
+        show_default=False,
+    ),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="On an error, show the whole traceback.")]
+
+
+@contextmanager
+def _clear_errors(debug: bool) -> Iterator[None]:
+    """Bad input ends with one line and exit code 2, a failure of our own with one line and 1; `--debug` shows the traceback."""
+    from mammosae_plugin.errors import InputError
+
+    logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        yield
+    except (InputError, OSError) as error:
+        if debug:
+            raise
+        typer.secho(f"mammosae: {' '.join(str(error).split())}", err=True, fg="red")
+        raise typer.Exit(2 if isinstance(error, InputError) else 1) from error
+    except Exception as error:
+        if debug:
+            raise
+        message = " ".join(str(error).split())
+        typer.secho(f"mammosae: unexpected {type(error).__name__}: {message} (--debug shows where)", err=True, fg="red")
+        raise typer.Exit(1) from error
+
+
+def _config(file: Path | None, output: Path | None, device: str | None, settings: list[str] | None) -> "StudyConfig":
+    from mammosae_plugin.config import load_config
+    from mammosae_plugin.errors import InputError
+
+    overrides = list(settings or [])
+    if file is None and not overrides:
+        raise InputError("name the study with --config study.yaml (mammosae study --settings lists what it can hold)")
+    if output is not None:
+        overrides.append(f"output={str(output.absolute())!r}")
+    if device is not None:
+        overrides.append(f"device={device}")
+    return load_config(file, overrides)
+
+
+def _run_until(
+    step: str, file: Path | None, output: Path | None, device: str | None, settings: list[str] | None, debug: bool
+) -> None:
+    with _clear_errors(debug):
+        from mammosae_plugin.study import Study
+
+        study = Study(_config(file, output, device, settings))
+        study.run(until=step)
+        typer.echo(study.summary(step))
+
+
+@app.command()
+def study(
+    config: ConfigFile = None,
+    output: Output = None,
+    device: Device = None,
+    settings: Settings = None,
+    show_settings: Annotated[
+        bool, typer.Option("--settings", help="List every setting with its meaning and default, and stop.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Run a whole study: images, classifiers and an SAE in; Tables 1 and 2, Figures 2 to 5 and report.html out.
+
+    The configuration names a folder in VinDr-Mammo's format (images_png/<patient_id>/<image_id> and
+    vindr_detection_v1_folds.csv), one or more models with a classifier per concept (Mammo-CLIP checkpoints, or `train` to make
+    them here) and one sparse autoencoder (a Mammo-SAE file, a SAELens folder, or `train`). examples/study.yaml in the
+    repository is a commented one for VinDr-Mammo.
+
+    Everything is written to the output folder. A study that is stopped or killed is run again with the same command and
+    continues. Its steps are also commands of their own: classify, extract, train, encode, probe, intervene, localize, report.
+    """
+    if show_settings:
+        from mammosae_plugin.config import describe_settings
+
+        typer.echo(describe_settings())
+        return
+    _run_until("report", config, output, device, settings, debug)
+
+
+@app.command()
+def classify(
+    config: ConfigFile = None,
+    output: Output = None,
+    device: Device = None,
+    settings: Settings = None,
+    debug: Debug = False,
+) -> None:
+    """Train the study's classifiers, or check the given ones against its images and concepts."""
+    _run_until("classify", config, output, device, settings, debug)
+
+
+@app.command()
+def extract(
+    config: ConfigFile = None,
+    output: Output = None,
+    device: Device = None,
+    settings: Settings = None,
+    debug: Debug = False,
+) -> None:
+    """Write the activations on which the study's SAE is trained (and do the steps before)."""
+    _run_until("extract", config, output, device, settings, debug)
+
+
+@app.command()
+def train(
+    config: ConfigFile = None,
+    output: Output = None,
+    device: Device = None,
+    settings: Settings = None,
+    debug: Debug = False,
+) -> None:
+    """Train the study's sparse autoencoder with SAELens (and do the steps before)."""
+    _run_until("train", config, output, device, settings, debug)
+
+
+@app.command()
+def encode(
+    config: ConfigFile = None,
+    output: Output = None,
+    device: Device = None,
+    settings: Settings = None,
+    debug: Debug = False,
+) -> None:
+    """Make the latents tables: one pass over the images, after which no analysis needs a network."""
+    _run_until("encode", config, output, device, settings, debug)
+
+
+@app.command()
+def probe(
+    config: ConfigFile = None,
+    output: Output = None,
+    device: Device = None,
+    settings: Settings = None,
+    debug: Debug = False,
+) -> None:
+    """Table 1, the class means of every latent and their ranking (Eq. 2)."""
+    _run_until("probe", config, output, device, settings, debug)
+
+
+@app.command()
+def intervene(
+    config: ConfigFile = None,
+    output: Output = None,
+    device: Device = None,
+    settings: Settings = None,
+    debug: Debug = False,
+) -> None:
+    """Figure 2: keep or remove the best latents of each class, beside random groups of the same size (Eq. 3, 4)."""
+    _run_until("intervene", config, output, device, settings, debug)
+
+
+@app.command()
+def localize(
+    config: ConfigFile = None,
+    output: Output = None,
+    device: Device = None,
+    settings: Settings = None,
+    debug: Debug = False,
+) -> None:
+    """Table 2: how well the best latents' heatmaps find the radiologists' boxes."""
+    _run_until("localize", config, output, device, settings, debug)
+
+
+@app.command()
+def report(
+    config: ConfigFile = None,
+    output: Output = None,
+    device: Device = None,
+    settings: Settings = None,
+    debug: Debug = False,
+) -> None:
+    """Write figures, tables, results.json and report.html (and do whatever step is still missing)."""
+    _run_until("report", config, output, device, settings, debug)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("demo"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A small version that only shows that everything runs; its results mean little.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Run the whole study on generated mammograms: no data, no checkpoint and no network needed.
+
+    Makes phantom mammograms with masses and calcifications in VinDr-Mammo's format, trains a small EfficientNet on them, a
+    sparse autoencoder on its final feature map, and writes the same report as `mammosae study`. About eight minutes on two
+    cores. Can be killed and run again.
+    """
+    with _clear_errors(debug):
+        from mammosae_plugin.demo import run_demo
+
+        typer.echo(run_demo(output, quick=quick))
+
+
+def main() -> None:
+    """Entry point of the `mammosae` command."""
+    app(prog_name="mammosae")

@@ -1,0 +1,433 @@
+"""A whole study from one configuration: the only module that knows all rooms.
+
+Each step keeps what it makes under a name that holds a digest of everything the step depends on, so a step whose inputs have
+not changed is never repeated, one whose inputs have changed never reads old results, and a killed study is simply run again.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from mammosae_plugin import intervention, localization, probing, reconstruction
+from mammosae_plugin.activations import ActivationStore, extract_activations
+from mammosae_plugin.adapters import HookedVisionModel, MammoClipClassifier, load_mammo_clip, load_vision_sae
+from mammosae_plugin.config import ModelConfig, StudyConfig, portable_config
+from mammosae_plugin.datasets import PREPROCESSING, VinDrMammo, n_classes_of, screen_images
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import atomic_path, read_json, sha256_of_file, sha256_of_json, write_json
+from mammosae_plugin.latents import LatentTable, encode_latents
+from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
+from mammosae_plugin.report import write_report
+from mammosae_plugin.training import train_classifier, train_sae
+
+logger = logging.getLogger(__name__)
+
+STEPS = ("classify", "extract", "train", "encode", "probe", "intervene", "localize", "report")
+TRAINING, TEST = "training", "test"
+
+
+def _digest(value: Any) -> str:
+    return sha256_of_json(plain(value))[:12]
+
+
+@dataclass(frozen=True)
+class ModelPair:
+    """One classifier of the comparison: a model of the configuration and the concept that it classifies."""
+
+    model: str
+    concept: str
+
+    @property
+    def key(self) -> str:
+        """How the pair is named in files and results."""
+        return f"{self.model}/{self.concept}"
+
+
+class Study:
+    """The steps of a study, each computed when it is asked for and kept in the output folder.
+
+    Args:
+        config: The study's configuration.
+
+    Raises:
+        InputError: Anything that is wrong with the data, the checkpoints or the configuration, in one line.
+    """
+
+    def __init__(self, config: StudyConfig) -> None:
+        self.config = config
+        self.output = config.output
+        self.work = self.output / "work"
+        self.results_folder = self.output / "results"
+        self.pairs = tuple(ModelPair(model.name, concept) for model in config.models for concept in config.concepts)
+        for concept in config.concepts:
+            n_classes_of(concept)
+
+    # Data
+
+    @cached_property
+    def _all_images(self) -> VinDrMammo:
+        data = self.config.data
+        return VinDrMammo(data.root, annotations=data.annotations, image_size=data.image_size)
+
+    @cached_property
+    def dataset(self) -> VinDrMammo:
+        """The images without those in quarantine, each read once to find out."""
+        images = self._all_images
+        stats = [(path.stat().st_size, path.stat().st_mtime_ns) for path in map(images.path, range(len(images)))]
+        file = self.work / f"quarantine-{_digest([images.fingerprint, stats])}.csv"
+        if file.exists():
+            bad = pd.read_csv(file, dtype=str)["image_id"].tolist()
+            screened = images.select(exclude=bad)
+        else:
+            screened = screen_images(
+                images, file, max_bad_share=self.config.data.max_bad_share, num_workers=self.config.num_workers
+            )
+        self._quarantine_file = file
+        return screened
+
+    @cached_property
+    def quarantine(self) -> pd.DataFrame:
+        """image_id and reason of every image that was left out."""
+        _ = self.dataset
+        return pd.read_csv(self._quarantine_file, dtype=str)
+
+    def _split(self, split: str) -> VinDrMammo:
+        part = self.dataset.select(split=split)
+        if len(part) == 0:
+            raise InputError(f"{self.config.data.root} has no image in the split {split!r}; the study needs training and test")
+        return part
+
+    def _check_classes(self) -> None:
+        for concept in self.config.concepts:
+            for split in (TRAINING, TEST):
+                labels = self._split(split).images[concept]
+                missing = sorted(set(range(n_classes_of(concept))) - set(labels.unique()))
+                if missing:
+                    what = "no positive image" if missing == [1] else f"no image of class {missing[0]}"
+                    raise InputError(
+                        f"the {split} split has {what} for {concept}; remove it from `concepts` or add images that show it"
+                    )
+
+    # Models
+
+    def _model_config(self, name: str) -> ModelConfig:
+        return next(model for model in self.config.models if model.name == name)
+
+    @cached_property
+    def _classifier_files(self) -> dict[ModelPair, tuple[Path, ...]]:
+        """What `load_mammo_clip` is given for each pair; classifiers that the study trains are trained here."""
+        self._check_classes()
+        return {pair: self._classifier_file(pair) for pair in self.pairs}
+
+    def _classifier_file(self, pair: ModelPair) -> tuple[Path, ...]:
+        config = self._model_config(pair.model)
+        if config.classifiers is not None:
+            file = config.classifiers[pair.concept]
+            return (file,) if config.encoder is None else (config.encoder, file)
+        assert config.encoder is not None and config.train is not None  # the configuration has been validated
+        images = self._split(TRAINING)
+        parts = [
+            config.train.model_dump(),
+            sha256_of_file(_existing(config.encoder)),
+            pair.concept,
+            images.fingerprint,
+            images.images["image_id"].tolist(),
+        ]
+        path = self.work / "classifiers" / f"{pair.model}-{pair.concept}-{_digest(parts)}.safetensors"
+        if not path.exists():
+            train_classifier(
+                load_mammo_clip(config.encoder),
+                images,
+                pair.concept,
+                path,
+                config.train,
+                metadata={"preprocessing": PREPROCESSING},
+                device=self.config.device,
+                num_workers=self.config.num_workers,
+            )
+        return (path,)
+
+    def classifier(self, pair: ModelPair) -> MammoClipClassifier:
+        """The pair's classifier, in evaluation mode on the CPU.
+
+        Raises:
+            InputError: A file cannot be read, or its number of outputs is not that of the concept's classes.
+        """
+        files = self._classifier_files[pair]
+        model = load_mammo_clip(*files)
+        classes = n_classes_of(pair.concept)
+        if model.n_class != (1 if classes == 2 else classes):
+            raise InputError(
+                f"{files[-1].name} has {model.n_class} outputs, but {pair.concept} has {classes} classes"
+                + ("; is it the pretraining checkpoint instead of a classifier?" if model.n_class == 0 else "")
+            )
+        return model
+
+    def _hooked(self, model: MammoClipClassifier) -> HookedVisionModel:
+        return HookedVisionModel(model, [_final_module(model)])
+
+    def classify(self) -> None:
+        """Train the classifiers that the configuration does not give as files; check those that it gives."""
+        for pair in self.pairs:
+            self.classifier(pair)
+
+    # The SAE
+
+    def extract(self) -> ActivationStore | None:
+        """The rows on which the SAE is trained; None where the configuration gives the SAE as a file."""
+        source = self.config.sae.train
+        if source is None:
+            return None
+        pair = ModelPair(source.model, source.concept)
+        model = self.classifier(pair)
+        images = self._split(TRAINING)
+        parts = [
+            tensors_fingerprint(_encoder_state(model)),
+            images.fingerprint,
+            images.images["image_id"].tolist(),
+            source.fraction,
+            self.config.seed,
+            self.config.batch_size,
+        ]
+        return extract_activations(
+            self._hooked(model),
+            images,
+            self.work / "activations" / _digest(parts),
+            hook_name=_final_module(model),
+            fraction=source.fraction,
+            seed=self.config.seed,
+            device=self.config.device,
+            batch_size=self.config.batch_size,
+            num_workers=self.config.num_workers,
+        )
+
+    @cached_property
+    def sae(self) -> Any:
+        """The shared SAE, a SAELens SAE on the CPU."""
+        if self.config.sae.path is not None:
+            return load_vision_sae(_existing(self.config.sae.path))
+        source = self.config.sae.train
+        store = self.extract()
+        assert source is not None and store is not None
+        parts = [store.manifest, source.training.model_dump()]
+        described = {"preprocessing": PREPROCESSING, "trained_on_model": source.model, "concept": source.concept}
+        folder = self.work / "sae" / _digest(parts)
+        sae = train_sae(store, folder, source.training, metadata=described, device=self.config.device)
+        return sae.to("cpu")
+
+    def train(self) -> None:
+        """Train the SAE, or read the one that the configuration names."""
+        _ = self.sae
+
+    # The latents tables
+
+    @cached_property
+    def tables(self) -> dict[ModelPair, LatentTable]:
+        """The latents table of each pair; a model's classifiers with bit-identical encoders share one table and one pass."""
+        groups: dict[tuple[str, str], dict[ModelPair, nn.Linear]] = {}
+        for pair in self.pairs:
+            model = self.classifier(pair)
+            encoder = tensors_fingerprint(_encoder_state(model))
+            groups.setdefault((pair.model, encoder), {})[pair] = model.classifier
+        sae_digest = tensors_fingerprint(self.sae.state_dict())
+        tables = {}
+        for (name, encoder), linears in groups.items():
+            heads = {pair.concept: linear for pair, linear in linears.items()}
+            parts = [
+                encoder,
+                sae_digest,
+                self.dataset.fingerprint,
+                self.dataset.images["image_id"].tolist(),
+                {concept: tensors_fingerprint(linear.state_dict()) for concept, linear in heads.items()},
+                [self.config.analysis.top, self.config.data.unit, self.config.batch_size],
+            ]
+            table = encode_latents(
+                self._hooked(self.classifier(next(iter(linears)))),
+                self.sae,
+                self.dataset,
+                self.work / "latents" / f"{name}-{_digest(parts)}",
+                heads=heads,
+                map_latents=self._latents_to_map,
+                map_splits=(TEST,),
+                device=self.config.device,
+                batch_size=self.config.batch_size,
+                num_workers=self.config.num_workers,
+            )
+            tables |= dict.fromkeys(linears, table)
+        return tables
+
+    def encode(self) -> None:
+        """Make the latents tables."""
+        _ = self.tables
+
+    def _latents_to_map(self, table: LatentTable) -> Sequence[int]:
+        """The best latents of every finding's positive class by either score: the maps that Table 2 and Figure 3 need."""
+        chosen: set[int] = set()
+        for concept in self._findings:
+            for score in ("mean", "centered_mean"):
+                ranking = self._ranking(table, concept, score)
+                chosen |= {int(latent) for latent in ranking.indices[1, : self.config.analysis.top]}
+        return sorted(chosen)
+
+    @property
+    def _findings(self) -> list[str]:
+        """The study's concepts that have boxes: those with two classes."""
+        return [concept for concept in self.config.concepts if n_classes_of(concept) == 2]
+
+    def _ranking(self, table: LatentTable, concept: str, score: str | None = None) -> probing.RankedLatents:
+        scores = probing.class_mean_latents(
+            table, concept, split=TRAINING, unit=self.config.data.unit, score=score or self.config.analysis.score
+        )
+        return probing.rank_latents(scores)
+
+    # The analyses
+
+    def _kept(self, name: str, pair: ModelPair, settings: Any, compute: Callable[[LatentTable], pd.DataFrame]) -> pd.DataFrame:
+        """A data frame of one analysis of one pair, computed once for the same table and settings."""
+        table = self.tables[pair]
+        parts = [table.folder.name, pair.concept, settings, package_versions()["mammosae-plugin"]]
+        path = self.work / "analyses" / f"{name}-{pair.model}-{pair.concept}-{_digest(parts)}.parquet"
+        if not path.exists():
+            logger.info("%s: %s", name, pair.key)
+            frame = compute(table)
+            with atomic_path(path) as temporary:
+                frame.to_parquet(temporary, index=False)
+        frame = pd.read_parquet(path)
+        frame.insert(0, "model", pair.model)
+        frame.insert(1, "concept", pair.concept)
+        return frame
+
+    def _each(self, name: str, settings: Any, compute: Callable[[LatentTable, ModelPair], pd.DataFrame]) -> pd.DataFrame:
+        frames = [self._kept(name, p, settings, lambda table, p=p: compute(table, p)) for p in self.pairs]  # type: ignore[misc]
+        return pd.concat(frames, ignore_index=True)
+
+    @cached_property
+    def reconstruction(self) -> pd.DataFrame:
+        """Table 1: metrics of every pair without the SAE, with it, and their difference, with intervals."""
+        settings = {"unit": self.config.data.unit, "n_bootstrap": self.config.analysis.n_bootstrap, "seed": self.config.seed}
+        return self._each(
+            "reconstruction",
+            settings,
+            lambda table, pair: reconstruction.reconstruction_metrics(table, pair.concept, split=TEST, **settings),
+        )
+
+    @cached_property
+    def sae_quality(self) -> pd.DataFrame:
+        """How well the SAE reconstructs each pair's features, per split."""
+
+        def quality(table: LatentTable, pair: ModelPair) -> pd.DataFrame:
+            splits = (TRAINING, TEST)
+            return pd.DataFrame([{"split": s, **reconstruction.reconstruction_quality(table, s)} for s in splits])
+
+        return self._each("sae-quality", {}, quality)
+
+    @cached_property
+    def class_means(self) -> pd.DataFrame:
+        """Both class scores of every live latent of every pair."""
+
+        def means(table: LatentTable, pair: ModelPair) -> pd.DataFrame:
+            live = table.live_latents(TRAINING)
+            columns: dict[str, np.ndarray] = {"latent": live}
+            for prefix, score in (("score_mean", "mean"), ("centered", "centered_mean")):
+                scores = probing.class_mean_latents(
+                    table, pair.concept, split=TRAINING, unit=self.config.data.unit, score=score
+                )
+                columns |= {f"{prefix}_{number}": row[live] for number, row in enumerate(scores)}
+            return pd.DataFrame(columns)
+
+        return self._each("class-means", {"unit": self.config.data.unit}, means)
+
+    def rankings(self) -> list[dict[str, Any]]:
+        """The best latents of each class of each pair, with their scores and mean activations on the test images of the class."""
+        rows = []
+        for pair, table in self.tables.items():
+            ranking = self._ranking(table, pair.concept)
+            test = probing.class_mean_latents(table, pair.concept, split=TEST, unit=self.config.data.unit, score="mean")
+            for number in range(len(ranking.indices)):
+                latents = ranking.indices[number, :20]
+                rows.append(
+                    {
+                        "model": pair.model,
+                        "concept": pair.concept,
+                        "score": self.config.analysis.score,
+                        "class": number,
+                        "latents": latents,
+                        "scores": ranking.scores[number, :20],
+                        "test_mean_activation": test[number, latents],
+                    }
+                )
+        return rows
+
+    def probe(self) -> None:
+        """Table 1, class means and rankings."""
+        _ = self.reconstruction, self.sae_quality, self.class_means
+        self.rankings()
+
+    @cached_property
+    def interventions(self) -> pd.DataFrame:
+        """Figure 2: one row per pair, mode, k, without and with the error term."""
+        analysis = self.config.analysis
+        settings = {
+            "unit": self.config.data.unit,
+            "n_controls": analysis.n_controls,
+            "n_bootstrap": analysis.n_bootstrap,
+            "seed": self.config.seed,
+            **({"ks": list(analysis.ks)} if analysis.ks is not None else {}),
+        }
+
+        def sweeps(table: LatentTable, pair: ModelPair) -> pd.DataFrame:
+            frames = []
+            for error_term in analysis.error_term:
+                ranking = self._ranking(table, pair.concept)
+                frame = intervention.sweep(
+                    table, ranking, concept=pair.concept, split=TEST, error_term=error_term, **settings
+                )
+                frame.insert(0, "error_term", error_term)
+                frames.append(frame)
+            return pd.concat(frames, ignore_index=True)
+
+        return self._each("interventions", [settings, analysis.error_term, analysis.score], sweeps)
+
+    def intervene(self) -> None:
+        """Figure 2."""
+        _ = self.interventions
+
+    @cached_property
+    def localization(self) -> pd.DataFrame:
+        """Table 2: average precision of the best latents' heatmaps against the boxes, under both thresholds."""
+        analysis = self.config.analysis
+        thresholds: dict[str, dict[str, Any]] = {
+            f"percentile {analysis.percentile:g}": {"percentile": analysis.percentile, "relative": None},
+            f"relative {analysis.relative:g}": {"relative": analysis.relative},
+        }
+
+        def localize(table: LatentTable, pair: ModelPair) -> pd.DataFrame:
+            latents = self._ranking(table, pair.concept).indices[1, : analysis.top]
+            frames = []
+            for name, threshold in thresholds.items():
+                frame = localization.localize(
+                    table, latents, pair.concept, split=TEST, iou_threshold=analysis.iou_threshold, **threshold
+                )
+                frame.insert(0, "threshold", name)
+                frame.insert(1, "iou_threshold", analysis.iou_threshold)
+                frames.append(frame)
+            return pd.concat(frames, ignore_index=True)
+
+        pairs = [pair for pair in self.pairs if pair.concept in self._findings]
+        settings = [thresholds, analysis.iou_threshold, analysis.top, analysis.score, self.config.data.unit]
+        frames = [self._kept("localization", p, settings, lambda table, p=p: localize(table, p)) for p in pairs]  # type: ignore[misc]
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+    def localize(self) -> None:
+        """Table 2."""
+        _ = self.localization
