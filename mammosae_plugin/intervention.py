@@ -1,0 +1,319 @@
+"""Group interventions on latents: what the classifier says when only a group is kept, or a group is removed.
+
+At the final layer everything after the SAE is linear (decoder, average pool, linear head), so a logit under any mask m
+over latents follows from the mean latents alone:
+
+    logit = offset + sum_i m_i * mean_i * weight_i
+
+Equations 3 and 4 of the paper (Nakka, Mammo-SAE, arXiv 2507.15227), for every group at once, are therefore one sparse
+matrix product, and the network is never run again.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.probing import RankedLatents
+from mammosae_plugin.statistics import (
+    METRICS,
+    bootstrap_metrics,
+    classification_metrics,
+    interval,
+    patient_bootstrap,
+    ranking_metrics,
+    require_two_classes,
+)
+
+if TYPE_CHECKING:
+    from mammosae_plugin.latents import EvaluationRows, LatentTable
+
+Mode = Literal["activate", "deactivate"]
+
+DEFAULT_KS = (0, 1, 5, 10, 50, 100, 250, 500, 1000, 5000, 10000, 16384)
+"""The latents per class of the paper's Figure 2."""
+
+_MODES: tuple[Mode, ...] = ("activate", "deactivate")
+# The numbers seed the draws: changing one changes every control.
+_CONTROL_KINDS = {"random": 0, "mass": 1}
+_CONTROL_METRICS = ("auroc", "average_precision")
+
+# Block sizes of the sparse product: 1024 images x 64 groups of float64 results are 0.5 MB, 16,384 x 64 masks 8 MB.
+_IMAGES_PER_BLOCK = 1024
+_GROUPS_PER_BLOCK = 64
+
+
+def latent_group(ranking: RankedLatents, k: int) -> NDArray[np.int64]:
+    """The union over classes of each class's k best latents, sorted by index.
+
+    Args:
+        ranking: latents of every class, best first.
+        k: latents per class, 0 ... d_sae. The union has between k and k * n_class latents.
+
+    Raises:
+        InputError: k out of range.
+    """
+    if not 0 <= k <= ranking.d_sae:
+        raise InputError(f"k is {k}: the ranking has {ranking.d_sae} latents, give 0 to {ranking.d_sae}")
+    return np.unique(ranking.indices[:, :k])
+
+
+def intervene(
+    table: "LatentTable",
+    group: NDArray[np.int64],
+    *,
+    mode: Mode,
+    head: str,
+    error_term: bool = False,
+    image_rows: NDArray[np.int64] | None = None,
+) -> NDArray[np.float64]:
+    """The logits of one head while a group of latents is kept (`activate`) or zeroed (`deactivate`).
+
+    Args:
+        table: the latents table.
+        group: latent indices, each at most once or repeated, in any order.
+        mode: "activate" (Equation 3: keep the group, zero all else) or "deactivate" (Equation 4: zero the group).
+        head: name of the head (its concept).
+        error_term: add back what the SAE does not reconstruct; then an edit that changes no latent gives the
+            classifier's own logits exactly.
+        image_rows: (n,) rows of the table; all images when None.
+
+    Returns:
+        (n, n_out) float64 logits.
+
+    Raises:
+        InputError: an unknown mode, a latent out of range, or a head that the table lacks.
+    """
+    group = np.asarray(group, dtype=np.int64)
+    if group.size and (group.min() < 0 or group.max() >= table.d_sae):
+        raise InputError(
+            f"the group has latent {group.max() if group.min() >= 0 else group.min()}, "
+            f"but the table has the latents 0 to {table.d_sae - 1}"
+        )
+    if image_rows is None:
+        image_rows = np.arange(len(table.images))
+    members = np.zeros((table.d_sae, 1), dtype=np.bool_)
+    members[group] = True
+    return _logits_of_groups(table, members, mode=mode, head=head, error_term=error_term, image_rows=image_rows)[:, 0]
+
+
+def sweep(
+    table: "LatentTable",
+    ranking: RankedLatents,
+    *,
+    concept: str,
+    ks: Sequence[int] = DEFAULT_KS,
+    modes: Sequence[Mode] = _MODES,
+    split: str = "test",
+    unit: str = "image",
+    error_term: bool = False,
+    n_controls: int = 20,
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Metrics of the classifier under every mode and group size, beside matched controls, as in Figure 2 of the paper.
+
+    Args:
+        table: the latents table.
+        ranking: latents of every class of the concept, best first (from the training split).
+        concept: a concept that has a head; its head is evaluated.
+        ks: latents per class; those above d_sae are replaced by d_sae itself.
+        modes: any of "activate" and "deactivate".
+        split: the split evaluated.
+        unit: "image" or "finding_row".
+        error_term: as for `intervene`.
+        n_controls: control groups per row and kind; fewer than the default 20 make a poor band, 0 gives NaN.
+        n_bootstrap: patient-level resamples for the 95 % intervals, the same for every row; 0 gives NaN.
+        seed: seed of resamples and controls. A row does not depend on the other ks and modes.
+
+    Returns:
+        One row per (mode, k): mode, k, n_latents, n_live (of the group's latents, those that fire in the training
+        split); for every metric m the columns m, m_low, m_high; and for the control kinds `random` and `mass` (see
+        `sweep_controls`) and the metrics auroc and average_precision the columns kind_m_mean, kind_m_low, kind_m_high:
+        mean, minimum and maximum over the control groups.
+
+    Raises:
+        InputError: fewer than two classes in the split, an unknown mode, or a ranking of another width.
+    """
+    rows = _evaluation_rows(table, ranking, concept, split, unit)
+    controls = sweep_controls(
+        table, ranking, concept=concept, ks=ks, modes=modes, split=split, unit=unit, error_term=error_term,
+        n_controls=n_controls, seed=seed,
+    )  # fmt: skip
+    live = table.live_latents("training")
+    multiplicities = patient_bootstrap(rows.patient_ids, n_bootstrap, seed)
+    records = []
+    for mode in modes:
+        for k in _kept_ks(ks, table.d_sae):
+            group = latent_group(ranking, k)
+            logits = intervene(table, group, mode=mode, head=concept, error_term=error_term, image_rows=rows.image_rows)
+            point = classification_metrics(logits, rows.labels)
+            samples = bootstrap_metrics(logits, rows.labels, multiplicities)
+            record: dict[str, Any] = {
+                "mode": mode,
+                "k": k,
+                "n_latents": len(group),
+                "n_live": len(np.intersect1d(group, live, assume_unique=True)),
+            }
+            for name in METRICS:
+                record[name] = point[name]
+                record[f"{name}_low"], record[f"{name}_high"] = interval(samples[name])
+            own = controls[(controls["mode"] == mode) & (controls["k"] == k)]
+            for kind in _CONTROL_KINDS:
+                for name in _CONTROL_METRICS:
+                    values = own.loc[own["kind"] == kind, name]
+                    record[f"{kind}_{name}_mean"] = values.mean()
+                    record[f"{kind}_{name}_low"] = values.min()
+                    record[f"{kind}_{name}_high"] = values.max()
+            records.append(record)
+    return pd.DataFrame.from_records(records)
+
+
+def sweep_controls(
+    table: "LatentTable",
+    ranking: RankedLatents,
+    *,
+    concept: str,
+    ks: Sequence[int] = DEFAULT_KS,
+    modes: Sequence[Mode] = _MODES,
+    split: str = "test",
+    unit: str = "image",
+    error_term: bool = False,
+    n_controls: int = 20,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The control groups of `sweep`, one by one: what groups of latents chosen without looking at the concept do.
+
+    Kind `random` draws as many live latents as the group has. Kind `mass` adds live latents in random order until
+    their total mean activation first reaches that of the group, so that it removes or keeps as much activation. Live
+    latents and mean activations are those of the training split, and the group's own latents may be drawn. Both modes
+    are measured on the same control groups.
+
+    Returns:
+        One row per (mode, k, kind, control): mode, k, kind, control (0 ... n_controls - 1), n_latents, auroc,
+        average_precision.
+    """
+    rows = _evaluation_rows(table, ranking, concept, split, unit)
+    if n_controls < 0:
+        raise InputError(f"n_controls is {n_controls}: give 0 or more groups, 20 or more for a meaningful band")
+    images, image_of_row = np.unique(rows.image_rows, return_inverse=True)
+    live = table.live_latents("training")
+    mass = _mean_activation(table, "training")
+    records = []
+    for k in _kept_ks(ks, table.d_sae):
+        group = latent_group(ranking, k)
+        keys = [(kind, control) for kind in _CONTROL_KINDS for control in range(n_controls)]
+        members = np.zeros((table.d_sae, len(keys)), dtype=np.bool_)
+        for column, (kind, control) in enumerate(keys):
+            rng = np.random.default_rng([seed, _CONTROL_KINDS[kind], k, control])
+            draw = _random_control if kind == "random" else _mass_control
+            members[draw(group, live, mass, rng), column] = True
+        for mode in modes:
+            logits = _logits_of_groups(
+                table, members, mode=mode, head=concept, error_term=error_term, image_rows=images
+            )
+            for column, (kind, control) in enumerate(keys):
+                auroc, precision = ranking_metrics(logits[image_of_row, column], rows.labels)
+                records.append((mode, k, kind, control, int(members[:, column].sum()), auroc, precision))
+    columns = ["mode", "k", "kind", "control", "n_latents", *_CONTROL_METRICS]
+    return pd.DataFrame.from_records(records, columns=columns)
+
+
+def _random_control(
+    group: NDArray[np.int64], live: NDArray[np.int64], _mass: NDArray[np.float64], rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """As many live latents as the group has."""
+    n_live = len(np.intersect1d(group, live, assume_unique=True))
+    return rng.choice(live, size=n_live, replace=False)
+
+
+def _mass_control(
+    group: NDArray[np.int64], live: NDArray[np.int64], mass: NDArray[np.float64], rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Live latents in random order until their mass first reaches the group's."""
+    wanted = mass[group].sum()
+    if wanted <= 0:
+        return live[:0]
+    order = rng.permutation(live)
+    # The tolerance keeps rounding in another order of summation from asking for one latent more.
+    n_needed = int(np.searchsorted(np.cumsum(mass[order]), wanted * (1 - 1e-12))) + 1
+    return order[:n_needed]
+
+
+def _logits_of_groups(
+    table: "LatentTable",
+    members: NDArray[np.bool_],
+    *,
+    mode: Mode,
+    head: str,
+    error_term: bool,
+    image_rows: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """Logits (n, n_groups, n_out) for groups given as columns of `members` (d_sae, n_groups).
+
+    Only the latents that count are summed, never all minus some: images that are left with equal latents must get
+    equal logits, or rounding would rank them.
+    """
+    if mode not in _MODES:
+        raise InputError(f"mode '{mode}' is unknown: choose 'activate' or 'deactivate'")
+    readout = table.readout(head)
+    if error_term:
+        # logit + sum (m_i - 1) mean_i weight_i: take away the latents that the mask zeroes.
+        removed = ~members if mode == "activate" else members
+        own = table.logits(head)[image_rows]
+        return own[:, None, :] - _masked_sums(table.mean_latents, image_rows, readout.weight, removed)
+    kept = members if mode == "activate" else ~members
+    return readout.offset + _masked_sums(table.mean_latents, image_rows, readout.weight, kept)
+
+
+def _masked_sums(
+    mean_latents: csr_array, image_rows: NDArray[np.int64], weight: NDArray[np.float64], masks: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Sums over latents of mean * weight * mask, (n, n_masks, n_out) float64.
+
+    Args:
+        mean_latents: sparse (n_images, d_sae).
+        image_rows: (n,) rows of it.
+        weight: (d_sae, n_out).
+        masks: (d_sae, n_masks).
+    """
+    sums = np.empty((len(image_rows), masks.shape[1], weight.shape[1]))
+    for first_image in range(0, len(image_rows), _IMAGES_PER_BLOCK):
+        images = slice(first_image, first_image + _IMAGES_PER_BLOCK)
+        means = mean_latents[image_rows[images]]
+        for output in range(weight.shape[1]):
+            data = means.data * weight[means.indices, output]
+            contributions = csr_array((data, means.indices, means.indptr), shape=means.shape)
+            for first_mask in range(0, masks.shape[1], _GROUPS_PER_BLOCK):
+                block = slice(first_mask, first_mask + _GROUPS_PER_BLOCK)
+                sums[images, block, output] = contributions @ masks[:, block].astype(np.float64)
+    return sums
+
+
+def _mean_activation(table: "LatentTable", split: str) -> NDArray[np.float64]:
+    """Mean over the images of a split of the mean latents, (d_sae,) float64."""
+    images = np.flatnonzero((table.images["split"] == split).to_numpy())
+    if len(images) == 0:
+        raise InputError(f"the table has no image of split '{split}', from which controls are drawn: encode it too")
+    return np.asarray(table.mean_latents[images].sum(axis=0, dtype=np.float64)) / len(images)
+
+
+def _kept_ks(ks: Sequence[int], d_sae: int) -> list[int]:
+    """The ks in rising order without repeats; those above d_sae become d_sae."""
+    if any(k < 0 for k in ks):
+        raise InputError(f"ks holds {min(ks)}: give numbers of latents per class, 0 or more")
+    return sorted({min(int(k), d_sae) for k in ks})
+
+
+def _evaluation_rows(
+    table: "LatentTable", ranking: RankedLatents, concept: str, split: str, unit: str
+) -> "EvaluationRows":
+    if ranking.d_sae != table.d_sae:
+        raise InputError(f"the ranking has {ranking.d_sae} latents, but the table has {table.d_sae}: rank this table")
+    rows = table.rows(concept, split=split, unit=unit)
+    require_two_classes(rows.labels, concept=concept, split=split)
+    return rows

@@ -1,0 +1,110 @@
+"""What the SAE costs: the classifier's metrics with and without it (Table 1), and the quality of the reconstruction."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.statistics import (
+    METRICS,
+    bootstrap_metrics,
+    classification_metrics,
+    interval,
+    patient_bootstrap,
+    require_two_classes,
+)
+
+if TYPE_CHECKING:
+    from mammosae_plugin.latents import LatentTable
+
+
+def reconstruction_metrics(
+    table: "LatentTable",
+    concept: str,
+    *,
+    split: str = "test",
+    unit: str = "image",
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The classifier's metrics without the SAE, with it, and their difference, as in Table 1 of the paper.
+
+    Args:
+        table: the latents table.
+        concept: a concept that has a head; its head is evaluated.
+        split: the split evaluated.
+        unit: "image", or "finding_row" to evaluate the rows of the annotation file as the published numbers do.
+        n_bootstrap: number of patient-level resamples for the 95 % intervals; 0 gives NaN.
+        seed: seed of the resamples.
+
+    Returns:
+        Three rows, `variant` without_sae, with_sae and difference (with minus without, its interval from the same
+        resamples); columns variant, n_rows, n_positive (NaN for more than two classes), n_patients, then for every
+        metric m the columns m, m_low, m_high.
+
+    Raises:
+        InputError: fewer than two classes in the split, or a concept that the table lacks.
+    """
+    rows = table.rows(concept, split=split, unit=unit)
+    require_two_classes(rows.labels, concept=concept, split=split)
+    multiplicities = patient_bootstrap(rows.patient_ids, n_bootstrap, seed)
+    without, with_sae = table.logits(concept)[rows.image_rows], table.logits_with_sae(concept)[rows.image_rows]
+    points = [classification_metrics(logits, rows.labels) for logits in (without, with_sae)]
+    samples = [bootstrap_metrics(logits, rows.labels, multiplicities) for logits in (without, with_sae)]
+    points.append({name: points[1][name] - points[0][name] for name in METRICS})
+    samples.append({name: samples[1][name] - samples[0][name] for name in METRICS})
+
+    records = []
+    for variant, point, sample in zip(("without_sae", "with_sae", "difference"), points, samples, strict=True):
+        record: dict[str, object] = {
+            "variant": variant,
+            "n_rows": len(rows.labels),
+            "n_positive": int(rows.labels.sum()) if without.shape[1] == 1 else np.nan,
+            "n_patients": len(np.unique(rows.patient_ids)),
+        }
+        for name in METRICS:
+            record[name] = point[name]
+            record[f"{name}_low"], record[f"{name}_high"] = interval(sample[name])
+        records.append(record)
+    return pd.DataFrame.from_records(records)
+
+
+def reconstruction_quality(table: "LatentTable", split: str) -> dict[str, float]:
+    """How well the SAE reconstructs the feature map of a split, and how many latents it uses.
+
+    Args:
+        table: the latents table.
+        split: the split measured; it is also the window in which a latent that never fires counts as dead.
+
+    Returns:
+        explained_variance: 1 - (sum of squared errors) / (sum of squared deviations from the mean of each feature);
+            NaN when the features do not vary.
+        mse: squared error, mean over positions and features.
+        l0: active latents per position.
+        n_live, n_dead, dead_share: latents that fire at any, or at no, position of the split.
+        n_positions, n_images: what was measured.
+
+    Raises:
+        InputError: the table has no image of the split.
+    """
+    n_images = int((table.images["split"] == split).sum())
+    if n_images == 0:
+        splits = ", ".join(sorted(set(table.images["split"])))
+        raise InputError(f"the table has no image of split '{split}': choose one of {splits}")
+    sums = table.reconstruction_sums(split)
+    n_positions = int(sums["n_positions"])
+    squared_error = float(np.sum(sums["sse"]))
+    variation = float(np.sum(sums["sum_sq"] - np.square(sums["sum"]) / n_positions))
+    n_live = len(table.live_latents(split))
+    n_dead = table.d_sae - n_live
+    return {
+        "explained_variance": 1 - squared_error / variation if variation > 0 else float("nan"),
+        "mse": squared_error / (n_positions * len(sums["sse"])),
+        "l0": float(sums["l0"]) / n_positions,
+        "n_live": n_live,
+        "n_dead": n_dead,
+        "dead_share": n_dead / table.d_sae,
+        "n_positions": n_positions,
+        "n_images": n_images,
+    }
