@@ -1,0 +1,161 @@
+"""Reading other people's checkpoints without running them.
+
+A torch checkpoint is a pickle, and a pickle is a program. The files this package reads need only tensors, plain Python
+containers and a few numpy scalars and arrays, so they are read with `weights_only=True` and exactly those numpy names
+allowed, for the length of the call. Everything else is refused by name.
+"""
+
+import os
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mammosae_plugin.errors import InputError
+
+
+class CheckpointFormatError(InputError):
+    """The file can be read, or was meant to be, but is not the kind of checkpoint that was asked for."""
+
+
+class UnsafeCheckpointError(InputError):
+    """The file asks for code that no checkpoint of a known kind needs; nothing of it was run."""
+
+
+def read_torch_checkpoint(path: str | os.PathLike[str]) -> Any:
+    """Read a file that `torch.save` wrote, running none of it.
+
+    Zip checkpoints are memory-mapped, so that an optimiser or a text encoder beside the wanted weights costs no memory:
+    copy what is kept (`load_state_dict` does). Tensors are on the CPU.
+
+    Args:
+        path: the checkpoint.
+
+    Returns:
+        What was saved: for the checkpoints of this package a dict.
+
+    Raises:
+        UnsafeCheckpointError: the pickle names something other than tensors, plain containers and numeric numpy values.
+        CheckpointFormatError: the file is damaged, truncated, or no torch checkpoint.
+        InputError: the path does not exist, is a folder, or may not be read.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    if _is_safetensors_header(head):
+        raise CheckpointFormatError(f"{path} is a safetensors file, where a checkpoint written by torch.save is wanted")
+    is_zip = head.startswith(b"PK\x03\x04")
+    allowed_before = torch.serialization.get_safe_globals()
+    ours = [
+        allowed for allowed in _NUMPY_GLOBALS if allowed not in allowed_before
+    ]  # the exit would take away the user's
+    try:
+        with torch.serialization.safe_globals(ours):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as error:
+        refused = _refused_name(str(error), is_pickle=is_zip or head.startswith(b"\x80"))
+        if refused is not None:
+            raise UnsafeCheckpointError(
+                f"{path} asks for {refused}, which no checkpoint needs that this package reads; "
+                "nothing of it was run, get the file from its authors"
+            ) from error
+        raise _damaged(path, error) from error
+    except Exception as error:  # a damaged pickle can fail in any way: index, key, type, end of file, memory
+        raise _damaged(path, error) from error
+
+
+def is_safetensors(path: str | os.PathLike[str]) -> bool:
+    """Whether the file begins like a safetensors file, whatever its name; False where nothing can be read."""
+    try:
+        with Path(path).open("rb") as file:
+            return _is_safetensors_header(file.read(9))
+    except OSError:
+        return False
+
+
+def check_keys(
+    found: Mapping[str, Any], expected: Mapping[str, torch.Size | tuple[int, ...]], *, where: str, what: str
+) -> None:
+    """Check that a state dict has exactly the expected keys with the expected shapes.
+
+    Args:
+        found: state dict as read.
+        expected: shape for every key.
+        where: the file's name, for the message.
+        what: what the state dict should be, for the message, such as "an EfficientNet-B5 image encoder".
+
+    Raises:
+        CheckpointFormatError: with the counts and the first three of the missing, unexpected and misshapen keys.
+    """
+    missing = [key for key in expected if key not in found]
+    extra = [key for key in found if key not in expected]
+    misshapen = [
+        f"{key} {_shape_of(found[key])} instead of {tuple(shape)}"
+        for key, shape in expected.items()
+        if key in found and _shape_of(found[key]) != tuple(shape)
+    ]
+    problems = [
+        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for kind, names in (("missing", missing), ("unexpected", extra), ("of another shape", misshapen))
+        if names
+    ]
+    if problems:
+        raise CheckpointFormatError(f"{where} is not {what}: of {len(expected)} keys, {', '.join(problems)}")
+
+
+def without_prefix(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The entries whose keys start with `prefix`, with it taken off."""
+    return {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
+
+
+def _shape_of(value: Any) -> tuple[int, ...] | str:
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+
+
+def _is_safetensors_header(head: bytes) -> bool:
+    return len(head) == 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointFormatError:
+    # torch buries the cause under general advice, some of it ("set weights_only to False") bad.
+    cause = re.search(r"WeightsUnpickler error: (.+)", str(error))
+    reason = cause[1] if cause else re.split(r"\n|\. ", str(error).strip())[0]
+    detail = f"{type(error).__name__}: {reason}".removesuffix(": ")
+    return CheckpointFormatError(f"{path} is damaged, truncated, or not a torch checkpoint ({detail})")
+
+
+def _refused_name(message: str, *, is_pickle: bool) -> str | None:
+    """What torch's reader refused, from its message; None when it refused nothing but could not follow the bytes."""
+    if match := re.search(r"GLOBAL (\S+) (?:was not|whose module)", message):
+        return match[1]
+    if match := re.search(
+        r"(?:allowlisted via `add_safe_globals`,? but got|reduce for unrecognized function) (.+)", message
+    ):
+        return match[1].strip()
+    if is_pickle and "Unsupported operand" in message:
+        return "pickle instructions outside torch's safe set (a plain pickle, or saved with a newer pickle protocol)"
+    return None
+
+
+def _numpy_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """The names in pickles of numeric numpy scalars and arrays, as numpy 1 and numpy 2 write them."""
+    scalar: Any = np.float64(0).__reduce__()[0]  # the public way to these two, whose module was renamed in numpy 2
+    reconstruct: Any = np.empty(0).__reduce__()[0]
+    names: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+        (function, f"{module}.multiarray.{name}")
+        for module in ("numpy.core", "numpy._core")
+        for function, name in ((scalar, "scalar"), (reconstruct, "_reconstruct"))
+    ]
+    names += [(np.dtype, "numpy.dtype"), (np.ndarray, "numpy.ndarray")]
+    # A pickled dtype is an instance of one of these; object and structured dtypes stay out.
+    return names + [type(np.dtype(kind)) for kind in ("bool", "int32", "int64", "float16", "float32", "float64")]
+
+
+_NUMPY_GLOBALS = _numpy_globals()

@@ -1,0 +1,498 @@
+"""Mammo-CLIP's image encoder and classifiers as a timm EfficientNet, to float rounding.
+
+Mammo-CLIP (Ghosh et al., MICCAI 2024; weights CC BY-NC-SA 4.0) trained its encoder with another EfficientNet
+implementation than timm's. Two things differ: the names of the parameters, and the padding of the convolutions with
+stride 2, which that implementation computes once for the variant's native resolution (456 for B5, 260 for B2) and timm
+for the image at hand. At Mammo-CLIP's 1520 x 912 this shifts maps by a pixel and is no detail: the final map of
+timm's own padding differs from the original's by more than its norm. Hence `static_padding`.
+"""
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from torch.nn import functional
+
+from mammosae_plugin.adapters.checkpoints import (
+    CheckpointFormatError,
+    check_keys,
+    is_safetensors,
+    read_torch_checkpoint,
+    without_prefix,
+)
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import sha256_of_file, write_safetensors
+
+Padding = tuple[int, int, int, int]
+"""(left, right, top, bottom) in pixels of the convolution's input."""
+
+_FORMAT_VERSION = 1
+_HEADER_KEY = "mammosae_classifier"
+_HEAD_PREFIX = "classifier.classification_head."
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """One of Mammo-CLIP's two image encoders."""
+
+    name: str
+    architecture: str
+    static_padding: Mapping[str, Padding]
+
+
+_VARIANTS = {
+    "b5": _Variant(
+        name="b5",
+        architecture="tf_efficientnet_b5",
+        static_padding={
+            "conv_stem": (0, 1, 0, 1),
+            "blocks.1.0.conv_dw": (0, 1, 0, 1),
+            "blocks.2.0.conv_dw": (1, 2, 1, 2),
+            "blocks.3.0.conv_dw": (1, 1, 1, 1),
+            "blocks.5.0.conv_dw": (2, 2, 2, 2),
+        },
+    ),
+    "b2": _Variant(
+        name="b2",
+        architecture="tf_efficientnet_b2",
+        static_padding={
+            "conv_stem": (0, 1, 0, 1),
+            "blocks.1.0.conv_dw": (0, 1, 0, 1),
+            "blocks.2.0.conv_dw": (2, 2, 2, 2),
+            "blocks.3.0.conv_dw": (1, 1, 1, 1),
+            "blocks.5.0.conv_dw": (2, 2, 2, 2),
+        },
+    ),
+}
+# The names that Mammo-CLIP's configuration files give their encoders; the second one is no EfficientNetV2.
+_CONFIG_NAMES = {"tf_efficientnet_b5_ns-detect": "b5", "tf_efficientnetv2-detect": "b2"}
+# (stem width, head width) of the EfficientNet family, to say which one a file holds.
+_FAMILY_WIDTHS = {
+    (32, 1280): "b0 or b1",
+    (32, 1408): "b2",
+    (40, 1536): "b3",
+    (48, 1792): "b4",
+    (48, 2048): "b5",
+    (56, 2304): "b6",
+    (64, 2560): "b7",
+    (72, 2816): "b8",
+}
+_COUNTER = "num_batches_tracked"
+# Module names, timm's -> the original encoder's. Its blocks are numbered through; a block without expansion (the first
+# stage) has one batch norm less, and they are numbered from 1.
+_OUTER_NAMES = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}
+_SQUEEZE_NAMES = {"se.conv_reduce": "_se_reduce", "se.conv_expand": "_se_expand"}
+_EXPANDING_BLOCK_NAMES = {
+    "conv_pw": "_expand_conv",
+    "bn1": "_bn0",
+    "conv_dw": "_depthwise_conv",
+    "bn2": "_bn1",
+    "conv_pwl": "_project_conv",
+    "bn3": "_bn2",
+} | _SQUEEZE_NAMES
+_PLAIN_BLOCK_NAMES = {
+    "conv_dw": "_depthwise_conv",
+    "bn1": "_bn1",
+    "conv_pw": "_project_conv",
+    "bn2": "_bn2",
+} | _SQUEEZE_NAMES
+
+
+class StaticPadConv2d(nn.Conv2d):
+    """A convolution that pads by fixed amounts, which may differ between the sides.
+
+    Its state dict is that of the convolution it stands for.
+    """
+
+    static_padding: Padding
+
+    def __init__(self, conv: nn.Conv2d, static_padding: Padding):
+        """Take over weight and settings of `conv`, and pad by `static_padding` instead of what it did."""
+        super().__init__(
+            conv.in_channels,
+            conv.out_channels,
+            (conv.kernel_size[0], conv.kernel_size[1]),
+            stride=(conv.stride[0], conv.stride[1]),
+            dilation=(conv.dilation[0], conv.dilation[1]),
+            groups=conv.groups,
+            bias=conv.bias is not None,
+            device="meta",
+        )
+        self.weight, self.bias = conv.weight, conv.bias
+        self.static_padding = static_padding
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, C', h, w)."""
+        return super().forward(functional.pad(images, self.static_padding))
+
+
+class MammoClipClassifier(nn.Module):
+    """An EfficientNet with a linear head, with timm's module and parameter names.
+
+    `forward(images)` is `forward_head(forward_features(images))`. Convolution weights and images are kept in
+    channels-last memory, which is faster on CPUs and changes no shape.
+
+    Attributes:
+        architecture: timm's name.
+        num_features: channels of the final map.
+        n_class: outputs of the head; 0 means that there is no head and `forward` gives pooled features.
+        layer_aliases: the Mammo-SAE release's layer names to module paths: `layer_0` ... are the blocks in order, the
+            last one (`layer_39` for B5) is the final map, `bn2` (after conv_head, batch norm and swish).
+        static_padding: (left, right, top, bottom) of the convolutions that do not pad as timm does, by module path.
+        source: where the weights come from: kind, variant, files (names only) and their SHA-256.
+        default_cfg: timm's description of the architecture (its `input_size` is timm's, not a mammogram's).
+        feature_info: timm's list of stages.
+    """
+
+    conv_stem: nn.Module
+    bn1: nn.Module
+    blocks: nn.Sequential
+    conv_head: nn.Module
+    bn2: nn.Module
+    global_pool: nn.Module
+    classifier: nn.Module
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        architecture: str,
+        static_padding: Mapping[str, Padding] | None = None,
+        source: Mapping[str, Any] | None = None,
+    ):
+        """Adopt the children of a timm EfficientNet, which must not be used afterwards.
+
+        Args:
+            network: what `timm.create_model` made.
+            architecture: the name it was made by.
+            static_padding: convolutions to pad by fixed amounts.
+            source: goes into the attribute `source`.
+        """
+        super().__init__()
+        for name, child in network.named_children():
+            self.add_module(name, child)
+        self.architecture = architecture
+        self.num_features = int(network.num_features)  # type: ignore[arg-type]
+        self.n_class = int(network.num_classes)  # type: ignore[arg-type]
+        self.drop_rate = float(network.drop_rate)  # type: ignore[arg-type]
+        self.default_cfg: dict[str, Any] = dict(network.default_cfg)  # type: ignore[arg-type]
+        self.feature_info: Any = network.feature_info
+        self.source: dict[str, Any] = dict(source or {})
+        self.static_padding: dict[str, Padding] = {}
+        for path, padding in (static_padding or {}).items():
+            self._pad_statically(path, padding)
+        layers = [*(path for path, _ in _blocks(self.blocks)), "bn2"]
+        self.layer_aliases = {f"layer_{number}": path for number, path in enumerate(layers)}
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+        """The final map, after conv_head, batch norm and activation: images (B, 3, H, W) -> (B, C, h, w)."""
+        x = images.contiguous(memory_format=torch.channels_last)
+        x = self.bn1(self.conv_stem(x))
+        return self.bn2(self.conv_head(self.blocks(x)))
+
+    def forward_head(self, feature_map: torch.Tensor) -> torch.Tensor:
+        """Global average pool, dropout (in training only), linear layer.
+
+        The final map (B, C, h, w) -> logits (B, n_class), or pooled features (B, C) without head.
+        """
+        pooled = functional.dropout(self.global_pool(feature_map), self.drop_rate, training=self.training)
+        return self.classifier(pooled)  # type: ignore[no-any-return]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (B, 3, H, W) -> logits (B, n_class), or pooled features (B, C) without head."""
+        return self.forward_head(self.forward_features(images))
+
+    def _pad_statically(self, path: str, padding: Padding) -> None:
+        conv = self.get_submodule(path)
+        if not isinstance(conv, nn.Conv2d):
+            raise InputError(f"static padding for {path!r}, which is a {type(conv).__name__} and no convolution")
+        parent, _, leaf = path.rpartition(".")
+        setattr(self.get_submodule(parent), leaf, StaticPadConv2d(conv, padding))
+        self.static_padding[path] = padding
+
+
+def load_mammo_clip(
+    checkpoint: str | os.PathLike[str],
+    classifier: str | os.PathLike[str] | None = None,
+    *,
+    device: str | torch.device = "cpu",
+) -> MammoClipClassifier:
+    """Load a Mammo-CLIP (or Mammo-FM) image encoder, with or without a classifier, in evaluation mode.
+
+    The variant, EfficientNet-B5 or B2, is told by the file. At Mammo-CLIP's input of 1520 x 912 (height x width) the
+    final map is (2048, 48, 29) for B5 and (1408, 48, 29) for B2.
+
+    Args:
+        checkpoint: a pretraining checkpoint (`b5-model-best-epoch-7.tar`), a downstream classifier file, which holds
+            the encoder too, or a `.safetensors` that `save_classifier` wrote.
+        classifier: a downstream classifier file for a pretraining checkpoint; its encoder, if it has one, and its head
+            replace the checkpoint's.
+        device: where to put the model.
+
+    Returns:
+        The model; `n_class` is 0 when no file has a head.
+
+    Raises:
+        UnsafeCheckpointError: a file asks for code; none of it was run.
+        CheckpointFormatError: a file is damaged, has another architecture, or missing, unexpected or misshapen keys.
+        InputError: a path that cannot be read, or a combination of files that means nothing.
+    """
+    if is_safetensors(checkpoint):
+        if classifier is not None:
+            raise InputError(f"{checkpoint} is a whole classifier already; give it alone, without {classifier}")
+        model = _read_saved_classifier(Path(checkpoint))
+    else:
+        if classifier is not None and is_safetensors(classifier):
+            raise InputError(f"{classifier} is a whole classifier already; give it alone, without {checkpoint}")
+        model = _read_mammo_clip(Path(checkpoint), None if classifier is None else Path(classifier))
+    return model.eval().to(device)
+
+
+def new_classifier(architecture: str, n_class: int, *, seed: int) -> MammoClipClassifier:
+    """A classifier with random weights, for phantoms and tests; it pads as timm does.
+
+    Args:
+        architecture: timm's name of an EfficientNet, such as "tinynet_e" or "efficientnet_b0".
+        n_class: outputs of the head, 0 for none.
+        seed: the same seed, the same weights; the global random state is left alone.
+
+    Raises:
+        InputError: timm has no such model, or it is no EfficientNet; or `n_class` is negative.
+    """
+    if n_class < 0:
+        raise InputError(f"n_class must be 0 or more, not {n_class}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = _create(architecture, n_class)
+    return MammoClipClassifier(network, architecture=architecture, source={"kind": "random", "seed": seed}).eval()
+
+
+def save_classifier(model: MammoClipClassifier, path: str | os.PathLike[str], *, metadata: Mapping[str, Any]) -> None:
+    """Write a classifier as safetensors, to be read by `load_mammo_clip`.
+
+    The tensors are the model's state dict under timm's names. The header's only metadata entry, `mammosae_classifier`,
+    is a JSON object: format_version, architecture, n_class, static_padding, source, and `metadata` as given.
+
+    Args:
+        model: the classifier, in whatever mode.
+        path: where to write; a killed process leaves the old file or the new one.
+        metadata: plain JSON that says what the classifier is: concept, classes, preprocessing, ...; it comes back as
+            `source["metadata"]`.
+
+    Raises:
+        InputError: `metadata` is not plain JSON.
+    """
+    header = {
+        "format_version": _FORMAT_VERSION,
+        "architecture": model.architecture,
+        "n_class": model.n_class,
+        "static_padding": {name: list(padding) for name, padding in model.static_padding.items()},
+        "source": model.source,
+        "metadata": dict(metadata),
+    }
+    try:
+        text = json.dumps(header, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the classifier's metadata is not plain JSON: {error}") from error
+    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    write_safetensors(path, tensors, {_HEADER_KEY: text})
+
+
+def _create(architecture: str, n_class: int) -> nn.Module:
+    entrypoints = timm.list_models(module="efficientnet")
+    if architecture.split(".")[0] not in entrypoints:
+        near = difflib.get_close_matches(architecture, entrypoints, n=3)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise InputError(f"{architecture!r} is not an EfficientNet that timm {timm.__version__} has{hint}")
+    network: nn.Module = timm.create_model(architecture, pretrained=False, num_classes=n_class)
+    return network
+
+
+def _read_saved_classifier(path: Path) -> MammoClipClassifier:
+    try:
+        with safe_open(path, framework="pt") as file:
+            header_text = (file.metadata() or {}).get(_HEADER_KEY)
+            state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointFormatError(f"{path} is damaged or no safetensors file: {error}") from error
+    if header_text is None:
+        raise CheckpointFormatError(f"{path} is a safetensors file, but not one that save_classifier wrote")
+    header = json.loads(header_text)
+    if header["format_version"] != _FORMAT_VERSION:
+        raise CheckpointFormatError(
+            f"{path} has format version {header['format_version']}; this release reads {_FORMAT_VERSION}, update it"
+        )
+    model = MammoClipClassifier(
+        _create(header["architecture"], header["n_class"]),
+        architecture=header["architecture"],
+        static_padding={name: (p[0], p[1], p[2], p[3]) for name, p in header["static_padding"].items()},
+        source={
+            "kind": "saved_classifier",
+            "files": [path.name],
+            "sha256": [sha256_of_file(path)],
+            "metadata": header["metadata"],
+            "trained_from": header["source"],
+        },
+    )
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    check_keys(state_dict, expected, where=str(path), what=f"a {header['architecture']} classifier")
+    model.load_state_dict(state_dict)
+    return model
+
+
+@dataclass(frozen=True)
+class _MammoClipFile:
+    """The parts of a Mammo-CLIP file that matter here, under the original's names without prefix."""
+
+    path: Path
+    encoder: Mapping[str, Any]
+    head: Mapping[str, Any]
+    config_name: str | None
+
+
+def _read_mammo_clip(checkpoint: Path, classifier: Path | None) -> MammoClipClassifier:
+    files = [_open_mammo_clip(path) for path in (checkpoint, classifier) if path is not None]
+    encoders = [file for file in files if file.encoder]
+    if not encoders:
+        raise CheckpointFormatError(
+            f"{checkpoint} has a head but no image encoder; give the pretraining checkpoint too"
+        )
+    variants = [_variant_of(file) for file in encoders]
+    if variants[0] != variants[-1]:
+        raise CheckpointFormatError(
+            f"{checkpoint} is an EfficientNet {variants[0].name} and {classifier} an EfficientNet {variants[-1].name}; "
+            "give two files of one variant"
+        )
+    variant, encoder, last = variants[0], encoders[-1], files[-1]
+    if classifier is not None and not last.head:
+        raise CheckpointFormatError(f"{classifier} has no {_HEAD_PREFIX}weight; give a downstream classifier file")
+    n_class = _n_class(last)
+    model = MammoClipClassifier(
+        _create(variant.architecture, n_class),
+        architecture=variant.architecture,
+        static_padding=variant.static_padding,
+        source={
+            "kind": "classifier" if last.head else "pretraining",
+            "variant": variant.name,
+            "files": [file.path.name for file in files],
+            "sha256": [sha256_of_file(file.path) for file in files],
+        },
+    )
+    state_dict = _to_timm_names(model, encoder, variant)
+    if last.head:
+        shapes = {"weight": (n_class, model.num_features), "bias": (n_class,)}
+        check_keys(last.head, shapes, where=str(last.path), what=f"a classifier for EfficientNet {variant.name}")
+        state_dict |= {f"classifier.{name}": tensor for name, tensor in last.head.items()}
+    model.load_state_dict(state_dict)
+    return model
+
+
+def _open_mammo_clip(path: Path) -> _MammoClipFile:
+    content = read_torch_checkpoint(path)
+    weights = content.get("model") if isinstance(content, Mapping) else None
+    if not isinstance(weights, Mapping):
+        held = ", ".join(map(str, list(content)[:4])) if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        raise CheckpointFormatError(f"{path} is no Mammo-CLIP checkpoint: it has no entry 'model', it holds {held}")
+    weights = {str(key).removeprefix("module."): value for key, value in weights.items()}  # DataParallel's prefix
+    encoder, head = without_prefix(weights, "image_encoder."), without_prefix(weights, _HEAD_PREFIX)
+    if not encoder and not head:
+        held = ", ".join(sorted({key.split(".")[0] for key in weights})[:5]) or "nothing"
+        raise CheckpointFormatError(f"{path} has no image encoder (image_encoder.*): its model holds {held}")
+    if head:
+        others = [key for key in weights if not key.startswith(("image_encoder.", _HEAD_PREFIX))]
+        if others:
+            raise CheckpointFormatError(
+                f"{path} is not a Mammo-CLIP classifier: {len(others)} unexpected keys ({', '.join(others[:3])})"
+            )
+    return _MammoClipFile(path=path, encoder=encoder, head=head, config_name=_config_name(content.get("config")))
+
+
+def _n_class(file: _MammoClipFile) -> int:
+    if not file.head:
+        return 0
+    weight = file.head.get("weight")
+    if not isinstance(weight, torch.Tensor) or weight.dim() != 2:
+        raise CheckpointFormatError(
+            f"{file.path} has no matrix at {_HEAD_PREFIX}weight; its head is not a linear layer"
+        )
+    return len(weight)
+
+
+def _config_name(config: Any) -> str | None:
+    """`config["model"]["image_encoder"]["name"]`, where there is one."""
+    for key in ("model", "image_encoder", "name"):
+        config = config.get(key) if isinstance(config, Mapping) else None
+    return config if isinstance(config, str) else None
+
+
+def _variant_of(file: _MammoClipFile) -> _Variant:
+    """B5 or B2, from the widths of the encoder and from the configuration, which must agree."""
+    stem, head = file.encoder.get("_conv_stem.weight"), file.encoder.get("_conv_head.weight")
+    named = f", which its configuration calls {file.config_name!r}" if file.config_name else ""
+    if not isinstance(stem, torch.Tensor) or not isinstance(head, torch.Tensor):
+        raise CheckpointFormatError(
+            f"{file.path} holds an image encoder of another architecture than Mammo-CLIP's EfficientNet{named}: "
+            f"its keys begin with {', '.join(list(file.encoder)[:3])}"
+        )
+    widths = (len(stem), len(head))
+    seen = _FAMILY_WIDTHS.get(widths, f"of unknown kind (stem width {widths[0]}, head width {widths[1]})")
+    if seen not in _VARIANTS:
+        raise CheckpointFormatError(
+            f"{file.path} holds an EfficientNet {seen}{named}; Mammo-CLIP's image encoders are EfficientNet b5 and b2"
+        )
+    said = _CONFIG_NAMES.get(file.config_name or "")
+    if said is None and (match := re.search(r"efficientnet[-_]?(b\d)", file.config_name or "")):
+        said = match[1]
+    if said is not None and said != seen:
+        raise CheckpointFormatError(
+            f"{file.path} contradicts itself: its weights are an EfficientNet {seen}, its configuration says {said} "
+            f"({file.config_name!r})"
+        )
+    return _VARIANTS[seen]
+
+
+def _to_timm_names(model: MammoClipClassifier, file: _MammoClipFile, variant: _Variant) -> dict[str, torch.Tensor]:
+    """The model's state dict with the file's encoder in it; the rest (head, batch-norm counters) stays the model's own.
+
+    The counters are not read because files may lack them and evaluation does not use them.
+    """
+    state_dict: dict[str, torch.Tensor] = model.state_dict()
+    originals = _original_names(model)
+    expected = {originals[name]: tensor.shape for name, tensor in state_dict.items() if name in originals}
+    found = {key: value for key, value in file.encoder.items() if not key.endswith(_COUNTER)}
+    what = f"a Mammo-CLIP EfficientNet {variant.name} image encoder"
+    check_keys(found, expected, where=str(file.path), what=what)
+    return state_dict | {name: found[key] for name, key in originals.items()}
+
+
+def _original_names(model: MammoClipClassifier) -> dict[str, str]:
+    """timm's parameter names -> the original encoder's: blocks.1.0.conv_pw.weight -> _blocks.3._expand_conv.weight."""
+    modules = dict(_OUTER_NAMES)
+    for number, (path, block) in enumerate(_blocks(model.blocks)):
+        names = _EXPANDING_BLOCK_NAMES if hasattr(block, "conv_pwl") else _PLAIN_BLOCK_NAMES
+        modules |= {f"{path}.{timm_name}": f"_blocks.{number}.{original}" for timm_name, original in names.items()}
+    originals = {}
+    for name in model.state_dict():
+        module, _, leaf = name.rpartition(".")
+        if module in modules and leaf != _COUNTER:
+            originals[name] = f"{modules[module]}.{leaf}"
+    return originals
+
+
+def _blocks(blocks: nn.Sequential) -> list[tuple[str, nn.Module]]:
+    """(module path, block) of every block in order; timm groups them by stage."""
+    return [
+        (f"blocks.{stage_name}.{name}", block)
+        for stage_name, stage in blocks.named_children()
+        for name, block in stage.named_children()
+    ]
