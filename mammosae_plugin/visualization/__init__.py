@@ -1,0 +1,45 @@
+"""Figures and tables of a study: matplotlib figures without global state, tables as CSV, Markdown and LaTeX.
+
+`write_figures` and `write_tables` make everything from a study's results; the single plots take plain data frames and
+arrays and return a matplotlib `Figure`. File names come from `names`, so that the report finds what was written.
+"""
+
+from mammosae_plugin.visualization.curves import plot_sweep, plot_sweeps
+from mammosae_plugin.visualization.heatmaps import plot_heatmaps
+from mammosae_plugin.visualization.names import figure_2_name, figure_3_name, figure_4_name
+from mammosae_plugin.visualization.output import HeatmapPanels, write_figures, write_tables
+from mammosae_plugin.visualization.results import Results, load_results, may_show_images, validate_results
+from mammosae_plugin.visualization.scatter import plot_class_means
+from mammosae_plugin.visualization.style import save_figure
+from mammosae_plugin.visualization.tables import (
+    Estimate,
+    table_1,
+    table_2,
+    table_interventions,
+    table_rankings,
+    write_table,
+)
+
+__all__ = [
+    "Estimate",
+    "HeatmapPanels",
+    "Results",
+    "figure_2_name",
+    "figure_3_name",
+    "figure_4_name",
+    "load_results",
+    "may_show_images",
+    "plot_class_means",
+    "plot_heatmaps",
+    "plot_sweep",
+    "plot_sweeps",
+    "save_figure",
+    "table_1",
+    "table_2",
+    "table_interventions",
+    "table_rankings",
+    "validate_results",
+    "write_figures",
+    "write_table",
+    "write_tables",
+]

@@ -1,0 +1,34 @@
+"""Names of the files that a study writes and the report reads, and how concepts are written for readers."""
+
+import re
+
+FIGURES_FOLDER = "figures"
+TABLES_FOLDER = "tables"
+RESULTS_FILE = "results.json"
+REPORT_FILE = "report.html"
+
+
+def file_part(name: str) -> str:
+    """`name` with everything but letters, digits, dot, underscore and minus replaced by a minus."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+
+
+def figure_2_name(concept: str, *, error_term: bool = False) -> str:
+    """File of Figure 2: AUROC against k for all models of one concept."""
+    return f"figure_2_{file_part(concept)}{'_error_term' if error_term else ''}.png"
+
+
+def figure_3_name(model: str, concept: str) -> str:
+    """File of Figure 3: heatmaps of the best latents over images."""
+    return f"figure_3_{file_part(model)}_{file_part(concept)}.png"
+
+
+def figure_4_name(model: str, concept: str) -> str:
+    """File of Figures 4 and 5: mean activation of every live latent in one class against the other."""
+    return f"figure_4_{file_part(model)}_{file_part(concept)}.png"
+
+
+def readable(name: str) -> str:
+    """A concept's name for readers: "Suspicious_Calcification" becomes "Suspicious calcification"."""
+    words = name.replace("_", " ")
+    return words[:1].upper() + words[1:].lower() if "_" in name else words

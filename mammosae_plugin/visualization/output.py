@@ -1,0 +1,147 @@
+"""Everything a study draws and tabulates, in two calls: `write_figures` and `write_tables`."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from mammosae_plugin.visualization.curves import plot_sweeps
+from mammosae_plugin.visualization.heatmaps import plot_heatmaps
+from mammosae_plugin.visualization.names import (
+    FIGURES_FOLDER,
+    TABLES_FOLDER,
+    figure_2_name,
+    figure_3_name,
+    figure_4_name,
+    readable,
+)
+from mammosae_plugin.visualization.results import (
+    Results,
+    concepts,
+    frame,
+    may_show_images,
+    model_names,
+    pairs,
+    reference_auroc,
+)
+from mammosae_plugin.visualization.scatter import plot_class_means
+from mammosae_plugin.visualization.style import save_figure
+from mammosae_plugin.visualization.tables import (
+    table_1,
+    table_2,
+    table_interventions,
+    table_rankings,
+    write_table,
+)
+
+
+@dataclass(frozen=True)
+class HeatmapPanels:
+    """What Figure 3 of one model and concept shows; fields as in `plot_heatmaps`.
+
+    Attributes:
+        model: the model's name.
+        concept: the concept.
+        images: uint8 (H, W) each, of one size.
+        heatmaps: (n_images, n_latents, h, w) activations on the feature grid.
+        boxes: annotated boxes per image, (n, 4) xyxy in image pixels.
+        latents: the latents, best first.
+        activations: (n_images, n_latents) mean activation over positions.
+        titles: a short caption per image.
+    """
+
+    model: str
+    concept: str
+    images: list[np.ndarray]
+    heatmaps: np.ndarray
+    boxes: list[np.ndarray]
+    latents: list[int]
+    activations: np.ndarray
+    titles: list[str]
+
+
+def write_figures(
+    results: Results,
+    class_means: pd.DataFrame,
+    heatmap_panels: Iterable[HeatmapPanels],
+    results_folder: str | os.PathLike[str],
+) -> list[Path]:
+    """Draw Figures 2, 3 and 4/5 of a study into `<results_folder>/figures`; returns the files written.
+
+    Args:
+        results: the content of `results.json`.
+        class_means: columns model, concept, latent, score_mean_0, score_mean_1, ... (live latents only).
+        heatmap_panels: one entry per Figure 3, consumed one at a time (a generator keeps memory small). It is not
+            touched at all when the images are patients' and the config does not ask for images.
+        results_folder: the study's results folder.
+    """
+    folder = Path(results_folder) / FIGURES_FOLDER
+    written: list[Path] = []
+    for concept in concepts(results):
+        models = model_names(results, concept)
+        references = {model: reference_auroc(results, model, concept) for model in models}
+        for error_term in (False, True):
+            rows = frame(results["interventions"], concept=concept, error_term=error_term)
+            if len(rows):
+                kept = "with the SAE's error term" if error_term else "interventions on the best latents"
+                written.append(folder / figure_2_name(concept, error_term=error_term))
+                figure = plot_sweeps(
+                    rows, models=models, title=f"{readable(concept)}: {kept}", reference_aurocs=references
+                )
+                save_figure(figure, written[-1])
+    for model, concept in pairs(results):
+        rows = class_means[(class_means["model"] == model) & (class_means["concept"] == concept)]
+        if len(rows):
+            written.append(folder / figure_4_name(model, concept))
+            save_figure(_class_means(results, rows, model, concept), written[-1])
+    if may_show_images(results):
+        for panels in heatmap_panels:
+            written.append(folder / figure_3_name(panels.model, panels.concept))
+            figure = plot_heatmaps(
+                panels.images,
+                panels.heatmaps,
+                panels.boxes,
+                panels.latents,
+                panels.activations,
+                titles=panels.titles,
+                title=f"{panels.model}, {readable(panels.concept)}: where the best latents fire",
+            )
+            save_figure(figure, written[-1], dpi=160)
+    return written
+
+
+def _class_means(results: Results, rows: pd.DataFrame, model: str, concept: str) -> Figure:
+    # A concept of many classes (density, BI-RADS) has a score per class: the outermost two stand against each other.
+    last = max(
+        int(column.removeprefix("score_mean_"))
+        for column in rows.columns
+        if column.startswith("score_mean_") and rows[column].notna().any()
+    )
+    named = [(row["latent"], row["role"]) for row in results["named_latents"].get(f"{model}/{concept}", [])]
+    live = set(rows["latent"])
+    words = readable(concept)
+    names = (f"images without {words.lower()}", f"images with {words.lower()}")
+    return plot_class_means(
+        rows["score_mean_0"].to_numpy(),
+        rows[f"score_mean_{last}"].to_numpy(),
+        rows["latent"].to_numpy(),
+        [(latent, role) for latent, role in named if latent in live],
+        title=f"{model}, {words}: class means of the live latents",
+        class_names=names if last == 1 else (f"class 0 of {words.lower()}", f"class {last} of {words.lower()}"),
+    )
+
+
+def write_tables(results: Results, results_folder: str | os.PathLike[str]) -> list[Path]:
+    """Write Tables 1 and 2, the rankings and the interventions into `<results_folder>/tables`, each in three forms."""
+    folder = Path(results_folder) / TABLES_FOLDER
+    tables = (
+        (table_1(results), "table_1", "Classification on the test split without and with the SAE (95 % intervals)."),
+        (table_2(results), "table_2", "Localization: average precision of boxes from each of the best latents."),
+        (table_rankings(results), "rankings", "The ten best latents of every class."),
+        (table_interventions(results), "interventions", "Interventions on groups of latents (Figure 2 in numbers)."),
+    )
+    return [path for table, name, caption in tables if len(table) for path in write_table(table, folder, name, caption)]

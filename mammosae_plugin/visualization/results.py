@@ -1,0 +1,265 @@
+"""The format of a study's `results.json`, its check on reading, and small helpers to look things up in it.
+
+Everything that figures, tables and the report know about a study comes from this file. A number that could not be
+computed (one class only, no boxes) is `null` in the file and NaN here.
+"""
+
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import read_json
+from mammosae_plugin.visualization.names import RESULTS_FILE
+
+if sys.version_info >= (3, 12):
+    from typing import NotRequired, TypedDict
+else:  # pydantic needs this one before Python 3.12
+    from typing_extensions import NotRequired, TypedDict
+
+FORMAT_VERSION = 1
+METRICS = ("auroc", "average_precision", "precision", "recall", "f1", "accuracy")
+
+Row = dict[str, Any]
+
+
+class Results(TypedDict):
+    """The content of `results.json`, format version 1."""
+
+    format_version: Literal[1]
+    title: str
+    paper_setting: bool
+    data_kind: Literal["phantom", "vindr"]
+    created: str
+    config: dict[str, Any]
+    provenance: dict[str, Any]
+    data: dict[str, Any]
+    models: list[Row]
+    sae: dict[str, Any]
+    sae_quality: list[Row]
+    reconstruction: list[Row]
+    rankings: list[Row]
+    interventions: list[Row]
+    localization: list[Row]
+    named_latents: dict[str, list[Row]]
+    checks: NotRequired[list[Row]]
+    timings: NotRequired[dict[str, float]]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Of(_Section):
+    model: str
+    concept: str
+
+
+class _Model(_Section):
+    name: str
+    concept: str
+    architecture: str
+    kind: str
+    hook_name: str
+
+
+class _Interval(_Of):
+    auroc: float | None
+    auroc_low: float | None
+    auroc_high: float | None
+
+
+class _Reconstruction(_Interval):
+    variant: Literal["without_sae", "with_sae", "difference"]
+
+
+class _Intervention(_Interval):
+    error_term: bool
+    mode: Literal["activate", "deactivate"]
+    k: int
+    n_latents: int
+    random_auroc_mean: float | None
+    random_auroc_low: float | None
+    random_auroc_high: float | None
+
+
+class _Quality(_Of):
+    split: str
+
+
+_Class = int | str
+
+
+class _Ranking(_Of):
+    model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
+    score: str
+    latents: list[int]
+    scores: list[float | None]
+
+
+class _Localization(_Of):
+    threshold: str
+    iou_threshold: float
+    rank: int
+    latent: int
+    average_precision: float | None
+
+
+class _Check(_Section):
+    name: str
+    value: float | None
+    threshold: float
+    direction: Literal[">=", "<=", ">", "<"]
+    passed: bool
+
+
+class _Split(_Section):
+    split: str
+    n_images: int
+    n_patients: int
+
+
+class _Concept(_Section):
+    concept: str
+    split: str
+    n_positive: int
+    n_images: int
+
+
+class _Data(_Section):
+    image_size: list[int]
+    unit: str
+    splits: list[_Split]
+    concepts: list[_Concept]
+    quarantine: list[Row]
+
+
+class _Sae(_Section):
+    d_in: int
+    d_sae: int
+
+
+class _Named(_Section):
+    latent: int
+    role: str
+
+
+class _Provenance(_Section):
+    packages: dict[str, str]
+    checkpoints: list[Row]
+
+
+class _ResultsCheck(_Section):
+    format_version: Literal[1]
+    title: str
+    paper_setting: bool
+    data_kind: Literal["phantom", "vindr"]
+    created: str
+    config: dict[str, Any]
+    provenance: _Provenance
+    data: _Data
+    models: list[_Model]
+    sae: _Sae
+    sae_quality: list[_Quality]
+    reconstruction: list[_Reconstruction]
+    rankings: list[_Ranking]
+    interventions: list[_Intervention]
+    localization: list[_Localization]
+    named_latents: dict[str, list[_Named]]
+    checks: list[_Check] = []
+    timings: dict[str, float] = {}
+
+
+_CHECK = TypeAdapter(_ResultsCheck)
+
+
+def validate_results(results: Any, *, where: str = RESULTS_FILE) -> Results:
+    """Give `results` back, typed, when it has the format; otherwise raise `InputError` that names the first flaw."""
+    try:
+        _CHECK.validate_python(results)
+    except ValidationError as error:
+        flaws = error.errors()
+        place = ".".join(str(part) for part in flaws[0]["loc"]) or "top level"
+        more = f" (and {len(flaws) - 1} more)" if len(flaws) > 1 else ""
+        raise InputError(
+            f"{where} is not a study's results: {place}: {flaws[0]['msg'].lower()}{more}; run the study again"
+        ) from None
+    return cast(Results, results)
+
+
+def load_results(results_folder: str | os.PathLike[str]) -> Results:
+    """Read and check `results.json` of a study's results folder.
+
+    Raises `InputError` when the file is missing, is no JSON, or lacks what the format asks for.
+    """
+    path = Path(results_folder) / RESULTS_FILE
+    return validate_results(read_json(path), where=str(path))
+
+
+def number(value: Any) -> float:
+    """A number of the results as float; `None` (null in the file) is NaN."""
+    return math.nan if value is None else float(value)
+
+
+def frame(rows: list[Row], **equal: Any) -> pd.DataFrame:
+    """The rows whose columns have the given values, as a data frame in which null in a numeric column is NaN."""
+    chosen = [row for row in rows if all(row.get(key) == value for key, value in equal.items())]
+    table = pd.DataFrame(chosen)
+    for column in table.columns:
+        if table[column].map(lambda cell: cell is None or isinstance(cell, int | float)).all() and not (
+            table[column].map(lambda cell: isinstance(cell, bool)).any()
+        ):
+            table[column] = pd.to_numeric(table[column])
+    return table
+
+
+def pairs(results: Results) -> list[tuple[str, str]]:
+    """(model, concept) of every model of the study, in the order in which the study lists them."""
+    return list(dict.fromkeys((row["name"], row["concept"]) for row in results["models"]))
+
+
+def concepts(results: Results) -> list[str]:
+    """The concepts of the study's models, in order, each once."""
+    return list(dict.fromkeys(concept for _, concept in pairs(results)))
+
+
+def model_names(results: Results, concept: str) -> list[str]:
+    """The models that predict `concept`, in order."""
+    return [name for name, of in pairs(results) if of == concept]
+
+
+def reconstruction_row(results: Results, model: str, concept: str, variant: str) -> Row:
+    """The metrics of one model and concept without the SAE, with it, or their difference; empty when there are none."""
+    for row in results["reconstruction"]:
+        if (row["model"], row["concept"], row["variant"]) == (model, concept, variant):
+            return row
+    return {}
+
+
+def reference_auroc(results: Results, model: str, concept: str) -> float:
+    """AUROC of the unmodified model (without the SAE), or NaN."""
+    return number(reconstruction_row(results, model, concept, "without_sae").get("auroc"))
+
+
+def recovered(auroc: float, reference: float) -> float:
+    """Share of the AUROC above chance that is left: (AUROC - 0.5) / (AUROC of the unmodified model - 0.5).
+
+    NaN when the unmodified model is itself no better than chance.
+    """
+    return (auroc - 0.5) / (reference - 0.5) if reference > 0.5 else math.nan
+
+
+def may_show_images(results: Results) -> bool:
+    """Whether figures may hold mammograms: always for phantoms, for patients' images only when the config asks for it.
+
+    The switch is `report: {include_images: true}` in the study's config.
+    """
+    if results["data_kind"] == "phantom":
+        return True
+    report = results["config"].get("report")
+    return isinstance(report, dict) and report.get("include_images") is True

@@ -1,0 +1,176 @@
+"""Figures 4 and 5: mean activation of every live latent in images with the finding against images without it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.transforms import Bbox
+
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.visualization.style import (
+    BACKGROUND_LATENT,
+    CONCEPT_LATENT,
+    INK,
+    MUTED,
+    OTHER_LATENT,
+    figure_style,
+)
+
+_ROLES = {
+    "concept": (CONCEPT_LATENT, "^", "concept latent: fires more with the finding"),
+    "background": (BACKGROUND_LATENT, "s", "background latent: fires in both classes"),
+}
+
+
+def plot_class_means(
+    mean_0: np.ndarray,
+    mean_1: np.ndarray,
+    latents: np.ndarray,
+    named: Sequence[tuple[int, str]],
+    *,
+    title: str,
+    class_names: tuple[str, str] = ("images without the finding", "images with the finding"),
+) -> Figure:
+    """Class means (Equation 2 of the Mammo-SAE paper) of two classes against each other, one point per live latent.
+
+    Args:
+        mean_0: (n,) mean activation over positions and images of class 0, per live latent; not negative.
+        mean_1: (n,) the same for class 1.
+        latents: (n,) index of each latent.
+        named: (latent, role) of the latents to mark and label; role "concept" or "background".
+        title: heading of the figure.
+        class_names: what the two classes are, for the axes (x, y).
+
+    Both axes are logarithmic, with a place for zero, so that a latent that fires in one class only is still shown.
+    Raises `InputError` when the arrays differ in length or a named latent is not among `latents`.
+    """
+    x, y = np.asarray(mean_0, dtype=float), np.asarray(mean_1, dtype=float)
+    index = {int(latent): position for position, latent in enumerate(latents)}
+    if not len(x) == len(y) == len(index):
+        raise InputError(
+            f"class means need equally long arrays of distinct latents, got {len(x)}, {len(y)}, {len(index)}"
+        )
+    absent = [latent for latent, _ in named if latent not in index]
+    if absent:
+        raise InputError(f"named latents {absent[:3]} are not among the {len(index)} live latents")
+
+    with figure_style():
+        figure = Figure(figsize=(5.4, 5.6), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        top, smallest = _scales(axes, np.concatenate([x, y]))
+        axes.fill_between([0, top], [0, top], top, color=CONCEPT_LATENT, alpha=0.045, linewidth=0, zorder=0)
+        axes.plot(
+            [0, top], [0, top], color=MUTED, linewidth=0.9, linestyle=(0, (5, 3)), zorder=1, label="equal in both"
+        )
+        marked = np.zeros(len(x), dtype=bool)
+        marked[[index[latent] for latent, _ in named]] = True
+        axes.scatter(
+            x[~marked],
+            y[~marked],
+            s=9,
+            color=OTHER_LATENT,
+            alpha=0.75,
+            linewidth=0,
+            zorder=2,
+            label="other live latents",
+        )
+        for role, (color, marker, label) in _ROLES.items():
+            at = [index[latent] for latent, given in named if given == role]
+            if at:
+                axes.scatter(
+                    x[at],
+                    y[at],
+                    s=38,
+                    color=color,
+                    marker=marker,
+                    edgecolor="white",
+                    linewidth=0.6,
+                    zorder=4,
+                    label=label,
+                )
+        axes.set_xlabel(f"mean activation, {class_names[0]}")
+        axes.set_ylabel(f"mean activation, {class_names[1]}")
+        note: dict[str, Any] = {"transform": axes.transAxes, "fontsize": 8, "color": MUTED, "fontstyle": "italic"}
+        axes.text(0.02, 0.975, "fires more with the finding ↑", va="top", **note)
+        axes.text(0.98, 0.025, "fires more without it →", ha="right", **note)
+        figure.suptitle(title, x=0.01, ha="left")
+        figure.legend(loc="outside lower left", ncols=2)
+        _label(figure, axes, [(x[index[latent]], y[index[latent]], str(latent), role) for latent, role in named])
+    return figure
+
+
+def _scales(axes: Axes, values: np.ndarray) -> tuple[float, float]:
+    """Give both axes the same symmetric-log scale; returns its upper end and the start of the logarithmic part."""
+    positive = values[values > 0]
+    largest = float(positive.max()) if len(positive) else 1.0
+    # The smallest one in a hundred would stretch the axes over empty decades; they stand in the linear part near zero.
+    low = float(np.quantile(positive, 0.01)) if len(positive) else 0.1
+    threshold = 10.0 ** np.floor(np.log10(max(low, largest * 1e-7)))
+    top = largest * 1.8
+    decades = np.arange(int(round(np.log10(threshold))), int(np.floor(np.log10(top))) + 1)
+    ticks = [0.0, *(10.0**decade for decade in decades)]
+
+    def tick(value: float, _: object) -> str:
+        return f"{value:g}" if value == 0 or threshold >= 1e-3 else f"$10^{{{round(np.log10(value))}}}$"
+
+    for axis, set_scale, set_limits in (
+        (axes.xaxis, axes.set_xscale, axes.set_xlim),
+        (axes.yaxis, axes.set_yscale, axes.set_ylim),
+    ):
+        set_scale("symlog", linthresh=threshold, linscale=0.5)
+        set_limits(-0.12 * threshold, top)
+        axis.set_major_locator(FixedLocator(ticks))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(tick))
+    axes.set_aspect("equal", adjustable="box")
+    return top, threshold
+
+
+def _label(figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write each point's name beside it, at the nearest place free of other labels, marks and the frame."""
+    figure.draw_without_rendering()
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    frame = axes.get_window_extent(renderer)
+    unit = figure.dpi / 72  # one point in pixels
+    marks = [axes.transData.transform((x, y)) for x, y, _, _ in points]
+    taken = [Bbox.from_bounds(px - 4 * unit, py - 4 * unit, 8 * unit, 8 * unit) for px, py in marks]
+    angles = np.deg2rad([20, 160, -20, -160, 60, 120, -60, -120, 90, -90, 0, 180])
+    order = sorted(range(len(points)), key=lambda i: (-marks[i][1], marks[i][0]))
+    for i in order:
+        x, y, text, role = points[i]
+        probe = axes.text(0, 0, text, fontsize=8)
+        size = probe.get_window_extent(renderer)
+        probe.remove()
+        best: tuple[float, Bbox] | None = None
+        for radius in (9, 16, 25, 36, 50, 66):
+            for angle in angles:
+                cx = marks[i][0] + np.cos(angle) * (radius * unit + size.width / 2)
+                cy = marks[i][1] + np.sin(angle) * (radius * unit + size.height / 2)
+                box = Bbox.from_bounds(cx - size.width / 2, cy - size.height / 2, size.width, size.height)
+                grown = box.padded(1.5 * unit)
+                clash = sum(grown.overlaps(other) for other in taken)
+                outside = grown.x0 < frame.x0 or grown.x1 > frame.x1 or grown.y0 < frame.y0 or grown.y1 > frame.y1
+                cost = clash * 1000 + outside * 500 + radius
+                if best is None or cost < best[0]:
+                    best = (cost, box)
+        assert best is not None
+        taken.append(best[1])
+        at = axes.transData.inverted().transform(((best[1].x0 + best[1].x1) / 2, (best[1].y0 + best[1].y1) / 2))
+        color = _ROLES[role][0] if role in _ROLES else INK
+        axes.annotate(
+            text,
+            xy=(x, y),
+            xytext=(float(at[0]), float(at[1])),
+            ha="center",
+            va="center",
+            fontsize=8,
+            fontweight="bold",
+            color=color,
+            zorder=5,
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3},
+        )

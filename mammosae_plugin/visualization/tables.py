@@ -1,0 +1,310 @@
+"""Tables of a study as data frames, and their three printed forms: CSV for machines, Markdown and LaTeX for people.
+
+Cells that are measured values are `Estimate`s: a number with its interval. CSV keeps all digits and puts the ends of
+the interval into columns of their own (`auroc`, `auroc_low`, `auroc_high`); Markdown and LaTeX write
+0.951 [0.940, 0.962], with an en dash where there is no value.
+"""
+
+import csv
+import io
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mammosae_plugin.files import write_text
+from mammosae_plugin.visualization.names import readable
+from mammosae_plugin.visualization.results import (
+    METRICS,
+    Results,
+    Row,
+    number,
+    pairs,
+    reconstruction_row,
+    recovered,
+    reference_auroc,
+)
+
+MISSING = "–"
+_MINUS = "−"
+_VARIANTS = {"without_sae": "without SAE", "with_sae": "with SAE", "difference": "difference"}
+_HEADINGS = {
+    "auroc": "AUROC",
+    "average_precision": "AP",
+    "f1": "F1",
+    "n_rows": "Rows",
+    "n_positive": "Positive",
+    "n_patients": "Patients",
+    "n_latents": "Latents",
+    "n_live": "Live latents",
+    "random_auroc": "AUROC, random groups",
+    "mass_auroc": "AUROC, random groups of same activation",
+    "iou_threshold": "IoU",
+}
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "–": "--",
+    "−": "$-$",
+    "×": r"$\times$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured value with its interval, and how it is to be printed.
+
+    Attributes:
+        value: the point estimate; NaN prints as an en dash.
+        low: lower end of the interval, NaN without one.
+        high: upper end of the interval, NaN without one.
+        signed: print a plus before positive values, for differences.
+        best: the best of its row or column, printed in bold.
+    """
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    signed: bool = False
+    best: bool = False
+
+    @property
+    def point(self) -> str:
+        """The value alone, to three digits."""
+        return _fixed(self.value, self.signed)
+
+    @property
+    def interval(self) -> str:
+        """The interval in square brackets, or nothing."""
+        if math.isnan(self.low) or math.isnan(self.high):
+            return ""
+        return f"[{_fixed(self.low, self.signed)}, {_fixed(self.high, self.signed)}]"
+
+    def __str__(self) -> str:
+        return f"{self.point} {self.interval}".rstrip()
+
+
+def _fixed(value: float, signed: bool = False) -> str:
+    if not math.isfinite(value):
+        return MISSING
+    text = f"{value:.3f}"
+    if float(text) == 0:
+        return "0.000"
+    return text.replace("-", _MINUS) if value < 0 else f"+{text}" if signed else text
+
+
+def cell_text(column: str, cell: Any) -> str:
+    """A cell as people read it: three digits, an en dash for a missing value, concepts without underscores."""
+    if isinstance(cell, Estimate):
+        return str(cell)
+    if cell is None or (isinstance(cell, float) and not math.isfinite(cell)):
+        return MISSING
+    if isinstance(cell, bool):
+        return "yes" if cell else "no"
+    if isinstance(cell, float):
+        return f"{cell:.3g}".replace("-", _MINUS)
+    return readable(str(cell)) if column == "concept" else str(cell)
+
+
+def heading(column: str) -> str:
+    """A column's heading for people: "average_precision" is "AP", "rank_1" is "Rank 1"."""
+    words = column.replace("_", " ")
+    return _HEADINGS.get(column, words[:1].upper() + words[1:])
+
+
+def is_numeric(frame: pd.DataFrame, column: str) -> bool:
+    """Whether a column holds numbers (and is therefore set flush right)."""
+    cells = [cell for cell in frame[column] if cell is not None]
+    return bool(cells) and all(isinstance(c, Estimate | int | float) and not isinstance(c, bool) for c in cells)
+
+
+def to_csv(frame: pd.DataFrame) -> str:
+    """The frame as CSV with full precision; an `Estimate` with intervals takes three columns."""
+    intervals = {c: any(isinstance(cell, Estimate) and cell.interval for cell in frame[c]) for c in frame.columns}
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow([name for c in frame.columns for name in ((c, f"{c}_low", f"{c}_high") if intervals[c] else (c,))])
+    for record in frame.itertuples(index=False, name=None):
+        cells: list[str] = []
+        for column, cell in zip(frame.columns, record, strict=True):
+            estimate = cell if isinstance(cell, Estimate) else None
+            cells.append(_exact(estimate.value if estimate else cell))
+            if intervals[column]:
+                cells += [_exact(estimate.low if estimate else None), _exact(estimate.high if estimate else None)]
+        writer.writerow(cells)
+    return stream.getvalue()
+
+
+def _exact(cell: Any) -> str:
+    if cell is None or (isinstance(cell, float) and not math.isfinite(cell)):
+        return ""
+    if isinstance(cell, bool):
+        return "true" if cell else "false"
+    return repr(float(cell)) if isinstance(cell, float) else str(cell)
+
+
+def to_markdown(frame: pd.DataFrame, caption: str) -> str:
+    """The frame as a Markdown table under its caption; the best value of a row is in bold."""
+
+    def text(column: str, cell: Any) -> str:
+        plain = cell_text(column, cell).replace("|", "\\|").replace("\n", " ")
+        return f"**{plain}**" if isinstance(cell, Estimate) and cell.best else plain
+
+    rows = [[heading(c).replace("|", "\\|") for c in frame.columns]]
+    rows.append(["---:" if is_numeric(frame, c) else ":---" for c in frame.columns])
+    for record in frame.itertuples(index=False, name=None):
+        rows.append([text(c, cell) for c, cell in zip(frame.columns, record, strict=True)])
+    return f"{caption}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def to_latex(frame: pd.DataFrame, caption: str, label: str) -> str:
+    """The frame as a LaTeX table float (package booktabs), numbers flush right, special characters escaped."""
+
+    def text(column: str, cell: Any) -> str:
+        plain = escape_latex(cell_text(column, cell))
+        return rf"\textbf{{{plain}}}" if isinstance(cell, Estimate) and cell.best else plain
+
+    align = "".join("r" if is_numeric(frame, c) else "l" for c in frame.columns)
+    lines = [
+        "% needs \\usepackage{booktabs}",
+        r"\begin{table}[htbp]",
+        r"\centering",
+        rf"\caption{{{escape_latex(caption)}}}",
+        rf"\label{{tab:{label}}}",
+        rf"\begin{{tabular}}{{{align}}}",
+        r"\toprule",
+        " & ".join(escape_latex(heading(c)) for c in frame.columns) + r" \\",
+        r"\midrule",
+    ]
+    for record in frame.itertuples(index=False, name=None):
+        lines.append(" & ".join(text(c, cell) for c, cell in zip(frame.columns, record, strict=True)) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
+def escape_latex(text: str) -> str:
+    """`text` with every character that LaTeX would interpret written so that it prints."""
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def write_table(frame: pd.DataFrame, folder: str | os.PathLike[str], name: str, caption: str) -> list[Path]:
+    """Write `<name>.csv`, `<name>.md` and `<name>.tex` into `folder`; returns the three paths."""
+    texts = {".csv": to_csv(frame), ".md": to_markdown(frame, caption), ".tex": to_latex(frame, caption, name)}
+    paths = []
+    for suffix, text in texts.items():
+        paths.append(Path(folder) / f"{name}{suffix}")
+        write_text(paths[-1], text)
+    return paths
+
+
+def estimate(row: Row, name: str, *, signed: bool = False) -> Estimate:
+    """The value `name` of a row of results with its interval `<name>_low`, `<name>_high`."""
+    return Estimate(number(row.get(name)), number(row.get(f"{name}_low")), number(row.get(f"{name}_high")), signed)
+
+
+def table_1(results: Results) -> pd.DataFrame:
+    """Table 1 of the paper: every model without the SAE, with it, and the paired difference (with minus without)."""
+    rows: list[Row] = []
+    for model, concept in pairs(results):
+        for variant, words in _VARIANTS.items():
+            row = reconstruction_row(results, model, concept, variant)
+            if row:
+                signed = variant == "difference"
+                values = {metric: estimate(row, metric, signed=signed) for metric in METRICS}
+                rows.append({"model": model, "concept": concept, "variant": words, **values})
+    return pd.DataFrame(rows, columns=["model", "concept", "variant", *METRICS])
+
+
+def table_2(results: Results) -> pd.DataFrame:
+    """Table 2 of the paper: average precision of boxes from each of the best latents; the best of a row is marked.
+
+    One row per model, concept, threshold and IoU; columns rank_1, rank_2, ... hold the average precision of the latent
+    of that rank, `best_latent` the index of the best one.
+    """
+    groups: dict[tuple[str, str, str, float], list[Row]] = {}
+    for row in results["localization"]:
+        key = (row["model"], row["concept"], row["threshold"], float(row["iou_threshold"]))
+        groups.setdefault(key, []).append(row)
+    n_ranks = max((row["rank"] for row in results["localization"]), default=0)
+    ranks = range(1, n_ranks + 1)
+    order = {pair: position for position, pair in enumerate(pairs(results))}
+    rows: list[Row] = []
+    for key in sorted(groups, key=lambda key: order.get(key[:2], len(order))):
+        by_rank = {row["rank"]: row for row in groups[key]}
+        values = {rank: number(row["average_precision"]) for rank, row in by_rank.items()}
+        best = max((rank for rank in values if values[rank] > 0), key=lambda rank: (values[rank], -rank), default=None)
+        rows.append(
+            dict(zip(("model", "concept", "threshold", "iou_threshold"), key, strict=True))
+            | {f"rank_{r}": Estimate(values.get(r, math.nan), best=r == best) for r in ranks}
+            | {"best_latent": by_rank[best]["latent"] if best is not None else None}
+        )
+    columns = ["model", "concept", "threshold", "iou_threshold", *(f"rank_{r}" for r in ranks), "best_latent"]
+    return pd.DataFrame(rows, columns=columns).astype({"best_latent": object})
+
+
+def table_rankings(results: Results, *, n_best: int = 10) -> pd.DataFrame:
+    """The `n_best` latents of every class, best first: one row per model, concept, score, class and rank."""
+    rows: list[Row] = []
+    for ranking in results["rankings"]:
+        roles = {
+            row["latent"]: row["role"]
+            for row in results["named_latents"].get(f"{ranking['model']}/{ranking['concept']}", [])
+        }
+        test_means = ranking.get("test_mean_activation") or []
+        for position, latent in enumerate(ranking["latents"][:n_best]):
+            rows.append(
+                {
+                    "model": ranking["model"],
+                    "concept": ranking["concept"],
+                    "score": ranking["score"],
+                    "class": str(ranking["class"]),
+                    "rank": position + 1,
+                    "latent": latent,
+                    "class_score": number(ranking["scores"][position]),
+                    "test_mean_activation": number(test_means[position]) if position < len(test_means) else math.nan,
+                    "role": roles.get(latent),
+                }
+            )
+    columns = ["model", "concept", "score", "class", "rank", "latent", "class_score", "test_mean_activation", "role"]
+    return pd.DataFrame(rows, columns=columns).astype({"role": object})
+
+
+def table_interventions(results: Results) -> pd.DataFrame:
+    """Figure 2 in numbers: one row per model, concept, error term, mode and k, with random groups beside each group.
+
+    The intervals of `random_auroc` and `mass_auroc` are the smallest and largest AUROC of the random groups.
+    """
+    rows: list[Row] = []
+    for row in results["interventions"]:
+        reference = reference_auroc(results, row["model"], row["concept"])
+        rows.append(
+            {key: row[key] for key in ("model", "concept", "error_term", "mode", "k", "n_latents")}
+            | {metric: estimate(row, metric) for metric in METRICS}
+            | {"auroc_recovered": Estimate(recovered(number(row["auroc"]), reference))}
+            | {
+                f"{kind}_auroc": Estimate(
+                    number(row.get(f"{kind}_auroc_mean")),
+                    number(row.get(f"{kind}_auroc_low")),
+                    number(row.get(f"{kind}_auroc_high")),
+                )
+                for kind in ("random", "mass")
+            }
+        )
+    columns = ["model", "concept", "error_term", "mode", "k", "n_latents", *METRICS]
+    return pd.DataFrame(rows, columns=[*columns, "auroc_recovered", "random_auroc", "mass_auroc"])
