@@ -5,13 +5,23 @@ are in TransformerLens, and a Mammo-SAE file becomes a SAELens SAE.
 """
 
 from mammosae_plugin.adapters.checkpoints import CheckpointFormatError, UnsafeCheckpointError
+from mammosae_plugin.adapters.hooked_vision_model import HookedVisionModel
 from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier, load_mammo_clip, new_classifier, save_classifier
+from mammosae_plugin.adapters.vision_sae import (
+    load_vision_sae,
+    vision_sae_disk_loader,
+    vision_sae_huggingface_loader,
+)
 
 __all__ = [
     "CheckpointFormatError",
+    "HookedVisionModel",
     "MammoClipClassifier",
     "UnsafeCheckpointError",
     "load_mammo_clip",
+    "load_vision_sae",
     "new_classifier",
     "save_classifier",
+    "vision_sae_disk_loader",
+    "vision_sae_huggingface_loader",
 ]

@@ -192,13 +192,13 @@ class MammoClipClassifier(nn.Module):
             self._pad_statically(path, padding)
         layers = [*(path for path, _ in _blocks(self.blocks)), "bn2"]
         self.layer_aliases = {f"layer_{number}": path for number, path in enumerate(layers)}
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     def forward_features(self, images: torch.Tensor) -> torch.Tensor:
         """The final map, after conv_head, batch norm and activation: images (B, 3, H, W) -> (B, C, h, w)."""
         x = images.contiguous(memory_format=torch.channels_last)
         x = self.bn1(self.conv_stem(x))
-        return self.bn2(self.conv_head(self.blocks(x)))
+        return self.bn2(self.conv_head(self.blocks(x)))  # type: ignore[no-any-return]
 
     def forward_head(self, feature_map: torch.Tensor) -> torch.Tensor:
         """Global average pool, dropout (in training only), linear layer.
