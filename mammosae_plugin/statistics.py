@@ -7,6 +7,7 @@ metric: the rows are sorted once, and all resamples are evaluated together from 
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array
 from scipy.special import logsumexp
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
 
@@ -127,7 +128,7 @@ def bootstrap_metrics(
     is_class = labels == classes[:, None]
     is_predicted = predicted == classes[:, None]
     counted = np.concatenate([is_class, is_predicted, is_class & is_predicted, (predicted == labels)[None]])
-    counted_as_float = counted.astype(np.float64)
+    counts = csr_array(counted.astype(np.float64))
 
     n_bootstrap = len(multiplicities)
     values = {name: np.empty(n_bootstrap) for name in METRICS}
@@ -135,7 +136,7 @@ def bootstrap_metrics(
         block = slice(start, min(start + _RESAMPLES_PER_BLOCK, n_bootstrap))
         weights = np.ascontiguousarray(multiplicities[block].T, dtype=np.float64)
         total = weights.sum(axis=0)
-        sums = counted_as_float @ weights
+        sums = counts @ weights
         actual, called, hit = np.split(sums[:-1], 3)
         ranked = [ranking.metrics(weights) for ranking in rankings]
         values["auroc"][block] = np.mean([auroc for auroc, _ in ranked], axis=0)
@@ -238,8 +239,10 @@ def _decisions(
     if logits.shape[1] == 1:
         scores = np.concatenate([-logits, logits], axis=1)
         return np.array([1]), scores, (logits[:, 0] > 0).astype(np.int64)
-    others = np.stack([logsumexp(np.delete(logits, c, axis=1), axis=1) for c in range(logits.shape[1])], axis=1)
-    return np.unique(labels), logits - others, logits.argmax(axis=1).astype(np.int64)
+    # Sorted differences, so that rows with equal odds get equal scores to the last bit and tie.
+    margins = [np.sort(np.delete(logits, c, axis=1) - logits[:, [c]], axis=1) for c in range(logits.shape[1])]
+    scores = np.stack([-logsumexp(margin, axis=1) for margin in margins], axis=1)
+    return np.unique(labels), scores, logits.argmax(axis=1).astype(np.int64)
 
 
 def _checked(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

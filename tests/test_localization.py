@@ -1,0 +1,312 @@
+import numpy as np
+import pytest
+import torch
+from helpers_tables import make_table
+from scipy import ndimage
+from torchmetrics.detection import MeanAveragePrecision
+
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.localization import (
+    Threshold,
+    average_precision,
+    heatmap,
+    heatmap_boxes,
+    localize,
+    localize_thresholds,
+)
+
+
+def flood_fill_boxes(values, threshold, min_area):
+    """Regions above the threshold by walking to the eight neighbours, one pixel at a time."""
+    open_pixels = {(int(y), int(x)) for y, x in zip(*np.nonzero(values > threshold), strict=True)}
+    found = []
+    while open_pixels:
+        region, edge = set(), [open_pixels.pop()]
+        while edge:
+            y, x = edge.pop()
+            region.add((y, x))
+            near = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & open_pixels
+            open_pixels -= near
+            edge += near
+        ys, xs = zip(*region, strict=True)
+        box = (min(xs), min(ys), max(xs) + 1, max(ys) + 1)
+        if (box[2] - box[0]) * (box[3] - box[1]) >= min_area:
+            found.append((*box, max(float(values[pixel]) for pixel in region)))
+    return sorted(found)
+
+
+def found_boxes(*arguments, **keywords):
+    boxes, scores = heatmap_boxes(*arguments, **keywords)
+    assert boxes.shape == (len(scores), 4)
+    return sorted((*map(int, box), float(score)) for box, score in zip(boxes, scores, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse", "signed", "steps"])
+def test_boxes_equal_those_of_a_flood_fill_above_the_percentile(kind):
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        values = ndimage.gaussian_filter(rng.normal(size=(37, 26)), 1.2).astype(np.float32)
+        values = {
+            "dense": np.abs(values),
+            "sparse": np.maximum(values - 0.3, 0),
+            "signed": values,
+            "steps": np.round(np.abs(values), 1),
+        }[kind]
+        for percentile in (0, 50, 73.21, 95, 99.9, 100):
+            threshold = np.percentile(values.astype(np.float64), percentile)
+            expected = flood_fill_boxes(values, threshold, 6)
+            assert found_boxes(values, percentile=percentile, min_area=6) == expected
+
+
+def test_boxes_equal_those_of_a_flood_fill_above_a_share_of_the_maximum():
+    rng = np.random.default_rng(1)
+    for relative in (0.0, 0.3, 0.8):
+        values = np.abs(ndimage.gaussian_filter(rng.normal(size=(37, 26)), 1.2)).astype(np.float32)
+        assert found_boxes(values, relative=relative) == flood_fill_boxes(values, relative * values.max(), 10)
+
+
+def test_a_box_ends_one_pixel_past_its_region_and_scores_its_maximum():
+    values = np.zeros((20, 30), dtype=np.float32)
+    values[4:8, 10:15] = 2
+    values[5, 11] = 7
+    boxes, scores = heatmap_boxes(values)
+    assert boxes.tolist() == [[10, 4, 15, 8]]
+    assert scores.tolist() == [7]
+    assert boxes.dtype == np.float32
+
+
+def test_regions_that_touch_at_a_corner_are_one():
+    values = np.zeros((20, 20))
+    values[2:6, 2:6] = values[6:10, 6:10] = 1
+    assert found_boxes(values, percentile=90) == [(2, 2, 10, 10, 1.0)]
+
+
+def test_pixels_at_the_threshold_are_not_above_it():
+    values = np.zeros((20, 20))
+    values[2:7, 2:7] = 1.0
+    values[12:17, 12:17] = 0.25
+    assert found_boxes(values, relative=0.25) == [(2, 2, 7, 7, 1.0)]
+    assert len(found_boxes(values, relative=0.24)) == 2
+
+
+def test_small_rectangles_are_dropped_by_their_area():
+    values = np.zeros((20, 20))
+    values[1:4, 1:4] = 1
+    values[10:12, 3:8] = 2
+    assert found_boxes(values, percentile=90) == [(3, 10, 8, 12, 2.0)]
+    assert len(found_boxes(values, percentile=90, min_area=9)) == 2
+
+
+def test_a_map_that_is_zero_or_constant_has_no_box():
+    for relative in (None, 0.0, 0.3):
+        assert found_boxes(np.zeros((20, 20)), relative=relative) == []
+        assert found_boxes(np.full((20, 20), -1.0), relative=relative) == []
+    assert found_boxes(np.ones((20, 20))) == []
+
+
+def test_bad_heatmaps_and_thresholds_are_errors():
+    for values in (np.zeros(4), np.zeros((0, 3)), np.full((4, 4), np.nan)):
+        with pytest.raises(InputError, match="expected finite values"):
+            heatmap_boxes(values)
+    with pytest.raises(InputError, match="percentile is 101"):
+        heatmap_boxes(np.zeros((4, 4)), percentile=101)
+    with pytest.raises(InputError, match="relative is 30"):
+        heatmap_boxes(np.zeros((4, 4)), relative=30)
+
+
+def test_the_heatmap_is_the_bilinear_interpolation_between_pixel_centres():
+    latent_map = np.random.default_rng(0).random((5, 4)).astype(np.float32)
+    result = heatmap(latent_map, (40, 28))
+    y = np.clip((np.arange(40) + 0.5) * 5 / 40 - 0.5, 0, 4)
+    x = np.clip((np.arange(28) + 0.5) * 4 / 28 - 0.5, 0, 3)
+    expected = ndimage.map_coordinates(latent_map.astype(np.float64), np.meshgrid(y, x, indexing="ij"), order=1)
+    assert result == pytest.approx(expected, abs=1e-6)
+    assert result.dtype == np.float32
+    with pytest.raises(InputError, match=r"expected \(h, w\)"):
+        heatmap(np.zeros((1, 5, 4)), (40, 28))
+
+
+def random_boxes(rng, n):
+    """Boxes on a coarse grid, so that many overlap, some are equal, and IoUs tie."""
+    corner, size = rng.integers(0, 12, size=(n, 2)), rng.integers(2, 10, size=(n, 2))
+    return np.concatenate([corner, corner + size], axis=1).astype(np.float64)
+
+
+def random_detections(rng, *, ties):
+    n_images = rng.integers(1, 7)
+    truth = [random_boxes(rng, rng.integers(0, 5)) for _ in range(n_images)]
+    predictions = []
+    for boxes in truth:
+        n = rng.integers(0, 9)
+        near = boxes[rng.integers(len(boxes), size=n)] + rng.integers(-2, 3, size=(n, 4)) if len(boxes) else None
+        predicted = random_boxes(rng, n) if near is None else near
+        predicted[:, 2:] = np.maximum(predicted[:, 2:], predicted[:, :2] + 1)
+        scores = rng.integers(1, 4, size=n) / 4 if ties else rng.random(n)
+        predictions.append((predicted, scores))
+    return predictions, truth
+
+
+def torchmetrics_average_precision(predictions, truth, iou_threshold):
+    """The mean over recall thresholds between the steps of recall is the all-point interpolated AP."""
+    n_truth = sum(len(boxes) for boxes in truth)
+    metric = MeanAveragePrecision(
+        iou_type="bbox",
+        iou_thresholds=[iou_threshold],
+        rec_thresholds=[(i + 0.5) / n_truth for i in range(n_truth)],
+        max_detection_thresholds=[1, 10, 100],
+    )
+    metric.update(
+        [
+            {
+                "boxes": torch.as_tensor(boxes, dtype=torch.float32),
+                "scores": torch.as_tensor(scores, dtype=torch.float32),
+                "labels": torch.zeros(len(boxes), dtype=torch.int64),
+            }
+            for boxes, scores in predictions
+        ],
+        [
+            {"boxes": torch.as_tensor(boxes, dtype=torch.float32), "labels": torch.zeros(len(boxes), dtype=torch.int64)}
+            for boxes in truth
+        ],
+    )
+    return float(metric.compute()["map"])
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("iou_threshold", [0.25, 0.5])
+def test_average_precision_equals_torchmetrics_on_random_boxes(iou_threshold, ties):
+    rng = np.random.default_rng(int(ties))
+    values = []
+    for _ in range(60):
+        predictions, truth = random_detections(rng, ties=ties)
+        if not sum(len(boxes) for boxes in truth):
+            continue
+        value = average_precision(predictions, truth, iou_threshold=iou_threshold)
+        values.append(value)
+        assert value == pytest.approx(torchmetrics_average_precision(predictions, truth, iou_threshold), abs=1e-6)
+    assert len(values) > 50
+    assert len(set(np.round(values, 6))) > 30
+
+
+BOX = [[0.0, 0, 10, 10]]
+
+
+def test_a_perfect_prediction_has_average_precision_one():
+    assert average_precision([(BOX, [0.2])], [BOX]) == 1
+    assert average_precision([(BOX, [0.2])], [BOX], iou_threshold=1.0) == 1
+
+
+def test_an_iou_exactly_at_the_threshold_counts():
+    quarter = [[0.0, 0, 5, 5]]
+    assert average_precision([(quarter, [1.0])], [BOX], iou_threshold=0.25) == 1
+    assert average_precision([(quarter, [1.0])], [BOX], iou_threshold=0.2501) == 0
+
+
+def test_each_box_is_matched_once_and_in_the_order_of_scores():
+    twice = [BOX[0], BOX[0]]
+    assert average_precision([(twice, [0.9, 0.8])], [BOX]) == 1  # the double comes after full recall
+    miss_first = [[50.0, 50, 60, 60], BOX[0]]
+    assert average_precision([(miss_first, [0.9, 0.8])], [BOX]) == 0.5
+    assert average_precision([(miss_first, [0.8, 0.9])], [BOX]) == 1
+
+
+def test_interpolation_takes_the_best_precision_at_this_recall_or_above():
+    away = [50.0, 50, 60, 60]
+    truth = [[0.0, 0, 10, 10], [20, 20, 30, 30], [80, 80, 90, 90]]
+    predicted = [away, truth[0], truth[1]]
+    # Hits at ranks 2 and 3: precisions 1/2 and 2/3, so 2/3 twice; the third box is never found.
+    assert average_precision([(predicted, [3, 2, 1])], [truth]) == pytest.approx(2 * (2 / 3) / 3)
+
+
+def test_images_compete_by_score_and_empty_images_count_their_false_alarms():
+    none = np.zeros((0, 4))
+    assert average_precision([(BOX, [0.5]), (BOX, [0.9])], [BOX, none]) == 0.5
+    assert average_precision([(BOX, [0.5]), (none, [])], [BOX, none]) == 1
+    assert average_precision([(none, []), (none, [])], [BOX, none]) == 0
+    assert average_precision([([], [])], [BOX]) == 0
+
+
+def test_average_precision_without_ground_truth_is_an_error():
+    with pytest.raises(ValueError, match="undefined without a ground-truth box"):
+        average_precision([(BOX, [0.5])], [np.zeros((0, 4))])
+    with pytest.raises(ValueError, match="undefined without a ground-truth box"):
+        average_precision([], [])
+
+
+def test_misshapen_predictions_are_errors():
+    with pytest.raises(InputError, match="2 images have predictions, but 1 have ground truth"):
+        average_precision([(BOX, [1]), (BOX, [1])], [BOX])
+    with pytest.raises(InputError, match="image 0 has predictions of shape"):
+        average_precision([([[0, 0, 1]], [1])], [BOX])
+    with pytest.raises(InputError, match="image 0 has 1 predicted boxes: give one score for each"):
+        average_precision([(BOX, [1, 2])], [BOX])
+    with pytest.raises(InputError, match="without NaN"):
+        average_precision([(BOX, [np.nan])], [BOX])
+
+
+@pytest.mark.parametrize("options", [{}, {"relative": 0.3}, {"percentile": 80.0, "min_area": 30.0}])
+def test_localize_judges_each_latent_on_the_images_with_boxes(options):
+    table = make_table()
+    latents = [3, 30, 12]
+    results = localize(table, latents, "Mass", iou_threshold=0.1, **options)
+    assert results["rank"].tolist() == [1, 2, 3]
+    assert results["latent"].tolist() == latents
+
+    test = (table.images["split"] == "test").to_numpy()
+    images = [row for row in np.flatnonzero(test) if table.images.loc[row, "Mass"] == 1]
+    truth = [table.boxes(row, "Mass") for row in images]
+    for row in results.itertuples():
+        predictions = []
+        for image in images:
+            batch = torch.tensor(table.latents[image][..., row.latent], dtype=torch.float32)[None, None]
+            upsampled = torch.nn.functional.interpolate(batch, size=table.image_size, mode="bilinear")[0, 0].numpy()
+            predictions.append(heatmap_boxes(upsampled, **options))
+        assert row.n_images == len(images)
+        assert row.n_boxes == sum(map(len, truth)) > len(images)
+        assert row.n_predictions == sum(len(boxes) for boxes, _ in predictions)
+        assert row.average_precision == average_precision(predictions, truth, iou_threshold=0.1)
+    assert (results["n_predictions"] > 0).all()
+
+
+def test_several_thresholds_at_once_equal_one_at_a_time():
+    table = make_table()
+    thresholds = [Threshold(), Threshold(relative=0.3)]
+    together = localize_thresholds(table, [3, 8], "Mass", thresholds=thresholds, iou_thresholds=[0.1, 0.25])
+    assert len(together) == 8
+    for name, options in (("percentile 95", {}), ("relative 0.3", {"relative": 0.3})):
+        for iou_threshold in (0.1, 0.25):
+            chosen = together[(together["threshold"] == name) & (together["iou_threshold"] == iou_threshold)]
+            alone = localize(table, [3, 8], "Mass", iou_threshold=iou_threshold, **options)
+            assert chosen[alone.columns].reset_index(drop=True).equals(alone)
+
+
+def test_positive_images_without_a_box_are_left_out():
+    table = make_table()
+    positive = table.rows("Mass", split="test")
+    first = positive.image_rows[positive.labels == 1][0]
+    before = localize(table, [3], "Mass")
+    table.findings.loc[table.findings["image_row"] == first, ["xmin", "ymin", "xmax", "ymax"]] = np.nan
+    assert localize(table, [3], "Mass")["n_images"][0] == before["n_images"][0] - 1
+
+
+def test_a_latent_that_marks_the_boxes_localizes_and_a_dead_one_does_not():
+    table = make_table()
+    table.latents = np.zeros((len(table.images), *table.image_size, 2))
+    for row in range(len(table.images)):
+        for x0, y0, x1, y1 in table.boxes(row, "Mass").round().astype(int):
+            table.latents[row, y0:y1, x0:x1, 0] = 1
+    results = localize(table, [0, 1], "Mass", relative=0.3)
+    assert results["average_precision"][0] > 0.6
+    assert results["average_precision"][1] == 0
+    assert results["n_predictions"][1] == 0
+
+
+def test_nothing_to_localize_is_an_error():
+    table = make_table()
+    with pytest.raises(InputError, match="'density' is not a finding with boxes: choose one of Mass"):
+        localize(table, [1], "density")
+    with pytest.raises(InputError, match="keeps no map of latent 99"):
+        localize(table, [99], "Mass")
+    table.findings["xmin"] = np.nan
+    with pytest.raises(InputError, match="split 'test' has no image with a box of 'Mass'"):
+        localize(table, [1], "Mass")

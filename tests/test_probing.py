@@ -1,0 +1,150 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers_tables import PLANTED, make_table
+from safetensors.numpy import load_file
+
+from mammosae_plugin import probing
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.probing import RankedLatents, class_mean_latents, latent_roles, rank_latents
+
+PUBLISHED = Path(__file__).parent / "data/published_mean_latents_suspicious_calcification_finetuned.safetensors"
+
+
+def published_scores():
+    tensors = load_file(PUBLISHED)
+    return np.stack([tensors["class_0"], tensors["class_1"]]).astype(np.float64)
+
+
+def slow_class_mean(table, concept, split, label, unit="image"):
+    """Equation 2 written out: the mean over every position of every image (or row) of the class."""
+    rows = table.rows(concept, split=split, unit=unit)
+    positions = [
+        position
+        for image_row, row_label in zip(rows.image_rows, rows.labels, strict=True)
+        if row_label == label
+        for position in table.latents[image_row].reshape(-1, table.d_sae)
+    ]
+    return np.mean(positions, axis=0)
+
+
+@pytest.mark.parametrize("unit", ["image", "finding_row"])
+@pytest.mark.parametrize("concept", ["Mass", "density"])
+def test_class_means_are_means_over_all_positions_of_the_class(concept, unit):
+    table = make_table()
+    means = class_mean_latents(table, concept, split="training", unit=unit)
+    assert means.shape == (len(table.classes(concept)), table.d_sae)
+    for label in table.classes(concept):
+        assert means[label] == pytest.approx(slow_class_mean(table, concept, "training", label, unit), abs=1e-6)
+
+
+def test_class_means_use_only_the_images_of_the_split():
+    table = make_table()
+    training = class_mean_latents(table, "Mass")
+    assert not np.allclose(training, class_mean_latents(table, "Mass", split="test"))
+    table.latents[(table.images["split"] == "test").to_numpy()] = 0
+    assert np.array_equal(training, class_mean_latents(table, "Mass"))
+
+
+def test_class_means_do_not_depend_on_the_block_size(monkeypatch):
+    table = make_table()
+    whole = class_mean_latents(table, "Mass")
+    monkeypatch.setattr(probing, "_IMAGES_PER_BLOCK", 7)
+    assert class_mean_latents(table, "Mass") == pytest.approx(whole, abs=1e-12)
+
+
+@pytest.mark.parametrize("unit", ["image", "finding_row"])
+@pytest.mark.parametrize("concept", ["Suspicious_Calcification", "density"])
+def test_centered_means_weighted_by_image_counts_sum_to_zero(concept, unit):
+    table = make_table()
+    centered = class_mean_latents(table, concept, unit=unit, score="centered_mean")
+    labels = table.rows(concept, split="training", unit=unit).labels
+    counts = np.bincount(labels)
+    assert counts @ centered == pytest.approx(np.zeros(table.d_sae), abs=1e-12)
+    assert np.abs(centered).max() > 0.01
+
+
+def test_centered_means_are_class_means_minus_the_overall_mean():
+    table = make_table()
+    everything = table.latents[(table.images["split"] == "training").to_numpy()].mean(axis=(0, 1, 2))
+    centered = class_mean_latents(table, "Mass", score="centered_mean")
+    assert centered == pytest.approx(class_mean_latents(table, "Mass") - everything, abs=1e-6)
+
+
+def test_the_published_scores_obey_the_identity_of_centered_means():
+    class_0, class_1 = published_scores()
+    assert 37.28 * class_0 + class_1 == pytest.approx(np.zeros(16384), abs=2e-4 * np.abs(class_1).max())
+    alive = np.abs(class_1) > 0.1
+    assert -class_1[alive] / class_0[alive] == pytest.approx(np.full(alive.sum(), 37.28), abs=0.01)
+
+
+def test_the_published_scores_rank_the_latents_that_the_paper_names():
+    ranking = rank_latents(published_scores())
+    names = [13867, 15699, 15892, 15946, 2971, 13093, 2559, 11097, 14779, 12632]
+    assert ranking.indices[1, :10].tolist() == names
+    assert ranking.scores[1, :2] == pytest.approx([10.875, 2.530], abs=5e-4)
+    assert ranking.n_class == 2
+    assert ranking.d_sae == 16384
+
+
+@pytest.mark.parametrize("concept", PLANTED)
+def test_the_latent_that_stands_for_the_concept_ranks_first(concept):
+    table = make_table()
+    for score in ("mean", "centered_mean"):
+        means = class_mean_latents(table, concept, score=score)
+        ranking = rank_latents(means)
+        if score == "centered_mean":
+            assert ranking.indices[1, 0] == PLANTED[concept]
+        else:
+            assert (PLANTED[concept], "concept") in latent_roles(means, ranking, top=5)
+
+
+def test_rankings_are_permutations_sorted_by_falling_score():
+    scores = np.random.default_rng(0).normal(size=(3, 50))
+    ranking = rank_latents(scores)
+    assert np.array_equal(np.sort(ranking.indices, axis=1), np.tile(np.arange(50), (3, 1)))
+    assert (np.diff(ranking.scores, axis=1) <= 0).all()
+    assert np.array_equal(ranking.scores, np.take_along_axis(scores, ranking.indices, axis=1))
+
+
+def test_equal_scores_rank_by_rising_index():
+    ranking = rank_latents(np.array([[0.0, 1, 0, 1, -0.0, 2]]))
+    assert ranking.indices.tolist() == [[5, 1, 3, 0, 2, 4]]
+    assert ranking.indices.dtype == np.int64
+
+
+def test_scores_that_cannot_be_ranked_are_an_error():
+    with pytest.raises(InputError, match="1 class scores are NaN"):
+        rank_latents(np.array([[0.0, np.nan]]))
+    with pytest.raises(InputError, match=r"expected \(n_class, d_sae\)"):
+        rank_latents(np.zeros(5))
+
+
+def test_a_class_without_an_image_is_an_error_that_names_it():
+    table = make_table()
+    table.images["Mass"] = 0
+    with pytest.raises(InputError, match="split 'training' has no image of class 1 of 'Mass' among 64 rows"):
+        class_mean_latents(table, "Mass")
+    with pytest.raises(InputError, match="score 'median' is unknown"):
+        class_mean_latents(table, "density", score="median")
+
+
+def test_a_latent_strong_in_both_classes_is_background():
+    #                 both   concept  weak in 0  dead  only in 0
+    means = np.array([[5.0, 0.2, 1.0, 0, 3.0], [6.0, 8.0, 4.0, 0, 0.1]])
+    roles = latent_roles(means, rank_latents(means - means.mean(axis=0)), top=5)
+    assert dict(roles) == {0: "background", 1: "concept", 2: "concept", 4: "concept"}
+    assert [latent for latent, _ in roles][:2] == [1, 2]
+
+
+def test_a_latent_outside_the_top_of_class_0_is_not_background():
+    means = np.array([[5.0, 6.0, 4.9], [0.0, 0.1, 5.0]])
+    roles = latent_roles(means, rank_latents(means), top=1)
+    assert roles == [(2, "concept")]
+
+
+def test_roles_are_for_two_classes():
+    ranking = RankedLatents(np.zeros((4, 3), dtype=np.int64), np.zeros((4, 3)))
+    with pytest.raises(InputError, match="roles need two classes"):
+        latent_roles(np.zeros((4, 3)), ranking)
