@@ -7,6 +7,7 @@ allowed, for the length of the call. Everything else is refused by name.
 
 import os
 import pickle
+import pickletools
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -60,7 +61,7 @@ def read_torch_checkpoint(path: str | os.PathLike[str]) -> Any:
         with torch.serialization.safe_globals(ours):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
-        refused = _refused_name(str(error), is_pickle=is_zip or head.startswith(b"\x80"))
+        refused = _refused_name(str(error), is_pickle=is_zip or _is_plain_pickle(path))
         if refused is not None:
             raise UnsafeCheckpointError(
                 f"{path} asks for {refused}, which no checkpoint needs that this package reads; "
@@ -121,6 +122,15 @@ def _shape_of(value: Any) -> tuple[int, ...] | str:
 
 def _is_safetensors_header(head: bytes) -> bool:
     return len(head) == 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32
+
+
+def _is_plain_pickle(path: Path) -> bool:
+    """Whether the bytes are one or more pickle programs, of any protocol; they are parsed and not run."""
+    try:
+        with path.open("rb") as file:
+            return all(True for _ in pickletools.genops(file))
+    except Exception:  # what pickletools raises on other bytes is not specified
+        return False
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointFormatError:

@@ -327,23 +327,28 @@ def _read_saved_classifier(path: Path) -> MammoClipClassifier:
         raise CheckpointFormatError(f"{path} is damaged or no safetensors file: {error}") from error
     if header_text is None:
         raise CheckpointFormatError(f"{path} is a safetensors file, but not one that save_classifier wrote")
-    header = json.loads(header_text)
-    if header["format_version"] != _FORMAT_VERSION:
-        raise CheckpointFormatError(
-            f"{path} has format version {header['format_version']}; this release reads {_FORMAT_VERSION}, update it"
+    try:
+        header = json.loads(header_text)
+        if header["format_version"] != _FORMAT_VERSION:
+            raise CheckpointFormatError(
+                f"{path} has format version {header['format_version']}, and this release reads {_FORMAT_VERSION}; update it"
+            )
+        model = MammoClipClassifier(
+            _create(header["architecture"], header["n_class"]),
+            architecture=header["architecture"],
+            static_padding={name: (p[0], p[1], p[2], p[3]) for name, p in header["static_padding"].items()},
+            source={
+                "kind": "saved_classifier",
+                "files": [path.name],
+                "sha256": [sha256_of_file(path)],
+                "metadata": header["metadata"],
+                "trained_from": header["source"],
+            },
         )
-    model = MammoClipClassifier(
-        _create(header["architecture"], header["n_class"]),
-        architecture=header["architecture"],
-        static_padding={name: (p[0], p[1], p[2], p[3]) for name, p in header["static_padding"].items()},
-        source={
-            "kind": "saved_classifier",
-            "files": [path.name],
-            "sha256": [sha256_of_file(path)],
-            "metadata": header["metadata"],
-            "trained_from": header["source"],
-        },
-    )
+    except (KeyError, TypeError, IndexError, AttributeError, json.JSONDecodeError) as error:
+        raise CheckpointFormatError(
+            f"{path} has a damaged header at {_HEADER_KEY}: {type(error).__name__}: {error}"
+        ) from error
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     check_keys(state_dict, expected, where=str(path), what=f"a {header['architecture']} classifier")
     model.load_state_dict(state_dict)

@@ -1,0 +1,171 @@
+"""Foreign checkpoints are read without being run, and refused in one line that says why."""
+
+import os
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mammosae_plugin.adapters import CheckpointFormatError, UnsafeCheckpointError
+from mammosae_plugin.adapters.checkpoints import check_keys, read_torch_checkpoint
+from mammosae_plugin.errors import InputError
+
+
+class Touch:
+    """A pickle of this creates the file when it is run."""
+
+    def __init__(self, marker: Path, function: Any = os.system) -> None:
+        self.marker, self.function = marker, function
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        if self.function is os.system:
+            return os.system, (f"touch {self.marker}",)
+        return self.function, (f"open({str(self.marker)!r}, 'w').close()",)
+
+
+def message_of(path: Path, error_type: type[Exception]) -> str:
+    with pytest.raises(error_type) as caught:
+        read_torch_checkpoint(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+    return message
+
+
+def test_tensors_containers_and_numeric_numpy_values_are_read(tmp_path: Path) -> None:
+    saved = {
+        "model": {"weight": torch.arange(6.0).reshape(2, 3)},
+        "predictions": np.arange(4, dtype=np.float32),
+        "labels": np.array([True, False]),
+        "counts": np.arange(3),
+        "auroc": np.float64(0.979),
+        "accuracy": np.float32(0.5),
+        "epoch": 7,
+        "config": {"model": {"name": "clip", "layers": [1, (2, None)]}},
+    }
+    torch.save(saved, tmp_path / "good.pt")
+    found = read_torch_checkpoint(tmp_path / "good.pt")
+    assert torch.equal(found["model"]["weight"], saved["model"]["weight"])
+    for key in ("predictions", "labels", "counts"):
+        np.testing.assert_array_equal(found[key], saved[key])
+    assert {key: found[key] for key in ("auroc", "accuracy", "epoch", "config")} == {
+        key: saved[key] for key in ("auroc", "accuracy", "epoch", "config")
+    }
+
+
+@pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
+def test_numpy_values_are_read_under_the_module_names_of_numpy_1_and_2(tmp_path: Path, module: str) -> None:
+    path = tmp_path / "good.pt"
+    torch.save({"auroc": np.float64(0.75), "array": np.ones(2)}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    for name in (b"numpy.core.multiarray", b"numpy._core.multiarray"):
+        content = content.replace(b"c" + name + b"\n", b"c" + module.encode() + b"\n")
+    path.write_bytes(content)
+    found = read_torch_checkpoint(path)
+    assert found["auroc"] == 0.75
+    np.testing.assert_array_equal(found["array"], np.ones(2))
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")
+@pytest.mark.parametrize("function", [os.system, exec], ids=["os.system", "exec"])
+@pytest.mark.parametrize("how", ["torch", "torch legacy", "torch protocol 4", "pickle protocol 0", "pickle protocol 5"])
+def test_a_malicious_pickle_does_not_run_and_is_refused(tmp_path: Path, function: Any, how: str) -> None:
+    path, marker = tmp_path / "evil.pt", tmp_path / "it_ran"
+    content = {"model": Touch(marker, function)}
+    if how == "torch":
+        torch.save(content, path)
+    elif how == "torch legacy":
+        torch.save(content, path, _use_new_zipfile_serialization=False)
+    elif how == "torch protocol 4":
+        torch.save(content, path, pickle_protocol=4)
+    else:
+        path.write_bytes(pickle.dumps(content, protocol=int(how[-1])))
+    message = message_of(path, UnsafeCheckpointError)
+    assert not marker.exists()
+    if how in ("torch", "torch legacy"):
+        assert f" {function.__module__}.{function.__name__},".replace("builtins.", "") in message
+    if function is exec and how == "torch":  # the test can fail: an ordinary load does run it
+        torch.load(path, weights_only=False)
+        assert marker.exists()
+
+
+def test_whole_modules_and_object_or_text_arrays_are_refused_by_name(tmp_path: Path) -> None:
+    for value, name in (
+        (torch.nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
+        (np.array([{}], dtype=object), "ObjectDType"),
+        (np.array(["patient"]), "StrDType"),
+    ):
+        torch.save({"model": value}, tmp_path / "refused.pt")
+        assert name in message_of(tmp_path / "refused.pt", UnsafeCheckpointError)
+
+
+def test_the_allow_list_is_as_before_after_a_call(tmp_path: Path) -> None:
+    torch.save({"auroc": np.float64(0.5)}, tmp_path / "good.pt")
+    torch.save(Touch(tmp_path / "marker"), tmp_path / "evil.pt")
+    with torch.serialization.safe_globals([np.dtype, np.ndarray]):  # the user's own, two that we would add as well
+        before = set(torch.serialization.get_safe_globals())
+        read_torch_checkpoint(tmp_path / "good.pt")
+        message_of(tmp_path / "evil.pt", UnsafeCheckpointError)
+        assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_a_truncated_file_gives_one_clear_line(tmp_path: Path) -> None:
+    torch.save({"model": torch.zeros(100)}, tmp_path / "whole.pt")
+    content = (tmp_path / "whole.pt").read_bytes()
+    for length in (0, 2, 8, 100, len(content) // 2, len(content) - 1):
+        (tmp_path / "cut.pt").write_bytes(content[:length])
+        assert "truncated" in message_of(tmp_path / "cut.pt", CheckpointFormatError)
+
+
+def test_a_damaged_file_never_raises_anything_but_an_input_error(tmp_path: Path) -> None:
+    torch.save({"model": torch.zeros(3), "auroc": np.float64(1)}, tmp_path / "whole.pt")
+    content = (tmp_path / "whole.pt").read_bytes()
+    generator = random.Random(0)
+    refused = 0
+    for _ in range(200):
+        damaged = bytearray(content)
+        for _ in range(3):
+            damaged[generator.randrange(len(damaged))] = generator.randrange(256)
+        (tmp_path / "damaged.pt").write_bytes(damaged)
+        try:
+            read_torch_checkpoint(tmp_path / "damaged.pt")
+        except InputError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > 20
+
+
+def test_files_that_are_no_checkpoints_give_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "page.pt").write_text("<html><body>404: not found</body></html>\n")
+    (tmp_path / "notes.pt").write_text("these are my notes\n")
+    for name in ("page.pt", "notes.pt"):
+        assert "not a torch checkpoint" in message_of(tmp_path / name, CheckpointFormatError)
+    save_file({"weight": torch.zeros(2)}, tmp_path / "weights.pt")
+    assert "safetensors" in message_of(tmp_path / "weights.pt", CheckpointFormatError)
+
+
+def test_a_missing_path_and_a_folder_give_one_clear_line(tmp_path: Path) -> None:
+    assert "No such file" in message_of(tmp_path / "missing.pt", InputError)
+    assert "irectory" in message_of(tmp_path, InputError)
+
+
+def test_key_errors_name_the_first_few_and_count_all() -> None:
+    expected = {f"layer.{i}": (2, 3) for i in range(10)}
+    found = {f"layer.{i}": torch.zeros(2, 3) for i in range(5)} | {
+        "layer.0": torch.zeros(3, 2),
+        "other": torch.zeros(1),
+    }
+    with pytest.raises(CheckpointFormatError) as caught:
+        check_keys(found, expected, where="file.pt", what="a network")
+    assert str(caught.value) == (
+        "file.pt is not a network: of 10 keys, 5 missing (layer.5, layer.6, layer.7, ...), 1 unexpected (other), "
+        "1 of another shape (layer.0 (3, 2) instead of (2, 3))"
+    )
+    with pytest.raises(CheckpointFormatError, match=r"layer\.0 str instead of \(2, 3\)"):
+        check_keys({**found, "layer.0": "text"}, expected, where="file.pt", what="a network")
+    check_keys({key: torch.zeros(2, 3) for key in expected}, expected, where="file.pt", what="a network")
