@@ -28,6 +28,7 @@ _MANIFEST = "phantoms.json"
 _ORIGINAL_SCALE = 2  # the "original" images of the annotation file are twice as large as the prepared ones
 _DENSITY_SHARES = (0.15, 0.35, 0.35, 0.15)
 _GLAND_SHARES = (0.08, 0.22, 0.42, 0.62)  # of the breast's area that is glandular tissue, by density class
+_LESION_LEVEL = 1.0  # the brightness towards which a finding lifts the tissue
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 Array = npt.NDArray[np.float32]
@@ -244,7 +245,10 @@ class _Phantom:
             up = np.clip((nipple_y - y) / nipple_y, 0, 1)
             down = np.clip((y - nipple_y) / (fold_y - nipple_y), 0, 1)
             upper = top + (reach - top) * (0.5 + 0.5 * np.cos(np.pi * up ** power[0]))
-            lower = belly + (reach - belly) * (1 - down ** power[1]) ** 0.6
+            lower = reach * (1 - down ** power[1]) ** 0.58
+            flank = belly / (1 + np.exp((fold_y - 0.01 * height - y) / (0.02 * height)))
+            blend = 0.02 * width  # the fold under the breast is rounded
+            lower = blend * np.logaddexp(lower / blend, flank / blend) - blend * np.log(2) * (lower < 1)
             skin = np.where(y < nipple_y, upper, lower)
         skin = skin * (1 + wave * np.sin(5 * y / height + phase))
         size = rng.uniform(0.014, 0.02) * self.u  # of the nipple
@@ -267,7 +271,7 @@ class _Phantom:
     # -- findings --------------------------------------------------------------------------------------------------------
 
     def _draw_lesions(self) -> None:
-        """The added brightness of every finding (left-breast frame), and its box."""
+        """Every finding's opacity (left-breast frame), and its box."""
         self._layers: list[tuple[slice, slice, Array]] = []
         self._found: list[tuple[_Lesion, Box]] = []
         for lesion, seed in zip(self.view.lesions, self._lesion_seed.spawn(len(self.view.lesions)), strict=True):
@@ -333,7 +337,7 @@ class _Phantom:
         soft = rng.uniform(0.07, 0.14)
         body = _sigmoid((edge - distance / radius) / soft)
         grain = _noise(body.shape, 1.4, rng, low=1.5)
-        layer = body * (1 + 0.13 * grain) * (1.0 - 0.22 * np.clip(distance / radius, 0, 1.2) ** 2)
+        layer = body * (1 + 0.1 * grain) * (1.0 - 0.22 * np.clip(distance / radius, 0, 1.2) ** 2)
         if spiculated:
             for _ in range(rng.integers(9, 16)):
                 direction, length = rng.uniform(0, 2 * np.pi), rng.uniform(1.25, 1.65) * radius
@@ -347,7 +351,7 @@ class _Phantom:
                     * (along > 0)
                 )
                 layer = np.maximum(layer, 0.6 * spike * (1 - body) + layer)
-        return rows, columns, (rng.uniform(0.30, 0.42) * layer).astype(np.float32)
+        return rows, columns, np.clip(rng.uniform(0.55, 0.75) * layer, 0, 0.85).astype(np.float32)
 
     def _calcifications(
         self, center: tuple[float, float], side: float, rng: np.random.Generator
@@ -355,15 +359,14 @@ class _Phantom:
         """8 to 25 bright specks within an ellipse; sizes grow slower than the image, as specks are near the pixel's size."""
         rows, columns, dx, dy = self._window(center, 0.62 * side)
         layer = np.zeros_like(dx)
-        scale = (self.u / 202) ** 0.75  # 202 is u of 256 x 160 pixels
-        for _ in range(rng.integers(8, 26)):
-            radius, direction = 0.48 * side * np.sqrt(rng.random()), rng.uniform(0, 2 * np.pi)
+        scale = (self.u / 202) ** 0.65  # 202 is u of 256 x 160 pixels
+        for _ in range(rng.integers(10, 26)):
+            radius, direction = 0.48 * side * rng.random() ** 0.6, rng.uniform(0, 2 * np.pi)
             x, y = radius * np.cos(direction), radius * np.sin(direction)
-            layer = np.maximum(
-                layer, rng.uniform(0.6, 1.0) * _speck(dx - x, dy - y, rng.uniform(1.5, 2.8) * scale, rng)
-            )
+            diameter = float(np.clip(rng.lognormal(np.log(2.0), 0.25), 1.5, 3.0)) * scale
+            layer = np.maximum(layer, rng.uniform(0.55, 1.0) * _speck(dx - x, dy - y, diameter, rng))
         haze = np.exp(-2.5 * (dx**2 + dy**2) / (0.5 * side) ** 2)
-        return rows, columns, (0.5 * layer + 0.02 * haze).astype(np.float32)
+        return rows, columns, np.maximum(layer, 0.05 * haze).astype(np.float32)
 
     def _asymmetry(
         self, center: tuple[float, float], side: float, rng: np.random.Generator
@@ -374,7 +377,7 @@ class _Phantom:
         along, across = dx * np.cos(turn) + dy * np.sin(turn), dy * np.cos(turn) - dx * np.sin(turn)
         blob = np.exp(-4 * ((along / side) ** 2 + (across * stretch / side) ** 2))
         layer = np.clip(blob * (1 + 0.4 * _noise(blob.shape, 1.6, rng, low=2)) - 0.03, 0, None)
-        return rows, columns, (rng.uniform(0.11, 0.16) * layer * (self._depth[rows, columns] > 0)).astype(np.float32)
+        return rows, columns, (rng.uniform(0.16, 0.24) * layer * (self._depth[rows, columns] > 0)).astype(np.float32)
 
     def _skin_thickening(self, rng: np.random.Generator) -> tuple[slice, slice, Array]:
         """A bright broad band along a stretch of the skin."""
@@ -384,7 +387,7 @@ class _Phantom:
         stretch = np.exp(-(((y - middle) / (rng.uniform(0.07, 0.12) * height)) ** 4))
         band = _sigmoid((rng.uniform(0.022, 0.03) * self.u - self._depth) / (0.003 * self.u)) * (self._depth > 0)
         band = band * (np.abs(y - middle) < 0.25 * height)
-        return slice(0, height), slice(0, width), (0.28 * band * stretch).astype(np.float32)
+        return slice(0, height), slice(0, width), (0.38 * band * stretch).astype(np.float32)
 
     def _nipple_shadow(self, rng: np.random.Generator) -> tuple[slice, slice, Array]:
         """The density behind a nipple that is drawn in (the dent itself is part of the outline)."""
@@ -392,7 +395,7 @@ class _Phantom:
         x, y = self._nipple
         rows, columns, dx, dy = self._window((x - size, y), 4.5 * size)
         shadow = np.exp(-0.5 * ((dx / (1.5 * size)) ** 2 + (dy / size) ** 2)) * (self._depth[rows, columns] > 0)
-        return rows, columns, (0.3 * shadow).astype(np.float32)
+        return rows, columns, (0.45 * shadow).astype(np.float32)
 
     # -- tissue ----------------------------------------------------------------------------------------------------------
 
@@ -401,13 +404,13 @@ class _Phantom:
         rng = np.random.default_rng(self._tissue_seed)
         breast = self._tissue(rng)
         for rows, columns, layer in self._layers:
-            breast[rows, columns] += layer * (1.12 - 0.45 * np.clip(breast[rows, columns], 0, 1))
+            breast[rows, columns] += layer * (_LESION_LEVEL - breast[rows, columns])
         u = self.u
         # Compressed tissue thins out towards the skin; the skin itself is a fine bright line.
-        thickness = np.sqrt(1 - (1 - np.clip(self._depth / (0.055 * u), 0, 1)) ** 2)
-        line = max(0.0035 * u, 0.9)
-        skin = np.exp(-0.5 * ((self._depth - 1.3 * line) / line) ** 2) * (self._depth > 0)
-        image = breast * thickness + 0.10 * skin
+        thickness = np.sqrt(1 - (1 - np.clip(self._depth / (0.05 * u), 0, 1)) ** 2)
+        line = max(0.0022 * u, 0.7)
+        skin = np.exp(-0.5 * ((self._depth - 1.2 * line) / line) ** 2) * (self._depth > 0)
+        image = breast * thickness + 0.07 * skin
         noise_rng = np.random.default_rng(self._noise_seed)
         grain = noise_rng.standard_normal(self.shape, dtype=np.float32)
         if u > 500:  # detectors blur their own noise a little
@@ -430,29 +433,31 @@ class _Phantom:
             dy = dy + 0.25 * dx  # the gland points up and back, towards the armpit
         radius, angle = np.hypot(dx, dy), np.arctan2(dy, dx)
 
-        cloud = _noise(self.shape, 1.55, rng, low=2.0)
+        cloud = _noise(self.shape, 2.3, rng, low=2.5)
+        lobes = _noise(self.shape, 3.2, rng, low=9.0)
+        net = _noise(self.shape, 1.3, rng, low=14.0)
         ducts = _polar_noise(radius / u, angle, rng)
-        net = _noise(self.shape, 1.1, rng, low=7.0)
         reach = radius / nipple_x
-        fan = np.exp(-(((reach - 0.42) / 0.38) ** 4)) * np.exp(-((angle / 1.0) ** 4))
-        under_skin = _sigmoid((self._depth / u - 0.055) / 0.014)
-        field = 2.2 * fan * under_skin + 0.42 * cloud + 0.22 * ducts + 0.12 * net
+        fan = np.exp(-(((reach - 0.42) / 0.40) ** 4)) * np.exp(-((angle / 1.0) ** 4))
+        under_skin = _sigmoid((self._depth / u - 0.055) / 0.012)
+        field = 2.4 * fan * under_skin + 0.42 * cloud + 0.26 * lobes + 0.30 * ducts * fan + 0.07 * net
         sample = field[::4, ::4][self._inside[::4, ::4]]
         cut = np.quantile(sample, 1 - _GLAND_SHARES[self.patient.density])
-        gland = _sigmoid((field - cut) / 0.22) * under_skin
-        bright = 0.30 + 0.02 * self.patient.density
-        fibers = np.exp(-((net / 0.16) ** 2))  # the zero lines of a noise field are thin and branch like ligaments
-        strands = np.exp(-((ducts / 0.22) ** 2))
-        tissue = 0.235 + 0.025 * cloud + 0.028 * fibers + 0.035 * strands * fan
-        tissue += gland * (bright + 0.045 * cloud + 0.05 * ducts + 0.035 * net)
+        gland = _sigmoid((field - cut) / 0.27) * under_skin
+        bright = 0.27 + 0.025 * self.patient.density
+        ligaments = _contour_lines(lobes, 0.0022 * u) * np.clip(0.6 + 0.5 * cloud, 0, 1)
+        vessels = _contour_lines(cloud, 0.0035 * u) * np.clip(lobes, 0, 1)
+        tissue = 0.22 + 0.02 * cloud + 0.008 * net + 0.035 * ligaments + 0.04 * vessels
+        tissue += 0.02 * np.clip(ducts, 0, None) * fan
+        tissue += gland * (bright + 0.035 * cloud + 0.03 * lobes + 0.05 * ducts + 0.022 * net)
         behind = np.exp(-0.5 * ((dx / (2.2 * self._nipple_size)) ** 2 + (dy / (1.3 * self._nipple_size)) ** 2))
-        tissue += 0.16 * behind
+        tissue += 0.10 * behind
         if self.view.view == "MLO":
             across, down = rng.uniform(0.3, 0.42) * width, rng.uniform(0.48, 0.66) * height
             bulge = rng.uniform(0.02, 0.06) * width * np.sin(np.pi * np.clip(y / down, 0, 1))
             border = across * (1 - y / down) + bulge
-            muscle = _sigmoid((border - x) / (0.008 * u))
-            tissue = tissue * (1 - 0.6 * muscle) + muscle * (0.42 + 0.03 * cloud + 0.02 * net)
+            muscle = _sigmoid((border - x) / (0.006 * u))
+            tissue = tissue * (1 - 0.75 * muscle) + muscle * (0.40 + 0.025 * cloud + 0.012 * net + 0.02 * lobes)
         return tissue.astype(np.float32)
 
     def _draw_marker(self, image: Array, rng: np.random.Generator) -> None:
@@ -535,13 +540,19 @@ def _noise(shape: tuple[int, ...], exponent: float, rng: np.random.Generator, lo
     return np.asarray((field - field.mean()) / field.std(), dtype=np.float32)
 
 
+def _contour_lines(values: Array, width: float) -> Array:
+    """The zero contours of a smooth field as lines about `width` pixels wide: thin, curved, branching like ligaments."""
+    slope_y, slope_x = np.gradient(values)
+    distance = np.abs(values) / (np.hypot(slope_x, slope_y) + 1e-6)
+    return np.asarray(np.exp(-((distance / max(width, 0.8)) ** 2)), dtype=np.float32)
+
+
 def _polar_noise(radius: Array, angle: Array, rng: np.random.Generator) -> Array:
     """Noise in the frame of the nipple, drawn out along the radius: strands that run to the nipple."""
     n_radius, n_angle = 96, 256
     white = rng.standard_normal((n_radius, n_angle), dtype=np.float32)
-    streaks = ndimage.gaussian_filter(white, (5.0, 1.6), mode="wrap") + 0.6 * ndimage.gaussian_filter(
-        white, (9.0, 4.0), mode="wrap"
-    )
+    fine, coarse = (ndimage.gaussian_filter(white, sigma, mode="wrap") for sigma in ((6.0, 1.3), (9.0, 4.0)))
+    streaks = fine / fine.std() + coarse / coarse.std()
     streaks /= streaks.std()
     swirl = 0.08 * np.sin(9 * radius)  # ducts are not straight
     rows = radius * (n_radius / 1.2)
