@@ -59,7 +59,13 @@ def synthetic_results(
                 {"split": "test", "n_images": 240, "n_patients": 60, "n_rows": 259},
             ],
             "concepts": [
-                {"concept": concept, "split": split, "n_positive": positive, "n_images": images, "n_boxes": positive + 4}
+                {
+                    "concept": concept,
+                    "split": split,
+                    "n_positive": positive,
+                    "n_images": images,
+                    "n_boxes": positive + 4,
+                }
                 for concept, split, positive, images in (
                     ("Mass", "training", 131, 560),
                     ("Mass", "test", 57, 240),
@@ -119,7 +125,13 @@ def synthetic_results(
         "named_latents": {},
         "checks": [
             {"name": "finetuned test AUROC, Mass", "value": 0.913, "threshold": 0.9, "direction": ">=", "passed": True},
-            {"name": "AUROC lost by the SAE, Mass", "value": 0.023, "threshold": 0.02, "direction": "<=", "passed": False},
+            {
+                "name": "AUROC lost by the SAE, Mass",
+                "value": 0.023,
+                "threshold": 0.02,
+                "direction": "<=",
+                "passed": False,
+            },
         ],
         "timings": {"encode": 61.2, "interventions": 4.25, "localization": 12.0},
     }
@@ -138,7 +150,7 @@ def _one_model(results: dict[str, Any], model: str, concept: str, rng: np.random
         width = 0.006 if variant == "difference" else 0.031
         metrics = {"auroc": value, "average_precision": value * 0.6, **others}
         if variant == "difference":
-            metrics = {name: 0.0 for name in metrics} | {"auroc": value, "average_precision": value * 0.6}
+            metrics = dict.fromkeys(metrics, 0.0) | {"auroc": value, "average_precision": value * 0.6}
         for metric, point in metrics.items():
             low, high = point - width, point + width
             if variant != "difference":
@@ -166,16 +178,31 @@ def _one_model(results: dict[str, Any], model: str, concept: str, rng: np.random
     for error_term in (False, True):
         for mode in ("activate", "deactivate"):
             for k in KS:
-                group = 1 - np.exp(-k / 4)
+                group = 1 - np.exp(-k / 3)
                 random = 1 - np.exp(-k / 90)
                 left, left_random = (group, random) if mode == "activate" else (1 - group, 1 - random)
-                row = {**base, "error_term": error_term, "mode": mode, "k": k, "n_latents": min(2 * k, D_SAE), "n_live": min(2 * k, 205)}
+                row = {
+                    **base,
+                    "error_term": error_term,
+                    "mode": mode,
+                    "k": k,
+                    "n_latents": min(2 * k, D_SAE),
+                    "n_live": min(2 * k, 205),
+                }
                 value = 0.5 + (with_sae - 0.5) * left
                 chance = 0.5 + (with_sae - 0.5) * left_random
                 for metric, point in {"auroc": value, "average_precision": value * 0.6, **others}.items():
-                    row |= {metric: point, f"{metric}_low": max(point - 0.03, 0), f"{metric}_high": min(point + 0.03, 1)}
+                    row |= {
+                        metric: point,
+                        f"{metric}_low": max(point - 0.03, 0),
+                        f"{metric}_high": min(point + 0.03, 1),
+                    }
                 for kind, center in (("random", chance), ("mass", 0.6 * chance + 0.4 * value)):
-                    row |= {f"{kind}_auroc_mean": center, f"{kind}_auroc_low": center - 0.06, f"{kind}_auroc_high": min(center + 0.05, 0.99)}
+                    row |= {
+                        f"{kind}_auroc_mean": center,
+                        f"{kind}_auroc_low": center - 0.06,
+                        f"{kind}_auroc_high": min(center + 0.05, 0.99),
+                    }
                 if k == 0:
                     row |= {f"mass_auroc_{name}": None for name in ("mean", "low", "high")}
                 results["interventions"].append(row)
@@ -207,7 +234,7 @@ def synthetic_class_means(results: dict[str, Any], seed: int = 0) -> pd.DataFram
         mean_0 = rng.lognormal(-5.5, 1.9, len(latents))
         mean_1 = mean_0 * rng.lognormal(0.0, 0.35, len(latents))
         for position, entry in enumerate(named):
-            mean_0[position] = 0.05 * (1 + position % 3) if entry["role"] == "concept" else 1.0 + 0.4 * position
+            mean_0[position] = 0.02 * (1 + position) ** 1.5 if entry["role"] == "concept" else 1.0 + 0.4 * position
             mean_1[position] = mean_0[position] * (9 if entry["role"] == "concept" else 1.05)
         mean_0[-3:] = 0.0
         order = np.argsort(latents)
@@ -226,7 +253,12 @@ def synthetic_class_means(results: dict[str, Any], seed: int = 0) -> pd.DataFram
 
 
 def synthetic_panels(
-    results: dict[str, Any], *, image_size: tuple[int, int] = (380, 228), n_images: int = 3, n_latents: int = 10, seed: int = 0
+    results: dict[str, Any],
+    *,
+    image_size: tuple[int, int] = (380, 228),
+    n_images: int = 3,
+    n_latents: int = 10,
+    seed: int = 0,
 ) -> list[HeatmapPanels]:
     """Breast-shaped grey images with a bright mass each, and maps of which the first follows the mass."""
     rng = np.random.default_rng(seed)

@@ -15,13 +15,14 @@ from PIL import Image
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.localization import heatmap, heatmap_boxes
+from mammosae_plugin.visualization.names import digits
 from mammosae_plugin.visualization.style import HEATMAP_COLORS, INK, MUTED, PREDICTED_BOX, TRUTH_BOX, figure_style
 
-_PANEL = 1.06  # inches: width of one panel; the height follows the image
+_PANEL = 0.94  # inches: width of one panel; the height follows the image
 _GAP = 0.07
-_CAPTION = 0.33
+_CAPTION = 0.36
 _HEAD = 0.62
-_FOOT = 0.62
+_FOOT = 0.86
 _DRAWN_HEIGHT = 640  # pixels: images taller than this are shrunk before drawing
 _OPACITY = 0.65
 
@@ -93,16 +94,18 @@ def plot_heatmaps(
                 axes = figure.add_axes(box)
                 _tissue(axes, shrunk, size)
                 if column == 0:
-                    axes.set_xlabel(titles[row], fontsize=7, labelpad=3)
+                    axes.set_xlabel(titles[row], fontsize=8, labelpad=3)
                 else:
                     full = _full_size(maps[row, column - 1], size)
                     _overlay(axes, full, float(limits[column - 1]), percentile)
                     axes.set_xlabel(
-                        f"latent {latents[column - 1]}\nmean {means[row, column - 1]:.3g}", fontsize=7, labelpad=3
+                        f"latent {latents[column - 1]}\nmean {digits(float(means[row, column - 1]))}",
+                        fontsize=8,
+                        labelpad=3,
                     )
                 _outline(axes, boxes[row], TRUTH_BOX, "-", 1.1)
                 if row == 0:
-                    axes.set_title("image" if column == 0 else f"rank {column}", fontsize=7.5, loc="center", pad=4)
+                    axes.set_title("image" if column == 0 else f"rank {column}", fontsize=8, loc="center", pad=4)
         figure.suptitle(title, x=_GAP / figure.get_figwidth(), y=1 - 0.12 / height, ha="left", va="top")
         _foot(figure, scale, float(peaks.max()), percentile)
     return figure
@@ -136,7 +139,7 @@ def _overlay(axes: Axes, full: np.ndarray, limit: float, percentile: float | Non
             "does not fire here",
             transform=axes.transAxes,
             ha="center",
-            fontsize=6.5,
+            fontsize=7,
             color="white",
             bbox=note,
         )
@@ -164,38 +167,28 @@ def _foot(figure: Figure, scale: str, peak: float, percentile: float | None) -> 
     width, height = figure.get_figwidth(), figure.get_figheight()
     keys = [Line2D([], [], color=TRUTH_BOX, linewidth=1.3, label="annotated finding")]
     if percentile is not None:
-        keys.append(
-            Line2D(
-                [],
-                [],
-                color=INK,
-                linewidth=0.9,
-                linestyle=(0, (3, 2)),
-                label=f"map above its {percentile:g}th percentile (white)",
-            )
-        )
+        words = f"map above its {percentile:g}th percentile (white)"
+        keys.append(Line2D([], [], color=INK, linewidth=0.9, linestyle=(0, (3, 2)), label=words))
     figure.legend(
         handles=keys,
         loc="lower left",
-        bbox_to_anchor=(_GAP / width, 0.2 / height),
+        bbox_to_anchor=(_GAP / width, 0.56 / height),
         ncols=2,
-        fontsize=7.5,
+        fontsize=8,
         borderaxespad=0,
         borderpad=0,
     )
-    bar_width = 1.9
-    axes = figure.add_axes(((width - bar_width - 0.25) / width, 0.34 / height, bar_width / width, 0.1 / height))
+    largest = peak or 1.0
     if scale == "latent":
-        mappable = ScalarMappable(Normalize(0, 1), HEATMAP_COLORS)
-        label = "activation / the column's largest (per-latent scale)"
-        ticks = [0.0, 0.5, 1.0]
+        limit, label = 1.0, "activation as a share of the latent's largest in these images (a scale per column)"
     else:
-        mappable = ScalarMappable(Normalize(0, peak or 1.0), HEATMAP_COLORS)
-        label = "activation (one scale for all latents)"
-        ticks = [0.0, (peak or 1.0) / 2, peak or 1.0]
-    bar = figure.colorbar(mappable, cax=axes, orientation="horizontal", ticks=ticks)
-    bar.ax.set_xticklabels([f"{tick:.3g}" for tick in ticks], fontsize=7)
-    bar.outline.set_visible(False)
-    figure.text(
-        (width - bar_width - 0.4) / width, 0.39 / height, label, ha="right", va="center", fontsize=7.5, color=MUTED
+        limit, label = largest, "activation (one scale for all columns)"
+    bar_width = 1.7
+    axes = figure.add_axes((_GAP / width, 0.33 / height, bar_width / width, 0.1 / height))
+    ticks = [0.0, limit / 2, limit]
+    bar = figure.colorbar(
+        ScalarMappable(Normalize(0, limit), HEATMAP_COLORS), cax=axes, orientation="horizontal", ticks=ticks
     )
+    bar.ax.set_xticklabels([f"{tick:.3g}" for tick in ticks], fontsize=7.5)
+    bar.outline.set_visible(False)
+    figure.text((_GAP + bar_width + 0.14) / width, 0.38 / height, label, va="center", fontsize=8, color=MUTED)

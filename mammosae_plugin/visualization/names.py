@@ -1,4 +1,4 @@
-"""Names of the files that a study writes and the report reads, and how concepts are written for readers."""
+"""Names of the files that a study writes and the report reads; how concepts and numbers are written for readers."""
 
 import re
 
@@ -6,6 +6,8 @@ FIGURES_FOLDER = "figures"
 TABLES_FOLDER = "tables"
 RESULTS_FILE = "results.json"
 REPORT_FILE = "report.html"
+
+MINUS = "−"  # the typographic minus sign, as wide as a plus
 
 
 def file_part(name: str) -> str:
@@ -32,3 +34,9 @@ def readable(name: str) -> str:
     """A concept's name for readers: "Suspicious_Calcification" becomes "Suspicious calcification"."""
     words = name.replace("_", " ")
     return words[:1].upper() + words[1:].lower() if "_" in name else words
+
+
+def digits(value: float) -> str:
+    """A number to three significant digits, trailing zeros kept; thousands and more as whole numbers."""
+    text = f"{value:,.0f}" if value == 0 or abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
+    return text.replace("-", MINUS)

@@ -130,7 +130,7 @@ def _class_means(results: Results, rows: pd.DataFrame, model: str, concept: str)
         rows[f"score_mean_{last}"].to_numpy(),
         rows["latent"].to_numpy(),
         [(latent, role) for latent, role in named if latent in live],
-        title=f"{model}, {words}: class means of the live latents",
+        title=f"{model}, {words}: class means",
         class_names=names if last == 1 else (f"class 0 of {words.lower()}", f"class {last} of {words.lower()}"),
     )
 

@@ -1,5 +1,6 @@
 """Figures 4 and 5: mean activation of every live latent in images with the finding against images without it."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,7 +60,7 @@ def plot_class_means(
         raise InputError(f"named latents {absent[:3]} are not among the {len(index)} live latents")
 
     with figure_style():
-        figure = Figure(figsize=(5.4, 5.6), layout="constrained")
+        figure = Figure(figsize=(4.9, 5.2), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         top, smallest = _scales(axes, np.concatenate([x, y]))
@@ -98,7 +99,7 @@ def plot_class_means(
         note: dict[str, Any] = {"transform": axes.transAxes, "fontsize": 8, "color": MUTED, "fontstyle": "italic"}
         axes.text(0.02, 0.975, "fires more with the finding ↑", va="top", **note)
         axes.text(0.98, 0.025, "fires more without it →", ha="right", **note)
-        figure.suptitle(title, x=0.01, ha="left")
+        figure.suptitle(textwrap.fill(title, 50), x=0.01, ha="left")
         figure.legend(loc="outside lower left", ncols=2)
         _label(figure, axes, [(x[index[latent]], y[index[latent]], str(latent), role) for latent, role in named])
     return figure

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from mammosae_plugin.files import write_text
-from mammosae_plugin.visualization.names import readable
+from mammosae_plugin.visualization.names import MINUS, digits, readable
 from mammosae_plugin.visualization.results import (
     METRICS,
     Results,
@@ -29,13 +29,14 @@ from mammosae_plugin.visualization.results import (
 )
 
 MISSING = "–"
-_MINUS = "−"
 _VARIANTS = {"without_sae": "without SAE", "with_sae": "with SAE", "difference": "difference"}
 _HEADINGS = {
     "auroc": "AUROC",
     "average_precision": "AP",
     "f1": "F1",
     "n_rows": "Rows",
+    "n_images": "Images",
+    "n_boxes": "Boxes",
     "n_positive": "Positive",
     "n_patients": "Patients",
     "n_latents": "Latents",
@@ -43,6 +44,7 @@ _HEADINGS = {
     "random_auroc": "AUROC, random groups",
     "mass_auroc": "AUROC, random groups of same activation",
     "iou_threshold": "IoU",
+    "k": "k",
 }
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -106,7 +108,7 @@ def _fixed(value: float, signed: bool = False) -> str:
     text = f"{value:.3f}"
     if float(text) == 0:
         return "0.000"
-    return text.replace("-", _MINUS) if value < 0 else f"+{text}" if signed else text
+    return text.replace("-", MINUS) if value < 0 else f"+{text}" if signed else text
 
 
 def cell_text(column: str, cell: Any) -> str:
@@ -118,7 +120,7 @@ def cell_text(column: str, cell: Any) -> str:
     if isinstance(cell, bool):
         return "yes" if cell else "no"
     if isinstance(cell, float):
-        return f"{cell:.3g}".replace("-", _MINUS)
+        return f"{cell:g}" if column == "iou_threshold" else digits(cell)
     return readable(str(cell)) if column == "concept" else str(cell)
 
 

@@ -1,0 +1,278 @@
+"""Turns a study's results folder into `report.html`."""
+
+import base64
+import math
+import os
+from collections import Counter
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+import yaml
+from markupsafe import Markup
+
+from mammosae_plugin.files import write_text
+from mammosae_plugin.report.paper import compare_figure_2, compare_table_1, compare_table_2
+from mammosae_plugin.report.summary import RESTORED, Finding, findings, summary
+from mammosae_plugin.report.views import TableView, rankings_view, shared_latents, sweep_view, table_view
+from mammosae_plugin.visualization.names import (
+    FIGURES_FOLDER,
+    REPORT_FILE,
+    figure_2_name,
+    figure_3_name,
+    figure_4_name,
+    readable,
+)
+from mammosae_plugin.visualization.results import (
+    Results,
+    Row,
+    concepts,
+    load_results,
+    may_show_images,
+    model_names,
+    number,
+    pairs,
+)
+from mammosae_plugin.visualization.tables import Estimate, cell_text, heading, table_1, table_2
+
+_DATA_KINDS = {"phantom": "generated phantom images", "vindr": "VinDr-Mammo"}
+_SIGNS = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}
+
+
+def write_report(results_folder: str | os.PathLike[str]) -> Path:
+    """Write `<results_folder>/report.html` from the folder's `results.json` and `figures/`; returns its path.
+
+    The page holds everything that it shows: no script, no network, figures inside. Patients' images are left out unless
+    the study's config asks for them (`report: {include_images: true}`). What the results lack is said in a sentence.
+    The same results give the same bytes.
+
+    Raises `InputError` when `results.json` is missing or is not a study's results.
+    """
+    folder = Path(results_folder)
+    results = load_results(folder)
+    path = folder / REPORT_FILE
+    write_text(path, render_report(results, folder / FIGURES_FOLDER))
+    return path
+
+
+def render_report(results: Results, figures_folder: Path) -> str:
+    """The report as HTML, with the figures found in `figures_folder`."""
+    package = resources.files("mammosae_plugin.report")
+    environment = jinja2.Environment(
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    template = environment.from_string(package.joinpath("template.html.j2").read_text(encoding="utf-8"))
+    style = package.joinpath("style.css").read_text(encoding="utf-8")
+    return template.render(style=Markup(style), **_content(results, figures_folder))
+
+
+def _content(results: Results, figures_folder: Path) -> dict[str, Any]:
+    found = findings(results)
+    paper = results["paper_setting"]
+    return {
+        "results": results,
+        "title": results["title"],
+        "data_kind": _DATA_KINDS[results["data_kind"]],
+        "summary": summary(results),
+        "restored": RESTORED,
+        "glance": _glance(found),
+        "comparison": _comparison_note(results),
+        "splits": table_view(pd.DataFrame(results["data"]["splits"])),
+        "prevalence": table_view(_prevalence(results), n_labels=2),
+        "quarantine": _quarantine(results),
+        "models": table_view(_models(results)),
+        "sae_training": {heading(k): cell_text(k, v) for k, v in (results["sae"].get("training") or {}).items()},
+        "quality": table_view(_quality(results)),
+        "table_1": table_view(table_1(results), n_labels=3),
+        "paper_table_1": table_view(compare_table_1(results), n_labels=4) if paper else None,
+        "rankings": _rankings(results),
+        "scores": {row["score"] for row in results["rankings"]},
+        "figures_2": _figures_2(results, figures_folder),
+        "sweep": sweep_view(results, error_term=False),
+        "sweep_error_term": sweep_view(results, error_term=True),
+        "paper_figure_2": table_view(compare_figure_2(results)) if paper else None,
+        "figures_4": [
+            _figure(
+                figures_folder,
+                figure_4_name(model, concept),
+                f"{model}, {readable(concept)}: mean activation of every live latent in both classes",
+            )
+            for model, concept in pairs(results)
+        ],
+        "table_2": table_view(table_2(results), n_labels=0),
+        "n_boxes": max((row.get("n_boxes", 0) for row in results["localization"]), default=0),
+        "paper_table_2": table_view(compare_table_2(results), n_labels=3) if paper else None,
+        "images_shown": may_show_images(results),
+        "figures_3": [
+            _figure(
+                figures_folder,
+                figure_3_name(model, concept),
+                f"{model}, {readable(concept)}: heatmaps of the best latents over images",
+            )
+            for model, concept in pairs(results)
+        ]
+        if may_show_images(results)
+        else [],
+        "checks": [
+            check
+            | {
+                "value": _plain(number(check["value"])),
+                "criterion": f"{_SIGNS[check['direction']]} {check['threshold']:g}",
+            }
+            for check in results.get("checks", [])
+        ],
+        "config": yaml.safe_dump(
+            results["config"], sort_keys=False, default_flow_style=None, allow_unicode=True, width=100
+        ),
+        "timings": {stage: f"{seconds:,.1f}" for stage, seconds in results.get("timings", {}).items()},
+    }
+
+
+def _plain(value: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else "–"
+
+
+def _figure(folder: Path, name: str, alt: str) -> Row:
+    """A figure as a data URI; without a file `source` is None and the report says so."""
+    path = folder / name
+    source = None
+    if path.is_file():
+        source = Markup(f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}")
+    return {"name": name, "source": source, "alt": alt}
+
+
+def _figures_2(results: Results, folder: Path) -> list[Row]:
+    figures = []
+    for error_term in (False, True):
+        for concept in concepts(results):
+            if any(row["concept"] == concept and row["error_term"] == error_term for row in results["interventions"]):
+                who = " and ".join(model_names(results, concept))
+                how = ", with the SAE's error term" if error_term else ""
+                alt = f"{readable(concept)}: AUROC against the number of latents per class, for {who}{how}"
+                figures.append(_figure(folder, figure_2_name(concept, error_term=error_term), alt))
+    return figures
+
+
+def _glance(found: list[Finding]) -> TableView | None:
+    rows: list[Row] = []
+    for finding in found:
+        group, best = finding.restoring, finding.best or {}
+        none = Estimate(math.nan)
+        rows.append(
+            {
+                "model": finding.model,
+                "concept": finding.concept,
+                "AUROC without SAE": finding.without,
+                "with SAE": finding.with_sae,
+                "recovered by the 10 best": finding.recovered_by_ten,
+                "restoring k": group.k if group else None,
+                "AUROC there": group.auroc if group else none,
+                "random groups there": group.random if group else none,
+                "best localizing latent": best.get("latent"),
+                "its AP": Estimate(number(best.get("average_precision"))),
+            }
+        )
+    return table_view(pd.DataFrame(rows, dtype=object))
+
+
+def _comparison_note(results: Results) -> str:
+    """Whether, and how, the paper's numbers may be read beside these."""
+    if results["paper_setting"]:
+        if compare_table_1(results).empty:
+            return (
+                "The config marks this run as the paper's setting, but no model is named pretrained or finetuned with "
+                "one of the paper's concepts (Mass, Suspicious_Calcification), so there is nothing to compare."
+            )
+        unit = results["data"]["unit"]
+        rows = "The paper evaluates one row per annotated finding (an image with two findings counts twice)" + (
+            ", and so does this run."
+            if unit == "finding_row"
+            else f"; this run's unit is {unit}, so that small differences are expected."
+        )
+        return f"The config marks this run as the paper's setting: its published numbers stand beside ours. {rows}"
+    if results["data_kind"] == "phantom":
+        return (
+            "The images are generated phantoms. They show that the method runs and how its results look; the numbers "
+            "say nothing about patients and are not comparable with the paper's, which are therefore not shown."
+        )
+    return "The config does not mark this run as the paper's setting, so the paper's numbers are not shown beside ours."
+
+
+def _prevalence(results: Results) -> pd.DataFrame:
+    rows = [
+        {
+            "concept": row["concept"],
+            "split": row["split"],
+            "images": row["n_images"],
+            "images with the finding": row["n_positive"],
+            "share": f"{100 * row['n_positive'] / row['n_images']:.1f} %" if row["n_images"] else None,
+            "boxes": row.get("n_boxes"),
+        }
+        for row in results["data"]["concepts"]
+    ]
+    return pd.DataFrame(rows)
+
+
+def _quarantine(results: Results) -> list[tuple[str, int]]:
+    """(reason, count) of images left out; identifiers of images never appear."""
+    counts: Counter[str] = Counter()
+    for row in results["data"]["quarantine"]:
+        reason, image_id = str(row.get("reason", "no reason given")), row.get("image_id")
+        counts[reason.replace(str(image_id), "the image") if image_id else reason] += int(row.get("count", 1))
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _models(results: Results) -> pd.DataFrame:
+    rows = []
+    for row in results["models"]:
+        grid = row.get("grid")
+        rows.append(
+            {
+                "model": row["name"],
+                "concept": row["concept"],
+                "kind": row["kind"],
+                "architecture": row["architecture"],
+                "SAE at": row["hook_name"],
+                "positions (h × w)": f"{grid[0]} × {grid[1]}" if grid else None,
+                "channels": row.get("d_in"),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _quality(results: Results) -> pd.DataFrame:
+    rows = [
+        {
+            "model": row["model"],
+            "concept": row["concept"],
+            "split": row["split"],
+            "explained variance": Estimate(number(row.get("explained_variance"))),
+            "L0 per position": number(row.get("l0")),
+            "live latents": row.get("n_live"),
+            "dead latents": row.get("n_dead"),
+            "dead share": Estimate(number(row.get("dead_share"))),
+            "positions": row.get("n_positions"),
+        }
+        for row in results["sae_quality"]
+    ]
+    return pd.DataFrame(rows)
+
+
+def _rankings(results: Results) -> list[Row]:
+    scores = list(dict.fromkeys(row["score"] for row in results["rankings"]))
+    views = [
+        {
+            "title": f"{model}, {readable(concept)}" + (f", score {score}" if len(scores) > 1 else ""),
+            "table": rankings_view(results, model, concept, score),
+            "shared": shared_latents(results, model, concept, score),
+        }
+        for score in scores
+        for model, concept in pairs(results)
+    ]
+    return [view for view in views if view["table"] is not None]

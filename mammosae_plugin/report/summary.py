@@ -1,0 +1,229 @@
+"""What a study found, in numbers and in sentences made from those numbers."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from mammosae_plugin.visualization.names import readable
+from mammosae_plugin.visualization.results import (
+    Results,
+    Row,
+    number,
+    pairs,
+    reconstruction_row,
+    recovered,
+    reference_auroc,
+)
+from mammosae_plugin.visualization.tables import Estimate, estimate
+
+RESTORED = 0.95  # share of the AUROC above chance at which a group counts as restoring the model
+_K_OFF = 10
+
+
+@dataclass(frozen=True)
+class Group:
+    """One row of a sweep: AUROC with a group of latents kept or silenced, beside random groups.
+
+    Attributes:
+        k: latents per class.
+        n_latents: latents in the group (the union over classes).
+        auroc: with its interval over patients.
+        random: AUROC of random groups of as many live latents: mean, smallest, largest.
+        mass: AUROC of random groups of the same activation: mean, smallest, largest.
+    """
+
+    k: int
+    n_latents: int
+    auroc: Estimate
+    random: Estimate
+    mass: Estimate
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The main numbers of one model and concept; NaN or None where the study has none.
+
+    Attributes:
+        model: the model's name.
+        concept: the concept.
+        without: AUROC of the unmodified model.
+        with_sae: AUROC with the SAE spliced in.
+        difference: with minus without, paired interval.
+        recovered_by_ten: share of the AUROC above chance left when only the 10 best latents per class are kept.
+        restoring: the kept group of the smallest k > 0 that restores the model, None when no group does.
+        off: the silenced group of the k nearest to ten.
+        best: the localization row of the latent with the highest average precision above 0.
+    """
+
+    model: str
+    concept: str
+    without: Estimate
+    with_sae: Estimate
+    difference: Estimate
+    recovered_by_ten: Estimate
+    restoring: Group | None
+    off: Group | None
+    best: Row | None
+
+    @property
+    def name(self) -> str:
+        """The model and the concept, for sentences."""
+        return f"{self.model}, {readable(self.concept)}"
+
+
+def findings(results: Results) -> list[Finding]:
+    """One `Finding` per model and concept, in the study's order; sweeps without the error term, as in the paper."""
+    found = []
+    for model, concept in pairs(results):
+        reference = reference_auroc(results, model, concept)
+        groups: dict[str, list[Group]] = {"activate": [], "deactivate": []}
+        for row in results["interventions"]:
+            if (row["model"], row["concept"]) == (model, concept) and not row["error_term"] and row["k"] > 0:
+                groups[row["mode"]].append(_group(row))
+        shares = {group.k: recovered(group.auroc.value, reference) for group in groups["activate"]}
+        restoring = [group for group in groups["activate"] if shares[group.k] >= RESTORED]
+        # With several thresholds or IoUs the first stands for the study.
+        boxes = [row for row in results["localization"] if (row["model"], row["concept"]) == (model, concept)]
+        boxes = [r for r in boxes if all(r[key] == boxes[0][key] for key in ("threshold", "iou_threshold"))]
+        boxes = [row for row in boxes if number(row["average_precision"]) > 0]
+        found.append(
+            Finding(
+                model=model,
+                concept=concept,
+                without=estimate(reconstruction_row(results, model, concept, "without_sae"), "auroc"),
+                with_sae=estimate(reconstruction_row(results, model, concept, "with_sae"), "auroc"),
+                difference=estimate(reconstruction_row(results, model, concept, "difference"), "auroc", signed=True),
+                recovered_by_ten=Estimate(shares.get(10, math.nan)),
+                restoring=min(restoring, key=lambda group: group.k, default=None),
+                off=min(groups["deactivate"], key=lambda group: (abs(group.k - _K_OFF), group.k), default=None),
+                best=max(boxes, key=lambda row: (number(row["average_precision"]), -row["rank"]), default=None),
+            )
+        )
+    return found
+
+
+def _group(row: Row) -> Group:
+    def control(kind: str) -> Estimate:
+        mean, low, high = (number(row.get(f"{kind}_auroc_{name}")) for name in ("mean", "low", "high"))
+        return Estimate(mean, low, high)
+
+    return Group(row["k"], row["n_latents"], estimate(row, "auroc"), control("random"), control("mass"))
+
+
+def summary(results: Results) -> list[str]:
+    """The study in a paragraph: what the SAE costs, how few latents restore the models, controls, localization."""
+    found = findings(results)
+    n = len(found)
+    sentences = [
+        f"{_count(n, 'classifier')} {'was' if n == 1 else 'were'} examined through one sparse autoencoder (SAE) with "
+        f"{results['sae']['d_sae']:,} latents."
+    ]
+    for part in (_cost, _restoring, _controls, _switched_off, _localization):
+        sentences += part(found)
+    return sentences
+
+
+def _cost(found: list[Finding]) -> list[str]:
+    known = [f for f in found if math.isfinite(f.difference.value)]
+    if not known:
+        return []
+    worst = min(known, key=lambda f: f.difference.value)
+    whom = "any of them" if len(known) > 1 else "it"
+    if worst.difference.value > -0.0005:
+        return [f"Passing the image features through the SAE does not lower the AUROC of {whom}."]
+    interval = f", 95 % interval of the difference {worst.difference.interval}" if worst.difference.interval else ""
+    return [
+        f"Passing the image features through the SAE costs {'at most ' if len(known) > 1 else ''}"
+        f"{-worst.difference.value:.3f} of AUROC ({worst.name}: {worst.without.point} to "
+        f"{worst.with_sae.point}{interval})."
+    ]
+
+
+def _restoring(found: list[Finding]) -> list[str]:
+    if not any(f.off or f.restoring for f in found):
+        return []  # no sweep
+    ks = [f.restoring.k for f in found if f.restoring]
+    failing = [f.name for f in found if not f.restoring]
+    if not ks:
+        return ["No group of latents in the sweep restores 95 % of the AUROC above chance."]
+    whom = f"{len(ks)} of {len(found)} classifiers" if failing else "all of them" if len(found) > 1 else "it"
+    but = f"; for {_list(failing)} no group of the sweep does" if failing else ""
+    return [
+        f"With all other latents set to zero, the {_span(ks)} best latents per class restore at least 95 % of the "
+        f"AUROC above chance for {whom}{but}."
+    ]
+
+
+def _controls(found: list[Finding]) -> list[str]:
+    known = [(f.name, f.restoring) for f in found if f.restoring and math.isfinite(f.restoring.random.high)]
+    if not known:
+        return []
+    means = _span((group.random.value for _, group in known), _three_digits)
+    matched = [name for name, group in known if group.auroc.value <= group.random.high]
+    if not matched:
+        return [
+            f"Random groups of equally many live latents do not: their mean AUROC is {means}, and none reaches the "
+            "chosen latents' AUROC."
+        ]
+    return [
+        f"Random groups of equally many live latents have a mean AUROC of {means}; for {_list(matched)} at least one "
+        "random group does as well as the chosen one, so the choice of latents explains less there."
+    ]
+
+
+def _switched_off(found: list[Finding]) -> list[str]:
+    known = [(f.name, f.off) for f in found if f.off and math.isfinite(f.off.random.value)]
+    if not known:
+        return []
+    chosen = _span((group.auroc.value for _, group in known), _three_digits)
+    random = _span((group.random.value for _, group in known), _three_digits)
+    harmless = [name for name, group in known if group.auroc.value >= group.random.value]
+    text = (
+        f"Switching off the {_span(group.k for _, group in known)} best latents per class leaves an AUROC of {chosen}; "
+        f"switching off as many random live latents leaves {random} on average"
+    )
+    return [
+        f"{text}, so for {_list(harmless)} the chosen latents matter no more than others." if harmless else f"{text}."
+    ]
+
+
+def _localization(found: list[Finding]) -> list[str]:
+    known = [(number(f.best["average_precision"]), f.name, f.best) for f in found if f.best]
+    if not known:
+        return ["No latent's map was found to mark annotated boxes, or no boxes were there to compare with."]
+    precision, name, best = max(known, key=lambda item: item[0])
+    return [
+        f"The latent that best marks the annotated boxes is {best['latent']} ({name}, rank {best['rank']}), with an "
+        f"average precision of {precision:.3f} at IoU {best['iou_threshold']:g}."
+    ]
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _count(n: int, noun: str) -> str:
+    words = {
+        1: "One",
+        2: "Two",
+        3: "Three",
+        4: "Four",
+        5: "Five",
+        6: "Six",
+        7: "Seven",
+        8: "Eight",
+        9: "Nine",
+        10: "Ten",
+    }
+    return f"{words.get(n, n)} {noun}{'' if n == 1 else 's'}"
+
+
+def _span(values: Iterable[float], text: Callable[[float], str] = lambda value: f"{value:,}") -> str:
+    ordered = sorted(values)
+    low, high = text(ordered[0]), text(ordered[-1])
+    return low if low == high else f"{low} to {high}"
+
+
+def _list(names: list[str]) -> str:
+    quoted = [f"“{name}”" for name in names]
+    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} and {quoted[-1]}"

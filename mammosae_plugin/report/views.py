@@ -1,0 +1,125 @@
+"""Data frames as the report's template shows them: cells with an interval below, repeated labels set back."""
+
+import math
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from mammosae_plugin.visualization.results import Results, Row, frame, number, pairs
+from mammosae_plugin.visualization.tables import MISSING, Estimate, cell_text, heading, is_numeric
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: its text, smaller text below or before it, and how it is set."""
+
+    text: str
+    below: str = ""
+    before: str = ""
+    strong: bool = False
+    repeated: bool = False
+
+
+@dataclass(frozen=True)
+class TableView:
+    """A table ready to print.
+
+    Attributes:
+        headings: (text, whether the column is numeric) per column.
+        rows: cells per row.
+        starts: per row, whether a new group begins (a rule is drawn above it).
+    """
+
+    headings: list[tuple[str, bool]]
+    rows: list[list[Cell]]
+    starts: list[bool]
+
+    @property
+    def long(self) -> bool:
+        """Too long to be kept on one printed page."""
+        return len(self.rows) > 26
+
+
+def table_view(table: pd.DataFrame, *, n_labels: int = 0) -> TableView | None:
+    """The frame for printing; the first `n_labels` columns are labels, shown once per group. `None` without rows.
+
+    A group is a run of rows that agree in all labels but the last.
+    """
+    if table.empty:
+        return None
+    rows: list[list[Cell]] = []
+    starts: list[bool] = []
+    for record in table.itertuples(index=False, name=None):
+        cells = [_cell(column, value) for column, value in zip(table.columns, record, strict=True)]
+        same = 0
+        while rows and same < n_labels - 1 and cells[same].text == rows[-1][same].text:
+            same += 1
+        starts.append(bool(rows) and same < n_labels - 1)
+        rows.append([replace(cell, repeated=position < same) for position, cell in enumerate(cells)])
+    return TableView([(heading(column), is_numeric(table, column)) for column in table.columns], rows, starts)
+
+
+def _cell(column: str, value: object) -> Cell:
+    if isinstance(value, Estimate):
+        return Cell(value.point, below=value.interval, strong=value.best)
+    return Cell(cell_text(column, value))
+
+
+def rankings_view(results: Results, model: str, concept: str, score: str, *, n_best: int = 10) -> TableView | None:
+    """The best latents of all classes of one model and concept side by side: rank, then latent and score per class."""
+    of_class = [
+        row for row in results["rankings"] if (row["model"], row["concept"], row["score"]) == (model, concept, score)
+    ]
+    if not of_class:
+        return None
+    roles = {row["latent"]: row["role"] for row in results["named_latents"].get(f"{model}/{concept}", [])}
+    binary = len(of_class) == 2
+    headings = [("Rank", True)]
+    for row in of_class:
+        words = {"0": "without finding", "1": "with finding"}.get(str(row["class"])) if binary else None
+        headings += [("Latent, " + (words or f"class {row['class']}"), True), ("Score", True)]
+    rows = []
+    for position in range(min(n_best, max(len(row["latents"]) for row in of_class))):
+        cells = [Cell(str(position + 1))]
+        for row in of_class:
+            if position < len(row["latents"]):
+                latent = row["latents"][position]
+                score_text = cell_text("score", number(row["scores"][position]))
+                cells += [Cell(str(latent), before=roles.get(latent, "")), Cell(score_text)]
+            else:
+                cells += [Cell(MISSING), Cell(MISSING)]
+        rows.append(cells)
+    return TableView(headings, rows, [False] * len(rows))
+
+
+def shared_latents(results: Results, model: str, concept: str, score: str, *, n_best: int = 10) -> int | None:
+    """How many latents are among the `n_best` of every class; `None` with fewer than two classes."""
+    best = [
+        set(row["latents"][:n_best])
+        for row in results["rankings"]
+        if (row["model"], row["concept"], row["score"]) == (model, concept, score)
+    ]
+    return len(set.intersection(*best)) if len(best) > 1 else None
+
+
+def sweep_view(results: Results, *, error_term: bool) -> TableView | None:
+    """AUROC by k: for every model, concept and mode a row for the chosen groups and one for the random groups."""
+    rows: list[Row] = []
+    sweep = frame(results["interventions"], error_term=error_term)
+    if sweep.empty:
+        return None
+    ks = sorted({int(k) for k in sweep["k"]})
+    for model, concept in pairs(results):
+        for mode in ("activate", "deactivate"):
+            chosen = sweep[(sweep["model"] == model) & (sweep["concept"] == concept) & (sweep["mode"] == mode)]
+            if chosen.empty:
+                continue
+            by_k = chosen.set_index("k")
+            for label, column in (("best latents", "auroc"), ("random, mean", "random_auroc_mean")):
+                values = {f"k_{k}": Estimate(float(by_k[column].get(k, math.nan))) for k in ks}
+                rows.append({"model": model, "concept": concept, "mode": mode, "group": label} | values)
+    view = table_view(pd.DataFrame(rows), n_labels=4)
+    if view is None:
+        return None
+    headings = [*view.headings[:4], *((f"k = {k:,}" if k == 0 else f"{k:,}", True) for k in ks)]
+    return replace(view, headings=headings)
