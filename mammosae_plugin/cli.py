@@ -21,11 +21,10 @@ app = typer.Typer(
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="The study's YAML file.", show_default=False)]
 Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Write to this folder instead of the configured one.", show_default=False)
+    Path | None,
+    typer.Option("--output", "-o", help="Write to this folder instead of the configured one.", show_default=False),
 ]
-Device = Annotated[
-    str | None, typer.Option(help="Run networks here instead (cpu, cuda, cuda:1).", show_default=False)
-]
+Device = Annotated[str | None, typer.Option(help="Run networks here instead (cpu, cuda, cuda:1).", show_default=False)]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -214,7 +213,8 @@ def report(
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("demo"),
     quick: Annotated[
-        bool, typer.Option("--quick", help="A small version that only shows that everything runs; its results mean little.")
+        bool,
+        typer.Option("--quick", help="A small version that only shows that everything runs; its results mean little."),
     ] = False,
     debug: Debug = False,
 ) -> None:

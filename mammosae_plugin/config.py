@@ -22,7 +22,8 @@ class DataConfig(_Section):
 
     root: Path = Field(description="Folder that holds images_png/<patient_id>/<image_id>.")
     annotations: str = Field(
-        "vindr_detection_v1_folds.csv", description="The annotation CSV, relative to root or absolute; one row per finding."
+        "vindr_detection_v1_folds.csv",
+        description="The annotation CSV, relative to root or absolute; one row per finding.",
     )
     image_size: tuple[int, int] = Field((1520, 912), description="Height and width of the images in pixels.")
     unit: Literal["image", "finding_row"] = Field(
@@ -31,16 +32,22 @@ class DataConfig(_Section):
     max_bad_share: float = Field(
         0.01, ge=0, le=1, description="The study stops if more than this share of the images is unreadable or constant."
     )
-    phantom: bool = Field(False, description="True for generated images: only then may the report show images by default.")
+    phantom: bool = Field(
+        False, description="True for generated images: only then may the report show images by default."
+    )
 
 
 class ModelConfig(_Section):
     """One model of the comparison: an encoder with one classifier per concept."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", description="How tables and figures call the model.")
-    encoder: Path | None = Field(None, description="Mammo-CLIP pretraining checkpoint, or an encoder saved by this package.")
+    encoder: Path | None = Field(
+        None, description="Mammo-CLIP pretraining checkpoint, or an encoder saved by this package."
+    )
     classifiers: dict[str, Path] | None = Field(None, description="A downstream classifier file for each concept.")
-    train: ClassifierTraining | None = Field(None, description="Train the classifiers here instead, starting from `encoder`.")
+    train: ClassifierTraining | None = Field(
+        None, description="Train the classifiers here instead, starting from `encoder`."
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> "ModelConfig":
@@ -80,7 +87,9 @@ class AnalysisConfig(_Section):
         "centered_mean",
         description="Ranking of latents: class mean minus overall mean (the published files), or the class mean (Eq. 2).",
     )
-    ks: tuple[int, ...] | None = Field(None, description="Latents per class in Figure 2; None means the released values.")
+    ks: tuple[int, ...] | None = Field(
+        None, description="Latents per class in Figure 2; None means the released values."
+    )
     error_term: tuple[bool, ...] = Field(
         (False, True), description="Interventions without and/or with the SAE's reconstruction error added back."
     )
@@ -96,8 +105,12 @@ class ReportConfig(_Section):
     """What the report says and shows."""
 
     title: str = Field("Concept latents of a mammography model", description="The report's heading.")
-    include_images: bool = Field(False, description="Draw heatmaps over images of real patients. They stay on your disk.")
-    n_images: int = Field(4, gt=0, description="Images per heatmap figure, drawn at random from those that contain the concept.")
+    include_images: bool = Field(
+        False, description="Draw heatmaps over images of real patients. They stay on your disk."
+    )
+    n_images: int = Field(
+        4, gt=0, description="Images per heatmap figure, drawn at random from those that contain the concept."
+    )
     paper_setting: bool = Field(False, description="The run is the paper's setting: print its numbers beside ours.")
 
 
@@ -129,7 +142,9 @@ class StudyConfig(_Section):
                 raise ValueError(f"model {model.name} has no classifier for {', '.join(missing)}")
         source = self.sae.train
         if source is not None and (source.model not in names or source.concept not in self.concepts):
-            raise ValueError(f"the SAE is to be trained on {source.model}/{source.concept}, which the study does not have")
+            raise ValueError(
+                f"the SAE is to be trained on {source.model}/{source.concept}, which the study does not have"
+            )
         return self
 
 

@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from scipy import sparse
 from torch import nn
 
+from mammosae_plugin.activations import capture, image_batches
 from mammosae_plugin.adapters import HookedVisionModel
-from mammosae_plugin.activations import ImageDataset, capture, image_batches
+from mammosae_plugin.datasets import MammogramDataset, n_classes_of
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import atomic_path, read_json, sha256_of_json, write_json, write_safetensors
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
@@ -28,6 +29,7 @@ from mammosae_plugin.shards import run_shards, shard_paths
 FORMAT_VERSION = 1
 POSITIONS_AT_ONCE = 512  # rows of latents in memory: 512 x 16384 float32 is 34 MB
 
+BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
 TABLE, IMAGES, FINDINGS, READOUT = "table.json", "images.parquet", "findings.parquet", "readout.safetensors"
 
 
@@ -175,8 +177,6 @@ class LatentTable:
 
     def classes(self, concept: str) -> tuple[int, ...]:
         """The class numbers of a concept: (0, 1) for a finding, (0, 1, 2, 3) for density, (0, ..., 4) for birads."""
-        from mammosae_plugin.datasets import n_classes_of
-
         return tuple(range(n_classes_of(concept)))
 
     def rows(self, concept: str, *, split: str, unit: str = "image") -> EvaluationRows:
@@ -192,7 +192,9 @@ class LatentTable:
             InputError: Unknown concept, split or unit.
         """
         if concept not in self.images.columns:
-            raise InputError(f"{self.folder} has no labels for {concept!r}; it has {', '.join(self.concepts)}, density, birads")
+            raise InputError(
+                f"{self.folder} has no labels for {concept!r}; it has {', '.join(self.concepts)}, density, birads"
+            )
         if split not in self.splits:
             raise InputError(f"{self.folder} has no split {split!r}; it has {', '.join(self.splits)}")
         if unit not in ("image", "finding_row"):
@@ -244,8 +246,8 @@ class LatentTable:
                 f"{self.folder} keeps no map of latent {missing[0]} for image row {image_row}; encode again with it in map_latents"
             )
         path, place, _ = self._map_places[int(image_row)]
-        maps = load_file(path)["maps"][place]
-        return maps[[column_of[int(latent)] for latent in latents]].numpy()
+        maps: np.ndarray = load_file(path)["maps"][place].numpy()
+        return maps[[column_of[int(latent)] for latent in latents]]
 
     def boxes(self, image_row: int, concept: str) -> np.ndarray:
         """(n, 4) float32 xyxy: the concept's boxes in the image, in pixels of the model's input."""
@@ -253,11 +255,12 @@ class LatentTable:
         if rows is None:
             return np.zeros((0, 4), dtype=np.float32)
         chosen = self.findings.loc[rows]
-        boxes = chosen.loc[chosen[concept] == 1, ["xmin", "ymin", "xmax", "ymax"]].dropna()
-        return boxes.to_numpy(dtype=np.float32)
+        boxes = chosen.loc[chosen[concept] == 1, list(BOX_COLUMNS)].dropna()
+        found: np.ndarray = boxes.to_numpy(dtype=np.float32)
+        return found
 
     @cached_property
-    def _findings_of_image(self) -> dict[int, Any]:
+    def _findings_of_image(self) -> dict[Any, Any]:
         return dict(self.findings.groupby("image_row").groups)
 
     def reconstruction_sums(self, split: str) -> dict[str, Any]:
@@ -284,7 +287,7 @@ def final_hook_name(model: HookedVisionModel) -> str:
 def encode_latents(
     model: HookedVisionModel,
     sae: Any,
-    dataset: ImageDataset,
+    dataset: MammogramDataset,
     folder: str | Path,
     *,
     heads: Mapping[str, nn.Linear],
@@ -392,7 +395,9 @@ def _check_fit(model: HookedVisionModel, hook_name: str, sae: Any, heads: Mappin
         )
     for concept, head in heads.items():
         if head.in_features != d_in:
-            raise InputError(f"the classifier for {concept} reads {head.in_features} features, the final map has {d_in}")
+            raise InputError(
+                f"the classifier for {concept} reads {head.in_features} features, the final map has {d_in}"
+            )
 
 
 def _grid(model: HookedVisionModel, hook_name: str, image_size: tuple[int, int], device: str) -> tuple[int, int]:
@@ -427,7 +432,7 @@ class _Encoder:
 
     @torch.inference_mode()
     def encode(
-        self, part: ImageDataset, items: range, *, map_latents: Sequence[int], batch_size: int, num_workers: int
+        self, part: MammogramDataset, items: range, *, map_latents: Sequence[int], batch_size: int, num_workers: int
     ) -> dict[str, torch.Tensor]:
         has_box = set(part.findings.dropna(subset=["xmin"])["image_id"])
         ids = part.images["image_id"]
@@ -439,7 +444,9 @@ class _Encoder:
             for offset, grid in enumerate(features):
                 row = first + offset
                 if not torch.isfinite(grid).all():
-                    raise InputError(f"the model gives features that are not finite for image {ids[row]}; check its weights")
+                    raise InputError(
+                        f"the model gives features that are not finite for image {ids[row]}; check its weights"
+                    )
                 found, sums = self._encode_one(grid, map_latents)
                 if map_latents and ids[row] in has_box:
                     map_images.append(row - items.start)
@@ -472,7 +479,7 @@ class _Encoder:
             "sum_sq": rows.double().square_().sum(0),
         }
         maps = []
-        for chunk in rows.split(POSITIONS_AT_ONCE):
+        for chunk in torch.split(rows, POSITIONS_AT_ONCE):
             latents = self.sae.encode(chunk)
             output = self.sae.decode(latents)
             total += latents.sum(0, dtype=torch.float64)

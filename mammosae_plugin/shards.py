@@ -82,7 +82,9 @@ def shard_paths(folder: Path) -> list[Path]:
     names = sorted(read_json(folder / DONE)["shards"], key=lambda name: int(re.findall(r"\d+", name)[0]))
     missing = [name for name in names if not (folder / name).exists()]
     if missing:
-        raise InputError(f"{folder} lacks {missing[0]} ({len(missing)} missing); delete the folder and run the step again")
+        raise InputError(
+            f"{folder} lacks {missing[0]} ({len(missing)} missing); delete the folder and run the step again"
+        )
     return [folder / name for name in names]
 
 
@@ -95,4 +97,6 @@ def verify_shards(folder: Path) -> None:
     recorded = read_json(folder / DONE)["shards"]
     for path in shard_paths(folder):
         if sha256_of_file(path) != recorded[path.name]:
-            raise InputError(f"{path} is damaged (its SHA-256 is not the recorded one); delete the folder and run again")
+            raise InputError(
+                f"{path} is damaged (its SHA-256 is not the recorded one); delete the folder and run again"
+            )

@@ -6,12 +6,13 @@ not changed is never repeated, one whose inputs have changed never reads old res
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -29,11 +30,13 @@ from mammosae_plugin.latents import LatentTable, encode_latents
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
 from mammosae_plugin.report import write_report
 from mammosae_plugin.training import train_classifier, train_sae
+from mammosae_plugin.visualization import HeatmapPanels, validate_results, write_figures, write_tables
 
 logger = logging.getLogger(__name__)
 
 STEPS = ("classify", "extract", "train", "encode", "probe", "intervene", "localize", "report")
 TRAINING, TEST = "training", "test"
+SCORES: tuple[probing.Score, ...] = ("mean", "centered_mean")
 
 
 def _digest(value: Any) -> str:
@@ -104,7 +107,9 @@ class Study:
     def _split(self, split: str) -> VinDrMammo:
         part = self.dataset.select(split=split)
         if len(part) == 0:
-            raise InputError(f"{self.config.data.root} has no image in the split {split!r}; the study needs training and test")
+            raise InputError(
+                f"{self.config.data.root} has no image in the split {split!r}; the study needs training and test"
+            )
         return part
 
     def _check_classes(self) -> None:
@@ -238,9 +243,11 @@ class Study:
         for pair in self.pairs:
             model = self.classifier(pair)
             encoder = tensors_fingerprint(_encoder_state(model))
-            groups.setdefault((pair.model, encoder), {})[pair] = model.classifier
+            linear = model.classifier
+            assert isinstance(linear, nn.Linear)  # `classifier` has checked the number of outputs
+            groups.setdefault((pair.model, encoder), {})[pair] = linear
         sae_digest = tensors_fingerprint(self.sae.state_dict())
-        tables = {}
+        tables: dict[ModelPair, LatentTable] = {}
         for (name, encoder), linears in groups.items():
             heads = {pair.concept: linear for pair, linear in linears.items()}
             parts = [
@@ -274,7 +281,7 @@ class Study:
         """The best latents of every finding's positive class by either score: the maps that Table 2 and Figure 3 need."""
         chosen: set[int] = set()
         for concept in self._findings:
-            for score in ("mean", "centered_mean"):
+            for score in SCORES:
                 ranking = self._ranking(table, concept, score)
                 chosen |= {int(latent) for latent in ranking.indices[1, : self.config.analysis.top]}
         return sorted(chosen)
@@ -284,7 +291,7 @@ class Study:
         """The study's concepts that have boxes: those with two classes."""
         return [concept for concept in self.config.concepts if n_classes_of(concept) == 2]
 
-    def _ranking(self, table: LatentTable, concept: str, score: str | None = None) -> probing.RankedLatents:
+    def _ranking(self, table: LatentTable, concept: str, score: probing.Score | None = None) -> probing.RankedLatents:
         scores = probing.class_mean_latents(
             table, concept, split=TRAINING, unit=self.config.data.unit, score=score or self.config.analysis.score
         )
@@ -292,7 +299,9 @@ class Study:
 
     # The analyses
 
-    def _kept(self, name: str, pair: ModelPair, settings: Any, compute: Callable[[LatentTable], pd.DataFrame]) -> pd.DataFrame:
+    def _kept(
+        self, name: str, pair: ModelPair, settings: Any, compute: Callable[[LatentTable], pd.DataFrame]
+    ) -> pd.DataFrame:
         """A data frame of one analysis of one pair, computed once for the same table and settings."""
         table = self.tables[pair]
         parts = [table.folder.name, pair.concept, settings, package_versions()["mammosae-plugin"]]
@@ -307,14 +316,20 @@ class Study:
         frame.insert(1, "concept", pair.concept)
         return frame
 
-    def _each(self, name: str, settings: Any, compute: Callable[[LatentTable, ModelPair], pd.DataFrame]) -> pd.DataFrame:
+    def _each(
+        self, name: str, settings: Any, compute: Callable[[LatentTable, ModelPair], pd.DataFrame]
+    ) -> pd.DataFrame:
         frames = [self._kept(name, p, settings, lambda table, p=p: compute(table, p)) for p in self.pairs]  # type: ignore[misc]
         return pd.concat(frames, ignore_index=True)
 
     @cached_property
     def reconstruction(self) -> pd.DataFrame:
         """Table 1: metrics of every pair without the SAE, with it, and their difference, with intervals."""
-        settings = {"unit": self.config.data.unit, "n_bootstrap": self.config.analysis.n_bootstrap, "seed": self.config.seed}
+        settings: dict[str, Any] = {
+            "unit": self.config.data.unit,
+            "n_bootstrap": self.config.analysis.n_bootstrap,
+            "seed": self.config.seed,
+        }
         return self._each(
             "reconstruction",
             settings,
@@ -338,7 +353,7 @@ class Study:
         def means(table: LatentTable, pair: ModelPair) -> pd.DataFrame:
             live = table.live_latents(TRAINING)
             columns: dict[str, np.ndarray] = {"latent": live}
-            for prefix, score in (("score_mean", "mean"), ("centered", "centered_mean")):
+            for prefix, score in zip(("score_mean", "centered"), SCORES, strict=True):
                 scores = probing.class_mean_latents(
                     table, pair.concept, split=TRAINING, unit=self.config.data.unit, score=score
                 )
@@ -377,7 +392,7 @@ class Study:
     def interventions(self) -> pd.DataFrame:
         """Figure 2: one row per pair, mode, k, without and with the error term."""
         analysis = self.config.analysis
-        settings = {
+        settings: dict[str, Any] = {
             "unit": self.config.data.unit,
             "n_controls": analysis.n_controls,
             "n_bootstrap": analysis.n_bootstrap,
@@ -431,3 +446,274 @@ class Study:
     def localize(self) -> None:
         """Table 2."""
         _ = self.localization
+
+    # Results
+
+    def _checkpoints(self) -> list[dict[str, str]]:
+        files = [(pair.key, file) for pair in self.pairs for file in self._classifier_files[pair]]
+        if self.config.sae.path is not None and self.config.sae.path.is_file():
+            files.append(("sae", self.config.sae.path))
+        return [{"name": name, "file": file.name, "sha256": sha256_of_file(file)} for name, file in files]
+
+    def _describe_data(self) -> dict[str, Any]:
+        config, splits, concepts = self.config.data, [], []
+        for split in (TRAINING, TEST):
+            part = self._split(split)
+            splits.append(
+                {
+                    "split": split,
+                    "n_images": len(part),
+                    "n_patients": int(part.images["patient_id"].nunique()),
+                    "n_rows": len(part.findings),
+                }
+            )
+            for concept in self.config.concepts:
+                rows = part.images if config.unit == "image" else part.findings
+                positive = part.findings[part.findings[concept] > 0]
+                concepts.append(
+                    {
+                        "concept": concept,
+                        "split": split,
+                        "n_positive": int((rows[concept] > 0).sum()),
+                        "n_images": len(rows),
+                        "n_boxes": int(positive["xmin"].notna().sum()) if concept in self._findings else 0,
+                    }
+                )
+        quarantine = self.quarantine
+        reasons = quarantine["reason"].value_counts().sort_index()
+        # Of real patients the report says how many and why, not who; the quarantine file has the list.
+        listed = [{"reason": str(reason), "n": int(n)} for reason, n in reasons.items()]
+        if config.phantom:
+            listed = [{str(key): value for key, value in row.items()} for row in quarantine.to_dict("records")]
+        return {
+            "image_size": list(config.image_size),
+            "unit": config.unit,
+            "splits": splits,
+            "concepts": concepts,
+            "n_quarantined": len(quarantine),
+            "quarantine": listed,
+            "n_clipped_boxes": self._all_images.n_clipped_boxes,
+        }
+
+    def _describe_models(self) -> list[dict[str, Any]]:
+        described = []
+        for pair in self.pairs:
+            model, train = self.classifier(pair), self._model_config(pair.model).train
+            described.append(
+                {
+                    "name": pair.model,
+                    "concept": pair.concept,
+                    "architecture": model.architecture,
+                    "kind": train.kind if train is not None else pair.model,
+                    "hook_name": f"{_final_module(model)}.hook_out",
+                    "grid": list(self.tables[pair].grid),
+                    "d_in": model.num_features,
+                }
+            )
+        return described
+
+    def _describe_sae(self) -> dict[str, Any]:
+        cfg, source = self.sae.cfg, self.config.sae
+        return {
+            "source": source.path.name if source.path is not None else "trained in this study",
+            "architecture": cfg.architecture(),
+            "d_in": cfg.d_in,
+            "d_sae": cfg.d_sae,
+            "sha256": tensors_fingerprint(self.sae.state_dict()),
+            "trained_on": f"{source.train.model}/{source.train.concept}" if source.train is not None else None,
+            "training": source.train.model_dump() if source.train is not None else None,
+        }
+
+    def _named_latents(self) -> dict[str, list[dict[str, Any]]]:
+        named = {}
+        for pair, table in self.tables.items():
+            if pair.concept in self._findings:
+                means = probing.class_mean_latents(table, pair.concept, split=TRAINING, unit=self.config.data.unit)
+                roles = probing.latent_roles(means, self._ranking(table, pair.concept), top=self.config.analysis.top)
+                named[pair.key] = [{"latent": latent, "role": role} for latent, role in roles]
+        return named
+
+    def results(self) -> dict[str, Any]:
+        """Everything that figures, tables and the report say, as JSON values; see `visualization.results`."""
+        found = {
+            "format_version": 1,
+            "title": self.config.report.title,
+            "paper_setting": self.config.report.paper_setting,
+            "data_kind": "phantom" if self.config.data.phantom else "vindr",
+            "config": portable_config(self.config),
+            "provenance": {
+                "packages": package_versions(),
+                "checkpoints": self._checkpoints(),
+                "dataset_fingerprint": self.dataset.fingerprint,
+                "seed": self.config.seed,
+                **environment(),
+            },
+            "data": self._describe_data(),
+            "models": self._describe_models(),
+            "sae": self._describe_sae(),
+            "sae_quality": self.sae_quality.to_dict("records"),
+            "reconstruction": self.reconstruction.to_dict("records"),
+            "rankings": self.rankings(),
+            "interventions": self.interventions.to_dict("records"),
+            "localization": self.localization.to_dict("records"),
+            "named_latents": self._named_latents(),
+        }
+        found["checks"] = claims(found, top=self.config.analysis.top)
+        described: dict[str, Any] = plain(found)
+        # The date is that of the first run with these results: running again changes no byte.
+        file = self.results_folder / "results.json"
+        before = read_json(file) if file.exists() else {}
+        created = before.pop("created", None)
+        described["created"] = created if before == described else date.today().isoformat()
+        return described
+
+    def _heatmap_panels(self) -> Iterator[HeatmapPanels]:
+        for pair in self.pairs:
+            if pair.concept not in self._findings:
+                continue
+            table = self.tables[pair]
+            rows = table.rows(pair.concept, split=TEST)
+            with_box = [
+                int(r)
+                for r, y in zip(rows.image_rows, rows.labels, strict=True)
+                if y and len(table.boxes(r, pair.concept))
+            ]
+            if not with_box:
+                continue
+            # Drawn at random, the same for every model of a concept: not the images that look best.
+            generator = np.random.default_rng([self.config.seed, crc32(pair.concept.encode())])
+            size = min(self.config.report.n_images, len(with_box))
+            chosen = np.sort(generator.choice(with_box, size, replace=False))
+            latents = self._ranking(table, pair.concept).indices[1, : self.config.analysis.top]
+            number_of = {image_id: number for number, image_id in enumerate(self.dataset.images["image_id"])}
+            ids = [table.images["image_id"][row] for row in chosen]
+            views = table.images.loc[chosen, ["laterality", "view"]]
+            yield HeatmapPanels(
+                model=pair.model,
+                concept=pair.concept,
+                images=[self.dataset.gray(number_of[image_id]) for image_id in ids],
+                heatmaps=np.stack([table.maps(latents, row) for row in chosen]),
+                boxes=[table.boxes(row, pair.concept) for row in chosen],
+                latents=[int(latent) for latent in latents],
+                activations=table.mean_latents[chosen][:, latents].toarray(),
+                titles=[f"{row.laterality} {row.view}" for row in views.itertuples()],
+            )
+
+    def report(self) -> Path:
+        """Write figures, tables, results.json, class_means.parquet and report.html; returns the report's path."""
+        results, folder = self.results(), self.results_folder
+        write_figures(validate_results(results), self.class_means, self._heatmap_panels(), folder)
+        write_tables(validate_results(results), folder)
+        with atomic_path(folder / "class_means.parquet") as temporary:
+            self.class_means.to_parquet(temporary, index=False)
+        write_json(folder / "results.json", results)
+        return write_report(folder)
+
+    # Running
+
+    def run(self, until: str = "report") -> None:
+        """Do the steps up to and including `until`; each shows its progress and keeps its result.
+
+        The seconds of every step that did work are added to `timings.json` in the output folder.
+        """
+        file = self.output / "timings.json"
+        for step in STEPS[: STEPS.index(until) + 1]:
+            start = time.perf_counter()
+            getattr(self, step)()
+            seconds = time.perf_counter() - start
+            timings = read_json(file) if file.exists() else {}
+            write_json(file, {**timings, step: round(timings.get(step, 0.0) + seconds, 2)})
+
+    def summary(self, step: str) -> str:
+        """What a command prints when its step is done: the main figures and where to find the rest."""
+        if step == "report":
+            lines = [
+                f"{row['model']}/{row['concept']}: AUROC {row['auroc']:.3f} without the SAE, "
+                f"{with_sae['auroc']:.3f} with it (test split)"
+                for row, with_sae in zip(
+                    self.reconstruction.query("variant == 'without_sae'").to_dict("records"),
+                    self.reconstruction.query("variant == 'with_sae'").to_dict("records"),
+                    strict=True,
+                )
+            ]
+            return "\n".join([*lines, f"report: {self.results_folder / 'report.html'}"])
+        frames = {"probe": "reconstruction", "intervene": "interventions", "localize": "localization"}
+        if step in frames:
+            frame: pd.DataFrame = getattr(self, frames[step])
+            return f"{frame.to_string(index=False, max_rows=40)}\nkept in {self.work / 'analyses'}"
+        places = {"classify": "classifiers", "extract": "activations", "train": "sae", "encode": "latents"}
+        return f"{step}: done; kept in {self.work / places[step]}"
+
+
+def claims(results: Mapping[str, Any], *, top: int) -> list[dict[str, Any]]:
+    """The paper's claims as yes-or-no questions about a study's results, each with the value and the bar.
+
+    For every model and concept with two classes: the SAE costs at most 0.02 of AUROC; the `top` best latents of each class alone
+    recover at least 95 % of (AUROC - 0.5); removing them costs more than removing as many random live latents (the mean over
+    the random groups); at least one of them localizes the concept with an average precision above 0.25.
+    """
+    checks: list[dict[str, Any]] = []
+
+    def add(name: str, value: float, threshold: float, direction: str) -> None:
+        passed = (
+            value >= threshold if direction == ">=" else value <= threshold if direction == "<=" else value > threshold
+        )
+        checks.append(
+            {"name": name, "value": value, "threshold": threshold, "direction": direction, "passed": bool(passed)}
+        )
+
+    localized = pd.DataFrame(results["localization"])
+    sweeps = pd.DataFrame(results["interventions"])
+    variants = pd.DataFrame(results["reconstruction"])
+    for (model, concept), rows in variants.groupby(["model", "concept"], sort=False):
+        if n_classes_of(str(concept)) != 2:
+            continue
+        auroc = dict(zip(rows["variant"], rows["auroc"], strict=True))
+        whole = auroc["without_sae"]
+        add(f"{model}/{concept}: AUROC that the SAE costs", whole - auroc["with_sae"], 0.02, "<=")
+        sweep = sweeps.query("model == @model and concept == @concept and k == @top and not error_term")
+        for row in sweep.to_dict("records"):
+            if row["mode"] == "activate":
+                share = (row["auroc"] - 0.5) / (whole - 0.5) if whole > 0.5 else float("nan")
+                add(
+                    f"{model}/{concept}: share of (AUROC - 0.5) that the {top} best latents per class recover",
+                    share,
+                    0.95,
+                    ">=",
+                )
+            else:
+                excess = row["random_auroc_mean"] - row["auroc"]
+                add(
+                    f"{model}/{concept}: AUROC that removing them costs more than random live latents", excess, 0.0, ">"
+                )
+        if len(localized):
+            best = localized.query("model == @model and concept == @concept")["average_precision"].max()
+            add(f"{model}/{concept}: best average precision of a latent's heatmap", best, 0.25, ">")
+    return checks
+
+
+def _final_module(model: MammoClipClassifier) -> str:
+    """The module path of the final map: the last of the release's layer names."""
+    return list(model.layer_aliases.values())[-1]
+
+
+def _encoder_state(model: MammoClipClassifier) -> dict[str, torch.Tensor]:
+    """The state dict without the linear head."""
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("classifier.")}
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise InputError(f"{path} does not exist; check the configuration")
+    return path
+
+
+def run_study(config: StudyConfig) -> Path:
+    """Run a whole study and return the path of its report. A killed study is run again and continues.
+
+    Raises:
+        InputError: Anything that is wrong with the data, the checkpoints or the configuration, in one line.
+    """
+    study = Study(config)
+    study.run()
+    return study.results_folder / "report.html"

@@ -3,16 +3,16 @@
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from zlib import crc32
 
 import numpy as np
-import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Subset
 
 from mammosae_plugin.activations.store import FORMAT_VERSION, MANIFEST, ActivationStore
 from mammosae_plugin.adapters import HookedVisionModel
+from mammosae_plugin.datasets import MammogramDataset, collate
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import sha256_of_json, write_json
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
@@ -21,61 +21,20 @@ from mammosae_plugin.shards import run_shards
 IMAGES_PER_SHARD = 64
 
 
-class ImageDataset(Protocol):
-    """What extraction and encoding need of a dataset; `VinDrMammo` has it."""
-
-    @property
-    def images(self) -> pd.DataFrame:
-        """One row per image, with image_id and split."""
-
-    @property
-    def findings(self) -> pd.DataFrame:
-        """One row per annotation row, with image_id, xmin, ymin, xmax, ymax."""
-
-    @property
-    def concepts(self) -> tuple[str, ...]:
-        """The 0/1 columns of `images`."""
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(H, W) in pixels."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Digits that change when the content does."""
-
-    @property
-    def name(self) -> str:
-        """What the dataset is called."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-
-    def select(self, *, split: str | None = None) -> "ImageDataset":
-        """The images of one split."""
-
-
-def images_only(items: list[dict[str, Any]]) -> torch.Tensor:
-    """Collates dataset items into a batch of their images (b, 3, H, W)."""
-    return torch.stack([item["image"] for item in items])
-
-
 def image_batches(
-    dataset: ImageDataset, items: range, batch_size: int, num_workers: int = 0
+    dataset: MammogramDataset, items: range, batch_size: int, num_workers: int = 0
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Batches of preprocessed images (b, 3, H, W) with the index of their first, in order.
 
     Args:
-        dataset: Items are dicts with an "image" (3, H, W) float32.
+        dataset: Gives images (3, H, W) float32.
         items: The indices to read, consecutive.
         batch_size: Images per batch; the last may be smaller.
         num_workers: Processes that read ahead; 0 reads in this one.
     """
-    subset: Any = Subset(dataset, items)  # type: ignore[arg-type]
-    loader = DataLoader(subset, batch_size=batch_size, num_workers=num_workers, collate_fn=images_only)
-    for number, images in enumerate(loader):
-        yield items.start + number * batch_size, images
+    loader = DataLoader(Subset(dataset, items), batch_size, num_workers=num_workers, collate_fn=collate)
+    for number, batch in enumerate(loader):
+        yield items.start + number * batch_size, batch["image"]
 
 
 def capture(model: HookedVisionModel, hook_name: str, images: torch.Tensor) -> torch.Tensor:
@@ -100,7 +59,7 @@ def sampled_positions(image_id: str, n_positions: int, fraction: float, seed: in
 
 def extract_activations(
     model: HookedVisionModel,
-    dataset: ImageDataset,
+    dataset: MammogramDataset,
     folder: str | Path,
     *,
     hook_name: str = "layer_39",
@@ -146,7 +105,15 @@ def extract_activations(
         "batch_size": batch_size,
     }
     compute = partial(
-        _extract_shard, model, dataset, hook_name, fraction, seed, device, batch_size=batch_size, num_workers=num_workers
+        _extract_shard,
+        model,
+        dataset,
+        hook_name,
+        fraction,
+        seed,
+        device,
+        batch_size=batch_size,
+        num_workers=num_workers,
     )
     run_shards(folder, plan, len(dataset), IMAGES_PER_SHARD, compute, description="extract activations")
     if not (folder / MANIFEST).exists():
@@ -166,7 +133,7 @@ def extract_activations(
 @torch.inference_mode()
 def _extract_shard(
     model: HookedVisionModel,
-    dataset: ImageDataset,
+    dataset: MammogramDataset,
     hook_name: str,
     fraction: float,
     seed: int,

@@ -35,7 +35,9 @@ class ActivationStore:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         if not (self.folder / MANIFEST).exists():
-            raise InputError(f"{self.folder} is not a complete activation store (no {MANIFEST}); run `mammosae extract` again")
+            raise InputError(
+                f"{self.folder} is not a complete activation store (no {MANIFEST}); run `mammosae extract` again"
+            )
         self.manifest: dict[str, Any] = read_json(self.folder / MANIFEST)
         if self.manifest["format_version"] != FORMAT_VERSION:
             raise InputError(

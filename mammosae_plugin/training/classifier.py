@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, Subset
 from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
-from mammosae_plugin.activations import ImageDataset, image_batches, images_only
+from mammosae_plugin.activations import image_batches
 from mammosae_plugin.adapters import MammoClipClassifier, load_mammo_clip, save_classifier
-from mammosae_plugin.datasets import n_classes_of
+from mammosae_plugin.datasets import MammogramDataset, collate, n_classes_of
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import sha256_of_json, write_safetensors
 from mammosae_plugin.provenance import seed_everything, tensors_fingerprint, torch_generator
@@ -36,23 +36,29 @@ class ClassifierTraining(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["pretrained", "finetuned"] = Field(
-        "finetuned", description="'pretrained': fit the linear head on frozen features. 'finetuned': train the whole network."
+        "finetuned",
+        description="'pretrained': fit the linear head on frozen features. 'finetuned': train the whole network.",
     )
-    l2: float = Field(1.0, gt=0, description="pretrained: L2 penalty of the logistic regression on standardised features.")
+    l2: float = Field(
+        1.0, gt=0, description="pretrained: L2 penalty of the logistic regression on standardised features."
+    )
     epochs: int = Field(10, gt=0, description="finetuned: passes over the training images.")
     batch_size: int = Field(16, gt=0, description="Images per step.")
     lr: float = Field(5e-5, gt=0, description="finetuned: peak learning rate of AdamW.")
     weight_decay: float = Field(1e-4, ge=0, description="finetuned: AdamW's decoupled weight decay.")
-    warm_up: float = Field(0.1, ge=0, lt=1, description="finetuned: share of the steps with rising learning rate; then cosine.")
+    warm_up: float = Field(
+        0.1, ge=0, lt=1, description="finetuned: share of the steps with rising learning rate; then cosine."
+    )
     augmentation: Literal["none", "flips", "affine"] = Field(
-        "affine", description="finetuned: flips alone, or flips with rotation 20, shift 10 %, scale 0.8 to 1.2 and shear 20 degrees."
+        "affine",
+        description="finetuned: flips alone, or flips with rotation 20, shift 10 %, scale 0.8 to 1.2 and shear 20 degrees.",
     )
     seed: int = Field(0, ge=0, description="Seeds the head, the order of the images and the augmentation.")
 
 
 def train_classifier(
     encoder: MammoClipClassifier,
-    dataset: ImageDataset,
+    dataset: MammogramDataset,
     concept: str | Sequence[str],
     path: str | Path,
     config: ClassifierTraining | None = None,
@@ -90,9 +96,10 @@ def train_classifier(
         **(metadata or {}),
     }
     if path.exists():
-        if sha256_of_json(_saved_plan(path)) != sha256_of_json(plan):
+        model = load_mammo_clip(path, device=device)
+        if model.source["metadata"] != json.loads(json.dumps(plan)):
             raise InputError(f"{path} holds a classifier of other settings; name another file or delete this one")
-        return load_mammo_clip(path, device=device)
+        return model
     seed_everything(config.seed)
     model = with_new_head(encoder, _n_outputs(concepts)).to(device)
     if config.kind == "pretrained":
@@ -117,7 +124,7 @@ def _n_outputs(concepts: Sequence[str]) -> int:
     return len(concepts) if classes == 2 else classes
 
 
-def _targets(dataset: ImageDataset, concepts: Sequence[str]) -> torch.Tensor:
+def _targets(dataset: MammogramDataset, concepts: Sequence[str]) -> torch.Tensor:
     """(n, m) float for m findings, or (n,) int64 for one concept with more than two classes."""
     for concept in concepts:
         n_classes = n_classes_of(concept)
@@ -132,16 +139,9 @@ def _targets(dataset: ImageDataset, concepts: Sequence[str]) -> torch.Tensor:
     return labels.float() if n_classes_of(concepts[0]) == 2 else labels[:, 0].long()
 
 
-def _saved_plan(path: Path) -> dict[str, Any]:
-    with safe_open(path, framework="pt") as file:
-        header = json.loads(file.metadata()["mammosae"])
-    plan: dict[str, Any] = header["metadata"]
-    return plan
-
-
 def _fit_head(
     model: MammoClipClassifier,
-    dataset: ImageDataset,
+    dataset: MammogramDataset,
     targets: torch.Tensor,
     config: ClassifierTraining,
     device: str,
@@ -159,13 +159,15 @@ def _fit_head(
     columns = targets.T if targets.ndim == 2 else targets[None]
     weights, biases = [], []
     for column in columns:
-        fitted = LogisticRegression(C=1 / config.l2, class_weight="balanced", max_iter=2000).fit(features, column.numpy())
+        fitted = LogisticRegression(C=1 / config.l2, class_weight="balanced", max_iter=2000).fit(
+            features, column.numpy()
+        )
         weight = fitted.coef_ / scaler.scale_
         weights.append(weight)
         biases.append(fitted.intercept_ - weight @ scaler.mean_)
-    with torch.no_grad():
-        model.classifier.weight.copy_(torch.from_numpy(np.concatenate(weights)))
-        model.classifier.bias.copy_(torch.from_numpy(np.concatenate(biases)))
+    model.classifier.load_state_dict(
+        {"weight": torch.from_numpy(np.concatenate(weights)), "bias": torch.from_numpy(np.concatenate(biases))}
+    )
 
 
 def _augment(images: torch.Tensor, kind: str) -> torch.Tensor:
@@ -185,7 +187,7 @@ def _state_file(path: Path) -> Path:
 
 def _finetune(
     model: MammoClipClassifier,
-    dataset: ImageDataset,
+    dataset: MammogramDataset,
     targets: torch.Tensor,
     config: ClassifierTraining,
     path: Path,
@@ -206,10 +208,11 @@ def _finetune(
         for epoch in range(first, config.epochs):
             torch.manual_seed(int(torch_generator(config.seed, epoch, 1).initial_seed()))  # torchvision draws from it
             order = torch.randperm(len(dataset), generator=torch_generator(config.seed, epoch))
-            subset: Any = Subset(dataset, order.tolist())  # type: ignore[arg-type]
-            loader = DataLoader(subset, config.batch_size, num_workers=num_workers, collate_fn=images_only)
+            shuffled = Subset(dataset, order.tolist())
+            loader = DataLoader(shuffled, config.batch_size, num_workers=num_workers, collate_fn=collate)
             model.train()
-            for number, images in enumerate(loader):
+            for number, batch in enumerate(loader):
+                images = batch["image"]
                 rows = order[number * config.batch_size : number * config.batch_size + len(images)]
                 rate = _rate(epoch * steps_per_epoch + number, total, config)
                 for group in optimizer.param_groups:

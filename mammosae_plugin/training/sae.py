@@ -50,13 +50,18 @@ class SAETraining(BaseModel):
     lr: float = Field(3e-4, gt=0, description="Adam's learning rate (the released scripts used 5e-4).")
     lr_warm_up_steps: int = Field(0, ge=0, description="Steps of linear warm-up of the learning rate.")
     lr_decay_steps: int = Field(0, ge=0, description="Steps of linear decay to lr / 10 at the end.")
-    sparsity: float = Field(3e-5, ge=0, description="The paper's lambda; SAELens's l1_coefficient is lambda times the width.")
+    sparsity: float = Field(
+        3e-5, ge=0, description="The paper's lambda; SAELens's l1_coefficient is lambda times the width."
+    )
     sparsity_warm_up_steps: int = Field(0, ge=0, description="Steps over which lambda rises from 0.")
     batch_size: int = Field(4096, gt=0, description="Rows per step.")
     normalize_activations: Literal["none", "expected_average_only_in"] = Field(
-        "none", description="Scale rows to a mean norm of sqrt(width) while training; folded into the weights afterwards."
+        "none",
+        description="Scale rows to a mean norm of sqrt(width) while training; folded into the weights afterwards.",
     )
-    dead_feature_window: int = Field(1000, gt=0, description="Steps without firing after which a latent counts as dead.")
+    dead_feature_window: int = Field(
+        1000, gt=0, description="Steps without firing after which a latent counts as dead."
+    )
     checkpoint_every: int = Field(500, gt=0, description="Steps between checkpoints from which a killed run continues.")
     autocast: bool = Field(False, description="Run the step under bfloat16 autocast.")
     seed: int = Field(0, ge=0, description="Seeds the initial weights and the order of the rows.")
@@ -182,7 +187,9 @@ def _run(
             if done % LOG_EVERY == 0 or done == steps:
                 row = trainer.build_train_step_log_dict(output=output, n_training_samples=trainer.n_training_samples)
                 if not torch.isfinite(torch.tensor(row["losses/overall_loss"])):
-                    raise InputError(f"SAE training diverged at step {done}: the loss is not finite; lower lr or scale the rows")
+                    raise InputError(
+                        f"SAE training diverged at step {done}: the loss is not finite; lower lr or scale the rows"
+                    )
                 log.append({"step": done, **plain(row)})
                 bar.set_postfix(loss=f"{row['losses/overall_loss']:.4g}", l0=f"{row['metrics/l0']:.1f}")
             bar.update()
@@ -226,10 +233,17 @@ def _save(trainer: Any, folder: Path, log: list[dict[str, Any]], plan: Mapping[s
     sae.save_inference_model(temporary)
     write_text(folder / LOG, "".join(json.dumps(row) + "\n" for row in log))
     cards = Environment(
-        loader=PackageLoader("mammosae_plugin", "hub_cards"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("mammosae_plugin", "hub_cards"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )  # Markdown: nothing to escape
     cfg = read_json(temporary / CFG)
-    write_text(folder / "README.md", cards.get_template("sae.md.j2").render(cfg=cfg, config=plan["config"], last=log[-1]))
-    for path in sorted(temporary.iterdir(), key=lambda path: path.name == CFG):  # cfg.json last: with it the folder is complete
+    write_text(
+        folder / "README.md", cards.get_template("sae.md.j2").render(cfg=cfg, config=plan["config"], last=log[-1])
+    )
+    for path in sorted(
+        temporary.iterdir(), key=lambda path: path.name == CFG
+    ):  # cfg.json last: with it the folder is complete
         os.replace(path, folder / path.name)
     temporary.rmdir()

@@ -1,0 +1,50 @@
+"""Shared fixtures: small phantoms, a small network and a random SAE, each made once."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers_study import random_sae, small_phantoms
+from mammosae_plugin.adapters import HookedVisionModel, MammoClipClassifier, new_classifier
+from mammosae_plugin.datasets import VinDrMammo
+from mammosae_plugin.latents import LatentTable, encode_latents
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def phantom_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root: Path = tmp_path_factory.mktemp("phantoms")
+    return small_phantoms(root)
+
+
+@pytest.fixture(scope="session")
+def phantoms(phantom_root: Path) -> VinDrMammo:
+    return VinDrMammo(phantom_root, image_size=(96, 64))
+
+
+@pytest.fixture(scope="session")
+def classifier() -> MammoClipClassifier:
+    return new_classifier("tinynet_e", 1, seed=0)
+
+
+@pytest.fixture(scope="session")
+def encoded(
+    phantoms: VinDrMammo, classifier: MammoClipClassifier, tmp_path_factory: pytest.TempPathFactory
+) -> LatentTable:
+    """A latents table of the phantoms under a random network and a random SAE, all maps kept."""
+    with HookedVisionModel(classifier, ["bn2"]) as model:
+        return encode_latents(
+            model,
+            random_sae(classifier.num_features),
+            phantoms,
+            tmp_path_factory.mktemp("table"),
+            heads={"Mass": classifier.classifier},
+            map_latents=range(12),
+            batch_size=4,
+            shard_size=16,
+        )

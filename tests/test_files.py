@@ -1,0 +1,115 @@
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import atomic_path, read_json, sha256_of_json, write_json, write_text
+from mammosae_plugin.provenance import plain, tensors_fingerprint, torch_generator
+from mammosae_plugin.shards import run_shards, shard_paths, verify_shards
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_temporary_one(tmp_path):
+    path = tmp_path / "value.txt"
+    write_text(path, "old")
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["value.txt"]
+
+
+def test_a_process_killed_while_writing_leaves_the_old_file(tmp_path):
+    path = tmp_path / "value.txt"
+    write_text(path, "old")
+    script = f"""
+        import os
+        from mammosae_plugin.files import atomic_path
+        with atomic_path({str(path)!r}) as temporary:
+            temporary.write_text("half")
+            os.kill(os.getpid(), 9)
+    """
+    assert subprocess.run([sys.executable, "-c", textwrap.dedent(script)]).returncode == -9
+    assert path.read_text() == "old"
+
+
+def test_json_with_nan_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="Out of range"):
+        write_json(tmp_path / "x.json", {"value": float("nan")})
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_damaged_json_is_named(tmp_path):
+    (tmp_path / "x.json").write_text('{"value": ')
+    with pytest.raises(InputError, match="x.json is not valid JSON"):
+        read_json(tmp_path / "x.json")
+
+
+def test_the_json_digest_ignores_the_order_of_keys():
+    assert sha256_of_json({"a": 1, "b": 2}) == sha256_of_json({"b": 2, "a": 1}) != sha256_of_json({"a": 1, "b": 3})
+
+
+def test_plain_makes_numpy_and_nan_fit_for_json():
+    value = plain({"a": torch.tensor(2), "b": [float("nan"), 1.5], "c": (torch.tensor(0.5),)})
+    assert json.dumps(value) == '{"a": 2, "b": [null, 1.5], "c": [0.5]}'
+
+
+def test_a_fingerprint_tells_values_names_and_dtypes_apart():
+    base = {"a": torch.zeros(3)}
+    others = [{"a": torch.ones(3)}, {"b": torch.zeros(3)}, {"a": torch.zeros(3, dtype=torch.float64)}]
+    assert all(tensors_fingerprint(base) != tensors_fingerprint(other) for other in others)
+    assert tensors_fingerprint(base) == tensors_fingerprint({"a": torch.zeros(3)})
+
+
+def test_a_generator_depends_on_all_of_its_parts():
+    draws = [torch.rand(1, generator=torch_generator(*parts)).item() for parts in ((0, 0), (0, 1), (1, 0), (0, 0))]
+    assert draws[0] == draws[3]
+    assert len(set(draws)) == 3
+
+
+def _squares(items):
+    return {"square": torch.tensor([float(item) ** 2 for item in items])}
+
+
+def test_shards_killed_halfway_continue_and_end_the_same(tmp_path):
+    run_shards(tmp_path / "whole", {"job": 1}, 10, 3, _squares, description="")
+    computed = []
+
+    def fails_late(items):
+        computed.append(items.start)
+        if len(computed) == 3:
+            raise KeyboardInterrupt
+        return _squares(items)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_shards(tmp_path / "broken", {"job": 1}, 10, 3, fails_late, description="")
+    with pytest.raises(InputError, match="not complete"):
+        shard_paths(tmp_path / "broken")
+    run_shards(tmp_path / "broken", {"job": 1}, 10, 3, fails_late, description="")
+    assert computed == [0, 3, 6, 6, 9]
+    for one, other in zip(shard_paths(tmp_path / "whole"), shard_paths(tmp_path / "broken"), strict=True):
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_shards_of_another_plan_are_refused(tmp_path):
+    run_shards(tmp_path, {"job": 1}, 4, 2, _squares, description="")
+    with pytest.raises(InputError, match="other settings"):
+        run_shards(tmp_path, {"job": 2}, 4, 2, _squares, description="")
+
+
+def test_a_flipped_byte_and_a_missing_shard_are_found(tmp_path):
+    run_shards(tmp_path, {"job": 1}, 4, 2, _squares, description="")
+    verify_shards(tmp_path)
+    first, second = shard_paths(tmp_path)
+    content = bytearray(first.read_bytes())
+    content[-1] ^= 1
+    first.write_bytes(content)
+    with pytest.raises(InputError, match="damaged"):
+        verify_shards(tmp_path)
+    second.unlink()
+    with pytest.raises(InputError, match="lacks shard-00001"):
+        shard_paths(tmp_path)
