@@ -331,7 +331,7 @@ def _read_saved_classifier(path: Path) -> MammoClipClassifier:
         header = json.loads(header_text)
         if header["format_version"] != _FORMAT_VERSION:
             raise CheckpointFormatError(
-                f"{path} has format version {header['format_version']}, and this release reads {_FORMAT_VERSION}; update it"
+                f"{path} has format version {header['format_version']}; this release reads {_FORMAT_VERSION}, update it"
             )
         model = MammoClipClassifier(
             _create(header["architecture"], header["n_class"]),
