@@ -35,7 +35,7 @@ from mammosae_plugin.visualization.results import (
     number,
     pairs,
 )
-from mammosae_plugin.visualization.tables import Estimate, cell_text, heading, table_1, table_2
+from mammosae_plugin.visualization.tables import Estimate, table_1, table_2
 
 _DATA_KINDS = {"phantom": "generated phantom images", "vindr": "VinDr-Mammo"}
 _SIGNS = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}
@@ -87,7 +87,7 @@ def _content(results: Results, figures_folder: Path) -> dict[str, Any]:
         "prevalence": table_view(_prevalence(results), n_labels=2),
         "quarantine": _quarantine(results),
         "models": table_view(_models(results)),
-        "sae_training": {heading(k): cell_text(k, v) for k, v in (results["sae"].get("training") or {}).items()},
+        "sae_training": _facts(results["sae"].get("training") or {}),
         "quality": table_view(_quality(results)),
         "table_1": table_view(table_1(results), n_labels=3),
         "paper_table_1": table_view(compare_table_1(results), n_labels=4) if paper else None,
@@ -132,6 +132,20 @@ def _content(results: Results, figures_folder: Path) -> dict[str, Any]:
         ),
         "timings": {stage: f"{seconds:,.1f}" for stage, seconds in results.get("timings", {}).items()},
     }
+
+
+def _facts(values: dict[str, Any]) -> dict[str, str]:
+    """Settings for reading: names as words, numbers in full, what is nested in one line."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, dict):
+            return ", ".join(f"{key}: {text(inner)}" for key, inner in value.items())
+        if isinstance(value, list):
+            return ", ".join(text(inner) for inner in value)
+        return f"{value:g}" if isinstance(value, float) else "–" if value is None else str(value)
+
+    words = {name: name.replace("_", " ").strip() for name in values}
+    return {words[name][:1].upper() + words[name][1:]: text(value) for name, value in values.items()}
 
 
 def _plain(value: float) -> str:

@@ -83,8 +83,8 @@ def rankings_view(results: Results, model: str, concept: str, score: str, *, n_b
         cells = [Cell(str(position + 1))]
         for row in of_class:
             if position < len(row["latents"]):
-                latent = row["latents"][position]
-                score_text = cell_text("score", number(row["scores"][position]))
+                latent, scores = row["latents"][position], row["scores"]
+                score_text = cell_text("score", number(scores[position]) if position < len(scores) else None)
                 cells += [Cell(str(latent), before=roles.get(latent, "")), Cell(score_text)]
             else:
                 cells += [Cell(MISSING), Cell(MISSING)]

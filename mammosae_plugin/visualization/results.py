@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json
@@ -92,11 +92,8 @@ class _Quality(_Of):
     split: str
 
 
-_Class = int | str
-
-
 class _Ranking(_Of):
-    model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
+    class_: int | str = Field(alias="class")
     score: str
     latents: list[int]
     scores: list[float | None]

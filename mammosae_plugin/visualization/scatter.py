@@ -144,7 +144,7 @@ def _label(figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str,
     order = sorted(range(len(points)), key=lambda i: (-marks[i][1], marks[i][0]))
     for i in order:
         x, y, text, role = points[i]
-        probe = axes.text(0, 0, text, fontsize=8)
+        probe = axes.text(0, 0, text, fontsize=8, fontweight="bold")
         size = probe.get_window_extent(renderer)
         probe.remove()
         best: tuple[float, Bbox] | None = None
@@ -163,7 +163,7 @@ def _label(figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str,
         taken.append(best[1])
         at = axes.transData.inverted().transform(((best[1].x0 + best[1].x1) / 2, (best[1].y0 + best[1].y1) / 2))
         color = _ROLES[role][0] if role in _ROLES else INK
-        axes.annotate(
+        label = axes.annotate(
             text,
             xy=(x, y),
             xytext=(float(at[0]), float(at[1])),
@@ -175,3 +175,4 @@ def _label(figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str,
             zorder=5,
             arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3},
         )
+        label.set_in_layout(False)  # the places were found for the layout as it stands

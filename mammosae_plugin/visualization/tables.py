@@ -278,13 +278,17 @@ def table_rankings(results: Results, *, n_best: int = 10) -> pd.DataFrame:
                     "class": str(ranking["class"]),
                     "rank": position + 1,
                     "latent": latent,
-                    "class_score": number(ranking["scores"][position]),
-                    "test_mean_activation": number(test_means[position]) if position < len(test_means) else math.nan,
+                    "class_score": number(_at(ranking["scores"], position)),
+                    "test_mean_activation": number(_at(test_means, position)),
                     "role": roles.get(latent),
                 }
             )
     columns = ["model", "concept", "score", "class", "rank", "latent", "class_score", "test_mean_activation", "role"]
     return pd.DataFrame(rows, columns=columns).astype({"role": object})
+
+
+def _at(values: list[Any], position: int) -> Any:
+    return values[position] if position < len(values) else None
 
 
 def table_interventions(results: Results) -> pd.DataFrame:

@@ -1,0 +1,355 @@
+import base64
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+from helpers_results import synthetic_results, write_results
+
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.report import write_report
+from mammosae_plugin.report.paper import compare_figure_2, compare_table_1, compare_table_2, paper_results
+from mammosae_plugin.report.summary import findings, summary
+from mammosae_plugin.visualization import figure_2_name, figure_3_name, figure_4_name
+
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+)
+
+
+class Page(HTMLParser):
+    """The tags of a page, the text of each section, and the cells of its tables by section."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: dict[str, str] = {}
+        self.rows: dict[str, list[list[str]]] = {}
+        self.style = ""
+        self._section = "top"
+        self._inside: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "br"):
+            self._inside.append(tag)
+        if tag == "section":
+            self._section = dict(attrs)["id"]
+        if tag == "tr":
+            self.rows.setdefault(self._section, []).append([])
+        if tag in ("td", "th"):
+            self.rows[self._section][-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self._inside.pop() == tag  # every tag is closed where it was opened
+
+    def handle_data(self, data):
+        if "style" in self._inside:
+            self.style += data
+            return
+        self.text[self._section] = self.text.get(self._section, "") + data
+        if "td" in self._inside or "th" in self._inside:
+            self.rows[self._section][-1][-1] += data.strip() + " "
+
+    def cells(self, section: str) -> list[list[str]]:
+        return [[cell.strip() for cell in row] for row in self.rows.get(section, [])]
+
+
+def report(folder, results, figures=()):
+    write_results(results, folder)
+    for name in figures:
+        (folder / "figures").mkdir(exist_ok=True)
+        (folder / "figures" / name).write_bytes(PNG)
+    return Page(write_report(folder).read_text(encoding="utf-8"))
+
+
+def three(value):
+    return f"{value:.3f}".replace("-", "−")
+
+
+def test_table_1_on_the_page_holds_the_numbers_of_the_results(tmp_path):
+    results = synthetic_results()
+    page = report(tmp_path, results)
+    rows = [row for row in page.cells("table-1") if row[2] in ("without SAE", "with SAE", "difference")]
+    assert len(rows) == len(results["reconstruction"]) == 12
+    for row, source in zip(rows, results["reconstruction"], strict=True):
+        assert row[0] == source["model"]
+        sign = "+" if source["variant"] == "difference" and source["recall_high"] > 0 else ""
+        assert row[3].split()[0] == three(source["auroc"])
+        assert row[6].endswith(f"{sign}{three(source['recall_high'])}]")
+
+
+def test_interventions_and_localization_on_the_page_are_those_of_the_results(tmp_path):
+    results = synthetic_results()
+    page = report(tmp_path, results)
+    kept = [
+        three(r["auroc"])
+        for r in results["interventions"]
+        if (r["model"], r["concept"], r["mode"], r["error_term"]) == ("finetuned", "Mass", "activate", False)
+    ]
+    assert ["finetuned", "Mass", "activate", "best latents", *kept] in page.cells("figure-2")
+    localization = [
+        three(r["average_precision"])
+        for r in results["localization"]
+        if (r["model"], r["concept"]) == ("finetuned", "Suspicious_Calcification")
+    ]
+    row = next(row for row in page.cells("table-2") if row[:2] == ["finetuned", "Suspicious calcification"])
+    assert row[4:14] == localization
+
+
+def test_the_page_loads_nothing_and_runs_nothing(tmp_path):
+    results = synthetic_results()
+    page = report(tmp_path, results, [figure_2_name("Mass"), figure_3_name("finetuned", "Mass")])
+    names = {tag for tag, _ in page.tags}
+    assert not names & {"script", "link", "iframe", "object", "embed", "base", "video", "audio", "source", "form"}
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(images) == 2
+    assert all(image["src"].startswith("data:image/png;base64,") and image["alt"] for image in images)
+    assert base64.b64decode(images[0]["src"].split(",")[1]) == PNG
+    assert "url(" not in page.style
+    assert "@import" not in page.style
+    assert not any(key.startswith("on") or key == "style" for _, attributes in page.tags for key in attributes)
+    links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    assert all(link.startswith("#") for link in links)
+    policy = next(a["content"] for tag, a in page.tags if tag == "meta" and a.get("http-equiv"))
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def test_the_contents_lead_to_the_sections_in_the_order_of_the_study(tmp_path):
+    page = report(tmp_path, synthetic_results())
+    links = [attributes["href"].lstrip("#") for tag, attributes in page.tags if tag == "a"]
+    sections = [attributes["id"] for tag, attributes in page.tags if tag == "section"]
+    assert links == sections
+    told = ["data", "models", "sae", "table-1", "rankings", "figure-2", "table-2", "figure-3", "provenance", "cite"]
+    assert [section for section in sections if section in told] == told
+
+
+def test_the_same_results_give_the_same_bytes(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        report(tmp_path / name, synthetic_results(), [figure_2_name("Mass")])
+    assert (tmp_path / "one/report.html").read_bytes() == (tmp_path / "two/report.html").read_bytes()
+
+
+def test_text_from_the_results_is_escaped(tmp_path):
+    results = synthetic_results()
+    results["title"] = "<script>alert(1)</script> & more"
+    results["config"]["note"] = "</pre><img src=http://example.org/x.png>"
+    page = report(tmp_path, results)
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert not [tag for tag, _ in page.tags if tag == "img"]
+    assert "<script>alert(1)</script> & more" in page.text["top"]
+
+
+# The paper's numbers
+
+
+def test_the_papers_numbers_stand_beside_ours_only_in_its_setting(tmp_path):
+    (tmp_path / "paper").mkdir()
+    (tmp_path / "other").mkdir()
+    paper = report(tmp_path / "paper", synthetic_results(paper_setting=True))
+    other = report(tmp_path / "other", synthetic_results())
+    rows = paper.cells("table-1")
+    at = next(
+        i for i, row in enumerate(rows) if row[:4] == ["finetuned", "Suspicious calcification", "without SAE", "ours"]
+    )
+    assert rows[at][4] == "0.968"
+    assert rows[at + 1][3:5] == ["paper", "0.979"]
+    assert rows[at + 2][3:5] == ["difference", "−0.011"]
+    assert "paper" in {row[2] for row in paper.cells("table-2")}
+    assert ["10", "0.947", "0.964", "−0.017"] in paper.cells("figure-2")
+    assert not any("paper" in row for section in other.rows for row in other.cells(section))
+    assert "not comparable with the paper's" in other.text["summary"]
+    assert "published numbers stand beside ours" in paper.text["summary"]
+
+
+def test_comparisons_take_the_published_values_of_the_matching_model_and_concept():
+    results = synthetic_results(paper_setting=True)
+    table = compare_table_1(results)
+    row = table[(table["model"] == "pretrained") & (table["concept"] == "Mass") & (table["variant"] == "with SAE")]
+    published = paper_results()["table_1_classification"]["Mass_pretrained with SAE"]
+    assert row[row["source"] == "paper"].iloc[0]["average_precision"].value == published["auprc"]
+    difference = row[row["source"] == "difference"].iloc[0]["auroc"].value
+    assert difference == pytest.approx(0.787 - 0.0213 - published["aucroc"])
+    second = compare_table_2(results)
+    finetuned = second[(second["model"] == "finetuned") & (second["concept"] == "Mass") & (second["source"] == "paper")]
+    assert finetuned.iloc[0]["rank_2"].value == 0.316
+    assert list(compare_figure_2(results)["k"]) == [0, 1, 5, 10, 50, 100]
+
+
+def test_other_models_and_thresholds_are_not_compared(tmp_path):
+    results = synthetic_results(paper_setting=True)
+    for section in ("models", "reconstruction", "interventions", "localization"):
+        for row in results[section]:
+            key = "name" if section == "models" else "model"
+            row[key] = row[key].replace("finetuned", "mine").replace("pretrained", "other")
+    assert compare_table_1(results).empty
+    assert compare_figure_2(results).empty
+    assert "nothing to compare" in report(tmp_path, results).text["summary"]
+    results = synthetic_results(paper_setting=True)
+    for row in results["localization"]:
+        row["threshold"] = "relative 0.3"
+    assert compare_table_2(results).empty
+
+
+# Privacy
+
+
+def test_patients_images_are_left_out_unless_the_config_asks_for_them(tmp_path):
+    figures = [figure_3_name("finetuned", "Mass"), figure_2_name("Mass"), figure_4_name("finetuned", "Mass")]
+    for name, include, n_images in (("without", False, 2), ("with", True, 3)):
+        (tmp_path / name).mkdir()
+        page = report(tmp_path / name, synthetic_results(data_kind="vindr", include_images=include), figures)
+        images = [a for tag, a in page.tags if tag == "img"]
+        assert len(images) == n_images
+        assert ("include_images: true" in page.text["figure-3"]) is not include
+
+
+def test_quarantined_images_appear_as_counts_without_identifiers(tmp_path):
+    results = synthetic_results(data_kind="vindr", include_images=True)
+    results["data"]["quarantine"].append({"image_id": "abc123.png", "reason": "abc123.png is truncated"})
+    results["data"]["quarantine"].append({"reason": "wrong size", "count": 4})
+    page = report(tmp_path, results)
+    assert "2 × constant image" in page.text["data"]
+    assert "1 × the image is truncated" in page.text["data"]
+    assert "4 × wrong size" in page.text["data"]
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert not any(image in html for image in ("bad_one", "bad_two", "bad_three", "abc123"))
+
+
+# What is missing is said
+
+
+def test_a_study_without_parts_still_has_a_report_that_says_so(tmp_path):
+    results = synthetic_results()
+    for section in ("sae_quality", "reconstruction", "rankings", "interventions", "localization", "checks"):
+        results[section] = []
+    results["named_latents"] = {}
+    results["data"]["quarantine"] = []
+    results["sae"].update(training=None, trained_on=None)
+    del results["timings"]
+    page = report(tmp_path, results)
+    assert "no classification metrics" in page.text["table-1"]
+    assert "no interventions" in page.text["figure-2"]
+    assert "There is no Table 2" in page.text["table-2"]
+    assert "no rankings" in page.text["rankings"]
+    assert "no pass marks" in page.text["checks"]
+    assert "none was left out" in page.text["data"]
+    assert "trained elsewhere" in page.text["sae"]
+    assert f"figures/{figure_4_name('finetuned', 'Mass')} is not there" in page.text["figure-4"]
+
+
+def test_values_that_could_not_be_computed_print_as_a_dash(tmp_path):
+    results = synthetic_results()
+    for row in results["reconstruction"]:
+        row.update(auroc=None, auroc_low=None, auroc_high=None)
+    page = report(tmp_path, results)
+    rows = [row for row in page.cells("table-1") if row[2] == "without SAE"]
+    assert all(row[3] == "–" for row in rows)
+    assert not any(re.search(r"\bnan\b", text, re.IGNORECASE) for text in page.text.values())
+
+
+def test_a_report_without_results_is_refused(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"format_version": 1}'])
+def test_malformed_results_are_refused_in_one_line(tmp_path, content):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(InputError, match=r"results\.json") as caught:
+        write_report(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_checks_say_in_words_whether_they_passed(tmp_path):
+    page = report(tmp_path, synthetic_results())
+    rows = page.cells("checks")
+    assert ["finetuned test AUROC, Mass", "0.913", "at least 0.9", "✓ passed"] in rows
+    assert ["AUROC lost by the SAE, Mass", "0.023", "at most 0.02", "✗ failed"] in rows
+
+
+def test_provenance_holds_hashes_versions_config_and_seed(tmp_path):
+    results = synthetic_results()
+    text = report(tmp_path, results).text["provenance"]
+    assert results["provenance"]["dataset_fingerprint"] in text
+    assert all(checkpoint["sha256"] in text for checkpoint in results["provenance"]["checkpoints"])
+    assert all(version in text for version in results["provenance"]["packages"].values())
+    assert "n_bootstrap: 1000" in text
+
+
+def test_the_report_says_that_it_is_for_research_only(tmp_path):
+    assert "not a medical device" in report(tmp_path, synthetic_results()).text["top"]
+
+
+# The summary
+
+
+def sweep_row(results, mode, k, **changes):
+    for row in results["interventions"]:
+        if (row["mode"], row["k"], row["error_term"]) == (mode, k, False):
+            row.update(changes)
+
+
+def test_summary_states_cost_restoring_group_and_best_latent():
+    results = synthetic_results()
+    text = " ".join(summary(results))
+    assert "Four classifiers" in text
+    assert "costs at most 0.021 of AUROC (pretrained, " in text
+    assert "10 best latents per class restore at least 95 %" in text
+    assert "2 of 4 classifiers" in text
+    assert "average precision of 0.316 at IoU 0.25" in text
+    finding = next(f for f in findings(results) if (f.model, f.concept) == ("finetuned", "Mass"))
+    assert finding.restoring is not None
+    assert finding.restoring.k == 10
+    assert finding.recovered_by_ten.value == pytest.approx((finding.restoring.auroc.value - 0.5) / 0.413)
+
+
+def test_summary_admits_when_random_groups_do_as_well():
+    results = synthetic_results()
+    assert "none reaches the chosen latents' AUROC" in " ".join(summary(results))
+    sweep_row(results, "activate", 10, random_auroc_high=0.99)
+    text = " ".join(summary(results))
+    assert "at least one random group does as well" in text
+    assert "“finetuned, Mass”" in text
+
+
+def test_summary_admits_when_switching_off_random_latents_hurts_as_much():
+    results = synthetic_results()
+    sweep_row(results, "deactivate", 10, random_auroc_mean=0.4)
+    assert "the chosen latents matter no more than others" in " ".join(summary(results))
+
+
+def test_summary_admits_when_no_group_restores_the_model():
+    results = synthetic_results()
+    for row in results["interventions"]:
+        row["auroc"] = 0.5
+    assert "No group of latents in the sweep restores" in " ".join(summary(results))
+
+
+def test_summary_says_when_the_sae_costs_nothing():
+    results = synthetic_results()
+    for row in results["reconstruction"]:
+        if row["variant"] == "difference":
+            row["auroc"] = 0.001
+    assert "does not lower the AUROC of any of them" in " ".join(summary(results))
+
+
+def test_error_term_rows_do_not_enter_the_summary():
+    results = synthetic_results()
+    before = summary(results)
+    for row in results["interventions"]:
+        if row["error_term"]:
+            row["auroc"] = 1.0
+    assert summary(results) == before
+
+
+def test_the_packages_paper_results_are_the_fixtures_facts():
+    from pathlib import Path
+
+    fixture = json.loads((Path(__file__).parent / "data" / "paper_results.json").read_text())
+    assert paper_results() == fixture
+    assert not any(math.isnan(v) for row in fixture["table_1_classification"].values() for v in row.values())

@@ -1,0 +1,493 @@
+import csv
+import math
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from helpers_results import (
+    KS,
+    MODELS,
+    synthetic_class_means,
+    synthetic_panels,
+    synthetic_results,
+    write_results,
+)
+from matplotlib.colors import same_color
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.visualization import (
+    Estimate,
+    figure_2_name,
+    figure_3_name,
+    figure_4_name,
+    load_results,
+    may_show_images,
+    plot_class_means,
+    plot_heatmaps,
+    plot_sweep,
+    plot_sweeps,
+    save_figure,
+    table_1,
+    table_2,
+    table_interventions,
+    table_rankings,
+    validate_results,
+    write_figures,
+    write_table,
+    write_tables,
+)
+from mammosae_plugin.visualization.results import frame, recovered
+from mammosae_plugin.visualization.style import RANDOM, TRUTH_BOX
+from mammosae_plugin.visualization.tables import to_csv, to_latex, to_markdown
+
+
+def sweep_rows(model: str = "finetuned", concept: str = "Mass") -> pd.DataFrame:
+    return frame(synthetic_results()["interventions"], model=model, concept=concept, error_term=False)
+
+
+def lines_by_label(axes):
+    return {line.get_label(): line for line in axes.get_lines()}
+
+
+# Figure 2
+
+
+def test_sweep_has_a_panel_per_mode_with_curve_random_mean_and_unmodified_model():
+    rows = sweep_rows()
+    figure = plot_sweep(rows, title="Mass", reference_auroc=0.913)
+    panels = figure.get_axes()
+    assert [axes.get_title(loc="left").split(":")[0] for axes in panels] == ["Activate", "Deactivate"]
+    for axes, mode in zip(panels, ("activate", "deactivate"), strict=True):
+        lines = lines_by_label(axes)
+        curve = lines[f"k best latents per class, {mode}d (95 % interval)"]
+        expected = rows[rows["mode"] == mode].sort_values("k")
+        np.testing.assert_allclose(curve.get_xdata(), expected["k"])
+        np.testing.assert_allclose(curve.get_ydata(), expected["auroc"])
+        assert lines["unmodified model"].get_ydata()[0] == 0.913
+        assert lines["unmodified model"].is_dashed()
+        assert "per class" in axes.get_xlabel()
+    assert panels[0].get_ylabel() == "AUROC"
+
+
+def test_grey_band_reaches_from_the_smallest_to_the_largest_random_group():
+    rows = sweep_rows()
+    axes = plot_sweep(rows, title="Mass", reference_auroc=None).get_axes()[0]
+    band = next(c for c in axes.collections if same_color(c.get_facecolor()[0][:3], RANDOM))
+    drawn = {tuple(np.round(vertex, 9)) for vertex in band.get_paths()[0].vertices}
+    for row in rows[rows["mode"] == "activate"].itertuples():
+        assert (row.k, round(row.random_auroc_low, 9)) in drawn
+        assert (row.k, round(row.random_auroc_high, 9)) in drawn
+
+
+def test_sweep_without_reference_has_no_unmodified_line():
+    axes = plot_sweep(sweep_rows(), title="Mass", reference_auroc=None).get_axes()[0]
+    assert "unmodified model" not in lines_by_label(axes)
+
+
+def test_k_zero_has_its_own_tick_at_an_equal_step_from_one():
+    axes = plot_sweep(sweep_rows(), title="Mass", reference_auroc=0.9).get_axes()[0]
+    axes.figure.draw_without_rendering()
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert labels == ["0", "1", "10", "100", "512"]
+    pixels = axes.transData.transform([(k, 0.5) for k in KS])[:, 0]
+    assert np.all(np.diff(pixels) > 5)
+
+
+def test_sweeps_show_models_as_columns_and_modes_as_rows_on_one_scale():
+    rows = frame(synthetic_results()["interventions"], concept="Mass", error_term=False)
+    figure = plot_sweeps(rows, models=list(MODELS), title="Mass", reference_aurocs={"finetuned": 0.913})
+    panels = figure.get_axes()
+    assert [axes.get_title(loc="left").split(":")[0] for axes in panels] == [*MODELS, *MODELS]
+    assert len({axes.get_ylim() for axes in panels}) == 1
+    assert "unmodified model" in lines_by_label(panels[1])
+    assert "unmodified model" not in lines_by_label(panels[0])
+    low, high = panels[0].get_ylim()
+    assert low < rows[["auroc_low", "random_auroc_low"]].min().min()
+    assert high > rows[["auroc_high", "random_auroc_high"]].max().max()
+
+
+# Figure 3
+
+
+def heatmap_arguments(**changes):
+    panels = synthetic_panels(synthetic_results(), n_images=2, n_latents=4)[0]
+    arguments = {
+        "images": panels.images,
+        "heatmaps": panels.heatmaps,
+        "boxes": panels.boxes,
+        "latents": panels.latents,
+        "activations": panels.activations,
+        "titles": panels.titles,
+        "title": "finetuned, Mass",
+    }
+    return arguments | changes
+
+
+def image_axes(figure):
+    return [axes for axes in figure.get_axes() if axes.images]
+
+
+def test_heatmaps_have_a_row_per_image_and_a_column_per_latent_after_the_plain_image():
+    arguments = heatmap_arguments()
+    panels = image_axes(plot_heatmaps(**arguments))
+    assert len(panels) == 2 * (1 + 4)
+    assert [axes.get_title() for axes in panels[:5]] == ["image", "rank 1", "rank 2", "rank 3", "rank 4"]
+    assert [len(panels[0].images), len(panels[1].images)] == [1, 2]
+    for row in range(2):
+        for column, latent in enumerate(arguments["latents"]):
+            words = panels[row * 5 + 1 + column].get_xlabel()
+            mean = arguments["activations"][row, column]
+            assert words.startswith(f"latent {latent}\nmean ")
+            assert float(words.split("mean ")[1]) == pytest.approx(mean, rel=5e-3)
+
+
+def test_annotated_boxes_are_red_on_every_panel_and_in_image_pixels():
+    arguments = heatmap_arguments(boxes=[np.array([[10, 20, 50, 80], [100, 110, 120, 140]]), np.zeros((0, 4))])
+    panels = image_axes(plot_heatmaps(**arguments))
+    for position, axes in enumerate(panels):
+        red = [p for p in axes.patches if isinstance(p, Rectangle) and same_color(p.get_edgecolor(), TRUTH_BOX)]
+        assert len(red) == (2 if position < 5 else 0)
+    first = panels[0].patches[0]
+    assert (first.get_x(), first.get_y(), first.get_width(), first.get_height()) == (10, 20, 40, 60)
+
+
+def test_predicted_boxes_are_those_of_localization_and_can_be_left_out():
+    from mammosae_plugin.localization import heatmap, heatmap_boxes
+
+    arguments = heatmap_arguments()
+    expected, _ = heatmap_boxes(heatmap(arguments["heatmaps"][0, 0], arguments["images"][0].shape), percentile=95.0)
+    axes = image_axes(plot_heatmaps(**arguments))[1]
+    dashed = [p for p in axes.patches if not same_color(p.get_edgecolor(), TRUTH_BOX)]
+    drawn = [(p.get_x(), p.get_y(), p.get_x() + p.get_width(), p.get_y() + p.get_height()) for p in dashed]
+    np.testing.assert_allclose(drawn, expected)
+    without = image_axes(plot_heatmaps(**heatmap_arguments(percentile=None)))[1]
+    assert all(same_color(p.get_edgecolor(), TRUTH_BOX) for p in without.patches)
+
+
+def test_overlay_is_clear_where_the_latent_is_silent_and_strongest_at_its_peak():
+    maps = np.zeros((1, 1, 8, 4), dtype=np.float32)
+    maps[0, 0, 2, 1] = 5.0
+    image = np.full((256, 128), 90, dtype=np.uint8)
+    figure = plot_heatmaps([image], maps, [np.zeros((0, 4))], [7], np.array([[5 / 32]]), titles=["a"], title="t")
+    overlay = np.asarray(image_axes(figure)[1].images[1].get_array())
+    alpha = overlay[..., 3]
+    assert alpha[-1, -1] == 0
+    assert 0 < alpha.max() < 255  # tissue shows even under the peak
+    y, x = np.unravel_index(alpha.argmax(), alpha.shape)
+    assert abs(y / alpha.shape[0] - 2.5 / 8) < 0.05
+    assert abs(x / alpha.shape[1] - 1.5 / 4) < 0.05
+
+
+def test_a_map_of_zeros_says_that_the_latent_does_not_fire():
+    arguments = heatmap_arguments()
+    panels = image_axes(plot_heatmaps(**arguments))
+    silent = [any("does not fire" in text.get_text() for text in axes.texts) for axes in panels]
+    zero = ~arguments["heatmaps"].any(axis=(2, 3))
+    expected = [column > 0 and bool(zero[row, column - 1]) for row in range(2) for column in range(5)]
+    assert silent == expected
+    assert sum(silent) == 2
+
+
+@pytest.mark.parametrize(("scale", "words"), [("latent", "scale per column"), ("common", "one scale for all")])
+def test_the_colour_scale_is_stated_and_used(scale, words):
+    arguments = heatmap_arguments()
+    arguments["heatmaps"] = arguments["heatmaps"] * np.array([1, 0.5, 0.25, 0.125])[None, :, None, None]
+    figure = plot_heatmaps(**arguments, scale=scale)
+    assert any(words in text.get_text() for text in figure.texts)
+    peaks = [np.asarray(axes.images[1].get_array())[..., 3].max() for axes in image_axes(figure)[1:4]]
+    if scale == "latent":
+        assert min(peaks) > 0.9 * max(peaks)
+    else:
+        assert peaks[0] > 1.3 * peaks[1] > 1.3 * peaks[2]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"latents": [1, 2]},
+        {"titles": ["only one"]},
+        {"boxes": []},
+        {"images": [np.zeros((380, 228), np.uint8), np.zeros((10, 10), np.uint8)]},
+        {"images": [np.zeros((380, 228)), np.zeros((380, 228))]},
+        {"activations": np.zeros((2, 3))},
+    ],
+)
+def test_heatmaps_that_do_not_fit_together_are_refused_in_one_line(changes):
+    with pytest.raises(InputError) as caught:
+        plot_heatmaps(**heatmap_arguments(**changes))
+    assert "\n" not in str(caught.value)
+
+
+# Figures 4 and 5
+
+
+def class_means(seed=0, n=300):
+    rng = np.random.default_rng(seed)
+    mean_0 = rng.lognormal(-5, 1.5, n)
+    return mean_0, mean_0 * rng.lognormal(0, 0.3, n), np.arange(1000, 1000 + n)
+
+
+def test_class_means_show_every_live_latent_and_label_the_named_ones():
+    mean_0, mean_1, latents = class_means()
+    named = [(1003, "concept"), (1100, "background"), (1200, "concept")]
+    figure = plot_class_means(mean_0, mean_1, latents, named, title="t", class_names=("without it", "with it"))
+    axes = figure.get_axes()[0]
+    points = [collection for collection in axes.collections if not collection.get_label().startswith("_")]
+    offsets = {collection.get_label().split()[0]: np.asarray(collection.get_offsets()) for collection in points}
+    np.testing.assert_allclose(offsets["background"], [[mean_0[100], mean_1[100]]])
+    np.testing.assert_allclose(offsets["concept"], [[mean_0[3], mean_1[3]], [mean_0[200], mean_1[200]]])
+    assert len(offsets["other"]) == 297
+    assert {"1003", "1100", "1200"} <= {text.get_text() for text in axes.texts}
+    assert axes.get_xlabel().endswith("without it")
+    assert axes.get_ylabel().endswith("with it")
+
+
+def test_labels_of_crowded_latents_do_not_overlap():
+    mean_0, mean_1, latents = class_means()
+    mean_0[:12] = np.linspace(0.5, 0.6, 12)
+    mean_1[:12] = np.linspace(0.55, 0.65, 12)
+    figure = plot_class_means(mean_0, mean_1, latents, [(1000 + i, "background") for i in range(12)], title="t")
+    figure.draw_without_rendering()
+    axes = figure.get_axes()[0]
+    # An annotation's extent covers its leader line too: compare the words alone.
+    boxes = [matplotlib.text.Text.get_window_extent(t) for t in axes.texts if t.get_text().isdigit()]
+    assert len(boxes) == 12
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
+    frame_box = axes.get_window_extent()
+    assert all(frame_box.x0 <= b.x0 and b.x1 <= frame_box.x1 and b.y1 <= frame_box.y1 for b in boxes)
+
+
+def test_a_latent_that_fires_in_one_class_only_is_inside_the_axes():
+    mean_0, mean_1, latents = class_means()
+    mean_0[5] = 0.0
+    axes = plot_class_means(mean_0, mean_1, latents, [], title="t").get_axes()[0]
+    assert axes.get_xlim()[0] < 0 < axes.get_xlim()[1]
+    assert max(mean_0.max(), mean_1.max()) < axes.get_ylim()[1]
+    assert axes.get_xlim() == axes.get_ylim()
+
+
+def test_a_named_latent_that_is_not_live_is_refused():
+    with pytest.raises(InputError, match="7"):
+        plot_class_means(*class_means(), [(7, "concept")], title="t")
+
+
+# Saving
+
+
+@pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
+def test_the_same_figure_has_the_same_bytes(tmp_path, ending):
+    for name in ("a", "b"):
+        save_figure(plot_sweep(sweep_rows(), title="t", reference_auroc=0.9), tmp_path / f"{name}.{ending}", dpi=50)
+    assert (tmp_path / f"a.{ending}").read_bytes() == (tmp_path / f"b.{ending}").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"a.{ending}", f"b.{ending}"]
+
+
+def test_png_holds_no_software_name_or_date(tmp_path):
+    save_figure(plot_sweep(sweep_rows(), title="t", reference_auroc=0.9), tmp_path / "a.png", dpi=50)
+    assert set(Image.open(tmp_path / "a.png").info) <= {"dpi"}
+
+
+def test_an_unknown_file_ending_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"\.bmp"):
+        save_figure(plot_sweep(sweep_rows(), title="t", reference_auroc=0.9), tmp_path / "a.bmp")
+
+
+def test_drawing_leaves_the_callers_matplotlib_settings_alone_and_ignores_them(tmp_path):
+    with matplotlib.rc_context({"font.size": 31, "axes.facecolor": "red"}):
+        before = dict(matplotlib.rcParams)
+        save_figure(plot_sweep(sweep_rows(), title="t", reference_auroc=0.9), tmp_path / "theirs.png", dpi=50)
+        assert dict(matplotlib.rcParams) == before
+    save_figure(plot_sweep(sweep_rows(), title="t", reference_auroc=0.9), tmp_path / "ours.png", dpi=50)
+    assert (tmp_path / "theirs.png").read_bytes() == (tmp_path / "ours.png").read_bytes()
+
+
+# Tables
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [
+        (Estimate(0.9514, 0.94, 0.9619), "0.951 [0.940, 0.962]"),
+        (Estimate(0.5), "0.500"),
+        (Estimate(math.nan, 0.1, 0.2), "– [0.100, 0.200]"),
+        (Estimate(math.nan), "–"),
+        (Estimate(-0.0213, -0.03, 0.004, signed=True), "−0.021 [−0.030, +0.004]"),
+        (Estimate(-0.0001, signed=True), "0.000"),
+    ],
+)
+def test_an_estimate_prints_to_three_digits_with_its_interval(cell, text):
+    assert str(cell) == text
+
+
+def test_csv_keeps_all_digits_and_the_intervals_in_columns_of_their_own():
+    table = pd.DataFrame({"model": ["a,b", "c"], "auroc": [Estimate(0.123456789, 0.1, 0.2), Estimate(math.nan)]})
+    rows = list(csv.reader(to_csv(table).splitlines()))
+    assert rows == [
+        ["model", "auroc", "auroc_low", "auroc_high"],
+        ["a,b", "0.123456789", "0.1", "0.2"],
+        ["c", "", "", ""],
+    ]
+
+
+def test_markdown_aligns_numbers_right_and_escapes_bars():
+    table = pd.DataFrame({"model": ["a|b"], "k": [10], "auroc": [Estimate(0.5, best=True)]})
+    assert to_markdown(table, "Caption.") == (
+        "Caption.\n\n| Model | k | AUROC |\n| :--- | ---: | ---: |\n| a\\|b | 10 | **0.500** |\n"
+    )
+
+
+def test_latex_escapes_what_it_would_interpret_and_uses_booktabs():
+    table = pd.DataFrame({"model": ["50 % & $x_1$ #~^\\{}"], "auroc": [Estimate(-0.25, best=True)], "f1": [math.nan]})
+    text = to_latex(table, "A_b", "table_1")
+    body = r"50 \% \& \$x\_1\$ \#\textasciitilde{}\textasciicircum{}\textbackslash{}\{\}"
+    assert rf"{body} & \textbf{{$-$0.250}} & -- \\" in text
+    assert r"\caption{A\_b}" in text
+    assert r"\begin{tabular}{lrr}" in text
+    assert all(rule in text for rule in (r"\toprule", r"\midrule", r"\bottomrule"))
+
+
+def test_table_1_has_three_rows_per_model_with_the_numbers_of_the_results():
+    results = synthetic_results()
+    table = table_1(results)
+    assert list(table["variant"]) == ["without SAE", "with SAE", "difference"] * 4
+    for row, source in zip(table.itertuples(), results["reconstruction"], strict=True):
+        assert row.auroc.value == source["auroc"]
+        assert (row.recall.low, row.recall.high) == (source["recall_low"], source["recall_high"])
+    assert str(table.iloc[2]["auroc"]).startswith("−0.021 [")
+
+
+def test_table_2_has_a_row_per_model_and_marks_the_best_rank():
+    results = synthetic_results()
+    results["localization"][3]["average_precision"] = None
+    table = table_2(results)
+    assert len(table) == 4
+    assert [column for column in table if column.startswith("rank_")] == [f"rank_{r}" for r in range(1, 11)]
+    finetuned = table[(table["model"] == "finetuned") & (table["concept"] == "Mass")].iloc[0]
+    assert [rank for rank in range(1, 11) if finetuned[f"rank_{rank}"].best] == [2]
+    assert finetuned["best_latent"] == next(
+        r["latent"]
+        for r in results["localization"]
+        if (r["model"], r["concept"], r["rank"]) == ("finetuned", "Mass", 2)
+    )
+    assert str(table.iloc[0]["rank_4"]) == "–"
+
+
+def test_table_2_marks_nothing_when_no_latent_localizes():
+    results = synthetic_results()
+    for row in results["localization"]:
+        row["average_precision"] = 0.0
+    table = table_2(results)
+    assert not any(cell.best for column in table if column.startswith("rank_") for cell in table[column])
+    assert table["best_latent"].isna().all()
+
+
+def test_rankings_table_names_the_roles():
+    results = synthetic_results()
+    table = table_rankings(results)
+    assert len(table) == 4 * 2 * 10
+    first = table[(table["model"] == "finetuned") & (table["concept"] == "Mass") & (table["class"] == "1")].iloc[0]
+    assert (first["rank"], first["role"]) == (1, "concept")
+
+
+def test_interventions_table_gives_the_share_recovered():
+    results = synthetic_results()
+    table = table_interventions(results)
+    whole = table[(table["model"] == "pretrained") & (table["concept"] == "Mass") & (table["k"] == 512)]
+    kept = whole[(whole["mode"] == "activate") & ~whole["error_term"]].iloc[0]
+    assert kept["auroc_recovered"].value == pytest.approx((0.787 - 0.0213 - 0.5) / 0.287)
+    assert kept["random_auroc"].low < kept["random_auroc"].value < kept["random_auroc"].high
+
+
+def test_recovery_of_a_model_at_chance_is_undefined():
+    assert math.isnan(recovered(0.6, 0.5))
+    assert recovered(0.7, 0.9) == pytest.approx(0.5)
+
+
+def test_a_table_is_written_in_three_forms(tmp_path):
+    paths = write_table(pd.DataFrame({"k": [1]}), tmp_path, "rankings", "Caption.")
+    assert [path.name for path in paths] == ["rankings.csv", "rankings.md", "rankings.tex"]
+    assert paths[0].read_text() == "k\n1\n"
+
+
+# A whole study
+
+
+def test_a_study_gets_all_figures_and_tables_under_their_names(tmp_path):
+    results = synthetic_results()
+    results["models"] = [row for row in results["models"] if row["concept"] == "Mass"]
+    panels = synthetic_panels(results, n_images=1, n_latents=3)
+    written = write_figures(results, synthetic_class_means(results), panels, tmp_path)
+    assert {path.name for path in written} == {
+        figure_2_name("Mass"),
+        figure_2_name("Mass", error_term=True),
+        *(figure_3_name(model, "Mass") for model in MODELS),
+        *(figure_4_name(model, "Mass") for model in MODELS),
+    }
+    assert all(path.parent == tmp_path / "figures" and path.stat().st_size > 10_000 for path in written)
+    tables = {path.name for path in write_tables(results, tmp_path)}
+    assert {"table_1.csv", "table_2.tex", "rankings.md", "interventions.csv"} <= tables
+
+
+def test_patients_images_are_drawn_only_when_the_config_asks_for_them(tmp_path):
+    results = synthetic_results(data_kind="vindr")
+    results["models"] = results["models"][:1]
+
+    def panels():
+        raise AssertionError("the images must not even be asked for")
+        yield
+
+    names = {path.name for path in write_figures(results, synthetic_class_means(results), panels(), tmp_path)}
+    assert not any(name.startswith("figure_3") for name in names)
+    assert not may_show_images(results)
+    assert may_show_images(synthetic_results(data_kind="vindr", include_images=True))
+    assert may_show_images(synthetic_results(data_kind="phantom"))
+    results["config"]["report"]["include_images"] = "false"  # a truthy string is not a yes
+    assert not may_show_images(results)
+
+
+def test_a_concept_of_many_classes_sets_its_outermost_classes_against_each_other(tmp_path):
+    results = synthetic_results()
+    results["models"] = [results["models"][0] | {"concept": "density"}]
+    means = synthetic_class_means(synthetic_results()).query("model == 'pretrained' and concept == 'Mass'")
+    means = means.assign(concept="density", score_mean_2=1.0, score_mean_3=means["score_mean_1"] * 2)
+    written = write_figures(results, means, [], tmp_path)
+    assert figure_4_name("pretrained", "density") in {path.name for path in written}
+
+
+def test_results_are_read_back_as_they_were_written(tmp_path):
+    results = synthetic_results()
+    assert load_results(write_results(results, tmp_path)) == results
+
+
+@pytest.mark.parametrize(
+    ("damage", "place"),
+    [
+        (lambda r: r.pop("reconstruction"), "reconstruction"),
+        (lambda r: r["interventions"][2].pop("auroc"), r"interventions\.2\.auroc"),
+        (lambda r: r["localization"][0].update(rank="first"), r"localization\.0\.rank"),
+        (lambda r: r.update(format_version=2), "format_version"),
+        (lambda r: r.update(data_kind="mri"), "data_kind"),
+        (lambda r: r["rankings"][0].pop("class"), r"rankings\.0\.class"),
+    ],
+)
+def test_damaged_results_are_refused_in_one_line_that_names_the_place(damage, place):
+    results = synthetic_results()
+    damage(results)
+    with pytest.raises(InputError, match=place) as caught:
+        validate_results(results)
+    assert "\n" not in str(caught.value)
+
+
+def test_null_in_the_results_is_not_a_number_in_frames():
+    rows = frame([{"a": None, "b": "x"}, {"a": 1.5, "b": None}])
+    assert math.isnan(rows["a"][0])
+    assert rows["a"].dtype == float
+
+
+@pytest.mark.parametrize("name", ["a/b", "../x", "fine tuned"])
+def test_figure_names_never_leave_their_folder(name):
+    assert Path(figure_3_name(name, "Mass")).name == figure_3_name(name, "Mass")
