@@ -31,9 +31,9 @@ class DatasetError(InputError):
 class Item(TypedDict):
     """One item of a dataset.
 
-    `image` is float32 (3, H, W), preprocessed. `labels` maps every concept, "density" and "birads" to a class id (in unit
-    "image" a finding is 1 when any row of the image has it, in unit "finding_row" when this row has it). `boxes` maps every
-    concept to float32 (n, 4), xyxy in pixels of `image`, of the image or of this row, as the unit says.
+    `image` is float32 (3, H, W), preprocessed. `labels` maps every concept, "density" and "birads" to a class id (in
+    unit "image" a finding is 1 when any row of the image has it, in unit "finding_row" when this row has it). `boxes`
+    maps every concept to float32 (n, 4), xyxy in pixels of `image`, of the image or of this row, as the unit says.
     """
 
     image: torch.Tensor
@@ -72,13 +72,14 @@ class MammogramDataset(Dataset[Item]):
 
     Attributes:
         name: short name of the data, for file names and metadata.
-        images: one row per image; columns image_id, patient_id, split, laterality, view, density (0..3), birads (0..4, the
-            BI-RADS category minus 1), then one 0/1 column per concept. No paths.
-        findings: one row per row of the annotation file; columns image_id, density, birads, one 0/1 column per concept, xmin,
-            ymin, xmax, ymax in pixels of the network's input (NaN without a box).
+        images: one row per image; columns image_id, patient_id, split, laterality, view, density (0..3), birads (0..4,
+            the BI-RADS category minus 1), then one 0/1 column per concept. No paths.
+        findings: one row per row of the annotation file; columns image_id, density, birads, one 0/1 column per concept,
+            xmin, ymin, xmax, ymax in pixels of the network's input (NaN without a box).
         concepts: the findings, as named in the columns.
         image_size: (H, W) of every image.
-        unit: "image" (one item per image) or "finding_row" (one item per annotation row, as the released code evaluates).
+        unit: "image" (one item per image) or "finding_row" (one item per annotation row, as the released code
+            evaluates).
     """
 
     name: ClassVar[str] = "mammograms"
@@ -219,7 +220,7 @@ class MammogramDataset(Dataset[Item]):
     @property
     def n_findings_without_box(self) -> int:
         """How many annotation rows name a finding but draw no box."""
-        positive = self.findings[list(self.concepts)].to_numpy().any(axis=1)
+        positive = self._presence_table.any(axis=1)
         return int((positive & self.findings["xmin"].isna().to_numpy()).sum())
 
     @cached_property
@@ -263,7 +264,7 @@ class MammogramDataset(Dataset[Item]):
 
     @cached_property
     def _presence_table(self) -> npt.NDArray[np.bool_]:
-        return self.findings[list(self.concepts)].to_numpy(dtype=np.int64) == 1
+        return np.asarray(self.findings[list(self.concepts)].to_numpy() == 1, dtype=bool)
 
     @cached_property
     def _box_table(self) -> npt.NDArray[np.float32]:

@@ -20,7 +20,7 @@ CONCEPTS: tuple[str, ...] = (
 """The ten findings, under the names of their 0/1 columns in the annotation file."""
 
 GRADED_CONCEPTS: dict[str, int] = {"density": 4, "birads": 5}
-"""Concepts with more than two classes and their number of classes (ACR density a-d, BI-RADS 1-5; classes count from 0)."""
+"""Concepts with more than two classes, and how many (ACR density a-d, BI-RADS 1-5); class ids count from 0."""
 
 
 def nearest_names(name: str, known: Iterable[str]) -> str:

@@ -1,8 +1,9 @@
-"""Phantom mammograms in VinDr-Mammo's layout: drawn, not measured, so that everything can be tried without patient data.
+"""Phantom mammograms in VinDr-Mammo's layout: drawn, so that everything can be tried without patient data.
 
-An image is drawn as a left breast (chest wall at the left edge) in pixels and mirrored for the right breast. `u`, the square
-root of the image's area, is the unit of length; so a phantom looks alike at every size. Each patient has its own random
-streams, and the findings have streams apart from the anatomy: the same breast can be drawn with and without a finding.
+An image is drawn as a left breast (chest wall at the left edge) in pixels and mirrored for the right breast. `u`, the
+square root of the image's area, is the unit of length; so a phantom looks alike at every size. Each patient has its own
+random streams, and the findings have streams apart from the anatomy: the same breast can be drawn with and without a
+finding.
 """
 
 import os
@@ -50,9 +51,10 @@ def make_phantoms(
 ) -> Path:
     """Write phantom mammograms and their annotation file; `VinDrMammo(root, image_size=image_size)` reads them.
 
-    A patient's images come in the order CC and MLO of one breast, then of the other. A finding shows in every view of one
-    breast, the patient's other breast is clean of it. Patients are independent: patient 7 of a seed is the same whatever
-    `n_patients` is. A call that was interrupted goes on where it stopped, and a call with more patients adds to the folder.
+    A patient's images come in the order CC and MLO of one breast, then of the other. A finding shows in every view of
+    one breast, the patient's other breast is clean of it. Patients are independent: patient 7 of a seed is the same
+    whatever `n_patients` is. A call that was interrupted goes on where it stopped, and a call with more patients adds
+    to the folder.
 
     Args:
         root: the folder to write; made when it does not exist.
@@ -78,8 +80,11 @@ def make_phantoms(
             raise InputError(f"{name}_share is {share}; it must lie between 0 and 1")
     if n_patients < 1 or not 1 <= images_per_patient <= 4:
         raise InputError(
-            f"n_patients is {n_patients} and images_per_patient {images_per_patient}; they must be at least 1, and 1 to 4"
+            f"n_patients is {n_patients} and images_per_patient {images_per_patient}; "
+            "the first must be at least 1, the second 1 to 4"
         )
+    if num_workers < 0:
+        raise InputError(f"num_workers is {num_workers}; it must be 0 or more")
     height, width = int(image_size[0]), int(image_size[1])
     if height < 96 or width < 64:
         raise InputError(f"image_size is {height} x {width}; phantoms need at least 96 x 64 pixels (height x width)")
@@ -136,12 +141,12 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
-# -- the plan of a patient -----------------------------------------------------------------------------------------------
+# -- the plan of a patient ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Lesion:
-    """A finding of one breast. `depth` is the share of the way from nipple to chest wall, `angle` the direction (radians)."""
+    """A finding of one breast: `depth` is the share of the way from nipple to chest wall, `angle` the direction."""
 
     concepts: tuple[str, ...]
     depth: float
@@ -184,7 +189,8 @@ class _Patient:
         lesions: tuple[list[_Lesion], list[_Lesion]] = ([], [])
         for name, concept in kinds.items():
             has_it = rng.random() < shares[name]
-            side = int(rng.random() < 0.5) if n_views > 2 else int(rng.random() < 0)
+            side_draw = rng.random()
+            side = int(side_draw < 0.5) if n_views > 2 else 0
             depth, angle = rng.uniform(0.25, 0.72), rng.uniform(-0.7, 0.7)
             area = float(np.clip(np.exp(rng.normal(np.log(0.036), 0.45)), 0.018, 0.08))
             severity = int(rng.choice([3, 4, 5], p=[0.35, 0.45, 0.2])) if name != "other" else 3
@@ -205,7 +211,7 @@ class _Patient:
         return cls(f"phantom_{index:05d}", density, entropy, views)
 
 
-# -- one image -----------------------------------------------------------------------------------------------------------
+# -- one image ---------------------------------------------------------------------------------------------------------
 
 
 class _Phantom:
@@ -220,7 +226,7 @@ class _Phantom:
         self._draw_outline(np.random.default_rng(outline_seed))
         self._draw_lesions()
 
-    # -- outline ---------------------------------------------------------------------------------------------------------
+    # -- outline -------------------------------------------------------------------------------------------------------
 
     def _draw_outline(self, rng: np.random.Generator) -> None:
         """The skin as a curve x(y), the nipple on it, and the distance of every pixel to the skin."""
@@ -241,7 +247,7 @@ class _Phantom:
             top = rng.uniform(0.36, 0.5) * width
             fold_y = rng.uniform(0.9, 0.96) * height
             belly = rng.uniform(0.08, 0.16) * width
-            power = rng.uniform(1.05, 1.3), rng.uniform(1.9, 2.3)
+            power = rng.uniform((1.05, 1.9), (1.3, 2.3))
             up = np.clip((nipple_y - y) / nipple_y, 0, 1)
             down = np.clip((y - nipple_y) / (fold_y - nipple_y), 0, 1)
             upper = top + (reach - top) * (0.5 + 0.5 * np.cos(np.pi * up ** power[0]))
@@ -258,7 +264,6 @@ class _Phantom:
             skin = skin - 1.8 * size * np.exp(-0.5 * (offset / 1.3) ** 2)
         else:
             skin = skin + 1.1 * size * np.exp(-(np.abs(offset) ** 3))
-        self._skin = skin
         self._nipple = (float(np.interp(nipple_y, y, skin)), float(nipple_y))
         self._nipple_size = size
         inside_skin = np.arange(width)[None, :] < skin[:, None]
@@ -268,7 +273,7 @@ class _Phantom:
         self._depth = ndimage.gaussian_filter(depth, max(0.0015 * self.u, 0.5)).astype(np.float32)
         self._inside = inside_skin
 
-    # -- findings --------------------------------------------------------------------------------------------------------
+    # -- findings ------------------------------------------------------------------------------------------------------
 
     def _draw_lesions(self) -> None:
         """Every finding's opacity (left-breast frame), and its box."""
@@ -328,12 +333,19 @@ class _Phantom:
     def _mass(self, center: tuple[float, float], side: float, rng: np.random.Generator) -> tuple[slice, slice, Array]:
         """An irregular soft-edged density, often with spicules; its box is about `side` wide."""
         spiculated = rng.random() < 0.5
-        radius = side * (0.36 if spiculated else 0.44)
-        rows, columns, dx, dy = self._window(center, 0.75 * side)
+        orders = np.arange(2, 8)
+        waves = rng.normal(0, 0.16 / orders**0.8), rng.uniform(0, 2 * np.pi, len(orders))
+
+        def outline(angle: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+            lobes = (size * np.cos(k * angle + phase) for k, size, phase in zip(orders, *waves, strict=True))
+            return 1 + np.sum(list(lobes), axis=0)
+
+        turn = np.linspace(0, 2 * np.pi, 256)
+        extent = np.ptp(outline(turn) * np.cos(turn)) * np.ptp(outline(turn) * np.sin(turn))
+        radius = side * (0.84 if spiculated else 0.97) / np.sqrt(extent)
+        rows, columns, dx, dy = self._window(center, 0.85 * side)
         angle, distance = np.arctan2(dy, dx), np.hypot(dx, dy)
-        edge = np.ones_like(angle)
-        for order in range(2, 8):
-            edge += rng.normal(0, 0.16 / order**0.8) * np.cos(order * angle + rng.uniform(0, 2 * np.pi))
+        edge = outline(angle)
         soft = rng.uniform(0.07, 0.14)
         body = _sigmoid((edge - distance / radius) / soft)
         grain = _noise(body.shape, 1.4, rng, low=1.5)
@@ -356,13 +368,17 @@ class _Phantom:
     def _calcifications(
         self, center: tuple[float, float], side: float, rng: np.random.Generator
     ) -> tuple[slice, slice, Array]:
-        """8 to 25 bright specks within an ellipse; sizes grow slower than the image, as specks are near the pixel's size."""
-        rows, columns, dx, dy = self._window(center, 0.62 * side)
+        """10 to 25 bright specks. They grow slower than the image, or they would be too coarse on a large one."""
+        rows, columns, dx, dy = self._window(center, 0.72 * side)
         layer = np.zeros_like(dx)
         scale = (self.u / 202) ** 0.65  # 202 is u of 256 x 160 pixels
-        for _ in range(rng.integers(10, 26)):
-            radius, direction = 0.48 * side * rng.random() ** 0.6, rng.uniform(0, 2 * np.pi)
-            x, y = radius * np.cos(direction), radius * np.sin(direction)
+        n_specks, aspect = rng.integers(10, 26), np.exp(rng.uniform(-0.25, 0.25))
+        places = rng.uniform(0, 2 * np.pi, n_specks)
+        places = rng.random((n_specks, 1)) ** 0.6 * np.stack([np.cos(places), np.sin(places)], axis=1)
+        low, high = places.min(axis=0), places.max(axis=0)
+        spread = 0.92 * side * np.array([aspect, 1 / aspect])  # the outermost specks span the box
+        places = ((places - low) / (high - low) - 0.5) * spread
+        for x, y in places:
             diameter = float(np.clip(rng.lognormal(np.log(2.0), 0.25), 1.5, 3.0)) * scale
             layer = np.maximum(layer, rng.uniform(0.55, 1.0) * _speck(dx - x, dy - y, diameter, rng))
         haze = np.exp(-2.5 * (dx**2 + dy**2) / (0.5 * side) ** 2)
@@ -397,7 +413,7 @@ class _Phantom:
         shadow = np.exp(-0.5 * ((dx / (1.5 * size)) ** 2 + (dy / size) ** 2)) * (self._depth[rows, columns] > 0)
         return rows, columns, (0.45 * shadow).astype(np.float32)
 
-    # -- tissue ----------------------------------------------------------------------------------------------------------
+    # -- tissue --------------------------------------------------------------------------------------------------------
 
     def pixels(self) -> npt.NDArray[np.uint8]:
         """The image, uint8 (H, W)."""
@@ -458,7 +474,7 @@ class _Phantom:
             border = across * (1 - y / down) + bulge
             muscle = _sigmoid((border - x) / (0.006 * u))
             tissue = tissue * (1 - 0.75 * muscle) + muscle * (0.40 + 0.025 * cloud + 0.012 * net + 0.02 * lobes)
-        return tissue.astype(np.float32)
+        return np.asarray(tissue, dtype=np.float32)
 
     def _draw_marker(self, image: Array, rng: np.random.Generator) -> None:
         """The side and view in block letters, in the dark upper corner away from the chest wall."""
@@ -470,7 +486,7 @@ class _Phantom:
         margin = rng.uniform(0.02, 0.04) * self.u
         top = margin + rng.uniform(0, 0.03) * height
         left = width - margin - length if self.view.laterality == "L" else margin
-        rows = slice(int(top) - 2, int(top + letter) + 4)
+        rows = slice(max(int(top) - 2, 0), int(top + letter) + 4)
         columns = slice(max(int(left) - 2, 0), min(int(left + length) + 3, width))
         y, x = np.mgrid[rows, columns].astype(np.float32)
         nearest = np.full(y.shape, np.inf, dtype=np.float32)
@@ -482,7 +498,7 @@ class _Phantom:
         ink = np.clip(0.085 * letter + 0.5 - nearest, 0, 1)
         image[rows, columns] = np.maximum(image[rows, columns], rng.uniform(0.8, 0.95) * ink)
 
-    # -- annotations -----------------------------------------------------------------------------------------------------
+    # -- annotations ---------------------------------------------------------------------------------------------------
 
     def annotation_rows(self, split: str, fold: int) -> list[dict[str, object]]:
         """One row per finding, or one No_Finding row, with the columns of the file that VinDr's users have."""
@@ -519,15 +535,15 @@ class _Phantom:
         return rows
 
 
-# -- noise and shapes ----------------------------------------------------------------------------------------------------
+# -- noise and shapes --------------------------------------------------------------------------------------------------
 
 
-def _sigmoid(values: Array) -> Array:
+def _sigmoid(values: npt.NDArray[np.floating]) -> Array:
     return np.asarray(0.5 + 0.5 * np.tanh(0.5 * values), dtype=np.float32)
 
 
 def _noise(shape: tuple[int, ...], exponent: float, rng: np.random.Generator, low: float) -> Array:
-    """Noise with mean 0 and deviation 1 whose amplitude falls as frequency**-exponent above `low` cycles per unit length u."""
+    """Noise of mean 0, deviation 1, its amplitude falling as frequency**-exponent above `low` cycles per length u."""
     height, width = shape
     grid = scipy.fft.next_fast_len(height, real=True), scipy.fft.next_fast_len(width, real=True)
     white = rng.standard_normal(grid, dtype=np.float32)
@@ -541,7 +557,7 @@ def _noise(shape: tuple[int, ...], exponent: float, rng: np.random.Generator, lo
 
 
 def _contour_lines(values: Array, width: float) -> Array:
-    """The zero contours of a smooth field as lines about `width` pixels wide: thin, curved, branching like ligaments."""
+    """The zero contours of a smooth field as lines about `width` pixels wide, curved and branching like ligaments."""
     slope_y, slope_x = np.gradient(values)
     distance = np.abs(values) / (np.hypot(slope_x, slope_y) + 1e-6)
     return np.asarray(np.exp(-((distance / max(width, 0.8)) ** 2)), dtype=np.float32)

@@ -49,8 +49,8 @@ def read_png(path: str | os.PathLike[str], image_size: tuple[int, int] | None = 
         uint8 array of shape (H, W) for a grayscale file, (H, W, 3) for a colour file.
 
     Raises:
-        BadImageError: the file is missing, empty, truncated or no image, has another size, or is not 8-bit grayscale or RGB
-            (16-bit data would be clipped and an alpha channel dropped in silence, so both are refused).
+        BadImageError: the file is missing, empty, truncated or no image, has another size, or is not 8-bit grayscale or
+            RGB (16-bit data would be clipped and an alpha channel dropped in silence, so both are refused).
     """
     name = Path(path).name
 

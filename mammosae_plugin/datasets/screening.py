@@ -29,8 +29,8 @@ def screen_images(
 ) -> _Data:
     """Read every image once, list the bad ones in a CSV file, and return the dataset without them.
 
-    Bad is what `preprocess` could not use: unreadable, truncated, wrongly sized, not 8-bit, or constant. The file has columns
-    image_id and reason, in the dataset's order; it holds the header alone when nothing is bad.
+    Bad is what `preprocess` could not use: unreadable, truncated, wrongly sized, not 8-bit, or constant. The file has
+    columns image_id and reason, in the dataset's order; it holds the header alone when nothing is bad.
 
     Args:
         dataset: any dataset of this package.

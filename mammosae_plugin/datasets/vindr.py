@@ -3,7 +3,7 @@
 import ast
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar, cast
 
@@ -34,6 +34,7 @@ _REQUIRED = (
     "No_Finding",
     "density",
 )
+Marks = npt.NDArray[np.bool_]
 _MISSING_TEXT = ("", "nan", "none", "null", "na")
 
 
@@ -41,17 +42,17 @@ class VinDrMammo(MammogramDataset):
     """VinDr-Mammo from `vindr_detection_v1_folds.csv` and `images_png/<patient_id>/<image_id>`.
 
     Boxes are the file's `resized_*` columns, which are pixels of the prepared image (for the original data 1520 x 912).
-    A box that overhangs its image by at most `box_tolerance` of the image's side is clipped and counted (`n_clipped_boxes`).
-    The rows of both splits are checked, the images only of the split that is asked for; every problem found is named in one
-    error. Whether an image can be read shows when it is read: see `screen_images`.
+    A box that overhangs its image by at most `box_tolerance` of the image's side is clipped and counted
+    (`n_clipped_boxes`). The rows of both splits are checked, the images only of the split that is asked for; every
+    problem found is named in one error. Whether an image can be read shows when it is read: see `screen_images`.
 
     Args:
         root: the folder that holds `images_png`.
         annotations: the annotation file, absolute or relative to `root`.
         image_size: (height, width) of every image, and of the network's input.
         split: "training", "test", or None for both.
-        unit: "image" (one item per image; a finding is present when any row of the image has it) or "finding_row" (one item
-            per row of the annotation file, as the published numbers were computed).
+        unit: "image" (one item per image; a finding is present when any row of the image has it) or "finding_row" (one
+            item per row of the annotation file, as the published numbers were computed).
         box_tolerance: the overhang that is clipped, as a share of the image's side; more is an error.
 
     Raises:
@@ -113,7 +114,9 @@ class VinDrMammo(MammogramDataset):
 def _read_table(file: Path) -> pd.DataFrame:
     """The annotation file with every cell as stripped text, so that ids such as 0012e34 stay what they are."""
     try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig")
+        table = pd.read_csv(
+            file, dtype=str, keep_default_na=False, skipinitialspace=True, index_col=False, encoding="utf-8-sig"
+        )
     except FileNotFoundError as error:
         raise DatasetError(f"the annotation file {file} does not exist") from error
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
@@ -132,7 +135,7 @@ def _read_table(file: Path) -> pd.DataFrame:
         raise DatasetError(f"{file.name}: {len(missing)} columns are missing: {listed}{hint}")
     if table.empty:
         raise DatasetError(f"{file.name}: the file has no rows")
-    return table.fillna("").apply(lambda column: column.str.strip())
+    return pd.DataFrame({name: table[name].fillna("").str.strip() for name in table.columns})
 
 
 class _Checked:
@@ -141,7 +144,6 @@ class _Checked:
     def __init__(self, table: pd.DataFrame, image_size: tuple[int, int], box_tolerance: float) -> None:
         self.problems: list[str] = []
         self._table = table
-        self._lines = np.arange(2, len(table) + 2)  # as an editor counts the file's lines, the header being line 1
         self._check_texts()
         findings = pd.DataFrame({"image_id": table["image_id"]})
         findings["density"] = self._whole_numbers(table["density"], "density", range(4))
@@ -155,16 +157,17 @@ class _Checked:
         findings[list(BOX_COLUMNS)] = boxes
         self.findings = findings
 
-    def _report(self, wrong: npt.NDArray[np.bool_], what: str, examples: Sequence[object] | None = None) -> None:
-        """Note `what` for the rows that are `wrong`; examples are line numbers unless given, one per row."""
-        if wrong.any():
-            at = np.flatnonzero(wrong)
-            shown = (
-                [f"line {self._lines[row]}" for row in at[:3]]
-                if examples is None
-                else [examples[row] for row in at[:3]]
-            )
-            self.problems.append(describe(len(at), what, shown))
+    def _report(self, wrong: Marks, what: str, example: Callable[[int], str] | None = None) -> None:
+        """Note `what` with the number of `wrong` rows; examples are line numbers unless `example` is given."""
+        rows = np.flatnonzero(wrong)
+        if len(rows):
+            self.problems.append(describe(len(rows), what, map(example or self._line, rows[:3].tolist())))
+
+    def _line(self, row: int) -> str:
+        return f"line {row + 2}"  # as an editor counts the file's lines, the header being line 1
+
+    def _cell(self, column: str) -> Callable[[int], str]:
+        return lambda row: f"{self._table[column].iloc[row]!r} in {self._line(row)}"
 
     def _check_texts(self) -> None:
         table = self._table
@@ -176,9 +179,9 @@ class _Checked:
         allowed = {"split": SPLITS, "laterality": ("L", "R"), "view": ("CC", "MLO")}
         for column, values in allowed.items():
             wrong = (~table[column].isin(values)).to_numpy()
-            texts = [f"{value!r} in line {line}" for value, line in zip(table[column], self._lines, strict=True)]
-            self._report(wrong, f"rows have a {column} other than {', '.join(values)}", texts)
-        self._report(table.duplicated().to_numpy(), "rows repeat an earlier row exactly")
+            self._report(wrong, f"rows have a {column} other than {', '.join(values)}", self._cell(column))
+        content = [column for column in table.columns if not column.startswith("Unnamed:")]  # pandas' own row numbers
+        self._report(table.duplicated(subset=content).to_numpy(), "rows repeat an earlier row exactly")
         self._report_groups("patient_id", "split", "patients are in both splits")
         self._report_groups("image_id", "patient_id", "image ids stand under more than one patient")
         for column in ("laterality", "view", "breast_birads", "density"):
@@ -195,17 +198,12 @@ class _Checked:
         """The column as int64; cells that are no allowed whole number are noted and become the smallest allowed one."""
         values = pd.to_numeric(text, errors="coerce").to_numpy(dtype=np.float64)
         wrong = ~np.isin(values, np.asarray(allowed))
-        if wrong.any():
-            original = self._table[column]
-            shown = [f"{original.iloc[row]!r} in line {self._lines[row]}" for row in np.flatnonzero(wrong)[:3]]
-            self.problems.append(
-                describe(int(wrong.sum()), f"{column} values are not {allowed[0]}..{allowed[-1]}", shown)
-            )
+        self._report(wrong, f"{column} values are not {allowed[0]}..{allowed[-1]}", self._cell(column))
         return np.where(wrong, allowed[0], values).astype(np.int64)
 
-    def _check_labels(self, findings: pd.DataFrame, no_finding: npt.NDArray[np.bool_]) -> None:
+    def _check_labels(self, findings: pd.DataFrame, no_finding: Marks) -> None:
         present = findings[list(CONCEPTS)].to_numpy() == 1
-        positive = present.any(axis=1)
+        positive = _any_of(present)
         self._report(positive & no_finding, "rows have No_Finding together with a finding")
         self._report(~positive & ~no_finding, "rows have neither a finding nor No_Finding")
         of_image = pd.DataFrame({"id": findings["image_id"], "positive": positive, "none": no_finding})
@@ -213,29 +211,28 @@ class _Checked:
         if mixed.any():
             what = "images have a No_Finding row beside a finding row"
             self.problems.append(describe(int(mixed.sum()), what, mixed.index[mixed]))
+        if "breast_density" in self._table.columns:
+            letter = self._table["breast_density"].str.upper().str.extract(r"\b([A-D])$", expand=False)
+            other = (letter.notna() & (letter != findings["density"].map(dict(enumerate("ABCD"))))).sum()
+            if other:  # the two are read by different people's code; the number is what the classifiers were trained on
+                logger.warning("%d rows have a density that disagrees with their breast_density", other)
         if "finding_categories" in self._table.columns:
-            printed = self._table["finding_categories"]
-            codes, texts = pd.factorize(printed)
+            codes, texts = pd.factorize(self._table["finding_categories"])
             named = [_categories(str(text)) for text in texts]
             readable = np.array([names is not None for names in named])
-            self._report(
-                ~readable[codes],
-                "rows have a finding_categories that is no printed list of known findings",
-                list(printed),
-            )
+            what = "rows have a finding_categories that is no printed list of known findings"
+            self._report(~readable[codes], what, self._cell("finding_categories"))
             expected = np.array([[concept in (names or ()) for concept in CONCEPTS] for names in named])
-            disagree = readable[codes] & (expected[codes] != present).any(axis=1)
+            disagree = readable[codes] & _any_of(expected[codes] != present)
             self._report(disagree, "rows have a finding_categories that disagrees with the 0/1 columns")
 
     def _boxes(
         self, findings: pd.DataFrame, image_size: tuple[int, int], tolerance: float
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-        """Boxes (n, 4) in input pixels, clipped to the image, NaN where a row has none; and which of them were clipped."""
-        positive = findings[list(CONCEPTS)].to_numpy().any(axis=1)
+    ) -> tuple[npt.NDArray[np.float64], Marks]:
+        """Boxes (n, 4) in input pixels, clipped to the image, NaN where a row has none; and which ones were clipped."""
+        positive = _any_of(findings[list(CONCEPTS)].to_numpy() == 1)
         resized, empty = self._numbers(_RESIZED, positive)
-        boxes = np.where(
-            positive[:, None], resized, np.nan
-        )  # a row without a finding has no box, whatever its cells hold
+        boxes = np.where(positive[:, None], resized, np.nan)  # what a row without a finding holds is no box
         incomplete = positive & empty.any(axis=1) & ~empty.all(axis=1)
         self._report(incomplete, "rows have a box with missing corners")
         if set(BOX_COLUMNS) <= set(self._table.columns):
@@ -246,29 +243,22 @@ class _Checked:
         low, high = boxes[:, :2], boxes[:, 2:]
         side = np.array(image_size[::-1], dtype=np.float64)
         with np.errstate(invalid="ignore"):
-            inverted = (high <= low).any(axis=1)
+            inverted = _any_of(high <= low)
             slack = tolerance * side
-            outside = ((low < -slack) | (high > side + slack) | (low >= side) | (high <= 0)).any(axis=1) & ~inverted
-            overhang = ((low < 0) | (high > side)).any(axis=1)
+            outside = _any_of((low < -slack) | (high > side + slack) | (low >= side) | (high <= 0)) & ~inverted
+            overhang = _any_of((low < 0) | (high > side))
         self._report(inverted, "boxes are inverted or have no area")
         height, width = image_size
-        shown = (
-            [f"line {line}: {_as_text(box)}" for line, box in zip(self._lines, boxes, strict=True)]
-            if outside.any()
-            else None
-        )
         self._report(
             outside,
             f"boxes reach more than {tolerance:.0%} of a side beyond the {height} x {width} image "
             "(are the resized_* columns and image_size of the same images?)",
-            shown,
+            lambda row: f"{self._line(row)}: {', '.join(f'{value:.6g}' for value in boxes[row])}",
         )
         return np.concatenate([low.clip(0, side), high.clip(0, side)], axis=1), overhang & ~outside & ~inverted
 
-    def _numbers(
-        self, columns: Sequence[str], needed: npt.NDArray[np.bool_]
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-        """The columns as floats (n, len(columns)) and which cells are empty; unreadable cells of needed rows are noted."""
+    def _numbers(self, columns: Sequence[str], needed: Marks) -> tuple[npt.NDArray[np.float64], Marks]:
+        """The columns as floats (n, n_columns), and which cells are empty; notes unreadable cells of `needed` rows."""
         values = np.full((len(self._table), len(columns)), np.nan)
         empty = np.zeros(values.shape, dtype=bool)
         for at, column in enumerate(columns):
@@ -276,14 +266,17 @@ class _Checked:
             empty[:, at] = text.str.lower().isin(_MISSING_TEXT).to_numpy(dtype=bool)
             values[:, at] = pd.to_numeric(text, errors="coerce").to_numpy(dtype=np.float64)
             wrong = needed & ~empty[:, at] & ~np.isfinite(values[:, at])
-            texts = [f"{text.iloc[row]!r} in line {self._lines[row]}" for row in np.flatnonzero(wrong)[:3]]
-            if texts:
-                self.problems.append(describe(int(wrong.sum()), f"{column} values are no numbers", texts))
+            self._report(wrong, f"{column} values are no numbers", self._cell(column))
         return values, empty
 
 
+def _any_of(marks: Marks) -> Marks:
+    """(n, m) -> (n,): whether any mark of the row is set."""
+    return np.asarray(marks.any(axis=1), dtype=bool)
+
+
 def _categories(text: str) -> frozenset[str] | None:
-    """The findings named by a printed list such as "['Mass', 'Skin Thickening']", as column names; None if it is none."""
+    """The column names that a printed list such as "['Mass', 'Skin Thickening']" means; None if it is no such list."""
     try:
         names = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -292,10 +285,6 @@ def _categories(text: str) -> frozenset[str] | None:
         return None
     columns = {name.strip().replace(" ", "_") for name in names}
     return frozenset(columns) if columns <= {*CONCEPTS, "No_Finding"} else None
-
-
-def _as_text(box: npt.NDArray[np.float64]) -> str:
-    return "(" + ", ".join(f"{value:.6g}" for value in box) + ")"
 
 
 def _find_images(
@@ -327,8 +316,8 @@ def _find_images(
     if len(sizes) == 1 and sizes != {image_size}:
         height, width = cast(tuple[int, int], sizes.pop())
         problems.append(
-            f"the images are {height} x {width} pixels but image_size is {image_size[0]} x {image_size[1]} (height x width): "
-            "set image_size to the size of the prepared images"
+            f"the images are {height} x {width} pixels (height x width) but image_size is "
+            f"{image_size[0]} x {image_size[1]}: set image_size to the size of the prepared images"
         )
     return paths
 

@@ -1,0 +1,134 @@
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mammosae_plugin.datasets import PREPROCESSING, BadImageError, preprocess
+from mammosae_plugin.datasets.preprocessing import read_png
+
+RNG = np.random.default_rng(0)
+
+
+def formula(array: np.ndarray) -> np.ndarray:
+    """The preprocessing in float64, step by step, channels last."""
+    values = array.astype(np.float64)
+    if values.ndim == 2:
+        values = np.stack([values] * 3, axis=-1)
+    values = values - values.min()
+    values = values / values.max()
+    return (values - 0.3089279) / 0.25053555408335154
+
+
+@pytest.mark.parametrize("shape", [(31, 17), (31, 17, 3)])
+def test_preprocessing_follows_the_formula(shape):
+    array = RNG.integers(30, 200, shape, dtype=np.uint8)
+    image = preprocess(array)
+    assert image.dtype == torch.float32
+    assert image.shape == (3, 31, 17)
+    assert image.is_contiguous()
+    np.testing.assert_allclose(image.permute(1, 2, 0).numpy(), formula(array), atol=2e-6)
+
+
+def test_the_minimum_and_maximum_are_those_of_all_channels_together():
+    array = np.zeros((2, 2, 3), dtype=np.uint8)
+    array[..., 1] = 100
+    array[0, 0, 2] = 200
+    np.testing.assert_allclose(preprocess(array).permute(1, 2, 0).numpy(), formula(array), atol=2e-6)
+
+
+def test_preprocessing_leaves_its_input_alone():
+    array = RNG.integers(0, 256, (8, 8), dtype=np.uint8)
+    before = array.copy()
+    preprocess(array)
+    np.testing.assert_array_equal(array, before)
+
+
+@pytest.mark.parametrize("value", [0, 7, 255])
+def test_a_constant_image_is_a_bad_image(value):
+    with pytest.raises(BadImageError, match=f"x.png: is constant .every value is {value}"):
+        preprocess(np.full((4, 4), value, dtype=np.uint8), "x.png")
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 4)), np.zeros((4, 4, 4), np.uint8), np.zeros(4, np.uint8)])
+def test_an_array_of_another_type_or_shape_is_a_programming_error(array):
+    with pytest.raises(TypeError, match="expected a uint8 array"):
+        preprocess(array)
+
+
+def test_the_description_gives_the_constants_in_plain_json():
+    assert (PREPROCESSING["mean"], PREPROCESSING["std"]) == (0.3089279, 0.25053555408335154)
+
+
+def test_gray_and_rgb_files_are_read_as_stored(tmp_path):
+    gray = RNG.integers(0, 256, (9, 5), dtype=np.uint8)
+    rgb = RNG.integers(0, 256, (9, 5, 3), dtype=np.uint8)
+    Image.fromarray(gray).save(tmp_path / "gray.png")
+    Image.fromarray(rgb).save(tmp_path / "rgb.png")
+    np.testing.assert_array_equal(read_png(tmp_path / "gray.png", (9, 5)), gray)
+    np.testing.assert_array_equal(read_png(tmp_path / "rgb.png"), rgb)
+
+
+def test_a_gray_file_gives_what_reading_it_as_rgb_gives(tmp_path):
+    Image.fromarray(RNG.integers(0, 256, (9, 5), dtype=np.uint8)).save(tmp_path / "gray.png")
+    as_rgb = np.asarray(Image.open(tmp_path / "gray.png").convert("RGB"))
+    assert torch.equal(preprocess(read_png(tmp_path / "gray.png")), preprocess(as_rgb))
+
+
+def bad_reason(path, size=(64, 48)) -> str:
+    with pytest.raises(BadImageError) as caught:
+        read_png(path, size)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"image {path.name}: ")
+    assert str(path.parent) not in str(caught.value)
+    return caught.value.reason
+
+
+def test_a_wrongly_sized_file_is_refused_with_both_sizes(tmp_path):
+    Image.fromarray(np.zeros((48, 64), dtype=np.uint8)).save(tmp_path / "x.png")
+    assert bad_reason(tmp_path / "x.png") == "is 48 x 64 pixels, expected 64 x 48 (height x width)"
+
+
+def test_an_empty_a_missing_and_a_foreign_file_are_refused(tmp_path):
+    (tmp_path / "empty.png").touch()
+    assert bad_reason(tmp_path / "empty.png") == "the file is empty (0 bytes)"
+    assert bad_reason(tmp_path / "none.png") == "the file does not exist"
+    (tmp_path / "text.png").write_text("not an image")
+    assert "cannot be read" in bad_reason(tmp_path / "text.png")
+    (tmp_path / "folder.png").mkdir()
+    assert "cannot be read" in bad_reason(tmp_path / "folder.png")
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.97])
+def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path, share):
+    path = tmp_path / "x.png"
+    Image.fromarray(RNG.integers(0, 256, (64, 48), dtype=np.uint8)).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    assert "cannot be read" in bad_reason(path)
+
+
+def test_damaged_pixel_data_are_refused(tmp_path):
+    path = tmp_path / "x.png"
+    Image.fromarray(RNG.integers(0, 256, (64, 48), dtype=np.uint8)).save(path)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"IDAT") + 4
+    length = struct.unpack(">I", content[start - 8 : start - 4])[0]
+    content[start + length // 2] ^= 0xFF
+    checksum = zlib.crc32(content[start - 4 : start + length])
+    path.write_bytes(content[: start + length] + struct.pack(">I", checksum) + content[start + length + 4 :])
+    assert "cannot be read" in bad_reason(path)
+
+
+def test_sixteen_bit_and_transparent_files_are_refused(tmp_path):
+    Image.fromarray(RNG.integers(0, 65536, (64, 48), dtype=np.uint16)).save(tmp_path / "deep.png")
+    assert "pixel mode I;16" in bad_reason(tmp_path / "deep.png")
+    Image.fromarray(RNG.integers(0, 256, (64, 48, 4), dtype=np.uint8)).save(tmp_path / "alpha.png")
+    assert "pixel mode RGBA" in bad_reason(tmp_path / "alpha.png")
+
+
+def test_a_bad_image_error_can_be_rebuilt_from_its_text_as_dataloader_workers_do():
+    error = BadImageError("image x.png: is constant", "is constant")
+    assert type(error)(str(error)).reason == "image x.png: is constant"

@@ -1,0 +1,372 @@
+import logging
+import re
+import time
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers_datasets import SIZE, good_rows, row, write_dataset
+from torch.utils.data import DataLoader
+
+from mammosae_plugin.datasets import CONCEPTS, BadImageError, DatasetError, VinDrMammo, collate, n_classes_of
+from mammosae_plugin.errors import InputError
+
+
+def load(root, **options: Any) -> VinDrMammo:
+    return VinDrMammo(root, image_size=SIZE, **options)
+
+
+def refusal(root, rows: list[dict[str, Any]]) -> str:
+    """The message with which the rows are refused, which must be one line."""
+    with pytest.raises(DatasetError) as caught:
+        load(write_dataset(root, rows))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def with_last(**changed: Any) -> list[dict[str, Any]]:
+    """The good rows, with cells of the last one (line 7 of the file) changed."""
+    rows = good_rows()
+    rows[-1] |= changed
+    return rows
+
+
+# -- what a good folder gives ------------------------------------------------------------------------------------------
+
+
+def test_tables_hold_one_row_per_image_and_one_per_finding(tmp_path):
+    data = load(write_dataset(tmp_path, good_rows()))
+    assert data.concepts == CONCEPTS
+    assert data.images["image_id"].tolist() == ["a1.png", "a2.png", "b1.png", "c1.png"]
+    expected = ["image_id", "patient_id", "split", "laterality", "view", "density", "birads", *CONCEPTS]
+    assert list(data.images.columns) == expected
+    assert data.images["patient_id"].tolist() == ["00012e34", "00012e34", "bb", "cc"]
+    assert data.images["density"].tolist() == [2, 2, 2, 0]
+    assert data.images["birads"].tolist() == [0, 0, 3, 4]
+    assert data.images["Mass"].tolist() == [0, 1, 1, 0]
+    assert data.images["Suspicious_Calcification"].tolist() == [0, 0, 1, 1]
+    assert list(data.findings.columns) == ["image_id", "density", "birads", *CONCEPTS, "xmin", "ymin", "xmax", "ymax"]
+    assert data.findings["image_id"].tolist() == ["a1.png", "a2.png", "b1.png", "b1.png", "b1.png", "c1.png"]
+    assert data.findings["Mass"].tolist() == [0, 1, 1, 0, 1, 0]
+    assert np.isnan(data.findings.loc[0, ["xmin", "ymin", "xmax", "ymax"]].to_numpy(dtype=float)).all()
+    assert data.findings.loc[5, ["xmin", "ymin", "xmax", "ymax"]].tolist() == [8, 8, 20, 30]
+
+
+def test_an_item_holds_the_image_and_all_labels_and_boxes_of_the_image(tmp_path):
+    data = load(write_dataset(tmp_path, good_rows()))
+    assert len(data) == 4
+    item = data[2]
+    assert item["image"].shape == (3, *SIZE)
+    assert item["image"].dtype == torch.float32
+    assert (item["image_id"], item["patient_id"], item["split"]) == ("b1.png", "bb", "training")
+    present = {"Mass", "Suspicious_Calcification", "Skin_Thickening"}
+    assert item["labels"] == {name: int(name in present) for name in CONCEPTS} | {"density": 2, "birads": 3}
+    assert item["boxes"]["Mass"].tolist() == [[4, 5, 14, 20], [10, 10, 24, 30]]
+    assert item["boxes"]["Suspicious_Calcification"].tolist() == [[1, 2, 6, 9]]
+    assert item["boxes"]["Skin_Thickening"].tolist() == [[10, 10, 24, 30]]
+    assert item["boxes"]["Asymmetry"].shape == (0, 4)
+    assert all(boxes.dtype == torch.float32 for boxes in item["boxes"].values())
+
+
+def test_unit_finding_row_counts_an_image_once_per_row_with_the_labels_of_that_row(tmp_path):
+    data = load(write_dataset(tmp_path, good_rows()), unit="finding_row")
+    assert len(data) == 6
+    items = [data[index] for index in (2, 3, 4)]
+    assert {item["image_id"] for item in items} == {"b1.png"}
+    assert [item["labels"]["Mass"] for item in items] == [1, 0, 1]
+    assert [item["labels"]["Suspicious_Calcification"] for item in items] == [0, 1, 0]
+    assert [len(item["boxes"]["Mass"]) for item in items] == [1, 0, 1]
+    assert data.path(5) == tmp_path / "images_png" / "cc" / "c1.png"
+
+
+def test_boxes_that_overhang_a_little_are_clipped_and_counted(tmp_path):
+    data = load(write_dataset(tmp_path, good_rows()))
+    assert data.n_clipped_boxes == 2  # xmin -0.6, and xmax 24.4 of 24
+    assert data[1]["boxes"]["Mass"].tolist() == [[0, 5, 14, 20]]
+    assert data.select(image_ids=["a2.png"]).n_clipped_boxes == 1
+    assert data.select(split="test").n_clipped_boxes == 0
+
+
+def test_boxes_are_the_resized_columns_and_not_the_original_ones(tmp_path):
+    rows = with_last(xmin=800, ymin=900, xmax=1800, ymax=3000)
+    assert load(write_dataset(tmp_path, rows))[3]["boxes"]["Suspicious_Calcification"].tolist() == [[8, 8, 20, 30]]
+
+
+def test_a_finding_without_any_box_is_allowed_and_counted(tmp_path):
+    rows = [*good_rows(), row("dd", "d1.png", "Global_Asymmetry", box=("", "", "", ""))]
+    data = load(write_dataset(tmp_path, rows))
+    assert data.n_findings_without_box == 1
+    item = data[4]
+    assert item["labels"]["Global_Asymmetry"] == 1
+    assert item["boxes"]["Global_Asymmetry"].shape == (0, 4)
+
+
+def test_what_a_row_without_a_finding_holds_as_box_is_ignored(tmp_path):
+    rows = good_rows()
+    rows[0] |= {"resized_xmin": 0, "resized_ymin": 0, "resized_xmax": 0, "resized_ymax": 0}
+    assert load(write_dataset(tmp_path, rows)).findings["xmin"].isna().tolist() == [True] + [False] * 5
+
+
+def test_a_split_can_be_loaded_when_only_its_images_are_there(tmp_path):
+    write_dataset(tmp_path, good_rows())
+    (tmp_path / "images_png" / "bb" / "b1.png").unlink()
+    data = load(tmp_path, split="test")
+    assert data.images["image_id"].tolist() == ["c1.png"]
+    with pytest.raises(DatasetError, match=r"1 image files are missing .*bb/b1\.png"):
+        load(tmp_path, split="training")
+
+
+def test_row_numbers_of_another_program_and_a_byte_order_mark_do_no_harm(tmp_path):
+    write_dataset(tmp_path, good_rows())
+    table = pd.DataFrame(good_rows())
+    table.to_csv(tmp_path / "other.csv", encoding="utf-8-sig")
+    assert len(load(tmp_path, annotations="other.csv")) == 4
+    assert len(load(tmp_path, annotations=tmp_path / "other.csv")) == 4
+    pd.concat([table, table[:1]], ignore_index=True).to_csv(tmp_path / "other.csv")
+    with pytest.raises(DatasetError, match="1 rows repeat an earlier row exactly"):
+        load(tmp_path, annotations="other.csv")
+
+
+def test_a_dataloader_with_collate_gives_stacked_images_and_lists(tmp_path):
+    data = load(write_dataset(tmp_path, good_rows()))
+    batch = next(iter(DataLoader(data, batch_size=3, collate_fn=collate)))
+    assert batch["image"].shape == (3, 3, *SIZE)
+    assert [len(boxes["Mass"]) for boxes in batch["boxes"]] == [0, 1, 2]
+
+
+def test_gray_gives_the_stored_pixels(tmp_path):
+    data = load(write_dataset(tmp_path, good_rows()))
+    image = data.gray(1)
+    assert image.shape == SIZE
+    assert image.dtype == np.uint8
+    values = image.astype(np.float64) - image.min()
+    expected = (values / values.max() - 0.3089279) / 0.25053555408335154
+    np.testing.assert_allclose(data[1]["image"][0].numpy(), expected, atol=1e-5)
+
+
+# -- selection and fingerprint -----------------------------------------------------------------------------------------
+
+
+def test_select_keeps_images_and_their_rows_together(tmp_path):
+    data = load(write_dataset(tmp_path, good_rows()))
+    assert data[2]["image_id"] == "b1.png"  # fills what the dataset remembers, which the selection must not inherit
+    part = data.select(split="training", exclude=["a1.png"])
+    assert type(part) is VinDrMammo
+    assert part.images["image_id"].tolist() == ["a2.png", "b1.png"]
+    assert part.images.index.tolist() == [0, 1]
+    assert part.findings["image_id"].tolist() == ["a2.png", "b1.png", "b1.png", "b1.png"]
+    assert part[1]["image_id"] == "b1.png"
+    assert len(part[1]["boxes"]["Mass"]) == 2
+    assert part.path(0).name == "a2.png"
+    assert len(data) == 4
+
+
+def test_select_of_unknown_or_no_images_is_refused(tmp_path):
+    data = load(write_dataset(tmp_path, good_rows()))
+    with pytest.raises(InputError, match=r"'zz\.png'"):
+        data.select(image_ids=["a1.png", "zz.png"])
+    with pytest.raises(InputError, match="no image has split 'validation'"):
+        data.select(split="validation")
+    with pytest.raises(InputError, match="leaves no image"):
+        data.select(image_ids=["a1.png"], exclude=["a1.png"])
+
+
+def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path):
+    first = load(write_dataset(tmp_path / "one", good_rows()))
+    second = load(write_dataset(tmp_path / "two", good_rows()), unit="finding_row")
+    assert first.fingerprint == second.fingerprint
+    assert re.fullmatch(r"[0-9a-f]{64}", first.fingerprint)
+    moved = good_rows()
+    moved[3] |= {"resized_xmin": 2}
+    assert load(write_dataset(tmp_path / "three", moved)).fingerprint != first.fingerprint
+    assert first.select(split="test").fingerprint != first.fingerprint
+
+
+def test_a_changed_image_file_changes_the_fingerprint(tmp_path):
+    write_dataset(tmp_path, good_rows())
+    before = load(tmp_path).fingerprint
+    path = tmp_path / "images_png" / "cc" / "c1.png"
+    path.write_bytes(path.read_bytes() + b"\0")
+    assert load(tmp_path).fingerprint != before
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"Mass": 2}, r"1 Mass values are not 0\.\.1 \(such as '2' in line 7\)"),
+        ({"Mass": "yes"}, r"1 Mass values are not 0\.\.1 \(such as 'yes' in line 7\)"),
+        ({"density": 4}, r"density values are not 0\.\.3 \(such as '4'"),
+        ({"density": ""}, r"density values are not 0\.\.3 \(such as ''"),
+        ({"breast_birads": "BI-RADS 7"}, r"breast_birads values are not 1\.\.5 \(such as 'BI-RADS 7'"),
+        ({"split": "val"}, r"split other than training, test \(such as 'val' in line 7\)"),
+        ({"laterality": "left"}, "laterality other than L, R"),
+        ({"view": "AP"}, "view other than CC, MLO"),
+        ({"resized_xmin": 20, "resized_xmax": 8}, r"1 boxes are inverted or have no area \(such as line 7\)"),
+        ({"resized_ymin": 30}, "1 boxes are inverted or have no area"),
+        ({"resized_xmax": 27}, r"1 boxes reach more than 5% .* 40 x 24 image .*line 7: 8, 8, 27, 30"),
+        ({"resized_ymin": -3}, "1 boxes reach more than 5%"),
+        ({"resized_xmin": "eight"}, r"resized_xmin values are no numbers \(such as 'eight' in line 7\)"),
+        ({"resized_xmin": "inf"}, r"resized_xmin values are no numbers \(such as 'inf' in line 7\)"),
+        ({"resized_xmin": ""}, "1 rows have a box with missing corners"),
+        (dict.fromkeys(("resized_xmin", "resized_ymin", "resized_xmax", "resized_ymax"), ""), "no resized box"),
+        ({"finding_categories": "['Mass']"}, r"disagrees with the 0/1 columns \(such as line 7\)"),
+        ({"finding_categories": "['Cyst']"}, "no printed list of known findings"),
+        ({"finding_categories": "Suspicious Calcification"}, "no printed list of known findings"),
+        ({"No_Finding": 1}, "1 rows have No_Finding together with a finding"),
+        ({"Suspicious_Calcification": 0}, "1 rows have neither a finding nor No_Finding"),
+        ({"patient_id": "../cc"}, "patient_id that is no plain file name"),
+        ({"patient_id": ""}, "rows have no patient_id"),
+    ],
+)
+def test_a_wrong_cell_is_refused_with_its_place(tmp_path, changed, expected):
+    assert re.search(expected, refusal(tmp_path, with_last(**changed)))
+
+
+def test_a_patient_in_both_splits_is_refused(tmp_path):
+    rows = [*good_rows(), row("cc", "c2.png", split="training")]
+    assert "1 patients are in both splits (such as cc)" in refusal(tmp_path, rows)
+
+
+def test_an_image_id_under_two_patients_is_refused(tmp_path):
+    rows = [*good_rows(), row("dd", "a1.png")]
+    assert "1 image ids stand under more than one patient (such as a1.png)" in refusal(tmp_path, rows)
+
+
+def test_rows_of_one_image_that_contradict_each_other_are_refused(tmp_path):
+    rows = [*good_rows(), row("bb", "b1.png", "Asymmetry", density=1, birads=2)]
+    message = refusal(tmp_path, rows)
+    assert "images have rows with different breast_birads (such as b1.png)" in message
+    assert "images have rows with different density (such as b1.png)" in message
+
+
+def test_a_no_finding_row_beside_a_finding_row_of_the_same_image_is_refused(tmp_path):
+    rows = [*good_rows(), row("bb", "b1.png", birads=4)]
+    assert "1 images have a No_Finding row beside a finding row (such as b1.png)" in refusal(tmp_path, rows)
+
+
+def test_repeated_rows_are_refused(tmp_path):
+    rows = good_rows()
+    assert "2 rows repeat an earlier row exactly (such as line 8, line 9)" in refusal(
+        tmp_path, [*rows, rows[0], rows[2]]
+    )
+
+
+def test_missing_images_are_counted_and_the_first_three_named(tmp_path):
+    write_dataset(tmp_path, good_rows())
+    for patient, image in (("00012e34", "a1"), ("00012e34", "a2"), ("bb", "b1"), ("cc", "c1")):
+        (tmp_path / "images_png" / patient / f"{image}.png").unlink()
+    with pytest.raises(DatasetError, match=r"4 image files are missing .*00012e34/a1\.png.*a2\.png, bb/b1\.png\)$"):
+        load(tmp_path)
+
+
+def test_missing_columns_are_all_named_with_their_nearest(tmp_path):
+    rows = [
+        {{"Mass": "Masses", "density": "Density"}.get(name, name): value for name, value in values.items()}
+        for values in good_rows()
+    ]
+    message = refusal(tmp_path, rows)
+    assert "2 columns are missing" in message
+    assert re.search(r"Mass \(nearest: Masses", message)
+    assert re.search(r"density \(nearest: Density", message)
+
+
+def test_original_boxes_alone_are_refused_with_the_reason(tmp_path):
+    rows = [{k: v for k, v in values.items() if not k.startswith("resized")} for values in good_rows()]
+    assert "not guessed from the original boxes" in refusal(tmp_path, rows)
+
+
+def test_everything_wrong_is_said_at_once(tmp_path):
+    rows = with_last(Mass="x", split="val", resized_xmin=90, resized_xmax=99, density=9)
+    write_dataset(tmp_path, rows)
+    (tmp_path / "images_png" / "bb" / "b1.png").unlink()
+    with pytest.raises(DatasetError) as caught:
+        load(tmp_path)
+    message = str(caught.value)
+    for part in ("Mass values", "split other", "boxes reach", "density values", "image files are missing"):
+        assert part in message
+    assert message.count("; ") >= 4
+
+
+def test_images_of_another_size_are_refused_with_both_sizes(tmp_path):
+    write_dataset(tmp_path, good_rows(), size=(80, 48))
+    with pytest.raises(DatasetError, match=r"images are 80 x 48 pixels .*image_size is 40 x 24"):
+        load(tmp_path)
+
+
+def test_a_missing_folder_file_or_image_folder_is_one_clear_line(tmp_path):
+    with pytest.raises(DatasetError, match="data folder .* does not exist"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(DatasetError, match="annotation file .* does not exist"):
+        load(tmp_path)
+    write_dataset(tmp_path, good_rows())
+    (tmp_path / "images_png").rename(tmp_path / "pictures")
+    with pytest.raises(DatasetError, match="image folder .* does not exist"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n\xff\xfe", b"patient_id,image_id\n"])
+def test_a_file_that_is_no_annotation_table_is_refused(tmp_path, content):
+    tmp_path.joinpath("vindr_detection_v1_folds.csv").write_bytes(content)
+    with pytest.raises(DatasetError) as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_table_without_rows_is_refused(tmp_path):
+    header = ",".join(good_rows()[0])
+    tmp_path.joinpath("vindr_detection_v1_folds.csv").write_text(header + "\n")
+    with pytest.raises(DatasetError, match="no rows"):
+        load(tmp_path)
+
+
+def test_wrong_arguments_are_refused(tmp_path):
+    write_dataset(tmp_path, good_rows())
+    with pytest.raises(InputError, match="split is 'train'"):
+        load(tmp_path, split="train")
+    with pytest.raises(InputError, match="unit is 'row'"):
+        load(tmp_path, unit="row")
+
+
+def test_a_density_that_disagrees_with_its_letter_is_warned_about(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        load(write_dataset(tmp_path, with_last(breast_density="DENSITY D")))
+    assert "1 rows have a density that disagrees" in caplog.text
+
+
+def test_an_item_whose_image_is_bad_raises_with_its_name(tmp_path):
+    data = load(write_dataset(tmp_path, good_rows()))
+    data.path(3).write_bytes(b"")
+    with pytest.raises(BadImageError, match=r"c1\.png: the file is empty"):
+        data[3]
+
+
+def test_number_of_classes_and_nearest_names_of_concepts():
+    assert [n_classes_of(name) for name in ("Mass", "density", "birads")] == [2, 4, 5]
+    with pytest.raises(InputError, match=r"'mas' .*nearest: Mass"):
+        n_classes_of("mas")
+    with pytest.raises(InputError, match="nearest: Suspicious_Calcification"):
+        n_classes_of("Suspicious Calcifications")
+
+
+def test_a_table_of_the_real_size_is_read_in_seconds(tmp_path):
+    rows = [
+        row(f"p{image // 4}", f"i{image}.png", *found, split="test" if image // 4 % 5 == 0 else "training")
+        for image in range(20_000)
+        for found in ((("Mass",), ("Asymmetry",)) if image % 10 == 0 else ((),))
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "vindr_detection_v1_folds.csv", index=False)
+    for patient in range(5_000):
+        folder = tmp_path / "images_png" / f"p{patient}"
+        folder.mkdir(parents=True)
+        for image in range(4 * patient, 4 * patient + 4):
+            (folder / f"i{image}.png").touch()
+    started = time.process_time()
+    data = load(tmp_path)
+    assert time.process_time() - started < 8
+    assert (len(data.images), len(data.findings)) == (20_000, 22_000)
