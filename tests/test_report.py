@@ -210,7 +210,7 @@ def test_patients_images_are_left_out_unless_the_config_asks_for_them(tmp_path):
 def test_quarantined_images_appear_as_counts_without_identifiers(tmp_path):
     results = synthetic_results(data_kind="vindr", include_images=True)
     results["data"]["quarantine"].append({"image_id": "abc123.png", "reason": "abc123.png is truncated"})
-    results["data"]["quarantine"].append({"reason": "wrong size", "count": 4})
+    results["data"]["quarantine"].append({"reason": "wrong size", "n": 4})
     page = report(tmp_path, results)
     assert "2 × constant image" in page.text["data"]
     assert "1 × the image is truncated" in page.text["data"]
@@ -238,6 +238,7 @@ def test_a_study_without_parts_still_has_a_report_that_says_so(tmp_path):
     assert "no pass marks" in page.text["checks"]
     assert "none was left out" in page.text["data"]
     assert "trained elsewhere" in page.text["sae"]
+    assert "There are no heatmaps" in page.text["figure-3"]
     assert f"figures/{figure_4_name('finetuned', 'Mass')} is not there" in page.text["figure-4"]
 
 

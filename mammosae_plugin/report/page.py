@@ -109,16 +109,7 @@ def _content(results: Results, figures_folder: Path) -> dict[str, Any]:
         "n_boxes": max((row.get("n_boxes", 0) for row in results["localization"]), default=0),
         "paper_table_2": table_view(compare_table_2(results), n_labels=3) if paper else None,
         "images_shown": may_show_images(results),
-        "figures_3": [
-            _figure(
-                figures_folder,
-                figure_3_name(model, concept),
-                f"{model}, {readable(concept)}: heatmaps of the best latents over images",
-            )
-            for model, concept in pairs(results)
-        ]
-        if may_show_images(results)
-        else [],
+        "figures_3": _figures_3(results, figures_folder) if may_show_images(results) else [],
         "checks": [
             check
             | {
@@ -173,6 +164,16 @@ def _figures_2(results: Results, folder: Path) -> list[Row]:
     return figures
 
 
+def _figures_3(results: Results, folder: Path) -> list[Row]:
+    """Figure 3 of every model and concept that has one or, having boxes to compare with, should have one."""
+    localized = {(row["model"], row["concept"]) for row in results["localization"]}
+    figures = [
+        (pair, _figure(folder, figure_3_name(*pair), f"{pair[0]}, {readable(pair[1])}: heatmaps of the best latents"))
+        for pair in pairs(results)
+    ]
+    return [figure for pair, figure in figures if figure["source"] or pair in localized]
+
+
 def _glance(found: list[Finding]) -> TableView | None:
     rows: list[Row] = []
     for finding in found:
@@ -219,12 +220,13 @@ def _comparison_note(results: Results) -> str:
 
 
 def _prevalence(results: Results) -> pd.DataFrame:
+    unit = "rows" if results["data"]["unit"] == "finding_row" else "images"
     rows = [
         {
             "concept": row["concept"],
             "split": row["split"],
-            "images": row["n_images"],
-            "images with the finding": row["n_positive"],
+            unit: row["n_images"],
+            "positive": row["n_positive"],
             "share": f"{100 * row['n_positive'] / row['n_images']:.1f} %" if row["n_images"] else None,
             "boxes": row.get("n_boxes"),
         }
@@ -234,11 +236,11 @@ def _prevalence(results: Results) -> pd.DataFrame:
 
 
 def _quarantine(results: Results) -> list[tuple[str, int]]:
-    """(reason, count) of images left out; identifiers of images never appear."""
+    """(reason, count) of images left out, from rows per image or per reason; identifiers of images never appear."""
     counts: Counter[str] = Counter()
     for row in results["data"]["quarantine"]:
         reason, image_id = str(row.get("reason", "no reason given")), row.get("image_id")
-        counts[reason.replace(str(image_id), "the image") if image_id else reason] += int(row.get("count", 1))
+        counts[reason.replace(str(image_id), "the image") if image_id else reason] += int(row.get("n", 1))
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 

@@ -22,8 +22,8 @@ from mammosae_plugin.visualization.style import (
 )
 
 _ROLES = {
-    "concept": (CONCEPT_LATENT, "^", "concept latent: fires more with the finding"),
-    "background": (BACKGROUND_LATENT, "s", "background latent: fires in both classes"),
+    "concept": (CONCEPT_LATENT, "^", "concept latent (leads with the finding)"),
+    "background": (BACKGROUND_LATENT, "s", "background latent (leads both, alike)"),
 }
 
 
