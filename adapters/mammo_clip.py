@@ -271,9 +271,7 @@ def new_classifier(architecture: str, n_class: int, *, seed: int) -> MammoClipCl
     """
     if n_class < 0:
         raise InputError(f"n_class must be 0 or more, not {n_class}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = _create(architecture, n_class)
+    network = _create(architecture, n_class, seed=seed)
     return MammoClipClassifier(network, architecture=architecture, source={"kind": "random", "seed": seed}).eval()
 
 
@@ -308,13 +306,16 @@ def save_classifier(model: MammoClipClassifier, path: str | os.PathLike[str], *,
     write_safetensors(path, tensors, {_HEADER_KEY: text})
 
 
-def _create(architecture: str, n_class: int) -> nn.Module:
+def _create(architecture: str, n_class: int, *, seed: int = 0) -> nn.Module:
+    """timm's network with random weights; the global random state is left alone."""
     entrypoints = timm.list_models(module="efficientnet")
     if architecture.split(".")[0] not in entrypoints:
         near = difflib.get_close_matches(architecture, entrypoints, n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise InputError(f"{architecture!r} is not an EfficientNet that timm {timm.__version__} has{hint}")
-    network: nn.Module = timm.create_model(architecture, pretrained=False, num_classes=n_class)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network: nn.Module = timm.create_model(architecture, pretrained=False, num_classes=n_class)
     return network
 
 
@@ -444,12 +445,12 @@ def _variant_of(file: _MammoClipFile) -> _Variant:
     """B5 or B2, from the widths of the encoder and from the configuration, which must agree."""
     stem, head = file.encoder.get("_conv_stem.weight"), file.encoder.get("_conv_head.weight")
     named = f", which its configuration calls {file.config_name!r}" if file.config_name else ""
-    if not isinstance(stem, torch.Tensor) or not isinstance(head, torch.Tensor):
+    if not all(isinstance(weight, torch.Tensor) and weight.dim() == 4 for weight in (stem, head)):
         raise CheckpointFormatError(
             f"{file.path} holds an image encoder of another architecture than Mammo-CLIP's EfficientNet{named}: "
             f"its keys begin with {', '.join(list(file.encoder)[:3])}"
         )
-    widths = (len(stem), len(head))
+    widths = (len(file.encoder["_conv_stem.weight"]), len(file.encoder["_conv_head.weight"]))
     seen = _FAMILY_WIDTHS.get(widths, f"of unknown kind (stem width {widths[0]}, head width {widths[1]})")
     if seen not in _VARIANTS:
         raise CheckpointFormatError(

@@ -177,6 +177,12 @@ def test_a_data_parallel_prefix_and_missing_batch_norm_counters_are_tolerated(
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+def test_loading_leaves_the_global_random_state_alone(b2_downstream: Path) -> None:
+    before = torch.get_rng_state()
+    load_mammo_clip(b2_downstream)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_half_precision_files_load_as_float32(tmp_path: Path) -> None:
     content = fixture_downstream("b2")
     content["model"] = {key: t.half() if t.is_floating_point() else t for key, t in content["model"].items()}
