@@ -304,12 +304,10 @@ def _iou(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.
 
 def _matched(iou: NDArray[np.float64], iou_threshold: float) -> NDArray[np.bool_]:
     """Which predictions (n,), given by falling score, take a box that is still free; `iou` is (n, m)."""
-    # pycocotools lowers a threshold of 1 in the same way, so that rounding does not part equal boxes.
-    smallest = min(iou_threshold, 1 - 1e-10)
     hits = np.zeros(len(iou), dtype=np.bool_)
     free = np.ones(iou.shape[1], dtype=np.bool_)
     for prediction, overlaps in enumerate(iou):
-        candidates = np.flatnonzero(free & (overlaps >= smallest))
+        candidates = np.flatnonzero(free & (overlaps >= iou_threshold))
         if len(candidates):
             best = candidates[len(candidates) - 1 - np.argmax(overlaps[candidates][::-1])]
             hits[prediction], free[best] = True, False

@@ -136,7 +136,7 @@ def bootstrap_metrics(
         block = slice(start, min(start + _RESAMPLES_PER_BLOCK, n_bootstrap))
         weights = np.ascontiguousarray(multiplicities[block].T, dtype=np.float64)
         total = weights.sum(axis=0)
-        sums = counts @ weights
+        sums = np.asarray(counts @ weights)
         actual, called, hit = np.split(sums[:-1], 3)
         ranked = [ranking.metrics(weights) for ranking in rankings]
         values["auroc"][block] = np.mean([auroc for auroc, _ in ranked], axis=0)

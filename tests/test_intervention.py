@@ -281,3 +281,16 @@ def test_the_best_latents_matter_more_than_random_ones():
     assert results.loc["activate", "auroc"] > with_sae - 0.02
     assert results.loc["activate", "auroc"] > results.loc["activate", "random_auroc_mean"] + 0.1
     assert results.loc["deactivate", "auroc"] < results.loc["deactivate", "random_auroc_mean"] - 0.1
+
+
+def test_a_sweep_reads_an_encoded_table(encoded):
+    ranking = ranking_of(encoded)
+    results = sweep(encoded, ranking, concept="Mass", ks=(0, 5, 64), n_bootstrap=50, n_controls=5)
+    results = results.set_index(["mode", "k"])
+    rows = encoded.rows("Mass", split="test")
+    whole = classification_metrics(encoded.logits_with_sae("Mass")[rows.image_rows], rows.labels)
+    assert results.loc[("activate", 64), "auroc"] == pytest.approx(whole["auroc"], abs=1e-6)
+    assert results.loc[("deactivate", 0), "auroc"] == results.loc[("activate", 64), "auroc"]
+    assert results.loc[("activate", 0), "auroc"] == results.loc[("deactivate", 64), "auroc"] == 0.5
+    assert results.loc[("activate", 64), "n_live"] == len(encoded.live_latents()) <= 56
+    assert results.loc[("activate", 5), "auroc_low"] < results.loc[("activate", 5), "auroc_high"]

@@ -210,6 +210,15 @@ def test_each_box_is_matched_once_and_in_the_order_of_scores():
     assert average_precision([(miss_first, [0.8, 0.9])], [BOX]) == 1
 
 
+def test_equal_overlaps_take_the_later_box_as_pycocotools_does():
+    truth = [[0.0, 0, 10, 10], [10, 0, 20, 10]]
+    between, first_only, second_only = [5.0, 0, 15, 10], [0.0, 0, 5, 10], [15.0, 0, 20, 10]
+    for other, value in ((first_only, 1), (second_only, 0.5)):
+        predictions = [(np.array([between, other]), np.array([0.9, 0.8]))]
+        assert average_precision(predictions, [truth]) == value
+        assert torchmetrics_average_precision(predictions, [truth], 0.25) == pytest.approx(value)
+
+
 def test_interpolation_takes_the_best_precision_at_this_recall_or_above():
     away = [50.0, 50, 60, 60]
     truth = [[0.0, 0, 10, 10], [20, 20, 30, 30], [80, 80, 90, 90]]
@@ -310,3 +319,13 @@ def test_nothing_to_localize_is_an_error():
     table.findings["xmin"] = np.nan
     with pytest.raises(InputError, match="split 'test' has no image with a box of 'Mass'"):
         localize(table, [1], "Mass")
+
+
+def test_localize_reads_an_encoded_table(encoded):
+    results = localize(encoded, [1, 0, 3], "Mass", iou_threshold=0.05)
+    own = encoded.findings[(encoded.findings["Mass"] == 1) & encoded.findings["xmin"].notna()]
+    own = own[(encoded.images["split"] == "test").to_numpy()[own["image_row"]]]
+    assert results["n_boxes"].tolist() == [len(own)] * 3
+    assert results["n_images"].tolist() == [own["image_row"].nunique()] * 3
+    assert results["n_predictions"][0] > 0
+    assert results["n_predictions"][1] == 0  # a latent that never fires

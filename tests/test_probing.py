@@ -112,6 +112,7 @@ def test_equal_scores_rank_by_rising_index():
     ranking = rank_latents(np.array([[0.0, 1, 0, 1, -0.0, 2]]))
     assert ranking.indices.tolist() == [[5, 1, 3, 0, 2, 4]]
     assert ranking.indices.dtype == np.int64
+    assert rank_latents(np.zeros((2, 500))).indices.tolist() == [list(range(500))] * 2
 
 
 def test_scores_that_cannot_be_ranked_are_an_error():
@@ -148,3 +149,11 @@ def test_roles_are_for_two_classes():
     ranking = RankedLatents(np.zeros((4, 3), dtype=np.int64), np.zeros((4, 3)))
     with pytest.raises(InputError, match="roles need two classes"):
         latent_roles(np.zeros((4, 3)), ranking)
+
+
+def test_class_means_read_an_encoded_table(encoded):
+    means = class_mean_latents(encoded, "Mass", split="test")
+    rows = encoded.rows("Mass", split="test")
+    dense = encoded.mean_latents.toarray().astype(np.float64)
+    for label in (0, 1):
+        assert means[label] == pytest.approx(dense[rows.image_rows[rows.labels == label]].mean(axis=0), abs=1e-12)

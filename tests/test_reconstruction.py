@@ -112,3 +112,14 @@ def test_features_that_do_not_vary_have_no_explained_variance():
 def test_a_split_that_the_table_lacks_is_an_error():
     with pytest.raises(InputError, match="no image of split 'validation': choose one of test, training"):
         reconstruction_quality(make_table(), "validation")
+
+
+def test_reconstruction_reads_an_encoded_table(encoded):
+    results = reconstruction_metrics(encoded, "Mass", n_bootstrap=20).set_index("variant")
+    rows = encoded.rows("Mass", split="test")
+    without = classification_metrics(encoded.logits("Mass")[rows.image_rows], rows.labels)
+    assert {name: results.loc["without_sae", name] for name in METRICS} == without
+    quality = reconstruction_quality(encoded, "test")
+    assert quality["n_images"] == len(rows.image_rows)
+    assert quality["n_positions"] == len(rows.image_rows) * np.prod(encoded.grid)
+    assert quality["n_dead"] >= 8

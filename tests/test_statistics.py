@@ -5,6 +5,7 @@ import pytest
 from scipy.special import softmax
 from sklearn import metrics
 
+from mammosae_plugin import statistics
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.statistics import (
     METRICS,
@@ -106,6 +107,24 @@ def test_a_logit_of_zero_is_not_above_probability_one_half():
     point = classification_metrics(np.array([[0.0], [1.0], [-1.0]]), np.array([1, 1, 0]))
     assert point["recall"] == 0.5
     assert point["precision"] == 1.0
+
+
+def test_precision_without_a_positive_prediction_is_zero():
+    logits, labels = np.array([[-2.0], [-1.0], [-3.0]]), np.array([1, 0, 0])
+    point = classification_metrics(logits, labels)
+    samples = bootstrap_metrics(logits, labels, np.ones((1, 3), dtype=np.int64))
+    for name, value in (("precision", 0), ("recall", 0), ("f1", 0), ("accuracy", 2 / 3)):
+        assert point[name] == pytest.approx(value)
+        assert samples[name][0] == pytest.approx(value)
+
+
+def test_rows_with_the_same_odds_tie_to_the_last_bit():
+    others = np.random.default_rng(0).normal(size=3)
+    orders = np.array([[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]])
+    logits = np.concatenate([np.zeros((6, 1)), others[orders]], axis=1)
+    for labels in (np.array([0, 0, 0, 1, 2, 3]), np.array([1, 0, 2, 0, 3, 0])):
+        scores = statistics._decisions(logits, labels)[1]
+        assert len(np.unique(scores[:, 0])) == 1
 
 
 def test_softmax_probabilities_that_round_to_one_still_rank():
