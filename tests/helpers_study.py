@@ -11,8 +11,12 @@ import yaml
 from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 
+from mammosae_plugin.activations import ActivationStore
+from mammosae_plugin.activations.store import FORMAT_VERSION, MANIFEST
 from mammosae_plugin.adapters import new_classifier, save_classifier
 from mammosae_plugin.datasets import make_phantoms
+from mammosae_plugin.files import write_json
+from mammosae_plugin.shards import run_shards
 
 
 def small_phantoms(root: Path, *, n_patients: int = 24, image_size: tuple[int, int] = (96, 64), seed: int = 0) -> Path:
@@ -48,6 +52,35 @@ def save_random_sae(folder: Path, d_in: int = 1280, **settings: Any) -> Path:
     """A random SAE in SAELens's format on disk."""
     random_sae(d_in, **settings).save_model(folder)
     return folder
+
+
+def toy_store(folder: Path, *, d_in: int = 32, n_directions: int = 48, n_rows: int = 400) -> ActivationStore:
+    """An activation store whose rows are sparse combinations of a few directions: a task that an SAE can solve."""
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(n_directions, d_in, generator=generator)
+    directions /= directions.norm(dim=1, keepdim=True)
+    coefficients = torch.rand(n_rows, n_directions, generator=generator)
+    coefficients *= torch.rand(n_rows, n_directions, generator=generator) < 0.08
+    rows = 5 * coefficients @ directions + 0.3
+
+    def shard(items: range) -> dict[str, torch.Tensor]:
+        places = torch.arange(items.start, items.stop)
+        return {"rows": rows[places], "image": places // 10, "position": places % 10}
+
+    run_shards(folder, {"toy": True}, n_rows, 100, shard, description="toy rows")
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "hook_name": "bn2.hook_out",
+        "image_size": [96, 64],
+        "dataset_name": "toy",
+        "dataset": "toy",
+        "splits": ["training"],
+        "model": "toy",
+        "architecture": "toy",
+        "source": {},
+    }
+    write_json(folder / MANIFEST, manifest)
+    return ActivationStore(folder)
 
 
 def study_settings(folder: Path, phantom_root: Path, *, image_size: tuple[int, int] = (96, 64)) -> dict[str, Any]:

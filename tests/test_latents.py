@@ -1,0 +1,240 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from helpers_study import random_sae
+from mammosae_plugin import latents as latents_module
+from mammosae_plugin.activations import capture
+from mammosae_plugin.adapters import HookedVisionModel, new_classifier
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.intervention import intervene, latent_group
+from mammosae_plugin.latents import LatentTable, encode_latents
+from mammosae_plugin.probing import class_mean_latents, rank_latents
+from mammosae_plugin.reconstruction import reconstruction_quality
+
+
+@pytest.fixture(scope="module")
+def hooked(classifier):
+    with HookedVisionModel(classifier, ["bn2"]) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def sae(classifier):
+    return random_sae(classifier.num_features)
+
+
+@pytest.fixture(scope="module")
+def images(phantoms, encoded):
+    """The images in the table's order: training first."""
+    number_of = {image_id: number for number, image_id in enumerate(phantoms.images["image_id"])}
+    return torch.stack([phantoms[number_of[image_id]]["image"] for image_id in encoded.images["image_id"]])
+
+
+@pytest.fixture(scope="module")
+def features(hooked, images):
+    """(n, h * w, d) float64: the final map of every image."""
+    with torch.inference_mode():
+        return torch.stack([capture(hooked, "bn2.hook_out", image[None])[0] for image in images]).flatten(1, 2).double()
+
+
+@pytest.fixture(scope="module")
+def latents(features, sae):
+    """(n, h * w, d_sae) float64, by the formula relu((x - b_dec) W_enc + b_enc)."""
+    with torch.inference_mode():
+        return torch.relu((features - sae.b_dec.double()) @ sae.W_enc.double() + sae.b_enc.double())
+
+
+def test_the_table_holds_every_image_once_training_first(encoded, phantoms):
+    assert sorted(encoded.images["image_id"]) == sorted(phantoms.images["image_id"])
+    assert encoded.splits == ("training", "test")
+    assert (encoded.images["split"] == sorted(encoded.images["split"], reverse=True)).all()
+
+
+def test_mean_and_maximum_over_positions_equal_the_formula(encoded, latents):
+    np.testing.assert_allclose(encoded.mean_latents.toarray(), latents.mean(1).numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(encoded.max_latents.toarray(), latents.amax(1).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_logits_equal_the_networks_own_without_and_with_the_sae(encoded, hooked, sae, images):
+    with torch.inference_mode():
+        own = torch.cat([hooked(image[None]) for image in images])
+        spliced = torch.cat([hooked.run_with_saes(image[None], saes=sae) for image in images])
+    np.testing.assert_allclose(encoded.logits("Mass"), own.numpy(), atol=1e-5)
+    np.testing.assert_allclose(encoded.logits_with_sae("Mass"), spliced.numpy(), atol=1e-5)
+    assert np.abs(own - spliced).max() > 1e-2
+
+
+@pytest.mark.parametrize("error_term", [False, True])
+@pytest.mark.parametrize("mode", ["activate", "deactivate"])
+@pytest.mark.parametrize("k", [0, 1, 5, 20, 64])
+def test_the_linear_form_equals_running_the_network_with_the_masked_sae(
+    encoded, hooked, sae, images, mode, k, error_term
+):
+    ranking = rank_latents(class_mean_latents(encoded, "Mass"))
+    group = latent_group(ranking, k)
+    mask = torch.full((sae.cfg.d_sae,), float(mode == "deactivate"))
+    mask[torch.from_numpy(group)] = float(mode == "activate")
+    hook = ("bn2.hook_out.hook_sae_acts_post", lambda value, hook: value * mask)
+    with torch.inference_mode():
+        expected = hooked.run_with_hooks_with_saes(
+            images[::5], saes=sae, use_error_term=error_term, fwd_hooks=[hook]
+        )
+    found = intervene(
+        encoded, group, mode=mode, head="Mass", error_term=error_term, image_rows=np.arange(len(images))[::5]
+    )
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+
+
+def test_maps_are_the_latents_over_positions_and_kept_only_for_test_images_with_a_box(encoded, latents):
+    h, w = encoded.grid
+    with_maps = [row for row in encoded.images.index if len(encoded.map_latents(row))]
+    findings = encoded.findings.dropna(subset=["xmin"])
+    boxed = findings[encoded.images["split"].to_numpy()[findings["image_row"]] == "test"]["image_row"]
+    assert with_maps == sorted(boxed.unique()) != []
+    row = with_maps[0]
+    expected = latents[row, :, [3, 0, 9]].T.reshape(3, h, w)
+    np.testing.assert_allclose(encoded.maps([3, 0, 9], row), expected.numpy(), rtol=1e-4, atol=1e-5)
+    with pytest.raises(InputError, match="no map of latent 40"):
+        encoded.maps([40], row)
+
+
+def test_reconstruction_quality_equals_the_formula(encoded, features, latents, sae):
+    test = (encoded.images["split"] == "test").to_numpy()
+    x, z = features[test].flatten(0, 1), latents[test].flatten(0, 1)
+    error = z @ sae.W_dec.double() + sae.b_dec.double() - x
+    quality = reconstruction_quality(encoded, "test")
+    expected = 1 - (error**2).sum() / ((x - x.mean(0)) ** 2).sum()
+    assert quality["explained_variance"] == pytest.approx(float(expected), rel=1e-5)
+    assert quality["l0"] == pytest.approx(float((z > 0).sum(1).double().mean()), rel=1e-4)
+    assert quality["n_dead"] == int((z <= 0).all(0).sum()) >= sae.cfg.d_sae // 8
+
+
+def test_live_latents_are_those_that_fire_in_the_split(encoded, latents):
+    training = (encoded.images["split"] == "training").to_numpy()
+    fires = (latents[training] > 0).any(0).any(0)
+    assert encoded.live_latents("training").tolist() == torch.nonzero(fires).flatten().tolist()
+    assert 0 not in encoded.live_latents("training")
+
+
+def test_rows_count_images_or_annotation_rows(encoded):
+    by_image = encoded.rows("Mass", split="test")
+    by_finding = encoded.rows("Mass", split="test", unit="finding_row")
+    in_test = encoded.findings[encoded.images["split"].to_numpy()[encoded.findings["image_row"]] == "test"]
+    assert len(by_image.labels) == (encoded.images["split"] == "test").sum()
+    assert len(by_finding.labels) == len(in_test) > len(by_image.labels)
+    assert by_finding.labels.sum() == in_test["Mass"].sum()
+    assert set(by_image.image_rows) == set(by_finding.image_rows)
+    mixed = pd.Series(by_finding.labels).groupby(by_finding.image_rows).nunique()
+    assert (mixed > 1).any()  # an image with a mass and another finding is 1 in one row and 0 in another
+
+
+def test_boxes_are_those_of_the_concept_only(encoded, phantoms):
+    for row in encoded.images.index[encoded.images["split"] == "test"]:
+        number = phantoms.images.index[phantoms.images["image_id"] == encoded.images["image_id"][row]][0]
+        boxes = phantoms[number]["boxes"]
+        for concept in ("Mass", "Suspicious_Calcification"):
+            np.testing.assert_array_equal(encoded.boxes(row, concept), boxes[concept].numpy())
+
+
+def _bytes_of(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _encode(hooked, sae, phantoms, folder, **changes):
+    heads = {"Mass": hooked.model.classifier}
+    settings = {"heads": heads, "map_latents": [1, 2], "batch_size": 4, "shard_size": 8, **changes}
+    return encode_latents(hooked, sae, phantoms, folder, **settings)
+
+
+def test_an_encoding_killed_anywhere_continues_and_ends_byte_identical(hooked, sae, phantoms, tmp_path, monkeypatch):
+    whole = _bytes_of(_encode(hooked, sae, phantoms, tmp_path / "whole").folder)
+    attempts = 0
+
+    def dies_often(model, hook_name, images):
+        nonlocal attempts
+        attempts += 1
+        if attempts % 5 == 0:
+            raise KeyboardInterrupt
+        return capture(model, hook_name, images)
+
+    monkeypatch.setattr(latents_module, "capture", dies_often)
+    kills = 0
+    for _ in range(40):
+        try:
+            _encode(hooked, sae, phantoms, tmp_path / "broken")
+            break
+        except KeyboardInterrupt:
+            kills += 1
+            with pytest.raises(InputError, match="not a complete latents table"):
+                LatentTable(tmp_path / "broken")
+    assert kills >= 3
+    assert _bytes_of(tmp_path / "broken") == whole
+
+
+def test_maps_can_be_chosen_from_the_training_split_while_the_test_split_waits(hooked, sae, phantoms, tmp_path):
+    seen = []
+
+    def best(table):
+        seen.append(table.splits)
+        return rank_latents(class_mean_latents(table, "Mass")).indices[1, :3]
+
+    table = _encode(hooked, sae, phantoms, tmp_path, map_latents=best)
+    assert seen == [("training",)]
+    expected = sorted(rank_latents(class_mean_latents(table, "Mass")).indices[1, :3])
+    row = next(row for row in table.images.index if len(table.map_latents(row)))
+    assert table.map_latents(row).tolist() == expected
+
+
+def test_the_table_loads_in_a_process_without_a_network(encoded):
+    import subprocess
+    import sys
+
+    script = (
+        "import pandas, sys, safetensors.numpy as s, json, pathlib\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "header = json.loads((folder / 'table.json').read_text())\n"
+        "for split in header['splits']:\n"
+        "    rows = sum(len(s.load_file(p)['indptr']) - 1 for p in sorted((folder / split).glob('shard-*')))\n"
+        "    assert rows == len(pandas.read_parquet(folder / split / 'images.parquet')), split\n"
+        "assert 'torch' not in sys.modules and 'mammosae_plugin' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(encoded.folder)], check=True)
+
+
+def test_memory_of_a_shard_does_not_hold_the_images(encoded):
+    shard = load_file(encoded.folder / "training" / "shard-00000.safetensors")
+    n_images = len(shard["indptr"]) - 1
+    per_image = sum(tensor.numel() for name, tensor in shard.items() if not name.startswith("total.")) / n_images
+    assert per_image < 4 * encoded.d_sae + 16
+
+
+def test_an_sae_of_another_width_is_refused_before_anything_is_written(hooked, phantoms, tmp_path):
+    with pytest.raises(InputError, match="width 32, but bn2.hook_out of this model has width 1280"):
+        _encode(hooked, random_sae(32), phantoms, tmp_path / "table")
+    assert not (tmp_path / "table").exists()
+
+
+def test_an_sae_of_another_layer_is_refused(phantoms, tmp_path):
+    with (
+        HookedVisionModel(new_classifier("tinynet_e", 1, seed=0), ["bn2", "blocks.6"]) as model,
+        pytest.raises(InputError, match=r"belongs to blocks\.6"),
+    ):
+        _encode(model, random_sae(160, hook_name="blocks.6.hook_out"), phantoms, tmp_path)
+
+
+def test_another_sae_into_the_same_folder_is_refused(hooked, sae, phantoms, tmp_path):
+    _encode(hooked, sae, phantoms, tmp_path)
+    with pytest.raises(InputError, match="other settings"):
+        _encode(hooked, random_sae(1280, seed=1), phantoms, tmp_path)
+
+
+def test_unknown_concepts_splits_and_heads_are_named(encoded):
+    with pytest.raises(InputError, match="no labels for 'Cyst'"):
+        encoded.rows("Cyst", split="test")
+    with pytest.raises(InputError, match="no split 'validation'"):
+        encoded.rows("Mass", split="validation")
+    with pytest.raises(InputError, match="no classifier for 'density'"):
+        encoded.logits("density")

@@ -1,0 +1,253 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from sae_lens import SAE, StandardTrainingSAE, StandardTrainingSAEConfig
+from sae_lens.saes.sae import TrainStepInput
+
+from helpers_study import toy_store
+from mammosae_plugin.activations import extract_activations
+from mammosae_plugin.adapters import HookedVisionModel, load_mammo_clip, new_classifier
+from mammosae_plugin.datasets import PREPROCESSING
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import read_json
+from mammosae_plugin.training import ClassifierTraining, SAETraining, train_classifier, train_sae
+from mammosae_plugin.training import classifier as classifier_module
+from mammosae_plugin.training import sae as sae_module
+
+SMALL = SAETraining(d_sae=96, epochs=60, batch_size=64, lr=1e-3, checkpoint_every=5, dead_feature_window=20)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Rows of width 32 that are sparse combinations of 48 directions, in the form that extraction writes."""
+    return toy_store(tmp_path_factory.mktemp("rows"))
+
+
+@pytest.fixture(scope="module")
+def trained(store, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sae")
+    return folder, train_sae(store, folder, SMALL, metadata={"preprocessing": PREPROCESSING})
+
+
+def test_saelens_loss_with_lambda_times_d_is_d_times_the_papers_objective():
+    """mean over features of (x - x')^2 + lambda * sum |z|, decoder rows at unit norm (released code)."""
+    d_in, d_sae, sparsity = 24, 60, 3e-5
+    config = StandardTrainingSAEConfig(
+        d_in=d_in, d_sae=d_sae, l1_coefficient=sparsity * d_in, apply_b_dec_to_input=True
+    )
+    sae = StandardTrainingSAE(config)
+    with torch.no_grad():
+        sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
+        sae.b_dec += torch.randn(d_in)
+    x = torch.randn(40, d_in)
+    step = TrainStepInput(
+        sae_in=x, coefficients={"l1": sparsity * d_in}, dead_neuron_mask=None, n_training_steps=0, is_logging_step=False
+    )
+    loss = sae.training_forward_pass(step).loss.item()
+    w_enc, w_dec, b_dec = sae.W_enc.double(), sae.W_dec.double(), sae.b_dec.double()
+    z = torch.relu((x.double() - b_dec) @ w_enc + sae.b_enc.double())
+    paper = ((z @ w_dec + b_dec - x) ** 2).mean(1) + sparsity * z.abs().sum(1)
+    assert loss == pytest.approx(d_in * paper.mean().item(), rel=1e-5)
+
+
+def test_the_trainer_gets_lambda_times_the_width(store):
+    trainer = sae_module._make_trainer(store, SMALL, 10, {}, "cpu")
+    assert trainer.sae.cfg.l1_coefficient == pytest.approx(3e-5 * store.d_in)
+    assert trainer.sae.cfg.apply_b_dec_to_input
+
+
+def test_training_lowers_the_loss(trained):
+    import json
+
+    folder, _ = trained
+    rows = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
+    assert rows[-1]["losses/overall_loss"] < 0.8 * rows[0]["losses/overall_loss"]
+
+
+def test_the_saved_decoder_has_unit_norm_and_the_function_is_that_of_the_trained_sae(trained, store):
+    _, sae = trained
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(96), rtol=1e-4, atol=1e-4)
+    rows = store.take(np.arange(50))
+    variance = (rows - rows.mean(0)).square().sum()
+    assert (sae(rows) - rows).square().sum() < 0.7 * variance
+
+
+def test_the_metadata_says_everything(classifier, phantoms, tmp_path):
+    """For a store that was extracted, not made up."""
+    with HookedVisionModel(classifier, ["bn2"]) as model:
+        store = extract_activations(model, phantoms.select(split="training"), tmp_path / "rows", hook_name="bn2")
+    config = SMALL.model_copy(update={"d_sae": 16, "epochs": 0.5})
+    metadata = train_sae(store, tmp_path / "sae", config, metadata={"preprocessing": PREPROCESSING}).cfg.metadata.to_dict()
+    assert metadata["hook_name"] == "bn2.hook_out"
+    assert metadata["layout"] == "channels_last"
+    assert metadata["model_name"] == "tinynet_e"
+    assert metadata["image_size"] == [96, 64]
+    assert metadata["preprocessing"] == PREPROCESSING
+    assert metadata["dataset_fingerprint"] == store.manifest["dataset"]
+    assert metadata["splits"] == ["training"]
+    assert metadata["seed"] == 0
+    assert metadata["training"]["epochs"] == 0.5
+    assert {"sae_lens_version", "mammosae_version", "model_fingerprint", "num_dead_features"} <= set(metadata)
+
+
+def test_the_saved_sae_loads_in_a_process_that_imports_only_sae_lens(trained):
+    script = (
+        "import sys; from sae_lens import SAE\n"
+        "sae = SAE.load_from_disk(sys.argv[1])\n"
+        "assert sae.cfg.architecture() == 'standard' and sae.cfg.d_sae == 96\n"
+        "assert 'mammosae_plugin' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(trained[0])], check=True, capture_output=True)
+
+
+def test_a_card_lies_beside_the_weights(trained):
+    card = (trained[0] / "README.md").read_text()
+    assert "`bn2.hook_out`" in card
+    assert "library_name: saelens" in card
+
+
+@pytest.mark.parametrize("normalize", ["none", "expected_average_only_in"])
+def test_training_killed_at_any_step_and_continued_equals_the_undisturbed_run(store, tmp_path, monkeypatch, normalize):
+    config = SMALL.model_copy(update={"normalize_activations": normalize})
+    whole = train_sae(store, tmp_path / "whole", config)
+    original, calls = type(store).batches, []
+
+    def dying(self, *args, **kwargs):
+        for batch in original(self, *args, **kwargs):
+            calls.append(1)
+            if len(calls) in (3, 9, 160):
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(type(store), "batches", dying)
+    kills = 0
+    for _ in range(10):
+        try:
+            continued = train_sae(store, tmp_path / "broken", config)
+            break
+        except KeyboardInterrupt:
+            kills += 1
+    assert kills == 3
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, continued.state_dict()[name]), name
+    logs = [(tmp_path / name / "training_log.jsonl").read_text() for name in ("whole", "broken")]
+    assert logs[0] == logs[1]
+    assert not list((tmp_path / "broken").glob("**/*.pt"))
+
+
+def test_folded_scaling_gives_an_sae_of_the_raw_rows(store, tmp_path):
+    config = SMALL.model_copy(update={"normalize_activations": "expected_average_only_in", "epochs": 60})
+    sae = train_sae(store, tmp_path, config)
+    assert sae.cfg.normalize_activations == "none"
+    rows = store.take(np.arange(50))
+    assert (sae(rows) - rows).square().sum() < 0.7 * (rows - rows.mean(0)).square().sum()
+
+
+def test_too_few_rows_and_other_settings_are_refused(store, trained, tmp_path):
+    with pytest.raises(InputError, match="not one batch of 100000"):
+        train_sae(store, tmp_path, SAETraining(epochs=1, batch_size=100000))
+    with pytest.raises(InputError, match="other settings"):
+        train_sae(store, trained[0], SMALL.model_copy(update={"lr": 5e-4}))
+
+
+def test_sae_lens_still_loads_what_was_saved_when_training_is_asked_for_again(trained, store):
+    folder, sae = trained
+    before = (folder / "sae_weights.safetensors").stat().st_mtime_ns
+    again = train_sae(store, folder, SMALL, metadata={"preprocessing": PREPROCESSING})
+    assert (folder / "sae_weights.safetensors").stat().st_mtime_ns == before
+    assert torch.equal(again.W_dec, sae.W_dec)
+    assert isinstance(SAE.load_from_disk(str(folder)), type(sae))
+
+
+# Classifiers
+
+
+@pytest.fixture(scope="module")
+def training_images(phantoms):
+    return phantoms.select(split="training")
+
+
+def test_the_linear_probe_changes_the_head_alone_and_fits_its_images(training_images, classifier, tmp_path):
+    config = ClassifierTraining(kind="pretrained", l2=1e-3)
+    model = train_classifier(classifier, training_images, "Mass", tmp_path / "m.safetensors", config)
+    for name, tensor in classifier.state_dict().items():
+        if not name.startswith("classifier."):
+            assert torch.equal(tensor, model.state_dict()[name]), name
+    with torch.inference_mode():
+        logits = torch.stack([model(training_images[i]["image"][None])[0, 0] for i in range(len(training_images))])
+    labels = torch.tensor(training_images.images["Mass"].to_numpy())
+    assert logits[labels == 1].mean() > logits[labels == 0].mean() + 1
+
+
+def test_a_probe_for_density_has_an_output_per_class(training_images, classifier, tmp_path):
+    if training_images.images["density"].nunique() < 4:
+        pytest.skip("the small phantoms do not show all four densities")
+    model = train_classifier(
+        classifier, training_images, "density", tmp_path / "d.safetensors", ClassifierTraining(kind="pretrained")
+    )
+    assert model.n_class == 4
+
+
+def test_finetuning_killed_between_epochs_and_continued_equals_the_undisturbed_run(
+    training_images, classifier, tmp_path, monkeypatch
+):
+    config = ClassifierTraining(epochs=3, batch_size=8, lr=1e-3)
+    whole = train_classifier(classifier, training_images, "Mass", tmp_path / "whole.safetensors", config)
+    save = classifier_module._save_state
+
+    def save_and_die(*args):
+        save(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(classifier_module, "_save_state", save_and_die)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train_classifier(classifier, training_images, "Mass", tmp_path / "broken.safetensors", config)
+    continued = train_classifier(classifier, training_images, "Mass", tmp_path / "broken.safetensors", config)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, continued.state_dict()[name]), name
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.safetensors", "whole.safetensors"]
+
+
+def test_finetuning_does_not_change_the_encoder_it_starts_from(training_images, tmp_path):
+    encoder = new_classifier("tinynet_e", 0, seed=3)
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    model = train_classifier(
+        encoder, training_images, ["Mass", "Suspicious_Calcification"], tmp_path / "m.safetensors",
+        ClassifierTraining(epochs=1, batch_size=8, augmentation="flips"),
+    )  # fmt: skip
+    assert model.n_class == 2
+    for name, tensor in before.items():
+        assert torch.equal(tensor, encoder.state_dict()[name]), name
+    assert not torch.equal(model.conv_head.weight, encoder.conv_head.weight)
+
+
+def test_a_trained_classifier_says_what_it_is(training_images, classifier, tmp_path):
+    path = tmp_path / "m.safetensors"
+    config = ClassifierTraining(kind="pretrained")
+    train_classifier(classifier, training_images, "Mass", path, config, metadata={"preprocessing": PREPROCESSING})
+    said = load_mammo_clip(path).source["metadata"]
+    assert said["concepts"] == ["Mass"]
+    assert said["dataset"] == training_images.fingerprint
+    assert said["preprocessing"] == PREPROCESSING
+    with pytest.raises(InputError, match="other settings"):
+        train_classifier(classifier, training_images, "Mass", path, ClassifierTraining(kind="pretrained", l2=2.0))
+
+
+def test_a_concept_without_a_positive_image_is_refused(training_images, classifier, tmp_path):
+    with pytest.raises(InputError, match="no training image has class 1 of Suspicious_Lymph_Node"):
+        train_classifier(classifier, training_images, "Suspicious_Lymph_Node", tmp_path / "m.safetensors")
+
+
+def test_an_sae_checkpoint_is_never_left_half_written(store, tmp_path):
+    trainer = sae_module._make_trainer(store, SMALL, 10, {}, "cpu")
+    trainer.step(next(store.batches(64, seed=0)))
+    trainer.n_training_steps = 1
+    (tmp_path / ".tmp").mkdir(parents=True)
+    (tmp_path / ".tmp" / "trainer_state.pt").write_bytes(b"half")
+    sae_module._checkpoint(trainer, tmp_path, [{"step": 1}])
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    assert read_json(tmp_path / "step-00000001" / "log.json") == [{"step": 1}]
