@@ -122,6 +122,7 @@ def extract_activations(
             "dataset_name": dataset.name,
             "splits": sorted(dataset.images["split"].unique()),
             "image_ids": dataset.images["image_id"].tolist(),
+            "architecture": getattr(model.model, "architecture", type(model.model).__name__),
             "source": plain(getattr(model.model, "source", {})),
             "packages": package_versions(),
             **environment(),

@@ -135,7 +135,7 @@ def _targets(dataset: MammogramDataset, concepts: Sequence[str]) -> torch.Tensor
             raise InputError(
                 f"no training image has class {int(np.flatnonzero(counts == 0)[0])} of {concept}; a classifier cannot learn it"
             )
-    labels = torch.from_numpy(dataset.images[list(concepts)].to_numpy())
+    labels = torch.tensor(dataset.images[list(concepts)].to_numpy())
     return labels.float() if n_classes_of(concepts[0]) == 2 else labels[:, 0].long()
 
 
@@ -225,7 +225,7 @@ def _finetune(
                 loss.backward()
                 optimizer.step()
                 bar.update()
-                bar.set_postfix(epoch=epoch + 1, loss=f"{float(loss):.3f}")
+                bar.set_postfix(epoch=epoch + 1, loss=f"{loss.item():.3f}")
             if epoch + 1 < config.epochs:
                 _save_state(path, plan, model, optimizer, epoch + 1)
     model.eval()

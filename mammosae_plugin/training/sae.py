@@ -123,7 +123,7 @@ def _make_trainer(
     d_in = store.d_in
     manifest = store.manifest
     described = {
-        "model_name": manifest["source"].get("architecture") or manifest["source"].get("variant"),
+        "model_name": manifest["architecture"],
         "hook_name": manifest["hook_name"],
         "layout": "channels_last",
         "image_size": manifest["image_size"],
