@@ -331,6 +331,14 @@ def test_summary_admits_when_no_group_restores_the_model():
     assert "No group of latents in the sweep restores" in " ".join(summary(results))
 
 
+def test_summary_does_not_speak_of_restoring_a_model_at_chance():
+    results = synthetic_results()
+    for row in results["reconstruction"]:
+        if row["variant"] == "without_sae":
+            row["auroc"] = 0.49
+    assert "nothing to restore" in " ".join(summary(results))
+
+
 def test_summary_says_when_the_sae_costs_nothing():
     results = synthetic_results()
     for row in results["reconstruction"]:

@@ -376,6 +376,15 @@ def test_table_2_has_a_row_per_model_and_marks_the_best_rank():
     assert str(table.iloc[0]["rank_4"]) == "–"
 
 
+def test_the_best_latent_stays_a_whole_number_beside_a_row_without_one():
+    results = synthetic_results()
+    for row in results["localization"][:10]:
+        row["average_precision"] = 0.0
+    latents = [line.rsplit(",", 1)[1] for line in to_csv(table_2(results)).splitlines()[1:]]
+    assert latents[0] == ""
+    assert all(latent.isdigit() for latent in latents[1:])
+
+
 def test_table_2_marks_nothing_when_no_latent_localizes():
     results = synthetic_results()
     for row in results["localization"]:

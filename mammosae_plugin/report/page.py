@@ -19,6 +19,7 @@ from mammosae_plugin.report.summary import RESTORED, Finding, findings, summary
 from mammosae_plugin.report.views import TableView, rankings_view, shared_latents, sweep_view, table_view
 from mammosae_plugin.visualization.names import (
     FIGURES_FOLDER,
+    MINUS,
     REPORT_FILE,
     figure_2_name,
     figure_3_name,
@@ -35,7 +36,7 @@ from mammosae_plugin.visualization.results import (
     number,
     pairs,
 )
-from mammosae_plugin.visualization.tables import Estimate, table_1, table_2
+from mammosae_plugin.visualization.tables import MISSING, Estimate, table_1, table_2
 
 _DATA_KINDS = {"phantom": "generated phantom images", "vindr": "VinDr-Mammo"}
 _SIGNS = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}
@@ -105,7 +106,7 @@ def _content(results: Results, figures_folder: Path) -> dict[str, Any]:
             )
             for model, concept in pairs(results)
         ],
-        "table_2": table_view(table_2(results), n_labels=0),
+        "table_2": table_view(table_2(results), n_labels=3),
         "n_boxes": max((row.get("n_boxes", 0) for row in results["localization"]), default=0),
         "paper_table_2": table_view(compare_table_2(results), n_labels=3) if paper else None,
         "images_shown": may_show_images(results),
@@ -140,7 +141,7 @@ def _facts(values: dict[str, Any]) -> dict[str, str]:
 
 
 def _plain(value: float) -> str:
-    return f"{value:.4g}" if math.isfinite(value) else "–"
+    return f"{value:.4g}".replace("-", MINUS) if math.isfinite(value) else MISSING
 
 
 def _figure(folder: Path, name: str, alt: str) -> Row:

@@ -142,11 +142,14 @@ def _cost(found: list[Finding]) -> list[str]:
 def _restoring(found: list[Finding]) -> list[str]:
     if not any(f.off or f.restoring for f in found):
         return []  # no sweep
-    ks = [f.restoring.k for f in found if f.restoring]
-    failing = [f.name for f in found if not f.restoring]
+    able = [f for f in found if f.without.value > 0.5]
+    if not able:
+        return ["The unmodified models do no better than chance on the test split, so there is nothing to restore."]
+    ks = [f.restoring.k for f in able if f.restoring]
+    failing = [f.name for f in able if not f.restoring]
     if not ks:
         return ["No group of latents in the sweep restores 95 % of the AUROC above chance."]
-    whom = f"{len(ks)} of {len(found)} classifiers" if failing else "all of them" if len(found) > 1 else "it"
+    whom = f"{len(ks)} of {len(found)} classifiers" if len(ks) < len(found) else "all of them" if len(ks) > 1 else "it"
     but = f"; for {_list(failing)} no group of the sweep does" if failing else ""
     return [
         f"With all other latents set to zero, the {_span(ks)} best latents per class restore at least 95 % of the "

@@ -97,8 +97,8 @@ def plot_class_means(
         axes.set_xlabel(f"mean activation, {class_names[0]}")
         axes.set_ylabel(f"mean activation, {class_names[1]}")
         note: dict[str, Any] = {"transform": axes.transAxes, "fontsize": 8, "color": MUTED, "fontstyle": "italic"}
-        axes.text(0.02, 0.975, "fires more with the finding ↑", va="top", **note)
-        axes.text(0.98, 0.025, "fires more without it →", ha="right", **note)
+        axes.text(0.02, 0.975, f"more in {class_names[1]} ↑", va="top", **note)
+        axes.text(0.98, 0.025, f"more in {class_names[0]} →", ha="right", **note)
         figure.suptitle(textwrap.fill(title, 50), x=0.01, ha="left")
         figure.legend(loc="outside lower left", ncols=2)
         _label(figure, axes, [(x[index[latent]], y[index[latent]], str(latent), role) for latent, role in named])

@@ -131,9 +131,9 @@ def heading(column: str) -> str:
 
 
 def is_numeric(frame: pd.DataFrame, column: str) -> bool:
-    """Whether a column holds numbers (and is therefore set flush right)."""
+    """Whether a column holds nothing but numbers and missing values (and is therefore set flush right)."""
     cells = [cell for cell in frame[column] if cell is not None]
-    return bool(cells) and all(isinstance(c, Estimate | int | float) and not isinstance(c, bool) for c in cells)
+    return all(isinstance(c, Estimate | int | float) and not isinstance(c, bool) for c in cells)
 
 
 def to_csv(frame: pd.DataFrame) -> str:
@@ -257,7 +257,7 @@ def table_2(results: Results) -> pd.DataFrame:
             | {"best_latent": by_rank[best]["latent"] if best is not None else None}
         )
     columns = ["model", "concept", "threshold", "iou_threshold", *(f"rank_{r}" for r in ranks), "best_latent"]
-    return pd.DataFrame(rows, columns=columns).astype({"best_latent": object})
+    return pd.DataFrame(rows, columns=columns, dtype=object)  # or a missing latent would turn the others into floats
 
 
 def table_rankings(results: Results, *, n_best: int = 10) -> pd.DataFrame:
