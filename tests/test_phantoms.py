@@ -116,7 +116,7 @@ def test_findings_show_in_every_view_of_one_breast_and_not_in_the_other(tmp_path
 
 def test_prevalences_are_followed_and_independent(tmp_path):
     make_phantoms(
-        tmp_path, n_patients=120, images_per_patient=1, image_size=(96, 64), mass_share=0.5, calcification_share=0.3
+        tmp_path, n_patients=100, images_per_patient=1, image_size=(96, 64), mass_share=0.5, calcification_share=0.3
     )
     images = VinDrMammo(tmp_path, image_size=(96, 64)).images
     assert 0.38 < images["Mass"].mean() < 0.62
@@ -124,13 +124,13 @@ def test_prevalences_are_followed_and_independent(tmp_path):
     assert abs(np.corrcoef(images["Mass"], images["Suspicious_Calcification"])[0, 1]) < 0.25
 
 
-@pytest.mark.parametrize("size", [(160, 96), (256, 160), (320, 192)])
+@pytest.mark.parametrize("size", [(160, 96), (320, 192)])
 @pytest.mark.parametrize(
     ("share", "concept"), [("mass_share", "Mass"), ("calcification_share", "Suspicious_Calcification")]
 )
 def test_boxes_hold_what_the_finding_changes_and_little_else(tmp_path, size, share, concept):
-    with_it = make(tmp_path / "with", 5, image_size=size, **NO_FINDINGS | {share: 1.0})
-    without = make(tmp_path / "without", 5, image_size=size, **NO_FINDINGS)
+    with_it = make(tmp_path / "with", 3, image_size=size, **NO_FINDINGS | {share: 1.0})
+    without = make(tmp_path / "without", 3, image_size=size, **NO_FINDINGS)
     assert without.images[list(CONCEPTS)].to_numpy().sum() == 0
     n_checked = 0
     for index in range(len(with_it)):
@@ -147,7 +147,7 @@ def test_boxes_hold_what_the_finding_changes_and_little_else(tmp_path, size, sha
         assert all(edge.max() > 0.05 * inside.max() for edge in edges)  # the box is tight
         assert 0.012 < inside.size / change.size < 0.105
         n_checked += 1
-    assert n_checked == 10
+    assert n_checked == 6
 
 
 def test_findings_lie_within_the_breast(tmp_path):

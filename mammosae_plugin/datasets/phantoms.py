@@ -24,7 +24,7 @@ from mammosae_plugin.datasets.vindr import ANNOTATION_FILE, IMAGE_FOLDER
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import atomic_path, read_json, write_json, write_text
 
-PHANTOM_VERSION = 1
+PHANTOM_VERSION = 2  # raise it with every change of what is drawn, so that folders of two versions never mix
 _MANIFEST = "phantoms.json"
 _ORIGINAL_SCALE = 2  # the "original" images of the annotation file are twice as large as the prepared ones
 _DENSITY_SHARES = (0.15, 0.35, 0.35, 0.15)
@@ -338,7 +338,7 @@ class _Phantom:
 
         def outline(angle: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
             lobes = (size * np.cos(k * angle + phase) for k, size, phase in zip(orders, *waves, strict=True))
-            return 1 + np.sum(list(lobes), axis=0)
+            return np.asarray(1 + sum(lobes))
 
         turn = np.linspace(0, 2 * np.pi, 256)
         extent = np.ptp(outline(turn) * np.cos(turn)) * np.ptp(outline(turn) * np.sin(turn))
@@ -363,7 +363,7 @@ class _Phantom:
                     * (along > 0)
                 )
                 layer = np.maximum(layer, 0.6 * spike * (1 - body) + layer)
-        return rows, columns, np.clip(rng.uniform(0.55, 0.75) * layer, 0, 0.85).astype(np.float32)
+        return rows, columns, np.clip(rng.uniform(0.6, 0.78) * layer, 0, 0.85).astype(np.float32)
 
     def _calcifications(
         self, center: tuple[float, float], side: float, rng: np.random.Generator
@@ -381,8 +381,7 @@ class _Phantom:
         for x, y in places:
             diameter = float(np.clip(rng.lognormal(np.log(2.0), 0.25), 1.5, 3.0)) * scale
             layer = np.maximum(layer, rng.uniform(0.55, 1.0) * _speck(dx - x, dy - y, diameter, rng))
-        haze = np.exp(-2.5 * (dx**2 + dy**2) / (0.5 * side) ** 2)
-        return rows, columns, np.maximum(layer, 0.05 * haze).astype(np.float32)
+        return rows, columns, layer
 
     def _asymmetry(
         self, center: tuple[float, float], side: float, rng: np.random.Generator
@@ -393,7 +392,7 @@ class _Phantom:
         along, across = dx * np.cos(turn) + dy * np.sin(turn), dy * np.cos(turn) - dx * np.sin(turn)
         blob = np.exp(-4 * ((along / side) ** 2 + (across * stretch / side) ** 2))
         layer = np.clip(blob * (1 + 0.4 * _noise(blob.shape, 1.6, rng, low=2)) - 0.03, 0, None)
-        return rows, columns, (rng.uniform(0.16, 0.24) * layer * (self._depth[rows, columns] > 0)).astype(np.float32)
+        return rows, columns, (rng.uniform(0.13, 0.2) * layer * (self._depth[rows, columns] > 0)).astype(np.float32)
 
     def _skin_thickening(self, rng: np.random.Generator) -> tuple[slice, slice, Array]:
         """A bright broad band along a stretch of the skin."""
@@ -452,6 +451,7 @@ class _Phantom:
         cloud = _noise(self.shape, 2.3, rng, low=2.5)
         lobes = _noise(self.shape, 3.2, rng, low=9.0)
         net = _noise(self.shape, 1.3, rng, low=14.0)
+        drift = _noise(self.shape, 4.0, rng, low=3.0)
         ducts = _polar_noise(radius / u, angle, rng)
         reach = radius / nipple_x
         fan = np.exp(-(((reach - 0.42) / 0.40) ** 4)) * np.exp(-((angle / 1.0) ** 4))
@@ -460,12 +460,12 @@ class _Phantom:
         sample = field[::4, ::4][self._inside[::4, ::4]]
         cut = np.quantile(sample, 1 - _GLAND_SHARES[self.patient.density])
         gland = _sigmoid((field - cut) / 0.27) * under_skin
-        bright = 0.27 + 0.025 * self.patient.density
+        bright = 0.245 + 0.02 * self.patient.density
         ligaments = _contour_lines(lobes, 0.0022 * u) * np.clip(0.6 + 0.5 * cloud, 0, 1)
-        vessels = _contour_lines(cloud, 0.0035 * u) * np.clip(lobes, 0, 1)
-        tissue = 0.22 + 0.02 * cloud + 0.008 * net + 0.035 * ligaments + 0.04 * vessels
+        vessels = _contour_lines(drift, 0.0035 * u) * np.clip(0.3 + 0.7 * cloud, 0, 1)
+        tissue = 0.22 + 0.02 * cloud + 0.008 * net + 0.025 * ligaments + 0.045 * vessels
         tissue += 0.02 * np.clip(ducts, 0, None) * fan
-        tissue += gland * (bright + 0.035 * cloud + 0.03 * lobes + 0.05 * ducts + 0.022 * net)
+        tissue += gland * (bright + 0.03 * cloud + 0.025 * lobes + 0.04 * ducts + 0.022 * net)
         behind = np.exp(-0.5 * ((dx / (2.2 * self._nipple_size)) ** 2 + (dy / (1.3 * self._nipple_size)) ** 2))
         tissue += 0.10 * behind
         if self.view.view == "MLO":
