@@ -348,6 +348,15 @@ def test_latex_escapes_what_it_would_interpret_and_uses_booktabs():
     assert r"\caption{A\_b}" in text
     assert r"\begin{tabular}{lrr}" in text
     assert all(rule in text for rule in (r"\toprule", r"\midrule", r"\bottomrule"))
+    assert "resizebox" not in text
+
+
+def test_a_latex_table_wider_than_a_page_is_scaled_to_it():
+    text = to_latex(table_1(synthetic_results()), "Table 1", "table_1")
+    assert r"\usepackage{graphicx}" in text
+    assert text.index(r"\resizebox{\textwidth}{!}{%") < text.index(r"\begin{tabular}")
+    assert "\\end{tabular}}\n" in text
+    assert text.count("{") == text.count("}")
 
 
 def test_table_1_has_three_rows_per_model_with_the_numbers_of_the_results():

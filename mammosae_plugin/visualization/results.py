@@ -6,9 +6,8 @@ computed (one class only, no boxes) is `null` in the file and NaN here.
 
 import math
 import os
-import sys
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypedDict, cast
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -17,19 +16,19 @@ from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json
 from mammosae_plugin.visualization.names import RESULTS_FILE
 
-if sys.version_info >= (3, 12):
-    from typing import NotRequired, TypedDict
-else:  # pydantic needs this one before Python 3.12
-    from typing_extensions import NotRequired, TypedDict
-
 FORMAT_VERSION = 1
 METRICS = ("auroc", "average_precision", "precision", "recall", "f1", "accuracy")
 
 Row = dict[str, Any]
 
 
-class Results(TypedDict):
-    """The content of `results.json`, format version 1."""
+class _Optional(TypedDict, total=False):
+    checks: list[Row]
+    timings: dict[str, float]
+
+
+class Results(_Optional):
+    """The content of `results.json`, format version 1; `checks` and `timings` may be absent."""
 
     format_version: Literal[1]
     title: str
@@ -47,8 +46,6 @@ class Results(TypedDict):
     interventions: list[Row]
     localization: list[Row]
     named_latents: dict[str, list[Row]]
-    checks: NotRequired[list[Row]]
-    timings: NotRequired[dict[str, float]]
 
 
 class _Section(BaseModel):

@@ -46,6 +46,7 @@ _HEADINGS = {
     "iou_threshold": "IoU",
     "k": "k",
 }
+_LATEX_WIDTH = 95  # characters of a row that fit on a page; a wider table is scaled down
 _LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -176,27 +177,37 @@ def to_markdown(frame: pd.DataFrame, caption: str) -> str:
 
 
 def to_latex(frame: pd.DataFrame, caption: str, label: str) -> str:
-    """The frame as a LaTeX table float (package booktabs), numbers flush right, special characters escaped."""
+    """The frame as a LaTeX table float (package booktabs), numbers flush right, special characters escaped.
+
+    A table wider than a page is scaled to the text width (package graphicx).
+    """
 
     def text(column: str, cell: Any) -> str:
         plain = escape_latex(cell_text(column, cell))
         return rf"\textbf{{{plain}}}" if isinstance(cell, Estimate) and cell.best else plain
 
     align = "".join("r" if is_numeric(frame, c) else "l" for c in frame.columns)
+    rows = [" & ".join(escape_latex(heading(c)) for c in frame.columns) + r" \\"]
+    for record in frame.itertuples(index=False, name=None):
+        rows.append(" & ".join(text(c, cell) for c, cell in zip(frame.columns, record, strict=True)) + r" \\")
+    columns = [[heading(c), *(cell_text(c, cell) for cell in frame[c])] for c in frame.columns]
+    wide = sum(max(map(len, column)) + 2 for column in columns) > _LATEX_WIDTH
     lines = [
-        "% needs \\usepackage{booktabs}",
+        r"% needs \usepackage{booktabs}" + (r" and \usepackage{graphicx}" if wide else ""),
         r"\begin{table}[htbp]",
         r"\centering",
         rf"\caption{{{escape_latex(caption)}}}",
         rf"\label{{tab:{label}}}",
+        *([r"\resizebox{\textwidth}{!}{%"] if wide else []),
         rf"\begin{{tabular}}{{{align}}}",
         r"\toprule",
-        " & ".join(escape_latex(heading(c)) for c in frame.columns) + r" \\",
+        rows[0],
         r"\midrule",
+        *rows[1:],
+        r"\bottomrule",
+        r"\end{tabular}" + ("}" if wide else ""),
+        r"\end{table}",
     ]
-    for record in frame.itertuples(index=False, name=None):
-        lines.append(" & ".join(text(c, cell) for c, cell in zip(frame.columns, record, strict=True)) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
     return "\n".join(lines) + "\n"
 
 
