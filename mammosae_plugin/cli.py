@@ -15,7 +15,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Sparse autoencoders on mammography models: which latents stand for which finding, what they do, and where they look.",
+    help="Sparse autoencoders on mammography models: which latents stand for which finding, and where they look.",
     epilog="Start with `mammosae demo`, which needs no data. On your own data: `mammosae study --help`.",
 )
 
@@ -30,8 +30,8 @@ Settings = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Replace one setting, e.g. --set analysis.n_bootstrap=200 or --set models.0.train.epochs=3; may be repeated, "
-        "and can say everything without a file.",
+        help="Replace one setting, e.g. --set analysis.n_bootstrap=200 or --set models.0.train.epochs=3. "
+        "May be repeated, and can say everything without a file.",
         show_default=False,
     ),
 ]
@@ -40,7 +40,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="On an error, show the whol
 
 @contextmanager
 def _clear_errors(debug: bool) -> Iterator[None]:
-    """Bad input ends with one line and exit code 2, a failure of our own with one line and 1; `--debug` shows the traceback."""
+    """End with one line, exit code 2 for bad input and 1 for a failure of our own; with `debug`, with the traceback."""
     from mammosae_plugin.errors import InputError
 
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -98,12 +98,13 @@ def study(
     """Run a whole study: images, classifiers and an SAE in; Tables 1 and 2, Figures 2 to 5 and report.html out.
 
     The configuration names a folder in VinDr-Mammo's format (images_png/<patient_id>/<image_id> and
-    vindr_detection_v1_folds.csv), one or more models with a classifier per concept (Mammo-CLIP checkpoints, or `train` to make
-    them here) and one sparse autoencoder (a Mammo-SAE file, a SAELens folder, or `train`). examples/study.yaml in the
-    repository is a commented one for VinDr-Mammo.
+    vindr_detection_v1_folds.csv), one or more models with a classifier per concept (Mammo-CLIP checkpoints, or `train`
+    to make them here) and one sparse autoencoder (a Mammo-SAE file, a SAELens folder, or `train`). examples/study.yaml
+    in the repository is a commented one for VinDr-Mammo.
 
     Everything is written to the output folder. A study that is stopped or killed is run again with the same command and
-    continues. Its steps are also commands of their own: classify, extract, train, encode, probe, intervene, localize, report.
+    continues. Its steps are also commands of their own: classify, extract, train, encode, probe, intervene, localize,
+    report.
     """
     if show_settings:
         from mammosae_plugin.config import describe_settings
@@ -113,100 +114,28 @@ def study(
     _run_until("report", config, output, device, settings, debug)
 
 
-@app.command()
-def classify(
-    config: ConfigFile = None,
-    output: Output = None,
-    device: Device = None,
-    settings: Settings = None,
-    debug: Debug = False,
-) -> None:
-    """Train the study's classifiers, or check the given ones against its images and concepts."""
-    _run_until("classify", config, output, device, settings, debug)
+def _add_step(step: str, explanation: str) -> None:
+    def command(
+        config: ConfigFile = None,
+        output: Output = None,
+        device: Device = None,
+        settings: Settings = None,
+        debug: Debug = False,
+    ) -> None:
+        _run_until(step, config, output, device, settings, debug)
+
+    longer = f"{explanation}\n\nSteps before it that are not done yet are done first. See `mammosae study --help`."
+    app.command(step, help=longer, short_help=explanation)(command)
 
 
-@app.command()
-def extract(
-    config: ConfigFile = None,
-    output: Output = None,
-    device: Device = None,
-    settings: Settings = None,
-    debug: Debug = False,
-) -> None:
-    """Write the activations on which the study's SAE is trained (and do the steps before)."""
-    _run_until("extract", config, output, device, settings, debug)
-
-
-@app.command()
-def train(
-    config: ConfigFile = None,
-    output: Output = None,
-    device: Device = None,
-    settings: Settings = None,
-    debug: Debug = False,
-) -> None:
-    """Train the study's sparse autoencoder with SAELens (and do the steps before)."""
-    _run_until("train", config, output, device, settings, debug)
-
-
-@app.command()
-def encode(
-    config: ConfigFile = None,
-    output: Output = None,
-    device: Device = None,
-    settings: Settings = None,
-    debug: Debug = False,
-) -> None:
-    """Make the latents tables: one pass over the images, after which no analysis needs a network."""
-    _run_until("encode", config, output, device, settings, debug)
-
-
-@app.command()
-def probe(
-    config: ConfigFile = None,
-    output: Output = None,
-    device: Device = None,
-    settings: Settings = None,
-    debug: Debug = False,
-) -> None:
-    """Table 1, the class means of every latent and their ranking (Eq. 2)."""
-    _run_until("probe", config, output, device, settings, debug)
-
-
-@app.command()
-def intervene(
-    config: ConfigFile = None,
-    output: Output = None,
-    device: Device = None,
-    settings: Settings = None,
-    debug: Debug = False,
-) -> None:
-    """Figure 2: keep or remove the best latents of each class, beside random groups of the same size (Eq. 3, 4)."""
-    _run_until("intervene", config, output, device, settings, debug)
-
-
-@app.command()
-def localize(
-    config: ConfigFile = None,
-    output: Output = None,
-    device: Device = None,
-    settings: Settings = None,
-    debug: Debug = False,
-) -> None:
-    """Table 2: how well the best latents' heatmaps find the radiologists' boxes."""
-    _run_until("localize", config, output, device, settings, debug)
-
-
-@app.command()
-def report(
-    config: ConfigFile = None,
-    output: Output = None,
-    device: Device = None,
-    settings: Settings = None,
-    debug: Debug = False,
-) -> None:
-    """Write figures, tables, results.json and report.html (and do whatever step is still missing)."""
-    _run_until("report", config, output, device, settings, debug)
+_add_step("classify", "Train the study's classifiers, or check the given ones against its images and concepts.")
+_add_step("extract", "Write the activations on which the study's sparse autoencoder is trained.")
+_add_step("train", "Train the study's sparse autoencoder with SAELens.")
+_add_step("encode", "Make the latents tables: one pass over the images, after which no analysis needs a network.")
+_add_step("probe", "Table 1, the class means of every latent and their ranking (Eq. 2).")
+_add_step("intervene", "Figure 2: keep or remove each class's best latents, beside random groups (Eq. 3 and 4).")
+_add_step("localize", "Table 2: how well the best latents' heatmaps find the radiologists' boxes.")
+_add_step("report", "Write figures, tables, results.json and report.html.")
 
 
 @app.command()
@@ -220,9 +149,9 @@ def demo(
 ) -> None:
     """Run the whole study on generated mammograms: no data, no checkpoint and no network needed.
 
-    Makes phantom mammograms with masses and calcifications in VinDr-Mammo's format, trains a small EfficientNet on them, a
-    sparse autoencoder on its final feature map, and writes the same report as `mammosae study`. About eight minutes on two
-    cores. Can be killed and run again.
+    Makes phantom mammograms with masses and calcifications in VinDr-Mammo's format, trains a small EfficientNet on
+    them, a sparse autoencoder on its final feature map, and writes the same report as `mammosae study`. About eight
+    minutes on two cores. Can be killed and run again.
     """
     with _clear_errors(debug):
         from mammosae_plugin.demo import run_demo

@@ -85,7 +85,7 @@ class AnalysisConfig(_Section):
 
     score: Literal["centered_mean", "mean"] = Field(
         "centered_mean",
-        description="Ranking of latents: class mean minus overall mean (the published files), or the class mean (Eq. 2).",
+        description="Ranking: class mean minus overall mean (the published files), or the class mean (Eq. 2).",
     )
     ks: tuple[int, ...] | None = Field(
         None, description="Latents per class in Figure 2; None means the released values."
@@ -153,11 +153,12 @@ def load_config(file: str | Path | None, overrides: Sequence[str] = ()) -> Study
 
     Args:
         file: A YAML file, or None when the overrides say everything.
-        overrides: Settings of the form `key.subkey=value` (the value is YAML) that replace those of the file. List entries are
-            addressed by number: `models.0.train.epochs=3`.
+        overrides: Settings of the form `key.subkey=value` (the value is YAML) that replace those of the file. List
+            entries are addressed by number: `models.0.train.epochs=3`.
 
     Raises:
-        InputError: The file is missing or not YAML, a key is unknown (with the nearest known one), or a value does not fit.
+        InputError: The file is missing or not YAML, a key is unknown (with the nearest known one), or a value does not
+            fit.
     """
     raw: Any = {}
     base = Path.cwd()
@@ -198,7 +199,7 @@ def _apply(raw: Any, override: str) -> None:
 
 
 def _make_absolute(raw: dict[str, Any], base: Path) -> None:
-    """Turn relative paths of the raw settings into absolute ones; what is not of the expected form is left for validation."""
+    """Make relative paths of the raw settings absolute; what is not of the expected form is left for validation."""
 
     def resolve(section: Any, key: Any) -> None:
         if isinstance(section, dict) and isinstance(section.get(key), (str, Path)):
@@ -234,7 +235,8 @@ def _explain(error: ValidationError) -> str:
 def _known_keys(model: type[BaseModel]) -> list[str]:
     keys: set[str] = set()
     for section in (
-        model, DataConfig, ModelConfig, SAEConfig, SAETrainingSource, AnalysisConfig, ReportConfig, ClassifierTraining, SAETraining
+        model, DataConfig, ModelConfig, SAEConfig, SAETrainingSource, AnalysisConfig, ReportConfig, ClassifierTraining,
+        SAETraining
     ):  # fmt: skip
         keys |= set(section.model_fields)
     return sorted(keys)

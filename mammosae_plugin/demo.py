@@ -1,4 +1,4 @@
-"""`mammosae demo`: phantoms, a small EfficientNet trained on them, an SAE on its features, and the same study as on real data."""
+"""`mammosae demo`: phantoms, a small EfficientNet, an SAE on its features, and the same study as on real data."""
 
 import logging
 from dataclasses import dataclass
@@ -7,10 +7,9 @@ from typing import Any
 
 import yaml
 
-from mammosae_plugin.adapters import new_classifier, save_classifier
+from mammosae_plugin.adapters import new_classifier
 from mammosae_plugin.config import load_config
-from mammosae_plugin.datasets import VinDrMammo, make_phantoms, screen_images
-from mammosae_plugin.errors import InputError
+from mammosae_plugin.datasets import VinDrMammo, make_phantoms
 from mammosae_plugin.files import read_json, write_text
 from mammosae_plugin.study import run_study
 from mammosae_plugin.training import ClassifierTraining, train_classifier
@@ -65,17 +64,19 @@ def run_demo(output: Path, *, quick: bool = False) -> str:
     write_text(config_file, yaml.safe_dump(_study(encoder.name, size), sort_keys=False))
     report = run_study(load_config(config_file))
     checks = read_json(report.parent / "results.json")["checks"]
-    lines = [
-        f"{'ok    ' if check['passed'] else 'FAILED'} {check['name']}: {check['value']:.3f} ({check['direction']} {check['threshold']})"
-        for check in checks
-        if check["value"] is not None
-    ]
+    lines = [_line(check) for check in checks]
     lines.append(f"report: {report}")
     return "\n".join(lines)
 
 
+def _line(check: dict[str, Any]) -> str:
+    verdict = "ok    " if check["passed"] else "MISSED"
+    value = "not defined" if check["value"] is None else f"{check['value']:.3f}"
+    return f"{verdict} {check['name']}: {value} (wanted {check['direction']} {check['threshold']})"
+
+
 def _pretrain(phantoms: Path, output: Path, size: _Size) -> Path:
-    """An encoder that knows all findings a little: what Mammo-CLIP's pretraining on reports is to its downstream models."""
+    """An encoder that has seen both findings, as Mammo-CLIP's has through the reports it was pretrained on."""
     path = output / "encoder.safetensors"
     dataset = VinDrMammo(phantoms, image_size=size.image_size, split="training")
     training = ClassifierTraining(

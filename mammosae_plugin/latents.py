@@ -1,8 +1,8 @@
 """The latents table: what an SAE says about every image, in a folder that any analysis reads without a network.
 
-At the final map everything after the SAE is linear (decode, average over positions, linear head), so the mean of each latent
-over positions is all that Table 1, Equations 2 to 4 and every k of Figure 2 need. `encode_latents` therefore passes over the
-images once. The format is described in `docs/latents-table.md`.
+At the final map everything after the SAE is linear (decode, average over positions, linear head), so the mean of each
+latent over positions is all that Table 1, Equations 2 to 4 and every k of Figure 2 need. `encode_latents` therefore
+passes over the images once. The format is described in `docs/latents-table.md`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,8 +37,8 @@ TABLE, IMAGES, FINDINGS, READOUT = "table.json", "images.parquet", "findings.par
 class Readout:
     """The linear map from mean latents to logits of one head.
 
-    With z the mean over positions of the latents (d_sae,), W_dec the decoder (d_sae, d), w and c the head's weight (n_out, d)
-    and bias: logit = offset + z @ weight, offset = b_dec @ w.T + c, weight = W_dec @ w.T.
+    With z the mean over positions of the latents (d_sae,), W_dec the decoder (d_sae, d), w and c the head's weight
+    (n_out, d) and bias: logit = offset + z @ weight, offset = b_dec @ w.T + c, weight = W_dec @ w.T.
 
     Attributes:
         offset: (n_out,) float64.
@@ -72,10 +72,10 @@ class LatentTable:
         header: What `table.json` will hold, given by `encode_latents` while the table is not complete.
 
     Attributes:
-        images: One row per image (the row number is the image row used everywhere): image_id, patient_id, split, laterality,
-            view, density, birads, and a 0/1 column per concept.
-        findings: One row per row of the annotation file: image_id, image_row, labels, xmin, ymin, xmax, ymax in pixels of the
-            model's input (NaN without a box).
+        images: One row per image (the row number is the image row used everywhere): image_id, patient_id, split,
+            laterality, view, density, birads, and a 0/1 column per concept.
+        findings: One row per row of the annotation file: image_id, image_row, labels, xmin, ymin, xmax, ymax in pixels
+            of the model's input (NaN without a box).
         concepts: The findings that have a column.
         heads: The concepts whose classifier's logits the table holds.
         d_sae: Number of latents.
@@ -94,7 +94,8 @@ class LatentTable:
         header = header or read_json(self.folder / TABLE)
         if header.get("format_version") != FORMAT_VERSION:
             raise InputError(
-                f"{self.folder} has latents-table format {header.get('format_version')}, this version reads {FORMAT_VERSION}"
+                f"{self.folder} has latents-table format {header.get('format_version')}; this version reads format "
+                f"{FORMAT_VERSION}, so install the one that wrote it or encode again"
             )
         self.header: dict[str, Any] = header
         self.provenance: dict[str, Any] = header["provenance"]
@@ -185,8 +186,9 @@ class LatentTable:
         Args:
             concept: A label column of `images`.
             split: A split of the table.
-            unit: "image" (an image has the label of any of its findings) or "finding_row" (one row per row of the annotation
-                file, as the released code evaluates: an image repeats, and can carry label 0 in one row and 1 in another).
+            unit: "image" (an image has the label of any of its findings) or "finding_row" (one row per row of the
+                annotation file, as the released code evaluates: an image repeats, and can carry label 0 in one row and
+                1 in another).
 
         Raises:
             InputError: Unknown concept, split or unit.
@@ -243,7 +245,8 @@ class LatentTable:
         missing = [int(latent) for latent in latents if int(latent) not in column_of]
         if missing:
             raise InputError(
-                f"{self.folder} keeps no map of latent {missing[0]} for image row {image_row}; encode again with it in map_latents"
+                f"{self.folder} keeps no map of latent {missing[0]} for image row {image_row}; "
+                "encode again with it in map_latents"
             )
         path, place, _ = self._map_places[int(image_row)]
         maps: np.ndarray = load_file(path)["maps"][place].numpy()
@@ -267,8 +270,8 @@ class LatentTable:
         """Sums over all positions of the split's images, for explained variance and L0.
 
         Returns:
-            n_positions; l0 (number of active latents summed over positions); and per feature dimension, (d,) float64: sse
-            (squared error of the reconstruction), sum and sum_sq (of the model's own features).
+            n_positions; l0 (number of active latents summed over positions); and per feature dimension, (d,) float64:
+            sse (squared error of the reconstruction), sum and sum_sq (of the model's own features).
         """
         totals: dict[str, Any] = {}
         for path in shard_paths(self.folder / split):
@@ -300,18 +303,19 @@ def encode_latents(
 ) -> LatentTable:
     """Encode every image once and write the latents table.
 
-    The splits are encoded one after the other, "training" first. Memory does not grow with the number of images. A killed call
-    is simply made again: whole shards are kept, and the table is the same as an undisturbed one, byte for byte.
+    The splits are encoded one after the other, "training" first. Memory does not grow with the number of images. A
+    killed call is simply made again: whole shards are kept, and the table is the same as an undisturbed one, byte for
+    byte.
 
     Args:
         model: The hookable model; its final map (B, h, w, d) is encoded.
         sae: A SAELens SAE of width d whose metadata names the final map's hook point.
         dataset: Images with labels and boxes, all splits.
         folder: Where the table goes.
-        heads: The linear heads to record logits of, by concept. They read the average of the final map over positions, so that
-            several classifiers on one encoder share one pass.
-        map_latents: Latents whose maps over positions are kept for images that have a box; or a function that names them when
-            the splits before are in the table (rank on "training", keep the best for "test").
+        heads: The linear heads to record logits of, by concept. They read the average of the final map over positions,
+            so that several classifiers on one encoder share one pass.
+        map_latents: Latents whose maps over positions are kept for images that have a box; or a function that names
+            them when the splits before are in the table (rank on "training", keep the best for "test").
         map_splits: Splits whose images keep maps.
         device: Where the network and the SAE run.
         batch_size: Images per forward pass.
@@ -386,7 +390,8 @@ def _check_fit(model: HookedVisionModel, hook_name: str, sae: Any, heads: Mappin
     named = sae.cfg.metadata.hook_name
     if named is not None and model.resolve_hook_name(named) != hook_name:
         raise InputError(
-            f"the SAE belongs to {named}, but the latents table is made at the final map, {hook_name}; train an SAE there"
+            f"the SAE belongs to {named}, but the latents table is made at the final map, {hook_name}; "
+            "train an SAE there"
         )
     if sae.cfg.d_in != d_in:
         raise InputError(

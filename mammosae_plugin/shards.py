@@ -1,8 +1,8 @@
 """A long job over many items, as a folder of shards: killed at any moment, it continues where it stopped.
 
-The folder holds `plan.json` (what the job is), `shard-00000.safetensors`, ... (each whole or absent, each depending only on
-the plan and its own items) and, written last, `done.json` (the SHA-256 of every shard). Running the same plan again does
-only what is missing; another plan is refused.
+The folder holds `plan.json` (what the job is), `shard-00000.safetensors`, ... (each whole or absent, each depending
+only on the plan and its own items) and, written last, `done.json` (the SHA-256 of every shard). Running the same plan
+again does only what is missing; another plan is refused.
 """
 
 import re

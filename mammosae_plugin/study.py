@@ -1,7 +1,8 @@
 """A whole study from one configuration: the only module that knows all rooms.
 
-Each step keeps what it makes under a name that holds a digest of everything the step depends on, so a step whose inputs have
-not changed is never repeated, one whose inputs have changed never reads old results, and a killed study is simply run again.
+Each step keeps what it makes under a name that holds a digest of everything the step depends on, so a step whose inputs
+have not changed is never repeated, one whose inputs have changed never reads old results, and a killed study is simply
+run again.
 """
 
 import logging
@@ -120,7 +121,7 @@ class Study:
                 if missing:
                     what = "no positive image" if missing == [1] else f"no image of class {missing[0]}"
                     raise InputError(
-                        f"the {split} split has {what} for {concept}; remove it from `concepts` or add images that show it"
+                        f"the {split} split has {what} for {concept}; remove it from `concepts` or add such images"
                     )
 
     # Models
@@ -238,7 +239,7 @@ class Study:
 
     @cached_property
     def tables(self) -> dict[ModelPair, LatentTable]:
-        """The latents table of each pair; a model's classifiers with bit-identical encoders share one table and one pass."""
+        """The latents table of each pair; a model's classifiers with bit-identical encoders share one."""
         groups: dict[tuple[str, str], dict[ModelPair, nn.Linear]] = {}
         for pair in self.pairs:
             model = self.classifier(pair)
@@ -278,7 +279,7 @@ class Study:
         _ = self.tables
 
     def _latents_to_map(self, table: LatentTable) -> Sequence[int]:
-        """The best latents of every finding's positive class by either score: the maps that Table 2 and Figure 3 need."""
+        """The best latents of every finding's positive class by either score: Table 2 and Figure 3 need their maps."""
         chosen: set[int] = set()
         for concept in self._findings:
             for score in SCORES:
@@ -300,7 +301,7 @@ class Study:
     # The analyses
 
     def _kept(
-        self, name: str, pair: ModelPair, settings: Any, compute: Callable[[LatentTable], pd.DataFrame]
+        self, name: str, pair: ModelPair, settings: Any, compute: Callable[[LatentTable, ModelPair], pd.DataFrame]
     ) -> pd.DataFrame:
         """A data frame of one analysis of one pair, computed once for the same table and settings."""
         table = self.tables[pair]
@@ -308,7 +309,7 @@ class Study:
         path = self.work / "analyses" / f"{name}-{pair.model}-{pair.concept}-{_digest(parts)}.parquet"
         if not path.exists():
             logger.info("%s: %s", name, pair.key)
-            frame = compute(table)
+            frame = compute(table, pair)
             with atomic_path(path) as temporary:
                 frame.to_parquet(temporary, index=False)
         frame = pd.read_parquet(path)
@@ -319,7 +320,7 @@ class Study:
     def _each(
         self, name: str, settings: Any, compute: Callable[[LatentTable, ModelPair], pd.DataFrame]
     ) -> pd.DataFrame:
-        frames = [self._kept(name, p, settings, lambda table, p=p: compute(table, p)) for p in self.pairs]  # type: ignore[misc]
+        frames = [self._kept(name, pair, settings, compute) for pair in self.pairs]
         return pd.concat(frames, ignore_index=True)
 
     @cached_property
@@ -340,7 +341,7 @@ class Study:
     def sae_quality(self) -> pd.DataFrame:
         """How well the SAE reconstructs each pair's features, per split."""
 
-        def quality(table: LatentTable, pair: ModelPair) -> pd.DataFrame:
+        def quality(table: LatentTable, pair: ModelPair) -> pd.DataFrame:  # noqa: ARG001
             splits = (TRAINING, TEST)
             return pd.DataFrame([{"split": s, **reconstruction.reconstruction_quality(table, s)} for s in splits])
 
@@ -363,7 +364,7 @@ class Study:
         return self._each("class-means", {"unit": self.config.data.unit}, means)
 
     def rankings(self) -> list[dict[str, Any]]:
-        """The best latents of each class of each pair, with their scores and mean activations on the test images of the class."""
+        """The best latents of each pair's classes: scores, and mean activations on the class's test images."""
         rows = []
         for pair, table in self.tables.items():
             ranking = self._ranking(table, pair.concept)
@@ -440,7 +441,7 @@ class Study:
 
         pairs = [pair for pair in self.pairs if pair.concept in self._findings]
         settings = [thresholds, analysis.iou_threshold, analysis.top, analysis.score, self.config.data.unit]
-        frames = [self._kept("localization", p, settings, lambda table, p=p: localize(table, p)) for p in pairs]  # type: ignore[misc]
+        frames = [self._kept("localization", pair, settings, localize) for pair in pairs]
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
     def localize(self) -> None:
@@ -648,9 +649,10 @@ class Study:
 def claims(results: Mapping[str, Any], *, top: int) -> list[dict[str, Any]]:
     """The paper's claims as yes-or-no questions about a study's results, each with the value and the bar.
 
-    For every model and concept with two classes: the SAE costs at most 0.02 of AUROC; the `top` best latents of each class alone
-    recover at least 95 % of (AUROC - 0.5); removing them costs more than removing as many random live latents (the mean over
-    the random groups); at least one of them localizes the concept with an average precision above 0.25.
+    For every model and concept with two classes: the SAE costs at most 0.02 of AUROC; the `top` best latents of each
+    class alone recover at least 95 % of (AUROC - 0.5); removing them costs more than removing as many random live
+    latents (the mean over the random groups); at least one of them localizes the concept with an average precision
+    above 0.25.
     """
     checks: list[dict[str, Any]] = []
 

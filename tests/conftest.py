@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-
+from helpers_adapters import calibrated_classifier
 from helpers_study import random_sae, small_phantoms
-from mammosae_plugin.adapters import HookedVisionModel, MammoClipClassifier, new_classifier
+
+from mammosae_plugin.adapters import HookedVisionModel, MammoClipClassifier
 from mammosae_plugin.datasets import VinDrMammo
 from mammosae_plugin.latents import LatentTable, encode_latents
 
@@ -29,7 +30,7 @@ def phantoms(phantom_root: Path) -> VinDrMammo:
 
 @pytest.fixture(scope="session")
 def classifier() -> MammoClipClassifier:
-    return new_classifier("tinynet_e", 1, seed=0)
+    return calibrated_classifier(1)
 
 
 @pytest.fixture(scope="session")

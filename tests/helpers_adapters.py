@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from torch import nn
+
+from mammosae_plugin.adapters import MammoClipClassifier, new_classifier
 
 DATA = Path(__file__).parent / "data"
 
@@ -87,3 +90,20 @@ def fixture_input() -> torch.Tensor:
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     """The L2 norm of the difference over that of the expected tensor."""
     return float((found - expected).norm() / expected.norm())
+
+
+def calibrated_classifier(
+    n_class: int, *, seed: int = 0, images: torch.Tensor | None = None, architecture: str = "tinynet_e"
+) -> MammoClipClassifier:
+    """Random weights whose batch norms know their inputs: with timm's fresh statistics the final map is nearly zero."""
+    model = new_classifier(architecture, n_class, seed=seed).train()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    if images is None:
+        images = torch.randn(8, 3, 96, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        model(images)
+    for norm in norms:
+        norm.momentum = 0.1
+    return model.eval()

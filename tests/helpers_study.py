@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 import yaml
+from helpers_adapters import calibrated_classifier
 from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 
 from mammosae_plugin.activations import ActivationStore
 from mammosae_plugin.activations.store import FORMAT_VERSION, MANIFEST
-from mammosae_plugin.adapters import new_classifier, save_classifier
+from mammosae_plugin.adapters import save_classifier
 from mammosae_plugin.datasets import make_phantoms
 from mammosae_plugin.files import write_json
 from mammosae_plugin.shards import run_shards
@@ -93,7 +94,7 @@ def study_settings(folder: Path, phantom_root: Path, *, image_size: tuple[int, i
             seed = number * 10 + (concept == "Mass") * number
             path = folder / f"{name}-{concept}.safetensors"
             if not path.exists():
-                save_classifier(new_classifier("tinynet_e", 1, seed=seed), path, metadata={})
+                save_classifier(calibrated_classifier(1, seed=seed), path, metadata={})
             files[concept] = str(path)
         models.append({"name": name, "classifiers": files})
     sae = folder / "sae"

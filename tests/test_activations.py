@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from mammosae_plugin.activations import ActivationStore, capture, extract_activations, image_batches
-from mammosae_plugin.activations import extraction
+from mammosae_plugin.activations import ActivationStore, capture, extract_activations, extraction, image_batches
 from mammosae_plugin.activations.extraction import sampled_positions
 from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.errors import InputError

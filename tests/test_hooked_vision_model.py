@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import timm
 import torch
+from helpers_adapters import calibrated_classifier
 from sae_lens import HookedSAETransformer, StandardSAE, StandardSAEConfig, Transcoder, TranscoderConfig
 from sae_lens.saes.sae import SAEMetadata
 from torch import nn
 from transformer_lens import HookedTransformerConfig
 
-from mammosae_plugin.adapters import HookedVisionModel, MammoClipClassifier, new_classifier
+from mammosae_plugin.adapters import HookedVisionModel, MammoClipClassifier
 from mammosae_plugin.errors import InputError
 
 HOOK = "bn2.hook_out"
@@ -22,16 +23,7 @@ N_FEATURES = 1280
 
 @functools.cache
 def calibrated_model() -> MammoClipClassifier:
-    """Random weights whose batch norms know their inputs: with timm's fresh statistics the final map is nearly zero."""
-    model = new_classifier("tinynet_e", 2, seed=0).train()
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = 1.0
-    with torch.no_grad():
-        model(build_images(8))
-    for norm in norms:
-        norm.momentum = 0.1
-    return model.eval()
+    return calibrated_classifier(2, images=build_images(8))
 
 
 def build_model() -> MammoClipClassifier:

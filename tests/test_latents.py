@@ -2,9 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers_study import random_sae
 from safetensors.torch import load_file
 
-from helpers_study import random_sae
 from mammosae_plugin import latents as latents_module
 from mammosae_plugin.activations import capture
 from mammosae_plugin.adapters import HookedVisionModel, new_classifier
@@ -79,9 +79,7 @@ def test_the_linear_form_equals_running_the_network_with_the_masked_sae(
     mask[torch.from_numpy(group)] = float(mode == "activate")
     hook = ("bn2.hook_out.hook_sae_acts_post", lambda value, hook: value * mask)
     with torch.inference_mode():
-        expected = hooked.run_with_hooks_with_saes(
-            images[::5], saes=sae, use_error_term=error_term, fwd_hooks=[hook]
-        )
+        expected = hooked.run_with_hooks_with_saes(images[::5], saes=sae, use_error_term=error_term, fwd_hooks=[hook])
     found = intervene(
         encoded, group, mode=mode, head="Mass", error_term=error_term, image_rows=np.arange(len(images))[::5]
     )

@@ -4,10 +4,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from helpers_study import toy_store
 from sae_lens import SAE, StandardTrainingSAE, StandardTrainingSAEConfig
 from sae_lens.saes.sae import TrainStepInput
 
-from helpers_study import toy_store
 from mammosae_plugin.activations import extract_activations
 from mammosae_plugin.adapters import HookedVisionModel, load_mammo_clip, new_classifier
 from mammosae_plugin.datasets import PREPROCESSING
@@ -80,7 +80,9 @@ def test_the_metadata_says_everything(classifier, phantoms, tmp_path):
     with HookedVisionModel(classifier, ["bn2"]) as model:
         store = extract_activations(model, phantoms.select(split="training"), tmp_path / "rows", hook_name="bn2")
     config = SMALL.model_copy(update={"d_sae": 16, "epochs": 0.5})
-    metadata = train_sae(store, tmp_path / "sae", config, metadata={"preprocessing": PREPROCESSING}).cfg.metadata.to_dict()
+    metadata = train_sae(
+        store, tmp_path / "sae", config, metadata={"preprocessing": PREPROCESSING}
+    ).cfg.metadata.to_dict()
     assert metadata["hook_name"] == "bn2.hook_out"
     assert metadata["layout"] == "channels_last"
     assert metadata["model_name"] == "tinynet_e"

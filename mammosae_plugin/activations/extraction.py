@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -39,13 +38,10 @@ def image_batches(
 
 def capture(model: HookedVisionModel, hook_name: str, images: torch.Tensor) -> torch.Tensor:
     """The value at one hook point, channels last (B, h, w, C), for images (B, 3, H, W)."""
-    found: list[torch.Tensor] = []
-
-    def keep(value: torch.Tensor, hook: Any) -> None:
-        found.append(value)
-
-    model.run_with_hooks(images, fwd_hooks=[(hook_name, keep)])
-    return found[0]
+    name = model.resolve_hook_name(hook_name)
+    _, cache = model.run_with_cache(images, names_filter=name)
+    value: torch.Tensor = cache[name]
+    return value
 
 
 def sampled_positions(image_id: str, n_positions: int, fraction: float, seed: int) -> np.ndarray:

@@ -41,7 +41,8 @@ class ActivationStore:
         self.manifest: dict[str, Any] = read_json(self.folder / MANIFEST)
         if self.manifest["format_version"] != FORMAT_VERSION:
             raise InputError(
-                f"{self.folder} has activation format {self.manifest['format_version']}, this version reads {FORMAT_VERSION}"
+                f"{self.folder} has activation format {self.manifest['format_version']}; this version reads format "
+                f"{FORMAT_VERSION}, so extract again"
             )
 
     @cached_property
@@ -79,7 +80,8 @@ class ActivationStore:
     def batches(self, batch_size: int, *, seed: int, start: int = 0) -> Iterator[torch.Tensor]:
         """An endless stream of (batch_size, d_in) float32 batches, every row exactly once per epoch.
 
-        Each epoch is its own permutation, drawn from seed and epoch; a batch may span two epochs, so that all have the same size.
+        Each epoch is its own permutation, drawn from seed and epoch; a batch may span two epochs, so that all have the
+        same size.
 
         Args:
             batch_size: Rows per batch.

@@ -1,4 +1,4 @@
-"""Classifiers on an image encoder: the linear head alone ("pretrained" in the paper) or the whole network ("finetuned")."""
+"""Classifiers on an image encoder: the linear head alone ("pretrained") or the whole network ("finetuned")."""
 
 import copy
 import json
@@ -51,7 +51,7 @@ class ClassifierTraining(BaseModel):
     )
     augmentation: Literal["none", "flips", "affine"] = Field(
         "affine",
-        description="finetuned: flips alone, or flips with rotation 20, shift 10 %, scale 0.8 to 1.2 and shear 20 degrees.",
+        description="finetuned: flips, or flips with rotation 20, shift 10 %, scale 0.8 to 1.2 and shear 20 degrees.",
     )
     seed: int = Field(0, ge=0, description="Seeds the head, the order of the images and the augmentation.")
 
@@ -133,7 +133,8 @@ def _targets(dataset: MammogramDataset, concepts: Sequence[str]) -> torch.Tensor
         counts = np.bincount(dataset.images[concept].to_numpy(), minlength=n_classes)
         if (counts == 0).any():
             raise InputError(
-                f"no training image has class {int(np.flatnonzero(counts == 0)[0])} of {concept}; a classifier cannot learn it"
+                f"no training image has class {int(np.flatnonzero(counts == 0)[0])} of {concept}; "
+                "a classifier cannot learn it"
             )
     labels = torch.tensor(dataset.images[list(concepts)].to_numpy())
     return labels.float() if n_classes_of(concepts[0]) == 2 else labels[:, 0].long()

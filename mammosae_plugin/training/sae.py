@@ -4,9 +4,10 @@ The paper and the released code minimise, over rows x with reconstruction x' and
 
     mean over features (x - x')^2  +  lambda * sum_i |z_i|          (decoder rows at unit norm)
 
-SAELens sums the squared error over the d features and weighs each latent by its decoder row's norm, which is the same penalty
-without the constraint. Multiplying the objective by d gives its coefficient: l1_coefficient = lambda * d (3e-5 * 2048 = 0.06144).
-After training the norms are folded into the latents, so that the decoder rows of the saved SAE have unit norm.
+SAELens sums the squared error over the d features and weighs each latent by its decoder row's norm, which is the same
+penalty without the constraint. Multiplying the objective by d gives its coefficient: l1_coefficient = lambda * d (3e-5
+* 2048 = 0.06144). After training the norms are folded into the latents, so that the decoder rows of the saved SAE have
+unit norm.
 """
 
 import json
@@ -77,8 +78,9 @@ def train_sae(
 ) -> Any:
     """Train a SAELens `standard` SAE on the rows of a store and save it in SAELens's format.
 
-    The run can be killed at any moment and made again: it continues from its last checkpoint and ends with the same weights.
-    The folder then holds `cfg.json` and `sae_weights.safetensors` (plain SAELens loads them), the training log and a card.
+    The run can be killed at any moment and made again: it continues from its last checkpoint and ends with the same
+    weights. The folder then holds `cfg.json` and `sae_weights.safetensors` (plain SAELens loads them), the training log
+    and a card.
 
     Args:
         store: The rows, (n, d) float32.
@@ -97,8 +99,8 @@ def train_sae(
     steps = int(store.n_rows * config.epochs // config.batch_size)
     if steps < 1:
         raise InputError(
-            f"{store.folder} holds {store.n_rows} rows, which is not one batch of {config.batch_size} in {config.epochs:g} epochs; "
-            "lower batch_size or keep more positions"
+            f"{store.folder} holds {store.n_rows} rows, which is not one batch of {config.batch_size} in "
+            f"{config.epochs:g} epochs; lower batch_size or keep more positions"
         )
     plan = {"config": config.model_dump(), "activations": store.manifest, "metadata": plain(metadata or {})}
     plan_hash = sha256_of_json(plan)
@@ -198,7 +200,8 @@ def _run(
 
 
 def _checkpoint(trainer: Any, checkpoints: Path, log: list[dict[str, Any]]) -> None:
-    # The optimiser's state is in SAELens's own format, the one that its documented resume reads; it is deleted at the end.
+    # The optimiser's state is in SAELens's own format, the one that its documented resume reads; it is deleted at the
+    # end.
     temporary, final = checkpoints / ".tmp", checkpoints / f"step-{trainer.n_training_steps:08d}"
     shutil.rmtree(temporary, ignore_errors=True)
     trainer.save_checkpoint(temporary.name, base_path=checkpoints)
