@@ -5,7 +5,7 @@ import pytest
 from helpers_datasets import SIZE, row, write_dataset
 from PIL import Image
 
-from mammosae_plugin.datasets import DatasetError, VinDrMammo, screen_images
+from mammosae_plugin.datasets import DatasetError, VinDrMammo, screen_images, screening
 from mammosae_plugin.errors import InputError
 
 
@@ -56,8 +56,6 @@ def test_too_many_bad_images_stop_the_run_and_are_listed_all_the_same(data, tmp_
 
 
 def test_each_image_is_read_once_whatever_the_unit(data, tmp_path, monkeypatch):
-    from mammosae_plugin.datasets import screening
-
     rows = VinDrMammo(data.path(0).parents[2], image_size=SIZE, unit="finding_row")
     seen = []
     original = screening.read_png

@@ -354,6 +354,7 @@ def test_number_of_classes_and_nearest_names_of_concepts():
         n_classes_of("Suspicious Calcifications")
 
 
+@pytest.mark.slow
 def test_a_table_of_the_real_size_is_read_in_seconds(tmp_path):
     rows = [
         row(f"p{image // 4}", f"i{image}.png", *found, split="test" if image // 4 % 5 == 0 else "training")
@@ -368,5 +369,5 @@ def test_a_table_of_the_real_size_is_read_in_seconds(tmp_path):
             (folder / f"i{image}.png").touch()
     started = time.process_time()
     data = load(tmp_path)
-    assert time.process_time() - started < 8
+    assert time.process_time() - started < 4  # seconds of processor time; about 0.5 on one core
     assert (len(data.images), len(data.findings)) == (20_000, 22_000)
