@@ -20,7 +20,7 @@ from mammosae_plugin.files import write_json
 from mammosae_plugin.shards import run_shards
 
 
-def small_phantoms(root: Path, *, n_patients: int = 24, image_size: tuple[int, int] = (96, 64), seed: int = 0) -> Path:
+def small_phantoms(root: Path, *, n_patients: int = 24, image_size: tuple[int, int] = (96, 64), seed: int = 2) -> Path:
     """Phantoms in which both splits show masses and calcifications."""
     make_phantoms(
         root,

@@ -62,8 +62,8 @@ def test_logits_equal_the_networks_own_without_and_with_the_sae(encoded, hooked,
     with torch.inference_mode():
         own = torch.cat([hooked(image[None]) for image in images])
         spliced = torch.cat([hooked.run_with_saes(image[None], saes=sae) for image in images])
-    np.testing.assert_allclose(encoded.logits("Mass"), own.numpy(), atol=1e-5)
-    np.testing.assert_allclose(encoded.logits_with_sae("Mass"), spliced.numpy(), atol=1e-5)
+    np.testing.assert_allclose(encoded.logits("Mass"), own.numpy(), atol=1e-4)
+    np.testing.assert_allclose(encoded.logits_with_sae("Mass"), spliced.numpy(), atol=1e-4)
     assert np.abs(own - spliced).max() > 1e-2
 
 
