@@ -122,6 +122,10 @@ def test_the_heatmap_is_the_bilinear_interpolation_between_pixel_centres():
     expected = ndimage.map_coordinates(latent_map.astype(np.float64), np.meshgrid(y, x, indexing="ij"), order=1)
     assert result == pytest.approx(expected, abs=1e-6)
     assert result.dtype == np.float32
+    for size in ((40, 28), (41, 33), (5, 4), (3, 2)):
+        batch = torch.from_numpy(latent_map)[None, None]
+        interpolated = torch.nn.functional.interpolate(batch, size=size, mode="bilinear", align_corners=False)
+        assert np.array_equal(heatmap(latent_map, size), interpolated[0, 0].numpy())
     with pytest.raises(InputError, match=r"expected \(h, w\)"):
         heatmap(np.zeros((1, 5, 4)), (40, 28))
 
