@@ -31,7 +31,7 @@ class _Size:
     n_bootstrap: int
 
 
-FULL = _Size((256, 160), 400, 24, 8, 60, 1000)
+FULL = _Size((256, 160), 400, 12, 3, 20, 1000)
 QUICK = _Size((128, 96), 40, 1, 1, 5, 100)
 
 
@@ -104,7 +104,7 @@ def _study(encoder: str, size: _Size) -> dict[str, Any]:
                 "train": {
                     "kind": "finetuned",
                     "epochs": size.finetuning_epochs,
-                    "lr": 5e-4,
+                    "lr": 1e-4,
                     "weight_decay": 1e-3,
                     "augmentation": "flips",
                 },
@@ -116,10 +116,11 @@ def _study(encoder: str, size: _Size) -> dict[str, Any]:
                 "concept": "Suspicious_Calcification",
                 "fraction": 1.0,
                 "training": {
-                    "expansion_factor": 2,
+                    "d_sae": 512,
                     "epochs": size.sae_epochs,
                     "batch_size": 1024,
                     "lr": 1e-3,
+                    "sparsity": 6e-3,
                     "normalize_activations": "expected_average_only_in",
                 },
             }

@@ -24,7 +24,7 @@ from mammosae_plugin.datasets.vindr import ANNOTATION_FILE, IMAGE_FOLDER
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import atomic_path, read_json, write_json, write_text
 
-PHANTOM_VERSION = 2  # raise it with every change of what is drawn, so that folders of two versions never mix
+PHANTOM_VERSION = 3  # raise it with every change of what is drawn, so that folders of two versions never mix
 _MANIFEST = "phantoms.json"
 _ORIGINAL_SCALE = 2  # the "original" images of the annotation file are twice as large as the prepared ones
 _DENSITY_SHARES = (0.15, 0.35, 0.35, 0.15)
@@ -383,6 +383,17 @@ class _Phantom:
             layer = np.maximum(layer, rng.uniform(0.55, 1.0) * _speck(dx - x, dy - y, diameter, rng))
         return rows, columns, layer
 
+    def _benign_specks(self, rng: np.random.Generator) -> list[tuple[slice, slice, Array]]:
+        """Single calcifications scattered over the breast, as most breasts have: a bright speck alone is no finding."""
+        scale = (self.u / 202) ** 0.65
+        inside = np.argwhere(self._depth > 0.06 * self.u)
+        layers = []
+        for y, x in inside[rng.integers(0, len(inside), rng.poisson(4))] if len(inside) else []:
+            diameter = rng.uniform(1.5, 2.6) * scale
+            rows, columns, dx, dy = self._window((x + 0.5, y + 0.5), 2 * diameter + 1)
+            layers.append((rows, columns, rng.uniform(0.5, 0.95) * _speck(dx, dy, diameter, rng)))
+        return layers
+
     def _asymmetry(
         self, center: tuple[float, float], side: float, rng: np.random.Generator
     ) -> tuple[slice, slice, Array]:
@@ -418,7 +429,7 @@ class _Phantom:
         """The image, uint8 (H, W)."""
         rng = np.random.default_rng(self._tissue_seed)
         breast = self._tissue(rng)
-        for rows, columns, layer in self._layers:
+        for rows, columns, layer in [*self._benign_specks(rng), *self._layers]:
             breast[rows, columns] += layer * (_LESION_LEVEL - breast[rows, columns])
         u = self.u
         # Compressed tissue thins out towards the skin; the skin itself is a fine bright line.
