@@ -2,8 +2,8 @@
 
     python benchmarks/sweep.py [--images 8] [--height 1520 --width 912] [--architecture NAME] [--d-sae 16384]
 
-The reference does what the released code does: for each k and mode it runs the whole network with the masked SAE spliced
-in. The table needs one pass (timed as `encode`), after which each k is a sparse product (timed as `sweep`). The largest
+The reference does what the released code does: for each k and mode it runs the whole network with the masked SAE in it.
+The table needs one pass (timed as `encode`), after which each k is a sparse product (timed as `sweep`). The largest
 difference of a logit between the two is printed with the times.
 """
 

@@ -43,10 +43,7 @@ def run_demo(output: Path, *, quick: bool = False) -> str:
         quick: A small version that shows that everything runs; its numbers mean little.
 
     Returns:
-        Lines for the user: every claim with its value, and the report's path.
-
-    Raises:
-        InputError: The full demo did not reach one of its claims (the report is written all the same).
+        Lines for the user: what the study should show, with the values that it found, and the report's path.
     """
     size = QUICK if quick else FULL
     phantoms = output / "phantoms"
@@ -63,10 +60,26 @@ def run_demo(output: Path, *, quick: bool = False) -> str:
     config_file = output / "study.yaml"
     write_text(config_file, yaml.safe_dump(_study(encoder.name, size), sort_keys=False))
     report = run_study(load_config(config_file))
-    checks = read_json(report.parent / "results.json")["checks"]
-    lines = [_line(check) for check in checks]
-    lines.append(f"report: {report}")
-    return "\n".join(lines)
+    results = read_json(report.parent / "results.json")
+    lines = ["The quick demo only shows that everything runs; its numbers mean little."]
+    if not quick:
+        lines = [_line(check) for check in [*_classifiers_work(results), *results["checks"]]]
+    return "\n".join([*lines, f"report: {report}"])
+
+
+def _classifiers_work(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Whether the finetuned classifiers tell their concept on images of patients that they have not seen."""
+    return [
+        {
+            "name": f"{row['model']}/{row['concept']}: test AUROC of the classifier",
+            "value": row["auroc"],
+            "threshold": 0.9,
+            "direction": ">=",
+            "passed": row["auroc"] >= 0.9,
+        }
+        for row in results["reconstruction"]
+        if row["variant"] == "without_sae" and row["model"] == "finetuned"
+    ]
 
 
 def _line(check: dict[str, Any]) -> str:
