@@ -133,7 +133,6 @@ def synthetic_results(
                 "passed": False,
             },
         ],
-        "timings": {"encode": 61.2, "interventions": 4.25, "localization": 12.0},
     }
     for model, concept in pairs:
         _one_model(results, model, concept, rng)

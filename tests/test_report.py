@@ -229,7 +229,6 @@ def test_a_study_without_parts_still_has_a_report_that_says_so(tmp_path):
     results["named_latents"] = {}
     results["data"]["quarantine"] = []
     results["sae"].update(training=None, trained_on=None)
-    del results["timings"]
     page = report(tmp_path, results)
     assert "no classification metrics" in page.text["table-1"]
     assert "no interventions" in page.text["figure-2"]

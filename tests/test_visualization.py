@@ -509,3 +509,17 @@ def test_null_in_the_results_is_not_a_number_in_frames():
 @pytest.mark.parametrize("name", ["a/b", "../x", "fine tuned"])
 def test_figure_names_never_leave_their_folder(name):
     assert Path(figure_3_name(name, "Mass")).name == figure_3_name(name, "Mass")
+
+
+@pytest.mark.parametrize("n_models", [1, 2])
+def test_the_legend_of_figure_2_lies_inside_the_figure(n_models: int) -> None:
+    results = synthetic_results()
+    models = ["pretrained", "finetuned"][:n_models]
+    rows = frame(results["interventions"], concept="Mass", error_term=False)
+    figure = plot_sweeps(
+        rows[rows["model"].isin(models)], models=models, title="Mass", reference_aurocs=dict.fromkeys(models, 0.9)
+    )
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1

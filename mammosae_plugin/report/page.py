@@ -122,7 +122,6 @@ def _content(results: Results, figures_folder: Path) -> dict[str, Any]:
         "config": yaml.safe_dump(
             results["config"], sort_keys=False, default_flow_style=None, allow_unicode=True, width=100
         ),
-        "timings": {stage: f"{seconds:,.1f}" for stage, seconds in results.get("timings", {}).items()},
     }
 
 

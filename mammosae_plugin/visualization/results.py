@@ -24,11 +24,10 @@ Row = dict[str, Any]
 
 class _Optional(TypedDict, total=False):
     checks: list[Row]
-    timings: dict[str, float]
 
 
 class Results(_Optional):
-    """The content of `results.json`, format version 1; `checks` and `timings` may be absent."""
+    """The content of `results.json`, format version 1; `checks` may be absent."""
 
     format_version: Literal[1]
     title: str
@@ -166,7 +165,6 @@ class _ResultsCheck(_Section):
     localization: list[_Localization]
     named_latents: dict[str, list[_Named]]
     checks: list[_Check] = []
-    timings: dict[str, float] = {}
 
 
 _CHECK = TypeAdapter(_ResultsCheck)
