@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from scipy import sparse
 from torch import nn
@@ -249,7 +250,8 @@ class LatentTable:
                 "encode again with it in map_latents"
             )
         path, place, _ = self._map_places[int(image_row)]
-        maps: np.ndarray = load_file(path)["maps"][place].numpy()
+        with safe_open(path, framework="numpy") as file:
+            maps: np.ndarray = file.get_slice("maps")[place]
         return maps[[column_of[int(latent)] for latent in latents]]
 
     def boxes(self, image_row: int, concept: str) -> np.ndarray:

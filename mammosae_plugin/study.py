@@ -422,27 +422,37 @@ class Study:
     def localization(self) -> pd.DataFrame:
         """Table 2: average precision of the best latents' heatmaps against the boxes, under both thresholds."""
         analysis = self.config.analysis
-        thresholds: dict[str, dict[str, Any]] = {
-            f"percentile {analysis.percentile:g}": {"percentile": analysis.percentile, "relative": None},
-            f"relative {analysis.relative:g}": {"relative": analysis.relative},
-        }
+        thresholds = [
+            localization.Threshold(percentile=analysis.percentile),
+            localization.Threshold(relative=analysis.relative),
+        ]
 
         def localize(table: LatentTable, pair: ModelPair) -> pd.DataFrame:
             latents = self._ranking(table, pair.concept).indices[1, : analysis.top]
-            frames = []
-            for name, threshold in thresholds.items():
-                frame = localization.localize(
-                    table, latents, pair.concept, split=TEST, iou_threshold=analysis.iou_threshold, **threshold
-                )
-                frame.insert(0, "threshold", name)
-                frame.insert(1, "iou_threshold", analysis.iou_threshold)
-                frames.append(frame)
-            return pd.concat(frames, ignore_index=True)
+            return localization.localize_thresholds(
+                table,
+                latents,
+                pair.concept,
+                split=TEST,
+                thresholds=thresholds,
+                iou_thresholds=[analysis.iou_threshold],
+            )
 
-        pairs = [pair for pair in self.pairs if pair.concept in self._findings]
-        settings = [thresholds, analysis.iou_threshold, analysis.top, analysis.score, self.config.data.unit]
+        pairs = [pair for pair in self.pairs if pair.concept in self._findings and self._has_boxes(pair.concept)]
+        settings = [
+            [str(threshold) for threshold in thresholds],
+            analysis.iou_threshold,
+            analysis.top,
+            analysis.score,
+            self.config.data.unit,
+        ]
         frames = [self._kept("localization", pair, settings, localize) for pair in pairs]
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+    def _has_boxes(self, concept: str) -> bool:
+        """Whether any test image has a box of the concept; without one there is nothing to localize."""
+        findings = self._split(TEST).findings
+        return bool(findings.loc[findings[concept] > 0, "xmin"].notna().any())
 
     def localize(self) -> None:
         """Table 2."""

@@ -146,5 +146,7 @@ def _finish(figure: Figure, grid: np.ndarray, title: str) -> None:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     order = sorted(handles, key=lambda label: next(n for n, start in enumerate(_LEGEND) if label.startswith(start)))
-    n_columns = 2 if figure.get_figwidth() > 6 else 1  # in inches; two columns of these labels need six
-    figure.legend([handles[label] for label in order], order, loc="outside lower left", ncols=n_columns, columnspacing=1.6)
+    n_columns = 2 if figure.get_figwidth() > 6 else 1
+    figure.legend(
+        [handles[label] for label in order], order, loc="outside lower left", ncols=n_columns, columnspacing=1.6
+    )
