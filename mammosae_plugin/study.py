@@ -532,7 +532,9 @@ class Study:
             "d_sae": cfg.d_sae,
             "sha256": tensors_fingerprint(self.sae.state_dict()),
             "trained_on": f"{source.train.model}/{source.train.concept}" if source.train is not None else None,
-            "training": source.train.model_dump() if source.train is not None else None,
+            "training": None
+            if source.train is None
+            else {"share_of_positions": source.train.fraction, **source.train.training.model_dump()},
         }
 
     def _named_latents(self) -> dict[str, list[dict[str, Any]]]:
