@@ -97,7 +97,7 @@ def plot_class_means(
         axes.set_xlabel(f"mean activation, {class_names[0]}")
         axes.set_ylabel(f"mean activation, {class_names[1]}")
         note: dict[str, Any] = {"transform": axes.transAxes, "fontsize": 8, "color": MUTED, "fontstyle": "italic"}
-        axes.text(0.02, 0.975, f"more in {class_names[1]} ↑", va="top", **note)
+        axes.text(0.02, 0.68, f"more in {class_names[1]} ↑", va="center", **note)  # the leaders are above it
         axes.text(0.98, 0.025, f"more in {class_names[0]} →", ha="right", **note)
         figure.suptitle(textwrap.fill(title, 50), x=0.01, ha="left")
         figure.legend(loc="outside lower left", ncols=2)
