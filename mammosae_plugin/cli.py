@@ -49,8 +49,11 @@ def _clear_errors(debug: bool) -> Iterator[None]:
     except (InputError, OSError) as error:
         if debug:
             raise
-        typer.secho(f"mammosae: {' '.join(str(error).split())}", err=True, fg="red")
-        raise typer.Exit(2 if isinstance(error, InputError) else 1) from error
+        message = " ".join(str(error).split())
+        if isinstance(error, OSError) and error.filename:
+            message = f"{error.filename}: {error.strerror}"
+        typer.secho(f"mammosae: {message}", err=True, fg="red")
+        raise typer.Exit(2) from error
     except Exception as error:
         if debug:
             raise
@@ -63,14 +66,12 @@ def _config(file: Path | None, output: Path | None, device: str | None, settings
     from mammosae_plugin.config import load_config
     from mammosae_plugin.errors import InputError
 
-    overrides = list(settings or [])
-    if file is None and not overrides:
+    if file is None and not settings:
         raise InputError("name the study with --config study.yaml (mammosae study --settings lists what it can hold)")
-    if output is not None:
-        overrides.append(f"output={str(output.absolute())!r}")
-    if device is not None:
-        overrides.append(f"device={device}")
-    return load_config(file, overrides)
+    replace = {"output": output and output.absolute(), "device": device}
+    return load_config(
+        file, settings or (), replace={key: value for key, value in replace.items() if value is not None}
+    )
 
 
 def _run_until(

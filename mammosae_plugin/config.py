@@ -3,10 +3,11 @@
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.training.classifier import ClassifierTraining
@@ -40,7 +41,7 @@ class DataConfig(_Section):
 class ModelConfig(_Section):
     """One model of the comparison: an encoder with one classifier per concept."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", description="How tables and figures call the model.")
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", description="How tables and figures call the model.")
     encoder: Path | None = Field(
         None, description="Mammo-CLIP pretraining checkpoint, or an encoder saved by this package."
     )
@@ -87,11 +88,11 @@ class AnalysisConfig(_Section):
         "centered_mean",
         description="Ranking: class mean minus overall mean (the published files), or the class mean (Eq. 2).",
     )
-    ks: tuple[int, ...] | None = Field(
-        None, description="Latents per class in Figure 2; None means the released values."
+    ks: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None, min_length=1, description="Latents per class in Figure 2, beside `top`; None means the released values."
     )
-    error_term: tuple[bool, ...] = Field(
-        (False, True), description="Interventions without and/or with the SAE's reconstruction error added back."
+    error_term: bool = Field(
+        True, description="Intervene a second time with the SAE's reconstruction error added back."
     )
     top: int = Field(10, gt=0, description="How many of the best latents are localized, drawn and ablated.")
     n_controls: int = Field(20, ge=20, description="Random groups beside every group of latents.")
@@ -124,10 +125,23 @@ class StudyConfig(_Section):
     sae: SAEConfig
     analysis: AnalysisConfig = AnalysisConfig()
     report: ReportConfig = ReportConfig()
-    seed: int = Field(0, ge=0, description="Seeds everything that is random.")
+    seed: int = Field(
+        0,
+        ge=0,
+        description="Seeds sampled positions, bootstraps, random groups, images drawn; training has its own.",
+    )
     device: str = Field("cpu", description="Where networks run: cpu, cuda, cuda:1, ...")
     batch_size: int = Field(1, gt=0, description="Images per forward pass of extraction and encoding.")
     num_workers: int = Field(0, ge=0, description="Processes that read images beside the network.")
+
+    @field_validator("device")
+    @classmethod
+    def _device_is_there(cls, device: str) -> str:
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:  # torch's own for an unknown device, and for one without driver
+            raise ValueError(f"{device!r} is not available on this machine; use cpu") from error
+        return device
 
     @model_validator(mode="after")
     def _names_fit(self) -> "StudyConfig":
@@ -148,13 +162,16 @@ class StudyConfig(_Section):
         return self
 
 
-def load_config(file: str | Path | None, overrides: Sequence[str] = ()) -> StudyConfig:
+def load_config(
+    file: str | Path | None, overrides: Sequence[str] = (), *, replace: Mapping[str, Any] | None = None
+) -> StudyConfig:
     """Read a study's configuration.
 
     Args:
         file: A YAML file, or None when the overrides say everything.
         overrides: Settings of the form `key.subkey=value` (the value is YAML) that replace those of the file. List
             entries are addressed by number: `models.0.train.epochs=3`.
+        replace: Top-level settings that replace all others, such as {"output": Path("out")}.
 
     Raises:
         InputError: The file is missing or not YAML, a key is unknown (with the nearest known one), or a value does not
@@ -176,6 +193,7 @@ def load_config(file: str | Path | None, overrides: Sequence[str] = ()) -> Study
         _make_absolute(raw, base)
     for override in overrides:
         _apply(raw, override)
+    raw |= replace or {}
     _make_absolute(raw, Path.cwd())
     where = str(file) if file is not None else "the flags"
     try:

@@ -9,7 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from mammosae_plugin.errors import InputError
 
@@ -63,10 +66,25 @@ def write_safetensors(
     path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write tensors with string metadata as safetensors, whole or not at all."""
-    from safetensors.torch import save_file
-
     with atomic_path(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata or {}))
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata or {}))
+        except SafetensorError as error:  # its own kind of error for a full disk
+            raise OSError(f"cannot write {path}: {error}") from error
+
+
+def write_parquet(path: str | os.PathLike[str], frame: pd.DataFrame) -> None:
+    """Write a data frame without its index, whole or not at all."""
+    with atomic_path(path) as temporary:
+        frame.to_parquet(temporary, index=False)
+
+
+def read_parquet(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """Read a data frame; a missing or damaged file raises `InputError` that names it."""
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:  # pyarrow's errors derive from these
+        raise InputError(f"{path} is missing or damaged; delete it and run again") from error
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:

@@ -23,7 +23,14 @@ from mammosae_plugin.activations import capture, image_batches
 from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.datasets import MammogramDataset, n_classes_of
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import atomic_path, read_json, sha256_of_json, write_json, write_safetensors
+from mammosae_plugin.files import (
+    read_json,
+    read_parquet,
+    sha256_of_json,
+    write_json,
+    write_parquet,
+    write_safetensors,
+)
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
 from mammosae_plugin.shards import run_shards, shard_paths
 
@@ -109,7 +116,7 @@ class LatentTable:
         self._parts = [self.folder / split for split in self.splits]
 
     def _concatenated(self, name: str) -> pd.DataFrame:
-        return pd.concat([pd.read_parquet(part / name) for part in self._parts], ignore_index=True)
+        return pd.concat([read_parquet(part / name) for part in self._parts], ignore_index=True)
 
     @cached_property
     def images(self) -> pd.DataFrame:
@@ -379,8 +386,7 @@ def encode_latents(
         run_shards(folder / split, plan, len(part), shard_size, compute, description=f"encode {split}")
         for name, frame in ((IMAGES, part.images), (FINDINGS, part.findings)):
             if not (folder / split / name).exists():
-                with atomic_path(folder / split / name) as temporary:
-                    frame.to_parquet(temporary, index=False)
+                write_parquet(folder / split / name, frame)
     if not (folder / TABLE).exists():
         _write_readout(folder / READOUT, sae, heads)
         write_json(folder / TABLE, header)  # last: a folder with it is complete
@@ -400,6 +406,15 @@ def _check_fit(model: HookedVisionModel, hook_name: str, sae: Any, heads: Mappin
             f"the SAE takes vectors of width {sae.cfg.d_in}, but {hook_name} of this model has width {d_in}; "
             "use an SAE that was trained on this architecture"
         )
+    with torch.inference_mode():
+        rows = torch.randn(8, d_in, generator=torch.Generator().manual_seed(0)).to(sae.device, sae.dtype)
+        latents = sae.encode(rows)
+        linear = latents @ sae.W_dec + sae.b_dec
+        if not torch.allclose(sae.decode(latents), linear, rtol=1e-3, atol=1e-3 * float(linear.abs().max())):
+            raise InputError(
+                f"the SAE ({sae.cfg.architecture()}) does not decode as latents @ W_dec + b_dec, on which the table "
+                "relies; fold its normalisation or its decoder norms into the weights first"
+            )
     for concept, head in heads.items():
         if head.in_features != d_in:
             raise InputError(

@@ -2,9 +2,10 @@
 
 The folder holds `plan.json` (what the job is), `shard-00000.safetensors`, ... (each whole or absent, each depending
 only on the plan and its own items) and, written last, `done.json` (the SHA-256 of every shard). Running the same plan
-again does only what is missing; another plan is refused.
+again compares the digests and does only what is missing or damaged; another plan is refused.
 """
 
+import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from tqdm.auto import tqdm
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, sha256_of_file, write_json, write_safetensors
+
+logger = logging.getLogger(__name__)
 
 PLAN, DONE = "plan.json", "done.json"
 
@@ -56,7 +59,7 @@ def run_shards(
     if plan_file.exists():
         if read_json(plan_file) != plan:
             raise InputError(f"{folder} holds the result of other settings; name another folder or delete this one")
-        if is_done(folder):
+        if is_done(folder) and not _unseal_if_damaged(folder):
             return
     else:
         write_json(plan_file, plan)
@@ -71,6 +74,30 @@ def run_shards(
     write_json(folder / DONE, {"shards": shards})
 
 
+def _unseal_if_damaged(folder: Path) -> bool:
+    """Remove shards that differ from their recorded SHA-256, and then the seal, so that they are made anew."""
+    recorded = _recorded(folder)
+    damaged = [name for name, digest in recorded.items() if not _is_whole(folder / name, digest)]
+    if recorded and not damaged:
+        return False
+    logger.warning("%s has %d damaged or missing shards; they are computed again", folder, len(damaged))
+    (folder / DONE).unlink()
+    for name in damaged:
+        (folder / name).unlink(missing_ok=True)
+    return True
+
+
+def _is_whole(path: Path, digest: str) -> bool:
+    return path.exists() and sha256_of_file(path) == digest
+
+
+def _recorded(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every shard by file name; empty when the seal itself is damaged."""
+    sealed = read_json(folder / DONE)
+    shards = sealed.get("shards", {}) if isinstance(sealed, dict) else {}
+    return dict(shards) if isinstance(shards, dict) else {}
+
+
 def shard_paths(folder: Path) -> list[Path]:
     """The shards of a sealed folder, in order.
 
@@ -79,7 +106,7 @@ def shard_paths(folder: Path) -> list[Path]:
     """
     if not is_done(folder):
         raise InputError(f"{folder} is not complete; run the step that writes it again, it continues where it stopped")
-    names = sorted(read_json(folder / DONE)["shards"], key=lambda name: int(re.findall(r"\d+", name)[0]))
+    names = sorted(_recorded(folder), key=lambda name: int(re.findall(r"\d+", name)[0]))
     missing = [name for name in names if not (folder / name).exists()]
     if missing:
         raise InputError(
@@ -94,9 +121,9 @@ def verify_shards(folder: Path) -> None:
     Raises:
         InputError: A shard is missing or its bytes have changed.
     """
-    recorded = read_json(folder / DONE)["shards"]
+    recorded = _recorded(folder)
     for path in shard_paths(folder):
-        if sha256_of_file(path) != recorded[path.name]:
+        if not _is_whole(path, recorded[path.name]):
             raise InputError(
                 f"{path} is damaged (its SHA-256 is not the recorded one); delete the folder and run again"
             )

@@ -19,14 +19,29 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 
 from mammosae_plugin import intervention, localization, probing, reconstruction
 from mammosae_plugin.activations import ActivationStore, extract_activations
 from mammosae_plugin.adapters import HookedVisionModel, MammoClipClassifier, load_mammo_clip, load_vision_sae
 from mammosae_plugin.config import ModelConfig, StudyConfig, portable_config
-from mammosae_plugin.datasets import PREPROCESSING, VinDrMammo, n_classes_of, screen_images
+from mammosae_plugin.datasets import (
+    PREPROCESSING,
+    VinDrMammo,
+    leave_out_bad,
+    n_classes_of,
+    read_quarantine,
+    screen_images,
+)
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import atomic_path, read_json, sha256_of_file, sha256_of_json, write_json
+from mammosae_plugin.files import (
+    read_json,
+    read_parquet,
+    sha256_of_file,
+    sha256_of_json,
+    write_json,
+    write_parquet,
+)
 from mammosae_plugin.latents import LatentTable, encode_latents
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
 from mammosae_plugin.report import write_report
@@ -84,26 +99,40 @@ class Study:
         return VinDrMammo(data.root, annotations=data.annotations, image_size=data.image_size)
 
     @cached_property
+    def _file_stats(self) -> str:
+        """Changes when an image file is replaced or the annotations change."""
+        images = self._all_images
+        stats = [(path.stat().st_size, path.stat().st_mtime_ns) for path in images.image_paths]
+        return _digest([images.fingerprint, stats])
+
+    @cached_property
+    def content(self) -> str:
+        """A digest of the annotations and of every byte of every image; results are kept under it."""
+        file = self.work / f"content-{self._file_stats}.json"
+        if not file.exists():
+            images = self._all_images
+            paths = tqdm(images.image_paths, desc="fingerprint", unit="image", dynamic_ncols=True)
+            digests = dict(zip(images.images["image_id"], map(sha256_of_file, paths), strict=True))
+            write_json(file, sha256_of_json([images.fingerprint, digests]))
+        return str(read_json(file))
+
+    @property
+    def _quarantine_file(self) -> Path:
+        return self.work / f"quarantine-{self._file_stats}.csv"
+
+    @cached_property
     def dataset(self) -> VinDrMammo:
         """The images without those in quarantine, each read once to find out."""
-        images = self._all_images
-        stats = [(path.stat().st_size, path.stat().st_mtime_ns) for path in map(images.path, range(len(images)))]
-        file = self.work / f"quarantine-{_digest([images.fingerprint, stats])}.csv"
-        if file.exists():
-            bad = pd.read_csv(file, dtype=str)["image_id"].tolist()
-            screened = images.select(exclude=bad)
-        else:
-            screened = screen_images(
-                images, file, max_bad_share=self.config.data.max_bad_share, num_workers=self.config.num_workers
-            )
-        self._quarantine_file = file
-        return screened
+        images, share = self._all_images, self.config.data.max_bad_share
+        if self._quarantine_file.exists():
+            return leave_out_bad(images, self._quarantine_file, max_bad_share=share)
+        return screen_images(images, self._quarantine_file, max_bad_share=share, num_workers=self.config.num_workers)
 
     @cached_property
     def quarantine(self) -> pd.DataFrame:
         """image_id and reason of every image that was left out."""
         _ = self.dataset
-        return pd.read_csv(self._quarantine_file, dtype=str)
+        return read_quarantine(self._quarantine_file)
 
     def _split(self, split: str) -> VinDrMammo:
         part = self.dataset.select(split=split)
@@ -142,17 +171,23 @@ class Study:
             return (file,) if config.encoder is None else (config.encoder, file)
         assert config.encoder is not None and config.train is not None  # the configuration has been validated
         images = self._split(TRAINING)
+        encoder = load_mammo_clip(_existing(config.encoder))
+        if self.config.sae.path is not None and self.sae.cfg.d_in != encoder.num_features:
+            raise InputError(  # before hours of training
+                f"{self.config.sae.path.name} takes vectors of width {self.sae.cfg.d_in}, but the final map of "
+                f"{config.encoder.name} has width {encoder.num_features}"
+            )
         parts = [
             config.train.model_dump(),
-            sha256_of_file(_existing(config.encoder)),
+            tensors_fingerprint(encoder.state_dict()),
             pair.concept,
-            images.fingerprint,
+            self.content,
             images.images["image_id"].tolist(),
         ]
         path = self.work / "classifiers" / f"{pair.model}-{pair.concept}-{_digest(parts)}.safetensors"
         if not path.exists():
             train_classifier(
-                load_mammo_clip(config.encoder),
+                encoder,
                 images,
                 pair.concept,
                 path,
@@ -199,7 +234,7 @@ class Study:
         images = self._split(TRAINING)
         parts = [
             tensors_fingerprint(_encoder_state(model)),
-            images.fingerprint,
+            self.content,
             images.images["image_id"].tolist(),
             source.fraction,
             self.config.seed,
@@ -221,7 +256,13 @@ class Study:
     def sae(self) -> Any:
         """The shared SAE, a SAELens SAE on the CPU."""
         if self.config.sae.path is not None:
-            return load_vision_sae(_existing(self.config.sae.path))
+            found = load_vision_sae(_existing(self.config.sae.path))
+            if self.config.analysis.top > found.cfg.d_sae:
+                raise InputError(
+                    f"analysis.top is {self.config.analysis.top}, but {self.config.sae.path.name} has only "
+                    f"{found.cfg.d_sae} latents; lower it"
+                )
+            return found
         source = self.config.sae.train
         store = self.extract()
         assert source is not None and store is not None
@@ -254,10 +295,10 @@ class Study:
             parts = [
                 encoder,
                 sae_digest,
-                self.dataset.fingerprint,
+                self.content,
                 self.dataset.images["image_id"].tolist(),
                 {concept: tensors_fingerprint(linear.state_dict()) for concept, linear in heads.items()},
-                [self.config.analysis.top, self.config.data.unit, self.config.batch_size],
+                [self._findings, self.config.analysis.top, self.config.data.unit, self.config.batch_size],
             ]
             table = encode_latents(
                 self._hooked(self.classifier(next(iter(linears)))),
@@ -310,9 +351,8 @@ class Study:
         if not path.exists():
             logger.info("%s: %s", name, pair.key)
             frame = compute(table, pair)
-            with atomic_path(path) as temporary:
-                frame.to_parquet(temporary, index=False)
-        frame = pd.read_parquet(path)
+            write_parquet(path, frame)
+        frame = read_parquet(path)
         frame.insert(0, "model", pair.model)
         frame.insert(1, "concept", pair.concept)
         return frame
@@ -398,12 +438,12 @@ class Study:
             "n_controls": analysis.n_controls,
             "n_bootstrap": analysis.n_bootstrap,
             "seed": self.config.seed,
-            **({"ks": list(analysis.ks)} if analysis.ks is not None else {}),
+            "ks": sorted({*(analysis.ks or intervention.DEFAULT_KS), analysis.top}),
         }
 
         def sweeps(table: LatentTable, pair: ModelPair) -> pd.DataFrame:
             frames = []
-            for error_term in analysis.error_term:
+            for error_term in (False, True) if analysis.error_term else (False,):
                 ranking = self._ranking(table, pair.concept)
                 frame = intervention.sweep(
                     table, ranking, concept=pair.concept, split=TEST, error_term=error_term, **settings
@@ -491,7 +531,8 @@ class Study:
                     }
                 )
         quarantine = self.quarantine
-        reasons = quarantine["reason"].value_counts().sort_index()
+        hidden = [reason.replace(image_id, "…") for image_id, reason in quarantine.itertuples(index=False, name=None)]
+        reasons = pd.Series(hidden, dtype=object).value_counts().sort_index()
         # Of real patients the report says how many and why, not who; the quarantine file has the list.
         listed = [{"reason": str(reason), "n": int(n)} for reason, n in reasons.items()]
         if config.phantom:
@@ -557,7 +598,7 @@ class Study:
             "provenance": {
                 "packages": package_versions(),
                 "checkpoints": self._checkpoints(),
-                "dataset_fingerprint": self.dataset.fingerprint,
+                "dataset_fingerprint": self.content,
                 "seed": self.config.seed,
                 **environment(),
             },
@@ -576,7 +617,7 @@ class Study:
         # The date is that of the first run with these results: running again changes no byte.
         file = self.results_folder / "results.json"
         before = read_json(file) if file.exists() else {}
-        created = before.pop("created", None)
+        created = before.pop("created", None) if isinstance(before, dict) else None
         described["created"] = created if before == described else date.today().isoformat()
         return described
 
@@ -615,10 +656,13 @@ class Study:
     def report(self) -> Path:
         """Write figures, tables, results.json, class_means.parquet and report.html; returns the report's path."""
         results, folder = self.results(), self.results_folder
-        write_figures(validate_results(results), self.class_means, self._heatmap_panels(), folder)
-        write_tables(validate_results(results), folder)
-        with atomic_path(folder / "class_means.parquet") as temporary:
-            self.class_means.to_parquet(temporary, index=False)
+        written = write_figures(validate_results(results), self.class_means, self._heatmap_panels(), folder)
+        written += write_tables(validate_results(results), folder)
+        # What an earlier configuration drew and this one does not must not stay: it may be images of patients.
+        for path in [*(folder / "figures").glob("*"), *(folder / "tables").glob("*")]:
+            if path not in written:
+                path.unlink()
+        write_parquet(folder / "class_means.parquet", self.class_means)
         write_json(folder / "results.json", results)
         return write_report(folder)
 
@@ -627,14 +671,14 @@ class Study:
     def run(self, until: str = "report") -> None:
         """Do the steps up to and including `until`; each shows its progress and keeps its result.
 
-        The seconds of every step that did work are added to `timings.json` in the output folder.
+        The seconds that each step took are added up over runs in `timings.json` in the output folder.
         """
         file = self.output / "timings.json"
         for step in STEPS[: STEPS.index(until) + 1]:
             start = time.perf_counter()
             getattr(self, step)()
             seconds = time.perf_counter() - start
-            timings = read_json(file) if file.exists() else {}
+            timings = _timings(file)
             write_json(file, {**timings, step: round(timings.get(step, 0.0) + seconds, 2)})
 
     def summary(self, step: str) -> str:
@@ -651,6 +695,10 @@ class Study:
             ]
             return "\n".join([*lines, f"report: {self.results_folder / 'report.html'}"])
         frames = {"probe": "reconstruction", "intervene": "interventions", "localize": "localization"}
+        if step == "extract" and self.config.sae.train is None:
+            return "extract: nothing to do, because the study's SAE is given as a file"
+        if step == "localize" and self.localization.empty:
+            return "localize: nothing to do, because no concept of the study has a box in the test split"
         if step in frames:
             frame: pd.DataFrame = getattr(self, frames[step])
             return f"{frame.to_string(index=False, max_rows=40)}\nkept in {self.work / 'analyses'}"
@@ -704,6 +752,11 @@ def claims(results: Mapping[str, Any], *, top: int) -> list[dict[str, Any]]:
             best = localized.query("model == @model and concept == @concept")["average_precision"].max()
             add(f"{model}/{concept}: best average precision of a latent's heatmap", best, 0.25, ">")
     return checks
+
+
+def _timings(file: Path) -> dict[str, float]:
+    found = read_json(file) if file.exists() else {}
+    return found if isinstance(found, dict) else {}
 
 
 def _final_module(model: MammoClipClassifier) -> str:

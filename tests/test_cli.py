@@ -154,7 +154,8 @@ def test_bad_images_go_to_quarantine_and_the_study_goes_on_until_there_are_too_m
     listed = pd.read_csv(next((tmp_path / "out" / "work").glob("quarantine-*.csv")))
     assert sorted(listed["image_id"]) == [path.name for path in images[:3]]
     assert listed["reason"].nunique() == 3
-    assert "3 of 48" in refused(file, "--set", "data.max_bad_share=0.01", "--output", tmp_path / "other")
+    for _ in range(2):  # the second run finds the first one's quarantine file
+        assert "3 of 48" in refused(file, "--set", "data.max_bad_share=0.01", "--output", tmp_path / "other")
 
 
 def test_a_concept_that_the_data_lack_is_refused_with_the_nearest(settings, tmp_path):

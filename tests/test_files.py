@@ -101,6 +101,26 @@ def test_shards_of_another_plan_are_refused(tmp_path):
         run_shards(tmp_path, {"job": 2}, 4, 2, _squares, description="")
 
 
+def test_damaged_and_missing_shards_are_computed_again_and_no_others(tmp_path):
+    run_shards(tmp_path, {"job": 1}, 6, 2, _squares, description="")
+    first, second, third = shard_paths(tmp_path)
+    before = [path.read_bytes() for path in (first, second, third)]
+    first.write_bytes(before[0][:-1] + b"x")
+    third.unlink()
+    computed = []
+
+    def remember(items):
+        computed.append(items.start)
+        return _squares(items)
+
+    run_shards(tmp_path, {"job": 1}, 6, 2, remember, description="")
+    assert computed == [0, 4]
+    assert [path.read_bytes() for path in shard_paths(tmp_path)] == before
+    (tmp_path / "done.json").write_text("{}")
+    run_shards(tmp_path, {"job": 1}, 6, 2, remember, description="")
+    verify_shards(tmp_path)
+
+
 def test_a_flipped_byte_and_a_missing_shard_are_found(tmp_path):
     run_shards(tmp_path, {"job": 1}, 4, 2, _squares, description="")
     verify_shards(tmp_path)

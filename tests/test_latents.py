@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers_study import random_sae
+from sae_lens import StandardSAE, StandardSAEConfig
 from safetensors.torch import load_file
 from scipy import sparse
 
@@ -222,6 +223,16 @@ def test_an_sae_of_another_layer_is_refused(phantoms, tmp_path):
         pytest.raises(InputError, match=r"belongs to blocks\.6"),
     ):
         _encode(model, random_sae(160, hook_name="blocks.6.hook_out"), phantoms, tmp_path)
+
+
+def test_an_sae_that_does_not_decode_linearly_is_refused(hooked, phantoms, tmp_path):
+    normalising = random_sae(1280)
+    config = StandardSAEConfig.from_dict({**normalising.cfg.to_dict(), "normalize_activations": "layer_norm"})
+    sae = StandardSAE(config)
+    sae.load_state_dict(normalising.state_dict())
+    with pytest.raises(InputError, match="does not decode as latents @ W_dec"):
+        _encode(hooked, sae, phantoms, tmp_path / "table")
+    assert not (tmp_path / "table").exists()
 
 
 def test_another_sae_into_the_same_folder_is_refused(hooked, sae, phantoms, tmp_path):

@@ -15,7 +15,7 @@ from helpers_study import mammosae, results_of, small_phantoms, study_settings, 
 
 from mammosae_plugin.adapters import save_classifier
 from mammosae_plugin.config import load_config
-from mammosae_plugin.study import Study, claims
+from mammosae_plugin.study import Study, claims, run_study
 
 
 def _training_settings(folder, phantom_root):
@@ -85,6 +85,62 @@ def test_an_image_that_was_repaired_leaves_quarantine(tmp_path):
     assert len(Study(load_config(file, overrides)).quarantine) == 1
     image.write_bytes(content)
     assert len(Study(load_config(file, overrides)).quarantine) == 0
+
+
+def test_concepts_can_be_taken_away_between_runs(tmp_path, phantom_root):
+    settings = study_settings(tmp_path, phantom_root)
+    file = write_study(tmp_path, settings)
+    Study(load_config(file)).encode()
+    Study(load_config(file, ["concepts=[Mass]"])).encode()
+
+
+def test_an_image_of_other_pixels_and_the_same_size_makes_new_results(tmp_path):
+    root = small_phantoms(tmp_path / "data")
+    image = next((root / "images_png").rglob("*.png"))
+    file = write_study(tmp_path, study_settings(tmp_path, root))
+    before = Study(load_config(file)).content
+    content = bytearray(image.read_bytes())
+    content[-20] ^= 1
+    image.write_bytes(content)
+    assert Study(load_config(file)).content != before
+
+
+def test_images_of_patients_are_drawn_on_request_only_and_removed_without_it(tmp_path, phantom_root):
+    settings = study_settings(tmp_path, phantom_root)
+    settings["data"]["phantom"] = False
+    file = write_study(tmp_path, settings)
+    run_study(load_config(file, ["report.include_images=true"]))
+    figures = tmp_path / "out" / "results" / "figures"
+    assert len(list(figures.glob("figure_3_*"))) == 4
+    run_study(load_config(file))
+    assert not list(figures.glob("figure_3_*"))
+    page = (tmp_path / "out" / "results" / "report.html").read_text()
+    assert "phantom_000" not in page + (tmp_path / "out" / "results" / "results.json").read_text()
+
+
+def test_the_best_latents_are_always_among_the_groups(tmp_path, phantom_root):
+    settings = study_settings(tmp_path, phantom_root)
+    settings["analysis"] |= {"ks": [1, 5], "error_term": False, "top": 7}
+    study = Study(load_config(write_study(tmp_path, settings)))
+    assert sorted(study.interventions["k"].unique()) == [1, 5, 7]
+    assert not study.interventions["error_term"].any()
+
+
+def test_a_graded_concept_runs_through_the_whole_study(tmp_path):
+    root = small_phantoms(tmp_path / "data", n_patients=40)
+    save_classifier(calibrated_classifier(0), tmp_path / "encoder.safetensors", metadata={})
+    settings = study_settings(tmp_path, root)
+    settings["concepts"] = ["density"]
+    settings["models"] = [{"name": "probe", "encoder": "encoder.safetensors", "train": {"kind": "pretrained"}}]
+    config = load_config(write_study(tmp_path, settings))
+    report = run_study(config)
+    found = results_of(report.parent.parent)
+    assert found["localization"] == []
+    assert len({row["class"] for row in found["rankings"]}) == 4
+    table = next(iter(Study(config).tables.values()))
+    rows = table.rows("density", split="test")
+    right = table.logits("density")[rows.image_rows].argmax(1) == rows.labels
+    assert found["reconstruction"][0]["accuracy"] == pytest.approx(right.mean())
 
 
 def test_claims_are_what_their_names_say():

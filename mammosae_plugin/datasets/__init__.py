@@ -4,7 +4,7 @@ from mammosae_plugin.datasets.base import Batch, DatasetError, Item, MammogramDa
 from mammosae_plugin.datasets.concepts import CONCEPTS, GRADED_CONCEPTS, n_classes_of
 from mammosae_plugin.datasets.phantoms import make_phantoms
 from mammosae_plugin.datasets.preprocessing import PREPROCESSING, BadImageError, preprocess
-from mammosae_plugin.datasets.screening import screen_images
+from mammosae_plugin.datasets.screening import leave_out_bad, read_quarantine, screen_images
 from mammosae_plugin.datasets.vindr import VinDrMammo
 
 __all__ = [
@@ -18,8 +18,10 @@ __all__ = [
     "MammogramDataset",
     "VinDrMammo",
     "collate",
+    "leave_out_bad",
     "make_phantoms",
     "n_classes_of",
     "preprocess",
+    "read_quarantine",
     "screen_images",
 ]

@@ -80,7 +80,8 @@ def read_png(path: str | os.PathLike[str], image_size: tuple[int, int] | None = 
     ) as error:
         if isinstance(error, BadImageError):
             raise
-        text = " ".join(str(error).replace(str(path), name).split())
+        # The system's own message would repeat the path, and with it the image's id.
+        text = getattr(error, "strerror", None) or " ".join(str(error).replace(str(path), "the file").split())
         raise bad(f"cannot be read ({text or type(error).__name__})") from error
 
 

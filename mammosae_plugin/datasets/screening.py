@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+import pandas as pd
 from tqdm import tqdm
 
 from mammosae_plugin.datasets.base import DatasetError, MammogramDataset
@@ -66,16 +67,39 @@ def screen_images(
     writer.writerow(["image_id", "reason"])
     writer.writerows(bad)
     write_text(quarantine_file, text.getvalue())
-    share = len(bad) / len(image_ids)
+    return leave_out_bad(dataset, quarantine_file, max_bad_share=max_bad_share)
+
+
+def read_quarantine(quarantine_file: str | os.PathLike[str]) -> pd.DataFrame:
+    """The columns image_id and reason of a quarantine file, as text.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    try:
+        return pd.read_csv(quarantine_file, dtype=str, keep_default_na=False)[["image_id", "reason"]]
+    except (OSError, KeyError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise InputError(f"the quarantine file {quarantine_file} is damaged; delete it and run again") from error
+
+
+def leave_out_bad(dataset: _Data, quarantine_file: str | os.PathLike[str], *, max_bad_share: float = 0.01) -> _Data:
+    """The dataset without the images that a quarantine file of it lists.
+
+    Raises:
+        DatasetError: the file lists more than `max_bad_share` of the images.
+        InputError: the file is damaged, or lists images that the dataset lacks.
+    """
+    bad = list(read_quarantine(quarantine_file).itertuples(index=False, name=None))
+    share = len(bad) / len(dataset.images)
     if share > max_bad_share:
         examples = ", ".join(f"{image_id}: {reason}" for image_id, reason in bad[:3])
         raise DatasetError(
-            f"{len(bad)} of {len(image_ids)} images ({share:.1%}) are bad, more than the {max_bad_share:.1%} allowed "
-            f"(such as {examples}); all are listed in {quarantine_file}"
+            f"{len(bad)} of {len(dataset.images)} images ({share:.1%}) are bad, more than the {max_bad_share:.1%} "
+            f"allowed (such as {examples}); all are listed in {quarantine_file}"
         )
     if not bad:
         return dataset
-    logger.warning("%d of %d images are left out, see %s", len(bad), len(image_ids), quarantine_file)
+    logger.warning("%d of %d images are left out, see %s", len(bad), len(dataset.images), quarantine_file)
     return dataset.select(exclude=[image_id for image_id, _ in bad])
 
 

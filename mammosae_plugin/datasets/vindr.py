@@ -3,6 +3,7 @@
 import ast
 import logging
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar, cast
@@ -114,12 +115,20 @@ class VinDrMammo(MammogramDataset):
 def _read_table(file: Path) -> pd.DataFrame:
     """The annotation file with every cell as stripped text, so that ids such as 0012e34 stay what they are."""
     try:
-        table = pd.read_csv(
-            file, dtype=str, keep_default_na=False, skipinitialspace=True, index_col=False, encoding="utf-8-sig"
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # rows with more fields than the header
+            table = pd.read_csv(
+                file, dtype=str, keep_default_na=False, skipinitialspace=True, index_col=False, encoding="utf-8-sig"
+            )
     except FileNotFoundError as error:
         raise DatasetError(f"the annotation file {file} does not exist") from error
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+    except (
+        OSError,
+        UnicodeDecodeError,
+        pd.errors.ParserError,
+        pd.errors.ParserWarning,
+        pd.errors.EmptyDataError,
+    ) as error:
         raise DatasetError(
             f"the annotation file {file} cannot be read as CSV ({' '.join(str(error).split())})"
         ) from error

@@ -69,7 +69,8 @@ def train_classifier(
 ) -> MammoClipClassifier:
     """Train a classifier for one concept, or for several findings at once, and save it.
 
-    Positives are weighed by negatives / positives. A killed run is made again and continues at its last epoch.
+    Classes are weighed by their rarity: positives of a finding by negatives / positives. A killed run is made again and
+    continues at its last epoch.
 
     Args:
         encoder: Where the weights start; it is not changed.
@@ -203,7 +204,8 @@ def _finetune(
         positives = targets.sum(0)
         loss_of: nn.Module = nn.BCEWithLogitsLoss(pos_weight=((len(targets) - positives) / positives).to(device))
     else:
-        loss_of = nn.CrossEntropyLoss()
+        counts = torch.bincount(targets)
+        loss_of = nn.CrossEntropyLoss(weight=(len(targets) / (len(counts) * counts)).to(device))
     first = _load_state(path, plan, model, optimizer)
     with tqdm(total=total, initial=first * steps_per_epoch, desc="finetune", unit="step", dynamic_ncols=True) as bar:
         for epoch in range(first, config.epochs):

@@ -26,6 +26,7 @@ from sae_lens import __version__ as sae_lens_version
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.training.sae_trainer import SAETrainer
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from mammosae_plugin import __version__
@@ -116,7 +117,10 @@ def train_sae(
         _run(trainer, store, config, steps, folder / CHECKPOINTS, log)
         _save(trainer, folder, log, plan)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    return SAE.load_from_disk(str(folder), device=device)
+    try:
+        return SAE.load_from_disk(str(folder), device=device)
+    except (SafetensorError, RuntimeError, OSError, KeyError, ValueError) as error:
+        raise InputError(f"the SAE in {folder} is damaged; delete the folder and run again") from error
 
 
 def _make_trainer(

@@ -108,6 +108,7 @@ def write_figures(
                 panels.latents,
                 panels.activations,
                 titles=panels.titles,
+                percentile=results["config"].get("analysis", {}).get("percentile", 95.0),
                 title=f"{panels.model}, {readable(panels.concept)}: where the best latents fire",
             )
             save_figure(figure, written[-1], dpi=160)
