@@ -9,7 +9,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import tomllib
 
 ROOT = Path(__file__).parent.parent
 
@@ -80,6 +79,7 @@ def test_importing_the_package_imports_no_room_and_no_optional_package():
 def test_the_version_is_said_once_and_the_same():
     import mammosae_plugin
 
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["version"] == mammosae_plugin.__version__
     assert all(re.search(r"<\d", dependency) for dependency in project["dependencies"])
