@@ -10,7 +10,7 @@ from helpers_results import synthetic_results, write_results
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.report import write_report
 from mammosae_plugin.report.paper import compare_figure_2, compare_table_1, compare_table_2, paper_results
-from mammosae_plugin.report.summary import findings, summary
+from mammosae_plugin.report.summary import baselines_summary, findings, layers_summary, summary
 from mammosae_plugin.visualization import figure_2_name, figure_3_name, figure_4_name
 
 PNG = base64.b64decode(
@@ -97,6 +97,116 @@ def test_interventions_and_localization_on_the_page_are_those_of_the_results(tmp
     ]
     row = next(row for row in page.cells("table-2") if row[:2] == ["finetuned", "Suspicious calcification"])
     assert row[4:14] == localization
+
+
+def test_latents_raw_channels_and_grad_cam_stand_in_one_table_2_with_its_best_cell_bold(tmp_path):
+    results = synthetic_results(baselines=True)
+    page = report(tmp_path, results)
+    rows = [row for row in page.cells("table-2") if row[:2] == ["finetuned", "Suspicious calcification"]]
+    assert [row[3] for row in rows] == ["latent", "raw channel", "Grad-CAM"]
+    assert rows[1][4:] == [*(three(0.01 * rank) for rank in range(1, 11)), "110"]
+    assert rows[2][4:] == ["0.400", *["–"] * 10]
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    table = html[html.index('id="table-2"') :]
+    assert re.findall(r"<strong>([^<]+)</strong>", table) == ["0.100", "0.316", "0.400", "0.400"]
+
+
+def test_the_report_says_where_the_sae_marks_boxes_better_and_where_it_does_not():
+    channels, grad_cam = baselines_summary(synthetic_results(baselines=True))
+    assert "better than the best raw channel for 2 of 4 classifiers" in channels
+    assert "no better for “pretrained, Mass” and “pretrained, Suspicious calcification”" in channels
+    assert f"average precision {(0.316 + 0.02) / 2:.3f} against 0.100" in channels
+    assert "better than Grad-CAM for 1 of 4 classifiers" in grad_cam
+    results = synthetic_results(baselines=True)
+    for row in results["baselines"]:
+        row["average_precision"] = 0.0
+    assert "better than Grad-CAM for all 4 classifiers" in baselines_summary(results)[1]
+    for row in results["localization"]:
+        row["average_precision"] = 0.0
+    assert "no better than the best raw channel for any of the 4 classifiers" in baselines_summary(results)[0]
+    assert baselines_summary(synthetic_results()) == []
+
+
+# Several layers
+
+LAYERS = ("layer_4", "layer_6", "layer_10")
+
+
+def test_layers_stand_side_by_side_with_the_numbers_of_the_results(tmp_path):
+    results = synthetic_results(baselines=True, layers=LAYERS)
+    page = report(tmp_path, results, ["layers.png"])
+    rows = page.cells("layers")
+    assert ["layer_6", "blocks.1.0.hook_out", "48 × 30", "48", "384"] in rows
+    separation = [row for row in rows if row[:2] == ["finetuned", "Mass"] and len(row) == 12]
+    assert [row[2] for row in separation] == list(LAYERS)
+    source = next(
+        r for r in results["layers"] if (r["model"], r["concept"], r["layer"]) == (*separation[1][:2], "layer_6")
+    )
+    assert separation[1][4] == "17.2"
+    assert separation[1][6:8] == [three(source["auroc_without_sae"]), three(source["auroc_with_sae"])]
+    assert separation[1][9].split()[0] == three(source["single_latent_auroc"])
+    assert separation[1][9].endswith(f"{three(source['single_latent_auroc_high'])}]")
+    assert separation[1][10:] == [three(source["recovered"]), f"+{three(source['removal_excess'])}"]
+    assert ["finetuned", "Mass", "layer_6", "33", "0.330", "0.198", "0.200"] in rows
+    assert sum(tag == "img" for tag, _ in page.tags) == 1
+
+
+def test_a_study_of_one_layer_has_no_section_on_layers(tmp_path):
+    page = report(tmp_path, synthetic_results())
+    assert "layers" not in page.text
+    assert "#layers" not in {attributes.get("href") for _, attributes in page.tags}
+
+
+@pytest.mark.parametrize(
+    ("own", "links"),
+    [
+        ("layer_10", ["layers/layer_4/report.html", "layers/layer_6/report.html"]),
+        ("layer_4", ["../layer_6/report.html", "../../report.html"]),
+    ],
+)
+def test_each_layers_report_leads_to_the_others(tmp_path, own, links):
+    results = synthetic_results(layers=LAYERS)
+    results["layer"]["name"] = own
+    page = report(tmp_path, results)
+    found = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    assert [link for link in found if not link.startswith("#")] == links
+    assert f"This report is about {own}" in page.text["summary"]
+
+
+def test_the_best_layers_are_named_with_their_means_and_what_may_be_chance():
+    results = synthetic_results(layers=LAYERS)
+    separates, localizes = layers_summary(results)
+    assert "separates the classes best at layer_10: its test AUROC, the mean over 4 classifiers, is 0.885" in separates
+    assert "(0.785 at layer_6, 0.685 at layer_4)" in separates
+    assert "overlap" not in separates
+    assert "marks the annotated boxes best at layer_6" in localizes
+    for row in results["layers"]:
+        if (row["model"], row["layer"]) == ("pretrained", "layer_6"):
+            low = 0.92 if row["concept"] == "Mass" else 0.8
+            row.update(single_latent_auroc=0.93, single_latent_auroc_low=low, single_latent_auroc_high=0.99)
+    separates = layers_summary(results)[0]
+    assert "That layer leads for 2 of the 4 classifiers." in separates
+    assert "overlaps that of layer_6 for 1 of 4 classifiers" in separates
+
+
+def test_layers_without_values_are_left_out_of_the_comparison(tmp_path):
+    results = synthetic_results(layers=LAYERS)
+    for row in results["layers"]:
+        row.update(best_latent=None, best_latent_ap=None, best_channel_ap=None, gradcam_ap=None)
+    assert len(layers_summary(results)) == 1
+    page = report(tmp_path, results)
+    assert not any("AP, best latent" in row for row in page.cells("layers"))
+    assert not any(re.search(r"\bnan\b", text, re.IGNORECASE) for text in page.text.values())
+
+
+def test_the_number_of_best_latents_in_the_text_is_the_studys(tmp_path):
+    results = synthetic_results(layers=LAYERS)
+    results["config"]["analysis"] = {"top": 5}
+    page = report(tmp_path, results)
+    assert any("Recovered by the 5 best" in row for row in page.cells("summary"))
+    assert "of the 5 are the same in both classes" in page.text["rankings"]
+    assert ["6"] not in [row[:1] for row in page.cells("rankings")]
+    assert not re.search(r"\b(ten|10) best", " ".join(page.text[name] for name in ("layers", "rankings", "table-2")))
 
 
 def test_the_page_loads_nothing_and_runs_nothing(tmp_path):
@@ -305,7 +415,7 @@ def test_summary_states_cost_restoring_group_and_best_latent():
     finding = next(f for f in findings(results) if (f.model, f.concept) == ("finetuned", "Mass"))
     assert finding.restoring is not None
     assert finding.restoring.k == 10
-    assert finding.recovered_by_ten.value == pytest.approx((finding.restoring.auroc.value - 0.5) / 0.413)
+    assert finding.recovered_by_best.value == pytest.approx((finding.restoring.auroc.value - 0.5) / 0.413)
 
 
 def test_summary_admits_when_random_groups_do_as_well():

@@ -28,12 +28,14 @@ from mammosae_plugin.visualization import (
     may_show_images,
     plot_class_means,
     plot_heatmaps,
+    plot_layers,
     plot_sweep,
     plot_sweeps,
     save_figure,
     table_1,
     table_2,
     table_interventions,
+    table_layers,
     table_rankings,
     validate_results,
     write_figures,
@@ -377,7 +379,7 @@ def test_table_2_has_a_row_per_model_and_marks_the_best_rank():
     assert [column for column in table if column.startswith("rank_")] == [f"rank_{r}" for r in range(1, 11)]
     finetuned = table[(table["model"] == "finetuned") & (table["concept"] == "Mass")].iloc[0]
     assert [rank for rank in range(1, 11) if finetuned[f"rank_{rank}"].best] == [2]
-    assert finetuned["best_latent"] == next(
+    assert finetuned["best_number"] == next(
         r["latent"]
         for r in results["localization"]
         if (r["model"], r["concept"], r["rank"]) == ("finetuned", "Mass", 2)
@@ -400,7 +402,50 @@ def test_table_2_marks_nothing_when_no_latent_localizes():
         row["average_precision"] = 0.0
     table = table_2(results)
     assert not any(cell.best for column in table if column.startswith("rank_") for cell in table[column])
-    assert table["best_latent"].isna().all()
+    assert table["best_number"].isna().all()
+
+
+def test_table_2_sets_baselines_beside_the_latents_and_marks_one_cell_among_all():
+    results = synthetic_results(baselines=True)
+    table = table_2(results)
+    own = table[(table["model"] == "pretrained") & (table["concept"] == "Mass")]
+    assert list(own["method"]) == ["latent", "raw channel", "Grad-CAM"]
+    best = [(row.method, rank) for row in own.itertuples() for rank in range(1, 11)
+            if getattr(row, f"rank_{rank}") is not None and getattr(row, f"rank_{rank}").best]  # fmt: skip
+    assert best == [("raw channel", 10)]
+    assert list(own["best_number"])[1:] == [110, None]
+
+
+def test_the_table_of_layers_marks_the_best_layer_of_each_classifier():
+    table = table_layers(synthetic_results(layers=("early", "middle", "late")))
+    own = table[(table["model"] == "finetuned") & (table["concept"] == "Mass")]
+    assert list(own["layer"]) == ["early", "middle", "late"]
+    assert [cell.best for cell in own["single_latent_auroc"]] == [False, False, True]
+    assert [cell.best for cell in own["best_latent_ap"]] == [False, True, False]
+    assert not any(cell.best for column in ("best_channel_ap", "gradcam_ap") for cell in own[column])
+    assert list(own["grid"]) == ["96 × 60", "48 × 30", "24 × 15"]
+    assert "single_latent_auroc,single_latent_auroc_low,single_latent_auroc_high" in to_csv(table).splitlines()[0]
+
+
+def test_layers_are_drawn_as_a_line_per_model_and_concept_over_the_layers_in_order():
+    results = synthetic_results(layers=("early", "middle", "late"))
+    separation, localization = plot_layers(frame(results["layers"]), title="Layers").get_axes()
+    assert [label.get_text() for label in separation.get_xticklabels()] == ["early", "middle", "late"]
+    line = {line.get_label(): line for line in localization.get_lines()}["finetuned, Suspicious calcification"]
+    own = [r for r in results["layers"] if (r["model"], r["concept"]) == ("finetuned", "Suspicious_Calcification")]
+    np.testing.assert_allclose(line.get_ydata(), [row["best_latent_ap"] for row in own])
+    np.testing.assert_allclose(line.get_xdata(), [0, 1, 2], atol=0.1)
+    drawn = {round(y, 9) for path in separation.collections for s in path.get_segments() for y in s[:, 1]}
+    assert {round(row["single_latent_auroc_low"], 9) for row in own} <= drawn
+    same_concept = {line.get_label(): line for line in localization.get_lines()}["pretrained, Suspicious calcification"]
+    assert same_concept.get_color() == line.get_color()
+    assert same_concept.get_marker() != line.get_marker()
+
+
+def test_layers_without_any_box_are_still_drawn():
+    rows = frame(synthetic_results(layers=("early", "late"))["layers"]).assign(best_latent_ap=np.nan)
+    low, high = plot_layers(rows, title="Layers").get_axes()[1].get_ylim()
+    assert low == 0 < high
 
 
 def test_rankings_table_names_the_roles():
@@ -448,6 +493,16 @@ def test_a_study_gets_all_figures_and_tables_under_their_names(tmp_path):
     assert all(path.parent == tmp_path / "figures" and path.stat().st_size > 10_000 for path in written)
     tables = {path.name for path in write_tables(results, tmp_path)}
     assert {"table_1.csv", "table_2.tex", "rankings.md", "interventions.csv"} <= tables
+    assert "layers.csv" not in tables
+
+
+def test_a_study_of_several_layers_gets_their_figure_and_table(tmp_path):
+    results = synthetic_results(layers=("early", "late"))
+    results["models"] = results["models"][:1]
+    written = write_figures(results, synthetic_class_means(results), [], tmp_path)
+    assert tmp_path / "figures" / "layers.png" in written
+    assert tmp_path / "tables" / "layers.csv" in write_tables(results, tmp_path)
+    assert "The 10 best latents" in (tmp_path / "tables" / "rankings.md").read_text()
 
 
 def test_patients_images_are_drawn_only_when_the_config_asks_for_them(tmp_path):
@@ -490,10 +545,13 @@ def test_results_are_read_back_as_they_were_written(tmp_path):
         (lambda r: r.update(format_version=2), "format_version"),
         (lambda r: r.update(data_kind="mri"), "data_kind"),
         (lambda r: r["rankings"][0].pop("class"), r"rankings\.0\.class"),
+        (lambda r: r["baselines"][3].update(method="guess"), r"baselines\.3\.method"),
+        (lambda r: r["layers"][1].pop("d_sae"), r"layers\.1\.d_sae"),
+        (lambda r: r.pop("layer"), "layer is missing"),
     ],
 )
 def test_damaged_results_are_refused_in_one_line_that_names_the_place(damage, place):
-    results = synthetic_results()
+    results = synthetic_results(baselines=True, layers=("early", "late"))
     damage(results)
     with pytest.raises(InputError, match=place) as caught:
         validate_results(results)

@@ -3,6 +3,7 @@
 import base64
 import math
 import os
+import posixpath
 from collections import Counter
 from importlib import resources
 from pathlib import Path
@@ -15,28 +16,32 @@ from markupsafe import Markup
 
 from mammosae_plugin.files import write_text
 from mammosae_plugin.report.paper import compare_figure_2, compare_table_1, compare_table_2
-from mammosae_plugin.report.summary import RESTORED, Finding, findings, summary
+from mammosae_plugin.report.summary import RESTORED, Finding, baselines_summary, findings, layers_summary, summary
 from mammosae_plugin.report.views import TableView, rankings_view, shared_latents, sweep_view, table_view
 from mammosae_plugin.visualization.names import (
+    FIGURE_LAYERS,
     FIGURES_FOLDER,
     MINUS,
     REPORT_FILE,
     figure_2_name,
     figure_3_name,
     figure_4_name,
+    layer_folder,
     readable,
 )
 from mammosae_plugin.visualization.results import (
     Results,
     Row,
     concepts,
+    layer_names,
     load_results,
     may_show_images,
     model_names,
+    n_best,
     number,
     pairs,
 )
-from mammosae_plugin.visualization.tables import MISSING, Estimate, table_1, table_2
+from mammosae_plugin.visualization.tables import MISSING, Estimate, table_1, table_2, table_layers
 
 _DATA_KINDS = {"phantom": "generated phantom images", "vindr": "VinDr-Mammo"}
 _SIGNS = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}
@@ -82,7 +87,9 @@ def _content(results: Results, figures_folder: Path) -> dict[str, Any]:
         "data_kind": _DATA_KINDS[results["data_kind"]],
         "summary": summary(results),
         "restored": RESTORED,
-        "glance": _glance(found),
+        "glance": _glance(found, n_best(results)),
+        "top": n_best(results),
+        "layers": _layers(results, figures_folder) if results.get("layers") else None,
         "comparison": _comparison_note(results),
         "splits": table_view(pd.DataFrame(results["data"]["splits"])),
         "prevalence": table_view(_prevalence(results), n_labels=2),
@@ -106,7 +113,10 @@ def _content(results: Results, figures_folder: Path) -> dict[str, Any]:
             )
             for model, concept in pairs(results)
         ],
-        "table_2": table_view(table_2(results), n_labels=3),
+        "table_2": _table_2(results),
+        "iou_thresholds": sorted({f"{row['iou_threshold']:g}" for row in results["localization"]}),
+        "baselines": baselines_summary(results),
+        "methods": {row["method"] for row in results.get("baselines", [])},
         "n_boxes": max((row.get("n_boxes", 0) for row in results["localization"]), default=0),
         "paper_table_2": table_view(compare_table_2(results), n_labels=3) if paper else None,
         "images_shown": may_show_images(results),
@@ -174,7 +184,7 @@ def _figures_3(results: Results, folder: Path) -> list[Row]:
     return [figure for pair, figure in figures if figure["source"] or pair in localized]
 
 
-def _glance(found: list[Finding]) -> TableView | None:
+def _glance(found: list[Finding], top: int) -> TableView | None:
     rows: list[Row] = []
     for finding in found:
         group, best = finding.restoring, finding.best or {}
@@ -185,7 +195,7 @@ def _glance(found: list[Finding]) -> TableView | None:
                 "concept": finding.concept,
                 "AUROC without SAE": finding.without,
                 "with SAE": finding.with_sae,
-                "recovered by the 10 best": finding.recovered_by_ten,
+                f"recovered by the {top} best": finding.recovered_by_best,
                 "restoring k": group.k if group else None,
                 "AUROC there": group.auroc if group else none,
                 "random groups there": group.random if group else none,
@@ -194,6 +204,43 @@ def _glance(found: list[Finding]) -> TableView | None:
             }
         )
     return table_view(pd.DataFrame(rows, dtype=object))
+
+
+def _table_2(results: Results) -> TableView | None:
+    """Table 2 without the column of the IoU where all rows have the same, which the caption then says."""
+    table = table_2(results)
+    if table["iou_threshold"].nunique() == 1:
+        return table_view(table.drop(columns="iou_threshold"), n_labels=4)
+    return table_view(table, n_labels=5)
+
+
+def _layers(results: Results, folder: Path) -> dict[str, Any]:
+    """The section on several layers: where their reports lie, two sentences, a figure, three tables."""
+    layer, table = results["layer"], table_layers(results)
+    own = layer_folder(layer["name"], layer["primary"])
+    links = [
+        (name, posixpath.relpath(f"{layer_folder(name, layer['primary'])}/{REPORT_FILE}", own))
+        for name in layer_names(results)
+        if name != layer["name"]
+    ]
+    shapes = ["layer", "hook_name", "grid", "channels", "latents"]
+    quality = ["explained_variance", "l0", "dead_share"]
+    separation = ["auroc_without_sae", "auroc_with_sae", "single_latent", "single_latent_auroc"]
+    precisions = ["best_latent", "best_latent_ap", "best_channel_ap", "gradcam_ap"]
+    place = ["model", "concept", "layer"]
+    localization = table[[*place, *precisions]]
+    localization = localization[
+        [any(math.isfinite(cell.value) for cell in row[4:]) for row in localization.itertuples(index=False)]
+    ]
+    return {
+        "name": layer["name"],
+        "links": links,
+        "summary": layers_summary(results),
+        "figure": _figure(folder, FIGURE_LAYERS, "AUROC of the best single latent and average precision, by layer"),
+        "shapes": table_view(table[shapes].drop_duplicates()),
+        "separation": table_view(table[[*place, *quality, *separation, "recovered", "removal_excess"]], n_labels=3),
+        "localization": table_view(localization, n_labels=3),
+    }
 
 
 def _comparison_note(results: Results) -> str:

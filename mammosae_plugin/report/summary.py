@@ -8,6 +8,9 @@ from mammosae_plugin.visualization.names import readable
 from mammosae_plugin.visualization.results import (
     Results,
     Row,
+    best_row,
+    layer_names,
+    n_best,
     number,
     pairs,
     reconstruction_row,
@@ -17,7 +20,6 @@ from mammosae_plugin.visualization.results import (
 from mammosae_plugin.visualization.tables import Estimate, estimate
 
 RESTORED = 0.95  # share of the AUROC above chance at which a group counts as restoring the model
-_K_OFF = 10
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,10 @@ class Finding:
         without: AUROC of the unmodified model.
         with_sae: AUROC with the SAE spliced in.
         difference: with minus without, paired interval.
-        recovered_by_ten: share of the AUROC above chance left when only the 10 best latents per class are kept.
+        recovered_by_best: share of the AUROC above chance left when only the best latents per class are kept, as many
+            as the study looks at (`analysis.top`).
         restoring: the kept group of the smallest k > 0 that restores the model, None when no group does.
-        off: the silenced group of the k nearest to ten.
+        off: the silenced group of the k nearest to that number.
         best: the localization row of the latent with the highest average precision above 0.
     """
 
@@ -60,7 +63,7 @@ class Finding:
     without: Estimate
     with_sae: Estimate
     difference: Estimate
-    recovered_by_ten: Estimate
+    recovered_by_best: Estimate
     restoring: Group | None
     off: Group | None
     best: Row | None
@@ -73,7 +76,7 @@ class Finding:
 
 def findings(results: Results) -> list[Finding]:
     """One `Finding` per model and concept, in the study's order; sweeps without the error term, as in the paper."""
-    found = []
+    found, top = [], n_best(results)
     for model, concept in pairs(results):
         reference = reference_auroc(results, model, concept)
         groups: dict[str, list[Group]] = {"activate": [], "deactivate": []}
@@ -82,10 +85,7 @@ def findings(results: Results) -> list[Finding]:
                 groups[row["mode"]].append(_group(row))
         shares = {group.k: recovered(group.auroc.value, reference) for group in groups["activate"]}
         restoring = [group for group in groups["activate"] if shares[group.k] >= RESTORED]
-        # With several thresholds or IoUs the first stands for the study.
         boxes = [row for row in results["localization"] if (row["model"], row["concept"]) == (model, concept)]
-        boxes = [r for r in boxes if all(r[key] == boxes[0][key] for key in ("threshold", "iou_threshold"))]
-        boxes = [row for row in boxes if number(row["average_precision"]) > 0]
         found.append(
             Finding(
                 model=model,
@@ -93,10 +93,10 @@ def findings(results: Results) -> list[Finding]:
                 without=estimate(reconstruction_row(results, model, concept, "without_sae"), "auroc"),
                 with_sae=estimate(reconstruction_row(results, model, concept, "with_sae"), "auroc"),
                 difference=estimate(reconstruction_row(results, model, concept, "difference"), "auroc", signed=True),
-                recovered_by_ten=Estimate(shares.get(10, math.nan)),
+                recovered_by_best=Estimate(shares.get(top, math.nan)),
                 restoring=min(restoring, key=lambda group: group.k, default=None),
-                off=min(groups["deactivate"], key=lambda group: (abs(group.k - _K_OFF), group.k), default=None),
-                best=max(boxes, key=lambda row: (number(row["average_precision"]), -row["rank"]), default=None),
+                off=min(groups["deactivate"], key=lambda group: (abs(group.k - top), group.k), default=None),
+                best=best_row(boxes),
             )
         )
     return found
@@ -121,6 +121,91 @@ def summary(results: Results) -> list[str]:
     for part in (_cost, _restoring, _controls, _switched_off, _localization):
         sentences += part(found)
     return sentences
+
+
+def baselines_summary(results: Results) -> list[str]:
+    """Whether latents mark boxes better than raw channels and than Grad-CAM: what the SAE adds, or does not."""
+    sentences = []
+    for method, words in (("channel", "the best raw channel"), ("grad_cam", "Grad-CAM")):
+        theirs = [row for row in results.get("baselines", []) if row["method"] == method]
+        compared = [
+            (f"{model}, {readable(concept)}", _best_ap(results["localization"], model, concept), other)
+            for model, concept in pairs(results)
+            if math.isfinite(other := _best_ap(theirs, model, concept))
+        ]
+        if compared:
+            sentences.append(_compared(compared, words))
+    return sentences
+
+
+def _best_ap(rows: list[Row], model: str, concept: str) -> float:
+    """The best average precision of one model and concept; NaN without rows."""
+    own = [row for row in rows if (row["model"], row["concept"]) == (model, concept)]
+    best = best_row(own)
+    return number(best["average_precision"]) if best else 0.0 if own else math.nan
+
+
+def _compared(compared: list[tuple[str, float, float]], words: str) -> str:
+    n = len(compared)
+    ours, theirs = sum(own for _, own, _ in compared) / n, sum(other for _, _, other in compared) / n
+    figures = f"average precision {ours:.3f} against {theirs:.3f}" + (", means over the classifiers" if n > 1 else "")
+    losing = [name for name, own, other in compared if own <= other]
+    if not losing:
+        whom = f"all {n} classifiers" if n > 1 else "the classifier"
+        return f"The best latent marks the boxes better than {words} for {whom} ({figures})."
+    if len(losing) == n:
+        whom = f"any of the {n} classifiers" if n > 1 else "the classifier"
+        return f"The best latent marks the boxes no better than {words} for {whom} ({figures})."
+    return (
+        f"The best latent marks the boxes better than {words} for {n - len(losing)} of {n} classifiers, and no better "
+        f"for {_list(losing)} ({figures})."
+    )
+
+
+def layers_summary(results: Results) -> list[str]:
+    """Which layer separates best and which localizes best, by the mean over classifiers, and how sure that is."""
+    sentences = []
+    for column, verb, what in (
+        ("single_latent_auroc", "separates the classes best", "its test AUROC"),
+        ("best_latent_ap", "marks the annotated boxes best", "its average precision"),
+    ):
+        by_pair: dict[tuple[str, str], dict[str, Row]] = {}
+        for row in results.get("layers", []):
+            by_pair.setdefault((row["model"], row["concept"]), {})[row["layer"]] = row
+        names = layer_names(results)
+        known = [
+            layers
+            for layers in by_pair.values()
+            if len(layers) == len(names) and all(math.isfinite(number(row[column])) for row in layers.values())
+        ]
+        if not known:
+            continue
+        n = len(known)
+        mean = {name: sum(number(layers[name][column]) for layers in known) / n for name in names}
+        first, *others = sorted(names, key=lambda name: (-mean[name], names.index(name)))
+        leading = sum(all(layers[first][column] >= layers[name][column] for name in others) for layers in known)
+        means = ", ".join(f"{mean[name]:.3f} at {name}" for name in others)
+        average = f", the mean over {n} classifiers," if n > 1 else ""
+        sentence = f"A single latent {verb} at {first}: {what}{average} is {mean[first]:.3f} there ({means})."
+        if n > 1 and leading < n:
+            sentence += f" That layer leads for {leading} of the {n} classifiers."
+        sentences.append(sentence + _overlap(known, first, others[0], column))
+    return sentences
+
+
+def _overlap(known: list[dict[str, Row]], first: str, second: str, column: str) -> str:
+    """Says for how many classifiers the intervals of two layers overlap, where there are intervals."""
+    overlaps = []
+    for layers in known:
+        lows, highs = (
+            [number(layers[name].get(f"{column}_{end}")) for name in (first, second)] for end in ("low", "high")
+        )
+        if all(map(math.isfinite, [*lows, *highs])):
+            overlaps.append(max(lows) <= min(highs))
+    if not any(overlaps):
+        return ""
+    whom = f"{sum(overlaps)} of {len(overlaps)} classifiers" if len(overlaps) > 1 else "the classifier"
+    return f" Its 95 % interval overlaps that of {second} for {whom}, so the order may be chance there."
 
 
 def _cost(found: list[Finding]) -> list[str]:

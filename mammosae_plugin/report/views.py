@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from mammosae_plugin.visualization.results import Results, Row, frame, number, pairs
+from mammosae_plugin.visualization.results import Results, Row, frame, n_best, number, pairs
 from mammosae_plugin.visualization.tables import MISSING, Estimate, cell_text, heading, is_numeric
 
 
@@ -65,7 +65,7 @@ def _cell(column: str, value: object) -> Cell:
     return Cell(cell_text(column, value))
 
 
-def rankings_view(results: Results, model: str, concept: str, score: str, *, n_best: int = 10) -> TableView | None:
+def rankings_view(results: Results, model: str, concept: str, score: str) -> TableView | None:
     """The best latents of all classes of one model and concept side by side: rank, then latent and score per class."""
     of_class = [
         row for row in results["rankings"] if (row["model"], row["concept"], row["score"]) == (model, concept, score)
@@ -79,7 +79,7 @@ def rankings_view(results: Results, model: str, concept: str, score: str, *, n_b
         words = {"0": "without finding", "1": "with finding"}.get(str(row["class"])) if binary else None
         headings += [("Latent, " + (words or f"class {row['class']}"), True), ("Score", True)]
     rows = []
-    for position in range(min(n_best, max(len(row["latents"]) for row in of_class))):
+    for position in range(min(n_best(results), max(len(row["latents"]) for row in of_class))):
         cells = [Cell(str(position + 1))]
         for row in of_class:
             if position < len(row["latents"]):
@@ -92,10 +92,10 @@ def rankings_view(results: Results, model: str, concept: str, score: str, *, n_b
     return TableView(headings, rows, [False] * len(rows))
 
 
-def shared_latents(results: Results, model: str, concept: str, score: str, *, n_best: int = 10) -> int | None:
-    """How many latents are among the `n_best` of every class; `None` with fewer than two classes."""
+def shared_latents(results: Results, model: str, concept: str, score: str) -> int | None:
+    """How many of the best latents are those of every class; `None` with fewer than two classes."""
     best = [
-        set(row["latents"][:n_best])
+        set(row["latents"][: n_best(results)])
         for row in results["rankings"]
         if (row["model"], row["concept"], row["score"]) == (model, concept, score)
     ]

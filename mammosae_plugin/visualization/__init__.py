@@ -6,6 +6,7 @@ arrays and return a matplotlib `Figure`. File names come from `names`, so that t
 
 from mammosae_plugin.visualization.curves import plot_sweep, plot_sweeps
 from mammosae_plugin.visualization.heatmaps import plot_heatmaps
+from mammosae_plugin.visualization.layers import plot_layers
 from mammosae_plugin.visualization.names import figure_2_name, figure_3_name, figure_4_name
 from mammosae_plugin.visualization.output import HeatmapPanels, write_figures, write_tables
 from mammosae_plugin.visualization.results import Results, load_results, may_show_images, validate_results
@@ -16,6 +17,7 @@ from mammosae_plugin.visualization.tables import (
     table_1,
     table_2,
     table_interventions,
+    table_layers,
     table_rankings,
     write_table,
 )
@@ -31,12 +33,14 @@ __all__ = [
     "may_show_images",
     "plot_class_means",
     "plot_heatmaps",
+    "plot_layers",
     "plot_sweep",
     "plot_sweeps",
     "save_figure",
     "table_1",
     "table_2",
     "table_interventions",
+    "table_layers",
     "table_rankings",
     "validate_results",
     "write_figures",

@@ -6,6 +6,8 @@ FIGURES_FOLDER = "figures"
 TABLES_FOLDER = "tables"
 RESULTS_FILE = "results.json"
 REPORT_FILE = "report.html"
+LAYERS_FOLDER = "layers"
+FIGURE_LAYERS = "layers.png"
 
 MINUS = "−"  # the typographic minus sign, as wide as a plus
 
@@ -28,6 +30,11 @@ def figure_3_name(model: str, concept: str) -> str:
 def figure_4_name(model: str, concept: str) -> str:
     """File of Figures 4 and 5: mean activation of every live latent in one class against the other."""
     return f"figure_4_{file_part(model)}_{file_part(concept)}.png"
+
+
+def layer_folder(layer: str, primary: str) -> str:
+    """Folder of a layer's report, relative to the study's results folder; that of the primary layer is "."."""
+    return "." if layer == primary else f"{LAYERS_FOLDER}/{file_part(layer)}"
 
 
 def readable(name: str) -> str:

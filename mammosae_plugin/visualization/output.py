@@ -11,7 +11,9 @@ from matplotlib.figure import Figure
 
 from mammosae_plugin.visualization.curves import plot_sweeps
 from mammosae_plugin.visualization.heatmaps import plot_heatmaps
+from mammosae_plugin.visualization.layers import plot_layers
 from mammosae_plugin.visualization.names import (
+    FIGURE_LAYERS,
     FIGURES_FOLDER,
     TABLES_FOLDER,
     figure_2_name,
@@ -25,6 +27,7 @@ from mammosae_plugin.visualization.results import (
     frame,
     may_show_images,
     model_names,
+    n_best,
     pairs,
     reference_auroc,
 )
@@ -34,6 +37,7 @@ from mammosae_plugin.visualization.tables import (
     table_1,
     table_2,
     table_interventions,
+    table_layers,
     table_rankings,
     write_table,
 )
@@ -70,7 +74,7 @@ def write_figures(
     heatmap_panels: Iterable[HeatmapPanels],
     results_folder: str | os.PathLike[str],
 ) -> list[Path]:
-    """Draw Figures 2, 3 and 4/5 of a study into `<results_folder>/figures`; returns the files written.
+    """Draw Figures 2, 3 and 4/5 of a study into `<results_folder>/figures`, and its layers where it has several.
 
     Args:
         results: the content of `results.json`.
@@ -78,9 +82,15 @@ def write_figures(
         heatmap_panels: one entry per Figure 3, consumed one at a time (a generator keeps memory small). It is not
             touched at all when the images are patients' and the config does not ask for images.
         results_folder: the study's results folder.
+
+    Returns:
+        The files written.
     """
     folder = Path(results_folder) / FIGURES_FOLDER
     written: list[Path] = []
+    if results.get("layers"):
+        written.append(folder / FIGURE_LAYERS)
+        save_figure(plot_layers(frame(results["layers"]), title="Layers side by side"), written[-1])
     for concept in concepts(results):
         models = model_names(results, concept)
         references = {model: reference_auroc(results, model, concept) for model in models}
@@ -137,12 +147,18 @@ def _class_means(results: Results, rows: pd.DataFrame, model: str, concept: str)
 
 
 def write_tables(results: Results, results_folder: str | os.PathLike[str]) -> list[Path]:
-    """Write Tables 1 and 2, the rankings and the interventions into `<results_folder>/tables`, each in three forms."""
+    """Write Tables 1 and 2, rankings, interventions and layers into `<results_folder>/tables`, each in three forms."""
     folder = Path(results_folder) / TABLES_FOLDER
+    found = "each of the best latents" + (", raw channels and Grad-CAM" if results.get("baselines") else "")
     tables = (
         (table_1(results), "table_1", "Classification on the test split without and with the SAE (95 % intervals)."),
-        (table_2(results), "table_2", "Localization: average precision of boxes from each of the best latents."),
-        (table_rankings(results), "rankings", "The ten best latents of every class."),
+        (table_2(results), "table_2", f"Localization: average precision of boxes from {found}."),
+        (table_rankings(results), "rankings", f"The {n_best(results)} best latents of every class."),
         (table_interventions(results), "interventions", "Interventions on groups of latents (Figure 2 in numbers)."),
+        (
+            table_layers(results),
+            "layers",
+            "The layers side by side: the SAE, separation and localization on test images.",
+        ),
     )
     return [path for table, name, caption in tables if len(table) for path in write_table(table, folder, name, caption)]

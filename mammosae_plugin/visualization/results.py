@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json
@@ -24,10 +24,18 @@ Row = dict[str, Any]
 
 class _Optional(TypedDict, total=False):
     checks: list[Row]
+    baselines: list[Row]
+    n_controls: int
+    layer: dict[str, str]
+    layers: list[Row]
 
 
 class Results(_Optional):
-    """The content of `results.json`, format version 1; `checks` may be absent."""
+    """The content of `results.json`, format version 1; `checks`, `baselines` and `n_controls` may be absent.
+
+    `layers` (a row per layer, model and concept) and `layer` (`name` of the layer that the other parts are about, and
+    `primary`, the layer whose report lies at the top) are there when the study has more than one layer.
+    """
 
     format_version: Literal[1]
     title: str
@@ -103,6 +111,38 @@ class _Localization(_Of):
     average_precision: float | None
 
 
+class _Baseline(_Localization):
+    method: Literal["channel", "grad_cam"]
+
+
+class _Layer(_Of):
+    layer: str
+    hook_name: str
+    grid: list[int]
+    d_in: int
+    d_sae: int
+    explained_variance: float | None
+    l0: float | None
+    dead_share: float | None
+    auroc_without_sae: float | None
+    auroc_with_sae: float | None
+    single_latent: int | None
+    single_latent_auroc: float | None
+    single_latent_auroc_low: float | None
+    single_latent_auroc_high: float | None
+    recovered: float | None
+    removal_excess: float | None
+    best_latent: int | None
+    best_latent_ap: float | None
+    best_channel_ap: float | None
+    gradcam_ap: float | None
+
+
+class _WhichLayer(_Section):
+    name: str
+    primary: str
+
+
 class _Check(_Section):
     name: str
     value: float | None
@@ -165,6 +205,16 @@ class _ResultsCheck(_Section):
     localization: list[_Localization]
     named_latents: dict[str, list[_Named]]
     checks: list[_Check] = []
+    baselines: list[_Baseline] = []
+    n_controls: int = 0
+    layer: _WhichLayer | None = None
+    layers: list[_Layer] = []
+
+    @model_validator(mode="after")
+    def _layers_are_named(self) -> "_ResultsCheck":
+        if self.layers and self.layer is None:
+            raise ValueError("layer is missing, which says whose results these are")
+        return self
 
 
 _CHECK = TypeAdapter(_ResultsCheck)
@@ -223,6 +273,27 @@ def concepts(results: Results) -> list[str]:
 def model_names(results: Results, concept: str) -> list[str]:
     """The models that predict `concept`, in order."""
     return [name for name, of in pairs(results) if of == concept]
+
+
+def n_best(results: Results) -> int:
+    """How many of the best latents the study looks at: `analysis.top` of its config."""
+    analysis = results["config"].get("analysis")
+    return int(analysis.get("top", 10)) if isinstance(analysis, dict) else 10
+
+
+def best_row(rows: list[Row]) -> Row | None:
+    """The row of the highest average precision above 0, the first of equal ones; None without one.
+
+    With several thresholds or IoUs the first of them stands for the study.
+    """
+    chosen = [row for row in rows if all(row[key] == rows[0][key] for key in ("threshold", "iou_threshold"))]
+    chosen = [row for row in chosen if number(row["average_precision"]) > 0]
+    return max(chosen, key=lambda row: (number(row["average_precision"]), -row["rank"]), default=None)
+
+
+def layer_names(results: Results) -> list[str]:
+    """The layers of a study of several, in order, each once; empty for a study of one layer."""
+    return list(dict.fromkeys(row["layer"] for row in results.get("layers", [])))
 
 
 def reconstruction_row(results: Results, model: str, concept: str, variant: str) -> Row:

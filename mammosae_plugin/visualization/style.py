@@ -24,6 +24,7 @@ BACKGROUND_LATENT = "#0072b2"
 OTHER_LATENT = "#a9b1b9"
 TRUTH_BOX = "#ff2a2a"
 PREDICTED_BOX = "#ffffff"
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 HEATMAP_COLORS = "viridis"
 
 _STYLE: dict[str, Any] = {

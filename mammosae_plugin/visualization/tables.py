@@ -9,7 +9,7 @@ import csv
 import io
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from mammosae_plugin.visualization.results import (
     METRICS,
     Results,
     Row,
+    n_best,
     number,
     pairs,
     reconstruction_row,
@@ -29,6 +30,19 @@ from mammosae_plugin.visualization.results import (
 )
 
 MISSING = "–"
+METHODS = {"channel": "raw channel", "grad_cam": "Grad-CAM"}
+_LAYER_PLACE = ("model", "concept", "layer")
+_LAYER_SHAPE = ("hook_name", "grid", "channels", "latents", "explained_variance", "l0", "dead_share")
+_LAYER_SEPARATION = (
+    "auroc_without_sae",
+    "auroc_with_sae",
+    "single_latent",
+    "single_latent_auroc",
+    "recovered",
+    "removal_excess",
+)
+_LAYER_PRECISIONS = ("best_latent_ap", "best_channel_ap", "gradcam_ap")
+_LAYER_LOCALIZATION = ("best_latent", *_LAYER_PRECISIONS)
 _VARIANTS = {"without_sae": "without SAE", "with_sae": "with SAE", "difference": "difference"}
 _HEADINGS = {
     "auroc": "AUROC",
@@ -45,6 +59,18 @@ _HEADINGS = {
     "mass_auroc": "AUROC, random groups of same activation",
     "iou_threshold": "IoU",
     "k": "k",
+    "best_number": "Best",
+    "l0": "L0",
+    "hook_name": "Hook point",
+    "auroc_without_sae": "AUROC without SAE",
+    "auroc_with_sae": "AUROC with SAE",
+    "single_latent": "Best single latent",
+    "single_latent_auroc": "AUROC, single latent",
+    "recovered": "AUROC recovered",
+    "removal_excess": "AUROC lost beyond random",
+    "best_latent_ap": "AP, best latent",
+    "best_channel_ap": "AP, best raw channel",
+    "gradcam_ap": "AP, Grad-CAM",
 }
 _LATEX_WIDTH = 95  # characters of a row that fit on a page; a wider table is scaled down
 _LATEX = {
@@ -245,34 +271,94 @@ def table_1(results: Results) -> pd.DataFrame:
 
 
 def table_2(results: Results) -> pd.DataFrame:
-    """Table 2 of the paper: average precision of boxes from each of the best latents; the best of a row is marked.
+    """Table 2 of the paper: average precision of boxes from each of the best latents, beside the baselines.
 
-    One row per model, concept, threshold and IoU; columns rank_1, rank_2, ... hold the average precision of the latent
-    of that rank, `best_latent` the index of the best one.
+    One row per model, concept, threshold, IoU and method (latent, raw channel, Grad-CAM); columns rank_1, rank_2, ...
+    hold the average precision of the latent or channel of that rank, `best_number` the index of the best one. The best
+    cell among all methods of a model, concept, threshold and IoU is marked.
     """
-    groups: dict[tuple[str, str, str, float], list[Row]] = {}
-    for row in results["localization"]:
+    methods = [("latent", row) for row in results["localization"]]
+    methods += [(METHODS[row["method"]], row) for row in results.get("baselines", [])]
+    groups: dict[tuple[str, str, str, float], dict[str, dict[int, Row]]] = {}
+    for method, row in methods:
         key = (row["model"], row["concept"], row["threshold"], float(row["iou_threshold"]))
-        groups.setdefault(key, []).append(row)
-    n_ranks = max((row["rank"] for row in results["localization"]), default=0)
-    ranks = range(1, n_ranks + 1)
+        groups.setdefault(key, {}).setdefault(method, {})[row["rank"]] = row
+    ranks = range(1, max((row["rank"] for _, row in methods), default=0) + 1)
     order = {pair: position for position, pair in enumerate(pairs(results))}
     rows: list[Row] = []
     for key in sorted(groups, key=lambda key: order.get(key[:2], len(order))):
-        by_rank = {row["rank"]: row for row in groups[key]}
-        values = {rank: number(row["average_precision"]) for rank, row in by_rank.items()}
-        best = max((rank for rank in values if values[rank] > 0), key=lambda rank: (values[rank], -rank), default=None)
-        rows.append(
-            dict(zip(("model", "concept", "threshold", "iou_threshold"), key, strict=True))
-            | {f"rank_{r}": Estimate(values.get(r, math.nan), best=r == best) for r in ranks}
-            | {"best_latent": by_rank[best]["latent"] if best is not None else None}
-        )
-    columns = ["model", "concept", "threshold", "iou_threshold", *(f"rank_{r}" for r in ranks), "best_latent"]
+        highest = {
+            method: max(by_rank.values(), key=lambda row: (_precision(row), -row["rank"]))
+            for method, by_rank in groups[key].items()
+        }
+        winner = max(highest.values(), key=_precision)
+        for method, by_rank in groups[key].items():
+            own = highest[method]
+            rows.append(
+                dict(zip(("model", "concept", "threshold", "iou_threshold"), key, strict=True))
+                | {"method": method}
+                | {f"rank_{r}": _ranked(by_rank.get(r), winner) for r in ranks}
+                | {"best_number": own["latent"] if own["latent"] >= 0 and _precision(own) > 0 else None}
+            )
+    columns = ["model", "concept", "threshold", "iou_threshold", "method", *(f"rank_{r}" for r in ranks), "best_number"]
     return pd.DataFrame(rows, columns=columns, dtype=object)  # or a missing latent would turn the others into floats
 
 
-def table_rankings(results: Results, *, n_best: int = 10) -> pd.DataFrame:
-    """The `n_best` latents of every class, best first: one row per model, concept, score, class and rank."""
+def _precision(row: Row) -> float:
+    """For finding the best: a value that could not be computed is the worst."""
+    value = number(row["average_precision"])
+    return -1.0 if math.isnan(value) else value
+
+
+def _ranked(row: Row | None, winner: Row) -> Estimate | None:
+    """A cell of Table 2; None where a method has no such rank."""
+    if row is None:
+        return None
+    return Estimate(number(row["average_precision"]), best=row is winner and _precision(row) > 0)
+
+
+def table_layers(results: Results) -> pd.DataFrame:
+    """The layers of a study side by side, a row per model, concept and layer; the best layer of each is marked.
+
+    The marked columns are the AUROC of the best single latent (separation) and the average precision of the best
+    latent, channel and Grad-CAM (localization; one cell is marked).
+    """
+    rows: list[Row] = []
+    for model, concept in pairs(results):
+        own = [row for row in results.get("layers", []) if (row["model"], row["concept"]) == (model, concept)]
+        separating = max((number(row["single_latent_auroc"]) for row in own), default=0.0, key=_or_zero)
+        marking = max((_or_zero(number(row[name])) for row in own for name in _LAYER_PRECISIONS), default=0.0)
+        for row in own:
+            single = estimate(row, "single_latent_auroc")
+            rows.append(
+                {"model": model, "concept": concept}
+                | {key: row[key] for key in ("layer", "hook_name")}
+                | {"grid": f"{row['grid'][0]} × {row['grid'][1]}", "channels": row["d_in"], "latents": row["d_sae"]}
+                | {
+                    key: Estimate(number(row[key]))
+                    for key in ("explained_variance", "dead_share", "auroc_without_sae", "auroc_with_sae")
+                }
+                | {"l0": number(row["l0"])}
+                | {"single_latent": row["single_latent"]}
+                | {"single_latent_auroc": replace(single, best=single.value == separating)}
+                | {"recovered": Estimate(number(row["recovered"]))}
+                | {"removal_excess": Estimate(number(row["removal_excess"]), signed=True)}
+                | {"best_latent": row["best_latent"]}
+                | {
+                    name: Estimate(number(row[name]), best=number(row[name]) == marking and marking > 0)
+                    for name in _LAYER_PRECISIONS
+                }
+            )
+    columns = [*_LAYER_PLACE, *_LAYER_SHAPE, *_LAYER_SEPARATION, *_LAYER_LOCALIZATION]
+    return pd.DataFrame(rows, columns=columns, dtype=object)
+
+
+def _or_zero(value: float) -> float:
+    return 0.0 if math.isnan(value) else value
+
+
+def table_rankings(results: Results) -> pd.DataFrame:
+    """The best latents of every class, as many as the study looks at: a row per model, concept, score, class, rank."""
     rows: list[Row] = []
     for ranking in results["rankings"]:
         roles = {
@@ -280,7 +366,7 @@ def table_rankings(results: Results, *, n_best: int = 10) -> pd.DataFrame:
             for row in results["named_latents"].get(f"{ranking['model']}/{ranking['concept']}", [])
         }
         test_means = ranking.get("test_mean_activation") or []
-        for position, latent in enumerate(ranking["latents"][:n_best]):
+        for position, latent in enumerate(ranking["latents"][: n_best(results)]):
             rows.append(
                 {
                     "model": ranking["model"],
