@@ -5,6 +5,7 @@ containers and a few numpy scalars and arrays, so they are read with `weights_on
 allowed, for the length of the call. Everything else is refused by name.
 """
 
+import codecs
 import os
 import pickle
 import pickletools
@@ -50,6 +51,7 @@ def read_torch_checkpoint(path: str | os.PathLike[str]) -> Any:
             head = file.read(9)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    refuse_what_was_never_a_checkpoint(path)
     if _is_safetensors_header(head):
         raise CheckpointFormatError(f"{path} is a safetensors file, where a checkpoint written by torch.save is wanted")
     is_zip = head.startswith(b"PK\x03\x04")
@@ -61,7 +63,10 @@ def read_torch_checkpoint(path: str | os.PathLike[str]) -> Any:
         with torch.serialization.safe_globals(ours):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
-        refused = _refused_name(str(error), is_pickle=is_zip or _is_plain_pickle(path))
+        is_pickle = is_zip or _is_plain_pickle(path)
+        if not is_pickle and (text := _first_text(path)) is not None:
+            raise CheckpointFormatError(f"{path} is a text file, not a torch checkpoint: it begins {text!r}") from error
+        refused = _refused_name(str(error), is_pickle=is_pickle)
         if refused is not None:
             raise UnsafeCheckpointError(
                 f"{path} asks for {refused}, which no checkpoint needs that this package reads; "
@@ -70,6 +75,26 @@ def read_torch_checkpoint(path: str | os.PathLike[str]) -> Any:
         raise _damaged(path, error) from error
     except Exception as error:  # a damaged pickle can fail in any way: index, key, type, end of file, memory
         raise _damaged(path, error) from error
+
+
+def refuse_what_was_never_a_checkpoint(path: Path) -> None:
+    """Refuse the three things that failed downloads leave under a checkpoint's name.
+
+    Raises:
+        CheckpointFormatError: the file is empty, a web page, or the pointer that Git keeps in place of a large file.
+    """
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        raise CheckpointFormatError(f"{path} is empty, the most truncated of downloads; get it again")
+    if head.startswith(b"version https://git-lfs.github.com/spec/"):
+        raise CheckpointFormatError(
+            f"{path} is a Git LFS pointer, not the file itself; get that with `git lfs pull` or through the Hub"
+        )
+    if re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|\?xml)", head, re.IGNORECASE):
+        raise CheckpointFormatError(
+            f"{path} is a web page, not a torch checkpoint; download the file itself, not the page about it"
+        )
 
 
 def is_safetensors(path: str | os.PathLike[str]) -> bool:
@@ -131,6 +156,17 @@ def _is_plain_pickle(path: Path) -> bool:
             return all(True for _ in pickletools.genops(file))
     except Exception:  # what pickletools raises on other bytes is not specified
         return False
+
+
+def _first_text(path: Path) -> str | None:
+    """How the file begins, if it begins with printable text."""
+    with path.open("rb") as file:
+        head = file.read(256)
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # incremental: the cut may split a character
+    except UnicodeDecodeError:
+        return None
+    return text[:40] if all(character.isprintable() or character in "\t\r\n" for character in text) else None
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointFormatError:

@@ -11,7 +11,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from mammosae_plugin.adapters.checkpoints import (
     read_torch_checkpoint,
     without_prefix,
 )
+from mammosae_plugin.adapters.sources import Source, find_source, is_on_hub
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import sha256_of_file, write_safetensors
 
@@ -148,7 +149,8 @@ class MammoClipClassifier(nn.Module):
         layer_aliases: the Mammo-SAE release's layer names to module paths: `layer_0` ... are the blocks in order, the
             last one (`layer_39` for B5) is the final map, `bn2` (after conv_head, batch norm and swish).
         static_padding: (left, right, top, bottom) of the convolutions that do not pad as timm does, by module path.
-        source: where the weights come from: kind, variant, files (names only) and their SHA-256.
+        source: where the weights come from: kind, variant, files (names only; in a repo their path) and their SHA-256;
+            and, where a file comes from the Hub, `hub`: per file its repo, revision as asked and commit, or None.
         default_cfg: timm's description of the architecture (its `input_size` is timm's, not a mammogram's).
         feature_info: timm's list of stages.
     """
@@ -225,18 +227,26 @@ def load_mammo_clip(
     checkpoint: str | os.PathLike[str],
     classifier: str | os.PathLike[str] | None = None,
     *,
+    filename: str | None = None,
+    classifier_filename: str | None = None,
+    revision: str | None = None,
     device: str | torch.device = "cpu",
 ) -> MammoClipClassifier:
     """Load a Mammo-CLIP (or Mammo-FM) image encoder, with or without a classifier, in evaluation mode.
 
     The variant, EfficientNet-B5 or B2, is told by the file. At Mammo-CLIP's input of 1520 x 912 (height x width) the
-    final map is (2048, 48, 29) for B5 and (1408, 48, 29) for B2.
+    final map is (2048, 48, 29) for B5 and (1408, 48, 29) for B2. Mammo-FM's text tower is another one; it is not read.
 
     Args:
         checkpoint: a pretraining checkpoint (`b5-model-best-epoch-7.tar`), a downstream classifier file, which holds
-            the encoder too, or a `.safetensors` that `save_classifier` wrote.
+            the encoder too, or a `.safetensors` that `save_classifier` wrote. A local file; a Hub repo ("owner/name")
+            or local folder with `filename`; or "hf://owner/name[@revision]/path/in/repo".
         classifier: a downstream classifier file for a pretraining checkpoint; its encoder, if it has one, and its head
-            replace the checkpoint's.
+            replace the checkpoint's. Named like `checkpoint`.
+        filename: the checkpoint's name inside the repo or folder.
+        classifier_filename: the classifier's; without `classifier`, inside the checkpoint's repo or folder.
+        revision: branch, tag or commit, for the files that come from the Hub. Name a commit where results must be
+            reproducible; the commit that was read is recorded in any case.
         device: where to put the model.
 
     Returns:
@@ -245,16 +255,19 @@ def load_mammo_clip(
     Raises:
         UnsafeCheckpointError: a file asks for code; none of it was run.
         CheckpointFormatError: a file is damaged, has another architecture, or missing, unexpected or misshapen keys.
-        InputError: a path that cannot be read, or a combination of files that means nothing.
+        InputError: a path, repo, revision or file that cannot be read, or a combination of them that means nothing.
     """
-    if is_safetensors(checkpoint):
-        if classifier is not None:
-            raise InputError(f"{checkpoint} is a whole classifier already; give it alone, without {classifier}")
-        model = _read_saved_classifier(Path(checkpoint))
-    else:
-        if classifier is not None and is_safetensors(classifier):
-            raise InputError(f"{classifier} is a whole classifier already; give it alone, without {checkpoint}")
-        model = _read_mammo_clip(Path(checkpoint), None if classifier is None else Path(classifier))
+    named = [(checkpoint, filename)]
+    if classifier is not None or classifier_filename is not None:
+        named.append((checkpoint if classifier is None else classifier, classifier_filename))
+    if revision is not None and not any(is_on_hub(place) for place, _ in named):
+        raise InputError(f"revision {revision!r} means nothing for local files; leave it out")
+    files = [find_source(place, name, revision=revision if is_on_hub(place) else None) for place, name in named]
+    whole = [file for file in files if is_safetensors(file.path)]
+    if whole and len(files) > 1:
+        other = files[0] if whole[0] is files[1] else files[1]
+        raise InputError(f"{whole[0].path} is a whole classifier already; give it alone, without {other.path}")
+    model = _read_saved_classifier(whole[0]) if whole else _read_mammo_clip(*files)
     return model.eval().to(device)
 
 
@@ -319,7 +332,8 @@ def _create(architecture: str, n_class: int, *, seed: int = 0) -> nn.Module:
     return network
 
 
-def _read_saved_classifier(path: Path) -> MammoClipClassifier:
+def _read_saved_classifier(source: Source) -> MammoClipClassifier:
+    path = source.path
     try:
         with safe_open(path, framework="pt") as file:
             header_text = (file.metadata() or {}).get(_HEADER_KEY)
@@ -340,8 +354,7 @@ def _read_saved_classifier(path: Path) -> MammoClipClassifier:
             static_padding={name: (p[0], p[1], p[2], p[3]) for name, p in header["static_padding"].items()},
             source={
                 "kind": "saved_classifier",
-                "files": [path.name],
-                "sha256": [sha256_of_file(path)],
+                **_origin([source]),
                 "metadata": header["metadata"],
                 "trained_from": header["source"],
             },
@@ -357,54 +370,34 @@ def _read_saved_classifier(path: Path) -> MammoClipClassifier:
 
 
 @dataclass(frozen=True)
-class _MammoClipFile:
-    """The parts of a Mammo-CLIP file that matter here, under the original's names without prefix."""
+class MammoClipFile:
+    """The parts of a Mammo-CLIP file that matter here, under the original's names.
+
+    Attributes:
+        path: the file.
+        weights: everything of the file's model, without the prefix of DataParallel.
+        encoder: the image encoder's part, without `image_encoder.`; empty if there is none.
+        head: the linear head's part (`weight`, `bias`), without its prefix; empty if there is none.
+        config_name: what the file's configuration calls the image encoder, None if it has none.
+    """
 
     path: Path
+    weights: Mapping[str, Any]
     encoder: Mapping[str, Any]
     head: Mapping[str, Any]
     config_name: str | None
 
 
-def _read_mammo_clip(checkpoint: Path, classifier: Path | None) -> MammoClipClassifier:
-    files = [_open_mammo_clip(path) for path in (checkpoint, classifier) if path is not None]
-    encoders = [file for file in files if file.encoder]
-    if not encoders:
-        raise CheckpointFormatError(
-            f"{checkpoint} has a head but no image encoder; give the pretraining checkpoint too"
-        )
-    variants = [_variant_of(file) for file in encoders]
-    if variants[0] != variants[-1]:
-        raise CheckpointFormatError(
-            f"{checkpoint} is an EfficientNet {variants[0].name} and {classifier} an EfficientNet {variants[-1].name}; "
-            "give two files of one variant"
-        )
-    variant, encoder, last = variants[0], encoders[-1], files[-1]
-    if classifier is not None and not last.head:
-        raise CheckpointFormatError(f"{classifier} has no {_HEAD_PREFIX}weight; give a downstream classifier file")
-    n_class = _n_class(last)
-    model = MammoClipClassifier(
-        _create(variant.architecture, n_class),
-        architecture=variant.architecture,
-        static_padding=variant.static_padding,
-        source={
-            "kind": "classifier" if last.head else "pretraining",
-            "variant": variant.name,
-            "files": [file.path.name for file in files],
-            "sha256": [sha256_of_file(file.path) for file in files],
-        },
-    )
-    state_dict = _to_timm_names(model, encoder, variant)
-    if last.head:
-        shapes = {"weight": (n_class, model.num_features), "bias": (n_class,)}
-        check_keys(last.head, shapes, where=str(last.path), what=f"a classifier for EfficientNet {variant.name}")
-        state_dict |= {f"classifier.{name}": tensor for name, tensor in last.head.items()}
-    model.load_state_dict(state_dict)
-    return model
+def parse_mammo_clip(content: Any, path: Path) -> MammoClipFile:
+    """Take a Mammo-CLIP file apart: pretraining checkpoint or downstream classifier, of whatever variant.
 
+    Args:
+        content: what `read_torch_checkpoint` gave.
+        path: the file, for messages.
 
-def _open_mammo_clip(path: Path) -> _MammoClipFile:
-    content = read_torch_checkpoint(path)
+    Raises:
+        CheckpointFormatError: it has no model, no image encoder and no head, or a classifier of another form.
+    """
     weights = content.get("model") if isinstance(content, Mapping) else None
     if not isinstance(weights, Mapping):
         held = ", ".join(map(str, list(content)[:4])) if isinstance(content, Mapping) else f"a {type(content).__name__}"
@@ -420,10 +413,83 @@ def _open_mammo_clip(path: Path) -> _MammoClipFile:
             raise CheckpointFormatError(
                 f"{path} is not a Mammo-CLIP classifier: {len(others)} unexpected keys ({', '.join(others[:3])})"
             )
-    return _MammoClipFile(path=path, encoder=encoder, head=head, config_name=_config_name(content.get("config")))
+    return MammoClipFile(
+        path=path, weights=weights, encoder=encoder, head=head, config_name=_config_name(content.get("config"))
+    )
 
 
-def _n_class(file: _MammoClipFile) -> int:
+def check_mammo_clip(file: MammoClipFile) -> tuple[str, str, int]:
+    """Check all that loading checks, without memory for the weights.
+
+    Returns:
+        Variant ("b5"), timm's architecture, and the number of outputs (0 without head).
+
+    Raises:
+        CheckpointFormatError: another architecture; missing, unexpected or misshapen keys; a head without encoder.
+    """
+    if not file.encoder:
+        raise CheckpointFormatError(f"{file.path} has a head but no image encoder; give the pretraining checkpoint too")
+    variant, n_class = _variant_of(file), _n_class(file)
+    with torch.device("meta"):
+        model = MammoClipClassifier(_create(variant.architecture, n_class), architecture=variant.architecture)
+    _to_timm_names(model, file, variant)
+    _check_head(file, model, variant)
+    return variant.name, variant.architecture, n_class
+
+
+def _read_mammo_clip(*sources: Source) -> MammoClipClassifier:
+    """The model of one file, or of a pretraining checkpoint and a classifier."""
+    files = [parse_mammo_clip(read_torch_checkpoint(source.path), source.path) for source in sources]
+    encoders = [file for file in files if file.encoder]
+    first, last = files[0], files[-1]
+    if not encoders:
+        raise CheckpointFormatError(
+            f"{first.path} has a head but no image encoder; give the pretraining checkpoint too"
+        )
+    variants = [_variant_of(file) for file in encoders]
+    if variants[0] != variants[-1]:
+        raise CheckpointFormatError(
+            f"{first.path} is an EfficientNet {variants[0].name} and {last.path} an EfficientNet {variants[-1].name}; "
+            "give two files of one variant"
+        )
+    variant = variants[0]
+    if len(files) > 1 and not last.head:
+        raise CheckpointFormatError(f"{last.path} has no {_HEAD_PREFIX}weight; give a downstream classifier file")
+    n_class = _n_class(last)
+    model = MammoClipClassifier(
+        _create(variant.architecture, n_class),
+        architecture=variant.architecture,
+        static_padding=variant.static_padding,
+        source={
+            "kind": "classifier" if last.head else "pretraining",
+            "variant": variant.name,
+            **_origin(sources),
+        },
+    )
+    state_dict = _to_timm_names(model, encoders[-1], variant)
+    _check_head(last, model, variant)
+    model.load_state_dict(state_dict | {f"classifier.{name}": tensor for name, tensor in last.head.items()})
+    return model
+
+
+def _check_head(file: MammoClipFile, model: MammoClipClassifier, variant: _Variant) -> None:
+    if file.head:
+        shapes = {"weight": (model.n_class, model.num_features), "bias": (model.n_class,)}
+        check_keys(file.head, shapes, where=str(file.path), what=f"a classifier for EfficientNet {variant.name}")
+
+
+def _origin(sources: Sequence[Source]) -> dict[str, Any]:
+    """The part of `source` that says which files were read: plain JSON."""
+    origin: dict[str, Any] = {
+        "files": [source.name for source in sources],
+        "sha256": [sha256_of_file(source.path) for source in sources],
+    }
+    if any(source.repo for source in sources):
+        origin["hub"] = [source.hub_record() for source in sources]
+    return origin
+
+
+def _n_class(file: MammoClipFile) -> int:
     if not file.head:
         return 0
     weight = file.head.get("weight")
@@ -441,7 +507,7 @@ def _config_name(config: Any) -> str | None:
     return config if isinstance(config, str) else None
 
 
-def _variant_of(file: _MammoClipFile) -> _Variant:
+def _variant_of(file: MammoClipFile) -> _Variant:
     """B5 or B2, from the widths of the encoder and from the configuration, which must agree."""
     stem, head = file.encoder.get("_conv_stem.weight"), file.encoder.get("_conv_head.weight")
     named = f", which its configuration calls {file.config_name!r}" if file.config_name else ""
@@ -467,7 +533,7 @@ def _variant_of(file: _MammoClipFile) -> _Variant:
     return _VARIANTS[seen]
 
 
-def _to_timm_names(model: MammoClipClassifier, file: _MammoClipFile, variant: _Variant) -> dict[str, torch.Tensor]:
+def _to_timm_names(model: MammoClipClassifier, file: MammoClipFile, variant: _Variant) -> dict[str, torch.Tensor]:
     """The model's state dict with the file's encoder in it; the rest (head, batch-norm counters) stays the model's own.
 
     The counters are not read because files may lack them and evaluation does not use them.

@@ -8,21 +8,23 @@ axis of length 1. Its formula, with a bias b that is taken from the input and ad
 is SAELens's `standard` architecture with `apply_b_dec_to_input=True`: W_enc = E^T, b_enc = c, W_dec = D^T, b_dec = b.
 """
 
-import functools
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import sae_lens
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from sae_lens import SAE, StandardSAE
 
 from mammosae_plugin import __version__
-from mammosae_plugin.adapters.checkpoints import CheckpointFormatError, check_keys, read_torch_checkpoint
+from mammosae_plugin.adapters.checkpoints import (
+    CheckpointFormatError,
+    check_keys,
+    read_torch_checkpoint,
+    refuse_what_was_never_a_checkpoint,
+)
+from mammosae_plugin.adapters.sources import HUB_SCHEME, Source, find_source
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, sha256_of_file
 
@@ -31,7 +33,7 @@ HOOK_NAME = "bn2.hook_out"
 
 _BIASES = ("tied_bias", "pre_encoder_bias._bias_reference", "post_decoder_bias._bias_reference")
 _MODEL_NAMES = {2048: "mammo_clip_b5", 1408: "mammo_clip_b2"}
-_SAELENS_FILES = ("cfg.json", "sae_weights.safetensors")
+SAELENS_FILES = ("cfg.json", "sae_weights.safetensors")
 
 
 def load_vision_sae(
@@ -40,31 +42,40 @@ def load_vision_sae(
     """Load a Mammo-SAE checkpoint, or an SAE that SAELens saved, as a SAELens SAE on the CPU.
 
     Args:
-        path_or_repo: a checkpoint file; a folder that holds `filename`; a folder that SAELens wrote (`cfg.json`); or,
-            where no such path exists, a Hugging Face repo ("KKNakka/MammoSAE").
-        filename: the checkpoint's name inside a folder or repo.
+        path_or_repo: a checkpoint file; a folder that holds `filename`; a folder that SAELens wrote (`cfg.json`);
+            where no such path exists, a Hugging Face repo ("KKNakka/MammoSAE"); or
+            "hf://owner/name[@revision]/path/in/repo", of a checkpoint or of a folder that SAELens wrote.
+        filename: the checkpoint's or folder's name inside a folder or repo.
         revision: branch, tag or commit of the repo; only for the Hub. Name a commit where results must be reproducible.
 
     Returns:
         A `StandardSAE` with float32 weights; its metadata names the hook point, the layout, and the file with its
-        SHA-256. A SAELens folder of another architecture gives that architecture's class.
+        SHA-256, repo, revision and commit. A SAELens folder of another architecture gives that architecture's class,
+        with the metadata that it was saved with.
 
     Raises:
         UnsafeCheckpointError: the file asks for code; none of it was run.
         CheckpointFormatError: the file is not an SAE of a known form.
         InputError: neither a path nor a repo that can be read, or a `revision` for a local path.
     """
-    path = Path(path_or_repo)
-    if not path.exists():
-        if isinstance(path_or_repo, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", path_or_repo):
-            converter = functools.partial(vision_sae_huggingface_loader, revision=revision)
-            return SAE.from_pretrained(path_or_repo, filename, converter=converter)
-        raise InputError(f"{path_or_repo} does not exist, and is no name of a Hugging Face repo (owner/name)")
-    if revision is not None:
-        raise InputError(f"revision {revision!r} means nothing for the local path {path}; leave it out")
-    if path.is_dir() and not (path / filename).exists():
-        return _load_saelens_folder(path, filename)
-    return SAE.load_from_disk(path / filename if path.is_dir() else path, converter=vision_sae_disk_loader)
+    source = find_source(
+        path_or_repo,
+        None if filename == DEFAULT_FILENAME else filename,
+        revision=revision,
+        default=DEFAULT_FILENAME,
+        folder_files=SAELENS_FILES,
+    )
+    if not source.path.exists():
+        raise InputError(f"{source.path} does not exist; give a checkpoint, a folder that SAELens wrote, or a Hub repo")
+    if source.path.is_dir():
+        return _load_saelens_folder(source.path)
+
+    def convert(
+        _path: str | Path, device: str, cfg_overrides: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        return _convert(source, device, cfg_overrides)
+
+    return SAE.load_from_disk(source.path, converter=convert)
 
 
 def vision_sae_disk_loader(
@@ -80,8 +91,7 @@ def vision_sae_disk_loader(
     Raises:
         UnsafeCheckpointError, CheckpointFormatError, InputError: as `load_vision_sae`.
     """
-    path = Path(path)
-    return _convert(path / DEFAULT_FILENAME if path.is_dir() else path, device, cfg_overrides, source={})
+    return _convert(find_source(Path(path), default=DEFAULT_FILENAME), device, cfg_overrides)
 
 
 def vision_sae_huggingface_loader(
@@ -111,24 +121,35 @@ def vision_sae_huggingface_loader(
     Raises:
         UnsafeCheckpointError, CheckpointFormatError, InputError: as `load_vision_sae`.
     """
-    try:
-        path = hf_hub_download(repo_id, folder_name, revision=revision, force_download=force_download)
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise InputError(
-            f"{repo_id} is no local path, and {folder_name} could not be read from a Hugging Face repo of that name: "
-            f"{_first_line(error)}"
-        ) from error
-    source = {"source_repo": repo_id, "source_revision": revision}
-    return *_convert(Path(path), device, cfg_overrides, source=source, name=folder_name), None
+    source = find_source(HUB_SCHEME + repo_id, folder_name, revision=revision, force_download=force_download)
+    return *_convert(source, device, cfg_overrides), None
 
 
-def _load_saelens_folder(folder: Path, filename: str) -> Any:
-    missing = [name for name in _SAELENS_FILES if not (folder / name).is_file()]
+def vision_sae_huggingface_config(
+    repo_id: str,
+    folder_name: str,
+    device: str | None = None,
+    force_download: bool = False,
+    cfg_overrides: dict[str, Any] | None = None,
+    *,
+    revision: str | None = None,
+) -> dict[str, Any]:
+    """The config alone of `vision_sae_huggingface_loader`, in the form of SAELens's config getters.
+
+    The file is downloaded, because the shapes are in it; nothing of it is copied into memory.
+    """
+    source = find_source(HUB_SCHEME + repo_id, folder_name, revision=revision, force_download=force_download)
+    return _config(_checked_weights(source.path), source, device or "cpu", cfg_overrides)
+
+
+def _load_saelens_folder(folder: Path) -> Any:
+    missing = [name for name in SAELENS_FILES if not (folder / name).is_file()]
     if missing:
-        raise InputError(f"{folder} holds no SAE: neither {filename} nor {' and '.join(missing)}")
+        raise InputError(f"{folder} holds no SAE: neither {DEFAULT_FILENAME} nor {' and '.join(missing)}")
     config = read_json(folder / "cfg.json")
     if not isinstance(config, dict) or "d_in" not in config or "d_sae" not in config:
         raise CheckpointFormatError(f"{folder / 'cfg.json'} is not a SAELens config: it has no d_in and d_sae")
+    refuse_what_was_never_a_checkpoint(folder / "sae_weights.safetensors")
     try:
         return SAE.load_from_disk(folder)
     except Exception as error:  # SAELens has no error type of its own
@@ -142,16 +163,28 @@ def _first_line(error: Exception) -> str:
 
 
 def _convert(
-    path: Path,
-    device: str,
-    cfg_overrides: Mapping[str, Any] | None,
-    *,
-    source: Mapping[str, Any],
-    name: str | None = None,
+    source: Source, device: str, cfg_overrides: Mapping[str, Any] | None
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    weights = _checked_weights(path)
+    weights = _checked_weights(source.path)
+    state_dict = {
+        "W_enc": weights["encoder._weight"].T,
+        "b_enc": weights["encoder._bias"],
+        "W_dec": weights["decoder._weight"].T,
+        "b_dec": weights["tied_bias"],
+    }
+    # Copies, because the tensors read are mapped from the file and SAELens adopts what it is given.
+    copies = {
+        key: tensor.to(torch.float32).clone(memory_format=torch.contiguous_format) for key, tensor in state_dict.items()
+    }
+    return _config(weights, source, device, cfg_overrides), copies
+
+
+def _config(
+    weights: Mapping[str, torch.Tensor], source: Source, device: str, cfg_overrides: Mapping[str, Any] | None
+) -> dict[str, Any]:
     d_sae, d_in = weights["encoder._weight"].shape
-    cfg = {
+    hub = {f"source_{key}": value for key, value in (source.hub_record() or {}).items()}
+    return {
         "architecture": "standard",
         "d_in": d_in,
         "d_sae": d_sae,
@@ -166,21 +199,11 @@ def _convert(
             "model_name": _MODEL_NAMES.get(d_in, "mammo_clip"),
             "hook_name": HOOK_NAME,
             "layout": "channels_last",
-            "source_file": name or path.name,
-            "source_sha256": sha256_of_file(path),
-            **source,
+            "source_file": source.name,
+            "source_sha256": sha256_of_file(source.path),
+            **hub,
         },
         **(cfg_overrides or {}),
-    }
-    state_dict = {
-        "W_enc": weights["encoder._weight"].T,
-        "b_enc": weights["encoder._bias"],
-        "W_dec": weights["decoder._weight"].T,
-        "b_dec": weights["tied_bias"],
-    }
-    # Copies, because the tensors read are mapped from the file and SAELens adopts what it is given.
-    return cfg, {
-        key: tensor.to(torch.float32).clone(memory_format=torch.contiguous_format) for key, tensor in state_dict.items()
     }
 
 

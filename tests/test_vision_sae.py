@@ -27,7 +27,7 @@ from mammosae_plugin.adapters import (
     CheckpointFormatError,
     UnsafeCheckpointError,
     load_vision_sae,
-    vision_sae,
+    sources,
     vision_sae_disk_loader,
     vision_sae_huggingface_loader,
 )
@@ -46,7 +46,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         asked.append({"repo": repo_id, "file": filename, "revision": revision, "force": force_download})
         return str(TINY)
 
-    monkeypatch.setattr(vision_sae, "hf_hub_download", download)
+    monkeypatch.setattr(sources, "hf_hub_download", download)
     return asked
 
 
@@ -185,7 +185,7 @@ def test_a_repo_that_cannot_be_read_gives_one_line(monkeypatch: pytest.MonkeyPat
     def offline(*args: Any, **kwargs: Any) -> str:
         raise LocalEntryNotFoundError("cannot reach the Hub\nand more text")
 
-    monkeypatch.setattr(vision_sae, "hf_hub_download", offline)
+    monkeypatch.setattr(sources, "hf_hub_download", offline)
     message = refusal("runs/sae", InputError)
     assert "runs/sae is no local path" in message
     assert "cannot reach the Hub" in message

@@ -2,5 +2,6 @@
 
 from mammosae_plugin.training.classifier import ClassifierTraining, train_classifier
 from mammosae_plugin.training.sae import SAETraining, train_sae
+from mammosae_plugin.training.saving import save_sae
 
-__all__ = ["ClassifierTraining", "SAETraining", "train_classifier", "train_sae"]
+__all__ = ["ClassifierTraining", "SAETraining", "save_sae", "train_classifier", "train_sae"]

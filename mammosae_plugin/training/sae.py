@@ -34,10 +34,11 @@ from mammosae_plugin.activations import ActivationStore
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, sha256_of_json, write_json, write_text
 from mammosae_plugin.provenance import plain, seed_everything
+from mammosae_plugin.training.saving import CFG, save_sae
 
 logger = logging.getLogger(__name__)
 
-PLAN, CHECKPOINTS, LOG, CFG = "training.json", "checkpoints", "training_log.jsonl", "cfg.json"
+PLAN, CHECKPOINTS, LOG = "training.json", "checkpoints", "training_log.jsonl"
 LOG_EVERY = 20  # steps
 
 
@@ -233,11 +234,7 @@ def _save(trainer: Any, folder: Path, log: list[dict[str, Any]], plan: Mapping[s
         sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
         trainer.activation_scaler.scaling_factor = None
     trainer.set_final_sae_metadata()
-    sae.fold_W_dec_norm()
     sae.cfg.metadata.dead_feature_window = trainer.cfg.dead_feature_window
-    temporary = folder / ".tmp-final"
-    shutil.rmtree(temporary, ignore_errors=True)
-    sae.save_inference_model(temporary)
     write_text(folder / LOG, "".join(json.dumps(row) + "\n" for row in log))
     cards = Environment(
         loader=PackageLoader("mammosae_plugin", "hub_cards"),
@@ -245,12 +242,8 @@ def _save(trainer: Any, folder: Path, log: list[dict[str, Any]], plan: Mapping[s
         trim_blocks=True,
         lstrip_blocks=True,
     )  # Markdown: nothing to escape
-    cfg = read_json(temporary / CFG)
+    cfg = sae.cfg.get_inference_sae_cfg_dict()
     write_text(
         folder / "README.md", cards.get_template("sae.md.j2").render(cfg=cfg, config=plan["config"], last=log[-1])
     )
-    for path in sorted(
-        temporary.iterdir(), key=lambda path: path.name == CFG
-    ):  # cfg.json last: with it the folder is complete
-        os.replace(path, folder / path.name)
-    temporary.rmdir()
+    save_sae(sae, folder)  # last: with its cfg.json the folder is complete

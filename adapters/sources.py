@@ -1,0 +1,198 @@
+"""Where a checkpoint is read from: a local path, or a file of a Hugging Face repo.
+
+Wherever this package takes a checkpoint, a string of the form `hf://owner/name[@revision]/path/in/repo` names a file on
+the Hub; a revision that holds a slash is written with `%2F`, as in `hf://owner/name@refs%2Fpr%2F1/sae.pt`.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
+
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from mammosae_plugin.errors import InputError
+
+HUB_SCHEME = "hf://"
+
+_REPO = r"[\w.-]+/[\w.-]+"
+_HUB_URL = re.compile(rf"hf://(?P<repo>{_REPO})(?:@(?P<revision>[^/\s]+))?(?:/(?P<path>\S.*?))?/?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_CHECKPOINT_SUFFIXES = {".bin", ".ckpt", ".pt", ".pth", ".safetensors", ".tar"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint on this machine, and where it came from.
+
+    Attributes:
+        path: the local file, or the local folder where a folder was asked for.
+        name: its path inside the repo; for a local one the last part of its path.
+        repo: the Hub's repo, None for a local path.
+        revision: the branch, tag or commit that was asked for, None for the default branch.
+        commit: the commit that this was when it was read, 40 hexadecimal digits; None where it is not known.
+    """
+
+    path: Path
+    name: str
+    repo: str | None = None
+    revision: str | None = None
+    commit: str | None = None
+
+    def hub_record(self) -> dict[str, str | None] | None:
+        """Repo, revision as asked, and commit, as plain JSON; None for a local path."""
+        if self.repo is None:
+            return None
+        return {"repo": self.repo, "revision": self.revision, "commit": self.commit}
+
+
+def is_on_hub(source: str | os.PathLike[str]) -> bool:
+    """Whether a string names a Hub repo or a file in one: `hf://...`, or owner/name where no such path exists.
+
+    A `Path` never does.
+    """
+    if not isinstance(source, str):
+        return False
+    return source.startswith(HUB_SCHEME) or (re.fullmatch(_REPO, source) is not None and not Path(source).exists())
+
+
+def find_source(
+    source: str | os.PathLike[str],
+    filename: str | None = None,
+    *,
+    revision: str | None = None,
+    default: str | None = None,
+    folder_files: Sequence[str] = (),
+    force_download: bool = False,
+) -> Source:
+    """Find a checkpoint, downloading it into huggingface_hub's cache where it lies on the Hub.
+
+    Args:
+        source: a local path; a Hub repo ("owner/name", where no such path exists); or "hf://owner/name[@revision]/path".
+        filename: the file inside a local folder or a repo.
+        revision: branch, tag or commit; only for the Hub.
+        default: the file that is meant where neither `source` nor `filename` names one.
+        folder_files: files that make up a folder: where the name in a repo is not that of a checkpoint file (.pt,
+            .pth, .tar, .bin, .ckpt, .safetensors), these are read from the folder of that name. Empty: a file is meant.
+        force_download: download again even where the file is cached.
+
+    Returns:
+        The file, or the folder that holds `folder_files`. A local path is not looked at: its reader says what is wrong.
+
+    Raises:
+        InputError: the string is no path and no repo; the repo, revision or file does not exist or may not be read; the
+            Hub cannot be reached and the file is not cached; or arguments that contradict each other.
+    """
+    if not is_on_hub(source):
+        return _find_local(source, filename, revision, default)
+    repo, url_revision, url_path = _parse(str(source))
+    if revision is not None and url_revision is not None and revision != url_revision:
+        raise InputError(f"{source} names the revision {url_revision}, but revision={revision!r} is given; name one")
+    if filename is not None and url_path is not None and filename != url_path:
+        raise InputError(f"{source} names the file {url_path}, but {filename!r} is given too; name one")
+    name = url_path or filename or default
+    if name is None:
+        if str(source).startswith(HUB_SCHEME):
+            raise InputError(f"{source} names a repo but no file in it; write hf://{repo}/path/in/repo")
+        raise InputError(f"{source} does not exist; if it is a Hugging Face repo, name the file in it with filename=")
+    revision = revision if revision is not None else url_revision
+    if folder_files and PurePosixPath(name).suffix not in _CHECKPOINT_SUFFIXES:
+        paths = [
+            _download(repo, f"{name}/{file}", revision=revision, force_download=force_download, asked=str(source))
+            for file in folder_files
+        ]
+        path = paths[0].parent
+    else:
+        path = _download(repo, name, revision=revision, force_download=force_download, asked=str(source))
+    return Source(path=path, name=name, repo=repo, revision=revision, commit=_commit_of(path, revision))
+
+
+def _find_local(
+    source: str | os.PathLike[str], filename: str | None, revision: str | None, default: str | None
+) -> Source:
+    path = Path(source)
+    if isinstance(source, str) and not path.exists():
+        raise InputError(f"{source} does not exist, and is no name of a Hugging Face repo (owner/name)")
+    if revision is not None:
+        raise InputError(f"revision {revision!r} means nothing for the local path {path}; leave it out")
+    if filename is not None and path.is_file():
+        raise InputError(f"{path} is a file, in which {filename!r} cannot lie; give its folder, or leave filename out")
+    if filename is not None:
+        path = path / filename
+    elif default is not None and path.is_dir() and (path / default).exists():
+        path = path / default
+    return Source(path=path, name=path.name)
+
+
+def _parse(source: str) -> tuple[str, str | None, str | None]:
+    """(repo, revision, path in the repo) of `hf://...` or of owner/name."""
+    if not source.startswith(HUB_SCHEME):
+        return source, None, None
+    match = _HUB_URL.fullmatch(source)
+    if match is None or match["repo"].split("/")[0] in ("datasets", "spaces", "models"):
+        raise InputError(f"{source} is not of the form hf://owner/name[@revision]/path/in/repo, of a model repo")
+    return match["repo"], match["revision"] and unquote(match["revision"]), match["path"]
+
+
+def _download(repo: str, name: str, *, revision: str | None, force_download: bool, asked: str) -> Path:
+    at = f" at revision {revision}" if revision is not None else ""
+    # What the user wrote may have been meant as a path, which is then the first thing to say.
+    start = "" if asked.startswith(HUB_SCHEME) else f"{asked} is no local path, and "
+    try:
+        return Path(hf_hub_download(repo, name, revision=revision, force_download=force_download))
+    except GatedRepoError as error:
+        reason = f"the Hub's repo {repo} asks for its terms to be accepted; do so on its page, then `hf auth login`"
+        cause: Exception = error
+    except RepositoryNotFoundError as error:
+        reason = f"the Hub has no repo {repo}, or it is private; check the name, or log in with `hf auth login`"
+        cause = error
+    except RevisionNotFoundError as error:
+        reason, cause = f"the Hub's repo {repo} has no revision {revision}", error
+    except LocalEntryNotFoundError as error:
+        reason = (
+            f"{name} of {repo}{at} is not in the cache and the Hub cannot be reached; go online, or give a local "
+            f"file ({_first_line(error)})"
+        )
+        cause = error
+    except EntryNotFoundError as error:
+        reason, cause = f"the Hub's repo {repo}{at} has no file {name}{_nearest(repo, name, revision)}", error
+    except HFValidationError as error:
+        reason, cause = f"{repo} cannot be a Hub repo: {_first_line(error)}", error
+    except Exception as error:  # the HTTP library under huggingface_hub, and with it its errors, changes with versions
+        reason, cause = f"{name} could not be read from the Hub's repo {repo}{at}: {_first_line(error)}", error
+    raise InputError(start + reason) from cause
+
+
+def _nearest(repo: str, name: str, revision: str | None) -> str:
+    """ "; did you mean ...?", from the repo's list of files, or nothing where that cannot be had."""
+    try:
+        files = HfApi().list_repo_files(repo, revision=revision)
+    except Exception:  # only an addition to an error that is reported anyway
+        return ""
+    by_last_part = [file for file in files if PurePosixPath(file).name == PurePosixPath(name).name]
+    near = by_last_part or difflib.get_close_matches(name, files, n=3)
+    return f"; did you mean {', '.join(near[:3])}?" if near else ""
+
+
+def _commit_of(path: Path, revision: str | None) -> str | None:
+    """The commit in huggingface_hub's documented cache layout, .../snapshots/<commit>/<path in the repo>."""
+    parts = path.parts
+    for before, part in zip(reversed(parts[:-1]), reversed(parts[1:]), strict=True):
+        if before == "snapshots" and _COMMIT.fullmatch(part):
+            return part
+    return revision if revision is not None and _COMMIT.fullmatch(revision) else None
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no reason given')}"
