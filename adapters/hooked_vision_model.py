@@ -1,4 +1,4 @@
-"""A convolutional image model with TransformerLens hook points and SAELens SAEs attached to them.
+"""An image model with TransformerLens hook points and SAELens SAEs attached to them.
 
 Verbs and argument names are those of SAELens's `HookedSAETransformer`. Only public names of both libraries are used:
 the attachment is our own, because upstream's changes between minor releases and expects a transformer.
@@ -8,19 +8,25 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from sae_lens import SAE
 from torch import nn
-from transformer_lens import HookedRootModule
+from transformer_lens import ActivationCache, HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
+from mammosae_plugin.adapters.attached_sae import AttachedSAE
+from mammosae_plugin.adapters.layouts import MapLayout, PrefixTokens, layout_of
+from mammosae_plugin.adapters.recording import Call, Recording, record
+from mammosae_plugin.adapters.rest_of_network import RestOfNetwork
 from mammosae_plugin.errors import InputError
 
 HOOK_SUFFIX = "hook_out"
 _MARK = "_mammosae_hooked"
 _DEFAULT_INPUT_SIZE = (3, 64, 64)
+_OTHER_SIZES = ((64, 96), (96, 64), (96, 128))  # of a second look at the network; small, because only shapes are wanted
+_FEW = 3  # with fewer hook points a plain network's list is looked for one level further inside
 
 NamesFilter = Callable[[str], bool] | Sequence[str] | str | None
 HookList = Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]
@@ -30,6 +36,20 @@ class _Node(nn.Module):
     """Only a name: gives a hook point its dotted path in the module tree."""
 
 
+class Reading(NamedTuple):
+    """What one pass gave at one hook point.
+
+    Attributes:
+        value: as shown at the hook point, channels last: (B, h, w, C), (B, n, C) or (B, C).
+        raw: the module's own output, which `RestOfNetwork` starts from.
+        head_input: (B, d), what the model's own classifier reads.
+    """
+
+    value: torch.Tensor
+    raw: torch.Tensor
+    head_input: torch.Tensor
+
+
 class _Route:
     """A forward hook that sends a module's output through the hook point of the same path, channels last.
 
@@ -37,69 +57,41 @@ class _Route:
     the original's hook points.
     """
 
-    def __init__(self, root: "HookedVisionModel", hook_name: str):
+    def __init__(self, root: "HookedVisionModel", hook_name: str, *, clone: bool):
         self.root = root
         self.hook_name = hook_name
+        self.clone = clone
 
     def __call__(self, _module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
-        point = self.root.get_submodule(self.hook_name)  # looked up each time: an SAE may stand there
-        if output.dim() == 4:
-            hooked: torch.Tensor = point(output.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-            return hooked
-        return point(output)  # type: ignore[no-any-return]
+        root = self.root
+        if self.hook_name in root.passed_by:
+            return output
+        layout = root.hook_layouts[self.hook_name]
+        point = root.get_submodule(self.hook_name)  # looked up each time: an SAE may stand there
+        shown = layout.show(output, root.image_size)
+        value = point(shown)
+        result = output if value is shown else layout.put_back(value, output)
+        return result.clone() if self.clone else result  # the network overwrites the clone, not what the hooks saw
 
 
-class AttachedSAE(nn.Module):
-    """An SAE in the place of a hook point: x -> decode(encode(x)), plus the error term where wanted, in x's dtype.
+class _NoteImageSize:
+    """A forward pre-hook on the wrapped model: the grid of tokens follows from the size of the images."""
 
-    The SAE's own hook points are children, so their names are upstream's: `bn2.hook_out.hook_sae_acts_post`. The SAE
-    itself is no submodule: its parameters stay out of the model's state dict, and the model's `.to()` does not move it.
-    """
+    def __init__(self, root: "HookedVisionModel"):
+        self.root = root
 
-    sae: SAE[Any]
-
-    def __init__(self, sae: SAE[Any], *, use_error_term: bool = False):
-        super().__init__()
-        object.__setattr__(self, "sae", sae)
-        for name, point in sae.hook_dict.items():
-            if name not in ("hook_sae_error", "hook_sae_output"):
-                self.add_module(name, point)
-        # These two belong to the attachment, which computes what flows through them.
-        self.hook_sae_error = HookPoint()
-        self.hook_sae_output = HookPoint()
-        self.use_error_term = use_error_term
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., d_in) -> (..., d_in)."""
-        out = self.sae.decode(self.sae.encode(x))
-        if self.use_error_term:
-            with torch.no_grad():
-                with _hooks_bypassed(self.sae):
-                    clean = self.sae.decode(self.sae.encode(x))
-                error = self.hook_sae_error(x - clean)
-            out = out + error
-        return self.hook_sae_output(out.to(x.dtype))  # type: ignore[no-any-return]
-
-
-@contextmanager
-def _hooks_bypassed(sae: SAE[Any]) -> Iterator[None]:
-    """Run the SAE without its hooks, so that an edit of latents is not taken for error. Not thread-safe."""
-    points = {name: getattr(sae, name) for name in sae.hook_dict}
-    try:
-        for name in points:
-            setattr(sae, name, nn.Identity())
-        yield
-    finally:
-        for name, point in points.items():
-            setattr(sae, name, point)
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...]) -> None:
+        if args and isinstance(args[0], torch.Tensor) and args[0].dim() == 4:
+            self.root.image_size = (int(args[0].shape[-2]), int(args[0].shape[-1]))
 
 
 class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
     """A timm or plain torch image model with a hook point `<module path>.hook_out` after each chosen module.
 
-    At hook points and in SAEs activations are channels last: the module's (B, C, H, W) is shown as (B, H, W, C) and
-    turned back afterwards; outputs with two or three dimensions, (B, C) and (B, N, C), pass as they are. Without an SAE
-    the output is bit-identical to the model's. The state dict is the model's under the prefix `model.`.
+    At hook points and in SAEs activations are channels last. A module's map, (B, C, h, w) or (B, h, w, C), is shown as
+    (B, h, w, C). So are the patches of a transformer, (B, n_prefix + n, C): its class and register tokens go around the
+    hook point, or with `prefix_tokens="keep"` the sequence is shown whole. Vectors (B, C) pass as they are. Without an
+    SAE the output is bit-identical to the model's. The state dict is the model's under the prefix `model.`.
 
     ```python
     with HookedVisionModel(load_mammo_clip("b5.tar", "mass.pth"), ["layer_39"]) as model:
@@ -112,7 +104,12 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
 
     Attributes:
         model: the wrapped model, in whose modules the hooks live.
-        hook_shapes: full hook name -> shape (h, w, C), or (C,), at the probe's input size, without batch.
+        hook_shapes: full hook name -> shape of the value shown, without batch, at the probe's input size: (h, w, C),
+            (n, C) or (C,).
+        hook_layouts: full hook name -> how the module lays out its output.
+        final_hook: the hook point of the last feature map or tokens before the head, None where it is not hooked.
+        head_path: the module path of the linear classifier, None where the output does not come from one.
+        attachment_count: grows whenever an SAE is attached or detached.
     """
 
     def __init__(
@@ -121,38 +118,150 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
         hook_names: Sequence[str] | str | None = None,
         *,
         example_input: torch.Tensor | None = None,
+        layouts: Mapping[str, MapLayout] | None = None,
+        prefix_tokens: PrefixTokens = "drop",
+        overwritten: Literal["refuse", "clone"] = "refuse",
     ):
-        """Run the model once in evaluation mode to see that the modules can be hooked, then hook them.
+        """Run the model in evaluation mode to see that the modules can be hooked and how they lay out, then hook them.
 
         Args:
             model: the image model; it keeps its mode.
             hook_names: module paths, full hook names or aliases (`model.layer_aliases`). By default all layers that
-                have an alias; else timm's `feature_info` and the final map; else they must be given.
+                have an alias; else timm's `feature_info` and the last map; else the outermost modules that give maps or
+                tokens.
             example_input: images (B, 3, H, W) for the probe; by default one black image of the size in
                 `model.default_cfg`, or of 64 x 64. Every hooked output is held until the probe is over.
+            layouts: module path -> "channels_first" or "channels_last", for maps whose layout cannot be recognised.
+            prefix_tokens: "drop" lets class and register tokens go around the hook points of transformers, "keep"
+                shows them in front of the patches.
+            overwritten: what to do about a module whose output a later module overwrites in place: "refuse" it, or
+                "clone" its output, which costs one copy per pass.
 
         Raises:
             InputError: unknown names; a module that does not run exactly once, that gives no tensor, or whose output is
-                overwritten in place afterwards; a model that is hooked already or cannot run on the example.
+                overwritten in place afterwards; a layout that cannot be recognised; a model that is hooked already, is
+                compiled, or cannot run on the example.
         """
         super().__init__()
-        if any(getattr(module, _MARK, False) for module in model.modules()):
-            raise InputError("this model is hooked already; close() its HookedVisionModel first, or wrap a copy")
-        if getattr(model, "output_fmt", "NCHW") != "NCHW":
-            raise InputError(
-                f"{type(model).__name__} has maps in the layout {model.output_fmt}; only NCHW can be hooked"
-            )
+        _refuse(model, prefix_tokens, overwritten)
         self.model = model
+        self.image_size: tuple[int, int] | None = None
+        self.passed_by: frozenset[str] = frozenset()
+        self.attachment_count = 0
         self._attached: dict[str, AttachedSAE] = {}
         self._handles: list[Any] = []
         self._closed = False
         self._aliases: dict[str, str] = dict(getattr(model, "layer_aliases", None) or {})
-        paths = self._module_paths(_default_hooks(model) if hook_names is None else hook_names)
-        shapes = _probe(model, paths, _default_input(model) if example_input is None else example_input)
-        self.hook_shapes = {f"{path}.{HOOK_SUFFIX}": shape for path, shape in shapes.items()}
+        images = _default_input(model) if example_input is None else example_input
+        if hook_names is None:
+            hook_names = list(self._aliases.values()) or _default_hooks(model, images)
+        paths = self._module_paths(hook_names)
+        said = dict(zip(self._module_paths(list(layouts)), layouts.values(), strict=True)) if layouts else {}
+        probe = record(model, images, keep=paths)
+        self.hook_layouts, self.hook_shapes, cloned = {}, {}, set()
+        other = _at_another_size(model, images)
         for path in paths:
-            self._add_point(path)
+            call = _hookable_call(path, probe, other)
+            if call.output._version != call.version:
+                if overwritten == "refuse":
+                    raise _overwritten(path)
+                cloned.add(path)
+            layout = layout_of(
+                model.get_submodule(path),
+                path,
+                call.output.shape,
+                other.of(path)[0].shape if other is not None else None,
+                (int(images.shape[-2]), int(images.shape[-1])),
+                said=said.get(path),
+                n_prefix=_n_prefix(model),
+                prefix_tokens=prefix_tokens,
+                model_format=getattr(model, "output_fmt", None),
+            )
+            name = f"{path}.{HOOK_SUFFIX}"
+            self.hook_layouts[name] = layout
+            self.hook_shapes[name] = tuple(layout.show(call.output).shape[1:])
+        final = _final_path(model, probe, paths)
+        self.final_hook = None if final is None else f"{final}.{HOOK_SUFFIX}"
+        self.head_path = _head_path(model, probe)
+        self._handles.append(model.register_forward_pre_hook(_NoteImageSize(self)))
+        for path in paths:
+            self._add_point(path, clone=path in cloned)
         self.setup()
+
+    # -- places --------------------------------------------------------------------------------------------------------
+
+    def grid(self, hook_name: str, image_size: tuple[int, int]) -> tuple[int, int]:
+        """(h, w) of the positions at a hook point for images of `image_size` (H, W).
+
+        Raises:
+            InputError: an unknown hook name, or one whose value has no grid: a vector, or tokens that do not tile the
+                image.
+        """
+        name = self.resolve_hook_name(hook_name)
+        layout = self.hook_layouts.get(name)
+        grid: tuple[int, int] | None = None
+        if layout is not None and layout.kind == "tokens":
+            grid = layout.grid_at(image_size)
+        elif layout is not None and layout.kind == "map":
+            parameter = next(self.model.parameters(), torch.zeros(()))
+            images = torch.zeros(1, 3, *image_size, device=parameter.device, dtype=parameter.dtype)
+            shape = record(self.model, images).of(name.removesuffix(f".{HOOK_SUFFIX}"))[0].shape
+            assert shape is not None  # the constructor has seen that it gives a tensor
+            height, width = shape[2:] if layout.channels_first else shape[1:3]
+            grid = (height, width)
+        if grid is None:
+            raise InputError(f"{name!r} has no grid of positions; choose a hook point that shows a map")
+        return grid
+
+    def read(self, images: torch.Tensor, hook_name: str) -> Reading:
+        """One pass over images (B, 3, H, W): the value at a hook point, the module's own output, the head's input.
+
+        Raises:
+            InputError: an unknown hook name, one under which an SAE stands, or a model without a linear head.
+        """
+        name = self._hook_target(hook_name)
+        raw: list[torch.Tensor] = []
+        values: list[torch.Tensor] = []
+        module = self.model.get_submodule(name.removesuffix(f".{HOOK_SUFFIX}"))
+        handle = module.register_forward_hook(lambda _module, _args, output: raw.append(output), prepend=True)
+        try:
+            with self.head_input() as head, self.hooks(fwd_hooks=[(name, lambda value, hook: values.append(value))]):  # noqa: ARG005
+                self(images)
+        finally:
+            handle.remove()
+        return Reading(values[0], raw[0], head[0])
+
+    @contextmanager
+    def head_input(self) -> Iterator[list[torch.Tensor]]:
+        """Within the block every pass appends what the model's own linear classifier reads, (B, d), to the list.
+
+        Raises:
+            InputError: the model's output does not come from a linear layer.
+        """
+        if self.head_path is None:
+            raise InputError(
+                f"the output of {type(self.model).__name__} does not come from a linear layer, so there is "
+                "nothing that a linear classifier reads"
+            )
+        seen: list[torch.Tensor] = []
+        head = self.model.get_submodule(self.head_path)
+        handle = head.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+        try:
+            yield seen
+        finally:
+            handle.remove()
+
+    def rest_from(self, hook_name: str, image_size: tuple[int, int]) -> RestOfNetwork:
+        """The part of the network behind a hook point, which runs without the part before it.
+
+        Args:
+            hook_name: where to start.
+            image_size: (H, W) of the images behind the activations that it will be given.
+
+        Raises:
+            InputError: an unknown hook name, or one around which other values flow to the output.
+        """
+        return RestOfNetwork(self, self.resolve_hook_name(hook_name), image_size)
 
     # -- names ---------------------------------------------------------------------------------------------------------
 
@@ -268,7 +377,12 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
         """The attached SAEs by full hook name."""
         return {name: attached.sae for name, attached in self._attached.items()}
 
-    def add_sae(self, sae: SAE[Any], use_error_term: bool | None = None) -> None:
+    def add_sae(
+        self,
+        sae: SAE[Any],
+        use_error_term: bool | None = None,
+        exclude_special_tokens: bool | list[int] = False,
+    ) -> None:
         """Attach an SAE at the hook point that its metadata names, until `reset_saes`; another SAE there is replaced.
 
         With the error term x - decode(encode(x)), computed without hooks, the output is x to float rounding as long as
@@ -278,12 +392,16 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
         Args:
             sae: any SAELens SAE; `sae.cfg.metadata.hook_name` may be an alias.
             use_error_term: None means what the SAE itself says, which is usually False.
+            exclude_special_tokens: True lets class and register tokens pass by the SAE where the hook point shows them;
+                elsewhere there are none, and it changes nothing. Images have no token numbers, so a list is refused.
 
         Raises:
             InputError: no or unknown hook name; another width than the hook point's; metadata that names another layout
                 than "channels_last"; a transcoder; an SAE that is attached elsewhere; hooks at the point that the SAE
                 would displace.
         """
+        if not isinstance(exclude_special_tokens, bool):
+            raise InputError("exclude_special_tokens lists token numbers, which images do not have; give True or False")
         metadata = sae.cfg.metadata
         if not metadata.hook_name:
             raise InputError("the SAE's metadata has no hook_name; set sae.cfg.metadata.hook_name")
@@ -313,7 +431,10 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
         if name in self._attached:
             self._detach(name)
         self._attached[name] = AttachedSAE(
-            sae, use_error_term=sae.use_error_term if use_error_term is None else use_error_term
+            sae,
+            use_error_term=sae.use_error_term if use_error_term is None else use_error_term,
+            exclude_special_tokens=exclude_special_tokens,
+            n_special=self.hook_layouts[name].n_shown_prefix,
         )
         self._put(name, self._attached[name])
 
@@ -339,6 +460,7 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
         saes: SAE[Any] | Sequence[SAE[Any]] = (),
         reset_saes_end: bool = True,
         use_error_term: bool | None = None,
+        exclude_special_tokens: bool | list[int] = False,
     ) -> Iterator["HookedVisionModel"]:
         """Attach SAEs for the length of the block, then put back what was attached before; may be nested.
 
@@ -346,11 +468,12 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
             saes: one or several, as for `add_sae`.
             reset_saes_end: False leaves them attached.
             use_error_term: as for `add_sae`, for all of them.
+            exclude_special_tokens: as for `add_sae`.
         """
         before = dict(self._attached)
         try:
             for sae in [saes] if isinstance(saes, SAE) else saes:
-                self.add_sae(sae, use_error_term)
+                self.add_sae(sae, use_error_term, exclude_special_tokens)
             yield self
         finally:
             if reset_saes_end:
@@ -358,7 +481,7 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
                     self._detach(name)
                 for name, attached in before.items():
                     if self._attached.get(name) is not attached:
-                        self.add_sae(attached.sae, attached.use_error_term)
+                        self.add_sae(attached.sae, attached.use_error_term, attached.exclude_special_tokens)
 
     def run_with_saes(
         self,
@@ -366,10 +489,11 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
         saes: SAE[Any] | Sequence[SAE[Any]] = (),
         reset_saes_end: bool = True,
         use_error_term: bool | None = None,
+        exclude_special_tokens: bool | list[int] = False,
         **model_kwargs: Any,
     ) -> Any:
         """`forward` with the SAEs attached for this one run; arguments as for `saes`."""
-        with self.saes(saes, reset_saes_end, use_error_term):
+        with self.saes(saes, reset_saes_end, use_error_term, exclude_special_tokens):
             return self(*model_args, **model_kwargs)
 
     def run_with_cache_with_saes(
@@ -378,24 +502,56 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
         saes: SAE[Any] | Sequence[SAE[Any]] = (),
         reset_saes_end: bool = True,
         use_error_term: bool | None = None,
+        exclude_special_tokens: bool | list[int] = False,
+        return_cache_object: bool = False,
+        remove_batch_dim: bool = False,
         **kwargs: Any,
-    ) -> tuple[Any, dict[str, torch.Tensor]]:
-        """`run_with_cache` with the SAEs attached for this one run; returns (output, dict of activations)."""
-        with self.saes(saes, reset_saes_end, use_error_term):
-            result: tuple[Any, dict[str, torch.Tensor]] = self.run_with_cache(*model_args, **kwargs)
-            return result
+    ) -> tuple[Any, Any]:
+        """`run_with_cache` with the SAEs attached for this one run.
+
+        Args:
+            model_args: images (B, 3, H, W).
+            saes: as for `saes`, and so the next three.
+            reset_saes_end: as for `saes`.
+            use_error_term: as for `saes`.
+            exclude_special_tokens: as for `saes`.
+            return_cache_object: give TransformerLens's `ActivationCache` instead of a dict; most of its methods are for
+                language models.
+            remove_batch_dim: of a batch of one.
+            kwargs: as for `run_with_cache`.
+
+        Returns:
+            The model's output, and its activations by hook name.
+        """
+        with self.saes(saes, reset_saes_end, use_error_term, exclude_special_tokens):
+            output, cache = self.run_with_cache(*model_args, remove_batch_dim=remove_batch_dim, **kwargs)
+        if return_cache_object:
+            return output, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
+        return output, cache
 
     def run_with_hooks_with_saes(
         self,
         *model_args: Any,
         saes: SAE[Any] | Sequence[SAE[Any]] = (),
         reset_saes_end: bool = True,
+        exclude_special_tokens: bool | list[int] = False,
+        fwd_hooks: HookList = (),
+        bwd_hooks: HookList = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
         use_error_term: bool | None = None,
-        **kwargs: Any,
+        **model_kwargs: Any,
     ) -> Any:
         """`run_with_hooks` with the SAEs attached for this one run."""
-        with self.saes(saes, reset_saes_end, use_error_term):
-            return self.run_with_hooks(*model_args, **kwargs)
+        with self.saes(saes, reset_saes_end, use_error_term, exclude_special_tokens):
+            return self.run_with_hooks(
+                *model_args,
+                fwd_hooks=list(fwd_hooks),
+                bwd_hooks=list(bwd_hooks),
+                reset_hooks_end=reset_hooks_end,
+                clear_contexts=clear_contexts,
+                **model_kwargs,
+            )
 
     def _detach(self, name: str) -> None:
         attached = self._attached.pop(name)
@@ -405,11 +561,12 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
     def _put(self, name: str, module: nn.Module) -> None:
         parent, _, leaf = name.rpartition(".")
         self.get_submodule(parent).add_module(leaf, module)
+        self.attachment_count += 1
         self.setup()
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
-    def _add_point(self, path: str) -> None:
+    def _add_point(self, path: str, *, clone: bool) -> None:
         node: nn.Module = self
         for part in path.split("."):
             child = dict(node.named_children()).get(part)
@@ -420,7 +577,7 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
         node.add_module(HOOK_SUFFIX, HookPoint())
         module = self.model.get_submodule(path)
         setattr(module, _MARK, True)
-        self._handles.append(module.register_forward_hook(_Route(self, f"{path}.{HOOK_SUFFIX}")))
+        self._handles.append(module.register_forward_hook(_Route(self, f"{path}.{HOOK_SUFFIX}", clone=clone)))
 
     def close(self) -> None:
         """Detach all SAEs and take the hooks out of the model, which is then as it was; may be called twice."""
@@ -443,16 +600,36 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
         self.close()
 
 
-def _default_hooks(model: nn.Module) -> list[str]:
-    """The aliased layers, or timm's feature modules and the final map."""
-    aliases: Mapping[str, str] | None = getattr(model, "layer_aliases", None)
-    if aliases:
-        return list(aliases.values())
-    modules = dict(model.named_modules())
+def _refuse(model: nn.Module, prefix_tokens: str, overwritten: str) -> None:
+    if any(getattr(module, _MARK, False) for module in model.modules()):
+        raise InputError("this model is hooked already; close() its HookedVisionModel first, or wrap a copy")
+    if hasattr(model, "_orig_mod"):
+        raise InputError(
+            "this model is compiled, and compiled code does not run hooks that come later; wrap the model itself, and "
+            "compile it after close()"
+        )
+    if prefix_tokens not in ("drop", "keep"):
+        raise InputError(f"prefix_tokens is {prefix_tokens!r}; it must be 'drop' or 'keep'")
+    if overwritten not in ("refuse", "clone"):
+        raise InputError(f"overwritten is {overwritten!r}; it must be 'refuse' or 'clone'")
+
+
+def _default_hooks(model: nn.Module, images: torch.Tensor) -> list[str]:
+    """timm's feature modules and the last map; of other networks the outermost modules that give maps or tokens."""
+    recording = record(model, images)
     info = getattr(model, "feature_info", None) or []
-    names = [entry["module"] for entry in info if entry["module"] in modules]
-    if names and "bn2" in modules and "conv_head" in modules:  # EfficientNets: the map that is pooled
-        names.append("bn2")
+    candidates = [entry["module"] for entry in info if recording.of(entry["module"])]
+    if candidates:
+        final = _final_path(model, recording, None)
+        candidates += [final] if final is not None else []
+    else:
+        candidates = _outermost(model, recording)
+    probe = record(model, images, keep=set(candidates))
+    names = []
+    for path in dict.fromkeys(candidates):
+        runs = probe.of(path)
+        if len(runs) == 1 and isinstance(runs[0].output, torch.Tensor) and runs[0].output._version == runs[0].version:
+            names.append(path)
     if not names:
         raise InputError(
             f"{type(model).__name__} does not say where its feature maps are; give hook_names (module paths)"
@@ -460,56 +637,127 @@ def _default_hooks(model: nn.Module) -> list[str]:
     return names
 
 
+def _outermost(model: nn.Module, recording: Recording) -> list[str]:
+    """The outermost modules that give maps or tokens, inside them where these are few.
+
+    A sequence is looked into when it is a whole network (its parts give maps of several shapes) or a stack of
+    transformer blocks.
+    """
+    shapes = {call.path: call.shape for call in recording.calls}
+
+    def parts(path: str) -> list[str]:
+        names = [f"{path}.{name}".lstrip(".") for name, _ in model.get_submodule(path).named_children()]
+        return [name for name in names if _has_positions(shapes.get(name))]
+
+    def unfolded(path: str) -> list[str]:
+        found = {shapes[part] for part in parts(path)}
+        is_stack = any(shape is not None and len(shape) == 3 for shape in found)
+        sequence = isinstance(model.get_submodule(path), nn.Sequential | nn.ModuleList)
+        return parts(path) if sequence and (len(found) > 1 or is_stack) else [path]
+
+    paths = [part for path in parts("") for part in unfolded(path)]
+    if len(paths) < _FEW:
+        paths = [deeper for path in paths for part in parts(path) or [path] for deeper in unfolded(part)]
+    return paths
+
+
+def _has_positions(shape: tuple[int, ...] | None) -> bool:
+    """Whether a map or tokens, of more than one position."""
+    return shape is not None and len(shape) in (3, 4) and sum(length > 1 for length in shape[1:]) > 1
+
+
+def _final_path(model: nn.Module, recording: Recording, paths: Sequence[str] | None) -> str | None:
+    """The module that gives what `forward_features` gives; without that method the last hooked map or tokens."""
+    found = [call for call in recording.calls if call.path and _has_positions(call.shape)]
+    if isinstance(recording.features, torch.Tensor):
+        same = [
+            call
+            for call in found
+            if call.end < recording.features_end
+            and call.shape == tuple(recording.features.shape)
+            and call.address == recording.features.data_ptr()
+        ]
+        stages = [entry["module"] for entry in getattr(model, "feature_info", None) or []][-1:]
+        same.sort(key=lambda call: (call.path in stages, call.path in (paths or ()), call.end))
+        if same and (paths is None or same[-1].path in paths):
+            return same[-1].path
+        return None
+    found = [call for call in found if paths is None or call.path in paths]
+    return max(found, key=lambda call: call.end).path if found else None
+
+
+def _head_path(model: nn.Module, recording: Recording) -> str | None:
+    """The linear layer, or, of a model without classes, the identity, whose output is the model's."""
+    output = recording.output
+    if not isinstance(output, torch.Tensor) or output.dim() != 2:
+        return None
+    last = [
+        call.path
+        for call in sorted(recording.calls, key=lambda call: call.end)
+        if call.path and call.shape == tuple(output.shape) and call.address == output.data_ptr()
+    ]
+    for kind in (nn.Linear, nn.Identity):
+        of_kind = [path for path in last if isinstance(model.get_submodule(path), kind)]
+        if of_kind:
+            return of_kind[-1]
+    return None
+
+
+def _n_prefix(model: nn.Module) -> int | None:
+    """Class and register tokens: timm says how many; torchvision's transformers have one class token."""
+    said = getattr(model, "num_prefix_tokens", None)
+    if isinstance(said, int):
+        return said
+    return 1 if isinstance(getattr(model, "class_token", None), nn.Parameter) else None
+
+
 def _default_input(model: nn.Module) -> torch.Tensor:
     config = getattr(model, "default_cfg", None) or {}
     size = config.get("input_size", _DEFAULT_INPUT_SIZE)
+    grid = getattr(getattr(model, "patch_embed", None), "img_size", None)  # a transformer may be built for another one
+    if isinstance(grid, tuple) and len(grid) == 2:
+        size = (size[0], *grid)
     parameter = next(model.parameters(), torch.zeros(()))
     return torch.zeros(1, *size, device=parameter.device, dtype=parameter.dtype)
 
 
-def _probe(model: nn.Module, paths: Sequence[str], images: torch.Tensor) -> dict[str, tuple[int, ...]]:
-    """Run the model once and return the channels-last shapes of the modules' outputs, without batch.
+def _at_another_size(model: nn.Module, images: torch.Tensor) -> Recording | None:
+    """The calls for two images of another height and width, or of the same where the model takes no other."""
+    size = next(size for size in _OTHER_SIZES if size[0] != images.shape[-2] and size[1] != images.shape[-1])
+    for height, width in (size, tuple(images.shape[-2:])):
+        try:
+            return record(model, images.new_zeros(2, images.shape[1], height, width))
+        except InputError:
+            continue
+    return None
 
-    An output that a later module overwrites in place cannot be hooked: what a hook sees, and what a cache holds, would
-    turn into something else during the same forward pass. torch counts such writes in the tensor's version.
+
+def _hookable_call(path: str, probe: Recording, other: Recording | None) -> Call:
+    """The only call of a module, whose output is a tensor of images.
+
+    An output that a later module overwrites in place is another matter: what a hook sees, and what a cache holds, would
+    turn into something else during the same pass. torch counts such writes in the tensor's version.
     """
-    outputs: dict[str, list[tuple[Any, int]]] = {path: [] for path in paths}
-
-    def recorder(path: str) -> Callable[[nn.Module, Any, Any], None]:
-        def record(_module: nn.Module, _args: Any, output: Any) -> None:
-            outputs[path].append((output, output._version if isinstance(output, torch.Tensor) else 0))
-
-        return record
-
-    handles = [model.get_submodule(path).register_forward_hook(recorder(path)) for path in paths]
-    training = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        with torch.inference_mode(False), torch.no_grad():  # inference tensors have no version
-            model(images)
-    except Exception as error:  # whatever a foreign model raises on an input it does not take
-        shape = tuple(images.shape)
-        raise InputError(f"the model cannot run on images of shape {shape}, give example_input: {error}") from error
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in training.items():
-            module.training = mode
-    return {path: _checked_shape(path, runs) for path, runs in outputs.items()}
-
-
-def _checked_shape(path: str, runs: list[tuple[Any, int]]) -> tuple[int, ...]:
+    runs = probe.of(path)
     if len(runs) != 1:
         raise InputError(f"{path!r} cannot be hooked: it ran {len(runs)} times in one forward pass, not once")
-    output, version = runs[0]
-    if not isinstance(output, torch.Tensor):
-        raise InputError(f"{path!r} cannot be hooked: it gives a {type(output).__name__} and not a tensor")
-    if output.dim() not in (2, 3, 4):
-        raise InputError(f"{path!r} cannot be hooked: its output has {output.dim()} dimensions, not 2, 3 or 4")
-    if output._version != version:
-        instead = f"the enclosing {path.rpartition('.')[0]!r}" if "." in path else "a later module"
+    call = runs[0]
+    if call.shape is None:
+        raise InputError(f"{path!r} cannot be hooked: it gives a {call.kind} and not a tensor")
+    if len(call.shape) not in (2, 3, 4):
+        raise InputError(f"{path!r} cannot be hooked: its output has {len(call.shape)} dimensions, not 2, 3 or 4")
+    shape = other.of(path)[0].shape if other is not None and other.of(path) else None
+    if shape is not None and shape[0] != 2:
         raise InputError(
-            f"{path!r} cannot be hooked: a later module overwrites its output in place; hook the output of {instead}"
+            f"{path!r} cannot be hooked: its output {call.shape} has no axis for the images in front (windows, or the "
+            "sequence first); hook the module around it"
         )
-    channels_last = output.permute(0, 2, 3, 1) if output.dim() == 4 else output
-    return tuple(channels_last.shape[1:])
+    return call
+
+
+def _overwritten(path: str) -> InputError:
+    instead = f"the enclosing {path.rpartition('.')[0]!r}" if "." in path else "a later module"
+    return InputError(
+        f"{path!r} cannot be hooked: a later module overwrites its output in place; hook the output of {instead}, or "
+        "wrap with overwritten='clone'"
+    )

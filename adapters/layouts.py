@@ -1,0 +1,180 @@
+"""How a module lays out its output, and the channels-last view of it that hook points, SAEs and heatmaps share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from mammosae_plugin.errors import InputError
+
+Kind = Literal["map", "tokens", "vector"]
+PrefixTokens = Literal["drop", "keep"]
+MapLayout = Literal["channels_first", "channels_last"]
+
+_LARGEST_STRIDE = 128
+# Modules that take channels first, whatever the model around them does.
+_CHANNELS_FIRST_TYPES = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.GroupNorm)
+
+
+@dataclass(frozen=True)
+class HookLayout:
+    """The layout of one module's output and of the value that is shown at its hook point.
+
+    | kind | the module gives | shown |
+    |---|---|---|
+    | map | (B, C, h, w) or (B, h, w, C) | (B, h, w, C) |
+    | tokens | (B, n_prefix + n, C) | (B, h, w, C); whole, where prefix tokens are kept or no grid is known |
+    | vector | (B, C) | (B, C) |
+
+    Attributes:
+        kind: "map", "tokens" or "vector".
+        channels_first: whether a map has its channels in the second axis.
+        n_prefix: class and register tokens in front of a sequence of patches.
+        drop_prefix: prefix tokens go around the hook point instead of through it.
+        grid: (h, w) of positions at the size of the probe's images; None for vectors, and for tokens that do not
+            tile the image.
+        stride: pixels per position, (vertical, horizontal), where the grid is known.
+    """
+
+    kind: Kind
+    channels_first: bool = False
+    n_prefix: int = 0
+    drop_prefix: bool = True
+    grid: tuple[int, int] | None = None
+    stride: tuple[float, float] | None = None
+
+    @property
+    def shows_grid(self) -> bool:
+        """Whether the value at the hook point is (B, h, w, C)."""
+        return self.kind == "map" or (self.kind == "tokens" and self.drop_prefix and self.grid is not None)
+
+    @property
+    def n_shown_prefix(self) -> int:
+        """Prefix tokens in the value that is shown."""
+        return 0 if self.drop_prefix else self.n_prefix
+
+    def show(self, output: torch.Tensor, image_size: tuple[int, int] | None = None) -> torch.Tensor:
+        """The value at the hook point, a view of the module's output.
+
+        Args:
+            output: what the module gave.
+            image_size: (H, W) of the images, to know the grid of tokens at another size than the probe's.
+        """
+        if self.kind == "map":
+            return output.permute(0, 2, 3, 1) if self.channels_first else output
+        if self.kind == "vector":
+            return output
+        patches = output[:, self.n_prefix :] if self.drop_prefix else output
+        if not self.shows_grid:
+            return patches
+        height, width = self._grid_of(patches.shape[1], image_size)
+        return patches.view(len(patches), height, width, -1)
+
+    def put_back(self, value: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """The module's output with `value` in place of what `show` gave; prefix tokens that were dropped stay."""
+        if self.kind == "map":
+            return value.permute(0, 3, 1, 2) if self.channels_first else value
+        if self.kind == "vector":
+            return value
+        patches = value.flatten(1, 2) if self.shows_grid else value
+        if not (self.drop_prefix and self.n_prefix):
+            return patches
+        return torch.cat([output[:, : self.n_prefix].to(patches.dtype), patches], dim=1)
+
+    def grid_at(self, image_size: tuple[int, int]) -> tuple[int, int] | None:
+        """(h, w) of a tokens' grid for images of another size, by the stride."""
+        if self.stride is None:
+            return None
+        return int(image_size[0] // self.stride[0]), int(image_size[1] // self.stride[1])
+
+    def _grid_of(self, n_patches: int, image_size: tuple[int, int] | None) -> tuple[int, int]:
+        for grid in (None if image_size is None else self.grid_at(image_size), self.grid):
+            if grid is not None and grid[0] * grid[1] == n_patches:
+                return grid
+        raise InputError(
+            f"{n_patches} tokens do not tile images of {image_size} with a stride of {self.stride}; give images whose "
+            "size is a multiple of the patch size"
+        )
+
+
+def layout_of(
+    module: nn.Module,
+    path: str,
+    shape: Sequence[int],
+    other_shape: Sequence[int] | None,
+    image_size: tuple[int, int],
+    *,
+    said: str | None,
+    n_prefix: int | None,
+    prefix_tokens: PrefixTokens,
+    model_format: Any,
+) -> HookLayout:
+    """Recognise the layout of a module's output.
+
+    Args:
+        module: the module.
+        path: its path, for messages.
+        shape: of its output for images of `image_size`.
+        other_shape: of its output for images of another height and width, where the model takes them: the axis that
+            stays is the channels'.
+        image_size: (H, W).
+        said: "channels_first" or "channels_last" where the user says so.
+        n_prefix: class and register tokens, where the model says so.
+        prefix_tokens: whether they are dropped or kept.
+        model_format: timm's `output_fmt` of the model.
+
+    Raises:
+        InputError: the channels' axis cannot be told.
+    """
+    if len(shape) == 2:
+        return HookLayout("vector")
+    if len(shape) == 3:
+        drop = prefix_tokens == "drop"
+        for candidate in (0, 1) if n_prefix is None else (n_prefix,):
+            found = _tiling(shape[1] - candidate, image_size)
+            if found is not None:
+                grid, stride = found
+                return HookLayout(
+                    "tokens",
+                    n_prefix=candidate,
+                    drop_prefix=drop or candidate == 0,
+                    grid=grid,
+                    stride=(float(stride), float(stride)),
+                )
+        return HookLayout("tokens", n_prefix=n_prefix or 0, drop_prefix=drop)
+    first = _channels_first(module, shape, other_shape, said, model_format)
+    if first is None:
+        raise InputError(
+            f"{path!r} gives {tuple(shape)}, which may be channels first or last; say which with "
+            f"layouts={{{path!r}: 'channels_first'}} (or 'channels_last')"
+        )
+    height, width = shape[2:] if first else shape[1:3]
+    stride_of_map = (image_size[0] / height, image_size[1] / width)
+    return HookLayout("map", channels_first=first, grid=(height, width), stride=stride_of_map)
+
+
+def _channels_first(
+    module: nn.Module, shape: Sequence[int], other: Sequence[int] | None, said: str | None, model_format: Any
+) -> bool | None:
+    if said is not None:
+        return said == "channels_first"
+    if isinstance(module, _CHANNELS_FIRST_TYPES):
+        return True
+    if other is not None and (shape[1] == other[1]) != (shape[3] == other[3]):
+        return shape[1] == other[1]
+    if model_format in ("NCHW", "NHWC"):
+        return bool(model_format == "NCHW")
+    # One size only: height and width of a square image's map are the two axes that are equal.
+    first_pair, last_pair = shape[1] == shape[2], shape[2] == shape[3]
+    return last_pair if first_pair != last_pair else None
+
+
+def _tiling(n_patches: int, image_size: tuple[int, int]) -> tuple[tuple[int, int], int] | None:
+    """The grid and stride with which square patches tile the image, from the finest down."""
+    for stride in range(1, _LARGEST_STRIDE + 1):
+        height, width = image_size[0] // stride, image_size[1] // stride
+        if height * width == n_patches > 0:
+            return (height, width), stride
+    return None

@@ -1,0 +1,148 @@
+"""One pass through a network with every module call written down: what ran when, inside what, and what it gave."""
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from mammosae_plugin.errors import InputError
+
+
+@dataclass
+class Call:
+    """One call of one module.
+
+    Attributes:
+        path: the module's path in the model.
+        start: when it began, counted over all beginnings and ends.
+        end: when it ended.
+        parent: the call that it ran in, None for the model itself.
+        output: what it gave, where `record` was told to keep it.
+        version: how often the output tensor had been written to when the call ended.
+        shape: of an output that is a tensor, else None.
+        kind: the output's type name.
+        dtype: of an output that is a tensor.
+        address: of its memory; may belong to another tensor later.
+    """
+
+    path: str
+    start: int
+    end: int = -1
+    parent: "Call | None" = None
+    output: Any = None
+    version: int = 0
+    shape: tuple[int, ...] | None = None
+    kind: str = "nothing"
+    dtype: torch.dtype | None = None
+    address: int = 0
+
+
+@dataclass
+class Recording:
+    """The calls of one pass in the order of their beginnings, and what the model gave.
+
+    Attributes:
+        calls: every call of every module, the model's own first.
+        output: the model's output.
+        features: what the model's `forward_features` gave, where it has one and called it.
+        features_end: when that was.
+    """
+
+    calls: list[Call] = field(default_factory=list)
+    output: Any = None
+    features: Any = None
+    features_end: int = -1
+
+    def of(self, path: str) -> list[Call]:
+        """The calls of one module."""
+        return [call for call in self.calls if call.path == path]
+
+
+def record(model: nn.Module, images: torch.Tensor, *, keep: Collection[str] = ()) -> Recording:
+    """Run the model once in evaluation mode, without gradient, and write down every call.
+
+    Args:
+        model: any module; it keeps its mode.
+        images: (B, 3, H, W).
+        keep: paths of modules whose outputs are held in memory.
+
+    Raises:
+        InputError: the model cannot run on such images.
+    """
+    recording = Recording()
+    open_calls: list[Call] = []
+    clock = iter(range(1 << 62))
+
+    def enter(path: str) -> Any:
+        def hook(_module: nn.Module, _args: Any) -> None:
+            call = Call(path, start=next(clock), parent=open_calls[-1] if open_calls else None)
+            open_calls.append(call)
+            recording.calls.append(call)
+
+        return hook
+
+    def leave(path: str) -> Any:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            call = open_calls.pop()
+            call.end, call.kind = next(clock), type(output).__name__
+            if isinstance(output, torch.Tensor):
+                call.shape, call.dtype = tuple(output.shape), output.dtype
+                call.version, call.address = output._version, output.data_ptr()
+            if path in keep:
+                call.output = output
+
+        return hook
+
+    handles = []
+    for path, module in model.named_modules():
+        handles += [module.register_forward_pre_hook(enter(path)), module.register_forward_hook(leave(path))]
+    try:
+        with (
+            evaluation(model),
+            torch.inference_mode(False),  # inference tensors have no version
+            torch.no_grad(),
+            _features_noted(model, recording, clock),
+        ):
+            recording.output = model(images)
+    except Exception as error:  # whatever a foreign model raises on an input that it does not take
+        shape = tuple(images.shape)
+        message = " ".join(str(error).split())
+        raise InputError(f"the model cannot run on images of shape {shape}, give example_input: {message}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return recording
+
+
+@contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; afterwards every module has the mode that it had."""
+    training = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+@contextmanager
+def _features_noted(model: nn.Module, recording: Recording, clock: Iterator[int]) -> Iterator[None]:
+    original = getattr(model, "forward_features", None)
+    if not callable(original):
+        yield
+        return
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        recording.features = original(*args, **kwargs)
+        recording.features_end = next(clock)
+        return recording.features
+
+    model.forward_features = noted  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del model.forward_features

@@ -1,0 +1,162 @@
+"""Running only what lies behind a hook point: the modules before it are skipped, its output is given.
+
+An intervention at an inner layer changes nothing before the layer, so its output is computed once per image, and each
+intervention costs the rest of the network alone.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from mammosae_plugin.adapters.recording import Call, Recording, evaluation, record
+from mammosae_plugin.errors import InputError
+
+if TYPE_CHECKING:
+    from mammosae_plugin.adapters.hooked_vision_model import HookedVisionModel
+
+_AGREEMENT = 1e-4  # relative, of the rest of the network with the whole on an image of noise
+
+
+class RestOfNetwork:
+    """The network from one hook point on.
+
+    The model's own forward runs, so this works for any control flow, but every module that ended before the hook point
+    gives a placeholder full of NaN instead of computing anything. If the output is finite all the same, nothing but the
+    given activation has reached it; that is checked once, against the whole network on noise. Hooks and SAEs at the
+    hook point and behind it act as always; those before it do not run.
+
+    Made by `HookedVisionModel.rest_from`. Not thread-safe; the model must not be changed in between.
+
+    Attributes:
+        hook_name: the full hook name.
+        image_size: (H, W) of the images.
+    """
+
+    def __init__(self, root: "HookedVisionModel", hook_name: str, image_size: tuple[int, int]):
+        """Record one pass over noise, find the modules to skip, and compare with the whole network.
+
+        Raises:
+            InputError: other values than the activation flow to the output.
+        """
+        self.hook_name, self.image_size = hook_name, image_size
+        self._root = root
+        self._path = hook_name.rpartition(".")[0]
+        parameter = next(root.model.parameters(), torch.zeros(()))
+        noise = torch.randn(1, 3, *image_size, generator=torch.Generator().manual_seed(0))
+        noise = noise.to(parameter.device, parameter.dtype)
+        if root.acts_to_saes:
+            raise InputError("make the rest of a network without SAEs attached; attach them afterwards")
+        recording = record(root.model, noise, keep=[self._path])
+        point = recording.of(self._path)[0]
+        self._skipped = _calls_before(recording, point)
+        self._passed_by = frozenset(
+            name for name in root.hook_shapes if _ends_before(recording, name.rpartition(".")[0], point)
+        )
+        self._expand = True  # placeholders take no memory, unless something writes into them
+        self._check(point.output, recording.output)
+
+    def __call__(self, raw: torch.Tensor) -> Any:
+        """What the model gives if the module at the hook point puts out `raw`, the first axis being the images."""
+        images = raw.new_full((1, 1, 1, 1), float("nan")).expand(len(raw), 3, *self.image_size)
+        with self._placeholders(raw):
+            return self._root(images)
+
+    def head_input(self, raw: torch.Tensor) -> torch.Tensor:
+        """What the model's linear classifier reads then, (B, d)."""
+        with self._root.head_input() as seen:
+            self(raw)
+        return seen[0]
+
+    def replace(self, raw: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """The module's output with `value`, as shown at the hook point, in place of its own.
+
+        Args:
+            raw: the module's output (B, ...); its class and register tokens are kept where they are not shown.
+            value: (B, h, w, C), (B, n, C) or (B, C).
+        """
+        return self._root.hook_layouts[self.hook_name].put_back(value, raw)
+
+    def show(self, raw: torch.Tensor) -> torch.Tensor:
+        """The value at the hook point for the module's output."""
+        return self._root.hook_layouts[self.hook_name].show(raw, self.image_size)
+
+    @contextmanager
+    def _placeholders(self, raw: torch.Tensor) -> Iterator[None]:
+        root, passed_by = self._root, self._root.passed_by
+        stubs: dict[nn.Module, Callable[..., Any]] = {
+            root.model.get_submodule(path): _Stub(root.model.get_submodule(path), calls, raw, expand=self._expand)
+            for path, calls in self._skipped.items()
+        }
+        stubs[root.model.get_submodule(self._path)] = lambda *_args, **_kwargs: raw
+        try:
+            root.passed_by = passed_by | self._passed_by
+            for module, stub in stubs.items():
+                module.forward = stub
+            yield
+        finally:
+            root.passed_by = passed_by
+            for module in stubs:
+                del module.forward
+
+    def _check(self, raw: torch.Tensor, expected: Any) -> None:
+        with evaluation(self._root.model), torch.no_grad():
+            try:
+                found = self(raw)
+            except RuntimeError:  # torch refuses to write in place into a tensor whose elements share memory
+                self._expand = False
+                found = self(raw)
+        for one, other in zip(_tensors(found), _tensors(expected), strict=True):
+            difference = (one - other).double().norm()
+            if not difference <= _AGREEMENT * other.double().norm() + 1e-12:  # NaN is not less
+                enclosing = self._path.rpartition(".")[0]
+                raise InputError(
+                    f"the network cannot be continued from {self.hook_name!r}: other values than its output flow "
+                    f"around it to the end, such as a shortcut; choose {enclosing or 'a later module'!r}"
+                )
+
+
+class _Stub:
+    """The forward of a module that is skipped: placeholders for its calls before the hook point, then its own."""
+
+    def __init__(self, module: nn.Module, calls: list[Call], raw: torch.Tensor, *, expand: bool):
+        self.module, self.calls, self.raw, self.expand = module, list(calls), raw, expand
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.calls:  # a module that also runs behind the hook point
+            return type(self.module).forward(self.module, *args, **kwargs)
+        call = self.calls.pop(0)
+        assert call.shape is not None
+        shape = (call.shape[0] * len(self.raw), *call.shape[1:])
+        nan = torch.full((1,) * len(shape), float("nan"), dtype=call.dtype, device=self.raw.device).expand(shape)
+        return nan if self.expand else nan.clone()
+
+
+def _calls_before(recording: Recording, point: Call) -> dict[str, list[Call]]:
+    """The outermost calls that ended before the module at the hook point began, by module.
+
+    A module whose output is no tensor is left to run, on placeholders.
+    """
+    around = set()
+    parent = point.parent
+    while parent is not None:
+        around.add(id(parent))
+        parent = parent.parent
+    found: dict[str, list[Call]] = {}
+    for call in recording.calls:
+        if 0 <= call.end < point.start and id(call.parent) in around and call.shape is not None:
+            found.setdefault(call.path, []).append(call)
+    return found
+
+
+def _ends_before(recording: Recording, path: str, point: Call) -> bool:
+    return all(call.end < point.start for call in recording.of(path))
+
+
+def _tensors(output: Any) -> list[torch.Tensor]:
+    if isinstance(output, torch.Tensor):
+        return [output]
+    values = output.values() if isinstance(output, dict) else output if isinstance(output, (list, tuple)) else ()
+    return [tensor for value in values for tensor in _tensors(value)]
