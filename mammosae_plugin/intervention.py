@@ -6,11 +6,13 @@ over latents follows from the mean latents alone:
     logit = offset + sum_i m_i * mean_i * weight_i
 
 Equations 3 and 4 of the paper (Nakka, Mammo-SAE, arXiv 2507.15227), for every group at once, are therefore one sparse
-matrix product, and the network is never run again.
+matrix product, and the network is never run again. At an inner layer the part of the network behind it must run for
+every mask; what runs it is handed in as `passes`, so that the analysis itself needs no network.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -47,6 +49,22 @@ _IMAGES_PER_BLOCK = 1024
 _GROUPS_PER_BLOCK = 64
 
 
+class Passes(Protocol):
+    """What gives logits under masks by running a network: `mammosae_plugin.masked_passes.MaskedPasses`."""
+
+    def logits(
+        self,
+        table: "LatentTable",
+        kept: NDArray[np.bool_],
+        *,
+        head: str,
+        error_term: bool,
+        image_rows: NDArray[np.int64],
+    ) -> NDArray[np.float64]:
+        """Logits (n, n_groups, n_out) while only the latents in each column of `kept` (d_sae, n_groups) are left."""
+        ...
+
+
 def latent_group(ranking: RankedLatents, k: int) -> NDArray[np.int64]:
     """The union over classes of each class's k best latents, sorted by index.
 
@@ -70,6 +88,7 @@ def intervene(
     head: str,
     error_term: bool = False,
     image_rows: NDArray[np.int64] | None = None,
+    passes: Passes | None = None,
 ) -> NDArray[np.float64]:
     """The logits of one head while a group of latents is kept (`activate`) or zeroed (`deactivate`).
 
@@ -79,14 +98,17 @@ def intervene(
         mode: "activate" (Equation 3: keep the group, zero all else) or "deactivate" (Equation 4: zero the group).
         head: name of the head (its concept).
         error_term: add back what the SAE does not reconstruct; then an edit that changes no latent gives the
-            classifier's own logits exactly.
+            classifier's own logits.
         image_rows: (n,) rows of the table; all images when None.
+        passes: runs the network behind the layer, such as `MaskedPasses`. Needed at inner layers (readout "network");
+            at the final map the linear form is used without it.
 
     Returns:
         (n, n_out) float64 logits.
 
     Raises:
-        InputError: an unknown mode, a latent out of range, or a head that the table lacks.
+        InputError: an unknown mode, a latent out of range, a head that the table lacks, or no `passes` where the
+            table's readout is "network".
     """
     group = np.asarray(group, dtype=np.int64)
     if group.size and (group.min() < 0 or group.max() >= table.d_sae):
@@ -96,9 +118,8 @@ def intervene(
         )
     if image_rows is None:
         image_rows = np.arange(len(table.images))
-    members = np.zeros((table.d_sae, 1), dtype=np.bool_)
-    members[group] = True
-    return _logits_of_groups(table, members, mode=mode, head=head, error_term=error_term, image_rows=image_rows)[:, 0]
+    kept = _kept_latents([(mode, group)], table.d_sae)
+    return _logits(table, kept, head=head, error_term=error_term, image_rows=image_rows, passes=passes)[:, 0]
 
 
 def sweep(
@@ -114,6 +135,7 @@ def sweep(
     n_controls: int = 20,
     n_bootstrap: int = 1000,
     seed: int = 0,
+    passes: Passes | None = None,
 ) -> pd.DataFrame:
     """Metrics of the classifier under every mode and group size, beside matched controls, as in Figure 2 of the paper.
 
@@ -126,9 +148,11 @@ def sweep(
         split: the split evaluated.
         unit: "image" or "finding_row".
         error_term: as for `intervene`.
-        n_controls: control groups per row and kind; fewer than the default 20 make a poor band, 0 gives NaN.
+        n_controls: control groups per row and kind; fewer than the default 20 make a poor band, 0 gives NaN. At an
+            inner layer every one costs a pass of the rest of the network over every image.
         n_bootstrap: patient-level resamples for the 95 % intervals, the same for every row; 0 gives NaN.
         seed: seed of resamples and controls. A row does not depend on the other ks and modes.
+        passes: as for `intervene`.
 
     Returns:
         One row per (mode, k): mode, k, n_latents, n_live (of the group's latents, those that fire in the training
@@ -137,39 +161,37 @@ def sweep(
         mean, minimum and maximum over the control groups.
 
     Raises:
-        InputError: fewer than two classes in the split, an unknown mode, or a ranking of another width.
+        InputError: fewer than two classes in the split, an unknown mode, a ranking of another width, or as `intervene`.
     """
     rows = _evaluation_rows(table, ranking, concept, split, unit)
-    controls = sweep_controls(
-        table, ranking, concept=concept, ks=ks, modes=modes, split=split, unit=unit, error_term=error_term,
-        n_controls=n_controls, seed=seed,
-    )  # fmt: skip
+    own = [_Group(mode, k, latent_group(ranking, k)) for mode in modes for k in _kept_ks(ks, table.d_sae)]
+    controls = _control_groups(table, ranking, ks, modes, n_controls, seed)
+    # All groups in one call: where the network is run, each image is then encoded once, and equal masks are run once.
+    logits = _row_logits(table, [*own, *controls], rows, concept, error_term, passes)
+    judged = _control_metrics(controls, logits[:, len(own) :], rows.labels)
     live = table.live_latents("training")
     multiplicities = patient_bootstrap(rows.patient_ids, n_bootstrap, seed)
     records = []
-    for mode in modes:
-        for k in _kept_ks(ks, table.d_sae):
-            group = latent_group(ranking, k)
-            logits = intervene(table, group, mode=mode, head=concept, error_term=error_term, image_rows=rows.image_rows)
-            point = classification_metrics(logits, rows.labels)
-            samples = bootstrap_metrics(logits, rows.labels, multiplicities)
-            record: dict[str, Any] = {
-                "mode": mode,
-                "k": k,
-                "n_latents": len(group),
-                "n_live": len(np.intersect1d(group, live, assume_unique=True)),
-            }
-            for name in METRICS:
-                record[name] = point[name]
-                record[f"{name}_low"], record[f"{name}_high"] = interval(samples[name])
-            own = controls[(controls["mode"] == mode) & (controls["k"] == k)]
-            for kind in _CONTROL_KINDS:
-                for name in _CONTROL_METRICS:
-                    values = own.loc[own["kind"] == kind, name]
-                    record[f"{kind}_{name}_mean"] = values.mean()
-                    record[f"{kind}_{name}_low"] = values.min()
-                    record[f"{kind}_{name}_high"] = values.max()
-            records.append(record)
+    for column, group in enumerate(own):
+        point = classification_metrics(logits[:, column], rows.labels)
+        samples = bootstrap_metrics(logits[:, column], rows.labels, multiplicities)
+        record: dict[str, Any] = {
+            "mode": group.mode,
+            "k": group.k,
+            "n_latents": len(group.latents),
+            "n_live": len(np.intersect1d(group.latents, live, assume_unique=True)),
+        }
+        for name in METRICS:
+            record[name] = point[name]
+            record[f"{name}_low"], record[f"{name}_high"] = interval(samples[name])
+        beside = judged[(judged["mode"] == group.mode) & (judged["k"] == group.k)]
+        for kind in _CONTROL_KINDS:
+            for name in _CONTROL_METRICS:
+                values = beside.loc[beside["kind"] == kind, name]
+                record[f"{kind}_{name}_mean"] = values.mean()
+                record[f"{kind}_{name}_low"] = values.min()
+                record[f"{kind}_{name}_high"] = values.max()
+        records.append(record)
     return pd.DataFrame.from_records(records)
 
 
@@ -185,40 +207,73 @@ def sweep_controls(
     error_term: bool = False,
     n_controls: int = 20,
     seed: int = 0,
+    passes: Passes | None = None,
 ) -> pd.DataFrame:
     """The control groups of `sweep`, one by one: what groups of latents chosen without looking at the concept do.
 
     Kind `random` draws as many live latents as the group has. Kind `mass` adds live latents in random order until
-    their total mean activation first reaches that of the group, so that it removes or keeps as much activation. Live
-    latents and mean activations are those of the training split, and the group's own latents may be drawn. Both modes
-    are measured on the same control groups.
+    their total mean activation (its absolute value, where latents can be negative) first reaches that of the group, so
+    that it removes or keeps as much activation. Live latents and mean activations are those of the training split, and
+    the group's own latents may be drawn. Both modes are measured on the same control groups.
 
     Returns:
         One row per (mode, k, kind, control): mode, k, kind, control (0 ... n_controls - 1), n_latents, auroc,
         average_precision.
     """
     rows = _evaluation_rows(table, ranking, concept, split, unit)
+    controls = _control_groups(table, ranking, ks, modes, n_controls, seed)
+    return _control_metrics(controls, _row_logits(table, controls, rows, concept, error_term, passes), rows.labels)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """One intervention of a sweep."""
+
+    mode: Mode
+    k: int
+    latents: NDArray[np.int64]
+    kind: str = "own"
+    control: int = 0
+
+
+def _control_groups(
+    table: "LatentTable",
+    ranking: RankedLatents,
+    ks: Sequence[int],
+    modes: Sequence[Mode],
+    n_controls: int,
+    seed: int,
+) -> list[_Group]:
     if n_controls < 0:
         raise InputError(f"n_controls is {n_controls}: give 0 or more groups, 20 or more for a meaningful band")
-    images, image_of_row = np.unique(rows.image_rows, return_inverse=True)
     live = table.live_latents("training")
     mass = _mean_activation(table, "training")
-    records = []
+    groups = []
     for k in _kept_ks(ks, table.d_sae):
-        group = latent_group(ranking, k)
-        keys = [(kind, control) for kind in _CONTROL_KINDS for control in range(n_controls)]
-        members = np.zeros((table.d_sae, len(keys)), dtype=np.bool_)
-        for column, (kind, control) in enumerate(keys):
-            rng = np.random.default_rng([seed, _CONTROL_KINDS[kind], k, control])
-            draw = _random_control if kind == "random" else _mass_control
-            members[draw(group, live, mass, rng), column] = True
-        for mode in modes:
-            logits = _logits_of_groups(
-                table, members, mode=mode, head=concept, error_term=error_term, image_rows=images
-            )
-            for column, (kind, control) in enumerate(keys):
-                auroc, precision = ranking_metrics(logits[image_of_row, column], rows.labels)
-                records.append((mode, k, kind, control, int(members[:, column].sum()), auroc, precision))
+        own = latent_group(ranking, k)
+        drawn = [
+            (kind, control, draw(own, live, mass, np.random.default_rng([seed, number, k, control])))
+            for (kind, number), draw in zip(_CONTROL_KINDS.items(), (_random_control, _mass_control), strict=True)
+            for control in range(n_controls)
+        ]
+        groups += [_Group(mode, k, latents, kind, control) for mode in modes for kind, control, latents in drawn]
+    return groups
+
+
+def _control_metrics(
+    controls: Sequence[_Group], logits: NDArray[np.float64], labels: NDArray[np.int64]
+) -> pd.DataFrame:
+    records = [
+        (
+            group.mode,
+            group.k,
+            group.kind,
+            group.control,
+            len(group.latents),
+            *ranking_metrics(logits[:, column], labels),
+        )
+        for column, group in enumerate(controls)
+    ]
     columns = ["mode", "k", "kind", "control", "n_latents", *_CONTROL_METRICS]
     return pd.DataFrame.from_records(records, columns=columns)
 
@@ -244,29 +299,70 @@ def _mass_control(
     return order[:n_needed]
 
 
-def _logits_of_groups(
+def _row_logits(
     table: "LatentTable",
-    members: NDArray[np.bool_],
+    groups: Sequence[_Group],
+    rows: "EvaluationRows",
+    head: str,
+    error_term: bool,
+    passes: Passes | None,
+) -> NDArray[np.float64]:
+    """Logits (n_rows, n_groups, n_out) of the evaluation rows under every group; each image is computed once."""
+    images, image_of_row = np.unique(rows.image_rows, return_inverse=True)
+    kept = _kept_latents([(group.mode, group.latents) for group in groups], table.d_sae)
+    return _logits(table, kept, head=head, error_term=error_term, image_rows=images, passes=passes)[image_of_row]
+
+
+def _kept_latents(groups: Sequence[tuple[Mode, NDArray[np.int64]]], d_sae: int) -> NDArray[np.bool_]:
+    """Which latents each intervention keeps, (d_sae, n_groups)."""
+    kept = np.zeros((d_sae, len(groups)), dtype=np.bool_)
+    for column, (mode, latents) in enumerate(groups):
+        if mode not in _MODES:
+            raise InputError(f"mode '{mode}' is unknown: choose 'activate' or 'deactivate'")
+        kept[latents, column] = True
+        if mode == "deactivate":
+            np.logical_not(kept[:, column], out=kept[:, column])
+    return kept
+
+
+def _logits(
+    table: "LatentTable",
+    kept: NDArray[np.bool_],
     *,
-    mode: Mode,
+    head: str,
+    error_term: bool,
+    image_rows: NDArray[np.int64],
+    passes: Passes | None,
+) -> NDArray[np.float64]:
+    """Logits (n, n_groups, n_out) while only the latents in each column of `kept` (d_sae, n_groups) are left."""
+    if passes is not None:
+        return passes.logits(table, kept, head=head, error_term=error_term, image_rows=image_rows)
+    if table.readout_kind != "linear":
+        raise InputError(
+            f"the table was made at {table.hook_name}, behind which the network is not linear: give `passes`, "
+            "a mammosae_plugin.masked_passes.MaskedPasses over the cached outputs of that layer"
+        )
+    return _linear_logits(table, kept, head=head, error_term=error_term, image_rows=image_rows)
+
+
+def _linear_logits(
+    table: "LatentTable",
+    kept: NDArray[np.bool_],
+    *,
     head: str,
     error_term: bool,
     image_rows: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    """Logits (n, n_groups, n_out) for groups given as columns of `members` (d_sae, n_groups).
+    """The linear form of `_logits`.
 
     Only the latents that count are summed, never all minus some: images that are left with equal latents must get
     equal logits, or rounding would rank them.
     """
-    if mode not in _MODES:
-        raise InputError(f"mode '{mode}' is unknown: choose 'activate' or 'deactivate'")
     readout = table.readout(head)
     if error_term:
         # logit + sum (m_i - 1) mean_i weight_i: take away the latents that the mask zeroes.
-        removed = ~members if mode == "activate" else members
         own = table.logits(head)[image_rows]
-        return own[:, None, :] - _masked_sums(table.mean_latents, image_rows, readout.weight, removed)
-    kept = members if mode == "activate" else ~members
+        return own[:, None, :] - _masked_sums(table.mean_latents, image_rows, readout.weight, ~kept)
     return readout.offset + _masked_sums(table.mean_latents, image_rows, readout.weight, kept)
 
 
@@ -295,11 +391,11 @@ def _masked_sums(
 
 
 def _mean_activation(table: "LatentTable", split: str) -> NDArray[np.float64]:
-    """Mean over the images of a split of the mean latents, (d_sae,) float64."""
+    """Mean over the images of a split of the mean latents, its absolute value, (d_sae,) float64."""
     images = np.flatnonzero((table.images["split"] == split).to_numpy())
     if len(images) == 0:
         raise InputError(f"the table has no image of split '{split}', from which controls are drawn: encode it too")
-    return np.asarray(table.mean_latents[images].sum(axis=0, dtype=np.float64)) / len(images)
+    return np.abs(np.asarray(table.mean_latents[images].sum(axis=0, dtype=np.float64))) / len(images)
 
 
 def _kept_ks(ks: Sequence[int], d_sae: int) -> list[int]:

@@ -1,26 +1,29 @@
 """The latents table: what an SAE says about every image, in a folder that any analysis reads without a network.
 
 At the final map everything after the SAE is linear (decode, average over positions, linear head), so the mean of each
-latent over positions is all that Table 1, Equations 2 to 4 and every k of Figure 2 need. `encode_latents` therefore
-passes over the images once. The format is described in `docs/latents-table.md`.
+latent over positions is all that Table 1, Equations 2 to 4 and every k of Figure 2 need. At an inner layer the table
+holds the same, and logits under the SAE come from running the rest of the network; see `masked_passes` for
+interventions there. `encode_latents` passes over the images once. The format is described in `docs/latents-table.md`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.numpy import load_file
 from scipy import sparse
 from torch import nn
 
-from mammosae_plugin.activations import capture, image_batches
+from mammosae_plugin.activations import image_batches
 from mammosae_plugin.adapters import HookedVisionModel
+from mammosae_plugin.adapters.rest_of_network import RestOfNetwork
+from mammosae_plugin.baselines import GradCam
 from mammosae_plugin.datasets import MammogramDataset, n_classes_of
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import (
@@ -34,9 +37,15 @@ from mammosae_plugin.files import (
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
 from mammosae_plugin.shards import run_shards, shard_paths
 
-FORMAT_VERSION = 1
-POSITIONS_AT_ONCE = 512  # rows of latents in memory: 512 x 16384 float32 is 34 MB
+FORMAT_VERSION = 2
+# Numbers in one block of latents: 512 rows x 16384 latents, 34 MB of float32, whatever the width of the SAE.
+NUMBERS_AT_ONCE = 512 * 16384
+# Relative error up to which what the classifier reads is the mean over positions: float32 sums differ by 1e-6.
+_LINEAR = 1e-4
 
+ReadoutKind = Literal["linear", "network"]
+
+_MOMENTS = ("sse", "sum", "sum_sq")  # sums over positions per feature
 BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
 TABLE, IMAGES, FINDINGS, READOUT = "table.json", "images.parquet", "findings.parquet", "readout.safetensors"
 
@@ -87,7 +96,12 @@ class LatentTable:
         concepts: The findings that have a column.
         heads: The concepts whose classifier's logits the table holds.
         d_sae: Number of latents.
-        grid: (h, w) of the feature map.
+        d_in: Number of channels of the layer.
+        hook_name: The layer: the full hook name at which the SAE reads.
+        readout_kind: "linear" where the classifiers read the mean of the layer over positions, so that mean latents
+            decide the logits; "network" where more of the network lies between.
+        gradcam_heads: The heads whose Grad-CAM maps were kept.
+        grid: (h, w) of the layer's map.
         image_size: (H, W) of the model's input in pixels.
         provenance: What made the table.
 
@@ -110,6 +124,10 @@ class LatentTable:
         self.concepts: tuple[str, ...] = tuple(header["concepts"])
         self.heads: tuple[str, ...] = tuple(header["heads"])
         self.d_sae: int = header["d_sae"]
+        self.d_in: int = header["d_in"]
+        self.hook_name: str = header["hook_name"]
+        self.readout_kind: ReadoutKind = header["readout"]
+        self.gradcam_heads: tuple[str, ...] = tuple(header["gradcam"])
         self.grid: tuple[int, int] = (header["grid"][0], header["grid"][1])
         self.image_size: tuple[int, int] = (header["image_size"][0], header["image_size"][1])
         self.splits: tuple[str, ...] = tuple(header["splits"])
@@ -136,16 +154,14 @@ class LatentTable:
 
     @cached_property
     def _statistics(self) -> dict[str, Any]:
+        names = ["indices", "mean", "max"]
+        names += [f"{kind}.{head}" for kind in ("logits", "logits_with_sae") for head in self.heads]
         columns: dict[str, list[np.ndarray]] = {}
         for path in self._shards():
-            tensors = load_file(path)
-            counts = np.diff(tensors["indptr"].numpy())
-            for name in ("indices", "mean", "max"):
-                columns.setdefault(name, []).append(tensors[name].numpy())
-            columns.setdefault("counts", []).append(counts)
-            for head in self.heads:
-                for kind in ("logits", "logits_with_sae"):
-                    columns.setdefault(f"{kind}.{head}", []).append(tensors[f"{kind}.{head}"].numpy())
+            tensors = _read(path, ["indptr", *names])
+            columns.setdefault("counts", []).append(np.diff(tensors["indptr"]))
+            for name in names:
+                columns.setdefault(name, []).append(tensors[name])
         return {name: np.concatenate(pieces) for name, pieces in columns.items()}
 
     def _csr(self, values: str) -> sparse.csr_array:
@@ -161,8 +177,17 @@ class LatentTable:
 
     @cached_property
     def max_latents(self) -> sparse.csr_array:
-        """(n_images, d_sae) float32: each latent's maximum over the positions of each image."""
+        """(n_images, d_sae) float32: each latent's maximum over the positions of each image.
+
+        The largest value, not the largest amount: where an architecture has negative latents, one that fires but is
+        nowhere positive has a maximum of 0 or below.
+        """
         return self._csr("max")
+
+    @cached_property
+    def mean_channels(self) -> np.ndarray:
+        """(n_images, d_in) float32: the mean over positions of every channel of the layer itself, without the SAE."""
+        return np.concatenate([_read(path, ["mean_channels"])["mean_channels"] for path in self._shards()])
 
     def _check_head(self, head: str) -> None:
         if head not in self.heads:
@@ -174,15 +199,24 @@ class LatentTable:
         return np.asarray(self._statistics[f"logits.{head}"], dtype=np.float64)
 
     def logits_with_sae(self, head: str) -> np.ndarray:
-        """(n_images, n_out) float64: logits with the SAE's reconstruction in place of the map."""
+        """(n_images, n_out) float64: logits with the SAE's reconstruction in place of the layer's output."""
         self._check_head(head)
         return np.asarray(self._statistics[f"logits_with_sae.{head}"], dtype=np.float64)
 
     def readout(self, head: str) -> Readout:
-        """The linear map from mean latents to the head's logits."""
+        """The linear map from mean latents to the head's logits.
+
+        Raises:
+            InputError: An unknown head, or a layer whose readout is not linear.
+        """
         self._check_head(head)
+        if self.readout_kind != "linear":
+            raise InputError(
+                f"{self.folder} was made at {self.hook_name}, where logits are not linear in the mean latents; "
+                "run the rest of the network (mammosae_plugin.masked_passes)"
+            )
         tensors = load_file(self.folder / READOUT)
-        return Readout(tensors[f"offset.{head}"].numpy(), tensors[f"weight.{head}"].numpy())
+        return Readout(tensors[f"offset.{head}"], tensors[f"weight.{head}"])
 
     def classes(self, concept: str) -> tuple[int, ...]:
         """The class numbers of a concept: (0, 1) for a finding, (0, 1, 2, 3) for density, (0, ..., 4) for birads."""
@@ -226,21 +260,28 @@ class LatentTable:
         return np.unique(self.mean_latents[image_rows].indices).astype(np.int64)
 
     @cached_property
-    def _map_places(self) -> dict[int, tuple[Path, int, np.ndarray]]:
-        places: dict[int, tuple[Path, int, np.ndarray]] = {}
+    def _map_places(self) -> dict[int, tuple[Path, int, dict[str, np.ndarray]]]:
+        """Of each image with maps: its shard, its place among the shard's, and what the maps there are of."""
+        places: dict[int, tuple[Path, int, dict[str, np.ndarray]]] = {}
         row = 0
         for path in self._shards():
-            tensors = load_file(path)
-            kept = tensors["map_images"].numpy()
-            for place, offset in enumerate(kept):
-                places[row + int(offset)] = (path, place, tensors["map_latents"].numpy())
+            tensors = _read(path, ["indptr", "map_images", "map_latents", "map_channels"])
+            for place, offset in enumerate(tensors["map_images"].tolist()):
+                places[row + offset] = (path, place, tensors)
             row += len(tensors["indptr"]) - 1
         return places
 
     def map_latents(self, image_row: int) -> np.ndarray:
         """int64 latents whose maps over positions were kept for this image; empty where none were."""
+        return self._kept_maps("map_latents", image_row)
+
+    def map_channels(self, image_row: int) -> np.ndarray:
+        """int64 channels of the layer whose maps were kept for this image; empty where none were."""
+        return self._kept_maps("map_channels", image_row)
+
+    def _kept_maps(self, name: str, image_row: int) -> np.ndarray:
         place = self._map_places.get(int(image_row))
-        return place[2].astype(np.int64) if place else np.zeros(0, dtype=np.int64)
+        return place[2][name] if place else np.zeros(0, dtype=np.int64)
 
     def maps(self, latents: Sequence[int] | np.ndarray, image_row: int) -> np.ndarray:
         """(len(latents), h, w) float32: the latents' activations over the positions of one image.
@@ -248,18 +289,49 @@ class LatentTable:
         Raises:
             InputError: The table did not keep the map of one of them for this image.
         """
-        kept = self.map_latents(image_row)
-        column_of = {int(latent): column for column, latent in enumerate(kept)}
-        missing = [int(latent) for latent in latents if int(latent) not in column_of]
+        return self._chosen_maps("maps", "latent", self.map_latents(image_row), latents, image_row)
+
+    def channel_maps(self, channels: Sequence[int] | np.ndarray, image_row: int) -> np.ndarray:
+        """(len(channels), h, w) float32: channels of the layer itself over the positions of one image.
+
+        Raises:
+            InputError: The table did not keep the map of one of them for this image.
+        """
+        return self._chosen_maps("channel_maps", "channel", self.map_channels(image_row), channels, image_row)
+
+    def _chosen_maps(
+        self, name: str, what: str, kept: np.ndarray, wanted: Sequence[int] | np.ndarray, image_row: int
+    ) -> np.ndarray:
+        column_of = {int(number): column for column, number in enumerate(kept)}
+        missing = [int(number) for number in wanted if int(number) not in column_of]
         if missing:
             raise InputError(
-                f"{self.folder} keeps no map of latent {missing[0]} for image row {image_row}; "
-                "encode again with it in map_latents"
+                f"{self.folder} keeps no map of {what} {missing[0]} for image row {image_row}; "
+                f"encode again with it in map_{what}s"
             )
+        if not len(wanted):
+            return np.zeros((0, *self.grid), dtype=np.float32)
+        return self._map_of_image(name, image_row)[[column_of[int(number)] for number in wanted]]
+
+    def gradcam(self, head: str, image_row: int) -> np.ndarray:
+        """(h, w) float32, not negative: Grad-CAM of the head's logit at the layer, for one image.
+
+        Raises:
+            InputError: The table has no Grad-CAM maps of this head, or none for this image.
+        """
+        if head not in self.gradcam_heads:
+            raise InputError(f"{self.folder} keeps no Grad-CAM of {head!r}; encode again with gradcam=True")
+        if int(image_row) not in self._map_places:
+            raise InputError(
+                f"{self.folder} keeps no Grad-CAM for image row {image_row}, which has no box or is in another split"
+            )
+        return self._map_of_image(f"gradcam.{head}", image_row)
+
+    def _map_of_image(self, name: str, image_row: int) -> np.ndarray:
         path, place, _ = self._map_places[int(image_row)]
         with safe_open(path, framework="numpy") as file:
-            maps: np.ndarray = file.get_slice("maps")[place]
-        return maps[[column_of[int(latent)] for latent in latents]]
+            values: np.ndarray = file.get_slice(name)[place]
+        return values
 
     def boxes(self, image_row: int, concept: str) -> np.ndarray:
         """(n, 4) float32 xyxy: the concept's boxes in the image, in pixels of the model's input."""
@@ -284,16 +356,19 @@ class LatentTable:
         """
         totals: dict[str, Any] = {}
         for path in shard_paths(self.folder / split):
-            tensors = load_file(path)
-            for name in ("n_positions", "l0", "sse", "sum", "sum_sq"):
-                value = tensors[f"total.{name}"].numpy()
-                totals[name] = totals.get(name, 0) + value
+            for name, value in _read(path, [f"total.{name}" for name in ("n_positions", "l0", *_MOMENTS)]).items():
+                key = name.removeprefix("total.")
+                totals[key] = totals.get(key, 0) + value
         return {**totals, "n_positions": int(totals["n_positions"]), "l0": int(totals["l0"])}
 
 
-def final_hook_name(model: HookedVisionModel) -> str:
-    """The hook point of the final map, after which there are only the average over positions and the linear head."""
-    return model.resolve_hook_name("bn2")
+def _read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Some tensors of a shard; the maps beside them are not read."""
+    with safe_open(path, framework="numpy") as file:
+        return {name: file.get_tensor(name) for name in names}
+
+
+MapChoice = Sequence[int] | Callable[[LatentTable], Sequence[int]]
 
 
 def encode_latents(
@@ -303,8 +378,10 @@ def encode_latents(
     folder: str | Path,
     *,
     heads: Mapping[str, nn.Linear],
-    map_latents: Sequence[int] | Callable[[LatentTable], Sequence[int]] = (),
+    map_latents: MapChoice = (),
     map_splits: Sequence[str] = ("test",),
+    map_channels: MapChoice = (),
+    gradcam: bool = False,
     device: str = "cpu",
     batch_size: int = 1,
     shard_size: int = 64,
@@ -317,28 +394,33 @@ def encode_latents(
     byte.
 
     Args:
-        model: The hookable model; its final map (B, h, w, d) is encoded.
-        sae: A SAELens SAE of width d whose metadata names the final map's hook point.
+        model: The hookable model.
+        sae: A SAELens SAE. Its metadata names the hook point whose value (B, h, w, d_in) is encoded; without a name it
+            is the model's final map.
         dataset: Images with labels and boxes, all splits.
         folder: Where the table goes.
-        heads: The linear heads to record logits of, by concept. They read the average of the final map over positions,
-            so that several classifiers on one encoder share one pass.
+        heads: The linear heads to record logits of, by concept. They read what the model's own classifier reads, so
+            that several classifiers on one encoder share one pass.
         map_latents: Latents whose maps over positions are kept for images that have a box; or a function that names
             them when the splits before are in the table (rank on "training", keep the best for "test").
         map_splits: Splits whose images keep maps.
+        map_channels: Channels of the layer whose maps are kept beside, in the same way.
+        gradcam: Keep, for the same images, the Grad-CAM map of every head that has one output and a finding's name.
+            This needs captum (the extra `[gradcam]`).
         device: Where the network and the SAE run.
         batch_size: Images per forward pass.
         shard_size: Images per shard.
         num_workers: Processes that read images beside the network.
 
     Raises:
-        InputError: The SAE does not fit the final map, a head does not fit it, or the folder holds another table.
+        InputError: The SAE does not fit the layer, the layer has no grid or other values flow around it, a head does
+            not fit the model, or the folder holds another table.
     """
     folder = Path(folder)
-    hook_name = final_hook_name(model)
-    _check_fit(model, hook_name, sae, heads)
-    model.to(device)
+    model.to(device).eval()
     sae.to(device)
+    layer = _Layer(model, sae, heads, dataset.image_size, device)
+    cams = [name for name, head in heads.items() if gradcam and head.out_features == 1 and name in dataset.concepts]
     splits = sorted(dataset.images["split"].unique(), key=lambda name: (name != "training", name))
     fixed = {
         "format_version": FORMAT_VERSION,
@@ -347,16 +429,20 @@ def encode_latents(
         "heads": {concept: tensors_fingerprint(head.state_dict()) for concept, head in heads.items()},
         "dataset": dataset.fingerprint,
         "image_size": list(dataset.image_size),
-        "hook_name": hook_name,
+        "hook_name": layer.hook_name,
+        "gradcam": cams,
     }
     header = {
         "format_version": FORMAT_VERSION,
         "splits": splits,
         "concepts": list(dataset.concepts),
         "heads": list(heads),
+        "hook_name": layer.hook_name,
+        "readout": layer.readout_kind,
+        "gradcam": cams,
         "d_sae": int(sae.cfg.d_sae),
         "d_in": int(sae.cfg.d_in),
-        "grid": list(_grid(model, hook_name, dataset.image_size, device)),
+        "grid": list(layer.grid),
         "image_size": list(dataset.image_size),
         "provenance": {
             "inputs": fixed,
@@ -367,156 +453,272 @@ def encode_latents(
             **environment(),
         },
     }
-    encoder = _Encoder(model, sae, hook_name, heads, device)
+    encoder = _Encoder(layer, {name: GradCam(layer.rest, heads[name], device=device) for name in cams})
     for number, split in enumerate(splits):
         part = dataset.select(split=split)
-        kept: Sequence[int] = ()
+        kept = _Maps()
         if split in map_splits:
             before = LatentTable(folder, header={**header, "splits": splits[:number]})
-            kept = map_latents(before) if callable(map_latents) else map_latents
-        kept = sorted({int(latent) for latent in kept})
+            kept = _Maps(_chosen(map_latents, before), _chosen(map_channels, before), tuple(cams))
         plan = {
             **fixed,
             "split": split,
             "images": sha256_of_json(part.images["image_id"].tolist()),
-            "map_latents": kept,
+            "map_latents": list(kept.latents),
+            "map_channels": list(kept.channels),
             "batch_size": batch_size,
         }
-        compute = partial(encoder.encode, part, map_latents=kept, batch_size=batch_size, num_workers=num_workers)
+        compute = partial(encoder.encode, part, kept=kept, batch_size=batch_size, num_workers=num_workers)
         run_shards(folder / split, plan, len(part), shard_size, compute, description=f"encode {split}")
         for name, frame in ((IMAGES, part.images), (FINDINGS, part.findings)):
             if not (folder / split / name).exists():
                 write_parquet(folder / split / name, frame)
     if not (folder / TABLE).exists():
-        _write_readout(folder / READOUT, sae, heads)
+        if layer.readout_kind == "linear":
+            _write_readout(folder / READOUT, sae, heads)
         write_json(folder / TABLE, header)  # last: a folder with it is complete
     return LatentTable(folder)
 
 
-def _check_fit(model: HookedVisionModel, hook_name: str, sae: Any, heads: Mapping[str, nn.Linear]) -> None:
-    d_in = model.hook_shapes[hook_name][-1]
-    named = sae.cfg.metadata.hook_name
-    if named is not None and model.resolve_hook_name(named) != hook_name:
-        raise InputError(
-            f"the SAE belongs to {named}, but the latents table is made at the final map, {hook_name}; "
-            "train an SAE there"
-        )
-    if sae.cfg.d_in != d_in:
-        raise InputError(
-            f"the SAE takes vectors of width {sae.cfg.d_in}, but {hook_name} of this model has width {d_in}; "
-            "use an SAE that was trained on this architecture"
-        )
-    with torch.inference_mode():
-        rows = torch.randn(8, d_in, generator=torch.Generator().manual_seed(0)).to(sae.device, sae.dtype)
-        latents = sae.encode(rows)
-        linear = latents @ sae.W_dec + sae.b_dec
-        if not torch.allclose(sae.decode(latents), linear, rtol=1e-3, atol=1e-3 * float(linear.abs().max())):
-            raise InputError(
-                f"the SAE ({sae.cfg.architecture()}) does not decode as latents @ W_dec + b_dec, on which the table "
-                "relies; fold its normalisation or its decoder norms into the weights first"
-            )
-    for concept, head in heads.items():
-        if head.in_features != d_in:
-            raise InputError(
-                f"the classifier for {concept} reads {head.in_features} features, the final map has {d_in}"
-            )
+def _chosen(choice: MapChoice, before: LatentTable) -> tuple[int, ...]:
+    return tuple(sorted({int(number) for number in (choice(before) if callable(choice) else choice)}))
 
 
-def _grid(model: HookedVisionModel, hook_name: str, image_size: tuple[int, int], device: str) -> tuple[int, int]:
-    """(h, w) of the final map for inputs of `image_size`, from one blank image."""
-    with torch.inference_mode():
-        rows = capture(model, hook_name, torch.zeros(1, 3, *image_size, device=device))
-    return int(rows.shape[1]), int(rows.shape[2])
+def rows_at_once(sae: Any) -> int:
+    """Rows that are encoded together, so that latents and reconstruction take about 34 MB each at any width."""
+    return max(1, NUMBERS_AT_ONCE // max(int(sae.cfg.d_sae), int(sae.cfg.d_in)))
+
+
+@torch.no_grad()
+def decodes_linearly(sae: Any) -> bool:
+    """Whether the SAE decodes as latents @ W_dec + b_dec, found by trying it on noise."""
+    rows = torch.randn(8, sae.cfg.d_in, generator=torch.Generator().manual_seed(0)).to(sae.device, sae.dtype)
+    latents = sae.encode(rows)
+    linear = latents @ sae.W_dec + sae.b_dec
+    return bool(torch.allclose(sae.decode(latents), linear, rtol=1e-3, atol=1e-3 * float(linear.abs().max())))
+
+
+def weight_and_bias(head: nn.Linear, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(n_out, d) and (n_out,) float64 of a linear head."""
+    weight = head.weight.detach().double().to(device)
+    bias = weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach().double().to(device)
+    return weight, bias
+
+
+class _Layer:
+    """The layer that a table is made at, with the SAE and the heads that were checked against it.
+
+    Attributes:
+        rest: The network behind the layer.
+        readout_kind: Whether what the classifiers read is the mean of the layer over positions.
+    """
+
+    def __init__(
+        self,
+        model: HookedVisionModel,
+        sae: Any,
+        heads: Mapping[str, nn.Linear],
+        image_size: tuple[int, int],
+        device: str,
+    ) -> None:
+        self.model, self.sae, self.device = model, sae.eval(), device
+        named = sae.cfg.metadata.hook_name or model.final_hook
+        if named is None:
+            raise InputError("neither the SAE's metadata nor the model names a layer; set sae.cfg.metadata.hook_name")
+        self.hook_name = model.resolve_hook_name(named)
+        layout = model.hook_layouts.get(self.hook_name)
+        if layout is None or not layout.shows_grid:
+            raise InputError(
+                f"{self.hook_name} shows no map of positions, which the latents table needs; choose a hook point that "
+                'does (for a transformer, with prefix_tokens="drop")'
+            )
+        d_in = model.hook_shapes[self.hook_name][-1]
+        if sae.cfg.d_in != d_in:
+            raise InputError(
+                f"the SAE takes vectors of width {sae.cfg.d_in}, but {self.hook_name} of this model has width {d_in}; "
+                "use an SAE that was trained on this architecture"
+            )
+        self.rest: RestOfNetwork = model.rest_from(self.hook_name, image_size)
+        self.readout_kind, n_features, self.grid = self._measured(image_size)
+        if self.readout_kind == "linear" and not decodes_linearly(sae):
+            raise InputError(
+                f"the SAE ({sae.cfg.architecture()}) does not decode as latents @ W_dec + b_dec, on which the table of "
+                f"{self.hook_name} relies; fold its normalisation or its decoder norms into the weights first"
+            )
+        for concept, head in heads.items():
+            if head.in_features != n_features:
+                raise InputError(
+                    f"the classifier for {concept} reads {head.in_features} features, but this model's own reads "
+                    f"{n_features}"
+                )
+        self.heads = {concept: weight_and_bias(head, device) for concept, head in heads.items()}
+
+    @torch.inference_mode()
+    def _measured(self, image_size: tuple[int, int]) -> tuple[ReadoutKind, int, tuple[int, int]]:
+        """The kind of readout, how many features the classifier reads, and the grid, from one image of noise.
+
+        The value is disturbed first: behind a ReLU another ReLU does nothing to the network's own output, but it would
+        cut a reconstruction.
+        """
+        generator = torch.Generator().manual_seed(0)
+        reading = self.model.read(torch.randn(1, 3, *image_size, generator=generator).to(self.device), self.hook_name)
+        value = reading.value + reading.value.std() * torch.randn(reading.value.shape, generator=generator).to(
+            self.device
+        )
+        found = self.rest.head_input(self.rest.replace(reading.raw, value)).double()
+        means = value.mean((1, 2), dtype=torch.float64)
+        linear = found.shape == means.shape and bool((found - means).norm() <= _LINEAR * means.norm())
+        return "linear" if linear else "network", found.shape[1], (int(value.shape[1]), int(value.shape[2]))
 
 
 def _write_readout(path: Path, sae: Any, heads: Mapping[str, nn.Linear]) -> None:
     decoder = sae.W_dec.detach().double().cpu()
-    bias = sae.b_dec.detach().double().cpu()
+    decoder_bias = sae.b_dec.detach().double().cpu()
     tensors = {}
     for concept, head in heads.items():
-        weight = head.weight.detach().double().cpu()
+        weight, bias = weight_and_bias(head, "cpu")
         tensors[f"weight.{concept}"] = decoder @ weight.T
-        tensors[f"offset.{concept}"] = bias @ weight.T + head.bias.detach().double().cpu()
+        tensors[f"offset.{concept}"] = decoder_bias @ weight.T + bias
     write_safetensors(path, tensors)
+
+
+@dataclass(frozen=True)
+class _Maps:
+    """Whose maps over positions are kept in one split."""
+
+    latents: tuple[int, ...] = ()
+    channels: tuple[int, ...] = ()
+    gradcam: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.latents or self.channels or self.gradcam)
+
+
+@dataclass
+class _EncodedImage:
+    """What the SAE says about one image.
+
+    Attributes:
+        columns: Its columns of the table.
+        sums: Its share of the sums over positions.
+        mean_features: (d_in,) float64, mean of the layer over positions.
+        mean_decoded: (d_in,) float64, the same of the reconstruction.
+        decoded: (h, w, d_in) the reconstruction.
+    """
+
+    columns: dict[str, torch.Tensor]
+    sums: dict[str, torch.Tensor]
+    mean_features: torch.Tensor
+    mean_decoded: torch.Tensor
+    decoded: torch.Tensor
 
 
 class _Encoder:
     """Turns images of a dataset into the tensors of one shard of the table."""
 
-    def __init__(
-        self, model: HookedVisionModel, sae: Any, hook_name: str, heads: Mapping[str, nn.Linear], device: str
-    ) -> None:
-        self.model, self.sae, self.hook_name, self.device = model.eval(), sae.eval(), hook_name, device
-        self.heads = {
-            concept: (head.weight.detach().double().to(device), head.bias.detach().double().to(device))
-            for concept, head in heads.items()
-        }
+    def __init__(self, layer: _Layer, gradcams: Mapping[str, GradCam]) -> None:
+        self.layer, self.gradcams = layer, gradcams
 
     @torch.inference_mode()
     def encode(
-        self, part: MammogramDataset, items: range, *, map_latents: Sequence[int], batch_size: int, num_workers: int
+        self, part: MammogramDataset, items: range, *, kept: _Maps, batch_size: int, num_workers: int
     ) -> dict[str, torch.Tensor]:
+        layer = self.layer
         has_box = set(part.findings.dropna(subset=["xmin"])["image_id"])
         ids = part.images["image_id"]
         columns: dict[str, list[torch.Tensor]] = {}
         totals: dict[str, torch.Tensor] = {}
         map_images = []
         for first, images in image_batches(part, items, batch_size, num_workers):
-            features = capture(self.model, self.hook_name, images.to(self.device))
-            for offset, grid in enumerate(features):
+            reading = layer.model.read(images.to(layer.device), layer.hook_name)
+            encoded = []
+            for offset, value in enumerate(reading.value):
                 row = first + offset
-                if not torch.isfinite(grid).all():
+                if not torch.isfinite(value).all():
                     raise InputError(
                         f"the model gives features that are not finite for image {ids[row]}; check its weights"
                     )
-                found, sums = self._encode_one(grid, map_latents)
-                if map_latents and ids[row] in has_box:
+                with_maps = bool(kept) and ids[row] in has_box
+                encoded.append(self._encode_one(value, kept if with_maps else _Maps()))
+                if with_maps:
                     map_images.append(row - items.start)
-                    columns.setdefault("maps", []).append(found["maps"].cpu())
-                for name in found.keys() - {"maps"}:
-                    columns.setdefault(name, []).append(found[name].cpu())
-                for name, value in sums.items():
-                    totals[name] = totals[name] + value if name in totals else value
+                    for head in kept.gradcam:
+                        one = slice(offset, offset + 1)
+                        cam = self.gradcams[head](reading.raw[one], reading.value[one])
+                        columns.setdefault(f"gradcam.{head}", []).append(cam[0].float().cpu())
+            for name, logits in self._logits(reading.raw, reading.head_input, encoded).items():
+                columns.setdefault(name, []).extend(logits.cpu())
+            for one_image in encoded:
+                for name, tensor in one_image.columns.items():
+                    columns.setdefault(name, []).append(tensor.cpu())
+                for name, tensor in one_image.sums.items():
+                    totals[name] = totals[name] + tensor if name in totals else tensor
         n_latents = torch.tensor([0] + [len(indices) for indices in columns["indices"]])
         tensors = {"indptr": n_latents.cumsum(0), "map_images": torch.tensor(map_images, dtype=torch.int64)}
-        tensors["map_latents"] = torch.tensor(list(map_latents), dtype=torch.int64)
+        tensors["map_latents"] = torch.tensor(kept.latents, dtype=torch.int64)
+        tensors["map_channels"] = torch.tensor(kept.channels, dtype=torch.int64)
         for name, pieces in columns.items():
             tensors[name] = torch.cat(pieces) if name in ("indices", "mean", "max") else torch.stack(pieces)
         return {**tensors, **{f"total.{name}": value.cpu() for name, value in totals.items()}}
 
-    def _encode_one(
-        self, grid: torch.Tensor, map_latents: Sequence[int]
-    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """One image's map (h, w, d) -> its columns of the table, and its share of the sums over positions."""
-        height, width, d_in = grid.shape
-        rows = grid.reshape(-1, d_in)
-        total = torch.zeros(self.sae.cfg.d_sae, dtype=torch.float64, device=rows.device)
-        maximum = torch.zeros(self.sae.cfg.d_sae, device=rows.device)
-        decoded = torch.zeros(d_in, dtype=torch.float64, device=rows.device)
-        sums = {
-            "n_positions": torch.tensor(len(rows)),
-            "l0": torch.zeros((), dtype=torch.int64, device=rows.device),
-            "sse": torch.zeros(d_in, dtype=torch.float64, device=rows.device),
-            "sum": rows.sum(0, dtype=torch.float64),
-            "sum_sq": rows.double().square_().sum(0),
-        }
+    def _logits(
+        self, raw: torch.Tensor, head_input: torch.Tensor, encoded: Sequence[_EncodedImage]
+    ) -> dict[str, torch.Tensor]:
+        """(B, n_out) float64 logits of every head, without and with the SAE."""
+        if self.layer.readout_kind == "linear":
+            # In float64 throughout, so that the linear form of an intervention agrees with these to rounding.
+            own = torch.stack([image.mean_features for image in encoded])
+            with_sae = torch.stack([image.mean_decoded for image in encoded])
+        else:
+            decoded = torch.stack([image.decoded for image in encoded]).to(raw.dtype)
+            own = head_input.double()
+            with_sae = self.layer.rest.head_input(self.layer.rest.replace(raw, decoded)).double()
+        logits = {}
+        for concept, (weight, bias) in self.layer.heads.items():
+            logits[f"logits.{concept}"] = own @ weight.T + bias
+            logits[f"logits_with_sae.{concept}"] = with_sae @ weight.T + bias
+        return logits
+
+    def _encode_one(self, value: torch.Tensor, kept: _Maps) -> _EncodedImage:
+        """One image's value (h, w, d_in), a block of positions at a time."""
+        sae = self.layer.sae
+        height, width, d_in = value.shape
+        rows = value.reshape(-1, d_in)
+        total = torch.zeros(sae.cfg.d_sae, dtype=torch.float64, device=rows.device)
+        maximum = torch.full((sae.cfg.d_sae,), -torch.inf, device=rows.device)
+        fires = torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=rows.device)
+        decoded = torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
+        sums = {name: torch.zeros(d_in, dtype=torch.float64, device=rows.device) for name in _MOMENTS}
+        sums["n_positions"] = torch.tensor(len(rows))
+        sums["l0"] = torch.zeros((), dtype=torch.int64, device=rows.device)
+        decoded_sum = torch.zeros(d_in, dtype=torch.float64, device=rows.device)
         maps = []
-        for chunk in torch.split(rows, POSITIONS_AT_ONCE):
-            latents = self.sae.encode(chunk)
-            output = self.sae.decode(latents)
+        for start in range(0, len(rows), rows_at_once(sae)):
+            chunk = rows[start : start + rows_at_once(sae)]
+            latents = sae.encode(chunk)
+            output = sae.decode(latents)
+            decoded[start : start + len(chunk)] = output
+            decoded_sum += output.sum(0, dtype=torch.float64)
             total += latents.sum(0, dtype=torch.float64)
             torch.maximum(maximum, latents.amax(0), out=maximum)
-            decoded += output.sum(0, dtype=torch.float64)
+            fires |= (latents != 0).any(0)
             sums["l0"] += torch.count_nonzero(latents)
             sums["sse"] += (output - chunk).square_().sum(0, dtype=torch.float64)
-            if map_latents:
-                maps.append(latents[:, list(map_latents)])
-        fired = torch.nonzero(maximum).squeeze(1)
-        mean = total / len(rows)
-        found = {"indices": fired.to(torch.int32), "mean": mean[fired].float(), "max": maximum[fired].float()}
-        if maps:
-            found["maps"] = torch.cat(maps).T.reshape(-1, height, width).float()
-        for concept, (weight, bias) in self.heads.items():
-            found[f"logits.{concept}"] = sums["sum"] / len(rows) @ weight.T + bias
-            found[f"logits_with_sae.{concept}"] = decoded / len(rows) @ weight.T + bias
-        return found, sums
+            sums["sum"] += chunk.sum(0, dtype=torch.float64)
+            sums["sum_sq"] += chunk.double().square_().sum(0)
+            if kept.latents:
+                maps.append(latents[:, list(kept.latents)])
+        fired = torch.nonzero(fires).squeeze(1)
+        mean_features = sums["sum"] / len(rows)
+        columns = {
+            "indices": fired.to(torch.int32),
+            "mean": (total / len(rows))[fired].float(),
+            "max": maximum[fired].float(),
+            "mean_channels": mean_features.float(),
+        }
+        if kept.latents:
+            columns["maps"] = torch.cat(maps).T.reshape(-1, height, width).float()
+        if kept.channels:
+            columns["channel_maps"] = rows[:, list(kept.channels)].T.reshape(-1, height, width).float()
+        decoded = decoded.reshape(value.shape)
+        return _EncodedImage(columns, sums, mean_features, decoded_sum / len(rows), decoded)

@@ -1,6 +1,9 @@
-"""Localization: boxes from the heatmap of one latent, judged against the radiologists' boxes (Table 2 of the paper)."""
+"""Localization: boxes from a heatmap, judged against the radiologists' boxes (Table 2 of the paper).
 
-from collections.abc import Sequence
+The heatmap is that of one latent, or, as a baseline, of one channel of the layer or of Grad-CAM.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -202,9 +205,78 @@ def localize_thresholds(
         The rows of `localize` for every pair, with two columns more: threshold ("percentile 95" or "relative 0.3")
         and iou_threshold.
     """
+    chosen = [int(latent) for latent in latents]
+    return _localized(
+        table, concept, chosen, lambda image_row: table.maps(chosen, image_row),
+        split=split, thresholds=thresholds, iou_thresholds=iou_thresholds, min_area=min_area,
+    )  # fmt: skip
+
+
+def localize_baselines(
+    table: "LatentTable",
+    concept: str,
+    *,
+    channels: Sequence[int] | NDArray[np.int64],
+    split: str = "test",
+    thresholds: Sequence[Threshold] = (Threshold(),),
+    iou_thresholds: Sequence[float] = (0.25,),
+    min_area: float = 10.0,
+) -> pd.DataFrame:
+    """What localizes without an SAE: raw channels of the layer and Grad-CAM, through the very code that judges latents.
+
+    Args:
+        table: the latents table, which must hold the maps of these channels; Grad-CAM is added where it has the maps
+            of this concept's classifier.
+        concept: a finding.
+        channels: channels of the layer, best first (`probing.rank_channels`).
+        split: the split evaluated.
+        thresholds: as for `localize_thresholds`.
+        iou_thresholds: as for `average_precision`.
+        min_area: as for `heatmap_boxes`.
+
+    Returns:
+        The rows of `localize_thresholds` with a column `method`: "channel", where `latent` is the channel's number and
+        `rank` its place among those given, or "grad_cam", where `latent` is -1 and `rank` 1.
+
+    Raises:
+        InputError: as `localize_thresholds`.
+    """
+    chosen = [int(channel) for channel in channels]
+    maps: dict[str, tuple[list[int], Callable[[int], NDArray[np.float32]]]] = {
+        "channel": (chosen, lambda image_row: table.channel_maps(chosen, image_row))
+    }
+    if concept in table.gradcam_heads:
+        maps["grad_cam"] = ([-1], lambda image_row: table.gradcam(concept, image_row)[None])
+    frames = [
+        _localized(
+            table, concept, numbers, maps_of,
+            split=split, thresholds=thresholds, iou_thresholds=iou_thresholds, min_area=min_area,
+        ).assign(method=method)
+        for method, (numbers, maps_of) in maps.items()
+        if numbers
+    ]  # fmt: skip
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def _localized(
+    table: "LatentTable",
+    concept: str,
+    numbers: list[int],
+    maps_of: Callable[[int], NDArray[np.float32]],
+    *,
+    split: str,
+    thresholds: Sequence[Threshold],
+    iou_thresholds: Sequence[float],
+    min_area: float,
+) -> pd.DataFrame:
+    """Judge heatmaps of any kind.
+
+    Args:
+        numbers: what the heatmaps are of (latents or channels), best first; the column `latent`.
+        maps_of: image row -> (len(numbers), h, w).
+    """
     if concept not in table.concepts:
         raise InputError(f"'{concept}' is not a finding with boxes: choose one of {', '.join(table.concepts)}")
-    latent_indices = np.asarray(latents, dtype=np.int64)
     rows = table.rows(concept, split=split, unit="image")
     truths = {int(row): table.boxes(int(row), concept) for row in rows.image_rows[rows.labels == 1]}
     truths = {row: boxes for row, boxes in truths.items() if len(boxes)}
@@ -212,32 +284,31 @@ def localize_thresholds(
         raise InputError(f"split '{split}' has no image with a box of '{concept}': there is nothing to localize")
 
     found: dict[tuple[int, Threshold], list[tuple[Boxes, NDArray[np.float32]]]] = {
-        (latent, threshold): [] for latent in latent_indices.tolist() for threshold in thresholds
+        (number, threshold): [] for number in numbers for threshold in thresholds
     }
-    quick = len(truths) * len(latent_indices) < _HEATMAPS_WITHOUT_PROGRESS
+    quick = len(truths) * len(numbers) < _HEATMAPS_WITHOUT_PROGRESS
     for image_row in tqdm(truths, desc=f"localizing {concept}", unit="image", disable=quick):
-        maps = table.maps(latent_indices, image_row)
-        for latent, latent_map in zip(latent_indices.tolist(), maps, strict=True):
+        for number, values in zip(numbers, maps_of(image_row), strict=True):
             # Interpolation makes nothing positive of a map that is zero everywhere.
-            upsampled = heatmap(latent_map, table.image_size) if latent_map.any() else latent_map
+            upsampled = heatmap(values, table.image_size) if values.any() else values
             for threshold in thresholds:
-                found[latent, threshold].append(_boxes_above(upsampled, threshold, min_area))
+                found[number, threshold].append(_boxes_above(upsampled, threshold, min_area))
 
     ground_truth = list(truths.values())
     records = [
         {
             "rank": rank,
-            "latent": latent,
+            "latent": number,
             "n_images": len(truths),
             "n_boxes": sum(len(boxes) for boxes in ground_truth),
-            "average_precision": average_precision(found[latent, threshold], ground_truth, iou_threshold=iou_threshold),
-            "n_predictions": sum(len(boxes) for boxes, _ in found[latent, threshold]),
+            "average_precision": average_precision(found[number, threshold], ground_truth, iou_threshold=iou_threshold),
+            "n_predictions": sum(len(boxes) for boxes, _ in found[number, threshold]),
             "threshold": str(threshold),
             "iou_threshold": iou_threshold,
         }
         for threshold in thresholds
         for iou_threshold in iou_thresholds
-        for rank, latent in enumerate(latent_indices.tolist(), start=1)
+        for rank, number in enumerate(numbers, start=1)
     ]
     return pd.DataFrame.from_records(records)
 

@@ -1,23 +1,35 @@
 """Class-level probing: how active each latent is in the images of each class, and which latents stand out.
 
-Everything reads the mean latents of the latents table; no image and no network is touched.
+Everything reads the latents table; no image and no network is touched.
 """
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.stats import rankdata
 
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.statistics import (
+    bootstrap_metrics,
+    interval,
+    patient_bootstrap,
+    ranking_metrics,
+    require_two_classes,
+)
 
 if TYPE_CHECKING:
-    from mammosae_plugin.latents import LatentTable
+    from mammosae_plugin.latents import EvaluationRows, LatentTable
 
 Score = Literal["mean", "centered_mean"]
 
 # Images whose mean latents are widened to float64 together, so that memory does not grow with the data set.
 _IMAGES_PER_BLOCK = 2048
+# Latents ranked together: 128 columns of 16,000 float64 ranks are 16 MB.
+_LATENTS_PER_BLOCK = 128
 
 # A latent in the top of both classes is background if its weaker class mean is at least this share of the stronger.
 _SIMILAR_SHARE = 0.5
@@ -25,7 +37,7 @@ _SIMILAR_SHARE = 0.5
 
 @dataclass(frozen=True)
 class RankedLatents:
-    """The latents of every class, best first.
+    """The latents (or channels) of every class, best first.
 
     Attributes:
         indices: (n_class, d_sae) int64, latent indices by falling score; equal scores by rising index.
@@ -74,6 +86,44 @@ def class_mean_latents(
     Raises:
         InputError: an unknown score, or a class that no image of the split has.
     """
+    return _class_means(table, table.mean_latents, concept, split, unit, score)
+
+
+def rank_channels(
+    table: "LatentTable",
+    concept: str,
+    *,
+    split: str = "training",
+    unit: str = "image",
+    score: Score = "centered_mean",
+) -> RankedLatents:
+    """The channels of the layer itself, ranked as latents are: a baseline that needs no SAE.
+
+    Args:
+        table: the latents table.
+        concept: a finding, or "density" or "birads".
+        split: as for `class_mean_latents`.
+        unit: as for `class_mean_latents`.
+        score: as for `class_mean_latents`, of the channels' means over positions.
+
+    Returns:
+        The ranking; its width is the number of channels.
+
+    Raises:
+        InputError: as `class_mean_latents`.
+    """
+    return rank_latents(_class_means(table, table.mean_channels, concept, split, unit, score))
+
+
+def _class_means(
+    table: "LatentTable",
+    image_means: csr_array | NDArray[np.float32],
+    concept: str,
+    split: str,
+    unit: str,
+    score: Score,
+) -> NDArray[np.float64]:
+    """Class scores (n_class, width) of per-image means (n_images, width)."""
     if score not in ("mean", "centered_mean"):
         raise InputError(f"score '{score}' is unknown: choose 'mean' or 'centered_mean'")
     rows = table.rows(concept, split=split, unit=unit)
@@ -83,16 +133,16 @@ def class_mean_latents(
     for label in classes[n_rows == 0]:
         raise InputError(
             f"split '{split}' has no image of class {label} of '{concept}' among {len(rows.labels)} rows: "
-            "its mean latents are undefined, choose another split or concept"
+            "its means are undefined, choose another split or concept"
         )
     images, image_of_row = np.unique(rows.image_rows, return_inverse=True)
     counts = np.zeros((len(images), len(classes)))
     np.add.at(counts, image_of_row, belongs)
 
-    sums = np.zeros((table.d_sae, len(classes)))
+    sums = np.zeros((image_means.shape[1], len(classes)))
     for start in range(0, len(images), _IMAGES_PER_BLOCK):
         block = slice(start, start + _IMAGES_PER_BLOCK)
-        sums += table.mean_latents[images[block]].astype(np.float64).T @ counts[block]
+        sums += image_means[images[block]].astype(np.float64).T @ counts[block]
     means: NDArray[np.float64] = sums.T / n_rows[:, None]
     if score == "mean":
         return means
@@ -148,3 +198,74 @@ def latent_roles(
         similar = min(absent, present) >= _SIMILAR_SHARE * max(absent, present)
         roles.append((latent, "background" if similar and latent in in_both_tops else "concept"))
     return roles
+
+
+def best_single_latent(
+    table: "LatentTable",
+    concept: str,
+    *,
+    statistic: Literal["max", "mean"] = "max",
+    unit: str = "image",
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The one latent that alone tells the images with a finding from those without: a classifier of one number.
+
+    The score of an image is the latent's maximum (or mean) over positions. The latent is chosen on the training split,
+    among those that fire there, by the AUROC of class 1 (equal ones: the lower index), and judged on the test split.
+
+    Args:
+        table: the latents table, with the splits "training" and "test".
+        concept: a finding.
+        statistic: "max" or "mean" over positions.
+        unit: "image" or "finding_row".
+        n_bootstrap: patient-level resamples for the 95 % interval; 0 gives NaN.
+        seed: seed of the resamples.
+
+    Returns:
+        One row: latent, auroc_training, auroc, auroc_low, auroc_high.
+
+    Raises:
+        InputError: an unknown statistic, a concept with more than two classes, a split without one of the classes, or a
+            table in whose training split nothing fires.
+    """
+    if statistic not in ("max", "mean"):
+        raise InputError(f"statistic '{statistic}' is unknown: choose 'max' or 'mean'")
+    if len(table.classes(concept)) != 2:
+        raise InputError(f"'{concept}' has {len(table.classes(concept))} classes: a single latent can only tell two")
+    values = (table.max_latents if statistic == "max" else table.mean_latents).tocsc()
+    training, test = (table.rows(concept, split=split, unit=unit) for split in ("training", "test"))
+    for rows, split in ((training, "training"), (test, "test")):
+        require_two_classes(rows.labels, concept=concept, split=split)
+    live = table.live_latents("training")
+    if len(live) == 0:
+        raise InputError("no latent fires in the training split, so that none can be chosen: train another SAE")
+    aurocs = np.concatenate(
+        [
+            _column_aurocs(values[:, live[start : start + _LATENTS_PER_BLOCK]].toarray()[training.image_rows], training)
+            for start in range(0, len(live), _LATENTS_PER_BLOCK)
+        ]
+    )
+    chosen = int(aurocs.argmax())
+    scores = values[:, [live[chosen]]].toarray()[test.image_rows].astype(np.float64)
+    samples = bootstrap_metrics(scores, test.labels, patient_bootstrap(test.patient_ids, n_bootstrap, seed))["auroc"]
+    low, high = interval(samples)
+    record = {
+        "latent": int(live[chosen]),
+        "auroc_training": float(aurocs[chosen]),
+        "auroc": ranking_metrics(scores, test.labels)[0],
+        "auroc_low": low,
+        "auroc_high": high,
+    }
+    return pd.DataFrame.from_records([record])
+
+
+def _column_aurocs(scores: NDArray[np.float32], rows: "EvaluationRows") -> NDArray[np.float64]:
+    """The AUROC of class 1 by every column of (n_rows, n): the rank-sum form, ties counted one half."""
+    positive = rows.labels == 1
+    n_positive, n_negative = positive.sum(), (~positive).sum()
+    ranks = rankdata(scores, axis=0)
+    aurocs: NDArray[np.float64] = (ranks[positive].sum(axis=0) - n_positive * (n_positive + 1) / 2) / (
+        n_positive * n_negative
+    )
+    return aurocs

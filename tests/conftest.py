@@ -46,6 +46,7 @@ def encoded(
             tmp_path_factory.mktemp("table"),
             heads={"Mass": classifier.classifier},
             map_latents=range(12),
+            map_channels=[700, 5],
             batch_size=4,
             shard_size=16,
         )

@@ -39,6 +39,20 @@ class MemoryTable:
     image_size: tuple[int, int] = (40, 32)
     concepts: tuple[str, ...] = ("Mass", "Suspicious_Calcification")
     provenance: dict[str, object] = field(default_factory=dict)
+    hook_name: str = "bn2.hook_out"
+    readout_kind: str = "linear"
+    gradcam_heads: tuple[str, ...] = ()
+
+    @property
+    def mean_channels(self) -> np.ndarray:
+        return self.features.mean(axis=(1, 2)).astype(np.float32)
+
+    def channel_maps(self, channels: np.ndarray, image_row: int) -> np.ndarray:
+        return np.moveaxis(self.features[image_row][..., np.asarray(channels)], -1, 0).astype(np.float32)
+
+    def gradcam(self, head: str, image_row: int) -> np.ndarray:
+        weight = self.head_weight[head][:, 0]
+        return np.maximum(self.features[image_row] @ weight, 0).astype(np.float32) / np.prod(self.grid)
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -93,7 +107,7 @@ class MemoryTable:
         return np.flatnonzero((self.latents[self.images["split"] == split] > 0).any(axis=(0, 1, 2)))
 
     def maps(self, latents: np.ndarray, image_row: int) -> np.ndarray:
-        if np.max(latents) >= self.d_sae:
+        if max(latents, default=0) >= self.d_sae:
             raise InputError(f"the table keeps no map of latent {np.max(latents)}")
         return np.moveaxis(self.latents[image_row][..., np.asarray(latents)], -1, 0).astype(np.float32)
 

@@ -1,6 +1,7 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers_tables import make_table
 
@@ -84,14 +85,14 @@ def test_rows_are_answered_in_the_order_given_with_repeats():
 
 def test_blocks_do_not_change_the_logits(monkeypatch):
     table = make_table()
-    members = np.random.default_rng(0).random((table.d_sae, 9)) < 0.3
-    arguments = {"mode": "activate", "head": "density", "error_term": False, "image_rows": np.arange(96)}
-    whole = intervention._logits_of_groups(table, members, **arguments)
+    kept = np.random.default_rng(0).random((table.d_sae, 9)) < 0.3
+    arguments = {"head": "density", "error_term": False, "image_rows": np.arange(96)}
+    whole = intervention._linear_logits(table, kept, **arguments)
     monkeypatch.setattr(intervention, "_IMAGES_PER_BLOCK", 7)
     monkeypatch.setattr(intervention, "_GROUPS_PER_BLOCK", 4)
-    assert np.array_equal(intervention._logits_of_groups(table, members, **arguments), whole)
+    assert np.array_equal(intervention._linear_logits(table, kept, **arguments), whole)
     for column in range(9):
-        alone = intervene(table, np.flatnonzero(members[:, column]), mode="activate", head="density")
+        alone = intervene(table, np.flatnonzero(kept[:, column]), mode="activate", head="density")
         assert whole[:, column] == pytest.approx(alone, abs=1e-12)
 
 
@@ -159,28 +160,63 @@ def test_sweep_summarises_its_controls_by_mean_and_range():
         assert np.isnan(row["auroc_low"])
 
 
-def test_control_metrics_are_those_of_the_drawn_groups(monkeypatch):
+class SplicingPasses:
+    """The slow reference as `passes`: every image and group one by one, and a record of what was asked."""
+
+    def __init__(self):
+        self.kept = []
+
+    def logits(self, table, kept, *, head, error_term, image_rows):
+        self.kept.append(kept)
+        columns = [spliced_logits(table, np.flatnonzero(column), "activate", head, error_term) for column in kept.T]
+        return np.stack(columns, axis=1)[image_rows]
+
+
+@pytest.mark.parametrize("error_term", [False, True])
+def test_a_sweep_with_passes_equals_the_linear_one_and_asks_for_all_groups_at_once(error_term):
     table = make_table()
-    drawn = []
-    original = intervention._logits_of_groups
+    keywords = {"concept": "Mass", "ks": (0, 2), "n_controls": 3, "error_term": error_term, "unit": "finding_row"}
+    passes = SplicingPasses()
+    found = sweep(table, ranking_of(table), n_bootstrap=10, passes=passes, **keywords)
+    expected = sweep(table, ranking_of(table), n_bootstrap=10, **keywords)
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-6)
+    assert [kept.shape for kept in passes.kept] == [(table.d_sae, 2 * 2 * (1 + 2 * 3))]
+    controls = sweep_controls(table, ranking_of(table), passes=passes, **keywords)
+    pd.testing.assert_frame_equal(controls, sweep_controls(table, ranking_of(table), **keywords), rtol=1e-6)
+    group = latent_group(ranking_of(table), 2)
+    assert intervene(table, group, mode="deactivate", head="Mass", passes=passes) == pytest.approx(
+        spliced_logits(table, group, "deactivate", "Mass", False)
+    )
 
-    def recording(table, members, **keywords):
-        drawn.append((keywords["mode"], members.copy()))
-        return original(table, members, **keywords)
 
-    monkeypatch.setattr(intervention, "_logits_of_groups", recording)
-    controls = sweep_controls(table, ranking_of(table), concept="Mass", ks=(3,), n_controls=4)
-    monkeypatch.undo()
+def test_a_table_of_an_inner_layer_asks_for_passes():
+    table = make_table()
+    table.readout_kind, table.hook_name = "network", "blocks.3.hook_out"
+    message = r"made at blocks\.3\.hook_out, behind which the network is not linear: give `passes`"
+    with pytest.raises(InputError, match=message):
+        intervene(table, np.array([1]), mode="activate", head="Mass")
+    with pytest.raises(InputError, match=message):
+        sweep(table, ranking_of(table), concept="Mass", ks=(1,))
+    assert len(sweep(table, ranking_of(table), concept="Mass", ks=(1,), passes=SplicingPasses())) == 2
+
+
+def test_control_metrics_are_those_of_the_drawn_groups():
+    table = make_table()
+    passes = SplicingPasses()
+    controls = sweep_controls(table, ranking_of(table), concept="Mass", ks=(3,), n_controls=4, passes=passes)
+    (kept,) = passes.kept
     rows = table.rows("Mass", split="test")
-    for mode, members in drawn:
-        own = controls[controls["mode"] == mode]
-        for column, (_, control) in enumerate(own.iterrows()):
-            group = np.flatnonzero(members[:, column])
-            assert control["n_latents"] == len(group)
-            logits = intervene(table, group, mode=mode, head="Mass", image_rows=rows.image_rows)
-            point = classification_metrics(logits, rows.labels)
-            assert control["auroc"] == pytest.approx(point["auroc"], abs=1e-9)
-            assert control["average_precision"] == pytest.approx(point["average_precision"], abs=1e-9)
+    assert len(controls) == kept.shape[1] == 2 * 2 * 4
+    for column, control in controls.iterrows():
+        left = kept[:, column]
+        group = np.flatnonzero(left if control["mode"] == "activate" else ~left)
+        assert control["n_latents"] == len(group) > 0
+        logits = intervene(table, group, mode=control["mode"], head="Mass", image_rows=rows.image_rows)
+        point = classification_metrics(logits, rows.labels)
+        assert control["auroc"] == pytest.approx(point["auroc"], abs=1e-9)
+        assert control["average_precision"] == pytest.approx(point["average_precision"], abs=1e-9)
+    by_mode = [kept[:, (controls["mode"] == mode).to_numpy()] for mode in ("activate", "deactivate")]
+    assert np.array_equal(by_mode[0], ~by_mode[1])  # both modes are measured on the same groups
 
 
 def test_random_controls_are_live_and_as_many_as_the_groups_live_latents():
@@ -223,6 +259,8 @@ def test_mass_is_the_mean_activation_of_the_training_split():
     table = make_table()
     training = (table.images["split"] == "training").to_numpy()
     expected = table.latents[training].mean(axis=(0, 1, 2))
+    assert intervention._mean_activation(table, "training") == pytest.approx(expected, abs=1e-6)
+    table.latents = -table.latents  # an architecture with negative latents: mass is an amount all the same
     assert intervention._mean_activation(table, "training") == pytest.approx(expected, abs=1e-6)
     table.images["split"] = "test"
     with pytest.raises(InputError, match="no image of split 'training', from which controls are drawn"):

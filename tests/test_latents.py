@@ -9,13 +9,15 @@ import pytest
 import torch
 from helpers_study import random_sae
 from sae_lens import StandardSAE, StandardSAEConfig
+from sae_lens.saes.abstopk_sae import AbsTopKSAE, AbsTopKSAEConfig
+from sae_lens.saes.sae import SAEMetadata
 from safetensors.torch import load_file
 from scipy import sparse
 
-from mammosae_plugin import latents as latents_module
 from mammosae_plugin.activations import capture
-from mammosae_plugin.adapters import HookedVisionModel, new_classifier
+from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import write_json
 from mammosae_plugin.intervention import intervene, latent_group
 from mammosae_plugin.latents import LatentTable, encode_latents
 from mammosae_plugin.probing import class_mean_latents, rank_latents
@@ -106,6 +108,32 @@ def test_maps_are_the_latents_over_positions_and_kept_only_for_test_images_with_
         encoded.maps([40], row)
 
 
+def test_channels_of_the_layer_itself_are_kept_as_latents_are(encoded, features):
+    np.testing.assert_allclose(encoded.mean_channels, features.mean(1).numpy(), rtol=1e-4, atol=1e-6)
+    row = next(row for row in encoded.images.index if len(encoded.map_channels(row)))
+    assert encoded.map_channels(row).tolist() == [5, 700]
+    expected = features[row, :, [700, 5, 700]].T.reshape(3, *encoded.grid)
+    np.testing.assert_allclose(encoded.channel_maps([700, 5, 700], row), expected.numpy(), rtol=1e-4, atol=1e-5)
+    assert encoded.channel_maps([], row).shape == (0, *encoded.grid)
+    with pytest.raises(InputError, match="no map of channel 6 for image row .* encode again with it in map_channels"):
+        encoded.channel_maps([6], row)
+    with pytest.raises(InputError, match="keeps no Grad-CAM of 'Mass'; encode again with gradcam=True"):
+        encoded.gradcam("Mass", row)
+
+
+def test_latents_that_are_negative_fire_and_keep_their_mean(hooked, features, phantoms, tmp_path):
+    config = AbsTopKSAEConfig(d_in=1280, d_sae=24, k=4, metadata=SAEMetadata(hook_name="bn2.hook_out"))
+    signed = AbsTopKSAE(config)
+    table = _encode(hooked, signed, phantoms.select(split="training"), tmp_path)
+    with torch.inference_mode():
+        expected = signed.encode(features[: len(table.images)].float())
+    assert (expected.amax(1) <= 0).logical_and((expected != 0).any(1)).any()  # fires, and is nowhere positive
+    np.testing.assert_allclose(table.mean_latents.toarray(), expected.mean(1).numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(table.max_latents.toarray(), expected.amax(1).numpy(), rtol=1e-4, atol=1e-5)
+    assert table.live_latents().tolist() == torch.nonzero((expected != 0).any(0).any(0)).flatten().tolist()
+    assert table.reconstruction_sums("training")["l0"] == torch.count_nonzero(expected)
+
+
 def test_reconstruction_quality_equals_the_formula(encoded, features, latents, sae):
     test = (encoded.images["split"] == "test").to_numpy()
     x, z = features[torch.tensor(test)].flatten(0, 1), latents[torch.tensor(test)].flatten(0, 1)
@@ -119,7 +147,7 @@ def test_reconstruction_quality_equals_the_formula(encoded, features, latents, s
 
 def test_live_latents_are_those_that_fire_in_the_split(encoded, latents):
     training = (encoded.images["split"] == "training").to_numpy()
-    fires = (latents[training] > 0).any(0).any(0)
+    fires = (latents[torch.tensor(training)] > 0).any(0).any(0)
     assert encoded.live_latents("training").tolist() == torch.nonzero(fires).flatten().tolist()
     assert 0 not in encoded.live_latents("training")
 
@@ -158,14 +186,15 @@ def test_an_encoding_killed_anywhere_continues_and_ends_byte_identical(hooked, s
     whole = _bytes_of(_encode(hooked, sae, phantoms, tmp_path / "whole").folder)
     attempts = 0
 
-    def dies_often(model, hook_name, images):
+    def dies_often(self, images, hook_name):
         nonlocal attempts
         attempts += 1
         if attempts % 5 == 0:
             raise KeyboardInterrupt
-        return capture(model, hook_name, images)
+        return read(self, images, hook_name)
 
-    monkeypatch.setattr(latents_module, "capture", dies_often)
+    read = HookedVisionModel.read
+    monkeypatch.setattr(HookedVisionModel, "read", dies_often)
     kills = 0
     for _ in range(40):
         try:
@@ -208,21 +237,13 @@ def test_memory_of_a_shard_does_not_hold_the_images(encoded):
     shard = load_file(encoded.folder / "training" / "shard-00000.safetensors")
     n_images = len(shard["indptr"]) - 1
     per_image = sum(tensor.numel() for name, tensor in shard.items() if not name.startswith("total.")) / n_images
-    assert per_image < 4 * encoded.d_sae + 16
+    assert per_image < 4 * encoded.d_sae + encoded.d_in + 16
 
 
 def test_an_sae_of_another_width_is_refused_before_anything_is_written(hooked, phantoms, tmp_path):
     with pytest.raises(InputError, match="width 32, but bn2.hook_out of this model has width 1280"):
         _encode(hooked, random_sae(32), phantoms, tmp_path / "table")
     assert not (tmp_path / "table").exists()
-
-
-def test_an_sae_of_another_layer_is_refused(phantoms, tmp_path):
-    with (
-        HookedVisionModel(new_classifier("tinynet_e", 1, seed=0), ["bn2", "blocks.6"]) as model,
-        pytest.raises(InputError, match=r"belongs to blocks\.6"),
-    ):
-        _encode(model, random_sae(160, hook_name="blocks.6.hook_out"), phantoms, tmp_path)
 
 
 def test_an_sae_that_does_not_decode_linearly_is_refused(hooked, phantoms, tmp_path):
@@ -233,6 +254,25 @@ def test_an_sae_that_does_not_decode_linearly_is_refused(hooked, phantoms, tmp_p
     with pytest.raises(InputError, match="does not decode as latents @ W_dec"):
         _encode(hooked, sae, phantoms, tmp_path / "table")
     assert not (tmp_path / "table").exists()
+
+
+def test_an_sae_without_a_layer_is_encoded_at_the_final_map(hooked, phantoms, tmp_path):
+    sae = random_sae(1280)
+    sae.cfg.metadata.hook_name = None
+    table = _encode(hooked, sae, phantoms.select(split="test"), tmp_path)
+    assert (table.hook_name, table.readout_kind) == ("bn2.hook_out", "linear")
+
+
+def test_a_head_of_another_width_is_refused(hooked, sae, phantoms, tmp_path):
+    with pytest.raises(InputError, match="classifier for Mass reads 7 features, but this model's own reads 1280"):
+        _encode(hooked, sae, phantoms, tmp_path / "table", heads={"Mass": torch.nn.Linear(7, 1)})
+    assert not (tmp_path / "table").exists()
+
+
+def test_a_table_of_the_first_format_is_refused_by_name(encoded, tmp_path):
+    write_json(tmp_path / "table.json", {**encoded.header, "format_version": 1})
+    with pytest.raises(InputError, match="has latents-table format 1; this version reads format 2, so install"):
+        LatentTable(tmp_path)
 
 
 def test_another_sae_into_the_same_folder_is_refused(hooked, sae, phantoms, tmp_path):

@@ -12,6 +12,7 @@ from mammosae_plugin.localization import (
     heatmap,
     heatmap_boxes,
     localize,
+    localize_baselines,
     localize_thresholds,
 )
 
@@ -333,3 +334,30 @@ def test_localize_reads_an_encoded_table(encoded):
     assert results["n_images"].tolist() == [own["image_row"].nunique()] * 3
     assert results["n_predictions"][0] > 0
     assert results["n_predictions"][1] == 0  # a latent that never fires
+
+
+def test_channels_and_grad_cam_are_judged_as_latents_are():
+    """Latents that equal a channel, or the closed form of Grad-CAM, must get its numbers."""
+    table = make_table()
+    table.gradcam_heads = ("Mass",)
+    options = {"thresholds": [Threshold(), Threshold(relative=0.3)], "iou_thresholds": [0.05, 0.1]}
+    found = localize_baselines(table, "Mass", channels=[4, 0], **options)
+    same = make_table()
+    cam = np.maximum(table.features @ table.head_weight["Mass"], 0) / np.prod(table.grid)
+    same.latents = np.concatenate([table.features, cam], axis=-1)
+    for method, latents, numbers in (("channel", [4, 0], [4, 0]), ("grad_cam", [table.features.shape[-1]], [-1])):
+        expected = localize_thresholds(same, latents, "Mass", **options)
+        own = found[found["method"] == method].drop(columns="method").reset_index(drop=True)
+        assert own["latent"].tolist() == numbers * 4
+        assert own.drop(columns="latent").equals(expected.drop(columns="latent"))
+    assert (found["average_precision"] > 0).all()
+    assert set(found.columns) == {*expected.columns, "method"}
+
+
+def test_baselines_leave_out_grad_cam_where_the_table_has_none():
+    table = make_table()
+    table.gradcam_heads = ("Suspicious_Calcification",)
+    assert set(localize_baselines(table, "Mass", channels=[1])["method"]) == {"channel"}
+    assert set(localize_baselines(table, "Suspicious_Calcification", channels=[])["method"]) == {"grad_cam"}
+    with pytest.raises(InputError, match="'density' is not a finding with boxes"):
+        localize_baselines(table, "density", channels=[1])

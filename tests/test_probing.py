@@ -4,10 +4,19 @@ import numpy as np
 import pytest
 from helpers_tables import PLANTED, make_table
 from safetensors.numpy import load_file
+from sklearn.metrics import roc_auc_score
 
 from mammosae_plugin import probing
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.probing import RankedLatents, class_mean_latents, latent_roles, rank_latents
+from mammosae_plugin.probing import (
+    RankedLatents,
+    best_single_latent,
+    class_mean_latents,
+    latent_roles,
+    rank_channels,
+    rank_latents,
+)
+from mammosae_plugin.statistics import interval, patient_bootstrap
 
 PUBLISHED = Path(__file__).parent / "data/published_mean_latents_suspicious_calcification_finetuned.safetensors"
 
@@ -157,3 +166,59 @@ def test_class_means_read_an_encoded_table(encoded):
     dense = encoded.mean_latents.toarray().astype(np.float64)
     for label in (0, 1):
         assert means[label] == pytest.approx(dense[rows.image_rows[rows.labels == label]].mean(axis=0), abs=1e-12)
+
+
+@pytest.mark.parametrize("statistic", ["max", "mean"])
+def test_the_best_single_latent_is_the_one_that_scikit_learn_finds(statistic):
+    table = make_table(n_patients=60)
+    found = best_single_latent(table, "Mass", statistic=statistic, n_bootstrap=50, seed=4).iloc[0]
+    scores = getattr(table.latents, statistic)(axis=(1, 2)).astype(np.float32)
+    training, test = (table.rows("Mass", split=split) for split in ("training", "test"))
+    aurocs = [roc_auc_score(training.labels, scores[training.image_rows, latent]) for latent in range(table.d_sae)]
+    assert found["latent"] == np.argmax(aurocs) == PLANTED["Mass"]
+    assert found["auroc_training"] == pytest.approx(max(aurocs), abs=1e-12)
+    chosen = scores[test.image_rows, int(found["latent"])]
+    assert found["auroc"] == pytest.approx(roc_auc_score(test.labels, chosen), abs=1e-12)
+    samples = [
+        roc_auc_score(test.labels, chosen, sample_weight=weights)
+        for weights in patient_bootstrap(test.patient_ids, 50, 4)
+    ]
+    assert (found["auroc_low"], found["auroc_high"]) == pytest.approx(interval(np.array(samples)), abs=1e-9)
+
+
+def test_the_single_latent_is_chosen_without_the_test_split_and_in_any_block_size(monkeypatch):
+    table = make_table()
+    before = best_single_latent(table, "Mass", n_bootstrap=0)
+    assert before["auroc_low"].isna().all()
+    monkeypatch.setattr(probing, "_LATENTS_PER_BLOCK", 7)
+    assert best_single_latent(table, "Mass", n_bootstrap=0).equals(before)
+    test = (table.images["split"] == "test").to_numpy()
+    table.latents[test] = np.random.default_rng(0).permutation(table.latents[test])
+    after = best_single_latent(table, "Mass", n_bootstrap=0)
+    assert after["latent"].equals(before["latent"])
+    assert not after["auroc"].equals(before["auroc"])
+
+
+def test_a_single_latent_is_refused_where_it_cannot_be_chosen():
+    table = make_table()
+    with pytest.raises(InputError, match="'density' has 4 classes: a single latent can only tell two"):
+        best_single_latent(table, "density")
+    with pytest.raises(InputError, match="statistic 'median' is unknown"):
+        best_single_latent(table, "Mass", statistic="median")
+    table.latents[(table.images["split"] == "training").to_numpy()] = 0
+    with pytest.raises(InputError, match="no latent fires in the training split"):
+        best_single_latent(table, "Mass")
+
+
+@pytest.mark.parametrize("score", ["mean", "centered_mean"])
+def test_channels_are_ranked_by_the_same_scores_as_latents(score):
+    table = make_table()
+    ranking = rank_channels(table, "Mass", score=score)
+    as_latents = make_table()
+    as_latents.latents = table.features
+    expected = rank_latents(class_mean_latents(as_latents, "Mass", score=score))
+    assert ranking.d_sae == table.features.shape[-1]
+    assert np.array_equal(ranking.indices, expected.indices)
+    assert ranking.scores == pytest.approx(expected.scores, abs=1e-6)
+    if score == "centered_mean":
+        assert ranking.indices[1, 0] == 0  # the channel on which the table's masses are switched
