@@ -64,9 +64,8 @@ def read_torch_checkpoint(path: str | os.PathLike[str]) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         is_pickle = is_zip or _is_plain_pickle(path)
-        if not is_pickle and (text := _first_text(path)) is not None:
-            raise CheckpointFormatError(f"{path} is a text file, not a torch checkpoint: it begins {text!r}") from error
-        refused = _refused_name(str(error), is_pickle=is_pickle)
+        is_text = not is_pickle and _first_text(path) is not None  # prose can look like the name of a function
+        refused = None if is_text else _refused_name(str(error), is_pickle=is_pickle)
         if refused is not None:
             raise UnsafeCheckpointError(
                 f"{path} asks for {refused}, which no checkpoint needs that this package reads; "
@@ -170,6 +169,8 @@ def _first_text(path: Path) -> str | None:
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointFormatError:
+    if (text := _first_text(path)) is not None:
+        return CheckpointFormatError(f"{path} is a text file, not a torch checkpoint: it begins {text!r}")
     # torch buries the cause under general advice, some of it ("set weights_only to False") bad.
     cause = re.search(r"WeightsUnpickler error: (.+)", str(error))
     reason = cause[1] if cause else re.split(r"\n|\. ", str(error).strip())[0]

@@ -267,7 +267,7 @@ def load_mammo_clip(
     if whole and len(files) > 1:
         other = files[0] if whole[0] is files[1] else files[1]
         raise InputError(f"{whole[0].path} is a whole classifier already; give it alone, without {other.path}")
-    model = _read_saved_classifier(whole[0]) if whole else _read_mammo_clip(*files)
+    model = read_saved_classifier(whole[0]) if whole else _read_mammo_clip(*files)
     return model.eval().to(device)
 
 
@@ -332,7 +332,27 @@ def _create(architecture: str, n_class: int, *, seed: int = 0) -> nn.Module:
     return network
 
 
-def _read_saved_classifier(source: Source) -> MammoClipClassifier:
+def saved_classifier_header(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """What `save_classifier` says in a safetensors file's metadata; None for a file that it did not write.
+
+    A damaged header is an empty one.
+    """
+    text = metadata.get(_HEADER_KEY)
+    if text is None:
+        return None
+    try:
+        header = json.loads(text)
+    except json.JSONDecodeError:
+        return {}
+    return header if isinstance(header, dict) else {}
+
+
+def read_saved_classifier(source: Source) -> MammoClipClassifier:
+    """The classifier in a file that `save_classifier` wrote.
+
+    Raises:
+        CheckpointFormatError: the file is another or a damaged one.
+    """
     path = source.path
     try:
         with safe_open(path, framework="pt") as file:

@@ -68,7 +68,7 @@ def load_vision_sae(
     if not source.path.exists():
         raise InputError(f"{source.path} does not exist; give a checkpoint, a folder that SAELens wrote, or a Hub repo")
     if source.path.is_dir():
-        return _load_saelens_folder(source.path)
+        return load_saelens_folder(source.path)
 
     def convert(
         _path: str | Path, device: str, cfg_overrides: dict[str, Any] | None = None
@@ -139,10 +139,17 @@ def vision_sae_huggingface_config(
     The file is downloaded, because the shapes are in it; nothing of it is copied into memory.
     """
     source = find_source(HUB_SCHEME + repo_id, folder_name, revision=revision, force_download=force_download)
-    return _config(_checked_weights(source.path), source, device or "cpu", cfg_overrides)
+    weights = parse_mammo_sae(read_torch_checkpoint(source.path), source.path)
+    return _config(weights, source, device or "cpu", cfg_overrides)
 
 
-def _load_saelens_folder(folder: Path) -> Any:
+def load_saelens_folder(folder: Path) -> Any:
+    """The SAE in a folder that SAELens wrote, with SAELens's errors as ours.
+
+    Raises:
+        CheckpointFormatError: the files are there but are no SAE that SAELens can load.
+        InputError: a file is missing, or `cfg.json` is no JSON.
+    """
     missing = [name for name in SAELENS_FILES if not (folder / name).is_file()]
     if missing:
         raise InputError(f"{folder} holds no SAE: neither {DEFAULT_FILENAME} nor {' and '.join(missing)}")
@@ -165,7 +172,7 @@ def _first_line(error: Exception) -> str:
 def _convert(
     source: Source, device: str, cfg_overrides: Mapping[str, Any] | None
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    weights = _checked_weights(source.path)
+    weights = parse_mammo_sae(read_torch_checkpoint(source.path), source.path)
     state_dict = {
         "W_enc": weights["encoder._weight"].T,
         "b_enc": weights["encoder._bias"],
@@ -207,9 +214,16 @@ def _config(
     }
 
 
-def _checked_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The state dict without component axis, with consistent shapes and one bias."""
-    content = read_torch_checkpoint(path)
+def parse_mammo_sae(content: Any, path: Path) -> dict[str, torch.Tensor]:
+    """The state dict without component axis, with consistent shapes and one bias.
+
+    Args:
+        content: what `read_torch_checkpoint` gave.
+        path: the file, for messages.
+
+    Raises:
+        CheckpointFormatError: it is not a Mammo-SAE checkpoint, or holds more than one SAE.
+    """
     encoder = content.get("encoder._weight") if isinstance(content, Mapping) else None
     if not isinstance(encoder, torch.Tensor) or encoder.dim() not in (2, 3):
         held = ", ".join(map(str, list(content)[:4])) if isinstance(content, Mapping) else f"a {type(content).__name__}"

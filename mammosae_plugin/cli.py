@@ -160,6 +160,63 @@ def demo(
         typer.echo(run_demo(output, quick=quick))
 
 
+@app.command()
+def inspect(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="A checkpoint, a folder that SAELens wrote, or hf://owner/name[@revision]/path/in/repo.",
+            show_default=False,
+        ),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Tell what a checkpoint is, without running anything in it.
+
+    Knows Mammo-CLIP and Mammo-FM pretraining checkpoints, downstream classifiers, Mammo-SAE files, SAEs in SAELens's
+    format and the classifiers that this package saves: kind, variant, outputs, keys, numbers, size and SHA-256.
+    """
+    with _clear_errors(debug):
+        import json
+
+        from mammosae_plugin.adapters.inspection import inspect_checkpoint
+
+        report = inspect_checkpoint(checkpoint)
+        typer.echo(json.dumps(report.as_dict(), indent=1) if as_json else report.as_text())
+
+
+@app.command()
+def layers(
+    model: Annotated[
+        str, typer.Argument(help="A checkpoint (a path, or hf://owner/name/file) or timm's name of an architecture.")
+    ],
+    image_size: Annotated[
+        tuple[int, int] | None,
+        typer.Option(
+            help="Height and width of the images. By default 1520 912 for Mammo-CLIP's checkpoints, else what the "
+            "architecture wants.",
+            show_default=False,
+        ),
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every module, and why some cannot be hooked, instead of the useful ones.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """List the layers of a model that can carry an SAE: hook names, aliases, shapes, pixels per position.
+
+    Any name in the list can be given as a study's layer, to `HookedVisionModel`, or in an SAE's metadata. Shapes are of
+    one image, channels last: h x w x C for a map or a transformer's patches, C for a vector.
+    """
+    with _clear_errors(debug):
+        from mammosae_plugin.adapters.layers import describe_layers, layers_table, open_model
+
+        found = describe_layers(open_model(model), image_size=image_size, every=every)
+        typer.echo(layers_table(found))
+
+
 def main() -> None:
     """Entry point of the `mammosae` command."""
     app(prog_name="mammosae")
