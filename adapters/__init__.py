@@ -7,6 +7,7 @@ are in TransformerLens, and a Mammo-SAE file becomes a SAELens SAE.
 from mammosae_plugin.adapters.checkpoints import CheckpointFormatError, UnsafeCheckpointError
 from mammosae_plugin.adapters.hooked_vision_model import HookedVisionModel
 from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier, load_mammo_clip, new_classifier, save_classifier
+from mammosae_plugin.adapters.nnsight import StaleWrappingError, wrap_for_nnsight
 from mammosae_plugin.adapters.vision_sae import (
     load_vision_sae,
     vision_sae_disk_loader,
@@ -17,6 +18,7 @@ __all__ = [
     "CheckpointFormatError",
     "HookedVisionModel",
     "MammoClipClassifier",
+    "StaleWrappingError",
     "UnsafeCheckpointError",
     "load_mammo_clip",
     "load_vision_sae",
@@ -24,4 +26,5 @@ __all__ = [
     "save_classifier",
     "vision_sae_disk_loader",
     "vision_sae_huggingface_loader",
+    "wrap_for_nnsight",
 ]

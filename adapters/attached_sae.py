@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from sae_lens import SAE
+from sae_lens import SAE, MatchingPursuitSAE
 from torch import nn
 from transformer_lens.hook_points import HookPoint
 
@@ -50,7 +50,7 @@ class AttachedSAE(nn.Module):
         return self._splice(x)
 
     def _splice(self, x: torch.Tensor) -> torch.Tensor:
-        out = self.sae.decode(self.sae.encode(x))
+        out = self.sae.decode(self._encode(x))
         if self.use_error_term:
             with torch.no_grad():
                 with _hooks_bypassed(self.sae):
@@ -58,6 +58,11 @@ class AttachedSAE(nn.Module):
                 error = self.hook_sae_error(x - clean)
             out = out + error
         return self.hook_sae_output(out.to(x.dtype))  # type: ignore[no-any-return]
+
+    def _encode(self, x: torch.Tensor) -> torch.Tensor:
+        acts: torch.Tensor = self.sae.encode(x)
+        # SAELens's matching pursuit does not call its own hook: an edit of its latents would silently do nothing.
+        return self.sae.hook_sae_acts_post(acts) if isinstance(self.sae, MatchingPursuitSAE) else acts
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "AttachedSAE":
         # Every way to another device comes through here: .to(), .cuda(), .cpu(), also of the model around it.

@@ -18,6 +18,7 @@ from transformer_lens.hook_points import HookPoint
 
 from mammosae_plugin.adapters.attached_sae import AttachedSAE
 from mammosae_plugin.adapters.layouts import MapLayout, PrefixTokens, layout_of
+from mammosae_plugin.adapters.nnsight import wrap_for_nnsight
 from mammosae_plugin.adapters.recording import Call, Recording, record
 from mammosae_plugin.adapters.rest_of_network import RestOfNetwork
 from mammosae_plugin.errors import InputError
@@ -312,8 +313,7 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The wrapped model's forward, through the hook points and attached SAEs."""
-        if self._closed:
-            raise RuntimeError("this HookedVisionModel is closed; use the model itself, or wrap it again")
+        self.require_open()
         return self.model(*args, **kwargs)
 
     @contextmanager
@@ -578,6 +578,15 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
         module = self.model.get_submodule(path)
         setattr(module, _MARK, True)
         self._handles.append(module.register_forward_hook(_Route(self, f"{path}.{HOOK_SUFFIX}", clone=clone)))
+
+    def require_open(self) -> None:
+        """Raise `RuntimeError` if the wrapper is closed."""
+        if self._closed:
+            raise RuntimeError("this HookedVisionModel is closed; use the model itself, or wrap it again")
+
+    def nnsight(self) -> Any:
+        """The model as it is now, its attached SAEs included, wrapped for nnsight: see `wrap_for_nnsight`."""
+        return wrap_for_nnsight(self)
 
     def close(self) -> None:
         """Detach all SAEs and take the hooks out of the model, which is then as it was; may be called twice."""

@@ -91,6 +91,8 @@ class RestOfNetwork:
             for path, calls in self._skipped.items()
         }
         stubs[root.model.get_submodule(self._path)] = lambda *_args, **_kwargs: raw
+        # A module may have a forward of its own already, such as nnsight's.
+        own = {module: vars(module)["forward"] for module in stubs if "forward" in vars(module)}
         try:
             root.passed_by = passed_by | self._passed_by
             for module, stub in stubs.items():
@@ -100,6 +102,8 @@ class RestOfNetwork:
             root.passed_by = passed_by
             for module in stubs:
                 del module.forward
+            for module, forward in own.items():
+                module.forward = forward
 
     def _check(self, raw: torch.Tensor, expected: Any) -> None:
         with evaluation(self._root.model), torch.no_grad():

@@ -1,0 +1,375 @@
+"""nnsight over a hookable model: latents are read and edited inside a trace, and a stale wrapping says so."""
+
+import copy
+import importlib.util
+import pickle
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers_backbones import FAMILIES
+from sae_lens import StandardSAE, StandardSAEConfig
+from sae_lens.saes.sae import SAEMetadata
+
+from mammosae_plugin.adapters import HookedVisionModel, StaleWrappingError
+
+needs_nnsight = pytest.mark.skipif(importlib.util.find_spec("nnsight") is None, reason="the extra [nnsight] is absent")
+CHANGED = "upstream changed: "
+D_SAE = 24
+
+
+def build_sae(model: HookedVisionModel, hook_name: str) -> StandardSAE:
+    """A random SAE that fits the hook point; its latents are partly active."""
+    name = model.resolve_hook_name(hook_name)
+    metadata = SAEMetadata(hook_name=name)
+    sae = StandardSAE(StandardSAEConfig(d_in=model.hook_shapes[name][-1], d_sae=D_SAE, metadata=metadata))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return sae
+
+
+def build(family: str = "torch_cnn", **arguments: Any) -> tuple[HookedVisionModel, torch.Tensor, str, str]:
+    """A hooked model, two images for it, and the paths of its two hook points."""
+    model, size, inner, last = FAMILIES[family]()
+    hooked = HookedVisionModel(model, [inner, last], example_input=torch.zeros(1, 3, *size), **arguments)
+    return hooked, torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1)), inner, last
+
+
+def halve_even(acts: torch.Tensor, hook: Any = None) -> torch.Tensor:
+    return torch.where(torch.arange(D_SAE) % 2 == 0, acts / 2, acts)
+
+
+# -- reading and editing -----------------------------------------------------------------------------------------------
+
+
+@needs_nnsight
+@pytest.mark.parametrize("place", ["inner", "last"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_latents_are_read_and_edited_inside_a_trace_as_by_a_hook(family: str, place: str) -> None:
+    # Of a ViT's last block only the class token reaches the logits: there it is shown too.
+    hooked, images, inner, last = build(family, prefix_tokens="drop" if place == "inner" else "keep")
+    path = inner if place == "inner" else last
+    hooked.add_sae(build_sae(hooked, path), use_error_term=True)
+    acts = f"{path}.hook_out.hook_sae_acts_post"
+    n = hooked.nnsight()
+    with torch.no_grad():
+        plain, cache = hooked.run_with_cache(images)
+        expected = hooked.run_with_hooks(images, fwd_hooks=[(acts, halve_even)])
+        point = n.get(acts)
+        with n.trace(images):
+            latents = point.output.save()
+            point.output = halve_even(point.output)
+            edited = n.output.save()
+        with n.trace(images):
+            untouched = n.output.save()
+    assert torch.equal(latents, cache[acts])
+    assert torch.equal(edited, expected)
+    assert torch.equal(untouched, plain)
+    assert (edited - plain).abs().max() > 1e-3
+
+
+@needs_nnsight
+def test_writing_in_place_reaches_the_output() -> None:
+    hooked, images, *_ = build()
+    hooked.add_sae(build_sae(hooked, "middle"))
+    n = hooked.nnsight()
+    with torch.no_grad():
+        expected = hooked.run_with_hooks(
+            images, fwd_hooks=[("middle.hook_out.hook_sae_acts_post", lambda acts, hook: acts * (torch.arange(24) > 9))]
+        )
+        with n.trace(images):
+            n.middle.hook_out.hook_sae_acts_post.output[..., :10] = 0
+            logits = n.output.save()
+        assert not torch.allclose(logits, hooked(images), atol=1e-3)
+    torch.testing.assert_close(logits, expected)
+
+
+@needs_nnsight
+def test_several_saes_are_edited_in_one_trace_in_the_order_of_the_network() -> None:
+    hooked, images, *_ = build()
+    hooked.add_sae(build_sae(hooked, "middle"), use_error_term=True)
+    hooked.add_sae(build_sae(hooked, "top"))
+    names = [f"{path}.hook_out.hook_sae_acts_post" for path in ("middle", "top")]
+    n = hooked.nnsight()
+    with torch.no_grad():
+        expected = hooked.run_with_hooks(images, fwd_hooks=[(name, halve_even) for name in names])
+        with n.trace(images):
+            n.middle.hook_out.hook_sae_acts_post.output = halve_even(n.middle.hook_out.hook_sae_acts_post.output)
+            n.top.hook_out.hook_sae_acts_post.output = halve_even(n.top.hook_out.hook_sae_acts_post.output)
+            logits = n.output.save()
+    assert torch.equal(logits, expected)
+
+
+@needs_nnsight
+def test_hook_points_are_channels_last_and_the_network_inside_keeps_its_layout() -> None:
+    hooked, images, *_ = build()
+    sae = build_sae(hooked, "middle")
+    with torch.no_grad():
+        feature_map = hooked.model.middle(hooked.model.stem(images))
+        n = hooked.nnsight()
+        with n.trace(images):
+            before = n.model.stem.output.save()
+            at_point = n.middle.hook_out.output.save()
+        hooked.add_sae(sae)
+        n = hooked.nnsight()
+        with n.trace(images):
+            reconstruction = n.middle.hook_out.output.save()
+        expected = sae(feature_map.permute(0, 2, 3, 1))
+    assert before.shape[1] == 8
+    assert torch.equal(at_point, feature_map.permute(0, 2, 3, 1))
+    torch.testing.assert_close(reconstruction, expected)
+
+
+@needs_nnsight
+def test_gradients_of_latents_are_those_of_autograd() -> None:
+    hooked, images, *_ = build()
+    hooked.add_sae(build_sae(hooked, "middle"), use_error_term=True)
+    kept: dict[str, torch.Tensor] = {}
+
+    def keep(acts: torch.Tensor, hook: Any) -> None:
+        acts.retain_grad()
+        kept["acts"] = acts
+
+    hooked.run_with_hooks(images, fwd_hooks=[("middle.hook_out.hook_sae_acts_post", keep)])[:, 1].sum().backward()
+    n = hooked.nnsight()
+    with n.trace(images):
+        latents = n.middle.hook_out.hook_sae_acts_post.output
+        loss = n.output[:, 1].sum()
+        with loss.backward():
+            grad = latents.grad.save()
+    assert kept["acts"].grad is not None
+    torch.testing.assert_close(grad, kept["acts"].grad)
+    assert grad.abs().max() > 0
+
+
+@needs_nnsight
+def test_a_stored_edit_acts_in_every_later_trace_of_the_edited_copy() -> None:
+    hooked, images, *_ = build()
+    hooked.add_sae(build_sae(hooked, "top"))
+    n = hooked.nnsight()
+    with torch.no_grad():
+        expected = hooked.run_with_hooks(images, fwd_hooks=[("top.hook_out.hook_sae_acts_post", halve_even)])
+        with n.edit() as (_, edited):
+            edited.top.hook_out.hook_sae_acts_post.output = halve_even(edited.top.hook_out.hook_sae_acts_post.output)
+        with edited.trace(images):
+            found = edited.output.save()
+        with n.trace(images):
+            plain = n.output.save()
+        assert torch.equal(plain, hooked(images))
+    assert torch.equal(found, expected)
+    hooked.reset_saes()
+    with pytest.raises(StaleWrappingError):
+        edited.trace(images)
+
+
+# -- stale wrappings ---------------------------------------------------------------------------------------------------
+
+
+@needs_nnsight
+@pytest.mark.parametrize("change", ["attach", "detach", "replace", "run"])
+def test_a_wrapping_older_than_an_attachment_says_to_wrap_again(change: str) -> None:
+    hooked, images, *_ = build()
+    if change in ("detach", "replace"):
+        hooked.add_sae(build_sae(hooked, "middle"))
+    n = hooked.nnsight()
+    if change == "detach":
+        hooked.reset_saes()
+    elif change == "run":  # attached and detached again: nnsight's tree holds a hook point that is gone
+        hooked.run_with_saes(images, saes=build_sae(hooked, "middle"))
+    else:
+        hooked.add_sae(build_sae(hooked, "middle"))
+    with pytest.raises(StaleWrappingError, match=r"wrap it again with model\.nnsight\(\)"), n.trace(images):
+        n.output.save()
+    with pytest.raises(StaleWrappingError), n.edit() as (_, edited):
+        edited.output = edited.output * 0
+    fresh = hooked.nnsight()
+    with torch.no_grad(), fresh.trace(images):
+        logits = fresh.output.save()
+    with torch.no_grad():
+        assert torch.equal(logits, hooked(images))
+
+
+@needs_nnsight
+def test_running_the_rest_of_the_network_leaves_a_wrapping_in_order() -> None:
+    hooked, images, *_ = build()
+    n = hooked.nnsight()
+    rest = hooked.rest_from("middle", (96, 64))
+    with torch.no_grad():
+        expected = rest(hooked.read(images, "middle").raw)
+        with n.trace(images):
+            n.model.stem.output  # noqa: B018 (asked for, so that nnsight must see the module run)
+            n.middle.hook_out.output = n.middle.hook_out.output * 1
+            logits = n.output.save()
+    torch.testing.assert_close(logits, expected)
+
+
+@needs_nnsight
+def test_hooks_and_caches_do_not_make_a_wrapping_stale() -> None:
+    hooked, images, *_ = build()
+    hooked.add_sae(build_sae(hooked, "middle"))
+    n = hooked.nnsight()
+    hooked.run_with_cache(images)
+    hooked.reset_saes("top")  # none is attached there
+    with torch.no_grad(), n.trace(images):
+        latents = n.middle.hook_out.hook_sae_acts_post.output.save()
+    assert latents.shape[-1] == D_SAE
+
+
+@needs_nnsight
+def test_a_closed_model_is_neither_wrapped_nor_traced() -> None:
+    hooked, images, *_ = build()
+    n = hooked.nnsight()
+    hooked.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        n.trace(images)
+    with pytest.raises(RuntimeError, match="closed"):
+        hooked.nnsight()
+
+
+@needs_nnsight
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+def test_a_copy_of_a_wrapped_model_is_wrapped_and_traced_on_its_own(how: str) -> None:
+    hooked, images, *_ = build()
+    first = hooked.nnsight()
+    clone = copy.deepcopy(hooked) if how == "deepcopy" else pickle.loads(pickle.dumps(hooked))
+    with torch.no_grad():
+        expected = hooked(images)
+        clone.add_sae(build_sae(clone, "top"))
+        n = clone.nnsight()
+        with n.trace(images):
+            n.top.hook_out.hook_sae_acts_post.output[:] = 0
+            silenced = n.output.save()
+        with first.trace(images):
+            logits = first.output.save()
+        sae = clone.acts_to_saes["top.hook_out"]
+        torch.testing.assert_close(silenced, clone.model.fc(sae.b_dec).expand(2, 2))
+    assert torch.equal(logits, expected)
+
+
+@needs_nnsight
+def test_wrapping_leaves_the_model_as_it_was() -> None:
+    hooked, images, *_ = build()
+    hooked.add_sae(build_sae(hooked, "middle"))
+    modules, keys, modes = (
+        [name for name, _ in hooked.named_modules()],
+        list(hooked.state_dict()),
+        [module.training for module in hooked.modules()],
+    )
+    with torch.no_grad():
+        expected = hooked(images)
+        hooked.nnsight()
+        assert torch.equal(hooked(images), expected)
+    assert [name for name, _ in hooked.named_modules()] == modules
+    assert list(hooked.state_dict()) == keys
+    assert [module.training for module in hooked.modules()] == modes
+
+
+# -- without nnsight ---------------------------------------------------------------------------------------------------
+
+
+def test_without_nnsight_everything_else_works_and_wrapping_says_what_to_install(tmp_path: Path) -> None:
+    script = """
+import sys
+import torch
+from torch import nn
+import mammosae_plugin.adapters as adapters
+assert "nnsight" not in sys.modules, "importing the adapters imported nnsight"
+sys.modules["nnsight"] = None  # as if it were not installed
+network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+hooked = adapters.HookedVisionModel(network, ["1"])
+assert hooked(torch.zeros(1, 3, 8, 8)).shape == (1, 4, 6, 6)
+assert issubclass(adapters.StaleWrappingError, RuntimeError)
+try:
+    hooked.nnsight()
+except adapters.CheckpointFormatError:
+    raise
+except ValueError as error:
+    print(type(error).__name__, error)
+"""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "InputError nnsight is not installed; run: pip install 'mammosae-plugin[nnsight]'\n"
+
+
+# -- the example -------------------------------------------------------------------------------------------------------
+
+
+@needs_nnsight
+def test_the_example_ablates_ten_latents_and_finds_the_tables_logit(capsys: pytest.CaptureFixture[str]) -> None:
+    example = Path(__file__).parent.parent / "examples" / "ablate_with_nnsight.py"
+    runpy.run_path(str(example), run_name="__main__")
+    lines = dict(line.split(":") for line in capsys.readouterr().out.splitlines())
+    ten = [int(latent) for latent in lines["latents set to zero"].split(",")]
+    assert len(set(ten)) == 10
+    from_table, from_trace = (float(lines[f"without the ten, {place}"]) for place in ("from the table", "in the trace"))
+    assert from_trace == pytest.approx(from_table, abs=1e-4)
+    assert abs(from_table - float(lines["logit with the SAE, all latents"])) > 1e-3
+
+
+# -- what we take for granted about nnsight 0.8 ------------------------------------------------------------------------
+
+
+@needs_nnsight
+def test_nnsight_itself_does_not_notice_modules_that_are_put_in_later() -> None:
+    from nnsight import NNsight
+
+    hooked, images, *_ = build()
+    n = NNsight(hooked)
+    hooked.add_sae(build_sae(hooked, "middle"))
+    with pytest.raises(Exception, match="already ran past it"), torch.no_grad(), n.trace(images):
+        n.middle.hook_out.output.save()
+    with pytest.raises(Exception, match="hook_sae_acts_post"), torch.no_grad(), n.trace(images):
+        n.middle.hook_out.hook_sae_acts_post.output.save()
+
+
+@needs_nnsight
+def test_nnsight_reads_the_callers_block_when_it_is_entered_and_not_when_trace_is_called() -> None:
+    from nnsight import NNsight
+
+    class Delayed(NNsight):
+        def trace(self, *args: Any, **kwargs: Any) -> Any:
+            return super().trace(*args, **kwargs)
+
+    n = Delayed(torch.nn.Linear(2, 2))
+    tracer = n.trace(torch.zeros(1, 2))
+    with torch.no_grad(), tracer:
+        found = n.output.save()
+    assert found.shape == (1, 2), CHANGED + "trace cannot be overridden by a method any more"
+
+
+@needs_nnsight
+def test_nnsight_keeps_the_class_of_an_edited_copy() -> None:
+    from nnsight import NNsight
+
+    class Marked(NNsight):
+        pass
+
+    n = Marked(torch.nn.Linear(2, 2))
+    with n.edit() as (_, edited):
+        edited.output = edited.output * 0
+    assert type(edited) is Marked, CHANGED + "edit() copies to another class, which would not check for staleness"
+
+
+@needs_nnsight
+def test_nnsight_wants_values_in_the_order_of_the_network() -> None:
+    hooked, images, *_ = build()
+    n = hooked.nnsight()
+    with pytest.raises(Exception, match="already ran past it"), torch.no_grad(), n.trace(images):
+        n.top.hook_out.output.save()
+        n.middle.hook_out.output.save()
+
+
+@needs_nnsight
+def test_nnsight_mounts_save_on_every_object() -> None:
+    import nnsight
+
+    assert nnsight.NNsight is not None
+    assert hasattr(3, "save"), CHANGED + "importing nnsight no longer mounts .save: the lazy import could be dropped"
