@@ -64,6 +64,21 @@ class AttachedSAE(nn.Module):
         # SAELens's matching pursuit does not call its own hook: an edit of its latents would silently do nothing.
         return self.sae.hook_sae_acts_post(acts) if isinstance(self.sae, MatchingPursuitSAE) else acts
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and deepcopy: the SAE as class, config and weights, because SAELens's objects hold a lambda."""
+        weights = {name: tensor.detach().clone() for name, tensor in self.sae.state_dict().items()}
+        return {**self.__dict__, "sae": (type(self.sae), self.sae.cfg.to_dict(), weights)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make the SAE anew and give it the hook points back that stand in the model."""
+        kind, cfg, weights = state.pop("sae")
+        super().__setstate__(state)
+        sae = kind.from_dict(cfg)
+        sae.load_state_dict(weights)
+        for name in set(sae.hook_dict) & set(self._modules) - {"hook_sae_error", "hook_sae_output"}:
+            setattr(sae, name, self._modules[name])
+        object.__setattr__(self, "sae", sae)
+
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "AttachedSAE":
         # Every way to another device comes through here: .to(), .cuda(), .cpu(), also of the model around it.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -17,7 +17,7 @@ from transformer_lens import ActivationCache, HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
 from mammosae_plugin.adapters.attached_sae import AttachedSAE
-from mammosae_plugin.adapters.layouts import MapLayout, PrefixTokens, layout_of
+from mammosae_plugin.adapters.layouts import HookLayout, MapLayout, PrefixTokens, layout_of
 from mammosae_plugin.adapters.nnsight import wrap_for_nnsight
 from mammosae_plugin.adapters.recording import Call, Recording, record
 from mammosae_plugin.adapters.rest_of_network import RestOfNetwork
@@ -71,7 +71,8 @@ class _Route:
         point = root.get_submodule(self.hook_name)  # looked up each time: an SAE may stand there
         shown = layout.show(output, root.image_size)
         value = point(shown)
-        result = output if value is shown else layout.put_back(value, output)
+        # An untouched value need not be put back, unless a gradient with respect to it may be asked for.
+        result = output if value is shown and not value.requires_grad else layout.put_back(value, output)
         return result.clone() if self.clone else result  # the network overwrites the clone, not what the hooks saw
 
 
@@ -153,31 +154,20 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
         self._handles: list[Any] = []
         self._closed = False
         self._aliases: dict[str, str] = dict(getattr(model, "layer_aliases", None) or {})
-        images = _default_input(model) if example_input is None else example_input
+        images = default_images(model) if example_input is None else example_input
         if hook_names is None:
-            hook_names = list(self._aliases.values()) or _default_hooks(model, images)
+            hook_names = list(self._aliases.values()) or default_hooks(model, images)
         paths = self._module_paths(hook_names)
         said = dict(zip(self._module_paths(list(layouts)), layouts.values(), strict=True)) if layouts else {}
         probe = record(model, images, keep=paths)
         self.hook_layouts, self.hook_shapes, cloned = {}, {}, set()
-        other = _at_another_size(model, images)
+        other = at_another_size(model, images)
         for path in paths:
-            call = _hookable_call(path, probe, other)
+            call, layout = examine(model, path, probe, other, images, said=said.get(path), prefix_tokens=prefix_tokens)
             if call.output._version != call.version:
                 if overwritten == "refuse":
                     raise _overwritten(path)
                 cloned.add(path)
-            layout = layout_of(
-                model.get_submodule(path),
-                path,
-                call.output.shape,
-                other.of(path)[0].shape if other is not None else None,
-                (int(images.shape[-2]), int(images.shape[-1])),
-                said=said.get(path),
-                n_prefix=_n_prefix(model),
-                prefix_tokens=prefix_tokens,
-                model_format=getattr(model, "output_fmt", None),
-            )
             name = f"{path}.{HOOK_SUFFIX}"
             self.hook_layouts[name] = layout
             self.hook_shapes[name] = tuple(layout.show(call.output).shape[1:])
@@ -623,7 +613,7 @@ def _refuse(model: nn.Module, prefix_tokens: str, overwritten: str) -> None:
         raise InputError(f"overwritten is {overwritten!r}; it must be 'refuse' or 'clone'")
 
 
-def _default_hooks(model: nn.Module, images: torch.Tensor) -> list[str]:
+def default_hooks(model: nn.Module, images: torch.Tensor) -> list[str]:
     """timm's feature modules and the last map; of other networks the outermost modules that give maps or tokens."""
     recording = record(model, images)
     info = getattr(model, "feature_info", None) or []
@@ -720,7 +710,8 @@ def _n_prefix(model: nn.Module) -> int | None:
     return 1 if isinstance(getattr(model, "class_token", None), nn.Parameter) else None
 
 
-def _default_input(model: nn.Module) -> torch.Tensor:
+def default_images(model: nn.Module) -> torch.Tensor:
+    """One black image of the size that the model says it wants, else of 64 x 64."""
     config = getattr(model, "default_cfg", None) or {}
     size = config.get("input_size", _DEFAULT_INPUT_SIZE)
     grid = getattr(getattr(model, "patch_embed", None), "img_size", None)  # a transformer may be built for another one
@@ -730,7 +721,7 @@ def _default_input(model: nn.Module) -> torch.Tensor:
     return torch.zeros(1, *size, device=parameter.device, dtype=parameter.dtype)
 
 
-def _at_another_size(model: nn.Module, images: torch.Tensor) -> Recording | None:
+def at_another_size(model: nn.Module, images: torch.Tensor) -> Recording | None:
     """The calls for two images of another height and width, or of the same where the model takes no other."""
     size = next(size for size in _OTHER_SIZES if size[0] != images.shape[-2] and size[1] != images.shape[-1])
     for height, width in (size, tuple(images.shape[-2:])):
@@ -739,6 +730,45 @@ def _at_another_size(model: nn.Module, images: torch.Tensor) -> Recording | None
         except InputError:
             continue
     return None
+
+
+def examine(
+    model: nn.Module,
+    path: str,
+    probe: Recording,
+    other: Recording | None,
+    images: torch.Tensor,
+    *,
+    said: str | None = None,
+    prefix_tokens: PrefixTokens = "drop",
+) -> tuple[Call, HookLayout]:
+    """The only call of a module in `probe`, and the layout of its output.
+
+    Args:
+        model: the model.
+        path: the module.
+        probe: a pass over `images`.
+        other: what `at_another_size` gave.
+        images: (B, 3, H, W).
+        said: as `layout_of`'s.
+        prefix_tokens: as for `HookedVisionModel`.
+
+    Raises:
+        InputError: it cannot be hooked.
+    """
+    call = _hookable_call(path, probe, other)
+    assert call.shape is not None
+    return call, layout_of(
+        model.get_submodule(path),
+        path,
+        call.shape,
+        other.of(path)[0].shape if other is not None else None,
+        (int(images.shape[-2]), int(images.shape[-1])),
+        said=said,
+        n_prefix=_n_prefix(model),
+        prefix_tokens=prefix_tokens,
+        model_format=getattr(model, "output_fmt", None),
+    )
 
 
 def _hookable_call(path: str, probe: Recording, other: Recording | None) -> Call:

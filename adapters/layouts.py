@@ -172,9 +172,10 @@ def _channels_first(
 
 
 def _tiling(n_patches: int, image_size: tuple[int, int]) -> tuple[tuple[int, int], int] | None:
-    """The grid and stride with which square patches tile the image, from the finest down."""
-    for stride in range(1, _LARGEST_STRIDE + 1):
-        height, width = image_size[0] // stride, image_size[1] // stride
-        if height * width == n_patches > 0:
-            return (height, width), stride
-    return None
+    """The grid and stride with which square patches tile the image, without a rest where several do."""
+    tilings = [
+        ((image_size[0] // stride, image_size[1] // stride), stride)
+        for stride in range(1, _LARGEST_STRIDE + 1)
+        if (image_size[0] // stride) * (image_size[1] // stride) == n_patches > 0
+    ]
+    return min(tilings, key=lambda tiling: sum(length % tiling[1] for length in image_size), default=None)

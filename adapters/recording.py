@@ -110,7 +110,7 @@ def record(model: nn.Module, images: torch.Tensor, *, keep: Collection[str] = ()
     except Exception as error:  # whatever a foreign model raises on an input that it does not take
         shape = tuple(images.shape)
         message = " ".join(str(error).split())
-        raise InputError(f"the model cannot run on images of shape {shape}, give example_input: {message}") from error
+        raise InputError(f"the model cannot run on images of shape {shape}; give others ({message})") from error
     finally:
         for handle in handles:
             handle.remove()

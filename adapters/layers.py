@@ -1,0 +1,122 @@
+"""Which layers of a model can carry an SAE: what `mammosae layers` prints."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+from torch import nn
+
+from mammosae_plugin.adapters.hooked_vision_model import (
+    HOOK_SUFFIX,
+    at_another_size,
+    default_hooks,
+    default_images,
+    examine,
+)
+from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier, load_mammo_clip
+from mammosae_plugin.adapters.recording import record
+from mammosae_plugin.errors import InputError
+
+MAMMOGRAM_SIZE = (1520, 912)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One module whose output can be hooked, or cannot.
+
+    Attributes:
+        hook_name: the full hook name.
+        aliases: other names of the layer.
+        kind: "map", "tokens" or "vector"; empty where the module cannot be hooked.
+        shape: of the value shown at the hook point, without batch: (h, w, C), (n, C) or (C,).
+        stride: pixels of the image per position, (vertical, horizontal), where there is a grid.
+        problem: why the module cannot be hooked; empty where it can.
+    """
+
+    hook_name: str
+    aliases: tuple[str, ...]
+    kind: str
+    shape: tuple[int, ...]
+    stride: tuple[float, float] | None
+    problem: str = ""
+
+
+def open_model(name: str) -> nn.Module:
+    """The model behind a name that a user gives, in evaluation mode.
+
+    Args:
+        name: a checkpoint that `load_mammo_clip` reads (a path, or "hf://owner/name/file"), or timm's name of an
+            architecture, which gets random weights.
+
+    Raises:
+        InputError: neither.
+    """
+    if name.startswith("hf://") or Path(name).exists():
+        return load_mammo_clip(name)
+    known = timm.list_models()
+    if name.split(".")[0] not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise InputError(f"{name} is neither a file nor a model that timm {timm.__version__} has{hint}")
+    model: nn.Module = timm.create_model(name, pretrained=False)
+    return model.eval()
+
+
+def describe_layers(model: nn.Module, *, image_size: tuple[int, int] | None = None, every: bool = False) -> list[Layer]:
+    """The layers of a model that can be hooked, in the order in which they run.
+
+    Args:
+        model: an image model that is not wrapped.
+        image_size: (H, W) of the images; by default 1520 x 912 for Mammo-CLIP's own checkpoints, else what the model
+            says it wants.
+        every: every module, with the reason for those that cannot be hooked, instead of the default list.
+
+    Raises:
+        InputError: the model cannot run on images of that size, or has no layer that it could list.
+    """
+    images = default_images(model)
+    if image_size is None and isinstance(model, MammoClipClassifier) and "variant" in model.source:
+        image_size = MAMMOGRAM_SIZE
+    if image_size is not None:
+        images = images.new_zeros(1, 3, *image_size)
+    aliases = getattr(model, "layer_aliases", None) or {}
+    listed = list(aliases.values()) or ([] if every else default_hooks(model, images))
+    paths: Sequence[str] = [path for path, _ in model.named_modules() if path] if every else listed
+    probe, other = record(model, images, keep=set(paths)), at_another_size(model, images)
+    layers = []
+    for path in sorted(paths, key=lambda path: max((call.end for call in probe.of(path)), default=-1)):
+        names = tuple(alias for alias, target in aliases.items() if target == path)
+        hook_name = f"{path}.{HOOK_SUFFIX}"
+        try:
+            call, layout = examine(model, path, probe, other, images)
+            overwritten = call.output._version != call.version
+        except InputError as error:
+            layers.append(Layer(hook_name, names, "", (), None, str(error).partition(": ")[2] or str(error)))
+            continue
+        shape = tuple(layout.show(call.output).shape[1:])
+        problem = "overwritten in place by a later module (needs overwritten='clone')" if overwritten else ""
+        layers.append(Layer(hook_name, names, layout.kind, shape, layout.stride, problem))
+    return layers
+
+
+def layers_table(layers: Sequence[Layer]) -> str:
+    """The layers as text, one per line."""
+    aliased = any(layer.aliases for layer in layers)
+    rows = [("hook name", "alias" if aliased else "", "kind", "shape shown", "stride", "")]
+    for layer in layers:
+        shape = " x ".join(map(str, layer.shape))
+        stride = "" if layer.stride is None else _stride_text(layer.stride)
+        rows.append((layer.hook_name, ", ".join(layer.aliases), layer.kind, shape, stride, layer.problem))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False) if width]
+        lines.append("  ".join([*cells, row[5]]).rstrip())
+    return "\n".join(lines)
+
+
+def _stride_text(stride: tuple[float, float]) -> str:
+    one, other = (f"{value:.4g}" for value in stride)
+    return one if one == other else f"{one}, {other}"
