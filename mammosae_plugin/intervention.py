@@ -395,7 +395,8 @@ def _mean_activation(table: "LatentTable", split: str) -> NDArray[np.float64]:
     images = np.flatnonzero((table.images["split"] == split).to_numpy())
     if len(images) == 0:
         raise InputError(f"the table has no image of split '{split}', from which controls are drawn: encode it too")
-    return np.abs(np.asarray(table.mean_latents[images].sum(axis=0, dtype=np.float64))) / len(images)
+    sums = np.asarray(table.mean_latents[images].sum(axis=0, dtype=np.float64))
+    return np.asarray(np.abs(sums) / len(images))
 
 
 def _kept_ks(ks: Sequence[int], d_sae: int) -> list[int]:

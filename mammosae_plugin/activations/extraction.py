@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from math import prod
 from pathlib import Path
 from zlib import crc32
 
@@ -18,6 +19,7 @@ from mammosae_plugin.provenance import environment, package_versions, plain, ten
 from mammosae_plugin.shards import run_shards
 
 IMAGES_PER_SHARD = 64
+BYTES_PER_SHARD = 768 * 2**20  # a shard is in memory while it is made: 64 images of a B5's final map are 730 MB
 
 
 def image_batches(
@@ -37,7 +39,7 @@ def image_batches(
 
 
 def capture(model: HookedVisionModel, hook_name: str, images: torch.Tensor) -> torch.Tensor:
-    """The value at one hook point, channels last (B, h, w, C), for images (B, 3, H, W)."""
+    """The value shown at one hook point, (B, h, w, C), (B, n, C) or (B, C), for images (B, 3, H, W)."""
     name = model.resolve_hook_name(hook_name)
     _, cache = model.run_with_cache(images, names_filter=name)
     value: torch.Tensor = cache[name]
@@ -58,7 +60,7 @@ def extract_activations(
     dataset: MammogramDataset,
     folder: str | Path,
     *,
-    hook_name: str = "layer_39",
+    hook_name: str | None = None,
     fraction: float = 1.0,
     seed: int = 0,
     device: str = "cpu",
@@ -73,7 +75,8 @@ def extract_activations(
         model: The hookable model.
         dataset: The images; all of them are read.
         folder: Where the store goes.
-        hook_name: A hook point or alias; its value is (B, h, w, C), and rows are (C,) float32.
+        hook_name: A hook point or alias; None means the final map. Rows are (C,) float32: one per position of a map
+            (B, h, w, C), one per token of (B, n, C), one per image of a vector (B, C).
         fraction: Share of each image's positions to keep, in (0, 1]. The released code keeps 0.25.
         seed: Chooses the positions.
         device: Where the network runs.
@@ -81,13 +84,16 @@ def extract_activations(
         num_workers: Processes that read images beside the network.
 
     Raises:
-        InputError: An impossible fraction, an empty dataset, or a folder that holds other activations.
+        InputError: An impossible fraction, an empty dataset, an unknown hook name, or a folder that holds other
+            activations.
     """
     if not 0 < fraction <= 1:
         raise InputError(f"fraction is {fraction}; it must be above 0 and at most 1")
     if len(dataset) == 0:
         raise InputError("there is no image to extract activations from; check the split and the quarantine file")
-    folder, hook_name = Path(folder), model.resolve_hook_name(hook_name)
+    if hook_name is None and model.final_hook is None:
+        raise InputError("the model has no hook point at its final map; name the layer to extract (hook_name)")
+    folder, hook_name = Path(folder), model.resolve_hook_name(hook_name or str(model.final_hook))
     model.to(device).eval()
     plan = {
         "format_version": FORMAT_VERSION,
@@ -111,7 +117,8 @@ def extract_activations(
         batch_size=batch_size,
         num_workers=num_workers,
     )
-    run_shards(folder, plan, len(dataset), IMAGES_PER_SHARD, compute, description="extract activations")
+    shard_size = _images_per_shard(model, hook_name, dataset.image_size, fraction)
+    run_shards(folder, plan, len(dataset), shard_size, compute, description="extract activations")
     if not (folder / MANIFEST).exists():
         manifest = {
             **plan,
@@ -125,6 +132,15 @@ def extract_activations(
         }
         write_json(folder / MANIFEST, manifest)
     return ActivationStore(folder)
+
+
+def _images_per_shard(model: HookedVisionModel, hook_name: str, image_size: tuple[int, int], fraction: float) -> int:
+    """Few enough images that their rows fit into memory: an early layer has hundreds of times the final map's rows."""
+    *positions, width = model.hook_shapes[hook_name]
+    if model.hook_layouts[hook_name].shows_grid:
+        positions = list(model.grid(hook_name, image_size))
+    nbytes = max(1, round(prod(positions) * fraction)) * width * 4
+    return min(IMAGES_PER_SHARD, max(1, BYTES_PER_SHARD // nbytes))
 
 
 @torch.inference_mode()

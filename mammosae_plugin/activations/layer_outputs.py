@@ -1,0 +1,215 @@
+"""The output of one layer for every image, on disk: an intervention there starts from it and runs only what follows."""
+
+import logging
+import shutil
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+
+from mammosae_plugin.activations.extraction import image_batches
+from mammosae_plugin.adapters import HookedVisionModel
+from mammosae_plugin.datasets import MammogramDataset
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import read_json, sha256_of_json, write_json
+from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
+from mammosae_plugin.shards import run_shards, shard_name, shard_paths
+
+FORMAT_VERSION = 1
+MANIFEST = "layer_outputs.json"
+IMAGES_PER_SHARD = 64
+BYTES_PER_SHARD = 512 * 2**20  # a shard is in memory while it is made
+
+logger = logging.getLogger(__name__)
+
+
+class LayerOutputs:
+    """A module's own outputs that `cache_layer_outputs` wrote, read one image at a time.
+
+    Args:
+        folder: The cache.
+
+    Attributes:
+        manifest: What the outputs are: hook name, model, dataset, image size.
+        n_images: Number of images.
+        image_ids: Their ids, in order.
+        hook_name: The full hook name of the layer.
+        image_size: (H, W) of the images in pixels.
+        nbytes_per_image: Bytes on disk per image.
+
+    Raises:
+        InputError: The folder is not a complete cache, or of another format.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / MANIFEST).exists():
+            raise InputError(f"{self.folder} is not a complete cache of layer outputs (no {MANIFEST}); make it again")
+        self.manifest: dict[str, Any] = read_json(self.folder / MANIFEST)
+        if self.manifest["format_version"] != FORMAT_VERSION:
+            raise InputError(
+                f"{self.folder} has layer-outputs format {self.manifest['format_version']}; this version reads format "
+                f"{FORMAT_VERSION}, so make it again"
+            )
+        self.image_ids: tuple[str, ...] = tuple(self.manifest["image_ids"])
+        self.n_images = len(self.image_ids)
+        self.hook_name: str = self.manifest["hook_name"]
+        self.image_size: tuple[int, int] = (self.manifest["image_size"][0], self.manifest["image_size"][1])
+        self.nbytes_per_image: int = self.manifest["nbytes_per_image"]
+
+    @cached_property
+    def _paths(self) -> list[Path]:
+        return shard_paths(self.folder)
+
+    @cached_property
+    def _number_of(self) -> dict[str, int]:
+        return {image_id: number for number, image_id in enumerate(self.image_ids)}
+
+    def number_of(self, image_id: str) -> int:
+        """The number of an image by its id.
+
+        Raises:
+            InputError: The cache has no such image.
+        """
+        if image_id not in self._number_of:
+            raise InputError(f"{self.folder} has no output for image {image_id}; cache the images of that split")
+        return self._number_of[image_id]
+
+    def raw(self, image_number: int) -> torch.Tensor:
+        """(1, ...): the module's output for one image, on the CPU, in the memory order in which the module gave it."""
+        if not 0 <= image_number < self.n_images:
+            raise InputError(f"there is no image {image_number}: {self.folder} has the images 0 to {self.n_images - 1}")
+        shard, place = divmod(image_number, int(self.manifest["shard_size"]))
+        with safe_open(self._paths[shard], framework="pt") as file:
+            stored: torch.Tensor = file.get_slice("raw")[place : place + 1]
+        return stored.permute(0, 3, 1, 2) if self.manifest["channels_last_memory"] else stored
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """How one image's output is stored: its size, and whether the module keeps maps in channels-last memory."""
+
+    nbytes: int
+    channels_last_memory: bool
+
+
+def layer_output_nbytes(model: HookedVisionModel, hook_name: str, image_size: tuple[int, int]) -> int:
+    """Bytes that `cache_layer_outputs` writes per image of `image_size` (H, W); one pass over a blank image.
+
+    Raises:
+        InputError: An unknown hook name.
+    """
+    return _stored(model, model.resolve_hook_name(hook_name), image_size).nbytes
+
+
+def cache_layer_outputs(
+    model: HookedVisionModel,
+    dataset: MammogramDataset,
+    folder: str | Path,
+    *,
+    hook_name: str,
+    device: str = "cpu",
+    batch_size: int = 1,
+    num_workers: int = 0,
+) -> LayerOutputs:
+    """Write the output of one layer for every image, from which the rest of the network can be run again and again.
+
+    A killed call is made again and continues. Early layers are large (33 MB per image of 1520 x 912 at the first block
+    of an EfficientNet-B5); the folder may be deleted once the interventions are done.
+
+    Args:
+        model: The hookable model.
+        dataset: The images; all of them are read.
+        folder: Where the cache goes.
+        hook_name: The layer.
+        device: Where the network runs.
+        batch_size: Images per forward pass.
+        num_workers: Processes that read images beside the network.
+
+    Raises:
+        InputError: An unknown hook name, an empty dataset, or a folder that holds something else.
+        OSError: The disk has not enough room; nothing is written then.
+    """
+    if len(dataset) == 0:
+        raise InputError("there is no image to cache layer outputs of; check the split and the quarantine file")
+    folder, hook_name = Path(folder), model.resolve_hook_name(hook_name)
+    model.to(device).eval()
+    stored = _stored(model, hook_name, dataset.image_size)
+    shard_size = min(IMAGES_PER_SHARD, max(1, BYTES_PER_SHARD // stored.nbytes))
+    _check_room(folder, hook_name, len(dataset), shard_size, stored.nbytes)
+    plan = {
+        "format_version": FORMAT_VERSION,
+        "model": tensors_fingerprint(model.state_dict()),
+        "hook_name": hook_name,
+        "dataset": dataset.fingerprint,
+        "images": sha256_of_json(dataset.images["image_id"].tolist()),
+        "image_size": list(dataset.image_size),
+        "batch_size": batch_size,
+    }
+    compute = partial(_read_shard, model, dataset, hook_name, stored, device, batch_size, num_workers)
+    run_shards(folder, plan, len(dataset), shard_size, compute, description=f"cache {hook_name}")
+    if not (folder / MANIFEST).exists():
+        manifest = {
+            **plan,
+            "shard_size": shard_size,
+            "nbytes_per_image": stored.nbytes,
+            "channels_last_memory": stored.channels_last_memory,
+            "image_ids": dataset.images["image_id"].tolist(),
+            "dataset_name": dataset.name,
+            "source": plain(getattr(model.model, "source", {})),
+            "packages": package_versions(),
+            **environment(),
+        }
+        write_json(folder / MANIFEST, manifest)
+    return LayerOutputs(folder)
+
+
+@torch.inference_mode()
+def _stored(model: HookedVisionModel, hook_name: str, image_size: tuple[int, int]) -> _Stored:
+    parameter = next(model.parameters(), torch.zeros(()))
+    raw = model.read(torch.zeros(1, 3, *image_size, device=parameter.device), hook_name).raw
+    # A map of one channel or one position counts as both orders; it does not matter then.
+    last = raw.dim() == 4 and raw.is_contiguous(memory_format=torch.channels_last)
+    return _Stored(raw.numel() * raw.element_size(), last)
+
+
+def _check_room(folder: Path, hook_name: str, n_images: int, shard_size: int, nbytes: int) -> None:
+    """Refuse before the first pass, and not after hours, what cannot end well."""
+    there = [number for number in range(-(-n_images // shard_size)) if (folder / shard_name(number)).exists()]
+    n_missing = max(0, n_images - shard_size * len(there))
+    existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    wanted, free = n_missing * nbytes / 1e9, shutil.disk_usage(existing).free / 1e9
+    logger.info(
+        "the outputs of %s for %d images take %.2f GB in %s", hook_name, n_images, n_images * nbytes / 1e9, folder
+    )
+    if wanted > free:
+        raise OSError(
+            f"the outputs of {hook_name} for {n_missing} images need {wanted:.1f} GB in {folder}, where {free:.1f} GB "
+            "are free; name another folder, a later layer, or fewer images"
+        )
+
+
+@torch.inference_mode()
+def _read_shard(
+    model: HookedVisionModel,
+    dataset: MammogramDataset,
+    hook_name: str,
+    stored: _Stored,
+    device: str,
+    batch_size: int,
+    num_workers: int,
+    items: range,
+) -> dict[str, torch.Tensor]:
+    ids = dataset.images["image_id"].to_numpy(dtype=object)
+    pieces = []
+    for first, images in image_batches(dataset, items, batch_size, num_workers):
+        raw = model.read(images.to(device), hook_name).raw.cpu()
+        broken = np.flatnonzero(~torch.isfinite(raw).flatten(1).all(1).numpy())
+        if len(broken):
+            raise InputError(f"the model gives features that are not finite for image {ids[first + broken[0]]}")
+        pieces.append(raw.permute(0, 2, 3, 1) if stored.channels_last_memory else raw)
+    return {"raw": torch.cat(pieces)}
