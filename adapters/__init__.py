@@ -6,6 +6,7 @@ are in TransformerLens, and a Mammo-SAE file becomes a SAELens SAE.
 
 from mammosae_plugin.adapters.checkpoints import CheckpointFormatError, UnsafeCheckpointError
 from mammosae_plugin.adapters.hooked_vision_model import HookedVisionModel
+from mammosae_plugin.adapters.inspection import CheckpointReport, inspect_checkpoint
 from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier, load_mammo_clip, new_classifier, save_classifier
 from mammosae_plugin.adapters.nnsight import StaleWrappingError, wrap_for_nnsight
 from mammosae_plugin.adapters.vision_sae import (
@@ -16,10 +17,12 @@ from mammosae_plugin.adapters.vision_sae import (
 
 __all__ = [
     "CheckpointFormatError",
+    "CheckpointReport",
     "HookedVisionModel",
     "MammoClipClassifier",
     "StaleWrappingError",
     "UnsafeCheckpointError",
+    "inspect_checkpoint",
     "load_mammo_clip",
     "load_vision_sae",
     "new_classifier",

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 import torch
-from sae_lens import SAE
+from sae_lens import SAE, TemporalSAE, Transcoder
 from torch import nn
 from transformer_lens import ActivationCache, HookedRootModule
 from transformer_lens.hook_points import HookPoint
@@ -271,7 +271,8 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
             for candidate in (path, f"{path}.{HOOK_SUFFIX}", f"{head}.{HOOK_SUFFIX}.{leaf}"):
                 if candidate in known:
                     return candidate
-        near = difflib.get_close_matches(name, [*known, *self._aliases], n=3)
+        paths = [known_name.removesuffix(f".{HOOK_SUFFIX}") for known_name in self.hook_shapes]
+        near = difflib.get_close_matches(name, [*known, *paths, *self._aliases], n=3)
         hint = (
             f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(sorted(self.hook_shapes)[:5])}, ..."
         )
@@ -387,8 +388,8 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
 
         Raises:
             InputError: no or unknown hook name; another width than the hook point's; metadata that names another layout
-                than "channels_last"; a transcoder; an SAE that is attached elsewhere; hooks at the point that the SAE
-                would displace.
+                than "channels_last"; a transcoder, a temporal SAE or one for attention heads; an SAE that is attached
+                elsewhere; hooks at the point that the SAE would displace.
         """
         if not isinstance(exclude_special_tokens, bool):
             raise InputError("exclude_special_tokens lists token numbers, which images do not have; give True or False")
@@ -404,10 +405,7 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
             raise InputError(
                 f"the SAE for {name!r} wants the layout {metadata.layout!r}; hook points are channels_last"
             )
-        if metadata.hook_name_out not in (None, metadata.hook_name):
-            raise InputError(
-                f"the SAE for {name!r} is a transcoder (hook_name_out {metadata.hook_name_out!r}); attach SAEs only"
-            )
+        _refuse_what_no_map_fits(sae, name)
         width = self.hook_shapes[name][-1]
         if sae.cfg.d_in != width:
             raise InputError(f"the SAE has d_in {sae.cfg.d_in}, but {name!r} has {width} channels")
@@ -597,6 +595,20 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
     ) -> None:
         """Close."""
         self.close()
+
+
+def _refuse_what_no_map_fits(sae: SAE[Any], name: str) -> None:
+    """Refuse the architectures of SAELens that are no function of one position's channels to themselves."""
+    out = sae.cfg.metadata.hook_name_out
+    if isinstance(sae, Transcoder) or out not in (None, sae.cfg.metadata.hook_name):
+        raise InputError(f"the SAE for {name!r} is a transcoder, from one layer to another; attach SAEs only")
+    if isinstance(sae, TemporalSAE):
+        raise InputError(f"the SAE for {name!r} is temporal: it reads positions one after another, as a text has them")
+    if sae.cfg.reshape_activations != "none":
+        raise InputError(
+            f"the SAE for {name!r} reshapes its input ({sae.cfg.reshape_activations}), which is for attention heads; "
+            "attach SAEs of whole channels only"
+        )
 
 
 def _refuse(model: nn.Module, prefix_tokens: str, overwritten: str) -> None:
