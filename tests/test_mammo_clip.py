@@ -131,6 +131,50 @@ def test_a_pretraining_file_alone_gives_pooled_features(b2_checkpoint: Path) -> 
     }
 
 
+def test_mammo_fm_and_a_classifier_on_it_load_like_mammo_clip_b5(tmp_path: Path) -> None:
+    """Mammo-FM: the same B5 image encoder beside a ModernBERT; here in DataParallel's form, with a density head."""
+    content = fixture_checkpoint("b5")
+    model = {key: tensor for key, tensor in content["model"].items() if not key.startswith("text_encoder.")}
+    model |= {
+        "text_encoder.text_encoder.layers.0.attn.Wqkv.weight": torch.zeros(6, 2),
+        "text_encoder.text_encoder.embeddings.tok_embeddings.weight": torch.zeros(3, 2),
+        "text_projection.projection.weight": torch.zeros(4, 2),
+    }
+    content["model"] = {f"module.{key}": tensor for key, tensor in model.items()}
+    content["config"]["model"]["text_encoder"] = {"name": "answerdotai/ModernBERT-base", "pooling": "eos"}
+    torch.save(content, tmp_path / "Mammo-FM_CLIP.tar")
+    head = {
+        "classifier.classification_head.weight": torch.arange(4.0 * 2048).reshape(4, 2048),
+        "classifier.classification_head.bias": torch.arange(4.0),
+    }
+    torch.save({"model": head, "epoch": 3}, tmp_path / "density_lp.pth")
+    found = load_mammo_clip(tmp_path / "Mammo-FM_CLIP.tar", tmp_path / "density_lp.pth")
+    assert (found.architecture, found.num_features, found.n_class) == ("tf_efficientnet_b5", 2048, 4)
+    assert (found.layer_aliases["layer_39"], found.source["variant"]) == ("bn2", "b5")
+    assert torch.equal(found.classifier.weight, head["classifier.classification_head.weight"])
+    original = fixture_state_dict("b5")
+    assert torch.equal(found.conv_stem.weight, original["_conv_stem.weight"])
+    assert torch.equal(found.get_parameter("blocks.6.2.conv_pwl.weight"), original["_blocks.38._project_conv.weight"])
+    assert torch.equal(found.get_buffer("blocks.6.2.bn3.running_var"), original["_blocks.38._bn2.running_var"])
+
+
+def test_a_linear_probe_keeps_the_pretrained_encoder_and_a_fine_tuned_file_brings_its_own(
+    b2_checkpoint: Path, tmp_path: Path
+) -> None:
+    def tuned(model: dict[str, Any]) -> None:
+        model["image_encoder._conv_head.weight"] = model["image_encoder._conv_head.weight"] * 2
+
+    content = fixture_downstream("b2", n_class=3)
+    torch.save(content, tmp_path / "birads_lp_seed_10.pth")
+    changed(content, tuned, tmp_path / "birads_ft_seed_10.pth")
+    probe, fine = (load_mammo_clip(b2_checkpoint, tmp_path / f"birads_{kind}_seed_10.pth") for kind in ("lp", "ft"))
+    pretrained = load_mammo_clip(b2_checkpoint)
+    assert torch.equal(probe.conv_head.weight, pretrained.conv_head.weight)
+    assert torch.equal(fine.conv_head.weight, 2 * pretrained.conv_head.weight)
+    assert (probe.n_class, fine.n_class) == (3, 3)
+    assert torch.equal(probe.classifier.weight, fine.classifier.weight)
+
+
 def test_a_downstream_file_wins_over_the_pretraining_file_with_encoder_and_head(
     b2_checkpoint: Path, b2_downstream: Path, tmp_path: Path
 ) -> None:

@@ -89,6 +89,32 @@ def test_a_file_without_component_axis_gives_the_same_sae(tmp_path: Path) -> Non
     assert all(torch.equal(flat[key], tiny[key]) for key in tiny)
 
 
+@pytest.mark.parametrize(("d_in", "d_sae"), [(512, 24), (48, 7), (3, 3)])
+@pytest.mark.parametrize("has_axis", [True, False])
+def test_files_of_any_width_compute_the_formula(d_in: int, d_sae: int, has_axis: bool, tmp_path: Path) -> None:
+    encoder, decoder = torch.randn(d_sae, d_in), torch.randn(d_in, d_sae)
+    bias, encoder_bias = torch.randn(d_in), torch.randn(d_sae)
+    state_dict = {
+        "encoder._weight": encoder,
+        "encoder._bias": encoder_bias,
+        "decoder._weight": decoder,
+        **dict.fromkeys(("tied_bias", "pre_encoder_bias._bias_reference", "post_decoder_bias._bias_reference"), bias),
+    }
+    torch.save({key: tensor[None] if has_axis else tensor for key, tensor in state_dict.items()}, tmp_path / "sae.pt")
+    sae = load_vision_sae(tmp_path / "sae.pt")
+    assert (sae.cfg.d_in, sae.cfg.d_sae, sae.cfg.metadata.model_name) == (d_in, d_sae, "mammo_clip")
+    x = torch.randn(5, d_in)
+    latents = torch.relu((x - bias) @ encoder.T + encoder_bias)
+    with torch.no_grad():
+        torch.testing.assert_close(sae.encode(x), latents, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(sae(x), latents @ decoder.T + bias, rtol=1e-4, atol=1e-4)
+
+
+def test_a_named_file_that_is_not_in_the_folder_is_refused_even_beside_an_sae(tmp_path: Path) -> None:
+    load_vision_sae(TINY).save_model(tmp_path)
+    assert "other.pt does not exist" in refusal(tmp_path, InputError, filename="other.pt")
+
+
 def test_metadata_says_where_the_sae_belongs_and_comes_from() -> None:
     metadata = load_vision_sae(TINY).cfg.metadata
     assert (metadata.hook_name, metadata.layout) == ("bn2.hook_out", "channels_last")
