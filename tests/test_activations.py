@@ -1,8 +1,22 @@
+import shutil
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from helpers_layers import layer_of
 
-from mammosae_plugin.activations import ActivationStore, capture, extract_activations, extraction, image_batches
+from mammosae_plugin.activations import (
+    ActivationStore,
+    LayerOutputs,
+    cache_layer_outputs,
+    capture,
+    extract_activations,
+    extraction,
+    image_batches,
+    layer_output_nbytes,
+    layer_outputs,
+)
 from mammosae_plugin.activations.extraction import sampled_positions
 from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.errors import InputError
@@ -111,3 +125,149 @@ def test_features_that_are_not_finite_stop_the_extraction_and_name_the_image(pha
     model.conv_head.weight.data[0] = float("nan")
     with HookedVisionModel(model, ["bn2"]) as hooked, pytest.raises(InputError, match=r"not finite for image .*\.png"):
         extract_activations(hooked, phantoms, tmp_path, hook_name="bn2")
+
+
+def test_rows_of_a_map_of_tokens_and_of_a_vector_are_extracted(tmp_path):
+    with layer_of("vit", tmp_path) as layer:
+        network, dataset = layer.model.model, layer.dataset
+        patches = extract_activations(layer.model, dataset, tmp_path / "map", hook_name="blocks.1")
+    example = torch.zeros(1, 3, 64, 64)
+    with HookedVisionModel(network, ["blocks.1", "fc_norm"], example_input=example, prefix_tokens="keep") as model:
+        tokens = extract_activations(model, dataset, tmp_path / "tokens", hook_name="blocks.1", batch_size=4)
+        vectors = extract_activations(model, dataset, tmp_path / "vectors", hook_name="fc_norm")
+        half = extract_activations(model, dataset, tmp_path / "half", hook_name="fc_norm", fraction=0.5)
+        with torch.inference_mode():
+            _, cache = model.run_with_cache(torch.stack([dataset[number]["image"] for number in range(6)]))
+    assert (patches.n_rows, tokens.n_rows, vectors.n_rows, half.n_rows) == (6 * 16, 6 * 17, 6, 6)
+    expected = cache["blocks.1.hook_out"]
+    torch.testing.assert_close(patches.take(np.arange(96)), expected[:, 1:].flatten(0, 1))
+    torch.testing.assert_close(tokens.take(np.arange(102)), expected.flatten(0, 1))
+    torch.testing.assert_close(vectors.take(np.arange(6)), cache["fc_norm.hook_out"])
+
+
+def test_an_early_layer_has_fewer_images_in_a_shard_so_that_memory_stays_bounded(tmp_path, monkeypatch):
+    with layer_of("torch_cnn", tmp_path) as layer:
+        nbytes = 12 * 12 * 8 * 4  # 12 x 8 positions of 12 channels in float32
+        monkeypatch.setattr(extraction, "BYTES_PER_SHARD", 2 * nbytes + 5)
+        store = extract_activations(layer.model, layer.dataset, tmp_path / "rows", hook_name=layer.hook_name)
+        half = extract_activations(
+            layer.model, layer.dataset, tmp_path / "half", hook_name=layer.hook_name, fraction=0.5
+        )
+    assert [len(shard["rows"]) for shard in store._shards] == [2 * 96] * 3
+    assert [len(shard["rows"]) for shard in half._shards] == [4 * 48, 2 * 48]
+
+
+def test_extraction_without_a_name_takes_the_final_map(hooked, phantoms, tmp_path):
+    store = extract_activations(hooked, phantoms.select(split="test"), tmp_path, fraction=0.2)
+    assert store.manifest["hook_name"] == "bn2.hook_out"
+
+
+def test_extraction_without_a_name_needs_a_final_map(tmp_path):
+    with layer_of("efficientnet", tmp_path) as layer:
+        network, dataset = layer.model.model, layer.dataset
+    with (
+        HookedVisionModel(network, ["blocks.3"], example_input=torch.zeros(1, 3, 96, 64)) as model,
+        pytest.raises(InputError, match="no hook point at its final map; name the layer"),
+    ):
+        extract_activations(model, dataset, tmp_path / "rows")
+
+
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory):
+    """The cached outputs of a layer whose model keeps maps in channels-last memory, and of one that does not."""
+    folder = tmp_path_factory.mktemp("cached")
+    found = {}
+    for family in ("efficientnet", "resnet", "vit"):
+        with layer_of(family, folder / family) as layer:
+            with torch.inference_mode():
+                expected = layer.model.read(layer.images, layer.hook_name).raw
+                said = layer_output_nbytes(layer.model, layer.hook_name, layer.dataset.image_size)
+            outputs = cache_layer_outputs(
+                layer.model, layer.dataset, folder / family / "cache", hook_name=layer.hook_name, batch_size=4
+            )
+            found[family] = (outputs, expected, said)
+    return found
+
+
+@pytest.mark.parametrize("family", ["efficientnet", "resnet", "vit"])
+def test_the_cache_gives_the_modules_own_output_of_each_image(cached, family):
+    outputs, expected, said = cached[family]
+    assert outputs.n_images == len(expected) == 6
+    assert outputs.image_ids == ("a1.png", "a2.png", "b1.png", "c1.png", "c2.png", "d1.png")
+    for number in range(6):
+        raw = outputs.raw(number)
+        torch.testing.assert_close(raw, expected[number : number + 1], rtol=1e-4, atol=1e-4)
+        assert outputs.number_of(outputs.image_ids[number]) == number
+        if raw.dim() == 4:
+            last = torch.channels_last
+            assert raw.is_contiguous(memory_format=last) == expected.is_contiguous(memory_format=last)
+    assert outputs.nbytes_per_image == said == expected[0].numel() * 4
+    with pytest.raises(InputError, match="there is no image 6: .* has the images 0 to 5"):
+        outputs.raw(6)
+    with pytest.raises(InputError, match=r"has no output for image z\.png"):
+        outputs.number_of("z.png")
+
+
+def test_the_caches_cover_both_orders_of_memory(cached):
+    assert [cached[family][0].manifest["channels_last_memory"] for family in ("efficientnet", "resnet")] == [
+        True,
+        False,
+    ]
+
+
+def test_a_cache_killed_halfway_continues_and_ends_byte_identical(tmp_path, monkeypatch):
+    with layer_of("torch_cnn", tmp_path) as layer:
+        arguments = {"hook_name": layer.hook_name, "batch_size": 1}
+        monkeypatch.setattr(layer_outputs, "BYTES_PER_SHARD", 2 * layer_output_nbytes(layer.model, "middle", (96, 64)))
+        whole = cache_layer_outputs(layer.model, layer.dataset, tmp_path / "whole", **arguments)
+        read, passes = HookedVisionModel.read, []
+
+        def dies(self, images, hook_name):
+            passes.append(1)
+            if len(passes) == 5:
+                raise KeyboardInterrupt
+            return read(self, images, hook_name)
+
+        monkeypatch.setattr(HookedVisionModel, "read", dies)
+        with pytest.raises(KeyboardInterrupt):
+            cache_layer_outputs(layer.model, layer.dataset, tmp_path / "broken", **arguments)
+        with pytest.raises(InputError, match="not a complete cache of layer outputs"):
+            LayerOutputs(tmp_path / "broken")
+        done = len(passes)
+        cache_layer_outputs(layer.model, layer.dataset, tmp_path / "broken", **arguments)
+    assert len(passes) - done == 1 + 4  # the blank image, and the images of the two shards that were missing
+    for path in whole.folder.iterdir():
+        assert (tmp_path / "broken" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert len(list(whole.folder.glob("shard-*"))) == 3
+    assert torch.equal(LayerOutputs(tmp_path / "broken").raw(3), whole.raw(3))
+
+
+def test_a_disk_without_room_is_said_in_one_line_before_anything_is_written(tmp_path, monkeypatch):
+    with layer_of("torch_cnn", tmp_path) as layer:
+        nbytes = layer_output_nbytes(layer.model, "middle", (96, 64))
+        arguments = {"hook_name": "middle"}
+        monkeypatch.setattr(layer_outputs, "BYTES_PER_SHARD", 2 * nbytes)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=6 * nbytes - 1))
+        with pytest.raises(
+            OSError, match=r"middle\.hook_out for 6 images need 0\.0 GB in .*name another folder, a later"
+        ):
+            cache_layer_outputs(layer.model, layer.dataset, tmp_path / "new" / "cache", **arguments)
+        assert not (tmp_path / "new").exists()
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=6 * nbytes))
+        outputs = cache_layer_outputs(layer.model, layer.dataset, tmp_path / "new" / "cache", **arguments)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+        assert cache_layer_outputs(layer.model, layer.dataset, outputs.folder, **arguments).n_images == 6
+
+
+def test_a_cache_of_another_layer_or_model_is_refused(tmp_path):
+    with layer_of("torch_cnn", tmp_path) as layer:
+        cache_layer_outputs(layer.model, layer.dataset, tmp_path / "cache", hook_name="middle")
+        with pytest.raises(InputError, match="holds the result of other settings"):
+            cache_layer_outputs(layer.model, layer.dataset, tmp_path / "cache", hook_name="top")
+        with pytest.raises(InputError, match=r"no hook point 'midle'; did you mean middle"):
+            cache_layer_outputs(layer.model, layer.dataset, tmp_path / "cache", hook_name="midle")
+        with torch.no_grad():
+            layer.head.bias.fill_(torch.nan)
+            layer.model.model.stem[0].weight.fill_(torch.inf)
+        with pytest.raises(InputError, match=r"not finite for image a1\.png"):
+            cache_layer_outputs(layer.model, layer.dataset, tmp_path / "infinite", hook_name="middle")
