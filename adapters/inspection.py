@@ -162,12 +162,9 @@ def inspect_checkpoint(
     else:
         facts = _safetensors_file(found) if is_safetensors(found.path) else _torch_file(found.path)
         files = [found.path]
-    return CheckpointReport(
-        source=str(source),
-        **facts,
-        files=tuple(FileFacts(file.name, file.stat().st_size, sha256_of_file(file)) for file in files),
-        **(found.hub_record() or {}),
-    )
+    facts |= found.hub_record() or {}
+    facts["files"] = tuple(FileFacts(file.name, file.stat().st_size, sha256_of_file(file)) for file in files)
+    return CheckpointReport(source=str(source), **facts)
 
 
 def _torch_file(path: Path) -> dict[str, Any]:
