@@ -1,6 +1,7 @@
 """The configuration of a study: every setting, its meaning and its default, checked before anything runs."""
 
 import difflib
+import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -62,22 +63,25 @@ class ModelConfig(_Section):
 class SAETrainingSource(_Section):
     """The features that a new SAE is trained on."""
 
-    model: str = Field(description="Name of the model whose final map is used.")
+    model: str = Field(description="Name of the model whose features are used.")
     concept: str = Field(description="Which of its classifiers.")
     fraction: float = Field(0.25, gt=0, le=1, description="Share of each training image's positions to keep.")
     training: SAETraining = Field(SAETraining(), description="How the SAE is trained; the defaults are the paper's.")
 
 
 class SAEConfig(_Section):
-    """The one sparse autoencoder that all models of the study share."""
+    """The sparse autoencoder of each layer, which all models of the study share."""
 
-    path: Path | None = Field(None, description="A Mammo-SAE file or a folder in SAELens's format.")
-    train: SAETrainingSource | None = Field(None, description="Train it here instead.")
+    path: Path | None = Field(None, description="A Mammo-SAE file or a folder in SAELens's format, for one layer.")
+    paths: dict[str, Path] | None = Field(None, description="Such a file or folder for each of `layers`, by its name.")
+    train: SAETrainingSource | None = Field(
+        None, description="Train them here instead, one per layer with the same settings."
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> "SAEConfig":
-        if (self.path is None) == (self.train is None):
-            raise ValueError("give either `path` or `train`")
+        if sum(source is not None for source in (self.path, self.paths, self.train)) != 1:
+            raise ValueError("give one of `path`, `paths` (a file for each of `layers`) and `train`")
         return self
 
 
@@ -96,10 +100,23 @@ class AnalysisConfig(_Section):
     )
     top: int = Field(10, gt=0, description="How many of the best latents are localized, drawn and ablated.")
     n_controls: int = Field(20, ge=20, description="Random groups beside every group of latents.")
+    inner_controls: int = Field(
+        3, ge=1, description="The same at inner layers, where every group costs a pass through the rest of the network."
+    )
+    gradcam: bool = Field(
+        False, description="Localize with Grad-CAM too, beside latents and raw channels; needs the extra [gradcam]."
+    )
     n_bootstrap: int = Field(1000, ge=100, description="Resamples of patients for intervals.")
     percentile: float = Field(95.0, gt=0, lt=100, description="Heatmap threshold of Table 2: a percentile of the map.")
     relative: float = Field(0.3, gt=0, lt=1, description="The other threshold: a fraction of the map's maximum.")
     iou_threshold: float = Field(0.25, gt=0, lt=1, description="Overlap from which a predicted box counts as found.")
+
+    @field_validator("gradcam")
+    @classmethod
+    def _captum_is_there(cls, gradcam: bool) -> bool:
+        if gradcam and importlib.util.find_spec("captum") is None:
+            raise ValueError("Grad-CAM needs captum: pip install 'mammosae-plugin[gradcam]', or set it to false")
+        return gradcam
 
 
 class ReportConfig(_Section):
@@ -122,6 +139,14 @@ class StudyConfig(_Section):
     data: DataConfig
     concepts: tuple[str, ...] = Field(min_length=1, description="Findings (such as Mass), density or birads.")
     models: tuple[ModelConfig, ...] = Field(min_length=1, description="The models to compare.")
+    layers: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Layers to study side by side, named as `mammosae layers` prints them, in the order in which they "
+        "are shown; None means the final map alone. The final map, or else the last one, fills results/; each other "
+        "one has its own report in results/layers/. For interventions an inner layer keeps its outputs for the test "
+        "images in work/layer-outputs/, a folder that can be deleted when the study is done.",
+    )
     sae: SAEConfig
     analysis: AnalysisConfig = AnalysisConfig()
     report: ReportConfig = ReportConfig()
@@ -159,7 +184,20 @@ class StudyConfig(_Section):
             raise ValueError(
                 f"the SAE is to be trained on {source.model}/{source.concept}, which the study does not have"
             )
+        self._layers_fit()
         return self
+
+    def _layers_fit(self) -> None:
+        names, sae = self.layers or (), self.sae
+        if len(set(names)) < len(names):
+            raise ValueError(f"a layer is named twice ({', '.join(names)})")
+        if sae.paths is not None and set(sae.paths) != set(names):
+            raise ValueError(
+                f"sae.paths has an SAE for {', '.join(sae.paths) or 'no layer'}, but `layers` are "
+                f"{', '.join(names) or 'not given'}; name the same layers in both"
+            )
+        if sae.path is not None and len(names) > 1:
+            raise ValueError("sae.path is one SAE, but `layers` are several; give sae.paths, with a file for each")
 
 
 def load_config(
@@ -225,7 +263,11 @@ def _make_absolute(raw: dict[str, Any], base: Path) -> None:
 
     resolve(raw, "output")
     resolve(raw.get("data"), "root")
-    resolve(raw.get("sae"), "path")
+    sae = raw.get("sae")
+    resolve(sae, "path")
+    paths = sae.get("paths") if isinstance(sae, dict) else None
+    for layer in paths if isinstance(paths, dict) else {}:
+        resolve(paths, layer)
     models = raw.get("models")
     for model in models if isinstance(models, list) else []:
         resolve(model, "encoder")

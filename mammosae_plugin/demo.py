@@ -1,5 +1,6 @@
 """`mammosae demo`: phantoms, a small EfficientNet, an SAE on its features, and the same study as on real data."""
 
+import importlib.util
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from mammosae_plugin.training import ClassifierTraining, train_classifier
 logger = logging.getLogger(__name__)
 
 CONCEPTS = ("Mass", "Suspicious_Calcification")
+LAYERS = ("layer_6", "layer_10")  # of the small network: a block with positions of 16 pixels, and the final map
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,12 @@ class _Size:
     finetuning_epochs: int
     sae_epochs: int
     n_bootstrap: int
+    top: int
+    n_images: int
 
 
-FULL = _Size((256, 160), 400, 12, 3, 20, 1000)
-QUICK = _Size((128, 96), 40, 1, 1, 5, 100)
+FULL = _Size((256, 160), 400, 12, 3, 20, 1000, 10, 4)
+QUICK = _Size((128, 96), 40, 1, 1, 5, 100, 3, 2)
 
 
 def run_demo(output: Path, *, quick: bool = False) -> str:
@@ -123,6 +127,7 @@ def _study(encoder: str, size: _Size) -> dict[str, Any]:
                 },
             },
         ],
+        "layers": list(LAYERS),
         "sae": {
             "train": {
                 "model": "finetuned",
@@ -138,7 +143,14 @@ def _study(encoder: str, size: _Size) -> dict[str, Any]:
                 },
             }
         },
-        "analysis": {"n_bootstrap": size.n_bootstrap},
-        "report": {"title": "Concept latents of a small mammogram classifier, on phantoms"},
+        "analysis": {
+            "n_bootstrap": size.n_bootstrap,
+            "top": size.top,
+            "gradcam": importlib.util.find_spec("captum") is not None,
+        },
+        "report": {
+            "title": "Concept latents of a small mammogram classifier, on phantoms",
+            "n_images": size.n_images,
+        },
         "batch_size": 8,
     }

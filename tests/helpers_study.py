@@ -112,6 +112,29 @@ def study_settings(folder: Path, phantom_root: Path, *, image_size: tuple[int, i
     }
 
 
+LAYER_WIDTHS = {"layer_6": 56, "layer_10": 1280}
+"""Two layers of the small network: an inner block and the final map."""
+
+_HOOK_NAMES = {"layer_6": "blocks.4.1.hook_out", "layer_10": "bn2.hook_out"}
+
+
+def layered_settings(folder: Path, phantom_root: Path) -> dict[str, Any]:
+    """Settings of a quick study at an inner layer and at the final map, of classifiers that share an encoder."""
+    settings = study_settings(folder, phantom_root)
+    settings["models"] = settings["models"][:1]
+    settings["layers"] = list(LAYER_WIDTHS)
+    paths = {}
+    for layer, width in LAYER_WIDTHS.items():
+        path = folder / f"sae-{layer}"
+        if not path.exists():
+            save_random_sae(path, width, hook_name=_HOOK_NAMES[layer])
+        paths[layer] = str(path)
+    settings["sae"] = {"paths": paths}
+    settings["analysis"] |= {"ks": [0, 1, 64], "top": 3, "inner_controls": 2}
+    settings["report"]["n_images"] = 1
+    return settings
+
+
 def write_study(folder: Path, settings: dict[str, Any]) -> Path:
     """The settings as a YAML file."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers_study import study_settings, write_study
+from helpers_study import layered_settings, study_settings, write_study
 
 from mammosae_plugin.config import describe_settings, load_config, portable_config
 from mammosae_plugin.errors import InputError
@@ -69,7 +69,13 @@ def test_overrides_replace_and_can_say_everything(settings, tmp_path):
         ("models.0.classifiers", {"Mass": "x.pth"}, "has no classifier for Suspicious_Calcification"),
         ("models.0.train", {"kind": "finetuned"}, "give either `classifiers` (files) or `train` (settings)"),
         ("models.1.name", "pretrained", "two models have the same name"),
-        ("sae", {}, "give either `path` or `train`"),
+        ("sae", {}, "give one of `path`, `paths` (a file for each of `layers`) and `train`"),
+        ("sae", {"path": "a", "paths": {"layer_1": "b"}}, "give one of `path`, `paths`"),
+        ("sae", {"paths": {"layer_1": "b"}}, "an SAE for layer_1, but `layers` are not given"),
+        ("layers", [], "layers: Tuple should have at least 1 item"),
+        ("layers", ["layer_1", "layer_1"], "a layer is named twice (layer_1, layer_1)"),
+        ("layers", ["layer_1", "layer_2"], "sae.path is one SAE, but `layers` are several; give sae.paths"),
+        ("analysis.inner_controls", 0, "analysis.inner_controls: Input should be greater than or equal to 1"),
         (
             "sae",
             {"train": {"model": "other", "concept": "Mass"}},
@@ -89,6 +95,35 @@ def test_a_wrong_setting_is_one_line_with_its_place(settings, tmp_path, path, va
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "study.yaml" in str(caught.value)
+
+
+def test_saes_must_be_given_for_exactly_the_layers(settings, tmp_path):
+    settings["layers"] = ["layer_1", "layer_2"]
+    settings["sae"] = {"paths": {"layer_1": "one", "layer_3": "three"}}
+    with pytest.raises(
+        InputError, match=r"sae\.paths has an SAE for layer_1, layer_3, but `layers` are layer_1, layer_2"
+    ):
+        load_config(write_study(tmp_path, settings))
+    settings["sae"]["paths"] = {"layer_2": "two", "layer_1": "one"}
+    paths = load_config(write_study(tmp_path, settings)).sae.paths
+    assert paths == {"layer_1": tmp_path / "one", "layer_2": tmp_path / "two"}
+
+
+def test_one_sae_will_do_for_one_named_layer(settings, tmp_path):
+    settings["layers"] = ["layer_2"]
+    assert load_config(write_study(tmp_path, settings)).layers == ("layer_2",)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_grad_cam_without_captum_is_refused_when_the_configuration_is_read(settings, tmp_path, monkeypatch, installed):
+    settings["analysis"]["gradcam"] = True
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if installed else None)
+    file = write_study(tmp_path, settings)
+    if installed:
+        assert load_config(file).analysis.gradcam
+    else:
+        with pytest.raises(InputError, match=r"analysis\.gradcam: .*pip install 'mammosae-plugin\[gradcam\]'"):
+            load_config(file)
 
 
 def test_all_wrong_settings_are_said_at_once(settings, tmp_path):
@@ -122,11 +157,14 @@ def test_every_setting_is_described():
     lines = describe_settings().splitlines()
     assert any(line.startswith("analysis.n_bootstrap: ") and "default 1000" in line for line in lines)
     assert any(line.startswith("models[].train.epochs: ") for line in lines)
+    assert any(line.startswith("layers: ") and "work/layer-outputs" in line and "deleted" in line for line in lines)
     assert any(line.startswith("sae.train.training.sparsity: ") and "3e-05" in line for line in lines)
     assert all(line.split(": ", 1)[1].split(" (")[0].strip() for line in lines)
 
 
-def test_the_shown_configuration_holds_no_path(settings, tmp_path):
+def test_the_shown_configuration_holds_no_path(settings, tmp_path, phantom_root):
     shown = portable_config(load_config(write_study(tmp_path, settings)))
     assert str(tmp_path) not in str(shown)
     assert shown["sae"]["path"] == "sae"
+    layered = portable_config(load_config(write_study(tmp_path, layered_settings(tmp_path, phantom_root))))
+    assert layered["sae"]["paths"] == {"layer_6": "sae-layer_6", "layer_10": "sae-layer_10"}

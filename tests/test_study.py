@@ -1,5 +1,7 @@
 """A study as a whole: killed and run again, and at the real size."""
 
+import importlib.util
+import json
 import random
 import resource
 import signal
@@ -7,25 +9,40 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from helpers_adapters import calibrated_classifier, fixture_checkpoint, fixture_downstream
-from helpers_study import mammosae, results_of, small_phantoms, study_settings, write_study
+from helpers_study import (
+    LAYER_WIDTHS,
+    layered_settings,
+    mammosae,
+    results_of,
+    save_random_sae,
+    small_phantoms,
+    study_settings,
+    write_study,
+)
 
 from mammosae_plugin.adapters import save_classifier
+from mammosae_plugin.claims import claims
 from mammosae_plugin.config import load_config
-from mammosae_plugin.study import Study, claims, run_study
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.study import Study, run_study
 
 
 def _training_settings(folder, phantom_root):
-    """A study in which everything is trained, so that every kind of step can be hit."""
+    """A study of two layers in which everything is trained, so that every kind of step can be hit."""
     settings = study_settings(folder, phantom_root)
     save_classifier(calibrated_classifier(0), folder / "encoder.safetensors", metadata={})
     settings["models"] = [
         {"name": "pretrained", "encoder": "encoder.safetensors", "train": {"kind": "pretrained"}},
         {"name": "finetuned", "encoder": "encoder.safetensors", "train": {"epochs": 2, "lr": 1e-3, "batch_size": 8}},
     ]
+    settings["layers"] = list(LAYER_WIDTHS)
+    settings["analysis"] |= {"top": 3, "inner_controls": 1}
+    settings["report"]["n_images"] = 1
     training = {"d_sae": 64, "epochs": 30, "batch_size": 32, "checkpoint_every": 3}
     settings["sae"] = {"train": {"model": "finetuned", "concept": "Mass", "fraction": 1.0, "training": training}}
     return settings
@@ -52,6 +69,7 @@ def test_a_study_killed_at_five_random_moments_ends_like_an_undisturbed_one(tmp_
     result = mammosae("study", "--config", disturbed)
     assert result.returncode == 0, result.stderr
     assert results_of(tmp_path / "broken" / "out") == results_of(tmp_path / "whole" / "out")
+    assert (tmp_path / "whole" / "out" / "results" / "layers" / "layer_6" / "report.html").exists()
     whole, broken = (tmp_path / name / "out" / "results" for name in ("whole", "broken"))
     for path in whole.rglob("*"):
         if path.is_file():
@@ -60,7 +78,7 @@ def test_a_study_killed_at_five_random_moments_ends_like_an_undisturbed_one(tmp_
 
 def test_models_with_the_same_encoder_share_one_pass(tmp_path, phantom_root):
     study = Study(load_config(write_study(tmp_path, study_settings(tmp_path, phantom_root))))
-    tables = study.tables
+    tables = study.primary.tables
     folders = {pair.key: table.folder for pair, table in tables.items()}
     assert folders["pretrained/Mass"] == folders["pretrained/Suspicious_Calcification"]
     assert folders["finetuned/Mass"] != folders["finetuned/Suspicious_Calcification"]
@@ -69,10 +87,10 @@ def test_models_with_the_same_encoder_share_one_pass(tmp_path, phantom_root):
 
 def test_changed_settings_make_new_results_beside_the_old(tmp_path, phantom_root):
     file = write_study(tmp_path, study_settings(tmp_path, phantom_root))
-    first = Study(load_config(file)).reconstruction
-    second = Study(load_config(file, ["data.unit=finding_row"])).reconstruction
+    first = Study(load_config(file)).primary.reconstruction
+    second = Study(load_config(file, ["data.unit=finding_row"])).primary.reconstruction
     assert first["n_rows"][0] < second["n_rows"][0]
-    pd.testing.assert_frame_equal(first, Study(load_config(file)).reconstruction)
+    pd.testing.assert_frame_equal(first, Study(load_config(file)).primary.reconstruction)
 
 
 def test_an_image_that_was_repaired_leaves_quarantine(tmp_path):
@@ -107,11 +125,13 @@ def test_an_image_of_other_pixels_and_the_same_size_makes_new_results(tmp_path):
 
 def test_images_of_patients_are_drawn_on_request_only_and_removed_without_it(tmp_path, phantom_root):
     settings = study_settings(tmp_path, phantom_root)
+    settings["concepts"] = ["Mass"]
+    settings["analysis"] |= {"error_term": False, "top": 2}
     settings["data"]["phantom"] = False
     file = write_study(tmp_path, settings)
     run_study(load_config(file, ["report.include_images=true"]))
     figures = tmp_path / "out" / "results" / "figures"
-    assert len(list(figures.glob("figure_3_*"))) == 4
+    assert len(list(figures.glob("figure_3_*"))) == 2
     run_study(load_config(file))
     assert not list(figures.glob("figure_3_*"))
     page = (tmp_path / "out" / "results" / "report.html").read_text()
@@ -122,8 +142,8 @@ def test_the_best_latents_are_always_among_the_groups(tmp_path, phantom_root):
     settings = study_settings(tmp_path, phantom_root)
     settings["analysis"] |= {"ks": [1, 5], "error_term": False, "top": 7}
     study = Study(load_config(write_study(tmp_path, settings)))
-    assert sorted(study.interventions["k"].unique()) == [1, 5, 7]
-    assert not study.interventions["error_term"].any()
+    assert sorted(study.primary.interventions["k"].unique()) == [1, 5, 7]
+    assert not study.primary.interventions["error_term"].any()
 
 
 def test_a_graded_concept_runs_through_the_whole_study(tmp_path):
@@ -137,10 +157,212 @@ def test_a_graded_concept_runs_through_the_whole_study(tmp_path):
     found = results_of(report.parent.parent)
     assert found["localization"] == []
     assert len({row["class"] for row in found["rankings"]}) == 4
-    table = next(iter(Study(config).tables.values()))
+    table = next(iter(Study(config).primary.tables.values()))
     rows = table.rows("density", split="test")
     right = table.logits("density")[rows.image_rows].argmax(1) == rows.labels
     assert found["reconstruction"][0]["accuracy"] == pytest.approx(right.mean())
+
+
+# Several layers
+
+
+@pytest.fixture(scope="module")
+def layered(tmp_path_factory, phantom_root):
+    """A study of an inner layer and the final map, run in this process, and its configuration file."""
+    folder = tmp_path_factory.mktemp("layered")
+    settings = layered_settings(folder, phantom_root)
+    settings["analysis"]["gradcam"] = importlib.util.find_spec("captum") is not None
+    file = write_study(folder, settings)
+    study = Study(load_config(file))
+    study.run()
+    return study, file
+
+
+def layer_results(study, name):
+    return json.loads(
+        (study.report_folder(next(x for x in study.layers if x.name == name)) / "results.json").read_text()
+    )
+
+
+def test_every_layer_has_a_whole_report_and_leads_to_the_others(layered):
+    study, _ = layered
+    assert study.primary.name == "layer_10"
+    inner = study.results_folder / "layers" / "layer_6"
+    names = {path.name for path in (inner / "figures").iterdir()}
+    assert {"layers.png", "figure_2_Mass.png", "figure_3_pretrained_Mass.png", "figure_4_pretrained_Mass.png"} <= names
+    assert {path.name for path in inner.iterdir()} == {path.name for path in study.results_folder.iterdir()} - {
+        "layers"
+    }
+    for page, link in ((study.results_folder / "report.html", "layers/layer_6/report.html"),
+                       (inner / "report.html", "../../report.html")):  # fmt: skip
+        assert f'href="{link}"' in page.read_text()
+        assert (page.parent / link).exists()
+    said = study.summary("probe")
+    assert said.index("layer layer_6:") < said.index("layer layer_10:")
+    assert str(inner / "report.html") in study.summary("report")
+
+
+def test_the_layers_rows_are_the_numbers_of_each_layers_own_results(layered):
+    study, _ = layered
+    rows = layer_results(study, "layer_6")["layers"]
+    assert rows == layer_results(study, "layer_10")["layers"]
+    assert [(row["layer"], row["concept"]) for row in rows] == [
+        (layer, concept) for layer in LAYER_WIDTHS for concept in ("Mass", "Suspicious_Calcification")
+    ]
+    for row in rows:
+        found = layer_results(study, row["layer"])
+        assert (row["d_in"], row["d_sae"], row["grid"]) == (LAYER_WIDTHS[row["layer"]], 64, found["models"][0]["grid"])
+        assert found["models"][0]["hook_name"] == row["hook_name"]
+
+        def of(section, row=row, found=found, **equal):
+            return [
+                x for x in found[section] if x["concept"] == row["concept"] and all(x[k] == equal[k] for k in equal)
+            ]
+
+        auroc = {x["variant"]: x["auroc"] for x in of("reconstruction")}
+        assert (row["auroc_without_sae"], row["auroc_with_sae"]) == (auroc["without_sae"], auroc["with_sae"])
+        sweep = {x["mode"]: x for x in of("interventions", k=3, error_term=False)}
+        whole = auroc["without_sae"] - 0.5
+        kept = (sweep["activate"]["auroc"] - 0.5) / whole if whole > 0 else None
+        assert row["recovered"] == (pytest.approx(kept) if kept is not None else None)
+        excess = sweep["deactivate"]["random_auroc_mean"] - sweep["deactivate"]["auroc"]
+        assert row["removal_excess"] == pytest.approx(excess)
+        (quality,) = of("sae_quality", split="test")
+        assert (row["l0"], row["dead_share"]) == (quality["l0"], quality["dead_share"])
+        for column, section, method in (
+            ("best_latent_ap", "localization", None),
+            ("best_channel_ap", "baselines", "channel"),
+            ("gradcam_ap", "baselines", "grad_cam"),
+        ):
+            own = [x for x in of(section, threshold="percentile 95") if method is None or x["method"] == method]
+            assert row[column] == (max(x["average_precision"] for x in own) if own else None)
+        assert row["single_latent_auroc_low"] <= row["single_latent_auroc"] <= row["single_latent_auroc_high"]
+
+
+def test_the_same_classifier_is_judged_at_every_layer(layered):
+    study, _ = layered
+    inner, final = (layer.reconstruction.query("variant == 'without_sae'") for layer in study.layers)
+    np.testing.assert_allclose(inner["auroc"], final["auroc"])
+    assert not np.allclose(*(layer.tables[study.pairs[0]].logits_with_sae("Mass") for layer in study.layers))
+
+
+def test_keeping_every_latent_of_an_inner_layer_is_the_sae_and_silencing_none_with_its_error_the_model(layered):
+    study, _ = layered
+    inner = study.layers[0]
+    auroc = inner.reconstruction.query("concept == 'Mass'").set_index("variant")["auroc"]
+    sweep = inner.interventions.query("concept == 'Mass'").set_index(["mode", "k", "error_term"])["auroc"]
+    assert sweep["activate", 64, False] == pytest.approx(auroc["with_sae"])
+    assert sweep["deactivate", 0, True] == pytest.approx(auroc["without_sae"])
+
+
+def test_inner_layers_have_fewer_random_groups_and_the_report_says_how_many(layered):
+    study, _ = layered
+    assert [layer.n_controls for layer in study.layers] == [2, 20]
+    page = (study.results_folder / "layers" / "layer_6" / "report.html").read_text()
+    assert "There are 2 such groups of either kind" in page
+
+
+def test_classifiers_on_one_encoder_share_a_table_and_a_cache_of_the_test_images_at_each_layer(layered):
+    study, _ = layered
+    for layer in study.layers:
+        assert len({table.folder for table in layer.tables.values()}) == 1
+    (cache,) = (study.work / "layer-outputs").iterdir()
+    test = set(study.split("test").images["image_id"])
+    assert set(json.loads((cache / "layer_outputs.json").read_text())["image_ids"]) == test
+
+
+def test_a_done_study_needs_its_layer_outputs_no_more_and_changes_no_byte(layered):
+    study, file = layered
+    before = {path: path.read_bytes() for path in study.results_folder.rglob("*") if path.is_file()}
+    (study.work / "layer-outputs").rename(study.output / "away")
+    run_study(load_config(file))
+    assert not (study.work / "layer-outputs").exists()
+    (study.output / "away").rename(study.work / "layer-outputs")
+    assert {path: path.read_bytes() for path in study.results_folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_changed_number_of_inner_controls_repeats_the_inner_interventions_alone(layered):
+    study, file = layered
+    before = set((study.work / "analyses").iterdir())
+    Study(load_config(file, ["analysis.inner_controls=1"])).intervene()
+    new = sorted(path.name.rpartition("-")[0] for path in set((study.work / "analyses").iterdir()) - before)
+    assert new == ["interventions-pretrained-Mass", "interventions-pretrained-Suspicious_Calcification"]
+
+
+def test_a_layer_that_is_taken_away_takes_its_report_with_it(layered, tmp_path, phantom_root):
+    settings = layered_settings(layered[1].parent, phantom_root)
+    settings["output"] = str(tmp_path / "out")
+    settings["concepts"] = ["Mass"]
+    settings["layers"] = ["layer_6"]
+    settings["sae"] = {"path": settings["sae"]["paths"]["layer_6"]}
+    stale = tmp_path / "out" / "results" / "layers" / "layer_4"
+    stale.mkdir(parents=True)
+    (stale / "report.html").write_text("old")
+    report = run_study(load_config(write_study(tmp_path, settings)))
+    assert not stale.exists()
+    found = results_of(tmp_path / "out")
+    assert found["models"][0]["hook_name"] == "blocks.4.1.hook_out"
+    assert "layers" not in found
+    assert 'id="layers"' not in report.read_text()
+
+
+def refused(settings, folder):
+    """The message with which a study is refused, before it has trained or encoded anything."""
+    with pytest.raises(InputError) as caught:
+        Study(load_config(write_study(folder, settings))).run()
+    assert not list((folder / "out" / "work").glob("*"))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        ("layer_66", ["layer layer_66", "did you mean layer_6"]),
+        ("global_pool", ["layer global_pool", "grid"]),
+        ("blocks.4.1.bn1", ["layer blocks.4.1.bn1", "choose"]),
+        ("blocks.4.1", ["layer_6, blocks.4.1 are the same"]),
+    ],
+)
+def test_a_layer_that_cannot_be_studied_is_refused_before_any_image_is_read(tmp_path, phantom_root, layer, said):
+    settings = layered_settings(tmp_path, phantom_root)
+    settings["layers"] = ["layer_6", layer]
+    settings["sae"] = {"train": {"model": "pretrained", "concept": "Mass"}}
+    line = refused(settings, tmp_path)
+    assert all(words in line for words in said), line
+
+
+def test_an_sae_of_another_layer_or_width_and_too_few_latents_are_refused_with_the_layers_name(tmp_path, phantom_root):
+    settings = layered_settings(tmp_path, phantom_root)
+    settings["sae"]["paths"]["layer_6"] = str(save_random_sae(tmp_path / "other", 56, hook_name="blocks.3.1.hook_out"))
+    line = refused(settings, tmp_path)
+    assert (
+        "layer layer_6 of model pretrained: other is an SAE of blocks.3.1.hook_out, not of blocks.4.1.hook_out" in line
+    )
+    settings["sae"]["paths"]["layer_6"] = str(save_random_sae(tmp_path / "narrow", 40, hook_name="blocks.4.1.hook_out"))
+    assert "layer layer_6 of model pretrained: narrow takes vectors of width 40" in refused(settings, tmp_path)
+    training = {"model": "pretrained", "concept": "Mass", "training": {"expansion_factor": 1}}
+    settings |= {"sae": {"train": training}, "analysis": {"top": 60}}
+    line = refused(settings, tmp_path)
+    assert "analysis.top is 60, but the SAE of layer_6 will have only 56 latents" in line
+
+
+def test_an_error_at_a_layer_says_which(layered, monkeypatch):
+    study, _ = layered
+    with pytest.raises(InputError, match=r"^layer layer_6: no latent fires$"), study.layers[0].errors_name_it():
+        raise InputError("no latent fires")
+
+
+def test_large_layer_outputs_are_announced_before_they_are_written(layered, monkeypatch, caplog):
+    study, _ = layered
+    monkeypatch.setattr("mammosae_plugin.study_layer.layer_output_nbytes", lambda *_: 300_000_000)
+    monkeypatch.setattr("mammosae_plugin.study_layer.cache_layer_outputs", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(study.layers[0], "work", study.work / "empty")
+    with pytest.raises(ZeroDivisionError):
+        study.layers[0]._passes(study.encoder_groups[0])
+    n_images = len(study.split("test"))
+    assert f"layer_6 for {n_images} test images take {n_images * 0.3:.1f} GB" in caplog.text
+    assert "can be deleted" in caplog.text
 
 
 def test_claims_are_what_their_names_say():

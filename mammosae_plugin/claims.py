@@ -1,0 +1,56 @@
+"""The paper's claims, asked of a study's results."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from mammosae_plugin.datasets import n_classes_of
+
+
+def claims(results: Mapping[str, Any], *, top: int) -> list[dict[str, Any]]:
+    """The paper's claims as yes-or-no questions about a study's results, each with the value and the bar.
+
+    For every model and concept with two classes: the SAE costs at most 0.02 of AUROC; the `top` best latents of each
+    class alone recover at least 95 % of (AUROC - 0.5); removing them costs more than removing as many random live
+    latents (the mean over the random groups); at least one of them localizes the concept with an average precision
+    above 0.25.
+    """
+    checks: list[dict[str, Any]] = []
+
+    def add(name: str, value: float, threshold: float, direction: str) -> None:
+        passed = (
+            value >= threshold if direction == ">=" else value <= threshold if direction == "<=" else value > threshold
+        )
+        checks.append(
+            {"name": name, "value": value, "threshold": threshold, "direction": direction, "passed": bool(passed)}
+        )
+
+    localized = pd.DataFrame(results["localization"])
+    sweeps = pd.DataFrame(results["interventions"])
+    variants = pd.DataFrame(results["reconstruction"])
+    for (model, concept), rows in variants.groupby(["model", "concept"], sort=False):
+        if n_classes_of(str(concept)) != 2:
+            continue
+        auroc = dict(zip(rows["variant"], rows["auroc"], strict=True))
+        whole = auroc["without_sae"]
+        add(f"{model}/{concept}: AUROC that the SAE costs", whole - auroc["with_sae"], 0.02, "<=")
+        sweep = sweeps.query("model == @model and concept == @concept and k == @top and not error_term")
+        for row in sweep.to_dict("records"):
+            if row["mode"] == "activate":
+                share = (row["auroc"] - 0.5) / (whole - 0.5) if whole > 0.5 else float("nan")
+                add(
+                    f"{model}/{concept}: share of (AUROC - 0.5) that the {top} best latents per class recover",
+                    share,
+                    0.95,
+                    ">=",
+                )
+            else:
+                excess = row["random_auroc_mean"] - row["auroc"]
+                add(
+                    f"{model}/{concept}: AUROC that removing them costs more than random live latents", excess, 0.0, ">"
+                )
+        if len(localized):
+            best = localized.query("model == @model and concept == @concept")["average_precision"].max()
+            add(f"{model}/{concept}: best average precision of a latent's heatmap", best, 0.25, ">")
+    return checks

@@ -1,0 +1,603 @@
+"""A study at one layer of the network: its SAE, its latents tables, and every analysis of them."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from mammosae_plugin import intervention, localization, probing, reconstruction
+from mammosae_plugin.activations import ActivationStore, cache_layer_outputs, extract_activations, layer_output_nbytes
+from mammosae_plugin.adapters import HookedVisionModel, MammoClipClassifier, load_vision_sae
+from mammosae_plugin.datasets import PREPROCESSING, MammogramDataset
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import read_parquet, sha256_of_json, write_json, write_parquet
+from mammosae_plugin.latents import FORMAT_VERSION, LatentTable, encode_latents
+from mammosae_plugin.masked_passes import MaskedPasses
+from mammosae_plugin.provenance import package_versions, plain, tensors_fingerprint
+from mammosae_plugin.report import write_report
+from mammosae_plugin.training import train_sae
+from mammosae_plugin.visualization import HeatmapPanels, validate_results, write_figures, write_tables
+
+if TYPE_CHECKING:
+    from mammosae_plugin.study import Study
+
+logger = logging.getLogger(__name__)
+
+TRAINING, TEST = "training", "test"
+SCORES: tuple[probing.Score, ...] = ("mean", "centered_mean")
+_GIGABYTE = 1e9
+_SMALL_IMAGE = (64, 64)  # of the look at a layer before the study
+
+Compute = Callable[[LatentTable, "ModelPair"], pd.DataFrame]
+
+
+def digest(value: Any) -> str:
+    """Twelve digits that stand for a JSON value in file names."""
+    return sha256_of_json(plain(value))[:12]
+
+
+def existing(path: Path) -> Path:
+    """The path, if there is something; otherwise `InputError`."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist; check the configuration")
+    return path
+
+
+@dataclass(frozen=True)
+class ModelPair:
+    """One classifier of the comparison: a model of the configuration and the concept that it classifies."""
+
+    model: str
+    concept: str
+
+    @property
+    def key(self) -> str:
+        """How the pair is named in files and results."""
+        return f"{self.model}/{self.concept}"
+
+
+@dataclass(frozen=True)
+class EncoderGroup:
+    """Classifiers of one model whose encoders are bit-identical: they share one pass over the images.
+
+    Attributes:
+        model: the model's name.
+        encoder: fingerprint of the encoder's weights.
+        heads: the linear head of each classifier.
+    """
+
+    model: str
+    encoder: str
+    heads: Mapping[ModelPair, nn.Linear]
+
+    @property
+    def pair(self) -> ModelPair:
+        """The first of the classifiers, whose network stands for all."""
+        return next(iter(self.heads))
+
+    @property
+    def named_heads(self) -> dict[str, nn.Linear]:
+        """The heads by concept."""
+        return {pair.concept: head for pair, head in self.heads.items()}
+
+
+class LayerStudy:
+    """The steps of a study at one layer, each computed when it is asked for and kept in the study's work folder.
+
+    Args:
+        study: Data, classifiers and settings, which all layers share.
+        name: The layer as the configuration names it.
+        hook_name: Its hook point.
+
+    Raises:
+        InputError: Anything that is wrong with the layer's SAE or does not fit it, in one line.
+    """
+
+    def __init__(self, study: "Study", name: str, hook_name: str) -> None:
+        self.study = study
+        self.config = study.config
+        self.work = study.work
+        self.name = name
+        self.hook_name = hook_name
+        self.module = hook_name.rpartition(".")[0]
+
+    @contextmanager
+    def errors_name_it(self) -> Iterator[None]:
+        """Let an error say at which layer it arose, where the study has several."""
+        try:
+            yield
+        except InputError as error:
+            if len(self.config.layers or ()) < 2 or str(error).startswith(f"layer {self.name}"):
+                raise
+            raise InputError(f"layer {self.name}: {error}") from error
+
+    # The network
+
+    def check(self, network: MammoClipClassifier, model: str) -> None:
+        """See that a model has the layer, that it has positions, can be intervened on, and fits a given SAE.
+
+        Raises:
+            InputError: It does not.
+        """
+        try:
+            with HookedVisionModel(network, [self.module]) as hooked:
+                hooked.grid(self.hook_name, _SMALL_IMAGE)
+                hooked.rest_from(self.hook_name, _SMALL_IMAGE)
+                width = hooked.hook_shapes[self.hook_name][-1]
+                if self.sae_file is not None:
+                    self._check_sae(hooked, width)
+        except InputError as error:
+            raise InputError(f"layer {self.name} of model {model}: {error}") from error
+        self._check_top(width)
+
+    def _check_sae(self, hooked: HookedVisionModel, width: int) -> None:
+        assert self.sae_file is not None
+        cfg, file = self.sae.cfg, self.sae_file.name
+        if cfg.d_in != width:
+            raise InputError(f"{file} takes vectors of width {cfg.d_in}, but {self.hook_name} has width {width}")
+        try:
+            named = hooked.resolve_hook_name(cfg.metadata.hook_name)
+        except InputError:
+            named = cfg.metadata.hook_name
+        if named != self.hook_name:
+            raise InputError(f"{file} is an SAE of {named}, not of {self.hook_name}; give the SAE of this layer")
+
+    def _check_top(self, width: int) -> None:
+        source = self.config.sae.train
+        if source is None:
+            d_sae, where = self.sae.cfg.d_sae, f"{self.sae_file.name if self.sae_file else 'the SAE'} has"
+        else:
+            d_sae = source.training.d_sae or source.training.expansion_factor * width
+            where = f"the SAE of {self.name} will have"
+        if self.config.analysis.top > d_sae:
+            raise InputError(f"analysis.top is {self.config.analysis.top}, but {where} only {d_sae} latents; lower it")
+
+    def _hooked(self, pair: ModelPair) -> HookedVisionModel:
+        return HookedVisionModel(self.study.classifier(pair), [self.module])
+
+    # The SAE
+
+    @property
+    def sae_file(self) -> Path | None:
+        """The file or folder of the layer's SAE; None where the study trains it."""
+        sae = self.config.sae
+        return sae.paths[self.name] if sae.paths is not None else sae.path
+
+    def extract(self) -> ActivationStore | None:
+        """The rows on which the SAE is trained; None where the configuration gives the SAE as a file."""
+        source = self.config.sae.train
+        if source is None:
+            return None
+        pair = ModelPair(source.model, source.concept)
+        images = self.study.split(TRAINING)
+        parts = [
+            tensors_fingerprint(encoder_state(self.study.classifier(pair))),
+            self.hook_name,
+            self.study.content,
+            images.images["image_id"].tolist(),
+            source.fraction,
+            self.config.seed,
+            self.config.batch_size,
+        ]
+        return extract_activations(
+            self._hooked(pair),
+            images,
+            self.work / "activations" / digest(parts),
+            hook_name=self.hook_name,
+            fraction=source.fraction,
+            seed=self.config.seed,
+            device=self.config.device,
+            batch_size=self.config.batch_size,
+            num_workers=self.config.num_workers,
+        )
+
+    @cached_property
+    def sae(self) -> Any:
+        """The layer's SAE, which all models share: a SAELens SAE on the CPU."""
+        if self.sae_file is not None:
+            found = load_vision_sae(existing(self.sae_file))
+            if found.cfg.metadata.hook_name is None:
+                found.cfg.metadata.hook_name = self.hook_name
+            return found
+        source = self.config.sae.train
+        store = self.extract()
+        assert source is not None and store is not None
+        parts = [store.manifest, source.training.model_dump()]
+        described = {"preprocessing": PREPROCESSING, "trained_on_model": source.model, "concept": source.concept}
+        folder = self.work / "sae" / digest(parts)
+        sae = train_sae(store, folder, source.training, metadata=described, device=self.config.device)
+        return sae.to("cpu")
+
+    def train(self) -> None:
+        """Train the SAE, or read the one that the configuration names."""
+        _ = self.sae
+
+    # The latents tables
+
+    @cached_property
+    def tables(self) -> dict[ModelPair, LatentTable]:
+        """The latents table of each pair; a model's classifiers with bit-identical encoders share one."""
+        analysis = self.config.analysis
+        sae_digest = tensors_fingerprint(self.sae.state_dict())
+        tables: dict[ModelPair, LatentTable] = {}
+        for group in self.study.encoder_groups:
+            heads = group.named_heads
+            parts = [
+                [FORMAT_VERSION, self.hook_name, analysis.gradcam],
+                group.encoder,
+                sae_digest,
+                self.study.content,
+                self.study.dataset.images["image_id"].tolist(),
+                {concept: tensors_fingerprint(linear.state_dict()) for concept, linear in heads.items()},
+                [self.study.findings, analysis.top, self.config.data.unit, self.config.batch_size],
+            ]
+            table = encode_latents(
+                self._hooked(group.pair),
+                self.sae,
+                self.study.dataset,
+                self.work / "latents" / f"{group.model}-{digest(parts)}",
+                heads=heads,
+                map_latents=lambda table: self._to_map(table, self._ranking),
+                map_channels=lambda table: self._to_map(table, self._channel_ranking),
+                map_splits=(TEST,),
+                gradcam=analysis.gradcam,
+                device=self.config.device,
+                batch_size=self.config.batch_size,
+                num_workers=self.config.num_workers,
+            )
+            tables |= dict.fromkeys(group.heads, table)
+        return tables
+
+    def encode(self) -> None:
+        """Make the latents tables."""
+        _ = self.tables
+
+    def _to_map(
+        self, table: LatentTable, rank: Callable[[LatentTable, str, probing.Score], probing.RankedLatents]
+    ) -> Sequence[int]:
+        """The best latents, or channels, of every finding by either score: Table 2 and Figure 3 need their maps."""
+        chosen: set[int] = set()
+        for concept in self.study.findings:
+            for score in SCORES:
+                chosen |= {int(index) for index in rank(table, concept, score).indices[1, : self.config.analysis.top]}
+        return sorted(chosen)
+
+    def _ranking(self, table: LatentTable, concept: str, score: probing.Score | None = None) -> probing.RankedLatents:
+        scores = probing.class_mean_latents(
+            table, concept, split=TRAINING, unit=self.config.data.unit, score=score or self.config.analysis.score
+        )
+        return probing.rank_latents(scores)
+
+    def _channel_ranking(
+        self, table: LatentTable, concept: str, score: probing.Score | None = None
+    ) -> probing.RankedLatents:
+        return probing.rank_channels(
+            table, concept, split=TRAINING, unit=self.config.data.unit, score=score or self.config.analysis.score
+        )
+
+    # The analyses
+
+    def _kept(self, name: str, pair: ModelPair, settings: Any, compute: Compute) -> pd.DataFrame:
+        """A data frame of one analysis of one pair, computed once for the same table and settings."""
+        table = self.tables[pair]
+        parts = [table.folder.name, pair.concept, settings, package_versions()["mammosae-plugin"]]
+        path = self.work / "analyses" / f"{name}-{pair.model}-{pair.concept}-{digest(parts)}.parquet"
+        if not path.exists():
+            logger.info("%s: %s at %s", name, pair.key, self.name)
+            frame = compute(table, pair)
+            write_parquet(path, frame)
+        frame = read_parquet(path)
+        frame.insert(0, "model", pair.model)
+        frame.insert(1, "concept", pair.concept)
+        return frame
+
+    def _each(
+        self, name: str, settings: Any, compute: Compute, pairs: Sequence[ModelPair] | None = None
+    ) -> pd.DataFrame:
+        frames = [self._kept(name, pair, settings, compute) for pair in (self.study.pairs if pairs is None else pairs)]
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+    @property
+    def _resampling(self) -> dict[str, Any]:
+        return {
+            "unit": self.config.data.unit,
+            "n_bootstrap": self.config.analysis.n_bootstrap,
+            "seed": self.config.seed,
+        }
+
+    @cached_property
+    def reconstruction(self) -> pd.DataFrame:
+        """Table 1: metrics of every pair without the SAE, with it, and their difference, with intervals."""
+        settings = self._resampling
+        return self._each(
+            "reconstruction",
+            settings,
+            lambda table, pair: reconstruction.reconstruction_metrics(table, pair.concept, split=TEST, **settings),
+        )
+
+    @cached_property
+    def sae_quality(self) -> pd.DataFrame:
+        """How well the SAE reconstructs each pair's features, per split."""
+
+        def quality(table: LatentTable, pair: ModelPair) -> pd.DataFrame:  # noqa: ARG001
+            splits = (TRAINING, TEST)
+            return pd.DataFrame([{"split": s, **reconstruction.reconstruction_quality(table, s)} for s in splits])
+
+        return self._each("sae-quality", {}, quality)
+
+    @cached_property
+    def class_means(self) -> pd.DataFrame:
+        """Both class scores of every live latent of every pair."""
+
+        def means(table: LatentTable, pair: ModelPair) -> pd.DataFrame:
+            live = table.live_latents(TRAINING)
+            columns: dict[str, np.ndarray] = {"latent": live}
+            for prefix, score in zip(("score_mean", "centered"), SCORES, strict=True):
+                scores = probing.class_mean_latents(
+                    table, pair.concept, split=TRAINING, unit=self.config.data.unit, score=score
+                )
+                columns |= {f"{prefix}_{number}": row[live] for number, row in enumerate(scores)}
+            return pd.DataFrame(columns)
+
+        return self._each("class-means", {"unit": self.config.data.unit}, means)
+
+    @cached_property
+    def single_latents(self) -> pd.DataFrame:
+        """The latent of each pair's finding whose maximum in the image separates the classes best."""
+        settings = self._resampling
+        return self._each(
+            "single-latent",
+            settings,
+            lambda table, pair: probing.best_single_latent(table, pair.concept, **settings),
+            [pair for pair in self.study.pairs if pair.concept in self.study.findings],
+        )
+
+    def rankings(self) -> list[dict[str, Any]]:
+        """The best latents of each pair's classes: scores, and mean activations on the class's test images."""
+        rows = []
+        n_best = max(20, self.config.analysis.top)
+        for pair, table in self.tables.items():
+            ranking = self._ranking(table, pair.concept)
+            test = probing.class_mean_latents(table, pair.concept, split=TEST, unit=self.config.data.unit, score="mean")
+            for number in range(len(ranking.indices)):
+                latents = ranking.indices[number, :n_best]
+                rows.append(
+                    {
+                        "model": pair.model,
+                        "concept": pair.concept,
+                        "score": self.config.analysis.score,
+                        "class": number,
+                        "latents": latents,
+                        "scores": ranking.scores[number, :n_best],
+                        "test_mean_activation": test[number, latents],
+                    }
+                )
+        return rows
+
+    def named_latents(self) -> dict[str, list[dict[str, Any]]]:
+        """The best latents of each finding by pair, as latents of the concept or of the background."""
+        named = {}
+        for pair, table in self.tables.items():
+            if pair.concept in self.study.findings:
+                means = probing.class_mean_latents(table, pair.concept, split=TRAINING, unit=self.config.data.unit)
+                roles = probing.latent_roles(means, self._ranking(table, pair.concept), top=self.config.analysis.top)
+                named[pair.key] = [{"latent": latent, "role": role} for latent, role in roles]
+        return named
+
+    def probe(self) -> None:
+        """Table 1, class means and rankings."""
+        _ = self.reconstruction, self.sae_quality, self.class_means
+        if self.study.has_several_layers:
+            _ = self.single_latents
+        self.rankings()
+
+    @property
+    def is_inner(self) -> bool:
+        """Whether more of the network than the average over positions and the classifier lies behind the layer."""
+        return any(table.readout_kind == "network" for table in self.tables.values())
+
+    @property
+    def n_controls(self) -> int:
+        """Random groups of either kind beside every group of latents."""
+        analysis = self.config.analysis
+        return analysis.inner_controls if self.is_inner else analysis.n_controls
+
+    @cached_property
+    def interventions(self) -> pd.DataFrame:
+        """Figure 2: one row per pair, mode, k, without and with the error term."""
+        analysis = self.config.analysis
+        settings = {
+            **self._resampling,
+            "n_controls": self.n_controls,
+            "ks": sorted({*(analysis.ks or intervention.DEFAULT_KS), analysis.top}),
+        }
+        passes = _Latest(self._passes)
+
+        def sweeps(table: LatentTable, pair: ModelPair) -> pd.DataFrame:
+            group = next(group for group in self.study.encoder_groups if pair in group.heads)
+            frames = []
+            for error_term in (False, True) if analysis.error_term else (False,):
+                frame = intervention.sweep(
+                    table,
+                    self._ranking(table, pair.concept),
+                    concept=pair.concept,
+                    split=TEST,
+                    error_term=error_term,
+                    passes=passes(group) if table.readout_kind == "network" else None,
+                    **settings,
+                )
+                frame.insert(0, "error_term", error_term)
+                frames.append(frame)
+            return pd.concat(frames, ignore_index=True)
+
+        return self._each("interventions", [settings, analysis.error_term, analysis.score], sweeps)
+
+    def _passes(self, group: EncoderGroup) -> MaskedPasses:
+        """What runs the network behind the layer under masks, from the layer's outputs kept on disk."""
+        model, images = self._hooked(group.pair), self.study.split(TEST)
+        parts = [
+            group.encoder,
+            self.hook_name,
+            self.study.content,
+            images.images["image_id"].tolist(),
+            self.config.batch_size,
+        ]
+        folder = self.work / "layer-outputs" / digest(parts)
+        if not folder.exists():
+            self._announce(model, images)
+        outputs = cache_layer_outputs(
+            model,
+            images,
+            folder,
+            hook_name=self.hook_name,
+            device=self.config.device,
+            batch_size=self.config.batch_size,
+            num_workers=self.config.num_workers,
+        )
+        return MaskedPasses(model, self.sae, outputs, group.named_heads, device=self.config.device)
+
+    def _announce(self, model: HookedVisionModel, images: MammogramDataset) -> None:
+        """Say how large the layer's outputs will be on disk, before they are written there."""
+        size = layer_output_nbytes(model, self.hook_name, images.image_size) * len(images) / _GIGABYTE
+        if size >= 1:
+            logger.warning(
+                "the outputs of %s for %d test images take %.1f GB in work/layer-outputs, which can be deleted when "
+                "the study is done",
+                *(self.name, len(images), size),
+            )
+
+    def intervene(self) -> None:
+        """Figure 2."""
+        _ = self.interventions
+
+    @property
+    def _thresholds(self) -> list[localization.Threshold]:
+        analysis = self.config.analysis
+        return [
+            localization.Threshold(percentile=analysis.percentile),
+            localization.Threshold(relative=analysis.relative),
+        ]
+
+    def _localized(self, name: str, compute: Compute) -> pd.DataFrame:
+        analysis = self.config.analysis
+        settings = [
+            [str(threshold) for threshold in self._thresholds],
+            analysis.iou_threshold,
+            analysis.top,
+            analysis.score,
+            self.config.data.unit,
+        ]
+        return self._each(name, settings, compute, self.study.pairs_with_boxes)
+
+    @cached_property
+    def localization(self) -> pd.DataFrame:
+        """Table 2: average precision of the best latents' heatmaps against the boxes, under both thresholds."""
+        analysis = self.config.analysis
+        return self._localized(
+            "localization",
+            lambda table, pair: localization.localize_thresholds(
+                table,
+                self._ranking(table, pair.concept).indices[1, : analysis.top],
+                pair.concept,
+                split=TEST,
+                thresholds=self._thresholds,
+                iou_thresholds=[analysis.iou_threshold],
+            ),
+        )
+
+    @cached_property
+    def baselines(self) -> pd.DataFrame:
+        """Table 2 of the best raw channels and, where it was asked for, of Grad-CAM."""
+        analysis = self.config.analysis
+        return self._localized(
+            "baselines",
+            lambda table, pair: localization.localize_baselines(
+                table,
+                pair.concept,
+                channels=self._channel_ranking(table, pair.concept).indices[1, : analysis.top],
+                split=TEST,
+                thresholds=self._thresholds,
+                iou_thresholds=[analysis.iou_threshold],
+            ),
+        )
+
+    def localize(self) -> None:
+        """Table 2."""
+        _ = self.localization, self.baselines
+
+    # The report
+
+    def _heatmap_panels(self) -> Iterator[HeatmapPanels]:
+        for pair in self.study.pairs:
+            if pair.concept not in self.study.findings:
+                continue
+            table = self.tables[pair]
+            rows = table.rows(pair.concept, split=TEST)
+            with_box = [
+                int(r)
+                for r, y in zip(rows.image_rows, rows.labels, strict=True)
+                if y and len(table.boxes(r, pair.concept))
+            ]
+            if not with_box:
+                continue
+            # Drawn at random, the same for every model and layer of a concept: not the images that look best.
+            generator = np.random.default_rng([self.config.seed, crc32(pair.concept.encode())])
+            size = min(self.config.report.n_images, len(with_box))
+            chosen = np.sort(generator.choice(with_box, size, replace=False))
+            latents = self._ranking(table, pair.concept).indices[1, : self.config.analysis.top]
+            dataset = self.study.dataset
+            number_of = {image_id: number for number, image_id in enumerate(dataset.images["image_id"])}
+            ids = [table.images["image_id"][row] for row in chosen]
+            views = table.images.loc[chosen, ["laterality", "view"]]
+            yield HeatmapPanels(
+                model=pair.model,
+                concept=pair.concept,
+                images=[dataset.gray(number_of[image_id]) for image_id in ids],
+                heatmaps=np.stack([table.maps(latents, row) for row in chosen]),
+                boxes=[table.boxes(row, pair.concept) for row in chosen],
+                latents=[int(latent) for latent in latents],
+                activations=table.mean_latents[chosen][:, latents].toarray(),
+                titles=[f"{row.laterality} {row.view}" for row in views.itertuples()],
+            )
+
+    def write_report(self, results: dict[str, Any], folder: Path) -> Path:
+        """Write figures, tables, results.json, class_means.parquet and report.html; returns the report's path."""
+        checked = validate_results(results)
+        written = write_figures(checked, self.class_means, self._heatmap_panels(), folder)
+        written += write_tables(checked, folder)
+        # What an earlier configuration drew and this one does not must not stay: it may be images of patients.
+        for path in [*(folder / "figures").glob("*"), *(folder / "tables").glob("*")]:
+            if path not in written:
+                path.unlink()
+        write_parquet(folder / "class_means.parquet", self.class_means)
+        write_json(folder / "results.json", results)
+        return write_report(folder)
+
+
+class _Latest:
+    """Remembers the passes of the last group only: a network and a layer's outputs are too large to keep them all."""
+
+    def __init__(self, make: Callable[[EncoderGroup], MaskedPasses]) -> None:
+        self._make = make
+        self._group: EncoderGroup | None = None
+        self._passes: MaskedPasses | None = None
+
+    def __call__(self, group: EncoderGroup) -> MaskedPasses:
+        if self._passes is None or group is not self._group:
+            self._group, self._passes = group, None  # the old one goes before the new one comes
+            self._passes = self._make(group)
+        return self._passes
+
+
+def encoder_state(model: MammoClipClassifier) -> dict[str, torch.Tensor]:
+    """The state dict without the linear head."""
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("classifier.")}

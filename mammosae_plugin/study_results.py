@@ -1,0 +1,191 @@
+"""What a study found at a layer, as the JSON values of `results.json`; see `visualization.results` for the format."""
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from mammosae_plugin.claims import claims
+from mammosae_plugin.config import portable_config
+from mammosae_plugin.files import sha256_of_file
+from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
+from mammosae_plugin.study_layer import TEST, TRAINING, LayerStudy, ModelPair
+from mammosae_plugin.visualization.results import FORMAT_VERSION, best_row, recovered
+
+if TYPE_CHECKING:
+    from mammosae_plugin.study import Study
+
+Row = dict[str, Any]
+
+
+def results(layer: LayerStudy, side_by_side: list[Row]) -> Row:
+    """Everything that figures, tables and the report of a layer say, but for the date.
+
+    Args:
+        layer: The layer.
+        side_by_side: What `side_by_side` gave; empty for a study of one layer.
+    """
+    study, config = layer.study, layer.config
+    found: Row = {
+        "format_version": FORMAT_VERSION,
+        "title": config.report.title,
+        "paper_setting": config.report.paper_setting,
+        "data_kind": "phantom" if config.data.phantom else "vindr",
+        "config": portable_config(config),
+        "provenance": {
+            "packages": package_versions(),
+            "checkpoints": _checkpoints(layer),
+            "dataset_fingerprint": study.content,
+            "seed": config.seed,
+            **environment(),
+        },
+        "data": _data(study),
+        "models": _models(layer),
+        "sae": _sae(layer),
+        "sae_quality": layer.sae_quality.to_dict("records"),
+        "reconstruction": layer.reconstruction.to_dict("records"),
+        "rankings": layer.rankings(),
+        "interventions": layer.interventions.to_dict("records"),
+        "n_controls": layer.n_controls,
+        "localization": layer.localization.to_dict("records"),
+        "baselines": layer.baselines.to_dict("records"),
+        "named_latents": layer.named_latents(),
+    }
+    found["checks"] = claims(found, top=config.analysis.top)
+    if side_by_side:
+        found["layer"] = {"name": layer.name, "primary": study.primary.name}
+        found["layers"] = side_by_side
+    described: Row = plain(found)
+    return described
+
+
+def side_by_side(study: "Study") -> list[Row]:
+    """One row per layer, model and concept: the SAE, how well latents separate, and how well they localize."""
+    return [_layer_row(layer, pair) for layer in study.layers for pair in study.pairs]
+
+
+def _layer_row(layer: LayerStudy, pair: ModelPair) -> Row:
+    def own(frame: pd.DataFrame, **equal: Any) -> list[Row]:
+        rows = [row for row in frame.to_dict("records") if (row["model"], row["concept"]) == (pair.model, pair.concept)]
+        return [
+            {str(key): value for key, value in row.items()} for row in rows if all(row[k] == equal[k] for k in equal)
+        ]
+
+    table, top = layer.tables[pair], layer.config.analysis.top
+    (quality,) = own(layer.sae_quality, split=TEST)
+    auroc = {row["variant"]: row["auroc"] for row in own(layer.reconstruction)}
+    sweep = {row["mode"]: row for row in own(layer.interventions, k=top, error_term=False)}
+    single: Row = next(iter(own(layer.single_latents)), {})
+    boxes, baselines = own(layer.localization), own(layer.baselines)
+    channels, cams = ([row for row in baselines if row["method"] == method] for method in ("channel", "grad_cam"))
+    best = best_row(boxes) if boxes else None
+    return {
+        "layer": layer.name,
+        "hook_name": layer.hook_name,
+        "model": pair.model,
+        "concept": pair.concept,
+        "grid": list(table.grid),
+        "d_in": table.d_in,
+        "d_sae": table.d_sae,
+        **{name: quality[name] for name in ("explained_variance", "l0", "dead_share")},
+        "auroc_without_sae": auroc["without_sae"],
+        "auroc_with_sae": auroc["with_sae"],
+        "single_latent": single.get("latent"),
+        "single_latent_auroc": single.get("auroc"),
+        "single_latent_auroc_low": single.get("auroc_low"),
+        "single_latent_auroc_high": single.get("auroc_high"),
+        "recovered": recovered(sweep["activate"]["auroc"], auroc["without_sae"]),
+        "removal_excess": sweep["deactivate"]["random_auroc_mean"] - sweep["deactivate"]["auroc"],
+        "best_latent": best["latent"] if best else None,
+        "best_latent_ap": _precision(boxes),
+        "best_channel_ap": _precision(channels),
+        "gradcam_ap": _precision(cams),
+    }
+
+
+def _precision(rows: list[Row]) -> float | None:
+    """The best average precision; 0 where nothing was found, None where nothing was looked for."""
+    best = best_row(rows) if rows else None
+    return None if not rows else best["average_precision"] if best else 0.0
+
+
+def _checkpoints(layer: LayerStudy) -> list[dict[str, str]]:
+    study, sae = layer.study, layer.sae_file
+    files = [(pair.key, file) for pair in study.pairs for file in study.classifier_files[pair]]
+    if sae is not None and sae.is_file():
+        files.append(("sae", sae))
+    return [{"name": name, "file": file.name, "sha256": sha256_of_file(file)} for name, file in files]
+
+
+def _data(study: "Study") -> Row:
+    config, splits, concepts = study.config.data, [], []
+    for split in (TRAINING, TEST):
+        part = study.split(split)
+        splits.append(
+            {
+                "split": split,
+                "n_images": len(part),
+                "n_patients": int(part.images["patient_id"].nunique()),
+                "n_rows": len(part.findings),
+            }
+        )
+        for concept in study.config.concepts:
+            rows = part.images if config.unit == "image" else part.findings
+            positive = part.findings[part.findings[concept] > 0]
+            concepts.append(
+                {
+                    "concept": concept,
+                    "split": split,
+                    "n_positive": int((rows[concept] > 0).sum()),
+                    "n_images": len(rows),
+                    "n_boxes": int(positive["xmin"].notna().sum()) if concept in study.findings else 0,
+                }
+            )
+    quarantine = study.quarantine
+    hidden = [reason.replace(image_id, "…") for image_id, reason in quarantine.itertuples(index=False, name=None)]
+    reasons = pd.Series(hidden, dtype=object).value_counts().sort_index()
+    # Of real patients the report says how many and why, not who; the quarantine file has the list.
+    listed = [{"reason": str(reason), "n": int(n)} for reason, n in reasons.items()]
+    if config.phantom:
+        listed = [{str(key): value for key, value in row.items()} for row in quarantine.to_dict("records")]
+    return {
+        "image_size": list(config.image_size),
+        "unit": config.unit,
+        "splits": splits,
+        "concepts": concepts,
+        "n_quarantined": len(quarantine),
+        "quarantine": listed,
+        "n_clipped_boxes": study.n_clipped_boxes,
+    }
+
+
+def _models(layer: LayerStudy) -> list[Row]:
+    described = []
+    for pair in layer.study.pairs:
+        model, train = layer.study.classifier(pair), layer.study.model_config(pair.model).train
+        described.append(
+            {
+                "name": pair.model,
+                "concept": pair.concept,
+                "architecture": model.architecture,
+                "kind": train.kind if train is not None else pair.model,
+                "hook_name": layer.hook_name,
+                "grid": list(layer.tables[pair].grid),
+                "d_in": layer.tables[pair].d_in,
+            }
+        )
+    return described
+
+
+def _sae(layer: LayerStudy) -> Row:
+    cfg, source, file = layer.sae.cfg, layer.config.sae, layer.sae_file
+    return {
+        "source": file.name if file is not None else "trained in this study",
+        "architecture": cfg.architecture(),
+        "d_in": cfg.d_in,
+        "d_sae": cfg.d_sae,
+        "sha256": tensors_fingerprint(layer.sae.state_dict()),
+        "trained_on": f"{source.train.model}/{source.train.concept}" if source.train is not None else None,
+        "training": None
+        if source.train is None
+        else {"share_of_positions": source.train.fraction, **source.train.training.model_dump()},
+    }
