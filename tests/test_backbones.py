@@ -353,8 +353,8 @@ def test_logits_have_gradients_with_respect_to_latents() -> None:
         sae.to(torch.float64)
         logit = nudge(0.0)
         (gradient,) = torch.autograd.grad(logit, latents[0])
-        slope = (nudge(1e-4) - nudge(-1e-4)) / 2e-4
-        assert gradient[0, 1, 2, 3] == pytest.approx(float(slope), rel=1e-4) and abs(slope) > 1e-6
+        slope = float((nudge(1e-4) - nudge(-1e-4)).detach()) / 2e-4
+        assert gradient[0, 1, 2, 3] == pytest.approx(slope, rel=1e-4) and abs(slope) > 1e-6
 
 
 # -- lists of layers ---------------------------------------------------------------------------------------------------
