@@ -60,11 +60,14 @@ class Source:
 def is_on_hub(source: str | os.PathLike[str]) -> bool:
     """Whether a string names a Hub repo or a file in one: `hf://...`, or owner/name where no such path exists.
 
-    A `Path` never does.
+    A `Path` never does, nor does a name that ends like a checkpoint's: "runs/sae.pt" is a path, there or not.
     """
     if not isinstance(source, str):
         return False
-    return source.startswith(HUB_SCHEME) or (re.fullmatch(_REPO, source) is not None and not Path(source).exists())
+    if source.startswith(HUB_SCHEME):
+        return True
+    is_repo = re.fullmatch(_REPO, source) is not None and PurePosixPath(source).suffix not in _CHECKPOINT_SUFFIXES
+    return is_repo and not Path(source).exists()
 
 
 def find_source(
@@ -103,9 +106,8 @@ def find_source(
         raise InputError(f"{source} names the file {url_path}, but {filename!r} is given too; name one")
     name = url_path or filename or default
     if name is None:
-        if str(source).startswith(HUB_SCHEME):
-            raise InputError(f"{source} names a repo but no file in it; write hf://{repo}/path/in/repo")
-        raise InputError(f"{source} does not exist; if it is a Hugging Face repo, name the file in it with filename=")
+        start = "does not exist" if str(source) == repo else "names a repo but no file in it"
+        raise InputError(f"{source} {start}; name a file of a Hugging Face repo as hf://{repo}/path/in/repo")
     revision = revision if revision is not None else url_revision
     if folder_files and PurePosixPath(name).suffix not in _CHECKPOINT_SUFFIXES:
         paths = [
