@@ -236,11 +236,11 @@ def test_a_closed_model_is_neither_wrapped_nor_traced() -> None:
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
 def test_a_copy_of_a_wrapped_model_is_wrapped_and_traced_on_its_own(how: str) -> None:
     hooked, images, *_ = build()
+    hooked.add_sae(build_sae(hooked, "top"))
     first = hooked.nnsight()
     clone = copy.deepcopy(hooked) if how == "deepcopy" else pickle.loads(pickle.dumps(hooked))
     with torch.no_grad():
         expected = hooked(images)
-        clone.add_sae(build_sae(clone, "top"))
         n = clone.nnsight()
         with n.trace(images):
             n.top.hook_out.hook_sae_acts_post.output[:] = 0
@@ -249,6 +249,7 @@ def test_a_copy_of_a_wrapped_model_is_wrapped_and_traced_on_its_own(how: str) ->
             logits = first.output.save()
         sae = clone.acts_to_saes["top.hook_out"]
         torch.testing.assert_close(silenced, clone.model.fc(sae.b_dec).expand(2, 2))
+    assert sae is not hooked.acts_to_saes["top.hook_out"]
     assert torch.equal(logits, expected)
 
 
