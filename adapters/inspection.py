@@ -212,7 +212,7 @@ def _mammo_clip(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
             facts |= {"n_class": len(weight), "outputs_hint": OUTPUT_HINTS.get(len(weight))}
         variant, architecture, n_class = check_mammo_clip(file)
         facts |= {"variant": variant, "architecture": architecture, "n_class": n_class}
-    except CheckpointFormatError as error:
+    except InputError as error:
         facts["problem"] = str(error)
     return facts
 
@@ -242,7 +242,7 @@ def _mammo_sae(content: Any, encoder: Any, path: Path) -> dict[str, Any]:
     try:
         parse_mammo_sae(content, path)
         facts["architecture"] = "standard"
-    except CheckpointFormatError as error:
+    except InputError as error:
         facts["problem"] = str(error)
     return facts
 
@@ -266,8 +266,8 @@ def _safetensors_file(source: Source) -> dict[str, Any]:
             "outputs_hint": OUTPUT_HINTS.get(n_class) if isinstance(n_class, int) else None,
         }
         try:
-            read_saved_classifier(source)
-        except CheckpointFormatError as error:
+            read_saved_classifier(source, device="meta")
+        except InputError as error:
             facts["problem"] = str(error)
         return facts
     if "W_dec" in shapes and len(shapes["W_dec"]) == 2:
@@ -295,7 +295,7 @@ def _saelens_folder(folder: Path) -> dict[str, Any]:
     }
     try:
         sae = load_saelens_folder(folder)
-    except CheckpointFormatError as error:
+    except InputError as error:
         return facts | {"problem": str(error)}
     return facts | _weights_facts({name: tuple(tensor.shape) for name, tensor in sae.state_dict().items()})
 

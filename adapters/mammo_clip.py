@@ -347,17 +347,22 @@ def saved_classifier_header(metadata: Mapping[str, str]) -> dict[str, Any] | Non
     return header if isinstance(header, dict) else {}
 
 
-def read_saved_classifier(source: Source) -> MammoClipClassifier:
+def read_saved_classifier(source: Source, *, device: str = "cpu") -> MammoClipClassifier:
     """The classifier in a file that `save_classifier` wrote.
+
+    Args:
+        source: the file.
+        device: "meta" checks all that loading checks, and gives a network without weights.
 
     Raises:
         CheckpointFormatError: the file is another or a damaged one.
+        InputError: timm has no network of the file's architecture.
     """
     path = source.path
     try:
         with safe_open(path, framework="pt") as file:
             header_text = (file.metadata() or {}).get(_HEADER_KEY)
-            state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            state_dict = {name: file.get_tensor(name).to(device) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise CheckpointFormatError(f"{path} is damaged or no safetensors file: {error}") from error
     if header_text is None:
@@ -368,17 +373,18 @@ def read_saved_classifier(source: Source) -> MammoClipClassifier:
             raise CheckpointFormatError(
                 f"{path} has format version {header['format_version']}; this release reads {_FORMAT_VERSION}, update it"
             )
-        model = MammoClipClassifier(
-            _create(header["architecture"], header["n_class"]),
-            architecture=header["architecture"],
-            static_padding={name: (p[0], p[1], p[2], p[3]) for name, p in header["static_padding"].items()},
-            source={
-                "kind": "saved_classifier",
-                **_origin([source]),
-                "metadata": header["metadata"],
-                "trained_from": header["source"],
-            },
-        )
+        with torch.device(device):
+            model = MammoClipClassifier(
+                _create(header["architecture"], header["n_class"]),
+                architecture=header["architecture"],
+                static_padding={name: (p[0], p[1], p[2], p[3]) for name, p in header["static_padding"].items()},
+                source={
+                    "kind": "saved_classifier",
+                    **_origin([source]),
+                    "metadata": header["metadata"],
+                    "trained_from": header["source"],
+                },
+            )
     except (KeyError, TypeError, IndexError, AttributeError, json.JSONDecodeError) as error:
         raise CheckpointFormatError(
             f"{path} has a damaged header at {_HEADER_KEY}: {type(error).__name__}: {error}"

@@ -178,8 +178,11 @@ def test_a_classifier_that_this_package_saved_is_told(tmp_path: Path) -> None:
     assert (report.kind, report.architecture, report.n_class) == ("saved classifier", "tinynet_e", 3)
     assert "BI-RADS" in str(report.outputs_hint)
     assert report.problem is None
-    path.write_bytes(path.read_bytes().replace(b'version\\": 1', b'version\\": 9', 1))
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b'version\\": 1', b'version\\": 9', 1))
     assert "format version 9" in str(inspect_checkpoint(path).problem)
+    path.write_bytes(content.replace(b"tinynet_e", b"tinynet_z", 1))
+    assert "did you mean tinynet_e" in str(inspect_checkpoint(path).problem)
 
 
 def test_other_checkpoints_are_unknown_with_their_keys(tmp_path: Path) -> None:
