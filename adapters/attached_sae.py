@@ -44,20 +44,21 @@ class AttachedSAE(nn.Module):
         self.n_special = n_special if exclude_special_tokens else 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., d_in) -> (..., d_in)."""
-        if self.n_special:
-            return torch.cat([x[:, : self.n_special], self._splice(x[:, self.n_special :])], dim=1)
-        return self._splice(x)
-
-    def _splice(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., d_in) -> (..., d_in); as SAELens does, excluded tokens are encoded too, and put back at the end."""
         out = self.sae.decode(self._encode(x))
         if self.use_error_term:
             with torch.no_grad():
                 with _hooks_bypassed(self.sae):
                     clean = self.sae.decode(self.sae.encode(x))
-                error = self.hook_sae_error(x - clean)
+                error = x - clean
+                if self.n_special:
+                    error[:, : self.n_special] = 0
+                error = self.hook_sae_error(error)
             out = out + error
-        return self.hook_sae_output(out.to(x.dtype))  # type: ignore[no-any-return]
+        out = out.to(x.dtype)
+        if self.n_special:
+            out = torch.cat([x[:, : self.n_special], out[:, self.n_special :]], dim=1)
+        return self.hook_sae_output(out)  # type: ignore[no-any-return]
 
     def _encode(self, x: torch.Tensor) -> torch.Tensor:
         acts: torch.Tensor = self.sae.encode(x)

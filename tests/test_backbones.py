@@ -172,8 +172,10 @@ def test_class_and_register_tokens_are_shown_when_they_are_kept(family: str) -> 
         n = N_PREFIX[family]
         everywhere = model.run_with_cache_with_saes(images, saes=sae)[1]
         without = model.run_with_cache_with_saes(images, saes=sae, exclude_special_tokens=True)[1]
-        assert everywhere[f"{inner}.hook_out.hook_sae_acts_post"].shape[1] == expected.shape[1]
-        assert without[f"{inner}.hook_out.hook_sae_acts_post"].shape[1] == expected.shape[1] - n
+        after = f"{inner}.hook_out.hook_sae_output"
+        assert not torch.allclose(everywhere[after][:, :n], expected[:, :n])
+        assert torch.equal(without[after][:, :n], expected[:, :n])
+        assert torch.allclose(without[after][:, n:], everywhere[after][:, n:], atol=1e-5)
     with HookedVisionModel(network, [inner], example_input=images) as model, torch.no_grad():
         patches_only = model.run_with_saes(images, saes=sae)
     with HookedVisionModel(network, [inner], example_input=images, prefix_tokens="keep") as model, torch.no_grad():
