@@ -220,6 +220,8 @@ def test_a_cache_killed_halfway_continues_and_ends_byte_identical(tmp_path, monk
         arguments = {"hook_name": layer.hook_name, "batch_size": 1}
         monkeypatch.setattr(layer_outputs, "BYTES_PER_SHARD", 2 * layer_output_nbytes(layer.model, "middle", (96, 64)))
         whole = cache_layer_outputs(layer.model, layer.dataset, tmp_path / "whole", **arguments)
+        with torch.inference_mode():
+            expected = layer.model.read(layer.images, layer.hook_name).raw
         read, passes = HookedVisionModel.read, []
 
         def dies(self, images, hook_name):
@@ -239,7 +241,8 @@ def test_a_cache_killed_halfway_continues_and_ends_byte_identical(tmp_path, monk
     for path in whole.folder.iterdir():
         assert (tmp_path / "broken" / path.name).read_bytes() == path.read_bytes(), path.name
     assert len(list(whole.folder.glob("shard-*"))) == 3
-    assert torch.equal(LayerOutputs(tmp_path / "broken").raw(3), whole.raw(3))
+    for number in range(6):
+        torch.testing.assert_close(whole.raw(number), expected[number : number + 1])
 
 
 def test_a_disk_without_room_is_said_in_one_line_before_anything_is_written(tmp_path, monkeypatch):
