@@ -1,10 +1,25 @@
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from helpers_layers import layer_of
 from helpers_study import random_sae
-from sae_lens import StandardSAE, StandardSAEConfig
+from sae_lens import (
+    GatedSAE,
+    GatedSAEConfig,
+    JumpReLUSAE,
+    JumpReLUSAEConfig,
+    MatchingPursuitSAE,
+    MatchingPursuitSAEConfig,
+    StandardSAE,
+    StandardSAEConfig,
+    TopKSAE,
+    TopKSAEConfig,
+)
+from sae_lens.saes.abstopk_sae import AbsTopKSAE, AbsTopKSAEConfig
+from sae_lens.saes.sae import SAEMetadata
 
 from mammosae_plugin import masked_passes
 from mammosae_plugin.activations import cache_layer_outputs
@@ -89,6 +104,38 @@ def test_keeping_every_latent_gives_the_tables_logits_with_the_sae(any_layer):
     assert_close(kept, table.logits_with_sae("Mass"))
     with torch.inference_mode():
         assert_close(kept, layer.model.run_with_saes(layer.images, saes=layer.sae).numpy())
+
+
+ARCHITECTURES = {
+    "gated": lambda **common: GatedSAE(GatedSAEConfig(**common)),
+    "topk": lambda **common: TopKSAE(TopKSAEConfig(k=5, **common)),
+    "abstopk": lambda **common: AbsTopKSAE(AbsTopKSAEConfig(k=5, **common)),
+    "jumprelu": lambda **common: JumpReLUSAE(JumpReLUSAEConfig(**common)),
+    "matching_pursuit": lambda **common: MatchingPursuitSAE(MatchingPursuitSAEConfig(max_iterations=5, **common)),
+}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_masked_passes_take_saes_of_every_architecture(architecture, cnn, tmp_path):
+    layer, _, outputs = cnn
+    metadata = SAEMetadata(hook_name=layer.hook_name)
+    sae = ARCHITECTURES[architecture](d_in=layer.sae.cfg.d_in, d_sae=48, metadata=metadata)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in sae.named_parameters():
+            if name != "threshold":
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / 3)
+        sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
+    layer = dataclasses.replace(layer, sae=sae)
+    table = layer.encode(tmp_path / "table")
+    passes = MaskedPasses(layer.model, sae, outputs, {"Mass": layer.head})
+    for error_term in (False, True):
+        expected = plain_full_pass(layer, GROUPS[2], "deactivate", error_term=error_term)
+        found = intervene(table, GROUPS[2], mode="deactivate", head="Mass", error_term=error_term, passes=passes)
+        assert_close(found, expected)
+    assert np.abs(table.logits("Mass") - expected).max() > 1e-2
+    if architecture == "abstopk":
+        assert table.mean_latents.min() < 0
 
 
 def test_at_the_final_map_the_passes_equal_the_linear_form(tmp_path):
@@ -204,9 +251,7 @@ def test_passes_of_something_else_than_the_table_are_refused(cnn):
     with pytest.raises(InputError, match="no head for 'Cyst'; they have Mass"):
         intervene(table, GROUPS[1], mode="activate", head="Cyst", passes=passes)
     elsewhere = random_sae(layer.sae.cfg.d_in, 48, hook_name="top.hook_out")
-    with pytest.raises(
-        InputError, match=r"belongs to top\.hook_out, but .* holds outputs of middle\.hook_out"
-    ):
+    with pytest.raises(InputError, match=r"belongs to top\.hook_out, but .* holds outputs of middle\.hook_out"):
         MaskedPasses(layer.model, elsewhere, outputs, heads)
     with pytest.raises(InputError, match="masks_at_once is 0"):
         passes_of(cnn, masks_at_once=0)
