@@ -31,12 +31,16 @@ class _Size:
     finetuning_epochs: int
     sae_epochs: int
     n_bootstrap: int
+    ks: tuple[int, ...]
+    error_term: bool
+    inner_controls: int
     top: int
     n_images: int
 
 
-FULL = _Size((256, 160), 400, 12, 3, 20, 1000, 10, 4)
-QUICK = _Size((128, 96), 40, 1, 1, 5, 100, 3, 2)
+# Fewer ks and random groups than the paper's and the default: at the inner layer each costs a pass.
+FULL = _Size((256, 160), 400, 12, 3, 20, 1000, (0, 1, 5, 10, 50, 250, 512), True, 2, 10, 4)
+QUICK = _Size((128, 96), 40, 1, 1, 5, 100, (0, 1, 512), False, 1, 3, 1)
 
 
 def run_demo(output: Path, *, quick: bool = False) -> str:
@@ -145,6 +149,9 @@ def _study(encoder: str, size: _Size) -> dict[str, Any]:
         },
         "analysis": {
             "n_bootstrap": size.n_bootstrap,
+            "ks": list(size.ks),
+            "error_term": size.error_term,
+            "inner_controls": size.inner_controls,
             "top": size.top,
             "gradcam": importlib.util.find_spec("captum") is not None,
         },

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 TRAINING, TEST = "training", "test"
 SCORES: tuple[probing.Score, ...] = ("mean", "centered_mean")
 _GIGABYTE = 1e9
+_BATCH_BYTES = 2**22  # of a layer's outputs under as many masks as run together; small maps run faster in large batches
 _SMALL_IMAGE = (64, 64)  # of the look at a layer before the study
 
 Compute = Callable[[LatentTable, "ModelPair"], pd.DataFrame]
@@ -354,12 +355,14 @@ class LayerStudy:
     def single_latents(self) -> pd.DataFrame:
         """The latent of each pair's finding whose maximum in the image separates the classes best."""
         settings = self._resampling
-        return self._each(
-            "single-latent",
-            settings,
-            lambda table, pair: probing.best_single_latent(table, pair.concept, **settings),
-            [pair for pair in self.study.pairs if pair.concept in self.study.findings],
-        )
+
+        def single(table: LatentTable, pair: ModelPair) -> pd.DataFrame:
+            if len(table.live_latents(TRAINING)) == 0:  # a dead SAE is a result of this layer, no end of the study
+                return pd.DataFrame({"latent": []})
+            return probing.best_single_latent(table, pair.concept, **settings)
+
+        pairs = [pair for pair in self.study.pairs if pair.concept in self.study.findings]
+        return self._each("single-latent", settings, single, pairs)
 
     def rankings(self) -> list[dict[str, Any]]:
         """The best latents of each pair's classes: scores, and mean activations on the class's test images."""
@@ -463,7 +466,9 @@ class LayerStudy:
             batch_size=self.config.batch_size,
             num_workers=self.config.num_workers,
         )
-        return MaskedPasses(model, self.sae, outputs, group.named_heads, device=self.config.device)
+        at_once = min(max(_BATCH_BYTES // outputs.nbytes_per_image, 4), 32)
+        heads, device = group.named_heads, self.config.device
+        return MaskedPasses(model, self.sae, outputs, heads, device=device, masks_at_once=at_once)
 
     def _announce(self, model: HookedVisionModel, images: MammogramDataset) -> None:
         """Say how large the layer's outputs will be on disk, before they are written there."""

@@ -89,7 +89,7 @@ def _layer_row(layer: LayerStudy, pair: ModelPair) -> Row:
         **{name: quality[name] for name in ("explained_variance", "l0", "dead_share")},
         "auroc_without_sae": auroc["without_sae"],
         "auroc_with_sae": auroc["with_sae"],
-        "single_latent": single.get("latent"),
+        "single_latent": int(single["latent"]) if single else None,
         "single_latent_auroc": single.get("auroc"),
         "single_latent_auroc_low": single.get("auroc_low"),
         "single_latent_auroc_high": single.get("auroc_high"),
