@@ -73,7 +73,7 @@ class AttachedSAE(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make the SAE anew and give it the hook points back that stand in the model."""
         kind, cfg, weights = state.pop("sae")
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         sae = kind.from_dict(cfg)
         sae.load_state_dict(weights)
         for name in set(sae.hook_dict) & set(self._modules) - {"hook_sae_error", "hook_sae_output"}:

@@ -693,8 +693,12 @@ def _final_path(model: nn.Module, recording: Recording, paths: Sequence[str] | N
         if same and (paths is None or same[-1].path in paths):
             return same[-1].path
         return None
-    found = [call for call in found if paths is None or call.path in paths]
-    return max(found, key=lambda call: call.end).path if found else None
+    last = max(found, key=lambda call: call.end, default=None)
+    if last is None or last.shape is None or paths is None:
+        return None if last is None else last.path
+    # A module around the last one gives the same tensor, and so does a permutation.
+    same = [call for call in found if call.address == last.address and sorted(call.shape or ()) == sorted(last.shape)]
+    return next((call.path for call in reversed(same) if call.path in paths), None)
 
 
 def _head_path(model: nn.Module, recording: Recording) -> str | None:

@@ -375,6 +375,14 @@ def test_the_default_layers_of_torchvision_models_are_their_stages() -> None:
     assert swin.final_hook == "permute.hook_out"
 
 
+def test_the_final_hook_is_the_last_map_and_no_earlier_one() -> None:
+    network, size, _, _ = FAMILIES["torch_cnn"]()
+    images = torch.zeros(1, 3, *size)
+    for paths, final in ((["stem", "middle"], None), (["middle", "top"], "top"), (["top.2"], "top.2")):
+        with HookedVisionModel(network, paths, example_input=images) as model:
+            assert model.final_hook == (None if final is None else f"{final}.hook_out")
+
+
 def test_the_layers_table_names_hook_points_aliases_shapes_and_problems() -> None:
     from mammosae_plugin.adapters import new_classifier
 
