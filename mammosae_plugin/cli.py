@@ -100,8 +100,9 @@ def study(
 
     The configuration names a folder in VinDr-Mammo's format (images_png/<patient_id>/<image_id> and
     vindr_detection_v1_folds.csv), one or more models with a classifier per concept (Mammo-CLIP checkpoints, or `train`
-    to make them here) and one sparse autoencoder (a Mammo-SAE file, a SAELens folder, or `train`). examples/study.yaml
-    in the repository is a commented one for VinDr-Mammo.
+    to make them here) and a sparse autoencoder (a Mammo-SAE file, a SAELens folder, or `train`) for the final feature
+    map, or for each of several `layers`, which are then compared. examples/study.yaml in the repository is a commented
+    one for VinDr-Mammo.
 
     Everything is written to the output folder. A study that is stopped or killed is run again with the same command and
     continues. Its steps are also commands of their own: classify, extract, train, encode, probe, intervene, localize,
@@ -130,8 +131,8 @@ def _add_step(step: str, explanation: str) -> None:
 
 
 _add_step("classify", "Train the study's classifiers, or check the given ones against its images and concepts.")
-_add_step("extract", "Write the activations on which the study's sparse autoencoder is trained.")
-_add_step("train", "Train the study's sparse autoencoder with SAELens.")
+_add_step("extract", "Write the activations on which the study's sparse autoencoders are trained.")
+_add_step("train", "Train the study's sparse autoencoders with SAELens.")
 _add_step("encode", "Make the latents tables: one pass over the images, after which no analysis needs a network.")
 _add_step("probe", "Table 1, the class means of every latent and their ranking (Eq. 2).")
 _add_step("intervene", "Figure 2: keep or remove each class's best latents, beside random groups (Eq. 3 and 4).")
@@ -151,8 +152,8 @@ def demo(
     """Run the whole study on generated mammograms: no data, no checkpoint and no network needed.
 
     Makes phantom mammograms with masses and calcifications in VinDr-Mammo's format, trains a small EfficientNet on
-    them, a sparse autoencoder on its final feature map, and writes the same report as `mammosae study`. About eight
-    minutes on two cores. Can be killed and run again.
+    them, sparse autoencoders at an inner layer and at its final feature map, and writes the same reports as
+    `mammosae study`. Less than ten minutes on two cores. Can be killed and run again.
     """
     with _clear_errors(debug):
         from mammosae_plugin.demo import run_demo

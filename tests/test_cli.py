@@ -193,6 +193,12 @@ def test_an_sae_of_another_width_is_refused(settings, tmp_path):
     assert "1280" in line
 
 
+def test_an_unknown_layer_is_refused_with_the_nearest_names(settings, tmp_path):
+    line = refused(write_study(tmp_path, settings), "--set", "layers=[layer_66]")
+    assert "layer_66" in line
+    assert "did you mean layer_6" in line
+
+
 def test_a_missing_sae_and_a_missing_checkpoint_are_refused(settings, tmp_path):
     settings["sae"]["path"] = str(tmp_path / "none.pt")
     assert "none.pt" in refused(write_study(tmp_path, settings))

@@ -440,6 +440,13 @@ def test_summary_admits_when_no_group_restores_the_model():
     assert "No group of latents in the sweep restores" in " ".join(summary(results))
 
 
+def test_summary_speaks_of_one_latent_in_the_singular():
+    results = synthetic_results()
+    for row in results["interventions"]:
+        row["auroc"] = 0.97
+    assert "the best latent of each class restores at least 95 %" in " ".join(summary(results))
+
+
 def test_summary_does_not_speak_of_restoring_a_model_at_chance():
     results = synthetic_results()
     for row in results["reconstruction"]:

@@ -236,10 +236,10 @@ def _restoring(found: list[Finding]) -> list[str]:
         return ["No group of latents in the sweep restores 95 % of the AUROC above chance."]
     whom = f"{len(ks)} of {len(found)} classifiers" if len(ks) < len(found) else "all of them" if len(ks) > 1 else "it"
     but = f"; for {_list(failing)} no group of the sweep does" if failing else ""
-    return [
-        f"With all other latents set to zero, the {_span(ks)} best latents per class restore at least 95 % of the "
-        f"AUROC above chance for {whom}{but}."
-    ]
+    which = (
+        f"the {_span(ks)} best latents per class restore" if max(ks) > 1 else "the best latent of each class restores"
+    )
+    return [f"With all other latents set to zero, {which} at least 95 % of the AUROC above chance for {whom}{but}."]
 
 
 def _controls(found: list[Finding]) -> list[str]:

@@ -23,6 +23,7 @@ _GAP = 0.07
 _CAPTION = 0.36
 _HEAD = 0.62
 _FOOT = 0.86
+_LEAST_WIDTH = 7.5  # of the figure: what the line beside the colour bar takes
 _DRAWN_HEIGHT = 640  # pixels: images taller than this are shrunk before drawing
 _OPACITY = 0.65
 
@@ -79,7 +80,7 @@ def plot_heatmaps(
         panel_height = _PANEL * size[0] / size[1]
         width = (n_latents + 1) * (_PANEL + _GAP) + _GAP
         height = _HEAD + n_images * (panel_height + _CAPTION) + _FOOT
-        figure = Figure(figsize=(max(width, 6.2), height))
+        figure = Figure(figsize=(max(width, _LEAST_WIDTH), height))
         for row in range(n_images):
             shrunk = _shrink(images[row])
             for column in range(n_latents + 1):
