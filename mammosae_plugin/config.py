@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from mammosae_plugin.adapters.sources import HUB_SCHEME
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.training.classifier import ClassifierTraining
 from mammosae_plugin.training.sae import SAETraining
@@ -17,6 +18,14 @@ from mammosae_plugin.training.sae import SAETraining
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _path_or_hub(value: str | Path) -> str | Path:
+    return value if str(value).startswith(HUB_SCHEME) else Path(value)
+
+
+# A local path, or "hf://owner/name[@revision]/path/in/repo", which stays a string.
+Checkpoint = Annotated[str | Path, AfterValidator(_path_or_hub)]
 
 
 class DataConfig(_Section):
@@ -43,10 +52,14 @@ class ModelConfig(_Section):
     """One model of the comparison: an encoder with one classifier per concept."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", description="How tables and figures call the model.")
-    encoder: Path | None = Field(
-        None, description="Mammo-CLIP pretraining checkpoint, or an encoder saved by this package."
+    encoder: Checkpoint | None = Field(
+        None,
+        description="Mammo-CLIP pretraining checkpoint, or an encoder saved by this package. As everywhere, a path or "
+        "hf://owner/name[@revision]/path/in/repo.",
     )
-    classifiers: dict[str, Path] | None = Field(None, description="A downstream classifier file for each concept.")
+    classifiers: dict[str, Checkpoint] | None = Field(
+        None, description="A downstream classifier file for each concept."
+    )
     train: ClassifierTraining | None = Field(
         None, description="Train the classifiers here instead, starting from `encoder`."
     )
@@ -72,8 +85,12 @@ class SAETrainingSource(_Section):
 class SAEConfig(_Section):
     """The sparse autoencoder of each layer, which all models of the study share."""
 
-    path: Path | None = Field(None, description="A Mammo-SAE file or a folder in SAELens's format, for one layer.")
-    paths: dict[str, Path] | None = Field(None, description="Such a file or folder for each of `layers`, by its name.")
+    path: Checkpoint | None = Field(
+        None, description="A Mammo-SAE file or a folder in SAELens's format, for one layer."
+    )
+    paths: dict[str, Checkpoint] | None = Field(
+        None, description="Such a file or folder for each of `layers`, by its name."
+    )
     train: SAETrainingSource | None = Field(
         None, description="Train them here instead, one per layer with the same settings."
     )
@@ -258,7 +275,8 @@ def _make_absolute(raw: dict[str, Any], base: Path) -> None:
     """Make relative paths of the raw settings absolute; what is not of the expected form is left for validation."""
 
     def resolve(section: Any, key: Any) -> None:
-        if isinstance(section, dict) and isinstance(section.get(key), (str, Path)):
+        value = section.get(key) if isinstance(section, dict) else None
+        if isinstance(value, (str, Path)) and not str(value).startswith(HUB_SCHEME):
             section[key] = str(base / Path(section[key]).expanduser())
 
     resolve(raw, "output")

@@ -201,11 +201,11 @@ class Study:
     def _classifier_file(self, pair: ModelPair) -> tuple[Path, ...]:
         config = self.model_config(pair.model)
         if config.classifiers is not None:
-            file = config.classifiers[pair.concept]
-            return (file,) if config.encoder is None else (config.encoder, file)
+            file = existing(config.classifiers[pair.concept])
+            return (file,) if config.encoder is None else (existing(config.encoder), file)
         assert config.encoder is not None and config.train is not None  # the configuration has been validated
         images = self.split(TRAINING)
-        encoder = load_mammo_clip(config.encoder)
+        encoder = load_mammo_clip(existing(config.encoder))
         parts = [
             config.train.model_dump(),
             tensors_fingerprint(encoder.state_dict()),

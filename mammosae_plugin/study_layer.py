@@ -17,6 +17,8 @@ from torch import nn
 from mammosae_plugin import intervention, localization, probing, reconstruction
 from mammosae_plugin.activations import ActivationStore, cache_layer_outputs, extract_activations, layer_output_nbytes
 from mammosae_plugin.adapters import HookedVisionModel, MammoClipClassifier, load_vision_sae
+from mammosae_plugin.adapters.sources import find_source
+from mammosae_plugin.adapters.vision_sae import SAELENS_FILES
 from mammosae_plugin.datasets import PREPROCESSING, MammogramDataset
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_parquet, sha256_of_json, write_json, write_parquet
@@ -46,8 +48,13 @@ def digest(value: Any) -> str:
     return sha256_of_json(plain(value))[:12]
 
 
-def existing(path: Path) -> Path:
-    """The path, if there is something; otherwise `InputError`."""
+def existing(checkpoint: str | Path) -> Path:
+    """The local file or folder of a checkpoint, downloaded first where it lies on the Hub.
+
+    Raises:
+        InputError: There is none, or it cannot be read.
+    """
+    path = find_source(checkpoint, folder_files=SAELENS_FILES).path
     if not path.exists():
         raise InputError(f"{path} does not exist; check the configuration")
     return path
@@ -167,11 +174,12 @@ class LayerStudy:
 
     # The SAE
 
-    @property
+    @cached_property
     def sae_file(self) -> Path | None:
         """The file or folder of the layer's SAE; None where the study trains it."""
         sae = self.config.sae
-        return sae.paths[self.name] if sae.paths is not None else sae.path
+        checkpoint = sae.paths[self.name] if sae.paths is not None else sae.path
+        return None if checkpoint is None else existing(checkpoint)
 
     def extract(self) -> ActivationStore | None:
         """The rows on which the SAE is trained; None where the configuration gives the SAE as a file."""
@@ -205,7 +213,7 @@ class LayerStudy:
     def sae(self) -> Any:
         """The layer's SAE, which all models share: a SAELens SAE on the CPU."""
         if self.sae_file is not None:
-            found = load_vision_sae(existing(self.sae_file))
+            found = load_vision_sae(self.sae_file)
             if found.cfg.metadata.hook_name is None:
                 found.cfg.metadata.hook_name = self.hook_name
             return found

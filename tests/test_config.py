@@ -40,6 +40,15 @@ def test_relative_paths_count_from_the_files_folder(settings, tmp_path, monkeypa
     assert config.sae.path == tmp_path / "deep" / "sae"
 
 
+def test_a_place_on_the_hub_is_no_path(settings, tmp_path):
+    settings["sae"] = {"path": "hf://KKNakka/MammoSAE@main/sae.pt"}
+    settings["models"][0]["classifiers"]["Mass"] = "hf://owner/name/mass.pth"
+    config = load_config(write_study(tmp_path, settings))
+    assert config.sae.path == "hf://KKNakka/MammoSAE@main/sae.pt"
+    assert config.models[0].classifiers["Mass"] == "hf://owner/name/mass.pth"
+    assert portable_config(config)["sae"]["path"] == "hf://KKNakka/MammoSAE@main/sae.pt"
+
+
 def test_overrides_replace_and_can_say_everything(settings, tmp_path):
     file = write_study(tmp_path, settings)
     config = load_config(file, ["analysis.n_bootstrap=300", "models.0.name=probe", "data.unit=finding_row"])

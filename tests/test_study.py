@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,7 @@ from helpers_study import (
 )
 
 from mammosae_plugin.adapters import save_classifier
+from mammosae_plugin.adapters.sources import Source
 from mammosae_plugin.claims import claims
 from mammosae_plugin.config import load_config
 from mammosae_plugin.errors import InputError
@@ -345,6 +347,22 @@ def test_an_sae_of_another_layer_or_width_and_too_few_latents_are_refused_with_t
     settings |= {"sae": {"train": training}, "analysis": {"top": 60}}
     line = refused(settings, tmp_path)
     assert "analysis.top is 60, but the SAE of layer_6 will have only 56 latents" in line
+
+
+def test_checkpoints_and_saes_on_the_hub_are_read_from_there(tmp_path, phantom_root, monkeypatch):
+    settings = layered_settings(tmp_path, phantom_root)
+    on_hub = {"hf://owner/name/mass.safetensors": Path(settings["models"][0]["classifiers"]["Mass"])}
+    on_hub["hf://owner/name@v1/layer_6"] = Path(settings["sae"]["paths"]["layer_6"])
+    settings["models"][0]["classifiers"]["Mass"], settings["sae"]["paths"]["layer_6"] = on_hub
+
+    def find_source(place, **_):
+        path = on_hub.get(place, place)
+        return Source(path=path, name=path.name)
+
+    monkeypatch.setattr("mammosae_plugin.study_layer.find_source", find_source)
+    study = Study(load_config(write_study(tmp_path, settings)))
+    assert study.classifier_files[study.pairs[0]] == (on_hub["hf://owner/name/mass.safetensors"],)
+    assert study.layers[0].sae.cfg.d_in == LAYER_WIDTHS["layer_6"]
 
 
 def test_an_error_at_a_layer_says_which(layered, monkeypatch):
