@@ -170,17 +170,21 @@ class Study:
         """
         layers: tuple[LayerStudy, ...] = ()
         for model in self.config.models:
-            first = next(iter(model.classifiers.values())) if model.classifiers is not None else model.encoder
-            assert first is not None  # the configuration has been validated
-            network = load_mammo_clip(existing(model.encoder or first))
+            first = model.classifiers[self.config.concepts[0]] if model.classifiers is not None else None
+            file = model.encoder or first
+            assert file is not None  # the configuration has been validated
+            network = load_mammo_clip(existing(file))
             if not layers:
                 hook_names = {
                     name: _hook_name(network, name) for name in self.config.layers or [_final_module(network)]
                 }
                 if len(set(hook_names.values())) < len(hook_names):
                     raise InputError(f"two of the layers {', '.join(hook_names)} are the same; name each once")
-                layers = tuple(LayerStudy(self, name, hook_name) for name, hook_name in hook_names.items())
-                self._final_hook = f"{_final_module(network)}.hook_out"
+                final = _hook_name(network, _final_module(network))
+                layers = tuple(
+                    LayerStudy(self, name, hook_name, is_final=hook_name == final)
+                    for name, hook_name in hook_names.items()
+                )
             for layer in layers:
                 layer.check(network, model.name)
         return layers
@@ -188,8 +192,7 @@ class Study:
     @property
     def primary(self) -> LayerStudy:
         """The layer whose report lies at the top: the final map, or else the last layer."""
-        final = [layer for layer in self.layers if layer.hook_name == self._final_hook]
-        return [*self.layers, *final][-1]
+        return next((layer for layer in self.layers if layer.is_final), self.layers[-1])
 
     @cached_property
     def classifier_files(self) -> dict[ModelPair, tuple[Path, ...]]:
@@ -300,7 +303,7 @@ class Study:
         folders = {layer: self.report_folder(layer) for layer in self.layers}
         # As of figures: a layer that is no longer studied must not leave a report behind.
         for folder in (self.results_folder / LAYERS_FOLDER).glob("*"):
-            if folder not in folders.values():
+            if folder.is_dir() and folder not in folders.values():
                 shutil.rmtree(folder)
 
         def write(layer: LayerStudy) -> None:

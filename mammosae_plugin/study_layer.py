@@ -105,18 +105,20 @@ class LayerStudy:
         study: Data, classifiers and settings, which all layers share.
         name: The layer as the configuration names it.
         hook_name: Its hook point.
+        is_final: Whether it is the final map.
 
     Raises:
         InputError: Anything that is wrong with the layer's SAE or does not fit it, in one line.
     """
 
-    def __init__(self, study: "Study", name: str, hook_name: str) -> None:
+    def __init__(self, study: "Study", name: str, hook_name: str, *, is_final: bool) -> None:
         self.study = study
         self.config = study.config
         self.work = study.work
         self.name = name
         self.hook_name = hook_name
         self.module = hook_name.rpartition(".")[0]
+        self.is_final = is_final
 
     @contextmanager
     def errors_name_it(self) -> Iterator[None]:
