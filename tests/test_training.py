@@ -9,12 +9,11 @@ from sae_lens import SAE, StandardTrainingSAE, StandardTrainingSAEConfig
 from sae_lens.saes.sae import TrainStepInput
 
 from mammosae_plugin.activations import extract_activations
-from mammosae_plugin.adapters import HookedVisionModel, load_mammo_clip, new_classifier
+from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.datasets import PREPROCESSING
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json
-from mammosae_plugin.training import ClassifierTraining, SAETraining, train_classifier, train_sae
-from mammosae_plugin.training import classifier as classifier_module
+from mammosae_plugin.training import SAETraining, train_sae
 from mammosae_plugin.training import sae as sae_module
 
 SMALL = SAETraining(d_sae=96, epochs=60, batch_size=64, lr=1e-3, checkpoint_every=5, dead_feature_window=20)
@@ -162,86 +161,6 @@ def test_sae_lens_still_loads_what_was_saved_when_training_is_asked_for_again(tr
     assert (folder / "sae_weights.safetensors").stat().st_mtime_ns == before
     assert torch.equal(again.W_dec, sae.W_dec)
     assert isinstance(SAE.load_from_disk(str(folder)), type(sae))
-
-
-# Classifiers
-
-
-@pytest.fixture(scope="module")
-def training_images(phantoms):
-    return phantoms.select(split="training")
-
-
-def test_the_linear_probe_changes_the_head_alone_and_fits_its_images(training_images, classifier, tmp_path):
-    config = ClassifierTraining(kind="pretrained", l2=1e-3)
-    model = train_classifier(classifier, training_images, "Mass", tmp_path / "m.safetensors", config)
-    for name, tensor in classifier.state_dict().items():
-        if not name.startswith("classifier."):
-            assert torch.equal(tensor, model.state_dict()[name]), name
-    with torch.inference_mode():
-        logits = torch.stack([model(training_images[i]["image"][None])[0, 0] for i in range(len(training_images))])
-    labels = torch.tensor(training_images.images["Mass"].to_numpy())
-    assert logits[labels == 1].mean() > logits[labels == 0].mean() + 1
-
-
-def test_a_probe_for_density_has_an_output_per_class(training_images, classifier, tmp_path):
-    if training_images.images["density"].nunique() < 4:
-        pytest.skip("the small phantoms do not show all four densities")
-    model = train_classifier(
-        classifier, training_images, "density", tmp_path / "d.safetensors", ClassifierTraining(kind="pretrained")
-    )
-    assert model.n_class == 4
-
-
-def test_finetuning_killed_between_epochs_and_continued_equals_the_undisturbed_run(
-    training_images, classifier, tmp_path, monkeypatch
-):
-    config = ClassifierTraining(epochs=3, batch_size=8, lr=1e-3)
-    whole = train_classifier(classifier, training_images, "Mass", tmp_path / "whole.safetensors", config)
-    save = classifier_module._save_state
-
-    def save_and_die(*args):
-        save(*args)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(classifier_module, "_save_state", save_and_die)
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            train_classifier(classifier, training_images, "Mass", tmp_path / "broken.safetensors", config)
-    continued = train_classifier(classifier, training_images, "Mass", tmp_path / "broken.safetensors", config)
-    for name, tensor in whole.state_dict().items():
-        assert torch.equal(tensor, continued.state_dict()[name]), name
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.safetensors", "whole.safetensors"]
-
-
-def test_finetuning_does_not_change_the_encoder_it_starts_from(training_images, tmp_path):
-    encoder = new_classifier("tinynet_e", 0, seed=3)
-    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-    model = train_classifier(
-        encoder, training_images, ["Mass", "Suspicious_Calcification"], tmp_path / "m.safetensors",
-        ClassifierTraining(epochs=1, batch_size=8, augmentation="flips"),
-    )  # fmt: skip
-    assert model.n_class == 2
-    for name, tensor in before.items():
-        assert torch.equal(tensor, encoder.state_dict()[name]), name
-    assert not torch.equal(model.conv_head.weight, encoder.conv_head.weight)
-
-
-def test_a_trained_classifier_says_what_it_is(training_images, classifier, tmp_path):
-    path = tmp_path / "m.safetensors"
-    config = ClassifierTraining(kind="pretrained")
-    train_classifier(classifier, training_images, "Mass", path, config, metadata={"preprocessing": PREPROCESSING})
-    said = load_mammo_clip(path).source["metadata"]
-    assert said["concepts"] == ["Mass"]
-    assert said["dataset"] == training_images.fingerprint
-    assert said["preprocessing"] == PREPROCESSING
-    with pytest.raises(InputError, match="other settings"):
-        train_classifier(classifier, training_images, "Mass", path, ClassifierTraining(kind="pretrained", l2=2.0))
-
-
-def test_a_concept_without_a_positive_image_is_refused(training_images, classifier, tmp_path):
-    with pytest.raises(InputError, match="no training image has class 1 of Suspicious_Lymph_Node"):
-        train_classifier(classifier, training_images, "Suspicious_Lymph_Node", tmp_path / "m.safetensors")
 
 
 def test_an_sae_checkpoint_is_never_left_half_written(store, tmp_path):

@@ -1,33 +1,44 @@
-"""Classifiers on an image encoder: the linear head alone ("pretrained") or the whole network ("finetuned")."""
+"""Classifiers on an image encoder: the linear head alone, or the whole network ("finetuned")."""
 
 import copy
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, Field
-from safetensors import safe_open
-from safetensors.torch import load_file
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from safetensors import SafetensorError, safe_open
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import nn
+from torch.nn import functional
 from torch.utils.data import DataLoader, Subset
-from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
-from mammosae_plugin.activations import image_batches
 from mammosae_plugin.adapters import MammoClipClassifier, load_mammo_clip, save_classifier
 from mammosae_plugin.datasets import MammogramDataset, collate, n_classes_of
+from mammosae_plugin.datasets.concepts import nearest_names
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import sha256_of_json, write_safetensors
+from mammosae_plugin.files import sha256_of_json, write_safetensors, write_text
 from mammosae_plugin.provenance import seed_everything, tensors_fingerprint, torch_generator
+from mammosae_plugin.shards import run_shards, shard_paths
+from mammosae_plugin.statistics import ranking_metrics
+from mammosae_plugin.training.augmentation import Augmentation, EpochImages, Kind
+from mammosae_plugin.training.held_out import hold_out_patients
 
 logger = logging.getLogger(__name__)
+
+LOG_EVERY = 10
+"""Steps between two rows of the training log."""
+
+Integers = npt.NDArray[np.int64]
 
 
 class ClassifierTraining(BaseModel):
@@ -35,25 +46,67 @@ class ClassifierTraining(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["pretrained", "finetuned"] = Field(
+    kind: Literal["pretrained", "linear_probe", "finetuned"] = Field(
         "finetuned",
-        description="'pretrained': fit the linear head on frozen features. 'finetuned': train the whole network.",
+        description="'pretrained': fit the linear head on frozen features by logistic regression. 'linear_probe': "
+        "train it as 'finetuned' does, on a frozen encoder. 'finetuned': train the whole network.",
     )
     l2: float = Field(
         1.0, gt=0, description="pretrained: L2 penalty of the logistic regression on standardised features."
     )
-    epochs: int = Field(10, gt=0, description="finetuned: passes over the training images.")
+    epochs: int = Field(10, gt=0, description="Passes over the training images (not for 'pretrained').")
     batch_size: int = Field(16, gt=0, description="Images per step.")
-    lr: float = Field(5e-5, gt=0, description="finetuned: peak learning rate of AdamW.")
-    weight_decay: float = Field(1e-4, ge=0, description="finetuned: AdamW's decoupled weight decay.")
+    lr: float = Field(5e-5, gt=0, description="Peak learning rate of AdamW (not for 'pretrained').")
+    weight_decay: float = Field(1e-4, ge=0, description="AdamW's decoupled weight decay (not for 'pretrained').")
     warm_up: float = Field(
-        0.1, ge=0, lt=1, description="finetuned: share of the steps with rising learning rate; then cosine."
+        0.1, ge=0, lt=1, description="Share of the steps with rising learning rate; then cosine (not for 'pretrained')."
     )
-    augmentation: Literal["none", "flips", "affine"] = Field(
+    class_weights: Literal["balanced", "none"] = Field(
+        "balanced",
+        description="'balanced': positives of a finding count negatives / positives, classes of density and birads by "
+        "their rarity. 'none': every image counts the same.",
+    )
+    augmentation: Kind = Field(
         "affine",
-        description="finetuned: flips, or flips with rotation 20, shift 10 %, scale 0.8 to 1.2 and shear 20 degrees.",
+        description="'none'; 'flips'; 'affine': flips, and rotation 20, shift 10 %, scale 0.8 to 1.2 and shear 20 "
+        "degrees; 'mammo_clip': Mammo-CLIP's recipe: those and an elastic map, each for half of the images "
+        "(not for 'pretrained').",
     )
-    seed: int = Field(0, ge=0, description="Seeds the head, the order of the images and the augmentation.")
+    elastic_alpha: float = Field(
+        10.0, ge=0, description="mammo_clip: factor in pixels of the elastic map's blurred noise; released: 10."
+    )
+    elastic_sigma: float = Field(
+        15.0, gt=0, description="mammo_clip: blur of the elastic map's noise, a standard deviation in pixels."
+    )
+    validation_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the training patients held out; the epoch with the best AUROC on them is kept. "
+        "0: train on all and keep the last epoch.",
+    )
+    autocast: bool = Field(False, description="Run the network under bfloat16 autocast.")
+    checkpoint_every: int | None = Field(
+        None,
+        gt=0,
+        description="Steps between the states from which a killed run continues, beside the end of every epoch.",
+    )
+    seed: int = Field(
+        0, ge=0, description="Seeds the head, the patients held out, the order of the images and the augmentation."
+    )
+
+    @model_validator(mode="after")
+    def _elastic_map_is_used(self) -> "ClassifierTraining":
+        given = [name for name in ("elastic_alpha", "elastic_sigma") if getattr(self, name) != _default(name)]
+        if given and self.augmentation != "mammo_clip":
+            raise ValueError(
+                f"{given[0]} means nothing with augmentation {self.augmentation!r}; set augmentation to 'mammo_clip'"
+            )
+        return self
+
+
+def _default(name: str) -> Any:
+    return ClassifierTraining.model_fields[name].default
 
 
 def train_classifier(
@@ -70,24 +123,29 @@ def train_classifier(
     """Train a classifier for one concept, or for several findings at once, and save it.
 
     Classes are weighed by their rarity: positives of a finding by negatives / positives. A killed run is made again and
-    continues at its last epoch.
+    continues from its last state; on the CPU it ends with the bits of an undisturbed run. `<name>.log.jsonl` beside the
+    file has a row for every 10 steps and for every epoch.
 
     Args:
         encoder: Where the weights start; it is not changed.
-        dataset: Training images with labels.
+        dataset: Training images with labels; with `validation_share`, part of its patients are held out.
         concept: A finding (one logit), "density" or "birads" (a logit per class), or several findings (a logit each).
-        path: Where the classifier goes, a `.safetensors` file that `load_mammo_clip` reads.
+        path: Where the classifier goes, a `.safetensors` file that `load_mammo_clip` reads. Its metadata say how it was
+            trained and, under "outcome", the patients and images on each side, the epoch chosen and its validation
+            AUROC (a mean over several findings, or over classes against the rest).
         config: How to train.
         metadata: What else the file should say.
         device: Where training runs.
-        num_workers: Processes that read images beside the network.
+        num_workers: Processes that read and augment images beside the network; they change no result.
 
     Raises:
-        InputError: A concept has a class without an image, or the file holds another classifier.
+        InputError: An unknown concept, a class without an image, too few patients to hold some out, a loss that is not
+            finite, or a file that holds another classifier.
     """
     config, path = config or ClassifierTraining(), Path(path)
     concepts = [concept] if isinstance(concept, str) else list(concept)
-    targets = _targets(dataset, concepts)
+    labels = _labels(dataset, concepts)
+    sides = _sides(dataset, labels, concepts, config)
     plan = {
         "concepts": concepts,
         "config": config.model_dump(),
@@ -98,18 +156,19 @@ def train_classifier(
     }
     if path.exists():
         model = load_mammo_clip(path, device=device)
-        if model.source["metadata"] != json.loads(json.dumps(plan)):
+        found = {name: value for name, value in model.source["metadata"].items() if name != "outcome"}
+        if found != json.loads(json.dumps(plan)):
             raise InputError(f"{path} holds a classifier of other settings; name another file or delete this one")
-        return model
-    seed_everything(config.seed)
-    model = with_new_head(encoder, _n_outputs(concepts)).to(device)
-    if config.kind == "pretrained":
-        _fit_head(model, dataset, targets, config, device, num_workers)
     else:
-        _finetune(model, dataset, targets, config, path, plan, device, num_workers)
-    save_classifier(model, path, metadata=plan)
+        seed_everything(config.seed)
+        model = with_new_head(encoder, _n_outputs(concepts)).to(device)
+        task = _Task(dataset, labels, sides, config, path, plan, device, num_workers)
+        chosen = _fit_head(model, task) if config.kind == "pretrained" else _Run(model, task).train()
+        save_classifier(model, path, metadata={**plan, "outcome": {**_sizes(dataset, sides), **chosen}})
+        model = load_mammo_clip(path, device=device)
+    shutil.rmtree(_features_folder(path), ignore_errors=True)
     _state_file(path).unlink(missing_ok=True)
-    return load_mammo_clip(path, device=device)
+    return model
 
 
 def with_new_head(encoder: MammoClipClassifier, n_class: int) -> MammoClipClassifier:
@@ -120,118 +179,365 @@ def with_new_head(encoder: MammoClipClassifier, n_class: int) -> MammoClipClassi
     return model
 
 
+@dataclass(frozen=True)
+class _Sides:
+    """The items to train on and those of the patients held out, both in the dataset's order."""
+
+    training: Integers
+    validation: Integers
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is trained on what, and where it goes."""
+
+    dataset: MammogramDataset
+    labels: Integers
+    """(n, m) classes of m concepts."""
+    sides: _Sides
+    config: ClassifierTraining
+    path: Path
+    plan: Mapping[str, Any]
+    device: str
+    num_workers: int
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """What a loss compares with: (n, m) float for m findings, (n,) int64 for one concept of more classes."""
+        labels = torch.tensor(self.labels)
+        graded = n_classes_of(self.plan["concepts"][0]) > 2
+        return labels[:, 0] if graded else labels.float()
+
+    def images(self, items: Sequence[int]) -> Iterator[torch.Tensor]:
+        """Batches of images (b, 3, H, W) on the device, as they are."""
+        loader = DataLoader(
+            Subset(self.dataset, items), self.config.batch_size, num_workers=self.num_workers, collate_fn=collate
+        )
+        for batch in loader:
+            yield batch["image"].to(self.device)
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.config.autocast)
+
+
 def _n_outputs(concepts: Sequence[str]) -> int:
     classes = n_classes_of(concepts[0])
     return len(concepts) if classes == 2 else classes
 
 
-def _targets(dataset: MammogramDataset, concepts: Sequence[str]) -> torch.Tensor:
-    """(n, m) float for m findings, or (n,) int64 for one concept with more than two classes."""
+def _labels(dataset: MammogramDataset, concepts: Sequence[str]) -> Integers:
+    """The class of every item for every concept, (n, m).
+
+    Raises:
+        InputError: Concepts that are unknown or do not go together, or a class without an item.
+    """
+    if not concepts:
+        raise InputError("no concept is given; name a finding, several findings, 'density' or 'birads'")
+    table = dataset.images if dataset.unit == "image" else dataset.findings
     for concept in concepts:
         n_classes = n_classes_of(concept)
         if n_classes > 2 and len(concepts) > 1:
             raise InputError(f"{concept} has {n_classes} classes and needs a classifier of its own")
-        counts = np.bincount(dataset.images[concept].to_numpy(), minlength=n_classes)
+        if concept not in table:
+            hint = nearest_names(concept, dataset.concepts)
+            raise InputError(f"the dataset {dataset.name} has no labels for {concept}{hint}")
+        counts = np.bincount(table[concept].to_numpy(), minlength=n_classes)
         if (counts == 0).any():
             raise InputError(
                 f"no training image has class {int(np.flatnonzero(counts == 0)[0])} of {concept}; "
                 "a classifier cannot learn it"
             )
-    labels = torch.tensor(dataset.images[list(concepts)].to_numpy())
-    return labels.float() if n_classes_of(concepts[0]) == 2 else labels[:, 0].long()
+    return table[list(concepts)].to_numpy(dtype=np.int64)
 
 
-def _fit_head(
-    model: MammoClipClassifier,
-    dataset: MammogramDataset,
-    targets: torch.Tensor,
-    config: ClassifierTraining,
-    device: str,
-    num_workers: int,
-) -> None:
-    """Logistic regression with balanced classes on standardised pooled features, folded into the linear layer."""
+def _item_patients(dataset: MammogramDataset) -> list[str]:
+    patients = dataset.images["patient_id"]
+    if dataset.unit == "finding_row":
+        patients = dataset.findings["image_id"].map(dataset.images.set_index("image_id")["patient_id"])
+    return [str(patient) for patient in patients]
+
+
+def _sides(dataset: MammogramDataset, labels: Integers, concepts: Sequence[str], config: ClassifierTraining) -> _Sides:
+    """Hold patients out by seed, so that both sides show every class where that is possible.
+
+    Raises:
+        InputError: A finding cannot be judged on the patients held out, or a graded concept shows one class there.
+    """
+    if config.validation_share == 0:
+        return _Sides(np.arange(len(labels)), np.arange(0))
+    of_class = [labels[:, [m]] == np.arange(n_classes_of(concept)) for m, concept in enumerate(concepts)]
+    held = hold_out_patients(
+        _item_patients(dataset), np.concatenate(of_class, axis=1), config.validation_share, config.seed
+    )
+    for concept, shows in zip(concepts, of_class, strict=True):
+        if (missing := np.flatnonzero(~shows[held].any(axis=0))).size:
+            message = f"no image of the patients held out has class {missing[0]} of {concept}"
+            if shows.shape[1] - len(missing) < 2:
+                raise InputError(
+                    f"{message}; it takes two patients of each class to hold one out: set validation_share to 0"
+                )
+            logger.warning("%s; the validation AUROC is a mean over the other classes", message)
+    return _Sides(np.flatnonzero(~held), np.flatnonzero(held))
+
+
+def _sizes(dataset: MammogramDataset, sides: _Sides) -> dict[str, Any]:
+    """Patients and images on each side; no identifiers."""
+    patients = np.array(_item_patients(dataset))
+    items = {"training": sides.training, "validation": sides.validation}
+    return {
+        "n_patients": {side: len(np.unique(patients[rows])) for side, rows in items.items()},
+        "n_images": {side: len(rows) for side, rows in items.items()},
+    }
+
+
+def _auroc(logits: npt.NDArray[np.float64], labels: Integers) -> float:
+    """AUROC: of a finding, the mean over several, or the mean over the classes of one concept against the rest."""
+    if labels.shape[1] == logits.shape[1]:
+        columns = [ranking_metrics(logits[:, [m]], labels[:, m])[0] for m in range(labels.shape[1])]
+        return float(np.mean(columns))
+    return ranking_metrics(logits, labels[:, 0])[0]
+
+
+def _features_folder(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.unfinished")
+
+
+def _fit_head(model: MammoClipClassifier, task: _Task) -> dict[str, Any]:
+    """Logistic regression on standardised pooled features, folded into the linear layer.
+
+    Returns:
+        The validation AUROC; there is no epoch to choose.
+    """
     model.eval()
-    pooled = []
-    with torch.inference_mode(), tqdm(total=len(dataset), desc="features", unit="image", dynamic_ncols=True) as bar:
-        for _, images in image_batches(dataset, range(len(dataset)), config.batch_size, num_workers):
-            pooled.append(model.forward_features(images.to(device)).mean(dim=(2, 3)).double().cpu())
-            bar.update(len(images))
+    config = task.config
+
+    @torch.inference_mode()
+    def pooled_features(items: range) -> dict[str, torch.Tensor]:
+        pooled = []
+        for images in task.images(items):
+            with task.autocast():
+                maps = model.forward_features(images)
+            pooled.append(maps.mean(dim=(2, 3)).double().cpu())
+        return {"pooled": torch.cat(pooled)}
+
+    # Whole batches: what a network gives for an image can differ in the last bits with the images beside it.
+    shard_size = config.batch_size * math.ceil(256 / config.batch_size)
+    folder = _features_folder(task.path)
+    plan = {"plan": sha256_of_json(task.plan)}
+    run_shards(folder, plan, len(task.labels), shard_size, pooled_features, description="features")
+    features = torch.cat([_read_tensors(shard)[0]["pooled"] for shard in shard_paths(folder)]).numpy()
+
+    training, validation = task.sides.training, task.sides.validation
     scaler = StandardScaler()
-    features = scaler.fit_transform(torch.cat(pooled).numpy())
-    columns = targets.T if targets.ndim == 2 else targets[None]
+    standardised = scaler.fit_transform(features[training])
     weights, biases = [], []
-    for column in columns:
-        fitted = LogisticRegression(C=1 / config.l2, class_weight="balanced", max_iter=2000).fit(
-            features, column.numpy()
-        )
+    for column in task.labels[training].T:
+        fitted = LogisticRegression(
+            C=1 / config.l2, class_weight="balanced" if config.class_weights == "balanced" else None, max_iter=2000
+        ).fit(standardised, column)
         weight = fitted.coef_ / scaler.scale_
         weights.append(weight)
         biases.append(fitted.intercept_ - weight @ scaler.mean_)
-    model.classifier.load_state_dict(
-        {"weight": torch.from_numpy(np.concatenate(weights)), "bias": torch.from_numpy(np.concatenate(biases))}
-    )
-
-
-def _augment(images: torch.Tensor, kind: str) -> torch.Tensor:
-    if kind == "none":
-        return images
-    steps: list[nn.Module] = [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()]
-    if kind == "affine":
-        background = float(images.amin())
-        steps.append(v2.RandomAffine(degrees=20, translate=(0.1, 0.1), scale=(0.8, 1.2), shear=20, fill=background))
-    transform = v2.Compose(steps)
-    return torch.stack([transform(image) for image in images])
+    weight, bias = np.concatenate(weights), np.concatenate(biases)
+    model.classifier.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
+    if not len(validation):
+        return {"validation_auroc": None, "epoch": None}
+    auroc = _auroc(features[validation] @ weight.T + bias, task.labels[validation])
+    return {"validation_auroc": auroc, "epoch": None}
 
 
 def _state_file(path: Path) -> Path:
     return path.with_name(f"{path.stem}.unfinished.safetensors")
 
 
-def _finetune(
-    model: MammoClipClassifier,
-    dataset: MammogramDataset,
-    targets: torch.Tensor,
-    config: ClassifierTraining,
-    path: Path,
-    plan: Mapping[str, Any],
-    device: str,
-    num_workers: int,
-) -> None:
-    steps_per_epoch = math.ceil(len(dataset) / config.batch_size)
-    total = steps_per_epoch * config.epochs
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+@dataclass
+class _Progress:
+    """How far a run has come."""
+
+    step: int = 0
+    loss_sum: float = 0.0
+    """Of the steps of the epoch under way."""
+    best_auroc: float | None = None
+    best_epoch: int | None = None
+
+
+class _Run:
+    """Gradient descent on the whole network, or on its head with everything else frozen."""
+
+    def __init__(self, model: MammoClipClassifier, task: _Task) -> None:
+        config = task.config
+        self.model = model.eval()
+        self.task = task
+        self.trained: nn.Module = model if config.kind == "finetuned" else model.classifier
+        model.requires_grad_(False)
+        self.trained.requires_grad_(True)
+        self.optimizer = torch.optim.AdamW(self.trained.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        self.targets = task.targets
+        self.weights = _class_weights(self.targets[task.sides.training]) if config.class_weights == "balanced" else None
+        self.steps_per_epoch = math.ceil(len(task.sides.training) / config.batch_size)
+        self.total = self.steps_per_epoch * config.epochs
+        self.progress = _Progress()
+        self.best: dict[str, torch.Tensor] = {}
+        self.log = _Log(task.path.with_name(f"{task.path.stem}.log.jsonl"))
+
+    def train(self) -> dict[str, Any]:
+        """Run what is left of the training and leave the weights to keep in the model.
+
+        Returns:
+            The validation AUROC and the epoch chosen, counted from 1.
+        """
+        self._restore()
+        self.log.cut(self.progress.step)
+        config, progress = self.task.config, self.progress
+        with tqdm(total=self.total, initial=progress.step, desc=config.kind, unit="step", dynamic_ncols=True) as bar:
+            for epoch in range(progress.step // self.steps_per_epoch, config.epochs):
+                self._epoch(epoch, bar)
+        if self.best:
+            self.trained.load_state_dict(self.best)
+        self.model.eval()
+        return {"validation_auroc": progress.best_auroc, "epoch": progress.best_epoch or config.epochs}
+
+    def _epoch(self, epoch: int, bar: "tqdm[Any]") -> None:
+        config, progress, training = self.task.config, self.progress, self.task.sides.training
+        order = training[torch.randperm(len(training), generator=torch_generator(config.seed, epoch)).numpy()]
+        augmentation = Augmentation(config.augmentation, config.elastic_alpha, config.elastic_sigma)
+        images_of_epoch = EpochImages(self.task.dataset, order.tolist(), augmentation, seed=config.seed, epoch=epoch)
+        first = (progress.step - epoch * self.steps_per_epoch) * config.batch_size
+        loader = DataLoader(
+            Subset(images_of_epoch, range(first, len(order))),
+            config.batch_size,
+            num_workers=self.task.num_workers,
+            pin_memory=torch.device(self.task.device).type == "cuda",
+        )
+        self.trained.train()
+        for number, images in enumerate(loader):
+            place = first + number * config.batch_size
+            loss = self._step(images, order[place : place + len(images)])
+            if not math.isfinite(loss):
+                raise InputError(f"training diverged in epoch {epoch + 1}: the loss is not finite; lower lr")
+            progress.step += 1
+            progress.loss_sum += loss
+            bar.update()
+            bar.set_postfix(epoch=epoch + 1, loss=f"{loss:.3f}", best=progress.best_auroc)
+            if progress.step % LOG_EVERY == 0:
+                rate = self.optimizer.param_groups[0]["lr"]
+                self.log.add({"epoch": epoch + 1, "step": progress.step, "lr": rate, "loss": loss})
+            in_epoch = progress.step % self.steps_per_epoch != 0
+            if config.checkpoint_every and progress.step % config.checkpoint_every == 0 and in_epoch:
+                self._save()
+        self._end_epoch(epoch)
+
+    def _step(self, images: torch.Tensor, items: Integers) -> float:
+        """One step of AdamW on images (b, 3, H, W); returns the loss before it."""
+        config, step, device = self.task.config, self.progress.step, self.task.device
+        torch.manual_seed(torch_generator(config.seed, step, 2).initial_seed())  # for dropout, where there is any
+        for group in self.optimizer.param_groups:
+            group["lr"] = _rate(step, self.total, config)
+        with self.task.autocast():
+            logits = self.model(images.to(device, non_blocking=True))
+        loss = _loss(logits.float(), self.targets[items].to(device), self.weights)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return loss.item()
+
+    def _end_epoch(self, epoch: int) -> None:
+        """Judge the epoch on the patients held out, write the log's row and the state."""
+        progress = self.progress
+        row: dict[str, Any] = {
+            "epoch": epoch + 1,
+            "step": progress.step,
+            "training_loss": progress.loss_sum / self.steps_per_epoch,
+        }
+        progress.loss_sum = 0.0
+        if len(self.task.sides.validation):
+            row["validation_loss"], auroc = self._validate(epoch)
+            if progress.best_auroc is None or auroc > progress.best_auroc:
+                progress.best_auroc, progress.best_epoch = auroc, epoch + 1
+                self.best = {name: tensor.detach().cpu().clone() for name, tensor in self._weights()}
+            row |= {"validation_auroc": auroc, "best_epoch": progress.best_epoch}
+        self.log.add(row)
+        if progress.step < self.total:
+            self._save()
+
+    def _validate(self, epoch: int) -> tuple[float, float]:
+        """Loss and AUROC on the images of the patients held out, as they are, in evaluation mode."""
+        self.model.eval()
+        task, items = self.task, self.task.sides.validation
+        with torch.inference_mode(), task.autocast():
+            logits = torch.cat([self.model(images).float().cpu() for images in task.images(items.tolist())])
+        if not torch.isfinite(logits).all():
+            raise InputError(f"training diverged in epoch {epoch + 1}: a logit is not finite; lower lr")
+        loss = _loss(logits, self.targets[items], self.weights).item()
+        return loss, _auroc(logits.double().numpy(), task.labels[items])
+
+    def _weights(self) -> list[tuple[str, torch.Tensor]]:
+        return list(self.trained.state_dict().items())
+
+    def _save(self) -> None:
+        tensors = {f"model.{name}": tensor for name, tensor in self._weights()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in state.items()}
+        said = {"plan": sha256_of_json(self.task.plan), "progress": json.dumps(vars(self.progress))}
+        write_safetensors(_state_file(self.task.path), tensors, said)
+
+    def _restore(self) -> None:
+        """Take over the last state of a killed run, if there is one."""
+        file = _state_file(self.task.path)
+        if not file.exists():
+            return
+        tensors, said = _read_tensors(file)
+        if said["plan"] != sha256_of_json(self.task.plan):
+            raise InputError(f"{file} belongs to a training of other settings; delete it to start anew")
+        self.progress = _Progress(**json.loads(said["progress"]))
+        self.best = _below(tensors, "best.")
+        self.trained.load_state_dict(_below(tensors, "model."))
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        parameters = list(self.trained.parameters())
+        for name, tensor in _below(tensors, "optimizer.").items():
+            number, _, leaf = name.partition(".")
+            like = parameters[int(number)]
+            # The parameter's memory layout, as in an undisturbed run: vectorised loops round by place.
+            same = (
+                torch.empty_like(like, dtype=tensor.dtype) if tensor.shape == like.shape else torch.empty_like(tensor)
+            )
+            state.setdefault(int(number), {})[leaf] = same.copy_(tensor)
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        logger.info("continuing %s at step %d", self.task.path.name, self.progress.step)
+
+
+@dataclass
+class _Log:
+    """A file of JSON lines that grows while training runs; each row has the step it was written at."""
+
+    path: Path
+
+    def cut(self, step: int) -> None:
+        """Forget what a killed run wrote after `step`, and a last line that it did not finish."""
+        rows = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
+        write_text(self.path, "".join(row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= step))
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _class_weights(targets: torch.Tensor) -> torch.Tensor:
+    """Negatives / positives of each finding (m,), or n / (K * images of the class) of each of K classes."""
     if targets.ndim == 2:
         positives = targets.sum(0)
-        loss_of: nn.Module = nn.BCEWithLogitsLoss(pos_weight=((len(targets) - positives) / positives).to(device))
-    else:
-        counts = torch.bincount(targets)
-        loss_of = nn.CrossEntropyLoss(weight=(len(targets) / (len(counts) * counts)).to(device))
-    first = _load_state(path, plan, model, optimizer)
-    with tqdm(total=total, initial=first * steps_per_epoch, desc="finetune", unit="step", dynamic_ncols=True) as bar:
-        for epoch in range(first, config.epochs):
-            torch.manual_seed(int(torch_generator(config.seed, epoch, 1).initial_seed()))  # torchvision draws from it
-            order = torch.randperm(len(dataset), generator=torch_generator(config.seed, epoch))
-            shuffled = Subset(dataset, order.tolist())
-            loader = DataLoader(shuffled, config.batch_size, num_workers=num_workers, collate_fn=collate)
-            model.train()
-            for number, batch in enumerate(loader):
-                images = batch["image"]
-                rows = order[number * config.batch_size : number * config.batch_size + len(images)]
-                rate = _rate(epoch * steps_per_epoch + number, total, config)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                logits = model(_augment(images, config.augmentation).to(device))
-                loss = loss_of(logits, targets[rows].to(device))
-                if not torch.isfinite(loss):
-                    raise InputError(f"training diverged in epoch {epoch + 1}: the loss is not finite; lower lr")
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                bar.update()
-                bar.set_postfix(epoch=epoch + 1, loss=f"{loss.item():.3f}")
-            if epoch + 1 < config.epochs:
-                _save_state(path, plan, model, optimizer, epoch + 1)
-    model.eval()
+        return (len(targets) - positives) / positives
+    counts = torch.bincount(targets)
+    return len(targets) / (len(counts) * counts)
+
+
+def _loss(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """Weighted binary cross-entropy for findings (targets (b, m)), cross-entropy for classes (targets (b,))."""
+    weights = None if weights is None else weights.to(logits.device)
+    if targets.ndim == 2:
+        return functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights)
+    return functional.cross_entropy(logits, targets, weight=weights)
 
 
 def _rate(step: int, total: int, config: ClassifierTraining) -> float:
@@ -242,31 +548,15 @@ def _rate(step: int, total: int, config: ClassifierTraining) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (total - warm_up)))
 
 
-def _save_state(
-    path: Path, plan: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, epochs_done: int
-) -> None:
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for number, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in state.items()}
-    write_safetensors(_state_file(path), tensors, {"epochs_done": str(epochs_done), "plan": sha256_of_json(plan)})
+def _below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _load_state(path: Path, plan: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Restore the last whole epoch; returns how many are done."""
-    file = _state_file(path)
-    if not file.exists():
-        return 0
-    with safe_open(file, framework="pt") as opened:
-        found = opened.metadata()
-    if found["plan"] != sha256_of_json(plan):
-        raise InputError(f"{file} belongs to a training of other settings; delete it to start anew")
-    tensors = load_file(file)
-    model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, number, field = name.split(".", 2)
-            state.setdefault(int(number), {})[field] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    logger.info("continuing %s after %s epochs", path.name, found["epochs_done"])
-    return int(found["epochs_done"])
+def _read_tensors(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+            return tensors, dict(opened.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} is damaged; delete it and run again") from error
