@@ -1,25 +1,47 @@
 """A long job over many items, as a folder of shards: killed at any moment, it continues where it stopped.
 
 The folder holds `plan.json` (what the job is), `shard-00000.safetensors`, ... (each whole or absent, each depending
-only on the plan and its own items) and, written last, `done.json` (the SHA-256 of every shard). Running the same plan
-again compares the digests and does only what is missing or damaged; another plan is refused.
+only on the plan and its own items, each with the SHA-256 of its tensors in its own header) and, written last,
+`done.json` (the SHA-256 of every file). Running the same plan again compares the digests and does only what is missing
+or damaged; another plan is refused.
 """
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, sha256_of_file, write_json, write_safetensors
+from mammosae_plugin.provenance import tensors_fingerprint
 
 logger = logging.getLogger(__name__)
 
 PLAN, DONE = "plan.json", "done.json"
+STALE_SECONDS = 600.0  # nobody writes one shard for so long: a temporary file of that age is a killed writer's
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One range of items whose shard is missing in some of the folders.
+
+    Attributes:
+        items: The items of the shard.
+        names: The folders (by the names that `run_shards_together` was given) that lack it.
+    """
+
+    items: range
+    names: frozenset[str]
 
 
 def shard_name(number: int) -> str:
@@ -37,9 +59,10 @@ def run_shards(
     plan: Mapping[str, Any],
     n_items: int,
     shard_size: int,
-    compute: Callable[[range], Mapping[str, torch.Tensor]],
+    compute: Callable[[range], Tensors],
     *,
     description: str,
+    unit: str = "image",
 ) -> None:
     """Compute shards of `shard_size` consecutive items that the folder lacks, then seal the folder.
 
@@ -50,34 +73,127 @@ def run_shards(
         shard_size: Items per shard.
         compute: Gives the tensors of one range of items. It must not depend on what was computed before.
         description: For the progress bar.
+        unit: What an item is, for the progress bar.
 
     Raises:
         InputError: The folder holds the shards of another plan.
+        OSError: A file cannot be written; what was written before stays and the job can be continued.
     """
-    plan_file = folder / PLAN
-    plan = {**plan, "n_items": n_items, "shard_size": shard_size}
-    if plan_file.exists():
-        if read_json(plan_file) != plan:
-            raise InputError(f"{folder} holds the result of other settings; name another folder or delete this one")
-        if is_done(folder) and not _unseal_if_damaged(folder):
-            return
-    else:
-        write_json(plan_file, plan)
+
+    def stream(tasks: Sequence[ShardTask]) -> Generator[Mapping[str, Tensors], None, None]:
+        for task in tasks:
+            yield {"": compute(task.items)}
+
+    run_shards_together({"": (folder, plan)}, n_items, shard_size, stream, description=description, unit=unit)
+
+
+def run_shards_together(
+    jobs: Mapping[str, tuple[Path, Mapping[str, Any]]],
+    n_items: int,
+    shard_size: int,
+    stream: Callable[[Sequence[ShardTask]], Generator[Mapping[str, Tensors], None, None]],
+    *,
+    description: str,
+    unit: str = "image",
+) -> None:
+    """`run_shards` for several folders over the same items, for what one pass over the items gives at once.
+
+    Args:
+        jobs: A folder and its plan by name.
+        n_items: How many items there are.
+        shard_size: Items per shard.
+        stream: Gets all missing shards at once, so that it can read ahead; yields, for each in order, the tensors by
+            name for at least the names that lack it.
+        description: For the progress bar.
+        unit: What an item is, for the progress bar.
+
+    Raises:
+        InputError: A folder holds the shards of another plan.
+        OSError: A file cannot be written; what was written before stays and the job can be continued.
+    """
+    numbers = range(-(-n_items // shard_size))
+    missing = {
+        name: _missing(folder, {**plan, "n_items": n_items, "shard_size": shard_size}, numbers)
+        for name, (folder, plan) in jobs.items()
+    }
+    if all(found is None for found in missing.values()):
+        return
     ranges = [range(start, min(start + shard_size, n_items)) for start in range(0, n_items, shard_size)]
-    with tqdm(total=n_items, desc=description, unit="image", dynamic_ncols=True) as bar:
-        for number, items in enumerate(ranges):
-            path = folder / shard_name(number)
-            if not path.exists():
-                write_safetensors(path, compute(items))
-            bar.update(len(items))
-    shards = {shard_name(number): sha256_of_file(folder / shard_name(number)) for number in range(len(ranges))}
-    write_json(folder / DONE, {"shards": shards})
+    needed = {
+        number: frozenset(name for name, found in missing.items() if number in (found or ())) for number in numbers
+    }
+    tasks = {number: ShardTask(ranges[number], names) for number, names in needed.items() if names}
+    n_there = n_items - sum(len(task.items) for task in tasks.values())
+    with (
+        tqdm(total=n_items, initial=n_there, desc=description, unit=unit, dynamic_ncols=True) as bar,
+        closing(stream(list(tasks.values()))) as results,
+    ):
+        for number, task in tasks.items():
+            tensors = next(results)
+            for name in sorted(task.names):
+                _write_shard(jobs[name][0] / shard_name(number), tensors[name])
+            del tensors
+            bar.update(len(task.items))
+    for name, (folder, _) in jobs.items():
+        if missing[name] is not None:
+            _seal(folder, numbers)
+
+
+def _missing(folder: Path, plan: Mapping[str, Any], numbers: range) -> set[int] | None:
+    """The shards that a folder lacks, after damaged ones are removed; None for a sealed folder that is whole."""
+    plan_file = folder / PLAN
+    if not plan_file.exists():
+        write_json(plan_file, plan)
+    elif read_json(plan_file) != plan:
+        raise InputError(f"{folder} holds the result of other settings; name another folder or delete this one")
+    _remove_temporaries(folder, older_than=STALE_SECONDS)
+    if is_done(folder) and not _unseal_if_damaged(folder):
+        return None
+    # A shard may have been damaged between its writing and now, and sealing it would make that for ever right.
+    for number in numbers:
+        path = folder / shard_name(number)
+        if path.exists() and not is_intact(path):
+            logger.warning("%s is damaged; it is computed again", path)
+            path.unlink()
+    return {number for number in numbers if not (folder / shard_name(number)).exists()}
+
+
+def _seal(folder: Path, numbers: range) -> None:
+    digests = {shard_name(number): sha256_of_file(folder / shard_name(number)) for number in numbers}
+    _remove_temporaries(folder, older_than=0)
+    write_json(folder / DONE, {"shards": digests})
+
+
+def _write_shard(path: Path, tensors: Tensors) -> None:
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    write_safetensors(path, whole, {"tensors_sha256": tensors_fingerprint(whole)})
+
+
+def is_intact(path: Path) -> bool:
+    """Whether a shard's tensors have the SHA-256 that its own header gives."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            recorded = (file.metadata() or {}).get("tensors_sha256")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - a file, not a dict
+    except (SafetensorError, OSError):
+        return False
+    return recorded is not None and recorded == tensors_fingerprint(tensors)
+
+
+def _remove_temporaries(folder: Path, *, older_than: float) -> None:
+    """Remove what killed writers left: it would fill the disk."""
+    for path in folder.glob(".tmp-*"):
+        try:
+            if time.time() - path.stat().st_mtime >= older_than:
+                path.unlink()
+        except FileNotFoundError:  # its writer has just renamed it
+            continue
 
 
 def _unseal_if_damaged(folder: Path) -> bool:
     """Remove shards that differ from their recorded SHA-256, and then the seal, so that they are made anew."""
-    recorded = _recorded(folder)
-    damaged = [name for name, digest in recorded.items() if not _is_whole(folder / name, digest)]
+    recorded = recorded_digests(folder)
+    damaged = [name for name, digest in recorded.items() if not is_whole(folder / name, digest)]
     if recorded and not damaged:
         return False
     logger.warning("%s has %d damaged or missing shards; they are computed again", folder, len(damaged))
@@ -87,11 +203,12 @@ def _unseal_if_damaged(folder: Path) -> bool:
     return True
 
 
-def _is_whole(path: Path, digest: str) -> bool:
+def is_whole(path: Path, digest: str) -> bool:
+    """Whether the file exists with this SHA-256."""
     return path.exists() and sha256_of_file(path) == digest
 
 
-def _recorded(folder: Path) -> dict[str, str]:
+def recorded_digests(folder: Path) -> dict[str, str]:
     """The SHA-256 of every shard by file name; empty when the seal itself is damaged."""
     sealed = read_json(folder / DONE)
     shards = sealed.get("shards", {}) if isinstance(sealed, dict) else {}
@@ -106,7 +223,7 @@ def shard_paths(folder: Path) -> list[Path]:
     """
     if not is_done(folder):
         raise InputError(f"{folder} is not complete; run the step that writes it again, it continues where it stopped")
-    names = sorted(_recorded(folder), key=lambda name: int(re.findall(r"\d+", name)[0]))
+    names = sorted(recorded_digests(folder), key=lambda name: int(re.findall(r"\d+", name)[0]))
     missing = [name for name in names if not (folder / name).exists()]
     if missing:
         raise InputError(
@@ -121,9 +238,9 @@ def verify_shards(folder: Path) -> None:
     Raises:
         InputError: A shard is missing or its bytes have changed.
     """
-    recorded = _recorded(folder)
+    recorded = recorded_digests(folder)
     for path in shard_paths(folder):
-        if not _is_whole(path, recorded[path.name]):
+        if not is_whole(path, recorded[path.name]):
             raise InputError(
                 f"{path} is damaged (its SHA-256 is not the recorded one); delete the folder and run again"
             )

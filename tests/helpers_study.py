@@ -12,12 +12,9 @@ from helpers_adapters import calibrated_classifier
 from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 
-from mammosae_plugin.activations import ActivationStore
-from mammosae_plugin.activations.store import FORMAT_VERSION, MANIFEST
+from mammosae_plugin.activations import ActivationStore, write_store
 from mammosae_plugin.adapters import save_classifier
 from mammosae_plugin.datasets import make_phantoms
-from mammosae_plugin.files import write_json
-from mammosae_plugin.shards import run_shards
 
 
 def small_phantoms(root: Path, *, n_patients: int = 24, image_size: tuple[int, int] = (96, 64), seed: int = 2) -> Path:
@@ -64,24 +61,22 @@ def toy_store(folder: Path, *, d_in: int = 32, n_directions: int = 48, n_rows: i
     coefficients *= torch.rand(n_rows, n_directions, generator=generator) < 0.08
     rows = 5 * coefficients @ directions + 0.3
 
-    def shard(items: range) -> dict[str, torch.Tensor]:
-        places = torch.arange(items.start, items.stop)
-        return {"rows": rows[places], "image": places // 10, "position": places % 10}
-
-    run_shards(folder, {"toy": True}, n_rows, 100, shard, description="toy rows")
-    manifest = {
-        "format_version": FORMAT_VERSION,
+    places = torch.arange(n_rows)
+    n_images = -(-n_rows // 10)
+    described = {
         "hook_name": "bn2.hook_out",
         "image_size": [96, 64],
         "dataset_name": "toy",
         "dataset": "toy",
+        "image_ids": [f"{number}.png" for number in range(n_images)],
+        "patients": [number // 2 for number in range(n_images)],
         "splits": ["training"],
         "model": "toy",
         "architecture": "toy",
         "source": {},
     }
-    write_json(folder / MANIFEST, manifest)
-    return ActivationStore(folder)
+    shards = [(rows[part], part // 10, part % 10) for part in places.split(100)]
+    return write_store(folder, shards, described)
 
 
 def study_settings(folder: Path, phantom_root: Path, *, image_size: tuple[int, int] = (96, 64)) -> dict[str, Any]:

@@ -4,21 +4,24 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers_adapters import calibrated_classifier
 from helpers_layers import layer_of
 
 from mammosae_plugin.activations import (
-    ActivationStore,
     LayerOutputs,
     cache_layer_outputs,
     capture,
     extract_activations,
+    extract_together,
     extraction,
     image_batches,
     layer_output_nbytes,
     layer_outputs,
+    patient_number,
 )
 from mammosae_plugin.activations.extraction import sampled_positions
 from mammosae_plugin.adapters import HookedVisionModel
+from mammosae_plugin.datasets import BadImageError, VinDrMammo
 from mammosae_plugin.errors import InputError
 
 
@@ -35,68 +38,131 @@ def store(hooked, phantoms, tmp_path_factory):
     )
 
 
+def values_at(hooked, image, hook_name="bn2.hook_out"):
+    """(n, d) of one image (3, H, W), by a pass of its own."""
+    with torch.inference_mode():
+        value = capture(hooked, hook_name, image[None])[0]
+    return value.reshape(-1, value.shape[-1])
+
+
 def test_rows_are_the_hook_points_values_at_the_recorded_images_and_positions(store, hooked, phantoms):
-    shard = store._shards[0]
-    for row in (0, 7, len(shard["rows"]) - 1):
-        image = phantoms[int(shard["image"][row])]["image"]
-        with torch.inference_mode():
-            value = capture(hooked, "bn2.hook_out", image[None])[0].reshape(-1, store.d_in)
-        torch.testing.assert_close(shard["rows"][row], value[int(shard["position"][row])], rtol=1e-4, atol=1e-5)
+    images, positions = store.labels()
+    for row in (0, 7, store.n_rows - 1):
+        expected = values_at(hooked, phantoms[int(images[row])]["image"])[positions[row]]
+        torch.testing.assert_close(store.take(np.array([row]))[0], expected, rtol=1e-4, atol=1e-5)
+    assert (np.bincount(images) == 3).all()  # half of 3 x 2 positions, of each of the 48 images
+    assert len(set(zip(images.tolist(), positions.tolist(), strict=True))) == store.n_rows == 48 * 3
 
 
 def test_the_sampled_positions_depend_on_seed_and_image_only():
-    one = sampled_positions("a.png", 100, 0.25, seed=1)
-    assert len(one) == 25
-    assert len(set(one)) == 25
-    assert (one == sampled_positions("a.png", 100, 0.25, seed=1)).all()
-    assert (one != sampled_positions("b.png", 100, 0.25, seed=1)).any()
-    assert (one != sampled_positions("a.png", 100, 0.25, seed=2)).any()
+    one = sampled_positions("a.png", 100, 25, seed=1)
+    assert len(one) == len(set(one)) == 25
+    assert (np.diff(one) > 0).all()
+    assert (one == sampled_positions("a.png", 100, 25, seed=1)).all()
+    assert (one != sampled_positions("b.png", 100, 25, seed=1)).any()
+    assert (one != sampled_positions("a.png", 100, 25, seed=2)).any()
+    assert (sampled_positions("a.png", 5, 9, seed=1) == np.arange(5)).all()
 
 
-def test_two_extractions_are_bit_equal(store, hooked, phantoms, tmp_path):
-    again = extract_activations(hooked, phantoms, tmp_path, hook_name="bn2", fraction=0.5, seed=3, batch_size=4)
-    assert torch.equal(store._shards[0]["rows"], again._shards[0]["rows"])
+def same_files(one, other):
+    """Whether two folders hold the same files with the same bytes."""
+    contents = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (one, other)]
+    return contents[0] == contents[1]
 
 
-def test_an_extraction_killed_halfway_ends_byte_identical(hooked, phantoms, tmp_path, monkeypatch):
-    monkeypatch.setattr(extraction, "IMAGES_PER_SHARD", 16)
-    whole = extract_activations(hooked, phantoms, tmp_path / "whole", hook_name="bn2", batch_size=4)
-    calls = []
-
-    def dies(model, hook_name, images):
-        calls.append(1)
-        if len(calls) == 6:
-            raise KeyboardInterrupt
-        return capture(model, hook_name, images)
-
-    monkeypatch.setattr(extraction, "capture", dies)
-    with pytest.raises(KeyboardInterrupt):
-        extract_activations(hooked, phantoms, tmp_path / "broken", hook_name="bn2", batch_size=4)
-    with pytest.raises(InputError, match="not a complete activation store"):
-        ActivationStore(tmp_path / "broken")
-    extract_activations(hooked, phantoms, tmp_path / "broken", hook_name="bn2", batch_size=4)
-    for path in whole.folder.iterdir():
-        assert (tmp_path / "broken" / path.name).read_bytes() == path.read_bytes(), path.name
+def test_two_extractions_are_bit_equal_whatever_reads_the_images(store, hooked, phantoms, tmp_path):
+    """Batches of worker processes come in the same order, and hold the same."""
+    settings = {"hook_name": "bn2", "fraction": 0.5, "seed": 3, "batch_size": 4}
+    extract_activations(hooked, phantoms, tmp_path / "workers", **settings, num_workers=2)
+    assert same_files(store.folder, tmp_path / "workers")
 
 
-def test_every_row_comes_exactly_once_per_epoch(store):
-    batches = store.batches(7, seed=0)
-    n_epochs = 2
-    wanted = n_epochs * store.n_rows
-    taken = torch.cat([next(batches) for _ in range(-(-wanted // 7))])[:wanted]
-    everything = store.take(np.arange(store.n_rows))
-    for epoch in range(n_epochs):
-        rows = taken[epoch * store.n_rows : (epoch + 1) * store.n_rows]
-        assert torch.equal(rows.sort(dim=0).values, everything.sort(dim=0).values)
-    assert not torch.equal(taken[: store.n_rows], taken[store.n_rows :])
+def test_the_same_image_gives_the_same_rows_in_any_company(store, hooked, phantoms, tmp_path):
+    few = phantoms.select(image_ids=phantoms.images["image_id"][5:9])
+    settings = {"hook_name": "bn2", "fraction": 0.5, "seed": 3}
+    alone = extract_activations(hooked, few, tmp_path / "few", **settings)
+    torch.testing.assert_close(alone.rows_of([1]), store.rows_of([6]), rtol=1e-4, atol=1e-5)
+    other = extract_activations(hooked, few, tmp_path / "other", **settings | {"seed": 4})
+    positions = [[s.labels()[1][s.labels()[0] == n].tolist() for n in range(4)] for s in (alone, other)]
+    assert positions[0] != positions[1]
 
 
-def test_a_stream_started_at_a_batch_equals_the_stream_from_the_start(store):
-    from_start = store.batches(32, seed=5)
-    batches = [next(from_start) for _ in range(12)]
-    from_eighth = store.batches(32, seed=5, start=8)
-    for batch in batches[8:]:
-        assert torch.equal(batch, next(from_eighth))
+def test_a_count_of_positions_per_image_replaces_the_fraction(hooked, phantoms, tmp_path):
+    store = extract_activations(hooked, phantoms.select(split="test"), tmp_path, hook_name="bn2", count=4)
+    assert (np.bincount(store.labels()[0]) == 4).all()
+    assert (store.manifest["count"], store.manifest["fraction"]) == (4, None)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_rows_are_stored_in_half_the_bytes(hooked, phantoms, tmp_path, dtype):
+    images = phantoms.select(split="test")
+    whole = extract_activations(hooked, images, tmp_path / "whole", batch_size=4)
+    half = extract_activations(hooked, images, tmp_path / "half", batch_size=4, dtype=dtype)
+    assert half.dtype == getattr(torch, dtype)
+    sizes = [next(store.folder.glob("shard-*")).stat().st_size for store in (half, whole)]
+    assert sizes[0] < 0.51 * sizes[1]
+    numbers = range(len(images))
+    assert torch.equal(half.rows_of(numbers), whole.rows_of(numbers).to(half.dtype).float())
+
+
+def test_autocast_changes_the_rows_a_little_and_is_in_the_manifest(hooked, phantoms, tmp_path):
+    images = phantoms.select(split="test")
+    exact = extract_activations(hooked, images, tmp_path / "exact", batch_size=4).rows_of(range(len(images)))
+    low = extract_activations(hooked, images, tmp_path / "low", batch_size=4, autocast="bfloat16")
+    assert low.manifest["autocast"] == "bfloat16"
+    difference = (low.rows_of(range(len(images))) - exact).norm() / exact.norm()
+    assert 1e-4 < difference < 0.1
+
+
+def test_several_layers_are_read_in_one_pass(hooked, phantoms, tmp_path, monkeypatch):
+    images, passes, run = phantoms.select(split="test"), [], HookedVisionModel.run_with_cache
+
+    def counted(self, batch, **settings):
+        passes.append(len(batch))
+        return run(self, batch, **settings)
+
+    monkeypatch.setattr(HookedVisionModel, "run_with_cache", counted)
+    stores = extract_activations(hooked, images, tmp_path / "both", hook_names=["blocks.3", "bn2"], batch_size=4)
+    assert sum(passes) == len(images)
+    for name, store in stores.items():
+        alone = extract_activations(hooked, images, tmp_path / name, hook_name=name, batch_size=4)
+        assert store.folder == tmp_path / "both" / name
+        assert same_files(store.folder, alone.folder)
+    assert [store.d_in for store in stores.values()] == [hooked.hook_shapes[name][-1] for name in stores]
+    # Where one layer's shard is lost, only its images are read again, and only for it.
+    (stores["bn2.hook_out"].folder / "shard-00000.safetensors").unlink()
+    again = extract_activations(hooked, images, tmp_path / "both", hook_names=["blocks.3", "bn2"], batch_size=4)
+    assert same_files(again["bn2.hook_out"].folder, tmp_path / "bn2.hook_out")
+
+
+def test_several_models_share_one_reading_of_the_images(hooked, phantoms, tmp_path, monkeypatch):
+    images = phantoms.select(split="test")
+    reads, get = [], type(images).__getitem__
+    monkeypatch.setattr(type(images), "__getitem__", lambda self, index: reads.append(index) or get(self, index))
+    with HookedVisionModel(calibrated_classifier(1, seed=5), ["bn2"]) as other:
+        sources = {"one": (hooked, "bn2"), "two": (other, "bn2"), "inner": (hooked, "blocks.3")}
+        stores = extract_together(sources, images, tmp_path, count=2, batch_size=4)
+        assert reads == list(range(len(images)))
+        for name, (model, hook_name) in sources.items():
+            image, position = stores[name].labels()
+            expected = values_at(model, images[0]["image"], model.resolve_hook_name(hook_name))
+            expected = expected[np.sort(position[image == 0])]
+            torch.testing.assert_close(stores[name].rows_of([0]), expected, rtol=1e-4, atol=1e-5)
+    assert stores["one"].manifest["model"] == stores["inner"].manifest["model"] != stores["two"].manifest["model"]
+
+
+def test_the_manifest_says_what_the_rows_are(store, hooked, phantoms):
+    manifest = store.manifest
+    assert (manifest["format_version"], manifest["hook_name"], manifest["dtype"]) == (2, "bn2.hook_out", "float32")
+    assert manifest["layout"] == {"kind": "map", "grid": [3, 2], "prefix_tokens": 0}
+    assert manifest["image_ids"] == phantoms.images["image_id"].tolist()
+    assert manifest["dataset"] == phantoms.fingerprint
+    assert manifest["splits"] == ["test", "training"]
+    assert (manifest["fraction"], manifest["count"], manifest["seed"]) == (0.5, None, 3)
+    patients = phantoms.images["patient_id"].tolist()
+    assert len(set(manifest["patients"])) == len(set(patients))
+    assert manifest["patients"] == [patient_number(patient) for patient in patients]
+    assert manifest["patients"][0] < 2**53
 
 
 def test_image_batches_come_in_order_and_cover_the_range(phantoms):
@@ -105,17 +171,52 @@ def test_image_batches_come_in_order_and_cover_the_range(phantoms):
     assert torch.equal(torch.cat([images for _, images in found])[4], phantoms[7]["image"])
 
 
+def test_image_batches_of_several_ranges_do_not_cross_their_borders(phantoms):
+    found = list(image_batches(phantoms, [range(3), range(8, 10)], 2, num_workers=1))
+    assert [(first, len(images)) for first, images in found] == [(0, 2), (2, 1), (8, 2)]
+    assert torch.equal(found[-1][1][1], phantoms[9]["image"])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_image_that_cannot_be_read_is_named_in_one_line(tmp_path, num_workers):
+    with layer_of("torch_cnn", tmp_path) as layer:
+        layer.dataset.path(3).write_bytes(b"no image")
+        with pytest.raises(BadImageError) as caught:
+            extract_activations(
+                layer.model, layer.dataset, tmp_path / "rows", hook_name=layer.hook_name, num_workers=num_workers
+            )
+    assert "c1.png" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_an_inner_layer_extracts_channels_last(hooked, phantoms, tmp_path):
     store = extract_activations(hooked, phantoms.select(split="test"), tmp_path, hook_name="blocks.3")
     assert store.d_in == hooked.hook_shapes["blocks.3.hook_out"][-1]
     assert store.manifest["splits"] == ["test"]
 
 
-@pytest.mark.parametrize("fraction", [0.0, 1.5])
-def test_an_impossible_fraction_is_refused(hooked, phantoms, tmp_path, fraction):
-    with pytest.raises(InputError, match="fraction"):
-        extract_activations(hooked, phantoms, tmp_path, hook_name="bn2", fraction=fraction)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"fraction": 0.0}, "fraction is 0.0"),
+        ({"fraction": 1.5}, "fraction is 1.5"),
+        ({"count": 0}, "count is 0"),
+        ({"count": 3, "fraction": 0.5}, "not as both"),
+        ({"dtype": "int8"}, "dtype is 'int8'; it must be one of float32"),
+        ({"autocast": "float8"}, "autocast is 'float8'"),
+        ({"hook_names": ["bn2"]}, "hook_name or hook_names, not both"),
+    ],
+)
+def test_an_impossible_setting_is_refused_before_anything_is_written(hooked, phantoms, tmp_path, settings, message):
+    with pytest.raises(InputError, match=message):
+        extract_activations(hooked, phantoms, tmp_path, hook_name="bn2", **settings)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_dataset_of_annotation_rows_is_refused(hooked, phantom_root, tmp_path):
+    rows = VinDrMammo(phantom_root, image_size=(96, 64), unit="finding_row")
+    with pytest.raises(InputError, match="unit='image'"):
+        extract_activations(hooked, rows, tmp_path)
 
 
 def test_features_that_are_not_finite_stop_the_extraction_and_name_the_image(phantoms, tmp_path):
@@ -140,9 +241,15 @@ def test_rows_of_a_map_of_tokens_and_of_a_vector_are_extracted(tmp_path):
             _, cache = model.run_with_cache(torch.stack([dataset[number]["image"] for number in range(6)]))
     assert (patches.n_rows, tokens.n_rows, vectors.n_rows, half.n_rows) == (6 * 16, 6 * 17, 6, 6)
     expected = cache["blocks.1.hook_out"]
-    torch.testing.assert_close(patches.take(np.arange(96)), expected[:, 1:].flatten(0, 1))
-    torch.testing.assert_close(tokens.take(np.arange(102)), expected.flatten(0, 1))
-    torch.testing.assert_close(vectors.take(np.arange(6)), cache["fc_norm.hook_out"])
+    torch.testing.assert_close(patches.rows_of(range(6)), expected[:, 1:].flatten(0, 1))
+    torch.testing.assert_close(tokens.rows_of(range(6)), expected.flatten(0, 1))
+    torch.testing.assert_close(vectors.rows_of(range(6)), cache["fc_norm.hook_out"])
+    layouts = [store.manifest["layout"] for store in (patches, tokens, vectors)]
+    assert [(layout["kind"], layout["grid"], layout["prefix_tokens"]) for layout in layouts] == [
+        ("tokens", [4, 4], 0),
+        ("tokens", None, 1),
+        ("vector", None, 0),
+    ]
 
 
 def test_an_early_layer_has_fewer_images_in_a_shard_so_that_memory_stays_bounded(tmp_path, monkeypatch):
@@ -153,8 +260,12 @@ def test_an_early_layer_has_fewer_images_in_a_shard_so_that_memory_stays_bounded
         half = extract_activations(
             layer.model, layer.dataset, tmp_path / "half", hook_name=layer.hook_name, fraction=0.5
         )
-    assert [len(shard["rows"]) for shard in store._shards] == [2 * 96] * 3
-    assert [len(shard["rows"]) for shard in half._shards] == [4 * 48, 2 * 48]
+        both = extract_together(
+            {"a": (layer.model, layer.hook_name), "b": (layer.model, layer.hook_name)}, layer.dataset, tmp_path
+        )
+    assert [shard["rows"] for shard in store.manifest["shards"]] == [2 * 96] * 3
+    assert [shard["rows"] for shard in half.manifest["shards"]] == [4 * 48, 2 * 48]
+    assert [shard["rows"] for shard in both["a"].manifest["shards"]] == [96] * 6
 
 
 def test_extraction_without_a_name_takes_the_final_map(hooked, phantoms, tmp_path):

@@ -1,15 +1,27 @@
 """From images to activations: reading through hook points, the stores on disk, the shuffled stream of rows."""
 
-from mammosae_plugin.activations.extraction import capture, extract_activations, image_batches
+from mammosae_plugin.activations.extraction import (
+    Extraction,
+    capture,
+    extract_activations,
+    extract_together,
+    image_batches,
+    patient_number,
+)
 from mammosae_plugin.activations.layer_outputs import LayerOutputs, cache_layer_outputs, layer_output_nbytes
-from mammosae_plugin.activations.store import ActivationStore
+from mammosae_plugin.activations.store import ActivationStore, merge_stores, write_store
 
 __all__ = [
     "ActivationStore",
+    "Extraction",
     "LayerOutputs",
     "cache_layer_outputs",
     "capture",
     "extract_activations",
+    "extract_together",
     "image_batches",
     "layer_output_nbytes",
+    "merge_stores",
+    "patient_number",
+    "write_store",
 ]

@@ -1,58 +1,183 @@
-"""One pass of the network over a dataset, writing the rows of one hook point to an activation store."""
+"""One pass of networks over a dataset, writing the rows of hook points to activation stores."""
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 from zlib import crc32
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Subset
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
 
-from mammosae_plugin.activations.store import FORMAT_VERSION, MANIFEST, ActivationStore
+from mammosae_plugin.activations.store import DTYPES, FORMAT_VERSION, ActivationStore, seal_store, shard_tensors
 from mammosae_plugin.adapters import HookedVisionModel
-from mammosae_plugin.datasets import MammogramDataset, collate
+from mammosae_plugin.datasets import PREPROCESSING, MammogramDataset
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import sha256_of_json, write_json
+from mammosae_plugin.files import sha256_of_json
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
-from mammosae_plugin.shards import run_shards
+from mammosae_plugin.shards import ShardTask, Tensors, run_shards_together
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 IMAGES_PER_SHARD = 64
-BYTES_PER_SHARD = 768 * 2**20  # a shard is in memory while it is made: 64 images of a B5's final map are 730 MB
+BYTES_PER_SHARD = 256 * 2**20  # the shards of one range of images are in memory while they are made
+
+Autocast = Literal["bfloat16", "float16"]
+
+
+class Extraction(TypedDict, total=False):
+    """The settings of an extraction, all optional.
+
+    dtype: Type of the stored rows: "float32" (default), "float16" or "bfloat16".
+    fraction: Share of each image's positions to keep, in (0, 1]; 1 by default, the released code keeps 0.25.
+    count: Or the number of positions to keep of each image.
+    seed: Chooses the positions, and the order of rows within a shard.
+    device: Where the networks run.
+    batch_size: Images per forward pass.
+    num_workers: Processes that decode and preprocess images while the networks run.
+    autocast: Run the networks under autocast to "bfloat16" or "float16"; None is the weights' own type.
+    """
+
+    dtype: str
+    fraction: float
+    count: int | None
+    seed: int
+    device: str
+    batch_size: int
+    num_workers: int
+    autocast: Autocast | None
+
+
+class _Images(Dataset[torch.Tensor | InputError]):
+    """The images of a dataset alone; one that cannot be read is handed over as its error.
+
+    An error raised in a worker process would arrive as a traceback in a message of many lines.
+    """
+
+    def __init__(self, dataset: MammogramDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> torch.Tensor | InputError:
+        try:
+            return self.dataset[index]["image"]
+        except InputError as error:
+            return error
+
+
+def _stack(items: Sequence[torch.Tensor | InputError]) -> torch.Tensor | InputError:
+    bad = [item for item in items if isinstance(item, InputError)]
+    return bad[0] if bad else torch.stack([item for item in items if isinstance(item, torch.Tensor)])
 
 
 def image_batches(
-    dataset: MammogramDataset, items: range, batch_size: int, num_workers: int = 0
+    dataset: MammogramDataset,
+    items: range | Sequence[range],
+    batch_size: int,
+    num_workers: int = 0,
+    *,
+    pin_memory: bool = False,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Batches of preprocessed images (b, 3, H, W) with the index of their first, in order.
 
     Args:
         dataset: Gives images (3, H, W) float32.
-        items: The indices to read, consecutive.
-        batch_size: Images per batch; the last may be smaller.
-        num_workers: Processes that read ahead; 0 reads in this one.
+        items: The indices to read: consecutive ones, or several such ranges; no batch crosses into the next.
+        batch_size: Images per batch; the last of a range may be smaller.
+        num_workers: Processes that decode and preprocess ahead of whoever takes the batches; 0 reads in this one.
+        pin_memory: Put the batches where a GPU copies them from without waiting.
+
+    Raises:
+        InputError: An image cannot be read.
     """
-    loader = DataLoader(Subset(dataset, items), batch_size, num_workers=num_workers, collate_fn=collate)
-    for number, batch in enumerate(loader):
-        yield items.start + number * batch_size, batch["image"]
+    ranges = [items] if isinstance(items, range) else items
+    batches = [
+        range(start, min(start + batch_size, one.stop))
+        for one in ranges
+        for start in range(one.start, one.stop, batch_size)
+    ]
+    loader: DataLoader[Any] = DataLoader(
+        _Images(dataset),
+        batch_sampler=[list(batch) for batch in batches],
+        num_workers=num_workers,
+        collate_fn=_stack,
+        pin_memory=pin_memory,
+    )
+    for batch, images in zip(batches, loader, strict=True):
+        if isinstance(images, InputError):
+            raise images
+        yield batch.start, images
 
 
 def capture(model: HookedVisionModel, hook_name: str, images: torch.Tensor) -> torch.Tensor:
     """The value shown at one hook point, (B, h, w, C), (B, n, C) or (B, C), for images (B, 3, H, W)."""
     name = model.resolve_hook_name(hook_name)
-    _, cache = model.run_with_cache(images, names_filter=name)
-    value: torch.Tensor = cache[name]
-    return value
+    return capture_several(model, [name], images)[name]
 
 
-def sampled_positions(image_id: str, n_positions: int, fraction: float, seed: int) -> np.ndarray:
-    """Sorted int64 positions to keep for an image: a random `fraction`, at least one, by seed and image id alone."""
-    n_kept = max(1, round(n_positions * fraction))
-    if n_kept == n_positions:
+def capture_several(
+    model: HookedVisionModel, hook_names: Sequence[str], images: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The values shown at several hook points (full names), from one pass over images (B, 3, H, W)."""
+    _, cache = model.run_with_cache(images, names_filter=list(hook_names))
+    return {name: cache[name] for name in hook_names}
+
+
+def sampled_positions(image_id: str, n_positions: int, n_kept: int, seed: int) -> NDArray[np.int64]:
+    """Sorted positions to keep for an image: `n_kept` random ones of `n_positions`, by seed and image id alone."""
+    if n_kept >= n_positions:
         return np.arange(n_positions)
     generator = np.random.default_rng([seed, crc32(image_id.encode())])
     return np.sort(generator.choice(n_positions, n_kept, replace=False))
+
+
+@dataclass(frozen=True)
+class _Sampling:
+    """How many of an image's positions are kept."""
+
+    fraction: float
+    count: int | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise InputError(f"fraction is {self.fraction}; it must be above 0 and at most 1")
+        if self.count is not None and self.count < 1:
+            raise InputError(f"count is {self.count}; it must be at least 1")
+        if self.count is not None and self.fraction != 1:
+            raise InputError("give the positions to keep per image as a fraction or as a count, not as both")
+
+    def n_kept(self, n_positions: int) -> int:
+        return min(n_positions, self.count or max(1, round(n_positions * self.fraction)))
+
+
+@overload
+def extract_activations(
+    model: HookedVisionModel,
+    dataset: MammogramDataset,
+    folder: str | Path,
+    *,
+    hook_name: str | None = None,
+    hook_names: None = None,
+    **settings: "Unpack[Extraction]",
+) -> ActivationStore: ...
+
+
+@overload
+def extract_activations(
+    model: HookedVisionModel,
+    dataset: MammogramDataset,
+    folder: str | Path,
+    *,
+    hook_names: Sequence[str],
+    **settings: "Unpack[Extraction]",
+) -> dict[str, ActivationStore]: ...
 
 
 def extract_activations(
@@ -61,111 +186,265 @@ def extract_activations(
     folder: str | Path,
     *,
     hook_name: str | None = None,
-    fraction: float = 1.0,
-    seed: int = 0,
-    device: str = "cpu",
-    batch_size: int = 1,
-    num_workers: int = 0,
-) -> ActivationStore:
+    hook_names: Sequence[str] | None = None,
+    **settings: "Unpack[Extraction]",
+) -> ActivationStore | dict[str, ActivationStore]:
     """Write the activations at a hook point, one row per kept position, to a store on disk.
 
-    A killed call is made again and continues; the rows depend on seed and image id, not on order or interruptions.
+    A killed call is made again and continues. Which rows there are depends on seed and image ids, and not on order,
+    interruptions or worker processes.
 
     Args:
         model: The hookable model.
         dataset: The images; all of them are read.
         folder: Where the store goes.
-        hook_name: A hook point or alias; None means the final map. Rows are (C,) float32: one per position of a map
+        hook_name: A hook point or alias; None means the final map. Rows are (C,): one per position of a map
             (B, h, w, C), one per token of (B, n, C), one per image of a vector (B, C).
-        fraction: Share of each image's positions to keep, in (0, 1]. The released code keeps 0.25.
-        seed: Chooses the positions.
-        device: Where the network runs.
-        batch_size: Images per forward pass.
-        num_workers: Processes that read images beside the network.
+        hook_names: Several hook points, read in one pass: each gets a store of its own, `folder/<full hook name>`.
+        settings: As in `Extraction`: dtype, fraction or count, seed, device, batch_size, num_workers, autocast.
+
+    Returns:
+        The store; with `hook_names` the stores by full hook name.
 
     Raises:
-        InputError: An impossible fraction, an empty dataset, an unknown hook name, or a folder that holds other
-            activations.
+        InputError: An impossible setting, an empty dataset, an unknown hook name, values that are not finite, or a
+            folder that holds other activations.
+        OSError: A file cannot be written; the call can be made again and continues.
     """
-    if not 0 < fraction <= 1:
-        raise InputError(f"fraction is {fraction}; it must be above 0 and at most 1")
-    if len(dataset) == 0:
-        raise InputError("there is no image to extract activations from; check the split and the quarantine file")
+    if hook_names is not None:
+        if hook_name is not None:
+            raise InputError("give hook_name or hook_names, not both")
+        names = [model.resolve_hook_name(name) for name in hook_names]
+        return extract_together({name: (model, name) for name in names}, dataset, folder, **settings)
     if hook_name is None and model.final_hook is None:
         raise InputError("the model has no hook point at its final map; name the layer to extract (hook_name)")
-    folder, hook_name = Path(folder), model.resolve_hook_name(hook_name or str(model.final_hook))
-    model.to(device).eval()
-    plan = {
+    name = model.resolve_hook_name(hook_name or str(model.final_hook))
+    return _extract([_Source(name, model, name, Path(folder))], dataset, **settings)[name]
+
+
+def extract_together(
+    sources: Mapping[str, tuple[HookedVisionModel, str]],
+    dataset: MammogramDataset,
+    folder: str | Path,
+    **settings: "Unpack[Extraction]",
+) -> dict[str, ActivationStore]:
+    """Write the activations at hook points of one or several models, reading each image once.
+
+    Args:
+        sources: By name, a model and a hook point of it. A model that occurs several times runs once per image.
+        dataset: The images; all of them are read.
+        folder: Each source's store goes to `folder/<name>`.
+        settings: As in `Extraction`.
+
+    Returns:
+        The stores by name.
+
+    Raises:
+        InputError: As for `extract_activations`.
+        OSError: A file cannot be written; the call can be made again and continues.
+    """
+    if not sources:
+        raise InputError("name at least one hook point to extract")
+    found = [
+        _Source(name, model, model.resolve_hook_name(hook_name), Path(folder) / name)
+        for name, (model, hook_name) in sources.items()
+    ]
+    return _extract(found, dataset, **settings)
+
+
+@dataclass(frozen=True)
+class _Source:
+    name: str
+    model: HookedVisionModel
+    hook_name: str
+    folder: Path
+
+
+def _extract(
+    sources: Sequence[_Source],
+    dataset: MammogramDataset,
+    *,
+    dtype: str = "float32",
+    fraction: float = 1.0,
+    count: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    batch_size: int = 1,
+    num_workers: int = 0,
+    autocast: Autocast | None = None,
+) -> dict[str, ActivationStore]:
+    sampling = _Sampling(fraction, count, seed)
+    if dtype not in DTYPES:
+        raise InputError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+    if autocast not in (None, "bfloat16", "float16"):
+        raise InputError(f"autocast is {autocast!r}; it must be None, 'bfloat16' or 'float16'")
+    if len(dataset) == 0:
+        raise InputError("there is no image to extract activations from; check the split and the quarantine file")
+    if dataset.unit != "image":
+        raise InputError("the dataset counts rows of its annotation file; open it with unit='image' to extract")
+    models = {id(source.model): source.model.to(device).eval() for source in sources}
+    fingerprints = {key: tensors_fingerprint(model.state_dict()) for key, model in models.items()}
+    ids = dataset.images["image_id"].tolist()
+    common = {
         "format_version": FORMAT_VERSION,
-        "model": tensors_fingerprint(model.state_dict()),
-        "hook_name": hook_name,
         "dataset": dataset.fingerprint,
-        "images": sha256_of_json(dataset.images["image_id"].tolist()),
         "image_size": list(dataset.image_size),
-        "fraction": fraction,
+        "preprocessing": PREPROCESSING,
+        "fraction": fraction if count is None else None,
+        "count": count,
         "seed": seed,
+        "dtype": dtype,
+        "autocast": autocast,
         "batch_size": batch_size,
     }
-    compute = partial(
-        _extract_shard,
-        model,
-        dataset,
-        hook_name,
-        fraction,
-        seed,
-        device,
-        batch_size=batch_size,
-        num_workers=num_workers,
-    )
-    shard_size = _images_per_shard(model, hook_name, dataset.image_size, fraction)
-    run_shards(folder, plan, len(dataset), shard_size, compute, description="extract activations")
-    if not (folder / MANIFEST).exists():
-        manifest = {
-            **plan,
-            "dataset_name": dataset.name,
-            "splits": sorted(dataset.images["split"].unique()),
-            "image_ids": dataset.images["image_id"].tolist(),
-            "architecture": getattr(model.model, "architecture", type(model.model).__name__),
-            "source": plain(getattr(model.model, "source", {})),
-            "packages": package_versions(),
-            **environment(),
+    plans = {
+        source.name: {
+            **common,
+            "model": fingerprints[id(source.model)],
+            "hook_name": source.hook_name,
+            "layout": _layout(source, dataset.image_size),
         }
-        write_json(folder / MANIFEST, manifest)
-    return ActivationStore(folder)
+        for source in sources
+    }
+    n_bytes = sum(_nbytes_per_image(source, dataset.image_size, sampling, DTYPES[dtype]) for source in sources)
+    run_shards_together(
+        {source.name: (source.folder, plans[source.name] | {"images": sha256_of_json(ids)}) for source in sources},
+        len(dataset),
+        min(IMAGES_PER_SHARD, max(1, BYTES_PER_SHARD // n_bytes)),
+        partial(
+            _stream,
+            sources,
+            dataset,
+            ids,
+            sampling,
+            dtype=dtype,
+            device=device,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            autocast=autocast,
+        ),
+        description="extract activations",
+    )
+    about_images = {
+        "dataset_name": dataset.name,
+        "image_ids": ids,
+        "patients": [patient_number(patient) for patient in dataset.images["patient_id"]],
+        "splits": sorted(dataset.images["split"].unique()),
+        "packages": package_versions(),
+        **environment(),
+    }
+    stores = {}
+    for source in sources:
+        model = source.model.model
+        about_model = {
+            "architecture": getattr(model, "architecture", type(model).__name__),
+            "source": plain(getattr(model, "source", {})),
+        }
+        described = plans[source.name] | about_images | about_model
+        d_in = source.model.hook_shapes[source.hook_name][-1]
+        stores[source.name] = seal_store(source.folder, described, d_in=d_in, dtype=dtype)
+    return stores
 
 
-def _images_per_shard(model: HookedVisionModel, hook_name: str, image_size: tuple[int, int], fraction: float) -> int:
-    """Few enough images that their rows fit into memory: an early layer has hundreds of times the final map's rows."""
-    *positions, width = model.hook_shapes[hook_name]
-    if model.hook_layouts[hook_name].shows_grid:
-        positions = list(model.grid(hook_name, image_size))
-    nbytes = max(1, round(prod(positions) * fraction)) * width * 4
-    return min(IMAGES_PER_SHARD, max(1, BYTES_PER_SHARD // nbytes))
+def patient_number(patient_id: object) -> int:
+    """A number of 52 bits for a patient: the same in every store, so that merged stores keep patients whole."""
+    return int(hashlib.sha256(str(patient_id).encode()).hexdigest()[:13], 16)
+
+
+def _layout(source: _Source, image_size: tuple[int, int]) -> dict[str, Any]:
+    layout = source.model.hook_layouts[source.hook_name]
+    return {
+        "kind": layout.kind,
+        "grid": list(source.model.grid(source.hook_name, image_size)) if layout.shows_grid else None,
+        "prefix_tokens": layout.n_shown_prefix,
+    }
+
+
+def _nbytes_per_image(source: _Source, image_size: tuple[int, int], sampling: _Sampling, dtype: torch.dtype) -> int:
+    """Bytes of one image's rows: an early layer has hundreds of times the final map's."""
+    *positions, width = source.model.hook_shapes[source.hook_name]
+    if source.model.hook_layouts[source.hook_name].shows_grid:
+        positions = list(source.model.grid(source.hook_name, image_size))
+    return sampling.n_kept(prod(positions)) * width * dtype.itemsize
 
 
 @torch.inference_mode()
-def _extract_shard(
-    model: HookedVisionModel,
+def _stream(
+    sources: Sequence[_Source],
     dataset: MammogramDataset,
-    hook_name: str,
-    fraction: float,
-    seed: int,
-    device: str,
-    items: range,
+    ids: Sequence[str],
+    sampling: _Sampling,
+    tasks: Sequence[ShardTask],
     *,
+    dtype: str,
+    device: str,
     batch_size: int,
     num_workers: int,
+    autocast: Autocast | None,
+) -> Generator[Mapping[str, Tensors], None, None]:
+    """The shards of all tasks in order, while worker processes read ahead, over the borders of shards too."""
+    batches = image_batches(
+        dataset, [task.items for task in tasks], batch_size, num_workers, pin_memory=torch.device(device).type == "cuda"
+    )
+    for task in tasks:
+        wanted = [source for source in sources if source.name in task.names]
+        pieces: dict[str, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]] = {
+            source.name: [] for source in wanted
+        }
+        n_seen = 0
+        while n_seen < len(task.items):
+            first, images = next(batches)
+            n_seen += len(images)
+            values = _values(wanted, images.to(device, non_blocking=True), device, autocast)
+            for source in wanted:
+                for offset, value in enumerate(_finite(values[source.name], first, ids)):
+                    pieces[source.name].append(_kept(value, first + offset, ids, sampling, DTYPES[dtype]))
+            del values
+        shards = {}
+        for name, found in pieces.items():
+            rows, image, position = zip(*found, strict=True)
+            shards[name] = shard_tensors(rows, image, position, seed=[sampling.seed, task.items.start])
+            found.clear()
+            del rows, image, position
+        yield shards
+        del shards
+
+
+def _values(
+    sources: Sequence[_Source], images: torch.Tensor, device: str, autocast: Autocast | None
 ) -> dict[str, torch.Tensor]:
-    ids: Sequence[str] = dataset.images["image_id"].tolist()
-    rows, images, positions = [], [], []
-    for first, batch in image_batches(dataset, items, batch_size, num_workers):
-        values = capture(model, hook_name, batch.to(device)).float().cpu()
-        for offset, value in enumerate(values):
-            flat = value.reshape(-1, value.shape[-1])
-            kept = torch.from_numpy(sampled_positions(ids[first + offset], len(flat), fraction, seed))
-            if not torch.isfinite(flat).all():
-                raise InputError(f"the model gives features that are not finite for image {ids[first + offset]}")
-            rows.append(flat[kept])
-            images.append(torch.full((len(kept),), first + offset))
-            positions.append(kept)
-    return {"rows": torch.cat(rows), "image": torch.cat(images), "position": torch.cat(positions)}
+    """(B, n, C) by source; every model runs once."""
+    low_precision: AbstractContextManager[Any] = nullcontext()
+    if autocast is not None:
+        low_precision = torch.autocast(torch.device(device).type, dtype=DTYPES[autocast])
+    values = {}
+    for model in {id(source.model): source.model for source in sources}.values():
+        mine = [source for source in sources if source.model is model]
+        with low_precision:
+            found = capture_several(model, list({source.hook_name for source in mine}), images)
+        for source in mine:
+            value = found[source.hook_name]
+            values[source.name] = value.reshape(len(images), -1, value.shape[-1])
+    return values
+
+
+def _finite(values: torch.Tensor, first: int, ids: Sequence[str]) -> torch.Tensor:
+    finite = torch.isfinite(values).flatten(1).all(1)
+    if not bool(finite.all()):
+        image_id = ids[first + int((~finite).nonzero()[0, 0])]
+        raise InputError(f"the model gives features that are not finite for image {image_id}")
+    return values
+
+
+def _kept(
+    value: torch.Tensor, number: int, ids: Sequence[str], sampling: _Sampling, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows, image numbers and positions of one image, chosen and converted where the network runs."""
+    n_kept = sampling.n_kept(len(value))
+    positions = torch.from_numpy(sampled_positions(ids[number], len(value), n_kept, sampling.seed))
+    rows = value[positions.to(value.device)].to(dtype)
+    if dtype == torch.float16 and not bool(torch.isfinite(rows).all()):
+        raise InputError(
+            f"image {ids[number]} has features above 65504, which float16 cannot hold; store bfloat16 or float32"
+        )
+    return rows.cpu(), torch.full((len(positions),), number, dtype=torch.int32), positions

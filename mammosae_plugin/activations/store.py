@@ -1,35 +1,55 @@
-"""Rows of activations on disk, and the shuffled, resumable stream of batches that SAE training reads."""
+"""Rows of activations on disk (docs/activations.md): written once, checked at every read, streamed in random order."""
 
-from collections.abc import Iterator
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from numpy.typing import NDArray
 
+from mammosae_plugin.activations.reservoir import BlockReader, shuffled_batches
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import read_json
-from mammosae_plugin.shards import shard_paths
+from mammosae_plugin.files import read_json, sha256_of_file, sha256_of_json, write_json
+from mammosae_plugin.shards import is_done, recorded_digests, run_shards
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "activations.json"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+BLOCK_BYTES = 2**20  # what is read and checked at once: large enough for a disk's full speed
+RESERVOIR_BYTES = 2**30
+
+_SAFETENSORS_DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+}
 
 
 class ActivationStore:
-    """Activation rows that `extract_activations` wrote; the shards are memory-mapped, not loaded.
+    """Activation rows that `extract_activations` wrote. Nothing is read before it is asked for.
 
     Args:
         folder: The store.
 
     Attributes:
-        manifest: What the rows are: hook name, model, dataset, image ids, fraction, seed.
+        manifest: What the rows are (docs/activations.md lists the fields).
         n_rows: Number of rows.
         d_in: Width of a row.
+        hook_name: The hook point whose values the rows are.
+        dtype: Type of the rows on disk.
+        image_ids: The ids of the images, in the order of their numbers.
 
     Raises:
-        InputError: The folder is not a complete store, or of another format.
+        InputError: The folder is not a complete store, is of another format, or is not what its manifest says.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -39,63 +59,469 @@ class ActivationStore:
                 f"{self.folder} is not a complete activation store (no {MANIFEST}); run `mammosae extract` again"
             )
         self.manifest: dict[str, Any] = read_json(self.folder / MANIFEST)
-        if self.manifest["format_version"] != FORMAT_VERSION:
+        version = self.manifest.get("format_version") if isinstance(self.manifest, dict) else None
+        if version != FORMAT_VERSION:
             raise InputError(
-                f"{self.folder} has activation format {self.manifest['format_version']}; this version reads format "
-                f"{FORMAT_VERSION}, so extract again"
+                f"{self.folder} has activation format {version}; this version reads format {FORMAT_VERSION}, so "
+                "extract again"
             )
+        try:
+            self.n_rows: int = self.manifest["n_rows"]
+            self.d_in: int = self.manifest["d_in"]
+            self.hook_name: str = self.manifest["hook_name"]
+            self.image_ids: tuple[str, ...] = tuple(self.manifest["image_ids"])
+            self.dtype = DTYPES[self.manifest["dtype"]]
+            self._rows_per_block: int = self.manifest["rows_per_block"]
+            self._shards = [
+                _Shard(self.folder / entry["name"], entry["rows"], self.d_in, self.dtype, self._rows_per_block)
+                for entry in self.manifest["shards"]
+            ]
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{self.folder / MANIFEST} is damaged ({error!r}); extract again") from error
+        self._check_folder()
 
-    @cached_property
-    def _shards(self) -> list[dict[str, torch.Tensor]]:
-        return [load_file(path) for path in shard_paths(self.folder)]
+    def _check_folder(self) -> None:
+        """Compare what can be compared without reading the rows: which files there are, and their sizes."""
+        again = "extract again with the settings that made it, which replaces what is missing or damaged"
+        if not is_done(self.folder):
+            raise InputError(f"{self.folder} is not complete (no done.json); {again}")
+        said = {entry["name"]: entry for entry in self.manifest["shards"]}
+        there = {path.name for path in self.folder.glob("shard-*.safetensors")}
+        for name in sorted(said.keys() - there):
+            raise InputError(f"{self.folder} lacks {name}, which its manifest lists; {again}")
+        for name in sorted(there - said.keys()):
+            raise InputError(f"{self.folder} holds {name}, which its manifest does not list; remove that file")
+        for name, entry in said.items():
+            size = (self.folder / name).stat().st_size
+            if size != entry["bytes"]:
+                raise InputError(f"{self.folder / name} has {size} bytes instead of {entry['bytes']}; {again}")
+        digests = {name: entry["sha256"] for name, entry in said.items()}
+        if digests != recorded_digests(self.folder):
+            raise InputError(f"{self.folder}: {MANIFEST} and done.json do not belong together; {again}")
+        if self.n_rows != sum(entry["rows"] for entry in said.values()):
+            raise InputError(f"{self.folder / MANIFEST}: n_rows is not the sum of the shards' rows; {again}")
 
-    @cached_property
-    def _starts(self) -> np.ndarray:
-        return np.cumsum([0] + [len(shard["rows"]) for shard in self._shards])
+    # Reading
 
-    @property
-    def n_rows(self) -> int:
-        """Number of rows."""
-        return int(self._starts[-1])
-
-    @property
-    def d_in(self) -> int:
-        """Width of a row."""
-        return int(self._shards[0]["rows"].shape[1])
-
-    def image_rows(self) -> np.ndarray:
-        """(n_rows,) int64: the index of each row's image in `manifest["image_ids"]`."""
-        return np.concatenate([shard["image"].numpy() for shard in self._shards])
-
-    def take(self, rows: np.ndarray) -> torch.Tensor:
-        """(len(rows), d_in) float32: the rows of the given numbers, in that order."""
-        shard_of = np.searchsorted(self._starts, rows, side="right") - 1
-        taken = torch.empty(len(rows), self.d_in)
-        for shard in np.unique(shard_of):
-            places = np.flatnonzero(shard_of == shard)
-            local = torch.from_numpy(rows[places] - self._starts[shard])
-            taken[torch.from_numpy(places)] = self._shards[shard]["rows"][local].float()
-        return taken
-
-    def batches(self, batch_size: int, *, seed: int, start: int = 0) -> Iterator[torch.Tensor]:
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        start: int = 0,
+        epoch_rows: int | None = None,
+        images: Iterable[int] | None = None,
+        reservoir_rows: int | None = None,
+    ) -> Iterator[torch.Tensor]:
         """An endless stream of (batch_size, d_in) float32 batches, every row exactly once per epoch.
 
-        Each epoch is its own permutation, drawn from seed and epoch; a batch may span two epochs, so that all have the
-        same size.
+        Each epoch has its own order. A batch may span two epochs, so that all have the same size. Every block that is
+        read is compared with its checksum and must be finite.
 
         Args:
             batch_size: Rows per batch.
-            seed: Chooses the permutations.
-            start: Number of batches to pass over: a stream from batch n equals the stream from 0 after n batches.
+            seed: Chooses the orders.
+            start: Number of batches to pass over: a stream from batch n equals the stream from 0 after n batches. With
+                the seed it is the whole state of the stream.
+            epoch_rows: End each epoch after so many rows of its order; None gives all.
+            images: Only rows of images of these numbers.
+            reservoir_rows: Rows held in memory, of the store's type; None means as many as fit into 1 GiB.
+
+        Raises:
+            InputError: An impossible setting; while reading, a block that is damaged or not finite.
         """
-        position = start * batch_size
-        epoch, order = -1, np.zeros(0, dtype=np.int64)
-        while True:
-            wanted = np.arange(position, position + batch_size)
-            rows = []
-            for number in np.unique(wanted // self.n_rows):
-                if number != epoch:
-                    epoch, order = number, np.random.default_rng([seed, number]).permutation(self.n_rows)
-                rows.append(order[wanted[wanted // self.n_rows == number] % self.n_rows])
-            yield self.take(np.concatenate(rows))
-            position += batch_size
+        row_bytes = self.d_in * self.dtype.itemsize
+        blocks = self._blocks(images)
+        return shuffled_batches(
+            blocks,
+            batch_size,
+            seed=seed,
+            start=start,
+            reservoir_rows=max(2, RESERVOIR_BYTES // row_bytes) if reservoir_rows is None else reservoir_rows,
+            epoch_rows=epoch_rows,
+        )
+
+    def rows_of(self, images: Iterable[int]) -> torch.Tensor:
+        """(n, d_in) float32: all rows of the images of these numbers, by image number and then by position.
+
+        Raises:
+            InputError: An image number that the store does not have, or a damaged block.
+        """
+        chosen = self._are_chosen(images)
+        rows, keys = [], []
+        for shard in self._shards:
+            image, position = self._labels(shard)
+            kept = chosen[image]
+            for block in range(shard.n_blocks):
+                span = shard.span(block)
+                if kept[span].any():
+                    rows.append(self._read_block(shard, block)[torch.from_numpy(kept[span])].float())
+            keys.append(np.stack([image[kept], position[kept]]))
+        if not rows:
+            return torch.empty(0, self.d_in)
+        image, position = np.concatenate(keys, axis=1)
+        return torch.cat(rows)[torch.from_numpy(np.lexsort((position, image)))]
+
+    def take(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        """(len(rows), d_in) float32: the rows of the given numbers, in that order; for a few rows, not for a stream."""
+        firsts = np.cumsum([0] + [shard.n_rows for shard in self._shards])
+        taken = torch.empty(len(rows), self.d_in)
+        shard_of = np.searchsorted(firsts, rows, side="right") - 1
+        block_of = (rows - firsts[shard_of]) // self._rows_per_block
+        for number, block in sorted(set(zip(shard_of.tolist(), block_of.tolist(), strict=True))):
+            places = np.flatnonzero((shard_of == number) & (block_of == block))
+            local = rows[places] - firsts[number] - block * self._rows_per_block
+            read = self._read_block(self._shards[number], block)
+            taken[torch.from_numpy(places)] = read[torch.from_numpy(local)].float()
+        return taken
+
+    def labels(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """(n_rows,) image number and (n_rows,) position (in reading order of the grid) of every row, as stored."""
+        pairs = [self._labels(shard) for shard in self._shards]
+        if not pairs:
+            return np.zeros(0, np.int32), np.zeros(0, np.int32)
+        return np.concatenate([image for image, _ in pairs]), np.concatenate([position for _, position in pairs])
+
+    def shards(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """The rows (n, d_in), image (n,) and position (n,) of each shard, sorted by image and position.
+
+        Raises:
+            InputError: A shard is damaged or holds a row that is not finite.
+        """
+        for shard in self._shards:
+            image, position = self._labels(shard)
+            rows = torch.cat([self._read_block(shard, block) for block in range(shard.n_blocks)])
+            order = torch.from_numpy(np.lexsort((position, image)))
+            yield rows[order], torch.from_numpy(image)[order], torch.from_numpy(position)[order]
+
+    def verify(self) -> None:
+        """Read everything: the SHA-256 of every file, every checksum, every row finite, every image number known.
+
+        Raises:
+            InputError: Something is not what the manifest says.
+        """
+        for entry, shard in zip(self.manifest["shards"], self._shards, strict=True):
+            if sha256_of_file(shard.path) != entry["sha256"]:
+                raise _damaged(shard.path, "its SHA-256 is not the recorded one")
+            self._labels(shard)
+            for block in range(shard.n_blocks):
+                self._read_block(shard, block)
+
+    def _blocks(self, images: Iterable[int] | None) -> BlockReader:
+        places = [(shard, block) for shard in self._shards for block in range(shard.n_blocks)]
+        kept: list[torch.Tensor] | None = None
+        if images is None:
+            lengths = [shard.span(block).stop - shard.span(block).start for shard, block in places]
+        else:
+            chosen = self._are_chosen(images)
+            kept = []
+            for shard in self._shards:
+                in_shard = torch.from_numpy(chosen[self._labels(shard)[0]])
+                kept += [in_shard[shard.span(block)] for block in range(shard.n_blocks)]
+            lengths = [int(mask.sum()) for mask in kept]
+
+        def read(number: int) -> torch.Tensor:
+            rows = self._read_block(*places[number])
+            return rows if kept is None else rows[kept[number]]
+
+        return BlockReader(np.array(lengths, dtype=np.int64), read, self.d_in, self.dtype)
+
+    def _are_chosen(self, images: Iterable[int]) -> NDArray[np.bool_]:
+        numbers = np.asarray(list(images), dtype=np.int64)
+        unknown = numbers[(numbers < 0) | (numbers >= len(self.image_ids))]
+        if len(unknown):
+            raise InputError(
+                f"there is no image {unknown[0]}: {self.folder} has the images 0 to {len(self.image_ids) - 1}"
+            )
+        chosen = np.zeros(len(self.image_ids), dtype=bool)
+        chosen[numbers] = True
+        return chosen
+
+    def _labels(self, shard: "_Shard") -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        image, position = shard.labels()
+        if len(image) and not (image.min() >= 0 and image.max() < len(self.image_ids)):
+            raise _damaged(shard.path, "it has rows of images that the manifest does not list")
+        return image, position
+
+    def _read_block(self, shard: "_Shard", block: int) -> torch.Tensor:
+        rows = shard.block(block)
+        low, high = torch.aminmax(rows)  # both are NaN where any value is
+        if not bool(torch.isfinite(low) & torch.isfinite(high)):
+            row = int((~torch.isfinite(rows).all(dim=1)).nonzero()[0, 0])
+            image, position = (values[shard.span(block)][row] for values in self._labels(shard))
+            raise InputError(
+                f"{shard.path} has a row that is not finite: image {self.image_ids[image]}, position {position}; "
+                "extract that image's rows again or leave the image out"
+            )
+        return rows
+
+
+class _Shard:
+    """One file of rows, read by blocks; every block that is read is compared with its checksum."""
+
+    def __init__(self, path: Path, n_rows: int, d_in: int, dtype: torch.dtype, rows_per_block: int) -> None:
+        self.path, self.n_rows = path, n_rows
+        self.n_blocks = -(-n_rows // rows_per_block)
+        self._rows_per_block = rows_per_block
+        self._shapes = {
+            "rows": (dtype, (n_rows, d_in)),
+            "image": (torch.int32, (n_rows,)),
+            "position": (torch.int32, (n_rows,)),
+            "crc32": (torch.int64, (self.n_blocks, 3)),
+        }
+
+    def span(self, block: int) -> slice:
+        """The rows of a block."""
+        return slice(block * self._rows_per_block, min((block + 1) * self._rows_per_block, self.n_rows))
+
+    def block(self, block: int) -> torch.Tensor:
+        """(n, d_in): the rows of one block, as stored."""
+        return self._checked("rows", 0, block)
+
+    def labels(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """(n_rows,) image numbers and (n_rows,) positions."""
+        columns = []
+        for column, name in ((1, "image"), (2, "position")):
+            values = [self._checked(name, column, block) for block in range(self.n_blocks)]
+            columns.append(torch.cat(values).numpy() if values else np.zeros(0, np.int32))
+        return columns[0], columns[1]
+
+    def _checked(self, name: str, column: int, block: int) -> torch.Tensor:
+        span = self.span(block)
+        values = self._read(name, span)
+        if zlib.crc32(_bytes_of(values)) != int(self._checksums[block, column]):
+            raise _damaged(self.path, f"the checksum of {name} {span.start} to {span.stop - 1} is not the recorded one")
+        return values
+
+    @cached_property
+    def _checksums(self) -> NDArray[np.int64]:
+        return self._read("crc32", slice(0, self.n_blocks)).numpy()
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        """Where each tensor begins in the file, after its header is found to be what the manifest says."""
+        try:
+            with self.path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header: Any = json.loads(file.read(length)) if length < 2**20 else None
+            places = {}
+            for name, (dtype, shape) in self._shapes.items():
+                entry = header[name]
+                if (_SAFETENSORS_DTYPES[entry["dtype"]], tuple(entry["shape"])) != (dtype, shape):
+                    raise _damaged(
+                        self.path, f"{name} is {entry['dtype']} {entry['shape']}, not what the manifest says"
+                    )
+                places[name] = 8 + length + entry["data_offsets"][0]
+        except FileNotFoundError as error:
+            raise InputError(f"{self.path} is gone; extract again, which makes what is missing") from error
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise _damaged(self.path, "its header cannot be read") from error
+        return places
+
+    def _read(self, name: str, span: slice) -> torch.Tensor:
+        """Rows `span` of a tensor, without mapping the file: mapped pages would count as this process's memory."""
+        dtype, shape = self._shapes[name]
+        values = torch.empty(span.stop - span.start, *shape[1:], dtype=dtype)
+        view = _bytes_of(values)
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(self._places[name] + span.start * prod(shape[1:]) * dtype.itemsize)
+                done = 0
+                while done < len(view) and (n := file.readinto(view[done:])):
+                    done += n
+        except FileNotFoundError as error:
+            raise InputError(f"{self.path} is gone; extract again, which makes what is missing") from error
+        if done < len(view):
+            raise _damaged(self.path, "it is too short")
+        return values
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    return tensor.view(torch.uint8).numpy().data.cast("B") if tensor.numel() else memoryview(b"")
+
+
+def _damaged(path: Path, what: str) -> InputError:
+    return InputError(
+        f"{path} is damaged ({what}); extract again with the settings that made it, which replaces damaged shards"
+    )
+
+
+def rows_per_block(d_in: int, dtype: torch.dtype) -> int:
+    """Rows in a block of about `BLOCK_BYTES`."""
+    return max(1, BLOCK_BYTES // (d_in * dtype.itemsize))
+
+
+def shard_tensors(
+    rows: Sequence[torch.Tensor],
+    image: Sequence[torch.Tensor],
+    position: Sequence[torch.Tensor],
+    *,
+    seed: Sequence[int],
+) -> dict[str, torch.Tensor]:
+    """The tensors of one shard, its rows in a random order: so that each block holds rows of all the shard's images.
+
+    Args:
+        rows: Pieces (n_i, d_in) of the store's type.
+        image: For each piece (n_i,) the numbers of the images.
+        position: For each piece (n_i,) the positions.
+        seed: Chooses the order.
+    """
+    lengths = [len(piece) for piece in rows]
+    places = torch.from_numpy(np.random.default_rng(list(seed)).permutation(sum(lengths)))
+    tensors = {
+        "rows": torch.empty(len(places), rows[0].shape[1], dtype=rows[0].dtype),
+        "image": torch.empty(len(places), dtype=torch.int32),
+        "position": torch.empty(len(places), dtype=torch.int32),
+    }
+    for name, pieces in (("rows", rows), ("image", image), ("position", position)):
+        for where, piece in zip(torch.split(places, lengths), pieces, strict=True):
+            tensors[name][where] = piece.to(tensors[name].dtype)
+    step = rows_per_block(rows[0].shape[1], rows[0].dtype)
+    sums = [
+        [zlib.crc32(_bytes_of(tensors[name][start : start + step])) for name in ("rows", "image", "position")]
+        for start in range(0, len(places), step)
+    ]
+    return tensors | {"crc32": torch.tensor(sums, dtype=torch.int64).reshape(-1, 3)}
+
+
+def seal_store(folder: Path, described: Mapping[str, Any], *, d_in: int, dtype: str) -> ActivationStore:
+    """Write the manifest of a folder whose shards are complete, and open it.
+
+    Args:
+        folder: Shards of `shard_tensors`, sealed by `run_shards`.
+        described: The manifest's fields that say what the rows are.
+        d_in: Width of a row.
+        dtype: Name of the rows' type.
+    """
+    shards = []
+    for name, digest in sorted(recorded_digests(folder).items(), key=lambda item: _number(item[0])):
+        path = folder / name
+        shards.append({"name": name, "rows": _n_rows(path), "bytes": path.stat().st_size, "sha256": digest})
+    manifest = {
+        **described,
+        "format_version": FORMAT_VERSION,
+        "dtype": dtype,
+        "d_in": d_in,
+        "rows_per_block": rows_per_block(d_in, DTYPES[dtype]),
+        "n_rows": sum(shard["rows"] for shard in shards),
+        "shards": shards,
+    }
+    file = folder / MANIFEST
+    if not file.exists() or read_json(file).get("shards") != shards:
+        write_json(file, manifest)
+    return ActivationStore(folder)
+
+
+def _number(name: str) -> int:
+    return int(re.findall(r"\d+", name)[0])
+
+
+def _n_rows(path: Path) -> int:
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return int(header["image"]["shape"][0])
+
+
+def write_store(
+    folder: str | Path,
+    shards: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+    described: Mapping[str, Any],
+    *,
+    seed: int = 0,
+) -> ActivationStore:
+    """Write rows that are already in memory as a store.
+
+    Args:
+        folder: Where the store goes.
+        shards: For each shard rows (n, d_in) of float32, float16 or bfloat16, image (n,) and position (n,).
+        described: The manifest's fields that say what the rows are; at least `image_ids`.
+        seed: Chooses the order of the rows within each shard.
+
+    Raises:
+        InputError: No rows, rows of another type, or a folder that holds something else.
+    """
+    if not shards:
+        raise InputError("there are no rows to write")
+    dtype = next((name for name, known in DTYPES.items() if known == shards[0][0].dtype), None)
+    if dtype is None:
+        raise InputError(f"rows are {shards[0][0].dtype}; a store holds {', '.join(DTYPES)}")
+    folder = Path(folder)
+
+    def compute(items: range) -> dict[str, torch.Tensor]:
+        rows, image, position = shards[items.start]
+        return shard_tensors([rows], [image], [position], seed=[seed, items.start])
+
+    plan = {"described": sha256_of_json(dict(described)), "dtype": dtype, "seed": seed}
+    run_shards(folder, plan, len(shards), 1, compute, description="write rows", unit="shard")
+    return seal_store(folder, described, d_in=shards[0][0].shape[1], dtype=dtype)
+
+
+SAME_IN_A_MERGE = (
+    "model",
+    "hook_name",
+    "layout",
+    "image_size",
+    "preprocessing",
+    "dtype",
+    "d_in",
+    "fraction",
+    "count",
+    "seed",
+    "autocast",
+)
+
+
+def merge_stores(folders: Sequence[str | Path], out: str | Path) -> ActivationStore:
+    """One store with the rows of several: of other images, from the same layer of the same model, made the same way.
+
+    The shards are rewritten one by one; a killed call is made again and continues.
+
+    Args:
+        folders: The stores, in the order in which their images are numbered in the result.
+        out: Where the merged store goes.
+
+    Raises:
+        InputError: The stores do not belong together, share an image, one of them is damaged, or `out` holds something
+            else.
+    """
+    stores = [ActivationStore(folder) for folder in folders]
+    if not stores:
+        raise InputError("name the stores to merge")
+    first = stores[0]
+    for store in stores[1:]:
+        for field in SAME_IN_A_MERGE:
+            if store.manifest.get(field) != first.manifest.get(field):
+                raise InputError(
+                    f"{store.folder} and {first.folder} do not belong together: {field} is "
+                    f"{store.manifest.get(field)!r} and {first.manifest.get(field)!r}"
+                )
+    image_ids = [image_id for store in stores for image_id in store.image_ids]
+    image_id, times = Counter(image_ids).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"image {image_id} is in more than one of the stores; its rows would count twice")
+    offsets = np.cumsum([0] + [len(store.image_ids) for store in stores])
+    sources = [
+        (store, shard, int(offset)) for store, offset in zip(stores, offsets, strict=False) for shard in store._shards
+    ]
+
+    def compute(items: range) -> dict[str, torch.Tensor]:
+        store, shard, offset = sources[items.start]
+        image, position = store._labels(shard)
+        rows = torch.cat([store._read_block(shard, block) for block in range(shard.n_blocks)])
+        return shard_tensors(
+            [rows], [torch.from_numpy(image + offset)], [torch.from_numpy(position)], seed=[0, items.start]
+        )
+
+    plan = {"format_version": FORMAT_VERSION, "merged": [sha256_of_json(store.manifest) for store in stores]}
+    run_shards(Path(out), plan, len(sources), 1, compute, description="merge", unit="shard")
+    manifests = [store.manifest for store in stores]
+    described = {
+        **first.manifest,
+        "image_ids": image_ids,
+        "patients": [patient for manifest in manifests for patient in manifest.get("patients", [])],
+        "splits": sorted({split for manifest in manifests for split in manifest.get("splits", [])}),
+        "dataset": sha256_of_json([manifest.get("dataset") for manifest in manifests]),
+        "dataset_name": " + ".join(dict.fromkeys(str(manifest.get("dataset_name")) for manifest in manifests)),
+        "merged": plan["merged"],
+    }
+    return seal_store(Path(out), described, d_in=first.d_in, dtype=first.manifest["dtype"])

@@ -1,0 +1,147 @@
+"""Rows in random order from blocks on disk: bounded memory, every row once per epoch, resumable at any batch.
+
+An epoch draws a new order of all blocks. Blocks are read in that order into a reservoir, where their rows lie in
+random places; when it is full its rows are given out, while threads fill the next. A row's place in the stream is a
+function of (seed, epoch, number of the filling) alone, so the state of a run is its seed and the number of batches
+taken, and going on from there reads no more than one filling.
+"""
+
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mammosae_plugin.errors import InputError
+
+READERS = 2  # threads that read, check and place blocks beside the training step
+
+
+@dataclass(frozen=True)
+class BlockReader:
+    """Rows in blocks, the unit of reading.
+
+    Attributes:
+        lengths: (n_blocks,) rows in each block.
+        read: Gives block b as (lengths[b], width), of the stream's dtype; called from several threads.
+        width: Features per row.
+        dtype: Type of the rows in memory.
+    """
+
+    lengths: NDArray[np.int64]
+    read: Callable[[int], torch.Tensor]
+    width: int
+    dtype: torch.dtype
+
+
+def shuffled_batches(
+    blocks: BlockReader,
+    batch_size: int,
+    *,
+    seed: int,
+    start: int = 0,
+    reservoir_rows: int,
+    epoch_rows: int | None = None,
+) -> Iterator[torch.Tensor]:
+    """An endless stream of (batch_size, width) float32 batches, every row exactly once per epoch.
+
+    A batch may span two epochs: the ragged end of one is carried over into the next, so all batches have one size and
+    no row is dropped.
+
+    Args:
+        blocks: The rows.
+        batch_size: Rows per batch.
+        seed: Chooses the orders, not negative.
+        start: Number of batches to pass over: a stream from batch n equals the stream from 0 after n batches.
+        reservoir_rows: Rows in memory: half are given out while the other half is filled. Never less than two blocks.
+        epoch_rows: End each epoch after so many rows of its order; None gives all.
+
+    Raises:
+        InputError: An impossible setting, or no row at all.
+    """
+    n_rows = int(blocks.lengths.sum())
+    epoch_rows = n_rows if epoch_rows is None else epoch_rows
+    for name, value, least in (("batch_size", batch_size, 1), ("start", start, 0), ("seed", seed, 0)):
+        if value < least:
+            raise InputError(f"{name} is {value}; it must be at least {least}")
+    if reservoir_rows < 2:
+        raise InputError(f"reservoir_rows is {reservoir_rows}; it must be at least 2")
+    if n_rows == 0:
+        raise InputError("there is no row to read; check which images were chosen")
+    if not 1 <= epoch_rows <= n_rows:
+        raise InputError(f"epoch_rows is {epoch_rows}; it must be from 1 to the number of rows, {n_rows}")
+    return _batches(blocks, batch_size, seed, start, reservoir_rows // 2, epoch_rows)
+
+
+def _batches(
+    blocks: BlockReader, batch_size: int, seed: int, start: int, window_rows: int, epoch_rows: int
+) -> Generator[torch.Tensor, None, None]:
+    epoch, offset = divmod(start * batch_size, epoch_rows)
+    batch, filled = torch.empty(batch_size, blocks.width), 0
+    for rows in _filled(blocks, _windows(blocks.lengths, seed, epoch, offset, window_rows, epoch_rows)):
+        taken = 0
+        while taken < len(rows):
+            n = min(batch_size - filled, len(rows) - taken)
+            batch[filled : filled + n] = rows[taken : taken + n]
+            taken, filled = taken + n, filled + n
+            if filled == batch_size:
+                yield batch
+                batch, filled = torch.empty(batch_size, blocks.width), 0
+        del rows  # or its memory would be held while the filling after the next begins
+
+
+@dataclass(frozen=True)
+class _Window:
+    """One filling of the reservoir: its blocks, the place of each of their rows, and which places are given out."""
+
+    blocks: NDArray[np.int64]
+    places: torch.Tensor
+    given: slice
+
+
+def _windows(
+    lengths: NDArray[np.int64], seed: int, epoch: int, offset: int, window_rows: int, epoch_rows: int
+) -> Iterator[_Window]:
+    """The fillings from row `offset` of an epoch on, for ever."""
+    for number in count(epoch):
+        order = np.random.default_rng([seed, number, 0]).permutation(np.flatnonzero(lengths))
+        ends = np.cumsum(lengths[order])
+        _, firsts = np.unique((ends - 1) // window_rows, return_index=True)
+        for window, members in enumerate(np.split(order, firsts[1:])):
+            first = int(ends[firsts[window]] - lengths[members[0]])
+            n_rows = int(lengths[members].sum())
+            given = slice(max(0, offset - first), min(n_rows, epoch_rows - first))
+            if given.start < given.stop:
+                places = np.random.default_rng([seed, number, window + 1]).permutation(n_rows)
+                yield _Window(members, torch.from_numpy(places), given)
+        offset = 0
+
+
+def _filled(blocks: BlockReader, windows: Iterator[_Window]) -> Generator[torch.Tensor, None, None]:
+    """The rows of each window in their places, with the next window being read meanwhile."""
+
+    def place(block: int, places: torch.Tensor, into: torch.Tensor) -> None:
+        into.index_copy_(0, places, blocks.read(block))
+
+    def begin(window: _Window) -> tuple[torch.Tensor, list[Future[None]]]:
+        into = torch.empty(len(window.places), blocks.width, dtype=blocks.dtype)
+        pieces = torch.split(window.places, blocks.lengths[window.blocks].tolist())
+        work = zip(window.blocks.tolist(), pieces, strict=True)
+        return into, [readers.submit(place, block, places, into) for block, places in work]
+
+    readers = ThreadPoolExecutor(READERS, thread_name_prefix="reservoir")
+    try:
+        window = next(windows)
+        into, reading = begin(window)
+        while True:
+            for done in reading:
+                done.result()
+            rows, window = into[window.given], next(windows)
+            into, reading = begin(window)
+            yield rows
+            del rows
+    finally:
+        readers.shutdown(wait=False, cancel_futures=True)
