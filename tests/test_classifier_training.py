@@ -42,10 +42,10 @@ def few_images(training_images):
 
 
 @pytest.fixture(scope="module")
-def trained(training_images, classifier, tmp_path_factory):
+def trained(few_images, classifier, tmp_path_factory):
     """A finetuned classifier with patients held out: (path, model)."""
     path = tmp_path_factory.mktemp("trained") / "m.safetensors"
-    return path, train_classifier(classifier, training_images, "Mass", path, QUICK)
+    return path, train_classifier(classifier, few_images, "Mass", path, QUICK)
 
 
 def relabelled(dataset, **labels):
@@ -68,28 +68,28 @@ def log_of(path):
 # The head alone
 
 
-def test_logistic_regression_changes_the_head_alone_and_fits_its_images(training_images, classifier, tmp_path):
+def test_logistic_regression_changes_the_head_alone_and_fits_its_images(few_images, classifier, tmp_path):
     config = ClassifierTraining(kind="pretrained", l2=1e-3)
-    model = train_classifier(classifier, training_images, "Mass", tmp_path / "m.safetensors", config)
+    model = train_classifier(classifier, few_images, "Mass", tmp_path / "m.safetensors", config)
     for name, tensor in classifier.state_dict().items():
         if not name.startswith("classifier."):
             assert torch.equal(tensor, model.state_dict()[name]), name
     with torch.inference_mode():
-        logits = torch.stack([model(training_images[i]["image"][None])[0, 0] for i in range(len(training_images))])
-    labels = torch.tensor(training_images.images["Mass"].to_numpy())
+        logits = torch.stack([model(few_images[i]["image"][None])[0, 0] for i in range(len(few_images))])
+    labels = torch.tensor(few_images.images["Mass"].to_numpy())
     assert logits[labels == 1].mean() > logits[labels == 0].mean() + 1
     assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
 
 
-def test_logistic_regression_leaves_out_the_patients_held_out_and_judges_on_them(training_images, classifier, tmp_path):
+def test_logistic_regression_leaves_out_the_patients_held_out_and_judges_on_them(few_images, classifier, tmp_path):
     config = ClassifierTraining(kind="pretrained", validation_share=0.3)
-    model = train_classifier(classifier, training_images, "Mass", tmp_path / "m.safetensors", config)
-    labels = training_images.images[["Mass"]].to_numpy()
-    sides = classifier_module._sides(training_images, labels, ["Mass"], config)
-    kept = training_images.select(image_ids=training_images.images["image_id"][sides.training])
+    model = train_classifier(classifier, few_images, "Mass", tmp_path / "m.safetensors", config)
+    labels = few_images.images[["Mass"]].to_numpy()
+    sides = classifier_module._sides(few_images, labels, ["Mass"], config)
+    kept = few_images.select(image_ids=few_images.images["image_id"][sides.training])
     same = train_classifier(classifier, kept, "Mass", tmp_path / "k.safetensors", ClassifierTraining(kind="pretrained"))
     torch.testing.assert_close(model.classifier.weight, same.classifier.weight, rtol=1e-3, atol=1e-5)
-    assert auroc_on(model, training_images, "Mass", sides.validation) == pytest.approx(
+    assert auroc_on(model, few_images, "Mass", sides.validation) == pytest.approx(
         model.source["metadata"]["outcome"]["validation_auroc"]
     )
 
@@ -100,17 +100,15 @@ def auroc_on(model, dataset, concept, items):
     return roc_auc_score(dataset.images[concept].to_numpy()[items], logits)
 
 
-def test_killed_while_reading_features_logistic_regression_ends_the_same(
-    training_images, classifier, tmp_path, monkeypatch
-):
+def test_killed_while_reading_features_logistic_regression_ends_the_same(few_images, classifier, tmp_path, monkeypatch):
     config = ClassifierTraining(kind="pretrained", batch_size=200)
-    whole = train_classifier(classifier, training_images, "Mass", tmp_path / "whole.safetensors", config)
+    whole = train_classifier(classifier, few_images, "Mass", tmp_path / "whole.safetensors", config)
     monkeypatch.setattr(classifier_module, "LogisticRegression", None)
     with pytest.raises(TypeError):
-        train_classifier(classifier, training_images, "Mass", tmp_path / "broken.safetensors", config)
+        train_classifier(classifier, few_images, "Mass", tmp_path / "broken.safetensors", config)
     monkeypatch.undo()
-    monkeypatch.setattr(type(training_images), "__getitem__", None)  # the features are there already
-    continued = train_classifier(classifier, training_images, "Mass", tmp_path / "broken.safetensors", config)
+    monkeypatch.setattr(type(few_images), "__getitem__", None)  # the features are there already
+    continued = train_classifier(classifier, few_images, "Mass", tmp_path / "broken.safetensors", config)
     assert_same_weights(whole, continued)
 
 
@@ -223,7 +221,7 @@ def test_the_learning_rate_rises_in_a_line_and_falls_as_a_cosine(warm_up, total)
     cosine = np.cos(np.pi / 2 * (steps - n) / (total - n)) ** 2
     expected = 3e-4 * np.where(steps < n, (steps + 1) / max(n, 1e-9), cosine)
     np.testing.assert_allclose(rates, expected, rtol=1e-12)
-    assert rates[-1] < rates.max() <= 3e-4 * max(1, (math.ceil(n) / n if n else 1))
+    assert rates.max() < 3e-4 * (1 + 1 / max(n, 1))
 
 
 def test_aurocs_are_scikit_learns_one_against_the_rest_or_a_mean_over_findings():
@@ -263,13 +261,13 @@ def test_the_epoch_with_the_best_validation_auroc_is_kept_the_first_of_equals(
     ]  # fmt: skip
 
 
-def test_the_recorded_auroc_is_that_of_the_saved_weights_on_the_patients_held_out(trained, training_images):
+def test_the_recorded_auroc_is_that_of_the_saved_weights_on_the_patients_held_out(trained, few_images):
     path, model = trained
-    labels = training_images.images[["Mass"]].to_numpy()
-    sides = classifier_module._sides(training_images, labels, ["Mass"], QUICK)
+    labels = few_images.images[["Mass"]].to_numpy()
+    sides = classifier_module._sides(few_images, labels, ["Mass"], QUICK)
     outcome = model.source["metadata"]["outcome"]
-    assert auroc_on(model, training_images, "Mass", sides.validation) == pytest.approx(outcome["validation_auroc"])
-    patients = training_images.images["patient_id"].to_numpy()
+    assert auroc_on(model, few_images, "Mass", sides.validation) == pytest.approx(outcome["validation_auroc"])
+    patients = few_images.images["patient_id"].to_numpy()
     assert outcome["n_patients"] == {
         side: len(set(patients[getattr(sides, side)])) for side in ("training", "validation")
     }
@@ -303,7 +301,7 @@ def test_patients_are_held_out_whole_and_every_class_with_two_patients_is_on_bot
     assert not set(owner[held]) & set(owner[~held])
     for grade in range(5):
         with_it = set(owner[has_class[:, grade]])
-        assert with_it <= set() or with_it & set(owner[~held])
+        assert not with_it or with_it & set(owner[~held])
         if len(with_it) >= 4:
             assert with_it & set(owner[held])
     share = len(set(owner[held])) / len(set(owner))
@@ -404,10 +402,10 @@ def test_mammo_clips_recipe_applies_each_map_to_half_of_the_images_and_fills_the
     for seed in range(400):
         image = change(square(), np.random.default_rng(seed))
         assert image.min().item() == pytest.approx(low) and image.max().item() == pytest.approx(high)
-        upright += bool(image[0, 35, 49] > image[0, 35, 12])
+        upright += bool(image[0, 50, 45] > image[0, 50, 20])
     assert 160 < calls.count("affine") < 240
     assert 160 < calls.count("elastic") < 240
-    assert 160 < upright < 240 or upright == 0
+    assert 160 < upright < 240
 
 
 def test_kind_affine_warps_every_image_and_flips_warp_none(monkeypatch):
@@ -431,7 +429,7 @@ def test_augmented_images_are_the_same_for_any_number_of_workers_and_any_order(f
         shuffled = EpochImages(few_images, order, change, seed=1, epoch=2)
         found = torch.cat(list(DataLoader(shuffled, batch_size, num_workers=workers)))
         assert torch.equal(found, expected[order])
-    for other in (dict(seed=1, epoch=3), dict(seed=2, epoch=2)):
+    for other in ({"seed": 1, "epoch": 3}, {"seed": 2, "epoch": 2}):
         changed = EpochImages(few_images, range(n), change, **other)
         assert sum(torch.equal(changed[item], expected[item]) for item in range(n)) < n / 3
 
@@ -505,12 +503,13 @@ train_classifier(load_mammo_clip(encoder), dataset, "Mass", path, ClassifierTrai
 """
 
 
+@pytest.mark.slow
 def test_a_process_killed_while_it_writes_its_state_is_continued_to_the_same_bits(
     few_images, phantom_root, classifier, tmp_path
 ):
     save_classifier(classifier, tmp_path / "encoder.safetensors", metadata={})
     encoder = load_mammo_clip(tmp_path / "encoder.safetensors")
-    config = QUICK.model_copy(update={"batch_size": 4, "checkpoint_every": 1})
+    config = QUICK.model_copy(update={"batch_size": 4, "checkpoint_every": 1, "epochs": 2})
     path = tmp_path / "broken.safetensors"
     arguments = [tmp_path / "encoder.safetensors", phantom_root, ",".join(few_images.images["image_id"]), path]
     child = subprocess.run(
@@ -573,12 +572,12 @@ def test_a_trained_classifier_says_what_it_is(few_images, classifier, tmp_path):
         train_classifier(classifier, few_images, "Mass", path, ClassifierTraining(kind="pretrained", l2=2.0))
 
 
-def test_neither_file_nor_log_names_a_patient_or_an_image(trained, training_images):
+def test_neither_file_nor_log_names_a_patient_or_an_image(trained, few_images):
     path, _ = trained
     with safe_open(path, "pt") as file:
         text = json.dumps(file.metadata()) + path.with_name("m.log.jsonl").read_text()
     for column in ("patient_id", "image_id"):
-        assert not [name for name in training_images.images[column] if name in text]
+        assert not [name for name in few_images.images[column] if name in text]
 
 
 def test_the_log_shows_steps_before_the_first_epoch_ends(few_images, classifier, tmp_path):

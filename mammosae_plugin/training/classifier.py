@@ -541,7 +541,10 @@ def _loss(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | N
 
 
 def _rate(step: int, total: int, config: ClassifierTraining) -> float:
-    """Linear warm-up to `lr`, then half a cosine down to 0."""
+    """Linear warm-up to `lr` over `warm_up * total` steps, then half a cosine down to 0.
+
+    Where that is no whole number, the last step of the warm-up lies above `lr`, by less than one step's rise.
+    """
     warm_up = config.warm_up * total
     if step < warm_up:
         return config.lr * (step + 1) / warm_up
