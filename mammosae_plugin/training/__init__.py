@@ -1,7 +1,18 @@
 """Training: sparse autoencoders on activation rows, and the classifiers whose features they explain."""
 
 from mammosae_plugin.training.classifier import ClassifierTraining, train_classifier
-from mammosae_plugin.training.sae import SAETraining, train_sae
+from mammosae_plugin.training.sae import train_sae, train_saes
 from mammosae_plugin.training.saving import save_sae
+from mammosae_plugin.training.settings import SAETraining
+from mammosae_plugin.training.sweep import final_metrics_of, grid
 
-__all__ = ["ClassifierTraining", "SAETraining", "save_sae", "train_classifier", "train_sae"]
+__all__ = [
+    "ClassifierTraining",
+    "SAETraining",
+    "final_metrics_of",
+    "grid",
+    "save_sae",
+    "train_classifier",
+    "train_sae",
+    "train_saes",
+]

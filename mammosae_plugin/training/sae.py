@@ -1,4 +1,4 @@
-"""Training a SAELens `standard` SAE on stored activation rows, with the objective of the paper.
+"""Training SAELens SAEs on stored activation rows, by default with the objective of the paper.
 
 The paper and the released code minimise, over rows x with reconstruction x' and latents z,
 
@@ -8,20 +8,22 @@ SAELens sums the squared error over the d features and weighs each latent by its
 penalty without the constraint. Multiplying the objective by d gives its coefficient: l1_coefficient = lambda * d (3e-5
 * 2048 = 0.06144). After training the norms are folded into the latents, so that the decoder rows of the saved SAE have
 unit norm.
+
+The loop is our own, over the public seams of SAELens's trainer: its `fit` cannot continue a run, and judges nothing.
 """
 
 import json
 import logging
-import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from pydantic import BaseModel, ConfigDict, Field
-from sae_lens import SAE, StandardTrainingSAE, StandardTrainingSAEConfig
+from pydantic import ValidationError
+from sae_lens import SAE
 from sae_lens import __version__ as sae_lens_version
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import SAEMetadata
@@ -33,41 +35,31 @@ from mammosae_plugin import __version__
 from mammosae_plugin.activations import ActivationStore
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, sha256_of_json, write_json, write_text
-from mammosae_plugin.provenance import plain, seed_everything
+from mammosae_plugin.provenance import plain, seed_everything, torch_generator
+from mammosae_plugin.training.architectures import new_training_sae
+from mammosae_plugin.training.checkpoints import load_state, save_state
+from mammosae_plugin.training.metrics import MetricsFile, Row, draw_metrics, measure, read_metrics, step_row
+from mammosae_plugin.training.resampling import (
+    SAMPLE_ROWS,
+    resample_dead,
+    sample_of,
+    start_at_data_points,
+    start_bias_at_median,
+)
+from mammosae_plugin.training.rows import TrainingRows, images_of_held_out_patients
 from mammosae_plugin.training.saving import CFG, save_sae
+from mammosae_plugin.training.settings import SAETraining
+from mammosae_plugin.training.trackers import TrackerName, new_tracker
+
+__all__ = ["SAETraining", "train_sae", "train_saes"]
 
 logger = logging.getLogger(__name__)
 
-PLAN, CHECKPOINTS, LOG = "training.json", "checkpoints", "training_log.jsonl"
-LOG_EVERY = 20  # steps
-
-
-class SAETraining(BaseModel):
-    """How an SAE is trained. The defaults are the paper's."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    d_sae: int | None = Field(None, gt=0, description="Number of latents; None means expansion_factor times the width.")
-    expansion_factor: int = Field(8, gt=0, description="Latents per feature of the map, where d_sae is not given.")
-    epochs: float = Field(200.0, gt=0, description="Passes over the stored rows.")
-    lr: float = Field(3e-4, gt=0, description="Adam's learning rate (the released scripts used 5e-4).")
-    lr_warm_up_steps: int = Field(0, ge=0, description="Steps of linear warm-up of the learning rate.")
-    lr_decay_steps: int = Field(0, ge=0, description="Steps of linear decay to lr / 10 at the end.")
-    sparsity: float = Field(
-        3e-5, ge=0, description="The paper's lambda; SAELens's l1_coefficient is lambda times the width."
-    )
-    sparsity_warm_up_steps: int = Field(0, ge=0, description="Steps over which lambda rises from 0.")
-    batch_size: int = Field(4096, gt=0, description="Rows per step.")
-    normalize_activations: Literal["none", "expected_average_only_in"] = Field(
-        "none",
-        description="Scale rows to a mean norm of sqrt(width) while training; folded into the weights afterwards.",
-    )
-    dead_feature_window: int = Field(
-        1000, gt=0, description="Steps without firing after which a latent counts as dead."
-    )
-    checkpoint_every: int = Field(500, gt=0, description="Steps between checkpoints from which a killed run continues.")
-    autocast: bool = Field(False, description="Run the step under bfloat16 autocast.")
-    seed: int = Field(0, ge=0, description="Seeds the initial weights and the order of the rows.")
+PLAN, CHECKPOINT, METRICS, FIGURE, CARD = (
+    "training.json", "checkpoint.safetensors", "metrics.jsonl", "metrics.png", "README.md",
+)  # fmt: skip
+_NORM_BATCHES = 100
+_INIT, _RESAMPLING = 1, 2  # their random streams
 
 
 def train_sae(
@@ -77,12 +69,15 @@ def train_sae(
     *,
     metadata: Mapping[str, Any] | None = None,
     device: str = "cpu",
+    validation_images: Sequence[int] = (),
+    final_metrics: Callable[[Any], Mapping[str, float]] | None = None,
+    tracker: TrackerName | None = None,
 ) -> Any:
-    """Train a SAELens `standard` SAE on the rows of a store and save it in SAELens's format.
+    """Train a SAELens SAE on the rows of a store and save it in SAELens's format.
 
     The run can be killed at any moment and made again: it continues from its last checkpoint and ends with the same
-    weights. The folder then holds `cfg.json` and `sae_weights.safetensors` (plain SAELens loads them), the training log
-    and a card.
+    weights. The folder then holds `cfg.json` and `sae_weights.safetensors` (plain SAELens loads them), `metrics.jsonl`
+    and its figure, and a card.
 
     Args:
         store: The rows, (n, d) float32.
@@ -90,44 +85,263 @@ def train_sae(
         config: How to train.
         metadata: What else the SAE's metadata should say (preprocessing, concept, ...); plain JSON values.
         device: Where training runs.
+        validation_images: Numbers of images (in the store's manifest) whose rows are held out, where
+            `config.validation_share` does not choose them.
+        final_metrics: Gives further measures of the finished SAE for the last line of `metrics.jsonl`, such as its cost
+            in AUROC.
+        tracker: Send the metrics to "wandb" or "tensorboard" too.
 
     Returns:
-        The `sae_lens.StandardSAE` as a user loads it from the folder.
+        The SAELens SAE as a user loads it from the folder: batch top-k ones as JumpReLU SAEs, others as they are.
 
     Raises:
-        InputError: The folder holds an SAE of other settings, or the rows are fewer than one batch.
+        InputError: Settings that cannot work on these rows, an SAE of other settings in the folder, rows fewer than one
+            batch, or a loss that is not finite.
     """
-    config, folder = config or SAETraining(), Path(folder)
-    steps = int(store.n_rows * config.epochs // config.batch_size)
+    job = _Job(Path(folder), config or SAETraining(), metadata or {}, device, final_metrics, tracker)
+    return _train(store, [job], validation_images)[0]
+
+
+def train_saes(
+    store: ActivationStore,
+    folder: str | Path,
+    settings: Mapping[str, SAETraining],
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    device: str = "cpu",
+    validation_images: Sequence[int] = (),
+    final_metrics: Callable[[Any], Mapping[str, float]] | None = None,
+    tracker: TrackerName | None = None,
+) -> dict[str, Any]:
+    """Train several SAEs in one pass over the rows; each becomes what `train_sae` makes of the same settings alone.
+
+    All of them, with Adam's two moments each, are in memory at once. Whichever are finished or further than others
+    when a killed run is made again wait until the rows have reached them.
+
+    Args:
+        store: The rows, (n, d) float32.
+        folder: Where the SAEs go, each into the folder of its name.
+        settings: How to train each, by name (see `grid`). They share batch size, order of the rows (`row_seed`, or else
+            `seed`) and held-out patients.
+        metadata: As for `train_sae`.
+        device: As for `train_sae`.
+        validation_images: As for `train_sae`.
+        final_metrics: As for `train_sae`.
+        tracker: As for `train_sae`.
+
+    Returns:
+        The SAEs by name.
+
+    Raises:
+        InputError: As for `train_sae`; or the settings need different batches, or a name is no folder's name.
+    """
+    if not settings:
+        raise InputError("there is no SAE to train; give settings by name")
+    for name in settings:
+        if not name or name in (".", "..") or Path(name).name != name:
+            raise InputError(f"{name!r} cannot be the name of a folder; name the SAE otherwise")
+    jobs = [
+        _Job(Path(folder) / name, config, metadata or {}, device, final_metrics, tracker)
+        for name, config in settings.items()
+    ]
+    return dict(zip(settings, _train(store, jobs, validation_images), strict=True))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What one SAE is trained with."""
+
+    folder: Path
+    config: SAETraining
+    metadata: Mapping[str, Any]
+    device: str
+    final_metrics: Callable[[Any], Mapping[str, float]] | None
+    tracker: TrackerName | None
+
+    @property
+    def is_trained(self) -> bool:
+        return (self.folder / CFG).exists()
+
+
+def _train(store: ActivationStore, jobs: Sequence[_Job], validation_images: Sequence[int]) -> list[Any]:
+    first = jobs[0].config
+    for job in jobs[1:]:
+        _require_same_batches(first, job.config)
+    if first.validation_share and validation_images:
+        raise InputError("give validation_share or validation_images, not both")
+    held_out = validation_images or images_of_held_out_patients(store, first.validation_share, first.order)
+    rows = TrainingRows(store, first.batch_size, first.order, held_out)
+    plans = [_make_plan(job, rows) for job in jobs]
+    for job, plan in zip(jobs, plans, strict=True):
+        _claim(job.folder, plan)
+    runs = [_Run(job, plan, rows) for job, plan in zip(jobs, plans, strict=True) if not job.is_trained]
+    _run(runs, rows)
+    return [_finish(job, plan, rows) for job, plan in zip(jobs, plans, strict=True)]
+
+
+def _require_same_batches(one: SAETraining, other: SAETraining) -> None:
+    for name in ("batch_size", "validation_share"):
+        if getattr(one, name) != getattr(other, name):
+            raise InputError(f"SAEs trained in one pass share {name}; train those with another in a pass of its own")
+    if one.order != other.order:
+        raise InputError("SAEs trained in one pass read the rows in one order; give them the same row_seed")
+
+
+def _make_plan(job: _Job, rows: TrainingRows) -> dict[str, Any]:
+    """All that decides the SAE, and the length of the run, checked."""
+    store, config = rows.store, job.config
+    steps = int(rows.n_rows * config.epochs // config.batch_size)
     if steps < 1:
         raise InputError(
-            f"{store.folder} holds {store.n_rows} rows, which is not one batch of {config.batch_size} in "
+            f"{store.folder} holds {rows.n_rows} rows, which is not one batch of {config.batch_size} in "
             f"{config.epochs:g} epochs; lower batch_size or keep more positions"
         )
-    plan = {"config": config.model_dump(), "activations": store.manifest, "metadata": plain(metadata or {})}
-    plan_hash = sha256_of_json(plan)
-    if (folder / PLAN).exists():
-        if read_json(folder / PLAN)["plan_sha256"] != plan_hash:
-            raise InputError(f"{folder} holds an SAE of other settings; name another folder or delete this one")
-    else:
-        write_json(folder / PLAN, {"plan_sha256": plan_hash, "config": plan["config"], "steps": steps})
-    if not (folder / CFG).exists():
-        seed_everything(config.seed)
-        trainer = _make_trainer(store, config, steps, metadata or {}, device)
-        log = _resume(trainer, folder / CHECKPOINTS)
-        _run(trainer, store, config, steps, folder / CHECKPOINTS, log)
-        _save(trainer, folder, log, plan)
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     try:
-        return SAE.load_from_disk(str(folder), device=device)
-    except (SafetensorError, RuntimeError, OSError, KeyError, ValueError) as error:
-        raise InputError(f"the SAE in {folder} is damaged; delete the folder and run again") from error
+        SAETraining.model_validate(config.model_dump())  # a copy with changed settings has not been checked
+        config.check_d_sae(config.d_sae_for(store.d_in))
+        config.check_steps(steps)
+        config.resample_steps(rows.n_rows / config.batch_size)
+    except ValidationError as error:
+        raise InputError("; ".join(item["msg"].removeprefix("Value error, ") for item in error.errors())) from error
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return {
+        "config": config.model_dump(),
+        "activations": store.manifest,
+        "metadata": plain(job.metadata),
+        "validation_images": rows.validation_images,
+        "steps": steps,
+    }
+
+
+def _claim(folder: Path, plan: Mapping[str, Any]) -> None:
+    digest = sha256_of_json(plan)
+    if not (folder / PLAN).exists():
+        write_json(folder / PLAN, {"plan_sha256": digest, "config": plan["config"], "steps": plan["steps"]})
+    elif read_json(folder / PLAN)["plan_sha256"] != digest:
+        raise InputError(f"{folder} holds an SAE of other settings; name another folder or delete this one")
+
+
+def _run(runs: list["_Run"], rows: TrainingRows) -> None:
+    """Give every batch to all runs that have come to it, and save each SAE as soon as it is trained."""
+    if not runs:
+        return
+    first, steps = min(run.done for run in runs), max(run.steps for run in runs)
+    batches = rows.batches(first)
+    try:
+        with tqdm(total=steps, initial=first, desc="train SAE", unit="step", dynamic_ncols=True) as bar:
+            for number in range(first, steps):
+                batch = next(batches).to(runs[0].job.device)
+                for run in [run for run in runs if run.done == number]:
+                    run.step(batch)
+                    if run.done == run.steps:
+                        run.save()
+                        runs.remove(run)  # its memory is free for the others
+                bar.set_postfix(runs[0].progress if runs else {}, refresh=False)
+                bar.update()
+    finally:
+        for run in runs:
+            run.close()
+
+
+class _Run:
+    """One SAE in training."""
+
+    def __init__(self, job: _Job, plan: Mapping[str, Any], rows: TrainingRows) -> None:
+        self.job, self.config, self.rows = job, job.config, rows
+        self.steps: int = plan["steps"]
+        self.resample_steps = job.config.resample_steps(rows.n_rows / job.config.batch_size)
+        self.progress: dict[str, str] = {}
+        seed_everything(job.config.seed)
+        self.trainer = _make_trainer(rows.store, job.config, self.steps, job.metadata, job.device)
+        checkpoint = job.folder / CHECKPOINT
+        size = 0
+        if checkpoint.exists():
+            size = load_state(self.trainer, checkpoint)["metrics_size"]
+            logger.info("continuing %s at step %d of %d", job.folder, self.done, self.steps)
+        else:
+            self._start()
+        self.metrics = MetricsFile(job.folder / METRICS, size)
+        self.tracker = new_tracker(job.tracker, job.folder, plan["config"])
+
+    @property
+    def done(self) -> int:
+        steps: int = self.trainer.n_training_steps
+        return steps
+
+    def _start(self) -> None:
+        """Set what depends on the rows before the first step: scale, bias, directions."""
+        trainer, config, rows = self.trainer, self.config, self.rows
+        if config.normalize_activations == "expected_average_only_in":
+            n_batches = max(1, min(_NORM_BATCHES, rows.n_rows // config.batch_size))
+            trainer.activation_scaler.estimate_scaling_factor(rows.store.d_in, rows.batches(), n_batches)
+        if config.init == "random" and config.init_bias == "zero":
+            return
+        sample = sample_of(rows.batches(), min(rows.n_rows, max(SAMPLE_ROWS, trainer.sae.cfg.d_sae)))
+        if config.init_bias == "geometric_median":
+            start_bias_at_median(trainer, sample)
+        if config.init == "data_points":
+            start_at_data_points(trainer, sample, torch_generator(config.seed, _INIT))
+
+    def step(self, batch: torch.Tensor) -> None:
+        trainer, config = self.trainer, self.config
+        trainer.maybe_reset_sparsity()
+        output = trainer.step(batch)
+        trainer.n_training_steps += 1
+        done, last = self.done, self.done == self.steps
+        is_checkpoint = done % config.checkpoint_every == 0 and not last
+        if (done % config.log_every == 0 or is_checkpoint or last) and not torch.isfinite(output.loss):
+            raise InputError(
+                f"SAE training diverged at step {done}: the loss is not finite; lower lr or scale the rows"
+            )
+        if done % config.log_every == 0 or last:
+            self._note({"of": "batch", **(row := step_row(trainer, output))})
+            self.progress = {"loss": f"{row['loss']:.4g}", "l0": f"{row['l0']:.1f}"}
+        del output
+        if self.resample_steps and done % self.resample_steps == 0 and done + self.resample_steps <= self.steps:
+            sample = sample_of(self.rows.batches(done), max(SAMPLE_ROWS // 2, trainer.sae.cfg.d_sae))
+            n_dead = resample_dead(trainer, sample, torch_generator(config.seed, _RESAMPLING, done))
+            self._note({"of": "resampling", "n_dead": n_dead})
+        if done % config.evaluate_every == 0 and not last:
+            self._note({"of": self.rows.kind, **self._evaluate()})
+        if is_checkpoint:
+            save_state(trainer, self.job.folder / CHECKPOINT, extra={"metrics_size": self.metrics.size()})
+
+    def _evaluate(self) -> Row:
+        sae, scaler = self.trainer.sae, self.trainer.activation_scaler
+
+        def function(batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            latents = sae.encode(scaler(batch))
+            return latents, scaler.unscale(sae.decode(latents))
+
+        return measure(function, self.rows.evaluation(), sae.cfg.d_in, sae.cfg.d_sae, self.job.device)
+
+    def _note(self, row: Row) -> None:
+        self.metrics.write({"step": self.done, **row})
+        if self.tracker is not None:
+            self.tracker.log(row, self.done)
+
+    def save(self) -> None:
+        """Save the trained SAE in the form in which it is used."""
+        trainer = self.trainer
+        if trainer.activation_scaler.scaling_factor is not None:
+            trainer.sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
+            trainer.activation_scaler.scaling_factor = None
+        trainer.set_final_sae_metadata()
+        trainer.sae.cfg.metadata.dead_feature_window = trainer.cfg.dead_feature_window
+        self.metrics.size()
+        save_sae(trainer.sae, self.job.folder)
+        self.close()
+
+    def close(self) -> None:
+        self.metrics.close()
+        if self.tracker is not None:
+            self.tracker.close()
 
 
 def _make_trainer(
     store: ActivationStore, config: SAETraining, steps: int, metadata: Mapping[str, Any], device: str
 ) -> Any:
-    d_in = store.d_in
     manifest = store.manifest
     described = {
         "model_name": manifest["architecture"],
@@ -140,24 +354,13 @@ def _make_trainer(
         "model_fingerprint": manifest["model"],
         "model_source": manifest["source"],
         "seed": config.seed,
-        "training": config.model_dump(),
+        "training": config.model_dump(mode="json"),
         "mammosae_version": __version__,
         "sae_lens_version": sae_lens_version,
         **plain(metadata),
     }
     json.dumps(described)  # SAELens would find out only after the weights are written
-    sae = StandardTrainingSAE(
-        StandardTrainingSAEConfig(
-            d_in=d_in,
-            d_sae=config.d_sae or config.expansion_factor * d_in,
-            l1_coefficient=config.sparsity * d_in,
-            l1_warm_up_steps=config.sparsity_warm_up_steps,
-            normalize_activations=config.normalize_activations,
-            apply_b_dec_to_input=True,
-            device=device,
-            metadata=SAEMetadata(**described),
-        )
-    )
+    sae = new_training_sae(config, store.d_in, metadata=SAEMetadata(**described), device=device)
     trainer_config = SAETrainerConfig(
         total_training_samples=steps * config.batch_size,
         train_batch_size_samples=config.batch_size,
@@ -169,81 +372,48 @@ def _make_trainer(
         autocast=config.autocast,
         dead_feature_window=config.dead_feature_window,
     )
-    trainer: Any = SAETrainer(trainer_config, sae, iter(()))
-    if config.normalize_activations == "expected_average_only_in":
-        n_batches = max(1, min(100, store.n_rows // config.batch_size))
-        rows = store.batches(config.batch_size, seed=config.seed)
-        trainer.activation_scaler.estimate_scaling_factor(d_in, rows, n_batches)
-    return trainer
+    return SAETrainer(trainer_config, sae, iter(()))
 
 
-def _run(
-    trainer: Any, store: ActivationStore, config: SAETraining, steps: int, checkpoints: Path, log: list[dict[str, Any]]
-) -> None:
-    """The loop over SAELens's public `step`: its own `fit` cannot continue a run or show progress to a logger."""
-    done: int = trainer.n_training_steps
-    batches = store.batches(config.batch_size, seed=config.seed, start=done)
-    with tqdm(total=steps, initial=done, desc="train SAE", unit="step", dynamic_ncols=True) as bar:
-        for batch in batches:
-            if done >= steps:
-                break
-            trainer.maybe_reset_sparsity()
-            output = trainer.step(batch)
-            trainer.n_training_steps += 1
-            done = trainer.n_training_steps
-            if done % LOG_EVERY == 0 or done == steps:
-                row = trainer.build_train_step_log_dict(output=output, n_training_samples=trainer.n_training_samples)
-                if not torch.isfinite(torch.tensor(row["losses/overall_loss"])):
-                    raise InputError(
-                        f"SAE training diverged at step {done}: the loss is not finite; lower lr or scale the rows"
-                    )
-                log.append({"step": done, **plain(row)})
-                bar.set_postfix(loss=f"{row['losses/overall_loss']:.4g}", l0=f"{row['metrics/l0']:.1f}")
-            bar.update()
-            if done % config.checkpoint_every == 0 and done < steps:
-                _checkpoint(trainer, checkpoints, log)
+def _finish(job: _Job, plan: Mapping[str, Any], rows: TrainingRows) -> Any:
+    """Load a trained SAE; judge it in its final form, draw its course and write its card where that is not yet done."""
+    folder = job.folder
+    try:
+        sae = SAE.load_from_disk(str(folder), device=job.device)
+    except (SafetensorError, RuntimeError, OSError, KeyError, ValueError) as error:
+        raise InputError(f"the SAE in {folder} is damaged; delete it and run again") from error
+    if not (folder / CARD).exists():
+        course = [row for row in read_metrics(folder / METRICS) if not row.get("final")]
+        function = partial(_latents_and_reconstruction, sae)
+        measured = measure(function, rows.evaluation(), sae.cfg.d_in, sae.cfg.d_sae, job.device)
+        last: Row = {
+            "step": plan["steps"],
+            "of": rows.kind,
+            "final": True,
+            **measured,
+            "dead_share_in_training": _dead_share_in_training(sae),
+            "dead_window_steps": job.config.dead_feature_window,
+            **plain((job.final_metrics(sae) if job.final_metrics is not None else None) or {}),
+        }
+        write_text(folder / METRICS, "".join(json.dumps(row) + "\n" for row in [*course, last]))
+        draw_metrics([*course, last], folder / FIGURE)
+        cards = Environment(
+            loader=PackageLoader("mammosae_plugin", "hub_cards"),
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )  # Markdown: nothing to escape
+        cfg = {**sae.cfg.to_dict(), "metadata": sae.cfg.metadata.to_dict()}
+        write_text(folder / CARD, cards.get_template("sae.md.j2").render(cfg=cfg, config=plan["config"], last=last))
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return sae
 
 
-def _checkpoint(trainer: Any, checkpoints: Path, log: list[dict[str, Any]]) -> None:
-    # The optimiser's state is in SAELens's own format, the one that its documented resume reads; it is deleted at the
-    # end.
-    temporary, final = checkpoints / ".tmp", checkpoints / f"step-{trainer.n_training_steps:08d}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    trainer.save_checkpoint(temporary.name, base_path=checkpoints)
-    write_json(temporary / "log.json", log)
-    os.replace(temporary, final)
-    for older in checkpoints.glob("step-*"):
-        if older != final:
-            shutil.rmtree(older)
+def _latents_and_reconstruction(sae: Any, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    latents = sae.encode(batch)
+    return latents, sae.decode(latents)
 
 
-def _resume(trainer: Any, checkpoints: Path) -> list[dict[str, Any]]:
-    found = sorted(checkpoints.glob("step-*"))
-    if not found:
-        return []
-    trainer.load_trainer_state(found[-1])
-    trainer.sae.load_weights_from_checkpoint(found[-1])
-    logger.info("continuing SAE training at step %d", trainer.n_training_steps)
-    log: list[dict[str, Any]] = read_json(found[-1] / "log.json")
-    return log
-
-
-def _save(trainer: Any, folder: Path, log: list[dict[str, Any]], plan: Mapping[str, Any]) -> None:
-    sae = trainer.sae
-    if trainer.activation_scaler.scaling_factor is not None:
-        sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
-        trainer.activation_scaler.scaling_factor = None
-    trainer.set_final_sae_metadata()
-    sae.cfg.metadata.dead_feature_window = trainer.cfg.dead_feature_window
-    write_text(folder / LOG, "".join(json.dumps(row) + "\n" for row in log))
-    cards = Environment(
-        loader=PackageLoader("mammosae_plugin", "hub_cards"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )  # Markdown: nothing to escape
-    cfg = sae.cfg.get_inference_sae_cfg_dict()
-    write_text(
-        folder / "README.md", cards.get_template("sae.md.j2").render(cfg=cfg, config=plan["config"], last=log[-1])
-    )
-    save_sae(sae, folder)  # last: with its cfg.json the folder is complete
+def _dead_share_in_training(sae: Any) -> float | None:
+    dead = sae.cfg.metadata.num_dead_features
+    return None if dead is None else dead / sae.cfg.d_sae

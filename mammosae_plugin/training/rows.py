@@ -1,0 +1,113 @@
+"""The rows of a store as a training reads them: batches to train on, and rows of other patients to judge by."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mammosae_plugin.activations import ActivationStore
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.training.held_out import hold_out_patients
+
+EVALUATION_ROWS = 32768
+
+
+class TrainingRows:
+    """Rows of a store, with those of some images held out.
+
+    Args:
+        store: The rows.
+        batch_size: Rows per batch.
+        seed: Chooses the order of the rows, and the held-out rows that are looked at.
+        validation_images: Numbers of the images held out, in the store's `image_ids`.
+
+    Attributes:
+        n_rows: Number of rows to train on.
+        kind: What evaluations are made on: "validation", or "training" where nothing is held out.
+        validation_images: The images held out.
+
+    Raises:
+        InputError: An image that the store lacks, no image left on a side, or a patient on both.
+    """
+
+    def __init__(
+        self, store: ActivationStore, batch_size: int, seed: int, validation_images: Sequence[int] = ()
+    ) -> None:
+        self.store, self.batch_size, self.seed = store, batch_size, seed
+        self.validation_images = sorted({int(image) for image in validation_images})
+        self.kind: Literal["validation", "training"] = "validation" if self.validation_images else "training"
+        self.n_rows = store.n_rows
+        self._evaluation: torch.Tensor | None = None
+        if self.validation_images:
+            counts = np.bincount(store.labels()[0], minlength=len(store.image_ids))
+            self._training_images = _other_images(store, self.validation_images)
+            self.n_rows = int(counts[self._training_images].sum())
+            self._evaluation = self._read_held_out(counts)
+
+    def batches(self, start: int = 0) -> Iterator[torch.Tensor]:
+        """An endless stream of (batch_size, d_in) batches of training rows, from batch number `start`."""
+        if not self.validation_images:
+            return self.store.batches(self.batch_size, seed=self.seed, start=start)
+        return self.store.batches(self.batch_size, seed=self.seed, start=start, images=self._training_images)
+
+    def evaluation(self) -> Iterator[torch.Tensor]:
+        """Batches (b, d_in) to judge by, always the same: held-out rows, else the first training rows."""
+        if self._evaluation is not None:
+            for start in range(0, len(self._evaluation), self.batch_size):
+                yield self._evaluation[start : start + self.batch_size]
+        else:
+            yield from islice(self.batches(), max(1, min(self.n_rows, EVALUATION_ROWS) // self.batch_size))
+
+    def _read_held_out(self, counts: npt.NDArray[np.int64]) -> torch.Tensor:
+        """All rows of as many of the images held out, in random order, as give EVALUATION_ROWS rows or the next few."""
+        order = np.random.default_rng(self.seed).permutation(self.validation_images)
+        enough = int(np.searchsorted(np.cumsum(counts[order]), EVALUATION_ROWS)) + 1
+        rows = self.store.rows_of(order[:enough].tolist())
+        if not len(rows):
+            raise InputError(f"the images held out have no row in {self.store.folder}; hold out others")
+        return rows
+
+
+def images_of_held_out_patients(store: ActivationStore, share: float, seed: int) -> list[int]:
+    """The numbers of all images of about `share` of the patients, at least one and not all.
+
+    Raises:
+        InputError: The store does not say whose the images are, or has fewer than two patients.
+    """
+    if share == 0:
+        return []
+    patients = store.manifest.get("patients")
+    if patients is None:
+        raise InputError(
+            f"{store.folder} does not say whose its images are, so none can be held out by patient; extract again, or "
+            "name the images to hold out (validation_images)"
+        )
+    if len(set(patients)) < 2:
+        raise InputError(f"{store.folder} has images of one patient alone; nobody can be held out")
+    held = hold_out_patients([str(each) for each in patients], np.ones((len(patients), 1), dtype=bool), share, seed)
+    return [int(image) for image in np.flatnonzero(held)]
+
+
+def _other_images(store: ActivationStore, held_out: Sequence[int]) -> list[int]:
+    n_images = len(store.image_ids)
+    if held_out[0] < 0 or held_out[-1] >= n_images:
+        raise InputError(
+            f"validation_images are {held_out[0]} to {held_out[-1]}, but {store.folder} has the images 0 to "
+            f"{n_images - 1}"
+        )
+    others = sorted(set(range(n_images)) - set(held_out))
+    if not others:
+        raise InputError("validation_images are all images of the store; leave some to train on")
+    patients = store.manifest.get("patients")
+    if patients is not None:
+        both = {patients[image] for image in held_out} & {patients[image] for image in others}
+        if both:
+            one = next(store.image_ids[image] for image in others if patients[image] in both)
+            raise InputError(
+                f"{len(both)} patients have images held out and images to train on (such as {one}); hold out all "
+                "images of a patient or none"
+            )
+    return others

@@ -1,0 +1,199 @@
+"""The settings of an SAE training, checked when they are made: what cannot work fails in the first second."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Architecture = Literal["standard", "gated", "topk", "batchtopk", "jumprelu", "matryoshka_batchtopk", "matching_pursuit"]
+TOP_K_FAMILY = ("topk", "batchtopk", "matryoshka_batchtopk")
+_OF_SOME: dict[str, tuple[str, ...]] = {
+    "sparsity": ("standard", "gated", "jumprelu"),
+    "sparsity_warm_up_steps": ("standard", "gated", "jumprelu"),
+    "k": (*TOP_K_FAMILY, "jumprelu", "matching_pursuit"),
+    "aux_loss": TOP_K_FAMILY,
+    "threshold_lr": ("batchtopk", "matryoshka_batchtopk"),
+    "matryoshka_widths": ("matryoshka_batchtopk",),
+    "jumprelu_threshold": ("jumprelu",),
+    "jumprelu_bandwidth": ("jumprelu",),
+    "pre_act_loss": ("jumprelu",),
+    "residual_threshold": ("matching_pursuit",),
+    "resample_every": ("standard",),
+    "resample_epochs": ("standard",),
+}
+"""Which architectures a setting acts on, where it does not act on all."""
+
+
+class SAETraining(BaseModel):
+    """How an SAE is trained. The defaults are the paper's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    architecture: Architecture = Field("standard", description="The SAE's architecture, by SAELens's name.")
+    d_sae: int | None = Field(None, gt=0, description="Number of latents; None means expansion_factor times the width.")
+    expansion_factor: int = Field(8, gt=0, description="Latents per feature of the map, where d_sae is not given.")
+    epochs: float = Field(200.0, gt=0, description="Passes over the stored rows.")
+    lr: float = Field(3e-4, gt=0, description="Adam's learning rate (the released scripts used 5e-4).")
+    lr_warm_up_steps: int = Field(0, ge=0, description="Steps of linear warm-up of the learning rate.")
+    lr_decay_steps: int = Field(0, ge=0, description="Steps of linear decay of the learning rate to 0 at the end.")
+    sparsity: float = Field(
+        3e-5,
+        ge=0,
+        description="The paper's lambda (jumprelu: of L0); SAELens's coefficient is lambda times the width.",
+    )
+    sparsity_warm_up_steps: int = Field(0, ge=0, description="Steps over which lambda rises from 0.")
+    k: float | None = Field(
+        None,
+        gt=0,
+        description="Latents that fire per row: exactly (topk), on average (batchtopk), aimed at (jumprelu), at most "
+        "(matching_pursuit).",
+    )
+    aux_loss: float = Field(
+        1.0, ge=0, description="topk, batchtopk, matryoshka: weight of the loss by which dead latents learn the error."
+    )
+    threshold_lr: float = Field(
+        0.01, gt=0, le=1, description="batchtopk, matryoshka: rate at which the threshold of the saved SAE follows."
+    )
+    matryoshka_widths: tuple[int, ...] | None = Field(
+        None, description="matryoshka: nested numbers of latents; None means an eighth, a quarter, a half and all."
+    )
+    jumprelu_threshold: float = Field(0.01, gt=0, description="jumprelu: the thresholds' first value.")
+    jumprelu_bandwidth: float = Field(0.05, gt=0, description="jumprelu: width of the gradient around a threshold.")
+    pre_act_loss: float | None = Field(
+        None, gt=0, description="jumprelu: weight of the loss that draws dead latents towards firing (3e-6 is usual)."
+    )
+    residual_threshold: float = Field(
+        1e-2, ge=0, description="matching_pursuit: a row takes no more latents once its error's norm is below this."
+    )
+    batch_size: int = Field(4096, gt=0, description="Rows per step.")
+    normalize_activations: Literal["none", "expected_average_only_in"] = Field(
+        "none",
+        description="Scale rows to a mean norm of sqrt(width) while training; folded into the weights afterwards.",
+    )
+    init: Literal["random", "data_points"] = Field(
+        "random", description="Where the latents' directions start: at random, or at rows of the store."
+    )
+    init_bias: Literal["zero", "geometric_median"] = Field(
+        "zero", description="Where the decoder's bias starts: at 0, or at the geometric median of the rows."
+    )
+    resample_every: int | None = Field(
+        None, gt=0, description="standard: steps after which dead latents start anew from badly explained rows."
+    )
+    resample_epochs: float | None = Field(
+        None, gt=0, description="standard: epochs after which dead latents start anew; the released scripts used 10."
+    )
+    dead_feature_window: int = Field(
+        1000, gt=0, description="Steps without firing after which a latent counts as dead."
+    )
+    validation_share: float = Field(
+        0.0, ge=0, lt=1, description="Share of the patients whose rows are held out to judge the SAE by."
+    )
+    log_every: int = Field(20, gt=0, description="Steps between lines of metrics.jsonl about the current batch.")
+    evaluate_every: int = Field(
+        1000, gt=0, description="Steps between evaluations on held-out rows, or else on a sample of the rows."
+    )
+    checkpoint_every: int = Field(500, gt=0, description="Steps between checkpoints from which a killed run continues.")
+    autocast: bool = Field(False, description="Run the step under bfloat16 autocast.")
+    seed: int = Field(0, ge=0, description="Seeds the initial weights and the order of the rows.")
+    row_seed: int | None = Field(
+        None, ge=0, description="Seeds the order of the rows alone; SAEs trained in one pass share it."
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "SAETraining":
+        self._check_that_all_settings_act()
+        self._check_latents()
+        if self.resample_every is not None and self.resample_epochs is not None:
+            raise ValueError("give resample_every (steps) or resample_epochs, not both")
+        if self.resample_every is not None and self.resample_every <= self.dead_feature_window:
+            raise ValueError(
+                f"resample_every is {self.resample_every}, but a latent counts as dead only after more than "
+                f"dead_feature_window = {self.dead_feature_window} steps; lower the window"
+            )
+        return self
+
+    def _check_that_all_settings_act(self) -> None:
+        for name, architectures in _OF_SOME.items():
+            if self.architecture not in architectures and getattr(self, name) != default_of(name):
+                raise ValueError(
+                    f"{name} does nothing for the architecture {self.architecture!r}; leave it out (it is for "
+                    f"{', '.join(architectures)})"
+                )
+
+    def _check_latents(self) -> None:
+        if self.architecture in TOP_K_FAMILY and self.k is None:
+            raise ValueError(f"the architecture {self.architecture!r} needs k, the number of latents that fire per row")
+        if self.k is not None and self.architecture in ("topk", "matching_pursuit") and self.k != int(self.k):
+            raise ValueError(f"k is {self.k:g}, but {self.architecture} fires a whole number of latents per row")
+        if self.d_sae is not None:
+            self.check_d_sae(self.d_sae)
+        widths = self.matryoshka_widths
+        if widths is not None and (not widths or widths[0] <= 0 or list(widths) != sorted(set(widths))):
+            raise ValueError(f"matryoshka_widths {list(widths)} must be positive and rise from each to the next")
+
+    def check_d_sae(self, d_sae: int) -> None:
+        """Compare k and the nested widths with the number of latents, which may follow from the width of the rows.
+
+        Raises:
+            ValueError: They are larger than it, or the last width is not all latents.
+        """
+        if self.k is not None and self.k > d_sae:
+            raise ValueError(f"k is {self.k:g}, but the SAE has only {d_sae} latents; lower k or raise d_sae")
+        if self.matryoshka_widths and self.matryoshka_widths[-1] != d_sae:
+            raise ValueError(
+                f"the last of matryoshka_widths is {self.matryoshka_widths[-1]}, but it must be all {d_sae} latents"
+            )
+        if self.architecture == "matryoshka_batchtopk" and not self.matryoshka_widths and d_sae < 8:
+            raise ValueError(f"{d_sae} latents are too few for nested eighths; give matryoshka_widths")
+
+    @property
+    def order(self) -> int:
+        """The seed of the order of the rows."""
+        return self.seed if self.row_seed is None else self.row_seed
+
+    def d_sae_for(self, d_in: int) -> int:
+        """The number of latents for rows of width `d_in`."""
+        return self.d_sae or self.expansion_factor * d_in
+
+    def check_steps(self, steps: int) -> None:
+        """Compare schedules and windows with the length of the run, which follows from the number of rows.
+
+        Raises:
+            ValueError: A schedule is longer than the run, or nothing would ever count as dead where that matters.
+        """
+        if self.lr_warm_up_steps + self.lr_decay_steps > steps:
+            raise ValueError(
+                f"lr_warm_up_steps + lr_decay_steps is {self.lr_warm_up_steps + self.lr_decay_steps}, but the run has "
+                f"only {steps} steps"
+            )
+        if self.sparsity_warm_up_steps > steps:
+            raise ValueError(
+                f"sparsity_warm_up_steps is {self.sparsity_warm_up_steps}, but the run has only {steps} steps: lambda "
+                "would never be reached"
+            )
+        revives = (self.architecture in TOP_K_FAMILY and self.aux_loss > 0) or self.pre_act_loss is not None
+        if revives and self.dead_feature_window >= steps:
+            raise ValueError(
+                f"dead_feature_window is {self.dead_feature_window}, but the run has only {steps} steps: no latent "
+                "would count as dead, and the loss that revives them would never act; lower the window"
+            )
+
+    def resample_steps(self, steps_per_epoch: float) -> int | None:
+        """Steps between two resamplings; None where there are none.
+
+        Raises:
+            ValueError: The interval is not longer than the window after which a latent counts as dead.
+        """
+        if self.resample_epochs is None:
+            return self.resample_every
+        steps = round(self.resample_epochs * steps_per_epoch)
+        if steps <= self.dead_feature_window:
+            raise ValueError(
+                f"resample_epochs of {self.resample_epochs:g} are {steps} steps, but a latent counts as dead only "
+                f"after more than dead_feature_window = {self.dead_feature_window} steps; lower the window"
+            )
+        return steps
+
+
+def default_of(name: str) -> Any:
+    """The default of a setting."""
+    return SAETraining.model_fields[name].default
