@@ -9,6 +9,7 @@ from mammosae_plugin.activations.extraction import (
     patient_number,
 )
 from mammosae_plugin.activations.layer_outputs import LayerOutputs, cache_layer_outputs, layer_output_nbytes
+from mammosae_plugin.activations.saelens_format import read_saelens_dataset, write_saelens_dataset
 from mammosae_plugin.activations.store import ActivationStore, merge_stores, write_store
 
 __all__ = [
@@ -23,5 +24,7 @@ __all__ = [
     "layer_output_nbytes",
     "merge_stores",
     "patient_number",
+    "read_saelens_dataset",
+    "write_saelens_dataset",
     "write_store",
 ]

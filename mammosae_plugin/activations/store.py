@@ -101,6 +101,30 @@ class ActivationStore:
         if self.n_rows != sum(entry["rows"] for entry in said.values()):
             raise InputError(f"{self.folder / MANIFEST}: n_rows is not the sum of the shards' rows; {again}")
 
+    def summary(self) -> str:
+        """What the rows are, in a few lines."""
+        said = self.manifest
+        kept = (
+            f"{said['count']} positions" if said.get("count") else f"{said.get('fraction') or 1:.3g} of the positions"
+        )
+        grid = said.get("layout", {}).get("grid")
+        lines = {
+            "rows": f"{self.n_rows} rows of {self.d_in} {said['dtype']}, {self._nbytes / 1e9:.4g} GB "
+            f"in {len(self._shards)} shards",
+            "layer": f"{self.hook_name} of {said.get('architecture')}"
+            + (f", grid {grid[0]} x {grid[1]}" if grid else ""),
+            "model": f"weights {str(said.get('model'))[:12]}",
+            "images": f"{len(self.image_ids)} images of {len(set(said.get('patients', [])))} patients, "
+            f"{' x '.join(map(str, said.get('image_size', [])))} pixels, {kept} of each (seed {said.get('seed')})",
+            "data": f"{said.get('dataset_name')} {str(said.get('dataset'))[:12]}, "
+            f"splits {', '.join(said.get('splits', []))}",
+        }
+        return "\n".join(f"{name:8}{text}" for name, text in lines.items())
+
+    @property
+    def _nbytes(self) -> int:
+        return sum(entry["bytes"] for entry in self.manifest["shards"])
+
     # Reading
 
     def batches(

@@ -1,0 +1,199 @@
+import json
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers_stores import labelled_rows, labelled_store
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from mammosae_plugin.activations import ActivationStore, merge_stores, store, write_store
+from mammosae_plugin.cli import app
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import read_json, sha256_of_file, write_json
+
+
+def as_read(rows: torch.Tensor) -> list[tuple[float, ...]]:
+    return sorted(map(tuple, rows.tolist()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_rows_come_back_with_their_images_and_positions(tmp_path, dtype, monkeypatch):
+    monkeypatch.setattr(store, "BLOCK_BYTES", 7 * 4 * dtype.itemsize)  # blocks of 7 rows in shards of 40
+    found = labelled_store(tmp_path, dtype=dtype)
+    assert (found.n_rows, found.d_in, found.dtype, found.hook_name) == (120, 4, dtype, "layer.hook_out")
+    expected = labelled_rows(12, 10)
+    assert torch.equal(found.rows_of(range(12)), expected)
+    assert torch.equal(found.rows_of([7, 3]), torch.cat([expected[30:40], expected[70:80]]))
+    images, positions = found.labels()
+    taken = found.take(np.array([119, 0, 55, 56]))
+    assert taken.dtype == torch.float32
+    assert taken[:, 0].tolist() == images[[119, 0, 55, 56]].tolist()
+    assert taken[:, 1].tolist() == positions[[119, 0, 55, 56]].tolist()
+    for number, (rows, image, position) in enumerate(found.shards()):
+        assert torch.equal(rows.float(), expected[number * 40 : number * 40 + 40])
+        assert image.tolist() == rows[:, 0].tolist()
+        assert position.tolist() == rows[:, 1].tolist()
+
+
+def test_a_shard_is_plain_safetensors_and_its_rows_lie_in_random_order(tmp_path):
+    """What docs/activations.md promises to readers without this package."""
+    found = labelled_store(tmp_path)
+    shard = load_file(tmp_path / "shard-00001.safetensors")
+    assert sorted(shard) == ["crc32", "image", "position", "rows"]
+    assert (shard["image"].dtype, shard["position"].dtype, shard["crc32"].dtype) == (
+        torch.int32,
+        torch.int32,
+        torch.int64,
+    )
+    assert torch.equal(shard["rows"][:, 0], shard["image"].float())
+    assert len(set(shard["image"][:8].tolist())) > 2  # not image by image
+    manifest = read_json(tmp_path / "activations.json")
+    assert manifest["n_rows"] == sum(entry["rows"] for entry in manifest["shards"]) == found.n_rows
+    for entry in manifest["shards"]:
+        assert entry["sha256"] == sha256_of_file(tmp_path / entry["name"])
+        assert entry["bytes"] == (tmp_path / entry["name"]).stat().st_size
+    assert manifest["rows_per_block"] == 2**20 // (4 * 4)
+
+
+def test_writing_the_same_rows_again_gives_the_same_bytes(tmp_path):
+    folders = [labelled_store(tmp_path / name).folder for name in ("one", "two")]
+    for path in folders[0].iterdir():
+        assert path.read_bytes() == (folders[1] / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_batches_are_float32_and_hold_every_row_once(tmp_path, dtype):
+    found = labelled_store(tmp_path, dtype=dtype)
+    batches = list(islice(found.batches(15, seed=4, reservoir_rows=64), 8))
+    assert {batch.dtype for batch in batches} == {torch.float32}
+    assert as_read(torch.cat(batches)) == as_read(labelled_rows(12, 10))
+    resumed = found.batches(15, seed=4, start=5, reservoir_rows=64)
+    assert torch.equal(next(resumed), batches[5])
+
+
+def test_batches_of_some_images_hold_their_rows_and_no_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "BLOCK_BYTES", 7 * 16)
+    found = labelled_store(tmp_path)
+    rows = torch.cat(list(islice(found.batches(10, images=[0, 5, 11]), 6)))
+    expected = labelled_rows(12, 10)[[*range(10), *range(50, 60), *range(110, 120)]]
+    assert as_read(rows[:30]) == as_read(rows[30:]) == as_read(expected)
+    resumed = found.batches(10, images=[0, 5, 11], start=4)
+    assert torch.equal(next(resumed), rows[40:50])
+
+
+def test_an_unknown_image_number_is_refused(tmp_path):
+    found = labelled_store(tmp_path)
+    for ask in (lambda: found.rows_of([12]), lambda: found.batches(2, images=[-1])):
+        with pytest.raises(InputError, match="there is no image .* has the images 0 to 11"):
+            ask()
+    with pytest.raises(InputError, match="no row to read"):
+        found.batches(2, images=[])
+
+
+def test_a_folder_that_is_not_what_its_manifest_says_is_refused(tmp_path):
+    found = labelled_store(tmp_path / "store")
+    whole = {path.name: path.read_bytes() for path in found.folder.iterdir()}
+
+    def refused(match: str) -> None:
+        with pytest.raises(InputError, match=match):
+            ActivationStore(found.folder)
+        for path in found.folder.iterdir():
+            path.unlink()
+        for name, content in whole.items():
+            (found.folder / name).write_bytes(content)
+        ActivationStore(found.folder)
+
+    shard = found.folder / "shard-00001.safetensors"
+    shard.unlink()
+    refused(r"lacks shard-00001\.safetensors, which its manifest lists; extract again")
+    shard.write_bytes(shard.read_bytes()[:-1])
+    refused(r"shard-00001\.safetensors has \d+ bytes instead of \d+")
+    (found.folder / "shard-00007.safetensors").write_bytes(b"")
+    refused(r"holds shard-00007\.safetensors, which its manifest does not list")
+    (found.folder / "done.json").unlink()
+    refused(r"is not complete \(no done\.json\)")
+    (found.folder / "activations.json").unlink()
+    refused(r"is not a complete activation store \(no activations\.json\)")
+    write_json(found.folder / "activations.json", found.manifest | {"n_rows": 121})
+    refused("n_rows is not the sum")
+    write_json(found.folder / "activations.json", {"format_version": 2})
+    refused(r"activations\.json is damaged \(KeyError\('n_rows'\)\)")
+    write_json(found.folder / "activations.json", found.manifest | {"format_version": 1})
+    refused("has activation format 1; this version reads format 2")
+    shards = [entry | {"sha256": "0" * 64} for entry in found.manifest["shards"]]
+    write_json(found.folder / "activations.json", found.manifest | {"shards": shards})
+    refused(r"activations\.json and done\.json do not belong together")
+
+
+def test_a_shard_of_another_width_or_type_is_refused_when_it_is_read(tmp_path):
+    found = labelled_store(tmp_path / "store")
+    write_json(found.folder / "activations.json", found.manifest | {"d_in": 5})
+    with pytest.raises(InputError, match=r"shard-0000.\.safetensors is damaged \(rows is F32 \[40, 4\], not what"):
+        next(ActivationStore(found.folder).batches(4))
+
+
+def test_what_no_store_can_hold_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no rows to write"):
+        write_store(tmp_path, [], {})
+    with pytest.raises(InputError, match=r"rows are torch\.float64; a store holds float32, float16, bfloat16"):
+        labelled_store(tmp_path, rows=labelled_rows(12, 10).double(), dtype=torch.float64)
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> list[ActivationStore]:
+    return [
+        labelled_store(tmp_path / "one", n_images=4, splits=["test"]),
+        labelled_store(tmp_path / "two", n_images=7, first_id=4),
+    ]
+
+
+def test_merging_keeps_every_row_with_its_image(parts, tmp_path):
+    merged = merge_stores([part.folder for part in parts], tmp_path / "merged")
+    assert merged.image_ids == tuple(f"{number:03d}.png" for number in range(11))
+    assert merged.manifest["patients"] == [number // 2 for number in range(11)]
+    assert merged.manifest["splits"] == ["test", "training"]
+    assert torch.equal(merged.rows_of(range(4)), parts[0].rows_of(range(4)))
+    assert torch.equal(merged.rows_of(range(4, 11)), parts[1].rows_of(range(7)))
+    merged.verify()
+    before = {path.name: path.read_bytes() for path in merged.folder.iterdir()}
+    (merged.folder / "shard-00002.safetensors").unlink()
+    merge_stores([part.folder for part in parts], tmp_path / "merged")
+    assert {path.name: path.read_bytes() for path in merged.folder.iterdir()} == before
+
+
+def test_stores_that_do_not_belong_together_are_not_merged(parts, tmp_path):
+    other = labelled_store(tmp_path / "other", first_id=20, hook_name="elsewhere.hook_out")
+    with pytest.raises(InputError, match=r"do not belong together: hook_name is 'elsewhere\.hook_out' and 'layer"):
+        merge_stores([parts[0].folder, other.folder], tmp_path / "merged")
+    with pytest.raises(InputError, match=r"image 000\.png is in more than one"):
+        merge_stores([parts[0].folder, parts[0].folder], tmp_path / "merged")
+    with pytest.raises(InputError, match="name the stores to merge"):
+        merge_stores([], tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_the_command_line_tells_checks_and_merges(parts, tmp_path):
+    run = CliRunner().invoke
+    told = run(app, ["activations", "info", str(parts[1].folder)])
+    assert told.exit_code == 0
+    assert "layer.hook_out" in told.stdout
+    assert "70 rows of 4 float32" in told.stdout
+    assert "7 images" in told.stdout
+    as_json = json.loads(run(app, ["activations", "info", str(parts[1].folder), "--json"]).stdout)
+    assert as_json["n_rows"] == 70
+    merged = run(app, ["activations", "merge", str(parts[0].folder), str(parts[1].folder), "-o", str(tmp_path / "m")])
+    assert merged.exit_code == 0
+    assert run(app, ["activations", "verify", str(tmp_path / "m")]).exit_code == 0
+    path = tmp_path / "m" / "shard-00001.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    damaged = run(app, ["activations", "verify", str(tmp_path / "m")])
+    assert damaged.exit_code == 2
+    assert "shard-00001.safetensors is damaged (its SHA-256 is not the recorded one)" in damaged.stderr.replace(
+        "\n", ""
+    )
+    assert run(app, ["activations", "info", str(tmp_path)]).exit_code == 2
