@@ -275,6 +275,15 @@ def test_the_recorded_auroc_is_that_of_the_saved_weights_on_the_patients_held_ou
     assert outcome["epoch"] == log_of(path)[-1]["best_epoch"]
 
 
+def test_judging_the_patients_held_out_changes_nothing_in_the_training_of_the_others(few_images, classifier, tmp_path):
+    config = QUICK.model_copy(update={"epochs": 1, "batch_size": 4})
+    model = train_classifier(classifier, few_images, "Mass", tmp_path / "m.safetensors", config)
+    sides = classifier_module._sides(few_images, few_images.images[["Mass"]].to_numpy(), ["Mass"], config)
+    others = few_images.select(image_ids=few_images.images["image_id"][sides.training])
+    alone = config.model_copy(update={"validation_share": 0.0})
+    assert_same_weights(train_classifier(classifier, others, "Mass", tmp_path / "o.safetensors", alone), model)
+
+
 def test_without_patients_held_out_the_last_epoch_is_kept_and_none_is_judged(few_images, classifier, tmp_path):
     config = QUICK.model_copy(update={"validation_share": 0.0, "epochs": 2, "augmentation": "none"})
     model = train_classifier(classifier, few_images, "Mass", tmp_path / "m.safetensors", config)
@@ -453,6 +462,7 @@ def test_killed_at_any_step_and_continued_equals_the_undisturbed_run(
 ):
     config = QUICK.model_copy(update={"kind": kind, "batch_size": 4, "checkpoint_every": 2})
     monkeypatch.setattr(classifier_module, "LOG_EVERY", 2)
+    monkeypatch.setattr(classifier_module, "_auroc", lambda logits, labels: 0.5)  # so that the first epoch stays best
     whole = train_classifier(classifier, few_images, "Mass", tmp_path / "whole.safetensors", config)
     step, calls = classifier_module._Run._step, []
 
@@ -475,6 +485,7 @@ def test_killed_at_any_step_and_continued_equals_the_undisturbed_run(
     assert kills == 4
     assert_same_weights(whole, continued)
     assert whole.source["metadata"] == continued.source["metadata"]
+    assert whole.source["metadata"]["outcome"]["epoch"] == 1
     assert log_of(tmp_path / "whole.safetensors") == log_of(path)
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         "broken.log.jsonl", "broken.safetensors", "whole.log.jsonl", "whole.safetensors"
