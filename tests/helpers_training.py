@@ -23,7 +23,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def rows_store(folder: Path, *, n_images: int = 40, rows_per_image: int = 10, d_in: int = 16) -> ActivationStore:
-    """Rows that are sparse combinations of 24 directions, the first value saying which image; two images per patient."""
+    """Sparse combinations of directions, but the first value says which image; two images per patient."""
     generator = torch.Generator().manual_seed(0)
     n_rows, n_directions = n_images * rows_per_image, 24
     directions = torch.nn.functional.normalize(torch.randn(n_directions, d_in, generator=generator), dim=1)
