@@ -1,0 +1,89 @@
+import copy
+
+import pytest
+import torch
+from helpers_adapters import calibrated_classifier
+from helpers_backbones import FAMILIES
+from torch import nn
+
+from mammosae_plugin.adapters import HookedVisionModel
+from mammosae_plugin.adapters.fast_inference import FoldedNorm, fold_batch_norms
+from mammosae_plugin.errors import InputError
+
+
+@pytest.mark.parametrize("family", ["efficientnet", "resnet", "torch_cnn"])
+def test_a_folded_network_gives_the_same_output_without_its_batch_norms(family: str) -> None:
+    network, size, inner, final = FAMILIES[family]()
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    folded, error = fold_batch_norms(network, images[:1])
+    assert error < 1e-4
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert any(isinstance(module, FoldedNorm) for module in folded.modules())
+    with torch.no_grad():
+        assert torch.allclose(folded(images), network(images), rtol=1e-4, atol=1e-4)
+    with HookedVisionModel(folded, [inner, final], example_input=images) as fast, torch.no_grad():
+        with HookedVisionModel(network, [inner, final], example_input=images) as slow:
+            ours, theirs = fast.run_with_cache(images)[1], slow.run_with_cache(images)[1]
+        for name, value in theirs.items():
+            assert float((ours[name] - value).norm() / value.norm()) < 1e-4  # behind the norms hook points keep values
+
+
+def test_folding_agrees_with_the_formula_in_float64() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4, eps=1e-3)).eval().double()
+    nn.init.normal_(network[1].running_mean)
+    nn.init.uniform_(network[1].running_var, 0.1, 2.0)
+    nn.init.normal_(network[1].weight)
+    nn.init.normal_(network[1].bias)
+    conv, norm = network
+    factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    folded, error = fold_batch_norms(network, torch.randn(1, 3, 9, 9, dtype=torch.float64))
+    assert error < 1e-14
+    assert torch.allclose(folded[0].weight, conv.weight * factor[:, None, None, None])
+    assert torch.allclose(folded[0].bias, (conv.bias - norm.running_mean) * factor + norm.bias)
+
+
+class SharedConvolution(nn.Module):
+    """A convolution whose output a batch norm and a shortcut read: it must stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.other = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.conv(images)
+        return self.norm(x) + self.other(x)
+
+
+def test_a_batch_norm_stays_where_its_convolution_has_other_readers() -> None:
+    torch.manual_seed(0)
+    network = SharedConvolution().eval()
+    nn.init.uniform_(network.norm.running_var, 0.1, 2.0)
+    folded, error = fold_batch_norms(network, torch.randn(1, 3, 8, 8))
+    assert isinstance(folded.norm, nn.BatchNorm2d) and error == 0
+
+
+class Shortcut(SharedConvolution):
+    """The same with a reader that is no module."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.conv(images)
+        return self.norm(x) + x
+
+
+def test_a_reader_that_is_no_module_is_noticed_in_the_output() -> None:
+    torch.manual_seed(0)
+    network = Shortcut().eval()
+    nn.init.uniform_(network.norm.running_var, 0.1, 2.0)
+    with pytest.raises(InputError, match="something else reads"):
+        fold_batch_norms(network, torch.randn(1, 3, 8, 8))
+
+
+def test_the_original_is_left_alone_and_a_hooked_one_is_refused() -> None:
+    model = calibrated_classifier(1)
+    before = copy.deepcopy(model.state_dict())
+    images = torch.zeros(1, 3, 96, 64)
+    fold_batch_norms(model, images)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    with HookedVisionModel(model, ["bn2"]), pytest.raises(InputError, match=r"close\(\) its HookedVisionModel"):
+        fold_batch_norms(model, images)
