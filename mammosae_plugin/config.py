@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from mammosae_plugin.adapters.sources import HUB_SCHEME
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.training.classifier import ClassifierTraining
-from mammosae_plugin.training.sae import SAETraining
+from mammosae_plugin.training.settings import SAETraining
 
 
 class _Section(BaseModel):

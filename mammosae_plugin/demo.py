@@ -39,7 +39,7 @@ class _Size:
 
 
 # Fewer ks and random groups than the paper's and the default: at the inner layer each costs a pass.
-FULL = _Size((256, 160), 400, 12, 3, 20, 1000, (0, 1, 5, 10, 50, 250, 512), True, 2, 10, 4)
+FULL = _Size((256, 160), 400, 12, 3, 20, 1000, (0, 1, 5, 10, 50, 512), True, 2, 10, 4)
 QUICK = _Size((128, 96), 40, 1, 1, 5, 100, (0, 1, 512), False, 1, 3, 1)
 
 

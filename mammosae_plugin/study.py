@@ -18,6 +18,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from mammosae_plugin import study_results
+from mammosae_plugin.activations import ActivationStore, extract_activations
+from mammosae_plugin.activations.store import FORMAT_VERSION
 from mammosae_plugin.adapters import HookedVisionModel, MammoClipClassifier, load_mammo_clip
 from mammosae_plugin.config import ModelConfig, StudyConfig
 from mammosae_plugin.datasets import (
@@ -256,6 +258,34 @@ class Study:
             assert isinstance(linear, nn.Linear)  # `classifier` has checked the number of outputs
             heads.setdefault((pair.model, tensors_fingerprint(encoder_state(model))), {})[pair] = linear
         return [EncoderGroup(name, encoder, linears) for (name, encoder), linears in heads.items()]
+
+    @cached_property
+    def stores(self) -> dict[str, ActivationStore]:
+        """The rows on which the SAEs are trained, by hook name, from one pass over the training images."""
+        source = self.config.sae.train
+        assert source is not None  # the layers ask only where the study trains its SAEs
+        model = self.classifier(ModelPair(source.model, source.concept))
+        images = self.split(TRAINING)
+        parts = [
+            FORMAT_VERSION,
+            tensors_fingerprint(model.state_dict()),
+            self.content,
+            images.images["image_id"].tolist(),
+            source.fraction,
+            self.config.seed,
+            self.config.batch_size,
+        ]
+        return extract_activations(
+            HookedVisionModel(model, [layer.module for layer in self.layers]),
+            images,
+            self.work / "activations" / digest(parts),
+            hook_names=[layer.hook_name for layer in self.layers],
+            fraction=source.fraction,
+            seed=self.config.seed,
+            device=self.config.device,
+            batch_size=self.config.batch_size,
+            num_workers=self.config.num_workers,
+        )
 
     # The steps
 

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from mammosae_plugin import intervention, localization, probing, reconstruction
-from mammosae_plugin.activations import ActivationStore, cache_layer_outputs, extract_activations, layer_output_nbytes
+from mammosae_plugin.activations import ActivationStore, cache_layer_outputs, layer_output_nbytes
+from mammosae_plugin.activations.layer_outputs import FORMAT_VERSION as OUTPUTS_VERSION
 from mammosae_plugin.adapters import HookedVisionModel, MammoClipClassifier, load_vision_sae
 from mammosae_plugin.adapters.sources import find_source
 from mammosae_plugin.adapters.vision_sae import SAELENS_FILES
@@ -185,31 +186,7 @@ class LayerStudy:
 
     def extract(self) -> ActivationStore | None:
         """The rows on which the SAE is trained; None where the configuration gives the SAE as a file."""
-        source = self.config.sae.train
-        if source is None:
-            return None
-        pair = ModelPair(source.model, source.concept)
-        images = self.study.split(TRAINING)
-        parts = [
-            tensors_fingerprint(encoder_state(self.study.classifier(pair))),
-            self.hook_name,
-            self.study.content,
-            images.images["image_id"].tolist(),
-            source.fraction,
-            self.config.seed,
-            self.config.batch_size,
-        ]
-        return extract_activations(
-            self._hooked(pair),
-            images,
-            self.work / "activations" / digest(parts),
-            hook_name=self.hook_name,
-            fraction=source.fraction,
-            seed=self.config.seed,
-            device=self.config.device,
-            batch_size=self.config.batch_size,
-            num_workers=self.config.num_workers,
-        )
+        return None if self.config.sae.train is None else self.study.stores[self.hook_name]
 
     @cached_property
     def sae(self) -> Any:
@@ -458,8 +435,8 @@ class LayerStudy:
         """What runs the network behind the layer under masks, from the layer's outputs kept on disk."""
         model, images = self._hooked(group.pair), self.study.split(TEST)
         parts = [
+            [OUTPUTS_VERSION, self.hook_name],
             group.encoder,
-            self.hook_name,
             self.study.content,
             images.images["image_id"].tolist(),
             self.config.batch_size,
