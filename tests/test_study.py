@@ -365,6 +365,16 @@ def test_checkpoints_and_saes_on_the_hub_are_read_from_there(tmp_path, phantom_r
     assert study.layers[0].sae.cfg.d_in == LAYER_WIDTHS["layer_6"]
 
 
+def test_the_rows_of_all_layers_come_from_one_pass_into_a_store_each(tmp_path, phantom_root):
+    settings = layered_settings(tmp_path, phantom_root)
+    settings["sae"] = {"train": {"model": "pretrained", "concept": "Mass", "fraction": 0.5}}
+    study = Study(load_config(write_study(tmp_path, settings)))
+    study.extract()
+    (folder,) = (study.work / "activations").iterdir()
+    assert {path.name for path in folder.iterdir()} == {layer.hook_name for layer in study.layers}
+    assert [layer.extract().d_in for layer in study.layers] == list(LAYER_WIDTHS.values())
+
+
 def test_an_error_at_a_layer_says_which(layered, monkeypatch):
     study, _ = layered
     with pytest.raises(InputError, match=r"^layer layer_6: no latent fires$"), study.layers[0].errors_name_it():
