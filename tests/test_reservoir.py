@@ -77,6 +77,16 @@ def test_memory_is_bounded_by_the_setting(monkeypatch):
     assert 300 < most <= 400
 
 
+def test_memory_is_used_again_only_when_nobody_holds_it():
+    """A view of a batch is enough to hold it; a batch that was dropped gives its memory to a later one."""
+    blocks, _ = numbered_blocks([5] * 20)
+    whole = [batch.clone() for batch in islice(shuffled_batches(blocks, 10, seed=0, reservoir_rows=20), 40)]
+    views = [batch[2:4] for batch in islice(shuffled_batches(blocks, 10, seed=0, reservoir_rows=20), 40)]
+    assert all(torch.equal(view, batch[2:4]) for view, batch in zip(views, whole, strict=True))
+    batches = shuffled_batches(blocks, 10, seed=0, reservoir_rows=20)
+    assert len({next(batches).data_ptr() for _ in range(40)}) <= 2
+
+
 def test_an_epoch_can_end_early_and_go_on_exactly():
     blocks, _ = numbered_blocks([5] * 20)
     settings = {"seed": 2, "reservoir_rows": 30, "epoch_rows": 37}

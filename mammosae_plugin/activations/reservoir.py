@@ -6,10 +6,13 @@ function of (seed, epoch, number of the filling) alone, so the state of a run is
 taken, and going on from there reads no more than one filling.
 """
 
+import os
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +20,7 @@ from numpy.typing import NDArray
 
 from mammosae_plugin.errors import InputError
 
-READERS = 2  # threads that read, check and place blocks beside the training step
+READERS = min(8, os.cpu_count() or 1)  # threads that read, check and place blocks beside the training step
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def shuffled_batches(
         batch_size: Rows per batch.
         seed: Chooses the orders, not negative.
         start: Number of batches to pass over: a stream from batch n equals the stream from 0 after n batches.
-        reservoir_rows: Rows in memory: half are given out while the other half is filled. Never less than two blocks.
+        reservoir_rows: Rows in memory: half are given out while the other half is filled. Two blocks at least.
         epoch_rows: End each epoch after so many rows of its order; None gives all.
 
     Raises:
@@ -80,8 +83,9 @@ def _batches(
     blocks: BlockReader, batch_size: int, seed: int, start: int, window_rows: int, epoch_rows: int
 ) -> Generator[torch.Tensor, None, None]:
     epoch, offset = divmod(start * batch_size, epoch_rows)
-    batch, filled = torch.empty(batch_size, blocks.width), 0
-    for rows in _filled(blocks, _windows(blocks.lengths, seed, epoch, offset, window_rows, epoch_rows)):
+    memory = _Recycled(batch_size, blocks.width)
+    batch, filled = memory.take(), 0
+    for rows in _filled(blocks, _windows(blocks.lengths, seed, epoch, offset, window_rows, epoch_rows), window_rows):
         taken = 0
         while taken < len(rows):
             n = min(batch_size - filled, len(rows) - taken)
@@ -89,8 +93,21 @@ def _batches(
             taken, filled = taken + n, filled + n
             if filled == batch_size:
                 yield batch
-                batch, filled = torch.empty(batch_size, blocks.width), 0
-        del rows  # or its memory would be held while the filling after the next begins
+                batch, filled = memory.take(), 0
+
+
+class _Recycled:
+    """Tensors whose memory is used again once nobody holds it: fresh pages cost several times what filling does."""
+
+    def __init__(self, *shape: int) -> None:
+        self._shape = shape
+        self._free: list[NDArray[np.float32]] = []
+
+    def take(self) -> torch.Tensor:
+        memory = self._free.pop() if self._free else np.empty(self._shape, np.float32)
+        lease = memory.view()  # the tensor's storage holds it, and so does whatever shares that storage
+        weakref.finalize(lease, self._free.append, memory).atexit = False
+        return torch.from_numpy(lease)
 
 
 @dataclass(frozen=True)
@@ -98,50 +115,59 @@ class _Window:
     """One filling of the reservoir: its blocks, the place of each of their rows, and which places are given out."""
 
     blocks: NDArray[np.int64]
-    places: torch.Tensor
+    places: NDArray[np.int64]
     given: slice
 
 
 def _windows(
     lengths: NDArray[np.int64], seed: int, epoch: int, offset: int, window_rows: int, epoch_rows: int
 ) -> Iterator[_Window]:
-    """The fillings from row `offset` of an epoch on, for ever."""
+    """The fillings from row `offset` of an epoch on, for ever; each has at most `window_rows` rows, or is one block."""
+    step = max(1, window_rows - int(lengths.max()) + 1)
     for number in count(epoch):
         order = np.random.default_rng([seed, number, 0]).permutation(np.flatnonzero(lengths))
         ends = np.cumsum(lengths[order])
-        _, firsts = np.unique((ends - 1) // window_rows, return_index=True)
+        _, firsts = np.unique((ends - 1) // step, return_index=True)
         for window, members in enumerate(np.split(order, firsts[1:])):
             first = int(ends[firsts[window]] - lengths[members[0]])
             n_rows = int(lengths[members].sum())
             given = slice(max(0, offset - first), min(n_rows, epoch_rows - first))
             if given.start < given.stop:
                 places = np.random.default_rng([seed, number, window + 1]).permutation(n_rows)
-                yield _Window(members, torch.from_numpy(places), given)
+                yield _Window(members, places, given)
         offset = 0
 
 
-def _filled(blocks: BlockReader, windows: Iterator[_Window]) -> Generator[torch.Tensor, None, None]:
-    """The rows of each window in their places, with the next window being read meanwhile."""
-
-    def place(block: int, places: torch.Tensor, into: torch.Tensor) -> None:
-        into.index_copy_(0, places, blocks.read(block))
-
-    def begin(window: _Window) -> tuple[torch.Tensor, list[Future[None]]]:
-        into = torch.empty(len(window.places), blocks.width, dtype=blocks.dtype)
-        pieces = torch.split(window.places, blocks.lengths[window.blocks].tolist())
-        work = zip(window.blocks.tolist(), pieces, strict=True)
-        return into, [readers.submit(place, block, places, into) for block, places in work]
-
+def _filled(blocks: BlockReader, windows: Iterator[_Window], window_rows: int) -> Generator[torch.Tensor, None, None]:
+    """The rows of each window in their places, while the next one is read; they are overwritten after that."""
+    capacity = min(int(blocks.lengths.sum()), max(window_rows, int(blocks.lengths.max())))
+    reservoirs = [torch.empty(capacity, blocks.width, dtype=blocks.dtype) for _ in range(2)]
     readers = ThreadPoolExecutor(READERS, thread_name_prefix="reservoir")
+
+    def place(block: int, places: NDArray[np.int64], into: NDArray[Any]) -> None:
+        into[places] = _plain(blocks.read(block))  # NumPy scatters rows twice as fast as torch
+
+    def begin(window: _Window) -> list[Future[None]]:
+        into = _plain(reservoirs[1])
+        pieces = np.split(window.places, np.cumsum(blocks.lengths[window.blocks])[:-1])
+        work = zip(window.blocks.tolist(), pieces, strict=True)
+        return [readers.submit(place, block, places, into) for block, places in work]
+
     try:
         window = next(windows)
-        into, reading = begin(window)
+        reading = begin(window)
         while True:
             for done in reading:
                 done.result()
-            rows, window = into[window.given], next(windows)
-            into, reading = begin(window)
+            reservoirs.reverse()
+            rows, window = reservoirs[0][window.given], next(windows)
+            reading = begin(window)
             yield rows
-            del rows
     finally:
         readers.shutdown(wait=False, cancel_futures=True)
+
+
+def _plain(rows: torch.Tensor) -> NDArray[Any]:
+    """The same memory as integers of the same size, which NumPy knows for every type."""
+    integers: NDArray[Any] = rows.view(torch.int16 if rows.element_size() == 2 else torch.int32).numpy()
+    return integers
