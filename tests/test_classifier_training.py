@@ -317,6 +317,26 @@ def test_patients_are_held_out_whole_and_every_class_with_two_patients_is_on_bot
     assert 0.1 < share < 0.5
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_large_share_still_leaves_a_patient_of_every_class_in_training(seed):
+    generator = np.random.default_rng(seed)
+    patients = [f"p{number}" for number in range(12)]
+    has_class = generator.random((12, 6)) < 0.3
+    held = hold_out_patients(patients, has_class, 0.9, seed)
+    assert (has_class[~held].any(axis=0) == has_class.any(axis=0)).all()
+    assert held.sum() >= 4
+
+
+def test_of_two_patients_with_a_class_one_is_held_out_whatever_the_share_and_a_single_one_never():
+    patients = [f"p{number}" for number in range(50)]
+    has_class = np.stack([np.arange(50) >= 0, np.arange(50) < 2, np.arange(50) == 7], axis=1)
+    for seed in range(10):
+        held = hold_out_patients(patients, has_class, 0.04, seed)
+        assert held[:2].sum() == 1
+        assert not held[7]
+        assert held.sum() == 2
+
+
 def test_the_share_held_out_is_that_asked_for_among_patients_with_and_without_a_finding():
     patients = [f"p{number // 4}" for number in range(1600)]
     positive = np.random.default_rng(0).random(1600) < 0.03
@@ -461,7 +481,7 @@ def test_killed_at_any_step_and_continued_equals_the_undisturbed_run(
     few_images, classifier, tmp_path, monkeypatch, kind
 ):
     config = QUICK.model_copy(update={"kind": kind, "batch_size": 4, "checkpoint_every": 2})
-    monkeypatch.setattr(classifier_module, "LOG_EVERY", 2)
+    monkeypatch.setattr(classifier_module, "LOG_EVERY", 1)
     monkeypatch.setattr(classifier_module, "_auroc", lambda logits, labels: 0.5)  # so that the first epoch stays best
     whole = train_classifier(classifier, few_images, "Mass", tmp_path / "whole.safetensors", config)
     step, calls = classifier_module._Run._step, []
@@ -598,6 +618,17 @@ def test_the_log_shows_steps_before_the_first_epoch_ends(few_images, classifier,
     assert (first["epoch"], first["step"], last["step"]) == (1, 10, 16)
     assert first["lr"] == pytest.approx(5e-5 * math.cos(math.pi / 2 * 9 / 16) ** 2)
     assert first["loss"] > 0 and last["training_loss"] > 0
+
+
+def test_an_epochs_row_has_the_mean_loss_of_its_steps(few_images, classifier, tmp_path, monkeypatch):
+    monkeypatch.setattr(classifier_module, "LOG_EVERY", 1)
+    config = ClassifierTraining(kind="linear_probe", epochs=2, batch_size=6, augmentation="none", lr=1e-2)
+    train_classifier(classifier, few_images, "Mass", tmp_path / "m.safetensors", config)
+    rows = log_of(tmp_path / "m.safetensors")
+    assert [row["step"] for row in rows] == [1, 2, 3, 3, 4, 5, 6, 6]
+    for first in (0, 4):
+        mean = np.mean([row["loss"] for row in rows[first : first + 3]])
+        assert rows[first + 3]["training_loss"] == pytest.approx(mean)
 
 
 def test_rows_of_findings_train_with_their_own_labels(phantom_root, classifier, tmp_path):

@@ -19,7 +19,7 @@ def hold_out_patients(
         patient_ids: The patient of every item, (n,).
         has_class: Whether item i shows class c, (n, n_classes); a class is a value of a concept, of any concept.
         share: Part of the patients to hold out, between 0 and 1.
-        seed: Chooses among patients with the same classes. The order of the items does not matter.
+        seed: Puts the patients into an order; the first that serve are held out. The items' order does not matter.
 
     Returns:
         Whether item i belongs to a patient held out, (n,); all items of a patient are on the same side.
@@ -28,7 +28,7 @@ def hold_out_patients(
     shows = np.zeros((len(patients), has_class.shape[1]), dtype=bool)
     np.logical_or.at(shows, owner, has_class)
     total = shows.sum(axis=0)
-    wanted = np.where(total > 1, np.clip(np.rint(share * total), 1, total - 1), 0)
+    wanted = np.maximum(np.rint(share * total), 1)
     chance = np.random.default_rng(seed).permutation(len(patients))
     held = np.zeros(len(patients), dtype=bool)
     for kind in np.argsort(total, kind="stable"):
@@ -37,6 +37,5 @@ def hold_out_patients(
             free = np.flatnonzero(shows[:, kind] & ~held & ~last_of_a_class)
             if not len(free):
                 break
-            surplus = (shows[free] & (count >= wanted)).sum(axis=1)  # classes that have enough held out already
-            held[free[np.lexsort((chance[free], surplus))[0]]] = True
+            held[free[np.argmin(chance[free])]] = True
     return held[owner]
