@@ -7,6 +7,7 @@ the attachment is our own, because upstream's changes between minor releases and
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import prod
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +18,7 @@ from transformer_lens import ActivationCache, HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
 from mammosae_plugin.adapters.attached_sae import AttachedSAE
-from mammosae_plugin.adapters.layouts import HookLayout, MapLayout, PrefixTokens, layout_of
+from mammosae_plugin.adapters.layouts import HookLayout, MapLayout, PrefixTokens, layout_of, settle_grids
 from mammosae_plugin.adapters.nnsight import wrap_for_nnsight
 from mammosae_plugin.adapters.recording import Call, Recording, record
 from mammosae_plugin.adapters.rest_of_network import RestOfNetwork
@@ -26,11 +27,19 @@ from mammosae_plugin.errors import InputError
 HOOK_SUFFIX = "hook_out"
 _MARK = "_mammosae_hooked"
 _DEFAULT_INPUT_SIZE = (3, 64, 64)
-_OTHER_SIZES = ((64, 96), (96, 64), (96, 128))  # of a second look at the network; small, because only shapes are wanted
+_SMALL_SIZES = ((64, 96), (96, 64), (128, 160), (160, 128))  # of a second look, of which only shapes are wanted
+_STEM_CHANNELS = 16  # more than that are no image
 _FEW = 3  # with fewer hook points a plain network's list is looked for one level further inside
 
 NamesFilter = Callable[[str], bool] | Sequence[str] | str | None
 HookList = Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]
+
+
+class _Mark:
+    """Says of a hooked module which wrapper hooks it. Its own class, because a module would become a submodule."""
+
+    def __init__(self, root: "HookedVisionModel"):
+        self.root = root
 
 
 class _Node(nn.Module):
@@ -82,9 +91,9 @@ class _NoteImageSize:
     def __init__(self, root: "HookedVisionModel"):
         self.root = root
 
-    def __call__(self, _module: nn.Module, args: tuple[Any, ...]) -> None:
-        if args and isinstance(args[0], torch.Tensor) and args[0].dim() == 4:
-            self.root.image_size = (int(args[0].shape[-2]), int(args[0].shape[-1]))
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        images = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor) and value.dim() == 4]
+        self.root.image_size = (int(images[0].shape[-2]), int(images[0].shape[-1])) if images else None
 
 
 class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
@@ -122,6 +131,7 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
         example_input: torch.Tensor | None = None,
         layouts: Mapping[str, MapLayout] | None = None,
         prefix_tokens: PrefixTokens = "drop",
+        n_prefix_tokens: int | None = None,
         overwritten: Literal["refuse", "clone"] = "refuse",
     ):
         """Run the model in evaluation mode to see that the modules can be hooked and how they lay out, then hook them.
@@ -136,6 +146,8 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
             layouts: module path -> "channels_first" or "channels_last", for maps whose layout cannot be recognised.
             prefix_tokens: "drop" lets class and register tokens go around the hook points of transformers, "keep"
                 shows them in front of the patches.
+            n_prefix_tokens: how many class and register tokens lead the sequence, where the model does not say so
+                (timm's do).
             overwritten: what to do about a module whose output a later module overwrites in place: "refuse" it, or
                 "clone" its output, which costs one copy per pass.
 
@@ -155,26 +167,39 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
         self._closed = False
         self._aliases: dict[str, str] = dict(getattr(model, "layer_aliases", None) or {})
         images = default_images(model) if example_input is None else example_input
+        self.n_channels = int(images.shape[1])
         if hook_names is None:
             hook_names = list(self._aliases.values()) or default_hooks(model, images)
         paths = self._module_paths(hook_names)
-        said = dict(zip(self._module_paths(list(layouts)), layouts.values(), strict=True)) if layouts else {}
-        probe = record(model, images, keep=paths)
-        self.hook_layouts, self.hook_shapes, cloned = {}, {}, set()
-        other = at_another_size(model, images)
+        said = self._said_layouts(layouts or {}, paths)
+        probe, other = record(model, images, keep=paths), at_another_size(model, images)
+        found: dict[str, HookLayout] = {}
+        cloned = set()
         for path in paths:
-            call, layout = examine(model, path, probe, other, images, said=said.get(path), prefix_tokens=prefix_tokens)
+            call, found[path] = examine(
+                model,
+                path,
+                probe,
+                other,
+                images,
+                said=said.get(path),
+                prefix_tokens=prefix_tokens,
+                n_prefix=n_prefix_tokens,
+            )
             if call.output._version != call.version:
                 if overwritten == "refuse":
                     raise _overwritten(path)
                 cloned.add(path)
-            name = f"{path}.{HOOK_SUFFIX}"
-            self.hook_layouts[name] = layout
-            self.hook_shapes[name] = tuple(layout.show(call.output).shape[1:])
+        settle_grids(model, found, images)
+        self.hook_layouts = {f"{path}.{HOOK_SUFFIX}": layout for path, layout in found.items()}
+        self.hook_shapes = {
+            f"{path}.{HOOK_SUFFIX}": tuple(layout.show(probe.of(path)[0].output).shape[1:])
+            for path, layout in found.items()
+        }
         final = _final_path(model, probe, paths)
         self.final_hook = None if final is None else f"{final}.{HOOK_SUFFIX}"
         self.head_path = _head_path(model, probe)
-        self._handles.append(model.register_forward_pre_hook(_NoteImageSize(self)))
+        self._handles.append(model.register_forward_pre_hook(_NoteImageSize(self), with_kwargs=True))
         for path in paths:
             self._add_point(path, clone=path in cloned)
         self.setup()
@@ -193,9 +218,9 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
         grid: tuple[int, int] | None = None
         if layout is not None and layout.kind == "tokens":
             grid = layout.grid_at(image_size)
-        elif layout is not None and layout.kind == "map":
+        elif layout is not None and layout.shows_grid:
             parameter = next(self.model.parameters(), torch.zeros(()))
-            images = torch.zeros(1, 3, *image_size, device=parameter.device, dtype=parameter.dtype)
+            images = torch.zeros(1, self.n_channels, *image_size, device=parameter.device, dtype=parameter.dtype)
             shape = record(self.model, images).of(name.removesuffix(f".{HOOK_SUFFIX}"))[0].shape
             assert shape is not None  # the constructor has seen that it gives a tensor
             height, width = shape[2:] if layout.channels_first else shape[1:3]
@@ -284,21 +309,43 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
 
     def _module_paths(self, names: Sequence[str] | str) -> list[str]:
         modules = dict(self.model.named_modules())
+        path_of = {module: path for path, module in modules.items()}
         paths = []
         for name in [names] if isinstance(names, str) else names:
             path = next(iter(self._without_alias(name)), name).removesuffix(f".{HOOK_SUFFIX}")
+            if path and path not in modules:
+                path = path_of.get(_submodule(self.model, path), path)  # a module that goes by two names
             if not path or path not in modules:
                 near = difflib.get_close_matches(path, [*modules, *self._aliases], n=3)
-                hint = f"; did you mean {', '.join(near)}?" if near else ""
-                raise InputError(f"{type(self.model).__name__} has no module {name!r} to hook{hint}")
-            if hasattr(self, path.split(".")[0]):
+                hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(list(modules)[1:6])}, ..."
+                raise InputError(f"{type(self.model).__name__} has no module {name!r} to hook; {hint}")
+            if _collides(path):
+                inner = path.split(".")[0]
                 raise InputError(
-                    f"{path!r} cannot be hooked: {path.split('.')[0]!r} is a name of HookedVisionModel itself"
+                    f"{path!r} cannot be hooked: {inner!r} is a name of HookedVisionModel itself; "
+                    f"wrap the network inside instead, the attribute {inner!r} of {type(self.model).__name__}"
                 )
             paths.append(path)
         if not paths:
             raise InputError("hook_names is empty; name at least one module to hook")
         return list(dict.fromkeys(paths))
+
+    def _said_layouts(self, layouts: Mapping[str, str], paths: Sequence[str]) -> dict[str, str]:
+        said = {}
+        for name, layout in layouts.items():
+            if layout not in ("channels_first", "channels_last"):
+                raise InputError(f"layouts[{name!r}] is {layout!r}; it must be 'channels_first' or 'channels_last'")
+            (path,) = self._module_paths(name)
+            if path not in paths:
+                raise InputError(f"layouts names {name!r}, which is not among the modules to hook")
+            said[path] = layout
+        return said
+
+    @staticmethod
+    def wrapper_of(model: nn.Module) -> "HookedVisionModel | None":
+        """The wrapper that hooks a model or a part of it, to close it where it is no longer at hand; None without."""
+        marks = (getattr(module, _MARK, None) for module in model.modules())
+        return next((mark.root for mark in marks if mark is not None), None)
 
     # -- forward and hooks ---------------------------------------------------------------------------------------------
 
@@ -391,6 +438,9 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
                 than "channels_last"; a transcoder, a temporal SAE or one for attention heads; an SAE that is attached
                 elsewhere; hooks at the point that the SAE would displace.
         """
+        self.require_open()
+        if not isinstance(sae, SAE):
+            raise InputError(f"a {type(sae).__name__} is no SAE of SAELens; give a sae_lens.SAE")
         if not isinstance(exclude_special_tokens, bool):
             raise InputError("exclude_special_tokens lists token numbers, which images do not have; give True or False")
         metadata = sae.cfg.metadata
@@ -564,7 +614,7 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
             node = child
         node.add_module(HOOK_SUFFIX, HookPoint())
         module = self.model.get_submodule(path)
-        setattr(module, _MARK, True)
+        setattr(module, _MARK, _Mark(self))
         self._handles.append(module.register_forward_hook(_Route(self, f"{path}.{HOOK_SUFFIX}", clone=clone)))
 
     def require_open(self) -> None:
@@ -612,9 +662,18 @@ def _refuse_what_no_map_fits(sae: SAE[Any], name: str) -> None:
 
 
 def _refuse(model: nn.Module, prefix_tokens: str, overwritten: str) -> None:
-    if any(getattr(module, _MARK, False) for module in model.modules()):
-        raise InputError("this model is hooked already; close() its HookedVisionModel first, or wrap a copy")
-    if hasattr(model, "_orig_mod"):
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model is a {type(model).__name__} and no torch.nn.Module; create or load it first")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError("this model is scripted, and scripts run no hooks; wrap the Python model that it was made of")
+    if isinstance(model, HookedVisionModel):
+        raise InputError("this is a HookedVisionModel, hooked already; close it and wrap its .model again")
+    if HookedVisionModel.wrapper_of(model) is not None:
+        raise InputError(
+            "this model is hooked already, and so is a copy of it; close() its HookedVisionModel first, which "
+            "HookedVisionModel.wrapper_of(model) gives"
+        )
+    if any(hasattr(module, "_orig_mod") for module in model.modules()):
         raise InputError(
             "this model is compiled, and compiled code does not run hooks that come later; wrap the model itself, and "
             "compile it after close()"
@@ -628,8 +687,7 @@ def _refuse(model: nn.Module, prefix_tokens: str, overwritten: str) -> None:
 def default_hooks(model: nn.Module, images: torch.Tensor) -> list[str]:
     """timm's feature modules and the last map; of other networks the outermost modules that give maps or tokens."""
     recording = record(model, images)
-    info = getattr(model, "feature_info", None) or []
-    candidates = [entry["module"] for entry in info if recording.of(entry["module"])]
+    candidates = [path for path in _stages(model) if recording.of(path)]
     if candidates:
         final = _final_path(model, recording, None)
         candidates += [final] if final is not None else []
@@ -639,13 +697,37 @@ def default_hooks(model: nn.Module, images: torch.Tensor) -> list[str]:
     names = []
     for path in dict.fromkeys(candidates):
         runs = probe.of(path)
-        if len(runs) == 1 and isinstance(runs[0].output, torch.Tensor) and runs[0].output._version == runs[0].version:
+        untouched = (
+            len(runs) == 1 and isinstance(runs[0].output, torch.Tensor) and runs[0].output._version == runs[0].version
+        )
+        if untouched and not _collides(path):
             names.append(path)
     if not names:
         raise InputError(
-            f"{type(model).__name__} does not say where its feature maps are; give hook_names (module paths)"
+            f"{type(model).__name__} does not say where its feature maps are; give hook_names (module paths), or wrap "
+            "the network inside"
         )
     return names
+
+
+def _stages(model: nn.Module) -> list[str]:
+    """The paths in timm's `feature_info`, where the model has one of that form."""
+    info = getattr(model, "feature_info", None) or []
+    paths = [entry.get("module") for entry in info if isinstance(entry, Mapping)]
+    return [path for path in paths if isinstance(path, str) and path]
+
+
+def _collides(path: str) -> bool:
+    """Whether a hook point of this path would hide a name of the wrapper."""
+    first = path.split(".")[0]
+    return first in ("model", "image_size", "passed_by", "n_channels") or hasattr(HookedVisionModel, first)
+
+
+def _submodule(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
 
 
 def _outermost(model: nn.Module, recording: Recording) -> list[str]:
@@ -688,7 +770,7 @@ def _final_path(model: nn.Module, recording: Recording, paths: Sequence[str] | N
             and call.shape == tuple(recording.features.shape)
             and call.address == recording.features.data_ptr()
         ]
-        stages = [entry["module"] for entry in getattr(model, "feature_info", None) or []][-1:]
+        stages = _stages(model)[-1:]
         same.sort(key=lambda call: (call.path in stages, call.path in (paths or ()), call.end))
         if same and (paths is None or same[-1].path in paths):
             return same[-1].path
@@ -729,20 +811,29 @@ def _n_prefix(model: nn.Module) -> int | None:
 def default_images(model: nn.Module) -> torch.Tensor:
     """One black image of the size that the model says it wants, else of 64 x 64."""
     config = getattr(model, "default_cfg", None) or {}
-    size = config.get("input_size", _DEFAULT_INPUT_SIZE)
-    grid = getattr(getattr(model, "patch_embed", None), "img_size", None)  # a transformer may be built for another one
-    if isinstance(grid, tuple) and len(grid) == 2:
-        size = (size[0], *grid)
+    channels, height, width = config.get("input_size") or _DEFAULT_INPUT_SIZE
+    for module in model.modules():  # a transformer may be built for another size than its architecture's own
+        size = getattr(module, "img_size", None)
+        if isinstance(size, tuple) and len(size) == 2 and hasattr(module, "grid_size"):
+            height, width = size
+            break
+    stem = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    if stem is not None and stem.in_channels <= _STEM_CHANNELS:
+        channels = stem.in_channels
     parameter = next(model.parameters(), torch.zeros(()))
-    return torch.zeros(1, *size, device=parameter.device, dtype=parameter.dtype)
+    return torch.zeros(1, channels, height, width, device=parameter.device, dtype=parameter.dtype)
 
 
 def at_another_size(model: nn.Module, images: torch.Tensor) -> Recording | None:
-    """The calls for two images of another height and width, or of the same where the model takes no other."""
-    size = next(size for size in _OTHER_SIZES if size[0] != images.shape[-2] and size[1] != images.shape[-1])
-    for height, width in (size, tuple(images.shape[-2:])):
+    """The calls for two images of another height, width and area, or of the same where the model takes no other.
+
+    The attribute `image_size` of the recording says which.
+    """
+    height, width = int(images.shape[-2]), int(images.shape[-1])
+    others = [size for size in _SMALL_SIZES if size[0] != height and size[1] != width and prod(size) != height * width]
+    for size in (*others[:1], (height + 64, width + 32), (height, width)):
         try:
-            return record(model, images.new_zeros(2, images.shape[1], height, width))
+            return record(model, images.new_zeros(2, images.shape[1], *size))
         except InputError:
             continue
     return None
@@ -757,6 +848,7 @@ def examine(
     *,
     said: str | None = None,
     prefix_tokens: PrefixTokens = "drop",
+    n_prefix: int | None = None,
 ) -> tuple[Call, HookLayout]:
     """The only call of a module in `probe`, and the layout of its output.
 
@@ -768,26 +860,28 @@ def examine(
         images: (B, 3, H, W).
         said: as `layout_of`'s.
         prefix_tokens: as for `HookedVisionModel`.
+        n_prefix: how many prefix tokens, where the model does not say so.
 
     Raises:
         InputError: it cannot be hooked.
     """
-    call = _hookable_call(path, probe, other)
+    call = _hookable_call(path, probe, other, len(images))
     assert call.shape is not None
     return call, layout_of(
         model.get_submodule(path),
         path,
         call.shape,
-        other.of(path)[0].shape if other is not None else None,
+        other.of(path)[0].shape if other is not None and other.of(path) else None,
         (int(images.shape[-2]), int(images.shape[-1])),
+        other.image_size if other is not None else None,
         said=said,
-        n_prefix=_n_prefix(model),
+        n_prefix=_n_prefix(model) if n_prefix is None else n_prefix,
         prefix_tokens=prefix_tokens,
         model_format=getattr(model, "output_fmt", None),
     )
 
 
-def _hookable_call(path: str, probe: Recording, other: Recording | None) -> Call:
+def _hookable_call(path: str, probe: Recording, other: Recording | None, n_images: int) -> Call:
     """The only call of a module, whose output is a tensor of images.
 
     An output that a later module overwrites in place is another matter: what a hook sees, and what a cache holds, would
@@ -801,8 +895,8 @@ def _hookable_call(path: str, probe: Recording, other: Recording | None) -> Call
         raise InputError(f"{path!r} cannot be hooked: it gives a {call.kind} and not a tensor")
     if len(call.shape) not in (2, 3, 4):
         raise InputError(f"{path!r} cannot be hooked: its output has {len(call.shape)} dimensions, not 2, 3 or 4")
-    shape = other.of(path)[0].shape if other is not None and other.of(path) else None
-    if shape is not None and shape[0] != 2:
+    again = other.of(path)[0].shape if other is not None and other.of(path) else None
+    if call.shape[0] != n_images or (again is not None and again[0] != 2):
         raise InputError(
             f"{path!r} cannot be hooked: its output {call.shape} has no axis for the images in front (windows, or the "
             "sequence first); hook the module around it"

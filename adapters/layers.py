@@ -1,7 +1,7 @@
 """Which layers of a model can carry an SAE: what `mammosae layers` prints."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from mammosae_plugin.adapters.hooked_vision_model import (
     default_images,
     examine,
 )
+from mammosae_plugin.adapters.layouts import HookLayout, settle_grids
 from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier, load_mammo_clip
-from mammosae_plugin.adapters.recording import record
+from mammosae_plugin.adapters.recording import Recording, record
 from mammosae_plugin.errors import InputError
 
 MAMMOGRAM_SIZE = (1520, 912)
@@ -53,14 +54,21 @@ def open_model(name: str) -> nn.Module:
     Raises:
         InputError: neither.
     """
+    if not name.strip():
+        raise InputError("the model's name is empty; give a checkpoint or timm's name of an architecture")
+    if Path(name).is_dir():
+        raise InputError(
+            f"{name} is a folder; give a checkpoint file of the network, or timm's name of an architecture"
+        )
     if name.startswith("hf://") or Path(name).exists():
         return load_mammo_clip(name)
     known = timm.list_models()
-    if name.split(".")[0] not in known:
-        near = difflib.get_close_matches(name, known, n=3)
+    architecture = name.split(".")[0]  # a tag after the dot names pretrained weights, which are not read here
+    if architecture not in known:
+        near = difflib.get_close_matches(name.lower(), known, n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise InputError(f"{name} is neither a file nor a model that timm {timm.__version__} has{hint}")
-    model: nn.Module = timm.create_model(name, pretrained=False)
+    model: nn.Module = timm.create_model(architecture, pretrained=False)
     return model.eval()
 
 
@@ -80,25 +88,38 @@ def describe_layers(model: nn.Module, *, image_size: tuple[int, int] | None = No
     if image_size is None and isinstance(model, MammoClipClassifier) and "variant" in model.source:
         image_size = MAMMOGRAM_SIZE
     if image_size is not None:
-        images = images.new_zeros(1, 3, *image_size)
+        if min(image_size) < 1:
+            raise InputError(f"images of {image_size[0]} x {image_size[1]} pixels do not exist; give height and width")
+        images = images.new_zeros(1, images.shape[1], *image_size)
     aliases = getattr(model, "layer_aliases", None) or {}
     listed = list(aliases.values()) or ([] if every else default_hooks(model, images))
     paths: Sequence[str] = [path for path, _ in model.named_modules() if path] if every else listed
     probe, other = record(model, images, keep=set(paths)), at_another_size(model, images)
-    layers = []
-    for path in sorted(paths, key=lambda path: max((call.end for call in probe.of(path)), default=-1)):
-        names = tuple(alias for alias, target in aliases.items() if target == path)
-        hook_name = f"{path}.{HOOK_SUFFIX}"
+    found: dict[str, HookLayout] = {}
+    problems: dict[str, str] = {}
+    for path in paths:
         try:
-            call, layout = examine(model, path, probe, other, images)
-            overwritten = call.output._version != call.version
+            call, found[path] = examine(model, path, probe, other, images)
+            if call.output._version != call.version:
+                problems[path] = "overwritten in place by a later module (needs overwritten='clone')"
         except InputError as error:
-            layers.append(Layer(hook_name, names, "", (), None, str(error).partition(": ")[2] or str(error)))
-            continue
-        shape = tuple(layout.show(call.output).shape[1:])
-        problem = "overwritten in place by a later module (needs overwritten='clone')" if overwritten else ""
-        layers.append(Layer(hook_name, names, layout.kind, shape, layout.stride, problem))
-    return layers
+            problems[path] = str(error).removeprefix(f"{path!r} cannot be hooked: ")
+    settle_grids(model, found, images)
+    return [
+        _described(path, found.get(path), probe, problems.get(path, ""), aliases)
+        for path in sorted(paths, key=lambda path: max((call.end for call in probe.of(path)), default=-1))
+    ]
+
+
+def _described(
+    path: str, layout: HookLayout | None, probe: Recording, problem: str, aliases: Mapping[str, str]
+) -> Layer:
+    names = tuple(alias for alias, target in aliases.items() if target == path)
+    hook_name = f"{path}.{HOOK_SUFFIX}"
+    if layout is None:
+        return Layer(hook_name, names, "", (), None, problem)
+    shape = tuple(layout.show(probe.of(path)[0].output).shape[1:])
+    return Layer(hook_name, names, layout.kind, shape, layout.stride, problem)
 
 
 def layers_table(layers: Sequence[Layer]) -> str:

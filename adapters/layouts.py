@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from mammosae_plugin.adapters.recording import record
 from mammosae_plugin.errors import InputError
 
 Kind = Literal["map", "tokens", "vector"]
@@ -14,6 +15,10 @@ PrefixTokens = Literal["drop", "keep"]
 MapLayout = Literal["channels_first", "channels_last"]
 
 _LARGEST_STRIDE = 128
+_PADDING = 1.5  # positions
+_SQUARE = 1.25  # largest ratio of the vertical to the horizontal stride that padding explains
+_PLACES = ((0, 7), (7, 0), (2, 3))  # row and column of eighths of the image that are changed
+_RANK = 0.9  # share of positions that must change less than those of the changed place
 # Modules that take channels first, whatever the model around them does.
 _CHANNELS_FIRST_TYPES = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.GroupNorm)
 
@@ -47,8 +52,19 @@ class HookLayout:
 
     @property
     def shows_grid(self) -> bool:
-        """Whether the value at the hook point is (B, h, w, C)."""
-        return self.kind == "map" or (self.kind == "tokens" and self.drop_prefix and self.grid is not None)
+        """Whether the value at the hook point is (B, h, w, C), position by position of the image."""
+        return self.grid is not None and (self.kind == "map" or (self.kind == "tokens" and self.drop_prefix))
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether the grid rests on counting positions alone; `settle_grids` then looks where they lie."""
+        if self.grid is None or self.stride is None:
+            return False
+        return self.kind == "tokens" or max(self.stride) > _SQUARE * min(self.stride)
+
+    def without_grid(self) -> "HookLayout":
+        """The same without a grid: what it shows has no known place in the image."""
+        return HookLayout(self.kind, self.channels_first, self.n_prefix, drop_prefix=False)
 
     @property
     def n_shown_prefix(self) -> int:
@@ -99,12 +115,55 @@ class HookLayout:
         )
 
 
+def settle_grids(model: nn.Module, layouts: dict[str, HookLayout], images: torch.Tensor) -> None:
+    """Look whether positions lie where a doubtful grid says, and take the grid away where they do not.
+
+    One place of an image of noise after the other is changed: the positions there must be among those that change most.
+    That is not so where a network keeps its tokens in another order (Hiera), or where what looks like a map are windows
+    or attention.
+
+    Args:
+        model: the model, in whatever mode.
+        layouts: module path -> layout; entries are replaced.
+        images: (B, C, H, W) of the size to look at.
+    """
+    doubtful = {path: layout for path, layout in layouts.items() if layout.is_doubtful}
+    if not doubtful:
+        return
+    height, width = images.shape[-2:]
+    noise = torch.randn(1, *images.shape[1:], generator=torch.Generator().manual_seed(0)).to(images)
+    changed = noise.repeat(1 + len(_PLACES), 1, 1, 1)
+    areas = [
+        (row * height // 8, (row + 1) * height // 8, column * width // 8, (column + 1) * width // 8)
+        for row, column in _PLACES
+    ]
+    for number, (top, bottom, left, right) in enumerate(areas, start=1):
+        changed[number, :, top:bottom, left:right] += 3
+    recording = record(model, changed, keep=doubtful)
+    for path, layout in doubtful.items():
+        output = recording.of(path)[0].output
+        patches = output[:, layout.n_prefix :] if layout.kind == "tokens" else None
+        assert layout.grid is not None
+        rows, columns = layout.grid
+        value = layout.show(output) if patches is None else patches.reshape(len(output), rows, columns, -1)
+        strength = (value[1:] - value[:1]).float().norm(dim=-1)
+        for (top, bottom, left, right), field in zip(areas, strength, strict=True):
+            there = field[
+                max(top * rows // height - 1, 0) : -(-bottom * rows // height) + 1,
+                max(left * columns // width - 1, 0) : -(-right * columns // width) + 1,
+            ].max()
+            if not (field < there).float().mean() + 1 / field.numel() >= _RANK * (1 - 1 / field.numel()):
+                layouts[path] = layout.without_grid()
+                break
+
+
 def layout_of(
     module: nn.Module,
     path: str,
     shape: Sequence[int],
     other_shape: Sequence[int] | None,
     image_size: tuple[int, int],
+    other_size: tuple[int, int] | None,
     *,
     said: str | None,
     n_prefix: int | None,
@@ -120,6 +179,7 @@ def layout_of(
         other_shape: of its output for images of another height and width, where the model takes them: the axis that
             stays is the channels'.
         image_size: (H, W).
+        other_size: (H, W) of the images of `other_shape`.
         said: "channels_first" or "channels_last" where the user says so.
         n_prefix: class and register tokens, where the model says so.
         prefix_tokens: whether they are dropped or kept.
@@ -132,19 +192,16 @@ def layout_of(
         return HookLayout("vector")
     if len(shape) == 3:
         drop = prefix_tokens == "drop"
-        for candidate in (0, 1) if n_prefix is None else (n_prefix,):
-            found = _tiling(shape[1] - candidate, image_size)
-            if found is not None:
-                grid, stride = found
-                return HookLayout(
-                    "tokens",
-                    n_prefix=candidate,
-                    drop_prefix=drop or candidate == 0,
-                    grid=grid,
-                    stride=(float(stride), float(stride)),
-                )
-        return HookLayout("tokens", n_prefix=n_prefix or 0, drop_prefix=drop)
-    first = _channels_first(module, shape, other_shape, said, model_format)
+        if other_shape is not None and other_size != image_size and other_shape[1] == shape[1]:
+            return HookLayout("tokens", drop_prefix=False)  # a fixed number of queries, or channels: no positions
+        # A module before the prefix tokens are added gives none of them.
+        candidates = (0, 1) if n_prefix is None else dict.fromkeys((n_prefix, 0))
+        tilings = [(n, found) for n in candidates if (found := _tiling(shape[1] - n, image_size)) is not None]
+        if not tilings:
+            return HookLayout("tokens", drop_prefix=False)
+        n, (grid, stride) = min(tilings, key=lambda tiling: _rest(tiling[1][1], image_size))
+        return HookLayout("tokens", n_prefix=n, drop_prefix=drop or n == 0, grid=grid, stride=(stride, stride))
+    first = _channels_first(module, shape, other_shape, image_size, said, model_format)
     if first is None:
         raise InputError(
             f"{path!r} gives {tuple(shape)}, which may be channels first or last; say which with "
@@ -156,7 +213,12 @@ def layout_of(
 
 
 def _channels_first(
-    module: nn.Module, shape: Sequence[int], other: Sequence[int] | None, said: str | None, model_format: Any
+    module: nn.Module,
+    shape: Sequence[int],
+    other: Sequence[int] | None,
+    image_size: tuple[int, int],
+    said: str | None,
+    model_format: Any,
 ) -> bool | None:
     if said is not None:
         return said == "channels_first"
@@ -166,16 +228,27 @@ def _channels_first(
         return shape[1] == other[1]
     if model_format in ("NCHW", "NHWC"):
         return bool(model_format == "NCHW")
-    # One size only: height and width of a square image's map are the two axes that are equal.
-    first_pair, last_pair = shape[1] == shape[2], shape[2] == shape[3]
-    return last_pair if first_pair != last_pair else None
+    # One size only: the two axes that keep the image's proportions are its height and width.
+    fits_first, fits_last = is_proportional(shape[2:], image_size), is_proportional(shape[1:3], image_size)
+    return fits_first if fits_first != fits_last else None
 
 
-def _tiling(n_patches: int, image_size: tuple[int, int]) -> tuple[tuple[int, int], int] | None:
+def is_proportional(grid: Sequence[int], image_size: tuple[int, int]) -> bool:
+    """Whether a map of (h, w) positions has the image's proportions, up to a position lost or added by padding."""
+    stride = max(image_size) / max(grid)
+    return all(abs(length - pixels / stride) <= _PADDING for length, pixels in zip(grid, image_size, strict=True))
+
+
+def _tiling(n_patches: int, image_size: tuple[int, int]) -> tuple[tuple[int, int], float] | None:
     """The grid and stride with which square patches tile the image, without a rest where several do."""
     tilings = [
-        ((image_size[0] // stride, image_size[1] // stride), stride)
+        ((image_size[0] // stride, image_size[1] // stride), float(stride))
         for stride in range(1, _LARGEST_STRIDE + 1)
         if (image_size[0] // stride) * (image_size[1] // stride) == n_patches > 0
     ]
-    return min(tilings, key=lambda tiling: sum(length % tiling[1] for length in image_size), default=None)
+    return min(tilings, key=lambda tiling: _rest(tiling[1], image_size), default=None)
+
+
+def _rest(stride: float, image_size: tuple[int, int]) -> float:
+    """Pixels that patches of this size leave over."""
+    return sum(length % stride for length in image_size)

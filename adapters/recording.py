@@ -49,12 +49,14 @@ class Recording:
         output: the model's output.
         features: what the model's `forward_features` gave, where it has one and called it.
         features_end: when that was.
+        image_size: (H, W) of the images.
     """
 
     calls: list[Call] = field(default_factory=list)
     output: Any = None
     features: Any = None
     features_end: int = -1
+    image_size: tuple[int, int] = (0, 0)
 
     def of(self, path: str) -> list[Call]:
         """The calls of one module."""
@@ -72,7 +74,7 @@ def record(model: nn.Module, images: torch.Tensor, *, keep: Collection[str] = ()
     Raises:
         InputError: the model cannot run on such images.
     """
-    recording = Recording()
+    recording = Recording(image_size=(int(images.shape[-2]), int(images.shape[-1])))
     open_calls: list[Call] = []
     clock = iter(range(1 << 62))
 
@@ -141,8 +143,11 @@ def _features_noted(model: nn.Module, recording: Recording, clock: Iterator[int]
         recording.features_end = next(clock)
         return recording.features
 
+    own = vars(model).get("forward_features")  # somebody may have set one on this very object
     model.forward_features = noted  # type: ignore[assignment]
     try:
         yield
     finally:
         del model.forward_features
+        if own is not None:
+            model.forward_features = own

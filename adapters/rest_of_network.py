@@ -4,6 +4,7 @@ An intervention at an inner layer changes nothing before the layer, so its outpu
 intervention costs the rest of the network alone.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,7 @@ class RestOfNetwork:
         self._root = root
         self._path = hook_name.rpartition(".")[0]
         parameter = next(root.model.parameters(), torch.zeros(()))
-        noise = torch.randn(1, 3, *image_size, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(1, root.n_channels, *image_size, generator=torch.Generator().manual_seed(0))
         noise = noise.to(parameter.device, parameter.dtype)
         if root.acts_to_saes:
             raise InputError("make the rest of a network without SAEs attached; attach them afterwards")
@@ -60,7 +61,7 @@ class RestOfNetwork:
 
     def __call__(self, raw: torch.Tensor) -> Any:
         """What the model gives if the module at the hook point puts out `raw`, the first axis being the images."""
-        images = raw.new_full((1, 1, 1, 1), float("nan")).expand(len(raw), 3, *self.image_size)
+        images = raw.new_full((1, 1, 1, 1), float("nan")).expand(len(raw), self._root.n_channels, *self.image_size)
         with self._placeholders(raw):
             return self._root(images)
 
@@ -112,13 +113,19 @@ class RestOfNetwork:
             except RuntimeError:  # torch refuses to write in place into a tensor whose elements share memory
                 self._expand = False
                 found = self(raw)
+        if not _tensors(expected):
+            raise InputError(
+                f"the network cannot be continued from {self.hook_name!r}: it gives a {type(expected).__name__}, in "
+                "which no tensor can be found to compare; wrap a model that gives tensors"
+            )
         for one, other in zip(_tensors(found), _tensors(expected), strict=True):
             difference = (one - other).double().norm()
             if not difference <= _AGREEMENT * other.double().norm() + 1e-12:  # NaN is not less
                 enclosing = self._path.rpartition(".")[0]
+                instead = f"choose {enclosing!r}" if enclosing else "choose a layer that all of it passes through"
                 raise InputError(
                     f"the network cannot be continued from {self.hook_name!r}: other values than its output flow "
-                    f"around it to the end, such as a shortcut; choose {enclosing or 'a later module'!r}"
+                    f"around it to the end, such as a shortcut or another branch; {instead}"
                 )
 
 
@@ -162,5 +169,7 @@ def _ends_before(recording: Recording, path: str, point: Call) -> bool:
 def _tensors(output: Any) -> list[torch.Tensor]:
     if isinstance(output, torch.Tensor):
         return [output]
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        output = vars(output)
     values = output.values() if isinstance(output, dict) else output if isinstance(output, (list, tuple)) else ()
     return [tensor for value in values for tensor in _tensors(value)]

@@ -1,11 +1,13 @@
 """One contract for every family of backbones: the columns of the table in docs/adapters/backbones.md."""
 
 import copy
+import dataclasses
 import pickle
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
+import timm
 import torch
 from helpers_backbones import FAMILIES
 from sae_lens import StandardSAE, StandardSAEConfig
@@ -221,6 +223,133 @@ def test_a_layout_that_cannot_be_recognised_is_asked_for() -> None:
         assert torch.equal(cache["mix.hook_out"], cache["conv.hook_out"])  # a convolution's is channels first
 
 
+def test_tokens_that_do_not_lie_in_rows_have_no_grid() -> None:
+    """Hiera keeps its tokens unit by unit until the last stage, so that their number alone would lie about places."""
+    torch.manual_seed(0)
+    network = timm.create_model(
+        "hiera_tiny_224", img_size=(64, 64), embed_dim=16, num_heads=1, stages=(1, 1, 1, 1), num_classes=1
+    )
+    model = HookedVisionModel(network.eval(), example_input=torch.zeros(1, 3, 64, 64))
+    assert model.hook_shapes["blocks.1.hook_out"] == (64, 32)  # a sequence, although it would fill 8 x 8
+    with pytest.raises(InputError, match="no grid of positions"):
+        model.grid("blocks.1", (64, 64))
+
+
+def test_patches_before_the_class_token_is_added_are_all_shown() -> None:
+    network, size, _, _ = FAMILIES["vit_registers"]()
+    with HookedVisionModel(network, ["patch_embed", "blocks.0"], example_input=torch.zeros(1, 3, *size)) as model:
+        assert model.hook_shapes["patch_embed.hook_out"] == model.hook_shapes["blocks.0.hook_out"] == (4, 4, 32)
+
+
+def test_images_given_by_keyword_set_the_grid_too() -> None:
+    from timm.models.vision_transformer import VisionTransformer
+
+    torch.manual_seed(0)
+    network = VisionTransformer(
+        img_size=64, patch_size=16, embed_dim=32, depth=1, num_heads=2, num_classes=1, dynamic_img_size=True
+    ).eval()
+    with HookedVisionModel(network, ["blocks.0"]) as model:
+        model(torch.randn(1, 3, 32, 128))
+        assert model.run_with_cache(x=torch.randn(1, 3, 128, 32))[1]["blocks.0.hook_out"].shape == (1, 8, 2, 32)
+
+
+class Rows(nn.Module):
+    """A map (B, 8, 4, 4) that is channels last, of images of 64 x 32 only: as many channels as columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.turned, self.head = nn.Conv2d(3, 4, 8, stride=8), nn.Identity(), nn.Linear(128, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.turned(self.conv(images).permute(0, 2, 3, 1)).flatten(1))
+
+
+def test_the_proportions_of_the_image_tell_the_axes_of_a_map() -> None:
+    model = HookedVisionModel(Rows().eval(), ["turned"], example_input=torch.zeros(1, 3, 64, 32))
+    assert not model.hook_layouts["turned.hook_out"].channels_first
+    assert model.grid("turned", (64, 32)) == (8, 4)
+
+
+@pytest.mark.parametrize("size", [(96, 96), (64, 64), (33, 70), (128, 96)])
+def test_images_of_any_size_can_be_probed(size: tuple[int, int]) -> None:
+    network, _, _, final = FAMILIES["torch_cnn"]()
+    with HookedVisionModel(network, [final], example_input=torch.zeros(1, 3, *size)) as model:
+        assert model.hook_layouts["top.hook_out"].channels_first
+
+
+def test_images_of_one_channel_work_throughout() -> None:
+    torch.manual_seed(0)
+    network = timm.create_model("resnet10t", in_chans=1, num_classes=2).eval()
+    images = torch.randn(2, 1, 64, 96)
+    with HookedVisionModel(network, ["layer2"]) as model, torch.no_grad():
+        assert model.grid("layer2", (64, 96)) == (8, 12)
+        rest = model.rest_from("layer2", (64, 96))
+        assert torch.allclose(rest(model.read(images, "layer2").raw), model(images), atol=1e-5)
+    assert describe_layers(network, image_size=(64, 96))[0].shape[:2] == (32, 48)
+
+
+class Outer(nn.Module):
+    """As many training frameworks wrap a network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = FAMILIES["torch_cnn"]()[0]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model(images)
+
+
+def test_a_network_inside_a_module_called_model_is_to_be_wrapped_itself() -> None:
+    for names in (["model.top"], None):
+        with pytest.raises(InputError, match="wrap the network inside"):
+            HookedVisionModel(Outer().eval(), names)
+
+
+def test_a_wrapper_that_is_lost_is_found_through_the_model() -> None:
+    network, size, inner, _ = FAMILIES["torch_cnn"]()
+    images = torch.zeros(1, 3, *size)
+    HookedVisionModel(network, [inner], example_input=images)
+    twin = copy.deepcopy(network)
+    for model in (network, twin):
+        with pytest.raises(InputError, match="wrapper_of"):
+            HookedVisionModel(model, [inner], example_input=images)
+        wrapper = HookedVisionModel.wrapper_of(model)
+        assert wrapper is not None
+        wrapper.close()
+        assert HookedVisionModel.wrapper_of(model) is None
+        HookedVisionModel(model, [inner], example_input=images).close()
+
+
+def test_what_is_set_on_the_model_object_stays() -> None:
+    network, size, _, _ = FAMILIES["resnet"]()
+    images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    plain = network.forward_features
+    network.forward_features = lambda x: plain(x) * 0 + 1
+    expected = network(images)
+    HookedVisionModel(network, ["layer2"], example_input=images).close()
+    assert torch.equal(network(images), expected)
+
+
+def test_things_that_are_no_network_sae_or_layout_are_refused_by_name() -> None:
+    network, size, inner, _ = FAMILIES["torch_cnn"]()
+    images = torch.zeros(1, 3, *size)
+    with pytest.raises(InputError, match="a str and no torch.nn.Module"):
+        HookedVisionModel("resnet18")
+    with pytest.raises(InputError, match=r"layouts\['middle'\] is 'nchw'"):
+        HookedVisionModel(network, [inner], example_input=images, layouts={"middle": "nchw"})
+    with pytest.raises(InputError, match="'top', which is not among"):
+        HookedVisionModel(network, [inner], example_input=images, layouts={"top": "channels_last"})
+    model = HookedVisionModel(network, [inner], example_input=images)
+    with pytest.raises(InputError, match="a Linear is no SAE"):
+        model.add_sae(nn.Linear(3, 3))
+    sae = random_sae(model, inner)
+    model.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        model.add_sae(sae)
+    with pytest.raises(InputError, match="wrap its .model"):
+        HookedVisionModel(model)
+
+
 def test_windows_are_no_images_and_cannot_be_hooked() -> None:
     network, size, _, _ = FAMILIES["swin"]()
     with pytest.raises(InputError, match="no axis for the images"):
@@ -245,8 +374,30 @@ def test_an_overwritten_output_is_refused_or_cloned() -> None:
 def test_a_point_with_a_shortcut_around_it_is_refused() -> None:
     network, size, _, _ = FAMILIES["resnet"]()
     model = HookedVisionModel(network, ["layer2.0.conv1"], example_input=torch.zeros(1, 3, *size))
-    with pytest.raises(InputError, match="shortcut; choose 'layer2.0'"):
+    with pytest.raises(InputError, match="shortcut or another branch; choose 'layer2.0'"):
         model.rest_from("layer2.0.conv1", size)
+
+
+@dataclasses.dataclass
+class Output:
+    logits: torch.Tensor
+
+
+class WithShortcut(nn.Module):
+    """Gives an object of its own, whose logits do not come from the layer alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = FAMILIES["torch_cnn"]()[0]
+
+    def forward(self, images: torch.Tensor) -> Output:
+        return Output(self.network(images) + images.mean())
+
+
+def test_outputs_inside_an_object_are_compared_too() -> None:
+    model = HookedVisionModel(WithShortcut().eval(), ["network.top"])
+    with pytest.raises(InputError, match="cannot be continued"):
+        model.rest_from("network.top", (64, 64))
 
 
 def test_the_rest_of_a_network_runs_nothing_before_its_start_and_keeps_hooks_behind_it() -> None:
