@@ -55,7 +55,7 @@ def load_state(trainer: Any, file: Path) -> dict[str, Any]:
     try:
         with safe_open(file, framework="pt") as opened:
             rest = json.loads(opened.metadata()["state"])
-        tensors = load_file(file, device=str(trainer.cfg.device))
+        tensors = load_file(file)  # on the CPU, where Adam keeps its count of steps
         trainer.sae.load_state_dict(_below("sae.", tensors))
         moments: dict[int, dict[str, torch.Tensor]] = {}
         for name, tensor in _below("optimizer.", tensors).items():
@@ -68,7 +68,7 @@ def load_state(trainer: Any, file: Path) -> dict[str, Any]:
         for name in COUNTERS:
             setattr(trainer, name, rest["counters"][name])
         for name in TENSORS:
-            setattr(trainer, name, tensors[f"trainer.{name}"])
+            setattr(trainer, name, tensors[f"trainer.{name}"].to(trainer.cfg.device))
         trainer.activation_scaler.scaling_factor = rest["scaling_factor"]
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{file} is damaged; delete it, and the training starts anew") from error
