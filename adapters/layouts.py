@@ -17,8 +17,9 @@ MapLayout = Literal["channels_first", "channels_last"]
 _LARGEST_STRIDE = 128
 _PADDING = 1.5  # positions
 _SQUARE = 1.25  # largest ratio of the vertical to the horizontal stride that padding explains
-_PLACES = ((0, 7), (7, 0), (2, 3))  # row and column of eighths of the image that are changed
-_RANK = 0.9  # share of positions that must change less than those of the changed place
+_PLACES = 3  # in which a grid is looked at
+_RANK = 0.9  # share of positions that should change less than those of the changed place
+_MUCH_MORE = 2.0
 # Modules that take channels first, whatever the model around them does.
 _CHANNELS_FIRST_TYPES = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.GroupNorm)
 
@@ -118,9 +119,9 @@ class HookLayout:
 def settle_grids(model: nn.Module, layouts: dict[str, HookLayout], images: torch.Tensor) -> None:
     """Look whether positions lie where a doubtful grid says, and take the grid away where they do not.
 
-    One place of an image of noise after the other is changed: the positions there must be among those that change most.
-    That is not so where a network keeps its tokens in another order (Hiera), or where what looks like a map are windows
-    or attention.
+    In an image of noise the pixels of one position are changed, at three places for every grid. No position elsewhere
+    must then change much more, while those of the place are not among the most changed. That happens where a network
+    keeps its tokens in another order (Hiera), or where what looks like a map are windows or attention.
 
     Args:
         model: the model, in whatever mode.
@@ -128,33 +129,47 @@ def settle_grids(model: nn.Module, layouts: dict[str, HookLayout], images: torch
         images: (B, C, H, W) of the size to look at.
     """
     doubtful = {path: layout for path, layout in layouts.items() if layout.is_doubtful}
-    if not doubtful:
+    grids = list(dict.fromkeys(layout.grid for layout in doubtful.values() if layout.grid is not None))
+    if not grids:
         return
     height, width = images.shape[-2:]
     noise = torch.randn(1, *images.shape[1:], generator=torch.Generator().manual_seed(0)).to(images)
-    changed = noise.repeat(1 + len(_PLACES), 1, 1, 1)
-    areas = [
-        (row * height // 8, (row + 1) * height // 8, column * width // 8, (column + 1) * width // 8)
-        for row, column in _PLACES
-    ]
-    for number, (top, bottom, left, right) in enumerate(areas, start=1):
-        changed[number, :, top:bottom, left:right] += 3
-    recording = record(model, changed, keep=doubtful)
+    changed = [noise]
+    cells = {grid: _cells(grid) for grid in grids}
+    for rows, columns in grids:
+        for row, column in cells[rows, columns]:
+            image = noise.clone()
+            top, bottom = row * height // rows, -(-(row + 1) * height // rows)
+            left, right = column * width // columns, -(-(column + 1) * width // columns)
+            image[..., top:bottom, left:right] += 3
+            changed.append(image)
+    recording = record(model, torch.cat(changed), keep=doubtful)
     for path, layout in doubtful.items():
         output = recording.of(path)[0].output
-        patches = output[:, layout.n_prefix :] if layout.kind == "tokens" else None
         assert layout.grid is not None
-        rows, columns = layout.grid
-        value = layout.show(output) if patches is None else patches.reshape(len(output), rows, columns, -1)
-        strength = (value[1:] - value[:1]).float().norm(dim=-1)
-        for (top, bottom, left, right), field in zip(areas, strength, strict=True):
-            there = field[
-                max(top * rows // height - 1, 0) : -(-bottom * rows // height) + 1,
-                max(left * columns // width - 1, 0) : -(-right * columns // width) + 1,
-            ].max()
-            if not (field < there).float().mean() + 1 / field.numel() >= _RANK * (1 - 1 / field.numel()):
-                layouts[path] = layout.without_grid()
-                break
+        patches = output[:, layout.n_prefix :] if layout.kind == "tokens" else layout.show(output)
+        value = patches.reshape(len(output), *layout.grid, -1).float()
+        first = 1 + grids.index(layout.grid) * _PLACES
+        fields = (value[first : first + _PLACES] - value[:1]).norm(dim=-1)
+        if any(_is_elsewhere(field, *cell) for field, cell in zip(fields, cells[layout.grid], strict=True)):
+            layouts[path] = layout.without_grid()
+
+
+def _cells(grid: tuple[int, int]) -> list[tuple[int, int]]:
+    """Three positions, none the mirror image of another or in the middle."""
+    rows, columns = grid
+    places = [(1, columns - 2), (rows - 2, 1), (rows // 2 + 1, columns // 3)]
+    return [(min(max(row, 0), rows - 1), min(max(column, 0), columns - 1)) for row, column in places]
+
+
+def _is_elsewhere(field: torch.Tensor, row: int, column: int) -> bool:
+    """Whether the changes (h, w) lie elsewhere than around one position.
+
+    Attention spreads a change over all positions, which says nothing; what counts is a change that is elsewhere.
+    """
+    there = field[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2].max()
+    less = float((field < there).float().mean())
+    return bool(field.max() > _MUCH_MORE * there) and less < _RANK * (1 - 1 / field.numel())
 
 
 def layout_of(

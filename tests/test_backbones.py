@@ -230,9 +230,9 @@ def test_tokens_that_do_not_lie_in_rows_have_no_grid() -> None:
         "hiera_tiny_224", img_size=(64, 64), embed_dim=16, num_heads=1, stages=(1, 1, 1, 1), num_classes=1
     )
     model = HookedVisionModel(network.eval(), example_input=torch.zeros(1, 3, 64, 64))
-    assert model.hook_shapes["blocks.1.hook_out"] == (64, 32)  # a sequence, although it would fill 8 x 8
+    assert model.hook_shapes["blocks.0.hook_out"] == (256, 16)  # a sequence, although it would fill 16 x 16
     with pytest.raises(InputError, match="no grid of positions"):
-        model.grid("blocks.1", (64, 64))
+        model.grid("blocks.0", (64, 64))
 
 
 def test_patches_before_the_class_token_is_added_are_all_shown() -> None:
