@@ -10,6 +10,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,16 +125,26 @@ def run_shards_together(
     }
     tasks = {number: ShardTask(ranges[number], names) for number, names in needed.items() if names}
     n_there = n_items - sum(len(task.items) for task in tasks.values())
+
+    def write(number: int, names: frozenset[str], tensors: Mapping[str, Tensors]) -> None:
+        for name in sorted(names):
+            _write_shard(jobs[name][0] / shard_name(number), tensors[name])
+
     with (
         tqdm(total=n_items, initial=n_there, desc=description, unit=unit, dynamic_ncols=True) as bar,
         closing(stream(list(tasks.values()))) as results,
+        ThreadPoolExecutor(1) as writer,  # a shard is written while the next one is computed
     ):
+        writing: Future[None] | None = None
         for number, task in tasks.items():
             tensors = next(results)
-            for name in sorted(task.names):
-                _write_shard(jobs[name][0] / shard_name(number), tensors[name])
+            if writing is not None:
+                writing.result()
+            writing = writer.submit(write, number, task.names, tensors)
             del tensors
             bar.update(len(task.items))
+        if writing is not None:
+            writing.result()
     for name, (folder, _) in jobs.items():
         if missing[name] is not None:
             _seal(folder, numbers)
