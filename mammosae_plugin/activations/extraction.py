@@ -397,8 +397,8 @@ def _stream(
             n_seen += len(images)
             values = _values(wanted, images.to(device, non_blocking=True), device, autocast)
             for source in wanted:
-                for offset, value in enumerate(_finite(values[source.name], first, ids)):
-                    pieces[source.name].append(_kept(value, first + offset, ids, sampling, DTYPES[dtype]))
+                _refuse_not_finite(values[source.name], ids[first : first + len(images)])
+                pieces[source.name].append(_kept(values[source.name], first, ids, sampling, DTYPES[dtype]))
             del values
         shards = {}
         for name, found in pieces.items():
@@ -428,23 +428,29 @@ def _values(
     return values
 
 
-def _finite(values: torch.Tensor, first: int, ids: Sequence[str]) -> torch.Tensor:
-    finite = torch.isfinite(values).flatten(1).all(1)
-    if not bool(finite.all()):
-        image_id = ids[first + int((~finite).nonzero()[0, 0])]
-        raise InputError(f"the model gives features that are not finite for image {image_id}")
-    return values
+def _refuse_not_finite(values: torch.Tensor, ids: Sequence[str]) -> None:
+    low, high = torch.aminmax(values.flatten(1), dim=1)  # both are NaN where any value is
+    broken = (~(torch.isfinite(low) & torch.isfinite(high))).nonzero()
+    if len(broken):
+        raise InputError(f"the model gives features that are not finite for image {ids[int(broken[0, 0])]}")
 
 
 def _kept(
-    value: torch.Tensor, number: int, ids: Sequence[str], sampling: _Sampling, dtype: torch.dtype
+    values: torch.Tensor, first: int, ids: Sequence[str], sampling: _Sampling, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rows, image numbers and positions of one image, chosen and converted where the network runs."""
-    n_kept = sampling.n_kept(len(value))
-    positions = torch.from_numpy(sampled_positions(ids[number], len(value), n_kept, sampling.seed))
-    rows = value[positions.to(value.device)].to(dtype)
-    if dtype == torch.float16 and not bool(torch.isfinite(rows).all()):
-        raise InputError(
-            f"image {ids[number]} has features above 65504, which float16 cannot hold; store bfloat16 or float32"
-        )
-    return rows.cpu(), torch.full((len(positions),), number, dtype=torch.int32), positions
+    """Rows, image numbers and positions of a batch (B, n, C), chosen and converted where the network runs."""
+    numbers = range(first, first + len(values))
+    n_positions = values.shape[1]
+    n_kept = sampling.n_kept(n_positions)
+    chosen = [sampled_positions(ids[number], n_positions, n_kept, sampling.seed) for number in numbers]
+    positions = torch.from_numpy(np.stack(chosen)).to(values.device)
+    rows = values[torch.arange(len(values), device=values.device)[:, None], positions].to(dtype)
+    if dtype == torch.float16:
+        too_large = torch.isinf(rows).flatten(1).any(1).nonzero()
+        if len(too_large):
+            raise InputError(
+                f"image {ids[first + int(too_large[0, 0])]} has features above 65504, which float16 cannot hold; "
+                "store bfloat16 or float32"
+            )
+    image = torch.tensor(numbers, dtype=torch.int32).repeat_interleave(n_kept)
+    return rows.flatten(0, 1).cpu(), image, positions.flatten().cpu()
