@@ -19,7 +19,7 @@ _PADDING = 1.5  # positions
 _SQUARE = 1.25  # largest ratio of the vertical to the horizontal stride that padding explains
 _PLACES = 3  # in which a grid is looked at
 _RANK = 0.9  # share of positions that should change less than those of the changed place
-_MUCH_MORE = 2.0
+_MUCH_MORE, _FAR_MORE = 2.0, 10.0
 # Modules that take channels first, whatever the model around them does.
 _CHANNELS_FIRST_TYPES = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.GroupNorm)
 
@@ -168,8 +168,9 @@ def _is_elsewhere(field: torch.Tensor, row: int, column: int) -> bool:
     Attention spreads a change over all positions, which says nothing; what counts is a change that is elsewhere.
     """
     there = field[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2].max()
-    less = float((field < there).float().mean())
-    return bool(field.max() > _MUCH_MORE * there) and less < _RANK * (1 - 1 / field.numel())
+    ratio = float(field.max() / there.clamp_min(torch.finfo(field.dtype).tiny))
+    is_common = float((field < there).float().mean()) < _RANK * (1 - 1 / field.numel())
+    return ratio > _FAR_MORE or (ratio > _MUCH_MORE and is_common)
 
 
 def layout_of(
