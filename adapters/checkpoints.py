@@ -10,6 +10,8 @@ import os
 import pickle
 import pickletools
 import re
+import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,7 +62,8 @@ def read_torch_checkpoint(path: str | os.PathLike[str]) -> Any:
         allowed for allowed in _NUMPY_GLOBALS if allowed not in allowed_before
     ]  # the exit would take away the user's
     try:
-        with torch.serialization.safe_globals(ours):
+        with torch.serialization.safe_globals(ours), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # what torch warns of is either harmless here or refused below
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         is_pickle = is_zip or _is_plain_pickle(path)
@@ -71,9 +74,9 @@ def read_torch_checkpoint(path: str | os.PathLike[str]) -> Any:
                 f"{path} asks for {refused}, which no checkpoint needs that this package reads; "
                 "nothing of it was run, get the file from its authors"
             ) from error
-        raise _damaged(path, error) from error
+        raise _not_a_checkpoint(path, error) from error
     except Exception as error:  # a damaged pickle can fail in any way: index, key, type, end of file, memory
-        raise _damaged(path, error) from error
+        raise _not_a_checkpoint(path, error) from error
 
 
 def refuse_what_was_never_a_checkpoint(path: Path) -> None:
@@ -168,12 +171,40 @@ def _first_text(path: Path) -> str | None:
     return text[:40] if all(character.isprintable() or character in "\t\r\n" for character in text) else None
 
 
-def _damaged(path: Path, error: Exception) -> CheckpointFormatError:
+def _what_else(path: Path) -> str | None:
+    """What the file is instead of a checkpoint of `torch.save`, where its first bytes or its zip entries tell."""
+    with path.open("rb") as file:
+        head = file.read(132)
+    for signature, kind in _SIGNATURES.items():
+        if head.startswith(signature):
+            return kind
+    if head[128:] == b"DICM":
+        return "an image (DICOM)"
+    if not head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.partition("/")[2] for name in archive.namelist()}
+    except Exception:  # a damaged archive can fail in any way, and torch's own reason says more
+        return None
+    if "constants.pkl" in names:
+        return "a TorchScript archive, which this package does not read"
+    return None if "data.pkl" in names else "a zip archive that torch.save did not write"
+
+
+def _not_a_checkpoint(path: Path, error: Exception) -> CheckpointFormatError:
+    if (kind := _what_else(path)) is not None:
+        return CheckpointFormatError(f"{path} is {kind}; a checkpoint written by torch.save is wanted")
     if (text := _first_text(path)) is not None:
         return CheckpointFormatError(f"{path} is a text file, not a torch checkpoint: it begins {text!r}")
     # torch buries the cause under general advice, some of it ("set weights_only to False") bad.
     cause = re.search(r"WeightsUnpickler error: (.+)", str(error))
-    reason = cause[1] if cause else re.split(r"\n|\. ", str(error).strip())[0]
+    if cause is None and isinstance(error, pickle.UnpicklingError):
+        return CheckpointFormatError(
+            f"{path} is damaged, truncated, or not a torch checkpoint (it is no pickle that torch.save writes)"
+        )
+    message = re.sub(r"^\[enforce fail at [^]]*\][ .]*", "", str(error).strip())
+    reason = cause[1] if cause else re.split(r"\n|\. ", message)[0]
     detail = f"{type(error).__name__}: {reason}".removesuffix(": ")
     return CheckpointFormatError(f"{path} is damaged, truncated, or not a torch checkpoint ({detail})")
 
@@ -189,6 +220,15 @@ def _refused_name(message: str, *, is_pickle: bool) -> str | None:
     if is_pickle and "Unsupported operand" in message:
         return "pickle instructions outside torch's safe set (a plain pickle, or saved with a newer pickle protocol)"
     return None
+
+
+_SIGNATURES = {
+    b"\x89PNG\r\n\x1a\n": "an image (PNG)",
+    b"\xff\xd8\xff": "an image (JPEG)",
+    b"\x93NUMPY": "a numpy file",
+    b"\x89HDF\r\n\x1a\n": "an HDF5 file",
+    b"\x1f\x8b": "a gzip archive",
+}
 
 
 def _numpy_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:

@@ -46,8 +46,8 @@ class CheckpointReport:
         source: the path or name that was inspected.
         kind: "mammo-clip pretraining", "downstream classifier", "text encoder only", "mammo-sae", "saelens folder",
             "saelens weights", "saved classifier" (written by `save_classifier`), or "unknown".
-        loads_with: the function of `mammosae_plugin.adapters` that reads it.
-        problem: why that function would refuse it, or what it needs besides, in one line.
+        loads_with: the function of `mammosae_plugin.adapters` that reads it; None where none does.
+        problem: why no function reads a file of this kind, or what `loads_with` needs besides, in one line.
         variant: "b5" or "b2", of Mammo-CLIP's image encoders.
         architecture: timm's name of the network, or SAELens's of the SAE.
         n_class: outputs of the classifier's head; 0 for an encoder without head.
@@ -149,7 +149,8 @@ def inspect_checkpoint(
         revision: branch, tag or commit; only for the Hub.
 
     Returns:
-        The report. A file that can be read but is of no known kind has kind "unknown" and its keys.
+        The report. A file that can be read but is of no known kind has kind "unknown" and its keys; one of a known
+        kind that does not load has a problem.
 
     Raises:
         UnsafeCheckpointError: the file asks for code, which is named; none of it was run.
@@ -200,7 +201,7 @@ def _mammo_clip(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         kind = "text encoder only"
     else:
         return {"kind": "unknown"}
-    facts: dict[str, Any] = {"kind": kind, "loads_with": "load_mammo_clip"}
+    facts: dict[str, Any] = {"kind": kind}
     facts["image_encoder_name"] = _name_in_config(content, "image_encoder")
     if has_text:
         facts |= _text_tower(keys, _name_in_config(content, "text_encoder"))
@@ -210,8 +211,14 @@ def _mammo_clip(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         file = parse_mammo_clip(content, path)
         if file.head and isinstance(weight := file.head.get("weight"), torch.Tensor) and weight.dim() == 2:
             facts |= {"n_class": len(weight), "outputs_hint": OUTPUT_HINTS.get(len(weight))}
+        if not file.encoder and "n_class" in facts:
+            problem = (
+                "a head without image encoder; give load_mammo_clip the pretraining checkpoint too, before this file"
+            )
+            return facts | {"loads_with": "load_mammo_clip", "problem": problem}
         variant, architecture, n_class = check_mammo_clip(file)
         facts |= {"variant": variant, "architecture": architecture, "n_class": n_class}
+        facts["loads_with"] = "load_mammo_clip"
     except InputError as error:
         facts["problem"] = str(error)
     return facts
@@ -236,12 +243,12 @@ def _name_in_config(content: Mapping[str, Any], part: str) -> str | None:
 
 
 def _mammo_sae(content: Any, encoder: Any, path: Path) -> dict[str, Any]:
-    facts: dict[str, Any] = {"kind": "mammo-sae", "loads_with": "load_vision_sae"}
+    facts: dict[str, Any] = {"kind": "mammo-sae"}
     if isinstance(encoder, torch.Tensor) and encoder.dim() in (2, 3):
         facts |= {"d_sae": encoder.shape[-2], "d_in": encoder.shape[-1], "component_axis": encoder.dim() == 3}
     try:
         parse_mammo_sae(content, path)
-        facts["architecture"] = "standard"
+        facts |= {"architecture": "standard", "loads_with": "load_vision_sae"}
     except InputError as error:
         facts["problem"] = str(error)
     return facts
@@ -260,13 +267,13 @@ def _safetensors_file(source: Source) -> dict[str, Any]:
         n_class = header.get("n_class")
         facts |= {
             "kind": "saved classifier",
-            "loads_with": "load_mammo_clip",
             "architecture": header.get("architecture"),
             "n_class": n_class,
             "outputs_hint": OUTPUT_HINTS.get(n_class) if isinstance(n_class, int) else None,
         }
         try:
             read_saved_classifier(source, device="meta")
+            facts["loads_with"] = "load_mammo_clip"
         except InputError as error:
             facts["problem"] = str(error)
         return facts
@@ -286,7 +293,6 @@ def _saelens_folder(folder: Path) -> dict[str, Any]:
     metadata = config["metadata"] if isinstance(config.get("metadata"), dict) else {}
     facts: dict[str, Any] = {
         "kind": "saelens folder",
-        "loads_with": "load_vision_sae",
         "architecture": config.get("architecture"),
         "d_in": config.get("d_in"),
         "d_sae": config.get("d_sae"),
@@ -297,6 +303,7 @@ def _saelens_folder(folder: Path) -> dict[str, Any]:
         sae = load_saelens_folder(folder)
     except InputError as error:
         return facts | {"problem": str(error)}
+    facts["loads_with"] = "load_vision_sae"
     return facts | _weights_facts({name: tuple(tensor.shape) for name, tensor in sae.state_dict().items()})
 
 
@@ -311,14 +318,21 @@ def _weights_facts(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def _numbers(content: Mapping[Any, Any]) -> dict[str, float]:
-    """Finite plain numbers, of Python or of numpy."""
+    """Finite plain numbers within the range of floats, of Python or of numpy."""
     numbers = {}
     for key, value in content.items():
         if isinstance(value, np.number):
             value = value.item()
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and _is_finite(value):
             numbers[str(key)] = value
     return numbers
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int that no float can hold
+        return False
 
 
 def _readable_size(size: int) -> str:

@@ -226,6 +226,11 @@ def parse_mammo_sae(content: Any, path: Path) -> dict[str, torch.Tensor]:
     """
     encoder = content.get("encoder._weight") if isinstance(content, Mapping) else None
     if not isinstance(encoder, torch.Tensor) or encoder.dim() not in (2, 3):
+        if encoder is not None:
+            found = f"of shape {tuple(encoder.shape)}" if isinstance(encoder, torch.Tensor) else type(encoder).__name__
+            raise CheckpointFormatError(
+                f"{path} is not a Mammo-SAE checkpoint: its encoder._weight is {found}, not a tensor with 2 or 3 axes"
+            )
         held = ", ".join(map(str, list(content)[:4])) if isinstance(content, Mapping) else f"a {type(content).__name__}"
         raise CheckpointFormatError(f"{path} is not a Mammo-SAE checkpoint: it has no encoder._weight, it holds {held}")
     if encoder.dim() == 3 and len(encoder) != 1:

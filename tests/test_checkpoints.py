@@ -3,6 +3,9 @@
 import os
 import pickle
 import random
+import warnings
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +32,10 @@ class Touch:
 
 
 def message_of(path: Path, error_type: type[Exception]) -> str:
-    with pytest.raises(error_type) as caught:
+    with pytest.raises(error_type) as caught, warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
         read_torch_checkpoint(path)
+    assert [str(warning.message) for warning in warned] == []  # a command would print them before the message
     message = str(caught.value)
     assert "\n" not in message
     assert str(path) in message
@@ -38,7 +43,7 @@ def message_of(path: Path, error_type: type[Exception]) -> str:
 
 
 def test_tensors_containers_and_numeric_numpy_values_are_read(tmp_path: Path) -> None:
-    saved = {
+    saved: dict[str, Any] = {
         "model": {"weight": torch.arange(6.0).reshape(2, 3)},
         "predictions": np.arange(4, dtype=np.float32),
         "labels": np.array([True, False]),
@@ -71,7 +76,6 @@ def test_numpy_values_are_read_under_the_module_names_of_numpy_1_and_2(tmp_path:
     np.testing.assert_array_equal(found["array"], np.ones(2))
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")
 @pytest.mark.parametrize("function", [os.system, exec], ids=["os.system", "exec"])
 @pytest.mark.parametrize("how", ["torch", "torch legacy", "torch protocol 4", "pickle protocol 0", "pickle protocol 5"])
 def test_a_malicious_pickle_does_not_run_and_is_refused(tmp_path: Path, function: Any, how: str) -> None:
@@ -147,6 +151,61 @@ def test_files_that_are_no_checkpoints_give_one_clear_line(tmp_path: Path) -> No
         assert "not a torch checkpoint" in message_of(tmp_path / name, CheckpointFormatError)
     save_file({"weight": torch.zeros(2)}, tmp_path / "weights.pt")
     assert "safetensors" in message_of(tmp_path / "weights.pt", CheckpointFormatError)
+
+
+def an_archive(path: Path, name: str) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(name, "text")
+
+
+def a_numpy_archive(path: Path) -> None:
+    with path.open("wb") as file:
+        np.savez(file, weights=np.zeros(3))
+
+
+def a_numpy_file(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda path: an_archive(path, "notes.txt"), "a zip archive that torch.save did not write"),
+        (lambda path: an_archive(path, "folder/notes.txt"), "a zip archive that torch.save did not write"),
+        (lambda path: zipfile.ZipFile(path, "w").close(), "a zip archive that torch.save did not write"),
+        (a_numpy_archive, "a zip archive that torch.save did not write"),
+        (a_numpy_file, "a numpy file"),
+        (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50)), "an image (PNG)"),
+        (lambda path: path.write_bytes(b"\xff\xd8\xff\xe0" + bytes(50)), "an image (JPEG)"),
+        (lambda path: path.write_bytes(bytes(128) + b"DICM" + bytes(50)), "an image (DICOM)"),
+        (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(50)), "an HDF5 file"),
+        (lambda path: path.write_bytes(b"\x1f\x8b\x08" + bytes(50)), "a gzip archive"),
+    ],
+    ids=["zip", "zip with a folder", "empty zip", "npz", "npy", "png", "jpeg", "dicom", "hdf5", "gzip"],
+)
+def test_files_of_other_kinds_are_called_what_they_are(make: Callable[[Path], None], kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "other.pt"
+    make(path)
+    assert message_of(path, CheckpointFormatError) == f"{path} is {kind}; a checkpoint written by torch.save is wanted"
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")  # of the writer
+def test_a_torchscript_archive_is_called_that_without_a_warning(tmp_path: Path) -> None:
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(tmp_path / "script.pt")  # type: ignore[no-untyped-call]
+    message = message_of(tmp_path / "script.pt", CheckpointFormatError)
+    assert "is a TorchScript archive, which this package does not read" in message
+
+
+def test_a_checkpoint_of_a_newer_pickle_protocol_gives_no_warning(tmp_path: Path) -> None:
+    (tmp_path / "plain.pkl").write_bytes(pickle.dumps({"epoch": 1}, protocol=4))
+    message_of(tmp_path / "plain.pkl", UnsafeCheckpointError)
+
+
+def test_bytes_of_no_known_kind_are_refused_without_torchs_general_advice(tmp_path: Path) -> None:
+    (tmp_path / "noise.pt").write_bytes(random.Random(1).randbytes(3000))
+    message = message_of(tmp_path / "noise.pt", CheckpointFormatError)
+    assert message.endswith("not a torch checkpoint (it is no pickle that torch.save writes)")
 
 
 def test_a_missing_path_and_a_folder_give_one_clear_line(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`inspect_checkpoint` and `mammosae inspect` say what a file is, and in one line why one cannot be read."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,10 +126,15 @@ def test_a_head_alone_and_a_text_encoder_alone_say_what_is_missing(tmp_path: Pat
     content = fixture_downstream("b2", n_class=4)
     content["model"] = {key: t for key, t in content["model"].items() if key.startswith("classifier.")}
     report = inspected(content, tmp_path / "head.pth")
-    assert (report.kind, report.n_class) == ("downstream classifier", 4)
-    assert "give the pretraining checkpoint too" in str(report.problem)
+    assert (report.kind, report.n_class, report.loads_with) == ("downstream classifier", 4, "load_mammo_clip")
+    assert "give load_mammo_clip the pretraining checkpoint too, before this file" in str(report.problem)
+    content["model"] = {"classifier.classification_head.weight": torch.zeros(2)}
+    assert inspected(content, tmp_path / "no_matrix.pth").loads_with is None
     report = inspected({"model": {"text_encoder.weight": torch.zeros(2)}}, tmp_path / "text.tar")
-    assert report.kind == "text encoder only"
+    assert (report.kind, report.loads_with) == ("text encoder only", None)
+    assert "no image encoder" in str(report.problem)
+    report = inspected({"model": {"classifier.weight": torch.zeros(2)}}, tmp_path / "other_head.pth")
+    assert (report.kind, report.loads_with) == ("downstream classifier", None)
     assert "no image encoder" in str(report.problem)
 
 
@@ -138,12 +144,23 @@ def test_what_the_loader_would_refuse_is_reported_and_not_raised(tmp_path: Path)
     assert "another architecture" in str(inspected(content, tmp_path / "a.pth").problem)
     content = fixture_downstream("b2")
     del content["model"]["image_encoder._blocks.3._bn1.weight"]
-    assert "1 missing (_blocks.3._bn1.weight)" in str(inspected(content, tmp_path / "b.pth").problem)
+    report = inspected(content, tmp_path / "b.pth")
+    assert "1 missing (_blocks.3._bn1.weight)" in str(report.problem)
+    assert report.loads_with is None
     sae = torch.load(TINY, weights_only=True)
     sae["tied_bias"] = sae["tied_bias"] + 1
     report = inspected(sae, tmp_path / "sae.pt")
-    assert (report.kind, report.d_in, report.d_sae) == ("mammo-sae", 64, 512)
+    assert (report.kind, report.loads_with, report.d_in, report.d_sae) == ("mammo-sae", None, 64, 512)
     assert "differs from tied_bias" in str(report.problem)
+
+
+@pytest.mark.parametrize(("weight", "said"), [(5, "is int"), (torch.zeros(4), r"is of shape \(4,\)")])
+def test_an_encoder_weight_that_is_no_matrix_is_not_said_to_be_missing(weight: Any, said: str, tmp_path: Path) -> None:
+    report = inspected({"encoder._weight": weight}, tmp_path / "sae.pt")
+    assert (report.kind, report.loads_with) == ("mammo-sae", None)
+    assert re.search(f"its encoder._weight {said}, not a tensor with 2 or 3 axes", str(report.problem))
+    with pytest.raises(CheckpointFormatError, match=said):
+        load_vision_sae(tmp_path / "sae.pt")
 
 
 @pytest.mark.parametrize("has_axis", [True, False])
@@ -160,11 +177,12 @@ def test_a_saelens_folder_is_told_and_one_in_training_form_is_said_not_to_load(t
     save_sae(load_vision_sae(TINY), tmp_path / "good")
     report = inspect_checkpoint(tmp_path / "good")
     assert (report.kind, report.architecture, report.problem) == ("saelens folder", "standard", None)
+    assert report.loads_with == "load_vision_sae"
     assert (report.d_in, report.d_sae, report.hook_name, report.n_tensors) == (64, 512, "bn2.hook_out", 4)
     assert [file.name for file in report.files] == ["cfg.json", "sae_weights.safetensors"]
     BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=4, d_sae=8, k=2)).save_model(tmp_path / "bad")
     report = inspect_checkpoint(tmp_path / "bad")
-    assert (report.kind, report.architecture) == ("saelens folder", "batchtopk")
+    assert (report.kind, report.architecture, report.loads_with) == ("saelens folder", "batchtopk", None)
     assert "can load" in str(report.problem)
     alone = inspect_checkpoint(tmp_path / "good" / "sae_weights.safetensors")
     assert (alone.kind, alone.d_in, alone.d_sae) == ("saelens weights", 64, 512)
@@ -177,10 +195,12 @@ def test_a_classifier_that_this_package_saved_is_told(tmp_path: Path) -> None:
     report = inspect_checkpoint(path)
     assert (report.kind, report.architecture, report.n_class) == ("saved classifier", "tinynet_e", 3)
     assert "BI-RADS" in str(report.outputs_hint)
-    assert report.problem is None
+    assert (report.loads_with, report.problem) == ("load_mammo_clip", None)
     content = path.read_bytes()
     path.write_bytes(content.replace(b'version\\": 1', b'version\\": 9', 1))
-    assert "format version 9" in str(inspect_checkpoint(path).problem)
+    report = inspect_checkpoint(path)
+    assert "format version 9" in str(report.problem)
+    assert report.loads_with is None
     path.write_bytes(content.replace(b"tinynet_e", b"tinynet_z", 1))
     assert "did you mean tinynet_e" in str(inspect_checkpoint(path).problem)
 
@@ -201,6 +221,12 @@ def test_the_report_is_plain_json_even_with_odd_numbers(tmp_path: Path) -> None:
     assert report.numbers == {"loss": 0.5}
     assert json.loads(json.dumps(report.as_dict(), allow_nan=False)) == report.as_dict()
     assert report.as_dict()["files"][0]["name"] == "odd.pt"
+
+
+def test_an_int_that_no_float_can_hold_is_left_out(tmp_path: Path) -> None:
+    report = inspected({"huge": 10**400, "large": 10**300}, tmp_path / "huge.pt")
+    assert report.numbers == {"large": 10**300}
+    assert "large 1e+300" in report.as_text()
 
 
 # -- what cannot be read -----------------------------------------------------------------------------------------------
@@ -233,7 +259,7 @@ def a_truncated_checkpoint(path: Path) -> None:
         ),
         (a_truncated_checkpoint, "truncated"),
         (a_truncated_safetensors_file, "truncated"),
-        (lambda path: path.write_bytes(bytes(range(256)) * 4), "not a torch checkpoint"),
+        (lambda path: path.write_bytes(bytes(range(256)) * 4), "not a torch checkpoint (it is no pickle"),
         (lambda path: path.mkdir(), "a folder without cfg.json"),
         (lambda path: None, "No such file"),
     ],
@@ -301,3 +327,11 @@ def test_the_command_ends_with_one_line_and_code_2_on_a_bad_file(tmp_path: Path)
         f"mammosae: {tmp_path / 'page.pt'} is a web page, not a torch checkpoint; download the file itself, not the "
         "page about it"
     )
+
+
+def test_the_command_ends_with_code_0_on_a_file_that_it_can_tell_but_that_does_not_load(tmp_path: Path) -> None:
+    torch.save({"model": {"text_encoder.weight": torch.zeros(2)}}, tmp_path / "text.tar")
+    result = CliRunner().invoke(app, ["inspect", str(tmp_path / "text.tar")])
+    assert result.exit_code == 0
+    assert "no image encoder" in result.stdout
+    assert "loads with" not in result.stdout
