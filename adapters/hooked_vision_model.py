@@ -693,14 +693,14 @@ def default_hooks(model: nn.Module, images: torch.Tensor) -> list[str]:
         candidates += [final] if final is not None else []
     else:
         candidates = _outermost(model, recording)
-    probe = record(model, images, keep=set(candidates))
+    probe, other = record(model, images, keep=set(candidates)), at_another_size(model, images)
     names = []
     for path in dict.fromkeys(candidates):
-        runs = probe.of(path)
-        untouched = (
-            len(runs) == 1 and isinstance(runs[0].output, torch.Tensor) and runs[0].output._version == runs[0].version
-        )
-        if untouched and not _collides(path):
+        try:
+            call, _ = examine(model, path, probe, other, images)
+        except InputError:
+            continue
+        if call.output._version == call.version and not _collides(path):
             names.append(path)
     if not names:
         raise InputError(

@@ -21,7 +21,17 @@ _PLACES = 3  # in which a grid is looked at
 _RANK = 0.9  # share of positions that should change less than those of the changed place
 _MUCH_MORE, _FAR_MORE = 2.0, 10.0
 # Modules that take channels first, whatever the model around them does.
-_CHANNELS_FIRST_TYPES = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.GroupNorm)
+_CHANNELS_FIRST_TYPES = (
+    nn.Conv2d,
+    nn.ConvTranspose2d,
+    nn.BatchNorm2d,
+    nn.GroupNorm,
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveMaxPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.Upsample,
+)
 
 
 @dataclass(frozen=True)
