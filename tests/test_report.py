@@ -189,11 +189,50 @@ def test_the_best_layers_are_named_with_their_means_and_what_may_be_chance():
     assert "overlaps that of layer_6 for 1 of 4 classifiers" in separates
 
 
+def test_a_layer_leads_only_where_it_is_strictly_better():
+    results = synthetic_results(layers=LAYERS)
+    for row in results["layers"]:
+        row["best_latent_ap"] = 0.0
+    assert layers_summary(results)[1] == "No layer's latents mark the annotated boxes: every average precision is 0."
+    row = next(
+        r for r in results["layers"] if (r["model"], r["concept"], r["layer"]) == ("finetuned", "Mass", LAYERS[1])
+    )
+    row["best_latent_ap"] = 0.2
+    localizes = layers_summary(results)[1]
+    assert "boxes best at layer_6: its average precision, the mean over 4 classifiers, is 0.050" in localizes
+    assert "leads for 1 of the 4 classifiers" in localizes
+    assert "no interval here, so the order may be chance. It rests on 61 annotated boxes of a concept." in localizes
+
+
+def test_layers_of_equal_means_tie():
+    results = synthetic_results(layers=LAYERS)
+    for row in results["layers"]:
+        row["single_latent_auroc"] = 0.8 if row["layer"] != "layer_4" else 0.7
+    separates = layers_summary(results)[0]
+    assert "layer_6 and layer_10 tie" in separates
+    assert "is 0.800 at each (0.700 at layer_4)" in separates
+    assert "separates the classes best at" not in separates
+    assert "guessing" not in separates
+    for row in results["layers"]:
+        row["single_latent_auroc"] -= 0.25
+    assert "is little better than guessing" in layers_summary(results)[0]
+
+
+def test_classifiers_with_a_clearly_better_layer_than_the_best_on_average_are_named():
+    results = synthetic_results(layers=LAYERS)
+    assert "clearly" not in layers_summary(results)[0]
+    row = next(
+        r for r in results["layers"] if (r["model"], r["concept"], r["layer"]) == ("finetuned", "Mass", LAYERS[0])
+    )
+    row.update(single_latent_auroc=0.99, single_latent_auroc_low=0.97, single_latent_auroc_high=1.0)
+    assert "For “finetuned, Mass” layer_4 is clearly better" in layers_summary(results)[0]
+
+
 def test_layers_without_values_are_left_out_of_the_comparison(tmp_path):
     results = synthetic_results(layers=LAYERS)
     for row in results["layers"]:
         row.update(best_latent=None, best_latent_ap=None, best_channel_ap=None, gradcam_ap=None)
-    assert len(layers_summary(results)) == 1
+    assert "no annotated boxes to compare with" in layers_summary(results)[1]
     page = report(tmp_path, results)
     assert not any("AP, best latent" in row for row in page.cells("layers"))
     assert not any(re.search(r"\bnan\b", text, re.IGNORECASE) for text in page.text.values())

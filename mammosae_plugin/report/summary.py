@@ -20,6 +20,9 @@ from mammosae_plugin.visualization.results import (
 from mammosae_plugin.visualization.tables import Estimate, estimate
 
 RESTORED = 0.95  # share of the AUROC above chance at which a group counts as restoring the model
+WEAK = 0.6  # AUROC below which a single latent does little better than guessing
+
+_Known = dict[tuple[str, str], dict[str, Row]]  # rows of `layers` by (model, concept) and layer
 
 
 @dataclass(frozen=True)
@@ -164,48 +167,112 @@ def _compared(compared: list[tuple[str, float, float]], words: str) -> str:
 
 def layers_summary(results: Results) -> list[str]:
     """Which layer separates best and which localizes best, by the mean over classifiers, and how sure that is."""
-    sentences = []
-    for column, verb, what in (
-        ("single_latent_auroc", "separates the classes best", "its test AUROC"),
-        ("best_latent_ap", "marks the annotated boxes best", "its average precision"),
-    ):
-        by_pair: dict[tuple[str, str], dict[str, Row]] = {}
-        for row in results.get("layers", []):
+    names = layer_names(results)
+    return [*_separating_layer(results, names), *_localizing_layer(results, names)] if names else []
+
+
+def _separating_layer(results: Results, names: list[str]) -> list[str]:
+    known = _known_at_all(results, names, "single_latent_auroc")
+    if not known:
+        return ["The AUROC of a single latent is not defined, so the layers cannot be compared by separation."]
+    leaders, text = _leaders(known, names, "single_latent_auroc", "separates the classes best", "test AUROC")
+    highest = _mean(known, leaders[0], "single_latent_auroc")
+    if highest < WEAK:
+        text += (
+            f" That is {'no' if highest <= 0.5 else 'little'} better than guessing (0.5), so the order of the layers "
+            "says little."
+        )
+    others = [name for name in names if name not in leaders]
+    if len(leaders) > 1 or not others:
+        return [text]
+    second = max(others, key=lambda name: _mean(known, name, "single_latent_auroc"))
+    return [text + _overlap(known, leaders[0], second) + _clearly_better(known, leaders[0], others)]
+
+
+def _localizing_layer(results: Results, names: list[str]) -> list[str]:
+    known = _known_at_all(results, names, "best_latent_ap")
+    if not known:
+        return ["There were no annotated boxes to compare with, so the layers cannot be compared by localization."]
+    if not any(number(row["best_latent_ap"]) > 0 for layers in known.values() for row in layers.values()):
+        return ["No layer's latents mark the annotated boxes: every average precision is 0."]
+    _, text = _leaders(known, names, "best_latent_ap", "marks the annotated boxes best", "average precision")
+    boxes: dict[str, int] = {}
+    for row in results["localization"]:
+        if (row["model"], row["concept"]) in known and row.get("n_boxes"):
+            boxes[row["concept"]] = max(row["n_boxes"], boxes.get(row["concept"], 0))
+    each = " of a concept" if len(boxes) > 1 else ""
+    rests = f" It rests on {_span(boxes.values())} annotated boxes{each}." if boxes else ""
+    return [f"{text} The average precision has no interval here, so the order may be chance.{rests}"]
+
+
+def _known_at_all(results: Results, names: list[str], column: str) -> _Known:
+    """The rows of `layers` by classifier and layer, of the classifiers that have the value at all of `names`."""
+    by_pair: _Known = {}
+    for row in results.get("layers", []):
+        if row["layer"] in names and math.isfinite(number(row[column])):
             by_pair.setdefault((row["model"], row["concept"]), {})[row["layer"]] = row
-        names = layer_names(results)
-        known = [
-            layers
-            for layers in by_pair.values()
-            if len(layers) == len(names) and all(math.isfinite(number(row[column])) for row in layers.values())
-        ]
-        if not known:
-            continue
-        n = len(known)
-        mean = {name: sum(number(layers[name][column]) for layers in known) / n for name in names}
-        first, *others = sorted(names, key=lambda name: (-mean[name], names.index(name)))
-        leading = sum(all(layers[first][column] >= layers[name][column] for name in others) for layers in known)
-        means = ", ".join(f"{mean[name]:.3f} at {name}" for name in others)
-        average = f", the mean over {n} classifiers," if n > 1 else ""
-        sentence = f"A single latent {verb} at {first}: {what}{average} is {mean[first]:.3f} there ({means})."
-        if n > 1 and leading < n:
-            sentence += f" That layer leads for {leading} of the {n} classifiers."
-        sentences.append(sentence + _overlap(known, first, others[0], column))
-    return sentences
+    return {pair: layers for pair, layers in by_pair.items() if len(layers) == len(names)}
 
 
-def _overlap(known: list[dict[str, Row]], first: str, second: str, column: str) -> str:
+def _mean(known: _Known, name: str, column: str) -> float:
+    return round(sum(number(layers[name][column]) for layers in known.values()) / len(known), 3)
+
+
+def _leaders(known: _Known, names: list[str], column: str, verb: str, what: str) -> tuple[list[str], str]:
+    """The layers of the highest mean, and a sentence on them; values that print alike count as equal."""
+    n = len(known)
+    mean = {name: _mean(known, name, column) for name in names}
+    highest = max(mean.values())
+    leaders = [name for name in names if mean[name] == highest]
+    others = sorted((name for name in names if name not in leaders), key=lambda name: -mean[name])
+    means = f" ({', '.join(f'{mean[name]:.3f} at {name}' for name in others)})" if others else ""
+    average = f", the mean over {n} classifiers," if n > 1 else ""
+    if len(leaders) > 1:
+        tied = f"{', '.join(leaders[:-1])} and {leaders[-1]}"
+        return leaders, (
+            f"No single layer's latent {verb}, because {tied} tie: the {what} of the best latent{average} is "
+            f"{highest:.3f} at each{means}."
+        )
+    (first,) = leaders
+    text = f"A single latent {verb} at {first}: its {what}{average} is {highest:.3f} there{means}."
+    leading = sum(
+        all(round(number(layers[first][column]), 3) > round(number(layers[name][column]), 3) for name in others)
+        for layers in known.values()
+    )
+    if n > 1 and leading < n:
+        text += f" That layer leads for {leading or 'none'} of the {n} classifiers."
+    return leaders, text
+
+
+def _interval(row: Row) -> tuple[float, float]:
+    return number(row["single_latent_auroc_low"]), number(row["single_latent_auroc_high"])
+
+
+def _overlap(known: _Known, first: str, second: str) -> str:
     """Says for how many classifiers the intervals of two layers overlap, where there are intervals."""
     overlaps = []
-    for layers in known:
-        lows, highs = (
-            [number(layers[name].get(f"{column}_{end}")) for name in (first, second)] for end in ("low", "high")
-        )
-        if all(map(math.isfinite, [*lows, *highs])):
-            overlaps.append(max(lows) <= min(highs))
+    for layers in known.values():
+        (low, high), (other_low, other_high) = _interval(layers[first]), _interval(layers[second])
+        if all(map(math.isfinite, (low, high, other_low, other_high))):
+            overlaps.append(max(low, other_low) <= min(high, other_high))
     if not any(overlaps):
         return ""
     whom = f"{sum(overlaps)} of {len(overlaps)} classifiers" if len(overlaps) > 1 else "the classifier"
     return f" Its 95 % interval overlaps that of {second} for {whom}, so the order may be chance there."
+
+
+def _clearly_better(known: _Known, first: str, others: list[str]) -> str:
+    """Names the classifiers for which another layer's whole interval lies above that of `first`."""
+    text = ""
+    for name in others:
+        better = [
+            f"{model}, {readable(concept)}"
+            for (model, concept), layers in known.items()
+            if _interval(layers[name])[0] > _interval(layers[first])[1]
+        ]
+        if better:
+            text += f" For {_list(better)} {name} is clearly better: its interval lies above that of {first}."
+    return text
 
 
 def _cost(found: list[Finding]) -> list[str]:
