@@ -267,6 +267,11 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
         finally:
             handle.remove()
 
+    def encoder_state(self) -> dict[str, torch.Tensor]:
+        """The state dict without the linear classifier: what decides every activation and what the classifier reads."""
+        head = None if self.head_path is None else f"model.{self.head_path}."
+        return {name: tensor for name, tensor in self.state_dict().items() if head is None or not name.startswith(head)}
+
     def rest_from(self, hook_name: str, image_size: tuple[int, int]) -> RestOfNetwork:
         """The part of the network behind a hook point, which runs without the part before it.
 
@@ -316,8 +321,9 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
             if path and path not in modules:
                 path = path_of.get(_submodule(self.model, path), path)  # a module that goes by two names
             if not path or path not in modules:
-                near = difflib.get_close_matches(path, [*modules, *self._aliases], n=3)
-                hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(list(modules)[1:6])}, ..."
+                known = [*filter(None, modules), *self._aliases]
+                near = difflib.get_close_matches(path, [*known, *(f"{one}.{HOOK_SUFFIX}" for one in known)], n=3)
+                hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(known[:5])}, ..."
                 raise InputError(f"{type(self.model).__name__} has no module {name!r} to hook; {hint}")
             if _collides(path):
                 inner = path.split(".")[0]

@@ -38,7 +38,10 @@ class GradCam:
             device: where it runs.
         """
         require_captum()
-        from captum.attr import LayerGradCam
+        try:
+            from captum.attr import LayerGradCam
+        except ImportError as error:
+            raise InputError(f"captum is installed but cannot be imported: {error}; install it again") from error
 
         behind = _BehindLayer(rest, head, device)
         self._method: Any = LayerGradCam(behind, behind.layer)

@@ -424,7 +424,7 @@ def encode_latents(
     splits = sorted(dataset.images["split"].unique(), key=lambda name: (name != "training", name))
     fixed = {
         "format_version": FORMAT_VERSION,
-        "model": tensors_fingerprint(model.state_dict()),
+        "model": tensors_fingerprint(model.encoder_state()),
         "sae": tensors_fingerprint(sae.state_dict()),
         "heads": {concept: tensors_fingerprint(head.state_dict()) for concept, head in heads.items()},
         "dataset": dataset.fingerprint,

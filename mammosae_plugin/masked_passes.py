@@ -75,7 +75,7 @@ class MaskedPasses:
                 "cache the SAE's layer"
             )
         self._inputs = {
-            "model": tensors_fingerprint(model.state_dict()),
+            "model": tensors_fingerprint(model.encoder_state()),
             "sae": tensors_fingerprint(sae.state_dict()),
             "hook_name": outputs.hook_name,
         }

@@ -363,7 +363,7 @@ def test_a_disk_without_room_is_said_in_one_line_before_anything_is_written(tmp_
         monkeypatch.setattr(layer_outputs, "BYTES_PER_SHARD", 2 * nbytes)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=6 * nbytes - 1))
         with pytest.raises(
-            OSError, match=r"middle\.hook_out for 6 images need 0\.0 GB in .*name another folder, a later"
+            InputError, match=r"middle\.hook_out for 6 images need 0 MB in .*write to another disk, or choose a later"
         ):
             cache_layer_outputs(layer.model, layer.dataset, tmp_path / "new" / "cache", **arguments)
         assert not (tmp_path / "new").exists()

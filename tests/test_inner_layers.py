@@ -1,5 +1,7 @@
 """Extraction, SAE training, encoding, probing and localization at inner layers of every family of backbones."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -7,11 +9,13 @@ from helpers_layers import Layer, layer_of
 from helpers_study import random_sae
 from sae_lens import SAE
 
-from mammosae_plugin.activations import extract_activations
+from mammosae_plugin.activations import cache_layer_outputs, extract_activations
 from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.latents import LatentTable, rows_at_once
+from mammosae_plugin.intervention import intervene
+from mammosae_plugin.latents import LatentTable, encode_latents, rows_at_once
 from mammosae_plugin.localization import localize, localize_baselines
+from mammosae_plugin.masked_passes import MaskedPasses
 from mammosae_plugin.probing import best_single_latent, class_mean_latents, rank_channels, rank_latents
 from mammosae_plugin.training import SAETraining, train_sae
 
@@ -204,3 +208,33 @@ def test_a_transformer_that_shows_its_class_token_has_no_map(tmp_path):
         layer = Layer(model, "blocks.1", random_sae(32, hook_name="blocks.1"), dataset, network.head)
         with pytest.raises(InputError, match='shows no map of positions.*prefix_tokens="drop"'):
             layer.encode(tmp_path / "table")
+
+
+def test_another_head_on_the_same_encoder_reuses_cached_outputs_and_tables(tmp_path, monkeypatch):
+    """What a folder depends on is the encoder: training its linear classifier anew must not lock it."""
+    with layer_of("torch_cnn", tmp_path) as layer:
+        other = torch.nn.Linear(layer.head.in_features, 1)
+        heads = {"Mass": copy.deepcopy(layer.head), "Suspicious_Calcification": other}
+        settings = {"model": layer.model, "sae": layer.sae, "dataset": layer.dataset}
+        cache_layer_outputs(layer.model, layer.dataset, tmp_path / "outputs", hook_name=layer.hook_name)
+        table = encode_latents(**settings, folder=tmp_path / "table", heads=heads)
+        with torch.no_grad():
+            layer.model.get_submodule("model.fc").weight.add_(1)  # the model's own classifier, which no head here is
+        read = []
+        monkeypatch.setattr(HookedVisionModel, "read", count_calls(HookedVisionModel.read, read))
+        outputs = cache_layer_outputs(layer.model, layer.dataset, tmp_path / "outputs", hook_name=layer.hook_name)
+        again = encode_latents(**settings, folder=tmp_path / "table", heads=dict(reversed(heads.items())))
+        assert len(read) == 2  # looks at a blank and a noise image, none at the data
+        assert (again.mean_latents != table.mean_latents).nnz == 0
+        passes = MaskedPasses(layer.model, layer.sae, outputs, heads)
+        group = np.zeros(0, dtype=np.int64)
+        logits = intervene(again, group, mode="deactivate", head="Suspicious_Calcification", passes=passes)
+        np.testing.assert_allclose(logits, again.logits_with_sae("Suspicious_Calcification"), atol=1e-5)
+
+
+def count_calls(method, calls):
+    def counted(*args, **kwargs):
+        calls.append(args)
+        return method(*args, **kwargs)
+
+    return counted

@@ -267,7 +267,7 @@ def test_a_cache_of_other_weights_or_without_an_image_is_refused(cnn, tmp_path):
         intervene(table, GROUPS[1], mode="activate", head="Mass", passes=passes)
     with layer_of("torch_cnn", tmp_path / "other") as other:
         with torch.no_grad():
-            other.head.bias.add_(1)
+            next(other.model.parameters()).add_(1)
         with pytest.raises(InputError, match="holds outputs of a model with other weights"):
             MaskedPasses(other.model, layer.sae, outputs, {"Mass": other.head})
 

@@ -283,7 +283,7 @@ def _extract(
     if dataset.unit != "image":
         raise InputError("the dataset counts rows of its annotation file; open it with unit='image' to extract")
     models = {id(source.model): source.model.to(device).eval() for source in sources}
-    fingerprints = {key: tensors_fingerprint(model.state_dict()) for key, model in models.items()}
+    fingerprints = {key: tensors_fingerprint(model.encoder_state()) for key, model in models.items()}
     ids = dataset.images["image_id"].tolist()
     common = {
         "format_version": FORMAT_VERSION,

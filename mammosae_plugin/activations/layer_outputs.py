@@ -131,8 +131,8 @@ def cache_layer_outputs(
         num_workers: Processes that read images beside the network.
 
     Raises:
-        InputError: An unknown hook name, an empty dataset, or a folder that holds something else.
-        OSError: The disk has not enough room; nothing is written then.
+        InputError: An unknown hook name, an empty dataset, a folder that holds something else, or a disk without enough
+            room; nothing is written then.
     """
     if len(dataset) == 0:
         raise InputError("there is no image to cache layer outputs of; check the split and the quarantine file")
@@ -143,7 +143,7 @@ def cache_layer_outputs(
     _check_room(folder, hook_name, len(dataset), shard_size, stored.nbytes)
     plan = {
         "format_version": FORMAT_VERSION,
-        "model": tensors_fingerprint(model.state_dict()),
+        "model": tensors_fingerprint(model.encoder_state()),
         "hook_name": hook_name,
         "dataset": dataset.fingerprint,
         "images": sha256_of_json(dataset.images["image_id"].tolist()),
@@ -182,14 +182,14 @@ def _check_room(folder: Path, hook_name: str, n_images: int, shard_size: int, nb
     there = [number for number in range(-(-n_images // shard_size)) if (folder / shard_name(number)).exists()]
     n_missing = max(0, n_images - shard_size * len(there))
     existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
-    wanted, free = n_missing * nbytes / 1e9, shutil.disk_usage(existing).free / 1e9
+    wanted, free = n_missing * nbytes, shutil.disk_usage(existing).free
     logger.info(
         "the outputs of %s for %d images take %.2f GB in %s", hook_name, n_images, n_images * nbytes / 1e9, folder
     )
     if wanted > free:
-        raise OSError(
-            f"the outputs of {hook_name} for {n_missing} images need {wanted:.1f} GB in {folder}, where {free:.1f} GB "
-            "are free; name another folder, a later layer, or fewer images"
+        raise InputError(
+            f"the outputs of {hook_name} for {n_missing} images need {wanted / 1e6:,.0f} MB in {folder}, where "
+            f"{free / 1e6:,.0f} MB are free; write to another disk, or choose a later layer or fewer images"
         )
 
 
