@@ -459,11 +459,32 @@ def test_summary_states_cost_restoring_group_and_best_latent():
 
 def test_summary_admits_when_random_groups_do_as_well():
     results = synthetic_results()
-    assert "none reaches the chosen latents' AUROC" in " ".join(summary(results))
+    assert "None of the random groups of equally many live latents reaches" in " ".join(summary(results))
     sweep_row(results, "activate", 10, random_auroc_high=0.99)
     text = " ".join(summary(results))
-    assert "at least one random group does as well" in text
-    assert "“finetuned, Mass”" in text
+    assert "for “finetuned, Mass” and “finetuned, Suspicious calcification” at least one of them does as well" in text
+
+
+def test_controls_are_stated_with_their_number_and_one_in_the_singular(tmp_path):
+    results = synthetic_results()
+    results["n_controls"] = 3
+    text = " ".join(summary(results))
+    assert "None of the 3 random groups of equally many live latents reaches" in text
+    assert "(mean of 3 random groups)" in text
+    results["n_controls"] = 1
+    for row in results["interventions"]:
+        row.update(random_auroc_low=row["random_auroc_mean"], random_auroc_high=row["random_auroc_mean"])
+    page = report(tmp_path, results)
+    text = page.text["summary"]
+    assert "The one random group of equally many live latents beside each has an AUROC of" in text
+    assert "one group is a weak control" in text
+    assert "(one random group)" in text
+    assert "Random group there" in page.cells("summary")[0]
+    assert not re.search("random groups|on average|none reaches", text, re.IGNORECASE)
+    assert "There is one such group" in page.text["figure-2"]
+    assert "range of random" not in page.text["figure-2"]
+    sweep_row(results, "activate", 10, random_auroc_high=0.99)
+    assert "it does as well as the chosen one, so the choice of latents" in " ".join(summary(results))
 
 
 def test_summary_admits_when_switching_off_random_latents_hurts_as_much():

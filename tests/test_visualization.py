@@ -85,6 +85,16 @@ def test_grey_band_reaches_from_the_smallest_to_the_largest_random_group():
         assert (row.k, round(row.random_auroc_high, 9)) in drawn
 
 
+def test_the_legend_claims_a_mean_and_a_range_of_several_random_groups_only():
+    def labels(n_controls):
+        rows = sweep_rows().assign(model="finetuned")
+        figure = plot_sweeps(rows, models=["finetuned"], title="Mass", n_controls=n_controls)
+        return [text.get_text() for text in figure.legends[0].get_texts() if text.get_text().startswith("random")]
+
+    assert [label.rpartition("(")[2] for label in labels(3)] == ["mean, range)", "mean)"]
+    assert [label.rpartition("(")[2] for label in labels(1)] == ["one group)", "one group)"]
+
+
 def test_sweep_without_reference_has_no_unmodified_line():
     axes = plot_sweep(sweep_rows(), title="Mass", reference_auroc=None).get_axes()[0]
     assert "unmodified model" not in lines_by_label(axes)

@@ -87,8 +87,9 @@ def _content(results: Results, figures_folder: Path) -> dict[str, Any]:
         "data_kind": _DATA_KINDS[results["data_kind"]],
         "summary": summary(results),
         "restored": RESTORED,
-        "glance": _glance(found, n_best(results)),
+        "glance": _glance(found, n_best(results), one_control=results.get("n_controls") == 1),
         "top": n_best(results),
+        "one_control": results.get("n_controls") == 1,
         "layers": _layers(results, figures_folder) if results.get("layers") else None,
         "comparison": _comparison_note(results),
         "splits": table_view(pd.DataFrame(results["data"]["splits"])),
@@ -184,11 +185,14 @@ def _figures_3(results: Results, folder: Path) -> list[Row]:
     return [figure for pair, figure in figures if figure["source"] or pair in localized]
 
 
-def _glance(found: list[Finding], top: int) -> TableView | None:
+def _glance(found: list[Finding], top: int, *, one_control: bool) -> TableView | None:
     rows: list[Row] = []
     for finding in found:
         group, best = finding.restoring, finding.best or {}
         none = Estimate(math.nan)
+        random = group.random if group else none
+        if one_control:
+            random = Estimate(random.value)
         rows.append(
             {
                 "model": finding.model,
@@ -198,7 +202,7 @@ def _glance(found: list[Finding], top: int) -> TableView | None:
                 f"recovered by the {top} best": finding.recovered_by_best,
                 "restoring k": group.k if group else None,
                 "AUROC there": group.auroc if group else none,
-                "random groups there": group.random if group else none,
+                f"random group{'' if one_control else 's'} there": random,
                 "best localizing latent": best.get("latent"),
                 "its AP": Estimate(number(best.get("average_precision"))),
             }

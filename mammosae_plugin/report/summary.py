@@ -22,6 +22,7 @@ from mammosae_plugin.visualization.tables import Estimate, estimate
 RESTORED = 0.95  # share of the AUROC above chance at which a group counts as restoring the model
 WEAK = 0.6  # AUROC below which a single latent does little better than guessing
 
+_EXPLAINS_LESS = "so the choice of latents explains less there."
 _Known = dict[tuple[str, str], dict[str, Row]]  # rows of `layers` by (model, concept) and layer
 
 
@@ -121,8 +122,9 @@ def summary(results: Results) -> list[str]:
         f"{_count(n, 'classifier')} {'was' if n == 1 else 'were'} examined through one sparse autoencoder (SAE) with "
         f"{results['sae']['d_sae']:,} latents."
     ]
-    for part in (_cost, _restoring, _controls, _switched_off, _localization):
-        sentences += part(found)
+    n_controls = results.get("n_controls", 0)
+    sentences += _cost(found) + _restoring(found)
+    sentences += _controls(found, n_controls) + _switched_off(found, n_controls) + _localization(found)
     return sentences
 
 
@@ -309,33 +311,41 @@ def _restoring(found: list[Finding]) -> list[str]:
     return [f"With all other latents set to zero, {which} at least 95 % of the AUROC above chance for {whom}{but}."]
 
 
-def _controls(found: list[Finding]) -> list[str]:
+def _controls(found: list[Finding], n_controls: int) -> list[str]:
     known = [(f.name, f.restoring) for f in found if f.restoring and math.isfinite(f.restoring.random.high)]
     if not known:
         return []
     means = _span((group.random.value for _, group in known), _three_digits)
     matched = [name for name, group in known if group.auroc.value <= group.random.high]
+    if n_controls == 1:
+        beside = " beside each" if len(known) > 1 else ""
+        text = f"The one random group of equally many live latents{beside} has an AUROC of {means}"
+        if matched:
+            return [f"{text}; for {_list(matched)} it does as well as the chosen one, {_EXPLAINS_LESS}"]
+        return [f"{text}, below that of the chosen latents; one group is a weak control."]
+    groups = f"{n_controls} random groups" if n_controls else "random groups"
     if not matched:
         return [
-            f"Random groups of equally many live latents do not: their mean AUROC is {means}, and none reaches the "
-            "chosen latents' AUROC."
+            f"None of the {groups} of equally many live latents reaches the chosen latents' AUROC; their mean AUROC is "
+            f"{means}."
         ]
     return [
-        f"Random groups of equally many live latents have a mean AUROC of {means}; for {_list(matched)} at least one "
-        "random group does as well as the chosen one, so the choice of latents explains less there."
+        f"{groups[:1].upper()}{groups[1:]} of equally many live latents have a mean AUROC of {means}; for "
+        f"{_list(matched)} at least one of them does as well as the chosen one, {_EXPLAINS_LESS}"
     ]
 
 
-def _switched_off(found: list[Finding]) -> list[str]:
+def _switched_off(found: list[Finding], n_controls: int) -> list[str]:
     known = [(f.name, f.off) for f in found if f.off and math.isfinite(f.off.random.value)]
     if not known:
         return []
     chosen = _span((group.auroc.value for _, group in known), _three_digits)
     random = _span((group.random.value for _, group in known), _three_digits)
     harmless = [name for name, group in known if group.auroc.value >= group.random.value]
+    average = {0: " on average", 1: " (one random group)"}.get(n_controls, f" (mean of {n_controls} random groups)")
     text = (
         f"Switching off the {_span(group.k for _, group in known)} best latents per class leaves an AUROC of {chosen}; "
-        f"switching off as many random live latents leaves {random} on average"
+        f"switching off as many random live latents leaves {random}{average}"
     )
     return [
         f"{text}, so for {_list(harmless)} the chosen latents matter no more than others." if harmless else f"{text}."

@@ -26,7 +26,9 @@ _LEGEND = (
 _SHORT_HEADING = {"activate": "only the group kept", "deactivate": "the group switched off"}
 
 
-def plot_sweep(rows: pd.DataFrame, *, title: str, reference_auroc: float | None) -> Figure:
+def plot_sweep(
+    rows: pd.DataFrame, *, title: str, reference_auroc: float | None, n_controls: int | None = None
+) -> Figure:
     """AUROC against k for one model and concept, a panel per mode (Figure 2 of the Mammo-SAE paper).
 
     Args:
@@ -34,6 +36,7 @@ def plot_sweep(rows: pd.DataFrame, *, title: str, reference_auroc: float | None)
             random_auroc_mean, random_auroc_low, random_auroc_high and, if present, mass_auroc_mean, _low, _high.
         title: heading of the figure.
         reference_auroc: AUROC of the unmodified model, drawn as a dashed line; `None` leaves the line out.
+        n_controls: random groups beside every group; one alone has neither a mean nor a range in the legend.
 
     Returns:
         The figure. k counts latents per class: the group is the union of the k best latents of every class. k = 0 has
@@ -44,7 +47,7 @@ def plot_sweep(rows: pd.DataFrame, *, title: str, reference_auroc: float | None)
         figure = Figure(figsize=(3.5 * max(len(modes), 1) + 0.1, 3.5), layout="constrained")
         grid = figure.subplots(1, max(len(modes), 1), sharey=True, squeeze=False)
         for axes, mode in zip(grid[0], modes, strict=False):
-            _panel(axes, rows, mode, reference_auroc)
+            _panel(axes, rows, mode, reference_auroc, n_controls)
             axes.set_title(_HEADING[mode])
         _finish(figure, grid, title)
     return figure
@@ -56,6 +59,7 @@ def plot_sweeps(
     models: Sequence[str],
     title: str,
     reference_aurocs: Mapping[str, float] | None = None,
+    n_controls: int | None = None,
 ) -> Figure:
     """AUROC against k for one concept, all models side by side: a column per model, a row per mode.
 
@@ -64,6 +68,7 @@ def plot_sweeps(
         models: the models to show, in order.
         title: heading of the figure.
         reference_aurocs: model to AUROC of the unmodified model.
+        n_controls: as for `plot_sweep`.
     """
     modes = [mode for mode in MODES if (rows["mode"] == mode).any()] or list(MODES)
     with figure_style():
@@ -73,13 +78,15 @@ def plot_sweeps(
         for row, mode in enumerate(modes):
             for column, model in enumerate(models):
                 axes = grid[row, column]
-                _panel(axes, rows[rows["model"] == model], mode, (reference_aurocs or {}).get(model))
+                reference = (reference_aurocs or {}).get(model)
+                _panel(axes, rows[rows["model"] == model], mode, reference, n_controls)
                 axes.set_title(f"{model}: {_SHORT_HEADING[mode]}")
         _finish(figure, grid, title)
     return figure
 
 
-def _panel(axes: Axes, rows: pd.DataFrame, mode: str, reference: float | None) -> None:
+def _panel(axes: Axes, rows: pd.DataFrame, mode: str, reference: float | None, n_controls: int | None) -> None:
+    kinds = ("one group", "one group") if n_controls == 1 else ("mean, range", "mean")
     rows = rows[rows["mode"] == mode].sort_values("k")
     k = rows["k"].to_numpy(dtype=float)
 
@@ -90,8 +97,8 @@ def _panel(axes: Axes, rows: pd.DataFrame, mode: str, reference: float | None) -
     if reference is not None and np.isfinite(reference):
         axes.axhline(reference, color=INK, linewidth=1.1, linestyle=(0, (5, 3)), label="unmodified model")
     for name, color, style, label in (
-        ("random", RANDOM, "-", "random live latents, same number (mean, range)"),
-        ("mass", MASS, (0, (4, 1.5, 1, 1.5)), "random live latents, same activation (mean)"),
+        ("random", RANDOM, "-", f"random live latents, same number ({kinds[0]})"),
+        ("mass", MASS, (0, (4, 1.5, 1, 1.5)), f"random live latents, same activation ({kinds[1]})"),
     ):
         mean = column(f"{name}_auroc_mean")
         if np.isfinite(mean).any():

@@ -100,7 +100,11 @@ def write_figures(
                 kept = "with the SAE's error term" if error_term else "interventions on the best latents"
                 written.append(folder / figure_2_name(concept, error_term=error_term))
                 figure = plot_sweeps(
-                    rows, models=models, title=f"{readable(concept)}: {kept}", reference_aurocs=references
+                    rows,
+                    models=models,
+                    title=f"{readable(concept)}: {kept}",
+                    reference_aurocs=references,
+                    n_controls=results.get("n_controls"),
                 )
                 save_figure(figure, written[-1])
     for model, concept in pairs(results):
