@@ -11,7 +11,7 @@ from mammosae_plugin.errors import InputError
 from mammosae_plugin.report import write_report
 from mammosae_plugin.report.paper import compare_figure_2, compare_table_1, compare_table_2, paper_results
 from mammosae_plugin.report.summary import baselines_summary, findings, layers_summary, summary
-from mammosae_plugin.visualization import figure_2_name, figure_3_name, figure_4_name
+from mammosae_plugin.visualization import figure_2_name, figure_3_name, figure_4_name, table_layers
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
@@ -226,6 +226,27 @@ def test_classifiers_with_a_clearly_better_layer_than_the_best_on_average_are_na
     )
     row.update(single_latent_auroc=0.99, single_latent_auroc_low=0.97, single_latent_auroc_high=1.0)
     assert "For “finetuned, Mass” layer_4 is clearly better" in layers_summary(results)[0]
+
+
+def test_a_layer_whose_sae_does_poorly_is_not_compared_and_never_bold(tmp_path):
+    results = synthetic_results(layers=LAYERS)
+    for row in results["layers"]:
+        if row["layer"] == "layer_10" and row["model"] == "pretrained":
+            row.update(explained_variance=-0.31, dead_share=0.97, best_latent_ap=0.9)
+    flawed, separates, localizes = layers_summary(results)
+    assert flawed.startswith("layer_10 cannot be compared with the others")
+    assert "“pretrained, Mass”: explained variance −0.310, 97 % of the latents never fire;" in flawed
+    assert "finetuned" not in flawed
+    assert "separates the classes best at layer_6" in separates
+    assert "layer_10" not in separates + localizes
+    table = table_layers(results)
+    pretrained = table[(table["model"] == "pretrained") & (table["concept"] == "Mass")]
+    assert [cell.best for cell in pretrained["single_latent_auroc"]] == [False, True, False]
+    assert [cell.best for cell in pretrained["best_latent_ap"]] == [False, True, False]
+    for row in results["layers"]:
+        if row["layer"] == "layer_4":
+            row["dead_share"] = 0.91
+    assert layers_summary(results)[2] == "Only layer_6 is left, so no layer is best."
 
 
 def test_layers_without_values_are_left_out_of_the_comparison(tmp_path):
@@ -455,6 +476,18 @@ def test_summary_states_cost_restoring_group_and_best_latent():
     assert finding.restoring is not None
     assert finding.restoring.k == 10
     assert finding.recovered_by_best.value == pytest.approx((finding.restoring.auroc.value - 0.5) / 0.413)
+
+
+def test_summary_warns_of_an_sae_that_does_poorly():
+    results = synthetic_results()
+    assert "Warning" not in " ".join(summary(results))
+    results["sae_quality"][1].update(explained_variance=-0.2)
+    warning = summary(results)[1]
+    assert warning.startswith("Warning: the SAE does poorly on the features of 1 of 4 classifiers")
+    assert "“finetuned, Mass”, test split: explained variance −0.200)" in warning
+    assert "mean little there" in warning
+    results["sae_quality"][1].update(explained_variance=0.9, dead_share=0.95, split="training")
+    assert "“finetuned, Mass”, training split: 95 % of the latents never fire)" in summary(results)[1]
 
 
 def test_summary_admits_when_random_groups_do_as_well():

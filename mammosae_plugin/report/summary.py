@@ -16,6 +16,7 @@ from mammosae_plugin.visualization.results import (
     reconstruction_row,
     recovered,
     reference_auroc,
+    sae_flaw,
 )
 from mammosae_plugin.visualization.tables import Estimate, estimate
 
@@ -122,10 +123,27 @@ def summary(results: Results) -> list[str]:
         f"{_count(n, 'classifier')} {'was' if n == 1 else 'were'} examined through one sparse autoencoder (SAE) with "
         f"{results['sae']['d_sae']:,} latents."
     ]
+    sentences += _flawed_sae(results)
     n_controls = results.get("n_controls", 0)
     sentences += _cost(found) + _restoring(found)
     sentences += _controls(found, n_controls) + _switched_off(found, n_controls) + _localization(found)
     return sentences
+
+
+def _flawed_sae(results: Results) -> list[str]:
+    """A warning when the SAE does not copy the features of a model, or when hardly any of its latents are in use."""
+    flaws: dict[str, list[str]] = {}
+    for row in results["sae_quality"]:
+        if flaw := sae_flaw(row):
+            name = f"{row['model']}, {readable(row['concept'])}"
+            flaws.setdefault(name, []).append(f"{row['split']} split: {flaw}")
+    if not flaws:
+        return []
+    listed = "; ".join(f"“{name}”, {', '.join(flaw)}" for name, flaw in flaws.items())
+    return [
+        f"Warning: the SAE does poorly on the features of {len(flaws)} of {len(pairs(results))} classifiers "
+        f"({listed}), so claims about its latents mean little there."
+    ]
 
 
 def baselines_summary(results: Results) -> list[str]:
@@ -169,8 +187,22 @@ def _compared(compared: list[tuple[str, float, float]], words: str) -> str:
 
 def layers_summary(results: Results) -> list[str]:
     """Which layer separates best and which localizes best, by the mean over classifiers, and how sure that is."""
-    names = layer_names(results)
-    return [*_separating_layer(results, names), *_localizing_layer(results, names)] if names else []
+    names, sentences = layer_names(results), []
+    flaws: dict[str, list[str]] = {}
+    for row in results.get("layers", []):
+        if flaw := sae_flaw(row):
+            flaws.setdefault(row["layer"], []).append(f"“{row['model']}, {readable(row['concept'])}”: {flaw}")
+    for name, listed in flaws.items():
+        sentences.append(
+            f"{name} cannot be compared with the others, because its SAE does poorly on the features "
+            f"({'; '.join(listed)})."
+        )
+    usable = [name for name in names if name not in flaws]
+    if len(usable) > 1:
+        return [*sentences, *_separating_layer(results, usable), *_localizing_layer(results, usable)]
+    if flaws:
+        sentences.append(f"Only {usable[0]} is left, so no layer is best." if usable else "So no layer is best.")
+    return sentences
 
 
 def _separating_layer(results: Results, names: list[str]) -> list[str]:

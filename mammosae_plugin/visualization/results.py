@@ -14,9 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json
-from mammosae_plugin.visualization.names import RESULTS_FILE
+from mammosae_plugin.visualization.names import MINUS, RESULTS_FILE
 
 FORMAT_VERSION = 1
+MOST_DEAD = 0.9  # share of latents that never fire above which little of an SAE is in use
 METRICS = ("auroc", "average_precision", "precision", "recall", "f1", "accuracy")
 
 Row = dict[str, Any]
@@ -315,6 +316,18 @@ def recovered(auroc: float, reference: float) -> float:
     NaN when the unmodified model is itself no better than chance.
     """
     return (auroc - 0.5) / (reference - 0.5) if reference > 0.5 else math.nan
+
+
+def sae_flaw(row: Row) -> str:
+    """Why claims about an SAE's latents mean little, from a row of its quality; empty when nothing speaks against them.
+
+    An explained variance below 0 means that the mean would copy the features better than the SAE does.
+    """
+    explained, dead = number(row.get("explained_variance")), number(row.get("dead_share"))
+    flaws = [f"explained variance {explained:.3f}".replace("-", MINUS)] if explained < 0 else []
+    if dead > MOST_DEAD:
+        flaws.append(f"{math.floor(1000 * dead) / 10:g} % of the latents never fire")
+    return ", ".join(flaws)
 
 
 def may_show_images(results: Results) -> bool:

@@ -27,6 +27,7 @@ from mammosae_plugin.visualization.results import (
     reconstruction_row,
     recovered,
     reference_auroc,
+    sae_flaw,
 )
 
 MISSING = "–"
@@ -321,14 +322,18 @@ def table_layers(results: Results) -> pd.DataFrame:
     """The layers of a study side by side, a row per model, concept and layer; the best layer of each is marked.
 
     The marked columns are the AUROC of the best single latent (separation) and the average precision of the best
-    latent, channel and Grad-CAM (localization; one cell is marked).
+    latent, channel and Grad-CAM (localization; one cell is marked). The latents of an SAE that does not work
+    (`sae_flaw`) are never marked.
     """
     rows: list[Row] = []
     for model, concept in pairs(results):
         own = [row for row in results.get("layers", []) if (row["model"], row["concept"]) == (model, concept)]
-        separating = max((number(row["single_latent_auroc"]) for row in own), default=0.0, key=_or_zero)
-        marking = max((_or_zero(number(row[name])) for row in own for name in _LAYER_PRECISIONS), default=0.0)
+        usable = [row for row in own if not sae_flaw(row)]
+        separating = max((number(row["single_latent_auroc"]) for row in usable), default=0.0, key=_or_zero)
+        competing = [row[name] for name in _LAYER_PRECISIONS for row in (usable if name == "best_latent_ap" else own)]
+        marking = max((_or_zero(number(value)) for value in competing), default=0.0)
         for row in own:
+            works = not sae_flaw(row)
             single = estimate(row, "single_latent_auroc")
             rows.append(
                 {"model": model, "concept": concept}
@@ -340,12 +345,15 @@ def table_layers(results: Results) -> pd.DataFrame:
                 }
                 | {"l0": number(row["l0"])}
                 | {"single_latent": row["single_latent"]}
-                | {"single_latent_auroc": replace(single, best=single.value == separating)}
+                | {"single_latent_auroc": replace(single, best=works and single.value == separating)}
                 | {"recovered": Estimate(number(row["recovered"]))}
                 | {"removal_excess": Estimate(number(row["removal_excess"]), signed=True)}
                 | {"best_latent": row["best_latent"]}
                 | {
-                    name: Estimate(number(row[name]), best=number(row[name]) == marking and marking > 0)
+                    name: Estimate(
+                        number(row[name]),
+                        best=number(row[name]) == marking and marking > 0 and (works or name != "best_latent_ap"),
+                    )
                     for name in _LAYER_PRECISIONS
                 }
             )
