@@ -83,7 +83,7 @@ def _classifiers_work(results: dict[str, Any]) -> list[dict[str, Any]]:
             "value": row["auroc"],
             "threshold": 0.9,
             "direction": ">=",
-            "passed": row["auroc"] >= 0.9,
+            "passed": None if row["auroc"] is None else row["auroc"] >= 0.9,
         }
         for row in results["reconstruction"]
         if row["variant"] == "without_sae" and row["model"] == "finetuned"
@@ -91,7 +91,7 @@ def _classifiers_work(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _line(check: dict[str, Any]) -> str:
-    verdict = "ok    " if check["passed"] else "MISSED"
+    verdict = "n/a   " if check["passed"] is None else "ok    " if check["passed"] else "MISSED"
     value = "not defined" if check["value"] is None else f"{check['value']:.3f}"
     return f"{verdict} {check['name']}: {value} (wanted {check['direction']} {check['threshold']})"
 

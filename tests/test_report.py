@@ -7,6 +7,8 @@ from html.parser import HTMLParser
 import pytest
 from helpers_results import synthetic_results, write_results
 
+from mammosae_plugin.claims import claims
+from mammosae_plugin.demo import _line
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.report import write_report
 from mammosae_plugin.report.paper import compare_figure_2, compare_table_1, compare_table_2, paper_results
@@ -440,6 +442,32 @@ def test_checks_say_in_words_whether_they_passed(tmp_path):
     rows = page.cells("checks")
     assert ["finetuned test AUROC, Mass", "0.913", "at least 0.9", "✓ passed"] in rows
     assert ["AUROC lost by the SAE, Mass", "0.023", "at most 0.02", "✗ failed"] in rows
+
+
+def test_checks_that_cannot_be_asked_are_not_applicable_and_not_failed(tmp_path):
+    results = synthetic_results()
+    for row in results["reconstruction"]:
+        if row["model"] == "pretrained" and row["variant"] == "without_sae":
+            row["auroc"] = 0.5 if row["concept"] == "Mass" else math.nan
+    for row in results["localization"]:
+        if row["model"] == "pretrained" and row["concept"] == "Mass":
+            row["average_precision"] = math.nan
+    checks = claims(results, top=10)
+    passed = {name: [c["passed"] for c in checks if c["name"].startswith(name)] for name in
+              ("pretrained/Mass", "pretrained/Suspicious", "finetuned/Mass")}  # fmt: skip
+    assert passed == {
+        "pretrained/Mass": [None] * 4,
+        "pretrained/Suspicious": [None, None, None, False],
+        "finetuned/Mass": [True] * 4,
+    }
+    results["checks"] = [dict(check, value=None) if check["passed"] is None else check for check in checks]
+    for row in (*results["reconstruction"], *results["localization"]):
+        row.update({key: None for key, value in row.items() if isinstance(value, float) and math.isnan(value)})
+    page = report(tmp_path, results)
+    (cost,) = [row for row in page.cells("checks") if row[0] == "pretrained/Mass: AUROC that the SAE costs"]
+    assert cost[1:] == ["–", "at most 0.02", "not applicable"]
+    assert "n/a" in _line(results["checks"][0])
+    assert "n/a" not in _line(checks[-1])
 
 
 def test_provenance_holds_hashes_versions_config_and_seed(tmp_path):

@@ -1,7 +1,7 @@
 """The format of a study's `results.json`, its check on reading, and small helpers to look things up in it.
 
 Everything that figures, tables and the report know about a study comes from this file. A number that could not be
-computed (one class only, no boxes) is `null` in the file and NaN here.
+computed (one class only, no boxes) is `null` in the file and NaN here. A check that does not apply has `passed` null.
 """
 
 import math
@@ -149,7 +149,7 @@ class _Check(_Section):
     value: float | None
     threshold: float
     direction: Literal[">=", "<=", ">", "<"]
-    passed: bool
+    passed: bool | None
 
 
 class _Split(_Section):
