@@ -561,6 +561,36 @@ def test_summary_admits_when_no_group_restores_the_model():
     assert "No group of latents in the sweep restores" in " ".join(summary(results))
 
 
+def test_summary_names_the_sae_as_the_reason_only_where_all_its_latents_restore_too_little():
+    results = synthetic_results()
+    text = " ".join(summary(results))
+    assert (
+        "The SAE itself is the reason for “pretrained, Mass” and “pretrained, Suspicious calcification”: "
+        "even with all its latents the AUROC is 0.766 to 0.821"
+    ) in text
+    for row in results["interventions"]:
+        row["auroc"] = 0.5
+    for row in results["reconstruction"]:
+        if row["variant"] == "with_sae":
+            row["auroc"] = 0.51 if (row["model"], row["concept"]) == ("finetuned", "Mass") else 0.97
+    text = " ".join(summary(results))
+    assert "No group of latents in the sweep restores" in text
+    assert "The SAE itself is the reason for “finetuned, Mass”: even with all its latents the AUROC is 0.510," in text
+
+
+def test_summary_tells_latents_that_miss_every_box_from_boxes_that_are_not_there():
+    results = synthetic_results()
+    for row in results["localization"]:
+        row["average_precision"] = 0.0
+    assert "No latent's map marks the annotated boxes: every average precision is 0." in summary(results)
+    for row in results["localization"]:
+        row["average_precision"] = None
+    without_boxes = summary(results)[-1]
+    assert "no annotated boxes were there" in without_boxes
+    results["localization"] = []
+    assert summary(results)[-1] == without_boxes
+
+
 def test_summary_speaks_of_one_latent_in_the_singular():
     results = synthetic_results()
     for row in results["interventions"]:

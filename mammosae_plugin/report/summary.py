@@ -126,7 +126,7 @@ def summary(results: Results) -> list[str]:
     sentences += _flawed_sae(results)
     n_controls = results.get("n_controls", 0)
     sentences += _cost(found) + _restoring(found)
-    sentences += _controls(found, n_controls) + _switched_off(found, n_controls) + _localization(found)
+    sentences += _controls(found, n_controls) + _switched_off(found, n_controls) + _localization(found, results)
     return sentences
 
 
@@ -332,15 +332,30 @@ def _restoring(found: list[Finding]) -> list[str]:
     if not able:
         return ["The unmodified models do no better than chance on the test split, so there is nothing to restore."]
     ks = [f.restoring.k for f in able if f.restoring]
-    failing = [f.name for f in able if not f.restoring]
+    failing = [f for f in able if not f.restoring]
     if not ks:
-        return ["No group of latents in the sweep restores 95 % of the AUROC above chance."]
+        return ["No group of latents in the sweep restores 95 % of the AUROC above chance.", *_sae_is_why(failing)]
     whom = f"{len(ks)} of {len(found)} classifiers" if len(ks) < len(found) else "all of them" if len(ks) > 1 else "it"
-    but = f"; for {_list(failing)} no group of the sweep does" if failing else ""
+    but = f"; for {_list([f.name for f in failing])} no group of the sweep does" if failing else ""
     which = (
         f"the {_span(ks)} best latents per class restore" if max(ks) > 1 else "the best latent of each class restores"
     )
-    return [f"With all other latents set to zero, {which} at least 95 % of the AUROC above chance for {whom}{but}."]
+    return [
+        f"With all other latents set to zero, {which} at least 95 % of the AUROC above chance for {whom}{but}.",
+        *_sae_is_why(failing),
+    ]
+
+
+def _sae_is_why(failing: list[Finding]) -> list[str]:
+    """Names the classifiers, of those that no group restores, that even the whole SAE does not restore."""
+    lost = [f for f in failing if recovered(f.with_sae.value, f.without.value) < RESTORED]
+    if not lost:
+        return []
+    aurocs = _span((f.with_sae.value for f in lost), _three_digits)
+    return [
+        f"The SAE itself is the reason for {_list([f.name for f in lost])}: even with all its latents the AUROC is "
+        f"{aurocs}, which keeps less than 95 % of what is above chance."
+    ]
 
 
 def _controls(found: list[Finding], n_controls: int) -> list[str]:
@@ -384,10 +399,12 @@ def _switched_off(found: list[Finding], n_controls: int) -> list[str]:
     ]
 
 
-def _localization(found: list[Finding]) -> list[str]:
+def _localization(found: list[Finding], results: Results) -> list[str]:
     known = [(number(f.best["average_precision"]), f.name, f.best) for f in found if f.best]
     if not known:
-        return ["No latent's map was found to mark annotated boxes, or no boxes were there to compare with."]
+        if any(math.isfinite(number(row["average_precision"])) for row in results["localization"]):
+            return ["No latent's map marks the annotated boxes: every average precision is 0."]
+        return ["Whether latents mark findings is not known, because no annotated boxes were there to compare with."]
     precision, name, best = max(known, key=lambda item: item[0])
     return [
         f"The latent that best marks the annotated boxes is {best['latent']} ({name}, rank {best['rank']}), with an "
