@@ -128,9 +128,13 @@ def recipes(options: argparse.Namespace, paper: SAETraining, l0: float) -> dict[
     own: dict[str, dict[str, Any]] = {
         "paper": first_guess,
         "paper, resampled": first_guess | resampled,
+        "paper, resampled every epoch": first_guess
+        | {"resample_epochs": 1.1, "dead_feature_window": paper.dead_feature_window // 2},
         "paper, from data points": first_guess | at_rows,
         "batchtopk": {"architecture": "batchtopk", "k": k},
         "batchtopk, from data points": {"architecture": "batchtopk", "k": k} | at_rows,
+        "batchtopk, short window": {"architecture": "batchtopk", "k": k}
+        | {"dead_feature_window": max(2, paper.dead_feature_window // 10)},
         "topk": {"architecture": "topk", "k": whole},
         "matryoshka": {"architecture": "matryoshka_batchtopk", "k": k},
         "jumprelu": {"architecture": "jumprelu", "k": k, "jumprelu_threshold": 0.5, "jumprelu_bandwidth": 0.5}
