@@ -544,6 +544,8 @@ def test_controls_are_stated_with_their_number_and_one_in_the_singular(tmp_path)
     assert not re.search("random groups|on average|none reaches", text, re.IGNORECASE)
     assert "There is one such group" in page.text["figure-2"]
     assert "range of random" not in page.text["figure-2"]
+    assert {row[3] for row in page.cells("figure-2")[1:] if len(row) > 4} >= {"best latents", "one random group"}
+    assert "random, mean" not in page.text["figure-2"]
     sweep_row(results, "activate", 10, random_auroc_high=0.99)
     assert "it does as well as the chosen one, so the choice of latents" in " ".join(summary(results))
 

@@ -109,13 +109,14 @@ def sweep_view(results: Results, *, error_term: bool) -> TableView | None:
     if sweep.empty:
         return None
     ks = sorted({int(k) for k in sweep["k"]})
+    random = "one random group" if results.get("n_controls") == 1 else "random, mean"
     for model, concept in pairs(results):
         for mode in ("activate", "deactivate"):
             chosen = sweep[(sweep["model"] == model) & (sweep["concept"] == concept) & (sweep["mode"] == mode)]
             if chosen.empty:
                 continue
             by_k = chosen.set_index("k")
-            for label, column in (("best latents", "auroc"), ("random, mean", "random_auroc_mean")):
+            for label, column in (("best latents", "auroc"), (random, "random_auroc_mean")):
                 values = {f"k_{k}": Estimate(float(by_k[column].get(k, math.nan))) for k in ks}
                 rows.append({"model": model, "concept": concept, "mode": mode, "group": label} | values)
     view = table_view(pd.DataFrame(rows), n_labels=4)
