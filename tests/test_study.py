@@ -1,9 +1,8 @@
-"""A study as a whole: killed and run again, and at the real size."""
+"""A study as a whole: its layers, and killed and run again."""
 
 import importlib.util
 import json
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -13,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from helpers_adapters import calibrated_classifier, fixture_checkpoint, fixture_downstream
+from helpers_adapters import calibrated_classifier
 from helpers_study import (
     LAYER_WIDTHS,
     layered_settings,
@@ -413,42 +411,3 @@ def test_claims_are_what_their_names_say():
     }
     found = [(round(check["value"], 6), check["passed"]) for check in claims(results, top=10)]
     assert found == [(0.03, False), (0.975, True), (0.15, True), (0.3, True)]
-
-
-@pytest.mark.slow
-def test_the_real_path_at_the_real_size_in_four_gigabytes(tmp_path):
-    """24 phantoms of 1520 x 912, a full B5 in the originals' file formats, an SAE of 2048 x 16384, one command."""
-    small_phantoms(tmp_path / "data", n_patients=12, image_size=(1520, 912), seed=2)
-    torch.save(fixture_checkpoint("b5"), tmp_path / "b5.tar")
-    torch.save(fixture_downstream("b5"), tmp_path / "mass.pth")
-    generator = torch.Generator().manual_seed(0)
-    encoder = torch.randn(1, 16384, 2048, generator=generator) / 2048**0.5
-    bias = torch.zeros(1, 2048)
-    sae = {
-        "tied_bias": bias,
-        "pre_encoder_bias._bias_reference": bias,
-        "post_decoder_bias._bias_reference": bias,
-        "encoder._weight": encoder,
-        "encoder._bias": torch.zeros(1, 16384),
-        "decoder._weight": encoder.transpose(1, 2).contiguous(),
-    }
-    torch.save(sae, tmp_path / "sparse_autoencoder_final.pt")
-    settings = {
-        "output": "out",
-        "data": {"root": "data", "phantom": True},
-        "concepts": ["Mass"],
-        "models": [{"name": "finetuned", "encoder": "b5.tar", "classifiers": {"Mass": "mass.pth"}}],
-        "sae": {"path": "sparse_autoencoder_final.pt"},
-        "analysis": {"n_bootstrap": 100},
-        "report": {"n_images": 1},
-    }
-    del sae, encoder
-    file = write_study(tmp_path, settings)
-    result = mammosae("study", "--config", file, timeout=1200)
-    assert result.returncode == 0, result.stderr
-    found = results_of(tmp_path / "out")
-    assert found["models"][0]["architecture"] == "tf_efficientnet_b5"
-    assert found["models"][0]["grid"] == [48, 29]
-    assert found["sae"]["d_sae"] == 16384
-    gigabytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    assert gigabytes < 4, f"a child process of the tests took {gigabytes:.1f} GiB"
