@@ -1,12 +1,12 @@
 """The `mammosae` command: one thin function per command; the rooms are imported when a command needs them."""
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from mammosae_plugin.cli_common import Debug, clear_errors
+from mammosae_plugin.cli_hub import add_hub_commands
 
 if TYPE_CHECKING:
     from mammosae_plugin.config import StudyConfig
@@ -35,31 +35,6 @@ Settings = Annotated[
         show_default=False,
     ),
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="On an error, show the whole traceback.")]
-
-
-@contextmanager
-def _clear_errors(debug: bool) -> Iterator[None]:
-    """End with one line, exit code 2 for bad input and 1 for a failure of our own; with `debug`, with the traceback."""
-    from mammosae_plugin.errors import InputError
-
-    logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        yield
-    except (InputError, OSError) as error:
-        if debug:
-            raise
-        message = " ".join(str(error).split())
-        if isinstance(error, OSError) and error.filename:
-            message = f"{error.filename}: {error.strerror}"
-        typer.secho(f"mammosae: {message}", err=True, fg="red")
-        raise typer.Exit(2) from error
-    except Exception as error:
-        if debug:
-            raise
-        message = " ".join(str(error).split())
-        typer.secho(f"mammosae: unexpected {type(error).__name__}: {message} (--debug shows where)", err=True, fg="red")
-        raise typer.Exit(1) from error
 
 
 def _config(file: Path | None, output: Path | None, device: str | None, settings: list[str] | None) -> "StudyConfig":
@@ -77,7 +52,7 @@ def _config(file: Path | None, output: Path | None, device: str | None, settings
 def _run_until(
     step: str, file: Path | None, output: Path | None, device: str | None, settings: list[str] | None, debug: bool
 ) -> None:
-    with _clear_errors(debug):
+    with clear_errors(debug):
         from mammosae_plugin.study import Study
 
         study = Study(_config(file, output, device, settings))
@@ -155,7 +130,7 @@ def demo(
     them, sparse autoencoders at an inner layer and at its final feature map, and writes the same reports as
     `mammosae study`. Less than ten minutes on two cores. Can be killed and run again.
     """
-    with _clear_errors(debug):
+    with clear_errors(debug):
         from mammosae_plugin.demo import run_demo
 
         typer.echo(run_demo(output, quick=quick))
@@ -179,7 +154,7 @@ def inspect(
     Knows Mammo-CLIP and Mammo-FM pretraining checkpoints, downstream classifiers, Mammo-SAE files, SAEs in SAELens's
     format and the classifiers that this package saves: kind, variant, outputs, keys, numbers, size and SHA-256.
     """
-    with _clear_errors(debug):
+    with clear_errors(debug):
         import json
 
         from mammosae_plugin.adapters.inspection import inspect_checkpoint
@@ -211,7 +186,7 @@ def layers(
     Any name in the list can be given as a study's layer, to `HookedVisionModel`, or in an SAE's metadata. Shapes are of
     one image, channels last: h x w x C for a map or a transformer's patches, C for a vector.
     """
-    with _clear_errors(debug):
+    with clear_errors(debug):
         from mammosae_plugin.adapters.layers import describe_layers, layers_table, open_model
 
         found = describe_layers(open_model(model), image_size=image_size, every=every)
@@ -234,7 +209,7 @@ def activations_info(
     debug: Debug = False,
 ) -> None:
     """Tell what the rows of a store are: layer, model, images, type, size. Reads no row."""
-    with _clear_errors(debug):
+    with clear_errors(debug):
         import json
 
         from mammosae_plugin.activations import ActivationStore
@@ -246,7 +221,7 @@ def activations_info(
 @activations.command("verify")
 def activations_verify(folder: StoreFolder, debug: Debug = False) -> None:
     """Read a whole store and compare it with its checksums; exit code 2 and the first damaged file if they differ."""
-    with _clear_errors(debug):
+    with clear_errors(debug):
         from mammosae_plugin.activations import ActivationStore
 
         store = ActivationStore(folder)
@@ -261,10 +236,13 @@ def activations_merge(
     debug: Debug = False,
 ) -> None:
     """Put the rows of several stores into one: other images, the same layer of the same model. Can be run again."""
-    with _clear_errors(debug):
+    with clear_errors(debug):
         from mammosae_plugin.activations import merge_stores
 
         typer.echo(merge_stores(folders, output).summary())
+
+
+add_hub_commands(app)
 
 
 def main() -> None:

@@ -1,0 +1,34 @@
+"""What every command of `mammosae` does alike: the flag --debug, and how errors are shown."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+Debug = Annotated[bool, typer.Option("--debug", help="On an error, show the whole traceback.")]
+
+
+@contextmanager
+def clear_errors(debug: bool) -> Iterator[None]:
+    """End with one line, exit code 2 for bad input and 1 for a failure of our own; with `debug`, with the traceback."""
+    from mammosae_plugin.errors import InputError
+
+    logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        yield
+    except (InputError, OSError) as error:
+        if debug:
+            raise
+        message = " ".join(str(error).split())
+        if isinstance(error, OSError) and error.filename:
+            message = f"{error.filename}: {error.strerror}"
+        typer.secho(f"mammosae: {message}", err=True, fg="red")
+        raise typer.Exit(2) from error
+    except Exception as error:
+        if debug:
+            raise
+        message = " ".join(str(error).split())
+        typer.secho(f"mammosae: unexpected {type(error).__name__}: {message} (--debug shows where)", err=True, fg="red")
+        raise typer.Exit(1) from error
