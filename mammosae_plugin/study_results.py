@@ -40,6 +40,7 @@ def results(layer: LayerStudy, side_by_side: list[Row]) -> Row:
         },
         "data": _data(study),
         "models": _models(layer),
+        "tables": [{**vars(pair), "table": table.folder.name} for pair, table in layer.tables.items()],
         "sae": _sae(layer),
         "sae_quality": layer.sae_quality.to_dict("records"),
         "reconstruction": layer.reconstruction.to_dict("records"),

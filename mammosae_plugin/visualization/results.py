@@ -27,13 +27,15 @@ class _Optional(TypedDict, total=False):
     checks: list[Row]
     baselines: list[Row]
     n_controls: int
+    tables: list[Row]
     layer: dict[str, str]
     layers: list[Row]
 
 
 class Results(_Optional):
-    """The content of `results.json`, format version 1; `checks`, `baselines` and `n_controls` may be absent.
+    """The content of `results.json`, format version 1; `checks`, `baselines`, `n_controls` and `tables` may be absent.
 
+    `tables` names the folder in `work/latents` of each model and concept's latents table.
     `layers` (a row per layer, model and concept) and `layer` (`name` of the layer that the other parts are about, and
     `primary`, the layer whose report lies at the top) are there when the study has more than one layer.
     """

@@ -1,0 +1,154 @@
+"""A study on disk as it is found: the results of every layer and the latents tables behind them.
+
+Nothing is computed here and no configuration file is needed: what a study's folder holds is enough.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.visualization.names import RESULTS_FILE, layer_folder
+from mammosae_plugin.visualization.results import Results, load_results
+
+if TYPE_CHECKING:
+    from mammosae_plugin.latents import LatentTable
+
+RESULTS_FOLDER, TABLES_FOLDER = "results", Path("work") / "latents"
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What shares a latents table: a model, or those of its classifiers whose encoders are bit-identical.
+
+    Attributes:
+        name: The model's name where all its classifiers share the table, else "model/concept".
+        model: The model's name.
+        concepts: The concepts whose classifiers share the table.
+        table_folder: The table.
+    """
+
+    name: str
+    model: str
+    concepts: tuple[str, ...]
+    table_folder: Path
+
+    @cached_property
+    def table(self) -> "LatentTable":
+        """The latents table, which is read when it is asked for."""
+        from mammosae_plugin.latents import LatentTable
+
+        return LatentTable(self.table_folder)
+
+
+@dataclass(frozen=True)
+class LayerResults:
+    """What a study found at one layer.
+
+    Attributes:
+        name: The layer as the study's configuration names it.
+        folder: Where its report lies.
+        results: Its `results.json`.
+        encoders: By name, in the study's order.
+    """
+
+    name: str
+    folder: Path
+    results: Results
+    encoders: Mapping[str, Encoder]
+
+    @property
+    def hook_name(self) -> str:
+        """The hook point at which the SAE reads."""
+        return str(self.results["models"][0]["hook_name"])
+
+    @property
+    def sae_sha256(self) -> str:
+        """Fingerprint of the SAE's weights."""
+        return str(self.results["sae"]["sha256"])
+
+    @property
+    def d_sae(self) -> int:
+        """Number of latents."""
+        return int(self.results["sae"]["d_sae"])
+
+
+class StudyFolder:
+    """A study's output folder.
+
+    Args:
+        folder: The folder that the study's configuration calls `output`.
+
+    Raises:
+        InputError: No finished study is there, or one of a version that did not yet say which tables it read.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / RESULTS_FOLDER / RESULTS_FILE).exists():
+            raise InputError(
+                f"{self.folder} holds no finished study (no {RESULTS_FOLDER}/{RESULTS_FILE}); run `mammosae study`, or "
+                "name the folder that its configuration calls output"
+            )
+        self.results = load_results(self.folder / RESULTS_FOLDER)
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """The study's concepts, in order."""
+        return tuple(dict.fromkeys(row["concept"] for row in self.results["models"]))
+
+    @cached_property
+    def layers(self) -> tuple[LayerResults, ...]:
+        """The layers in the study's order."""
+        primary, names = self.primary_name, dict.fromkeys(row["layer"] for row in self.results.get("layers", []))
+        return tuple(self._layer(name, layer_folder(name, primary)) for name in names or [primary])
+
+    @property
+    def primary_name(self) -> str:
+        """The layer whose report lies at the top."""
+        if "layer" in self.results:
+            return self.results["layer"]["primary"]
+        listed = self.results["config"].get("layers")
+        return str(listed[0] if listed else self.results["models"][0]["hook_name"].rpartition(".")[0])
+
+    def layer(self, name: str | None = None) -> LayerResults:
+        """A layer by its name; the primary one for None.
+
+        Raises:
+            InputError: The study has no such layer.
+        """
+        wanted = self.primary_name if name is None else name
+        for layer in self.layers:
+            if layer.name == wanted:
+                return layer
+        raise InputError(f"{self.folder} has no layer {wanted!r}; it has {', '.join(x.name for x in self.layers)}")
+
+    def _layer(self, name: str, place: str) -> LayerResults:
+        folder = self.folder / RESULTS_FOLDER / place
+        results = self.results if place == "." else load_results(folder)
+        return LayerResults(name, folder, results, _encoders(results, self.folder))
+
+
+def _encoders(results: Results, study: Path) -> dict[str, Encoder]:
+    rows: list[dict[str, Any]] = results.get("tables", [])
+    if not rows:
+        raise InputError(
+            f"{study} does not say which latents tables its results are from; run `mammosae report` with its "
+            "configuration once more, which takes seconds"
+        )
+    concepts: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        concepts.setdefault((row["model"], Path(row["table"]).name), []).append(row["concept"])
+    n_tables = {model: sum(model == other for other, _ in concepts) for model, _ in concepts}
+    found = [
+        Encoder(
+            model if n_tables[model] == 1 else f"{model}/{'+'.join(shared)}",
+            model,
+            tuple(shared),
+            study / TABLES_FOLDER / table,
+        )
+        for (model, table), shared in concepts.items()
+    ]
+    return {encoder.name: encoder for encoder in found}
