@@ -1,5 +1,28 @@
-"""What this package shares with the Hugging Face Hub."""
+"""What this package shares with the Hugging Face Hub: SAEs, findings, and pages to browse them.
 
-from mammosae_plugin.hub.releases import RELEASES, Release, register_releases
+Each name is imported from its module when it is asked for, since SAELens and datasets take seconds.
+"""
 
-__all__ = ["RELEASES", "Release", "register_releases"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mammosae_plugin.hub.pulling import pull
+    from mammosae_plugin.hub.releases import RELEASES, Release, register_releases
+    from mammosae_plugin.hub.saes import publish_sae
+
+__all__ = ["RELEASES", "Release", "publish_sae", "pull", "register_releases"]
+
+_MODULES = {
+    "RELEASES": "releases",
+    "Release": "releases",
+    "publish_sae": "saes",
+    "pull": "pulling",
+    "register_releases": "releases",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,0 +1,415 @@
+"""One upload to the Hub: staged, checked, described, and sent as one commit.
+
+    publication = prepare(folder, "owner/name", kind="model", contents="sae", context=context, tag="v1")
+    print(publication.describe())   # nothing has been sent
+    publication.send()
+
+The repository is before or after, never between: files go to the Hub's store first, and one commit, on the parent that
+was looked at, makes all of them appear. What is there already is not overwritten, unless `replace` says so.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile
+
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import sha256_of_file
+from mammosae_plugin.hub_requests import HubError, ask
+
+if TYPE_CHECKING:
+    from mammosae_plugin.hub.guard import Kind as Contents
+    from mammosae_plugin.hub.guard import PrivacyContext, StagedFile
+
+RepoKind = Literal["model", "dataset", "space"]
+Change = Literal["new", "same", "replaced", "removed"]
+
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_TAG = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")
+_PREFIX: Mapping[str, str] = {"model": "", "dataset": "datasets/", "space": "spaces/"}
+
+
+@dataclass(frozen=True)
+class Published:
+    """What is on the Hub now.
+
+    Attributes:
+        url: the page of the repository.
+        commit: the commit that holds everything that was staged, 40 hexadecimal digits.
+        tag: its tag, None if none was asked for.
+        changed: whether a commit was made; False where all of it was there already.
+    """
+
+    url: str
+    commit: str
+    tag: str | None
+    changed: bool = True
+
+    def as_text(self) -> str:
+        """One line for people."""
+        at = f" ({self.tag})" if self.tag else ""
+        what = "published" if self.changed else "everything was there already"
+        return f"{what}: {self.url} at commit {self.commit}{at}"
+
+
+@dataclass(frozen=True)
+class Publication:
+    """One upload, staged and checked, not yet sent.
+
+    Attributes:
+        folder: the staged folder.
+        repo_id: owner/name.
+        kind: model, dataset or space.
+        files: path, size and SHA-256 of every staged file.
+        tag: the name to give to the published state, None for none.
+        private: whether a repository that is made is private.
+        message: the commit's message.
+        replace: whether files that are there otherwise may be overwritten.
+        parent: the commit that was there when it was prepared; None for a repository that does not exist.
+        changes: path -> what becomes of it.
+        visibility: of the repository as it is, or as it will be made.
+        landed: the commit that holds all of it already, None if there is none.
+        tagged: whether the tag is there already.
+        space_sdk: the kind of a Space.
+    """
+
+    folder: Path
+    repo_id: str
+    kind: RepoKind
+    files: "tuple[StagedFile, ...]"
+    tag: str | None
+    private: bool
+    message: str
+    replace: bool
+    parent: str | None
+    changes: Mapping[str, Change] = field(default_factory=dict)
+    visibility: str = "private"
+    landed: str | None = None
+    tagged: bool = False
+    space_sdk: str | None = None
+
+    def describe(self) -> str:
+        """Exactly what would go out: repository, visibility, tag, every file with size and SHA-256, what is there."""
+        state = "to be made" if self.parent is None else f"is there, at commit {self.parent}"
+        tag = "none" if self.tag is None else f"{self.tag} ({'is there' if self.tagged else 'new'})"
+        lines = [
+            f"{self.kind} repository {self.repo_id}: {self.visibility}, {state}",
+            f"tag: {tag}",
+            f"commit message: {self.message}",
+        ]
+        width = max((len(path) for path in self.changes), default=0)
+        by_path = {file.path: file for file in self.files}
+        for path, change in sorted(self.changes.items()):
+            facts = f"{by_path[path].size:>12,} bytes  sha256 {by_path[path].sha256}" if path in by_path else ""
+            lines.append(f"  {change:<8}  {path:<{width}}  {facts}".rstrip())
+        sent = [file for file in self.files if self.changes[file.path] != "same"]
+        if self.landed is not None:
+            lines.append(f"All of it is there already, at commit {self.landed}.")
+        else:
+            lines.append(f"{len(sent)} of {len(self.files)} files to send, {sum(file.size for file in sent):,} bytes.")
+        return "\n".join(lines)
+
+    def send(self, *, token: str | None = None) -> Published:
+        """Send it: one commit on the parent that was seen, then the tag.
+
+        What was lost on the way is sent again where that can help. A run that ended between commit and tag is completed
+        by preparing and sending the same again.
+
+        Args:
+            token: of the Hub; by default that of `hf auth login` or HF_TOKEN.
+
+        Raises:
+            HubError: the Hub refuses, or cannot be reached; nothing was written, unless the message says so.
+            InputError: the staged files, or the repository, are no longer what was prepared.
+        """
+        self._check_files()
+        api = HfApi(token=token)
+        ask(api.whoami, about=self.repo_id, doing="publish", writing=True)
+        commit = self.landed
+        if commit is None:
+            parent = self.parent if self.parent is not None else self._make_repo(api)
+            commit = self._commit(api, parent)
+        if self.tag is not None and not self.tagged:
+            self._set_tag(api, commit)
+        url = f"{api.endpoint}/{_PREFIX[self.kind]}{self.repo_id}"
+        return Published(url, commit, self.tag, changed=self.landed is None)
+
+    def _check_files(self) -> None:
+        for file in self.files:
+            path = self.folder / file.path
+            if not path.is_file() or sha256_of_file(path) != file.sha256:
+                raise InputError(f"{path} has changed since it was checked; prepare the publication again")
+
+    def _make_repo(self, api: HfApi) -> str:
+        """Make the repository; its first commit, which the Hub makes."""
+
+        def create() -> None:
+            try:
+                api.create_repo(
+                    self.repo_id, repo_type=self.kind, private=self.private, space_sdk=self.space_sdk, exist_ok=False
+                )
+            except Exception as error:
+                if getattr(getattr(error, "response", None), "status_code", None) != 409:
+                    raise  # 409: it was made by a request whose answer was lost, or by somebody else; see below
+
+        ask(create, about=self.repo_id, doing="make", writing=True)
+        made = _look(api, self.repo_id, self.kind, None)
+        if made is None:
+            raise HubError(f"{self.repo_id} was made, but the Hub does not show it; run the same command again")
+        if not made.untouched:
+            raise InputError(f"{self.repo_id} has been made by somebody else meanwhile; run again to see what is there")
+        if self.private and not made.private:
+            raise InputError(f"{self.repo_id} is public, though a private one was asked for; delete it or allow public")
+        return made.commit
+
+    def _commit(self, api: HfApi, parent: str) -> str:
+        additions = [
+            CommitOperationAdd(file.path, self.folder / file.path)
+            for file in self.files
+            if self.changes[file.path] != "same"
+        ]
+        removals = [CommitOperationDelete(path) for path, change in self.changes.items() if change == "removed"]
+
+        def upload() -> None:
+            api.preupload_lfs_files(self.repo_id, additions, repo_type=self.kind, free_memory=False)
+
+        def commit() -> str:
+            try:
+                info = api.create_commit(
+                    self.repo_id,
+                    [*additions, *removals],
+                    commit_message=self.message,
+                    repo_type=self.kind,
+                    parent_commit=parent,
+                )
+            except Exception:
+                # A commit whose answer was lost is there, and the same request would be refused: look.
+                landed = self._landed_since(api, parent)
+                if landed is None:
+                    raise
+                return landed
+            return str(info.oid)
+
+        ask(upload, about=self.repo_id, doing="send files to", attempts=1, writing=True)
+        return ask(commit, about=self.repo_id, doing="publish", writing=True)
+
+    def _landed_since(self, api: HfApi, parent: str) -> str | None:
+        try:
+            there = _look(api, self.repo_id, self.kind, None)
+        except HubError:
+            return None
+        if there is None or there.commit == parent:
+            return None
+        changes = _changes(self.folder, self.files, there.files)
+        gone = all(path not in there.files for path, change in self.changes.items() if change == "removed")
+        return there.commit if gone and set(changes.values()) <= {"same"} else None
+
+    def _set_tag(self, api: HfApi, commit: str) -> None:
+        assert self.tag is not None
+        tag = self.tag
+        try:
+            ask(
+                lambda: api.create_tag(self.repo_id, tag=tag, revision=commit, repo_type=self.kind, exist_ok=True),
+                about=self.repo_id,
+                doing="tag",
+                writing=True,
+            )
+            target = _tags(api, self.repo_id, self.kind).get(tag)
+        except HubError as error:
+            raise HubError(
+                f"published as commit {commit}, but without the tag {tag}: {error}; the same command adds it",
+                status=error.status,
+                passing=error.passing,
+            ) from error
+        if target != commit:
+            raise InputError(
+                f"published as commit {commit}, but {tag} names {target} of {self.repo_id}; name a new tag"
+            )
+
+
+def prepare(
+    folder: Path,
+    repo_id: str,
+    *,
+    kind: RepoKind,
+    contents: "Contents",
+    context: "PrivacyContext",
+    tag: str | None = None,
+    private: bool = True,
+    replace: bool = False,
+    message: str = "Publish with mammosae",
+    space_sdk: str | None = None,
+    token: str | None = None,
+) -> Publication:
+    """Check a staged folder, and look at what the repository holds. Nothing is sent.
+
+    Args:
+        folder: what to upload, as it is to lie in the repository.
+        repo_id: owner/name.
+        kind: of the repository.
+        contents: what the privacy guard checks it as.
+        context: what the guard must not let out.
+        tag: a name for the published state; a tag that is there is never moved.
+        private: make a new repository private. A repository that is public is refused then.
+        replace: overwrite files that are there with another content; in a dataset or Space, also remove files of such
+            an upload that are no longer part of it.
+        message: of the commit.
+        space_sdk: of a new Space, such as "static".
+        token: of the Hub; by default that of `hf auth login` or HF_TOKEN.
+
+    Raises:
+        PrivacyError: something in the folder must not get out.
+        HubError: the Hub refuses, or cannot be reached.
+        InputError: a name that cannot be; content or a tag in the way; a public repository where private was asked for.
+    """
+    from mammosae_plugin.hub.guard import check_staged
+
+    if not _REPO.fullmatch(repo_id):
+        raise InputError(f"{repo_id!r} is no name of a Hub repository; give it as owner/name")
+    if tag is not None and not _TAG.fullmatch(tag):
+        raise InputError(f"{tag!r} cannot be a tag; use letters, digits, dots, dashes, such as v1")
+    folder = Path(folder)
+    files = check_staged(folder, contents, context)
+    api = HfApi(token=token)
+    there = _look(api, repo_id, kind, tag)
+    visibility = "private" if private else "public"
+    if there is None:
+        return Publication(
+            folder, repo_id, kind, files, tag, private, message, replace, None,
+            changes={file.path: "new" for file in files}, visibility=visibility, space_sdk=space_sdk,
+        )  # fmt: skip
+    if private and not there.private:
+        raise InputError(f"{repo_id} is public; allow that (--public, private=False), or name another repository")
+    changes = _changes(folder, files, there.files)
+    tagged = there.tag_commit is not None
+    if there.tag_commit is not None:
+        landed: str | None = there.tag_commit
+        if set(_changes(folder, files, there.tag_files).values()) != {"same"}:
+            raise InputError(f"{repo_id} has a tag {tag} of something else already; tags are not moved, name a new one")
+        changes = dict.fromkeys(changes, "same")
+    else:
+        if replace and kind != "model":
+            changes |= dict.fromkeys(_no_longer_part(contents, files, there.files), "removed")
+        landed = there.commit if set(changes.values()) == {"same"} else None
+    in_the_way = sorted(path for path, change in changes.items() if change == "replaced")
+    if in_the_way and not replace and not there.untouched:
+        shown = ", ".join(in_the_way[:3]) + (f" and {len(in_the_way) - 3} more" if len(in_the_way) > 3 else "")
+        raise InputError(f"{repo_id} holds another {shown}; overwrite with --replace, or name another repository")
+    if ".gitignore" in there.files:
+        raise InputError(
+            f"{repo_id} has a .gitignore, by which the Hub leaves files out silently; delete it there first"
+        )
+    return Publication(
+        folder, repo_id, kind, files, tag, private, message, replace, there.commit,
+        changes=changes, visibility="private" if there.private else "public", landed=landed, tagged=tagged,
+        space_sdk=space_sdk,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _There:
+    """A repository as it is.
+
+    Attributes:
+        commit: the head of its main branch.
+        private: whether it is.
+        files: path -> hash of every file at the head.
+        untouched: whether the Hub made it and nobody has written to it.
+        tag_commit: the commit of the tag that was asked for, None if there is none.
+        tag_files: path -> hash of every file at that tag.
+    """
+
+    commit: str
+    private: bool
+    files: Mapping[str, "_Hash"]
+    untouched: bool
+    tag_commit: str | None
+    tag_files: Mapping[str, "_Hash"]
+
+
+@dataclass(frozen=True)
+class _Hash:
+    """SHA-256 of a file in the Hub's large storage, git's hash of any other."""
+
+    sha256: str | None
+    git: str
+
+    def is_of(self, path: Path, sha256: str) -> bool:
+        return sha256 == self.sha256 if self.sha256 is not None else git_hash(path) == self.git
+
+
+def _look(api: HfApi, repo_id: str, kind: RepoKind, tag: str | None) -> _There | None:
+    """The repository, None if there is none (or none that this login may see: the Hub does not tell which)."""
+
+    def info() -> tuple[str, bool] | None:
+        try:
+            found = api.repo_info(repo_id, repo_type=kind)
+        except RepositoryNotFoundError:
+            return None
+        return str(found.sha), bool(found.private)
+
+    seen = ask(info, about=repo_id, doing="read")
+    if seen is None:
+        return None
+    commit, private = seen
+    commits = ask(lambda: api.list_repo_commits(repo_id, repo_type=kind), about=repo_id, doing="read")
+    tag_commit = _tags(api, repo_id, kind).get(tag) if tag is not None else None
+    return _There(
+        commit,
+        private,
+        _files(api, repo_id, kind, commit),
+        untouched=len(commits) == 1 and commits[0].title == "initial commit",
+        tag_commit=tag_commit,
+        tag_files=_files(api, repo_id, kind, tag_commit) if tag_commit is not None else {},
+    )
+
+
+def _files(api: HfApi, repo_id: str, kind: RepoKind, commit: str) -> dict[str, _Hash]:
+    entries = ask(
+        lambda: list(api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type=kind)),
+        about=repo_id,
+        doing="read",
+    )
+    return {
+        entry.path: _Hash(entry.lfs.sha256 if entry.lfs is not None else None, entry.blob_id)
+        for entry in entries
+        if isinstance(entry, RepoFile)
+    }
+
+
+def _tags(api: HfApi, repo_id: str, kind: RepoKind) -> dict[str, str]:
+    refs = ask(lambda: api.list_repo_refs(repo_id, repo_type=kind), about=repo_id, doing="read")
+    return {ref.name: ref.target_commit for ref in refs.tags}
+
+
+def _changes(folder: Path, files: "tuple[StagedFile, ...]", there: Mapping[str, _Hash]) -> dict[str, Change]:
+    def change(file: "StagedFile") -> Change:
+        if file.path not in there:
+            return "new"
+        return "same" if there[file.path].is_of(folder / file.path, file.sha256) else "replaced"
+
+    return {file.path: change(file) for file in files}
+
+
+def _no_longer_part(
+    contents: "Contents", files: "tuple[StagedFile, ...]", there: Mapping[str, _Hash]
+) -> tuple[str, ...]:
+    from mammosae_plugin.hub.guard import is_allowed_name
+
+    staged = {file.path for file in files}
+    return tuple(path for path in there if path not in staged and is_allowed_name(contents, path))
+
+
+def git_hash(path: Path) -> str:
+    """Git's name of a file's content: SHA-1 over its length and bytes, 40 hexadecimal digits."""
+    digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
