@@ -32,6 +32,12 @@ Change = Literal["new", "same", "replaced", "removed"]
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TAG = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")
+_REMOVED: "Mapping[Contents, re.Pattern[str]]" = {
+    "sae": re.compile(r"(?!)"),  # a repository may hold SAEs of several uploads
+    "findings": re.compile(r"\w+/train-\d{5}-of-\d{5}\.parquet|figures/[^/]+\.png"),
+    "space": re.compile(r"data/[^/]+\.js"),
+}
+"""Of the files that are there, those that went out with an earlier upload of the same kind."""
 _PREFIX: Mapping[str, str] = {"model": "", "dataset": "datasets/", "space": "spaces/"}
 
 
@@ -294,7 +300,7 @@ def prepare(
             raise InputError(f"{repo_id} has a tag {tag} of something else already; tags are not moved, name a new one")
         changes = dict.fromkeys(changes, "same")
     else:
-        if replace and kind != "model":
+        if replace:
             changes |= dict.fromkeys(_no_longer_part(contents, files, there.files), "removed")
         landed = there.commit if set(changes.values()) == {"same"} else None
     in_the_way = sorted(path for path, change in changes.items() if change == "replaced")
@@ -400,10 +406,8 @@ def _changes(folder: Path, files: "tuple[StagedFile, ...]", there: Mapping[str, 
 def _no_longer_part(
     contents: "Contents", files: "tuple[StagedFile, ...]", there: Mapping[str, _Hash]
 ) -> tuple[str, ...]:
-    from mammosae_plugin.hub.guard import is_allowed_name
-
     staged = {file.path for file in files}
-    return tuple(path for path in there if path not in staged and is_allowed_name(contents, path))
+    return tuple(path for path in there if path not in staged and _REMOVED[contents].fullmatch(path))
 
 
 def git_hash(path: Path) -> str:
