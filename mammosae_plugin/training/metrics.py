@@ -11,6 +11,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from mammosae_plugin import distributed
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import atomic_path
 from mammosae_plugin.provenance import plain
@@ -53,6 +54,13 @@ class Measures:
         self._norm_ratios += (reconstruction.norm(dim=1)[some] / norms[some]).sum()
         self._n_norm_ratios += some.sum()
 
+    def add_up(self) -> None:
+        """Add what the other processes have added to theirs."""
+        n_rows = torch.tensor(self.n_rows, device=self._sum.device)
+        sums = (self._sum, self._sum_of_squares, self._squared_error, self._fired)
+        distributed.add_up([n_rows, *sums, self._norm_ratios, self._n_norm_ratios])
+        self.n_rows = int(n_rows)
+
     def row(self) -> Row:
         """The measures of all rows added.
 
@@ -80,12 +88,17 @@ class Measures:
 
 
 def measure(function: Function, batches: Iterable[torch.Tensor], d_in: int, d_sae: int, device: str) -> Row:
-    """The measures of an SAE on batches of rows (b, d_in); `function` gives latents and reconstruction of a batch."""
+    """The measures of an SAE on batches of rows (b, d_in); `function` gives latents and reconstruction of a batch.
+
+    Of several processes each looks at some of the batches, which are the same in all.
+    """
     measures = Measures(d_in, d_sae, device)
     with torch.no_grad():
-        for batch in batches:
-            batch = batch.to(device)
-            measures.add(batch, *function(batch))
+        for number, batch in enumerate(batches):
+            if number % distributed.world_size() == distributed.rank():
+                batch = batch.to(device)
+                measures.add(batch, *function(batch))
+    measures.add_up()
     return measures.row()
 
 
@@ -102,15 +115,16 @@ def step_row(trainer: Any, output: Any) -> Row:
 
     Args:
         trainer: The SAELens `SAETrainer`, after the step.
-        output: What its `step` returned.
+        output: What its `step` returned, in each process for its part of the batch.
     """
     rows, latents = output.sae_in, output.feature_acts
     measures = Measures(rows.shape[1], latents.shape[1], rows.device)
     measures.add(rows, latents, output.sae_out)
+    measures.add_up()
     measured = measures.row()
     return {
-        "loss": output.loss.item(),
-        **{name: float(value) for name, value in output.losses.items()},
+        "loss": distributed.mean(output.loss).item(),
+        **{name: float(distributed.mean(value)) for name, value in output.losses.items()},
         **{name: measured[name] for name in ("explained_variance", "l0", "shrinkage")},
         "dead_share": float(trainer.dead_neurons.double().mean()),
         "dead_window_steps": trainer.cfg.dead_feature_window,
@@ -194,4 +208,4 @@ def draw_metrics(rows: Sequence[Row], file: Path) -> None:
         xlim=(edges[0], math.ceil(edges[-1])),
     )
     with atomic_path(file) as temporary:
-        figure.savefig(temporary, dpi=120)
+        figure.savefig(temporary, dpi=120, metadata={"Software": None})

@@ -1,0 +1,288 @@
+"""The privacy guard: every upload passes it, and it fails closed.
+
+`check_staged` reads the staged files themselves and holds every rule of `RULES` against them; what it does not know (a
+file, a column, a tensor, an entry of metadata) stops the upload. It never changes a file: whoever stages leaves out,
+hashes and suppresses, with the functions here. docs/privacy.md says what each rule is for, and what none of them sees.
+"""
+
+import hashlib
+import hmac
+import os
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import atomic_path, sha256_of_file
+from mammosae_plugin.hub.guard_reading import Opened
+from mammosae_plugin.hub.guard_rules import (
+    COLUMNS,
+    HASH_DIGITS,
+    RESTRICTED,
+    RULES,
+    Kind,
+    Restricted,
+    Rule,
+    Staged,
+    is_allowed_name,
+    is_small,
+    shown,
+)
+
+__all__ = [
+    "COLUMNS",
+    "RESTRICTED",
+    "RULES",
+    "Kind",
+    "PrivacyContext",
+    "PrivacyError",
+    "Restricted",
+    "Rule",
+    "StagedFile",
+    "check_staged",
+    "copy_figure",
+    "hash_ids",
+    "is_allowed_name",
+    "load_or_make_key",
+    "suppress_small_groups",
+]
+
+KINDS: tuple[Kind, ...] = ("sae", "findings", "space")
+
+
+class PrivacyError(InputError):
+    """Something in a staged folder must not get out. The message names file, rule and remedy, never the secret."""
+
+
+@dataclass(frozen=True)
+class PrivacyContext:
+    """What must not get out, and what is known of the data behind an upload.
+
+    Attributes:
+        private_values: ids of patients, images, studies and series; none may occur in any staged byte.
+        datasets: names of the datasets behind the upload: "vindr", "rsna", "phantom", or a name of the user's own.
+        min_group: statistics of fewer images or patients than this must be null.
+        licence: the licence, named by whoever publishes, under which rows per image of a restricted dataset may go out.
+    """
+
+    private_values: frozenset[str] = field(default=frozenset(), repr=False)
+    datasets: tuple[str, ...] = ()
+    min_group: int = 5
+    licence: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.min_group < 1:
+            raise InputError(f"min_group is {self.min_group}; it must be 1 or more")
+
+    @classmethod
+    def of_dataset(cls, dataset: Any, *, min_group: int = 5, licence: str | None = None) -> "PrivacyContext":
+        """The context of a `MammogramDataset`: its ids and the names of its files."""
+        values: set[str] = set()
+        for table in (dataset.images, dataset.findings):
+            values |= _ids_of(table)
+        for path in dataset.image_paths:
+            values |= {path.name, path.stem}
+        patients = [str(patient) for patient in dataset.images["patient_id"]]
+        return cls(frozenset(values), (_dataset_name(dataset.name, patients),), min_group, licence)
+
+    @classmethod
+    def of_study(
+        cls, study: str | os.PathLike[str] | Any, *, min_group: int = 5, licence: str | None = None
+    ) -> "PrivacyContext":
+        """The context of a study: every id in its latents tables and its quarantine.
+
+        Args:
+            study: A study's folder, or an object whose `output` or `folder` is one.
+            min_group: As in the class.
+            licence: As in the class.
+
+        Raises:
+            PrivacyError: The folder holds no latents table, so that the ids that must stay are unknown.
+        """
+        where = Path(getattr(study, "output", None) or getattr(study, "folder", None) or study)
+        tables = sorted((where / "work" / "latents").glob("*/*/images.parquet"))
+        if not tables:
+            raise PrivacyError(
+                f"{where} holds no latents table in work/latents, so the ids that must not get out are unknown; run "
+                "the study again, or keep its work folder until it is published"
+            )
+        values: set[str] = set()
+        patients: list[str] = []
+        for file in tables:
+            table = pd.read_parquet(file)
+            values |= _ids_of(table)
+            patients += [str(patient) for patient in table["patient_id"]]
+        for file in sorted((where / "work").glob("quarantine-*.csv")):
+            values |= _ids_of(pd.read_csv(file, dtype=str))
+        return cls(frozenset(values), (_dataset_name("vindr", patients),), min_group, licence)
+
+
+def _ids_of(table: pd.DataFrame) -> set[str]:
+    columns = [column for column in table.columns if str(column).endswith("_id")]
+    values = {str(value) for column in columns for value in table[column].dropna().unique()}
+    return values | {Path(value).stem for value in values if value.endswith((".png", ".dcm", ".dicom", ".jpg"))}
+
+
+def _dataset_name(name: str, patients: Sequence[str]) -> str:
+    """Phantoms are read by VinDr's reader; their ids, which no hospital gives, say that they are drawn."""
+    return "phantom" if patients and all(patient.startswith("phantom_") for patient in patients) else name
+
+
+@dataclass(frozen=True)
+class StagedFile:
+    """A file that may go out: path in the repository, size in bytes, SHA-256."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+def check_staged(
+    folder: str | os.PathLike[str],
+    kind: Kind,
+    context: PrivacyContext,
+    *,
+    repo_id: str | None = None,
+    said: Mapping[str, str] | None = None,
+) -> tuple[StagedFile, ...]:
+    """Hold every rule against a staged folder.
+
+    Args:
+        folder: What would go out, whole: each file under the path that it would have.
+        kind: What it is.
+        context: What must not get out.
+        repo_id: Where it would go; the name is public and is not taken for a user's name.
+        said: What else would be said with it, by what it is: the commit's message, a tag.
+
+    Returns:
+        Every file, by path. What is sent must have these digests.
+
+    Raises:
+        PrivacyError: Something must not get out, or is not known to be harmless. One line; it names the first file, the
+            rule and what to do, and says how many more problems there are.
+    """
+    root = Path(folder)
+    if kind not in KINDS:
+        raise PrivacyError(f"{kind!r} is no kind of upload; known are {', '.join(KINDS)}")
+    if not root.is_dir():
+        raise PrivacyError(f"there is no staged folder {root.name}; stage it first")
+    found = sorted(path for path in root.rglob("*") if path.is_symlink() or not path.is_dir())
+    strange = [path for path in found if path.is_symlink() or not path.is_file()]
+    if strange or not found:
+        what = "a link or no ordinary file, which may change after it was looked at" if strange else "empty"
+        raise PrivacyError(f"the staged folder is or holds {what}; stage plain files. Nothing was sent")
+    opened = tuple(Opened(path.relative_to(root).as_posix(), path) for path in found)
+    before = {file.path: sha256_of_file(file.file) for file in opened}
+    staged = Staged(root, kind, context, opened, repo_id, said or {})
+    problems = [(rule, problem) for rule in RULES for problem in rule.check(staged)]
+    if problems:
+        (rule, first), more = problems[0], len(problems) - 1
+        others = sorted({other.name for other, _ in problems[1:]} - {rule.name})
+        also = f" ({more} more problem{'s' if more > 1 else ''}{': ' + ', '.join(others) if others else ''})"
+        raise PrivacyError(
+            f"{shown(first.path, staged)}: privacy rule '{rule.name}': {first.message}{also if more else ''}. Nothing "
+            "was sent"
+        )
+    return tuple(StagedFile(path, (root / path).stat().st_size, digest) for path, digest in before.items())
+
+
+# -- what stagers use --------------------------------------------------------------------------------------------------
+
+
+def copy_figure(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Copy the pixels of a PNG and nothing else: no text, date, profile or camera's data.
+
+    Raises:
+        InputError: The file cannot be read as an image.
+    """
+    try:
+        with Image.open(source) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{source} cannot be read as an image; draw it again") from error
+    with atomic_path(target) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG", optimize=True)
+
+
+def load_or_make_key(path: str | os.PathLike[str]) -> bytes:
+    """The key under which ids are hashed: 32 random bytes in a file that only its owner reads.
+
+    Whoever has the key and a list of ids can tell which row is whose: it stays on this machine.
+
+    Raises:
+        InputError: The file holds something else.
+    """
+    file = Path(path)
+    if not file.exists():
+        with atomic_path(file) as temporary:
+            temporary.touch(mode=0o600)
+            temporary.chmod(0o600)
+            temporary.write_bytes(secrets.token_bytes(32).hex().encode() + b"\n")
+    try:
+        key = bytes.fromhex(file.read_text(encoding="ascii").strip())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} holds no key for hashing ids; name another file") from error
+    if len(key) < 16:
+        raise InputError(f"{file} holds a key of {len(key)} bytes; 16 are the fewest that are safe")
+    return key
+
+
+def hash_ids(ids: Iterable[Any], key: bytes) -> list[str]:
+    """Ids as 32 hexadecimal digits of HMAC-SHA256: the same id, the same digits, for holders of the key only.
+
+    Without a key a hash hides nothing, because everybody who has the dataset can hash its ids.
+
+    Raises:
+        InputError: The key has fewer than 16 bytes.
+    """
+    if len(key) < 16:
+        raise InputError(f"the key has {len(key)} bytes; 16 are the fewest that are safe (see load_or_make_key)")
+    return [hmac.new(key, str(one).encode(), hashlib.sha256).hexdigest()[:HASH_DIGITS] for one in ids]
+
+
+def suppress_small_groups(
+    frame: pd.DataFrame, counts: Sequence[str], columns: Sequence[str], min_group: int
+) -> pd.DataFrame:
+    """The frame with statistics of fewer than `min_group` images or patients set to null.
+
+    Args:
+        frame: One row per statistic. Cells are numbers, or lists with one number per class.
+        counts: Columns that say how many stand behind a row; each of them counts. Where it holds a list, its i-th entry
+            stands behind the i-th entry of the columns that hold lists, and its least behind the others.
+        columns: What is set to null (NaN in number columns, None in lists).
+        min_group: The least number.
+
+    Returns:
+        A new frame.
+    """
+    result = frame.copy()
+    for column in columns:
+        cells: list[Any] = []
+        for position, cell in enumerate(frame[column].tolist()):
+            behind = [frame[count].iloc[position] for count in counts]
+            if isinstance(cell, (list, tuple, np.ndarray)):
+                cells.append([None if _any_small(behind, min_group, i) else value for i, value in enumerate(cell)])
+            else:
+                cells.append(np.nan if _any_small(behind, min_group, None) else cell)
+        result[column] = pd.Series(cells, index=frame.index, dtype=None if cells else frame[column].dtype)
+    return result
+
+
+def _any_small(counts: Sequence[Any], min_group: int, index: int | None) -> bool:
+    for count in counts:
+        numbers = list(count) if isinstance(count, (list, tuple, np.ndarray)) else None
+        if numbers is None:
+            small = is_small(count, min_group)
+        elif index is None:
+            small = any(is_small(number, min_group) for number in numbers)
+        else:
+            small = is_small(numbers[index], min_group)
+        if small:
+            return True
+    return False

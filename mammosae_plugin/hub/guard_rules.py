@@ -1,0 +1,750 @@
+"""The rules of the privacy guard: each looks at a staged folder and says what must not get out.
+
+A rule names file and place, never what it found. To add one, write a function from `Staged` to problems and put it into
+`RULES`; tests/test_guard.py then asks for a planted secret that only this rule finds.
+"""
+
+import contextlib
+import getpass
+import logging
+import math
+import os
+import re
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import huggingface_hub
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mammosae_plugin.datasets.concepts import CONCEPTS, GRADED_CONCEPTS
+from mammosae_plugin.hub.guard_reading import Opened, Passage
+from mammosae_plugin.hub.guard_search import Needles, readings
+
+if TYPE_CHECKING:
+    from mammosae_plugin.hub.guard import PrivacyContext
+
+logger = logging.getLogger(__name__)
+
+Kind = Literal["sae", "findings", "space"]
+
+_HASH = re.compile(r"[0-9a-f]{16,64}")
+HASH_DIGITS = 32
+
+_METRICS = ("auroc", "average_precision", "precision", "recall", "f1", "accuracy")
+_INTERVALS = tuple(f"{metric}{end}" for metric in _METRICS for end in ("", "_low", "_high"))
+_CONTROLS = tuple(
+    f"{kind}_{metric}_{end}"
+    for kind in ("random", "mass")
+    for metric in ("auroc", "average_precision")
+    for end in ("mean", "low", "high")
+)
+
+COLUMNS: Mapping[str, frozenset[str]] = {
+    "latents": frozenset(
+        {
+            *("layer", "hook_name", "encoder", "latent", "firing_rate", "max_activation", "mean_activation"),
+            *("concepts.concept", "concepts.n_images", "concepts.class_means", "concepts.scores", "concepts.ranks"),
+            *("concepts.average_precision", "concepts.ablation_effect"),
+            *("notes.author", "notes.text", "notes.label", "notes.concept", "notes.confidence", "notes.created"),
+        }
+    ),
+    "interventions": frozenset(
+        {"layer", "model", "concept", "error_term", "mode", "k", "n_latents", "n_live", *_INTERVALS, *_CONTROLS}
+    ),
+    "reconstruction": frozenset(
+        {"layer", "model", "concept", "variant", "n_rows", "n_positive", "n_patients", *_INTERVALS}
+    ),
+    "localization": frozenset(
+        {
+            *("layer", "model", "concept", "method", "threshold", "iou_threshold", "rank", "latent"),
+            *("n_images", "n_boxes", "n_predictions", "average_precision"),
+        }
+    ),
+    "study": frozenset(
+        {
+            *("format_version", "title", "created", "data_kind", "min_group", "layers", "concepts"),
+            *("config", "provenance", "data", "models", "sae", "named_latents"),
+        }
+    ),
+    "examples": frozenset({"image", "patient", "layer", "encoder", "latent", "concept", "label", "heatmap"}),
+}
+"""The columns that may go out, per config of a findings dataset; fields of structs are dotted."""
+
+_TEXT_COLUMNS = frozenset(
+    {
+        *("layer", "hook_name", "encoder", "model", "concept", "mode", "variant", "method", "threshold"),
+        *("concepts.concept", "notes.author", "notes.text", "notes.label", "notes.concept", "notes.created"),
+        *("title", "created", "data_kind", "layers", "concepts", "config", "provenance", "data", "models", "sae"),
+        *("named_latents", "image", "patient"),
+    }
+)
+"""Of these, the ones that hold text; all others hold numbers or flags."""
+
+_PER_IMAGE = "examples"
+_LONGEST = {"concepts": 64, "notes": 1000, "layers": 256, "heatmap": 64}
+"""How long a list in a column may be; in others 16, the classes of a concept. A map beyond 64 x 64 is a picture."""
+_CLASSES = 16
+
+_FINDINGS_FILE = re.compile(rf"({'|'.join(COLUMNS)})/train-00000-of-00001\.parquet")
+_FIGURE = r"figures/[A-Za-z0-9][A-Za-z0-9._-]*\.png"
+_NAMES: Mapping[Kind, re.Pattern[str]] = {
+    "sae": re.compile(
+        r"README\.md|\.eval_results/[\w.-]+\.yaml|" + _FIGURE + r"|[A-Za-z0-9][\w.-]*/(?:cfg\.json|sae_weights\."
+        r"safetensors|sparsity\.safetensors|training\.json|metrics\.jsonl|metrics\.png|evaluation\.json|provenance\.json)"
+    ),
+    "findings": re.compile(rf"README\.md|{_FIGURE}|{_FINDINGS_FILE.pattern}"),
+    "space": re.compile(r"README\.md|index\.html|[A-Za-z0-9][\w-]*\.(?:css|js)|data/[A-Za-z0-9][\w.-]*\.js"),
+}
+
+_CHUNKS = frozenset({"IHDR", "PLTE", "tRNS", "pHYs", "IDAT", "IEND"})
+"""The chunks of a PNG that hold its pixels and their size; all others can hold text, profiles or a camera's data."""
+
+_TENSORS = re.compile(r"[WbB]_(?:enc|dec|gate|mag)|r_mag|threshold|log_threshold|rescale_acts_by_decoder_norm|sparsity")
+
+_IMAGE_KEYS = frozenset(
+    {
+        *("patient", "patientid", "patientids", "image", "imageid", "imageids", "imagepath", "imagepaths", "studyid"),
+        *("studyinstanceuid", "seriesid", "seriesinstanceuid", "sopinstanceuid", "accession", "accessionnumber", "mrn"),
+        *("cwd", "argv", "commandline", "user", "username", "login", "host", "hostname", "nodename", "machine", "home"),
+        *(
+            "email",
+            "phone",
+            "address",
+            "token",
+            "password",
+            "secret",
+            "apikey",
+            "birthdate",
+            "dateofbirth",
+            "age",
+            "sex",
+        ),
+        *("pixels", "thumbnail", "heatmap", "dicom", "exif", "institution", "hospital", "radiologist", "operator"),
+    }
+)
+"""Keys (without case and punctuation) under which something stands about one image, patient, person or machine."""
+_COUNT_KEYS = ("n_images", "n_patients", "n_positive", "n_negative", "n_rows")
+
+
+@dataclass(frozen=True)
+class Restricted:
+    """A dataset whose images and per-image rows may not be passed on.
+
+    Attributes:
+        name: its name for readers.
+        licence: the licence, as `licence=` should name it.
+        words: what a licence that is named must contain, in lower case.
+        why: why its rows stay, in a clause.
+        url: where the licence is.
+    """
+
+    name: str
+    licence: str
+    words: tuple[str, ...]
+    why: str
+    url: str
+
+
+RESTRICTED: Mapping[str, Restricted] = {
+    "vindr": Restricted(
+        name="VinDr-Mammo",
+        licence="PhysioNet Restricted Health Data License 1.5.0",
+        words=("physionet", "1.5.0"),
+        why="its users have signed not to share the data, and a row per image is data",
+        url="https://physionet.org/content/vindr-mammo/",
+    ),
+    "rsna": Restricted(
+        name="RSNA screening mammography",
+        licence="RSNA Screening Mammography competition rules",
+        words=("rsna",),
+        why="its competition rules forbid passing the data on, and a row per image is data",
+        url="https://www.kaggle.com/competitions/rsna-breast-cancer-detection/rules",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a rule objects to: the file, and a clause that says what and what to do, without the secret."""
+
+    path: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule of the guard.
+
+    Attributes:
+        name: its name in messages and in docs/privacy.md.
+        what: what it is for.
+        check: gives the problems in a staged folder.
+    """
+
+    name: str
+    what: str
+    check: Callable[["Staged"], Iterable[Problem]]
+
+
+@dataclass
+class Staged:
+    """A staged folder as the rules see it."""
+
+    folder: Path
+    kind: Kind
+    context: "PrivacyContext"
+    files: tuple[Opened, ...]
+    repo_id: str | None = None
+    said: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def needles(self) -> Needles:
+        return Needles(self.context.private_values)
+
+    @cached_property
+    def texts(self) -> list[tuple[Opened, Passage, tuple[str, ...]]]:
+        """Every passage of every file in every reading; code that is the package's own word for word is left out."""
+        return [
+            (file, passage, tuple(dict.fromkeys(readings(self._without_repo(passage.text)))))
+            for file in self.files
+            for passage in file.passages
+            if passage.where == "its name" or not _is_own_code(file)
+        ] + [
+            (Opened(what, self.folder), Passage("", text), tuple(dict.fromkeys(readings(self._without_repo(text)))))
+            for what, text in self.said.items()
+        ]
+
+    def _without_repo(self, text: str) -> str:
+        """The name of the repository is public, though it may hold the user's name."""
+        return text.replace(self.repo_id, "owner/name") if self.repo_id else text
+
+    def of(self, suffix: str) -> Iterator[Opened]:
+        """The files of one ending."""
+        return (file for file in self.files if file.suffix == suffix)
+
+
+def shown(name: str, staged: Staged) -> str:
+    """A name for a message: digits that may be an id are left out, and all of it where it holds a secret."""
+    secret = any(staged.needles.in_text(reading) for reading in readings(name))
+    if secret or any(pattern.search(name) for pattern in _SECRETS.values()):
+        return "a file whose name is itself private"
+    return re.sub(r"(?=[0-9a-fA-F]*\d)[0-9a-fA-F]{6,}|\d{4,}", "…", name)
+
+
+def is_allowed_name(kind: Kind, path: str) -> bool:
+    """Whether a file of this path belongs into an upload of this kind."""
+    return _NAMES[kind].fullmatch(path) is not None
+
+
+# -- rules: files and formats ------------------------------------------------------------------------------------------
+
+
+def _file_names(staged: Staged) -> Iterator[Problem]:
+    for file in staged.files:
+        if not is_allowed_name(staged.kind, file.path):
+            yield Problem(file.path, "no such file belongs into this upload; take it out")
+
+
+def _formats(staged: Staged) -> Iterator[Problem]:
+    for file in staged.files:
+        _ = file.passages, file.values, file.picture
+        for flaw in dict.fromkeys(file.flaws):
+            yield Problem(file.path, f"the file {flaw}; write it anew")
+
+
+def _png_chunks(staged: Staged) -> Iterator[Problem]:
+    for file in staged.of(".png"):
+        if unknown := sorted(set(file.chunks) - _CHUNKS):
+            kinds = ", ".join(kind for kind in unknown if kind.isalpha())
+            yield Problem(file.path, f"the image has entries beside its pixels ({kinds}); copy it by copy_figure")
+
+
+def _figures(staged: Staged) -> Iterator[Problem]:
+    for file in staged.of(".png"):
+        if "figure_3" in file.path:
+            yield Problem(file.path, "Figure 3 shows heatmaps over mammograms; leave it out")
+        elif file.picture is not None and _looks_like_a_photograph(np.asarray(file.picture.convert("RGB"))):
+            yield Problem(file.path, "it looks like a mammogram and not like a drawn figure; leave it out")
+
+
+def _looks_like_a_photograph(pixels: np.ndarray) -> bool:
+    """Whether some part of an image, 48 pixels square, is textured all over: (H, W, 3) uint8.
+
+    Drawn figures are flat between lines, letters and marks; a mammogram differs from pixel to pixel wherever there is
+    tissue.
+    """
+    gray = pixels.astype(np.int16)
+    changes = (np.abs(np.diff(gray, axis=0))[:, :-1].max(-1) > 0) | (np.abs(np.diff(gray, axis=1))[:-1].max(-1) > 0)
+    if min(changes.shape) < _PATCH:
+        return bool(changes.mean() > _TEXTURED)
+    sums = np.pad(changes, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+    within = sums[_PATCH:, _PATCH:] - sums[:-_PATCH, _PATCH:] - sums[_PATCH:, :-_PATCH] + sums[:-_PATCH, :-_PATCH]
+    return bool(within.max() > _TEXTURED * _PATCH**2)
+
+
+_PATCH, _TEXTURED = 48, 0.85
+
+
+# -- rules: tables, tensors, JSON --------------------------------------------------------------------------------------
+
+
+def _columns(staged: Staged) -> Iterator[Problem]:
+    for file in staged.of(".parquet"):
+        allowed = COLUMNS.get(file.config, frozenset())
+        if file.parquet is None:
+            continue
+        for column, kind in _types(file.parquet.schema_arrow):
+            if column not in allowed:
+                name = column if re.fullmatch(r"[A-Za-z_.]{1,40}", column) else "whose name is not shown here"
+                yield Problem(file.path, f"the config {file.config} has no column {name}; drop it")
+            elif column in _TEXT_COLUMNS and not pa.types.is_string(kind):
+                yield Problem(file.path, f"the column {column} is {kind} and must be plain text; write it so")
+            elif column not in _TEXT_COLUMNS and not (
+                pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+            ):
+                yield Problem(file.path, f"the column {column} is {kind} and must hold numbers; write it so")
+
+
+def _types(schema: Any) -> Iterator[tuple[str, pa.DataType]]:
+    """Dotted column -> the type of its innermost values; a dictionary's type is itself."""
+    for one in schema:
+        yield from _inner_types(one.name, one.type)
+
+
+def _inner_types(name: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
+    while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        kind = kind.value_type
+    if pa.types.is_struct(kind):
+        for i in range(kind.num_fields):
+            yield from _inner_types(f"{name}.{kind.field(i).name}", kind.field(i).type)
+    elif pa.types.is_dictionary(kind) and pa.types.is_string(kind.value_type):
+        yield name, kind.value_type  # read so on purpose: see Opened.parquet
+    else:
+        yield name, kind
+
+
+def _parquet_metadata(staged: Staged) -> Iterator[Problem]:
+    for file in staged.of(".parquet"):
+        if file.parquet is None:
+            continue
+        if any(place != "metadata ARROW:schema" for place in file.metadata):
+            yield Problem(
+                file.path,
+                "it has metadata beside its columns, as pandas writes it; write the table with pyarrow after "
+                "table.replace_schema_metadata(None)",
+            )
+        if not re.fullmatch(r"parquet-cpp-arrow version [\d.]+", file.parquet.metadata.created_by or ""):
+            yield Problem(file.path, "it does not come from pyarrow; write it with pyarrow")
+
+
+def _tensors(staged: Staged) -> Iterator[Problem]:
+    for file in staged.of(".safetensors"):
+        header = file.values[0][1] if file.values else {}
+        metadata = header.get("__metadata__") or {}
+        if set(metadata.items()) - {("format", "pt"), ("format", "np")}:
+            yield Problem(file.path, "the header of its tensors has metadata; save them without")
+        sizes = _sizes_of(file)
+        for name, tensor in header.items():
+            if name == "__metadata__":
+                continue
+            shape = tensor["shape"]
+            if not _TENSORS.fullmatch(name):
+                yield Problem(file.path, "it has a tensor that no SAE has; save the SAE alone")
+            elif not str(tensor["dtype"]).startswith(("F", "BF")):
+                yield Problem(file.path, f"its tensor {name} is {tensor['dtype']} and not floating point")
+            elif len(shape) > 2 or any(size not in sizes for size in shape):
+                yield Problem(file.path, f"its tensor {name} has not the shape that cfg.json says")
+
+
+def _sizes_of(file: Opened) -> set[int]:
+    """The lengths that an SAE's tensors have by the cfg.json beside them."""
+    beside = Opened("cfg.json", file.file.with_name("cfg.json"))
+    cfg = beside.values[0][1] if beside.file.is_file() and beside.values else {}
+    if not isinstance(cfg, dict):
+        return set()
+    return {size for key in ("d_in", "d_sae", "d_out") if isinstance(size := cfg.get(key), int)}
+
+
+def _json_keys(staged: Staged) -> Iterator[Problem]:
+    for file, place, value in _json_values(staged):
+        for key in _keys(value):
+            if re.sub(r"[^a-z0-9]", "", str(key).lower()) in _IMAGE_KEYS:
+                yield Problem(file.path, f"{place or 'it'} has an entry {key!r}, which is about one image or person")
+
+
+def _pixels(staged: Staged) -> Iterator[Problem]:
+    for file in staged.of(".parquet"):
+        for name, column in zip(*_top_columns(file), strict=True):
+            most = _LONGEST.get(name, _CLASSES)
+            if any(_longest(chunk, name) > most for chunk in column.chunks):
+                yield Problem(file.path, f"a list in the column {name} is longer than {most}: it may be an image")
+    for file, place, value in _json_values(staged):
+        if _holds_pixels(value):
+            yield Problem(file.path, f"{place or 'it'} has numbers that lie as the pixels of an image do; drop them")
+    for file, passage, texts in staged.texts:
+        if passage.where != "metadata ARROW:schema" and any(_BLOCK.search(text) for text in texts):
+            yield Problem(file.path, f"{_place(passage)} has a block of encoded data, such as an image; take it out")
+
+
+_BLOCK = re.compile(r"data:[\w.+/-]*;base64,|[A-Za-z0-9+/_-]{200,}")
+
+
+def _top_columns(file: Opened) -> tuple[list[str], list[Any]]:
+    return ([], []) if file.table is None else (file.table.column_names, file.table.columns)
+
+
+def _longest(array: Any, name: str) -> int:
+    """The longest list in an array, at any depth of lists; in structs, of fields that may hold no more than classes."""
+    kind = array.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        own = pc.max(pc.list_value_length(array)).as_py() or 0
+        return max(own, _longest(array.flatten(), name))
+    if pa.types.is_struct(kind):
+        inner = [_longest(array.field(i), "") for i in range(kind.num_fields)]
+        return _LONGEST.get(name, _CLASSES) + 1 if any(length > _CLASSES for length in inner) else 0
+    return 0
+
+
+def _holds_pixels(value: Any) -> bool:
+    """Whether numbers lie in a rectangle of 12 x 12 or more, or 256 or more of them are bytes that repeat."""
+    if isinstance(value, Mapping):
+        return any(_holds_pixels(item) for item in value.values())
+    if not isinstance(value, list):
+        return False
+    rows = [item for item in value if isinstance(item, list)]
+    if len(rows) >= 12 and len({len(row) for row in rows}) == 1 and len(rows[0]) >= 12:
+        return all(isinstance(cell, (int, float)) for row in rows for cell in row)
+    if len(value) >= 256 and all(isinstance(cell, int) and 0 <= cell <= 255 for cell in value):
+        return 16 < len(set(value)) <= len(value) / 2
+    return any(_holds_pixels(item) for item in value)
+
+
+def _json_values(staged: Staged) -> Iterator[tuple[Opened, str, Any]]:
+    return ((file, place, value) for file in staged.files for place, value in file.values)
+
+
+def _keys(value: Any) -> Iterator[str]:
+    for item in _objects(value):
+        yield from item
+
+
+def _objects(value: Any) -> Iterator[Mapping[str, Any]]:
+    """Every object in a JSON value."""
+    if isinstance(value, Mapping):
+        yield value
+    for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        yield from _objects(item)
+
+
+# -- rules: text -------------------------------------------------------------------------------------------------------
+
+
+def _private_values(staged: Staged) -> Iterator[Problem]:
+    advice = "an id of a patient, an image or a study; leave it out, or hash it with hash_ids"
+    for file in staged.files:
+        if staged.needles.in_bytes(file.data) is not None:
+            yield Problem(file.path, f"its bytes hold {advice}")
+    for file, passage, texts in staged.texts:
+        if any(staged.needles.in_text(text) for text in texts):
+            yield Problem(file.path, f"{_place(passage)} holds {advice}")
+
+
+def _this_machine(staged: Staged) -> Iterator[Problem]:
+    for what, name in _names_of_this_machine():
+        pattern = re.compile(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", re.IGNORECASE)
+        for file, passage, texts in staged.texts:
+            if any(pattern.search(text) for text in texts):
+                yield Problem(
+                    file.path,
+                    f"{_place(passage)} holds the name of this computer's {what} ({len(name)} letters); take it out, "
+                    "or say it otherwise if it is an ordinary word there",
+                )
+
+
+def _names_of_this_machine() -> list[tuple[str, str]]:
+    """(what, name) of the user and the host; names that are ordinary words are left out, with a warning."""
+    names: dict[str, str] = {}
+    with contextlib.suppress(OSError, KeyError, ImportError):
+        names[getpass.getuser()] = "user"
+    with contextlib.suppress(RuntimeError):
+        names[Path.home().name] = "user"
+    host = socket.gethostname()
+    names |= {host: "host", host.partition(".")[0]: "host"}
+    kept = []
+    for name, what in names.items():
+        if len(name) < 3:
+            continue
+        if name.lower() in _ordinary_words():
+            logger.warning("the %s's name is an ordinary word here and is not looked for in what is published", what)
+            continue
+        kept.append((what, name))
+    return kept
+
+
+@cache
+def _ordinary_words() -> frozenset[str]:
+    """Common account names, and the words that our own cards, pages and columns are made of."""
+    words = set(_COMMON.split())
+    for text in [*_package_texts(), *(column for columns in COLUMNS.values() for column in columns), *CONCEPTS]:
+        words |= set(re.findall(r"[a-z0-9]{3,}", text.lower()))
+    return frozenset(words | set(GRADED_CONCEPTS) | set(RESTRICTED) | {"phantom"})
+
+
+_COMMON = (
+    "root user users admin administrator ubuntu debian centos fedora home local localhost localdomain jovyan runner "
+    "app data test guest docker container node server host build work worker main nobody default vagrant ec2 student "
+    "researcher python torch cuda linux windows macbook desktop laptop"
+)
+
+
+def _package_texts() -> list[str]:
+    """The package's own templates and pages."""
+    texts, folders = [], [files("mammosae_plugin.hub_cards")]
+    while folders:
+        for entry in folders.pop().iterdir():
+            if entry.is_dir():
+                folders.append(entry)
+            elif entry.name.endswith((".j2", ".html", ".css", ".js")):
+                texts.append(entry.read_text(encoding="utf-8"))
+    return texts
+
+
+def _paths(staged: Staged) -> Iterator[Problem]:
+    yield from _of_patterns(staged, _PATHS, "leave out all but the file's name")
+
+
+_ROOTS = (
+    "home|Users|root|mnt|media|data|datasets?|tmp|var|opt|srv|scratch|workspaces?|work|content|kaggle|Volumes|private|gpfs|"
+    "lustre|nfs|net|etc|usr|proc|run|storage|projects?|export|shared?|cluster|raid\\d*|ssd\\d*|hdd\\d*|archive|pacs|dicom"
+)
+_PATHS: Mapping[str, re.Pattern[str]] = {
+    "a path of a file": re.compile(
+        rf"(?<![\w./#&%-])/(?:{_ROOTS})/[^\s\"'`<>|)\]}},;]"  # under a well-known folder
+        r"|\A/(?:[^/\s]+/)+[^/\s]*\Z"  # all of a value
+        r"|(?<![\w./:#&%<-])/[\w.-]+/[\w.-]+/[\w.-]+"  # three folders deep
+        r"|(?<![\w/])~[\w.-]*/[\w.-]|\$\{?HOME\b|%USERPROFILE%"
+    ),
+    "a path of a file on Windows": re.compile(
+        r"(?<![A-Za-z])[A-Za-z]:(?:\\{1,2}|/(?!/))[\w$. -]|\\\\[\w.-]+\\{1,2}[\w$]"
+    ),
+    "the address of a file": re.compile(r"\bfile:/|\b(?:s3|gs|hdfs|smb|sftp|ssh|nfs|dicom)://", re.IGNORECASE),
+}
+
+
+def _clinical(staged: Staged) -> Iterator[Problem]:
+    yield from _of_patterns(staged, _CLINICAL, "leave it out")
+
+
+_CLINICAL: Mapping[str, re.Pattern[str]] = {
+    "a DICOM UID": re.compile(r"(?<![\w.])(?:[0-2]\.\d{1,4}(?:\.\d+){5,}|1\.2\.840(?:\.\d+)+|2\.25\.\d{6,})(?![\w.])"),
+    "a DICOM tag": re.compile(
+        r"\([0-9A-Fa-f]{4},\s?[0-9A-Fa-f]{4}\)|(?<![0-9A-Fa-f.])00(?:08|10|18|20)(?:00|10)[0-9A-F]{2}(?![0-9A-Fa-f])"),
+    "the name of a DICOM attribute": re.compile(
+        r"\b(?:Patients?'?s?[ _]?(?:Name|ID|BirthDate|Birth[ _]Date|Age|Sex|Address)|(?:Study|Series|SOP)[ _]?Instance"
+        r"[ _]?UID|Accession[ _]?Number|Institution[ _]?Name|Referring[ _]?Physician\w*|Station[ _]?Name|Device"
+        r"[ _]?Serial[ _]?Number|Operators'?[ _]?Name|Study[ _]?Date|Requesting[ _]?Physician)\b"
+    ),
+    "a person's name in DICOM's form": re.compile(r"(?<![\w$\\{])[A-Z][A-Za-z'-]+\^[A-Z][A-Za-z'-]*"),
+    "the name of a DICOM file": re.compile(r"[\w-]+\.(?:dcm|dicom|ima)\b", re.IGNORECASE),
+    "an id of a patient, image or study": re.compile(
+        r"\b(?:patient|image|study|series|exam|accession|mrn)[ _-]?(?:id|no|nr|number|uid|#)[\"'`]?\s*[:=#]?\s*[\"'`]?"
+        r"[A-Za-z_-]{0,12}\d{3,}", re.IGNORECASE),
+    "a date of birth": re.compile(r"\b(?:DOB|born|birth ?date|date of birth)\W{0,3}\d", re.IGNORECASE),
+}  # fmt: skip
+
+
+def _secrets(staged: Staged) -> Iterator[Problem]:
+    yield from _of_patterns(staged, _SECRETS, "take it out, and revoke it if it ever left this machine")
+    live = Needles(_live_secrets())
+    advice = "a token or password of this computer; take it out"
+    for file in staged.files:
+        if live.in_bytes(file.data) is not None:
+            yield Problem(file.path, f"its bytes hold {advice}")
+    for file, passage, texts in staged.texts:
+        if any(live.in_text(text) for text in texts):
+            yield Problem(file.path, f"{_place(passage)} holds {advice}")
+
+
+_SECRETS: Mapping[str, re.Pattern[str]] = {
+    "a Hugging Face token": re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}"),
+    "a token of a service": re.compile(
+        r"\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}|\bsk-[\w-]{20,}|\bAKIA[0-9A-Z]{16}\b"
+        r"|\bxox[abprs]-[\w-]{10,}|\bAIza[\w-]{30,}|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}|\bpypi-[\w-]{20,}"
+    ),
+    "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
+    "a password or token": re.compile(
+        r"://[^\s/:@]+:[^\s/@]+@|\b(?:Bearer|Basic)\s+[A-Za-z0-9._+/=-]{16,}"
+        r"|\b(?:password|passwd|secret|token|api[_-]?key|access[_-]?key)[\"']?\s*[:=]\s*[\"']?[^\s\"',}]{6,}",
+        re.IGNORECASE),
+}  # fmt: skip
+
+
+def _live_secrets() -> set[str]:
+    """The tokens and passwords of this process: none of them may go out, whatever they look like."""
+    pattern = re.compile(r"TOKEN$|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|CREDENTIAL")
+    found = {value for name, value in os.environ.items() if pattern.search(name.upper()) and len(value) >= 8}
+    token = huggingface_hub.get_token()
+    return found | ({token} if token else set())
+
+
+def _contacts(staged: Staged) -> Iterator[Problem]:
+    yield from _of_patterns(staged, _CONTACTS, "take it out")
+
+
+_CONTACTS: Mapping[str, re.Pattern[str]] = {
+    "an e-mail address": re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}\b"),
+    "a phone number": re.compile(r"(?<![\w.])\+\d{1,3}[ -]?\(?\d{2,4}\)?[ -]\d{2,4}[ -]?\d{2,5}"),
+    "an address in a local network": re.compile(
+        r"(?<![\w.])(?:10\.\d{1,3}|192\.168|172\.(?:1[6-9]|2\d|3[01]))(?:\.\d{1,3}){2}(?![\w.])"),
+}  # fmt: skip
+
+
+def _of_patterns(staged: Staged, patterns: Mapping[str, re.Pattern[str]], advice: str) -> Iterator[Problem]:
+    for file, passage, texts in staged.texts:
+        for what, pattern in patterns.items():
+            if any(pattern.search(text) for text in texts):
+                yield Problem(file.path, f"{_place(passage)} holds {what}; {advice}")
+
+
+def _place(passage: Passage) -> str:
+    return passage.where or "it"
+
+
+# -- rules: rows, groups, code -----------------------------------------------------------------------------------------
+
+
+def _keyed_hashes(staged: Staged) -> Iterator[Problem]:
+    """`private values` finds unkeyed digests of known ids; here, what cannot be a keyed hash at all."""
+    for file in staged.of(".parquet"):
+        for column in ("image", "patient"):
+            for array in file.leaves.get(column, []):
+                texts = array.drop_null().to_pylist() if pa.types.is_string(array.type) else []
+                if not all(_HASH.fullmatch(text) and len(text) == HASH_DIGITS for text in texts):
+                    yield Problem(file.path, f"the column {column} must hold ids hashed under a key: use hash_ids")
+
+
+def _per_image_rows(staged: Staged) -> Iterator[Problem]:
+    for file in staged.of(".parquet"):
+        if file.config != _PER_IMAGE:
+            continue
+        if not staged.context.datasets:
+            yield Problem(file.path, "it has a row per image, and whose images they are is not known; name the dataset")
+        for name in staged.context.datasets:
+            restricted = RESTRICTED.get(name.lower())
+            if restricted is not None and not _names_licence(staged.context.licence, restricted):
+                yield Problem(
+                    file.path,
+                    f"it has a row per image of {restricted.name}: {restricted.why}. Leave the examples out, or, "
+                    f"if you have the right, say licence='{restricted.licence}' ({restricted.url})",
+                )
+
+
+def _names_licence(licence: str | None, restricted: Restricted) -> bool:
+    return licence is not None and all(word in licence.lower() for word in restricted.words)
+
+
+def _small_groups(staged: Staged) -> Iterator[Problem]:
+    least = staged.context.min_group
+    message = f"it has a statistic of fewer than {least} images or patients; set it to null with suppress_small_groups"
+    groups: dict[tuple[Any, ...], bool] = {}
+    for file in staged.of(".parquet"):
+        rows = file.table.to_pylist() if file.table is not None and file.config in _GROUPED else []
+        if file.config == "reconstruction":
+            groups = {_group(row): _small_row(row, least) for row in rows}
+        if any(_small_row(row, least) and _has_statistic(row) for row in rows):
+            yield Problem(file.path, message)
+        if file.config == "latents" and any(_small_class(row, least) for row in rows):
+            yield Problem(file.path, message)
+    for file in staged.of(".parquet"):
+        if file.config == "interventions" and file.table is not None:
+            known = {"layer", "model", "concept"} <= set(file.table.column_names)
+            rows = file.table.to_pylist() if known else []
+            if any(groups.get(_group(row), True) and _has_statistic(row) for row in rows):
+                yield Problem(file.path, f"{message}, as in the table of reconstruction")
+    for file, _, value in _json_values(staged):
+        if file.suffix != ".parquet" and any(_small_row(one, least) and _has_statistic(one) for one in _objects(value)):
+            yield Problem(file.path, message)
+
+
+_GROUPED = ("latents", "reconstruction", "localization")
+
+
+def _group(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row.get(name) for name in ("layer", "model", "concept"))
+
+
+def _small_row(row: Mapping[str, Any], least: int) -> bool:
+    counts = {key: row[key] for key in _COUNT_KEYS if isinstance(row.get(key), int)}
+    if {"n_rows", "n_positive"} <= set(counts):
+        counts["n_negative"] = counts["n_rows"] - counts["n_positive"]
+    return any(count < least for count in counts.values())
+
+
+def _has_statistic(row: Mapping[str, Any]) -> bool:
+    return any(isinstance(value, float) and math.isfinite(value) and key not in _SETTINGS for key, value in row.items())
+
+
+_SETTINGS = ("iou_threshold", "threshold", "percentile", "share")
+
+
+def is_small(count: Any, min_group: int) -> bool:
+    """Whether a group is too small; one of unknown size is."""
+    return count is None or not count >= min_group
+
+
+def _small_class(row: Mapping[str, Any], least: int) -> bool:
+    for concept in row.get("concepts") or []:
+        for index, count in enumerate(concept.get("n_images") or []):
+            if is_small(count, least) and any(
+                values[index] is not None
+                for name in ("class_means", "scores", "ranks")
+                if (values := concept.get(name)) is not None and index < len(values)
+            ):
+                return True
+    return False
+
+
+def _own_code(staged: Staged) -> Iterator[Problem]:
+    for file in staged.files:
+        if file.suffix in (".html", ".css", ".js") and not file.path.startswith("data/") and not _is_own_code(file):
+            yield Problem(file.path, "it is not the page that comes with this package; build the Space again")
+
+
+def _is_own_code(file: Opened) -> bool:
+    if file.suffix not in (".html", ".css", ".js") or "/" in file.path:
+        return False
+    own = files("mammosae_plugin.hub_cards") / "space" / file.path
+    return own.is_file() and own.read_bytes() == bytes(file.data)
+
+
+RULES: tuple[Rule, ...] = (
+    Rule("file names", "only files that belong into such an upload", _file_names),
+    Rule("formats", "a file is what its ending says, and nothing stands behind or between", _formats),
+    Rule("image chunks", "images hold pixels: no text, EXIF, XMP, profile or time", _png_chunks),
+    Rule("figures", "images are drawn figures, not mammograms", _figures),
+    Rule("columns", "only the columns of `COLUMNS`, of their kind", _columns),
+    Rule(
+        "table metadata", "tables have no metadata: indexes, attributes and schemas of pandas stay", _parquet_metadata
+    ),
+    Rule("tensors", "only the tensors of an SAE, of the shapes in its cfg.json, without metadata", _tensors),
+    Rule("keys", "no JSON or YAML entry about one image, person or machine", _json_keys),
+    Rule("pixels", "no list of numbers or encoded block that can be an image", _pixels),
+    Rule("private values", "no id of a patient, image or study, in any encoding or unkeyed hash", _private_values),
+    Rule("this machine", "no name of this computer's user or host", _this_machine),
+    Rule("paths", "no path of a file", _paths),
+    Rule("clinical", "nothing of a DICOM header, no labelled id, no date of birth", _clinical),
+    Rule("secrets", "no token, key or password", _secrets),
+    Rule("contacts", "no e-mail address, phone number or local network address", _contacts),
+    Rule("keyed hashes", "images and patients of `examples` only as hashes under a key", _keyed_hashes),
+    Rule("per-image rows", "no row per image of a restricted dataset without its licence named", _per_image_rows),
+    Rule("small groups", "no statistic of fewer images or patients than `min_group`", _small_groups),
+    Rule("own code", "pages run no code but this package's", _own_code),
+)
+"""Every rule, in the order in which they are held against a folder."""

@@ -1,0 +1,178 @@
+"""Looking for what must not get out: many known values at once in any bytes, and text under its disguises."""
+
+import base64
+import binascii
+import gzip
+import hashlib
+import html
+import re
+import unicodedata
+import zlib
+from collections.abc import Iterable, Iterator
+from urllib.parse import unquote
+
+import numpy as np
+import numpy.typing as npt
+
+Buffer = bytes | memoryview
+
+SHORTEST_VALUE = 4
+"""A shorter value is not looked for: it would be found everywhere."""
+_SHORTEST_IN_BYTES = 8  # in random bytes of an SAE's weights, shorter ones occur by chance
+_SHORTEST_NUMBER = 7  # shorter numbers occur as counts
+_CHUNK = 1 << 23
+_LOWER: npt.NDArray[np.uint8] = np.frombuffer(bytes(range(256)).lower(), np.uint8)
+_INVISIBLE = dict.fromkeys([0x00AD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF, 0x0000])
+_WORD = re.compile(r"[^\W_]+(?:[-_.][^\W_]+)*")
+_DEPTH = 3
+
+
+class Needles:
+    """Many values, looked for in bytes and in text without regard to case.
+
+    In bytes a value of 8 characters or more is found as UTF-8, UTF-16, hexadecimal, base64 (at any offset) and as its
+    unkeyed MD5, SHA-1 or SHA-256 (the first 16 hexadecimal digits are enough). In text, shorter values count as whole
+    words, and numbers of fewer than 7 digits only where they are all of a text: others are counts too often.
+
+    Args:
+        values: what to look for; shorter than 4 characters are left out.
+    """
+
+    def __init__(self, values: Iterable[str]) -> None:
+        self._by_length: dict[int, set[bytes]] = {}
+        self._words: set[str] = set()
+        self._whole: set[str] = set()
+        for value in {value.strip().lower() for value in values} | {value.strip() for value in values}:
+            if len(value) >= SHORTEST_VALUE:
+                self._add(value)
+        self._first, self._second = (np.zeros(1 << 24, dtype=bool) for _ in range(2))
+        for pattern in (pattern for patterns in self._by_length.values() for pattern in patterns):
+            self._first[int.from_bytes(pattern[:3], "little")] = True
+            self._second[int.from_bytes(pattern[3:6], "little")] = True
+
+    def _add(self, value: str) -> None:
+        if value.isdigit() and len(value) < _SHORTEST_NUMBER:
+            self._whole.add(value)
+        elif len(value) < _SHORTEST_IN_BYTES:
+            self._words.add(value.lower())
+        for pattern in spellings(value):
+            if len(pattern) >= _SHORTEST_IN_BYTES:
+                lowered = pattern.lower()
+                self._by_length.setdefault(len(lowered), set()).add(lowered)
+
+    def in_bytes(self, data: Buffer) -> int | None:
+        """The offset of the first value in the bytes; None when there is none."""
+        if not self._by_length:
+            return None
+        longest = max(self._by_length)
+        array = np.frombuffer(data, np.uint8)
+        for start in range(0, len(array), _CHUNK):
+            low = _LOWER[array[start : start + _CHUNK + longest]]
+            if len(low) < _SHORTEST_IN_BYTES:
+                break
+            wide = low.astype(np.uint32)
+            keys = wide[:-2] | wide[1:-1] << 8 | wide[2:] << 16
+            candidates = np.flatnonzero(self._first[keys[:-3]] & self._second[keys[3:]])
+            text = low.tobytes()
+            for position in candidates.tolist():
+                for length, patterns in self._by_length.items():
+                    found = text[position : position + length]
+                    if found in patterns and not _inside_number(text, position, found):
+                        return int(start + position)
+        return None
+
+    def in_text(self, text: str) -> bool:
+        """Whether the text holds a value."""
+        if text.strip() in self._whole:
+            return True
+        if self._words and any(word in self._words for word in _parts(text.lower())):
+            return True
+        return self.in_bytes(text.encode("utf-8", "surrogatepass")) is not None
+
+
+def _inside_number(text: bytes, position: int, found: bytes) -> bool:
+    """Whether digits that were found are only some of the digits of a longer number."""
+    if not found.isdigit():
+        return False
+    before, after = text[max(0, position - 1) : position], text[position + len(found) : position + len(found) + 1]
+    return before.isdigit() or before == b"." or after.isdigit()
+
+
+def _parts(text: str) -> Iterator[str]:
+    """Words, and the parts of words that are joined by a minus, underscore or dot."""
+    for found in _WORD.finditer(text):
+        word = found[0]
+        yield word
+        if not word.replace(".", "").isdigit():
+            yield from (part for part in re.split(r"[-_.]", word) if part != word)
+
+
+def spellings(value: str) -> Iterator[bytes]:
+    """A value as bytes in the encodings that are common in files, and its unkeyed digests."""
+    raw = value.encode()
+    yield raw
+    yield value.encode("utf-16-le")[:-1]  # without the last zero it is part of the big-endian form too
+    yield raw.hex().encode()
+    for offset in range(3):
+        # The characters that depend on what stands before and after the value are left out.
+        start, stop = -(-offset * 8 // 6), (offset + len(raw)) * 8 // 6
+        encoded = base64.b64encode(b"\0" * offset + raw)[start:stop]
+        yield encoded
+        yield encoded.translate(bytes.maketrans(b"+/", b"-_"))
+    for digest in (hashlib.md5, hashlib.sha1, hashlib.sha256):
+        yield digest(raw, usedforsecurity=False).hexdigest()[:16].encode()
+
+
+def readings(text: str, depth: int = _DEPTH) -> Iterator[str]:
+    """The text, and what it says once escapes, base64, hexadecimal and compression in it are undone."""
+    yield text
+    if depth == 0:
+        return
+    plain = unicodedata.normalize("NFKC", text).translate(_INVISIBLE)
+    for other in dict.fromkeys([plain, unquote(text), html.unescape(text), _unescape(text)]):
+        if other != text:
+            yield from readings(other, depth - 1)
+    for found in re.finditer(r"[A-Za-z0-9+/_-]{12,}={0,2}", text):
+        run = found[0].rstrip("=").translate(str.maketrans("-_", "+/"))
+        for offset in range(4):
+            yield from _decoded(run[offset:], depth)
+        if re.fullmatch(r"[0-9A-Fa-f]+", run):
+            with_pairs = run[: len(run) // 2 * 2]
+            yield from _meant(bytes.fromhex(with_pairs), depth)
+
+
+def _decoded(run: str, depth: int) -> Iterator[str]:
+    try:
+        decoded = base64.b64decode(run + "=" * (-len(run) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        return
+    yield from _meant(decoded, depth)
+
+
+def _meant(data: bytes, depth: int) -> Iterator[str]:
+    """What decoded bytes say: compressed ones are unpacked, others count when they are readable text."""
+    for unpack in (gzip.decompress, zlib.decompress):
+        try:
+            data = unpack(data)
+        except (OSError, EOFError, zlib.error):
+            continue
+        yield from readings(data.decode("utf-8", "replace"), depth - 1)
+        return
+    for encoding in ("utf-8", "utf-16-le", "utf-16-be"):
+        try:
+            text = data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if len(text) >= 6 and text.isascii() and text.isprintable():
+            yield from readings(text, depth - 1)
+
+
+def _unescape(text: str) -> str:
+    r"""JavaScript's and JSON's \\xNN, \\uNNNN, \\u{N...} and \\/ undone."""
+
+    def character(found: re.Match[str]) -> str:
+        number = int(next(group for group in found.groups() if group), 16)
+        return chr(number) if number < 0x110000 else found[0]
+
+    text = text.replace("\\/", "/")
+    return re.sub(r"\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|u\{([0-9A-Fa-f]{1,6})\})", character, text)
