@@ -281,7 +281,8 @@ def prepare(
     if tag is not None and not _TAG.fullmatch(tag):
         raise InputError(f"{tag!r} cannot be a tag; use letters, digits, dots, dashes, such as v1")
     folder = Path(folder)
-    files = check_staged(folder, contents, context)
+    said = {"the commit message": message, "the tag": tag or ""}
+    files = check_staged(folder, contents, context, repo_id=repo_id, said=said)
     api = HfApi(token=token)
     there = _look(api, repo_id, kind, tag)
     visibility = "private" if private else "public"
