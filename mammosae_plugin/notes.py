@@ -101,9 +101,10 @@ def add_note(
         raise InputError("a note says something: give a text, a label or both")
     if not 0 <= latent < where.d_sae:
         raise InputError(f"layer {where.name} has the latents 0 to {where.d_sae - 1}, but the note is on {latent}")
-    for name, value, known in (("encoder", encoder, where.encoders), ("concept", concept, study.concepts)):
-        if value is not None and value not in known:
-            raise InputError(f"the study has no {name} {value!r}; it has {', '.join(known)}")
+    if encoder is not None:
+        _check("encoder", encoder, where.encoders)
+    if concept is not None:
+        _check("concept", concept, study.concepts)
     if confidence is not None and confidence not in CONFIDENCES:
         raise InputError(f"confidence is {confidence}; give a whole number from 1 (a guess) to 5 (certain)")
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -201,19 +202,26 @@ class Agreement:
         return "\n".join(lines)
 
 
-def agreement(notes: Sequence[Note]) -> Agreement:
+def agreement(notes: Sequence[Note] | pd.DataFrame) -> Agreement:
     """How far the readers of notes agree on labels.
 
-    An item is a latent of a layer and encoder (notes for all encoders are an item of their own). Of several labels that
-    a reader gave an item the last one counts.
+    An item is a latent of a layer, on whichever encoder's images it was seen. Of several labels that a reader gave an
+    item the last one counts.
+
+    Args:
+        notes: The notes of a study, or of published findings (`Findings.notes`), oldest first.
     """
-    last = {(note.author, (note.layer, note.encoder, note.latent)): note.label for note in notes if note.label}
+    frame = notes if isinstance(notes, pd.DataFrame) else pd.DataFrame(map(asdict, notes), columns=sorted(_FIELDS))
+    labelled = frame.dropna(subset=["label"]).sort_values("created", kind="stable")
+    last: dict[tuple[str, Any], str] = {
+        (row["author"], (row["layer"], row["latent"])): row["label"] for row in labelled.to_dict("records")
+    }
     readers = tuple(sorted({author for author, _ in last}))
     by_reader: dict[str, dict[Any, str]] = {reader: {} for reader in readers}
     for (author, item), label in last.items():
         by_reader[author][item] = label
     items = {item for _, item in last}
-    common = sorted((item for item in items if all(item in by_reader[reader] for reader in readers)), key=repr)
+    common = sorted(item for item in items if all(item in by_reader[reader] for reader in readers))
     rows = [[by_reader[reader][item] for item in common] for reader in readers]
     labels = tuple(sorted({label for row in rows for label in row}))
     pairs = pd.DataFrame(
@@ -300,6 +308,11 @@ def _is_of(note: Note, layers: Sequence[LayerResults], *, warn: bool = True) -> 
             *(note.author, note.latent, note.layer),
         )
     return same
+
+
+def _check(what: str, name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        raise InputError(f"the study has no {what} {name!r}; it has {', '.join(known)}")
 
 
 # The files

@@ -51,13 +51,22 @@ class LayerResults:
         name: The layer as the study's configuration names it.
         folder: Where its report lies.
         results: Its `results.json`.
-        encoders: By name, in the study's order.
+        study_folder: The study's output folder.
     """
 
     name: str
     folder: Path
     results: Results
-    encoders: Mapping[str, Encoder]
+    study_folder: Path
+
+    @cached_property
+    def encoders(self) -> Mapping[str, Encoder]:
+        """By name, in the study's order.
+
+        Raises:
+            InputError: The study is of a version that did not yet say which tables it read.
+        """
+        return _encoders(self.results, self.study_folder)
 
     @property
     def hook_name(self) -> str:
@@ -82,7 +91,7 @@ class StudyFolder:
         folder: The folder that the study's configuration calls `output`.
 
     Raises:
-        InputError: No finished study is there, or one of a version that did not yet say which tables it read.
+        InputError: No finished study is there.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -128,7 +137,7 @@ class StudyFolder:
     def _layer(self, name: str, place: str) -> LayerResults:
         folder = self.folder / RESULTS_FOLDER / place
         results = self.results if place == "." else load_results(folder)
-        return LayerResults(name, folder, results, _encoders(results, self.folder))
+        return LayerResults(name, folder, results, self.folder)
 
 
 def _encoders(results: Results, study: Path) -> dict[str, Encoder]:

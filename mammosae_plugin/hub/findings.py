@@ -5,10 +5,13 @@ A staged folder is the dataset: a card and one parquet file per config (`finding
 """
 
 import json
-from collections.abc import Mapping
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow as pa
@@ -16,9 +19,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import atomic_path
+from mammosae_plugin.files import atomic_path, write_text
 from mammosae_plugin.hub.findings_schema import CONFIGS, FORMAT_VERSION, JSON_COLUMNS, OPTIONAL, SCHEMAS, parquet_path
 
+if TYPE_CHECKING:
+    from mammosae_plugin.hub.publishing import Publication, Published
+    from mammosae_plugin.study_folder import StudyFolder
+
+KEY_FILE = "publishing.key"
+STAGED_FOLDER = "findings"
+_REPO = re.compile(r"[\w.-]+/[\w.-]+")
 _LATENT = ["layer", "encoder", "latent"]
 _PER_CLASS = {"n_images": "n_images", "class_means": "class_mean", "scores": "score", "ranks": "rank"}
 
@@ -166,21 +176,257 @@ def stage_findings(
     study_folder: str | Path,
     folder: str | Path,
     *,
+    repo_id: str | None = None,
+    licence: str | None = None,
+    examples: bool = False,
     min_group: int = 5,
+    data_licence: str | None = None,
+    key_file: str | Path | None = None,
 ) -> Path:
-    """Write what a study found as a dataset's folder; see `docs/findings.md` for what it holds."""
-    from mammosae_plugin.hub.findings_tables import findings_tables
+    """Write what a study found as a dataset's folder: the card, aggregate figures and a parquet file per config.
+
+    Nothing is sent, and nothing of single images is written unless `examples` asks for it.
+
+    Args:
+        study_folder: The study's output folder.
+        folder: Where to write; it may not exist, or be what this function wrote earlier, which is replaced.
+        repo_id: owner/name that the card speaks of.
+        licence: The licence of the findings, for the card, such as cc-by-4.0.
+        examples: Whether to add heatmaps of single images at the size of the feature map, under hashed ids.
+        min_group: Statistics of fewer patients than this are null.
+        data_licence: The licence, by name, under which rows per image of a restricted dataset may go out.
+        key_file: The key that ids are hashed with; made when it does not exist. By default `publishing.key` in the
+            study's folder. It is never published.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: No finished study, or a folder that holds something else.
+        PrivacyError: Examples of a restricted dataset without its licence, or anything else that may not get out.
+    """
+    from mammosae_plugin.hub.cards import render_findings_card
+    from mammosae_plugin.hub.findings_tables import examples_table, findings_tables
+    from mammosae_plugin.hub.guard import PrivacyContext, check_staged, hash_ids, load_or_make_key
     from mammosae_plugin.study_folder import StudyFolder
 
-    study = StudyFolder(study_folder)
+    study, target = StudyFolder(study_folder), Path(folder)
+    context = PrivacyContext.of_study(study.folder, min_group=min_group, licence=data_licence)
+    _check_replaceable(target)
     tables = findings_tables(study, min_group=min_group)
-    target = Path(folder)
-    for config, table in tables.items():
-        _write(target / parquet_path(config), table)
+    if examples:
+        key = load_or_make_key(key_file or study.folder / KEY_FILE)
+        tables["examples"] = examples_table(study, lambda ids: hash_ids(ids, key))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=target.parent) as temporary:
+        staged = Path(temporary) / "findings"
+        for config, table in tables.items():
+            _write(staged / parquet_path(config), table)
+        findings = Findings.of_tables(repo_id or study.results["title"], tables)
+        figures = _copy_figures(study, findings, staged)
+        facts = findings_facts(findings, repo_id=repo_id, licence=licence, datasets=context.datasets, figures=figures)
+        write_text(staged / "README.md", render_findings_card(facts))
+        check_staged(staged, "findings", context, repo_id=repo_id)
+        if target.exists():
+            shutil.rmtree(target)
+        staged.rename(target)
     return target
+
+
+def findings_facts(
+    findings: Findings,
+    *,
+    repo_id: str | None,
+    licence: str | None,
+    datasets: Sequence[str],
+    figures: Sequence[str] = (),
+) -> dict[str, Any]:
+    """What the card of a findings dataset says, as plain values.
+
+    Returns:
+        repo_id, licence, datasets and figures as given; title and study (see `Findings`); configs (name, path in the
+        repository and number of rows of each; the first is the default); n_latents (rows of the config latents); best
+        (layer, model, concept, latent, role, average_precision and ablation_effect of the latents that the study
+        names); reconstruction (rows); readers, n_notes and agreement (a line, None without labels of two readers).
+    """
+    from mammosae_plugin.notes import agreement
+    from mammosae_plugin.provenance import plain
+
+    labelled = agreement(findings.notes)
+    study = findings.study
+    sizes = {"study": 1, "latents": len(findings.latents)} | {
+        name: len(frame) for name in CONFIGS if isinstance(frame := getattr(findings, name), pd.DataFrame)
+    }
+    return {
+        "repo_id": repo_id,
+        "licence": licence,
+        "datasets": list(datasets),
+        "figures": list(figures),
+        "title": study["title"],
+        "study": study,
+        "configs": [
+            {"name": name, "path": f"{name}/train-*.parquet", "n_rows": sizes[name]}
+            for name in CONFIGS
+            if name in sizes
+        ],
+        "n_latents": sizes["latents"],
+        "best": plain(list(_best_latents(findings))),
+        "reconstruction": plain(findings.reconstruction.astype(object).to_dict("records")),
+        "readers": sorted(findings.notes["author"].unique()),
+        "n_notes": len(findings.notes.drop_duplicates(["layer", "latent", "author", "text", "label", "created"])),
+        "agreement": labelled.as_text() if len(labelled.readers) > 1 else None,
+    }
+
+
+def _best_latents(findings: Findings) -> Iterator[dict[str, Any]]:
+    """The latents that the study names, with what else is known of them."""
+    latents = [one["latent"] for of in findings.study["named_latents"].values() for named in of.values() for one in named]
+    rows = findings.concepts[findings.concepts["latent"].isin(latents)].to_dict("records")
+    known = {tuple(row[name] for name in (*_LATENT, "concept")): row for row in rows}
+    encoder_of = {(row["layer"], f"{row['name']}/{row['concept']}"): row["encoder"] for row in findings.study["models"]}
+    for layer, of_layer in findings.study["named_latents"].items():
+        for pair, named in of_layer.items():
+            model, _, concept = pair.rpartition("/")
+            for one in named:
+                row = known[layer, encoder_of[layer, pair], one["latent"], concept]
+                facts = {name: row[name] for name in ("average_precision", "ablation_effect")}
+                yield {"layer": layer, "model": model, "concept": concept, **one, **facts}
+
+
+def _copy_figures(study: "StudyFolder", findings: Findings, staged: Path) -> list[str]:
+    """Copy the figures that show aggregates, pixels only; none of a concept in which something was suppressed."""
+    from PIL import Image
+
+    from mammosae_plugin.visualization.names import FIGURE_LAYERS, FIGURES_FOLDER, figure_2_name, figure_4_name
+
+    hidden = {
+        *findings.concepts.loc[findings.concepts["score"].isna(), "concept"],
+        *findings.reconstruction.loc[findings.reconstruction["n_positive"].isna(), "concept"],
+    }
+    shown = [concept for concept in study.concepts if concept not in hidden]
+    models = dict.fromkeys(row["name"] for row in study.results["models"])
+    names = [figure_2_name(concept, error_term=error_term) for concept in shown for error_term in (False, True)]
+    names += [figure_4_name(model, concept) for concept in shown for model in models]
+    names += [] if hidden else [FIGURE_LAYERS]
+    folder = study.layer().folder / FIGURES_FOLDER
+    copied = []
+    for name in names:
+        if (folder / name).exists():
+            (staged / FIGURES_FOLDER).mkdir(exist_ok=True)
+            with Image.open(folder / name) as image:
+                image.save(staged / FIGURES_FOLDER / name)  # Pillow writes none of the file's texts
+            copied.append(f"{FIGURES_FOLDER}/{name}")
+    return copied
+
+
+def _check_replaceable(folder: Path) -> None:
+    """See that a folder may be replaced: only a dataset staged earlier may."""
+    from mammosae_plugin.hub.guard import is_allowed_name
+
+    if not folder.exists():
+        return
+    files = [path for path in folder.rglob("*") if not path.is_dir()] if folder.is_dir() else [folder]
+    if not all(is_allowed_name("findings", path.relative_to(folder).as_posix()) for path in files):
+        raise InputError(f"{folder} holds other files than findings staged earlier; name a new folder")
 
 
 def _write(path: Path, table: pa.Table) -> None:
     """A config's parquet file: the columns, and no metadata beside them."""
     with atomic_path(path) as temporary:
         pq.write_table(table.replace_schema_metadata(None), temporary, compression="zstd", store_schema=False)
+
+
+def publish_findings(
+    study_folder: str | Path,
+    repo_id: str,
+    *,
+    licence: str,
+    folder: str | Path | None = None,
+    examples: bool = False,
+    min_group: int = 5,
+    data_licence: str | None = None,
+    key_file: str | Path | None = None,
+    private: bool = True,
+    tag: str | None = None,
+    replace: bool = False,
+    dry_run: bool = False,
+    token: str | None = None,
+) -> "Publication | Published":
+    """Publish what a study found as a dataset on the Hub: stage, check, send as one commit.
+
+    Args:
+        study_folder: The study's output folder.
+        repo_id: owner/name of the dataset.
+        licence: The licence of the findings, such as cc-by-4.0.
+        folder: Where to stage; by default `findings` in the study's folder.
+        examples: As for `stage_findings`.
+        min_group: As for `stage_findings`.
+        data_licence: As for `stage_findings`.
+        key_file: As for `stage_findings`.
+        private: Whether a repository that is made is private.
+        tag: A name for the published state, such as v1.
+        replace: Overwrite what the repository holds of an earlier publication.
+        dry_run: Send nothing; what would go out is in the folder and in the result's `describe()`.
+        token: Of the Hub; by default that of `hf auth login` or HF_TOKEN.
+
+    Returns:
+        The publication, not sent, for a dry run; else what is on the Hub now.
+
+    Raises:
+        InputError: As for `stage_findings`, or no licence, or what is in the way in the repository.
+        PrivacyError: Something must not get out.
+        HubError: The Hub refuses or cannot be reached.
+    """
+    from mammosae_plugin.hub.guard import PrivacyContext
+    from mammosae_plugin.hub.publishing import prepare
+
+    if not licence.strip():
+        raise InputError("findings need a licence; name one, such as cc-by-4.0")
+    staged = stage_findings(
+        study_folder,
+        Path(folder or Path(study_folder) / STAGED_FOLDER),
+        repo_id=repo_id,
+        licence=licence,
+        examples=examples,
+        min_group=min_group,
+        data_licence=data_licence,
+        key_file=key_file,
+    )
+    publication = prepare(
+        staged,
+        repo_id,
+        kind="dataset",
+        contents="findings",
+        context=PrivacyContext.of_study(Path(study_folder), min_group=min_group, licence=data_licence),
+        tag=tag,
+        private=private,
+        replace=replace,
+        message="Publish findings with mammosae",
+        token=token,
+    )
+    return publication if dry_run else publication.send(token=token)
+
+
+def load_findings(place: str | Path, *, revision: str | None = None) -> Findings:
+    """Findings from the Hub, a staged or downloaded folder, or a study's folder.
+
+    Args:
+        place: owner/name of a dataset on the Hub (downloaded, checked and cached by `pull`), or a folder.
+        revision: Commit, branch or tag, for the Hub.
+
+    Raises:
+        InputError: Neither a folder nor the name of a repository, or no findings there.
+        HubError: The Hub refuses or cannot be reached, and the cache does not have it.
+    """
+    folder = Path(place)
+    if folder.is_dir():
+        if revision is not None:
+            raise InputError(f"{place} is a folder, which has no revision {revision!r}; leave it out")
+        if (folder / parquet_path("study")).exists():
+            return Findings.load(folder)
+        return Findings.of_study(folder)
+    if not _REPO.fullmatch(str(place)):
+        raise InputError(f"{place} is neither a folder nor the name of a dataset on the Hub (owner/name)")
+    from mammosae_plugin.hub.pulling import pull
+
+    return Findings.load(pull(str(place), revision=revision, kind="dataset"), origin=str(place))

@@ -4,7 +4,7 @@ Whatever is a statistic of fewer patients than `min_group` is null.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -55,7 +55,7 @@ def findings_tables(study: StudyFolder, *, min_group: int = 5) -> dict[str, pa.T
         "latents": pa.concat_tables(latents),
         **{config: _rows(config, study, groups, min_group) for config in ("interventions", "reconstruction")},
         "localization": _rows("localization", study, groups, min_group),
-        "study": _study(study, min_group),
+        "study": _study(study, groups, min_group),
     }
 
 
@@ -97,6 +97,47 @@ class Groups:
 
 
 GroupsOf = Mapping[tuple[str, str, str], Groups]
+
+
+def examples_table(study: StudyFolder, hash_ids: Callable[[Sequence[str]], Sequence[str]]) -> pa.Table:
+    """The config `examples`: maps over positions of the best latents of class 1, for the images whose maps were kept.
+
+    Args:
+        study: The study.
+        hash_ids: Gives what stands for ids of images and patients.
+
+    Returns:
+        One row per layer, encoder, concept, image and latent.
+    """
+    rows: list[Row] = []
+    for layer in study.layers:
+        top: int = layer.results["config"]["analysis"]["top"]
+        for encoder in layer.encoders.values():
+            table = encoder.table
+            images = [row for row in range(len(table.images)) if len(table.map_latents(row))]
+            chosen = table.images.iloc[images]
+            image_hashes, patient_hashes = (
+                hash_ids([str(one) for one in chosen[name]]) for name in ("image_id", "patient_id")
+            )
+            for concept in encoder.concepts:
+                best = _class_1_latents(layer, encoder.model, concept)[:top]
+                for row, image, patient in zip(images, image_hashes, patient_hashes, strict=True):
+                    kept = set(table.map_latents(row).tolist())
+                    latents = [latent for latent in best if latent in kept]
+                    common = {"image": image, "patient": patient, "layer": layer.name, "encoder": encoder.name}
+                    label = int(table.images[concept].iloc[row])
+                    rows += [
+                        {**common, "latent": latent, "concept": concept, "label": label, "heatmap": heatmap.tolist()}
+                        for latent, heatmap in zip(latents, table.maps(latents, row), strict=True)
+                    ]
+    return pa.Table.from_pylist(rows, schema=SCHEMAS["examples"])
+
+
+def _class_1_latents(layer: LayerResults, model: str, concept: str) -> list[int]:
+    """The best latents of a concept's class 1, as the study ranked them."""
+    wanted = (model, concept, 1)
+    rows = layer.results["rankings"]
+    return next((row["latents"] for row in rows if (row["model"], row["concept"], row["class"]) == wanted), [])
 
 
 def _unit(layer: LayerResults) -> str:
@@ -252,6 +293,8 @@ def _rows(config: str, study: StudyFolder, groups: GroupsOf, min_group: int) -> 
         for row in _rows_of(config, layer):
             group = group_of[row["model"], row["concept"]]
             behind = group.boxed_patients if config == "localization" else group.test_patients.min()
+            if config == "localization" and group.training_patients.min() < min_group:
+                continue  # which latents are judged here would tell how they rank in the small class
             if behind < min_group:
                 row = {**row, **dict.fromkeys([*_METRIC_COLUMNS, *_COUNTS], None)}
             found.append({"layer": layer.name, **row})
@@ -272,7 +315,7 @@ def _rows_of(config: str, layer: LayerResults) -> list[Row]:
 # study
 
 
-def _study(study: StudyFolder, min_group: int) -> pa.Table:
+def _study(study: StudyFolder, groups: GroupsOf, min_group: int) -> pa.Table:
     """The one row that says what the others are from."""
     results = study.results
     models = [
@@ -299,9 +342,20 @@ def _study(study: StudyFolder, min_group: int) -> pa.Table:
         "data": _json(_shared_data(results["data"], min_group)),
         "models": _json(models),
         "sae": _json(saes),
-        "named_latents": _json({layer.name: layer.results["named_latents"] for layer in study.layers}),
+        "named_latents": _json({layer.name: _named_latents(layer, groups, min_group) for layer in study.layers}),
     }
     return pa.Table.from_pylist([row], schema=SCHEMAS["study"])
+
+
+def _named_latents(layer: LayerResults, groups: GroupsOf, min_group: int) -> Row:
+    """The latents that the study names and their roles, by "model/concept"."""
+    large = {
+        f"{encoder.model}/{concept}"
+        for encoder in layer.encoders.values()
+        for concept in encoder.concepts
+        if groups[layer.name, encoder.name, concept].training_patients.min() >= min_group
+    }
+    return {pair: named for pair, named in layer.results["named_latents"].items() if pair in large}
 
 
 def _json(value: Any) -> str:
@@ -309,9 +363,13 @@ def _json(value: Any) -> str:
 
 
 def _shared_config(config: Mapping[str, Any]) -> Row:
-    """The configuration without the names of folders on the machine where it ran."""
-    kept = {key: value for key, value in config.items() if key not in ("output", "device", "num_workers")}
-    return {**kept, "data": {key: value for key, value in config["data"].items() if key != "root"}}
+    """The configuration without what is about the machine where it ran: folders, files of SAEs, its device."""
+
+    def without(section: Mapping[str, Any], *keys: str) -> Row:
+        return {key: value for key, value in section.items() if key not in keys}
+
+    kept = without(config, "output", "device", "num_workers")
+    return {**kept, "data": without(config["data"], "root"), "sae": without(config["sae"], "path", "paths")}
 
 
 def _shared_data(data: Mapping[str, Any], min_group: int) -> Row:

@@ -1,0 +1,332 @@
+"""Two studies side by side: do the same latents stand out, and do they localize as well? The base for replication."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import hypergeom, spearmanr
+
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.hub.findings import Findings, load_findings
+
+Match = Literal["index", "decoder"]
+Decoder = NDArray[Any]
+Saes = Any  # a SAELens SAE, a place that `load_vision_sae` reads, or either of them by layer
+
+_KEY = ["layer", "model", "concept"]
+# Rows of cosines at once: 1024 x 16384 float32 are 64 MB.
+_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two studies have in common.
+
+    Attributes:
+        a: The first study's origin.
+        b: The second's.
+        top: How many of the best latents per class were compared.
+        match: "index" where both use the same SAE, "decoder" where latents were matched by their decoder directions.
+        latents: One row per layer, model, concept and class: n_latents (those compared: matched, and firing in the
+            training images of either study), rank_correlation (Spearman's, of the scores), shared_top (latents among
+            the best of both), top (how many were looked at in each), expected_shared (mean of shared_top if the best
+            were drawn at random), p_value (chance of at least shared_top then). Missing where scores are suppressed.
+        localization: One row per layer, model and concept: best_latent_a, average_precision_a, best_latent_b,
+            average_precision_b, by each study's own threshold; missing where nothing was localized.
+        matching: Where match is "decoder", one row per pair of latents: layer, latent_a, latent_b, cosine.
+    """
+
+    a: str
+    b: str
+    top: int
+    match: Match
+    latents: pd.DataFrame
+    localization: pd.DataFrame
+    matching: pd.DataFrame | None = None
+
+    def as_text(self) -> str:
+        """What a command prints."""
+        how = "the same SAE" if self.match == "index" else "latents matched by decoder directions"
+        return "\n".join(
+            [
+                f"a: {self.a}",
+                f"b: {self.b} ({how})",
+                "",
+                "Ranking of latents by score, and the best of each class:",
+                self.latents.to_string(index=False, float_format=lambda value: f"{value:.3g}"),
+                "",
+                "The latent that localizes best:",
+                self.localization.to_string(index=False, float_format=lambda value: f"{value:.3f}"),
+            ]
+        )
+
+
+def compare_findings(
+    a: "Findings | str | Path",
+    b: "Findings | str | Path",
+    *,
+    top: int = 10,
+    match: Match = "index",
+    saes: tuple[Saes, Saes] | None = None,
+    min_cosine: float = 0.7,
+    models: Mapping[str, str] | None = None,
+) -> Comparison:
+    """Compare the findings of two studies.
+
+    Rows are compared where both studies have the same hook point, model and concept. With `match="index"` latents of
+    equal number are compared, which asks for one and the same SAE. With `match="decoder"` those of two SAEs of one
+    layer are matched first (`match_latents`); latents without a partner are left out, and the best are the best of the
+    rest.
+
+    Args:
+        a: Findings, or what `load_findings` reads.
+        b: The same of the other study.
+        top: How many of the best latents per class to compare.
+        match: "index" or "decoder".
+        saes: For "decoder" the SAEs of a and of b: an SAE or its place, or a mapping of layer to either.
+        min_cosine: For "decoder" the least cosine of a pair.
+        models: Names of models in a -> their names in b, where they differ.
+
+    Raises:
+        InputError: Nothing in common; different SAEs with match "index"; SAEs that are missing or not those of the
+            findings with match "decoder"; findings that cannot be loaded.
+    """
+    if top < 1:
+        raise InputError(f"top is {top}; give a number of latents from 1")
+    if match not in ("index", "decoder"):
+        raise InputError(f"match is {match!r}; give 'index' or 'decoder'")
+    first, second = (one if isinstance(one, Findings) else load_findings(one) for one in (a, b))
+    common = _common_rows(first, second, models or {})
+    matching = None
+    if match == "index":
+        _check_same_sae(first, second, common)
+    else:
+        matching = _matching(first, second, common, saes, min_cosine)
+    return Comparison(
+        a=first.origin,
+        b=second.origin,
+        top=top,
+        match=match,
+        latents=_compare_latents(first, second, common, matching, top),
+        localization=_compare_localization(first, second, common),
+        matching=matching,
+    )
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A layer, model and concept of both studies, as each names them."""
+
+    concept: str
+    layer: tuple[str, str]
+    model: tuple[str, str]
+    encoder: tuple[str, str]
+
+    @property
+    def key(self) -> dict[str, str]:
+        """How results name it: as study a does."""
+        return {"layer": self.layer[0], "model": self.model[0], "concept": self.concept}
+
+
+def _common_rows(a: Findings, b: Findings, models: Mapping[str, str]) -> list[_Row]:
+    theirs = {(row["hook_name"], row["name"], row["concept"]): row for row in b.study["models"]}
+    found = []
+    for row in a.study["models"]:
+        other = theirs.get((row["hook_name"], models.get(row["name"], row["name"]), row["concept"]))
+        if other is not None:
+            pairs = ((row[key], other[key]) for key in ("layer", "name", "encoder"))
+            found.append(_Row(row["concept"], *pairs))
+    if not found:
+        have = [
+            ", ".join(f"{row['layer']}/{row['name']}/{row['concept']}" for row in one.study["models"]) for one in (a, b)
+        ]
+        raise InputError(
+            f"{a.origin} and {b.origin} have no layer, model and concept in common: {have[0]} against {have[1]}; if "
+            "models are only named differently, pair them (models={name in a: name in b})"
+        )
+    return found
+
+
+def _layers(common: Sequence[_Row]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys(row.layer for row in common))
+
+
+def _check_same_sae(a: Findings, b: Findings, common: Sequence[_Row]) -> None:
+    for in_a, in_b in _layers(common):
+        if a.study["sae"][in_a]["sha256"] != b.study["sae"][in_b]["sha256"]:
+            raise InputError(
+                f"{a.origin} and {b.origin} use different SAEs at layer {in_a}, so that equal latent numbers mean "
+                "different latents; compare with match='decoder' and both SAEs (saes=(a, b))"
+            )
+
+
+# Matching
+
+
+def match_latents(decoder_a: Decoder, decoder_b: Decoder, *, min_cosine: float = 0.7) -> pd.DataFrame:
+    """Pair the latents of two SAEs of one layer whose decoder directions are each other's nearest.
+
+    Args:
+        decoder_a: (n_a, d), a latent's direction per row.
+        decoder_b: (n_b, d).
+        min_cosine: Pairs of a smaller cosine are left out.
+
+    Returns:
+        One row per pair: latent_a, latent_b, cosine; by latent_a. No latent is in two pairs.
+
+    Raises:
+        InputError: Directions of different width.
+    """
+    directions_a, directions_b = (_unit_rows(decoder) for decoder in (decoder_a, decoder_b))
+    if directions_a.shape[1] != directions_b.shape[1]:
+        raise InputError(
+            f"decoder directions of width {directions_a.shape[1]} and {directions_b.shape[1]} cannot be matched; "
+            "both SAEs must be of the same layer"
+        )
+    nearest_b = np.empty(len(directions_a), dtype=np.int64)
+    cosine = np.empty(len(directions_a))
+    nearest_a = np.zeros(len(directions_b), dtype=np.int64)
+    best_a = np.full(len(directions_b), -np.inf)
+    for start in range(0, len(directions_a), _ROWS):
+        cosines = directions_a[start : start + _ROWS] @ directions_b.T
+        rows = slice(start, start + len(cosines))
+        nearest_b[rows] = cosines.argmax(1)
+        cosine[rows] = cosines.max(1)
+        largest = cosines.max(0)
+        better = largest > best_a
+        nearest_a[better] = start + cosines.argmax(0)[better]
+        best_a[better] = largest[better]
+    latents = np.arange(len(directions_a))
+    mutual = (nearest_a[nearest_b] == latents) & (cosine >= min_cosine)
+    return pd.DataFrame({"latent_a": latents[mutual], "latent_b": nearest_b[mutual], "cosine": cosine[mutual]})
+
+
+def _unit_rows(decoder: Decoder) -> NDArray[np.float32]:
+    rows = np.asarray(decoder, dtype=np.float32)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.where(norms > 0, norms, 1), dtype=np.float32)
+
+
+def _matching(
+    a: Findings, b: Findings, common: Sequence[_Row], saes: tuple[Saes, Saes] | None, min_cosine: float
+) -> pd.DataFrame:
+    if saes is None:
+        raise InputError("match='decoder' compares decoder directions; give the SAEs of both studies: saes=(a, b)")
+    frames = []
+    for in_a, in_b in _layers(common):
+        decoders = [
+            _decoder(sae, layer, findings) for sae, layer, findings in zip(saes, (in_a, in_b), (a, b), strict=True)
+        ]
+        frame = match_latents(*decoders, min_cosine=min_cosine)
+        frame.insert(0, "layer", in_a)
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def _decoder(given: Saes, layer: str, findings: Findings) -> Decoder:
+    from mammosae_plugin.adapters import load_vision_sae
+    from mammosae_plugin.provenance import tensors_fingerprint
+
+    if isinstance(given, Mapping):
+        if layer not in given:
+            raise InputError(f"no SAE is given for layer {layer} of {findings.origin}; add it to its mapping")
+        given = given[layer]
+    sae = load_vision_sae(given) if isinstance(given, str | Path) else given
+    if tensors_fingerprint(sae.state_dict()) != findings.study["sae"][layer]["sha256"]:
+        raise InputError(f"the SAE given for layer {layer} is not the one that {findings.origin} used there")
+    decoder: Decoder = sae.W_dec.detach().float().cpu().numpy()
+    return decoder
+
+
+# Comparing
+
+
+def _compare_latents(
+    a: Findings, b: Findings, common: Sequence[_Row], matching: pd.DataFrame | None, top: int
+) -> pd.DataFrame:
+    of_a, of_b = (dict(iter(one.concepts.groupby(["layer", "encoder", "concept"]))) for one in (a, b))
+    records = []
+    for row in common:
+        tables = [
+            rows[row.layer[i], row.encoder[i], row.concept].pivot(
+                index="latent", columns="class", values=["score", "rank", "class_mean"]
+            )
+            for i, rows in enumerate((of_a, of_b))
+        ]
+        if matching is None:
+            latents = tables[0].index.intersection(tables[1].index).to_numpy()
+            places = latents, latents
+        else:
+            pairs = matching[matching["layer"] == row.layer[0]]
+            places = pairs["latent_a"].to_numpy(), pairs["latent_b"].to_numpy()
+        own, other = (table.loc[place] for table, place in zip(tables, places, strict=True))
+        fires = (own["class_mean"].to_numpy() != 0).any(1) | (other["class_mean"].to_numpy() != 0).any(1)
+        own, other = own[fires], other[fires]
+        for number in own["score"].columns:
+            compared = _compare_class(
+                *(one[field][number].to_numpy(dtype=np.float64) for field in ("score", "rank") for one in (own, other)),
+                top=top,
+            )
+            records.append({**row.key, "class": number, **compared})
+    columns = ["n_latents", "rank_correlation", "shared_top", "top", "expected_shared", "p_value"]
+    frame = pd.DataFrame(records, columns=[*_KEY, "class", *columns])
+    return frame.astype({"shared_top": "Int64"})
+
+
+def _compare_class(
+    scores_a: NDArray[np.float64],
+    scores_b: NDArray[np.float64],
+    ranks_a: NDArray[np.float64],
+    ranks_b: NDArray[np.float64],
+    *,
+    top: int,
+) -> dict[str, Any]:
+    """Of the latents of one class, in the same order for both studies; NaN where suppressed."""
+    n = len(scores_a)
+    if n < 2 or np.isnan([scores_a, scores_b]).any():
+        missing = dict.fromkeys(("rank_correlation", "expected_shared", "p_value"), np.nan)
+        return {"n_latents": n, "shared_top": None, "top": 0, **missing}
+    k = min(top, n)
+    constant = np.ptp(scores_a) == 0 or np.ptp(scores_b) == 0
+    best_a, best_b = (set(np.argsort(ranks, kind="stable")[:k].tolist()) for ranks in (ranks_a, ranks_b))
+    shared = len(best_a & best_b)
+    return {
+        "n_latents": n,
+        "rank_correlation": np.nan if constant else float(spearmanr(scores_a, scores_b).statistic),
+        "shared_top": shared,
+        "top": k,
+        "expected_shared": k * k / n,
+        "p_value": float(hypergeom.sf(shared - 1, n, k, k)),
+    }
+
+
+def _compare_localization(a: Findings, b: Findings, common: Sequence[_Row]) -> pd.DataFrame:
+    records = []
+    for row in common:
+        record: dict[str, Any] = dict(row.key)
+        for i, (side, findings) in enumerate((("a", a), ("b", b))):
+            latent, precision = _best(findings.localization, row.layer[i], row.model[i], row.concept)
+            record |= {f"best_latent_{side}": latent, f"average_precision_{side}": precision}
+        records.append(record)
+    frame = pd.DataFrame(records)
+    return frame.astype({f"best_latent_{side}": "Int64" for side in "ab"})
+
+
+def _best(localization: pd.DataFrame, layer: str, model: str, concept: str) -> tuple[int | None, float]:
+    """The latent of the highest average precision, the best-ranked of equal ones, by the first threshold and IoU."""
+    own = localization[
+        (localization[["layer", "model", "concept"]] == [layer, model, concept]).all(axis=1)
+        & (localization["method"] == "latent")
+    ]
+    if own.empty:
+        return None, float("nan")
+    first = own.iloc[0]
+    own = own[(own[["threshold", "iou_threshold"]] == first[["threshold", "iou_threshold"]]).all(axis=1)]
+    own = own.dropna(subset=["average_precision"]).sort_values(
+        ["average_precision", "rank"], ascending=[False, True], kind="stable"
+    )
+    return (None, float("nan")) if own.empty else (int(own["latent"].iloc[0]), float(own["average_precision"].iloc[0]))
