@@ -144,7 +144,7 @@ def inspect_checkpoint(
 
     Args:
         source: a file; a folder that SAELens wrote; a Hub repo with `filename`; or
-            "hf://owner/name[@revision]/path/in/repo", of a file or of such a folder.
+            "hub://owner/name[@revision]/path/in/repo", of a file or of such a folder.
         filename: the file's name inside a folder or repo.
         revision: branch, tag or commit; only for the Hub.
 

@@ -240,7 +240,7 @@ def load_mammo_clip(
     Args:
         checkpoint: a pretraining checkpoint (`b5-model-best-epoch-7.tar`), a downstream classifier file, which holds
             the encoder too, or a `.safetensors` that `save_classifier` wrote. A local file; a Hub repo ("owner/name")
-            or local folder with `filename`; or "hf://owner/name[@revision]/path/in/repo".
+            or local folder with `filename`; or "hub://owner/name[@revision]/path/in/repo".
         classifier: a downstream classifier file for a pretraining checkpoint; its encoder, if it has one, and its head
             replace the checkpoint's. Named like `checkpoint`.
         filename: the checkpoint's name inside the repo or folder.

@@ -1,7 +1,8 @@
 """Where a checkpoint is read from: a local path, or a file of a Hugging Face repo.
 
-Wherever this package takes a checkpoint, a string of the form `hf://owner/name[@revision]/path/in/repo` names a file on
-the Hub; a revision that holds a slash is written with `%2F`, as in `hf://owner/name@refs%2Fpr%2F1/sae.pt`.
+Wherever this package takes a checkpoint, a string of the form `hub://owner/name[@revision]/path/in/repo` names a file
+on the Hub, or an SAE in SAELens's format by its id; `hf://` means the same. A revision that holds a slash is written
+with `%2F`, as in `hub://owner/name@refs%2Fpr%2F1/sae.pt`.
 """
 
 import difflib
@@ -23,11 +24,13 @@ from huggingface_hub.errors import (
 )
 
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.hub_requests import again, first_line
 
-HUB_SCHEME = "hf://"
+HUB_SCHEMES = ("hub://", "hf://")
+HUB_SCHEME = HUB_SCHEMES[0]
 
 _REPO = r"[\w.-]+/[\w.-]+"
-_HUB_URL = re.compile(rf"hf://(?P<repo>{_REPO})(?:@(?P<revision>[^/\s]+))?(?:/(?P<path>\S.*?))?/?")
+_HUB_URL = re.compile(rf"(?:hub|hf)://(?P<repo>{_REPO})(?:@(?P<revision>[^/\s]+))?(?:/(?P<path>\S.*?))?/?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _CHECKPOINT_SUFFIXES = {".bin", ".ckpt", ".pt", ".pth", ".safetensors", ".tar"}
 
@@ -58,13 +61,13 @@ class Source:
 
 
 def is_on_hub(source: str | os.PathLike[str]) -> bool:
-    """Whether a string names a Hub repo or a file in one: `hf://...`, or owner/name where no such path exists.
+    """Whether a string names a Hub repo or a file in one: `hub://...`, or owner/name where no such path exists.
 
     A `Path` never does, nor does a name that ends like a checkpoint's: "runs/sae.pt" is a path, there or not.
     """
     if not isinstance(source, str):
         return False
-    if source.startswith(HUB_SCHEME):
+    if source.startswith(HUB_SCHEMES):
         return True
     is_repo = re.fullmatch(_REPO, source) is not None and PurePosixPath(source).suffix not in _CHECKPOINT_SUFFIXES
     return is_repo and not Path(source).exists()
@@ -82,7 +85,7 @@ def find_source(
     """Find a checkpoint, downloading it into huggingface_hub's cache where it lies on the Hub.
 
     Args:
-        source: a local path; a Hub repo ("owner/name", where no such path exists); or "hf://owner/name[@revision]/path".
+        source: a local path; a Hub repo ("owner/name", where no such path exists); or "hub://owner/name[@revision]/path".
         filename: the file inside a local folder or a repo.
         revision: branch, tag or commit; only for the Hub.
         default: the file that is meant where neither `source` nor `filename` names one.
@@ -107,7 +110,7 @@ def find_source(
     name = url_path or filename or default
     if name is None:
         start = "does not exist" if str(source) == repo else "names a repo but no file in it"
-        raise InputError(f"{source} {start}; name a file of a Hugging Face repo as hf://{repo}/path/in/repo")
+        raise InputError(f"{source} {start}; name a file of a Hugging Face repo as hub://{repo}/path/in/repo")
     revision = revision if revision is not None else url_revision
     if folder_files and PurePosixPath(name).suffix not in _CHECKPOINT_SUFFIXES:
         paths = [
@@ -138,21 +141,21 @@ def _find_local(
 
 
 def _parse(source: str) -> tuple[str, str | None, str | None]:
-    """(repo, revision, path in the repo) of `hf://...` or of owner/name."""
-    if not source.startswith(HUB_SCHEME):
+    """(repo, revision, path in the repo) of `hub://...` or of owner/name."""
+    if not source.startswith(HUB_SCHEMES):
         return source, None, None
     match = _HUB_URL.fullmatch(source)
     if match is None or match["repo"].split("/")[0] in ("datasets", "spaces", "models"):
-        raise InputError(f"{source} is not of the form hf://owner/name[@revision]/path/in/repo, of a model repo")
+        raise InputError(f"{source} is not of the form hub://owner/name[@revision]/path/in/repo, of a model repo")
     return match["repo"], match["revision"] and unquote(match["revision"]), match["path"]
 
 
 def _download(repo: str, name: str, *, revision: str | None, force_download: bool, asked: str) -> Path:
     at = f" at revision {revision}" if revision is not None else ""
     # What the user wrote may have been meant as a path, which is then the first thing to say.
-    start = "" if asked.startswith(HUB_SCHEME) else f"{asked} is no local path, and "
+    start = "" if asked.startswith(HUB_SCHEMES) else f"{asked} is no local path, and "
     try:
-        return Path(hf_hub_download(repo, name, revision=revision, force_download=force_download))
+        return Path(again(lambda: hf_hub_download(repo, name, revision=revision, force_download=force_download)))
     except GatedRepoError as error:
         reason = f"the Hub's repo {repo} asks for its terms to be accepted; do so on its page, then `hf auth login`"
         cause: Exception = error
@@ -164,15 +167,15 @@ def _download(repo: str, name: str, *, revision: str | None, force_download: boo
     except LocalEntryNotFoundError as error:
         reason = (
             f"{name} of {repo}{at} is not in the cache and the Hub cannot be reached; go online, or give a local "
-            f"file ({_first_line(error)})"
+            f"file ({first_line(error)})"
         )
         cause = error
     except EntryNotFoundError as error:
         reason, cause = f"the Hub's repo {repo}{at} has no file {name}{_nearest(repo, name, revision)}", error
     except HFValidationError as error:
-        reason, cause = f"{repo} cannot be a Hub repo: {_first_line(error)}", error
+        reason, cause = f"{repo} cannot be a Hub repo: {first_line(error)}", error
     except Exception as error:  # the HTTP library under huggingface_hub, and with it its errors, changes with versions
-        reason, cause = f"{name} could not be read from the Hub's repo {repo}{at}: {_first_line(error)}", error
+        reason, cause = f"{name} could not be read from the Hub's repo {repo}{at}: {first_line(error)}", error
     raise InputError(start + reason) from cause
 
 
@@ -194,7 +197,3 @@ def _commit_of(path: Path, revision: str | None) -> str | None:
         if before == "snapshots" and _COMMIT.fullmatch(part):
             return part
     return revision if revision is not None and _COMMIT.fullmatch(revision) else None
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no reason given')}"

@@ -44,7 +44,7 @@ def load_vision_sae(
     Args:
         path_or_repo: a checkpoint file; a folder that holds `filename`; a folder that SAELens wrote (`cfg.json`);
             where no such path exists, a Hugging Face repo ("KKNakka/MammoSAE"); or
-            "hf://owner/name[@revision]/path/in/repo", of a checkpoint or of a folder that SAELens wrote.
+            "hub://owner/name[@revision]/path/in/repo", of a checkpoint or of a folder that SAELens wrote.
         filename: the checkpoint's or folder's name inside a folder or repo.
         revision: branch, tag or commit of the repo; only for the Hub. Name a commit where results must be reproducible.
 

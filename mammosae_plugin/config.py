@@ -10,7 +10,7 @@ import torch
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from mammosae_plugin.adapters.sources import HUB_SCHEME
+from mammosae_plugin.adapters.sources import HUB_SCHEMES
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.training.classifier import ClassifierTraining
 from mammosae_plugin.training.settings import SAETraining
@@ -21,10 +21,10 @@ class _Section(BaseModel):
 
 
 def _path_or_hub(value: str | Path) -> str | Path:
-    return value if str(value).startswith(HUB_SCHEME) else Path(value)
+    return value if str(value).startswith(HUB_SCHEMES) else Path(value)
 
 
-# A local path, or "hf://owner/name[@revision]/path/in/repo", which stays a string.
+# A local path, or "hub://owner/name[@revision]/path/in/repo", which stays a string.
 Checkpoint = Annotated[str | Path, AfterValidator(_path_or_hub)]
 
 
@@ -55,7 +55,7 @@ class ModelConfig(_Section):
     encoder: Checkpoint | None = Field(
         None,
         description="Mammo-CLIP pretraining checkpoint, or an encoder saved by this package. As everywhere, a path or "
-        "hf://owner/name[@revision]/path/in/repo.",
+        "hub://owner/name[@revision]/path/in/repo.",
     )
     classifiers: dict[str, Checkpoint] | None = Field(
         None, description="A downstream classifier file for each concept."
@@ -86,7 +86,9 @@ class SAEConfig(_Section):
     """The sparse autoencoder of each layer, which all models of the study share."""
 
     path: Checkpoint | None = Field(
-        None, description="A Mammo-SAE file or a folder in SAELens's format, for one layer."
+        None,
+        description="A Mammo-SAE file or a folder in SAELens's format, for one layer; on the Hub, "
+        "hub://owner/name[@revision]/sae_id.",
     )
     paths: dict[str, Checkpoint] | None = Field(
         None, description="Such a file or folder for each of `layers`, by its name."
@@ -276,7 +278,7 @@ def _make_absolute(raw: dict[str, Any], base: Path) -> None:
 
     def resolve(section: Any, key: Any) -> None:
         value = section.get(key) if isinstance(section, dict) else None
-        if isinstance(value, (str, Path)) and not str(value).startswith(HUB_SCHEME):
+        if isinstance(value, (str, Path)) and not str(value).startswith(HUB_SCHEMES):
             section[key] = str(base / Path(section[key]).expanduser())
 
     resolve(raw, "output")

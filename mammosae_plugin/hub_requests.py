@@ -75,9 +75,7 @@ class _Failure:
 
 
 def ask(call: Callable[[], T], *, about: str, doing: str, attempts: int | None = None, writing: bool = False) -> T:
-    """Run a request to the Hub, again where a failure may pass: 408, 425, 429, 5xx, a lost or silent connection.
-
-    The waits double from one second; where the Hub says how long to wait (Retry-After), that long.
+    """`again`, with the error that ends it as one line that says what to do.
 
     Args:
         call: the request; it must be safe to be made twice.
@@ -87,24 +85,38 @@ def ask(call: Callable[[], T], *, about: str, doing: str, attempts: int | None =
         writing: whether the request writes: what is missing is then a right to write.
 
     Raises:
-        HubError: it failed for good, in one line that says what to do.
+        HubError: it failed for good.
+    """
+    try:
+        return again(call, attempts=attempts)
+    except Exception as error:
+        raise explain(error, about=about, doing=doing, writing=writing) from error
+
+
+def again(call: Callable[[], T], *, attempts: int | None = None) -> T:
+    """Run a request to the Hub, again where a failure may pass: 408, 425, 429, 5xx, a lost or silent connection.
+
+    The waits double from one second; where the Hub says how long to wait (Retry-After), that long, but never more than
+    two minutes. The last error is raised as it is.
     """
     attempts = ATTEMPTS if attempts is None else attempts
     wait = _FIRST_WAIT_S
-    for attempt in range(1, attempts + 1):
+    while True:
+        attempts -= 1
         try:
             with _silence_bounded():
                 return call()
         except Exception as error:
             failure = _failure_of(error)
             asked = failure.retry_after or 0.0
-            if not failure.passing or attempt == attempts or asked > _LONGEST_RETRY_AFTER_S:
-                raise explain(error, about=about, doing=doing, writing=writing) from error
+            # huggingface_hub has tried again by itself before it says that a file is not in the cache.
+            done = attempts <= 0 or isinstance(error, LocalEntryNotFoundError)
+            if done or not failure.passing or asked > _LONGEST_RETRY_AFTER_S:
+                raise
             pause = max(wait, asked)
-            logger.info("%s: %s; trying again in %g s", about, first_line(failure.cause), pause)
-            time.sleep(pause)
-            wait = min(2 * wait, _LONGEST_WAIT_S)
-    raise AssertionError("no attempt was made")
+            logger.info("%s; trying again in %g s", first_line(failure.cause), pause)
+        time.sleep(pause)
+        wait = min(2 * wait, _LONGEST_WAIT_S)
 
 
 def explain(error: BaseException, *, about: str, doing: str, writing: bool = False) -> Exception:

@@ -60,10 +60,10 @@ seen["own format"] = facts(SAE.from_pretrained("ours", "final"))
 
 seen["repo"] = facts(load_vision_sae(REPO))
 seen["repo at tag"] = facts(load_vision_sae(REPO, revision="v1"))
-seen["url at tag"] = facts(load_vision_sae(f"hf://{REPO}@v1/{FILE}"))
+seen["url at tag"] = facts(load_vision_sae(f"hub://{REPO}@v1/{FILE}"))
 seen["url at commit"] = facts(load_vision_sae(f"hf://{REPO}@{first}/{FILE}"))
 seen["url at pull request"] = facts(load_vision_sae(f"hf://{REPO}@refs%2Fpr%2F1/{FILE}"))
-seen["url of folder"] = facts(load_vision_sae("hf://someone/saes/layer_39"))
+seen["url of folder"] = facts(load_vision_sae("hub://someone/saes/layer_39"))
 
 seen["classifier"] = load_mammo_clip(CLIP, filename=PRETRAINING, classifier_filename=DOWNSTREAM, revision="v1").source
 seen["mixed"] = load_mammo_clip(local, f"hf://{CLIP}/{DOWNSTREAM}").source
@@ -246,9 +246,9 @@ def test_a_cached_file_is_read_offline_with_its_commit(visit: Visit) -> None:
         (("hf://owner/name@v1/a.pt",), {"revision": "v2"}, "names the revision v1"),
         (("hf://owner/name/a.pt",), {"filename": "b.pt"}, "names the file a.pt"),
         (("hf://owner/name@v1",), {}, "names a repo but no file in it"),
-        (("hf://owner",), {}, "not of the form hf://owner/name"),
+        (("hf://owner",), {}, "not of the form hub://owner/name"),
         (("hf://datasets/owner/name/a.pt",), {}, "of a model repo"),
-        (("owner/name",), {}, "owner/name does not exist; name a file of a Hugging Face repo as hf://owner/name/"),
+        (("owner/name",), {}, "owner/name does not exist; name a file of a Hugging Face repo as hub://owner/name/"),
         (("runs/model.tar",), {}, "runs/model.tar does not exist"),
         (("nothing.tar",), {}, "does not exist, and is no name of a Hugging Face repo"),
         ((TINY,), {"revision": "main"}, "means nothing for local files"),
