@@ -102,7 +102,7 @@ def find_source(
     """
     if not is_on_hub(source):
         return _find_local(source, filename, revision, default)
-    repo, url_revision, url_path = _parse(str(source))
+    repo, url_revision, url_path = parse_hub_name(str(source))
     if revision is not None and url_revision is not None and revision != url_revision:
         raise InputError(f"{source} names the revision {url_revision}, but revision={revision!r} is given; name one")
     if filename is not None and url_path is not None and filename != url_path:
@@ -140,7 +140,7 @@ def _find_local(
     return Source(path=path, name=path.name)
 
 
-def _parse(source: str) -> tuple[str, str | None, str | None]:
+def parse_hub_name(source: str) -> tuple[str, str | None, str | None]:
     """(repo, revision, path in the repo) of `hub://...` or of owner/name."""
     if not source.startswith(HUB_SCHEMES):
         return source, None, None
@@ -155,7 +155,13 @@ def _download(repo: str, name: str, *, revision: str | None, force_download: boo
     # What the user wrote may have been meant as a path, which is then the first thing to say.
     start = "" if asked.startswith(HUB_SCHEMES) else f"{asked} is no local path, and "
     try:
-        return Path(again(lambda: hf_hub_download(repo, name, revision=revision, force_download=force_download)))
+        # Before it says that a file is not in the cache, huggingface_hub has tried several times to reach the Hub.
+        return Path(
+            again(
+                lambda: hf_hub_download(repo, name, revision=revision, force_download=force_download),
+                final=(LocalEntryNotFoundError,),
+            )
+        )
     except GatedRepoError as error:
         reason = f"the Hub's repo {repo} asks for its terms to be accepted; do so on its page, then `hf auth login`"
         cause: Exception = error

@@ -93,11 +93,11 @@ def ask(call: Callable[[], T], *, about: str, doing: str, attempts: int | None =
         raise explain(error, about=about, doing=doing, writing=writing) from error
 
 
-def again(call: Callable[[], T], *, attempts: int | None = None) -> T:
+def again(call: Callable[[], T], *, attempts: int | None = None, final: tuple[type[Exception], ...] = ()) -> T:
     """Run a request to the Hub, again where a failure may pass: 408, 425, 429, 5xx, a lost or silent connection.
 
     The waits double from one second; where the Hub says how long to wait (Retry-After), that long, but never more than
-    two minutes. The last error is raised as it is.
+    two minutes. The last error is raised as it is; one of the types `final` is the last.
     """
     attempts = ATTEMPTS if attempts is None else attempts
     wait = _FIRST_WAIT_S
@@ -109,8 +109,7 @@ def again(call: Callable[[], T], *, attempts: int | None = None) -> T:
         except Exception as error:
             failure = _failure_of(error)
             asked = failure.retry_after or 0.0
-            # huggingface_hub has tried again by itself before it says that a file is not in the cache.
-            done = attempts <= 0 or isinstance(error, LocalEntryNotFoundError)
+            done = attempts <= 0 or isinstance(error, final)
             if done or not failure.passing or asked > _LONGEST_RETRY_AFTER_S:
                 raise
             pause = max(wait, asked)

@@ -334,21 +334,27 @@ class _There:
 
     commit: str
     private: bool
-    files: Mapping[str, "_Hash"]
+    files: Mapping[str, "FileHash"]
     untouched: bool
     tag_commit: str | None
-    tag_files: Mapping[str, "_Hash"]
+    tag_files: Mapping[str, "FileHash"]
 
 
 @dataclass(frozen=True)
-class _Hash:
-    """SHA-256 of a file in the Hub's large storage, git's hash of any other."""
+class FileHash:
+    """How the Hub knows a file's content.
+
+    Attributes:
+        sha256: the SHA-256 of a large file, 64 hexadecimal digits; None for a small one.
+        git: git's hash of a small file, 40 hexadecimal digits; for a large one it says nothing of the content.
+    """
 
     sha256: str | None
     git: str
 
-    def is_of(self, path: Path, sha256: str) -> bool:
-        return sha256 == self.sha256 if self.sha256 is not None else git_hash(path) == self.git
+    def is_of(self, path: Path) -> bool:
+        """Whether a file has this content."""
+        return sha256_of_file(path) == self.sha256 if self.sha256 is not None else git_hash(path) == self.git
 
 
 def _look(api: HfApi, repo_id: str, kind: RepoKind, tag: str | None) -> _There | None:
@@ -370,21 +376,26 @@ def _look(api: HfApi, repo_id: str, kind: RepoKind, tag: str | None) -> _There |
     return _There(
         commit,
         private,
-        _files(api, repo_id, kind, commit),
+        files_of_repo(api, repo_id, kind, commit),
         untouched=len(commits) == 1 and commits[0].title == "initial commit",
         tag_commit=tag_commit,
-        tag_files=_files(api, repo_id, kind, tag_commit) if tag_commit is not None else {},
+        tag_files=files_of_repo(api, repo_id, kind, tag_commit) if tag_commit is not None else {},
     )
 
 
-def _files(api: HfApi, repo_id: str, kind: RepoKind, commit: str) -> dict[str, _Hash]:
+def files_of_repo(api: HfApi, repo_id: str, kind: RepoKind, commit: str) -> dict[str, FileHash]:
+    """The hash of every file of a repository at a commit.
+
+    Raises:
+        HubError: it cannot be read.
+    """
     entries = ask(
         lambda: list(api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type=kind)),
         about=repo_id,
         doing="read",
     )
     return {
-        entry.path: _Hash(entry.lfs.sha256 if entry.lfs is not None else None, entry.blob_id)
+        entry.path: FileHash(entry.lfs.sha256 if entry.lfs is not None else None, entry.blob_id)
         for entry in entries
         if isinstance(entry, RepoFile)
     }
@@ -395,17 +406,17 @@ def _tags(api: HfApi, repo_id: str, kind: RepoKind) -> dict[str, str]:
     return {ref.name: ref.target_commit for ref in refs.tags}
 
 
-def _changes(folder: Path, files: "tuple[StagedFile, ...]", there: Mapping[str, _Hash]) -> dict[str, Change]:
+def _changes(folder: Path, files: "tuple[StagedFile, ...]", there: Mapping[str, FileHash]) -> dict[str, Change]:
     def change(file: "StagedFile") -> Change:
         if file.path not in there:
             return "new"
-        return "same" if there[file.path].is_of(folder / file.path, file.sha256) else "replaced"
+        return "same" if there[file.path].is_of(folder / file.path) else "replaced"
 
     return {file.path: change(file) for file in files}
 
 
 def _no_longer_part(
-    contents: "Contents", files: "tuple[StagedFile, ...]", there: Mapping[str, _Hash]
+    contents: "Contents", files: "tuple[StagedFile, ...]", there: Mapping[str, FileHash]
 ) -> tuple[str, ...]:
     staged = {file.path for file in files}
     return tuple(path for path in there if path not in staged and _REMOVED[contents].fullmatch(path))
