@@ -23,6 +23,7 @@ from PIL import Image
 _PNG = b"\x89PNG\r\n\x1a\n"
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 _ASSIGNMENT = re.compile(r"\A\s*(?:(?:const|var|let)\s+)?[\w.$\[\]\"'/-]+\s*=\s*(.*?);?\s*\Z", re.DOTALL)
+ARROW_SCHEMA = "metadata ARROW:schema"
 _JSON_LIKE = re.compile(r"\A\s*[\[{]")
 
 
@@ -264,6 +265,8 @@ class Opened:
             for array in arrays:
                 yield from (Passage(f"column {path}", text) for text in _texts_of(array))
         for place, text in self.metadata.items():
+            if place == ARROW_SCHEMA:
+                continue  # the names and metadata in it are looked at as such
             yield Passage("the name of an entry of its metadata", place.removeprefix("metadata "))
             yield Passage("its metadata", text, whole=False)
         if self.parquet is not None:

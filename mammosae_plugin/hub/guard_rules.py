@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mammosae_plugin.datasets.concepts import CONCEPTS, GRADED_CONCEPTS
-from mammosae_plugin.hub.guard_reading import Opened, Passage
+from mammosae_plugin.hub.guard_reading import ARROW_SCHEMA, Opened, Passage
 from mammosae_plugin.hub.guard_search import Needles, readings
 
 if TYPE_CHECKING:
@@ -235,6 +235,8 @@ def shown(name: str, staged: Staged) -> str:
     secret = any(staged.needles.in_text(reading) for reading in readings(name))
     if secret or any(pattern.search(name) for pattern in _SECRETS.values()):
         return "a file whose name is itself private"
+    if is_allowed_name(staged.kind, name):
+        return name
     return re.sub(r"(?=[0-9a-fA-F]*\d)[0-9a-fA-F]{6,}|\d{4,}", "…", name)
 
 
@@ -334,7 +336,7 @@ def _parquet_metadata(staged: Staged) -> Iterator[Problem]:
     for file in staged.of(".parquet"):
         if file.parquet is None:
             continue
-        if any(place != "metadata ARROW:schema" for place in file.metadata):
+        if any(place != ARROW_SCHEMA for place in file.metadata):
             yield Problem(
                 file.path,
                 "it has metadata beside its columns, as pandas writes it; write the table with pyarrow after "
@@ -389,7 +391,7 @@ def _pixels(staged: Staged) -> Iterator[Problem]:
         if _holds_pixels(value):
             yield Problem(file.path, f"{place or 'it'} has numbers that lie as the pixels of an image do; drop them")
     for file, passage, texts in staged.texts:
-        if passage.where != "metadata ARROW:schema" and any(_BLOCK.search(text) for text in texts):
+        if any(_BLOCK.search(text) for text in texts):
             yield Problem(file.path, f"{_place(passage)} has a block of encoded data, such as an image; take it out")
 
 
@@ -449,7 +451,8 @@ def _objects(value: Any) -> Iterator[Mapping[str, Any]]:
 def _private_values(staged: Staged) -> Iterator[Problem]:
     advice = "an id of a patient, an image or a study; leave it out, or hash it with hash_ids"
     for file in staged.files:
-        if staged.needles.in_bytes(file.data) is not None:
+        pixels = file.picture.convert("L").tobytes() if file.picture is not None else b""
+        if any(staged.needles.in_bytes(data) is not None for data in (file.data, pixels)):
             yield Problem(file.path, f"its bytes hold {advice}")
     for file, passage, texts in staged.texts:
         if any(staged.needles.in_text(text) for text in texts):

@@ -23,7 +23,7 @@ _SHORTEST_NUMBER = 7  # shorter numbers occur as counts
 _CHUNK = 1 << 23
 _LOWER: npt.NDArray[np.uint8] = np.frombuffer(bytes(range(256)).lower(), np.uint8)
 _INVISIBLE = dict.fromkeys([0x00AD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF, 0x0000])
-_WORD = re.compile(r"[^\W_]+(?:[-_.][^\W_]+)*")
+_START = re.compile(r"(?<![^\W_])[^\W_]")
 _DEPTH = 3
 
 
@@ -45,10 +45,11 @@ class Needles:
         for value in {value.strip().lower() for value in values} | {value.strip() for value in values}:
             if len(value) >= SHORTEST_VALUE:
                 self._add(value)
-        self._first, self._second = (np.zeros(1 << 24, dtype=bool) for _ in range(2))
+        # By the first two bytes of a value, then the next two, and so on: few places are left to look at closely.
+        self._pairs = np.zeros((_SHORTEST_IN_BYTES // 2, 1 << 16), dtype=bool)
         for pattern in (pattern for patterns in self._by_length.values() for pattern in patterns):
-            self._first[int.from_bytes(pattern[:3], "little")] = True
-            self._second[int.from_bytes(pattern[3:6], "little")] = True
+            for pair in range(len(self._pairs)):
+                self._pairs[pair, int.from_bytes(pattern[2 * pair : 2 * pair + 2], "little")] = True
 
     def _add(self, value: str) -> None:
         if value.isdigit() and len(value) < _SHORTEST_NUMBER:
@@ -70,9 +71,10 @@ class Needles:
             low = _LOWER[array[start : start + _CHUNK + longest]]
             if len(low) < _SHORTEST_IN_BYTES:
                 break
-            wide = low.astype(np.uint32)
-            keys = wide[:-2] | wide[1:-1] << 8 | wide[2:] << 16
-            candidates = np.flatnonzero(self._first[keys[:-3]] & self._second[keys[3:]])
+            keys = low[:-1] | low[1:].astype(np.uint16) << 8
+            candidates = np.flatnonzero(self._pairs[0][keys[: len(keys) - _SHORTEST_IN_BYTES + 2]])
+            for pair in range(1, len(self._pairs)):
+                candidates = candidates[self._pairs[pair][keys[candidates + 2 * pair]]]
             text = low.tobytes()
             for position in candidates.tolist():
                 for length, patterns in self._by_length.items():
@@ -85,9 +87,19 @@ class Needles:
         """Whether the text holds a value."""
         if text.strip() in self._whole:
             return True
-        if self._words and any(word in self._words for word in _parts(text.lower())):
+        if self._words and self._has_word(text.lower()):
             return True
         return self.in_bytes(text.encode("utf-8", "surrogatepass")) is not None
+
+    def _has_word(self, text: str) -> bool:
+        """Whether a short value stands in the text between characters that are no letters or digits."""
+        for found in _START.finditer(text):
+            start = found.start()
+            for length in range(SHORTEST_VALUE, _SHORTEST_IN_BYTES):
+                word, after = text[start : start + length], text[start + length : start + length + 1]
+                if word in self._words and not after.isalnum() and not (word.isdigit() and text[:start].endswith(".")):
+                    return True
+        return False
 
 
 def _inside_number(text: bytes, position: int, found: bytes) -> bool:
@@ -96,15 +108,6 @@ def _inside_number(text: bytes, position: int, found: bytes) -> bool:
         return False
     before, after = text[max(0, position - 1) : position], text[position + len(found) : position + len(found) + 1]
     return before.isdigit() or before == b"." or after.isdigit()
-
-
-def _parts(text: str) -> Iterator[str]:
-    """Words, and the parts of words that are joined by a minus, underscore or dot."""
-    for found in _WORD.finditer(text):
-        word = found[0]
-        yield word
-        if not word.replace(".", "").isdigit():
-            yield from (part for part in re.split(r"[-_.]", word) if part != word)
 
 
 def spellings(value: str) -> Iterator[bytes]:

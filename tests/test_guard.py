@@ -1,0 +1,955 @@
+"""The privacy guard: planted secrets of every kind are found, each rule is needed, and what is clean passes.
+
+The staged folders are small and real: tables by the schema of the findings, an SAE that SAELens saved, a drawn figure.
+"""
+
+import base64
+import functools
+import gzip
+import hashlib
+import json
+import logging
+import os
+import re
+import socket
+import struct
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from helpers_study import random_sae
+from matplotlib.figure import Figure
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from safetensors.numpy import load_file, save_file
+
+from mammosae_plugin.datasets import VinDrMammo
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.hub import guard, guard_rules
+from mammosae_plugin.hub.findings_schema import SCHEMAS, columns_of
+from mammosae_plugin.hub.guard import (
+    COLUMNS,
+    RESTRICTED,
+    RULES,
+    Kind,
+    PrivacyContext,
+    PrivacyError,
+    check_staged,
+    copy_figure,
+    hash_ids,
+    load_or_make_key,
+    suppress_small_groups,
+)
+from mammosae_plugin.hub.guard_search import Needles
+from mammosae_plugin.visualization import save_figure
+
+PATIENT, IMAGE, STUDY = "b8d273e8601f348d3664778dae0e7e0b", "d8125545210c08e1b1793a5af6458ee2.png", "1.2.840.99.4711"
+SHORT, NUMBER = "P_00417", "462822612"
+FIGURE = "figures/figure_4_finetuned_Mass.png"
+USER, HOST = "jdoeson", "ws-radiology-17"
+TOKEN = "hf_" + "aB3dE6gH9kL2mN5pQ8rS" + "tU"
+LIVE = "correct-horse-battery"
+KEY = b"0123456789abcdef0123456789abcdef"
+CONTEXT = PrivacyContext(frozenset({PATIENT, IMAGE, IMAGE[:-4], STUDY, SHORT, NUMBER}), ("phantom",))
+
+
+@pytest.fixture(autouse=True)
+def _this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("getpass.getuser", lambda: USER)
+    monkeypatch.setattr(socket, "gethostname", lambda: f"{HOST}.clinic.example")
+    monkeypatch.setenv("PACS_PASSWORD", LIVE)
+    monkeypatch.setenv("HOME", f"/home/{USER}")
+
+
+# -- clean folders -----------------------------------------------------------------------------------------------------
+
+CONCEPT_ROW = {
+    "concept": "Mass",
+    "n_images": [30, 26],
+    "class_means": [0.1, 0.4],
+    "scores": [-0.3, 0.3],
+    "ranks": [4, 1],
+    "average_precision": 0.25,
+    "ablation_effect": -0.02,
+}
+NOTE = {
+    "author": "reader A",
+    "text": "fires at dense masses with a halo",
+    "label": "Mass",
+    "concept": "Mass",
+    "confidence": 4,
+    "created": "2026-01-31T10:00:00+00:00",
+}
+PAIR = {"layer": "layer_10", "model": "finetuned", "concept": "Mass"}
+METRICS = {column: 0.75 for column in COLUMNS["reconstruction"] if re.match("auroc|av|prec|rec|f1|acc", column)}
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "latents": [
+        {
+            "layer": "layer_10",
+            "hook_name": "bn2.hook_out",
+            "encoder": "finetuned",
+            "latent": latent,
+            "firing_rate": 0.5,
+            "max_activation": 2.5,
+            "mean_activation": 0.125,
+            "concepts": [CONCEPT_ROW],
+            "notes": [NOTE] if latent == 3 else [],
+        }
+        for latent in range(12)
+    ],
+    "interventions": [
+        {**PAIR, "error_term": False, "mode": "activate", "k": k, "n_latents": k, "n_live": k, **METRICS}
+        for k in (0, 10)
+    ],
+    "reconstruction": [{**PAIR, "variant": "with_sae", "n_rows": 56, "n_positive": 26, "n_patients": 28, **METRICS}],
+    "localization": [
+        {
+            **PAIR,
+            "method": "latent",
+            "threshold": "percentile 95",
+            "iou_threshold": 0.25,
+            "rank": 1,
+            "latent": 3,
+            "n_images": 26,
+            "n_boxes": 26,
+            "n_predictions": 30,
+            "average_precision": 0.25,
+        }
+    ],
+    "study": [
+        {
+            "format_version": 1,
+            "title": "A study",
+            "created": "2026-01-31",
+            "data_kind": "phantom",
+            "min_group": 5,
+            "layers": ["layer_10"],
+            "concepts": ["Mass"],
+            "config": json.dumps({"data": {"image_size": [128, 96], "unit": "image"}, "ks": [0, 10]}),
+            "provenance": json.dumps({"packages": {"torch": "2.15.0"}, "sha256": "9f" * 32}),
+            "data": "{}",
+            "models": "[]",
+            "sae": json.dumps({"d_in": 8, "d_sae": 12}),
+            "named_latents": "{}",
+        }
+    ],
+    "examples": [
+        {
+            "image": hash_ids([IMAGE], KEY)[0],
+            "patient": hash_ids([PATIENT], KEY)[0],
+            "layer": "layer_10",
+            "encoder": "finetuned",
+            "latent": 3,
+            "concept": "Mass",
+            "label": 1,
+            "heatmap": [[0.0, 0.5], [1.5, 0.25]],
+        }
+    ],
+}
+
+
+def parquet(folder: Path, config: str) -> Path:
+    return folder / config / "train-00000-of-00001.parquet"
+
+
+def table_of(config: str, rows: list[dict[str, Any]] | None = None) -> pa.Table:
+    return pa.Table.from_pylist(rows or ROWS[config], schema=SCHEMAS[config])
+
+
+def write_table(folder: Path, config: str, table: pa.Table, **settings: Any) -> None:
+    parquet(folder, config).parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, parquet(folder, config), **settings)
+
+
+def draw(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure = Figure(figsize=(4, 3))
+    axes = figure.add_subplot()
+    axes.plot(np.linspace(0, 1, 50) ** 2, label="latents")
+    axes.scatter(np.linspace(0, 50, 400), np.random.default_rng(0).random(400), s=4)
+    axes.legend()
+    save_figure(figure, path, dpi=100)
+
+
+FRONT_MATTER = "---\nlicense: cc-by-nc-sa-4.0\ntags:\n- sparse-autoencoder\n---\n"
+README = FRONT_MATTER + (
+    "# Findings of a study\n\nCite arXiv 2507.15227 (https://arxiv.org/abs/2507.15227). AUROC 0.812 to 0.934 over 56 "
+    "images of 1520 x 912.\n\n```python\nfrom datasets import load_dataset\n"
+    'load_dataset("someone/findings", "latents")\n```\n'
+)
+
+
+def make_sae(folder: Path) -> None:
+    random_sae(8, 12).save_model(folder / "layer_10")
+    (folder / "README.md").write_text(README)
+    (folder / "layer_10" / "training.json").write_text(json.dumps({"steps": 13, "config": {"lr": 0.001, "k": None}}))
+    (folder / "layer_10" / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "loss": 1.5}\n')
+    (folder / "layer_10" / "evaluation.json").write_text(json.dumps({"concept": "Mass", "n_images": 24, "auroc": 0.8}))
+    draw(folder / "layer_10" / "metrics.png")
+    (folder / ".eval_results").mkdir()
+    (folder / ".eval_results" / "mass.yaml").write_text("- value: 0.8\n  notes: test split of the phantoms\n")
+
+
+def make_findings(folder: Path, *, examples: bool = False) -> None:
+    for config in ROWS:
+        if config != "examples" or examples:
+            write_table(folder, config, table_of(config))
+    (folder / "README.md").write_text(README)
+    draw(folder / FIGURE)
+
+
+def make_space(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    pages = Path(guard_rules.__file__).parents[1] / "hub_cards" / "space"
+    for page in pages.iterdir():
+        if page.suffix in (".html", ".css", ".js"):
+            (folder / page.name).write_bytes(page.read_bytes())
+    (folder / "README.md").write_text(FRONT_MATTER.replace("tags", "sdk: static\ntags") + "A page\n")
+    (folder / "data").mkdir()
+    (folder / "data" / "latents.js").write_text('window.MAMMOSAE_LATENTS = [[3, 0.5, "Mass"], [4, 0.25, "none"]];\n')
+
+
+MAKERS: dict[str, Callable[[Path], None]] = {
+    "sae": make_sae,
+    "findings": make_findings,
+    "examples": functools.partial(make_findings, examples=True),
+    "space": make_space,
+}
+
+
+def kind_of(base: str) -> Kind:
+    return "findings" if base == "examples" else base  # type: ignore[return-value]
+
+
+def check(base: str, folder: Path, context: PrivacyContext = CONTEXT) -> None:
+    check_staged(folder, kind_of(base), context, repo_id=f"{USER}/findings")
+
+
+@pytest.fixture(scope="session")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folders = {}
+    for base, make in MAKERS.items():
+        folders[base] = tmp_path_factory.mktemp(base)
+        make(folders[base])
+    return folders
+
+
+def copy_of(folder: Path, target: Path) -> Path:
+    for file in folder.rglob("*"):
+        if file.is_file():
+            (target / file.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
+            (target / file.relative_to(folder)).write_bytes(file.read_bytes())
+    return target
+
+
+# -- canaries ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Canary:
+    """A secret planted into a clean folder.
+
+    Attributes:
+        name: what it is.
+        base: the folder it is planted into.
+        plant: plants it.
+        rule: a rule that must object.
+        secret: what the message must not say.
+        context: what is known to the guard.
+    """
+
+    name: str
+    base: str
+    plant: Callable[[Path], None]
+    rule: str
+    secret: str = ""
+    context: PrivacyContext = CONTEXT
+
+
+def says(text: str) -> Callable[[Path], None]:
+    """Add a line to the README."""
+    return lambda folder: appends(folder / "README.md", f"\n{text}\n".encode())
+
+
+def appends(path: Path, data: bytes) -> None:
+    path.write_bytes(path.read_bytes() + data)
+
+
+def noted(text: str, field: str = "text") -> Callable[[Path], None]:
+    """A reader's note in the table of latents."""
+
+    def plant(folder: Path) -> None:
+        rows = [{**row, "notes": [{**NOTE, field: text}] if row["latent"] == 5 else []} for row in ROWS["latents"]]
+        write_table(folder, "latents", table_of("latents", rows))
+
+    return plant
+
+
+def configured(value: dict[str, Any]) -> Callable[[Path], None]:
+    """An entry in the config of the study, which is JSON in a column."""
+
+    def plant(folder: Path) -> None:
+        write_table(folder, "study", table_of("study", [{**ROWS["study"][0], "config": json.dumps(value)}]))
+
+    return plant
+
+
+def row_with(config: str, **values: Any) -> Callable[[Path], None]:
+    return lambda folder: write_table(folder, config, table_of(config, [{**ROWS[config][0], **values}]))
+
+
+def with_column(config: str, name: str, values: Any) -> Callable[[Path], None]:
+    def plant(folder: Path) -> None:
+        table = table_of(config)
+        write_table(folder, config, table.append_column(name, pa.array([values] * len(table))))
+
+    return plant
+
+
+def with_metadata(metadata: dict[str, str]) -> Callable[[Path], None]:
+    return lambda folder: write_table(folder, "latents", table_of("latents").replace_schema_metadata(metadata))
+
+
+def metadata_of_a_field(folder: Path) -> None:
+    table = table_of("study")
+    write_table(
+        folder, "study", table.cast(table.schema.set(1, table.schema.field(1).with_metadata({"by": "Dr. Who"})))
+    )
+
+
+def pandas_index(folder: Path) -> None:
+    frame = pd.DataFrame(ROWS["localization"], index=pd.Index([SHORT], name="case"))
+    frame.to_parquet(parquet(folder, "localization"))
+
+
+def pandas_attributes(folder: Path) -> None:
+    frame = pd.DataFrame(ROWS["localization"])
+    frame.attrs["reader"] = "Dr. Who"
+    frame.to_parquet(parquet(folder, "localization"), index=False)
+
+
+def unused_category(folder: Path) -> None:
+    """A column of categories keeps those that no row has any more: pandas users publish such lists without knowing."""
+    table = table_of("reconstruction")
+    codes = pa.DictionaryArray.from_arrays(pa.array([0]), pa.array(["finetuned", SHORT]))
+    number = table.schema.get_field_index("model")
+    write_table(folder, "reconstruction", table.set_column(number, "model", codes), store_schema=False)
+
+
+def value_under_null(folder: Path) -> None:
+    """Lists that are null may keep their old values in memory, but parquet drops them: so a null row is clean."""
+    table = table_of("reconstruction")
+    dictionary = pa.DictionaryArray.from_arrays(pa.array([None], pa.int8()), pa.array([SHORT]))
+    number = table.schema.get_field_index("variant")
+    write_table(folder, "reconstruction", table.set_column(number, "variant", dictionary))
+
+
+def between_columns(folder: Path) -> None:
+    """Bytes in front of a parquet file's footer, which no reader of the table sees."""
+    path = parquet(folder, "study")
+    data = path.read_bytes()
+    (footer,) = struct.unpack("<I", data[-8:-4])
+    path.write_bytes(data[: -8 - footer] + b"Dr. Who, room 5" + data[-8 - footer :])
+
+
+def png_with(chunk: bytes, data: bytes, *, at_end: bool = False) -> Callable[[Path], None]:
+    def plant(folder: Path) -> None:
+        path = folder / FIGURE
+        before = path.read_bytes()
+        added = struct.pack(">I", len(data)) + chunk + data + struct.pack(">I", zlib.crc32(chunk + data))
+        path.write_bytes(before + added if at_end else before[:33] + added + before[33:])
+
+    return plant
+
+
+def exif(folder: Path) -> None:
+    path = folder / FIGURE
+    image = Image.open(path).convert("RGB")
+    facts = Image.Exif()
+    facts[0x0110] = "Mammomat 3000"  # the camera's model
+    image.save(path, exif=facts)
+
+
+def xmp(folder: Path) -> None:
+    path = folder / FIGURE
+    info = PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", "<x:xmpmeta><dc:creator>Dr. Who</dc:creator></x:xmpmeta>")
+    Image.open(path).convert("RGB").save(path, pnginfo=info)
+
+
+def icc(folder: Path) -> None:
+    path = folder / FIGURE
+    Image.open(path).convert("RGB").save(path, icc_profile=b"monitor of reading room 5" * 4)
+
+
+def mammogram(height: int = 200, width: int = 140) -> np.ndarray:
+    """Something with the texture of tissue."""
+    noise = np.random.default_rng(0).normal(size=(height, width))
+    smooth = (noise + np.roll(noise, 1, 0) + np.roll(noise, 1, 1)) / 3
+    return np.clip(110 + 40 * smooth, 0, 255).astype(np.uint8)
+
+
+def thumbnail(folder: Path) -> None:
+    """A figure with a mammogram in its corner."""
+    path = folder / FIGURE
+    pixels = np.array(Image.open(path).convert("RGB"))
+    pixels[20:84, 20:84] = mammogram(64, 64)[..., None]
+    Image.fromarray(pixels).save(path)
+
+
+def figure_3(folder: Path) -> None:
+    draw(folder / "figures" / "figure_3_finetuned_Mass.png")
+
+
+def tensor(name: str, array: np.ndarray, metadata: dict[str, str] | None = None) -> Callable[[Path], None]:
+    def plant(folder: Path) -> None:
+        path = folder / "layer_10" / "sae_weights.safetensors"
+        tensors = load_file(path)
+        tensors[name] = array
+        save_file(tensors, path, metadata)
+
+    return plant
+
+
+def weights_that_spell(text: str) -> Callable[[Path], None]:
+    def plant(folder: Path) -> None:
+        path = folder / "layer_10" / "sae_weights.safetensors"
+        tensors = load_file(path)
+        data = text.encode().ljust(tensors["b_enc"].nbytes, b"\0")[: tensors["b_enc"].nbytes]
+        save_file({**tensors, "b_enc": np.frombuffer(data, np.float32)}, path)
+
+    return plant
+
+
+def in_json(name: str, value: dict[str, Any]) -> Callable[[Path], None]:
+    def plant(folder: Path) -> None:
+        path = folder / "layer_10" / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), **value}))
+
+    return plant
+
+
+def in_yaml(line: str) -> Callable[[Path], None]:
+    return lambda folder: appends(folder / ".eval_results" / "mass.yaml", line.encode())
+
+
+def in_data(text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / "data" / "latents.js").write_text(text) and None
+
+
+def another_file(name: str, data: bytes) -> Callable[[Path], None]:
+    def plant(folder: Path) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+
+    return plant
+
+
+def encoded(text: str, encoding: str) -> bytes:
+    return text.encode(encoding)
+
+
+B64 = base64.b64encode
+ID = "private values"
+CANARIES = [
+    # ids, in the open and in disguise
+    Canary("patient id in the README", "findings", says(f"seen in {PATIENT} too"), ID, PATIENT),
+    Canary("patient id in capitals", "findings", says(PATIENT.upper()), ID, PATIENT.upper()),
+    Canary("image id in a note", "findings", noted(f"best seen in {IMAGE}"), ID, IMAGE),
+    Canary("short id as part of a name", "findings", noted(f"view_{SHORT}_left"), ID, SHORT),
+    Canary("number of an image", "findings", noted(f"case {NUMBER}"), ID, NUMBER),
+    Canary(
+        "number of an image as a number", "findings", row_with("localization", n_predictions=int(NUMBER)), ID, NUMBER
+    ),
+    Canary("number of an image as a float", "sae", in_json("evaluation.json", {"x": float(NUMBER)}), ID, NUMBER),
+    Canary("id in the config", "findings", configured({"title": SHORT}), ID, SHORT),
+    Canary("id as a JSON key", "sae", in_json("training.json", {SHORT: 1}), ID, SHORT),
+    Canary("id in escaped JSON", "findings", noted("\\u0050_00417"), ID, SHORT),
+    Canary("id in SAELens's metadata", "sae", in_json("cfg.json", {"metadata": {"note": PATIENT}}), ID, PATIENT),
+    Canary(
+        "id in JSON lines", "sae", lambda f: appends(f / "layer_10/metrics.jsonl", b'{"of": "P_00417"}\n'), ID, SHORT
+    ),
+    Canary("id in YAML", "sae", in_yaml(f"- notes: {SHORT}\n"), ID, SHORT),
+    Canary("id in a comment of YAML", "sae", in_yaml(f"# {SHORT}\n"), ID, SHORT),
+    Canary("id as a file's name", "findings", lambda f: draw(f / f"figures/figure_4_{PATIENT}.png"), ID, PATIENT),
+    Canary("id as an SAE's name", "sae", lambda f: (f / "layer_10").rename(f / SHORT) and None, ID, SHORT),
+    Canary("id in the Space's data", "space", in_data(f'window.X = {{"a": "{SHORT}"}};'), ID, SHORT),
+    Canary("id in JavaScript's escapes", "space", in_data('window.X = ["\\u0050_0\\u0030417"];'), ID, SHORT),
+    Canary("id in base64", "findings", noted(B64(f"see {PATIENT}".encode()).decode()), ID, PATIENT),
+    Canary("short id in base64", "findings", noted(B64(f"patient {SHORT}".encode()).decode()), ID, SHORT),
+    Canary("id in hexadecimal", "findings", noted(f"view {SHORT}!".encode().hex()), ID, SHORT),
+    Canary("id in percent escapes", "findings", says("".join(f"%{b:02x}" for b in SHORT.encode())), ID, SHORT),
+    Canary("id in HTML entities", "findings", says("".join(f"&#{b};" for b in SHORT.encode())), ID, SHORT),
+    Canary("id with invisible letters", "findings", says("\u200b".join(SHORT)), ID, SHORT),
+    Canary("id in full-width letters", "findings", says("".join(chr(0xFEE0 + ord(c)) for c in NUMBER)), ID, NUMBER),
+    Canary("id in gzip in base64", "findings", noted(B64(gzip.compress(SHORT.encode())).decode()), ID, SHORT),
+    Canary("id in base64 twice", "findings", noted(B64(B64(f"see {SHORT}.".encode())).decode()), ID, SHORT),
+    Canary("unkeyed SHA-256 of an id", "findings", noted(hashlib.sha256(PATIENT.encode()).hexdigest()), ID),
+    Canary("unkeyed MD5 of an id", "findings", noted(hashlib.md5(SHORT.encode()).hexdigest()), ID),
+    Canary("start of an unkeyed SHA-1", "findings", noted(hashlib.sha1(IMAGE[:-4].encode()).hexdigest()[:20]), ID),
+    Canary("id in the bytes of a weight", "sae", weights_that_spell(PATIENT), ID, PATIENT),
+    Canary("id in UTF-16 in the weights", "sae", weights_that_spell("\0".join(SHORT + "x")), ID, SHORT),
+    Canary("id in pixels", "findings", lambda f: spelled_pixels(f, PATIENT), ID, PATIENT),
+    Canary("unused category", "findings", unused_category, ID, SHORT),
+    # DICOM
+    Canary("DICOM UID", "findings", noted("1.3.6.1.4.1.5962.99.1.2280943358.716200484"), "clinical", "5962.99"),
+    Canary("known study UID", "findings", says(STUDY), ID, STUDY),
+    Canary("DICOM tag", "findings", says("(0010,0010) PN"), "clinical"),
+    Canary("DICOM attribute", "findings", configured({"x": "ReferringPhysicianName"}), "clinical"),
+    Canary("person in DICOM's form", "findings", noted("DOE^JANE"), "clinical", "DOE^JANE"),
+    Canary("DICOM file", "findings", noted("see IM0001.dcm"), "clinical"),
+    Canary("DICOM JSON", "sae", in_json("training.json", {"00100020": "x"}), "clinical"),
+    Canary("labelled id that nobody listed", "findings", noted("Patient ID: 88213"), "clinical", "88213"),
+    Canary("date of birth", "findings", noted("DOB 1961-03-04"), "clinical", "1961"),
+    # this machine, paths, people
+    Canary("path on Unix", "findings", configured({"root": "/mnt/pacs/export"}), "paths", "/mnt/pacs"),
+    Canary("unusual path", "findings", configured({"root": "/radiology5/x"}), "paths", "/radiology5"),
+    Canary("path under home", "findings", says("made in ~/vindr/png"), "paths", "~/vindr"),
+    Canary("path on Windows", "findings", says(r"made in D:\Mammo\export"), "paths", "Mammo"),
+    Canary("path on a Windows share", "findings", says(r"made in \\pacs01\export"), "paths", "pacs01"),
+    Canary("file://", "findings", says("[data](file:///srv7/x)"), "paths", "srv7"),
+    Canary("path in percent escapes", "findings", says(quote("/home/x/data", safe="")), "paths"),
+    Canary("path in JavaScript", "space", in_data('window.X = ["\\/home\\/x\\/y"];'), "paths"),
+    Canary("bucket", "findings", says("s3://hospital-five/png"), "paths", "hospital-five"),
+    Canary("user name", "findings", noted(USER, "author"), "this machine", USER),
+    Canary("host name", "findings", says(f"computed on {HOST.upper()}"), "this machine", HOST.upper()),
+    Canary("user name in base64", "findings", says(B64(f"by {USER} today".encode()).decode()), "this machine", USER),
+    Canary("e-mail address", "findings", noted("jane.doe@clinic.example", "author"), "contacts", "jane.doe"),
+    Canary("phone number", "findings", noted("call +49 351 458 4711"), "contacts", "458"),
+    Canary("local address", "findings", says("from 192.168.17.4"), "contacts", "192.168.17"),
+    # secrets
+    Canary("Hub token", "findings", says(f"`{TOKEN}`"), "secrets", TOKEN),
+    Canary("Hub token in YAML", "sae", in_yaml(f"- notes: {TOKEN}\n"), "secrets", TOKEN),
+    Canary("GitHub token", "findings", noted("ghp_" + "0Aa" * 12), "secrets", "0Aa0Aa"),
+    Canary("cloud key", "findings", noted("AKIA" + "Q7" * 8), "secrets", "Q7Q7"),
+    Canary("private key", "findings", says("-----BEGIN OPENSSH PRIVATE KEY-----"), "secrets"),
+    Canary("password in an address", "findings", says("https://reader:hunter22@pacs.example/x"), "secrets", "hunter22"),
+    Canary("a password of this process", "findings", noted(f"it says {LIVE}"), "secrets", LIVE),
+    Canary("a password in the weights", "sae", weights_that_spell(LIVE), "secrets", LIVE),
+    # files
+    Canary("a mammogram", "findings", another_file("images/a.dcm", b"\0" * 128 + b"DICM"), "file names"),
+    Canary("a hidden file", "sae", another_file(".cache", b"x"), "file names"),
+    Canary(
+        "another config", "findings", lambda f: parquet(f, "study").parent.rename(f / "people") and None, "file names"
+    ),
+    Canary(
+        "compressed data under the name of text",
+        "sae",
+        lambda f: appends(f / "README.md", gzip.compress(b"x")),
+        "formats",
+    ),
+    Canary("bytes behind JSON", "sae", lambda f: appends(f / "layer_10/training.json", b"\n{}"), "formats"),
+    Canary("a key twice", "sae", another_file("layer_10/training.json", b'{"a": 1, "a": 2}'), "formats"),
+    Canary("bytes behind an image", "findings", lambda f: appends(f / FIGURE, b"Dr. Who"), "formats"),
+    Canary("bytes in front of a footer", "findings", between_columns, "formats"),
+    Canary(
+        "bytes behind the tensors",
+        "sae",
+        lambda f: appends(f / "layer_10/sae_weights.safetensors", b"Dr. Who"),
+        "formats",
+    ),
+    # images
+    Canary("text in a PNG", "findings", png_with(b"tEXt", b"Author\0Dr. Who"), "image chunks", "Who"),
+    Canary(
+        "packed text in a PNG",
+        "findings",
+        png_with(b"zTXt", b"Author\0\0" + zlib.compress(SHORT.encode())),
+        "image chunks",
+    ),
+    Canary("time in a PNG", "findings", png_with(b"tIME", b"\x07\xea\x01\x02\x03\x04\x05"), "image chunks"),
+    Canary("unknown chunk in a PNG", "findings", png_with(b"prVt", b"anything"), "image chunks"),
+    Canary("EXIF", "findings", exif, "image chunks", "Mammomat"),
+    Canary("XMP", "findings", xmp, "image chunks", "Who"),
+    Canary("colour profile", "findings", icc, "image chunks"),
+    Canary("mammogram as a figure", "findings", lambda f: Image.fromarray(mammogram()).save(f / FIGURE), "figures"),
+    Canary("thumbnail in a figure", "findings", thumbnail, "figures"),
+    Canary("heatmaps over mammograms", "findings", figure_3, "figures"),
+    # tables
+    Canary("column of pixels", "findings", with_column("latents", "pixels", [1, 2, 3]), "columns"),
+    Canary("column of ids", "findings", with_column("reconstruction", "patient_id", "anyone"), "columns"),
+    Canary("column of bytes", "findings", with_column("reconstruction", "thumb", b"\x89PNG"), "columns"),
+    Canary(
+        "text where numbers belong",
+        "findings",
+        lambda f: replaced(f, "localization", "n_boxes", pa.array(["Dr. Who"])),
+        "columns",
+        "Who",
+    ),
+    Canary(
+        "bytes where text belongs",
+        "findings",
+        lambda f: replaced(f, "localization", "method", pa.array([b"\x89PN"])),
+        "columns",
+    ),
+    Canary("key-value metadata", "findings", with_metadata({"made_by": "Dr. Who"}), "table metadata", "Who"),
+    Canary("metadata of a column", "findings", metadata_of_a_field, "table metadata", "Who"),
+    Canary("index of pandas", "findings", pandas_index, "table metadata", SHORT),
+    Canary("attributes of pandas", "findings", pandas_attributes, "table metadata", "Who"),
+    Canary(
+        "metadata of tensors",
+        "sae",
+        lambda f: tensor("b_enc", np.zeros(12, np.float32), {"by": "Dr. Who"})(f),
+        "tensors",
+        "Who",
+    ),
+    Canary("another tensor", "sae", tensor("image", np.zeros((8, 12), np.float32)), "tensors"),
+    Canary("pixels as a bias", "sae", tensor("b_enc", mammogram(64, 64).astype(np.float32)), "tensors"),
+    Canary("bytes as a weight", "sae", tensor("b_mag", mammogram(12, 12)[0]), "tensors"),
+    # JSON
+    Canary("an entry about a patient", "findings", configured({"quarantine": [{"image_id": "anyone"}]}), "keys"),
+    Canary("an entry about a person", "sae", in_json("training.json", {"username": "anyone"}), "keys"),
+    Canary("an image in JSON", "findings", configured({"x": mammogram(16, 16).tolist()}), "pixels"),
+    Canary(
+        "a flat image in the Space", "space", in_data(f"window.X = {mammogram(20, 20).ravel().tolist()};"), "pixels"
+    ),
+    Canary("an image in the README", "findings", says("![x](data:image/png;base64,AAAA)"), "pixels"),
+    Canary("a block of base64", "sae", in_json("training.json", {"x": B64(os.urandom(300)).decode()}), "pixels"),
+    Canary(
+        "a map as fine as an image", "examples", row_with("examples", heatmap=np.zeros((96, 64)).tolist()), "pixels"
+    ),
+    Canary(
+        "a picture as scores",
+        "findings",
+        row_with("latents", concepts=[{**CONCEPT_ROW, "scores": [0.5] * 400}]),
+        "pixels",
+    ),
+    # rows per image, small groups, code
+    Canary("ids as they are", "examples", row_with("examples", image="anyone", patient="anyone"), "keyed hashes"),
+    Canary("VinDr's rows", "examples", lambda f: None, "per-image rows", context=replace(CONTEXT, datasets=("vindr",))),
+    Canary(
+        "RSNA's rows",
+        "examples",
+        lambda f: None,
+        "per-image rows",
+        context=replace(CONTEXT, datasets=("phantom", "rsna")),
+    ),
+    Canary("nobody's rows", "examples", lambda f: None, "per-image rows", context=replace(CONTEXT, datasets=())),
+    Canary(
+        "another licence",
+        "examples",
+        lambda f: None,
+        "per-image rows",
+        context=replace(CONTEXT, datasets=("vindr",), licence="MIT"),
+    ),
+    Canary(
+        "a class of four images",
+        "findings",
+        row_with("latents", concepts=[{**CONCEPT_ROW, "n_images": [30, 4]}]),
+        "small groups",
+    ),
+    Canary("four patients", "findings", row_with("reconstruction", n_patients=4), "small groups"),
+    Canary(
+        "interventions on three positives",
+        "findings",
+        row_with("reconstruction", n_positive=3, **dict.fromkeys(METRICS)),
+        "small groups",
+    ),
+    Canary("average precision of two images", "findings", row_with("localization", n_images=2), "small groups"),
+    Canary(
+        "four negatives in an evaluation",
+        "sae",
+        in_json("evaluation.json", {"n_rows": 30, "n_positive": 26}),
+        "small groups",
+    ),
+    Canary("another script", "space", another_file("track.js", b"fetch('https://example.org')"), "own code"),
+    Canary("a changed page", "space", lambda f: appends(f / "index.html", b"<img src=//example.org/x>"), "own code"),
+]
+
+
+def replaced(folder: Path, config: str, column: str, values: pa.Array) -> None:
+    table = table_of(config)
+    write_table(folder, config, table.set_column(table.schema.get_field_index(column), column, values))
+
+
+def spelled_pixels(folder: Path, text: str) -> None:
+    """An image whose pixels are the letters."""
+    path = folder / FIGURE
+    pixels = np.full((60, 60), 255, np.uint8)
+    pixels[0, : len(text)] = np.frombuffer(text.encode(), np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture(scope="session")
+def planted(clean: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folders = {}
+    for canary in CANARIES:
+        folders[canary.name] = copy_of(clean[canary.base], tmp_path_factory.mktemp("canary"))
+        canary.plant(folders[canary.name])
+    return folders
+
+
+@pytest.mark.parametrize("base", MAKERS)
+def test_a_clean_folder_passes_with_size_and_digest_of_every_file(base: str, clean: dict[str, Path]) -> None:
+    files = check_staged(clean[base], kind_of(base), CONTEXT, repo_id=f"{USER}/findings")
+    assert [file.path for file in files] == sorted(
+        p.relative_to(clean[base]).as_posix() for p in clean[base].rglob("*") if p.is_file()
+    )
+    for file in files:
+        data = (clean[base] / file.path).read_bytes()
+        assert (file.size, file.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+
+
+@pytest.mark.parametrize("canary", CANARIES, ids=lambda canary: canary.name)
+def test_no_planted_secret_gets_through(canary: Canary, planted: dict[str, Path]) -> None:
+    folder = planted[canary.name]
+    with pytest.raises(PrivacyError) as refused:
+        check(canary.base, folder, canary.context)
+    message = str(refused.value)
+    assert "\n" not in message
+    assert message.endswith("Nothing was sent")
+    assert not canary.secret or canary.secret.lower() not in message.lower()
+    assert canary.rule in message
+
+
+def test_the_canaries_are_of_more_than_thirty_kinds_and_every_rule_has_some() -> None:
+    assert len({canary.name for canary in CANARIES}) == len(CANARIES) >= 100
+    assert {canary.rule for canary in CANARIES} == {rule.name for rule in RULES}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_with_a_rule_switched_off_some_secret_gets_through(
+    rule: guard.Rule, planted: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "RULES", tuple(other for other in RULES if other is not rule))
+    assert any(passes(canary, planted[canary.name]) for canary in CANARIES if canary.rule == rule.name)
+
+
+def passes(canary: Canary, folder: Path) -> bool:
+    try:
+        check(canary.base, folder, canary.context)
+    except PrivacyError:
+        return False
+    return True
+
+
+# -- what else the check says ------------------------------------------------------------------------------------------
+
+
+def test_the_schema_of_the_findings_is_within_the_allow_list_and_the_list_is_no_wider() -> None:
+    assert set(COLUMNS) == set(SCHEMAS)
+    for config, allowed in COLUMNS.items():
+        inner = {column.partition(".")[0] for column in allowed if "." in column}
+        assert allowed == set(columns_of(config)) - inner
+
+
+def test_a_link_or_an_empty_folder_is_refused(clean: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(PrivacyError, match="empty"):
+        check_staged(tmp_path, "sae", CONTEXT)
+    with pytest.raises(PrivacyError, match="no staged folder"):
+        check_staged(tmp_path / "absent", "sae", CONTEXT)
+    folder = copy_of(clean["sae"], tmp_path / "linked")
+    (folder / "README.md").rename(tmp_path / "README.md")
+    (folder / "README.md").symlink_to(tmp_path / "README.md")
+    with pytest.raises(PrivacyError, match="a link"):
+        check_staged(folder, "sae", CONTEXT)
+
+
+def test_an_unknown_kind_is_refused(clean: dict[str, Path]) -> None:
+    with pytest.raises(PrivacyError, match="no kind of upload"):
+        check_staged(clean["sae"], "weights", CONTEXT)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("what", ["the commit message", "the tag"])
+def test_what_is_said_with_an_upload_passes_the_guard_too(what: str, clean: dict[str, Path]) -> None:
+    check_staged(clean["sae"], "sae", CONTEXT, said={what: "Publish with mammosae"})
+    with pytest.raises(PrivacyError, match=f"{what}: privacy rule 'private values'"):
+        check_staged(clean["sae"], "sae", CONTEXT, said={what: f"without {SHORT}"})
+
+
+def test_the_name_of_the_repository_may_hold_the_users_name(clean: dict[str, Path], tmp_path: Path) -> None:
+    folder = copy_of(clean["sae"], tmp_path)
+    appends(folder / "README.md", f'`SAE.from_pretrained("{USER}/saes", "layer_10")`\n'.encode())
+    check_staged(folder, "sae", CONTEXT, repo_id=f"{USER}/saes")
+    with pytest.raises(PrivacyError, match="name of this computer's user \\(7 letters\\)"):
+        check_staged(folder, "sae", CONTEXT, repo_id="others/saes")
+
+
+@pytest.mark.parametrize("name", ["ab", "root", "mass", "Latents"])
+def test_a_user_whose_name_is_short_or_an_ordinary_word_can_publish(
+    name: str, clean: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("getpass.getuser", lambda: name)
+    monkeypatch.setattr(socket, "gethostname", lambda: name)
+    monkeypatch.setenv("HOME", f"/home/{name}")
+    folder = copy_of(clean["sae"], tmp_path)
+    appends(folder / "README.md", b"ab, root, Mass, latents\n")
+    with caplog.at_level(logging.WARNING):
+        check_staged(folder, "sae", CONTEXT)
+    assert ("ordinary word" in caplog.text) == (len(name) >= 3)
+
+
+@pytest.mark.parametrize("name", ["vindr", "rsna"])
+def test_rows_per_image_of_a_restricted_dataset_go_out_only_under_its_licence(
+    name: str, clean: dict[str, Path]
+) -> None:
+    context = replace(CONTEXT, datasets=(name,))
+    with pytest.raises(PrivacyError) as refused:
+        check_staged(clean["examples"], "findings", context)
+    for part in (RESTRICTED[name].name, RESTRICTED[name].why, RESTRICTED[name].licence, RESTRICTED[name].url):
+        assert part in str(refused.value)
+    check_staged(clean["examples"], "findings", replace(context, licence=RESTRICTED[name].licence.upper()))
+
+
+def test_the_guard_takes_no_words_of_a_stager_for_it(clean: dict[str, Path], tmp_path: Path) -> None:
+    """A small group that is null passes; the same group with a number, however it was meant, does not."""
+    folder = copy_of(clean["findings"], tmp_path)
+    small = {**CONCEPT_ROW, "n_images": [30, 4], "class_means": [0.1, None], "scores": [-0.3, None], "ranks": [4, None]}
+    row_with("latents", concepts=[small])(folder)
+    check_staged(folder, "findings", CONTEXT)
+    row_with("latents", concepts=[{**small, "ranks": [4, 1]}])(folder)
+    with pytest.raises(PrivacyError, match="small groups"):
+        check_staged(folder, "findings", CONTEXT)
+    check_staged(folder, "findings", replace(CONTEXT, min_group=4))
+
+
+def test_interventions_without_the_counts_of_reconstruction_are_refused(clean: dict[str, Path], tmp_path: Path) -> None:
+    folder = copy_of(clean["findings"], tmp_path)
+    parquet(folder, "reconstruction").unlink()
+    with pytest.raises(PrivacyError, match="small groups.*reconstruction"):
+        check_staged(folder, "findings", CONTEXT)
+
+
+# -- what stagers use --------------------------------------------------------------------------------------------------
+
+
+def test_a_hash_depends_on_the_key_and_is_the_same_every_time() -> None:
+    one, other = hash_ids([PATIENT, IMAGE], KEY)
+    assert hash_ids([IMAGE, PATIENT], KEY) == [other, one]
+    assert re.fullmatch("[0-9a-f]{32}", one)
+    assert one != other
+    assert hash_ids([PATIENT], KEY[::-1]) != [one]
+    assert one not in hashlib.sha256(PATIENT.encode()).hexdigest()
+    with pytest.raises(InputError, match="16 are the fewest"):
+        hash_ids([PATIENT], b"short")
+
+
+def test_a_key_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> None:
+    key = load_or_make_key(tmp_path / "keys" / "key")
+    assert len(key) == 32
+    assert load_or_make_key(tmp_path / "keys" / "key") == key
+    assert load_or_make_key(tmp_path / "other") != key
+    assert (tmp_path / "keys" / "key").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "other").write_text("no key")
+    with pytest.raises(InputError, match="holds no key"):
+        load_or_make_key(tmp_path / "other")
+
+
+def test_a_key_in_the_staged_folder_is_refused(clean: dict[str, Path], tmp_path: Path) -> None:
+    folder = copy_of(clean["examples"], tmp_path)
+    load_or_make_key(folder / "key")
+    with pytest.raises(PrivacyError, match="file names"):
+        check_staged(folder, "findings", CONTEXT)
+
+
+def test_small_groups_become_null_and_others_stay() -> None:
+    frame = pd.DataFrame(
+        {
+            "n_images": [[30, 4], [30, 5], [3, None]],
+            "n_patients": [20, 4, 20],
+            "means": [[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]],
+            "auroc": [0.7, 0.8, 0.9],
+            "latent": [1, 2, 3],
+        }
+    )
+    by_class = suppress_small_groups(frame, ["n_images"], ["means", "auroc"], 5)
+    assert by_class["means"].tolist() == [[0.1, None], [0.3, 0.4], [None, None]]
+    assert by_class["auroc"].isna().tolist() == [True, False, True]
+    by_patient = suppress_small_groups(frame, ["n_patients"], ["means", "auroc"], 5)
+    assert by_patient["means"].tolist() == [[0.1, 0.2], [None, None], [0.5, 0.6]]
+    assert by_patient["auroc"].isna().tolist() == [False, True, False]
+    assert frame["means"].tolist()[0] == [0.1, 0.2]
+    assert by_class["latent"].tolist() == [1, 2, 3]
+
+
+def test_a_copied_figure_has_the_same_pixels_and_nothing_else(clean: dict[str, Path], tmp_path: Path) -> None:
+    folder = copy_of(clean["findings"], tmp_path)
+    exif(folder)
+    path = folder / FIGURE
+    before = np.array(Image.open(path).convert("RGB"))
+    copy_figure(path, path)
+    assert np.array_equal(np.array(Image.open(path).convert("RGB")), before)
+    check_staged(folder, "findings", CONTEXT)
+    with pytest.raises(InputError, match="draw it again"):
+        copy_figure(folder / "README.md", path)
+
+
+def test_the_context_of_a_dataset_has_every_id_and_knows_that_phantoms_are_drawn(phantoms: VinDrMammo) -> None:
+    context = PrivacyContext.of_dataset(phantoms)
+    assert context.datasets == ("phantom",)
+    assert context.private_values >= set(phantoms.images["patient_id"]) | set(phantoms.images["image_id"])
+    assert context.private_values >= {Path(name).stem for name in phantoms.images["image_id"]}
+    assert str(phantoms.images["patient_id"][0]) not in repr(context)
+
+    other = phantoms.select()
+    other.images = other.images.assign(patient_id=["phantom_0", *(["p" * 32] * (len(other.images) - 1))])
+    assert PrivacyContext.of_dataset(other).datasets == ("vindr",)
+    with pytest.raises(InputError, match="min_group is 0"):
+        PrivacyContext.of_dataset(phantoms, min_group=0)
+
+
+def test_the_context_of_a_study_comes_from_its_tables_and_fails_without_them(tmp_path: Path) -> None:
+    with pytest.raises(PrivacyError, match="the ids that must not get out are unknown"):
+        PrivacyContext.of_study(tmp_path)
+    for split, ids in {"training": [PATIENT, SHORT], "test": ["other-patient"]}.items():
+        folder = tmp_path / "work" / "latents" / "finetuned-0a" / split
+        folder.mkdir(parents=True)
+        pd.DataFrame({"image_id": [f"image-{one}.png" for one in ids], "patient_id": ids}).to_parquet(
+            folder / "images.parquet"
+        )
+    (tmp_path / "work" / "quarantine-1.csv").write_text("image_id,reason\nbad-image.png,constant\n")
+    context = PrivacyContext.of_study(tmp_path, licence="x")
+    assert context.private_values >= {PATIENT, "other-patient", f"image-{SHORT}", "bad-image.png", "bad-image"}
+    assert (context.datasets, context.licence) == (("vindr",), "x")
+
+
+# -- the search --------------------------------------------------------------------------------------------------------
+
+
+def naive(values: Iterable[str], data: bytes) -> bool:
+    """The slow obvious search."""
+    return any(value.lower().encode() in data.lower() for value in values)
+
+
+def test_the_search_in_bytes_agrees_with_the_slow_one_at_every_place_and_across_blocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mammosae_plugin.hub.guard_search._CHUNK", 64)
+    generator = np.random.default_rng(0)
+    values = ["abcdefgh", "abcdefghij", "zyxwvuts", PATIENT]
+    needles = Needles(values)
+    for length in (0, 5, 60, 200):
+        noise = bytes(generator.integers(0, 256, length, dtype=np.uint8))
+        assert (needles.in_bytes(noise) is not None) == naive(values, noise)
+        for place in range(length + 1):
+            for value in values:
+                assert needles.in_bytes(noise[:place] + value.upper().encode() + noise[place:]) == place
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "found"),
+    [
+        ("10006", "10006", True),
+        ("10006", "10006 images", False),  # a short number is a count
+        ("1000612", "case 1000612.", True),
+        ("1000612", "0.1000612", False),
+        ("1000612", "10006123", False),
+        ("100061234", "0.1000612345", False),
+        ("100061234", "n=100061234;", True),
+        ("P_07", "MAP_07", False),
+        ("P_07", "p_07.png", True),
+        ("abc", "abc", False),
+        ("Mammo-ABCDE", "a mammo-abcdef", True),
+    ],
+)
+def test_short_ids_and_numbers_are_found_as_words_and_not_inside_other_words(
+    value: str, text: str, found: bool
+) -> None:
+    assert Needles([value]).in_text(text) is found
