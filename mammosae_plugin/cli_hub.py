@@ -3,9 +3,15 @@
 What publishes is dry by default: it prints what would go out, and only `--confirm` sends it.
 """
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from mammosae_plugin.cli_common import Debug, clear_errors
+
+if TYPE_CHECKING:
+    from mammosae_plugin.hub.publishing import Publication
 
 publish = typer.Typer(
     no_args_is_help=True,
@@ -21,6 +27,131 @@ Confirm = Annotated[
 ]
 
 
+def show_and_send(publication: "Publication", confirm: bool) -> None:
+    """Print exactly what would go out; with `confirm`, send it and print where it is."""
+    typer.echo(publication.describe())
+    typer.echo(publication.send().as_text() if confirm else "Nothing was sent (dry run); --confirm sends it.")
+
+
+@publish.command("sae")
+def publish_sae_command(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A folder that `mammosae train` or SAELens wrote, a Mammo-SAE file, or a study's output folder, whose "
+            "SAEs go out under the names of their layers.",
+            show_default=False,
+        ),
+    ],
+    repo: Repo,
+    sae_id: Annotated[
+        str | None,
+        typer.Option("--id", help="What to call the SAE in the repository; by default its layer.", show_default=False),
+    ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option("--also", metavar="ID=SOURCE", help="Another SAE for the same repository; may be repeated."),
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option("--licence", help="Of the weights, such as mit or cc-by-4.0.", show_default=False)
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="The Hub's name of the model that the SAE reads.", show_default=False)
+    ] = None,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(help="A dataset that it was trained on, such as vindr; may be repeated.", show_default=False),
+    ] = None,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(help="JSON file with measures for the card; by id where there are several.", show_default=False),
+    ] = None,
+    study: Annotated[
+        Path | None,
+        typer.Option(help="The study whose ids of patients and images must not get out.", show_default=False),
+    ] = None,
+    tag: Tag = None,
+    public: Public = False,
+    replace: Replace = False,
+    confirm: Confirm = False,
+    debug: Debug = False,
+) -> None:
+    """Publish SAEs, so that `SAE.from_pretrained(REPO, ID)` loads them with nothing but SAELens.
+
+    They are staged with a card, their evaluation, training settings and provenance, checked by the privacy guard, and
+    loaded by a process that imports sae_lens alone. Without --confirm, that is all: what would go out is printed.
+    """
+    with clear_errors(debug):
+        from mammosae_plugin.errors import InputError
+        from mammosae_plugin.files import read_json
+        from mammosae_plugin.hub.guard import PrivacyContext
+        from mammosae_plugin.hub.publishing import Publication
+        from mammosae_plugin.hub.saes import publish_sae
+
+        saes: Path | dict[str, Path] = source
+        if also:
+            if sae_id is None:
+                raise InputError("with --also, say with --id what the first SAE is called")
+            pairs = [item.partition("=") for item in also]
+            wrong = [name for name, equals, path in pairs if not (name and equals and path)]
+            if wrong:
+                raise InputError(f"--also {wrong[0]!r} is not of the form ID=SOURCE")
+            saes = {sae_id: source, **{name: Path(path) for name, _, path in pairs}}
+        publication = publish_sae(
+            saes,
+            repo,
+            sae_id=None if also else sae_id,
+            licence=licence,
+            base_model=base_model,
+            datasets=dataset or (),
+            evaluation=read_json(evaluation) if evaluation is not None else None,
+            context=PrivacyContext.of_study(study) if study is not None else None,
+            tag=tag,
+            private=not public,
+            replace=replace,
+            dry_run=True,
+        )
+        assert isinstance(publication, Publication)
+        show_and_send(publication, confirm)
+
+
+def pull_command(
+    repo: Annotated[
+        str,
+        typer.Argument(
+            metavar="REPO", help="owner/name, or hub://owner/name@revision/sae_id for one SAE.", show_default=False
+        ),
+    ],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.", show_default=False)] = None,
+    kind: Annotated[
+        Literal["model", "dataset"] | None,
+        typer.Option(help="SAEs (model) or findings (dataset); by default whichever exists.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Copy the files there too.", show_default=False)
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Use what was pulled before; ask nobody.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Download SAEs or findings from the Hub, and check every file against its checksum.
+
+    Prints the folder, and for SAEs what to write in a study's configuration (sae.path). What was pulled before is not
+    downloaded again, and serves where the Hub cannot be reached.
+    """
+    with clear_errors(debug):
+        from mammosae_plugin.hub.pulling import pull, saes_in
+
+        folder = pull(repo, revision=revision, kind=kind, folder=output, offline=offline)
+        typer.echo(folder)
+        for sae_id in saes_in(folder):
+            typer.echo(f"sae.path: {folder / sae_id}")
+
+
 def add_hub_commands(app: typer.Typer) -> None:
     """Add the commands of this module to `mammosae`."""
+    from mammosae_plugin.cli_findings import add_findings_commands
+
     app.add_typer(publish, name="publish")
+    app.command("pull")(pull_command)
+    add_findings_commands(app, publish)

@@ -357,8 +357,18 @@ class FileHash:
         return sha256_of_file(path) == self.sha256 if self.sha256 is not None else git_hash(path) == self.git
 
 
-def _look(api: HfApi, repo_id: str, kind: RepoKind, tag: str | None) -> _There | None:
-    """The repository, None if there is none (or none that this login may see: the Hub does not tell which)."""
+def look_at_head(api: HfApi, repo_id: str, kind: RepoKind) -> str | None:
+    """The commit of a repository's main branch; None if there is no such repository, or none that this login may see.
+
+    Raises:
+        HubError: it cannot be read.
+    """
+    seen = _head(api, repo_id, kind)
+    return seen and seen[0]
+
+
+def _head(api: HfApi, repo_id: str, kind: RepoKind) -> tuple[str, bool] | None:
+    """The head of the main branch, and whether the repository is private."""
 
     def info() -> tuple[str, bool] | None:
         try:
@@ -367,7 +377,12 @@ def _look(api: HfApi, repo_id: str, kind: RepoKind, tag: str | None) -> _There |
             return None
         return str(found.sha), bool(found.private)
 
-    seen = ask(info, about=repo_id, doing="read")
+    return ask(info, about=repo_id, doing="read")
+
+
+def _look(api: HfApi, repo_id: str, kind: RepoKind, tag: str | None) -> _There | None:
+    """The repository, None if there is none (or none that this login may see: the Hub does not tell which)."""
+    seen = _head(api, repo_id, kind)
     if seen is None:
         return None
     commit, private = seen

@@ -72,7 +72,7 @@ def pull(
 
 
 def saes_in(folder: Path) -> tuple[str, ...]:
-    """The ids of the SAEs in a folder that was pulled."""
+    """The ids of the SAEs in a folder that was pulled, "." for one that is itself an SAE's."""
     return tuple(sorted(path.parent.relative_to(folder).as_posix() for path in folder.rglob(CFG)))
 
 

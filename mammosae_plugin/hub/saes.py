@@ -1,0 +1,521 @@
+"""Publishing SAEs so that `SAE.from_pretrained(repo, sae_id)` loads them with nothing of ours installed.
+
+What is staged is SAELens's layout, `<sae_id>/cfg.json` and `<sae_id>/sae_weights.safetensors`, with what is known of
+the SAE beside it: training.json, metrics, evaluation.json, provenance.json; and one card for the repository. Before it
+may go out, a process of its own that imports sae_lens and nothing of ours loads it and computes the same latents.
+"""
+
+import copy
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Any
+
+import sae_lens
+import torch
+from huggingface_hub import HfApi, hf_hub_download
+from PIL import Image
+from sae_lens import SAE, TrainingSAE
+from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
+from safetensors.torch import load_file
+
+from mammosae_plugin import __version__
+from mammosae_plugin.adapters.vision_sae import load_vision_sae
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import atomic_path, read_json, sha256_of_file, write_json, write_safetensors, write_text
+from mammosae_plugin.hub.publishing import Publication, Published, files_of_repo, look_at_head, prepare
+from mammosae_plugin.hub_requests import ask, first_line
+from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint, torch_generator
+from mammosae_plugin.training.metrics import read_metrics
+from mammosae_plugin.training.saving import CFG, WEIGHTS, save_sae
+
+if TYPE_CHECKING:
+    from mammosae_plugin.hub.guard import PrivacyContext
+
+SPARSITY = "sparsity.safetensors"
+TRAINING, METRICS, FIGURE = "training.json", "metrics.jsonl", "metrics.png"
+EVALUATION, PROVENANCE, CARD = "evaluation.json", "provenance.json", "README.md"
+TOLERANCE = 1e-5
+"""How far latents of plain SAELens may be from ours, relative to the largest."""
+_ROWS, _ACTIVE = 32, 8
+_SAE_ID = re.compile(r"[A-Za-z0-9][\w.-]*")
+_MEASURES = ("explained_variance", "mse", "l0", "dead_share", "shrinkage", "rows")
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """One SAE as it was given: its object, or the folder or file that it was loaded from.
+
+    Attributes:
+        sae: the SAE that is to be published, as SAELens uses it.
+        folder: the folder in SAELens's format whose files go out byte for byte, None if it has to be saved anew.
+        beside: the folder with training.json and so on, None if there is none.
+        evaluation: what is known of its quality.
+    """
+
+    sae: Any
+    folder: Path | None = None
+    beside: Path | None = None
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+
+
+def publish_sae(
+    saes: "SAE | str | os.PathLike[str] | Mapping[str, SAE | str | os.PathLike[str]]",
+    repo_id: str,
+    *,
+    sae_id: str | None = None,
+    licence: str | None = None,
+    base_model: str | None = None,
+    datasets: Sequence[str] = (),
+    evaluation: Mapping[str, Any] | None = None,
+    figures: Sequence[str | os.PathLike[str]] = (),
+    context: "PrivacyContext | None" = None,
+    tag: str | None = None,
+    private: bool = True,
+    replace: bool = False,
+    dry_run: bool = False,
+    message: str | None = None,
+    staging: str | os.PathLike[str] | None = None,
+    token: str | None = None,
+) -> Publication | Published:
+    """Publish SAEs in a repository on the Hub: one commit, and a tag.
+
+    Args:
+        saes: an SAE (a SAELens `SAE` or `TrainingSAE`); a folder that `train_sae` or SAELens wrote; a Mammo-SAE file; a
+            study's output folder, whose trained SAEs are published under the names of their layers; or several by id.
+        repo_id: owner/name. It is made if need be; SAEs of other ids in it stay, and stand in the card too.
+        sae_id: the id of a single SAE, the second argument of `SAE.from_pretrained`. By default its layer's name.
+        licence: of the weights, as the Hub names it ("mit", "cc-by-nc-sa-4.0", ...).
+        base_model: the Hub's name of the model whose activations the SAE reads.
+        datasets: names of the datasets that it was trained on ("vindr", ...); by default as its metadata says.
+        evaluation: measures for `evaluation.json` and the card (explained_variance, l0, dead_share, ...); by id where
+            there are several SAEs. By default the last line of its training's metrics, or the study's results.
+        figures: PNG files of aggregates for the card.
+        context: what must not get out; by default the names of the datasets, for a study also its ids.
+        tag: a name for the published state, such as "v1".
+        private: make a new repository private.
+        replace: overwrite what is there otherwise; without it that is refused.
+        dry_run: send nothing; give the publication, which describes what would go out.
+        message: of the commit.
+        staging: where to stage; by default a folder that is removed afterwards.
+        token: of the Hub; by default that of `hf auth login` or HF_TOKEN.
+
+    Returns:
+        What is on the Hub now; with `dry_run` the `Publication`, which can be looked at and sent.
+
+    Raises:
+        InputError: no SAE that plain SAELens can load and compute the same with; or as `prepare`.
+        PrivacyError: something of it must not get out.
+        HubError: the Hub refuses, or cannot be reached.
+    """
+    from mammosae_plugin.hub.guard import PrivacyContext
+
+    origins = _origins(saes, sae_id, evaluation)
+    if context is None and _is_study(saes):
+        context = PrivacyContext.of_study(Path(saes))  # type: ignore[arg-type]
+    folder = Path(staging) if staging is not None else Path(tempfile.mkdtemp(prefix="mammosae-publish-"))
+    try:
+        facts = stage_saes(origins, folder, figures=figures)
+        named = tuple(datasets) or (context.datasets if context is not None else ()) or _datasets_of(facts)
+        others = _saes_there(repo_id, tuple(facts), token)
+        card = {
+            "repo_id": repo_id,
+            "saes": {**others, **facts},
+            "licence": licence,
+            "base_model": base_model,
+            "datasets": list(named),
+            "tag": tag,
+            "figures": sorted(path.relative_to(folder).as_posix() for path in (folder / "figures").glob("*.png")),
+        }
+        write_text(folder / CARD, _card(card))
+        check_with_sae_lens({name: folder / name for name in facts}, {name: origins[name].sae for name in facts})
+        publication = prepare(
+            folder,
+            repo_id,
+            kind="model",
+            contents="sae",
+            context=context or PrivacyContext(datasets=named),
+            tag=tag,
+            private=private,
+            replace=replace,
+            message=message or f"SAE {', '.join(facts)}",
+            token=token,
+        )
+        if not dry_run:
+            return publication.send(token=token)
+    except BaseException:
+        if staging is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        if staging is None and not dry_run:
+            shutil.rmtree(folder, ignore_errors=True)
+    if staging is None:
+        weakref.finalize(publication, shutil.rmtree, folder, ignore_errors=True)
+    return publication
+
+
+# -- what is given -------------------------------------------------------------------------------------------------
+
+
+def _origins(saes: Any, sae_id: str | None, evaluation: Mapping[str, Any] | None) -> dict[str, _Origin]:
+    if isinstance(saes, Mapping):
+        if sae_id is not None:
+            raise InputError("several SAEs have their ids in the mapping; leave sae_id out")
+        found = {str(name): _origin(source) for name, source in saes.items()}
+        unknown = sorted(set(evaluation or {}) - set(found))
+        if unknown:
+            raise InputError(f"evaluation is of {', '.join(unknown)}, but the SAEs are {', '.join(found) or 'none'}")
+        by_id = dict(evaluation or {})
+    elif _is_study(saes):
+        found = _of_study(Path(saes))
+        if sae_id is not None and sae_id not in found:
+            raise InputError(f"{saes} trained no SAE at {sae_id!r}; it has {', '.join(found)}")
+        found = found if sae_id is None else {sae_id: found[sae_id]}
+        by_id = {}
+    else:
+        origin = _origin(saes)
+        name = sae_id if sae_id is not None else _default_id(origin)
+        found, by_id = {name: origin}, {name: evaluation} if evaluation else {}
+    if not found:
+        raise InputError("there is no SAE to publish")
+    for name in found:
+        if not _SAE_ID.fullmatch(name) or name == "figures":
+            raise InputError(f"{name!r} cannot be an SAE's id; use letters, digits, dots and dashes (sae_id, --id)")
+    return {
+        name: _Origin(origin.sae, origin.folder, origin.beside, plain(by_id.get(name) or origin.evaluation))
+        for name, origin in found.items()
+    }
+
+
+def _origin(source: Any) -> _Origin:
+    if isinstance(source, (SAE, TrainingSAE)):
+        return _Origin(copy.deepcopy(source).to("cpu"))
+    if not isinstance(source, (str, os.PathLike)):
+        raise InputError(f"{type(source).__name__} is no SAELens SAE; give an SAE, its folder or a checkpoint")
+    path = Path(source)
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give a folder with an SAE, a checkpoint, or a study's output folder")
+    if not path.is_dir() or not (path / CFG).exists():
+        return _Origin(load_vision_sae(path))
+    config = read_json(path / CFG)
+    architecture = config.get("architecture") if isinstance(config, dict) else None
+    if architecture in SAE_TRAINING_CLASS_REGISTRY and architecture not in SAE_CLASS_REGISTRY:
+        try:  # SAELens's save_model of a training SAE, which its own load_from_disk refuses
+            return _Origin(TrainingSAE.load_from_disk(path), beside=path)
+        except Exception as error:  # SAELens has no error type of its own
+            raise InputError(f"{path} is no SAE that sae-lens can load: {first_line(error)}") from error
+    sae = load_vision_sae(path)
+    return _Origin(sae, folder=path, beside=path, evaluation=_final_metrics(path))
+
+
+def _final_metrics(folder: Path) -> dict[str, Any]:
+    """The measures of the finished SAE, from the last line of what `train_sae` wrote."""
+    if not (folder / METRICS).exists():
+        return {}
+    final = [row for row in read_metrics(folder / METRICS) if row.get("final")]
+    if not final:
+        return {}
+    measured = {name: final[-1][name] for name in _MEASURES if final[-1].get(name) is not None}
+    return {**measured, "measured_on": "held-out patients" if final[-1]["of"] == "validation" else "training images"}
+
+
+def _is_study(saes: Any) -> bool:
+    return isinstance(saes, (str, os.PathLike)) and (Path(saes) / "results" / "results.json").exists()
+
+
+def _of_study(folder: Path) -> dict[str, _Origin]:
+    """The SAEs that a study trained, by the name of their layer, with what the study measured."""
+    from mammosae_plugin.study_folder import StudyFolder
+
+    study = StudyFolder(folder)
+    by_weights = {}
+    for path in sorted((folder / "work" / "sae").glob(f"*/{CFG}")):
+        origin = _origin(path.parent)
+        by_weights[tensors_fingerprint(origin.sae.state_dict())] = origin
+    found = {}
+    for layer in study.layers:
+        if layer.sae_sha256 not in by_weights:
+            raise InputError(f"{folder} did not train the SAE of its layer {layer.name}; publish that SAE's own folder")
+        origin = by_weights[layer.sae_sha256]
+        found[layer.name] = _Origin(origin.sae, origin.folder, origin.beside, _study_measures(layer, origin))
+    return found
+
+
+def _study_measures(layer: Any, origin: _Origin) -> dict[str, Any]:
+    """The quality on the test images, averaged over the models that share the SAE, else that of its training."""
+    rows = [row for row in layer.results["sae_quality"] if row["split"] == "test"]
+    if not rows:
+        return dict(origin.evaluation)
+    trained_on = layer.results["sae"].get("trained_on")
+    own = [row for row in rows if f"{row['model']}/{row['concept']}" == trained_on] or rows[:1]
+    names = (*_MEASURES, "n_images", "n_positions")
+    return {**{name: own[0][name] for name in names if name in own[0]}, "measured_on": "test images of the study"}
+
+
+def _default_id(origin: _Origin) -> str:
+    hook_name = origin.sae.cfg.metadata.hook_name
+    if hook_name:
+        return str(hook_name).removesuffix(".hook_out")
+    if origin.folder is not None:
+        return origin.folder.resolve().name
+    raise InputError("the SAE's metadata names no layer; say how it is to be called (sae_id, --id)")
+
+
+# -- staging -------------------------------------------------------------------------------------------------------
+
+
+def stage_saes(
+    origins: Mapping[str, _Origin], folder: Path, *, figures: Sequence[str | os.PathLike[str]] = ()
+) -> dict[str, dict[str, Any]]:
+    """Lay SAEs out as they are to be published, without the card.
+
+    Returns:
+        Id -> `cfg`, `evaluation` and `training`, as the card wants them.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty; stage in an empty folder")
+    facts = {}
+    for name, origin in origins.items():
+        target = folder / name
+        target.mkdir(parents=True)
+        _stage_weights(origin, target)
+        cfg = read_json(target / CFG)
+        training = None
+        if origin.beside is not None:
+            training = _stage_beside(origin.beside, target)
+        if origin.evaluation:
+            write_json(target / EVALUATION, portable(origin.evaluation))
+        write_json(target / PROVENANCE, _provenance(target, cfg))
+        facts[name] = {"cfg": cfg, "evaluation": dict(origin.evaluation), "training": training}
+    for figure in figures:
+        _stage_png(Path(figure), folder / "figures" / Path(figure).name)
+    return facts
+
+
+def _stage_weights(origin: _Origin, target: Path) -> None:
+    if origin.folder is None:
+        save_sae(origin.sae, target)
+    else:
+        if origin.sae.cfg.normalize_activations in ("expected_average_only_in", "covariance_whitening"):
+            raise InputError(
+                f"{origin.folder} still normalizes activations by a scale that is not in its weights; fold it first"
+            )
+        shutil.copyfile(origin.folder / WEIGHTS, target / WEIGHTS)
+        shutil.copyfile(origin.folder / CFG, target / CFG)
+    config = read_json(target / CFG)
+    cleaned = {**portable(config), "device": "cpu"}
+    if cleaned != config:
+        write_text(target / CFG, json.dumps(cleaned))
+    _strip_header(target / WEIGHTS)
+
+
+def _strip_header(weights: Path) -> None:
+    """Write the tensors anew where the file's header holds more than them, which may be anything."""
+    with weights.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    if set(header.get("__metadata__", {})) - {"format"}:
+        write_safetensors(weights, load_file(weights))
+
+
+def _stage_beside(source: Path, target: Path) -> dict[str, Any] | None:
+    """Copy what the training left beside the SAE; gives the content of training.json."""
+    if (source / SPARSITY).exists():
+        write_safetensors(target / SPARSITY, load_file(source / SPARSITY))
+    if (source / METRICS).exists():
+        rows = read_metrics(source / METRICS)
+        write_text(target / METRICS, "".join(json.dumps(portable(row)) + "\n" for row in rows))
+    if (source / FIGURE).exists():
+        _stage_png(source / FIGURE, target / FIGURE)
+    if not (source / TRAINING).exists():
+        return None
+    training: dict[str, Any] = portable(read_json(source / TRAINING))
+    write_json(target / TRAINING, training)
+    return training
+
+
+def _stage_png(source: Path, target: Path) -> None:
+    """The pixels of a figure alone, without the text that programs write into images."""
+    try:
+        with Image.open(source) as opened:
+            opened.load()
+            pixels = Image.new(opened.mode, opened.size)
+            pixels.paste(opened)
+            if opened.mode == "P" and (palette := opened.getpalette()) is not None:
+                pixels.putpalette(palette)
+    except OSError as error:
+        raise InputError(f"{source} is no image that can be read: {first_line(error)}") from error
+    with atomic_path(target) as temporary:
+        pixels.save(temporary, format="PNG")
+
+
+def portable(value: Any) -> Any:
+    """A JSON value in which paths of this machine are cut to the name of their last part."""
+    if isinstance(value, Mapping):
+        return {key: portable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [portable(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    for flavour in (PurePosixPath, PureWindowsPath):
+        path = flavour(value)
+        if (path.is_absolute() or value.startswith("~")) and len(path.parts) > 1:
+            return path.name
+    return value
+
+
+def _provenance(folder: Path, cfg: Mapping[str, Any]) -> dict[str, Any]:
+    metadata = cfg.get("metadata", {})
+    came_from = {key: metadata[key] for key in sorted(metadata) if key.startswith("source_")}
+    return {
+        "weights_sha256": sha256_of_file(folder / WEIGHTS),
+        "cfg_sha256": sha256_of_file(folder / CFG),
+        "tensors": tensors_fingerprint(load_file(folder / WEIGHTS)),
+        "published_with": {"mammosae_plugin": __version__, "packages": package_versions(), **environment()},
+        "trained_with": {
+            key: metadata[key] for key in ("sae_lens_training_version", "mammosae_version") if key in metadata
+        },
+        "dataset_fingerprint": metadata.get("dataset_fingerprint"),
+        "model_fingerprint": metadata.get("model_fingerprint"),
+        "source": came_from or None,
+    }
+
+
+# -- the card ------------------------------------------------------------------------------------------------------
+
+
+def _card(facts: Mapping[str, Any]) -> str:
+    from mammosae_plugin.hub.cards import render_sae_card
+
+    return str(render_sae_card(facts))
+
+
+def _datasets_of(facts: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    named = [one["cfg"].get("metadata", {}).get("dataset_path") for one in facts.values()]
+    return tuple(dict.fromkeys(str(name) for name in named if name))
+
+
+def _saes_there(repo_id: str, staged: Sequence[str], token: str | None) -> dict[str, dict[str, Any]]:
+    """The other SAEs of a repository that exists: what the card says of them."""
+    api = HfApi(token=token)
+    commit = look_at_head(api, repo_id, "model")
+    if commit is None:
+        return {}
+    files = files_of_repo(api, repo_id, "model", commit)
+    ids = [path.removesuffix(f"/{CFG}") for path in files if path.endswith(f"/{CFG}") and path.count("/") == 1]
+
+    def read(path: str) -> Any:
+        if path not in files:
+            return None
+        call = lambda: hf_hub_download(repo_id, path, revision=commit, token=token)  # noqa: E731
+        return read_json(ask(call, about=repo_id, doing="read"))
+
+    return {
+        name: {
+            "cfg": read(f"{name}/{CFG}"),
+            "evaluation": read(f"{name}/{EVALUATION}") or {},
+            "training": read(f"{name}/{TRAINING}"),
+        }
+        for name in ids
+        if name not in staged
+    }
+
+
+# -- the check with plain SAELens ----------------------------------------------------------------------------------
+
+_PROGRAM = """
+import json, sys
+import torch
+from safetensors.torch import load_file, save_file
+from sae_lens import SAE
+
+work = json.loads(sys.argv[1])
+found = {}
+for number, folder in enumerate(work["folders"]):
+    sae = SAE.load_from_disk(folder, device="cpu")
+    rows = load_file(work["rows"])[str(number)]
+    with torch.no_grad():
+        latents = sae.encode(rows)
+        found[f"{number}.latents"] = latents.contiguous()
+        found[f"{number}.reconstruction"] = sae.decode(latents).contiguous()
+assert not any(name.startswith("mammosae") for name in sys.modules)
+save_file(found, work["found"])
+"""
+
+
+def check_with_sae_lens(folders: Mapping[str, Path], saes: Mapping[str, Any]) -> None:
+    """Let a fresh process that imports sae_lens and nothing of ours load folders, and compare what it computes.
+
+    Each SAE encodes 32 fixed rows, made of eight of its decoder's directions each. The latents must agree with those of
+    `load_vision_sae`, and the reconstruction with that of the SAE given, to 1e-5 of the largest value.
+
+    Args:
+        folders: by id, what is to be published.
+        saes: by id, the SAE that was given.
+
+    Raises:
+        InputError: it cannot be loaded, or computes something else.
+    """
+    rows = {name: _fixed_rows(sae) for name, sae in saes.items()}
+    with tempfile.TemporaryDirectory(prefix="mammosae-check-") as place:
+        given, answer = Path(place) / "rows.safetensors", Path(place) / "found.safetensors"
+        paths = [str(folders[name].resolve()) for name in folders]
+        work = {"folders": paths, "rows": str(given), "found": str(answer)}
+        write_safetensors(given, {str(number): rows[name] for number, name in enumerate(folders)})
+        done = subprocess.run(
+            [sys.executable, "-c", _PROGRAM, json.dumps(work)],
+            capture_output=True,
+            text=True,
+            cwd=place,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            check=False,
+        )
+        if done.returncode != 0:
+            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise InputError(f"plain sae-lens {sae_lens.__version__} cannot load what was staged: {reason}")
+        found = load_file(answer)
+    for number, (name, folder) in enumerate(folders.items()):
+        with torch.no_grad(), _evaluating(saes[name]):
+            ours = load_vision_sae(folder).encode(rows[name])
+            expected = {"latents": ours}
+            if not isinstance(saes[name], TrainingSAE):  # which may answer otherwise in training than in use
+                expected["reconstruction"] = saes[name](rows[name])
+        for what, tensor in expected.items():
+            off = float((found[f"{number}.{what}"] - tensor).abs().max() / tensor.abs().max().clamp_min(1.0))
+            if not off <= TOLERANCE:
+                raise InputError(
+                    f"plain sae-lens computes other {what} with {name} than this package (off by {off:.2g} of the "
+                    "largest); it was not published"
+                )
+
+
+def _fixed_rows(sae: Any) -> torch.Tensor:
+    """(32, d_in) float32: sums of eight decoder rows with random weights, plus the decoder's bias."""
+    d_sae = int(sae.cfg.d_sae)
+    generator = torch_generator(0)
+    latents = torch.zeros(_ROWS, d_sae)
+    for row in latents:
+        chosen = torch.randperm(d_sae, generator=generator)[:_ACTIVE]
+        row[chosen] = 1 + torch.rand(len(chosen), generator=generator)
+    with torch.no_grad():
+        rows: torch.Tensor = latents @ sae.W_dec.float() + sae.b_dec.float()
+    return rows.contiguous()
+
+
+@contextmanager
+def _evaluating(sae: Any) -> Iterator[None]:
+    before = sae.training
+    sae.eval()
+    try:
+        yield
+    finally:
+        sae.train(before)
