@@ -57,6 +57,13 @@ class Note:
     created: str
     sae: str
 
+    def as_text(self) -> str:
+        """One line for people."""
+        where = f"{self.layer} latent {self.latent}" + (f" ({self.encoder})" if self.encoder else "")
+        facts = [self.concept and f"of {self.concept}", self.label and f"[{self.label}]", self.text]
+        sure = f", confidence {self.confidence}" if self.confidence is not None else ""
+        return f"{where}: {' '.join(filter(None, facts))} ({self.author}, {self.created}{sure})"
+
 
 _FIELDS = {field.name for field in fields(Note)}
 

@@ -7,13 +7,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mammosae_plugin.hub.comparison import Comparison, compare_findings
+    from mammosae_plugin.hub.findings import Findings, load_findings, publish_findings, stage_findings
     from mammosae_plugin.hub.pulling import pull
     from mammosae_plugin.hub.releases import RELEASES, Release, register_releases
     from mammosae_plugin.hub.saes import publish_sae
 
-__all__ = ["RELEASES", "Release", "publish_sae", "pull", "register_releases"]
+__all__ = [
+    "RELEASES",
+    "Comparison",
+    "Findings",
+    "Release",
+    "compare_findings",
+    "load_findings",
+    "publish_findings",
+    "publish_sae",
+    "pull",
+    "register_releases",
+    "stage_findings",
+]
 
 _MODULES = {
+    "Comparison": "comparison",
+    "Findings": "findings",
+    "compare_findings": "comparison",
+    "load_findings": "findings",
+    "publish_findings": "findings",
+    "stage_findings": "findings",
     "RELEASES": "releases",
     "Release": "releases",
     "publish_sae": "saes",

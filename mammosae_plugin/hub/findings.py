@@ -280,7 +280,9 @@ def findings_facts(
 
 def _best_latents(findings: Findings) -> Iterator[dict[str, Any]]:
     """The latents that the study names, with what else is known of them."""
-    latents = [one["latent"] for of in findings.study["named_latents"].values() for named in of.values() for one in named]
+    latents = [
+        one["latent"] for of in findings.study["named_latents"].values() for named in of.values() for one in named
+    ]
     rows = findings.concepts[findings.concepts["latent"].isin(latents)].to_dict("records")
     known = {tuple(row[name] for name in (*_LATENT, "concept")): row for row in rows}
     encoder_of = {(row["layer"], f"{row['name']}/{row['concept']}"): row["encoder"] for row in findings.study["models"]}

@@ -1,0 +1,169 @@
+"""The commands of `mammosae` about findings: publish them, note what latents show, compare two studies."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from mammosae_plugin.cli_common import Debug, clear_errors
+from mammosae_plugin.cli_hub import Confirm, Public, Replace, Repo, Tag, show_and_send
+
+if TYPE_CHECKING:
+    from mammosae_plugin.hub.publishing import Publication
+
+StudyFolder = Annotated[Path, typer.Argument(metavar="STUDY", help="The study's output folder.", show_default=False)]
+
+
+def add_findings_commands(app: typer.Typer, publish: typer.Typer) -> None:
+    """Add `note` and `compare` to `mammosae`, and `findings` to `mammosae publish`."""
+    publish.command("findings")(publish_findings)
+    app.command("note")(note)
+    app.command("compare")(compare)
+
+
+def publish_findings(
+    study: StudyFolder,
+    repo: Repo,
+    licence: Annotated[str, typer.Option(help="The licence of the findings, such as cc-by-4.0.", show_default=False)],
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Write what would go out here. Default: `findings` in STUDY.", show_default=False),
+    ] = None,
+    examples: Annotated[
+        bool, typer.Option("--examples", help="Add heatmaps of single images, under hashed ids.")
+    ] = False,
+    min_group: Annotated[int, typer.Option(min=1, help="Leave out statistics of fewer patients than this.")] = 5,
+    data_licence: Annotated[
+        str | None,
+        typer.Option(
+            help="With --examples: the licence that lets them out of a restricted dataset.", show_default=False
+        ),
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(help="The file of the key that ids are hashed with. Default: in STUDY.", show_default=False),
+    ] = None,
+    tag: Tag = None,
+    public: Public = False,
+    replace: Replace = False,
+    confirm: Confirm = False,
+    debug: Debug = False,
+) -> None:
+    """Publish what a study found as a dataset: which latents mean what, and readers' notes on them.
+
+    Aggregates only: class means, scores, ranks and average precision of every latent, the interventions, the
+    reconstruction, the localization, and the study's configuration without paths. No image, no id, no row per patient;
+    statistics of small groups are left out. `datasets.load_dataset(REPO, "latents")` reads it.
+
+    By default nothing is sent: the folder is written, checked by the privacy guard, and what would go out is listed.
+    """
+    with clear_errors(debug):
+        from mammosae_plugin.hub.findings import publish_findings as run
+
+        publication = run(
+            study,
+            repo,
+            licence=licence,
+            folder=folder,
+            examples=examples,
+            min_group=min_group,
+            data_licence=data_licence,
+            key_file=key,
+            private=not public,
+            tag=tag,
+            replace=replace,
+            dry_run=True,
+        )
+        show_and_send(cast("Publication", publication), confirm)
+
+
+def note(
+    latent: Annotated[int | None, typer.Argument(help="The latent's number.", show_default=False)] = None,
+    text: Annotated[str, typer.Argument(help="What it shows, in a sentence.", show_default=False)] = "",
+    study: Annotated[Path, typer.Option(help="The study's output folder.")] = Path("study"),
+    author: Annotated[str, typer.Option(help="Who says it; it is published with the findings.")] = "",
+    label: Annotated[
+        str | None, typer.Option(help="A label that readers share, such as Mass, artefact, none.", show_default=False)
+    ] = None,
+    layer: Annotated[str | None, typer.Option(help="The layer. Default: the primary one.", show_default=False)] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="The model on whose images it was seen. Default: all.", show_default=False)
+    ] = None,
+    concept: Annotated[str | None, typer.Option(help="The concept that it is about.", show_default=False)] = None,
+    confidence: Annotated[int | None, typer.Option(help="From 1, a guess, to 5, certain.", show_default=False)] = None,
+    merge: Annotated[
+        list[Path] | None,
+        typer.Option(help="Add the notes of another copy of the study. May be repeated.", show_default=False),
+    ] = None,
+    show: Annotated[bool, typer.Option("--list", help="List all notes and how far the readers agree.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Note what a latent shows: `mammosae note 13867 "calcifications" --author AB --label calcification`.
+
+    Notes lie in the study's folder, one file per author, are only ever added, and travel with the published findings.
+    Of a reader's labels for a latent the last counts. With labels of two readers or more, --list ends with their
+    agreement: Cohen's kappa for two, Fleiss' for more.
+    """
+    with clear_errors(debug):
+        from mammosae_plugin.errors import InputError
+        from mammosae_plugin.notes import add_note, agreement, merge_notes, read_notes
+
+        if latent is None and not merge and not show:
+            raise InputError("give a latent and a text, or --merge a folder, or --list the notes")
+        if latent is not None:
+            added = add_note(
+                study, latent, text,
+                author=author, label=label, layer=layer, encoder=encoder, concept=concept, confidence=confidence,
+            )  # fmt: skip
+            typer.echo(f"noted on latent {added.latent} of layer {added.layer}, by {added.author}")
+        if merge:
+            typer.echo(f"{merge_notes(study, merge)} notes added")
+        if show:
+            notes = read_notes(study)
+            for one in notes:
+                typer.echo(one.as_text())
+            typer.echo(agreement(notes).as_text() if notes else "no notes yet")
+
+
+def compare(
+    a: Annotated[str, typer.Argument(help="Findings: owner/name on the Hub, their folder, or a study's folder.")],
+    b: Annotated[str, typer.Argument(help="The findings to compare with.")],
+    top: Annotated[int, typer.Option(help="How many of the best latents of each class to compare.")] = 10,
+    sae_a: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[LAYER=]PLACE", help="For studies on different SAEs: the SAE of A, of a layer.", show_default=False
+        ),
+    ] = None,
+    sae_b: Annotated[
+        list[str] | None, typer.Option(metavar="[LAYER=]PLACE", help="The same of B.", show_default=False)
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Compare two studies: rank correlation of their latents, the best that they share, and how well these localize.
+
+    Latent numbers mean the same only where both studies used the same SAE. For others give both SAEs: their latents are
+    then matched by their decoder directions.
+    """
+    with clear_errors(debug):
+        from mammosae_plugin.errors import InputError
+        from mammosae_plugin.hub.comparison import compare_findings
+
+        if bool(sae_a) != bool(sae_b):
+            raise InputError("give the SAEs of both studies (--sae-a and --sae-b), or of neither")
+        if sae_a and sae_b:
+            saes = _by_layer(sae_a), _by_layer(sae_b)
+            typer.echo(compare_findings(a, b, top=top, match="decoder", saes=saes).as_text())
+        else:
+            typer.echo(compare_findings(a, b, top=top).as_text())
+
+
+def _by_layer(places: list[str]) -> Any:
+    """One place for all layers, or places by layer."""
+    if len(places) == 1 and "=" not in places[0]:
+        return places[0]
+    from mammosae_plugin.errors import InputError
+
+    if not all("=" in place for place in places):
+        raise InputError("with several SAEs of a study say which layer each is of: --sae-a layer_6=PLACE")
+    return dict(place.split("=", 1) for place in places)
