@@ -10,6 +10,8 @@ penalty without the constraint. Multiplying the objective by d gives its coeffic
 unit norm.
 
 The loop is our own, over the public seams of SAELens's trainer: its `fit` cannot continue a run, and judges nothing.
+
+Under torchrun every process makes the same call and takes its part of each batch (`parallel`); the first writes.
 """
 
 import json
@@ -31,7 +33,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
-from mammosae_plugin import __version__
+from mammosae_plugin import __version__, distributed
 from mammosae_plugin.activations import ActivationStore
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, sha256_of_json, write_json, write_text
@@ -39,6 +41,7 @@ from mammosae_plugin.provenance import plain, seed_everything, torch_generator
 from mammosae_plugin.training.architectures import new_training_sae
 from mammosae_plugin.training.checkpoints import load_state, save_state
 from mammosae_plugin.training.metrics import MetricsFile, Row, draw_metrics, measure, read_metrics, step_row
+from mammosae_plugin.training.parallel import ParallelStep, check_batch_size
 from mammosae_plugin.training.resampling import (
     SAMPLE_ROWS,
     resample_dead,
@@ -79,12 +82,15 @@ def train_sae(
     weights. The folder then holds `cfg.json` and `sae_weights.safetensors` (plain SAELens loads them), `metrics.jsonl`
     and its figure, and a card.
 
+    Under torchrun all processes make the same call and step together, each on its part of every batch. The SAE is that
+    of one process, to rounding, and the number of processes may change from run to run.
+
     Args:
         store: The rows, (n, d) float32.
         folder: Where the SAE goes.
         config: How to train.
         metadata: What else the SAE's metadata should say (preprocessing, concept, ...); plain JSON values.
-        device: Where training runs.
+        device: Where training runs; under torchrun "cuda" is each process's own GPU.
         validation_images: Numbers of images (in the store's manifest) whose rows are held out, where
             `config.validation_share` does not choose them.
         final_metrics: Gives further measures of the finished SAE for the last line of `metrics.jsonl`, such as its cost
@@ -98,6 +104,7 @@ def train_sae(
         InputError: Settings that cannot work on these rows, an SAE of other settings in the folder, rows fewer than one
             batch, or a loss that is not finite.
     """
+    device = distributed.place(device)
     job = _Job(Path(folder), config or SAETraining(), metadata or {}, device, final_metrics, tracker)
     return _train(store, [job], validation_images)[0]
 
@@ -140,6 +147,7 @@ def train_saes(
     for name in settings:
         if not name or name in (".", "..") or Path(name).name != name:
             raise InputError(f"{name!r} cannot be the name of a folder; name the SAE otherwise")
+    device = distributed.place(device)
     jobs = [
         _Job(Path(folder) / name, config, metadata or {}, device, final_metrics, tracker)
         for name, config in settings.items()
@@ -169,13 +177,18 @@ def _train(store: ActivationStore, jobs: Sequence[_Job], validation_images: Sequ
         _require_same_batches(first, job.config)
     if first.validation_share and validation_images:
         raise InputError("give validation_share or validation_images, not both")
+    check_batch_size(first.batch_size)
     held_out = validation_images or images_of_held_out_patients(store, first.validation_share, first.order)
     rows = TrainingRows(store, first.batch_size, first.order, held_out)
     plans = [_make_plan(job, rows) for job in jobs]
-    for job, plan in zip(jobs, plans, strict=True):
-        _claim(job.folder, plan)
-    runs = [_Run(job, plan, rows) for job, plan in zip(jobs, plans, strict=True) if not job.is_trained]
-    _run(runs, rows)
+
+    def claim() -> list[bool]:
+        for job, plan in zip(jobs, plans, strict=True):
+            _claim(job.folder, plan)
+        return [job.is_trained for job in jobs]
+
+    trained = distributed.on_main(claim)
+    _run([_Run(job, plan, rows) for job, plan, done in zip(jobs, plans, trained, strict=True) if not done], rows)
     return [_finish(job, plan, rows) for job, plan in zip(jobs, plans, strict=True)]
 
 
@@ -227,9 +240,16 @@ def _run(runs: list["_Run"], rows: TrainingRows) -> None:
     if not runs:
         return
     first, steps = min(run.done for run in runs), max(run.steps for run in runs)
-    batches = rows.batches(first)
+    batches = rows.batches(first, part=(distributed.rank(), distributed.world_size()))
     try:
-        with tqdm(total=steps, initial=first, desc="train SAE", unit="step", dynamic_ncols=True) as bar:
+        with tqdm(
+            total=steps,
+            initial=first,
+            desc="train SAE",
+            unit="step",
+            dynamic_ncols=True,
+            disable=not distributed.is_main(),
+        ) as bar:
             for number in range(first, steps):
                 batch = next(batches).to(runs[0].job.device)
                 for run in [run for run in runs if run.done == number]:
@@ -256,44 +276,49 @@ class _Run:
         self.trainer = _make_trainer(rows.store, job.config, self.steps, job.metadata, job.device)
         checkpoint = job.folder / CHECKPOINT
         size = 0
-        if checkpoint.exists():
-            size = load_state(self.trainer, checkpoint)["metrics_size"]
-            logger.info("continuing %s at step %d of %d", job.folder, self.done, self.steps)
-        else:
-            self._start()
-        self.metrics = MetricsFile(job.folder / METRICS, size)
-        self.tracker = new_tracker(job.tracker, job.folder, plan["config"])
+        with distributed.together():
+            if checkpoint.exists():
+                size = load_state(self.trainer, checkpoint)["metrics_size"]
+                logger.info("continuing %s at step %d of %d", job.folder, self.done, self.steps)
+        distributed.require_same(self.done, f"processes find other checkpoints in {job.folder}")
+        if not self.done:
+            self.trainer.activation_scaler.scaling_factor = distributed.on_main(self._start)
+        self.step_together = ParallelStep(self.trainer)
+        self.metrics, self.tracker = None, None
+        if distributed.is_main():
+            self.metrics = MetricsFile(job.folder / METRICS, size)
+            self.tracker = new_tracker(job.tracker, job.folder, plan["config"])
 
     @property
     def done(self) -> int:
         steps: int = self.trainer.n_training_steps
         return steps
 
-    def _start(self) -> None:
-        """Set what depends on the rows before the first step: scale, bias, directions."""
+    def _start(self) -> float | None:
+        """Set what depends on the rows before the first step: bias, directions, and the scale, which is returned."""
         trainer, config, rows = self.trainer, self.config, self.rows
         if config.normalize_activations == "expected_average_only_in":
             n_batches = max(1, min(_NORM_BATCHES, rows.n_rows // config.batch_size))
             trainer.activation_scaler.estimate_scaling_factor(rows.store.d_in, rows.batches(), n_batches)
+        scale: float | None = trainer.activation_scaler.scaling_factor
         if config.init == "random" and config.init_bias == "zero":
-            return
+            return scale
         sample = sample_of(rows.batches(), min(rows.n_rows, max(SAMPLE_ROWS, trainer.sae.cfg.d_sae)))
         if config.init_bias == "geometric_median":
             start_bias_at_median(trainer, sample)
         if config.init == "data_points":
             start_at_data_points(trainer, sample, torch_generator(config.seed, _INIT))
+        return scale
 
     def step(self, batch: torch.Tensor) -> None:
         trainer, config = self.trainer, self.config
         trainer.maybe_reset_sparsity()
-        output = trainer.step(batch)
+        output = self.step_together(batch)
         trainer.n_training_steps += 1
         done, last = self.done, self.done == self.steps
         is_checkpoint = done % config.checkpoint_every == 0 and not last
-        if (done % config.log_every == 0 or is_checkpoint or last) and not torch.isfinite(output.loss):
-            raise InputError(
-                f"SAE training diverged at step {done}: the loss is not finite; lower lr or scale the rows"
-            )
+        if done % config.log_every == 0 or is_checkpoint or last:
+            self._require_finite(output.loss)
         if done % config.log_every == 0 or last:
             self._note({"of": "batch", **(row := step_row(trainer, output))})
             self.progress = {"loss": f"{row['loss']:.4g}", "l0": f"{row['l0']:.1f}"}
@@ -304,8 +329,14 @@ class _Run:
             self._note({"of": "resampling", "n_dead": n_dead})
         if done % config.evaluate_every == 0 and not last:
             self._note({"of": self.rows.kind, **self._evaluate()})
-        if is_checkpoint:
+        if is_checkpoint and self.metrics is not None:
             save_state(trainer, self.job.folder / CHECKPOINT, extra={"metrics_size": self.metrics.size()})
+
+    def _require_finite(self, loss: torch.Tensor) -> None:
+        if not torch.isfinite(distributed.mean(loss)):
+            raise InputError(
+                f"SAE training diverged at step {self.done}: the loss is not finite; lower lr or scale the rows"
+            )
 
     def _evaluate(self) -> Row:
         sae, scaler = self.trainer.sae, self.trainer.activation_scaler
@@ -317,24 +348,28 @@ class _Run:
         return measure(function, self.rows.evaluation(), sae.cfg.d_in, sae.cfg.d_sae, self.job.device)
 
     def _note(self, row: Row) -> None:
-        self.metrics.write({"step": self.done, **row})
+        if self.metrics is not None:
+            self.metrics.write({"step": self.done, **row})
         if self.tracker is not None:
             self.tracker.log(row, self.done)
 
     def save(self) -> None:
         """Save the trained SAE in the form in which it is used."""
         trainer = self.trainer
+        self.step_together.close()
         if trainer.activation_scaler.scaling_factor is not None:
             trainer.sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
             trainer.activation_scaler.scaling_factor = None
         trainer.set_final_sae_metadata()
         trainer.sae.cfg.metadata.dead_feature_window = trainer.cfg.dead_feature_window
-        self.metrics.size()
-        save_sae(trainer.sae, self.job.folder)
+        if self.metrics is not None:
+            self.metrics.size()
+            save_sae(trainer.sae, self.job.folder)
         self.close()
 
     def close(self) -> None:
-        self.metrics.close()
+        if self.metrics is not None:
+            self.metrics.close()
         if self.tracker is not None:
             self.tracker.close()
 
@@ -378,35 +413,43 @@ def _make_trainer(
 def _finish(job: _Job, plan: Mapping[str, Any], rows: TrainingRows) -> Any:
     """Load a trained SAE; judge it in its final form, draw its course and write its card where that is not yet done."""
     folder = job.folder
+    finished = distributed.on_main((folder / CARD).exists)  # which waits for the first process to have saved it
     try:
         sae = SAE.load_from_disk(str(folder), device=job.device)
     except (SafetensorError, RuntimeError, OSError, KeyError, ValueError) as error:
         raise InputError(f"the SAE in {folder} is damaged; delete it and run again") from error
-    if not (folder / CARD).exists():
-        course = [row for row in read_metrics(folder / METRICS) if not row.get("final")]
-        function = partial(_latents_and_reconstruction, sae)
-        measured = measure(function, rows.evaluation(), sae.cfg.d_in, sae.cfg.d_sae, job.device)
-        last: Row = {
-            "step": plan["steps"],
-            "of": rows.kind,
-            "final": True,
-            **measured,
-            "dead_share_in_training": _dead_share_in_training(sae),
-            "dead_window_steps": job.config.dead_feature_window,
-            **plain((job.final_metrics(sae) if job.final_metrics is not None else None) or {}),
-        }
-        write_text(folder / METRICS, "".join(json.dumps(row) + "\n" for row in [*course, last]))
-        draw_metrics([*course, last], folder / FIGURE)
-        cards = Environment(
-            loader=PackageLoader("mammosae_plugin", "hub_cards"),
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )  # Markdown: nothing to escape
-        cfg = {**sae.cfg.to_dict(), "metadata": sae.cfg.metadata.to_dict()}
-        write_text(folder / CARD, cards.get_template("sae.md.j2").render(cfg=cfg, config=plan["config"], last=last))
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    if not finished:
+        measured = measure(
+            partial(_latents_and_reconstruction, sae), rows.evaluation(), sae.cfg.d_in, sae.cfg.d_sae, job.device
+        )
+        distributed.on_main(partial(_write_end, job, plan, rows.kind, sae, measured))
+    distributed.on_main(lambda: (folder / CHECKPOINT).unlink(missing_ok=True))
     return sae
+
+
+def _write_end(job: _Job, plan: Mapping[str, Any], kind: str, sae: Any, measured: Row) -> None:
+    """The last line of the metrics, their figure and the card of a trained SAE."""
+    folder = job.folder
+    course = [row for row in read_metrics(folder / METRICS) if not row.get("final")]
+    last: Row = {
+        "step": plan["steps"],
+        "of": kind,
+        "final": True,
+        **measured,
+        "dead_share_in_training": _dead_share_in_training(sae),
+        "dead_window_steps": job.config.dead_feature_window,
+        **plain((job.final_metrics(sae) if job.final_metrics is not None else None) or {}),
+    }
+    write_text(folder / METRICS, "".join(json.dumps(row) + "\n" for row in [*course, last]))
+    draw_metrics([*course, last], folder / FIGURE)
+    cards = Environment(
+        loader=PackageLoader("mammosae_plugin", "hub_cards"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )  # Markdown: nothing to escape
+    cfg = {**sae.cfg.to_dict(), "metadata": sae.cfg.metadata.to_dict()}
+    write_text(folder / CARD, cards.get_template("training.md.j2").render(cfg=cfg, config=plan["config"], last=last))
 
 
 def _latents_and_reconstruction(sae: Any, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
