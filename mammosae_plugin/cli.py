@@ -53,11 +53,16 @@ def _run_until(
     step: str, file: Path | None, output: Path | None, device: str | None, settings: list[str] | None, debug: bool
 ) -> None:
     with clear_errors(debug):
+        from mammosae_plugin import distributed
         from mammosae_plugin.study import Study
 
+        distributed.start()
         study = Study(_config(file, output, device, settings))
         study.run(until=step)
-        typer.echo(study.summary(step))
+        if distributed.is_main():
+            with distributed.alone():
+                typer.echo(study.summary(step))
+        distributed.stop()
 
 
 @app.command()
@@ -82,6 +87,9 @@ def study(
     Everything is written to the output folder. A study that is stopped or killed is run again with the same command and
     continues. Its steps are also commands of their own: classify, extract, train, encode, probe, intervene, localize,
     report.
+
+    torchrun runs extract, train and encode in several processes, on one machine or on many that share the output folder
+    (docs/scaling.md): torchrun --nproc-per-node 2 -m mammosae_plugin encode --config study.yaml
     """
     if show_settings:
         from mammosae_plugin.config import describe_settings
@@ -142,7 +150,7 @@ def inspect(
         str,
         typer.Argument(
             metavar="FILE",
-            help="A checkpoint, a folder that SAELens wrote, or hf://owner/name[@revision]/path/in/repo.",
+            help="A checkpoint, a folder that SAELens wrote, or hub://owner/name@revision/path/in/repo.",
             show_default=False,
         ),
     ],
@@ -166,7 +174,7 @@ def inspect(
 @app.command()
 def layers(
     model: Annotated[
-        str, typer.Argument(help="A checkpoint (a path, or hf://owner/name/file) or timm's name of an architecture.")
+        str, typer.Argument(help="A checkpoint (a path, or hub://owner/name/file) or timm's name of an architecture.")
     ],
     image_size: Annotated[
         tuple[int, int] | None,

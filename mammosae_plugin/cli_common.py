@@ -1,6 +1,7 @@
 """What every command of `mammosae` does alike: the flag --debug, and how errors are shown."""
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
@@ -24,11 +25,18 @@ def clear_errors(debug: bool) -> Iterator[None]:
         message = " ".join(str(error).split())
         if isinstance(error, OSError) and error.filename:
             message = f"{error.filename}: {error.strerror}"
-        typer.secho(f"mammosae: {message}", err=True, fg="red")
+        _tell(message)
         raise typer.Exit(2) from error
     except Exception as error:
         if debug:
             raise
         message = " ".join(str(error).split())
-        typer.secho(f"mammosae: unexpected {type(error).__name__}: {message} (--debug shows where)", err=True, fg="red")
+        _tell(f"unexpected {type(error).__name__}: {message} (--debug shows where)")
         raise typer.Exit(1) from error
+
+
+def _tell(message: str) -> None:
+    """Print an error; of several processes one does."""
+    distributed = sys.modules.get("mammosae_plugin.distributed")  # not loaded, not several: it would load torch
+    if distributed is None or distributed.speaks():
+        typer.secho(f"mammosae: {message}", err=True, fg="red")

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from scipy import sparse
 from torch import nn
 
+from mammosae_plugin import distributed
 from mammosae_plugin.activations import image_batches
 from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.adapters.rest_of_network import RestOfNetwork
@@ -391,7 +392,7 @@ def encode_latents(
 
     The splits are encoded one after the other, "training" first. Memory does not grow with the number of images. A
     killed call is simply made again: whole shards are kept, and the table is the same as an undisturbed one, byte for
-    byte.
+    byte. Under torchrun all processes make the same call, and each encodes its share of the images.
 
     Args:
         model: The hookable model.
@@ -416,7 +417,7 @@ def encode_latents(
         InputError: The SAE does not fit the layer, the layer has no grid or other values flow around it, a head does
             not fit the model, or the folder holds another table.
     """
-    folder = Path(folder)
+    folder, device = Path(folder), distributed.place(device)
     model.to(device).eval()
     sae.to(device)
     layer = _Layer(model, sae, heads, dataset.image_size, device)
@@ -470,14 +471,22 @@ def encode_latents(
         }
         compute = partial(encoder.encode, part, kept=kept, batch_size=batch_size, num_workers=num_workers)
         run_shards(folder / split, plan, len(part), shard_size, compute, description=f"encode {split}")
-        for name, frame in ((IMAGES, part.images), (FINDINGS, part.findings)):
-            if not (folder / split / name).exists():
-                write_parquet(folder / split / name, frame)
-    if not (folder / TABLE).exists():
-        if layer.readout_kind == "linear":
-            _write_readout(folder / READOUT, sae, heads)
-        write_json(folder / TABLE, header)  # last: a folder with it is complete
+        distributed.on_main(partial(_write_labels, folder / split, part))
+
+    def complete() -> None:
+        if not (folder / TABLE).exists():
+            if layer.readout_kind == "linear":
+                _write_readout(folder / READOUT, sae, heads)
+            write_json(folder / TABLE, header)  # last: a folder with it is complete
+
+    distributed.on_main(complete)
     return LatentTable(folder)
+
+
+def _write_labels(folder: Path, part: MammogramDataset) -> None:
+    for name, frame in ((IMAGES, part.images), (FINDINGS, part.findings)):
+        if not (folder / name).exists():
+            write_parquet(folder / name, frame)
 
 
 def _chosen(choice: MapChoice, before: LatentTable) -> tuple[int, ...]:

@@ -4,6 +4,9 @@ The folder holds `plan.json` (what the job is), `shard-00000.safetensors`, ... (
 only on the plan and its own items, each with the SHA-256 of its tensors in its own header) and, written last,
 `done.json` (the SHA-256 of every file). Running the same plan again compares the digests and does only what is missing
 or damaged; another plan is refused.
+
+Under torchrun every process calls the same, and each computes its share of the missing shards: the folder ends with the
+same bytes.
 """
 
 import logging
@@ -20,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 
+from mammosae_plugin import distributed
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, sha256_of_file, write_json, write_safetensors
 from mammosae_plugin.provenance import tensors_fingerprint
@@ -112,11 +116,14 @@ def run_shards_together(
         InputError: A folder holds the shards of another plan.
         OSError: A file cannot be written; what was written before stays and the job can be continued.
     """
+    distributed.start()
     numbers = range(-(-n_items // shard_size))
-    missing = {
-        name: _missing(folder, {**plan, "n_items": n_items, "shard_size": shard_size}, numbers)
-        for name, (folder, plan) in jobs.items()
-    }
+    missing = distributed.on_main(
+        lambda: {
+            name: _missing(folder, {**plan, "n_items": n_items, "shard_size": shard_size}, numbers)
+            for name, (folder, plan) in jobs.items()
+        }
+    )
     if all(found is None for found in missing.values()):
         return
     ranges = [range(start, min(start + shard_size, n_items)) for start in range(0, n_items, shard_size)]
@@ -125,18 +132,29 @@ def run_shards_together(
     }
     tasks = {number: ShardTask(ranges[number], names) for number, names in needed.items() if names}
     n_there = n_items - sum(len(task.items) for task in tasks.values())
+    tasks = dict(distributed.share(list(tasks.items())))
+    n_mine = sum(len(task.items) for task in tasks.values())
 
     def write(number: int, names: frozenset[str], tensors: Mapping[str, Tensors]) -> None:
         for name in sorted(names):
             _write_shard(jobs[name][0] / shard_name(number), tensors[name])
 
     with (
-        tqdm(total=n_items, initial=n_there, desc=description, unit=unit, dynamic_ncols=True) as bar,
+        distributed.together(),
+        tqdm(
+            total=n_there + n_mine,
+            initial=n_there,
+            desc=description,
+            unit=unit,
+            dynamic_ncols=True,
+            disable=not distributed.is_main(),
+        ) as bar,
         closing(stream(list(tasks.values()))) as results,
         ThreadPoolExecutor(1) as writer,  # a shard is written while the next one is computed
     ):
         writing: Future[None] | None = None
         for number, task in tasks.items():
+            distributed.check()
             tensors = next(results)
             if writing is not None:
                 writing.result()
@@ -145,9 +163,13 @@ def run_shards_together(
             bar.update(len(task.items))
         if writing is not None:
             writing.result()
-    for name, (folder, _) in jobs.items():
-        if missing[name] is not None:
-            _seal(folder, numbers)
+
+    def seal() -> None:
+        for name, (folder, _) in jobs.items():
+            if missing[name] is not None:
+                _seal(folder, numbers)
+
+    distributed.on_main(seal)
 
 
 def _missing(folder: Path, plan: Mapping[str, Any], numbers: range) -> set[int] | None:

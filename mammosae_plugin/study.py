@@ -3,6 +3,9 @@
 Each step keeps what it makes under a name that holds a digest of everything the step depends on, so a step whose inputs
 have not changed is never repeated, one whose inputs have changed never reads old results, and a killed study is simply
 run again.
+
+Under torchrun every process runs the same study. Extraction, SAE training and encoding are shared among them; what else
+is made is made by the first process, for which the others wait where they need it.
 """
 
 import shutil
@@ -17,7 +20,7 @@ import pandas as pd
 from torch import nn
 from tqdm.auto import tqdm
 
-from mammosae_plugin import study_results
+from mammosae_plugin import distributed, study_results
 from mammosae_plugin.activations import ActivationStore, extract_activations
 from mammosae_plugin.activations.store import FORMAT_VERSION
 from mammosae_plugin.adapters import HookedVisionModel, MammoClipClassifier, load_mammo_clip
@@ -47,6 +50,7 @@ from mammosae_plugin.training import train_classifier
 from mammosae_plugin.visualization.names import LAYERS_FOLDER, layer_folder
 
 STEPS = ("classify", "extract", "train", "encode", "probe", "intervene", "localize", "report")
+_OF_ALL_PROCESSES = ("classify", "extract", "train", "encode")
 
 
 class Study:
@@ -88,12 +92,13 @@ class Study:
     def content(self) -> str:
         """A digest of the annotations and of every byte of every image; results are kept under it."""
         file = self.work / f"content-{self._file_stats}.json"
-        if not file.exists():
-            images = self._all_images
-            paths = tqdm(images.image_paths, desc="fingerprint", unit="image", dynamic_ncols=True)
-            digests = dict(zip(images.images["image_id"], map(sha256_of_file, paths), strict=True))
-            write_json(file, sha256_of_json([images.fingerprint, digests]))
-        return str(read_json(file))
+        with distributed.main_first():
+            if not file.exists():
+                images = self._all_images
+                paths = tqdm(images.image_paths, desc="fingerprint", unit="image", dynamic_ncols=True)
+                digests = dict(zip(images.images["image_id"], map(sha256_of_file, paths), strict=True))
+                write_json(file, sha256_of_json([images.fingerprint, digests]))
+            return str(read_json(file))
 
     @property
     def _quarantine_file(self) -> Path:
@@ -103,9 +108,11 @@ class Study:
     def dataset(self) -> VinDrMammo:
         """The images without those in quarantine, each read once to find out."""
         images, share = self._all_images, self.config.data.max_bad_share
-        if self._quarantine_file.exists():
-            return leave_out_bad(images, self._quarantine_file, max_bad_share=share)
-        return screen_images(images, self._quarantine_file, max_bad_share=share, num_workers=self.config.num_workers)
+        with distributed.main_first():
+            if self._quarantine_file.exists():
+                return leave_out_bad(images, self._quarantine_file, max_bad_share=share)
+            workers = self.config.num_workers
+            return screen_images(images, self._quarantine_file, max_bad_share=share, num_workers=workers)
 
     @cached_property
     def quarantine(self) -> pd.DataFrame:
@@ -201,7 +208,8 @@ class Study:
         """What `load_mammo_clip` is given for each pair; classifiers that the study trains are trained here."""
         _ = self.layers
         self._check_classes()
-        return {pair: self._classifier_file(pair) for pair in self.pairs}
+        with distributed.main_first():
+            return {pair: self._classifier_file(pair) for pair in self.pairs}
 
     def _classifier_file(self, pair: ModelPair) -> tuple[Path, ...]:
         config = self.model_config(pair.model)
@@ -347,15 +355,21 @@ class Study:
     def run(self, until: str = "report") -> None:
         """Do the steps up to and including `until`; each shows its progress and keeps its result.
 
-        The seconds that each step took are added up over runs in `timings.json` in the output folder.
+        The seconds that each step took are added up over runs in `timings.json` in the output folder. Of several
+        processes the first alone does what comes after `encode`.
         """
         file = self.output / "timings.json"
         for step in STEPS[: STEPS.index(until) + 1]:
             start = time.perf_counter()
-            getattr(self, step)()
-            seconds = time.perf_counter() - start
-            timings = _timings(file)
-            write_json(file, {**timings, step: round(timings.get(step, 0.0) + seconds, 2)})
+            if step in _OF_ALL_PROCESSES:
+                getattr(self, step)()
+            elif distributed.is_main():
+                with distributed.alone():
+                    getattr(self, step)()
+            if distributed.is_main():
+                seconds = time.perf_counter() - start
+                timings = _timings(file)
+                write_json(file, {**timings, step: round(timings.get(step, 0.0) + seconds, 2)})
 
     def summary(self, step: str) -> str:
         """What a command prints when its step is done: the main figures and where to find the rest."""
@@ -426,9 +440,12 @@ def _hook_name(network: MammoClipClassifier, name: str) -> str:
 def run_study(config: StudyConfig) -> Path:
     """Run a whole study and return the path of its report. A killed study is run again and continues.
 
+    Of several processes of torchrun the first writes the report, when the others have returned.
+
     Raises:
         InputError: Anything that is wrong with the data, the checkpoints or the configuration, in one line.
     """
+    distributed.start()
     study = Study(config)
     study.run()
     return study.results_folder / "report.html"

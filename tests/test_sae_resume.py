@@ -77,7 +77,9 @@ def test_the_continued_run_starts_at_its_last_checkpoint(store, tmp_path, kills,
     with pytest.raises(KeyboardInterrupt):
         train_sae(store, tmp_path, config)
     batches = TrainingRows.batches
-    monkeypatch.setattr(TrainingRows, "batches", lambda rows, start=0: starts.append(start) or batches(rows, start))
+    monkeypatch.setattr(
+        TrainingRows, "batches", lambda rows, start=0, **part: starts.append(start) or batches(rows, start, **part)
+    )
     train_sae(store, tmp_path, config)
     assert starts[0] == 14
 

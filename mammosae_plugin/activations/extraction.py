@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from mammosae_plugin import distributed
 from mammosae_plugin.activations.store import DTYPES, FORMAT_VERSION, ActivationStore, seal_store, shard_tensors
 from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.datasets import PREPROCESSING, MammogramDataset
@@ -39,7 +40,7 @@ class Extraction(TypedDict, total=False):
     fraction: Share of each image's positions to keep, in (0, 1]; 1 by default, the released code keeps 0.25.
     count: Or the number of positions to keep of each image.
     seed: Chooses the positions, and the order of rows within a shard.
-    device: Where the networks run.
+    device: Where the networks run; under torchrun "cuda" is each process's own GPU.
     batch_size: Images per forward pass.
     num_workers: Processes that decode and preprocess images while the networks run.
     autocast: Run the networks under autocast to "bfloat16" or "float16"; None is the weights' own type.
@@ -112,6 +113,7 @@ def image_batches(
     for batch, images in zip(batches, loader, strict=True):
         if isinstance(images, InputError):
             raise images
+        distributed.check()
         yield batch.start, images
 
 
@@ -192,7 +194,8 @@ def extract_activations(
     """Write the activations at a hook point, one row per kept position, to a store on disk.
 
     A killed call is made again and continues. Which rows there are depends on seed and image ids, and not on order,
-    interruptions or worker processes.
+    interruptions or worker processes. Under torchrun all processes make the same call, and each reads its share of the
+    images.
 
     Args:
         model: The hookable model.
@@ -282,6 +285,7 @@ def _extract(
         raise InputError("there is no image to extract activations from; check the split and the quarantine file")
     if dataset.unit != "image":
         raise InputError("the dataset counts rows of its annotation file; open it with unit='image' to extract")
+    device = distributed.place(device)
     models = {id(source.model): source.model.to(device).eval() for source in sources}
     fingerprints = {key: tensors_fingerprint(model.encoder_state()) for key, model in models.items()}
     ids = dataset.images["image_id"].tolist()

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
+from mammosae_plugin import distributed
 from mammosae_plugin.activations.extraction import image_batches
 from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.datasets import MammogramDataset
@@ -137,10 +138,11 @@ def cache_layer_outputs(
     if len(dataset) == 0:
         raise InputError("there is no image to cache layer outputs of; check the split and the quarantine file")
     folder, hook_name = Path(folder), model.resolve_hook_name(hook_name)
+    device = distributed.place(device)
     model.to(device).eval()
     stored = _stored(model, hook_name, dataset.image_size)
     shard_size = min(IMAGES_PER_SHARD, max(1, BYTES_PER_SHARD // stored.nbytes))
-    _check_room(folder, hook_name, len(dataset), shard_size, stored.nbytes)
+    distributed.on_main(lambda: _check_room(folder, hook_name, len(dataset), shard_size, stored.nbytes))
     plan = {
         "format_version": FORMAT_VERSION,
         "model": tensors_fingerprint(model.encoder_state()),
@@ -152,19 +154,18 @@ def cache_layer_outputs(
     }
     compute = partial(_read_shard, model, dataset, hook_name, stored, device, batch_size, num_workers)
     run_shards(folder, plan, len(dataset), shard_size, compute, description=f"cache {hook_name}")
-    if not (folder / MANIFEST).exists():
-        manifest = {
-            **plan,
-            "shard_size": shard_size,
-            "nbytes_per_image": stored.nbytes,
-            "channels_last_memory": stored.channels_last_memory,
-            "image_ids": dataset.images["image_id"].tolist(),
-            "dataset_name": dataset.name,
-            "source": plain(getattr(model.model, "source", {})),
-            "packages": package_versions(),
-            **environment(),
-        }
-        write_json(folder / MANIFEST, manifest)
+    manifest = {
+        **plan,
+        "shard_size": shard_size,
+        "nbytes_per_image": stored.nbytes,
+        "channels_last_memory": stored.channels_last_memory,
+        "image_ids": dataset.images["image_id"].tolist(),
+        "dataset_name": dataset.name,
+        "source": plain(getattr(model.model, "source", {})),
+        "packages": package_versions(),
+        **environment(),
+    }
+    distributed.on_main(lambda: None if (folder / MANIFEST).exists() else write_json(folder / MANIFEST, manifest))
     return LayerOutputs(folder)
 
 

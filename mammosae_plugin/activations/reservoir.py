@@ -48,6 +48,7 @@ def shuffled_batches(
     start: int = 0,
     reservoir_rows: int,
     epoch_rows: int | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[torch.Tensor]:
     """An endless stream of (batch_size, width) float32 batches, every row exactly once per epoch.
 
@@ -61,6 +62,7 @@ def shuffled_batches(
         start: Number of batches to pass over: a stream from batch n equals the stream from 0 after n batches.
         reservoir_rows: Rows in memory: half are given out while the other half is filled. Two blocks at least.
         epoch_rows: End each epoch after so many rows of its order; None gives all.
+        part: Number r of n: give only the rows [r * batch_size / n, (r + 1) * batch_size / n) of each batch.
 
     Raises:
         InputError: An impossible setting, or no row at all.
@@ -76,20 +78,27 @@ def shuffled_batches(
         raise InputError("there is no row to read; check which images were chosen")
     if not 1 <= epoch_rows <= n_rows:
         raise InputError(f"epoch_rows is {epoch_rows}; it must be from 1 to the number of rows, {n_rows}")
-    return _batches(blocks, batch_size, seed, start, reservoir_rows // 2, epoch_rows)
+    number, n_parts = part
+    if not 0 <= number < n_parts or batch_size % n_parts:
+        raise InputError(f"there is no part {number} of {n_parts} equal parts of a batch of {batch_size} rows")
+    size = batch_size // n_parts
+    mine = range(number * size, (number + 1) * size)
+    return _batches(blocks, batch_size, seed, start, reservoir_rows // 2, epoch_rows, mine)
 
 
 def _batches(
-    blocks: BlockReader, batch_size: int, seed: int, start: int, window_rows: int, epoch_rows: int
+    blocks: BlockReader, batch_size: int, seed: int, start: int, window_rows: int, epoch_rows: int, mine: range
 ) -> Generator[torch.Tensor, None, None]:
     epoch, offset = divmod(start * batch_size, epoch_rows)
-    memory = _Recycled(batch_size, blocks.width)
+    memory = _Recycled(len(mine), blocks.width)
     batch, filled = memory.take(), 0
     for rows in _filled(blocks, _windows(blocks.lengths, seed, epoch, offset, window_rows, epoch_rows), window_rows):
         taken = 0
         while taken < len(rows):
             n = min(batch_size - filled, len(rows) - taken)
-            batch[filled : filled + n] = rows[taken : taken + n]
+            first, last = max(filled, mine.start), min(filled + n, mine.stop)  # of these rows' places in the batch
+            if first < last:
+                batch[first - mine.start : last - mine.start] = rows[taken + first - filled : taken + last - filled]
             taken, filled = taken + n, filled + n
             if filled == batch_size:
                 yield batch

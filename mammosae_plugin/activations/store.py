@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mammosae_plugin import distributed
 from mammosae_plugin.activations.reservoir import BlockReader, shuffled_batches
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, sha256_of_file, sha256_of_json, write_json
@@ -136,6 +137,7 @@ class ActivationStore:
         epoch_rows: int | None = None,
         images: Iterable[int] | None = None,
         reservoir_rows: int | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[torch.Tensor]:
         """An endless stream of (batch_size, d_in) float32 batches, every row exactly once per epoch.
 
@@ -150,6 +152,7 @@ class ActivationStore:
             epoch_rows: End each epoch after so many rows of its order; None gives all.
             images: Only rows of images of these numbers.
             reservoir_rows: Rows held in memory, of the store's type; None means as many as fit into 1 GiB.
+            part: Number r of n: give only the rows [r * batch_size / n, (r + 1) * batch_size / n) of each batch.
 
         Raises:
             InputError: An impossible setting; while reading, a block that is damaged or not finite.
@@ -163,6 +166,7 @@ class ActivationStore:
             start=start,
             reservoir_rows=max(2, RESERVOIR_BYTES // row_bytes) if reservoir_rows is None else reservoir_rows,
             epoch_rows=epoch_rows,
+            part=part,
         )
 
     def rows_of(self, images: Iterable[int]) -> torch.Tensor:
@@ -431,8 +435,12 @@ def seal_store(folder: Path, described: Mapping[str, Any], *, d_in: int, dtype: 
         "shards": shards,
     }
     file = folder / MANIFEST
-    if not file.exists() or read_json(file).get("shards") != shards:
-        write_json(file, manifest)
+
+    def write() -> None:
+        if not file.exists() or read_json(file).get("shards") != shards:
+            write_json(file, manifest)
+
+    distributed.on_main(write)
     return ActivationStore(folder)
 
 

@@ -23,6 +23,8 @@ from sae_lens import (
     TopKTrainingSAEConfig,
 )
 
+from mammosae_plugin import distributed
+from mammosae_plugin.training.parallel import ParallelBatchTopKTrainingSAE, ParallelMatryoshkaBatchTopKTrainingSAE
 from mammosae_plugin.training.settings import SAETraining
 
 _CLASSES: dict[str, tuple[Any, Any]] = {
@@ -33,6 +35,11 @@ _CLASSES: dict[str, tuple[Any, Any]] = {
     "jumprelu": (JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig),
     "matryoshka_batchtopk": (MatryoshkaBatchTopKTrainingSAE, MatryoshkaBatchTopKTrainingSAEConfig),
     "matching_pursuit": (MatchingPursuitTrainingSAE, MatchingPursuitTrainingSAEConfig),
+}
+
+_OVER_PROCESSES: dict[str, Any] = {
+    "batchtopk": ParallelBatchTopKTrainingSAE,
+    "matryoshka_batchtopk": ParallelMatryoshkaBatchTopKTrainingSAE,
 }
 
 
@@ -46,6 +53,8 @@ def new_training_sae(config: SAETraining, d_in: int, *, metadata: Any, device: s
         device: Where its weights lie.
     """
     kind, kind_of_config = _CLASSES[config.architecture]
+    if distributed.world_size() > 1:
+        kind = _OVER_PROCESSES.get(config.architecture, kind)
     d_sae = config.d_sae_for(d_in)
     return kind(
         kind_of_config(

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from mammosae_plugin import distributed
 from mammosae_plugin.errors import InputError
 
 SAMPLE_ROWS = 16384  # rows, or as many as there are latents: 134 MB at a width of 2048
@@ -63,6 +64,9 @@ def resample_dead(trainer: Any, rows: torch.Tensor, generator: torch.Generator) 
             if name in trainer.optimizer.state[parameter]:
                 trainer.optimizer.state[parameter][name][places] = 0.0
     trainer.n_forward_passes_since_fired[dead] = 0
+    distributed.give_to_all(
+        [sae.W_dec, sae.W_enc, sae.b_enc]
+    )  # each has made them, and one rounding must not part them
     return n_dead
 
 

@@ -47,11 +47,15 @@ class TrainingRows:
             self.n_rows = int(counts[self._training_images].sum())
             self._evaluation = self._read_held_out(counts)
 
-    def batches(self, start: int = 0) -> Iterator[torch.Tensor]:
-        """An endless stream of (batch_size, d_in) batches of training rows, from batch number `start`."""
-        if not self.validation_images:
-            return self.store.batches(self.batch_size, seed=self.seed, start=start)
-        return self.store.batches(self.batch_size, seed=self.seed, start=start, images=self._training_images)
+    def batches(self, start: int = 0, *, part: tuple[int, int] = (0, 1)) -> Iterator[torch.Tensor]:
+        """An endless stream of (batch_size, d_in) batches of training rows, from batch number `start`.
+
+        Args:
+            start: Number of batches to pass over.
+            part: Number r of n: give only the r-th of n equal parts of each batch.
+        """
+        images = self._training_images if self.validation_images else None
+        return self.store.batches(self.batch_size, seed=self.seed, start=start, images=images, part=part)
 
     def evaluation(self) -> Iterator[torch.Tensor]:
         """Batches (b, d_in) to judge by, always the same: held-out rows, else the first training rows."""
