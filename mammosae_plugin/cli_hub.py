@@ -151,7 +151,9 @@ def pull_command(
 def add_hub_commands(app: typer.Typer) -> None:
     """Add the commands of this module to `mammosae`."""
     from mammosae_plugin.cli_findings import add_findings_commands
+    from mammosae_plugin.cli_space import add_space_command
 
     app.add_typer(publish, name="publish")
     app.command("pull")(pull_command)
     add_findings_commands(app, publish)
+    add_space_command(publish)

@@ -12,16 +12,19 @@ if TYPE_CHECKING:
     from mammosae_plugin.hub.pulling import pull
     from mammosae_plugin.hub.releases import RELEASES, Release, register_releases
     from mammosae_plugin.hub.saes import publish_sae
+    from mammosae_plugin.hub.space import build_space, publish_space
 
 __all__ = [
     "RELEASES",
     "Comparison",
     "Findings",
     "Release",
+    "build_space",
     "compare_findings",
     "load_findings",
     "publish_findings",
     "publish_sae",
+    "publish_space",
     "pull",
     "register_releases",
     "stage_findings",
@@ -36,7 +39,9 @@ _MODULES = {
     "stage_findings": "findings",
     "RELEASES": "releases",
     "Release": "releases",
+    "build_space": "space",
     "publish_sae": "saes",
+    "publish_space": "space",
     "pull": "pulling",
     "register_releases": "releases",
 }

@@ -1,0 +1,229 @@
+"use strict";
+// What all pages share: the data files, the address, making elements, and writing numbers for readers.
+// Elements are only ever made by `el` and text nodes: text of the data never becomes markup.
+
+const mammosae = { pages: {} };
+
+// Data. Every file in data/ is `mammosae.data["name"] = JSON;`: scripts, unlike fetch, work from a local folder too.
+
+mammosae.data = {};
+
+mammosae.load = (() => {
+  const pending = new Map();
+  return (name) => {
+    if (!pending.has(name)) {
+      pending.set(name, new Promise((resolve, reject) => {
+        const script = document.createElement("script");
+        script.src = `data/${name}.js`;
+        script.onload = () => (name in mammosae.data ? resolve(mammosae.data[name])
+          : reject(new Error(`data/${name}.js holds something else`)));
+        script.onerror = () => {
+          pending.delete(name);
+          reject(new Error(`data/${name}.js could not be read`));
+        };
+        document.head.append(script);
+      }));
+    }
+    return pending.get(name);
+  };
+})();
+
+// A column as 64-bit floats; what is not known is NaN.
+mammosae.column = (values) => Float64Array.from(values, (value) => (value === null ? NaN : value));
+
+// A latents table with one or all of its concepts: {info, size, latent, rate, maximum, mean, byLatent, concepts}.
+mammosae.table = (() => {
+  const tables = new Map();
+  const parts = new Map();
+
+  const base = async (info) => {
+    const raw = await mammosae.load(info.file);
+    const latent = Int32Array.from(raw.latent);
+    return {
+      info,
+      size: latent.length,
+      latent,
+      rate: mammosae.column(raw.firing_rate),
+      maximum: mammosae.column(raw.max_activation),
+      mean: mammosae.column(raw.mean_activation),
+      notes: mammosae.notesOf(info),
+      byLatent: new Map(Array.from(latent, (number, row) => [number, row])),
+      concepts: {},
+    };
+  };
+
+  const part = async (table, entry) => {
+    const raw = await mammosae.load(entry.file);
+    table.concepts[entry.concept] = {
+      name: entry.concept,
+      n_images: entry.n_images,
+      means: raw.class_means.map(mammosae.column),
+      scores: raw.scores.map(mammosae.column),
+      ranks: raw.ranks.map(mammosae.column),
+      precision: mammosae.column(raw.average_precision),
+      ablation: mammosae.column(raw.ablation_effect),
+    };
+  };
+
+  const once = (map, key, make) => {
+    if (!map.has(key)) map.set(key, make().catch((error) => { map.delete(key); throw error; }));
+    return map.get(key);
+  };
+
+  return async (info, concept) => {
+    const table = await once(tables, info.file, () => base(info));
+    const wanted = info.concepts.filter((entry) => concept === undefined || entry.concept === concept);
+    await Promise.all(wanted.map((entry) => once(parts, entry.file, () => part(table, entry))));
+    return table;
+  };
+})();
+
+// The address. "#/latent/layer/encoder/7?concept=Mass" -> {page, parts, params}; every part is percent-encoded.
+
+mammosae.parse = (hash) => {
+  const [path, query = ""] = hash.replace(/^#\/?/, "").split("?", 2);
+  const decode = (text) => {
+    try { return decodeURIComponent(text); } catch { return text; }
+  };
+  const parts = path.split("/").filter((part) => part !== "").map(decode);
+  return { page: parts[0] ?? "", parts: parts.slice(1), params: new URLSearchParams(query) };
+};
+
+// Values that are "" or null are left out, so that the plain page has the plain address.
+mammosae.address = (parts, params = {}) => {
+  const query = new URLSearchParams(Object.entries(params).filter(([, value]) => value !== "" && value !== null)).toString();
+  return `#/${parts.map((part) => encodeURIComponent(part)).join("/")}${query ? `?${query}` : ""}`;
+};
+
+mammosae.latentAddress = (info, latent, concept = null) =>
+  mammosae.address(["latent", info.layer, info.encoder, latent], { study: info.study ? info.study + 1 : "", concept });
+
+// Writing to the address without a new entry in the history: for filters and sorting.
+mammosae.remember = (address) => {
+  history.replaceState(null, "", address);
+  mammosae.announce();
+};
+
+// On the Hub the Space lies in a frame; the outer page's address follows when it is told.
+mammosae.announce = () => {
+  if (window.parent !== window && location.hostname.endsWith(".hf.space")) {
+    window.parent.postMessage({ queryString: "", hash: location.hash }, "https://huggingface.co");
+  }
+};
+
+// Elements.
+
+mammosae.el = (name, attributes = {}, ...children) => {
+  const node = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+    else if (value === true) node.setAttribute(key, "");
+    else if (value !== false && value !== null && value !== undefined) node.setAttribute(key, value);
+  }
+  node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  return node;
+};
+
+mammosae.choice = (label, id, options, value, onchange) => {
+  const { el } = mammosae;
+  const select = el("select", { id, onchange: () => onchange(select.value) },
+    options.map(([key, text]) => el("option", { value: key, selected: key === value }, text)));
+  return el("div", { class: "field" }, el("label", { for: id }, label), select);
+};
+
+// A plain table: headings are strings or {text, number, title}; cells are strings or nodes.
+mammosae.plainTable = (headings, rows, { caption = null, className = "" } = {}) => {
+  const { el } = mammosae;
+  const heads = headings.map((heading) => (typeof heading === "string" ? { text: heading } : heading));
+  // The caption stands outside of the part that scrolls sideways, so that a phone shows all of it.
+  return el("div", { class: "captioned" }, caption && el("p", { class: "caption", "aria-hidden": "true" }, caption),
+    el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption ?? "Table" }, el("table", { class: className },
+      el("thead", {}, el("tr", {}, heads.map((head) =>
+        el("th", { scope: "col", class: head.number ? "number" : null, title: head.title }, head.text)))),
+      el("tbody", {}, rows.map((row) => el("tr", {}, row.map((cell, i) =>
+        el("td", { class: heads[i].number ? "number" : null }, cell))))))));
+};
+
+// Words and numbers.
+
+mammosae.MISSING = "–";
+mammosae.SUPPRESSED = "hidden";
+
+mammosae.readable = (name) => {
+  const words = String(name).replaceAll("_", " ");
+  return String(name).includes("_") ? words.charAt(0).toUpperCase() + words.slice(1).toLowerCase() : words;
+};
+
+// Concepts begin with a capital; encoders keep their names, with the concept they were trained for behind a slash.
+mammosae.conceptName = (name) => mammosae.readable(name).replace(/^./, (first) => first.toUpperCase());
+mammosae.encoderName = (name) => name.split("/").map((part, i) => (i ? part.split("+").map(mammosae.conceptName).join(", ") : part)).join(" / ");
+
+mammosae.className = (number, count) => (count === 2 ? ["absent", "present"][number] : `class ${number}`);
+
+mammosae.count = (value) => Number(value).toLocaleString("en-US");
+
+// "1 latent", "2 latents".
+mammosae.counted = (value, noun) => `${mammosae.count(value)} ${noun}${value === 1 ? "" : "s"}`;
+
+// Three significant digits; very small numbers as powers of ten.
+mammosae.number = (value) => {
+  if (value === null || value === undefined || Number.isNaN(value)) return mammosae.MISSING;
+  if (value === 0) return "0";
+  const size = Math.abs(value);
+  let text;
+  if (size >= 1000) text = mammosae.count(Math.round(value));
+  else if (size >= 0.001) text = value.toPrecision(3);
+  else {
+    const [digits, exponent] = value.toExponential(1).split("e");
+    const raised = String(Number(exponent)).replace("-", "⁻").replace(/\d/g, (digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]);
+    text = `${digits} × 10${raised}`;
+  }
+  return text.replace("-", "−");
+};
+
+mammosae.plain = (value) => (Number.isInteger(value) ? mammosae.count(value).replace("-", "−") : mammosae.number(value));
+
+mammosae.fixed = (value, places = 3) =>
+  (value === null || value === undefined || Number.isNaN(value) ? mammosae.MISSING : value.toFixed(places).replace("-", "−"));
+
+mammosae.signed = (value) => (value > 0 ? `+${mammosae.number(value)}` : mammosae.number(value));
+
+mammosae.percent = (share) => {
+  if (share === null || share === undefined || Number.isNaN(share)) return mammosae.MISSING;
+  const value = 100 * share;
+  if (value === 0) return "never";
+  if (value === 100) return `${value} %`;
+  return `${value >= 10 ? value.toFixed(1) : value >= 1 ? value.toFixed(2) : mammosae.number(value)} %`;
+};
+
+mammosae.interval = (row, name) =>
+  (row[`${name}_low`] === null || row[`${name}_low`] === undefined ? ""
+    : ` [${mammosae.fixed(row[`${name}_low`])}, ${mammosae.fixed(row[`${name}_high`])}]`);
+
+// Suppression: the findings hold nothing where fewer than `min_group` patients stand behind a number.
+
+mammosae.hiddenMean = (concept, number) => concept.n_images[number] === null;
+mammosae.hiddenRanks = (concept) => concept.n_images.includes(null);
+mammosae.hiddenMaximum = (table, row) => table.rate[row] > 0 && Number.isNaN(table.maximum[row]);
+mammosae.hiddenAblation = (table, concept) => table.info.readout === "linear" && concept.means.length === 2
+  && concept.ablation.every(Number.isNaN);
+
+// Rows of localization, interventions and roles name the model, which an encoder of one concept is part of.
+mammosae.belongs = (row, info, concept) => row.layer === info.layer && row.model === info.model && row.concept === concept;
+
+mammosae.boxRows = (table, concept) => mammosae.studyOf(table.info).localization
+  .filter((row) => row.method === "latent" && mammosae.belongs(row, table.info, concept.name));
+
+mammosae.hiddenBoxes = (table, concept, latent) =>
+  mammosae.boxRows(table, concept).some((row) => row.latent === latent && row.average_precision === null);
+
+mammosae.studyOf = (info) => mammosae.data.index.studies[info.study];
+
+// The notes of a table by latent.
+mammosae.notesOf = (info) => {
+  const notes = new Map();
+  for (const note of mammosae.studyOf(info).notes) {
+    if (note.layer === info.layer && note.encoder === info.encoder) notes.set(note.latent, [...(notes.get(note.latent) ?? []), note]);
+  }
+  return notes;
+};

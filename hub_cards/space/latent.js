@@ -1,0 +1,204 @@
+"use strict";
+// The page of one latent: how often it fires, how it answers to each concept, its place in ranking and sweep, its notes.
+
+mammosae.pages.latent = (() => {
+  const { el, charts, number, fixed, percent, signed, conceptName, encoderName, className, count, counted } = mammosae;
+
+  // A number, or the word for one that was suppressed.
+  const or = (hidden, value, write) => (value === null || Number.isNaN(value) ? (hidden ? mammosae.SUPPRESSED : mammosae.MISSING) : write(value));
+
+  const fact = (term, value, explanation) =>
+    el("div", {}, el("dt", {}, term), el("dd", {}, value), explanation && el("dd", { class: "small" }, explanation));
+
+  const figure = (picture, ...caption) => el("figure", {}, picture, el("figcaption", {}, ...caption));
+
+  // The share of live latents that fire in fewer test images, and how many never fire.
+  const density = (table, row) => {
+    const rates = Array.from(table.rate).filter((rate) => rate > 0);
+    const own = table.rate[row];
+    const dead = table.size - rates.length;
+    const silent = `${count(dead)} of ${counted(table.size, "latent")} never fire.`;
+    if (!(own > 0)) return `It fires in no test image. ${silent}`;
+    const fewer = rates.filter((rate) => rate < own).length;
+    const share = rates.length > 1 ? ` That is more often than ${percent(fewer / (rates.length - 1))} of the other latents that fire at all.` : "";
+    return `It fires in ${percent(own)} of the test images.${share} ${silent}`;
+  };
+
+  // The smallest rank over the classes: the group of k holds the union of the k best latents of every class.
+  const entry = (concept, row) => {
+    const ranks = concept.ranks.map((ranks) => ranks[row]);
+    const best = Math.min(...ranks);
+    return { rank: best, class: ranks.indexOf(best) };
+  };
+
+  const classBars = (concept, row) => {
+    const means = concept.means.map((means) => means[row]);
+    const top = Math.max(...means.filter((mean) => !Number.isNaN(mean)), 0);
+    return el("div", { class: "captioned" }, el("p", { class: "caption" }, "Mean activation by class, over all positions of the training images"),
+      el("div", { class: "scroll" }, el("table", { class: "bars" },
+      el("thead", {}, el("tr", {}, ["Class", "Training images", "Mean activation", "Score", "Rank"].map((text, i) =>
+        el("th", { scope: "col", class: i ? "number" : null }, text)))),
+      el("tbody", {}, means.map((mean, i) => {
+        const hidden = mammosae.hiddenMean(concept, i);
+        const width = top > 0 && mean > 0 ? Math.max(1, Math.round((100 * mean) / top)) : 0;
+        return el("tr", {},
+          el("th", { scope: "row" }, className(i, means.length)),
+          el("td", { class: "number" }, hidden ? mammosae.SUPPRESSED : count(concept.n_images[i])),
+          el("td", { class: "number withbar" },
+            el("progress", { max: 100, value: width, "aria-hidden": "true", class: i === means.length - 1 ? "present" : null }),
+            el("span", {}, or(hidden, mean, number))),
+          el("td", { class: "number" }, or(mammosae.hiddenRanks(concept), concept.scores[i][row], signed)),
+          el("td", { class: "number" }, or(mammosae.hiddenRanks(concept), concept.ranks[i][row], count)));
+      })))));
+  };
+
+  const boxes = (table, concept, latent) => {
+    const rows = mammosae.boxRows(table, concept).filter((row) => row.latent === latent);
+    if (!rows.length && mammosae.hiddenRanks(concept)) return el("p", { class: "missing" }, "Whether its boxes were measured is hidden with its rank.");
+    if (!rows.length) {
+      return el("p", { class: "missing" }, "Its boxes were not measured: only the best-ranked latents of the class with the finding are compared with the annotated boxes.");
+    }
+    return mammosae.plainTable(
+      ["Part of the map kept", { text: "Overlap asked (IoU)", number: true }, { text: "Box AP", number: true },
+        { text: "Boxes drawn", number: true }, { text: "Boxes annotated", number: true }, { text: "Test images", number: true }],
+      rows.map((row) => [row.threshold, String(row.iou_threshold), or(true, row.average_precision, fixed),
+        ...[row.n_predictions, row.n_boxes, row.n_images].map((value) => or(true, value, count))]),
+      { caption: "Does it fire where the finding was marked? Average precision of its boxes, 0 to 1" });
+  };
+
+  const sweepPart = (study, info, concept, row) => {
+    const rows = study.interventions.filter((one) => mammosae.belongs(one, info, concept.name) && !one.error_term);
+    const place = entry(concept, row);
+    if (!rows.length) return el("p", { class: "missing" }, "No sweep was run for this concept.");
+    const ks = [...new Set(rows.map((one) => one.k))].sort((one, other) => one - other);
+    const enters = ks.find((k) => k >= place.rank) ?? null;
+    const best = `Its best rank is ${count(place.rank)} (class “${className(place.class, concept.ranks.length)}”)`;
+    const at = (mode) => rows.find((one) => one.mode === mode && one.k === enters);
+    const [kept, silenced] = [at("activate"), at("deactivate")];
+    const value = (one) => or(true, one.auroc, fixed) + mammosae.interval(one, "auroc");
+    const random = (one) => (one.random_auroc_mean === null ? "" : ` (random groups: ${fixed(one.random_auroc_mean)})`);
+    return figure(
+      charts.sweep(rows, enters, `${conceptName(concept.name)}: AUROC by k, group kept and group silenced`
+        + (enters === null ? "" : `; this latent is in the group from k = ${enters}`)),
+      el("span", { class: "enters" }, enters === null
+        ? `${best}: it is in no group of the sweep, whose largest k is ${count(ks[ks.length - 1])}.`
+        : `${best}: it enters the group at k = ${count(enters)} (vertical line).`
+          + (kept ? ` With only that group kept, the AUROC is ${value(kept)}${random(kept)}.` : "")
+          + (silenced ? ` With that group silenced, it is ${value(silenced)}${random(silenced)}.` : "")),
+      el("span", { class: "keys" }, el("span", { class: "key activate" }, "group kept"), el("span", { class: "key deactivate" }, "group silenced"),
+        el("span", { class: "key random" }, "random group of the same size, for each"), el("span", { class: "key chance" }, "guessing")));
+  };
+
+  const conceptPart = (study, table, concept, row, chosen) => {
+    const { info } = table;
+    const latent = table.latent[row];
+    const last = concept.ranks.length - 1;
+    const role = study.roles.find((one) => mammosae.belongs(one, info, concept.name) && one.latent === latent);
+    const ablation = concept.ablation[row];
+    const rank = concept.ranks[last][row];
+    return el("section", { class: "concept", id: `concept-${concept.name}`, "data-concept": concept.name },
+      el("h2", {}, conceptName(concept.name), role && el("span", { class: "badge" }, role.role === "background" ? "background latent" : "concept latent"),
+        chosen && el("span", { class: "sr" }, " (the concept of the list you came from)")),
+      role && el("p", {}, role.role === "background"
+        ? "The study names it a background latent: it is among the most active in images with and without the finding."
+        : "The study names it a concept latent: it stands out in images with the finding and is not as active without."),
+      el("dl", { class: "facts" },
+        fact(`Rank, ${className(last, last + 1)}`, or(mammosae.hiddenRanks(concept), rank, (value) => `${count(value)} of ${count(table.size)}`), "by score; 1 is best"),
+        fact("Box AP", or(mammosae.hiddenBoxes(table, concept, latent), concept.precision[row], fixed), "0 to 1, at the study's first threshold and overlap"),
+        fact("Effect of ablation", or(mammosae.hiddenAblation(table, concept), ablation, signed), info.readout === "linear"
+          ? "mean change of the logit in test images with the finding, when it alone is set to 0" : "not measured at inner layers")),
+      el("div", { class: "columns" },
+        el("div", {}, classBars(concept, row)),
+        el("div", {}, boxes(table, concept, latent)),
+        mammosae.hiddenRanks(concept)
+          ? el("p", { class: "missing" }, "The ranking is hidden, because too few patients stand behind a class, and with it the place in the sweep.")
+          : [el("div", {}, figure(
+            charts.ranking(concept.scores[last], concept.ranks[last], row, `Score by rank for ${conceptName(concept.name)}; this latent has rank ${rank}`),
+            `Score of every latent by rank for the class “${className(last, last + 1)}”. The dot is this latent.`)),
+          el("div", {}, sweepPart(study, info, concept, row))]));
+  };
+
+  const noteList = (notes) => (notes.length
+    ? el("ul", { class: "notes" }, notes.map((note) => el("li", {},
+      el("p", { class: "note" }, note.label && el("b", { class: "badge" }, note.label), note.text),
+      el("p", { class: "small" }, [note.author, note.created?.slice(0, 10), note.concept && conceptName(note.concept),
+        note.confidence && `confidence ${note.confidence} of 5`].filter(Boolean).join(" · ")))))
+    : el("p", { class: "missing" }, "No reader has written a note on this latent."));
+
+  const elsewhere = async (study, table, latent) => {
+    const others = study.tables.filter((info) => info !== table.info && info.layer === table.info.layer && info.sae !== null && info.sae === table.info.sae);
+    if (!others.length) return null;
+    const rows = [];
+    for (const info of others) {
+      const other = await mammosae.table(info);
+      const row = other.byLatent.get(latent);
+      if (row === undefined) continue;
+      for (const concept of Object.values(other.concepts)) {
+        const last = concept.ranks.length - 1;
+        rows.push([el("a", { href: mammosae.latentAddress(info, latent) }, encoderName(info.encoder)), percent(other.rate[row]), conceptName(concept.name),
+          or(mammosae.hiddenRanks(concept), concept.ranks[last][row], count), fixed(concept.precision[row])]);
+      }
+    }
+    return [el("h2", {}, "The same latent in other encoders"),
+      el("p", {}, "These encoders are read through the same SAE, so that the number means the same latent."),
+      mammosae.plainTable(["Encoder", { text: "Fires in", number: true }, "Concept", { text: "Rank", number: true }, { text: "Box AP", number: true }],
+        rows, { caption: null })];
+  };
+
+  const neighbours = (study, info, latent, table) => {
+    const { listed } = mammosae;
+    const at = listed.order.findIndex(([one, number]) => one === info && number === latent);
+    const row = table.byLatent.get(latent);
+    const order = at >= 0 ? listed.order : Array.from(table.latent, (number) => [info, number]);
+    const place = at >= 0 ? at : row;
+    const link = (step, id, rel) => {
+      const next = order[place + step];
+      const text = next && (step < 0 ? `← ${next[1]}` : `${next[1]} →`);
+      return next
+        ? el("a", { href: mammosae.latentAddress(next[0], next[1], at >= 0 ? listed.concept : null), id, rel, "aria-label": `${rel === "prev" ? "Previous" : "Next"}: latent ${next[1]}` }, text)
+        : el("span", {});
+    };
+    return el("nav", { class: "neighbours", "aria-label": "Neighbouring latents" },
+      el("a", { href: at >= 0 ? listed.address : mammosae.address([], { study: info.study ? info.study + 1 : "" }), id: "back" }, "All latents"),
+      link(-1, "previous", "prev"), el("span", { class: "small" }, at >= 0 ? `${count(at + 1)} of ${count(order.length)} in the list` : "by number"), link(1, "next", "next"));
+  };
+
+  return async (root, { parts, params }) => {
+    const index = mammosae.data.index;
+    const study = index.studies[(Number(params.get("study")) || 1) - 1];
+    const info = study?.tables.find((table) => table.layer === parts[0] && table.encoder === parts[1]);
+    const table = info && await mammosae.table(info);
+    const row = /^\d+$/.test(parts[2] ?? "") ? table?.byLatent.get(Number(parts[2])) : undefined;
+    if (row === undefined) {
+      root.append(el("h1", {}, "There is no such latent"),
+        el("p", {}, `The address names layer “${parts[0] ?? ""}”, encoder “${parts[1] ?? ""}”, latent “${parts[2] ?? ""}”, which these findings do not hold. `,
+          el("a", { href: "#/" }, "All latents")));
+      return;
+    }
+    const latent = table.latent[row];
+    const wanted = params.get("concept");
+    // The concept that was asked for comes first.
+    const concepts = info.concepts.map((one) => table.concepts[one.concept]).sort((one, other) => (other.name === wanted) - (one.name === wanted));
+    const notes = table.notes.get(latent) ?? [];
+    root.append(
+      neighbours(study, info, latent, table),
+      el("h1", {}, `Latent ${latent}`),
+      el("p", { class: "where" }, `Encoder ${encoderName(info.encoder)} · layer ${info.layer} `, el("code", {}, info.hook_name),
+        index.studies.length > 1 ? ` · ${study.title}` : ""),
+      el("dl", { class: "facts" },
+        fact("Fires in", percent(table.rate[row]), "share of the test images, anywhere in the image"),
+        fact("Maximum", or(mammosae.hiddenMaximum(table, row), table.maximum[row], number), "largest activation in any test image"),
+        fact("Mean", number(table.mean[row]), "over all positions of all test images"),
+        fact("Notes", count(notes.length), notes.length ? "by readers, at the end of the page" : "none yet")),
+      el("section", { id: "density" }, el("h2", {}, "How often it fires"),
+        el("div", { class: "columns" },
+          el("p", {}, density(table, row)),
+          figure(charts.firing(table.rate, table.rate[row], `Firing rates of all latents. ${density(table, row)}`),
+            "Firing rates of all latents that fire, ", table.rate[row] > 0 ? "with this latent marked." : "of which this latent is none."))),
+      ...concepts.map((concept) => conceptPart(study, table, concept, row, concept.name === wanted)),
+      el("section", { id: "notes" }, el("h2", {}, "Notes by readers"), noteList(notes)));
+    const others = await elsewhere(study, table, latent);
+    if (others) root.append(el("section", { id: "elsewhere" }, others));
+    return `Latent ${latent}, ${encoderName(info.encoder)}`;
+  };
+})();

@@ -1,0 +1,94 @@
+"""The command `mammosae publish space`: findings as pages to browse, on the Hub or in a local folder."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mammosae_plugin.cli_common import Debug, clear_errors
+
+
+def add_space_command(publish: typer.Typer) -> None:
+    """Add `space` to the commands of `mammosae publish`."""
+    publish.command("space")(publish_space_command)
+
+
+def publish_space_command(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="FINDINGS",
+            help="Findings: a dataset on the Hub (owner/name), a folder of findings, or a study's output folder.",
+            show_default=False,
+        ),
+    ],
+    repo: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[REPO]",
+            help="The Space on the Hub, owner/name; leave it out to build the pages in --folder only.",
+            show_default=False,
+        ),
+    ] = None,
+    compare: Annotated[
+        str | None, typer.Option(help="Findings of another study, to show beside these.", show_default=False)
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Where to build; open its index.html to look at the pages.", show_default=False),
+    ] = None,
+    title: Annotated[
+        str | None, typer.Option(help="What the page is called; by default as the study.", show_default=False)
+    ] = None,
+    min_group: Annotated[int, typer.Option(min=1, help="Statistics of fewer patients than this are left out.")] = 5,
+    tag: Annotated[
+        str | None, typer.Option(help="Name the published state so, such as v1.", show_default=False)
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Make a new Space public; by default it is private.")
+    ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Overwrite files that the repository has otherwise.")
+    ] = False,
+    confirm: Annotated[
+        bool, typer.Option("--confirm/--dry-run", help="Send it; by default only print exactly what would go out.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Publish a static Space to browse findings: a table of latents, a page per latent, two studies side by side.
+
+    Without REPO the pages are built in --folder and nothing leaves this machine; they open from there without a server.
+    Without --confirm what would go out is printed and nothing is sent.
+    """
+    with clear_errors(debug):
+        from mammosae_plugin.errors import InputError
+        from mammosae_plugin.hub.space import build_space, publish_space, read_findings
+
+        if repo is None:
+            if folder is None:
+                raise InputError("name a Space on the Hub (owner/name) or, to look at the pages here, --folder DIR")
+            if confirm:
+                raise InputError("--confirm sends to the Hub, but no Space is named; add owner/name or leave it out")
+            findings, other = (
+                None if one is None else read_findings(one, min_group=min_group) for one in (source, compare)
+            )
+            assert findings is not None
+            typer.echo(build_space(findings, folder, compare=other, title=title) / "index.html")
+            return
+        from mammosae_plugin.cli_hub import show_and_send
+        from mammosae_plugin.hub.publishing import Publication
+
+        publication = publish_space(
+            source,
+            repo,
+            compare=compare,
+            folder=folder,
+            title=title,
+            min_group=min_group,
+            private=not public,
+            tag=tag,
+            replace=replace,
+            dry_run=True,
+        )
+        assert isinstance(publication, Publication)
+        show_and_send(publication, confirm)

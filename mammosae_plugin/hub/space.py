@@ -1,0 +1,341 @@
+"""A static Space: a findings dataset to browse, as plain HTML, CSS and JavaScript that need no server.
+
+The pages lie in `hub_cards/space`. What they show is written beside them as `data/*.js`, one assignment of a JSON value
+per file, because a page that is opened from a folder may read scripts but no other files. docs/space.md is the format's
+page.
+"""
+
+import json
+import math
+import re
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import write_text
+from mammosae_plugin.hub.findings import Findings, load_findings
+from mammosae_plugin.study_folder import RESULTS_FOLDER
+from mammosae_plugin.visualization.names import RESULTS_FILE
+
+if TYPE_CHECKING:
+    from mammosae_plugin.hub.guard import PrivacyContext
+    from mammosae_plugin.hub.publishing import Publication, Published
+
+FORMAT_VERSION = 1
+PAGES = (
+    *("index.html", "style.css", "core.js", "charts.js", "table.js"),
+    *("latent.js", "compare.js", "study.js", "app.js"),
+)
+DATA_FOLDER = "data"
+INDEX = "index"
+
+Row = dict[str, Any]
+
+_LATENT = ("latent", "firing_rate", "max_activation", "mean_activation")
+_NOTE = ("layer", "encoder", "latent", "author", "text", "label", "concept", "confidence", "created")
+_LOCALIZATION = (
+    *("layer", "model", "concept", "method", "threshold", "iou_threshold", "rank", "latent"),
+    *("n_images", "n_boxes", "n_predictions", "average_precision"),
+)
+_INTERVENTION = (
+    *("layer", "model", "concept", "error_term", "mode", "k", "n_latents", "auroc", "auroc_low", "auroc_high"),
+    *("random_auroc_mean", "random_auroc_low", "random_auroc_high"),
+)
+_RECONSTRUCTION = ("layer", "model", "concept", "variant", "n_rows", "auroc", "auroc_low", "auroc_high")
+_REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)(?:@[\w./-]+)?")
+
+
+def build_space(
+    findings: Findings, folder: str | Path, *, compare: Findings | None = None, title: str | None = None
+) -> Path:
+    """Write a Space that shows findings.
+
+    `index.html` in the folder can be opened as it is. Every number is the findings' own; nothing is rounded, and what
+    they lack, because it was suppressed or not measured, stays missing. Heatmaps of single images (`examples`) are not
+    written.
+
+    Args:
+        findings: What to show.
+        folder: Where; absent, empty, or holding a Space that was built before, whose data go.
+        compare: Another study's findings, to show beside them.
+        title: What the page is called; the study's title when None.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: The folder holds something else, or the findings hold no latent.
+    """
+    target = Path(folder)
+    _make_room(target)
+    studies = [findings] if compare is None else [findings, compare]
+    index: Row = {
+        "format_version": FORMAT_VERSION,
+        "title": title or findings.study["title"],
+        "studies": [],
+    }
+    for number, study in enumerate(studies):
+        entry, tables = _study(study, number)
+        index["studies"].append(entry)
+        for name, table in tables:
+            _write_data(target, name, table)
+    _write_data(target, INDEX, index)
+    pages = resources.files("mammosae_plugin.hub_cards") / "space"
+    for name in PAGES:
+        write_text(target / name, (pages / name).read_text(encoding="utf-8"))
+    write_text(target / "README.md", _readme(index, studies))
+    return target
+
+
+def _make_room(folder: Path) -> None:
+    """Remove the data of a Space that was built there before."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / DATA_FOLDER / f"{INDEX}.js").is_file():
+        raise InputError(f"{folder} holds something that is no Space; name another folder")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; name a folder")
+    for file in (folder / DATA_FOLDER).glob("*.js"):
+        file.unlink()
+
+
+def _write_data(folder: Path, name: str, value: Any) -> None:
+    # A "<" could only matter to a reader of HTML; in a script file it does not, and escaped it cannot anywhere.
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    write_text(folder / DATA_FOLDER / f"{name}.js", f'mammosae.data["{name}"] = {text};\n')
+
+
+def _study(findings: Findings, number: int) -> tuple[Row, Iterator[tuple[str, Row]]]:
+    """A study's entry in the index, and its tables by name; the number of the study begins their names."""
+    study = findings.study
+    if findings.latents.empty:
+        raise InputError(f"{findings.origin} holds no latent, so that there is nothing to show")
+    models = {(row["layer"], row["encoder"]): row for row in study["models"]}
+    tables: list[Row] = []
+    frames: dict[str, pd.DataFrame] = {}
+    classes = dict(iter(findings.concepts.groupby(["layer", "encoder", "concept"], sort=False)))
+    for place, latents in findings.latents.groupby(["layer", "encoder"], sort=False):
+        layer, encoder = (str(part) for part in place)
+        name = f"{'ab'[number]}{len(tables)}"
+        frames[name] = latents.sort_values("latent", kind="stable")
+        concepts: list[Row] = []
+        for key, rows in classes.items():
+            if key[:2] == place:
+                part = f"{name}-{len(concepts)}"
+                frames[part] = rows
+                concepts.append({"concept": key[2], "n_images": _per_class(rows), "file": part})
+        model = models[layer, encoder]
+        tables.append(
+            {
+                "study": number,
+                "layer": layer,
+                "encoder": encoder,
+                "model": model["name"],
+                "hook_name": model["hook_name"],
+                "readout": model.get("readout"),
+                "sae": study["sae"][layer].get("sha256"),
+                "file": name,
+                "concepts": concepts,
+            }
+        )
+    entry = {
+        "origin": findings.origin,
+        "link": _link(findings.origin),
+        **{name: study[name] for name in ("title", "created", "data_kind", "min_group")},
+        "layers": [layer for layer in study["layers"] if any(table["layer"] == layer for table in tables)],
+        "tables": tables,
+        "notes": _rows(findings.notes, _NOTE),
+        "interventions": _rows(findings.interventions, _INTERVENTION),
+        "reconstruction": _rows(findings.reconstruction, _RECONSTRUCTION),
+        "localization": _rows(findings.localization[findings.localization["method"] == "latent"], _LOCALIZATION),
+        "roles": list(_roles(study)),
+        **{name: study[name] for name in ("config", "provenance", "data", "models", "sae")},
+    }
+    entry["primary"] = entry["layers"][-1]
+    return entry, _tables(frames)
+
+
+def _tables(frames: dict[str, pd.DataFrame]) -> Iterator[tuple[str, Row]]:
+    order: np.ndarray[Any, Any] = np.empty(0)
+    for name, frame in frames.items():
+        if "-" not in name:
+            order = frame["latent"].to_numpy()
+            yield name, {column: _values(frame[column]) for column in _LATENT}
+        else:
+            yield name, _concept(frame, order)
+
+
+def _concept(rows: pd.DataFrame, latents: np.ndarray[Any, Any]) -> Row:
+    """What the latents of a table are for one concept, in the table's order: lists per class, and single values."""
+    per_class = [own.set_index("latent").loc[latents] for _, own in rows.groupby("class")]
+    return {
+        "class_means": [_values(own["class_mean"]) for own in per_class],
+        "scores": [_values(own["score"]) for own in per_class],
+        "ranks": [_values(own["rank"]) for own in per_class],
+        "average_precision": _values(per_class[0]["average_precision"]),
+        "ablation_effect": _values(per_class[0]["ablation_effect"]),
+    }
+
+
+def _per_class(rows: pd.DataFrame) -> list[int | None]:
+    """How many training images each class has; None where that is suppressed."""
+    counts = [_values(own["n_images"].drop_duplicates()) for _, own in rows.groupby("class")]
+    if any(len(count) != 1 for count in counts):
+        raise InputError("the latents of one table have class means of different images; stage the findings again")
+    return [count[0] for count in counts]
+
+
+def _values(column: "pd.Series[Any]") -> list[Any]:
+    """A column as JSON values, None for what is missing; every number reads back as exactly the column's."""
+    if column.dtype == np.float32:  # the shortest decimals that mean the number, not those of its double
+        return [float(str(value)) if math.isfinite(value) else None for value in column.to_numpy()]
+    values = column.astype(object).where(column.notna(), None).tolist()
+    return [None if isinstance(value, float) and not math.isfinite(value) else value for value in values]
+
+
+def _rows(frame: pd.DataFrame, columns: Iterable[str]) -> list[Row]:
+    names = list(columns)
+    return [dict(zip(names, row, strict=True)) for row in zip(*(_values(frame[name]) for name in names), strict=True)]
+
+
+def _roles(study: Row) -> Iterator[Row]:
+    """One row per latent that the study named: layer, model, concept, latent, role."""
+    for row in study["models"]:
+        own = study["named_latents"].get(row["layer"], {}).get(f"{row['name']}/{row['concept']}", [])
+        for named in own:
+            yield {
+                "layer": row["layer"],
+                "model": row["name"],
+                "concept": row["concept"],
+                **{name: named[name] for name in ("latent", "role")},
+            }
+
+
+def _link(origin: str) -> str | None:
+    """Where findings of the Hub lie."""
+    found = _REPOSITORY.fullmatch(origin)
+    return f"https://huggingface.co/datasets/{found[1]}" if found else None
+
+
+def _readme(index: Row, studies: list[Findings]) -> str:
+    """The page that the Hub shows of the Space itself; its front matter says that it is static."""
+    repositories = [found[1] for study in studies if (found := _REPOSITORY.fullmatch(study.origin))]
+    matter = {"title": index["title"], "sdk": "static", "app_file": "index.html", "pinned": False}
+    matter |= {"datasets": repositories} if repositories else {}
+    titles = " and of ".join(f"“{study['title']}”" for study in index["studies"])
+    return (
+        f"---\n{yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)}---\n\n"
+        f"Findings {f'of {titles}'} to browse: which latents of a mammography model answer to which finding, how often "
+        "they fire, whether they fire where the finding was marked, and what readers say of them. The files work from "
+        "a local folder as well: open `index.html`.\n\n"
+        "For research only. Not a medical device. No image and no row of a single patient is part of these files; what "
+        "rests on too few patients is left out.\n"
+    )
+
+
+def publish_space(
+    source: Findings | str | Path,
+    repo_id: str,
+    *,
+    compare: Findings | str | Path | None = None,
+    folder: str | Path | None = None,
+    title: str | None = None,
+    min_group: int = 5,
+    private: bool = True,
+    tag: str | None = None,
+    replace: bool = False,
+    dry_run: bool = False,
+    token: str | None = None,
+) -> "Publication | Published":
+    """Publish a static Space that shows findings: build, check, send as one commit.
+
+    Args:
+        source: Findings, or what `load_findings` reads: a dataset on the Hub, a folder of findings, a study's folder.
+        repo_id: owner/name of the Space.
+        compare: Another study's, to show beside it.
+        folder: Where to build; by default a folder that is removed afterwards.
+        title: What the page is called; the study's title when None.
+        min_group: Statistics of fewer patients than this must be missing; in a study's folder they are made so.
+        private: Whether a Space that is made is private.
+        tag: A name for the published state, such as v1.
+        replace: Overwrite what the Space holds otherwise.
+        dry_run: Send nothing; give the publication, which describes what would go out.
+        token: Of the Hub; by default that of `hf auth login` or HF_TOKEN.
+
+    Returns:
+        The publication, not sent, for a dry run; else what is on the Hub now.
+
+    Raises:
+        InputError: As for `build_space` and `load_findings`, or what is in the way in the repository.
+        PrivacyError: Something must not get out.
+        HubError: The Hub refuses or cannot be reached.
+    """
+    from mammosae_plugin.hub.publishing import prepare
+
+    sources = [source] if compare is None else [source, compare]
+    read = [_read(one, min_group) for one in sources]
+    building = Path(folder) if folder is not None else Path(tempfile.mkdtemp(prefix="mammosae-space-"))
+    publication = None
+    try:
+        build_space(read[0][0], building, compare=read[1][0] if compare is not None else None, title=title)
+        publication = prepare(
+            building,
+            repo_id,
+            kind="space",
+            contents="space",
+            context=_joined([context for _, context in read], min_group),
+            tag=tag,
+            private=private,
+            replace=replace,
+            message="Publish a Space with mammosae",
+            space_sdk="static",
+            token=token,
+        )
+        return publication if dry_run else publication.send(token=token)
+    finally:
+        if folder is None and dry_run and publication is not None:
+            weakref.finalize(publication, shutil.rmtree, building, ignore_errors=True)
+        elif folder is None:
+            shutil.rmtree(building, ignore_errors=True)
+
+
+def read_findings(source: Findings | str | Path, *, min_group: int = 5) -> Findings:
+    """Findings as given or read; from a study's folder, without statistics of fewer than `min_group` patients.
+
+    Raises:
+        InputError: As `load_findings`.
+    """
+    if isinstance(source, Findings):
+        return source
+    return Findings.of_study(source, min_group=min_group) if _is_study(source) else load_findings(source)
+
+
+def _is_study(source: str | Path) -> bool:
+    return (Path(source) / RESULTS_FOLDER / RESULTS_FILE).is_file()
+
+
+def _read(source: Findings | str | Path, min_group: int) -> "tuple[Findings, PrivacyContext]":
+    """Findings, and what must not get out with them: of a study's folder the ids of its patients and images too."""
+    from mammosae_plugin.hub.guard import PrivacyContext
+
+    findings = read_findings(source, min_group=min_group)
+    if not isinstance(source, Findings) and _is_study(source):
+        return findings, PrivacyContext.of_study(Path(source), min_group=min_group)
+    return findings, PrivacyContext(datasets=(findings.study["data_kind"],), min_group=min_group)
+
+
+def _joined(contexts: "Sequence[PrivacyContext]", min_group: int) -> "PrivacyContext":
+    from mammosae_plugin.hub.guard import PrivacyContext
+
+    return PrivacyContext(
+        frozenset().union(*(context.private_values for context in contexts)),
+        tuple(dict.fromkeys(name for context in contexts for name in context.datasets)),
+        min_group,
+    )
