@@ -1,0 +1,305 @@
+"""The cards of what is published: Markdown with front matter, filled from results, never from what somebody remembers.
+
+Facts are plain values (numbers, texts, lists, dictionaries); NumPy's are made plain, so that the front matter is plain
+YAML. A number that was suppressed or not measured is None and shows as a dash. The templates lie in `hub_cards/`.
+
+Facts of `render_sae_card`:
+    repo_id: owner/name.
+    saes: by id, `cfg` (content of cfg.json), `evaluation` (measures: explained_variance, l0, dead_share, mse, rows,
+        n_images, measured_on, ...) and `training` (content of training.json, None if unknown).
+    licence, base_model, datasets, tag, figures: as in `publish_sae`; figures are paths in the repository.
+    confounders: optional; rows of sae_id, latent and what it follows.
+
+Facts of `render_findings_card` and `render_study_card`: what `findings.findings_facts` gives.
+
+Facts of `render_space_readme`: title, datasets (repositories of the findings shown).
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
+from huggingface_hub.repocard import RepoCard
+from huggingface_hub.repocard_data import CardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from mammosae_plugin.hub.guard_rules import RESTRICTED
+from mammosae_plugin.provenance import plain
+from mammosae_plugin.visualization.names import MINUS, digits, file_part, readable
+
+Row = dict[str, Any]
+Facts = Mapping[str, Any]
+
+_TAGS = ("sparse-autoencoder", "interpretability", "mammography")
+_NOT_LOCALIZED = 0.05  # average precision at or below which a latent's boxes do not follow the finding
+_DASH = "–"
+
+DATA: Mapping[str, str] = {
+    "vindr": "[VinDr-Mammo](https://physionet.org/content/vindr-mammo/) "
+    "(PhysioNet Restricted Health Data License 1.5.0: the images are not part of this repository)",
+    "rsna": "[RSNA screening mammography](https://www.kaggle.com/competitions/rsna-breast-cancer-detection) "
+    "(competition rules: the images are not part of this repository)",
+    "phantom": "phantom mammograms, drawn by a program: no patient, and no clinical meaning",
+}
+"""What is said of a dataset that this package knows."""
+
+MEASURES: Mapping[str, str] = {
+    "explained_variance": "explained variance",
+    "l0": "active latents per position",
+    "dead_share": "dead latents",
+    "mse": "mean squared error",
+    "auroc_without_sae": "AUROC without the SAE",
+    "auroc_with_sae": "AUROC with the SAE",
+}
+"""Measures of an SAE that its card shows, in this order."""
+
+
+def render_sae_card(facts: Facts) -> str:
+    """The card of a repository of SAEs.
+
+    Args:
+        facts: See the module.
+
+    Returns:
+        README.md, whose front matter holds the measures as a model-index.
+    """
+    known = plain(facts)
+    saes: dict[str, Row] = known["saes"]
+    data = ModelCardData(
+        library_name="saelens",
+        license=known.get("licence"),
+        base_model=known.get("base_model"),
+        datasets=[name for name in known.get("datasets") or [] if "/" in name] or None,
+        tags=[*_TAGS, "saelens"],
+        model_name=known["repo_id"].rpartition("/")[2],
+        eval_results=list(_eval_results(saes, known.get("datasets") or [])) or None,
+    )
+    text = _render(
+        "sae.md.j2",
+        **{"base_model": None, "tag": None, "figures": [], "confounders": [], "datasets": [], "licence": None, **known},
+        first=next(iter(saes)),
+        shown={sae_id: _shown(one) for sae_id, one in saes.items()},
+        measures={name: title for name, title in MEASURES.items() if any(_measure(one, name) for one in saes.values())},
+        model_names=_distinct(one["cfg"].get("metadata", {}).get("model_name") for one in saes.values()),
+    )
+    return _card(ModelCard, data, text)
+
+
+class _Known(dict[str, Any]):
+    """What is known; None for everything else, since an SAE of others may say little of itself."""
+
+    def __missing__(self, key: str) -> None:
+        return None
+
+
+def _shown(one: Row) -> Row:
+    """An SAE as the template shows it."""
+    about = one["cfg"].get("metadata") or {}
+    training = (one.get("training") or {}).get("config") or about.get("training") or {}
+    parts = {"cfg": one["cfg"], "about": about, "training": training, "evaluation": one.get("evaluation") or {}}
+    return {name: _Known(part) for name, part in parts.items()}
+
+
+def _eval_results(saes: Mapping[str, Row], datasets: Sequence[str]) -> Iterator[EvalResult]:
+    name = ", ".join(_dataset_name(dataset) for dataset in datasets) or "the training data"
+    for sae_id, one in saes.items():
+        for measure, title in MEASURES.items():
+            value = _measure(one, measure)
+            if value is not None:
+                yield EvalResult(
+                    task_type="feature-extraction",
+                    task_name="reconstruction of a layer's activations",
+                    dataset_type="-".join(file_part(dataset) for dataset in datasets) or "unknown",
+                    dataset_name=name,
+                    dataset_config=sae_id,  # keeps the SAEs of a repository apart
+                    dataset_split=one["evaluation"].get("measured_on"),
+                    metric_type=measure,
+                    metric_name=title,
+                    metric_value=value,
+                )
+
+
+def _measure(one: Row, name: str) -> float | None:
+    value = (one.get("evaluation") or {}).get(name)
+    return None if value is None or isinstance(value, bool) else float(value)
+
+
+def render_findings_card(facts: Facts) -> str:
+    """The card of a findings dataset: how to load it, what its configs hold, and the card of the study.
+
+    Args:
+        facts: What `findings.findings_facts` gives.
+
+    Returns:
+        README.md, whose front matter tells `datasets` where the configs are.
+    """
+    known = plain(facts)
+    data = DatasetCardData(
+        license=known.get("licence"),
+        pretty_name=known["title"],
+        tags=[*_TAGS, "mammosae-findings"],
+        size_categories=_size(known["n_latents"]),
+        configs=[
+            {
+                "config_name": config["name"],
+                "data_files": [{"split": "train", "path": config["path"]}],
+                **({"default": True} if number == 0 else {}),
+            }
+            for number, config in enumerate(known["configs"])
+        ],
+    )
+    restricted = [RESTRICTED[name].name for name in known["datasets"] if name in RESTRICTED]
+    return _card(DatasetCard, data, _render("findings.md.j2", **_of_study(known), restricted=restricted))
+
+
+def render_study_card(facts: Facts) -> str:
+    """The card of a study alone: data, models, SAEs, what was found, and which latents to distrust; no front matter.
+
+    Args:
+        facts: What `findings.findings_facts` gives.
+    """
+    return _render("study.md.j2", **{**_of_study(plain(facts)), "heading": "#"})
+
+
+def render_space_readme(facts: Facts) -> str:
+    """The README of a static Space, which the Hub reads its settings from.
+
+    Args:
+        facts: See the module.
+    """
+    known = plain(facts)
+    data = CardData(
+        title=known["title"][:80],
+        emoji="🔬",
+        colorFrom="gray",
+        colorTo="blue",
+        sdk="static",
+        pinned=False,
+        tags=list(_TAGS),
+        datasets=list(known["datasets"]) or None,
+    )
+    return _card(RepoCard, data, _render("space.md.j2", **known))
+
+
+# -- the study ---------------------------------------------------------------------------------------------------------
+
+
+def _of_study(facts: Row) -> Row:
+    """The facts with what the templates of a study show."""
+    study = facts["study"]
+    kinds = {(row["name"], row["concept"]): row["kind"] for row in study["models"]}
+    return {
+        **facts,
+        "heading": "##",
+        "separation": [row for row in _separation(facts["reconstruction"]) if len(row) > 3],
+        "saes": study["sae"],
+        "architectures": _distinct(row["architecture"] for row in study["models"]),
+        "model_names": _distinct(f"{name} ({kind})" if name != kind else name for (name, _), kind in kinds.items()),
+        "localizing": sorted(
+            (row for row in facts["best"] if (row["average_precision"] or 0) > _NOT_LOCALIZED),
+            key=lambda row: -row["average_precision"],
+        ),
+        "background": [row for row in facts["best"] if row["role"] == "background"],
+        "astray": [
+            row
+            for row in facts["best"]
+            if row["role"] == "concept"
+            and row["average_precision"] is not None
+            and row["average_precision"] <= _NOT_LOCALIZED
+        ],
+        "is_phantom": study["data_kind"] == "phantom",
+        "patients": {row["split"]: row for row in study["data"].get("splits", [])},
+    }
+
+
+def _separation(rows: Sequence[Row]) -> Iterator[Row]:
+    """A row per layer, model and concept: AUROC of both variants with their intervals."""
+    found: dict[tuple[Any, ...], Row] = {}
+    for row in rows:
+        key = (row["layer"], row["model"], row["concept"])
+        one = found.setdefault(key, dict(zip(("layer", "model", "concept"), key, strict=True)))
+        one[row["variant"]] = {end: row[f"auroc{end}"] for end in ("", "_low", "_high")}
+    yield from found.values()
+
+
+def _grouped(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Latents by where they are: ("layer_10, finetuned, Mass", "202, 17")."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        place = f"{row['layer']}, {row['model']}, {readable(row['concept'])}"
+        found.setdefault(place, []).append(str(row["latent"]))
+    return [(place, ", ".join(latents)) for place, latents in found.items()]
+
+
+# -- templates ---------------------------------------------------------------------------------------------------------
+
+
+def _card(kind: Any, data: CardData, text: str) -> str:
+    """Front matter and text, after huggingface_hub has read them back."""
+    written = f"---\n{data.to_yaml()}\n---\n\n{text}"
+    return str(kind(written))
+
+
+def _render(template: str, **facts: Any) -> str:
+    environment = Environment(  # Markdown: there is nothing to escape but what would break a table
+        loader=PackageLoader("mammosae_plugin", "hub_cards"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "number": _number,
+        "percent": _percent,
+        "cell": _cell,
+        "readable": readable,
+        "dataset": lambda name: DATA.get(name, f"{_dataset_name(name)} (its terms are its owner's)"),
+        "grouped": _grouped,
+        "interval": _interval,
+    }
+    text = environment.get_template(template).render(facts)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return _DASH
+    if isinstance(value, (bool, str)):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else digits(value)
+
+
+def _percent(value: float | None) -> str:
+    return _DASH if value is None else f"{100 * value:.1f} %".replace("-", MINUS)
+
+
+def _interval(value: Row | None) -> str:
+    if value is None or value[""] is None:
+        return _DASH
+    return (
+        f"{value['']:.3f} ({value['_low']:.3f} to {value['_high']:.3f})"
+        if value["_low"] is not None
+        else (f"{value['']:.3f}")
+    )
+
+
+def _cell(value: Any) -> str:
+    """A text as it stands in a table: on one line, without a bar that would end the cell."""
+    return " ".join(str(value).split()).replace("|", "\\|") if value is not None else _DASH
+
+
+def _distinct(values: Any) -> list[Any]:
+    return [value for value in dict.fromkeys(values) if value is not None]
+
+
+def _dataset_name(name: str) -> str:
+    return RESTRICTED[name].name if name in RESTRICTED else "phantoms" if name == "phantom" else name
+
+
+def _size(n: int) -> str:
+    """The Hub's words for a number of rows."""
+    for limit, words in ((1000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")):
+        if n < limit:
+            return words
+    return "n>1M"
