@@ -86,6 +86,18 @@ class HubRepo:
         """What lies on the main branch."""
         return self.commits[self.refs["main"]]
 
+    def state(self) -> dict[str, Any]:
+        """What is on the main branch, as plain JSON."""
+        head = self.refs["main"]
+        return {
+            "head": head,
+            "title": self.titles[head],
+            "n_commits": len(self.commits),
+            "private": self.private,
+            "tags": {tag: self.refs[tag] for tag in sorted(self.tags)},
+            "files": {path: hashlib.sha256(content).hexdigest() for path, content in self.files.items()},
+        }
+
     def add(self, files: dict[str, bytes], title: str, branch: str = "main") -> str:
         """A new commit of exactly these files."""
         commit = hashlib.sha1(f"{self.kind} {self.name} {branch} {len(self.commits)}".encode()).hexdigest()
@@ -146,7 +158,7 @@ class Fault:
         cut_download: close the connection after so many bytes of the answer's body were sent.
         lose_answer: do what was asked, then close the connection without an answer.
         hang: say nothing for so many seconds, then close the connection.
-        before: call this with the Hub before the request is looked at (somebody else does something).
+        skip: how many matching requests pass unharmed first.
     """
 
     pattern: str
@@ -158,7 +170,7 @@ class Fault:
     cut_download: int | None = None
     lose_answer: bool = False
     hang: float | None = None
-    before: Callable[["LoopbackHub"], None] | None = None
+    skip: int = 0
 
 
 class LoopbackHub:
@@ -170,6 +182,7 @@ class LoopbackHub:
         self.faults: list[Fault] = []
         self.stored: dict[str, bytes] = {}  # large files by SHA-256
         self.verified: set[str] = set()
+        self.tampered: dict[str, bytes] = {}
         self.lock = threading.RLock()
         self._closing = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -233,6 +246,31 @@ class LoopbackHub:
             **login,
         }
 
+    def control(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """What a program asks of the Hub beside the protocol (`POST /control`, see `HAND`).
+
+        Args:
+            asked: `faults` to have from now on; a `commit` by somebody else; `forget`: that the store no longer knows
+                what was uploaded; `tamper`: what to serve instead of the large file of a SHA-256; nothing of these to
+                look only.
+
+        Returns:
+            The state of every repo by "kind owner/name", and the requests since the last time.
+        """
+        with self.lock:
+            if "faults" in asked:
+                self.faults = [Fault(**fault) for fault in asked["faults"]]
+            if "commit" in asked:
+                by_hand = dict(asked["commit"])
+                files = {path: text.encode() for path, text in by_hand.pop("files").items()}
+                self.commit(by_hand.pop("name"), files, **by_hand)
+            if asked.get("forget"):
+                self.stored, self.verified = {}, set()
+            if "tamper" in asked:
+                self.tampered = {digest: text.encode() for digest, text in asked["tamper"].items()}
+            requests, self.requests = self.requests, []
+            return {"requests": requests, "repos": {f"{k} {n}": repo.state() for (k, n), repo in self.repos.items()}}
+
     def answer(self, request: Request) -> Answer:
         """The answer of the first route that matches."""
         for methods, pattern, route in ROUTES:
@@ -245,9 +283,13 @@ class LoopbackHub:
         """The fault that hits this request, counted."""
         with self.lock:
             for fault in self.faults:
-                if fault.times != 0 and re.search(fault.pattern, f"{method} {path}"):
-                    fault.times = None if fault.times is None else fault.times - 1
-                    return fault
+                if fault.times == 0 or not re.search(fault.pattern, f"{method} {path}"):
+                    continue
+                if fault.skip:
+                    fault.skip -= 1
+                    continue
+                fault.times = None if fault.times is None else fault.times - 1
+                return fault
         return None
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
@@ -258,11 +300,11 @@ class LoopbackHub:
 
             def _respond(self) -> None:
                 parts = urlsplit(self.path)
+                if parts.path == "/control":
+                    return self._send(Answer.of_json(hub.control(json.loads(self._body()))))
                 with hub.lock:
                     hub.requests.append((self.command, self.path))
-                fault = hub.fault_of(self.command, self.path) or Fault("", status=None)
-                if fault.before is not None:
-                    fault.before(hub)
+                fault = hub.fault_of(self.command, self.path) or Fault("")
                 if fault.cut_upload is not None:
                     self.rfile.read(fault.cut_upload)
                     return self._hang_up()
@@ -388,7 +430,7 @@ def _stored(hub: LoopbackHub, request: Request, digest: str) -> Answer:
         return Answer.error(400, "", "the token must not be sent to the store")
     if digest not in hub.stored:
         return Answer.error(404, "", "no such object")
-    return _part(request, hub.stored[digest], {"ETag": f'"{digest}"'})
+    return _part(request, hub.tampered.get(digest, hub.stored[digest]), {"ETag": f'"{digest}"'})
 
 
 def _part(request: Request, body: bytes, headers: Mapping[str, str]) -> Answer:
@@ -654,12 +696,22 @@ ROUTES: list[tuple[str, str, Callable[..., Answer]]] = [
 ]
 
 
+HAND = """
+def hub(**asked):
+    import json, os, urllib.request
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    request = urllib.request.Request(os.environ["HF_ENDPOINT"] + "/control", json.dumps(asked).encode(), method="POST")
+    return json.load(opener.open(request))
+"""
+
+
 def run_on_hub(
     hub: LoopbackHub, home: Path, program: str, *arguments: str | Path, token: str | None = WRITER, timeout: float = 300
 ) -> Any:
     """Run a Python program on this Hub; what its variable `seen` holds at the end comes back.
 
-    `attempt(function)` gives the function's value, or {"error": type, "message": text} when it raises.
+    `attempt(function)` gives the function's value, or {"error": type, "message": text} when it raises; `hub(...)` is
+    `LoopbackHub.control`.
     """
     prologue = """
 def attempt(function):
@@ -668,6 +720,7 @@ def attempt(function):
     except Exception as error:
         return {"error": type(error).__name__, "message": str(error)}
 """
+    prologue += HAND
     target = home / "seen.json"
     epilogue = f"\nimport json\nwith open({str(target)!r}, 'w') as file:\n    json.dump(seen, file)\n"
     home.mkdir(parents=True, exist_ok=True)

@@ -38,6 +38,7 @@ _REMOVED: "Mapping[Contents, re.Pattern[str]]" = {
     "space": re.compile(r"data/[^/]+\.js"),
 }
 """Of the files that are there, those that went out with an earlier upload of the same kind."""
+_LISTING = 1  # huggingface_hub asks for a page of a list again by itself
 _PREFIX: Mapping[str, str] = {"model": "", "dataset": "datasets/", "space": "spaces/"}
 
 
@@ -207,7 +208,7 @@ class Publication:
 
     def _landed_since(self, api: HfApi, parent: str) -> str | None:
         try:
-            there = _look(api, self.repo_id, self.kind, None)
+            there = _look(api, self.repo_id, self.kind, None, attempts=1)
         except HubError:
             return None
         if there is None or there.commit == parent:
@@ -367,7 +368,7 @@ def look_at_head(api: HfApi, repo_id: str, kind: RepoKind) -> str | None:
     return seen and seen[0]
 
 
-def _head(api: HfApi, repo_id: str, kind: RepoKind) -> tuple[str, bool] | None:
+def _head(api: HfApi, repo_id: str, kind: RepoKind, attempts: int | None = None) -> tuple[str, bool] | None:
     """The head of the main branch, and whether the repository is private."""
 
     def info() -> tuple[str, bool] | None:
@@ -377,16 +378,18 @@ def _head(api: HfApi, repo_id: str, kind: RepoKind) -> tuple[str, bool] | None:
             return None
         return str(found.sha), bool(found.private)
 
-    return ask(info, about=repo_id, doing="read")
+    return ask(info, about=repo_id, doing="read", attempts=attempts)
 
 
-def _look(api: HfApi, repo_id: str, kind: RepoKind, tag: str | None) -> _There | None:
+def _look(api: HfApi, repo_id: str, kind: RepoKind, tag: str | None, *, attempts: int | None = None) -> _There | None:
     """The repository, None if there is none (or none that this login may see: the Hub does not tell which)."""
-    seen = _head(api, repo_id, kind)
+    seen = _head(api, repo_id, kind, attempts)
     if seen is None:
         return None
     commit, private = seen
-    commits = ask(lambda: api.list_repo_commits(repo_id, repo_type=kind), about=repo_id, doing="read")
+    commits = ask(
+        lambda: api.list_repo_commits(repo_id, repo_type=kind), about=repo_id, doing="read", attempts=_LISTING
+    )
     tag_commit = _tags(api, repo_id, kind).get(tag) if tag is not None else None
     return _There(
         commit,
@@ -408,6 +411,7 @@ def files_of_repo(api: HfApi, repo_id: str, kind: RepoKind, commit: str) -> dict
         lambda: list(api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type=kind)),
         about=repo_id,
         doing="read",
+        attempts=_LISTING,
     )
     return {
         entry.path: FileHash(entry.lfs.sha256 if entry.lfs is not None else None, entry.blob_id)
