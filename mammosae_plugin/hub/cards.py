@@ -137,7 +137,7 @@ def render_findings_card(facts: Facts) -> str:
     known = plain(facts)
     data = DatasetCardData(
         license=known.get("licence"),
-        pretty_name=known["title"],
+        pretty_name=_line(known["title"]),
         tags=[*_TAGS, "mammosae-findings"],
         size_categories=_size(known["n_latents"]),
         configs=[
@@ -170,7 +170,7 @@ def render_space_readme(facts: Facts) -> str:
     """
     known = plain(facts)
     data = CardData(
-        title=known["title"][:80],
+        title=_line(known["title"])[:80],
         emoji="🔬",
         colorFrom="gray",
         colorTo="blue",
@@ -179,7 +179,7 @@ def render_space_readme(facts: Facts) -> str:
         tags=list(_TAGS),
         datasets=list(known["datasets"]) or None,
     )
-    return _card(RepoCard, data, _render("space.md.j2", **known))
+    return _card(RepoCard, data, _render("space.md.j2", **{**known, "title": _line(known["title"])}))
 
 
 # -- the study ---------------------------------------------------------------------------------------------------------
@@ -191,6 +191,7 @@ def _of_study(facts: Row) -> Row:
     kinds = {(row["name"], row["concept"]): row["kind"] for row in study["models"]}
     return {
         **facts,
+        "title": _line(facts["title"]),
         "heading": "##",
         "separation": [row for row in _separation(facts["reconstruction"]) if len(row) > 3],
         "saes": study["sae"],
@@ -286,7 +287,11 @@ def _interval(value: Row | None) -> str:
 
 def _cell(value: Any) -> str:
     """A text as it stands in a table: on one line, without a bar that would end the cell."""
-    return " ".join(str(value).split()).replace("|", "\\|") if value is not None else _DASH
+    return _line(value).replace("|", "\\|") if value is not None else _DASH
+
+
+def _line(value: Any) -> str:
+    return " ".join(str(value).split())
 
 
 def _distinct(values: Any) -> list[Any]:

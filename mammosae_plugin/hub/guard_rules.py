@@ -484,6 +484,8 @@ def _names_of_this_machine() -> list[tuple[str, str]]:
     for name, what in names.items():
         if len(name) < 3:
             continue
+        if name.lower() in _COMMON.split():
+            continue
         if name.lower() in _ordinary_words():
             logger.warning("the %s's name is an ordinary word here and is not looked for in what is published", what)
             continue
@@ -493,8 +495,8 @@ def _names_of_this_machine() -> list[tuple[str, str]]:
 
 @cache
 def _ordinary_words() -> frozenset[str]:
-    """Common account names, and the words that our own cards, pages and columns are made of."""
-    words = set(_COMMON.split())
+    """The words that our own cards, pages and columns are made of."""
+    words: set[str] = set()
     for text in [*_package_texts(), *(column for columns in COLUMNS.values() for column in columns), *CONCEPTS]:
         words |= set(re.findall(r"[a-z0-9]{3,}", text.lower()))
     return frozenset(words | set(GRADED_CONCEPTS) | set(RESTRICTED) | {"phantom"})
@@ -684,10 +686,11 @@ def _group(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _small_row(row: Mapping[str, Any], least: int) -> bool:
-    counts = {key: row[key] for key in _COUNT_KEYS if isinstance(row.get(key), int)}
-    if {"n_rows", "n_positive"} <= set(counts):
-        counts["n_negative"] = counts["n_rows"] - counts["n_positive"]
-    return any(count < least for count in counts.values())
+    """Whether one of a row's counts is too small, or is not told."""
+    counts = [row[key] for key in _COUNT_KEYS if key in row]
+    if isinstance(row.get("n_rows"), int) and isinstance(row.get("n_positive"), int):
+        counts.append(row["n_rows"] - row["n_positive"])
+    return any(is_small(count, least) for count in counts)
 
 
 def _has_statistic(row: Mapping[str, Any]) -> bool:

@@ -1,0 +1,276 @@
+"""Cards: filled from results, read back by huggingface_hub, accepted by its check, and their snippets are Python."""
+
+import ast
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from helpers_hub import LoopbackHub, run_on_hub
+from huggingface_hub import DatasetCard, ModelCard
+from jinja2 import UndefinedError
+
+from mammosae_plugin.hub.cards import render_findings_card, render_sae_card, render_space_readme, render_study_card
+
+CFG = {
+    "architecture": "standard",
+    "d_in": 1280,
+    "d_sae": 4096,
+    "metadata": {
+        "model_name": "tinynet_e",
+        "hook_name": "bn2.hook_out",
+        "layout": "channels_last",
+        "image_size": [128, 96],
+        "dataset_path": "vindr",
+        "splits": ["training"],
+        "seed": 7,
+    },
+}
+TRAINING = {
+    "steps": 130,
+    "config": {
+        "architecture": "standard",
+        "epochs": 5.0,
+        "batch_size": 1024,
+        "lr": 0.001,
+        "sparsity": 0.006,
+        "k": None,
+        "seed": 0,
+    },
+}
+EVALUATION = {
+    "explained_variance": np.float64(0.75),
+    "l0": np.float32(12.5),
+    "dead_share": 0.25,
+    "rows": np.int64(2048),
+    "measured_on": "held-out patients",
+}
+SAE: dict[str, Any] = {
+    "repo_id": "someone/saes",
+    "saes": {"layer_10": {"cfg": CFG, "evaluation": EVALUATION, "training": TRAINING}},
+    "licence": "cc-by-nc-sa-4.0",
+    "base_model": "shawn24/Mammo-CLIP",
+    "datasets": ["vindr"],
+    "tag": "v1",
+    "figures": ["figures/figure_4_finetuned_Mass.png"],
+}
+
+
+def metrics(value: float) -> dict[str, float]:
+    return {"auroc": value, "auroc_low": value - 0.05, "auroc_high": value + 0.05}
+
+
+def best(latent: int, role: str, precision: float | None) -> dict[str, Any]:
+    return {
+        "layer": "layer_10",
+        "model": "finetuned",
+        "concept": "Suspicious_Calcification",
+        "latent": latent,
+        "role": role,
+        "average_precision": precision,
+        "ablation_effect": None if precision is None else -0.5,
+    }
+
+
+PAIR = {"layer": "layer_10", "model": "finetuned", "concept": "Suspicious_Calcification"}
+FINDINGS: dict[str, Any] = {
+    "repo_id": "someone/findings",
+    "licence": "cc-by-4.0",
+    "datasets": ["vindr"],
+    "figures": ["figures/figure_2_Mass.png"],
+    "title": "Latents | of a\nclassifier",
+    "study": {
+        "created": "2026-01-31",
+        "data_kind": "vindr",
+        "min_group": 5,
+        "layers": ["layer_10"],
+        "concepts": ["Suspicious_Calcification"],
+        "data": {
+            "splits": [{"split": "training", "n_images": 1600, "n_patients": 400}],
+        },
+        "models": [
+            {"name": "finetuned", "concept": "Suspicious_Calcification", "kind": "finetuned", "architecture": "b5"}
+        ],
+        "sae": {"layer_10": {"architecture": "standard", "d_in": 2048, "d_sae": 16384, "source": "sae.pt"}},
+    },
+    "configs": [
+        {"name": name, "path": f"{name}/train-*.parquet", "n_rows": 1234}
+        for name in ("latents", "interventions", "reconstruction", "localization", "study")
+    ],
+    "n_latents": np.int64(16384),
+    "best": [best(13867, "concept", 0.25), best(77, "concept", 0.01), best(15699, "background", None)],
+    "reconstruction": [
+        {**PAIR, "variant": "without_sae", **metrics(np.float64(0.875))},
+        {**PAIR, "variant": "with_sae", **dict.fromkeys(metrics(0), None)},
+    ],
+    "readers": ["reader A", "reader B"],
+    "n_notes": 3,
+    "agreement": "Cohen's kappa 0.62 (2 readers)",
+}
+SPACE: dict[str, Any] = {"title": "Latents of a classifier", "datasets": ["someone/findings"]}
+CARDS = {
+    "model": render_sae_card(SAE),
+    "dataset": render_findings_card(FINDINGS),
+    "space": render_space_readme(SPACE),
+}
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    found = re.match(r"---\n(.*?)\n---\n", card, flags=re.DOTALL)
+    assert found
+    front: dict[str, Any] = yaml.safe_load(found[1])
+    return front
+
+
+def row_of(card: str, *starts: str) -> list[str]:
+    """The cells of the only table row that begins so."""
+    rows = [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in card.splitlines() if line[:1] == "|"
+    ]
+    (row,) = [row for row in rows if tuple(row[: len(starts)]) == starts]
+    return row
+
+
+def test_the_hubs_own_check_accepts_every_card(tmp_path: Path) -> None:
+    for kind, card in CARDS.items():
+        (tmp_path / f"{kind}.md").write_text(card)
+    program = """
+import sys
+from pathlib import Path
+from huggingface_hub import DatasetCard, ModelCard, SpaceCard
+kinds = {"model": ModelCard, "dataset": DatasetCard, "space": SpaceCard}
+seen = {name: attempt(kind.load(Path(sys.argv[1]) / f"{name}.md").validate) for name, kind in kinds.items()}
+wrong = SpaceCard((Path(sys.argv[1]) / "space.md").read_text().replace("colorTo: blue", "colorTo: crimson"))
+seen["wrong"] = attempt(wrong.validate)
+"""
+    with LoopbackHub() as hub:
+        seen = run_on_hub(hub, tmp_path / "home", program, tmp_path)
+    assert {kind: seen[kind] for kind in CARDS} == dict.fromkeys(CARDS)
+    assert seen["wrong"]["error"] == "ValueError"
+
+
+def test_the_measures_of_an_sae_come_back_as_a_model_index_of_plain_numbers() -> None:
+    card = ModelCard(CARDS["model"])
+    found = {result.metric_type: result for result in card.data.eval_results or []}
+    assert {name: result.metric_value for name, result in found.items()} == {
+        "explained_variance": 0.75,
+        "l0": 12.5,
+        "dead_share": 0.25,
+    }
+    result = found["l0"]
+    assert (result.dataset_type, result.dataset_name, result.dataset_config) == ("vindr", "VinDr-Mammo", "layer_10")
+    assert result.dataset_split == "held-out patients"
+    assert (card.data.library_name, card.data.license, card.data.base_model) == (
+        "saelens", "cc-by-nc-sa-4.0", "shawn24/Mammo-CLIP",
+    )  # fmt: skip
+    assert card.data.datasets is None  # VinDr-Mammo is no dataset of the Hub's
+
+
+@pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
+def test_front_matter_is_plain_yaml_without_traces_of_numpy(card: str) -> None:
+    assert "!!" not in card.partition("\n---\n")[0]
+    front_matter(card)
+
+
+def test_several_saes_of_a_repository_are_told_apart() -> None:
+    facts = copy.deepcopy(SAE)
+    facts["saes"]["layer_6"] = {"cfg": {**CFG, "d_in": 56, "metadata": {}}, "evaluation": {"l0": 3.5}, "training": None}
+    card = render_sae_card(facts)
+    assert row_of(card, "`layer_6`", "`not stated`") == ["`layer_6`", "`not stated`", "standard", "56", "4,096"]
+    values = {(r.dataset_config, r.metric_type): r.metric_value for r in ModelCard(card).data.eval_results or []}
+    assert (values["layer_10", "l0"], values["layer_6", "l0"]) == (12.5, 3.5)
+    assert ("layer_6", "explained_variance") not in values
+    assert row_of(card, "`layer_6`", "–") == ["`layer_6`", "–", "3.50", "–", "not stated"]
+
+
+def test_an_sae_of_which_little_is_known_has_a_card_that_says_so() -> None:
+    one = {"cfg": {"architecture": "topk", "d_in": 8, "d_sae": 12}, "evaluation": {}, "training": None}
+    card = render_sae_card({"repo_id": "someone/one", "saes": {"x": one}})
+    assert "Nothing was measured" in card
+    assert "No licence is stated" in card
+    assert "None" not in card
+    assert ModelCard(card).data.eval_results is None
+
+
+def test_what_the_card_of_an_sae_says_comes_from_its_files() -> None:
+    card = CARDS["model"]
+    assert row_of(card, "trained as")[1] == "standard, 5 epochs, 1,024 rows per step, learning rate 0.001"
+    assert row_of(card, "input, height x width")[1] == "128 x 96 pixels"
+    assert row_of(card, "seed")[1] == "0"
+    assert row_of(card, "0.750") == ["0.750", "12.5", "25.0 %", "held-out patients, 2,048 rows"]
+    assert "PhysioNet Restricted Health Data License 1.5.0" in row_of(card, "data")[1]
+    assert "![figure 4 finetuned Mass](figures/figure_4_finetuned_Mass.png)" in card
+
+
+def test_confounders_that_somebody_found_are_named() -> None:
+    follows = {"sae_id": "layer_10", "latent": 15699, "follows": "the nipple | markers"}
+    card = render_sae_card({**SAE, "confounders": [follows]})
+    assert "latent 15699 of `layer_10` follows the nipple \\| markers" in card
+    assert "No reader has named" not in card
+    assert "No reader has named" in CARDS["model"]
+
+
+def test_datasets_finds_the_configs_by_the_front_matter() -> None:
+    configs = front_matter(CARDS["dataset"])["configs"]
+    assert [config["config_name"] for config in configs] == [config["name"] for config in FINDINGS["configs"]]
+    assert [config.get("default", False) for config in configs] == [True, False, False, False, False]
+    assert configs[0]["data_files"] == [{"split": "train", "path": "latents/train-*.parquet"}]
+    assert DatasetCard(CARDS["dataset"]).data.pretty_name == "Latents | of a classifier"
+    assert front_matter(CARDS["dataset"])["size_categories"] == "10K<n<100K"
+
+
+@pytest.mark.parametrize("card", [CARDS["dataset"], render_study_card(FINDINGS)], ids=["findings", "study"])
+def test_a_study_names_latents_that_localize_and_those_to_distrust(card: str) -> None:
+    place = ["layer_10", "finetuned", "Suspicious calcification"]
+    assert row_of(card, *place, "13867") == [*place, "13867", "0.250", "−0.500"]
+    background, confounders = card.partition("**Background.**")[2].split("**Possible confounders.**")
+    assert "- layer_10, finetuned, Suspicious calcification: 15699\n" in background
+    assert "- layer_10, finetuned, Suspicious calcification: 77\n" in confounders.split("\n\n")[1] + "\n"
+    assert row_of(card, *place, "0.875 (0.825 to 0.925)") == [*place, "0.875 (0.825 to 0.925)", "–"]
+    assert "3 notes by 2 readers (reader A, reader B)" in card
+    assert "Cohen's kappa 0.62" in card
+
+
+def test_phantoms_are_called_phantoms() -> None:
+    facts = copy.deepcopy(FINDINGS) | {"datasets": ["phantom"]}
+    facts["study"]["data_kind"] = "phantom"
+    assert "**Phantoms.**" in render_findings_card(facts)
+    assert "may not be passed on" not in render_findings_card(facts)
+    assert "**Phantoms.**" not in CARDS["dataset"]
+    assert "VinDr-Mammo is not part of this repository and may not be passed on" in CARDS["dataset"]
+
+
+@pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
+def test_every_card_warns_names_limits_and_cites(card: str) -> None:
+    assert re.search(r"research only\W+Not a medical device", card, flags=re.IGNORECASE)
+    for cited in ("2507.15227", "Mammo-CLIP", "MICCAI", "VinDr-Mammo", "Scientific Data"):
+        assert cited in card
+
+
+@pytest.mark.parametrize("kind", ["model", "dataset"])
+def test_cards_of_data_say_use_and_limits(kind: str) -> None:
+    for heading in ("## Load", "## Intended use", "## Limits", "## Citation"):
+        assert f"\n{heading}\n" in CARDS[kind]
+    assert "Out of scope: any decision about a patient" in CARDS[kind]
+
+
+@pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
+def test_snippets_are_python_and_tables_have_rows_of_one_length(card: str) -> None:
+    for snippet in re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL):
+        ast.parse(snippet)
+    for table in re.findall(r"(?:^\|.*\n)+", card, flags=re.MULTILINE):
+        widths = {len(re.split(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(widths) == 1, table
+        assert re.fullmatch(r"[|:-]+", table.splitlines()[1]), table
+
+
+def test_a_title_of_two_lines_is_a_heading_of_one() -> None:
+    assert "# Latents | of a classifier\n" in CARDS["dataset"]
+
+
+def test_facts_that_are_missing_stop_the_card() -> None:
+    with pytest.raises((KeyError, UndefinedError)):
+        render_findings_card({key: value for key, value in FINDINGS.items() if key != "study"})
