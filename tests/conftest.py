@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from helpers_adapters import calibrated_classifier
+from helpers_findings import small_study
 from helpers_study import random_sae, small_phantoms
 
 from mammosae_plugin.adapters import HookedVisionModel, MammoClipClassifier
 from mammosae_plugin.datasets import VinDrMammo
 from mammosae_plugin.latents import LatentTable, encode_latents
+from mammosae_plugin.study import Study
 
 
 @pytest.fixture(autouse=True)
@@ -50,3 +52,9 @@ def encoded(
             batch_size=4,
             shard_size=16,
         )
+
+
+@pytest.fixture(scope="session")
+def finished_study(phantom_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """A small study of two layers that has been run; its folder is not written to."""
+    return small_study(tmp_path_factory.mktemp("finished"), phantom_root)

@@ -8,6 +8,7 @@ import importlib.util
 import os
 import re
 import runpy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,8 @@ def test_the_python_of_a_page_runs_in_an_empty_folder(
     if '"TABLE"' in source:
         table: LatentTable = request.getfixturevalue("encoded")
         os.symlink(table.folder, "TABLE")
+    if '"STUDY"' in source:
+        shutil.copytree(request.getfixturevalue("finished_study").output, "STUDY")
     script = tmp_path / "page.py"  # nnsight reads the source of a path once: each page has its own
     script.write_text(source)
     runpy.run_path(str(script), run_name="__main__")

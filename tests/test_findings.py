@@ -1,57 +1,39 @@
 """Findings as a dataset: every number is the study's own, recomputed here from its tables, layers and networks."""
 
+import hmac
 import json
+import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers_study import layered_settings, write_study
+from helpers_hub import LoopbackHub, run_on_hub
 from helpers_tables import make_table
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
-from mammosae_plugin import study_layer
 from mammosae_plugin.adapters import HookedVisionModel
-from mammosae_plugin.config import load_config
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import write_json
-from mammosae_plugin.hub.findings import Findings
+from mammosae_plugin.files import sha256_of_file, write_json
+from mammosae_plugin.hub.findings import Findings, load_findings, stage_findings
 from mammosae_plugin.hub.findings_schema import SCHEMAS, columns_of, parquet_path
 from mammosae_plugin.hub.findings_tables import Groups
-from mammosae_plugin.hub.guard import COLUMNS
-from mammosae_plugin.study import Study
+from mammosae_plugin.hub.guard import COLUMNS, PrivacyContext, PrivacyError
+from mammosae_plugin.notes import add_note, agreement
 from mammosae_plugin.study_folder import Encoder, StudyFolder
 
 CONCEPTS = ("Mass", "Suspicious_Calcification")
 
 
-def draw_quickly(_results, _class_means, _panels, folder):
-    """Stands in for the figures, which take most of a small study's time: names as they are, and a text inside."""
-    names = ["figure_2_Mass.png", "figure_3_pretrained_Mass.png", "figure_4_pretrained_Mass.png", "layers.png"]
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    texts = PngInfo()
-    texts.add_text("Author", "somebody")
-    for name in names:
-        Image.new("RGB", (60, 40), "white").save(folder / "figures" / name, pnginfo=texts)
-    return [folder / "figures" / name for name in names]
-
-
 @pytest.fixture(scope="module")
-def study(tmp_path_factory, phantom_root):
-    """A study of an inner layer and the final map."""
-    folder = tmp_path_factory.mktemp("study")
-    settings = layered_settings(folder, phantom_root)
-    settings["analysis"] |= {"inner_controls": 1}
-    study = Study(load_config(write_study(folder, settings)))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study_layer, "write_figures", draw_quickly)
-        patch.setattr(study_layer, "write_tables", lambda *_: [])
-        patch.setattr(study_layer, "write_report", lambda folder: folder)
-        study.run()
-    return study
+def study(finished_study):
+    return finished_study
 
 
 @pytest.fixture(scope="module")
@@ -318,3 +300,277 @@ def test_sixteen_thousand_latents_of_four_concepts_are_staged_in_seconds(tmp_pat
     labels = table.images["concept_3"].to_numpy()[table.images["split"] == "training"]
     mean = table.mean_latents.toarray()[table.images["split"] == "training"][labels == 1, 16383].astype(float).mean()
     assert last[3]["class_means"][1] == pytest.approx(mean, rel=1e-12)
+
+
+# Staging
+
+
+@pytest.fixture(scope="module")
+def noted(study, tmp_path_factory):
+    """A copy of the study with readers' notes."""
+    folder = shutil.copytree(study.output, tmp_path_factory.mktemp("noted") / "study")
+    add_note(folder, 5, "round and bright", author="AB", label="Mass", confidence=4, concept="Mass")
+    add_note(folder, 5, "", author="CD", label="artefact")
+    add_note(folder, 9, "edge of the breast", author="CD", layer="layer_6", label="none")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def staged(noted, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("staged") / "findings"
+    settings = {"repo_id": "someone/findings", "licence": "cc-by-4.0", "min_group": 2}
+    return stage_findings(noted, folder, **settings, examples=True)
+
+
+def test_a_staged_folder_holds_a_card_aggregate_figures_and_a_table_per_config(staged):
+    names = {path.relative_to(staged).as_posix() for path in staged.rglob("*") if path.is_file()}
+    figures = {name for name in names if name.startswith("figures/")}
+    assert names - figures == {"README.md", *map(parquet_path, SCHEMAS)}
+    assert figures == {
+        f"figures/{name}" for name in ("figure_2_Mass.png", "figure_4_pretrained_Mass.png", "layers.png")
+    }
+    for name in figures:
+        with Image.open(staged / name) as image:
+            assert image.size == (60, 40) and image.info == {}
+
+
+def test_the_tables_have_the_schema_and_nothing_beside_it(staged):
+    for config, schema in SCHEMAS.items():
+        file = pq.ParquetFile(staged / parquet_path(config))
+        assert file.schema_arrow.names == schema.names
+        assert file.metadata.metadata is None
+        assert pq.read_table(staged / parquet_path(config)).cast(schema).schema == schema
+
+
+def test_a_staged_folder_is_read_back_bit_by_bit(noted, staged):
+    own, read = Findings.of_study(noted, min_group=2), Findings.load(staged)
+    for name in ("latents", "concepts", "interventions", "reconstruction", "localization", "notes"):
+        pd.testing.assert_frame_equal(getattr(own, name), getattr(read, name), check_exact=True)
+    assert read.study == own.study
+    assert load_findings(staged).study == own.study
+    assert load_findings(noted).study["min_group"] == 5
+
+
+def test_notes_travel_with_their_latents(staged):
+    notes = Findings.load(staged).notes
+    encoders = Findings.load(staged).latents.query("layer == 'layer_10'")["encoder"].unique()
+    own = notes[(notes["layer"] == "layer_10") & (notes["latent"] == 5)]
+    assert sorted(own["encoder"]) == sorted([*encoders, *encoders])  # not of one encoder: of all
+    first = own.query("author == 'AB'").iloc[0]
+    assert (first["text"], first["label"], first["concept"], first["confidence"]) == (
+        "round and bright",
+        "Mass",
+        "Mass",
+        4,
+    )
+    assert set(notes.query("layer == 'layer_6'")["latent"]) == {9}
+    assert agreement(notes).n_items == 1
+
+
+def test_examples_are_the_maps_of_the_tables_under_hashed_ids(noted, staged):
+    examples = Findings.load(staged).examples
+    key = bytes.fromhex((noted / "publishing.key").read_text().strip())
+    layer = StudyFolder(noted).layer("layer_6")
+    (encoder,) = [one for one in layer.encoders.values() if "Mass" in one.concepts]
+    table = encoder.table
+    own = examples.query("layer == 'layer_6' and concept == 'Mass'")
+    (best,) = [r["latents"][:3] for r in layer.results["rankings"] if (r["concept"], r["class"]) == ("Mass", 1)]
+    assert set(own["latent"]) == set(best)
+    image_rows = [row for row in range(len(table.images)) if len(table.map_latents(row))]
+    assert len(own) == 3 * len(image_rows)
+    for row in image_rows[:3]:
+        image, patient = (
+            hmac.new(key, str(table.images[name][row]).encode(), "sha256").hexdigest()[:32]
+            for name in ("image_id", "patient_id")
+        )
+        one = own[(own["image"] == image) & (own["latent"] == best[1])].iloc[0]
+        assert one["patient"] == patient and one["label"] == table.images["Mass"][row]
+        np.testing.assert_array_equal(np.stack(one["heatmap"]), table.maps([best[1]], row)[0])
+
+
+def test_the_key_and_the_ids_stay_here(noted, staged):
+    key = (noted / "publishing.key").read_bytes().strip()
+    images = next(iter(StudyFolder(noted).layers[0].encoders.values())).table.images
+    ids = [str(value).encode() for name in ("image_id", "patient_id") for value in images[name].unique()]
+    for path in staged.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert not any(value in content for value in [key, *ids]), path.name
+
+
+def test_staging_twice_gives_the_same_bytes_and_without_examples_none_stay(noted, staged, tmp_path):
+    folder = tmp_path / "findings"
+    shutil.copytree(staged, folder)
+    settings = {"repo_id": "someone/findings", "licence": "cc-by-4.0", "min_group": 2}
+    stage_findings(noted, folder, **settings, examples=True)
+    for path in staged.rglob("*"):
+        if path.is_file():
+            assert (folder / path.relative_to(staged)).read_bytes() == path.read_bytes(), path.name
+    stage_findings(noted, folder, **settings)
+    assert (
+        not (folder / "examples").exists() and "examples" not in (folder / "README.md").read_text().partition("\n# ")[0]
+    )
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(noted, tmp_path):
+    (tmp_path / "thesis.docx").write_text("years of work")
+    with pytest.raises(InputError, match="holds other files than findings staged earlier"):
+        stage_findings(noted, tmp_path, licence="cc-by-4.0")
+    assert (tmp_path / "thesis.docx").read_text() == "years of work"
+
+
+def test_examples_of_a_restricted_dataset_are_refused_and_nothing_is_left(noted, tmp_path, monkeypatch):
+    of_study = PrivacyContext.of_study
+    monkeypatch.setattr(
+        PrivacyContext, "of_study", lambda *args, **kw: replace(of_study(*args, **kw), datasets=("vindr",))
+    )
+    with pytest.raises(PrivacyError, match="VinDr-Mammo"):
+        stage_findings(noted, tmp_path / "findings", licence="cc-by-4.0", examples=True)
+    assert list(tmp_path.iterdir()) == []
+    stage_findings(noted, tmp_path / "findings", licence="cc-by-4.0")
+    assert (tmp_path / "findings" / "README.md").exists()
+
+
+def test_a_note_with_a_patients_id_is_stopped(study, tmp_path):
+    folder = shutil.copytree(study.output, tmp_path / "study")
+    patient = next(iter(StudyFolder(folder).layers[0].encoders.values())).table.images["patient_id"][0]
+    add_note(folder, 5, f"as in {patient}", author="AB")
+    with pytest.raises(PrivacyError, match="latents/train-00000-of-00001.parquet"):
+        stage_findings(folder, tmp_path / "findings", licence="cc-by-4.0")
+
+
+def test_figures_of_a_concept_in_which_something_is_suppressed_stay_here(noted, tmp_path):
+    folder = stage_findings(noted, tmp_path / "findings", licence="cc-by-4.0", min_group=100)
+    assert not (folder / "figures").exists()
+
+
+@pytest.mark.parametrize("damage", ["missing", "column", "bytes", "newer"])
+def test_damaged_findings_are_refused_in_one_line(staged, tmp_path, damage):
+    folder = shutil.copytree(staged, tmp_path / "findings")
+    file = folder / parquet_path("latents")
+    if damage == "missing":
+        file.unlink()
+    elif damage == "column":
+        pq.write_table(pq.read_table(file).drop_columns(["notes"]), file)
+    elif damage == "bytes":
+        file.write_bytes(file.read_bytes()[:-100])
+    else:
+        file = folder / parquet_path("study")
+        table = pq.read_table(file)
+        pq.write_table(table.set_column(0, "format_version", pa.array([2])), file)
+    expected = {
+        "missing": "holds no findings",
+        "column": "lacks the column notes",
+        "bytes": "is damaged",
+        "newer": "has findings of format 2",
+    }
+    with pytest.raises(InputError, match=expected[damage]) as error:
+        Findings.load(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_neither_a_folder_nor_a_repository_is_refused(tmp_path):
+    with pytest.raises(InputError, match="neither a folder nor the name of a dataset"):
+        load_findings(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="is a folder, which has no revision 'v1'"):
+        load_findings(tmp_path, revision="v1")
+
+
+# On the Hub
+
+PUBLISH = """
+import sys
+from typer.testing import CliRunner
+from mammosae_plugin.cli import app
+from mammosae_plugin.hub import compare_findings, load_findings, publish_findings
+
+def command(*arguments):
+    done = CliRunner().invoke(app, ["publish", "findings", study, "someone/by-command", "--folder", folder, *arguments])
+    return [done.exit_code, done.output, hub()["repos"].get("dataset someone/by-command")]
+
+study, repo, folder = sys.argv[1:]
+commands = [command(), command("--licence", "mit"), command("--licence", "mit", "--tag", "v2", "--confirm")]
+settings = dict(licence="cc-by-4.0", folder=folder, examples=True, tag="v1", min_group=2)
+dry = publish_findings(study, repo, dry_run=True, **settings)
+before = attempt(lambda: load_findings(repo).origin)
+sent = publish_findings(study, repo, **settings)
+again = publish_findings(study, repo, **settings)
+loaded = load_findings(repo, revision="v1")
+compared = compare_findings(repo, study)
+seen = {
+    "described": dry.describe(), "before": before, "changed": [sent.changed, again.changed], "commands": commands,
+    "origin": loaded.origin, "n": len(loaded.latents), "means": loaded.concepts["class_mean"].sum(),
+    "rho": compared.latents["rank_correlation"].min(), "readers": sorted(loaded.notes["author"].unique()),
+}
+"""
+
+ONLY_DATASETS = """
+import sys
+from datasets import get_dataset_config_names, load_dataset
+
+repo = sys.argv[1]
+seen = {"configs": get_dataset_config_names(repo), "default": load_dataset(repo, split="train").column_names}
+for config in seen["configs"]:
+    loaded = load_dataset(repo, config, revision="v1", split="train")
+    loaded.to_parquet(sys.argv[2] + "/" + config + ".parquet")
+seen["modules"] = [name for name in ("mammosae_plugin", "sae_lens", "torch") if name in sys.modules]
+"""
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with LoopbackHub() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def published(hub, noted, tmp_path_factory):
+    home = tmp_path_factory.mktemp("publisher")
+    folder = tmp_path_factory.mktemp("sent") / "findings"
+    return folder, run_on_hub(hub, home, PUBLISH, noted, "someone/findings", folder)
+
+
+def test_what_is_published_is_what_was_staged_in_one_commit(hub, published):
+    folder, seen = published
+    state = hub.repos["dataset", "someone/findings"].state()
+    staged = {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in folder.rglob("*") if path.is_file()}
+    there = {path: digest for path, digest in state["files"].items() if path != ".gitattributes"}
+    assert there == staged
+    assert state["private"] and state["n_commits"] == 2 and list(state["tags"]) == ["v1"]
+    assert seen["changed"] == [True, False]
+    assert seen["before"]["error"] in ("HubError", "InputError")  # a dry run sends nothing
+    for path, digest in staged.items():
+        assert path in seen["described"] and digest in seen["described"]
+
+
+def test_published_findings_are_loaded_and_compared_from_the_hub(published, noted):
+    _, seen = published
+    own = Findings.of_study(noted, min_group=2)
+    assert (seen["origin"], seen["n"], seen["readers"]) == ("someone/findings", len(own.latents), ["AB", "CD"])
+    assert seen["means"] == own.concepts["class_mean"].sum()
+    assert seen["rho"] == pytest.approx(1)
+
+
+def test_a_process_with_only_datasets_loads_every_config(hub, published, tmp_path):
+    folder, _ = published
+    seen = run_on_hub(hub, tmp_path, ONLY_DATASETS, "someone/findings", tmp_path)
+    assert seen["configs"] == list(SCHEMAS) and seen["modules"] == []
+    assert seen["default"] == SCHEMAS["latents"].names
+    for config, schema in SCHEMAS.items():
+        loaded = pq.read_table(tmp_path / f"{config}.parquet").replace_schema_metadata(None).cast(schema)
+        assert loaded.equals(pq.read_table(folder / parquet_path(config)).cast(schema)), config
+
+
+def test_a_staged_folder_is_a_dataset_for_datasets(staged, tmp_path):
+    loaded = datasets.load_dataset(str(staged), "latents", split="train", cache_dir=str(tmp_path))
+    assert loaded.column_names == SCHEMAS["latents"].names
+    assert loaded[5]["concepts"][0]["concept"] == "Mass"
+    assert datasets.load_dataset(str(staged), "study", split="train", cache_dir=str(tmp_path))[0]["min_group"] == 2
+
+
+def test_the_command_sends_nothing_unless_it_is_told_to(published):
+    (refused, dry, sent) = published[1]["commands"]
+    assert refused[0] == 2 and "--licence" in refused[1] and refused[2] is None
+    assert dry[0] == 0 and parquet_path("latents") in dry[1] and "Nothing was sent" in dry[1] and dry[2] is None
+    assert sent[0] == 0 and list(sent[2]["tags"]) == ["v2"] and parquet_path("latents") in sent[2]["files"]

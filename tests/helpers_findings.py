@@ -1,0 +1,38 @@
+"""A small study whose findings are published: two layers, two concepts, no real figures."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers_study import layered_settings, write_study
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from mammosae_plugin import study_layer
+from mammosae_plugin.config import load_config
+from mammosae_plugin.study import Study
+
+FIGURES = ("figure_2_Mass.png", "figure_3_pretrained_Mass.png", "figure_4_pretrained_Mass.png", "layers.png")
+
+
+def small_study(folder: Path, phantom_root: Path) -> Study:
+    """A study of an inner layer and the final map, run here; its figures, which take most of the time, are blank."""
+    settings = layered_settings(folder, phantom_root)
+    settings["analysis"] |= {"inner_controls": 1}
+    study = Study(load_config(write_study(folder, settings)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study_layer, "write_figures", _draw_quickly)
+        patch.setattr(study_layer, "write_tables", lambda *_: [])
+        patch.setattr(study_layer, "write_report", lambda folder: folder)
+        study.run()
+    return study
+
+
+def _draw_quickly(_results: Any, _class_means: Any, _panels: Any, folder: Path) -> list[Path]:
+    """Names of figures as they are, with a text inside that must not travel."""
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    texts = PngInfo()
+    texts.add_text("Author", "somebody")
+    for name in FIGURES:
+        Image.new("RGB", (60, 40), "white").save(folder / "figures" / name, pnginfo=texts)
+    return [folder / "figures" / name for name in FIGURES]
