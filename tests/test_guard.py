@@ -214,7 +214,9 @@ def make_space(folder: Path) -> None:
             (folder / page.name).write_bytes(page.read_bytes())
     (folder / "README.md").write_text(FRONT_MATTER.replace("tags", "sdk: static\ntags") + "A page\n")
     (folder / "data").mkdir()
-    (folder / "data" / "latents.js").write_text('window.MAMMOSAE_LATENTS = [[3, 0.5, "Mass"], [4, 0.25, "none"]];\n')
+    (folder / "data" / "latents.js").write_text(
+        'window.MAMMOSAE_LATENTS = {"n_images": [30, 26], "rate": 0.5, "rows": [[3, 0.5, "Mass"]]};\n'
+    )
 
 
 MAKERS: dict[str, Callable[[Path], None]] = {

@@ -687,7 +687,7 @@ def _group(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _small_row(row: Mapping[str, Any], least: int) -> bool:
     """Whether one of a row's counts is too small, or is not told."""
-    counts = [row[key] for key in _COUNT_KEYS if key in row]
+    counts = [row[key] for key in _COUNT_KEYS if key in row and isinstance(row[key], (int, float, type(None)))]
     if isinstance(row.get("n_rows"), int) and isinstance(row.get("n_positive"), int):
         counts.append(row["n_rows"] - row["n_positive"])
     return any(is_small(count, least) for count in counts)
