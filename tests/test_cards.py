@@ -202,7 +202,7 @@ def test_what_the_card_of_an_sae_says_comes_from_its_files() -> None:
     assert row_of(card, "seed")[1] == "0"
     assert row_of(card, "0.750") == ["0.750", "12.5", "25.0 %", "held-out patients, 2,048 rows"]
     assert "PhysioNet Restricted Health Data License 1.5.0" in row_of(card, "data")[1]
-    assert "![figure 4 finetuned Mass](figures/figure_4_finetuned_Mass.png)" in card
+    assert "![Class means: finetuned Mass](figures/figure_4_finetuned_Mass.png)" in card
 
 
 def test_confounders_that_somebody_found_are_named() -> None:

@@ -258,6 +258,7 @@ def _render(template: str, **facts: Any) -> str:
         "dataset": lambda name: DATA.get(name, f"{_dataset_name(name)} (its terms are its owner's)"),
         "grouped": _grouped,
         "interval": _interval,
+        "caption": _caption,
     }
     text = environment.get_template(template).render(facts)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
@@ -283,6 +284,16 @@ def _interval(value: Row | None) -> str:
         if value["_low"] is not None
         else (f"{value['']:.3f}")
     )
+
+
+def _caption(figure: str) -> str:
+    """What a figure shows, from the name that a study gave it."""
+    name = figure.rpartition("/")[2].removesuffix(".png")
+    known = {"figure_2_": "Interventions: ", "figure_4_": "Class means: ", "layers": "Layers side by side"}
+    for prefix, words in known.items():
+        if name.startswith(prefix):
+            return _cell(words + name.removeprefix(prefix).replace("_", " "))
+    return _cell(name.replace("_", " "))
 
 
 def _cell(value: Any) -> str:
