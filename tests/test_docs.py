@@ -104,7 +104,12 @@ def test_commands_and_their_options_exist(page: Path) -> None:
     for _, text in [*blocks(page, "bash"), *blocks(page, "text")]:
         for command, rest in re.findall(r"^(?:\$ )?mammosae (\w+)(.*)$", text, flags=re.MULTILINE):
             assert command in commands, command
-            options = {option for parameter in commands[command].params for option in parameter.opts}
+            found = commands[command]
+            if hasattr(found, "commands"):  # a group, such as publish
+                name = rest.split()[0]
+                assert name in found.commands, f"{command} {name}"
+                found = found.commands[name]
+            options = {option for parameter in found.params for option in parameter.opts}
             for option in re.findall(r"(?<=\s)--[\w-]+", rest.partition("#")[0]):
                 assert option in {*options, "--help"}, f"{command} {option}"
 
