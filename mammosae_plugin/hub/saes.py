@@ -137,7 +137,6 @@ def publish_sae(
             "figures": sorted(path.relative_to(folder).as_posix() for path in (folder / "figures").glob("*.png")),
         }
         write_text(folder / CARD, _card(card))
-        check_with_sae_lens({name: folder / name for name in facts}, {name: origins[name].sae for name in facts})
         publication = prepare(
             folder,
             repo_id,
@@ -150,6 +149,7 @@ def publish_sae(
             message=message or f"SAE {', '.join(facts)}",
             token=token,
         )
+        check_with_sae_lens({name: folder / name for name in facts}, {name: origins[name].sae for name in facts})
         if not dry_run:
             return publication.send(token=token)
     except BaseException:
@@ -439,16 +439,20 @@ from safetensors.torch import load_file, save_file
 from sae_lens import SAE
 
 work = json.loads(sys.argv[1])
-found = {}
+found, errors = {}, {}
 for number, folder in enumerate(work["folders"]):
-    sae = SAE.load_from_disk(folder, device="cpu")
-    rows = load_file(work["rows"])[str(number)]
-    with torch.no_grad():
-        latents = sae.encode(rows)
-        found[f"{number}.latents"] = latents.contiguous()
-        found[f"{number}.reconstruction"] = sae.decode(latents).contiguous()
+    try:
+        sae = SAE.load_from_disk(folder, device="cpu")
+        rows = load_file(work["rows"])[str(number)]
+        with torch.no_grad():
+            latents = sae.encode(rows)
+            found[f"{number}.latents"] = latents.contiguous()
+            found[f"{number}.reconstruction"] = sae.decode(latents).contiguous()
+    except Exception as error:
+        errors[number] = f"{type(error).__name__}: {error}"
 assert not any(name.startswith("mammosae") for name in sys.modules)
 save_file(found, work["found"])
+print(json.dumps(errors))
 """
 
 
@@ -466,11 +470,35 @@ def check_with_sae_lens(folders: Mapping[str, Path], saes: Mapping[str, Any]) ->
         InputError: it cannot be loaded, or computes something else.
     """
     rows = {name: _fixed_rows(sae) for name, sae in saes.items()}
+    found, errors = _computed_by_sae_lens(folders, rows)
+    problems = [f"cannot load {name}: {' '.join(reason.split())}" for name, reason in errors.items()]
+    for name, folder in folders.items():
+        if name in errors:
+            continue
+        with torch.no_grad(), _evaluating(saes[name]):
+            expected = {"latents": load_vision_sae(folder).encode(rows[name])}
+            if not isinstance(saes[name], TrainingSAE):  # which may answer otherwise in training than in use
+                expected["reconstruction"] = saes[name](rows[name])
+        for what, tensor in expected.items():
+            off = float((found[name][what] - tensor).abs().max() / tensor.abs().max().clamp_min(1.0))
+            if not off <= TOLERANCE:
+                problems.append(
+                    f"computes other {what} with {name} than this package (off by {off:.2g} of the largest)"
+                )
+    if problems:
+        raise InputError(f"not published: plain sae-lens {sae_lens.__version__} {'; it '.join(problems)}")
+
+
+def _computed_by_sae_lens(
+    folders: Mapping[str, Path], rows: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, str]]:
+    """By id, the latents and the reconstruction; and why others could not be loaded."""
+    names = list(folders)
     with tempfile.TemporaryDirectory(prefix="mammosae-check-") as place:
         given, answer = Path(place) / "rows.safetensors", Path(place) / "found.safetensors"
-        paths = [str(folders[name].resolve()) for name in folders]
+        paths = [str(folders[name].resolve()) for name in names]
         work = {"folders": paths, "rows": str(given), "found": str(answer)}
-        write_safetensors(given, {str(number): rows[name] for number, name in enumerate(folders)})
+        write_safetensors(given, {str(number): rows[name] for number, name in enumerate(names)})
         done = subprocess.run(
             [sys.executable, "-c", _PROGRAM, json.dumps(work)],
             capture_output=True,
@@ -481,21 +509,15 @@ def check_with_sae_lens(folders: Mapping[str, Path], saes: Mapping[str, Any]) ->
         )
         if done.returncode != 0:
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise InputError(f"plain sae-lens {sae_lens.__version__} cannot load what was staged: {reason}")
-        found = load_file(answer)
-    for number, (name, folder) in enumerate(folders.items()):
-        with torch.no_grad(), _evaluating(saes[name]):
-            ours = load_vision_sae(folder).encode(rows[name])
-            expected = {"latents": ours}
-            if not isinstance(saes[name], TrainingSAE):  # which may answer otherwise in training than in use
-                expected["reconstruction"] = saes[name](rows[name])
-        for what, tensor in expected.items():
-            off = float((found[f"{number}.{what}"] - tensor).abs().max() / tensor.abs().max().clamp_min(1.0))
-            if not off <= TOLERANCE:
-                raise InputError(
-                    f"plain sae-lens computes other {what} with {name} than this package (off by {off:.2g} of the "
-                    "largest); it was not published"
-                )
+            raise InputError(f"the process that imports sae-lens alone failed, so nothing was published: {reason}")
+        errors = {names[int(number)]: reason for number, reason in json.loads(done.stdout.splitlines()[-1]).items()}
+        tensors = load_file(answer)
+    computed = {
+        name: {what: tensors[f"{number}.{what}"] for what in ("latents", "reconstruction")}
+        for number, name in enumerate(names)
+        if name not in errors
+    }
+    return computed, errors
 
 
 def _fixed_rows(sae: Any) -> torch.Tensor:
