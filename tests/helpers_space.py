@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from mammosae_plugin.hub.findings import Findings
+from mammosae_plugin.hub.findings_schema import JSON_COLUMNS, SCHEMAS, parquet_path
 
 Row = dict[str, Any]
 
@@ -278,3 +281,39 @@ def _study(
         },
         "named_latents": named,
     }
+
+
+def write_findings(findings: Findings, folder: Path) -> Path:
+    """Findings as the folder of a dataset, without its card."""
+    per_class = {"n_images": "n_images", "class_means": "class_mean", "scores": "score", "ranks": "rank"}
+    nested: dict[tuple[Any, ...], list[Row]] = {}
+    for (*place, concept), rows in findings.concepts.groupby(["layer", "encoder", "latent", "concept"], sort=False):
+        rows = rows.sort_values("class")
+        single = {name: _plain(rows[name].iloc[0]) for name in ("average_precision", "ablation_effect")}
+        lists = {name: [_plain(value) for value in rows[column]] for name, column in per_class.items()}
+        nested.setdefault(tuple(place), []).append({"concept": concept, **lists, **single})
+    notes: dict[tuple[Any, ...], list[Row]] = {}
+    for note in findings.notes.to_dict("records"):
+        place = tuple(note.pop(name) for name in ("layer", "encoder", "latent"))
+        notes.setdefault(place, []).append({name: _plain(value) for name, value in note.items()})
+    latents = []
+    for row in findings.latents.to_dict("records"):
+        place = (row["layer"], row["encoder"], row["latent"])
+        plain = {name: _plain(value) for name, value in row.items()}
+        latents.append({**plain, "concepts": nested[place], "notes": notes.get(place, [])})
+    study = {name: json.dumps(value) if name in JSON_COLUMNS else value for name, value in findings.study.items()}
+    tables: dict[str, list[Row]] = {"latents": latents, "study": [study]}
+    for config in ("interventions", "reconstruction", "localization"):
+        records = getattr(findings, config).to_dict("records")
+        tables[config] = [{name: _plain(value) for name, value in row.items()} for row in records]
+    for config, records in tables.items():
+        path = folder / parquet_path(config)
+        path.parent.mkdir(parents=True)
+        schema = SCHEMAS[config]
+        whole = [{name: row.get(name) for name in schema.names} for row in records]
+        pq.write_table(pa.Table.from_pylist(whole, schema=schema), path)
+    return folder
+
+
+def _plain(value: Any) -> Any:
+    return None if pd.isna(value) else value

@@ -82,7 +82,7 @@
       return;
     }
     document.getElementById("title").textContent = index.title;
-    document.getElementById("origin").textContent = `From findings of ${index.studies.map((study) => study.origin).join(" and ")}, `
+    document.getElementById("origin").textContent = `Findings: ${index.studies.map((study) => study.origin).join(" and ")}, `
       + `${index.studies.map((study) => study.created).join(" and ")}. No image, no row of a single patient is in this page. Drawn by mammosae-plugin; research only, not a medical device.`;
     window.addEventListener("hashchange", () => show(true));
     window.addEventListener("resize", () => mammosae.redraw?.());

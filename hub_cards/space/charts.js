@@ -40,6 +40,13 @@ mammosae.charts = (() => {
     return found;
   };
 
+  // What tick values are divided by, so that they stay short, and how a title says so.
+  const unit = (low, high) => {
+    const size = Math.max(Math.abs(low), Math.abs(high));
+    const exponent = size > 0 && (size < 0.005 || size >= 10000) ? Math.floor(Math.log10(size)) : 0;
+    return { of: (value) => tickText(value / 10 ** exponent), title: exponent ? ` (× ${mammosae.power(exponent)})` : "" };
+  };
+
   const tickText = (value) => mammosae.number(Number(value.toPrecision(6))).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "");
 
   const xTick = (root, x, text, line = false) => root.append(
@@ -87,16 +94,16 @@ mammosae.charts = (() => {
 
   // Score against rank (log scale), with the mark of one latent.
   const ranking = (scores, ranks, row, label) => {
-    const root = frame(label, "rank (log scale)", "score");
     const points = Array.from(ranks, (rank, i) => [rank, scores[i]]).filter(([rank, score]) => rank > 0 && !Number.isNaN(score))
       .sort((one, other) => one[0] - other[0]);
-    if (!points.length) return root;
     const last = points[points.length - 1][0];
     const highest = points.reduce((high, point) => Math.max(high, point[1]), 0);
     const lowest = points.reduce((low, point) => Math.min(low, point[1]), 0);
+    const values = unit(lowest, highest);
+    const root = frame(label, "rank (log scale)", `score${values.title}`);
     const x = scale(0, Math.log10(last), LEFT, WIDTH - RIGHT);
     const y = scale(lowest, highest, HEIGHT - BOTTOM, TOP + 4);
-    for (const tick of ticks(lowest, highest, 3)) yTick(root, y(tick), tickText(tick));
+    for (const tick of ticks(lowest, highest, 3)) yTick(root, y(tick), values.of(tick));
     for (let power = 0; 10 ** power <= last; power += 1) xTick(root, x(power), mammosae.count(10 ** power));
     // One point per half pixel is all that the line can show.
     let previous = -1;
@@ -123,10 +130,9 @@ mammosae.charts = (() => {
     // Equal steps from one tested k to the next: the tested values are spread too unevenly for any scale.
     const x = (k) => scale(0, Math.max(1, ks.length - 1), LEFT + 14, WIDTH - RIGHT - 14)(ks.indexOf(k));
     const known = rows.flatMap((row) => [row.auroc, row.random_auroc_low, row.random_auroc_high]).filter((value) => value !== null);
-    const low = Math.min(0.5, ...known);
-    const floor = Math.floor(low * 10 + 1e-9) / 10;
+    const floor = Math.min(0.5, ...known) >= 0.4 ? 0.4 : 0;
     const y = scale(floor, 1, HEIGHT - BOTTOM, TOP);
-    for (const tick of ticks(floor, 1, 4)) yTick(root, y(tick), tick.toFixed(1));
+    for (const tick of ticks(floor, 1, 5)) yTick(root, y(tick), tick.toFixed(1));
     const every = Math.ceil(ks.length / (narrow.matches ? 8 : 12));
     ks.forEach((k, i) => {
       if ((enters === null || Math.abs(i - ks.indexOf(enters)) >= every) && i % every === 0 || k === enters) xTick(root, x(k), tickText(k));
@@ -172,6 +178,7 @@ mammosae.charts = (() => {
       const padded = ([low, high]) => (low < high ? [low - 0.04 * (high - low), high + 0.04 * (high - low)] : [low - 1, high + 1]);
       const [xLow, xHigh] = padded(range(xs));
       const [yLow, yHigh] = padded(range(ys));
+      const [across, up] = [unit(xLow, xHigh), unit(yLow, yHigh)];
       const left = 62;
       const bottom = height - 46;
       const x = scale(xLow, xHigh, left, width - 12);
@@ -182,11 +189,11 @@ mammosae.charts = (() => {
       pen.fillStyle = color("--muted");
       for (const tick of ticks(xLow, xHigh, width < 420 ? 3 : 5)) {
         pen.beginPath(); pen.moveTo(x(tick), 10); pen.lineTo(x(tick), bottom); pen.stroke();
-        pen.textAlign = "center"; pen.fillText(tickText(tick), x(tick), bottom + 16);
+        pen.textAlign = "center"; pen.fillText(across.of(tick), x(tick), bottom + 16);
       }
       for (const tick of ticks(yLow, yHigh, 5)) {
         pen.beginPath(); pen.moveTo(left, y(tick)); pen.lineTo(width - 12, y(tick)); pen.stroke();
-        pen.textAlign = "right"; pen.fillText(tickText(tick), left - 6, y(tick) + 4);
+        pen.textAlign = "right"; pen.fillText(up.of(tick), left - 6, y(tick) + 4);
       }
       const [from, to] = [Math.max(xLow, yLow), Math.min(xHigh, yHigh)];
       if (from < to) {
@@ -197,11 +204,11 @@ mammosae.charts = (() => {
       }
       pen.fillStyle = color("--ink");
       pen.textAlign = "center";
-      pen.fillText(xTitle, (left + width - 12) / 2, height - 8, width - left - 12);
+      pen.fillText(xTitle + across.title, (left + width - 12) / 2, height - 8, width - left - 12);
       pen.save();
       pen.translate(13, (10 + bottom) / 2);
       pen.rotate(-Math.PI / 2);
-      pen.fillText(yTitle, 0, 0, bottom - 10);
+      pen.fillText(yTitle + up.title, 0, 0, bottom - 10);
       pen.restore();
 
       places = [];

@@ -32,7 +32,7 @@ mammosae.statistics = (() => {
 })();
 
 mammosae.pages.compare = (() => {
-  const { el, charts, number, fixed, percent, conceptName, encoderName, className, count } = mammosae;
+  const { el, charts, number, fixed, firingRate, conceptName, encoderName, className, count } = mammosae;
 
   const VALUES = {
     score: ["Score", (table, concept, cls, row) => table.concepts[concept].scores[cls][row]],
@@ -183,7 +183,7 @@ mammosae.pages.compare = (() => {
         order.map((i) => {
           const [row, other] = rows[i];
           return [el("a", { href: mammosae.latentAddress(state.left, latent(i), concept) }, String(latent(i))),
-            count(left.concepts[concept].ranks[cls][row]), count(right.concepts[concept].ranks[cls][other]), percent(left.rate[row]), percent(right.rate[other]), words[marked.get(i)]];
+            count(left.concepts[concept].ranks[cls][row]), count(right.concepts[concept].ranks[cls][other]), firingRate(left.rate[row]), firingRate(right.rate[other]), words[marked.get(i)]];
         }), { caption: `The ${top} best of each for the class “${className(cls, state.classes)}”` })),
     ];
   };

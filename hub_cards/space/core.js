@@ -165,6 +165,9 @@ mammosae.count = (value) => Number(value).toLocaleString("en-US");
 // "1 latent", "2 latents".
 mammosae.counted = (value, noun) => `${mammosae.count(value)} ${noun}${value === 1 ? "" : "s"}`;
 
+mammosae.power = (exponent) =>
+  `10${String(exponent).replace("-", "⁻").replace(/\d/g, (digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit])}`;
+
 // Three significant digits; very small numbers as powers of ten.
 mammosae.number = (value) => {
   if (value === null || value === undefined || Number.isNaN(value)) return mammosae.MISSING;
@@ -175,8 +178,7 @@ mammosae.number = (value) => {
   else if (size >= 0.001) text = value.toPrecision(3);
   else {
     const [digits, exponent] = value.toExponential(1).split("e");
-    const raised = String(Number(exponent)).replace("-", "⁻").replace(/\d/g, (digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]);
-    text = `${digits} × 10${raised}`;
+    text = `${digits} × ${mammosae.power(Number(exponent))}`;
   }
   return text.replace("-", "−");
 };
@@ -191,10 +193,11 @@ mammosae.signed = (value) => (value > 0 ? `+${mammosae.number(value)}` : mammosa
 mammosae.percent = (share) => {
   if (share === null || share === undefined || Number.isNaN(share)) return mammosae.MISSING;
   const value = 100 * share;
-  if (value === 0) return "never";
-  if (value === 100) return `${value} %`;
+  if (value === 0 || value === 100) return `${value} %`;
   return `${value >= 10 ? value.toFixed(1) : value >= 1 ? value.toFixed(2) : mammosae.number(value)} %`;
 };
+
+mammosae.firingRate = (share) => (share === 0 ? "never" : mammosae.percent(share));
 
 mammosae.interval = (row, name) =>
   (row[`${name}_low`] === null || row[`${name}_low`] === undefined ? ""

@@ -2,7 +2,7 @@
 // The page of one latent: how often it fires, how it answers to each concept, its place in ranking and sweep, its notes.
 
 mammosae.pages.latent = (() => {
-  const { el, charts, number, fixed, percent, signed, conceptName, encoderName, className, count, counted } = mammosae;
+  const { el, charts, number, fixed, percent, firingRate, signed, conceptName, encoderName, className, count, counted } = mammosae;
 
   // A number, or the word for one that was suppressed.
   const or = (hidden, value, write) => (value === null || Number.isNaN(value) ? (hidden ? mammosae.SUPPRESSED : mammosae.MISSING) : write(value));
@@ -20,7 +20,8 @@ mammosae.pages.latent = (() => {
     const silent = `${count(dead)} of ${counted(table.size, "latent")} never fire.`;
     if (!(own > 0)) return `It fires in no test image. ${silent}`;
     const fewer = rates.filter((rate) => rate < own).length;
-    const share = rates.length > 1 ? ` That is more often than ${percent(fewer / (rates.length - 1))} of the other latents that fire at all.` : "";
+    const others = rates.length - 1;
+    const share = others > 0 ? ` That is more often than ${percent(fewer / others)} (${count(fewer)} of ${count(others)}) of the other latents that fire at all.` : "";
     return `It fires in ${percent(own)} of the test images.${share} ${silent}`;
   };
 
@@ -70,6 +71,7 @@ mammosae.pages.latent = (() => {
     const rows = study.interventions.filter((one) => mammosae.belongs(one, info, concept.name) && !one.error_term);
     const place = entry(concept, row);
     if (!rows.length) return el("p", { class: "missing" }, "No sweep was run for this concept.");
+    if (rows.every((one) => one.auroc === null)) return el("p", { class: "missing" }, "The sweep is hidden, because too few patients stand behind it.");
     const ks = [...new Set(rows.map((one) => one.k))].sort((one, other) => one - other);
     const enters = ks.find((k) => k >= place.rank) ?? null;
     const best = `Its best rank is ${count(place.rank)} (class “${className(place.class, concept.ranks.length)}”)`;
@@ -135,7 +137,7 @@ mammosae.pages.latent = (() => {
       if (row === undefined) continue;
       for (const concept of Object.values(other.concepts)) {
         const last = concept.ranks.length - 1;
-        rows.push([el("a", { href: mammosae.latentAddress(info, latent) }, encoderName(info.encoder)), percent(other.rate[row]), conceptName(concept.name),
+        rows.push([el("a", { href: mammosae.latentAddress(info, latent) }, encoderName(info.encoder)), firingRate(other.rate[row]), conceptName(concept.name),
           or(mammosae.hiddenRanks(concept), concept.ranks[last][row], count), fixed(concept.precision[row])]);
       }
     }
@@ -186,7 +188,7 @@ mammosae.pages.latent = (() => {
       el("p", { class: "where" }, `Encoder ${encoderName(info.encoder)} · layer ${info.layer} `, el("code", {}, info.hook_name),
         index.studies.length > 1 ? ` · ${study.title}` : ""),
       el("dl", { class: "facts" },
-        fact("Fires in", percent(table.rate[row]), "share of the test images, anywhere in the image"),
+        fact("Fires in", firingRate(table.rate[row]), "share of the test images, anywhere in the image"),
         fact("Maximum", or(mammosae.hiddenMaximum(table, row), table.maximum[row], number), "largest activation in any test image"),
         fact("Mean", number(table.mean[row]), "over all positions of all test images"),
         fact("Notes", count(notes.length), notes.length ? "by readers, at the end of the page" : "none yet")),

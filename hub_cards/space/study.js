@@ -4,6 +4,11 @@
 mammosae.pages.study = (() => {
   const { el, readable, conceptName, encoderName, plain, fixed, count } = mammosae;
 
+  const NAMES = { d_in: "Channels", d_sae: "Latents", mse: "MSE", l0: "L0", sha256: "SHA-256" };
+  const VARIANTS = { without_sae: "without SAE", with_sae: "with SAE" };
+  const heading = (name) => NAMES[name] ?? readable(name.includes("_") ? name : name.charAt(0).toUpperCase() + name.slice(1)).replace(/^n /i, "")
+    .replace(/^./, (first) => first.toUpperCase());
+
   const terms = (study) => [
     ["Latent", "One unit of the sparse autoencoder (SAE). At each position of the image's feature map it is silent (0) or fires with some strength. Few fire at once, so that each may stand for something nameable, such as a bright spot or an edge. What it stands for is not known beforehand, and a name given by a reader is an interpretation."],
     ["Encoder, layer", "The network whose inner values the SAE reads, and the place in it. An encoder trained for one concept is named with it, as in “finetuned/Mass”."],
@@ -22,14 +27,14 @@ mammosae.pages.study = (() => {
   const facts = (values) => el("dl", { class: "facts" }, Object.entries(values)
     .filter(([, value]) => value !== null && typeof value !== "object")
     .map(([name, value]) => el("div", { class: String(value).length > 40 ? "full" : null },
-      el("dt", {}, readable(name.includes("_") ? name : name.charAt(0).toUpperCase() + name.slice(1))),
+      el("dt", {}, heading(name)),
       el("dd", {}, typeof value === "number" ? plain(value) : String(value)))));
 
   const wide = (rows, caption) => {
     const simple = rows.map((row) => Object.fromEntries(Object.entries(row).filter(([, value]) => typeof value !== "object" || value === null || Array.isArray(value))));
     const names = [...new Set(simple.flatMap(Object.keys))];
     return rows.length ? mammosae.plainTable(
-      names.map((name) => ({ text: readable(name).replace(/^n /i, "").replace(/^./, (first) => first.toUpperCase()), number: simple.some((row) => typeof row[name] === "number") })),
+      names.map((name) => ({ text: heading(name), number: simple.some((row) => typeof row[name] === "number") })),
       simple.map((row) => names.map((name) => {
         const value = row[name];
         if (value === null || value === undefined) return mammosae.MISSING;
@@ -44,25 +49,26 @@ mammosae.pages.study = (() => {
     return [
       several && el("h2", {}, study.title),
       el("p", {}, `${study.data_kind === "phantom" ? "The images are generated phantoms: the numbers show how the method runs and say nothing about patients. " : ""}`
-        + `Made on ${study.created}. Source: `, study.link ? el("a", { href: study.link, rel: "noopener" }, study.origin) : el("code", {}, study.origin), "."),
+        + `Made on ${study.created}.`,
+        study.link && [" Source: ", el("a", { href: study.link, rel: "noopener" }, study.origin), "."]),
       el(level, {}, "Data"),
       Array.isArray(study.data.splits) ? wide(study.data.splits, "Images of each split") : null,
       Array.isArray(study.data.concepts) ? wide(study.data.concepts, "Images with each concept; boxes are radiologists' annotations") : null,
       el(level, {}, "Models"),
-      wide(study.models, "Encoders and classifiers"),
+      wide(study.models.map(({ name, ...row }) => row), "Encoders and classifiers"),
       el(level, {}, "Sparse autoencoder"),
       ...sae.flatMap(([layer, values]) => [sae.length > 1 ? el("h4", {}, `Layer ${layer}`) : null, facts(values),
         wide(values.quality ?? [], "How well it copies the layer: explained variance (1 is perfect), L0 (latents that fire per position), share of latents that never fire")]),
       el(level, {}, "With and without the SAE"),
       el("p", {}, "What passing the features through the SAE costs the classifier. Where it costs much, the latents say little about the model."),
       mammosae.plainTable(["Layer", "Encoder", "Concept", "Features", { text: "AUROC", number: true }, { text: "95 % interval", number: true }, { text: "Test rows", number: true }],
-        study.reconstruction.map((row) => [row.layer, row.model, conceptName(row.concept), readable(row.variant).replace("sae", "SAE"),
+        study.reconstruction.map((row) => [row.layer, row.model, conceptName(row.concept), VARIANTS[row.variant] ?? row.variant,
           row.auroc === null ? mammosae.SUPPRESSED : fixed(row.auroc), row.auroc_low === null ? mammosae.MISSING : mammosae.interval(row, "auroc").trim(),
           row.n_rows === null ? mammosae.SUPPRESSED : count(row.n_rows)]),
         { caption: "Classifier's AUROC on the test split" }),
       el(level, {}, "Provenance"),
       facts(study.provenance),
-      facts(study.provenance.packages ?? {}),
+      el("dl", { class: "facts" }, Object.entries(study.provenance.packages ?? {}).map(([name, version]) => el("div", {}, el("dt", {}, name), el("dd", {}, version)))),
       el("details", {}, el("summary", {}, "Settings of the study"), el("pre", {}, JSON.stringify(study.config, null, 1))),
     ];
   };

@@ -103,7 +103,7 @@ mammosae.pages.latents = (() => {
       },
       {
         key: "rate", text: "Fires in", first: "down", number: true, title: "Share of test images in which it fires anywhere",
-        of: (table, row) => table.rate[row], write: mammosae.percent,
+        of: (table, row) => table.rate[row], write: mammosae.firingRate,
       },
       {
         key: "maximum", text: "Maximum", first: "down", number: true, wide: true, title: "Largest activation in any test image",

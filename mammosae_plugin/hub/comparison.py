@@ -252,9 +252,9 @@ def _compare_latents(
     records = []
     for row in common:
         tables = [
-            rows[row.layer[i], row.encoder[i], row.concept].pivot(
-                index="latent", columns="class", values=["score", "rank", "class_mean"]
-            )
+            rows[row.layer[i], row.encoder[i], row.concept]
+            .astype({"rank": "float64"})  # a missing rank (suppressed) as NaN, like a missing score
+            .pivot(index="latent", columns="class", values=["score", "rank", "class_mean"])
             for i, rows in enumerate((of_a, of_b))
         ]
         if matching is None:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import write_text
@@ -226,18 +225,10 @@ def _link(origin: str) -> str | None:
 
 def _readme(index: Row, studies: list[Findings]) -> str:
     """The page that the Hub shows of the Space itself; its front matter says that it is static."""
+    from mammosae_plugin.hub.cards import render_space_readme
+
     repositories = [found[1] for study in studies if (found := _REPOSITORY.fullmatch(study.origin))]
-    matter = {"title": index["title"], "sdk": "static", "app_file": "index.html", "pinned": False}
-    matter |= {"datasets": repositories} if repositories else {}
-    titles = " and of ".join(f"“{study['title']}”" for study in index["studies"])
-    return (
-        f"---\n{yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)}---\n\n"
-        f"Findings {f'of {titles}'} to browse: which latents of a mammography model answer to which finding, how often "
-        "they fire, whether they fire where the finding was marked, and what readers say of them. The files work from "
-        "a local folder as well: open `index.html`.\n\n"
-        "For research only. Not a medical device. No image and no row of a single patient is part of these files; what "
-        "rests on too few patients is left out.\n"
-    )
+    return render_space_readme({"title": index["title"], "datasets": repositories})
 
 
 def publish_space(

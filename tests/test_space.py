@@ -1,0 +1,788 @@
+"""The Space: its data are the findings' numbers, and its pages do in a browser what they promise."""
+
+import json
+import math
+import re
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from helpers_hub import LoopbackHub, run_on_hub
+from helpers_space import CHROMIUM_FLAGS, KS, chromium, read_data, synthetic_findings, write_findings
+from typer.testing import CliRunner
+
+from mammosae_plugin.cli import app
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import sha256_of_file
+from mammosae_plugin.hub.comparison import compare_findings
+from mammosae_plugin.hub.findings import Findings
+from mammosae_plugin.hub.guard import PrivacyContext, PrivacyError, check_staged
+from mammosae_plugin.hub.space import PAGES, build_space
+
+PRETRAINED = "#/latent/final/pretrained"
+BEST = 77  # first for Mass in `pretrained`, and named by the study
+NOTES = [
+    {"latent": BEST, "text": "Rims of round, dense masses.", "label": "Mass", "confidence": 4},
+    {"latent": BEST, "text": "Half of it is crossing vessels.", "label": "Mass", "confidence": 2, "author": "Reader B"},
+    {"latent": 3, "text": "The plate with letters in the corner.", "label": "artefact", "confidence": 5},
+    {"latent": 40, "text": "Edge of the pectoral muscle.", "author": "Reader B", "concept": "Suspicious_Calcification"},
+]
+CANARY = "<img src=x onerror='window.pwned=1'><script>window.pwned=1</script>\"'>&lt;b&gt;</script>"
+
+
+@pytest.fixture(scope="module")
+def findings():
+    return synthetic_findings(notes=NOTES)
+
+
+@pytest.fixture(scope="module")
+def replication():
+    return synthetic_findings(noise=0.6, origin="someone-else/replication", title="Replication on other phantoms")
+
+
+@pytest.fixture(scope="module")
+def space(findings, tmp_path_factory):
+    return build_space(findings, tmp_path_factory.mktemp("space") / "one")
+
+
+@pytest.fixture(scope="module")
+def two(findings, replication, tmp_path_factory):
+    return build_space(findings, tmp_path_factory.mktemp("space") / "two", compare=replication)
+
+
+# -- what is written ---------------------------------------------------------------------------------------------------
+
+
+def same(values, column):
+    """Whether JSON values are exactly a column's, null where it is missing."""
+    expected = column.astype(object).where(column.notna(), None).tolist()
+    return len(values) == len(expected) and all(
+        (one is None and other is None) or one == other for one, other in zip(values, expected, strict=True)
+    )
+
+
+def test_every_number_of_every_latent_is_the_findings_number(findings, space):
+    (study,) = read_data(space, "index")["studies"]
+    assert {(table["layer"], table["encoder"]) for table in study["tables"]} == set(
+        findings.latents[["layer", "encoder"]].itertuples(index=False, name=None)
+    )
+    for table in study["tables"]:
+        own = findings.latents.query("layer == @table['layer'] and encoder == @table['encoder']")
+        written = read_data(space, table["file"])
+        for column in ("latent", "firing_rate", "mean_activation"):
+            assert same(written[column], own[column])
+        maxima = np.array([math.nan if value is None else value for value in written["max_activation"]], np.float32)
+        assert np.array_equal(maxima, own["max_activation"].to_numpy(), equal_nan=True)
+        for part in table["concepts"]:
+            rows = findings.concepts.query(
+                "layer == @table['layer'] and encoder == @table['encoder'] and concept == @part['concept']"
+            )
+            written = read_data(space, part["file"])
+            for label, count in enumerate(part["n_images"]):
+                one = rows[rows["class"] == label].sort_values("latent")
+                assert same([count] * len(one), one["n_images"])
+                for name, column in (("class_means", "class_mean"), ("scores", "score"), ("ranks", "rank")):
+                    assert same(written[name][label], one[column])
+                for column in ("average_precision", "ablation_effect"):
+                    assert same(written[column], one[column])
+
+
+def test_the_rows_of_the_analyses_and_the_notes_are_the_findings_rows(findings, space):
+    (study,) = read_data(space, "index")["studies"]
+    for config in ("interventions", "reconstruction", "localization", "notes"):
+        frame = getattr(findings, config)
+        assert len(study[config]) == len(frame) > 0
+        for column in study[config][0]:
+            assert same([row[column] for row in study[config]], frame[column]), (config, column)
+    assert {row["role"] for row in study["roles"]} == {"concept", "background"}
+
+
+def test_what_was_suppressed_is_null_and_never_0(findings, space):
+    (study,) = read_data(space, "index")["studies"]
+    table = next(table for table in study["tables"] if table["encoder"] == "pretrained")
+    part = next(part for part in table["concepts"] if part["concept"] == "Architectural_Distortion")
+    assert part["n_images"] == [429, None]
+    written = read_data(space, part["file"])
+    assert set(written["class_means"][1]) == set(written["ranks"][0]) == {None}
+    assert any(written["class_means"][0])
+    hidden = [row for row in study["interventions"] if row["concept"] == "Architectural_Distortion"]
+    assert hidden and all(row["auroc"] is None for row in hidden)
+
+
+def test_heatmaps_of_single_images_are_not_written(findings, tmp_path):
+    examples = pd.DataFrame({"image": ["0123456789abcdef"], "heatmap": [[[0.5]]]})
+    build_space(replace(findings, examples=examples), tmp_path / "space")
+    assert not [
+        file for file in (tmp_path / "space").rglob("*") if file.is_file() and b"0123456789abcdef" in file.read_bytes()
+    ]
+
+
+def test_findings_read_from_a_folder_give_the_same_space(tmp_path):
+    findings = synthetic_findings(d_sae=24, notes=[{"latent": 2, "text": "an edge"}, {"latent": 9, "text": "a rim"}])
+    space = build_space(findings, tmp_path / "one")
+    read = Findings.load(write_findings(findings, tmp_path / "findings"), origin=findings.origin)
+    again = build_space(read, tmp_path / "two")
+    assert len(list((again / "data").iterdir())) == 19
+    for file in sorted((space / "data").iterdir()):
+        assert (again / "data" / file.name).read_text() == file.read_text(), file.name
+
+
+def test_building_again_leaves_nothing_of_the_study_before(findings, replication, tmp_path):
+    folder = build_space(findings, tmp_path / "space", compare=replication)
+    assert (folder / "data" / "b0.js").is_file()
+    build_space(findings, folder)
+    assert not list((folder / "data").glob("b*"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match="no Space"):
+        build_space(findings, tmp_path / "other")
+    assert [file.name for file in (tmp_path / "other").iterdir()] == ["mine.txt"]
+
+
+def test_the_readme_says_static_and_whose_findings_they_are(space):
+    text = (space / "README.md").read_text()
+    matter = yaml.safe_load(text.split("---")[1])
+    assert matter["sdk"] == "static"
+    assert matter["title"] == "Concept latents of phantom mammograms"
+    assert matter["datasets"] == ["somebody/phantom-findings"]
+    assert "Not a medical device" in text
+
+
+def test_the_pages_make_no_markup_of_text_and_load_nothing_from_elsewhere():
+    pages = resources.files("mammosae_plugin.hub_cards") / "space"
+    assert sorted(page.name for page in pages.iterdir()) == sorted(PAGES)
+    for name in PAGES:
+        text = (pages / name).read_text(encoding="utf-8")
+        for word in (
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+            "eval(",
+            "new Function",
+            "fetch(",
+        ):
+            assert word not in text, (name, word)
+        for address in re.findall(r"https?://[^\s\"'`]+", text):
+            assert address in ("http://www.w3.org/2000/svg", "https://huggingface.co"), (name, address)
+    assert "default-src 'none'; script-src 'self'" in (pages / "index.html").read_text()
+
+
+def test_the_guard_lets_the_space_out_and_stops_an_id_in_a_note(tmp_path):
+    context = PrivacyContext(frozenset({"b8d273e8601f348d"}), ("phantom",))
+    one, other = synthetic_findings(d_sae=24), synthetic_findings(d_sae=24, seed=1)
+    folder = build_space(one, tmp_path / "space", compare=other)
+    assert len(check_staged(folder, "space", context)) == sum(file.is_file() for file in folder.rglob("*"))
+    told = synthetic_findings(notes=[{"latent": 5, "text": "see patient b8d273e8601f348d"}], d_sae=24)
+    with pytest.raises(PrivacyError, match=r"data/index\.js.*private values"):
+        check_staged(build_space(told, folder), "space", context)
+
+
+# -- publishing --------------------------------------------------------------------------------------------------------
+
+PUBLISHER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from helpers_space import synthetic_findings, write_findings
+from typer.testing import CliRunner
+from mammosae_plugin.cli import app
+from mammosae_plugin.hub import publish_space
+
+findings, folder = synthetic_findings(d_sae=24), Path(sys.argv[2])
+dry = publish_space(findings, "someone/space", tag="v1", folder=folder, dry_run=True)
+seen = {"described": dry.describe(), "before": hub()["repos"]}
+seen["sent"] = publish_space(findings, "someone/space", tag="v1", folder=folder).as_text()
+seen["again"] = publish_space(findings, "someone/space", tag="v1").as_text()
+seen["in the way"] = attempt(lambda: publish_space(synthetic_findings(d_sae=12), "someone/space").as_text())
+
+given = write_findings(findings, Path(sys.argv[3]))
+arguments = ["publish", "space", str(given), "someone/by-command", "--title", "Phantoms"]
+seen["dry"] = [(run := CliRunner().invoke(app, arguments)).exit_code, run.output, hub()["repos"]]
+seen["confirmed"] = [(run := CliRunner().invoke(app, [*arguments, "--confirm"])).exit_code, run.output]
+"""
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """What was seen while publishing on a Hub on this machine, and that Hub."""
+    folder = tmp_path_factory.mktemp("published")
+    with LoopbackHub() as hub:
+        given = (Path(__file__).parent, folder / "space", folder / "findings")
+        yield hub, folder / "space", run_on_hub(hub, folder / "home", PUBLISHER, *given)
+
+
+def test_a_space_is_published_as_static_in_one_commit_with_a_tag(published):
+    hub, folder, seen = published
+    assert not seen["before"] and "index.html" in seen["described"]
+    state = hub.repos["space", "someone/space"].state()
+    staged = {file.relative_to(folder).as_posix(): sha256_of_file(file) for file in folder.rglob("*") if file.is_file()}
+    assert {path: digest for path, digest in state["files"].items() if path != ".gitattributes"} == staged
+    assert state["private"] and state["n_commits"] == 2 and list(state["tags"]) == ["v1"]
+    assert "sdk: static" in (folder / "README.md").read_text()
+    assert "--replace" in seen["in the way"]["message"]
+
+
+def test_the_command_sends_a_space_only_when_told_to(published):
+    hub, _, seen = published
+    code, text, repos = seen["dry"]
+    assert code == 0 and "data/index.js" in text and "Nothing was sent" in text
+    assert "space someone/by-command" not in repos and "space someone/space" in repos
+    assert seen["confirmed"][0] == 0, seen["confirmed"][1]
+    files = hub.repos["space", "someone/by-command"].state()["files"]
+    assert "index.html" in files and "data/index.js" in files
+
+
+def test_the_command_builds_a_folder_to_look_at(tmp_path):
+    given = write_findings(synthetic_findings(d_sae=24), tmp_path / "findings")
+    arguments = ["publish", "space", str(given)]
+    run = CliRunner().invoke(app, [*arguments, "--folder", str(tmp_path / "space"), "--compare", str(given)])
+    assert (run.exit_code, run.stdout.strip()) == (0, str(tmp_path / "space" / "index.html")), run.output
+    assert len(read_data(tmp_path / "space", "index")["studies"]) == 2
+    for wrong, word in (([], "--folder"), (["--folder", str(tmp_path / "x"), "--confirm"], "--confirm")):
+        refused = CliRunner().invoke(app, [*arguments, *wrong])
+        assert refused.exit_code == 2 and word in refused.stderr and len(refused.stderr.splitlines()) == 1
+
+
+def test_a_study_folder_is_shown_without_anything_of_its_patients(finished_study, tmp_path):
+    from mammosae_plugin.hub.space import read_findings
+
+    folder = build_space(read_findings(finished_study.output, min_group=1), tmp_path / "space")
+    context = PrivacyContext.of_study(finished_study.output, min_group=1)
+    assert len(context.private_values) > 20
+    assert check_staged(folder, "space", context)
+    assert read_data(folder, "index")["studies"][0]["primary"] == "layer_10"
+
+
+# -- in a browser ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if chromium() is None:
+        pytest.skip("no Chromium on this machine: the pages cannot be looked at")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright drives the browser (pip install '.[dev]')"
+    )
+    with playwright.sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=chromium(), args=list(CHROMIUM_FLAGS))
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def look(browser):
+    """Open a page of a Space; in the end there was no error or warning, and nothing was loaded from elsewhere."""
+    contexts, problems = [], []
+
+    def open_page(folder, address="#/", *, width=1280, height=900, dark=False, problems=problems):
+        context = browser.new_context(
+            viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light"
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: problems.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: problems.append(f"error: {error}"))
+        page.on(
+            "request",
+            lambda request: None if request.url.startswith(("file:", "data:")) else problems.append(request.url),
+        )
+        page.goto(f"{(folder / 'index.html').as_uri()}{address}")
+        page.wait_for_function("document.body.dataset.ready")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+def go(page, address):
+    """Follow an address within the page."""
+    with shown_anew(page):
+        page.evaluate("address => { location.hash = address; }", address)
+
+
+@contextmanager
+def shown_anew(page):
+    before = page.evaluate("document.body.dataset.ready")
+    yield
+    page.wait_for_function("before => document.body.dataset.ready !== before", arg=before)
+
+
+def latents(page):
+    return [int(text) for text in page.locator("table.latents tbody th a").all_inner_texts()]
+
+
+def column(page, key):
+    keys = page.locator("table.latents thead th").evaluate_all("heads => heads.map((head) => head.dataset.key)")
+    return page.locator(f"table.latents tbody tr > :nth-child({keys.index(key) + 1})").all_inner_texts()
+
+
+def of(findings, encoder="pretrained", layer="final", concept="Mass", label=1):
+    """The latents of one table with what they are for one concept, in the table's usual order."""
+    place = ["layer", "encoder", "latent"]
+    rows = findings.concepts.query("concept == @concept and `class` == @label").merge(findings.latents, on=place)
+    return rows.query("layer == @layer and encoder == @encoder").sort_values("rank", kind="stable")
+
+
+def test_the_table_opens_with_the_best_latents_of_the_final_layer(look, findings, space):
+    page = look(space)
+    both = pd.concat([of(findings), of(findings, "finetuned/Mass")]).sort_values("rank", kind="stable")
+    assert latents(page) == both["latent"].head(50).tolist()
+    assert page.locator("#status").inner_text() == "1,024 of 1,024 latents, 1–50 shown, sorted by rank (rising)."
+    assert page.locator(".research").inner_text().startswith("Research only, not a medical device.")
+
+
+@pytest.mark.parametrize(
+    ("key", "field", "first"),
+    [("precision", "average_precision", False), ("rate", "firing_rate", False), ("latent", "latent", True),
+     ("ablation", "ablation_effect", False), ("maximum", "max_activation", False)],
+)  # fmt: skip
+def test_a_click_on_a_heading_sorts_and_a_second_one_turns_the_order(look, findings, space, key, field, first):
+    page = look(space, "#/?encoder=pretrained")
+    heading = page.locator(f'th[data-key="{key}"]')
+    for rising in (first, not first):
+        heading.locator("button").click()
+        own = of(findings).sort_values("latent").sort_values(field, ascending=rising, kind="stable")
+        assert latents(page) == own["latent"].head(50).tolist()  # pandas puts what is missing last too
+        assert heading.get_attribute("aria-sort") == ("ascending" if rising else "descending")
+        assert heading.locator("button").evaluate("button => button === document.activeElement")
+    assert page.locator('th[aria-sort="none"]').count() == page.locator("table.latents th[data-key]").count() - 1
+
+
+def test_filters_choose_layer_encoder_concept_class_firing_rate_and_notes(look, findings, space):
+    page = look(space)
+    page.select_option("#encoder", "pretrained")
+    page.select_option("#concept", "Suspicious_Calcification")
+    own = of(findings, concept="Suspicious_Calcification")
+    assert latents(page) == own["latent"].head(50).tolist()
+    page.select_option("#class", "0")
+    assert latents(page) == of(findings, concept="Suspicious_Calcification", label=0)["latent"].head(50).tolist()
+    page.select_option("#layer", "blocks_4")
+    inner = of(findings, layer="blocks_4", concept="Suspicious_Calcification", label=0)
+    assert latents(page) == inner["latent"].head(50).tolist()
+    assert set(column(page, "ablation")) == {"–"}  # not measured there
+    page.fill("#least", "20")
+    often = inner[inner["firing_rate"] >= 0.2]
+    assert latents(page) == often["latent"].head(50).tolist() and 0 < len(often) < 100
+    assert page.locator("#status").inner_text().startswith(f"{len(often)} of 512 latents")
+    page.fill("#least", "")
+    page.check("#noted")
+    assert page.locator(".missing").inner_text().startswith("No latent passes")  # notes are on the final layer
+    page.select_option("#layer", "final")
+    assert sorted(latents(page)) == [3, 40, BEST]
+
+
+def test_all_layers_and_encoders_stand_in_one_table(look, space):
+    page = look(space, "#/?layer=all")
+    assert page.locator("#status").inner_text().startswith("2,048 of 2,048 latents")
+    assert set(column(page, "layer")) == {"blocks_4", "final"}
+    assert set(column(page, "encoder")) == {"pretrained", "finetuned / Mass"}
+
+
+def test_the_search_finds_numbers_and_words_of_notes(look, space):
+    page = look(space, "#/?encoder=pretrained")
+    for text, found in {
+        "77": [77], "77, 3 500": [77, 3, 500], "vessels": [77], "READER b": [77, 40], "mass rims": [77],
+        "mass plate": [], "artefact": [3], "<b>": [], "77 mass": [77], "3 mass": [],
+    }.items():  # fmt: skip
+        page.fill("#search", text)
+        assert sorted(latents(page)) == sorted(found), text
+    page.fill("#search", "vessels")
+    page.press("#search", "Escape")
+    assert page.input_value("#search") == "" and len(latents(page)) == 50
+
+
+def test_what_was_chosen_stands_in_the_link_and_comes_back_from_it(look, space):
+    page = look(space)
+    page.select_option("#encoder", "finetuned/Mass")
+    page.select_option("#concept", "Mass")
+    page.fill("#least", "0.5")
+    page.locator('th[data-key="rate"] button').click()
+    page.locator("#page-next").click()
+    rows, link = latents(page), page.evaluate("location.hash")
+    assert link == "#/?encoder=finetuned%2FMass&least=0.5&sort=rate&direction=down&page=2".replace(
+        "&direction=down", ""
+    )
+    again = look(space, link)
+    assert latents(again) == rows
+    assert again.input_value("#least") == "0.5" and again.input_value("#encoder") == "finetuned/Mass"
+    assert again.locator('th[aria-sort="descending"]').get_attribute("data-key") == "rate"
+
+
+def test_a_row_opens_the_latent_and_back_leads_to_the_same_list(look, findings, space):
+    page = look(space, "#/?encoder=finetuned%2FMass&sort=rate")
+    rows = latents(page)
+    with shown_anew(page):
+        page.locator("table.latents tbody tr").nth(1).locator("td").nth(2).click()
+    assert page.evaluate("location.hash") == f"#/latent/final/finetuned%2FMass/{rows[1]}?concept=Mass"
+    assert page.locator("h1").inner_text() == f"Latent {rows[1]}"
+    assert page.title().startswith(f"Latent {rows[1]}, finetuned / Mass")
+    with shown_anew(page):
+        page.locator("#next").click()
+    assert page.locator("h1").inner_text() == f"Latent {rows[2]}"
+    with shown_anew(page):
+        page.locator("#back").click()
+    assert latents(page) == rows and page.locator('th[aria-sort="descending"]').get_attribute("data-key") == "rate"
+
+
+def written(value):
+    """A number as the pages write it: three significant digits, which is how Python writes them too."""
+    text = f"{value:#.3g}"
+    return text.replace("-", "−")
+
+
+def test_the_page_of_a_latent_shows_its_numbers(look, findings, space):
+    page = look(space, f"{PRETRAINED}/{BEST}?concept=Mass")
+    own = of(findings).set_index("latent").loc[BEST]
+    facts = page.locator("main dl.facts dd:not(.small)").all_inner_texts()
+    assert facts[:4] == [
+        f"{100 * own.firing_rate:.1f} %",
+        written(own.max_activation),
+        written(own.mean_activation),
+        "2",
+    ]
+    part = page.locator("section.concept").first
+    assert part.get_attribute("data-concept") == "Mass" and "concept latent" in part.locator("h2").inner_text()
+    values = part.locator("dl.facts dd:not(.small)").all_inner_texts()
+    assert values == ["1 of 512", f"{own.average_precision:.3f}", written(own.ablation_effect)]
+    bars = part.locator("table.bars tbody tr")
+    for label, count in ((0, "429"), (1, "131")):
+        row = of(findings, label=label).set_index("latent").loc[BEST]
+        cells = bars.nth(label).locator("td").all_inner_texts()
+        assert [cell.strip() for cell in cells[:2]] == [count, written(row.class_mean)]
+        assert cells[3] == str(row["rank"])
+    # Its place among the firing rates of all latents.
+    live = findings.latents.query("layer == 'final' and encoder == 'pretrained' and firing_rate > 0")["firing_rate"]
+    fewer = (live < own.firing_rate).sum()
+    assert f"({fewer} of {len(live) - 1}) of the other latents" in page.locator("#density").inner_text()
+    assert page.locator("#density svg .bar.here").count() == page.locator("#density svg .mark").count() == 1
+    assert f"{512 - len(live)} of 512 latents never fire" in page.locator("#density").inner_text()
+
+
+def test_the_page_of_a_latent_says_where_it_enters_the_sweep(look, findings, space):
+    ranks = [of(findings, label=label).set_index("latent")["rank"] for label in (0, 1)]
+    smallest = pd.concat(ranks, axis=1).min(axis=1)
+    chosen = int(smallest[(smallest > 10) & (smallest < 50)].index[0])
+    page = look(space, f"{PRETRAINED}/{chosen}?concept=Mass")
+    entered = min(k for k in KS if k >= smallest[chosen])
+    rows = findings.interventions.query(
+        "layer == 'final' and model == 'pretrained' and concept == 'Mass' and k == @entered"
+    )
+    text = page.locator("section.concept").first.locator(".enters").inner_text()
+    assert f"Its best rank is {smallest[chosen]} " in text and f"enters the group at k = {entered} " in text
+    for mode in ("activate", "deactivate"):
+        row = rows[rows["mode"] == mode].iloc[0]
+        assert (
+            f"{row.auroc:.3f} [{row.auroc_low:.3f}, {row.auroc_high:.3f}] (random groups: {row.random_auroc_mean:.3f})"
+            in text
+        )
+    assert page.locator("section.concept").first.locator("svg .mark").count() == 1
+
+
+def test_notes_are_shown_with_who_wrote_them_and_when(look, space):
+    page = look(space, f"{PRETRAINED}/{BEST}")
+    notes = page.locator("#notes li").all_inner_texts()
+    assert len(notes) == 2
+    assert "Rims of round, dense masses." in notes[0] and "Reader A · 2026-11-20 · confidence 4 of 5" in notes[0]
+    assert "Reader B" in notes[1]
+    go(page, f"{PRETRAINED}/{BEST + 1}")
+    assert "No reader has written" in page.locator("#notes").inner_text()
+
+
+def test_what_was_suppressed_is_called_hidden_and_what_was_not_measured_a_dash(look, findings, space):
+    page = look(space, "#/?encoder=pretrained&concept=Architectural_Distortion&sort=rate")
+    assert set(column(page, "rank")) == set(column(page, "score")) == set(column(page, "mean1")) == {"hidden"}
+    assert set(column(page, "ablation")) == {"hidden"} and "hidden" not in column(page, "mean0")
+    # The maximum of a latent that fires in too few patients; one that never fires has none.
+    rare = of(findings).query("firing_rate > 0 and max_activation.isna()")["latent"].iloc[0]
+    dead = of(findings).query("firing_rate == 0")["latent"].iloc[0]
+    go(page, f"#/?encoder=pretrained&text={rare}")
+    assert column(page, "maximum") == ["hidden"]
+    go(page, f"#/?encoder=pretrained&text={dead}")
+    assert (column(page, "maximum"), column(page, "rate"), column(page, "precision")) == (["–"], ["never"], ["–"])
+    go(page, f"{PRETRAINED}/{BEST}?concept=Architectural_Distortion")
+    part = page.locator("section.concept").first
+    assert part.locator("table.bars tbody tr").nth(1).locator("td").all_inner_texts()[0] == "hidden"
+    assert "too few patients" in part.inner_text() and part.locator("svg").count() == 0
+
+
+def test_the_comparison_is_that_of_compare_findings(look, findings, replication, two):
+    page = look(two, "#/compare")
+    computed = compare_findings(findings, replication, top=10)
+    for concept in ("Mass", "Suspicious_Calcification"):
+        page.select_option("#concept", concept)
+        for label in (0, 1):
+            page.select_option("#class", str(label))
+            (expected,) = computed.latents.query(
+                "layer == 'final' and model == 'pretrained' and concept == @concept and `class` == @label"
+            ).itertuples()
+            page.wait_for_selector("#correlation")
+            seen = {
+                name: float(page.get_attribute(f"#{name}", "data-value"))
+                for name in ("correlation", "shared", "compared")
+            }
+            assert seen["correlation"] == pytest.approx(expected.rank_correlation, abs=1e-12)
+            assert (seen["shared"], seen["compared"]) == (expected.shared_top, expected.n_latents)
+            assert f"{written(expected.expected_shared)} expected by chance" in page.locator("main").inner_text()
+    (best,) = computed.localization.query(
+        "layer == 'final' and model == 'pretrained' and concept == 'Mass'"
+    ).itertuples()
+    row = page.locator("main table").last.locator("tbody tr").first.inner_text()
+    assert f"{best.average_precision_a:.3f} latent {best.best_latent_a}" in row
+    assert f"{best.average_precision_b:.3f} latent {best.best_latent_b}" in row
+    assert page.locator(".scatter canvas").get_attribute("aria-label").startswith("Score of")
+
+
+def test_a_comparison_can_be_linked_to_and_its_points_open_latents(look, two):
+    page = look(two, "#/compare")
+    page.select_option("#left", "1/blocks_4/finetuned%2FMass")
+    page.select_option("#right", "2/blocks_4/finetuned%2FMass")
+    page.fill("#top", "25")
+    page.press("#top", "Enter")
+    page.select_option("#value", "rate")
+    link = page.evaluate("location.hash")
+    shared = page.get_attribute("#shared", "data-value")
+    again = look(two, link)
+    assert again.input_value("#right") == "2/blocks_4/finetuned%2FMass" and again.input_value("#top") == "25"
+    assert again.get_attribute("#shared", "data-value") == shared and again.input_value("#value") == "rate"
+    again.locator(".scatter canvas").scroll_into_view_if_needed()
+    found = again.evaluate("""() => {
+      const canvas = document.querySelector(".scatter canvas");
+      const box = canvas.getBoundingClientRect();
+      for (let x = box.width - 14; x > 60; x -= 3) for (let y = 10; y < box.height - 50; y += 3) {
+        const where = { clientX: box.left + x, clientY: box.top + y };
+        canvas.dispatchEvent(new MouseEvent("mousemove", where));
+        if (canvas.style.cursor !== "pointer") continue;
+        canvas.dispatchEvent(new MouseEvent("click", where));
+        return document.querySelector(".tip").textContent;
+      }
+      return null;
+    }""")
+    again.wait_for_selector(".page.latent h1")
+    assert found.startswith(f"{again.locator('h1').inner_text()}:")
+
+
+def test_different_saes_are_not_compared_by_number(look, findings, tmp_path):
+    other = synthetic_findings(sae="b", seed=5, d_sae=512, origin="other/study")
+    page = look(
+        build_space(findings, tmp_path / "space", compare=other),
+        "#/compare?a=1%2Ffinal%2Fpretrained&b=2%2Ffinal%2Fpretrained",
+    )
+    assert "equal latent numbers mean different latents" in page.locator("#different").inner_text()
+    assert page.locator("#correlation").count() == page.locator("canvas").count() == 0
+    assert "0.790" in page.locator("main table").last.inner_text()
+    with pytest.raises(InputError, match="different SAEs"):
+        compare_findings(findings, other)
+
+
+def test_two_encoders_of_one_study_can_be_compared(look, findings, space):
+    page = look(space, "#/compare")
+    assert page.input_value("#left") == "1/final/pretrained"
+    assert page.input_value("#right").startswith("1/final/finetuned")
+    alone = synthetic_findings(layers=("final",))
+    assert int(page.get_attribute("#compared", "data-value")) > 100 and len(alone.latents) == 3 * 512
+
+
+def test_16384_latents_of_several_encoders_sort_and_filter_at_once(look, tmp_path):
+    large = synthetic_findings(d_sae=16384, layers=("final",), notes=NOTES)
+    page = look(build_space(large, tmp_path / "space"), "#/")
+    assert page.locator("#status").inner_text().startswith("32,768 of 32,768 latents")
+    assert page.locator("table.latents tbody tr").count() == 50
+    took = {}
+    for key in ("score", "rate", "notes", "rank"):
+        start = time.perf_counter()
+        page.locator(f'th[data-key="{key}"] button').click()
+        page.wait_for_selector(f'th[data-key="{key}"][aria-sort]:not([aria-sort="none"])')
+        took[key] = time.perf_counter() - start
+    start = time.perf_counter()
+    page.fill("#search", "16383")
+    assert latents(page) == [16383, 16383]
+    took["search"] = time.perf_counter() - start
+    assert max(took.values()) < 2, took  # some 0.15 s on an idle core
+    page.fill("#search", "")
+    page.locator("#page-last").click()
+    assert page.locator(".pager span").inner_text() == "Page 656 of 656"
+    assert len(latents(page)) == 32768 - 655 * 50
+
+
+def test_the_keyboard_does_everything_in_the_table(look, space):
+    page = look(space, "#/?encoder=pretrained")
+    rows = latents(page)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "skip"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+    page.keyboard.press("/")
+    assert page.evaluate("document.activeElement.id") == "search"
+    page.keyboard.type("/")  # in the field it is a letter
+    assert page.input_value("#search") == "/"
+    page.keyboard.press("Escape")
+
+    def focused():
+        return page.evaluate("document.activeElement.textContent")
+
+    page.locator("table.latents tbody a").first.focus()
+    assert page.locator('table.latents tbody a[tabindex="0"]').count() == 1
+    for key, expected in (("ArrowDown", 1), ("ArrowDown", 2), ("ArrowUp", 1), ("End", 49), ("Home", 0), ("ArrowUp", 0)):
+        page.keyboard.press(key)
+        assert focused() == str(rows[expected]), key
+    page.keyboard.press("PageDown")
+    assert page.locator(".pager span").inner_text() == "Page 2 of 11" and focused() == str(latents(page)[0])
+    page.keyboard.press("ArrowUp")  # over the edge: the last row of the page before
+    assert focused() == str(rows[49])
+    with shown_anew(page):
+        page.keyboard.press("Enter")
+    assert page.locator("h1").inner_text() == f"Latent {rows[49]}"
+    assert page.evaluate("document.activeElement.tagName") == "H1"
+    page.keyboard.press("/")
+    page.wait_for_selector("table.latents")
+    page.locator('th[data-key="rate"] button').focus()
+    page.keyboard.press("Space")
+    assert page.locator('th[data-key="rate"]').get_attribute("aria-sort") == "descending"
+
+
+def test_every_field_and_control_has_a_name_and_every_page_one_heading(look, two):
+    page = look(two)
+    for address in ("#/", f"{PRETRAINED}/{BEST}", "#/compare", "#/study", "#/nothing"):
+        go(page, f"{address}?x=1" if address == "#/" else address)
+        assert page.locator("h1").count() == 1
+        unnamed = page.evaluate("""() => [...document.querySelectorAll("input, select, button, svg[role=img], canvas")]
+          .filter((node) => !(node.labels?.length || node.getAttribute("aria-label") || node.textContent.trim()))
+          .map((node) => node.outerHTML)""")
+        assert unnamed == []
+        ids = page.locator("[id]").evaluate_all("nodes => nodes.map((node) => node.id)")
+        assert len(ids) == len(set(ids))
+
+
+def test_dark_follows_the_system_and_the_choice_is_kept(look, space):
+    def luminance(page):
+        return sum(map(int, re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))))
+
+    assert luminance(look(space)) > 700
+    page = look(space, dark=True)
+    assert luminance(page) < 150
+    page.locator("#theme").click()
+    assert luminance(page) > 700 and page.locator("#theme").inner_text() == "Dark"
+    page.reload()
+    page.wait_for_function("document.body.dataset.ready")
+    assert luminance(page) > 700
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_text_stands_out_from_its_background(look, two, dark):
+    """WCAG 2's contrast of 4.5 for the colours of text on those of backgrounds."""
+    page = look(two, dark=dark)
+    colors = page.evaluate("""() => {
+      const style = getComputedStyle(document.documentElement);
+      const names = ["page", "tint", "notice", "ink", "muted", "accent"];
+      return Object.fromEntries(names.map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
+    }""")
+
+    def light(color):
+        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for text in ("ink", "muted", "accent"):
+        for behind in ("page", "tint") + (("notice",) if text == "ink" else ()):
+            low, high = sorted((light(colors[text]), light(colors[behind])))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (text, behind)
+
+
+def test_a_phone_of_360_px_shows_every_page_without_sideways_scrolling(look, two, space):
+    for folder, addresses in (
+        (two, ("#/", "#/?layer=all&concept=density", f"{PRETRAINED}/{BEST}", "#/compare", "#/study", "#/nothing")),
+        (space, ("#/",)),
+    ):
+        page = look(folder, width=360, height=740)
+        for address in addresses:
+            page.evaluate("address => { location.hash = address; }", address)
+            page.wait_for_timeout(150)
+            assert page.evaluate("document.documentElement.scrollWidth") <= 360, address
+    page.locator("summary").click()
+    page.select_option("#sort", "maximum")  # its column is not shown, and can be sorted by all the same
+    assert page.evaluate("location.hash") == "#/?sort=maximum"
+    assert page.locator('th[data-key="maximum"]').is_hidden()
+
+
+def test_text_of_the_data_never_becomes_markup(look, tmp_path):
+    name = CANARY.replace("/", "")  # a slash parts the name of an encoder
+    notes = [
+        {"latent": 7, "text": CANARY, "author": CANARY, "label": CANARY, "created": CANARY, "encoder": f"pre{name}"}
+    ]
+    plain = synthetic_findings(notes=notes, d_sae=64, title=CANARY, origin=CANARY)
+    names = {"pretrained": f"pre{name}", "Mass": f"Mass{CANARY}", "final": f"final{CANARY}"}
+
+    def renamed(frame):
+        return frame.replace(names) if len(frame) else frame
+
+    study = json.loads(json.dumps(plain.study))
+    for row in study["models"]:
+        row |= {key: names.get(value, value) if isinstance(value, str) else value for key, value in row.items()}
+        row["architecture"] = CANARY
+    study["layers"] = [names.get(layer, layer) for layer in study["layers"]]
+    study["sae"] = {names.get(layer, layer): {**sae, "source": CANARY} for layer, sae in study["sae"].items()}
+    study["provenance"]["packages"][CANARY] = CANARY
+    frames = {
+        name: renamed(getattr(plain, name))
+        for name in ("latents", "concepts", "interventions", "reconstruction", "localization", "notes")
+    }
+    hostile = replace(plain, study=study, **frames)
+    folder = build_space(hostile, tmp_path / "space", compare=hostile)
+    assert "<" not in (folder / "data" / "index.js").read_text()
+    page = look(folder)
+    assert CANARY in page.locator("#title").inner_text()
+    assert CANARY in page.title()
+    for text in (CANARY.split()[0], CANARY):
+        page.fill("#search", text)
+    assert column(page, "encoder")[0] == f"pre{name}"
+    with shown_anew(page):
+        page.locator("table.latents tbody a").first.click()
+    assert CANARY in page.locator("#notes .note").inner_text()
+    for address in (
+        "#/compare",
+        "#/study",
+        f"#/latent/{CANARY}/{CANARY}/7",
+        f"#/{CANARY}",
+        f"#/?text={CANARY}&layer={CANARY}",
+    ):
+        go(page, address)
+    go(page, f"#/compare?a={CANARY}&concept={CANARY}")
+    assert page.evaluate("window.pwned") is None
+    assert page.locator("main img, main script").count() == 0
+
+
+def test_addresses_that_mean_nothing_are_answered_in_words(look, space):
+    page = look(space)
+    for address in (
+        "#/latent/final/pretrained/99999",
+        "#/latent/final/pretrained/1e2",
+        "#/latent",
+        "#/latent/%E0%A4%A",
+        "#/x/y",
+    ):
+        go(page, address)
+        assert page.locator("h1").inner_text().startswith("There is no such"), address
+    for address in (
+        "#/?page=999&least=-3&class=77&study=9&sort=x",
+        "#/?page=abc&least=1e9",
+        "#/compare?a=x&top=-1&value=y",
+    ):
+        go(page, address)
+        assert page.locator("h1").inner_text() in ("Latents", "Compare")
+
+
+def test_a_missing_data_file_is_said(look, findings, tmp_path):
+    folder = build_space(synthetic_findings(d_sae=64), tmp_path / "space")
+    for file in (folder / "data").glob("a3-0.js"):
+        file.unlink()
+    page = look(folder, problems=[])
+    assert "data/a3-0.js could not be read" in page.locator("[role=alert]").inner_text()
