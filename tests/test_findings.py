@@ -17,8 +17,10 @@ import torch
 from helpers_hub import LoopbackHub, run_on_hub
 from helpers_tables import make_table
 from PIL import Image
+from typer.testing import CliRunner
 
 from mammosae_plugin.adapters import HookedVisionModel
+from mammosae_plugin.cli import app
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import sha256_of_file, write_json
 from mammosae_plugin.hub.findings import Findings, load_findings, stage_findings
@@ -573,3 +575,16 @@ def test_the_command_sends_nothing_unless_it_is_told_to_and_says_exactly_what(pu
         if path.is_file():
             assert path.relative_to(folder).as_posix() in dry[1] and sha256_of_file(path) in dry[1]
     assert sent[0] == 0 and sent[2]
+
+
+def test_the_command_compares_and_says_what_it_needs(study, noted, staged):
+    done = CliRunner().invoke(app, ["compare", str(staged), str(noted), "--top", "3"])
+    assert done.exit_code == 0, done.output
+    assert "the same SAE" in done.output and "layer_6" in done.output and "Suspicious_Calcification" in done.output
+    places = [f"{layer}={place}" for layer, place in study.config.sae.paths.items()]
+    given = [part for side in ("--sae-a", "--sae-b") for place in places for part in (side, place)]
+    done = CliRunner().invoke(app, ["compare", str(staged), str(noted), *given])
+    assert done.exit_code == 0, done.output
+    assert "matched by decoder directions" in done.output
+    refused = CliRunner().invoke(app, ["compare", str(staged), str(noted), "--sae-a", places[0]])
+    assert refused.exit_code == 2 and "give the SAEs of both studies" in refused.output

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from helpers_results import synthetic_results
 from sklearn.metrics import cohen_kappa_score
+from typer.testing import CliRunner
 
+from mammosae_plugin.cli import app
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import write_json
 from mammosae_plugin.notes import add_note, agreement, cohen_kappa, fleiss_kappa, merge_notes, read_notes
@@ -290,3 +292,39 @@ def test_notes_are_ordered_by_time_even_where_files_are_not(study):
     old = replace(next(note for note in read_notes(study) if note.author == "zoe"), created="2020-01-01T00:00:00+00:00")
     file.write_text(json.dumps(vars(old)) + "\n")
     assert [note.text for note in read_notes(study)] == ["first", "second"]
+
+
+def command(*arguments: object) -> tuple[int, str]:
+    done = CliRunner().invoke(app, ["note", *map(str, arguments)])
+    return done.exit_code, done.output
+
+
+def test_the_command_notes_merges_and_lists_with_agreement(study, tmp_path):
+    other = make_study(tmp_path / "other")
+    for folder, author, labels in ((study, "ada", "MA"), (other, "ben", "MM")):
+        for latent, one in enumerate(labels):
+            code, said = command(latent, "seen twice", "--author", author, "--label", one, "--study", folder)
+            assert (code, said) == (0, f"noted on latent {latent} of layer layer_10, by {author}\n")
+    code, said = command("--merge", other, "--list", "--study", study)
+    assert code == 0
+    assert said.startswith("2 notes added\n")
+    assert "layer_10 latent 1: [A] seen twice (ada, " in said
+    assert "Cohen's kappa of ada, ben: 0.000; equal labels 50%, on 2 latents" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give a latent and a text, or --merge a folder, or --list the notes"),
+        ([600, "a mass", "--author", "ada"], "has the latents 0 to 511, but the note is on 600"),
+        ([7, "a mass"], "a note needs an author"),
+    ],
+)
+def test_the_command_ends_with_2_and_one_line_on_bad_input(study, arguments, message):
+    code, said = command(*arguments, "--study", study)
+    assert code == 2
+    assert message in said and said.count("\n") == 1
+
+
+def test_the_command_lists_no_notes_where_there_are_none(study):
+    assert command("--list", "--study", study) == (0, "no notes yet\n")
