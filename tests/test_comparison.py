@@ -73,7 +73,11 @@ def make_findings(means, *, sae="same", model=MODEL, origin="a study", precision
         reconstruction=nothing,
         localization=localization,
         notes=nothing,
-        study={"models": models, "sae": {"bn2": {"sha256": sae}}},
+        study={
+            "models": models,
+            "sae": {"bn2": {"sha256": sae}},
+            "config": {"analysis": {"score": "centered_mean"}},
+        },
     )
 
 
@@ -227,6 +231,13 @@ def test_models_of_other_names_are_paired_when_asked_to():
     found = compare_findings(a, b, models={"finetuned": "tuned"})
     assert set(found.latents["model"]) == {"finetuned"}
     assert (found.latents["rank_correlation"] > 0.999).all()
+
+
+def test_studies_that_rank_by_different_scores_are_refused():
+    a, b = make_findings(random_means(0)), make_findings(random_means(0), origin="b study")
+    b.study["config"] = {"analysis": {"score": "mean"}}
+    with pytest.raises(InputError, match="a study ranks latents by centered_mean and b study by mean"):
+        compare_findings(a, b)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [({"top": 0}, "top is 0"), ({"match": "name"}, "match is 'name'")])

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers_hub import LoopbackHub, run_on_hub
-from helpers_tables import make_table
+from helpers_tables import PLANTED, make_table
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -23,9 +23,9 @@ from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.cli import app
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import sha256_of_file, write_json
-from mammosae_plugin.hub.findings import Findings, load_findings, stage_findings
+from mammosae_plugin.hub.findings import Findings, _write, load_findings, stage_findings
 from mammosae_plugin.hub.findings_schema import SCHEMAS, columns_of, parquet_path
-from mammosae_plugin.hub.findings_tables import Groups
+from mammosae_plugin.hub.findings_tables import Groups, _latents
 from mammosae_plugin.hub.guard import COLUMNS, PrivacyContext, PrivacyError
 from mammosae_plugin.notes import add_note, agreement
 from mammosae_plugin.study_folder import Encoder, StudyFolder
@@ -245,6 +245,26 @@ def test_small_groups_are_suppressed(study):
     assert found.study["min_group"] == least
 
 
+def test_what_the_test_split_says_of_few_patients_is_suppressed(study):
+    found, whole = Findings.of_study(study.output, min_group=5), Findings.of_study(study.output, min_group=1)
+    table = StudyFolder(study.output).layer("layer_10").encoders["pretrained"].table
+    seen = set()
+    for concept in CONCEPTS:
+        test = table.images[table.images["split"] == "test"]
+        present = test.loc[test[concept] == 1, "patient_id"].nunique()
+        boxed = table.findings[(table.findings[concept] == 1) & table.findings["xmin"].notna()]
+        boxed = test.loc[test.index.intersection(boxed["image_row"]), "patient_id"].nunique()
+        own = concept_rows(found, concept=concept, layer="layer_10")
+        assert own["class_mean"].notna().all()  # the training split is large enough
+        assert own["ablation_effect"].isna().all() == (present < 5)
+        of_table_2 = found.localization.query("concept == @concept")
+        assert len(of_table_2) == len(whole.localization.query("concept == @concept")) > 0
+        for values in (own["average_precision"], of_table_2["average_precision"], of_table_2["n_boxes"]):
+            assert values.isna().all() == (boxed < 5)
+        seen |= {present < 5, boxed < 5}
+    assert True in seen
+
+
 def test_the_maximum_of_a_latent_that_fires_in_few_patients_is_suppressed(study):
     encoder = next(iter(StudyFolder(study.output).layer("layer_6").encoders.values()))
     images = encoder.table.images
@@ -257,36 +277,53 @@ def test_the_maximum_of_a_latent_that_fires_in_few_patients_is_suppressed(study)
         assert own["max_activation"].isna().tolist() == (counts < least).tolist()
 
 
-# At full width
+# At full width, and with more than two classes
 
 
 class FakeLayer:
     """A layer of a study whose tables are in memory."""
 
-    def __init__(self, table, n_concepts):
+    def __init__(self, table, concepts, unit="image"):
         self.name, self.hook_name, self.folder = "layer_39", "bn2.hook_out", None
-        concepts = [f"concept_{number}" for number in range(n_concepts)]
         encoder = Encoder("finetuned", "finetuned", tuple(concepts), Path())
         encoder.__dict__["table"] = table
         self.encoders = {"finetuned": encoder}
         self.results = {
-            "data": {"unit": "image"},
+            "data": {"unit": unit},
             "config": {"analysis": {"score": "centered_mean"}},
             "localization": [],
         }
 
 
-def test_sixteen_thousand_latents_of_four_concepts_are_staged_in_seconds(tmp_path):
-    from mammosae_plugin.hub.findings import _write  # the step behind the network's and the card's
-    from mammosae_plugin.hub.findings_tables import _latents
+def test_concepts_of_two_and_four_classes_lie_side_by_side():
+    table, concepts = make_table(), ("Mass", "density", "Suspicious_Calcification")
+    layer = FakeLayer(table, concepts, unit="finding_row")
+    groups = {("layer_39", "finetuned", one): Groups.of(table, one, "finding_row") for one in concepts}
+    rows = _latents(layer, layer.encoders["finetuned"], groups, [], 1).to_pylist()
+    own = table.rows("density", split="training", unit="finding_row")
+    image_of = table.mean_latents.toarray().astype(np.float64)[own.image_rows]
+    for latent in (0, 7, 39):
+        mass, density, calcification = rows[latent]["concepts"]
+        assert (mass["concept"], density["concept"], calcification["concept"]) == concepts
+        assert [len(one["ranks"]) for one in (mass, density, calcification)] == [2, 4, 2]
+        expected = [image_of[own.labels == number, latent].mean() for number in range(4)]
+        assert density["class_means"] == pytest.approx(expected, rel=1e-12)
+        assert density["scores"] == pytest.approx(np.array(expected) - image_of[:, latent].mean(), abs=1e-12)
+        counts = [len(set(own.image_rows[own.labels == number])) for number in range(4)]
+        assert density["n_images"] == counts
+        assert density["ablation_effect"] is None and mass["ablation_effect"] is not None
+    best = sorted(rows, key=lambda row: row["concepts"][0]["ranks"][1])[0]
+    assert best["latent"] == PLANTED["Mass"]
 
+
+def test_sixteen_thousand_latents_of_four_concepts_are_staged_in_seconds(tmp_path):
     table = make_table(d_sae=16384, n_patients=12)
     for number in range(4):
         table.images[f"concept_{number}"] = np.random.default_rng(number).integers(2, size=len(table.images))
         table.head_weight[f"concept_{number}"] = table.head_weight["Mass"]
         table.head_bias[f"concept_{number}"] = table.head_bias["Mass"]
     table.classes = lambda concept: (0, 1)
-    layer = FakeLayer(table, 4)
+    layer = FakeLayer(table, [f"concept_{number}" for number in range(4)])
     groups = {
         ("layer_39", "finetuned", concept): Groups(np.array([20, 20]), np.array([9, 9]), np.array([9, 9]), 9)
         for concept in layer.encoders["finetuned"].concepts

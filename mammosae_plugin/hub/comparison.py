@@ -92,8 +92,8 @@ def compare_findings(
         models: Names of models in a -> their names in b, where they differ.
 
     Raises:
-        InputError: Nothing in common; different SAEs with match "index"; SAEs that are missing or not those of the
-            findings with match "decoder"; findings that cannot be loaded.
+        InputError: Nothing in common; different scores; different SAEs with match "index"; SAEs that are missing or not
+            those of the findings with match "decoder"; findings that cannot be loaded.
     """
     if top < 1:
         raise InputError(f"top is {top}; give a number of latents from 1")
@@ -101,6 +101,7 @@ def compare_findings(
         raise InputError(f"match is {match!r}; give 'index' or 'decoder'")
     first, second = (one if isinstance(one, Findings) else load_findings(one) for one in (a, b))
     common = _common_rows(first, second, models or {})
+    _check_same_score(first, second)
     matching = None
     if match == "index":
         _check_same_sae(first, second, common)
@@ -153,6 +154,15 @@ def _common_rows(a: Findings, b: Findings, models: Mapping[str, str]) -> list[_R
 
 def _layers(common: Sequence[_Row]) -> list[tuple[str, str]]:
     return list(dict.fromkeys(row.layer for row in common))
+
+
+def _check_same_score(a: Findings, b: Findings) -> None:
+    scores = [one.study["config"]["analysis"]["score"] for one in (a, b)]
+    if scores[0] != scores[1]:
+        raise InputError(
+            f"{a.origin} ranks latents by {scores[0]} and {b.origin} by {scores[1]}; make the reports of both with the "
+            "same analysis.score"
+        )
 
 
 def _check_same_sae(a: Findings, b: Findings, common: Sequence[_Row]) -> None:
