@@ -204,6 +204,8 @@ def _wire_failure(error: BaseException) -> _Failure | None:
     # An answer that is no JSON comes from something between here and the Hub.
     if isinstance(error, (ConnectionError, TimeoutError, json.JSONDecodeError)):
         return _Failure(error, lost=True)
+    if isinstance(error, OSError) and str(error).startswith("Consistency check failed"):
+        return _Failure(error, lost=True)  # huggingface_hub's word for a file of another size than was announced
     if type(error).__module__.partition(".")[0] in _HTTP_LIBRARIES:
         return _Failure(error, lost=True)
     return None

@@ -182,7 +182,7 @@ class LoopbackHub:
         self.faults: list[Fault] = []
         self.stored: dict[str, bytes] = {}  # large files by SHA-256
         self.verified: set[str] = set()
-        self.tampered: dict[str, bytes] = {}
+        self.tampered: dict[str, str] = {}
         self.lock = threading.RLock()
         self._closing = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -251,8 +251,8 @@ class LoopbackHub:
 
         Args:
             asked: `faults` to have from now on; a `commit` by somebody else; `forget`: that the store no longer knows
-                what was uploaded; `tamper`: what to serve instead of the large file of a SHA-256; nothing of these to
-                look only.
+                what was uploaded; `tamper`: SHA-256 of a large file -> what is wrong with it when it is downloaded, a
+                "byte" or its "size"; nothing of these to look only.
 
         Returns:
             The state of every repo by "kind owner/name", and the requests since the last time.
@@ -267,7 +267,7 @@ class LoopbackHub:
             if asked.get("forget"):
                 self.stored, self.verified = {}, set()
             if "tamper" in asked:
-                self.tampered = {digest: text.encode() for digest, text in asked["tamper"].items()}
+                self.tampered = dict(asked["tamper"])
             requests, self.requests = self.requests, []
             return {"requests": requests, "repos": {f"{k} {n}": repo.state() for (k, n), repo in self.repos.items()}}
 
@@ -430,7 +430,10 @@ def _stored(hub: LoopbackHub, request: Request, digest: str) -> Answer:
         return Answer.error(400, "", "the token must not be sent to the store")
     if digest not in hub.stored:
         return Answer.error(404, "", "no such object")
-    return _part(request, hub.tampered.get(digest, hub.stored[digest]), {"ETag": f'"{digest}"'})
+    body = hub.stored[digest]
+    wrong = {"byte": body[:-1] + bytes([body[-1] ^ 1]), "size": body + b"?"}
+    body = wrong.get(hub.tampered.get(digest, ""), body)
+    return _part(request, body, {"ETag": f'"{digest}"'})
 
 
 def _part(request: Request, body: bytes, headers: Mapping[str, str]) -> Answer:
