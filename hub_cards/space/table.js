@@ -180,9 +180,13 @@ mammosae.pages.latents = (() => {
     const fields = el("div", { class: "fields" });
     // On a phone the filters would fill the first screen: there they are folded away.
     const form = el("form", { class: "filters", role: "search", "aria-label": "Choose latents", onsubmit: (event) => event.preventDefault() },
-      el("div", { class: "field grow" }, el("label", { for: "search" }, "Search (key /): latent number, or words of notes"),
-        el("input", { id: "search", type: "search", value: state.text, placeholder: "1203, or artefact", autocomplete: "off", spellcheck: "false",
-          oninput: (event) => change({ text: event.target.value }) })),
+      el("div", { class: "first" },
+        el("div", { class: "field grow" }, el("label", { for: "search" }, "Search (key /): latent number, or words of notes"),
+          el("input", { id: "search", type: "search", value: state.text, placeholder: "1203, or artefact", autocomplete: "off", spellcheck: "false",
+            oninput: (event) => change({ text: event.target.value }) })),
+        el("div", { class: "field check" },
+          el("input", { id: "noted", type: "checkbox", checked: state.noted, onchange: (event) => change({ noted: event.target.checked }) }),
+          el("label", { for: "noted" }, "Only with notes"))),
       el("details", { open: !window.matchMedia("(max-width: 44rem)").matches }, el("summary", {}, "Filters and sorting"), fields));
     const status = el("p", { class: "status", id: "status", role: "status" });
     const box = el("div", { class: "scroll list" });
@@ -225,9 +229,6 @@ mammosae.pages.latents = (() => {
         el("div", { class: "field narrow" }, el("label", { for: "sort" }, "Sort by"),
           el("select", { id: "sort", onchange: (event) => change({ sort: event.target.value, direction: null }) },
             columns(state).map((column) => el("option", { value: column.key, selected: column.key === state.sort }, column.text)))),
-        el("div", { class: "field check" },
-          el("input", { id: "noted", type: "checkbox", checked: state.noted, onchange: (event) => change({ noted: event.target.checked }) }),
-          el("label", { for: "noted" }, "Only with notes")),
       ].filter(Boolean));
       if (focused) document.getElementById(focused)?.focus();
     };
