@@ -79,7 +79,26 @@ class SAETrainingSource(_Section):
     model: str = Field(description="Name of the model whose features are used.")
     concept: str = Field(description="Which of its classifiers.")
     fraction: float = Field(0.25, gt=0, le=1, description="Share of each training image's positions to keep.")
+    count: int | None = Field(None, gt=0, description="Or the number of positions to keep of each training image.")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(
+        "float32",
+        description="Type of the stored rows; 16 bits take half the room (float16 only for values up to 65504).",
+    )
+    autocast: Literal["bfloat16", "float16"] | None = Field(
+        None, description="Run the network under autocast to this type while the rows are extracted."
+    )
+    fold_batch_norms: bool = Field(
+        False,
+        description="Extract from a copy of the network with its batch norms folded into the convolutions before them, "
+        "which saves a pass over every map; `extract` prints the difference of the features.",
+    )
     training: SAETraining = Field(SAETraining(), description="How the SAE is trained; the defaults are the paper's.")
+
+    @model_validator(mode="after")
+    def _one_number(self) -> "SAETrainingSource":
+        if self.count is not None and "fraction" in self.model_fields_set:
+            raise ValueError("give the positions to keep per image as a fraction or as a count, not as both")
+        return self
 
 
 class SAEConfig(_Section):

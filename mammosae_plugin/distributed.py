@@ -10,6 +10,8 @@ process that fails elsewhere just ends, upon which torchrun ends the others.
 """
 
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,9 +86,36 @@ def start() -> None:
             "torch.distributed is set up already; call mammosae_plugin.distributed.start() instead of "
             "init_process_group()"
         )
-    store, rank, size = next(rendezvous("env://", timeout=_IN_STEP))
+    served, rank, size = next(rendezvous("env://", timeout=_IN_STEP))
+    store = dist.PrefixStore(_met(served, rank, size), served)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_IN_STEP)
     _team = _Team(rank, size, store, dist.new_group(backend="gloo", timeout=_AT_MEETINGS))
+
+
+def _met(store: Any, rank: int, size: int) -> str:
+    """A name for this start of all processes, under which they write what they tell each other.
+
+    torchrun serves one store for all restarts, in which the addresses of processes that are dead still stand. So the
+    first process invites under a name of chance, every other one answers with another, and is in when its own answer
+    comes back.
+    """
+    mine, limit = uuid.uuid4().hex, time.monotonic() + _IN_STEP.total_seconds()
+    prefix = "mammosae/start"
+    if rank == 0:
+        store.set(f"{prefix}/invitation", mine)
+    while time.monotonic() < limit:
+        if rank == 0:
+            keys = [f"{prefix}/{mine}/{other}" for other in range(1, size)]
+            if store.check(keys):
+                store.set(f"{prefix}/{mine}", " ".join(store.get(key).decode() for key in keys))
+                return f"{prefix}/{mine}"
+        elif store.check([f"{prefix}/invitation"]):
+            name = f"{prefix}/{store.get(f'{prefix}/invitation').decode()}"
+            store.set(f"{name}/{rank}", mine)
+            if store.check([name]) and store.get(name).decode().split()[rank - 1] == mine:
+                return name
+        time.sleep(0.02)
+    raise InputError(f"process {rank} of {size} has waited {_IN_STEP} for the others; see what they say")
 
 
 def stop() -> None:
@@ -287,12 +316,11 @@ def speaks() -> bool:
     if _team is None:
         return True
     try:
-        if _team.rank:
-            _team.store.wait([_SPOKEN], _GRACE)
-            return False
-    except Exception:  # nobody has spoken
-        pass
-    try:
+        end = time.monotonic() + _GRACE.total_seconds()
+        while _team.rank and time.monotonic() < end:
+            if _team.store.check([_SPOKEN]):
+                return False
+            time.sleep(0.05)
         return bool(_team.store.add(_SPOKEN, 1) == 1)
     except Exception:  # the store has gone with torchrun
         return True

@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import nn
 from tqdm.auto import tqdm
 
 from mammosae_plugin import distributed, study_results
 from mammosae_plugin.activations import ActivationStore, extract_activations
+from mammosae_plugin.activations.extraction import capture_several
 from mammosae_plugin.activations.store import FORMAT_VERSION
 from mammosae_plugin.adapters import HookedVisionModel, MammoClipClassifier, load_mammo_clip
+from mammosae_plugin.adapters.fast_inference import fold_batch_norms
 from mammosae_plugin.config import ModelConfig, StudyConfig
 from mammosae_plugin.datasets import (
     PREPROCESSING,
@@ -50,6 +53,8 @@ from mammosae_plugin.training import train_classifier
 from mammosae_plugin.visualization.names import LAYERS_FOLDER, layer_folder
 
 STEPS = ("classify", "extract", "train", "encode", "probe", "intervene", "localize", "report")
+_EXTRACTION = {"fraction", "count", "dtype", "autocast", "fold_batch_norms"}  # the settings that the rows depend on
+_FOLDED = 1e-4  # relative error of float32 features up to which folding counts as rounding; it is about 1e-6
 _OF_ALL_PROCESSES = ("classify", "extract", "train", "encode")
 
 
@@ -70,6 +75,7 @@ class Study:
         self.output = config.output
         self.work = self.output / "work"
         self.results_folder = self.output / "results"
+        self.folding_errors: dict[str, float] = {}  # of features by hook name, where batch norms are folded
         self.pairs = tuple(ModelPair(model.name, concept) for model in config.models for concept in config.concepts)
         for concept in config.concepts:
             n_classes_of(concept)
@@ -279,21 +285,52 @@ class Study:
             tensors_fingerprint(model.state_dict()),
             self.content,
             images.images["image_id"].tolist(),
-            source.fraction,
+            source.model_dump(include=_EXTRACTION),
             self.config.seed,
             self.config.batch_size,
         ]
+        hook_names = [layer.hook_name for layer in self.layers]
+        modules = [layer.module for layer in self.layers]
         return extract_activations(
-            HookedVisionModel(model, [layer.module for layer in self.layers]),
+            self._folded(model, images, hook_names) if source.fold_batch_norms else HookedVisionModel(model, modules),
             images,
             self.work / "activations" / digest(parts),
-            hook_names=[layer.hook_name for layer in self.layers],
-            fraction=source.fraction,
+            hook_names=hook_names,
+            fraction=source.fraction if source.count is None else 1.0,
+            count=source.count,
+            dtype=source.dtype,
+            autocast=source.autocast,
             seed=self.config.seed,
             device=self.config.device,
             batch_size=self.config.batch_size,
             num_workers=self.config.num_workers,
         )
+
+    def _folded(self, model: MammoClipClassifier, images: VinDrMammo, hook_names: list[str]) -> HookedVisionModel:
+        """The model with folded batch norms, hooked, after its features have been compared with the model's own.
+
+        Raises:
+            InputError: A layer gives other features, by more than rounding.
+        """
+        modules = [name.rpartition(".")[0] for name in hook_names]
+        example = images[0]["image"][None]
+        folded, _ = fold_batch_norms(model, example)
+        with HookedVisionModel(model, modules) as hooked, torch.inference_mode():
+            expected = capture_several(hooked, hook_names, example)
+        faster = HookedVisionModel(folded, modules)
+        with torch.inference_mode():
+            found = capture_several(faster, hook_names, example)
+        for name in hook_names:
+            error = float((found[name] - expected[name]).norm() / expected[name].norm())
+            if error > _FOLDED:
+                raise InputError(
+                    f"with folded batch norms {name} gives other features (by {error:.1e}): the layer lies between a "
+                    "convolution and its batch norm; set sae.train.fold_batch_norms to false"
+                )
+            self.folding_errors[name] = error
+        source = dict(getattr(model, "source", {}))
+        folded.source = source | {"folded_batch_norms": dict(self.folding_errors)}  # type: ignore[assignment]
+        return faster
 
     # The steps
 
@@ -391,6 +428,13 @@ class Study:
                 lines += [f"layer {layer.name}:"] if self.has_several_layers else []
                 lines.append(frame.to_string(index=False, max_rows=40))
             return "\n".join([*lines, f"kept in {self.work / 'analyses'}"])
+        if step == "extract":
+            lines = [store.summary() for store in self.stores.values()]
+            lines += [
+                f"batch norms folded: the features of {name} differ by {error:.1e} (relative, of one image)"
+                for name, error in self.folding_errors.items()
+            ]
+            return "\n".join([*lines, f"extract: done; kept in {self.work / 'activations'}"])
         places = {"classify": "classifiers", "extract": "activations", "train": "sae", "encode": "latents"}
         return f"{step}: done; kept in {self.work / places[step]}"
 

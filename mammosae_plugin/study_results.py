@@ -188,5 +188,9 @@ def _sae(layer: LayerStudy) -> Row:
         "trained_on": f"{source.train.model}/{source.train.concept}" if source.train is not None else None,
         "training": None
         if source.train is None
-        else {"share_of_positions": source.train.fraction, **source.train.training.model_dump()},
+        else {
+            "share_of_positions": source.train.fraction if source.train.count is None else None,
+            "positions_per_image": source.train.count,
+            **source.train.training.model_dump(),
+        },
     }

@@ -1,0 +1,210 @@
+"""Several processes do what one does: the same files, the same SAE, also when one of them is killed on the way.
+
+The processes run in `program_distributed.py`, all of its jobs once for all tests here, and once under torchrun itself.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from helpers_distributed import KILLED_AT_STEP, LAYERS, TRAININGS
+from helpers_stores import labelled_store
+from helpers_study import study_settings
+from sae_lens import SAE
+
+from mammosae_plugin import distributed
+from mammosae_plugin.activations import ActivationStore
+from mammosae_plugin.config import load_config
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.latents import LatentTable
+from mammosae_plugin.study import Study
+from mammosae_plugin.training.metrics import read_metrics
+
+TESTS = Path(__file__).parent
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
+pytestmark = pytest.mark.slow
+
+# Taken over: four processes, one killed in the extraction, none restarted; then two, one killed in the training and
+# restarted. Restarted: two, one killed in the extraction and restarted, the writing one killed in the training; then
+# one process alone.
+HISTORIES = ("taken over", "restarted")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, phantom_root):
+    """The folder in which the program has done its jobs, and what it printed."""
+    out = tmp_path_factory.mktemp("processes")
+    command = [sys.executable, str(TESTS / "program_distributed.py"), str(out), str(phantom_root)]
+    result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=900, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return out, result.stderr
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def largest_difference(one, other):
+    """Between the weights of two SAEs on disk."""
+    weights, others = (SAE.load_from_disk(str(folder)).state_dict() for folder in (one, other))
+    assert weights.keys() == others.keys()
+    return max(float((weights[name] - others[name]).abs().max()) for name in weights)
+
+
+def test_processes_were_killed_and_restarted_as_it_is_told_here(done):
+    out, printed = done
+    said = json.loads((out / "codes.json").read_text())
+    killed = {"four, one killed": [-9], "restarted": [-9]}
+    assert said["codes"] == {
+        "one": [], "two take over": [], "one goes on": [], "bad input": [2], "no config": [2], **killed
+    }  # fmt: skip
+    assert set(said["checkpoints"]) == set(TRAININGS)  # the training was under way when its last process was killed
+    assert len(re.findall("terminated with signal SIGKILL", printed)) >= 2
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+@pytest.mark.parametrize("what", ["stores", "table"])
+def test_stores_and_tables_are_those_of_one_process_byte_for_byte(done, history, what):
+    out, _ = done
+    expected = contents(out / "one" / what)
+    assert contents(out / history / what) == expected
+    n_images = 48
+    assert sum("shard-" in name for name in expected) == {"stores": n_images, "table": 13}[what]
+    if what == "stores":
+        for layer in LAYERS:
+            ActivationStore(out / history / what / layer).verify()
+    else:
+        assert len(LatentTable(out / history / what).images) == n_images
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+@pytest.mark.parametrize("name", TRAININGS)
+def test_the_sae_is_that_of_one_process(done, history, name):
+    """With the same global batches, to 1e-5, for every architecture; though killed and continued by another number."""
+    out, _ = done
+    one, several = (out / side / "saes" / name for side in ("one", history))
+    assert largest_difference(one, several) < 1e-5
+    # Sums that are kept in a checkpoint and end in the metadata: how often latents fired, and which are dead.
+    assert (one / "cfg.json").read_bytes() == (several / "cfg.json").read_bytes()
+    assert not (several / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+@pytest.mark.parametrize("name", TRAININGS)
+def test_metrics_and_counts_of_dead_latents_agree(done, history, name):
+    out, _ = done
+    one, several = (read_metrics(out / side / "saes" / name / "metrics.jsonl") for side in ("one", history))
+    assert [(row["step"], row["of"]) for row in several] == [(row["step"], row["of"]) for row in one]
+    for row, other in zip(one, several, strict=True):
+        assert row.keys() == other.keys()
+        for key in ("dead_share", "n_dead", "l0", "density", "rows", "dead_share_in_training"):
+            assert row.get(key) == other.get(key), (row["step"], key)
+        for key in ("loss", "mse_loss", "explained_variance", "shrinkage", "mse", "auxiliary_reconstruction_loss"):
+            if row.get(key) is not None:
+                assert other[key] == pytest.approx(row[key], rel=1e-4, abs=1e-6), (row["step"], key)
+    if "dead latents" in name:
+        late = [row for row in one if row["of"] == "batch" and row["step"] > KILLED_AT_STEP]
+        assert max(row["dead_share"] for row in late) > 0.05
+        assert max(row["auxiliary_reconstruction_loss"] for row in late) > 0
+    if name == "resampled":
+        assert sum(row.get("n_dead", 0) for row in one) > 0
+
+
+def test_an_error_of_one_process_is_the_error_of_all_at_once(done):
+    out, printed = done
+    first, second = (json.loads((out / f"said-{rank}.json").read_text()) for rank in range(2))
+    assert max(first.pop("seconds"), second.pop("seconds")) < 60
+    assert first == second
+    assert re.fullmatch(r"image \S+: cannot be read \(.*\)", first["one image"])
+    assert first["a full disk"] == "shard-00001.safetensors: No space left on device"
+    assert "33 rows cannot be divided equally among 2 processes" in first["an odd batch"]
+    assert "all hosts must share one folder" in first["other folders"]
+
+
+@pytest.mark.parametrize(
+    ("job", "line"),
+    [
+        ("meet_bad_input", "mammosae: only process 1 met this"),
+        ("command", "mammosae: cannot read the configuration missing.yaml: No such file or directory"),
+    ],
+)
+def test_bad_input_is_told_in_one_line_by_one_process(done, job, line):
+    part = next(part for part in done[1].split("== ") if part.startswith(f"2 {job}"))
+    assert [found for found in part.splitlines() if found.startswith("mammosae:")] == [line]
+
+
+def test_torchrun_runs_the_commands(tmp_path, phantom_root):
+    settings = study_settings(tmp_path, phantom_root)
+    settings |= {"models": settings["models"][:1], "concepts": ["Mass"]}
+    training = {"d_sae": 32, "batch_size": 32, "epochs": 4, "architecture": "batchtopk", "k": 4, "lr": 1e-3}
+    training |= {"dead_feature_window": 5}
+    source = {"model": "pretrained", "concept": "Mass", "count": 4, "dtype": "float16", "training": training}
+    settings["sae"] = {"train": source}
+    settings["analysis"]["top"] = 4
+    del settings["models"][0]["classifiers"]["Suspicious_Calcification"]
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = ["-m", "mammosae_plugin", "encode", "--config", str(file), "--output", str(tmp_path / "two")]
+    result = subprocess.run(
+        [*torchrun, *command], env=ENVIRONMENT, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("encode: done") == 1
+    assert len(re.findall(r"extract activations: +0%", result.stderr)) == 1  # one process shows progress
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as torchrun's processes have
+    try:
+        Study(load_config(file, replace={"output": tmp_path / "one"})).run(until="encode")
+    finally:
+        torch.set_num_threads(n_threads)
+    work = [tmp_path / name / "work" for name in ("two", "one")]
+    assert contents(work[0] / "activations") == contents(work[1] / "activations")
+    assert len(list(work[0].glob("activations/*/*/shard-*"))) == 1
+    saes = [next((side / "sae").iterdir()) for side in work]
+    assert largest_difference(*saes) < 1e-5
+    tables = [LatentTable(next((side / "latents").iterdir())) for side in work]
+    logits = [torch.from_numpy(table.logits_with_sae("Mass")) for table in tables]
+    assert torch.allclose(logits[0], logits[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("n_parts", [2, 4])
+def test_the_parts_of_batches_make_the_batches(tmp_path, n_parts):
+    store = labelled_store(tmp_path / "store", n_images=12, n_positions=10)
+    settings = {"seed": 3, "start": 2, "reservoir_rows": 40}
+    whole = islice(store.batches(8, **settings), 30)  # two epochs
+    parts = [store.batches(8, **settings, part=(number, n_parts)) for number in range(n_parts)]
+    for batch in whole:
+        pieces = [next(part) for part in parts]
+        assert {len(piece) for piece in pieces} == {8 // n_parts}
+        assert torch.equal(torch.cat(pieces), batch)
+
+
+def test_a_part_that_is_not_whole_is_refused(tmp_path):
+    store = labelled_store(tmp_path / "store")
+    with pytest.raises(InputError, match="no part 0 of 3 equal parts of a batch of 8 rows"):
+        store.batches(8, part=(0, 3))
+
+
+def test_one_process_alone_waits_for_nobody():
+    start = time.monotonic()
+    distributed.start()
+    with distributed.together(), distributed.main_first(), distributed.alone():
+        distributed.check()
+    total = torch.ones(2)
+    distributed.add_up([total])
+    assert distributed.on_main(lambda: 7) == 7
+    assert distributed.share([1, 2, 3]) == [1, 2, 3]
+    assert distributed.gathered(total).shape == (1, 2)
+    assert torch.equal(total, distributed.mean(total))
+    assert (distributed.rank(), distributed.world_size(), distributed.place("cuda")) == (0, 1, "cuda")
+    assert distributed.speaks()
+    assert time.monotonic() - start < 1
