@@ -788,6 +788,14 @@ def test_a_user_whose_name_is_short_or_an_ordinary_word_can_publish(
     assert ("ordinary word" in caplog.text) == (name in ("mass", "Latents"))
 
 
+def test_an_image_whose_name_is_an_ordinary_word_does_not_stop_everything(
+    clean: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    check_staged(clean["findings"], "findings", replace(CONTEXT, private_values=frozenset({"Mass", PATIENT})))
+    assert "1 ids are ordinary words" in caplog.text
+    assert "Mass" not in caplog.text
+
+
 @pytest.mark.parametrize("name", ["vindr", "rsna"])
 def test_rows_per_image_of_a_restricted_dataset_go_out_only_under_its_licence(
     name: str, clean: dict[str, Path]

@@ -206,7 +206,10 @@ class Staged:
 
     @cached_property
     def needles(self) -> Needles:
-        return Needles(self.context.private_values)
+        words = {v for v in self.context.private_values if v.isalpha() and v.lower() in _ordinary_words()}
+        if words:
+            logger.warning("%d ids are ordinary words here and are not looked for in what is published", len(words))
+        return Needles(self.context.private_values - words)
 
     @cached_property
     def texts(self) -> list[tuple[Opened, Passage, tuple[str, ...]]]:

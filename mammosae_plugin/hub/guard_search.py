@@ -137,6 +137,8 @@ def readings(text: str, depth: int = _DEPTH) -> Iterator[str]:
             yield from readings(other, depth - 1)
     for found in re.finditer(r"[A-Za-z0-9+/_-]{12,}={0,2}", text):
         run = found[0].rstrip("=").translate(str.maketrans("-_", "+/"))
+        if run.isdigit():
+            continue  # decimals of numbers: there are very many, and no text is written with digits alone
         for offset in range(4):
             yield from _decoded(run[offset:], depth)
         if re.fullmatch(r"[0-9A-Fa-f]+", run):
