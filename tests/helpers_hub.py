@@ -31,7 +31,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
-OWNERS = ("someone", "someones-lab")
+OWNERS = ("someone", "someones-lab", "your-name")
 WRITER, STRANGER = "hf_loopbackwriter", "hf_loopbackstranger"
 _USERS = {WRITER: ("someone", OWNERS), STRANGER: ("stranger", ("stranger",))}
 _LARGE = {".bin", ".parquet", ".png", ".pt", ".pth", ".safetensors", ".tar"}

@@ -9,13 +9,19 @@ import os
 import re
 import runpy
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import typer.main
+from helpers_adapters import DATA
+from helpers_hub import LoopbackHub
+from helpers_study import random_sae
 
 from mammosae_plugin.cli import app
 from mammosae_plugin.latents import LatentTable
+from mammosae_plugin.training import save_sae
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -49,6 +55,22 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def run_on_a_hub(script: Path) -> None:
+    """Run a script in a process whose Hub has what the pages load from it."""
+    folder = script.parent
+    save_sae(random_sae(16), folder / "bn2")
+    files = {f"bn2/{file.name}": file for file in (folder / "bn2").iterdir()}
+    with LoopbackHub() as hub:
+        hub.commit("your-name/mammo-saes", files, tag="v1")
+        hub.commit("KKNakka/MammoSAE", {"sparse_autoencoder_final.pt": DATA / "vision_sae_tiny.pt"})
+        environment = hub.environment(folder / "home")
+        done = subprocess.run(
+            [sys.executable, script], env=environment, cwd=folder, capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 0, done.stderr
+
+
+ON_HUB = ('"your-name/', 'load_vision_sae("KKNakka/')
 SCRIPTS = scripts()
 
 
@@ -66,6 +88,9 @@ def test_the_python_of_a_page_runs_in_an_empty_folder(
         shutil.copytree(request.getfixturevalue("finished_study").output, "STUDY")
     script = tmp_path / "page.py"  # nnsight reads the source of a path once: each page has its own
     script.write_text(source)
+    if any(name in source for name in ON_HUB):
+        run_on_a_hub(script)
+        return
     runpy.run_path(str(script), run_name="__main__")
 
 
