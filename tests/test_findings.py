@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers_hub import LoopbackHub, run_on_hub
+from helpers_results import synthetic_results
 from helpers_tables import PLANTED, make_table
 from PIL import Image
 from typer.testing import CliRunner
@@ -27,7 +28,7 @@ from mammosae_plugin.hub.findings import Findings, _write, load_findings, stage_
 from mammosae_plugin.hub.findings_schema import SCHEMAS, columns_of, parquet_path
 from mammosae_plugin.hub.findings_tables import Groups, _latents
 from mammosae_plugin.hub.guard import COLUMNS, PrivacyContext, PrivacyError
-from mammosae_plugin.notes import add_note, agreement
+from mammosae_plugin.notes import Note, add_note, agreement
 from mammosae_plugin.study_folder import Encoder, StudyFolder
 
 CONCEPTS = ("Mass", "Suspicious_Calcification")
@@ -314,6 +315,48 @@ def test_concepts_of_two_and_four_classes_lie_side_by_side():
         assert density["ablation_effect"] is None and mass["ablation_effect"] is not None
     best = sorted(rows, key=lambda row: row["concepts"][0]["ranks"][1])[0]
     assert best["latent"] == PLANTED["Mass"]
+
+
+def test_a_note_stands_with_the_encoder_and_layer_that_it_names():
+    table = make_table()
+    layer = FakeLayer(table, ["Mass"])
+    groups = {("layer_39", "finetuned", "Mass"): Groups.of(table, "Mass", "image")}
+    made = {
+        "author": "AB",
+        "latent": 7,
+        "concept": None,
+        "label": None,
+        "confidence": None,
+        "created": "now",
+        "sae": "",
+    }
+    places = {"all": ("layer_39", None), "own": ("layer_39", "finetuned"), "other": ("layer_39", "pretrained")}
+    notes = [Note(text=text, layer=on, encoder=of, **made) for text, (on, of) in places.items()]
+    notes.append(Note(text="elsewhere", layer="layer_6", encoder=None, **made))
+    rows = _latents(layer, layer.encoders["finetuned"], groups, notes, 1).to_pylist()
+    assert [note["text"] for note in rows[7]["notes"]] == ["all", "own"]
+    assert not any(row["notes"] for row in rows if row["latent"] != 7)
+
+
+def test_classifiers_that_share_a_table_are_one_encoder(tmp_path):
+    results = synthetic_results()
+    tables = {
+        ("pretrained", "Mass"): "pretrained-1",
+        ("pretrained", "Suspicious_Calcification"): "pretrained-1",
+        ("finetuned", "Mass"): "finetuned-1",
+        ("finetuned", "Suspicious_Calcification"): "finetuned-2",
+    }
+    results["tables"] = [{"model": model, "concept": of, "table": table} for (model, of), table in tables.items()]
+    write_json(tmp_path / "results" / "results.json", results)
+    study = StudyFolder(tmp_path)
+    (layer,) = study.layers
+    assert layer.name == "bn2"  # a study of the final map alone does not name it
+    assert {name: (one.model, one.concepts) for name, one in layer.encoders.items()} == {
+        "pretrained": ("pretrained", CONCEPTS),
+        "finetuned/Mass": ("finetuned", CONCEPTS[:1]),
+        "finetuned/Suspicious_Calcification": ("finetuned", CONCEPTS[1:]),
+    }
+    assert layer.encoders["pretrained"].table_folder == tmp_path / "work" / "latents" / "pretrained-1"
 
 
 def test_sixteen_thousand_latents_of_four_concepts_are_staged_in_seconds(tmp_path):
