@@ -18,7 +18,7 @@ def publish_space_command(
         str,
         typer.Argument(
             metavar="FINDINGS",
-            help="Findings: a dataset on the Hub (owner/name), a folder of findings, or a study's output folder.",
+            help="A dataset of findings on the Hub (owner/name[@revision]), a folder of findings, or a study's folder.",
             show_default=False,
         ),
     ],

@@ -256,7 +256,7 @@ def _study(
         "min_group": 5,
         "layers": list(layers),
         "concepts": concepts,
-        "config": {"title": title, "concepts": concepts, "seed": 0},
+        "config": {"title": title, "concepts": concepts, "analysis": {"score": "centered_mean"}, "seed": 0},
         "provenance": {"packages": {"mammosae-plugin": "0.1.0", "torch": "2.8.0"}, "seed": 0, "python": "3.11.9"},
         "data": {
             "image_size": [380, 228],

@@ -191,6 +191,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from helpers_space import synthetic_findings, write_findings
+from huggingface_hub import CommitOperationAdd, HfApi
 from typer.testing import CliRunner
 from mammosae_plugin.cli import app
 from mammosae_plugin.hub import publish_space
@@ -203,6 +204,15 @@ seen["again"] = publish_space(findings, "someone/space", tag="v1").as_text()
 seen["in the way"] = attempt(lambda: publish_space(synthetic_findings(d_sae=12), "someone/space").as_text())
 
 given = write_findings(findings, Path(sys.argv[3]))
+files = [file for file in given.rglob("*") if file.is_file()]
+api = HfApi()
+api.create_repo("someone/findings", repo_type="dataset")
+added = [CommitOperationAdd(file.relative_to(given).as_posix(), file) for file in files]
+api.create_commit("someone/findings", added, commit_message="findings", repo_type="dataset")
+api.create_tag("someone/findings", tag="v1", repo_type="dataset")
+publish_space("someone/findings@v1", "someone/from-hub", folder=folder.with_name("from-hub"))
+seen["no such revision"] = attempt(lambda: publish_space("someone/findings@v9", "someone/x").as_text())
+
 arguments = ["publish", "space", str(given), "someone/by-command", "--title", "Phantoms"]
 seen["dry"] = [(run := CliRunner().invoke(app, arguments)).exit_code, run.output, hub()["repos"]]
 seen["confirmed"] = [(run := CliRunner().invoke(app, [*arguments, "--confirm"])).exit_code, run.output]
@@ -227,6 +237,17 @@ def test_a_space_is_published_as_static_in_one_commit_with_a_tag(published):
     assert state["private"] and state["n_commits"] == 2 and list(state["tags"]) == ["v1"]
     assert "sdk: static" in (folder / "README.md").read_text()
     assert "--replace" in seen["in the way"]["message"]
+
+
+def test_a_space_shows_findings_of_the_hub_and_names_them(published):
+    hub, folder, seen = published
+    (study,) = read_data(folder.with_name("from-hub"), "index")["studies"]
+    assert study["link"] == "https://huggingface.co/datasets/someone/findings"
+    assert "- someone/findings" in (folder.with_name("from-hub") / "README.md").read_text()
+    own = read_data(folder, "index")["studies"][0]
+    assert study["interventions"] == own["interventions"]
+    assert "index.html" in hub.repos["space", "someone/from-hub"].state()["files"]
+    assert "v9" in seen["no such revision"]["message"]
 
 
 def test_the_command_sends_a_space_only_when_told_to(published):
@@ -316,11 +337,18 @@ def shown_anew(page):
     page.wait_for_function("before => document.body.dataset.ready !== before", arg=before)
 
 
+def settled(page):
+    """Wait until the page shows what was chosen; a choice may need files that are read first."""
+    page.wait_for_function("!document.querySelector('[aria-busy=true]')")
+
+
 def latents(page):
+    settled(page)
     return [int(text) for text in page.locator("table.latents tbody th a").all_inner_texts()]
 
 
 def column(page, key):
+    settled(page)
     keys = page.locator("table.latents thead th").evaluate_all("heads => heads.map((head) => head.dataset.key)")
     return page.locator(f"table.latents tbody tr > :nth-child({keys.index(key) + 1})").all_inner_texts()
 
@@ -470,7 +498,7 @@ def test_the_page_of_a_latent_shows_its_numbers(look, findings, space):
 def test_the_page_of_a_latent_says_where_it_enters_the_sweep(look, findings, space):
     ranks = [of(findings, label=label).set_index("latent")["rank"] for label in (0, 1)]
     smallest = pd.concat(ranks, axis=1).min(axis=1)
-    chosen = int(smallest[(smallest > 10) & (smallest < 50)].index[0])
+    chosen = int(smallest[smallest.isin(KS[3:6])].index[0])  # the last rank that the group of that k has
     page = look(space, f"{PRETRAINED}/{chosen}?concept=Mass")
     entered = min(k for k in KS if k >= smallest[chosen])
     rows = findings.interventions.query(
@@ -524,7 +552,7 @@ def test_the_comparison_is_that_of_compare_findings(look, findings, replication,
             (expected,) = computed.latents.query(
                 "layer == 'final' and model == 'pretrained' and concept == @concept and `class` == @label"
             ).itertuples()
-            page.wait_for_selector("#correlation")
+            settled(page)
             seen = {
                 name: float(page.get_attribute(f"#{name}", "data-value"))
                 for name in ("correlation", "shared", "compared")
@@ -549,6 +577,7 @@ def test_a_comparison_can_be_linked_to_and_its_points_open_latents(look, two):
     page.press("#top", "Enter")
     page.select_option("#value", "rate")
     link = page.evaluate("location.hash")
+    settled(page)
     shared = page.get_attribute("#shared", "data-value")
     again = look(two, link)
     assert again.input_value("#right") == "2/blocks_4/finetuned%2FMass" and again.input_value("#top") == "25"
@@ -580,6 +609,16 @@ def test_different_saes_are_not_compared_by_number(look, findings, tmp_path):
     assert page.locator("#correlation").count() == page.locator("canvas").count() == 0
     assert "0.790" in page.locator("main table").last.inner_text()
     with pytest.raises(InputError, match="different SAEs"):
+        compare_findings(findings, other)
+
+
+def test_studies_that_rank_by_different_scores_are_not_compared(look, findings, replication, tmp_path):
+    config = replication.study["config"] | {"analysis": {"score": "mean"}}
+    other = replace(replication, study=replication.study | {"config": config})
+    page = look(build_space(findings, tmp_path / "space", compare=other), "#/compare")
+    assert "by centered_mean, the other by mean" in page.locator("#different").inner_text()
+    assert page.locator("#correlation").count() == 0
+    with pytest.raises(InputError, match="ranks latents by"):
         compare_findings(findings, other)
 
 

@@ -234,14 +234,23 @@ mammosae.pages.compare = (() => {
     };
     const show = async () => {
       const wanted = state;
+      box.setAttribute("aria-busy", "true");
       const [left, right] = await Promise.all([mammosae.table(wanted.left), mammosae.table(wanted.right)]);
       if (wanted !== state) return;  // overtaken by a later choice
       redraw = [];
-      const parts = sameSae(state.left, state.right) ? matched(state, left, right, redraw)
-        : [el("p", { class: "notice", id: "different" }, "The two read different SAEs, so that equal latent numbers mean different latents: latents are not compared by number. ",
+      const scores = [state.left, state.right].map((info) => mammosae.studyOf(info).config.analysis?.score);
+      let parts;
+      if (!sameSae(state.left, state.right)) {
+        parts = [el("p", { class: "notice", id: "different" }, "The two read different SAEs, so that equal latent numbers mean different latents: latents are not compared by number. ",
           "mammosae compare can match them by their decoder directions when it is given both SAEs.")];
+      } else if (scores[0] !== scores[1]) {
+        parts = [el("p", { class: "notice", id: "different" }, `One study ranks its latents by ${scores[0]}, the other by ${scores[1]}: their scores and ranks are not comparable.`)];
+      } else {
+        parts = matched(state, left, right, redraw);
+      }
       box.replaceChildren(...parts, el("h2", {}, "How well they do"), sideBySide(state, left, right));
       redraw.forEach((draw) => draw());
+      box.setAttribute("aria-busy", "false");
     };
     mammosae.redraw = () => redraw.forEach((draw) => draw());
     filters();

@@ -236,10 +236,12 @@ mammosae.pages.latents = (() => {
     const load = async () => {
       const wanted = state;
       status.textContent = "Reading the data …";
+      box.setAttribute("aria-busy", "true");
       const read = await Promise.all(wanted.tables.map((info) => mammosae.table(info, wanted.concept)));
       if (wanted !== state && wanted.tables.some((info, i) => info !== state.tables[i])) return;  // overtaken by a later choice
       tables = read;
       refresh();
+      box.setAttribute("aria-busy", "false");
     };
 
     const refresh = () => {

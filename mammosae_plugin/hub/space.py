@@ -248,7 +248,8 @@ def publish_space(
     """Publish a static Space that shows findings: build, check, send as one commit.
 
     Args:
-        source: Findings, or what `load_findings` reads: a dataset on the Hub, a folder of findings, a study's folder.
+        source: Findings, or what `load_findings` reads: a dataset on the Hub (owner/name, or owner/name@revision), a
+            folder of findings, a study's folder.
         repo_id: owner/name of the Space.
         compare: Another study's, to show beside it.
         folder: Where to build; by default a folder that is removed afterwards.
@@ -305,7 +306,10 @@ def read_findings(source: Findings | str | Path, *, min_group: int = 5) -> Findi
     """
     if isinstance(source, Findings):
         return source
-    return Findings.of_study(source, min_group=min_group) if _is_study(source) else load_findings(source)
+    if _is_study(source):
+        return Findings.of_study(source, min_group=min_group)
+    name, _, revision = str(source).partition("@")
+    return load_findings(source) if Path(source).exists() or not revision else load_findings(name, revision=revision)
 
 
 def _is_study(source: str | Path) -> bool:
