@@ -9,17 +9,23 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from helpers_hub import LoopbackHub, run_on_hub
 from helpers_training import ARCHITECTURES, rows_store, small_training
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
 
 from mammosae_plugin.adapters import load_vision_sae
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.hub.saes import check_with_sae_lens, portable, publish_sae
+from mammosae_plugin.files import write_text
+from mammosae_plugin.hub.guard import PrivacyContext, check_staged
+from mammosae_plugin.hub.saes import check_with_sae_lens, origin_of, origins_of, portable, publish_sae, stage_saes
+from mammosae_plugin.provenance import tensors_fingerprint
 from mammosae_plugin.training import save_sae, train_saes
 
 REPO = "someone/saes"
@@ -289,6 +295,70 @@ def test_paths_of_this_machine_are_cut_to_names() -> None:
     }
     cut = {**value, "path": "rows", "home": "rows", "windows": "rows"}
     assert portable(value) == cut
+
+
+def test_what_lies_beside_an_sae_goes_out_without_what_programs_wrote_into_it(root: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(root / "trained" / "gated", tmp_path / "sae")
+    texts = PngInfo()
+    texts.add_text("Author", "somebody")
+    with Image.open(source / "metrics.png") as drawn:
+        size = drawn.size
+        drawn.save(source / "metrics.png", pnginfo=texts)
+    training = json.loads((source / "training.json").read_text())
+    (source / "training.json").write_text(json.dumps({**training, "rows": "/scratch/somewhere/rows"}))
+    save_file({"sparsity": torch.zeros(64)}, source / "sparsity.safetensors", {"made by": "somebody"})
+    weights = load_file(source / "sae_weights.safetensors")
+    save_file(weights, source / "sae_weights.safetensors", {"made by": "somebody"})
+    (source / "notes.txt").write_text("by somebody")
+
+    facts = stage_saes({"gated": origin_of(source)}, tmp_path / "staged")
+    write_text(tmp_path / "staged" / "README.md", "# Card")
+    files = check_staged(tmp_path / "staged", "sae", PrivacyContext())
+    assert {Path(file.path).name for file in files} == {
+        *("README.md", "cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "training.json"),
+        *("metrics.jsonl", "metrics.png", "evaluation.json", "provenance.json"),
+    }
+    assert facts["gated"]["training"] == {**training, "rows": "rows"}
+    assert not any(b"somebody" in path.read_bytes() for path in (tmp_path / "staged").rglob("*") if path.is_file())
+    with Image.open(tmp_path / "staged" / "gated" / "metrics.png") as staged, Image.open(source / "metrics.png") as own:
+        assert staged.size == size
+        assert staged.convert("RGBA").tobytes() == own.convert("RGBA").tobytes()
+    assert load_file(tmp_path / "staged" / "gated" / "sparsity.safetensors")["sparsity"].shape == (64,)
+    for name, tensor in load_file(tmp_path / "staged" / "gated" / "sae_weights.safetensors").items():
+        assert torch.equal(tensor, weights[name])
+
+
+def test_the_saes_that_a_study_trained_go_out_under_the_names_of_their_layers(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "results.json").write_text("{}")
+    for number, name in enumerate(("topk", "gated")):
+        shutil.copytree(root / "trained" / name, tmp_path / "work" / "sae" / str(number))
+    quality = {"split": "test", "l0": 2.0, "explained_variance": 0.5, "n_images": 24}
+    rows = [{**quality, "model": "a", "concept": "Mass"}, {**quality, "model": "b", "concept": "Mass", "l0": 7.0}]
+
+    def layer(name: str, architecture: str) -> SimpleNamespace:
+        fingerprint = tensors_fingerprint(load_vision_sae(root / "trained" / architecture).state_dict())
+        results = {"sae_quality": rows, "sae": {"trained_on": "b/Mass"}}
+        return SimpleNamespace(name=name, sae_sha256=fingerprint, results=results)
+
+    study = SimpleNamespace(layers=[layer("layer_6", "gated"), layer("layer_10", "topk")])
+    monkeypatch.setattr("mammosae_plugin.study_folder.StudyFolder", lambda folder: study)
+    facts = stage_saes(origins_of(tmp_path), tmp_path / "staged")
+    assert {name: one["cfg"]["architecture"] for name, one in facts.items()} == {"layer_6": "gated", "layer_10": "topk"}
+    assert facts["layer_6"]["evaluation"] == {
+        "l0": 7.0,
+        "explained_variance": 0.5,
+        "n_images": 24,
+        "measured_on": "test images of the study",
+    }
+    assert list(origins_of(tmp_path, "layer_10")) == ["layer_10"]
+    with pytest.raises(InputError, match="trained no SAE at 'layer_7'; it has layer_6, layer_10"):
+        origins_of(tmp_path, "layer_7")
+    shutil.rmtree(tmp_path / "work" / "sae" / "0")
+    with pytest.raises(InputError, match="did not train the SAE of its layer layer_10"):
+        origins_of(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ _MEASURES = ("explained_variance", "mse", "l0", "dead_share", "shrinkage", "rows
 
 
 @dataclass(frozen=True)
-class _Origin:
+class Origin:
     """One SAE as it was given: its object, or the folder or file that it was loaded from.
 
     Attributes:
@@ -119,7 +119,7 @@ def publish_sae(
     """
     from mammosae_plugin.hub.guard import PrivacyContext
 
-    origins = _origins(saes, sae_id, evaluation)
+    origins = origins_of(saes, sae_id, evaluation)
     if context is None and _is_study(saes):
         context = PrivacyContext.of_study(Path(saes))  # type: ignore[arg-type]
     folder = Path(staging) if staging is not None else Path(tempfile.mkdtemp(prefix="mammosae-publish-"))
@@ -167,11 +167,16 @@ def publish_sae(
 # -- what is given -------------------------------------------------------------------------------------------------
 
 
-def _origins(saes: Any, sae_id: str | None, evaluation: Mapping[str, Any] | None) -> dict[str, _Origin]:
+def origins_of(saes: Any, sae_id: str | None = None, evaluation: Mapping[str, Any] | None = None) -> dict[str, Origin]:
+    """What `publish_sae` is given, by id.
+
+    Raises:
+        InputError: it is no SAE, or an id cannot be one.
+    """
     if isinstance(saes, Mapping):
         if sae_id is not None:
             raise InputError("several SAEs have their ids in the mapping; leave sae_id out")
-        found = {str(name): _origin(source) for name, source in saes.items()}
+        found = {str(name): origin_of(source) for name, source in saes.items()}
         unknown = sorted(set(evaluation or {}) - set(found))
         if unknown:
             raise InputError(f"evaluation is of {', '.join(unknown)}, but the SAEs are {', '.join(found) or 'none'}")
@@ -183,7 +188,7 @@ def _origins(saes: Any, sae_id: str | None, evaluation: Mapping[str, Any] | None
         found = found if sae_id is None else {sae_id: found[sae_id]}
         by_id = {}
     else:
-        origin = _origin(saes)
+        origin = origin_of(saes)
         name = sae_id if sae_id is not None else _default_id(origin)
         found, by_id = {name: origin}, {name: evaluation} if evaluation else {}
     if not found:
@@ -192,30 +197,35 @@ def _origins(saes: Any, sae_id: str | None, evaluation: Mapping[str, Any] | None
         if not _SAE_ID.fullmatch(name) or name == "figures":
             raise InputError(f"{name!r} cannot be an SAE's id; use letters, digits, dots and dashes (sae_id, --id)")
     return {
-        name: _Origin(origin.sae, origin.folder, origin.beside, plain(by_id.get(name) or origin.evaluation))
+        name: Origin(origin.sae, origin.folder, origin.beside, plain(by_id.get(name) or origin.evaluation))
         for name, origin in found.items()
     }
 
 
-def _origin(source: Any) -> _Origin:
+def origin_of(source: Any) -> Origin:
+    """One SAE: an object, a folder that SAELens or `train_sae` wrote, or a Mammo-SAE file.
+
+    Raises:
+        InputError: it is none of these.
+    """
     if isinstance(source, (SAE, TrainingSAE)):
-        return _Origin(copy.deepcopy(source).to("cpu"))
+        return Origin(copy.deepcopy(source).to("cpu"))
     if not isinstance(source, (str, os.PathLike)):
         raise InputError(f"{type(source).__name__} is no SAELens SAE; give an SAE, its folder or a checkpoint")
     path = Path(source)
     if not path.exists():
         raise InputError(f"{path} does not exist; give a folder with an SAE, a checkpoint, or a study's output folder")
     if not path.is_dir() or not (path / CFG).exists():
-        return _Origin(load_vision_sae(path))
+        return Origin(load_vision_sae(path))
     config = read_json(path / CFG)
     architecture = config.get("architecture") if isinstance(config, dict) else None
     if architecture in SAE_TRAINING_CLASS_REGISTRY and architecture not in SAE_CLASS_REGISTRY:
         try:  # SAELens's save_model of a training SAE, which its own load_from_disk refuses
-            return _Origin(TrainingSAE.load_from_disk(path), beside=path)
+            return Origin(TrainingSAE.load_from_disk(path), beside=path)
         except Exception as error:  # SAELens has no error type of its own
             raise InputError(f"{path} is no SAE that sae-lens can load: {first_line(error)}") from error
     sae = load_vision_sae(path)
-    return _Origin(sae, folder=path, beside=path, evaluation=_final_metrics(path))
+    return Origin(sae, folder=path, beside=path, evaluation=_final_metrics(path))
 
 
 def _final_metrics(folder: Path) -> dict[str, Any]:
@@ -233,25 +243,25 @@ def _is_study(saes: Any) -> bool:
     return isinstance(saes, (str, os.PathLike)) and (Path(saes) / "results" / "results.json").exists()
 
 
-def _of_study(folder: Path) -> dict[str, _Origin]:
+def _of_study(folder: Path) -> dict[str, Origin]:
     """The SAEs that a study trained, by the name of their layer, with what the study measured."""
     from mammosae_plugin.study_folder import StudyFolder
 
     study = StudyFolder(folder)
     by_weights = {}
     for path in sorted((folder / "work" / "sae").glob(f"*/{CFG}")):
-        origin = _origin(path.parent)
+        origin = origin_of(path.parent)
         by_weights[tensors_fingerprint(origin.sae.state_dict())] = origin
     found = {}
     for layer in study.layers:
         if layer.sae_sha256 not in by_weights:
             raise InputError(f"{folder} did not train the SAE of its layer {layer.name}; publish that SAE's own folder")
         origin = by_weights[layer.sae_sha256]
-        found[layer.name] = _Origin(origin.sae, origin.folder, origin.beside, _study_measures(layer, origin))
+        found[layer.name] = Origin(origin.sae, origin.folder, origin.beside, _study_measures(layer, origin))
     return found
 
 
-def _study_measures(layer: Any, origin: _Origin) -> dict[str, Any]:
+def _study_measures(layer: Any, origin: Origin) -> dict[str, Any]:
     """The quality on the test images, averaged over the models that share the SAE, else that of its training."""
     rows = [row for row in layer.results["sae_quality"] if row["split"] == "test"]
     if not rows:
@@ -262,7 +272,7 @@ def _study_measures(layer: Any, origin: _Origin) -> dict[str, Any]:
     return {**{name: own[0][name] for name in names if name in own[0]}, "measured_on": "test images of the study"}
 
 
-def _default_id(origin: _Origin) -> str:
+def _default_id(origin: Origin) -> str:
     hook_name = origin.sae.cfg.metadata.hook_name
     if hook_name:
         return str(hook_name).removesuffix(".hook_out")
@@ -275,7 +285,7 @@ def _default_id(origin: _Origin) -> str:
 
 
 def stage_saes(
-    origins: Mapping[str, _Origin], folder: Path, *, figures: Sequence[str | os.PathLike[str]] = ()
+    origins: Mapping[str, Origin], folder: Path, *, figures: Sequence[str | os.PathLike[str]] = ()
 ) -> dict[str, dict[str, Any]]:
     """Lay SAEs out as they are to be published, without the card.
 
@@ -302,7 +312,7 @@ def stage_saes(
     return facts
 
 
-def _stage_weights(origin: _Origin, target: Path) -> None:
+def _stage_weights(origin: Origin, target: Path) -> None:
     if origin.folder is None:
         save_sae(origin.sae, target)
     else:
