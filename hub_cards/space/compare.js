@@ -177,7 +177,7 @@ mammosae.pages.compare = (() => {
       el("div", { class: "columns" },
         el("figure", {}, picture.node, el("figcaption", {},
           el("span", { class: "key both" }, "among the best of both"), " ", el("span", { class: "key activate" }, "of the left only"), " ",
-          el("span", { class: "key deactivate" }, "of the right only"), " ", el("span", { class: "key random" }, "other latents"), ". Dashed: equal in both. A click opens the latent.")),
+          el("span", { class: "key deactivate" }, "of the right only"), " ", el("span", { class: "key random" }, "other latents"), " Dashed: equal in both. A click opens the latent.")),
         ranked && mammosae.plainTable(["Latent", { text: "Rank, left", number: true }, { text: "Rank, right", number: true }, { text: "Fires in, left", number: true },
           { text: "Fires in, right", number: true }, "Best of"],
         order.map((i) => {
