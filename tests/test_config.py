@@ -30,6 +30,24 @@ def test_the_defaults_of_sae_training_are_the_papers(settings, tmp_path):
     assert (training.expansion_factor, source.fraction) == (8, 0.25)
 
 
+def test_positions_are_kept_by_share_or_by_number(settings, tmp_path):
+    source = {"model": "finetuned", "concept": "Mass", "count": 348, "dtype": "float16", "autocast": "bfloat16"}
+    settings["sae"] = {"train": source}
+    kept = load_config(write_study(tmp_path, settings)).sae.train
+    assert (kept.count, kept.dtype, kept.autocast, kept.fold_batch_norms) == (348, "float16", "bfloat16", False)
+    settings["sae"]["train"] = source | {"fraction": 0.25}
+    with pytest.raises(InputError, match=r"sae\.train: give the positions to keep .* not as both"):
+        load_config(write_study(tmp_path, settings))
+    settings["sae"]["train"] = source | {"dtype": "float8"}
+    with pytest.raises(InputError, match=r"sae\.train\.dtype: .*'float32', 'float16' or 'bfloat16'"):
+        load_config(write_study(tmp_path, settings))
+
+
+@pytest.mark.parametrize("name", ["count", "dtype", "autocast", "fold_batch_norms"])
+def test_the_settings_of_the_store_are_listed(name):
+    assert f"\nsae.train.{name}: " in describe_settings()
+
+
 def test_relative_paths_count_from_the_files_folder(settings, tmp_path, monkeypatch):
     settings["output"] = "out"
     settings["sae"] = {"path": "sae"}

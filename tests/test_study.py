@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from helpers_adapters import calibrated_classifier
 from helpers_study import (
     LAYER_WIDTHS,
@@ -371,6 +373,41 @@ def test_the_rows_of_all_layers_come_from_one_pass_into_a_store_each(tmp_path, p
     (folder,) = (study.work / "activations").iterdir()
     assert {path.name for path in folder.iterdir()} == {layer.hook_name for layer in study.layers}
     assert [layer.extract().d_in for layer in study.layers] == list(LAYER_WIDTHS.values())
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_the_settings_of_the_store_decide_its_rows(tmp_path, phantom_root, fold):
+    settings = layered_settings(tmp_path, phantom_root)
+    source = {"model": "pretrained", "concept": "Mass", "count": 3}
+    settings["sae"] = {"train": source}
+    plain = Study(load_config(write_study(tmp_path, settings)))
+    plain.extract()
+    source |= {"dtype": "bfloat16", "autocast": None if fold else "bfloat16", "fold_batch_norms": fold}
+    study = Study(load_config(write_study(tmp_path, settings)))
+    study.extract()
+    for hook_name, store in study.stores.items():
+        assert (store.manifest["count"], store.manifest["dtype"]) == (3, "bfloat16")
+        assert store.n_rows == 3 * len(store.image_ids)
+        rows, expected = (torch.cat([rows for rows, _, _ in one.shards()]) for one in (store, plain.stores[hook_name]))
+        error = float((rows - expected).norm() / expected.norm())
+        assert 1e-4 < error < 0.05  # other types, and no other rows
+        assert (store.manifest["model"] != plain.stores[hook_name].manifest["model"]) == fold
+    said = study.summary("extract")
+    assert "3 positions of each" in said
+    found = re.findall(r"the features of (\S+) differ by (\S+) \(relative", said)
+    assert [name for name, _ in found] == (list(study.stores) if fold else [])
+    assert all(0 < float(error) < 1e-5 for _, error in found)
+    if fold:
+        assert study.stores["bn2.hook_out"].manifest["source"]["folded_batch_norms"].keys() == study.stores.keys()
+
+
+def test_folding_that_changes_a_layers_features_is_refused(tmp_path, phantom_root, monkeypatch):
+    settings = layered_settings(tmp_path, phantom_root)
+    settings["sae"] = {"train": {"model": "pretrained", "concept": "Mass", "fold_batch_norms": True}}
+    study = Study(load_config(write_study(tmp_path, settings)))
+    monkeypatch.setattr("mammosae_plugin.study._FOLDED", 1e-12)
+    with pytest.raises(InputError, match=r"with folded batch norms blocks\.4\.1\.hook_out gives other features"):
+        study.extract()
 
 
 def test_an_error_at_a_layer_says_which(layered, monkeypatch):
