@@ -26,7 +26,7 @@ from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import sha256_of_file, write_json
 from mammosae_plugin.hub.findings import Findings, _write, load_findings, stage_findings
 from mammosae_plugin.hub.findings_schema import SCHEMAS, columns_of, parquet_path
-from mammosae_plugin.hub.findings_tables import Groups, _latents
+from mammosae_plugin.hub.findings_tables import Groups, _latents, _rows
 from mammosae_plugin.hub.guard import COLUMNS, PrivacyContext, PrivacyError
 from mammosae_plugin.notes import Note, add_note, agreement
 from mammosae_plugin.study_folder import Encoder, StudyFolder
@@ -264,6 +264,21 @@ def test_what_the_test_split_says_of_few_patients_is_suppressed(study):
             assert values.isna().all() == (boxed < 5)
         seen |= {present < 5, boxed < 5}
     assert True in seen
+
+
+@pytest.mark.parametrize(("in_test", "boxed", "suppressed"), [([9, 9], 4, True), ([4, 9], 9, False)])
+def test_localization_is_a_statistic_of_the_patients_with_boxes_alone(study, in_test, boxed, suppressed):
+    folder, nine = StudyFolder(study.output), np.array([9, 9])
+    groups = {
+        (layer.name, encoder.name, concept): Groups(nine, nine, np.array(in_test), boxed)
+        for layer in folder.layers
+        for encoder in layer.encoders.values()
+        for concept in encoder.concepts
+    }
+    table = _rows("localization", folder, groups, 5)
+    assert len(table) > 0
+    for column in ("average_precision", "n_images", "n_boxes", "n_predictions"):
+        assert table[column].null_count == (len(table) if suppressed else 0), column
 
 
 def test_the_maximum_of_a_latent_that_fires_in_few_patients_is_suppressed(study):
