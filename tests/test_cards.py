@@ -4,6 +4,7 @@ import ast
 import copy
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from huggingface_hub import DatasetCard, ModelCard
 from jinja2 import UndefinedError
 
 from mammosae_plugin.hub.cards import render_findings_card, render_sae_card, render_space_readme, render_study_card
+from mammosae_plugin.hub.saes import _background_latents
 
 CFG = {
     "architecture": "standard",
@@ -211,6 +213,21 @@ def test_confounders_that_somebody_found_are_named() -> None:
     assert "latent 15699 of `layer_10` follows the nipple \\| markers" in card
     assert "No reader has named" not in card
     assert "No reader has named" in CARDS["model"]
+
+
+def test_the_background_latents_of_a_study_are_confounders_of_its_saes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def named(*latents: tuple[int, str]) -> list[dict[str, Any]]:
+        return [{"latent": latent, "role": role} for latent, role in latents]
+
+    both = {"a/Mass": named((3, "background"), (4, "concept")), "b/Mass": named((3, "background"))}
+    layers = [
+        SimpleNamespace(name="layer_6", results={"named_latents": both}),
+        SimpleNamespace(name="layer_10", results={"named_latents": {"a/Mass": named((3, "concept"))}}),
+    ]
+    monkeypatch.setattr("mammosae_plugin.study_folder.StudyFolder", lambda folder: SimpleNamespace(layers=layers))
+    (found,) = _background_latents(Path("study"))
+    assert (found["sae_id"], found["latent"]) == ("layer_6", 3)
+    assert found["follows"].endswith("(a/Mass, b/Mass)")
 
 
 def test_datasets_finds_the_configs_by_the_front_matter() -> None:

@@ -134,6 +134,7 @@ def publish_sae(
             "base_model": base_model,
             "datasets": list(named),
             "tag": tag,
+            "confounders": _background_latents(Path(saes)) if _is_study(saes) else [],  # type: ignore[arg-type]
             "figures": sorted(path.relative_to(folder).as_posix() for path in (folder / "figures").glob("*.png")),
         }
         write_text(folder / CARD, _card(card))
@@ -259,6 +260,23 @@ def _of_study(folder: Path) -> dict[str, Origin]:
         origin = by_weights[layer.sae_sha256]
         found[layer.name] = Origin(origin.sae, origin.folder, origin.beside, _study_measures(layer, origin))
     return found
+
+
+def _background_latents(folder: Path) -> list[dict[str, Any]]:
+    """The latents that a study named as latents of the background, as the card of their SAE lists them."""
+    from mammosae_plugin.study_folder import StudyFolder
+
+    pairs: dict[tuple[str, int], list[str]] = {}
+    for layer in StudyFolder(folder).layers:
+        for pair, named in layer.results["named_latents"].items():
+            for one in named:
+                if one["role"] == "background":
+                    pairs.setdefault((layer.name, one["latent"]), []).append(pair)
+    follows = "the background: it is about as active without the finding as with it"
+    return [
+        {"sae_id": name, "latent": latent, "follows": f"{follows} ({', '.join(of)})"}
+        for (name, latent), of in pairs.items()
+    ]
 
 
 def _study_measures(layer: Any, origin: Origin) -> dict[str, Any]:
