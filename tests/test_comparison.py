@@ -125,7 +125,7 @@ def test_shared_latents_and_their_chance_level_are_those_of_a_construction():
 
 def test_independent_studies_share_what_chance_gives():
     shared, expected, p_values = [], [], []
-    for seed in range(60):
+    for seed in range(30):
         found = compare_findings(
             make_findings({"Mass": random_means(2 * seed)["Mass"]}),
             make_findings({"Mass": random_means(2 * seed + 1)["Mass"]}),
@@ -134,8 +134,8 @@ def test_independent_studies_share_what_chance_gives():
         shared.append(found["shared_top"])
         expected.append(found["expected_shared"])
         p_values.append(found["p_value"])
-    # 60 draws of a hypergeometric variable of variance 1.2: the mean lies within 0.56 (4 standard errors).
-    assert np.mean(shared) == pytest.approx(expected[0], abs=0.56)
+    # 30 draws of a hypergeometric variable of variance 1.2: the mean lies within 0.81 (4 standard errors).
+    assert np.mean(shared) == pytest.approx(expected[0], abs=0.81)
     assert 0.3 < np.mean(p_values) < 0.9
 
 
