@@ -15,6 +15,7 @@ import pytest
 import yaml
 from helpers_hub import LoopbackHub, run_on_hub
 from helpers_space import CHROMIUM_FLAGS, KS, chromium, read_data, synthetic_findings, write_findings
+from scipy.stats import spearmanr
 from typer.testing import CliRunner
 
 from mammosae_plugin.cli import app
@@ -567,6 +568,34 @@ def test_the_comparison_is_that_of_compare_findings(look, findings, replication,
     assert f"{best.average_precision_a:.3f} latent {best.best_latent_a}" in row
     assert f"{best.average_precision_b:.3f} latent {best.best_latent_b}" in row
     assert page.locator(".scatter canvas").get_attribute("aria-label").startswith("Score of")
+
+
+def test_the_rank_correlation_is_that_of_scipy_where_values_are_equal(look, two):
+    page = look(two, "#/compare")
+    rng = np.random.default_rng(0)
+    one, other = rng.integers(0, 5, 40), rng.integers(0, 7, 40)
+    seen = page.evaluate("([xs, ys]) => mammosae.statistics.spearman(xs, ys)", [one.tolist(), other.tolist()])
+    assert seen == pytest.approx(spearmanr(one, other).statistic, abs=1e-12)
+
+
+def test_choices_that_overtake_each_other_end_with_the_last(look, findings, space):
+    page = look(space, "#/?encoder=pretrained")
+    page.evaluate("""() => {
+      const choose = (id, value) => {
+        const field = document.getElementById(id);
+        field.value = value;
+        field.dispatchEvent(new Event("change", { bubbles: true }));
+      };
+      choose("layer", "blocks_4");
+      choose("concept", "Suspicious_Calcification");
+      choose("class", "0");
+      document.getElementById("page-next").click();
+      choose("concept", "density");
+      choose("concept", "Suspicious_Calcification");
+      choose("class", "0");
+    }""")
+    own = of(findings, layer="blocks_4", concept="Suspicious_Calcification", label=0)
+    assert latents(page) == own["latent"].head(50).tolist()
 
 
 def test_a_comparison_can_be_linked_to_and_its_points_open_latents(look, two):

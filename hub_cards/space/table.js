@@ -176,6 +176,8 @@ mammosae.pages.latents = (() => {
     let tables = [];
     let found = { rows: [], total: 0 };
     let active = 0;
+    let loads = 0;
+    let busy = false;  // while it is, the tables are those of an earlier choice
 
     const fields = el("div", { class: "fields" });
     // On a phone the filters would fill the first screen: there they are folded away.
@@ -204,7 +206,7 @@ mammosae.pages.latents = (() => {
       const reload = ["study", "layer", "encoder", "concept"].some((name) => before[name] !== state[name]);
       if (reload || before.class !== state.class) filters();
       if (reload) return load();
-      return refresh();
+      return busy ? null : refresh();
     };
 
     const filters = () => {
@@ -235,10 +237,13 @@ mammosae.pages.latents = (() => {
 
     const load = async () => {
       const wanted = state;
+      const mine = (loads += 1);
+      busy = true;
       status.textContent = "Reading the data …";
       box.setAttribute("aria-busy", "true");
       const read = await Promise.all(wanted.tables.map((info) => mammosae.table(info, wanted.concept)));
-      if (wanted !== state && wanted.tables.some((info, i) => info !== state.tables[i])) return;  // overtaken by a later choice
+      if (mine !== loads) return;  // overtaken by a later choice
+      busy = false;
       tables = read;
       refresh();
       box.setAttribute("aria-busy", "false");
@@ -308,6 +313,7 @@ mammosae.pages.latents = (() => {
     };
 
     const turn = (page) => {
+      if (busy) return;
       const focused = document.activeElement?.id;
       state.page = page;
       active = 0;
