@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--sae", default="standard", choices=["standard", "topk", "batchtopk"])
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
-    multiprocessing.set_forkserver_preload(["__main__"])  # the imports, once for all processes
+    multiprocessing.set_forkserver_preload(["mammosae_plugin.training"])  # imported once for all processes
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_phantoms(
