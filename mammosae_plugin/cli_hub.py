@@ -54,7 +54,8 @@ def publish_sae_command(
         typer.Option("--also", metavar="ID=SOURCE", help="Another SAE for the same repository; may be repeated."),
     ] = None,
     licence: Annotated[
-        str | None, typer.Option("--licence", help="Of the weights, such as mit or cc-by-4.0.", show_default=False)
+        str | None,
+        typer.Option("--licence", help="Of the weights, such as mit or cc-by-nc-sa-4.0; required.", show_default=False),
     ] = None,
     base_model: Annotated[
         str | None, typer.Option(help="The Hub's name of the model that the SAE reads.", show_default=False)

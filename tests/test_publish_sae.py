@@ -80,14 +80,15 @@ run = CliRunner().invoke
 def command(*arguments):
     done = run(app, [str(part) for part in arguments])
     return {"code": done.exit_code, "out": done.stdout, "err": done.stderr}
-folder = ("publish", "sae", trained["gated"], "someone/gated")
+folder = ("publish", "sae", trained["gated"], "someone/gated", "--licence", "mit")
 seen["dry command"] = command(*folder, "--tag", "v1", "--dataset", "toy")
 seen["after the dry command"] = "model someone/gated" in hub()["repos"]
 seen["command"] = command(*folder, "--tag", "v1", "--dataset", "toy", "--confirm", "--public")
 seen["state of the command"] = hub()["repos"]["model someone/gated"]
 seen["command without an id"] = command(*folder, "--also", "b=c")
 seen["command with a bad pair"] = command(*folder, "--id", "a", "--also", "c")
-seen["command without a folder"] = command("publish", "sae", "nothing", "someone/gated")
+seen["command without a folder"] = command("publish", "sae", "nothing", "someone/gated", "--licence", "mit")
+seen["command without a licence"] = command(*folder[:-2])
 """
 
 PLAIN = """
@@ -274,6 +275,7 @@ def test_bad_usage_ends_with_one_line_and_code_2(visit: Visit) -> None:
         "command without an id": "say with --id what the first SAE is called",
         "command with a bad pair": "--also 'c' is not of the form ID=SOURCE",
         "command without a folder": "nothing does not exist; give a folder with an SAE",
+        "command without a licence": "an SAE is published under a licence; name it with --licence",
     }.items():
         found = visit.seen[case]
         assert found["code"] == 2, found
@@ -370,6 +372,8 @@ def test_the_saes_that_a_study_trained_go_out_under_the_names_of_their_layers(
         ({"a b": "SAE"}, {}, "'a b' cannot be an SAE's id"),
         ({"figures": "SAE"}, {}, "'figures' cannot be an SAE's id"),
         ({"a": "SAE"}, {"sae_id": "b"}, "leave sae_id out"),
+        ({"a": "SAE"}, {"licence": None}, "name it with --licence"),
+        ({"a": "SAE"}, {"licence": " "}, "name it with --licence"),
         ({"a": "SAE"}, {"evaluation": {"b": {"l0": 3.0}}}, "evaluation is of b, but the SAEs are a"),
     ],
 )
@@ -379,7 +383,7 @@ def test_what_cannot_be_published_is_refused_before_the_hub_is_asked(
     if isinstance(saes, dict):
         saes = dict.fromkeys(saes, root / "trained" / "topk")
     with pytest.raises(InputError, match=reason):
-        publish_sae(saes, REPO, **options)
+        publish_sae(saes, REPO, **{"licence": "mit", **options})
 
 
 def test_what_plain_sae_lens_cannot_load_or_computes_otherwise_is_not_published(root: Path, tmp_path: Path) -> None:

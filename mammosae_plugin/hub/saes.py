@@ -94,7 +94,8 @@ def publish_sae(
             study's output folder, whose trained SAEs are published under the names of their layers; or several by id.
         repo_id: owner/name. It is made if need be; SAEs of other ids in it stay, and stand in the card too.
         sae_id: the id of a single SAE, the second argument of `SAE.from_pretrained`. By default its layer's name.
-        licence: of the weights, as the Hub names it ("mit", "cc-by-nc-sa-4.0", ...).
+        licence: of the weights, as the Hub names it ("mit", "cc-by-4.0", ...); nothing is published without one. SAEs on
+            Mammo-CLIP's features are cc-by-nc-sa-4.0, as Mammo-CLIP is, unless their author decides otherwise.
         base_model: the Hub's name of the model whose activations the SAE reads.
         datasets: names of the datasets that it was trained on ("vindr", ...); by default as its metadata says.
         evaluation: measures for `evaluation.json` and the card (explained_variance, l0, dead_share, ...); by id where
@@ -113,12 +114,17 @@ def publish_sae(
         What is on the Hub now; with `dry_run` the `Publication`, which can be looked at and sent.
 
     Raises:
-        InputError: no SAE that plain SAELens can load and compute the same with; or as `prepare`.
+        InputError: no licence; no SAE that plain SAELens can load and compute the same with; or as `prepare`.
         PrivacyError: something of it must not get out.
         HubError: the Hub refuses, or cannot be reached.
     """
     from mammosae_plugin.hub.guard import PrivacyContext
 
+    if not (licence or "").strip():
+        raise InputError(
+            "an SAE is published under a licence; name it with --licence (licence=), such as mit or, for Mammo-CLIP's "
+            "features, cc-by-nc-sa-4.0"
+        )
     origins = origins_of(saes, sae_id, evaluation)
     if context is None and _is_study(saes):
         context = PrivacyContext.of_study(Path(saes))  # type: ignore[arg-type]
