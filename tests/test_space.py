@@ -316,7 +316,7 @@ def look(browser):
             lambda request: None if request.url.startswith(("file:", "data:")) else problems.append(request.url),
         )
         page.goto(f"{(folder / 'index.html').as_uri()}{address}")
-        page.wait_for_function("document.body.dataset.ready")
+        page.wait_for_selector("body[data-ready]")
         return page
 
     yield open_page
@@ -335,12 +335,12 @@ def go(page, address):
 def shown_anew(page):
     before = page.evaluate("document.body.dataset.ready")
     yield
-    page.wait_for_function("before => document.body.dataset.ready !== before", arg=before)
+    page.wait_for_selector(f'body[data-ready]:not([data-ready="{before}"])')
 
 
 def settled(page):
-    """Wait until the page shows what was chosen; a choice may need files that are read first."""
-    page.wait_for_function("!document.querySelector('[aria-busy=true]')")
+    """Wait until the page shows what was chosen; by a selector, since the page forbids code from strings."""
+    page.wait_for_selector('[aria-busy="true"]', state="detached")
 
 
 def latents(page):
@@ -740,7 +740,7 @@ def test_dark_follows_the_system_and_the_choice_is_kept(look, space):
     page.locator("#theme").click()
     assert luminance(page) > 700 and page.locator("#theme").inner_text() == "Dark"
     page.reload()
-    page.wait_for_function("document.body.dataset.ready")
+    page.wait_for_selector("body[data-ready]")
     assert luminance(page) > 700
 
 
