@@ -135,10 +135,15 @@ def recipes(options: argparse.Namespace, paper: SAETraining, l0: float) -> dict[
         "batchtopk, from data points": {"architecture": "batchtopk", "k": k} | at_rows,
         "batchtopk, short window": {"architecture": "batchtopk", "k": k}
         | {"dead_feature_window": max(2, paper.dead_feature_window // 10)},
+        "batchtopk, a quarter of the latents": {"architecture": "batchtopk", "k": k, "d_sae": options.d_sae // 4},
+        "paper, a quarter of the latents": first_guess | {"d_sae": options.d_sae // 4},
         "topk": {"architecture": "topk", "k": whole},
+        "topk, a quarter of the latents": {"architecture": "topk", "k": whole, "d_sae": options.d_sae // 4},
         "matryoshka": {"architecture": "matryoshka_batchtopk", "k": k},
         "jumprelu": {"architecture": "jumprelu", "k": k, "jumprelu_threshold": 0.5, "jumprelu_bandwidth": 0.5}
         | {"sparsity": paper.sparsity / 10, "pre_act_loss": 3e-6},
+        "matryoshka, a quarter of the latents": {"architecture": "matryoshka_batchtopk", "k": k}
+        | {"d_sae": options.d_sae // 4},
         "gated": {"architecture": "gated"} | first_guess,
         "matching pursuit": {"architecture": "matching_pursuit", "k": whole},
     }

@@ -94,8 +94,8 @@ def publish_sae(
             study's output folder, whose trained SAEs are published under the names of their layers; or several by id.
         repo_id: owner/name. It is made if need be; SAEs of other ids in it stay, and stand in the card too.
         sae_id: the id of a single SAE, the second argument of `SAE.from_pretrained`. By default its layer's name.
-        licence: of the weights, as the Hub names it ("mit", "cc-by-4.0", ...); nothing is published without one. SAEs on
-            Mammo-CLIP's features are cc-by-nc-sa-4.0, as Mammo-CLIP is, unless their author decides otherwise.
+        licence: of the weights, as the Hub names it ("mit", "cc-by-4.0", ...); nothing is published without one. SAEs
+            on Mammo-CLIP's features are cc-by-nc-sa-4.0, as Mammo-CLIP is, unless their author decides otherwise.
         base_model: the Hub's name of the model whose activations the SAE reads.
         datasets: names of the datasets that it was trained on ("vindr", ...); by default as its metadata says.
         evaluation: measures for `evaluation.json` and the card (explained_variance, l0, dead_share, ...); by id where
