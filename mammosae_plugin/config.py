@@ -92,6 +92,11 @@ class SAETrainingSource(_Section):
         description="Extract from a copy of the network with its batch norms folded into the convolutions before them, "
         "which saves a pass over every map; `extract` prints the difference of the features.",
     )
+    compile: bool = Field(
+        False,
+        description="Run the network under torch.compile while the rows are extracted, which pays for many images; on "
+        "the CPU it needs a C++ compiler. `extract` prints the difference of the features.",
+    )
     training: SAETraining = Field(SAETraining(), description="How the SAE is trained; the defaults are the paper's.")
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ is made is made by the first process, for which the others wait where they need 
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import date
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +27,7 @@ from mammosae_plugin.activations import ActivationStore, extract_activations
 from mammosae_plugin.activations.extraction import capture_several
 from mammosae_plugin.activations.store import FORMAT_VERSION
 from mammosae_plugin.adapters import HookedVisionModel, MammoClipClassifier, load_mammo_clip
-from mammosae_plugin.adapters.fast_inference import fold_batch_norms
+from mammosae_plugin.adapters.fast_inference import compiled, fold_batch_norms
 from mammosae_plugin.config import ModelConfig, StudyConfig
 from mammosae_plugin.datasets import (
     PREPROCESSING,
@@ -53,7 +54,7 @@ from mammosae_plugin.training import train_classifier
 from mammosae_plugin.visualization.names import LAYERS_FOLDER, layer_folder
 
 STEPS = ("classify", "extract", "train", "encode", "probe", "intervene", "localize", "report")
-_EXTRACTION = {"fraction", "count", "dtype", "autocast", "fold_batch_norms"}  # the settings that the rows depend on
+_EXTRACTION = {"fraction", "count", "dtype", "autocast", "fold_batch_norms", "compile"}  # what the rows depend on
 _FOLDED = 1e-4  # relative error of float32 features up to which folding counts as rounding; it is about 1e-6
 _OF_ALL_PROCESSES = ("classify", "extract", "train", "encode")
 
@@ -76,6 +77,7 @@ class Study:
         self.work = self.output / "work"
         self.results_folder = self.output / "results"
         self.folding_errors: dict[str, float] = {}  # of features by hook name, where batch norms are folded
+        self.compiling_errors: dict[str, float] = {}  # the same of torch.compile
         self.pairs = tuple(ModelPair(model.name, concept) for model in config.models for concept in config.concepts)
         for concept in config.concepts:
             n_classes_of(concept)
@@ -291,20 +293,27 @@ class Study:
         ]
         hook_names = [layer.hook_name for layer in self.layers]
         modules = [layer.module for layer in self.layers]
-        return extract_activations(
-            self._folded(model, images, hook_names) if source.fold_batch_norms else HookedVisionModel(model, modules),
-            images,
-            self.work / "activations" / digest(parts),
-            hook_names=hook_names,
-            fraction=source.fraction if source.count is None else 1.0,
-            count=source.count,
-            dtype=source.dtype,
-            autocast=source.autocast,
-            seed=self.config.seed,
-            device=self.config.device,
-            batch_size=self.config.batch_size,
-            num_workers=self.config.num_workers,
+        hooked = (
+            self._folded(model, images, hook_names) if source.fold_batch_norms else HookedVisionModel(model, modules)
         )
+        hooked.to(distributed.place(self.config.device))
+        with ExitStack() as stack:
+            if source.compile:
+                self.compiling_errors = stack.enter_context(compiled(hooked, images[0]["image"][None]))
+            return extract_activations(
+                hooked,
+                images,
+                self.work / "activations" / digest(parts),
+                hook_names=hook_names,
+                fraction=source.fraction if source.count is None else 1.0,
+                count=source.count,
+                dtype=source.dtype,
+                autocast=source.autocast,
+                seed=self.config.seed,
+                device=self.config.device,
+                batch_size=self.config.batch_size,
+                num_workers=self.config.num_workers,
+            )
 
     def _folded(self, model: MammoClipClassifier, images: VinDrMammo, hook_names: list[str]) -> HookedVisionModel:
         """The model with folded batch norms, hooked, after its features have been compared with the model's own.
@@ -433,6 +442,10 @@ class Study:
             lines += [
                 f"batch norms folded: the features of {name} differ by {error:.1e} (relative, of one image)"
                 for name, error in self.folding_errors.items()
+            ]
+            lines += [
+                f"compiled: the features of {name} differ by {error:.1e} (relative, of one image)"
+                for name, error in self.compiling_errors.items()
             ]
             return "\n".join([*lines, f"extract: done; kept in {self.work / 'activations'}"])
         places = {"classify": "classifiers", "extract": "activations", "train": "sae", "encode": "latents"}

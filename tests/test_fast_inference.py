@@ -6,8 +6,8 @@ from helpers_adapters import calibrated_classifier
 from helpers_backbones import FAMILIES
 from torch import nn
 
-from mammosae_plugin.adapters import HookedVisionModel
-from mammosae_plugin.adapters.fast_inference import FoldedNorm, fold_batch_norms
+from mammosae_plugin.adapters import HookedVisionModel, new_classifier
+from mammosae_plugin.adapters.fast_inference import FoldedNorm, compiled, fold_batch_norms
 from mammosae_plugin.errors import InputError
 
 
@@ -87,3 +87,66 @@ def test_the_original_is_left_alone_and_a_hooked_one_is_refused() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     with HookedVisionModel(model, ["bn2"]), pytest.raises(InputError, match=r"close\(\) its HookedVisionModel"):
         fold_batch_norms(model, images)
+
+
+def test_compiled_parts_lie_between_the_hook_points_and_give_the_same_values() -> None:
+    images = torch.randn(2, 3, 96, 64, generator=torch.Generator().manual_seed(0))
+    network = new_classifier("tinynet_e", 1, seed=0)
+    with HookedVisionModel(network, ["layer_6", "bn2"]) as model, torch.inference_mode():
+        logits, cache = model.run_with_cache(images)
+        seen: list[torch.Tensor] = []
+        with compiled(model, images[:1], backend="aot_eager") as errors:
+            assert model.compiled and errors.keys() == cache.keys() and max(errors.values()) < 1e-5
+            ours = {path for path, module in network.named_modules() if "forward" in vars(module)}
+            assert {
+                "blocks.3",
+                "blocks.4.1",
+                "blocks.5",
+                "bn2",
+            } <= ours  # blocks.4.1 is layer_6, hooked inside blocks.4
+            assert ours.isdisjoint({"", "blocks", "blocks.4", "conv_stem", "blocks.3.0"})
+            fast, found = model.run_with_cache(images)
+            model.run_with_hooks(images, fwd_hooks=[("layer_6", lambda value, hook: seen.append(value))])
+        assert torch.allclose(fast, logits, atol=1e-5)
+        assert all(torch.allclose(found[name], value, atol=1e-4) for name, value in cache.items())
+        assert len(seen) == 1
+        assert not model.compiled and not any("forward" in vars(module) for module in network.modules())
+        assert torch.equal(model(images), logits)
+
+
+def test_every_one_of_many_parts_of_one_class_is_compiled() -> None:
+    images = torch.randn(1, 3, 96, 64, generator=torch.Generator().manual_seed(0))
+    n_graphs = 0
+
+    def count(graph: torch.fx.GraphModule, _inputs: object) -> object:
+        nonlocal n_graphs
+        n_graphs += 1
+        return graph.forward
+
+    torch._dynamo.reset()
+    with HookedVisionModel(new_classifier("tinynet_e", 1, seed=0)) as model, torch.inference_mode():
+        with compiled(model, images, backend=count):
+            n_seen = n_graphs
+            model(images)
+        assert n_seen > 8 + 2 and n_graphs == n_seen  # dynamo gives up a class after 8 of its own accord
+
+
+def test_a_compiler_that_fails_or_changes_values_is_one_line() -> None:
+    images = torch.randn(1, 3, 96, 64)
+
+    def failing(graph: torch.fx.GraphModule, _inputs: object) -> object:
+        raise OSError("no C++ compiler")
+
+    def wrong(graph: torch.fx.GraphModule, _inputs: object) -> object:
+        return lambda *values: [value * 1.01 for value in graph.forward(*values)]
+
+    torch._dynamo.reset()
+    with HookedVisionModel(new_classifier("tinynet_e", 1, seed=0), ["bn2"]) as model:
+        cannot = pytest.raises(InputError, match=r"^torch.compile cannot compile the network here.*no C\+\+ compiler")
+        with cannot, compiled(model, images, backend=failing):
+            pass
+        torch._dynamo.reset()
+        changes = pytest.raises(InputError, match=r"torch.compile changes bn2.hook_out by .*more than rounding")
+        with changes, compiled(model, images, backend=wrong):
+            pass
+        assert not model.compiled

@@ -307,6 +307,7 @@ def _extract(
             "model": fingerprints[id(source.model)],
             "hook_name": source.hook_name,
             "layout": _layout(source, dataset.image_size),
+            "compiled": source.model.compiled,
         }
         for source in sources
     }
