@@ -157,7 +157,8 @@ def at_l0(store: ActivationStore, folder: Path, config: SAETraining, l0: float) 
     """
     low, high, sparsity = 0.0, math.inf, config.sparsity
     best: tuple[float, Any, SAETraining] | None = None
-    for number in range(SEARCH_STEPS if config.k is None else 1):
+    k_sets_it = config.k is not None and config.architecture != "jumprelu"  # which lambda draws towards k
+    for number in range(1 if k_sets_it else SEARCH_STEPS):
         changed = config.model_copy(update={"sparsity": sparsity})
         tried = folder / str(number)
         sae = train_sae(store, tried, changed)
