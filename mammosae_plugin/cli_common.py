@@ -1,4 +1,4 @@
-"""What every command of `mammosae` does alike: the flag --debug, and how errors are shown."""
+"""What commands of `mammosae` have alike: the flag --debug, the options of publishing, and how errors are shown."""
 
 import logging
 import sys
@@ -9,6 +9,12 @@ from typing import Annotated
 import typer
 
 Debug = Annotated[bool, typer.Option("--debug", help="On an error, show the whole traceback.")]
+Tag = Annotated[str | None, typer.Option(help="Name the published state so, such as v1.", show_default=False)]
+Public = Annotated[bool, typer.Option("--public", help="Make a new repository public; by default it is private.")]
+Replace = Annotated[bool, typer.Option("--replace", help="Overwrite files that the repository has otherwise.")]
+Confirm = Annotated[
+    bool, typer.Option("--confirm/--dry-run", help="Send it; by default only print exactly what would go out.")
+]
 
 
 @contextmanager

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mammosae_plugin.cli_common import Debug, clear_errors
+from mammosae_plugin.cli_common import Confirm, Debug, Public, Replace, Tag, clear_errors
 
 if TYPE_CHECKING:
     from mammosae_plugin.hub.publishing import Publication
+
+__all__ = ["Confirm", "Public", "Replace", "Repo", "Tag", "add_hub_commands", "publish", "show_and_send"]
 
 publish = typer.Typer(
     no_args_is_help=True,
@@ -19,12 +21,6 @@ publish = typer.Typer(
 )
 
 Repo = Annotated[str, typer.Argument(metavar="REPO", help="The Hub's repository, owner/name.", show_default=False)]
-Tag = Annotated[str | None, typer.Option(help="Name the published state so, such as v1.", show_default=False)]
-Public = Annotated[bool, typer.Option("--public", help="Make a new repository public; by default it is private.")]
-Replace = Annotated[bool, typer.Option("--replace", help="Overwrite files that the repository has otherwise.")]
-Confirm = Annotated[
-    bool, typer.Option("--confirm/--dry-run", help="Send it; by default only print exactly what would go out.")
-]
 
 
 def show_and_send(publication: "Publication", confirm: bool) -> None:

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 RepoKind = Literal["model", "dataset", "space"]
 Change = Literal["new", "same", "replaced", "removed"]
 
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+"""The name of a repository on the Hub: owner/name."""
 _TAG = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")
 _REMOVED: "Mapping[Contents, re.Pattern[str]]" = {
     "sae": re.compile(r"(?!)"),  # a repository may hold SAEs of several uploads
@@ -277,7 +278,7 @@ def prepare(
     """
     from mammosae_plugin.hub.guard import check_staged
 
-    if not _REPO.fullmatch(repo_id):
+    if not REPOSITORY.fullmatch(repo_id):
         raise InputError(f"{repo_id!r} is no name of a Hub repository; give it as owner/name")
     if tag is not None and not _TAG.fullmatch(tag):
         raise InputError(f"{tag!r} cannot be a tag; use letters, digits, dots, dashes, such as v1")
