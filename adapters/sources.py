@@ -24,13 +24,15 @@ from huggingface_hub.errors import (
 )
 
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.hub.publishing import REPOSITORY
 from mammosae_plugin.hub_requests import again, first_line
 
 HUB_SCHEMES = ("hub://", "hf://")
 HUB_SCHEME = HUB_SCHEMES[0]
 
-_REPO = r"[\w.-]+/[\w.-]+"
-_HUB_URL = re.compile(rf"(?:hub|hf)://(?P<repo>{_REPO})(?:@(?P<revision>[^/\s]+))?(?:/(?P<path>\S.*?))?/?")
+_REPO = rf"(?P<repo>{REPOSITORY.pattern})"
+_HUB_URL = re.compile(rf"(?:hub|hf)://{_REPO}(?:@(?P<revision>[^/\s]+))?(?:/(?P<path>\S.*?))?/?")
+_HUB_NAME = re.compile(rf"{_REPO}(?:@(?P<revision>\S+))?(?P<path>)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _CHECKPOINT_SUFFIXES = {".bin", ".ckpt", ".pt", ".pth", ".safetensors", ".tar"}
 
@@ -69,7 +71,7 @@ def is_on_hub(source: str | os.PathLike[str]) -> bool:
         return False
     if source.startswith(HUB_SCHEMES):
         return True
-    is_repo = re.fullmatch(_REPO, source) is not None and PurePosixPath(source).suffix not in _CHECKPOINT_SUFFIXES
+    is_repo = REPOSITORY.fullmatch(source) is not None and PurePosixPath(source).suffix not in _CHECKPOINT_SUFFIXES
     return is_repo and not Path(source).exists()
 
 
@@ -102,16 +104,13 @@ def find_source(
     """
     if not is_on_hub(source):
         return _find_local(source, filename, revision, default)
-    repo, url_revision, url_path = parse_hub_name(str(source))
-    if revision is not None and url_revision is not None and revision != url_revision:
-        raise InputError(f"{source} names the revision {url_revision}, but revision={revision!r} is given; name one")
+    repo, revision, url_path = parse_hub_name(str(source), revision=revision)
     if filename is not None and url_path is not None and filename != url_path:
         raise InputError(f"{source} names the file {url_path}, but {filename!r} is given too; name one")
     name = url_path or filename or default
     if name is None:
         start = "does not exist" if str(source) == repo else "names a repo but no file in it"
         raise InputError(f"{source} {start}; name a file of a Hugging Face repo as hub://{repo}/path/in/repo")
-    revision = revision if revision is not None else url_revision
     if folder_files and PurePosixPath(name).suffix not in _CHECKPOINT_SUFFIXES:
         paths = [
             _download(repo, f"{name}/{file}", revision=revision, force_download=force_download, asked=str(source))
@@ -140,14 +139,35 @@ def _find_local(
     return Source(path=path, name=path.name)
 
 
-def parse_hub_name(source: str) -> tuple[str, str | None, str | None]:
-    """(repo, revision, path in the repo) of `hub://...` or of owner/name."""
-    if not source.startswith(HUB_SCHEMES):
-        return source, None, None
-    match = _HUB_URL.fullmatch(source)
-    if match is None or match["repo"].split("/")[0] in ("datasets", "spaces", "models"):
-        raise InputError(f"{source} is not of the form hub://owner/name[@revision]/path/in/repo, of a model repo")
-    return match["repo"], match["revision"] and unquote(match["revision"]), match["path"]
+def is_hub_name(text: str) -> bool:
+    """Whether a string is for `parse_hub_name`: `hub://...`, or of the form owner/name[@revision]."""
+    return text.startswith(HUB_SCHEMES) or _HUB_NAME.fullmatch(text) is not None
+
+
+def parse_hub_name(source: str, *, revision: str | None = None) -> tuple[str, str | None, str | None]:
+    """(repo, revision, path in the repo) of `hub://owner/name[@revision][/path]` or of `owner/name[@revision]`.
+
+    Args:
+        source: the name.
+        revision: the one that was given beside the name.
+
+    Raises:
+        InputError: neither form, or two revisions.
+    """
+    if source.startswith(HUB_SCHEMES):
+        match = _HUB_URL.fullmatch(source)
+        if match is None or match["repo"].split("/")[0] in ("datasets", "spaces", "models"):
+            raise InputError(f"{source} is not of the form hub://owner/name[@revision]/path/in/repo, of a model repo")
+    else:
+        match = _HUB_NAME.fullmatch(source)
+        if match is None:
+            raise InputError(
+                f"{source!r} cannot be the name of a Hub repository; give it as owner/name, or owner/name@revision"
+            )
+    named = match["revision"] and unquote(match["revision"])
+    if revision is not None and named is not None and revision != named:
+        raise InputError(f"{source} names the revision {named}, but revision {revision} is given too; name one")
+    return match["repo"], revision if named is None else named, match["path"] or None
 
 
 def _download(repo: str, name: str, *, revision: str | None, force_download: bool, asked: str) -> Path:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mammosae_plugin.cli_common import Debug, clear_errors
+from mammosae_plugin.cli_common import Confirm, Debug, Public, Replace, Tag, clear_errors
 
 
 def add_space_command(publish: typer.Typer) -> None:
@@ -41,18 +41,10 @@ def publish_space_command(
         str | None, typer.Option(help="What the page is called; by default as the study.", show_default=False)
     ] = None,
     min_group: Annotated[int, typer.Option(min=1, help="Statistics of fewer patients than this are left out.")] = 5,
-    tag: Annotated[
-        str | None, typer.Option(help="Name the published state so, such as v1.", show_default=False)
-    ] = None,
-    public: Annotated[
-        bool, typer.Option("--public", help="Make a new Space public; by default it is private.")
-    ] = False,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Overwrite files that the repository has otherwise.")
-    ] = False,
-    confirm: Annotated[
-        bool, typer.Option("--confirm/--dry-run", help="Send it; by default only print exactly what would go out.")
-    ] = False,
+    tag: Tag = None,
+    public: Public = False,
+    replace: Replace = False,
+    confirm: Confirm = False,
     debug: Debug = False,
 ) -> None:
     """Publish a static Space to browse findings: a table of latents, a page per latent, two studies side by side.

@@ -3,6 +3,7 @@
 Nothing is computed here and no configuration file is needed: what a study's folder holds is enough.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -84,6 +85,11 @@ class LayerResults:
         return int(self.results["sae"]["d_sae"])
 
 
+def is_study_folder(place: Any) -> bool:
+    """Whether a finished study lies in a folder; False for what is no path."""
+    return isinstance(place, (str, os.PathLike)) and (Path(place) / RESULTS_FOLDER / RESULTS_FILE).is_file()
+
+
 class StudyFolder:
     """A study's output folder.
 
@@ -96,7 +102,7 @@ class StudyFolder:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        if not (self.folder / RESULTS_FOLDER / RESULTS_FILE).exists():
+        if not is_study_folder(self.folder):
             raise InputError(
                 f"{self.folder} holds no finished study (no {RESULTS_FOLDER}/{RESULTS_FILE}); run `mammosae study`, or "
                 "name the folder that its configuration calls output"

@@ -48,6 +48,7 @@ def synthetic_findings(
     seed: int = 0,
     noise: float = 0.0,
     origin: str = "somebody/phantom-findings",
+    on_hub: bool = True,
     title: str = "Concept latents of phantom mammograms",
 ) -> Findings:
     """Findings of two models on two concepts, and a third concept whose positive class was suppressed.
@@ -100,6 +101,7 @@ def synthetic_findings(
         ),
         notes=_notes(notes or [], layers[-1]),
         study=_study(layers, encoders, models, named, d_sae=d_sae, sae=sae, title=title),
+        repo_id=origin if on_hub else None,
     )
 
 

@@ -12,7 +12,7 @@ from helpers_study import layered_settings, write_study
 
 REPO = "someone/saes"
 PROGRAM = """
-import json, os, shutil, sys, time
+import json, logging, os, shutil, sys, time
 from pathlib import Path
 import huggingface_hub.constants
 from typer.testing import CliRunner
@@ -52,6 +52,7 @@ folder = pull(REPO)
 seen["commit"] = folder.name
 seen["at tag"] = digests(pull(REPO, revision="v1"))
 seen["by url"] = digests(pull(f"hub://{REPO}@v1"))
+seen["by name"] = digests(pull(f"{REPO}@v1"))
 seen["one sae"] = {"name": pull(f"hub://{REPO}@v1/layer_6").name, **digests(pull(f"hub://{REPO}@v1/layer_6"))}
 seen["findings"] = digests(pull("someone/findings"))
 seen["copied"] = digests(pull(REPO, folder=home / "copy"))
@@ -63,12 +64,22 @@ for name, call in {
     "no repo": lambda: pull("someone/nothing"),
     "no revision": lambda: pull(REPO, revision="v9"),
     "two revisions": lambda: pull(f"hub://{REPO}@v1", revision="v2"),
-    "no sae": lambda: pull(f"hub://{REPO}@v1/layer_7"),
+    "two revisions by name": lambda: pull(f"{REPO}@v1", revision="v2"),
+    "no revision by name": lambda: pull(f"{REPO}@v9"),
+    "no revision and a sae": lambda: pull(f"hub://{REPO}@v9/layer_6"),
     "both kinds": lambda: pull("someone/both"),
     "gated": lambda: pull("someone/gated"),
     "no name": lambda: pull("a b/c"),
 }.items():
     seen[name] = attempt(lambda: str(call()))
+said = []
+class Keep(logging.Handler):
+    def emit(self, record):
+        said.append(record.getMessage())
+logging.getLogger("huggingface_hub").addHandler(keep := Keep())
+seen["no sae"] = attempt(lambda: str(pull(f"hub://{REPO}@v1/layer_7")))
+logging.getLogger("huggingface_hub").removeHandler(keep)
+seen["said of no sae"] = said
 seen["one kind of both"] = digests(pull("someone/both", kind="dataset"))
 
 weights = folder / "layer_6" / "sae_weights.safetensors"
@@ -171,7 +182,11 @@ def test_what_is_pulled_is_what_is_there_and_is_not_downloaded_twice(visit: Visi
 
 
 def test_a_revision_is_pulled_by_name_or_by_url(visit: Visit) -> None:
-    assert visit.seen["at tag"] == visit.seen["by url"] == visit.old != visit.files
+    assert visit.seen["at tag"] == visit.seen["by url"] == visit.seen["by name"] == visit.old != visit.files
+
+
+def test_of_an_sae_that_is_not_there_nothing_is_said_but_the_error(visit: Visit) -> None:
+    assert visit.seen["said of no sae"] == []
 
 
 def test_one_sae_of_several_is_pulled_alone(visit: Visit) -> None:
@@ -195,7 +210,10 @@ def test_a_copy_is_made_where_it_is_wanted_and_overwrites_nothing(visit: Visit) 
     [
         ("no repo", "the Hub has no model or dataset someone/nothing, or it is private"),
         ("no revision", f"{REPO} at revision v9 has no such revision"),
-        ("two revisions", "names the revision v1, but revision='v2' is given"),
+        ("two revisions", "names the revision v1, but revision v2 is given too; name one"),
+        ("two revisions by name", f"{REPO}@v1 names the revision v1, but revision v2 is given too; name one"),
+        ("no revision by name", f"{REPO} at revision v9 has no such revision"),
+        ("no revision and a sae", "has no such revision"),
         ("no sae", f"{REPO} has no SAE layer_7; did you mean layer_6?"),
         ("both kinds", "someone/both is both a model and a dataset; say which"),
         ("gated", "someone/gated asks for its terms to be accepted"),

@@ -27,7 +27,7 @@ class Comparison:
     """What two studies have in common.
 
     Attributes:
-        a: The first study's origin.
+        a: The first study's origin; its place as it was given where both have the same origin.
         b: The second's.
         top: How many of the best latents per class were compared.
         match: "index" where both use the same SAE, "decoder" where latents were matched by their decoder directions.
@@ -102,14 +102,17 @@ def compare_findings(
     first, second = (one if isinstance(one, Findings) else load_findings(one) for one in (a, b))
     common = _common_rows(first, second, models or {})
     _check_same_score(first, second)
+    names = [first.origin, second.origin]
+    if names[0] == names[1]:  # two folders of one name: as they were given
+        names = [one.origin if isinstance(one, Findings) else str(one) for one in (a, b)]
     matching = None
     if match == "index":
         _check_same_sae(first, second, common)
     else:
         matching = _matching(first, second, common, saes, min_cosine)
     return Comparison(
-        a=first.origin,
-        b=second.origin,
+        a=names[0],
+        b=names[1],
         top=top,
         match=match,
         latents=_compare_latents(first, second, common, matching, top),

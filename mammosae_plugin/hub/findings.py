@@ -4,11 +4,12 @@ A staged folder is the dataset: a card and one parquet file per config (`finding
 `datasets.load_dataset(folder_or_repo, config)` reads. `docs/findings.md` is the format's page.
 """
 
+import dataclasses
 import json
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +24,12 @@ from mammosae_plugin.files import atomic_path, write_text
 from mammosae_plugin.hub.findings_schema import CONFIGS, FORMAT_VERSION, JSON_COLUMNS, OPTIONAL, SCHEMAS, parquet_path
 
 if TYPE_CHECKING:
+    from mammosae_plugin.hub.guard import PrivacyContext
     from mammosae_plugin.hub.publishing import Publication, Published
     from mammosae_plugin.study_folder import StudyFolder
 
 KEY_FILE = "publishing.key"
 STAGED_FOLDER = "findings"
-_REPO = re.compile(r"[\w.-]+/[\w.-]+")
 _LATENT = ["layer", "encoder", "latent"]
 _PER_CLASS = {"n_images": "n_images", "class_means": "class_mean", "scores": "score", "ranks": "rank"}
 
@@ -40,7 +41,8 @@ class Findings:
     What was suppressed, or could not be computed, is missing (NaN, or <NA> where the column holds whole numbers).
 
     Attributes:
-        origin: Where they are from, for messages and titles.
+        origin: Where they are from, for messages and titles: owner/name[@revision] on the Hub, or the name of a folder
+            on this machine.
         latents: One row per layer, encoder and latent: layer, hook_name, encoder, latent, firing_rate,
             max_activation, mean_activation.
         concepts: One row per layer, encoder, latent, concept and class: layer, encoder, latent, concept, class,
@@ -53,6 +55,7 @@ class Findings:
         study: What the rows are from: format_version, title, created, data_kind, min_group, layers, concepts, and as
             JSON values config, provenance, data, models, sae (by layer), named_latents (by layer).
         examples: Heatmaps of single images, where they were published; None otherwise.
+        repo_id: owner/name of the dataset on the Hub that they were read from; None for what lies on this machine.
     """
 
     origin: str
@@ -64,14 +67,16 @@ class Findings:
     notes: pd.DataFrame
     study: dict[str, Any]
     examples: pd.DataFrame | None = None
+    repo_id: str | None = None
 
     @classmethod
-    def load(cls, folder: str | Path, *, origin: str | None = None) -> "Findings":
+    def load(cls, folder: str | Path, *, origin: str | None = None, repo_id: str | None = None) -> "Findings":
         """Read a staged folder.
 
         Args:
             folder: The folder, as `stage_findings` wrote it or as it was downloaded.
             origin: Its name in messages and titles; the folder's name when None.
+            repo_id: owner/name of the dataset on the Hub that the folder is a copy of.
 
         Raises:
             InputError: A file is missing or damaged, lacks a column, or is of a newer format.
@@ -82,7 +87,7 @@ class Findings:
             for config in CONFIGS
             if config not in OPTIONAL or (path / parquet_path(config)).exists()
         }
-        return cls.of_tables(origin or path.name, tables)
+        return dataclasses.replace(cls.of_tables(origin or path.resolve().name, tables), repo_id=repo_id)
 
     @classmethod
     def of_study(cls, study_folder: str | Path, *, min_group: int = 5) -> "Findings":
@@ -95,7 +100,7 @@ class Findings:
         from mammosae_plugin.study_folder import StudyFolder
 
         study = StudyFolder(study_folder)
-        return cls.of_tables(study.results["title"], findings_tables(study, min_group=min_group))
+        return cls.of_tables(study.folder.resolve().name, findings_tables(study, min_group=min_group))
 
     @classmethod
     def of_tables(cls, origin: str, tables: Mapping[str, pa.Table]) -> "Findings":
@@ -205,15 +210,36 @@ def stage_findings(
         InputError: No finished study, or a folder that holds something else.
         PrivacyError: Examples of a restricted dataset without its licence, or anything else that may not get out.
     """
+    from mammosae_plugin.hub.guard import PrivacyContext, check_staged
+
+    context = PrivacyContext.of_study(Path(study_folder), min_group=min_group, licence=data_licence)
+    with _staged(
+        study_folder, Path(folder), context, repo_id=repo_id, licence=licence, examples=examples, key_file=key_file
+    ) as staged:
+        check_staged(staged, "findings", context, repo_id=repo_id)
+    return Path(folder)
+
+
+@contextmanager
+def _staged(
+    study_folder: str | Path,
+    target: Path,
+    context: "PrivacyContext",
+    *,
+    repo_id: str | None,
+    licence: str | None,
+    examples: bool,
+    key_file: str | Path | None,
+) -> Iterator[Path]:
+    """A dataset's folder beside `target`, for the guard to look at; it becomes `target` if no error is raised."""
     from mammosae_plugin.hub.cards import render_findings_card
     from mammosae_plugin.hub.findings_tables import examples_table, findings_tables
-    from mammosae_plugin.hub.guard import PrivacyContext, check_staged, hash_ids, load_or_make_key
+    from mammosae_plugin.hub.guard import hash_ids, load_or_make_key
     from mammosae_plugin.study_folder import StudyFolder
 
-    study, target = StudyFolder(study_folder), Path(folder)
-    context = PrivacyContext.of_study(study.folder, min_group=min_group, licence=data_licence)
+    study = StudyFolder(study_folder)
     _check_replaceable(target)
-    tables = findings_tables(study, min_group=min_group)
+    tables = findings_tables(study, min_group=context.min_group)
     if examples:
         key = load_or_make_key(key_file or study.folder / KEY_FILE)
         tables["examples"] = examples_table(study, lambda ids: hash_ids(ids, key))
@@ -226,11 +252,10 @@ def stage_findings(
         figures = _copy_figures(study, findings, staged)
         facts = findings_facts(findings, repo_id=repo_id, licence=licence, datasets=context.datasets, figures=figures)
         write_text(staged / "README.md", render_findings_card(facts))
-        check_staged(staged, "findings", context, repo_id=repo_id)
+        yield staged
         if target.exists():
             shutil.rmtree(target)
         staged.rename(target)
-    return target
 
 
 def findings_facts(
@@ -297,8 +322,7 @@ def _best_latents(findings: Findings) -> Iterator[dict[str, Any]]:
 
 def _copy_figures(study: "StudyFolder", findings: Findings, staged: Path) -> list[str]:
     """Copy the figures that show aggregates, pixels only; none of a concept in which something was suppressed."""
-    from PIL import Image
-
+    from mammosae_plugin.hub.guard import copy_figure
     from mammosae_plugin.visualization.names import FIGURE_LAYERS, FIGURES_FOLDER, figure_2_name, figure_4_name
 
     hidden = {
@@ -314,9 +338,7 @@ def _copy_figures(study: "StudyFolder", findings: Findings, staged: Path) -> lis
     copied = []
     for name in names:
         if (folder / name).exists():
-            (staged / FIGURES_FOLDER).mkdir(exist_ok=True)
-            with Image.open(folder / name) as image:
-                image.save(staged / FIGURES_FOLDER / name)  # Pillow writes none of the file's texts
+            copy_figure(folder / name, staged / FIGURES_FOLDER / name)
             copied.append(f"{FIGURES_FOLDER}/{name}")
     return copied
 
@@ -384,40 +406,38 @@ def publish_findings(
 
     if not licence.strip():
         raise InputError("findings need a licence; name one, such as cc-by-4.0")
-    staged = stage_findings(
-        study_folder,
-        Path(folder or Path(study_folder) / STAGED_FOLDER),
-        repo_id=repo_id,
-        licence=licence,
-        examples=examples,
-        min_group=min_group,
-        data_licence=data_licence,
-        key_file=key_file,
-    )
-    publication = prepare(
-        staged,
-        repo_id,
-        kind="dataset",
-        contents="findings",
-        context=PrivacyContext.of_study(Path(study_folder), min_group=min_group, licence=data_licence),
-        tag=tag,
-        private=private,
-        replace=replace,
-        message="Publish findings with mammosae",
-        token=token,
-    )
+    target = Path(folder or Path(study_folder) / STAGED_FOLDER)
+    context = PrivacyContext.of_study(Path(study_folder), min_group=min_group, licence=data_licence)
+    with _staged(
+        study_folder, target, context, repo_id=repo_id, licence=licence, examples=examples, key_file=key_file
+    ) as staged:
+        publication = prepare(
+            staged,
+            repo_id,
+            kind="dataset",
+            contents="findings",
+            context=context,
+            tag=tag,
+            private=private,
+            replace=replace,
+            message="Publish findings with mammosae",
+            token=token,
+        )
+    publication = dataclasses.replace(publication, folder=target)  # the same files, by their checksums
     return publication if dry_run else publication.send(token=token)
 
 
-def load_findings(place: str | Path, *, revision: str | None = None) -> Findings:
+def load_findings(place: str | Path, *, revision: str | None = None, min_group: int = 5) -> Findings:
     """Findings from the Hub, a staged or downloaded folder, or a study's folder.
 
     Args:
-        place: owner/name of a dataset on the Hub (downloaded, checked and cached by `pull`), or a folder.
-        revision: Commit, branch or tag, for the Hub.
+        place: A folder, or a dataset on the Hub as owner/name or owner/name@revision (downloaded, checked and cached by
+            `pull`).
+        revision: Commit, branch or tag, for the Hub, unless `place` names one.
+        min_group: From a study's folder, statistics of fewer patients than this are left out.
 
     Raises:
-        InputError: Neither a folder nor the name of a repository, or no findings there.
+        InputError: Neither a folder nor the name of a repository, two revisions, or no findings there.
         HubError: The Hub refuses or cannot be reached, and the cache does not have it.
     """
     folder = Path(place)
@@ -426,9 +446,14 @@ def load_findings(place: str | Path, *, revision: str | None = None) -> Findings
             raise InputError(f"{place} is a folder, which has no revision {revision!r}; leave it out")
         if (folder / parquet_path("study")).exists():
             return Findings.load(folder)
-        return Findings.of_study(folder)
-    if not _REPO.fullmatch(str(place)):
-        raise InputError(f"{place} is neither a folder nor the name of a dataset on the Hub (owner/name)")
+        return Findings.of_study(folder, min_group=min_group)
+    from mammosae_plugin.adapters.sources import is_hub_name, parse_hub_name
     from mammosae_plugin.hub.pulling import pull
 
-    return Findings.load(pull(str(place), revision=revision, kind="dataset"), origin=str(place))
+    if not is_hub_name(str(place)):
+        raise InputError(f"{place} is neither a folder nor the name of a dataset on the Hub (owner/name[@revision])")
+    repo_id, revision, path = parse_hub_name(str(place), revision=revision)
+    if path is not None:
+        raise InputError(f"{place} names {path} in a repository; findings are a whole one: owner/name[@revision]")
+    origin = repo_id if revision is None else f"{repo_id}@{revision}"
+    return Findings.load(pull(repo_id, revision=revision, kind="dataset"), origin=origin, repo_id=repo_id)

@@ -21,6 +21,7 @@ from mammosae_plugin.hub_requests import HubError, ask, explain
 
 _SHA256, _GIT = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 CFG = "cfg.json"
+_DEFAULT_REVISION = constants.DEFAULT_REVISION
 _KINDS: tuple[RepoKind, ...] = ("model", "dataset")
 
 
@@ -38,7 +39,7 @@ def pull(
     What is in the cache is not downloaded again. Where the Hub cannot be reached, the cache is used.
 
     Args:
-        repo: "owner/name"; or "hub://owner/name[@revision][/sae_id]", of which one SAE is pulled.
+        repo: "owner/name[@revision]"; or "hub://owner/name[@revision][/sae_id]", of which one SAE is pulled.
         revision: branch, tag or commit.
         kind: "model" (SAEs) or "dataset" (findings); by default whichever exists under the name.
         folder: copy the files there too, laid out as in the repository.
@@ -53,10 +54,7 @@ def pull(
         InputError: a name that cannot be, two kinds of that name, no such SAE, a damaged file, or another file in the
             way in `folder`.
     """
-    name, named, sae_id = parse_hub_name(repo)
-    if revision is not None and named is not None and revision != named:
-        raise InputError(f"{repo} names the revision {named}, but revision={revision!r} is given; name one")
-    revision = revision or named
+    name, revision, sae_id = parse_hub_name(repo, revision=revision)
     offline = offline or constants.HF_HUB_OFFLINE
     snapshot, kind = _snapshot(name, revision, kind, sae_id, offline, token)
     hashes = _hashes(snapshot, name, kind, offline, token)
@@ -98,6 +96,8 @@ def _snapshot(
     if not offline:
         try:
             one = kind or _kind_on_hub(name, token)
+            if sae_id is not None:  # huggingface_hub would warn that it finds no file, and go on
+                _of_sae(files_of_repo(HfApi(token=token), name, one, revision or _DEFAULT_REVISION), sae_id, name)
             return ask(lambda: download(one, cached=False), about=at, doing="pull"), one
         except HubError as error:
             if not error.passing:

@@ -7,7 +7,6 @@ page.
 
 import json
 import math
-import re
 import shutil
 import tempfile
 import weakref
@@ -22,8 +21,7 @@ import pandas as pd
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import write_text
 from mammosae_plugin.hub.findings import Findings, load_findings
-from mammosae_plugin.study_folder import RESULTS_FOLDER
-from mammosae_plugin.visualization.names import RESULTS_FILE
+from mammosae_plugin.study_folder import is_study_folder
 
 if TYPE_CHECKING:
     from mammosae_plugin.hub.guard import PrivacyContext
@@ -50,7 +48,6 @@ _INTERVENTION = (
     *("random_auroc_mean", "random_auroc_low", "random_auroc_high"),
 )
 _RECONSTRUCTION = ("layer", "model", "concept", "variant", "n_rows", "auroc", "auroc_low", "auroc_high")
-_REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)(?:@[\w./-]+)?")
 
 
 def build_space(
@@ -82,11 +79,14 @@ def build_space(
         "title": title or findings.study["title"],
         "studies": [],
     }
-    for number, study in enumerate(studies):
-        entry, tables = _study(study, number)
+    names = [study.origin for study in studies]
+    if len(set(names)) < len(names):
+        names = [f"{name} ({side})" for name, side in zip(names, "AB", strict=True)]
+    for number, (study, name) in enumerate(zip(studies, names, strict=True)):
+        entry, tables = _study(study, number, name)
         index["studies"].append(entry)
-        for name, table in tables:
-            _write_data(target, name, table)
+        for file, table in tables:
+            _write_data(target, file, table)
     _write_data(target, INDEX, index)
     pages = resources.files("mammosae_plugin.hub_cards") / "space"
     for name in PAGES:
@@ -111,7 +111,7 @@ def _write_data(folder: Path, name: str, value: Any) -> None:
     write_text(folder / DATA_FOLDER / f"{name}.js", f'mammosae.data["{name}"] = {text};\n')
 
 
-def _study(findings: Findings, number: int) -> tuple[Row, Iterator[tuple[str, Row]]]:
+def _study(findings: Findings, number: int, origin: str) -> tuple[Row, Iterator[tuple[str, Row]]]:
     """A study's entry in the index, and its tables by name; the number of the study begins their names."""
     study = findings.study
     if findings.latents.empty:
@@ -145,8 +145,8 @@ def _study(findings: Findings, number: int) -> tuple[Row, Iterator[tuple[str, Ro
             }
         )
     entry = {
-        "origin": findings.origin,
-        "link": _link(findings.origin),
+        "origin": origin,
+        "link": None if findings.repo_id is None else f"https://huggingface.co/datasets/{findings.repo_id}",
         **{name: study[name] for name in ("title", "created", "data_kind", "min_group")},
         "layers": [layer for layer in study["layers"] if any(table["layer"] == layer for table in tables)],
         "tables": tables,
@@ -217,17 +217,11 @@ def _roles(study: Row) -> Iterator[Row]:
             }
 
 
-def _link(origin: str) -> str | None:
-    """Where findings of the Hub lie."""
-    found = _REPOSITORY.fullmatch(origin)
-    return f"https://huggingface.co/datasets/{found[1]}" if found else None
-
-
 def _readme(index: Row, studies: list[Findings]) -> str:
     """The page that the Hub shows of the Space itself; its front matter says that it is static."""
     from mammosae_plugin.hub.cards import render_space_readme
 
-    repositories = [found[1] for study in studies if (found := _REPOSITORY.fullmatch(study.origin))]
+    repositories = list(dict.fromkeys(study.repo_id for study in studies if study.repo_id is not None))
     return render_space_readme({"title": index["title"], "datasets": repositories})
 
 
@@ -306,14 +300,7 @@ def read_findings(source: Findings | str | Path, *, min_group: int = 5) -> Findi
     """
     if isinstance(source, Findings):
         return source
-    if _is_study(source):
-        return Findings.of_study(source, min_group=min_group)
-    name, _, revision = str(source).partition("@")
-    return load_findings(source) if Path(source).exists() or not revision else load_findings(name, revision=revision)
-
-
-def _is_study(source: str | Path) -> bool:
-    return (Path(source) / RESULTS_FOLDER / RESULTS_FILE).is_file()
+    return load_findings(source, min_group=min_group)
 
 
 def _read(source: Findings | str | Path, min_group: int) -> "tuple[Findings, PrivacyContext]":
@@ -321,7 +308,7 @@ def _read(source: Findings | str | Path, min_group: int) -> "tuple[Findings, Pri
     from mammosae_plugin.hub.guard import PrivacyContext
 
     findings = read_findings(source, min_group=min_group)
-    if not isinstance(source, Findings) and _is_study(source):
+    if not isinstance(source, Findings) and is_study_folder(source):
         return findings, PrivacyContext.of_study(Path(source), min_group=min_group)
     return findings, PrivacyContext(datasets=(findings.study["data_kind"],), min_group=min_group)
 
