@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,7 +25,7 @@ from mammosae_plugin.files import sha256_of_file
 from mammosae_plugin.hub.comparison import compare_findings
 from mammosae_plugin.hub.findings import Findings
 from mammosae_plugin.hub.guard import PrivacyContext, PrivacyError, check_staged
-from mammosae_plugin.hub.space import PAGES, build_space
+from mammosae_plugin.hub.space import PAGES, build_space, read_findings
 
 PRETRAINED = "#/latent/final/pretrained"
 BEST = 77  # first for Mass in `pretrained`, and named by the study
@@ -127,7 +128,8 @@ def test_heatmaps_of_single_images_are_not_written(findings, tmp_path):
 def test_findings_read_from_a_folder_give_the_same_space(tmp_path):
     findings = synthetic_findings(d_sae=24, notes=[{"latent": 2, "text": "an edge"}, {"latent": 9, "text": "a rim"}])
     space = build_space(findings, tmp_path / "one")
-    read = Findings.load(write_findings(findings, tmp_path / "findings"), origin=findings.origin)
+    folder = write_findings(findings, tmp_path / "findings")
+    read = Findings.load(folder, origin=findings.origin, repo_id=findings.repo_id)
     again = build_space(read, tmp_path / "two")
     assert len(list((again / "data").iterdir())) == 19
     for file in sorted((space / "data").iterdir()):
@@ -153,6 +155,23 @@ def test_the_readme_says_static_and_whose_findings_they_are(space):
     assert matter["title"] == "Concept latents of phantom mammograms"
     assert matter["datasets"] == ["somebody/phantom-findings"]
     assert "Not a medical device" in text
+
+
+def test_findings_of_this_machine_are_no_dataset_of_the_hub_whatever_they_are_called(tmp_path):
+    local = synthetic_findings(d_sae=24, origin="x/y", on_hub=False)
+    folder = build_space(local, tmp_path / "space", compare=local)
+    studies = read_data(folder, "index")["studies"]
+    assert [study["link"] for study in studies] == [None, None]
+    assert [study["origin"] for study in studies] == ["x/y (A)", "x/y (B)"]
+    assert "datasets" not in yaml.safe_load((folder / "README.md").read_text().split("---")[1])
+
+
+def test_no_path_of_this_machine_gets_into_a_space_of_folders(finished_study, tmp_path):
+    places = [shutil.copytree(finished_study.output, tmp_path / "site" / name) for name in ("study", "study2")]
+    folder = build_space(*map(read_findings, places[:1]), tmp_path / "space", compare=read_findings(places[1]))
+    assert [study["origin"] for study in read_data(folder, "index")["studies"]] == ["study", "study2"]
+    assert not [file.name for file in folder.rglob("*") if file.is_file() and str(tmp_path) in file.read_text()]
+    assert check_staged(folder, "space", PrivacyContext.of_study(places[0]))
 
 
 def test_the_pages_make_no_markup_of_text_and_load_nothing_from_elsewhere():
@@ -273,8 +292,6 @@ def test_the_command_builds_a_folder_to_look_at(tmp_path):
 
 
 def test_a_study_folder_is_shown_without_anything_of_its_patients(finished_study, tmp_path):
-    from mammosae_plugin.hub.space import read_findings
-
     folder = build_space(read_findings(finished_study.output, min_group=1), tmp_path / "space")
     context = PrivacyContext.of_study(finished_study.output, min_group=1)
     assert len(context.private_values) > 20
@@ -354,10 +371,11 @@ def column(page, key):
     return page.locator(f"table.latents tbody tr > :nth-child({keys.index(key) + 1})").all_inner_texts()
 
 
-def of(findings, encoder="pretrained", layer="final", concept="Mass", label=1):
-    """The latents of one table with what they are for one concept, in the table's usual order."""
+def of(findings, encoder="pretrained", layer="final", concept="Mass", label=1, dead=False):
+    """The latents of one table with what they are for one concept, in the table's usual order; those that fire."""
     place = ["layer", "encoder", "latent"]
     rows = findings.concepts.query("concept == @concept and `class` == @label").merge(findings.latents, on=place)
+    rows = rows if dead else rows[rows["firing_rate"] > 0]
     return rows.query("layer == @layer and encoder == @encoder").sort_values("rank", kind="stable")
 
 
@@ -365,14 +383,17 @@ def test_the_table_opens_with_the_best_latents_of_the_final_layer(look, findings
     page = look(space)
     both = pd.concat([of(findings), of(findings, "finetuned/Mass")]).sort_values("rank", kind="stable")
     assert latents(page) == both["latent"].head(50).tolist()
-    assert page.locator("#status").inner_text() == "1,024 of 1,024 latents, 1–50 shown, sorted by rank (rising)."
+    silent = 1024 - len(both)
+    assert page.locator("#status").inner_text() == (
+        f"{len(both)} of 1,024 latents, 1–50 shown, sorted by rank (rising). {silent} that never fire are hidden."
+    )
     assert page.locator(".research").inner_text().startswith("Research only, not a medical device.")
 
 
 @pytest.mark.parametrize(
     ("key", "field", "first"),
     [("precision", "average_precision", False), ("rate", "firing_rate", False), ("latent", "latent", True),
-     ("ablation", "ablation_effect", False), ("maximum", "max_activation", False)],
+     ("maximum", "max_activation", False)],
 )  # fmt: skip
 def test_a_click_on_a_heading_sorts_and_a_second_one_turns_the_order(look, findings, space, key, field, first):
     page = look(space, "#/?encoder=pretrained")
@@ -384,6 +405,50 @@ def test_a_click_on_a_heading_sorts_and_a_second_one_turns_the_order(look, findi
         assert heading.get_attribute("aria-sort") == ("ascending" if rising else "descending")
         assert heading.locator("button").evaluate("button => button === document.activeElement")
     assert page.locator('th[aria-sort="none"]').count() == page.locator("table.latents th[data-key]").count() - 1
+
+
+def test_ablation_effects_are_sorted_by_size_whatever_their_sign(look, findings, tmp_path):
+    changed = findings.concepts.copy()
+    changed.loc[changed["latent"] % 3 == 0, "ablation_effect"] *= -1
+    space = build_space(replace(findings, concepts=changed), tmp_path / "space")
+    page = look(space, "#/?encoder=pretrained&sort=ablation")
+    own = of(findings)
+    largest_first = own.loc[own["ablation_effect"].abs().sort_values(ascending=False).index, "latent"]
+    assert latents(page) == largest_first.head(50).tolist()
+    assert {text[0] for text in column(page, "ablation")} == {"+", "−"}
+    assert "sorted by size of the ablation effect (falling)" in page.locator("#status").inner_text()
+
+
+def test_latents_that_never_fire_are_hidden_until_asked_for_and_grey_then(look, findings, space):
+    page = look(space, "#/?encoder=pretrained")
+    every = of(findings, dead=True)
+    silent = every[every["firing_rate"] == 0]["latent"].tolist()
+    assert f" {len(silent)} that never fire are hidden." in page.locator("#status").inner_text()
+    assert page.locator("tr.dead").count() == 0
+    page.fill("#search", str(silent[0]))
+    assert "No latent passes these filters, but for 1 latent that never fires." in page.locator(".missing").inner_text()
+    page.check("#dead")
+    assert latents(page) == [silent[0]] and page.locator("tr.dead").count() == 1
+    assert page.evaluate("location.hash") == f"#/?encoder=pretrained&dead=1&text={silent[0]}"
+    page.fill("#search", "")
+    assert latents(page) == every["latent"].head(50).tolist()
+    assert "hidden" not in page.locator("#status").inner_text()
+    # A link to one leads there all the same, and its page says what its rank is worth.
+    go(page, f"{PRETRAINED}/{silent[0]}")
+    assert page.locator("h1").inner_text() == f"Latent {silent[0]}"
+    assert "says nothing: the latent never fires" in page.locator("section.concept").first.inner_text()
+    go(page, f"{PRETRAINED}/{BEST}")
+    assert "says nothing" not in page.locator("main").inner_text()
+
+
+def test_a_latent_that_fires_in_training_images_alone_is_not_dead(look, findings, tmp_path):
+    rare = int(of(findings)["latent"].iloc[5])
+    changed = findings.latents.copy()
+    changed.loc[changed["latent"] == rare, "firing_rate"] = 0.0
+    page = look(
+        build_space(replace(findings, latents=changed), tmp_path / "space"), f"#/?encoder=pretrained&text={rare}"
+    )
+    assert latents(page) == [rare] and column(page, "rate") == ["never"]
 
 
 def test_filters_choose_layer_encoder_concept_class_firing_rate_and_notes(look, findings, space):
@@ -409,15 +474,20 @@ def test_filters_choose_layer_encoder_concept_class_firing_rate_and_notes(look, 
     assert sorted(latents(page)) == [3, 40, BEST]
 
 
-def test_all_layers_and_encoders_stand_in_one_table(look, space):
+def test_all_layers_and_encoders_stand_in_one_table(look, findings, space):
     page = look(space, "#/?layer=all")
-    assert page.locator("#status").inner_text().startswith("2,048 of 2,048 latents")
+    live = sum(
+        len(of(findings, encoder, layer))
+        for layer in ("final", "blocks_4")
+        for encoder in ("pretrained", "finetuned/Mass")
+    )
+    assert page.locator("#status").inner_text().startswith(f"{live:,} of 2,048 latents")
     assert set(column(page, "layer")) == {"blocks_4", "final"}
     assert set(column(page, "encoder")) == {"pretrained", "finetuned / Mass"}
 
 
 def test_the_search_finds_numbers_and_words_of_notes(look, space):
-    page = look(space, "#/?encoder=pretrained")
+    page = look(space, "#/?encoder=pretrained&dead=1")
     for text, found in {
         "77": [77], "77, 3 500": [77, 3, 500], "vessels": [77], "READER b": [77, 40], "mass rims": [77],
         "mass plate": [], "artefact": [3], "<b>": [], "77 mass": [77], "3 mass": [],
@@ -427,6 +497,15 @@ def test_the_search_finds_numbers_and_words_of_notes(look, space):
     page.fill("#search", "vessels")
     page.press("#search", "Escape")
     assert page.input_value("#search") == "" and len(latents(page)) == 50
+
+
+@pytest.mark.parametrize("text", ["größe", "GRÖSSE", "Grösse", "gro\u0308\u00dfe", "ＧＲÖẞE", "grosse", "RONDE"])
+def test_the_search_sees_no_difference_of_capitals_and_accents(look, tmp_path, text):
+    notes = [{"latent": 5, "text": "Größe der runden Herde; densité rondé"}, {"latent": 6, "text": "groove, rondo"}]
+    page = look(build_space(synthetic_findings(d_sae=24, notes=notes, layers=("final",)), tmp_path / "space"))
+    page.fill("#search", text)
+    page.check("#dead")
+    assert latents(page) == [5]
 
 
 def test_what_was_chosen_stands_in_the_link_and_comes_back_from_it(look, space):
@@ -526,16 +605,31 @@ def test_notes_are_shown_with_who_wrote_them_and_when(look, space):
     assert "No reader has written" in page.locator("#notes").inner_text()
 
 
+def test_a_long_note_is_folded_and_can_be_read(look, tmp_path):
+    long = ("A rim of calcium. " * 1700)[:30000]
+    notes = [{"latent": 5, "text": long}, {"latent": 5, "text": "line\n" * 60}, {"latent": 5, "text": "short"}]
+    space = build_space(synthetic_findings(d_sae=24, notes=notes, layers=("final",)), tmp_path / "space")
+    page = look(space, f"{PRETRAINED}/5")
+    closed = page.locator("#notes").bounding_box()["height"]
+    assert closed < 700
+    assert page.locator("#notes .whole").first.is_hidden()
+    summary = page.locator("#notes summary")
+    assert summary.count() == 2 and "(the whole note: 30,000 characters)" in summary.first.inner_text()
+    summary.first.click()
+    assert page.locator("#notes .whole").first.inner_text().strip() == long.strip()
+    assert page.locator("#notes").bounding_box()["height"] < closed + 450
+
+
 def test_what_was_suppressed_is_called_hidden_and_what_was_not_measured_a_dash(look, findings, space):
     page = look(space, "#/?encoder=pretrained&concept=Architectural_Distortion&sort=rate")
     assert set(column(page, "rank")) == set(column(page, "score")) == set(column(page, "mean1")) == {"hidden"}
     assert set(column(page, "ablation")) == {"hidden"} and "hidden" not in column(page, "mean0")
     # The maximum of a latent that fires in too few patients; one that never fires has none.
     rare = of(findings).query("firing_rate > 0 and max_activation.isna()")["latent"].iloc[0]
-    dead = of(findings).query("firing_rate == 0")["latent"].iloc[0]
+    dead = of(findings, dead=True).query("firing_rate == 0")["latent"].iloc[0]
     go(page, f"#/?encoder=pretrained&text={rare}")
     assert column(page, "maximum") == ["hidden"]
-    go(page, f"#/?encoder=pretrained&text={dead}")
+    go(page, f"#/?encoder=pretrained&text={dead}&dead=1")
     assert (column(page, "maximum"), column(page, "rate"), column(page, "precision")) == (["–"], ["never"], ["–"])
     go(page, f"{PRETRAINED}/{BEST}?concept=Architectural_Distortion")
     part = page.locator("section.concept").first
@@ -568,6 +662,55 @@ def test_the_comparison_is_that_of_compare_findings(look, findings, replication,
     assert f"{best.average_precision_a:.3f} latent {best.best_latent_a}" in row
     assert f"{best.average_precision_b:.3f} latent {best.best_latent_b}" in row
     assert page.locator(".scatter canvas").get_attribute("aria-label").startswith("Score of")
+
+
+def test_too_few_latents_to_tell_is_said(look, findings, replication, two, tmp_path):
+    small = [synthetic_findings(d_sae=10, noise=noise, layers=("final",)) for noise in (0, 0.6)]
+    page = look(build_space(small[0], tmp_path / "space", compare=small[1]), "#/compare")
+    n = int(page.get_attribute("#compared", "data-value"))
+    assert 2 <= n < 10
+    for name in ("#few-correlation", "#few-shared"):
+        assert page.locator(name).inner_text() == f"Too few latents to tell: only {n} are compared"
+    page = look(two, "#/compare")
+    assert page.locator(".caution").count() == 0
+    n = int(page.get_attribute("#compared", "data-value"))
+    for top, warned in ((n // 2, 0), (n // 2 + 1, 1)):
+        page.fill("#top", str(top))
+        page.press("#top", "Enter")
+        settled(page)
+        assert page.get_attribute("#compared", "data-value") == str(n)
+        page.wait_for_selector(f"dt:text-is('Shared among the {top} best')")
+        assert (page.locator("#few-shared").count(), page.locator("#few-correlation").count()) == (warned, 0)
+
+
+def test_two_studies_of_one_title_are_told_apart_wherever_they_are_named(look, tmp_path):
+    one, other = (synthetic_findings(d_sae=24, origin=name, on_hub=False, noise=0.6) for name in ("study", "study2"))
+    page = look(build_space(one, tmp_path / "space", compare=other))
+    title = one.study["title"]
+    names = [f"A: {title} (study)", f"B: {title} (study2)"]
+    assert page.locator("#study option").all_inner_texts() == names
+    go(page, "#/compare")
+    assert page.locator(".sides li").all_inner_texts() == [f"A {title} study", f"B {title} study2"]
+    go(page, "#/study")
+    headings = page.locator("h2").all_inner_texts()
+    assert [heading for heading in headings if title in heading] == names
+    go(page, f"{PRETRAINED}/3?study=2")
+    assert page.locator(".where").inner_text().endswith(names[1])
+
+
+def test_on_a_phone_long_choices_are_whole_and_a_wide_table_says_that_it_scrolls(look, two):
+    page = look(two, "#/compare?a=1%2Fblocks_4%2Ffinetuned%252FSuspicious_Calcification", width=390, height=844)
+    left = page.locator(".field", has=page.locator("#left"))
+    chosen = page.evaluate("document.getElementById('left').selectedOptions[0].textContent")
+    assert "Suspicious calcification" in chosen
+    assert left.locator(".chosen").inner_text() == chosen
+    assert page.locator("#left").bounding_box()["width"] > 300
+    wide = page.locator(".captioned").last
+    page.wait_for_selector(".captioned:last-child .scroll.more")
+    assert wide.locator(".hint").inner_text() == "Scrolls sideways →"
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.wait_for_selector(".captioned:last-child .scroll:not(.more)")
+    assert wide.locator(".hint").is_hidden() and left.locator(".chosen").is_hidden()
 
 
 def test_the_rank_correlation_is_that_of_scipy_where_values_are_equal(look, two):
@@ -661,7 +804,7 @@ def test_two_encoders_of_one_study_can_be_compared(look, findings, space):
 
 def test_16384_latents_of_several_encoders_sort_and_filter_at_once(look, tmp_path):
     large = synthetic_findings(d_sae=16384, layers=("final",), notes=NOTES)
-    page = look(build_space(large, tmp_path / "space"), "#/")
+    page = look(build_space(large, tmp_path / "space"), "#/?dead=1")
     assert page.locator("#status").inner_text().startswith("32,768 of 32,768 latents")
     assert page.locator("table.latents tbody tr").count() == 50
     took = {}
@@ -681,7 +824,7 @@ def test_16384_latents_of_several_encoders_sort_and_filter_at_once(look, tmp_pat
     assert len(latents(page)) == 32768 - 655 * 50
 
 
-def test_the_keyboard_does_everything_in_the_table(look, space):
+def test_the_keyboard_does_everything_in_the_table(look, findings, space):
     page = look(space, "#/?encoder=pretrained")
     rows = latents(page)
     page.keyboard.press("Tab")
@@ -703,7 +846,8 @@ def test_the_keyboard_does_everything_in_the_table(look, space):
         page.keyboard.press(key)
         assert focused() == str(rows[expected]), key
     page.keyboard.press("PageDown")
-    assert page.locator(".pager span").inner_text() == "Page 2 of 11" and focused() == str(latents(page)[0])
+    pages = math.ceil(len(of(findings)) / 50)
+    assert page.locator(".pager span").inner_text() == f"Page 2 of {pages}" and focused() == str(latents(page)[0])
     page.keyboard.press("ArrowUp")  # over the edge: the last row of the page before
     assert focused() == str(rows[49])
     with shown_anew(page):
@@ -786,7 +930,7 @@ def test_text_of_the_data_never_becomes_markup(look, tmp_path):
     notes = [
         {"latent": 7, "text": CANARY, "author": CANARY, "label": CANARY, "created": CANARY, "encoder": f"pre{name}"}
     ]
-    plain = synthetic_findings(notes=notes, d_sae=64, title=CANARY, origin=CANARY)
+    plain = synthetic_findings(notes=notes, d_sae=64, title=CANARY, origin=CANARY, on_hub=False)
     names = {"pretrained": f"pre{name}", "Mass": f"Mass{CANARY}", "final": f"final{CANARY}"}
 
     def renamed(frame):
@@ -809,6 +953,7 @@ def test_text_of_the_data_never_becomes_markup(look, tmp_path):
     page = look(folder)
     assert CANARY in page.locator("#title").inner_text()
     assert CANARY in page.title()
+    page.check("#dead")
     for text in (CANARY.split()[0], CANARY):
         page.fill("#search", text)
     assert column(page, "encoder")[0] == f"pre{name}"

@@ -40,6 +40,9 @@ mammosae.pages.compare = (() => {
     rate: ["Share of test images in which it fires", (table, concept, cls, row) => table.rate[row]],
   };
 
+  // Of fewer latents a correlation says nothing; nor does a share of the best where these are most of all.
+  const FEW = 10;
+
   const key = (info) => [info.study + 1, info.layer, info.encoder].map(encodeURIComponent).join("/");
   const conceptsOf = (info) => info.concepts.map((entry) => entry.concept);
   const shared = (left, right) => conceptsOf(left).filter((concept) => conceptsOf(right).includes(concept));
@@ -118,7 +121,7 @@ mammosae.pages.compare = (() => {
 
   const name = (info) => {
     const { studies } = mammosae.data.index;
-    return `${studies.length > 1 ? `${info.study ? "B" : "A"}: ` : ""}${encoderName(info.encoder)}, ${info.layer}`;
+    return `${studies.length > 1 ? `${"AB"[info.study]}: ` : ""}${encoderName(info.encoder)}, ${info.layer}`;
   };
 
   const sideBySide = (state, left, right) => {
@@ -152,6 +155,9 @@ mammosae.pages.compare = (() => {
     for (const i of inLeft) marked.set(i, inRight.has(i) ? "both" : "left");
     for (const i of inRight) if (!inLeft.has(i)) marked.set(i, "right");
     const both = [...marked].filter(([, kind]) => kind === "both").length;
+    const few = rows.length < FEW ? `Too few latents to tell: only ${count(rows.length)} are compared` : null;
+    const most = 2 * top > rows.length ? `Too few latents to tell: ${count(top)} of ${count(rows.length)} are looked at` : null;
+    const caution = (id, text) => text && el("dd", { class: "caution", id }, text);
     const correlation = mammosae.statistics.spearman(xs, ys);
     const latent = (i) => left.latent[rows[i][0]];
     const picture = charts.scatter(xs, ys, marked, {
@@ -169,8 +175,10 @@ mammosae.pages.compare = (() => {
     return [
       el("dl", { class: "facts" },
         el("div", {}, el("dt", {}, "Rank correlation"), el("dd", { id: "correlation", "data-value": correlation }, fixed(correlation)),
+          caution("few-correlation", few),
           el("dd", { class: "small" }, `Spearman's, of ${title.toLowerCase()}: 1 same order, 0 none, −1 reversed`)),
         ranked && el("div", {}, el("dt", {}, `Shared among the ${top} best`), el("dd", { id: "shared", "data-value": both }, `${both} of ${top}`),
+          caution("few-shared", few ?? most),
           el("dd", { class: "small" }, `${number((top * top) / rows.length)} expected by chance`)),
         el("div", {}, el("dt", {}, "Latents compared"), el("dd", { id: "compared", "data-value": rows.length }, count(rows.length)),
           el("dd", { class: "small" }, "that fire in the training images of either"))),
@@ -221,13 +229,13 @@ mammosae.pages.compare = (() => {
       const pick = (value) => tables.find((info) => key(info) === value);
       form.replaceChildren(
         mammosae.choice("Left", "left", options(null).filter(([value]) => tables.some((other) => key(other) !== value && shared(other, pick(value)).length)),
-          key(state.left), (value) => change({ left: pick(value) })),
+          key(state.left), (value) => change({ left: pick(value) }), { long: true }),
         mammosae.choice("Right", "right", options(state.left).filter(([value]) => shared(state.left, pick(value)).length), key(state.right),
-          (value) => change({ right: pick(value) })),
+          (value) => change({ right: pick(value) }), { long: true }),
         mammosae.choice("Concept", "concept", state.concepts.map((one) => [one, conceptName(one)]), state.concept, (concept) => change({ concept, class: 99 })),
         mammosae.choice("Class", "class", Array.from({ length: state.classes }, (_, i) => [String(i), className(i, state.classes)]), String(state.class),
           (value) => change({ class: Number(value) })),
-        mammosae.choice("Compare by", "value", Object.entries(VALUES).map(([value, [text]]) => [value, text]), state.value, (value) => change({ value })),
+        mammosae.choice("Compare by", "value", Object.entries(VALUES).map(([value, [text]]) => [value, text]), state.value, (value) => change({ value }), { long: true }),
         el("div", { class: "field" }, el("label", { for: "top" }, "Best latents looked at"),
           el("input", { id: "top", type: "number", min: 1, max: 10000, value: state.top, onchange: (event) => change({ top: Math.max(1, Math.round(Number(event.target.value)) || 10) }) })));
       if (focused) document.getElementById(focused)?.focus();

@@ -124,11 +124,28 @@ mammosae.el = (name, attributes = {}, ...children) => {
   return node;
 };
 
-mammosae.choice = (label, id, options, value, onchange) => {
+// `long`: the texts are long, so that on a phone the field takes the whole width, and what it cuts stands below.
+mammosae.choice = (label, id, options, value, onchange, { long = false } = {}) => {
   const { el } = mammosae;
   const select = el("select", { id, onchange: () => onchange(select.value) },
     options.map(([key, text]) => el("option", { value: key, selected: key === value }, text)));
-  return el("div", { class: "field" }, el("label", { for: id }, label), select);
+  const chosen = options.find(([key]) => key === value)?.[1] ?? "";
+  return el("div", { class: long ? "field long" : "field" }, el("label", { for: id }, label), select,
+    long && chosen.length > 34 && el("span", { class: "chosen", "aria-hidden": "true" }, chosen));
+};
+
+// A box that scrolls sideways where its content is wider, and then says so.
+mammosae.scroller = (attributes, ...children) => {
+  const { el } = mammosae;
+  const hint = el("p", { class: "hint", "aria-hidden": "true", hidden: true }, "Scrolls sideways →");
+  const box = el("div", { ...attributes, class: "scroll" }, ...children);
+  const watch = new ResizeObserver(() => {
+    const wider = box.scrollWidth > box.clientWidth + 1;
+    hint.hidden = !wider;
+    box.classList.toggle("more", wider);
+  });
+  [box, ...box.children].forEach((node) => watch.observe(node));
+  return [hint, box];
 };
 
 // A plain table: headings are strings or {text, number, title}; cells are strings or nodes.
@@ -137,7 +154,7 @@ mammosae.plainTable = (headings, rows, { caption = null, className = "" } = {}) 
   const heads = headings.map((heading) => (typeof heading === "string" ? { text: heading } : heading));
   // The caption stands outside of the part that scrolls sideways, so that a phone shows all of it.
   return el("div", { class: "captioned" }, caption && el("p", { class: "caption", "aria-hidden": "true" }, caption),
-    el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption ?? "Table" }, el("table", { class: className },
+    mammosae.scroller({ tabindex: 0, role: "region", "aria-label": caption ?? "Table" }, el("table", { class: className },
       el("thead", {}, el("tr", {}, heads.map((head) =>
         el("th", { scope: "col", class: head.number ? "number" : null, title: head.title }, head.text)))),
       el("tbody", {}, rows.map((row) => el("tr", {}, row.map((cell, i) =>
@@ -145,6 +162,9 @@ mammosae.plainTable = (headings, rows, { caption = null, className = "" } = {}) 
 };
 
 // Words and numbers.
+
+// For searching: without regard to capitals, accents, and the several ways to write one letter.
+mammosae.fold = (text) => text.normalize("NFKD").replace(/\p{M}/gu, "").toLowerCase().replaceAll("ß", "ss");
 
 mammosae.MISSING = "–";
 mammosae.SUPPRESSED = "hidden";
@@ -219,6 +239,16 @@ mammosae.boxRows = (table, concept) => mammosae.studyOf(table.info).localization
 
 mammosae.hiddenBoxes = (table, concept, latent) =>
   mammosae.boxRows(table, concept).some((row) => row.latent === latent && row.average_precision === null);
+
+// Two studies may have one title, and are told apart by where they are from.
+mammosae.studyName = (number) => {
+  const { studies } = mammosae.data.index;
+  return studies.length > 1 ? `${"AB"[number]}: ${studies[number].title} (${studies[number].origin})` : studies[number].title;
+};
+
+// A latent that fires in no test image and in no training image: its ranks say nothing.
+mammosae.isDead = (table, row) => table.rate[row] === 0
+  && Object.values(table.concepts).every((concept) => !concept.means.some((means) => means[row] > 0));
 
 mammosae.studyOf = (info) => mammosae.data.index.studies[info.study];
 

@@ -36,7 +36,7 @@ mammosae.pages.latent = (() => {
     const means = concept.means.map((means) => means[row]);
     const top = Math.max(...means.filter((mean) => !Number.isNaN(mean)), 0);
     return el("div", { class: "captioned" }, el("p", { class: "caption" }, "Mean activation by class, over all positions of the training images"),
-      el("div", { class: "scroll" }, el("table", { class: "bars" },
+      mammosae.scroller({}, el("table", { class: "bars" },
       el("thead", {}, el("tr", {}, ["Class", "Training images", "Mean activation", "Score", "Rank"].map((text, i) =>
         el("th", { scope: "col", class: i ? "number" : null }, text)))),
       el("tbody", {}, means.map((mean, i) => {
@@ -105,7 +105,8 @@ mammosae.pages.latent = (() => {
         ? "The study names it a background latent: it is among the most active in images with and without the finding."
         : "The study names it a concept latent: it stands out in images with the finding and is not as active without."),
       el("dl", { class: "facts" },
-        fact(`Rank, ${className(last, last + 1)}`, or(mammosae.hiddenRanks(concept), rank, (value) => `${count(value)} of ${count(table.size)}`), "by score; 1 is best"),
+        fact(`Rank, ${className(last, last + 1)}`, or(mammosae.hiddenRanks(concept), rank, (value) => `${count(value)} of ${count(table.size)}`),
+          mammosae.isDead(table, row) ? "says nothing: the latent never fires, and dead latents are ranked by their number" : "by score; 1 is best"),
         fact("Box AP", or(mammosae.hiddenBoxes(table, concept, latent), concept.precision[row], fixed), "0 to 1, at the study's first threshold and overlap"),
         fact("Effect of ablation", or(mammosae.hiddenAblation(table, concept), ablation, signed), info.readout === "linear"
           ? "mean change of the logit in test images with the finding, when it alone is set to 0" : "not measured at inner layers")),
@@ -120,9 +121,24 @@ mammosae.pages.latent = (() => {
           el("div", {}, sweepPart(study, info, concept, row))]));
   };
 
+  // The beginning of a long note; null of one that is short enough.
+  const beginning = (text) => {
+    const start = text.slice(0, 400).split("\n").slice(0, 6).join("\n");
+    return text.length - start.length > 100 || text.split("\n").length > 8 ? `${start.trimEnd()} …` : null;
+  };
+
+  const noteText = (note) => {
+    const badge = note.label && el("b", { class: "badge" }, note.label);
+    const start = beginning(note.text);
+    if (start === null) return el("p", { class: "note" }, badge, note.text);
+    return el("details", { class: "note" },
+      el("summary", {}, badge, el("span", { class: "start" }, start), " ", el("span", { class: "small" }, `(the whole note: ${mammosae.counted(note.text.length, "character")})`)),
+      el("div", { class: "whole", tabindex: 0 }, note.text));
+  };
+
   const noteList = (notes) => (notes.length
     ? el("ul", { class: "notes" }, notes.map((note) => el("li", {},
-      el("p", { class: "note" }, note.label && el("b", { class: "badge" }, note.label), note.text),
+      noteText(note),
       el("p", { class: "small" }, [note.author, note.created?.slice(0, 10), note.concept && conceptName(note.concept),
         note.confidence && `confidence ${note.confidence} of 5`].filter(Boolean).join(" · ")))))
     : el("p", { class: "missing" }, "No reader has written a note on this latent."));
@@ -186,7 +202,7 @@ mammosae.pages.latent = (() => {
       neighbours(study, info, latent, table),
       el("h1", {}, `Latent ${latent}`),
       el("p", { class: "where" }, `Encoder ${encoderName(info.encoder)} · layer ${info.layer} `, el("code", {}, info.hook_name),
-        index.studies.length > 1 ? ` · ${study.title}` : ""),
+        index.studies.length > 1 ? ` · ${mammosae.studyName(info.study)}` : ""),
       el("dl", { class: "facts" },
         fact("Fires in", firingRate(table.rate[row]), "share of the test images, anywhere in the image"),
         fact("Maximum", or(mammosae.hiddenMaximum(table, row), table.maximum[row], number), "largest activation in any test image"),

@@ -16,7 +16,7 @@ mammosae.pages.study = (() => {
     ["Concept, class", "A finding such as a mass. The class “present” are images with the finding, “absent” images without it."],
     ["Mean, absent and present", "Mean activation over all positions of the training images of the class."],
     ["Score and rank", "What latents are ranked by: the class's mean, by default less the mean over all training images. Rank 1 has the highest score. A high rank means that the latent differs between the classes, not that it causes the classifier's answer."],
-    ["Fires in", "Share of the test images in which the latent fires at one position or more."],
+    ["Fires in", "Share of the test images in which the latent fires at one position or more. A latent that fires in no test image and no training image is dead: it still has a rank, which says nothing. Dead latents are left out of the list unless it is told to show them."],
     ["Box AP", "Average precision, 0 to 1, of the boxes drawn around the strongest parts of the latent's map, against the radiologists' boxes in test images with the finding. Only the best-ranked latents are measured. The list shows it at the first threshold and overlap of the study; a latent's page shows all of them."],
     ["Ablation", "Mean change of the concept's logit (the classifier's answer before it is turned into a probability) over test images with the finding when this latent alone is set to 0. Below 0, the latent had spoken for the finding. Known where everything behind the SAE is linear."],
     ["Sweep, k", "Groups of the k best latents of every class, taken together. “Kept”: all other latents are set to 0; is the group enough? “Silenced”: the group is set to 0; is it needed? The grey lines are random groups of the same size: only what beats them says something about the choice."],
@@ -47,7 +47,7 @@ mammosae.pages.study = (() => {
     const level = several ? "h3" : "h2";
     const sae = Object.entries(study.sae);
     return [
-      several && el("h2", {}, study.title),
+      several && el("h2", {}, mammosae.studyName(mammosae.data.index.studies.indexOf(study))),
       el("p", {}, `${study.data_kind === "phantom" ? "The images are generated phantoms: the numbers show how the method runs and say nothing about patients. " : ""}`
         + `Made on ${study.created}.`,
         study.link && [" Source: ", el("a", { href: study.link, rel: "noopener" }, study.origin), "."]),

@@ -38,6 +38,7 @@ mammosae.pages.latents = (() => {
       class: Math.min(classes - 1, Math.floor(number("class", classes - 1))),
       least: Math.min(100, number("least", 0)),
       noted: params.get("noted") === "1",
+      dead: params.get("dead") === "1",
       text: params.get("text") ?? "",
       sort: params.get("sort") ?? "rank",
       direction: params.get("direction"),
@@ -55,6 +56,7 @@ mammosae.pages.latents = (() => {
       class: state.class === state.classes - 1 ? "" : state.class,
       least: state.least || "",
       noted: state.noted ? 1 : "",
+      dead: state.dead ? 1 : "",
       text: state.text,
       sort: state.sort === "rank" ? "" : state.sort,
       direction: state.direction === columns(state).find((column) => column.key === state.sort)?.first ? "" : state.direction,
@@ -62,7 +64,7 @@ mammosae.pages.latents = (() => {
     });
   };
 
-  // `of` gives a row's value for sorting; `first` is the order that a first click on the heading gives.
+  // `of` gives a row's value, `by` what it is sorted by where that is another; `first` is the order that a first click on the heading gives.
   const columns = (state) => {
     const positions = new Map(state.tables.map((info, i) => [info, i]));
     const several = (name) => new Set(state.tables.map((table) => table[name])).size > 1;
@@ -97,8 +99,8 @@ mammosae.pages.latents = (() => {
       },
       {
         key: "ablation", text: "Ablation effect", first: "down", number: true, wide: true,
-        title: "Mean change of the concept's logit over test images with the finding when this latent alone is set to 0",
-        of: (table, row) => concept(table).ablation[row],
+        title: "Mean change of the concept's logit over test images with the finding when this latent alone is set to 0; sorted by its size, whatever its sign",
+        of: (table, row) => concept(table).ablation[row], by: (table, row) => Math.abs(concept(table).ablation[row]), sorted: "size of the ablation effect",
         hidden: (table) => mammosae.hiddenAblation(table, concept(table)), write: mammosae.signed,
       },
       {
@@ -119,14 +121,14 @@ mammosae.pages.latents = (() => {
 
   // A number finds the latents of that number, words are sought in the notes; several numbers are alternatives.
   const matcher = (text) => {
-    const words = text.toLowerCase().split(/[\s,;]+/).filter(Boolean);
+    const words = mammosae.fold(text).split(/[\s,;]+/).filter(Boolean);
     const numbers = new Set(words.filter((word) => /^\d+$/.test(word)).map(Number));
     const others = words.filter((word) => !/^\d+$/.test(word));
     return (table, row) => {
       if (numbers.size && !numbers.has(table.latent[row])) return false;
       if (!others.length) return true;
       const found = (table.notes.get(table.latent[row]) ?? [])
-        .map((note) => [note.label, note.text, note.author].join(" ").toLowerCase()).join(" ");
+        .map((note) => mammosae.fold([note.label, note.text, note.author].join(" "))).join(" ");
       return found !== "" && others.every((word) => found.includes(word));
     };
   };
@@ -136,17 +138,22 @@ mammosae.pages.latents = (() => {
     const matches = matcher(state.text);
     const least = state.least / 100;
     const rows = [];
+    let silent = 0;  // dead latents that would be listed otherwise
     tables.forEach((table, t) => {
       for (let row = 0; row < table.size; row += 1) {
         if (least > 0 && !(table.rate[row] >= least)) continue;
         if (state.noted && !table.notes.has(table.latent[row])) continue;
         if (!matches(table, row)) continue;
+        if (!state.dead && mammosae.isDead(table, row)) {
+          silent += 1;
+          continue;
+        }
         rows.push([t, row]);
       }
     });
     const column = columns(state).find((candidate) => candidate.key === state.sort) ?? columns(state).find((candidate) => candidate.key === "rank");
     const sign = (state.direction ?? column.first) === "up" ? 1 : -1;
-    const keys = Float64Array.from(rows, ([t, row]) => column.of(tables[t], row));
+    const keys = Float64Array.from(rows, ([t, row]) => (column.by ?? column.of)(tables[t], row));
     const order = Uint32Array.from(rows, (_, i) => i);
     order.sort((one, other) => {
       const [a, b] = [keys[one], keys[other]];
@@ -158,7 +165,7 @@ mammosae.pages.latents = (() => {
       }
       return one - other;
     });
-    return { rows: Array.from(order, (i) => rows[i]), total: tables.reduce((sum, table) => sum + table.size, 0) };
+    return { rows: Array.from(order, (i) => rows[i]), silent, total: tables.reduce((sum, table) => sum + table.size, 0) };
   };
 
   // The arrow stands where it does not push the heading off its column's edge.
@@ -174,7 +181,7 @@ mammosae.pages.latents = (() => {
     const index = mammosae.data.index;
     let state = read(params);
     let tables = [];
-    let found = { rows: [], total: 0 };
+    let found = { rows: [], silent: 0, total: 0 };
     let active = 0;
     let loads = 0;
     let busy = false;  // while it is, the tables are those of an earlier choice
@@ -188,7 +195,10 @@ mammosae.pages.latents = (() => {
             oninput: (event) => change({ text: event.target.value }) })),
         el("div", { class: "field check" },
           el("input", { id: "noted", type: "checkbox", checked: state.noted, onchange: (event) => change({ noted: event.target.checked }) }),
-          el("label", { for: "noted" }, "Only with notes"))),
+          el("label", { for: "noted" }, "Only with notes")),
+        el("div", { class: "field check" },
+          el("input", { id: "dead", type: "checkbox", checked: state.dead, onchange: (event) => change({ dead: event.target.checked }) }),
+          el("label", { for: "dead" }, "Show latents that never fire"))),
       el("details", { open: !window.matchMedia("(max-width: 44rem)").matches }, el("summary", {}, "Filters and sorting"), fields));
     const status = el("p", { class: "status", id: "status", role: "status" });
     const box = el("div", { class: "scroll list" });
@@ -214,8 +224,8 @@ mammosae.pages.latents = (() => {
       const focused = document.activeElement?.id;
       const all = (values, word) => (values.length > 1 ? [["all", `All ${word}`]] : []);
       fields.replaceChildren(...[
-        index.studies.length > 1 && mammosae.choice("Study", "study", index.studies.map((one, i) => [String(i + 1), one.title]),
-          String(state.study + 1), (value) => change({ study: Number(value) - 1, layer: "", encoder: "all", concept: "" })),
+        index.studies.length > 1 && mammosae.choice("Study", "study", index.studies.map((_, i) => [String(i + 1), mammosae.studyName(i)]),
+          String(state.study + 1), (value) => change({ study: Number(value) - 1, layer: "", encoder: "all", concept: "" }), { long: true }),
         mammosae.choice("Concept", "concept", state.concepts.map((name) => [name, mammosae.conceptName(name)]), state.concept,
           (concept) => change({ concept, class: 99 })),
         mammosae.choice("Class ranked", "class",
@@ -224,7 +234,7 @@ mammosae.pages.latents = (() => {
         mammosae.choice("Layer", "layer", [...all(study.layers, "layers"), ...study.layers.map((name) => [name, name])], state.layer,
           (layer) => change({ layer })),
         mammosae.choice("Encoder", "encoder", [...all(state.encoders, "encoders"), ...state.encoders.map((name) => [name, mammosae.encoderName(name)])],
-          state.encoders.length === 1 ? state.encoders[0] : state.encoder, (encoder) => change({ encoder })),
+          state.encoders.length === 1 ? state.encoders[0] : state.encoder, (encoder) => change({ encoder }), { long: true }),
         el("div", { class: "field" }, el("label", { for: "least" }, "Fires in at least (% of images)"),
           el("input", { id: "least", type: "number", min: 0, max: 100, step: "any", inputmode: "decimal", value: state.least || "", placeholder: "0",
             oninput: (event) => change({ least: Number(event.target.value) || 0 }) })),
@@ -293,17 +303,19 @@ mammosae.pages.latents = (() => {
       const body = rows.map(([t, row], i) => {
         const table = tables[t];
         const href = mammosae.latentAddress(table.info, table.latent[row], state.concept);
-        return el("tr", { "aria-rowindex": start + i + 2, onclick: (event) => { if (!event.target.closest("a") && !String(getSelection())) location.hash = href; } },
+        return el("tr", { class: mammosae.isDead(table, row) && "dead", "aria-rowindex": start + i + 2, onclick: (event) => { if (!event.target.closest("a") && !String(getSelection())) location.hash = href; } },
           shown.map((column) => (column.key === "latent"
             ? el("th", { scope: "row" }, el("a", { href, tabindex: i === active ? 0 : -1 }, String(table.latent[row])))
             : el("td", { class: [column.number && "number", column.wide && "wide", column.key].filter(Boolean).join(" ") }, cell(column, table, row)))));
       });
       box.replaceChildren(rows.length
         ? el("table", { class: "latents", "aria-rowcount": found.rows.length + 1, "aria-describedby": "status" }, el("thead", {}, head), el("tbody", {}, body))
-        : el("p", { class: "missing" }, "No latent passes these filters. ", el("a", { href: "#/" }, "Clear the filters")));
+        : el("p", { class: "missing" }, "No latent passes these filters",
+          found.silent ? `, but for ${mammosae.counted(found.silent, "latent")} that never ${found.silent === 1 ? "fires" : "fire"}. ` : ". ", el("a", { href: "#/" }, "Clear the filters")));
       const sorted = shown.find((column) => column.key === state.sort);
       status.textContent = `${mammosae.count(found.rows.length)} of ${mammosae.counted(found.total, "latent")}`
-        + `${rows.length ? `, ${mammosae.count(start + 1)}–${mammosae.count(start + rows.length)} shown, sorted by ${sorted?.text.toLowerCase() ?? "rank"} (${direction === "up" ? "rising" : "falling"})` : ""}.`;
+        + `${rows.length ? `, ${mammosae.count(start + 1)}–${mammosae.count(start + rows.length)} shown, sorted by ${sorted?.sorted ?? sorted?.text.toLowerCase() ?? "rank"} (${direction === "up" ? "rising" : "falling"})` : ""}.`
+        + (found.silent ? ` ${mammosae.count(found.silent)} that never ${found.silent === 1 ? "fires is" : "fire are"} hidden.` : "");
       const last = Math.ceil(found.rows.length / PAGE);
       const go = (page, text, id, wide) => el("button", { type: "button", id, class: wide && "wide", disabled: page < 1 || page > last || page === state.page, onclick: () => turn(page) }, text);
       pager.replaceChildren(...(last > 1 ? [
