@@ -52,10 +52,16 @@ EVALUATION = {
 }
 SAE: dict[str, Any] = {
     "repo_id": "someone/saes",
-    "saes": {"layer_10": {"cfg": CFG, "evaluation": EVALUATION, "training": TRAINING}},
+    "saes": {
+        "layer_10": {
+            "cfg": CFG,
+            "evaluation": EVALUATION,
+            "training": TRAINING,
+            "base_model": "shawn24/Mammo-CLIP",
+            "datasets": ["vindr"],
+        }
+    },
     "licence": "cc-by-nc-sa-4.0",
-    "base_model": "shawn24/Mammo-CLIP",
-    "datasets": ["vindr"],
     "tag": "v1",
     "figures": ["figures/figure_4_finetuned_Mass.png"],
 }
@@ -188,6 +194,39 @@ def test_several_saes_of_a_repository_are_told_apart() -> None:
     assert row_of(card, "`layer_6`", "–") == ["`layer_6`", "–", "3.50", "–", "not stated"]
 
 
+def test_what_is_said_of_one_sae_is_not_said_of_another() -> None:
+    facts = copy.deepcopy(SAE)
+    facts["saes"]["layer_6"] = {
+        "cfg": CFG,
+        "evaluation": {"l0": 3.5},
+        "training": None,
+        "datasets": ["phantom", "owner/rows"],
+        "base_model": "timm/tinynet_e.in1k",
+        "confounders": [{"latent": 202, "follows": "the edge"}],
+    }
+    facts["saes"]["layer_2"] = {"cfg": CFG, "evaluation": {}, "training": None}
+    card = render_sae_card(facts)
+    licence = card.partition("## Licence and data")[2]
+    assert "- `layer_10`: [VinDr-Mammo]" in licence
+    assert "- `layer_6`: phantom mammograms" in licence
+    assert "- `layer_2`: data that the author has not stated\n" in licence
+    made = [line for line in card.splitlines() if line.startswith("| data |")]
+    assert ["VinDr" in line for line in made] == [True, False, False]
+    assert ["phantom" in line for line in made] == [False, True, False]
+    assert made[2] == "| data | not stated |"
+    networks = [line for line in card.splitlines() if line.startswith("| network |")]
+    assert ["Mammo-CLIP]" in line for line in networks] == [True, False, False]
+    assert "The network is" not in card
+    assert "among the latents of `layer_10`, `layer_2` in this repository" in card
+    found = ModelCard(card).data
+    assert found.base_model == ["shawn24/Mammo-CLIP", "timm/tinynet_e.in1k"]
+    assert found.datasets == ["owner/rows"]
+    assert {(r.dataset_config, r.dataset_name) for r in found.eval_results or []} == {
+        ("layer_10", "VinDr-Mammo"),
+        ("layer_6", "phantoms, owner/rows"),
+    }
+
+
 def test_an_sae_of_which_little_is_known_has_a_card_that_says_so() -> None:
     one = {"cfg": {"architecture": "topk", "d_in": 8, "d_sae": 12}, "evaluation": {}, "training": None}
     card = render_sae_card({"repo_id": "someone/one", "saes": {"x": one}})
@@ -208,8 +247,9 @@ def test_what_the_card_of_an_sae_says_comes_from_its_files() -> None:
 
 
 def test_confounders_that_somebody_found_are_named() -> None:
-    follows = {"sae_id": "layer_10", "latent": 15699, "follows": "the nipple | markers"}
-    card = render_sae_card({**SAE, "confounders": [follows]})
+    facts = copy.deepcopy(SAE)
+    facts["saes"]["layer_10"]["confounders"] = [{"latent": 15699, "follows": "the nipple | markers"}]
+    card = render_sae_card(facts)
     assert "latent 15699 of `layer_10` follows the nipple \\| markers" in card
     assert "No reader has named" not in card
     assert "No reader has named" in CARDS["model"]

@@ -20,13 +20,23 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
 
+from mammosae_plugin.activations import ActivationStore
+from mammosae_plugin.activations.store import MANIFEST
 from mammosae_plugin.adapters import load_vision_sae
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import write_text
+from mammosae_plugin.files import write_json, write_text
 from mammosae_plugin.hub.guard import PrivacyContext, check_staged
-from mammosae_plugin.hub.saes import check_with_sae_lens, origin_of, origins_of, portable, publish_sae, stage_saes
+from mammosae_plugin.hub.saes import (
+    check_with_sae_lens,
+    datasets_of,
+    origin_of,
+    origins_of,
+    portable,
+    publish_sae,
+    stage_saes,
+)
 from mammosae_plugin.provenance import tensors_fingerprint
-from mammosae_plugin.training import save_sae, train_saes
+from mammosae_plugin.training import save_sae, train_sae, train_saes
 
 REPO = "someone/saes"
 PUBLISHER = """
@@ -75,6 +85,27 @@ arguments = dict(sae_id="shifted", licence="mit", datasets=["toy"], tag="v2")
 seen["in the way"] = attempt(lambda: publish_sae(extra, REPO, **arguments))
 seen["added"] = publish_sae(extra, REPO, **arguments, replace=True).as_text()
 seen["state with both"] = hub()["repos"][f"model {REPO}"]
+
+# an SAE of phantoms whose confounders a study named; others join it
+from mammosae_plugin.hub.guard import PrivacyContext
+from mammosae_plugin.hub.publishing import prepare
+from mammosae_plugin.hub.saes import origin_of, stage_saes
+staged = root / "of phantoms"
+stage_saes({"first": origin_of(trained["standard"])}, staged, licence="mit", datasets=["phantom"],
+           base_model="owner/first", confounders=[{"sae_id": "first", "latent": 20, "follows": "the edge"}])
+(staged / "README.md").write_text("---\\nlicense: mit\\n---\\n")
+prepare(staged, "someone/joined", kind="model", contents="sae", context=PrivacyContext()).send()
+hub(commit={"name": "someone/joined", "files": {"figures/old.png": "x"}, "private": True})
+third = dict(sae_id="third", datasets=["vindr"], base_model="owner/third", replace=True)
+seen["another licence"] = attempt(
+    lambda: publish_sae(trained["topk"], "someone/joined", licence="cc-by-nc-sa-4.0", **third))
+publish_sae(trained["topk"], "someone/joined", licence="mit", **third)
+publish_sae(trained["gated"], "someone/joined", sae_id="fourth", licence="mit", replace=True)
+
+for option in ({}, {"dry_run": True}):
+    seen[f"no such licence {option}"] = attempt(
+        lambda: publish_sae(trained["topk"], "someone/nonsense", sae_id="x", licence="nonsense", **option))
+seen["repository of no licence"] = "model someone/nonsense" in hub()["repos"]
 
 run = CliRunner().invoke
 def command(*arguments):
@@ -248,6 +279,38 @@ def test_another_sae_joins_those_that_are_there_and_the_card_names_all(visit: Vi
         torch.testing.assert_close(found["shifted.reconstruction"], sae(rows), rtol=1e-5, atol=1e-5)
 
 
+def test_what_was_said_of_the_saes_that_are_there_stays_said_of_them_alone(visit: Visit) -> None:
+    card = visit.hub.repos["model", "someone/joined"].files["README.md"].decode()
+    licence = card.partition("## Licence and data")[2]
+    assert "- `first`: phantom mammograms" in licence
+    assert "- `third`: [VinDr-Mammo]" in licence
+    assert "- `fourth`: toy" in licence
+    assert "Known confounder: latent 20 of `first` follows the edge." in card
+    assert "among the latents of `third`, `fourth` in this" in card
+    assert "of [owner/first](https://huggingface.co/owner/first) |" in card
+    assert "of [owner/third](https://huggingface.co/owner/third) |" in card
+    assert "(figures/old.png)" in card
+    provenance = json.loads(visit.hub.repos["model", "someone/joined"].files["third/provenance.json"])
+    said = {"licence": "mit", "base_model": "owner/third", "datasets": ["vindr"], "confounders": []}
+    assert {key: provenance[key] for key in said} == said
+
+
+def test_a_repository_has_one_licence(visit: Visit) -> None:
+    refused = visit.seen["another licence"]
+    assert refused["error"] == "InputError"
+    assert "someone/joined holds SAEs under mit, and cc-by-nc-sa-4.0 would be stated for them too" in refused["message"]
+
+
+def test_a_licence_that_the_hub_does_not_know_is_refused_before_anything_is_made(visit: Visit) -> None:
+    for option in ({}, {"dry_run": True}):
+        refused = visit.seen[f"no such licence {option}"]
+        assert refused["error"] == "InputError"
+        said = 'the Hub would not accept the card of someone/nonsense: "license" must be one of'
+        assert refused["message"].startswith(said)
+        assert "a licence is named as the Hub lists them" in refused["message"]
+    assert visit.seen["repository of no licence"] is False
+
+
 def test_no_path_of_this_machine_goes_out(visit: Visit) -> None:
     config = json.loads(visit.hub.repos["model", REPO].files["shifted/cfg.json"])
     assert config["metadata"]["dataset_path"] == "rows"
@@ -307,7 +370,8 @@ def test_what_lies_beside_an_sae_goes_out_without_what_programs_wrote_into_it(ro
         size = drawn.size
         drawn.save(source / "metrics.png", pnginfo=texts)
     training = json.loads((source / "training.json").read_text())
-    (source / "training.json").write_text(json.dumps({**training, "rows": "/scratch/somewhere/rows"}))
+    training["config"]["init"] = "/scratch/somewhere/rows"
+    (source / "training.json").write_text(json.dumps(training))
     save_file({"sparsity": torch.zeros(64)}, source / "sparsity.safetensors", {"made by": "somebody"})
     weights = load_file(source / "sae_weights.safetensors")
     save_file(weights, source / "sae_weights.safetensors", {"made by": "somebody"})
@@ -320,7 +384,8 @@ def test_what_lies_beside_an_sae_goes_out_without_what_programs_wrote_into_it(ro
         *("README.md", "cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "training.json"),
         *("metrics.jsonl", "metrics.png", "evaluation.json", "provenance.json"),
     }
-    assert facts["gated"]["training"] == {**training, "rows": "rows"}
+    training["config"]["init"] = "rows"
+    assert facts["gated"]["training"] == training
     assert not any(b"somebody" in path.read_bytes() for path in (tmp_path / "staged").rglob("*") if path.is_file())
     with Image.open(tmp_path / "staged" / "gated" / "metrics.png") as staged, Image.open(source / "metrics.png") as own:
         assert staged.size == size
@@ -359,8 +424,48 @@ def test_the_saes_that_a_study_trained_go_out_under_the_names_of_their_layers(
     with pytest.raises(InputError, match="trained no SAE at 'layer_7'; it has layer_6, layer_10"):
         origins_of(tmp_path, "layer_7")
     shutil.rmtree(tmp_path / "work" / "sae" / "0")
-    with pytest.raises(InputError, match="did not train the SAE of its layer layer_10"):
-        origins_of(tmp_path)
+    hub = "hub://someone/saes@v1/bn2"
+    for given, reason in {
+        ("paths", hub): f"it came from {hub}, where it is published already",
+        ("path", "sae.pt"): "it came from sae.pt; publish that file or folder itself",
+        ("train", ""): "is no longer in work/sae; run the study again",
+    }.items():
+        sae = {given[0]: {"layer_10": given[1]} if given[0] == "paths" else given[1]}
+        study.layers[1].results["config"] = {"sae": sae}
+        with pytest.raises(InputError, match="cannot publish the SAE of its layer layer_10: ") as caught:
+            origins_of(tmp_path)
+        assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "datasets"),
+    [
+        ({"dataset_path": "vindr"}, ()),  # what the reader of phantoms is called
+        ({"dataset_path": "vindr + toy"}, ()),
+        ({"dataset_path": "phantom", "trained_on": ["phantom"]}, ("phantom",)),
+        ({"dataset_path": "vindr", "trained_on": ["vindr"]}, ("vindr",)),
+        ({"dataset_path": "owner/texts"}, ("owner/texts",)),
+        ({}, ()),
+    ],
+)
+def test_only_data_that_are_known_for_certain_are_said(metadata: dict[str, Any], datasets: tuple[str, ...]) -> None:
+    assert datasets_of({"metadata": metadata}) == datasets
+
+
+def test_an_sae_of_phantoms_says_so_though_their_reader_is_that_of_vindr(tmp_path: Path) -> None:
+    def trained(name: str, image_ids: list[str], dataset: str) -> dict[str, Any]:
+        store = rows_store(tmp_path / name, n_images=len(image_ids), rows_per_image=40)
+        write_json(store.folder / MANIFEST, {**store.manifest, "image_ids": image_ids, "dataset_name": dataset})
+        train_sae(ActivationStore(store.folder), tmp_path / f"{name}-sae", small_training(epochs=2.4))
+        found: dict[str, Any] = stage_saes({"x": origin_of(tmp_path / f"{name}-sae")}, tmp_path / f"{name}-staged")["x"]
+        return found
+
+    drawn = trained("drawn", [f"phantom_{number:05d}_L_CC.png" for number in range(10)], "vindr")
+    assert drawn["datasets"] == ["phantom"]
+    assert drawn["cfg"]["metadata"]["dataset_path"] == "phantom"
+    assert trained("real", [f"{number:032x}" for number in range(10)], "vindr")["datasets"] == ["vindr"]
+    one_is_real = [f"phantom_{number:05d}_L_CC.png" for number in range(9)] + ["0a"]
+    assert trained("mixed", one_is_real, "vindr")["datasets"] == ["phantom", "vindr"]
 
 
 @pytest.mark.parametrize(
@@ -370,7 +475,9 @@ def test_the_saes_that_a_study_trained_go_out_under_the_names_of_their_layers(
         (torch.nn.Linear(2, 2), {}, "Linear is no SAELens SAE"),
         ({}, {}, "there is no SAE to publish"),
         ({"a b": "SAE"}, {}, "'a b' cannot be an SAE's id"),
-        ({"figures": "SAE"}, {}, "'figures' cannot be an SAE's id"),
+        ({"figures": "SAE"}, {}, "'figures' cannot be an SAE's id: the repository has its own folder"),
+        ({"README.md": "SAE"}, {}, "'README.md' cannot be an SAE's id: the repository has its own file"),
+        ({"readme.MD": "SAE"}, {}, "'readme.MD' cannot be an SAE's id"),
         ({"a": "SAE"}, {"sae_id": "b"}, "leave sae_id out"),
         ({"a": "SAE"}, {"licence": None}, "name it with --licence"),
         ({"a": "SAE"}, {"licence": " "}, "name it with --licence"),

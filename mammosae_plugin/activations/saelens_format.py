@@ -29,6 +29,8 @@ from mammosae_plugin.shards import run_shards
 
 IMAGE_ID, POSITIONS = "image_id", "positions"
 BYTES_PER_SHARD = 256 * 2**20
+NOT_KNOWN = "SAELens dataset"
+"""The name of the data behind rows of which nobody said what they are from."""
 
 
 def write_saelens_dataset(store: ActivationStore, folder: str | Path) -> int:
@@ -155,7 +157,7 @@ def read_saelens_dataset(
         "source": {},
         "image_size": [],
         "dataset": plan["saelens"][0],
-        "dataset_name": "SAELens dataset",
+        "dataset_name": NOT_KNOWN,
         "splits": [],
     }
     beside = dataset_folder / MANIFEST

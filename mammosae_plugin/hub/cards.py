@@ -6,9 +6,10 @@ YAML. A number that was suppressed or not measured is None and shows as a dash. 
 Facts of `render_sae_card`:
     repo_id: owner/name.
     saes: by id, `cfg` (content of cfg.json), `evaluation` (measures: explained_variance, l0, dead_share, mse, rows,
-        n_images, measured_on, ...) and `training` (content of training.json, None if unknown).
-    licence, base_model, datasets, tag, figures: as in `publish_sae`; figures are paths in the repository.
-    confounders: optional; rows of sae_id, latent and what it follows.
+        n_images, measured_on, ...) and `training` (content of training.json, None if unknown); as far as they are
+        known `base_model` and `datasets`, as in `publish_sae`, and `confounders`, rows of latent and what it follows.
+    licence: of all of them.
+    tag, figures: as in `publish_sae`; figures are paths in the repository.
 
 Facts of `render_findings_card` and `render_study_card`: what `findings.findings_facts` gives.
 
@@ -66,19 +67,25 @@ def render_sae_card(facts: Facts) -> str:
     """
     known = plain(facts)
     saes: dict[str, Row] = known["saes"]
+    base_models = _distinct(one.get("base_model") for one in saes.values())
     data = ModelCardData(
         library_name="saelens",
         license=known.get("licence"),
-        base_model=known.get("base_model"),
-        datasets=[name for name in known.get("datasets") or [] if "/" in name] or None,
+        base_model=base_models[0] if len(base_models) == 1 else base_models or None,
+        datasets=_distinct(name for one in saes.values() for name in one.get("datasets") or [] if "/" in name) or None,
         tags=[*_TAGS, "saelens"],
         model_name=known["repo_id"].rpartition("/")[2],
-        eval_results=list(_eval_results(saes, known.get("datasets") or [])) or None,
+        eval_results=list(_eval_results(saes)) or None,
     )
     text = _render(
         "sae.md.j2",
-        **{"base_model": None, "tag": None, "figures": [], "confounders": [], "datasets": [], "licence": None, **known},
+        **{"tag": None, "figures": [], "licence": None, **known},
         first=next(iter(saes)),
+        base_model=base_models[0]
+        if base_models and _all_same([one.get("base_model") for one in saes.values()])
+        else None,
+        same_data=_all_same([one.get("datasets") or [] for one in saes.values()]),
+        unread=[sae_id for sae_id, one in saes.items() if not one.get("confounders")],
         shown={sae_id: _shown(one) for sae_id, one in saes.items()},
         measures={name: title for name, title in MEASURES.items() if any(_measure(one, name) for one in saes.values())},
         model_names=_distinct(one["cfg"].get("metadata", {}).get("model_name") for one in saes.values()),
@@ -98,12 +105,19 @@ def _shown(one: Row) -> Row:
     about = one["cfg"].get("metadata") or {}
     training = (one.get("training") or {}).get("config") or about.get("training") or {}
     parts = {"cfg": one["cfg"], "about": about, "training": training, "evaluation": one.get("evaluation") or {}}
-    return {name: _Known(part) for name, part in parts.items()}
+    said = {"base_model": one.get("base_model")} | {name: one.get(name) or [] for name in ("datasets", "confounders")}
+    return {name: _Known(part) for name, part in parts.items()} | said
 
 
-def _eval_results(saes: Mapping[str, Row], datasets: Sequence[str]) -> Iterator[EvalResult]:
-    name = ", ".join(_dataset_name(dataset) for dataset in datasets) or "the training data"
+def _all_same(values: Sequence[Any]) -> bool:
+    """Whether something is the same for all SAEs, so that it can be said once."""
+    return all(value == values[0] for value in values)
+
+
+def _eval_results(saes: Mapping[str, Row]) -> Iterator[EvalResult]:
     for sae_id, one in saes.items():
+        datasets = one.get("datasets") or []
+        name = ", ".join(_dataset_name(dataset) for dataset in datasets) or "the training data"
         for measure, title in MEASURES.items():
             value = _measure(one, measure)
             if value is not None:
@@ -243,7 +257,7 @@ def _card(kind: Any, data: CardData, text: str) -> str:
 
 
 def _render(template: str, **facts: Any) -> str:
-    environment = Environment(  # Markdown: there is nothing to escape but what would break a table
+    environment = Environment(  # Markdown: the filter `cell` escapes what others wrote
         loader=PackageLoader("mammosae_plugin", "hub_cards"),
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -255,7 +269,7 @@ def _render(template: str, **facts: Any) -> str:
         "percent": _percent,
         "cell": _cell,
         "readable": readable,
-        "dataset": lambda name: DATA.get(name, f"{_dataset_name(name)} (its terms are its owner's)"),
+        "dataset": lambda name: DATA.get(name, f"{_cell(_dataset_name(name))} (its terms are its owner's)"),
         "grouped": _grouped,
         "interval": _interval,
         "caption": _caption,
@@ -297,8 +311,14 @@ def _caption(figure: str) -> str:
 
 
 def _cell(value: Any) -> str:
-    """A text as it stands in a table: on one line, without a bar that would end the cell."""
-    return _line(value).replace("|", "\\|") if value is not None else _DASH
+    """Words of others as they stand in a card: on one line, and as text whatever signs of Markdown or HTML they hold.
+
+    Those signs become HTML's numbers, which mean nothing in Markdown, in a table or between backticks either.
+    """
+    return _line(value).translate(_SIGNS) if value is not None else _DASH
+
+
+_SIGNS = {ord(sign): f"&#{ord(sign)};" for sign in "&<>|`[]*\\~"}
 
 
 def _line(value: Any) -> str:

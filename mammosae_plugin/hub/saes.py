@@ -12,42 +12,45 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sae_lens
 import torch
-from huggingface_hub import HfApi, hf_hub_download
-from PIL import Image
+from huggingface_hub import HfApi, ModelCard, hf_hub_download
 from sae_lens import SAE, TrainingSAE
 from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 from safetensors.torch import load_file
 
 from mammosae_plugin import __version__
+from mammosae_plugin.adapters.sources import is_on_hub
 from mammosae_plugin.adapters.vision_sae import load_vision_sae
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import atomic_path, read_json, sha256_of_file, write_json, write_safetensors, write_text
+from mammosae_plugin.files import read_json, sha256_of_file, write_json, write_safetensors, write_text
+from mammosae_plugin.hub.guard import PrivacyContext, copy_figure
+from mammosae_plugin.hub.guard_rules import RESTRICTED
 from mammosae_plugin.hub.publishing import Publication, Published, files_of_repo, look_at_head, prepare
+from mammosae_plugin.hub.scratch import Scratch
 from mammosae_plugin.hub_requests import ask, first_line
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint, torch_generator
 from mammosae_plugin.training.metrics import read_metrics
 from mammosae_plugin.training.saving import CFG, WEIGHTS, save_sae
 
-if TYPE_CHECKING:
-    from mammosae_plugin.hub.guard import PrivacyContext
-
 SPARSITY = "sparsity.safetensors"
 TRAINING, METRICS, FIGURE = "training.json", "metrics.jsonl", "metrics.png"
 EVALUATION, PROVENANCE, CARD = "evaluation.json", "provenance.json", "README.md"
+SAID = ("licence", "base_model", "datasets", "confounders")
+"""What is said of an SAE in its provenance.json, from which later cards of the same repository take it."""
 TOLERANCE = 1e-5
 """How far latents of plain SAELens may be from ours, relative to the largest."""
 _ROWS, _ACTIVE = 32, 8
 _SAE_ID = re.compile(r"[A-Za-z0-9][\w.-]*")
+_TAKEN = {"readme.md": "file", "figures": "folder"}
+"""What lies beside the SAEs in a repository, in lower case, since some file systems do not tell it apart."""
 _MEASURES = ("explained_variance", "mse", "l0", "dead_share", "shrinkage", "rows")
 
 
@@ -78,7 +81,7 @@ def publish_sae(
     datasets: Sequence[str] = (),
     evaluation: Mapping[str, Any] | None = None,
     figures: Sequence[str | os.PathLike[str]] = (),
-    context: "PrivacyContext | None" = None,
+    context: PrivacyContext | None = None,
     tag: str | None = None,
     private: bool = True,
     replace: bool = False,
@@ -97,7 +100,8 @@ def publish_sae(
         licence: of the weights, as the Hub names it ("mit", "cc-by-4.0", ...); nothing is published without one. SAEs
             on Mammo-CLIP's features are cc-by-nc-sa-4.0, as Mammo-CLIP is, unless their author decides otherwise.
         base_model: the Hub's name of the model whose activations the SAE reads.
-        datasets: names of the datasets that it was trained on ("vindr", ...); by default as its metadata says.
+        datasets: names of the datasets that it was trained on ("vindr", ...); by default those of the study or of the
+            context, or else what each SAE's metadata says for certain.
         evaluation: measures for `evaluation.json` and the card (explained_variance, l0, dead_share, ...); by id where
             there are several SAEs. By default the last line of its training's metrics, or the study's results.
         figures: PNG files of aggregates for the card.
@@ -114,34 +118,41 @@ def publish_sae(
         What is on the Hub now; with `dry_run` the `Publication`, which can be looked at and sent.
 
     Raises:
-        InputError: no licence; no SAE that plain SAELens can load and compute the same with; or as `prepare`.
+        InputError: no licence, or not that of the other SAEs of the repository; no SAE that plain SAELens can load and
+            compute the same with; or as `prepare`.
         PrivacyError: something of it must not get out.
         HubError: the Hub refuses, or cannot be reached.
     """
-    from mammosae_plugin.hub.guard import PrivacyContext
-
-    if not (licence or "").strip():
+    if licence is None or not licence.strip():
         raise InputError(
             "an SAE is published under a licence; name it with --licence (licence=), such as mit or, for Mammo-CLIP's "
             "features, cc-by-nc-sa-4.0"
         )
+    licence = licence.strip()
     origins = origins_of(saes, sae_id, evaluation)
     if context is None and _is_study(saes):
         context = PrivacyContext.of_study(Path(saes))  # type: ignore[arg-type]
-    folder = Path(staging) if staging is not None else Path(tempfile.mkdtemp(prefix="mammosae-publish-"))
+    scratch = Scratch("publish") if staging is None else None
+    folder = scratch.folder if scratch is not None else Path(staging)  # type: ignore[arg-type]
     try:
-        facts = stage_saes(origins, folder, figures=figures)
-        named = tuple(datasets) or (context.datasets if context is not None else ()) or _datasets_of(facts)
-        others = _saes_there(repo_id, tuple(facts), token)
+        facts = stage_saes(
+            origins,
+            folder,
+            figures=figures,
+            licence=licence,
+            base_model=base_model,
+            datasets=tuple(datasets) or (context.datasets if context is not None else ()),
+            confounders=_background_latents(Path(saes)) if _is_study(saes) else (),  # type: ignore[arg-type]
+        )
+        there = _what_is_there(repo_id, facts, token)
+        there.require_licence(licence)
+        staged_figures = {path.relative_to(folder).as_posix() for path in (folder / "figures").glob("*.png")}
         card = {
             "repo_id": repo_id,
-            "saes": {**others, **facts},
+            "saes": {**there.saes, **facts},
             "licence": licence,
-            "base_model": base_model,
-            "datasets": list(named),
             "tag": tag,
-            "confounders": _background_latents(Path(saes)) if _is_study(saes) else [],  # type: ignore[arg-type]
-            "figures": sorted(path.relative_to(folder).as_posix() for path in (folder / "figures").glob("*.png")),
+            "figures": sorted(staged_figures | set(there.figures)),
         }
         write_text(folder / CARD, _card(card))
         publication = prepare(
@@ -149,25 +160,27 @@ def publish_sae(
             repo_id,
             kind="model",
             contents="sae",
-            context=context or PrivacyContext(datasets=named),
+            context=context or PrivacyContext(datasets=_distinct(one["datasets"] for one in facts.values())),
             tag=tag,
             private=private,
             replace=replace,
             message=message or f"SAE {', '.join(facts)}",
             token=token,
         )
+        if publication.parent != there.commit:
+            raise InputError(f"{repo_id} was changed while its card was written; run again to see what is there now")
         check_with_sae_lens({name: folder / name for name in facts}, {name: origins[name].sae for name in facts})
         if not dry_run:
             return publication.send(token=token)
     except BaseException:
-        if staging is None:
-            shutil.rmtree(folder, ignore_errors=True)
+        if scratch is not None:
+            scratch.remove()
         raise
     finally:
-        if staging is None and not dry_run:
-            shutil.rmtree(folder, ignore_errors=True)
-    if staging is None:
-        weakref.finalize(publication, shutil.rmtree, folder, ignore_errors=True)
+        if scratch is not None and not dry_run:
+            scratch.remove()
+    if scratch is not None:
+        weakref.finalize(publication, scratch.remove)
     return publication
 
 
@@ -201,7 +214,12 @@ def origins_of(saes: Any, sae_id: str | None = None, evaluation: Mapping[str, An
     if not found:
         raise InputError("there is no SAE to publish")
     for name in found:
-        if not _SAE_ID.fullmatch(name) or name == "figures":
+        if name.lower() in _TAKEN:
+            raise InputError(
+                f"{name!r} cannot be an SAE's id: the repository has its own {_TAKEN[name.lower()]} of that name; "
+                "choose another (sae_id, --id)"
+            )
+        if not _SAE_ID.fullmatch(name):
             raise InputError(f"{name!r} cannot be an SAE's id; use letters, digits, dots and dashes (sae_id, --id)")
     return {
         name: Origin(origin.sae, origin.folder, origin.beside, plain(by_id.get(name) or origin.evaluation))
@@ -262,10 +280,21 @@ def _of_study(folder: Path) -> dict[str, Origin]:
     found = {}
     for layer in study.layers:
         if layer.sae_sha256 not in by_weights:
-            raise InputError(f"{folder} did not train the SAE of its layer {layer.name}; publish that SAE's own folder")
+            raise InputError(f"{folder} cannot publish the SAE of its layer {layer.name}: {_came_from(layer)}")
         origin = by_weights[layer.sae_sha256]
         found[layer.name] = Origin(origin.sae, origin.folder, origin.beside, _study_measures(layer, origin))
     return found
+
+
+def _came_from(layer: Any) -> str:
+    """Where an SAE is from that is not among those that a study trained, and what to do."""
+    given = layer.results["config"]["sae"]
+    path = (given.get("paths") or {}).get(layer.name) or given.get("path")
+    if path is None:
+        return "the study trained it, but it is no longer in work/sae; run the study again"
+    if is_on_hub(path):
+        return f"the study did not train it, it came from {path}, where it is published already"
+    return f"the study did not train it, it came from {path}; publish that file or folder itself"
 
 
 def _background_latents(folder: Path) -> list[dict[str, Any]]:
@@ -309,12 +338,31 @@ def _default_id(origin: Origin) -> str:
 
 
 def stage_saes(
-    origins: Mapping[str, Origin], folder: Path, *, figures: Sequence[str | os.PathLike[str]] = ()
+    origins: Mapping[str, Origin],
+    folder: Path,
+    *,
+    figures: Sequence[str | os.PathLike[str]] = (),
+    licence: str | None = None,
+    base_model: str | None = None,
+    datasets: Sequence[str] = (),
+    confounders: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, dict[str, Any]]:
     """Lay SAEs out as they are to be published, without the card.
 
+    Args:
+        origins: by id, what is staged.
+        folder: an empty or new folder.
+        figures: as in `publish_sae`.
+        licence: of the weights.
+        base_model: as in `publish_sae`.
+        datasets: what all of them were trained on; by default what each one's metadata says for certain.
+        confounders: rows of sae_id, latent and what it follows.
+
     Returns:
-        Id -> `cfg`, `evaluation` and `training`, as the card wants them.
+        Id -> `cfg`, `evaluation`, `training` and what is said of it (`SAID`), as the card wants them.
+
+    Raises:
+        InputError: the folder is not empty; a figure or an SAE's file cannot be read.
     """
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty; stage in an empty folder")
@@ -329,10 +377,18 @@ def stage_saes(
             training = _stage_beside(origin.beside, target)
         if origin.evaluation:
             write_json(target / EVALUATION, portable(origin.evaluation))
-        write_json(target / PROVENANCE, _provenance(target, cfg))
-        facts[name] = {"cfg": cfg, "evaluation": dict(origin.evaluation), "training": training}
+        said = {
+            "licence": licence,
+            "base_model": base_model,
+            "datasets": list(datasets or datasets_of(cfg)),
+            "confounders": [
+                {"latent": row["latent"], "follows": row["follows"]} for row in confounders if row["sae_id"] == name
+            ],
+        }
+        write_json(target / PROVENANCE, {**_provenance(target, cfg), **said})
+        facts[name] = {"cfg": cfg, "evaluation": dict(origin.evaluation), "training": training, **said}
     for figure in figures:
-        _stage_png(Path(figure), folder / "figures" / Path(figure).name)
+        copy_figure(Path(figure), folder / "figures" / Path(figure).name)
     return facts
 
 
@@ -369,27 +425,12 @@ def _stage_beside(source: Path, target: Path) -> dict[str, Any] | None:
         rows = read_metrics(source / METRICS)
         write_text(target / METRICS, "".join(json.dumps(portable(row)) + "\n" for row in rows))
     if (source / FIGURE).exists():
-        _stage_png(source / FIGURE, target / FIGURE)
+        copy_figure(source / FIGURE, target / FIGURE)
     if not (source / TRAINING).exists():
         return None
     training: dict[str, Any] = portable(read_json(source / TRAINING))
     write_json(target / TRAINING, training)
     return training
-
-
-def _stage_png(source: Path, target: Path) -> None:
-    """The pixels of a figure alone, without the text that programs write into images."""
-    try:
-        with Image.open(source) as opened:
-            opened.load()
-            pixels = Image.new(opened.mode, opened.size)
-            pixels.paste(opened)
-            if opened.mode == "P" and (palette := opened.getpalette()) is not None:
-                pixels.putpalette(palette)
-    except OSError as error:
-        raise InputError(f"{source} is no image that can be read: {first_line(error)}") from error
-    with atomic_path(target) as temporary:
-        pixels.save(temporary, format="PNG")
 
 
 def portable(value: Any) -> Any:
@@ -433,17 +474,61 @@ def _card(facts: Mapping[str, Any]) -> str:
     return str(render_sae_card(facts))
 
 
-def _datasets_of(facts: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
-    named = [one["cfg"].get("metadata", {}).get("dataset_path") for one in facts.values()]
-    return tuple(dict.fromkeys(str(name) for name in named if name))
+def datasets_of(cfg: Mapping[str, Any]) -> tuple[str, ...]:
+    """The datasets that an SAE was trained on, as far as its cfg.json says so for certain.
+
+    `trained_on` is of a training that looked at what it read. `dataset_path` alone may be the name of a reader, and
+    VinDr-Mammo's reads phantoms too.
+    """
+    metadata = cfg.get("metadata") or {}
+    if metadata.get("trained_on"):
+        return tuple(str(name) for name in metadata["trained_on"])
+    named = metadata.get("dataset_path")
+    return (str(named),) if named and not set(str(named).split(" + ")) & set(RESTRICTED) else ()
 
 
-def _saes_there(repo_id: str, staged: Sequence[str], token: str | None) -> dict[str, dict[str, Any]]:
-    """The other SAEs of a repository that exists: what the card says of them."""
+def _distinct(names: Iterable[Sequence[str]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for some in names for name in some))
+
+
+@dataclass(frozen=True)
+class _There:
+    """What a repository holds beside what is staged.
+
+    Attributes:
+        repo_id: its name.
+        commit: of its main branch; None if there is no such repository.
+        saes: by id, the facts of the other SAEs, as the card wants them.
+        licences: what their licences are stated to be; None for one without.
+        figures: paths of its figures.
+    """
+
+    repo_id: str
+    commit: str | None = None
+    saes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    licences: tuple[str | None, ...] = ()
+    figures: tuple[str, ...] = ()
+
+    def require_licence(self, licence: str) -> None:
+        """A card names one licence for all the weights of its repository.
+
+        Raises:
+            InputError: other SAEs of the repository are under another one.
+        """
+        for other in self.licences:
+            if other != licence:
+                raise InputError(
+                    f"{self.repo_id} holds SAEs under {other or 'no stated licence'}, and {licence} would be stated "
+                    "for them too; publish under their licence, or into another repository"
+                )
+
+
+def _what_is_there(repo_id: str, staged: Iterable[str], token: str | None) -> _There:
+    """The other SAEs of a repository, as they were described when they were published."""
     api = HfApi(token=token)
     commit = look_at_head(api, repo_id, "model")
     if commit is None:
-        return {}
+        return _There(repo_id)
     files = files_of_repo(api, repo_id, "model", commit)
     ids = [path.removesuffix(f"/{CFG}") for path in files if path.endswith(f"/{CFG}") and path.count("/") == 1]
 
@@ -451,17 +536,24 @@ def _saes_there(repo_id: str, staged: Sequence[str], token: str | None) -> dict[
         if path not in files:
             return None
         call = lambda: hf_hub_download(repo_id, path, revision=commit, token=token)  # noqa: E731
-        return read_json(ask(call, about=repo_id, doing="read"))
+        file = Path(ask(call, about=repo_id, doing="read"))
+        return read_json(file) if file.suffix == ".json" else file.read_text(encoding="utf-8")
 
-    return {
-        name: {
+    saes = {}
+    for name in sorted(set(ids) - set(staged)):
+        said = read(f"{name}/{PROVENANCE}") or {}
+        saes[name] = {
             "cfg": read(f"{name}/{CFG}"),
             "evaluation": read(f"{name}/{EVALUATION}") or {},
             "training": read(f"{name}/{TRAINING}"),
+            **{key: said[key] for key in SAID if said.get(key)},
         }
-        for name in ids
-        if name not in staged
-    }
+    # What stands on the page counts; an SAE's own word where the page says nothing.
+    page = read(CARD) if saes else None
+    on_page = ModelCard(page, ignore_metadata_errors=True).data.get("license") if page else None
+    licences = [on_page or one.get("licence") for one in saes.values()]
+    figures = tuple(path for path in files if path.startswith("figures/") and path.endswith(".png"))
+    return _There(repo_id, commit, saes, tuple(dict.fromkeys(licences)), figures)
 
 
 # -- the check with plain SAELens ----------------------------------------------------------------------------------
@@ -528,8 +620,9 @@ def _computed_by_sae_lens(
 ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, str]]:
     """By id, the latents and the reconstruction; and why others could not be loaded."""
     names = list(folders)
-    with tempfile.TemporaryDirectory(prefix="mammosae-check-") as place:
-        given, answer = Path(place) / "rows.safetensors", Path(place) / "found.safetensors"
+    scratch = Scratch("check")
+    try:
+        given, answer = scratch.folder / "rows.safetensors", scratch.folder / "found.safetensors"
         paths = [str(folders[name].resolve()) for name in names]
         work = {"folders": paths, "rows": str(given), "found": str(answer)}
         write_safetensors(given, {str(number): rows[name] for number, name in enumerate(names)})
@@ -537,7 +630,7 @@ def _computed_by_sae_lens(
             [sys.executable, "-c", _PROGRAM, json.dumps(work)],
             capture_output=True,
             text=True,
-            cwd=place,
+            cwd=scratch.folder,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
             check=False,
         )
@@ -546,6 +639,8 @@ def _computed_by_sae_lens(
             raise InputError(f"the process that imports sae-lens alone failed, so nothing was published: {reason}")
         errors = {names[int(number)]: reason for number, reason in json.loads(done.stdout.splitlines()[-1]).items()}
         tensors = load_file(answer)
+    finally:
+        scratch.remove()
     computed = {
         name: {what: tensors[f"{number}.{what}"] for what in ("latents", "reconstruction")}
         for number, name in enumerate(names)

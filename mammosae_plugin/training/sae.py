@@ -35,6 +35,8 @@ from tqdm.auto import tqdm
 
 from mammosae_plugin import __version__, distributed
 from mammosae_plugin.activations import ActivationStore
+from mammosae_plugin.activations.saelens_format import NOT_KNOWN
+from mammosae_plugin.datasets.phantoms import PHANTOM_ID
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, sha256_of_json, write_json, write_text
 from mammosae_plugin.provenance import plain, seed_everything, torch_generator
@@ -378,12 +380,14 @@ def _make_trainer(
     store: ActivationStore, config: SAETraining, steps: int, metadata: Mapping[str, Any], device: str
 ) -> Any:
     manifest = store.manifest
+    trained_on = _datasets(manifest)
     described = {
         "model_name": manifest["architecture"],
         "hook_name": manifest["hook_name"],
         "layout": "channels_last",
         "image_size": manifest["image_size"],
-        "dataset_path": manifest["dataset_name"],
+        "dataset_path": " + ".join(trained_on) or manifest["dataset_name"],
+        **({"trained_on": trained_on} if trained_on else {}),
         "dataset_fingerprint": manifest["dataset"],
         "splits": manifest["splits"],
         "model_fingerprint": manifest["model"],
@@ -408,6 +412,18 @@ def _make_trainer(
         dead_feature_window=config.dead_feature_window,
     )
     return SAETrainer(trainer_config, sae, iter(()))
+
+
+def _datasets(manifest: Mapping[str, Any]) -> list[str]:
+    """Short names of the data behind a store; empty where the store does not know.
+
+    Phantoms are read by VinDr's reader and go by its name; their ids say that they were drawn.
+    """
+    drawn = [str(image_id).startswith(PHANTOM_ID) for image_id in manifest["image_ids"]]
+    if drawn and all(drawn):
+        return ["phantom"]
+    names = [name for name in str(manifest["dataset_name"]).split(" + ") if name != NOT_KNOWN]
+    return [*(["phantom"] if any(drawn) else []), *names]
 
 
 def _finish(job: _Job, plan: Mapping[str, Any], rows: TrainingRows) -> Any:
