@@ -59,7 +59,7 @@ hub(commit={"name": "someone/ignoring", "files": {".gitignore": "README.md"}, "p
 seen["ignoring"] = attempt(lambda: ready("ignoring").describe())
 seen["public and new"] = (ready("opened", private=False).send(), state("opened")["private"])[1]
 (folder / "README.md").write_text("---\\nlicense: no-such-licence\\n---\\n")
-seen["bad card"] = attempt(lambda: ready("bad").send().as_text())
+seen["bad card"] = attempt(lambda: ready("bad").describe())
 seen["bad state"] = state("bad")
 (folder / "notes.txt").write_text("what is this?")
 seen["unknown file"] = attempt(lambda: ready("unknown").describe())
@@ -180,10 +180,10 @@ def test_a_gitignore_that_would_leave_files_out_is_refused(seen: dict[str, Any])
     assert "someone/ignoring has a .gitignore" in seen["ignoring"]["message"]
 
 
-def test_a_card_that_the_hub_does_not_take_leaves_the_repository_empty(seen: dict[str, Any]) -> None:
+def test_a_card_that_the_hub_does_not_take_is_refused_before_the_repository_is_made(seen: dict[str, Any]) -> None:
     assert "license" in seen["bad card"]["message"]
-    assert seen["bad card"]["error"] in ("HubError", "InputError")
-    assert set(seen["bad state"]["files"]) == {".gitattributes"}
+    assert seen["bad card"]["error"] == "InputError"
+    assert seen["bad state"] is None
 
 
 def test_an_unknown_file_stops_everything(seen: dict[str, Any]) -> None:

@@ -8,14 +8,17 @@ The repository is before or after, never between: files go to the Hub's store fi
 was looked at, makes all of them appear. What is there already is not overwritten, unless `replace` says so.
 """
 
+import contextlib
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
@@ -39,6 +42,7 @@ _REMOVED: "Mapping[Contents, re.Pattern[str]]" = {
     "space": re.compile(r"data/[^/]+\.js"),
 }
 """Of the files that are there, those that went out with an earlier upload of the same kind."""
+_CARD, _LONGEST_COMPLAINT = "README.md", 200
 _LISTING = 1  # huggingface_hub asks for a page of a list again by itself
 _PREFIX: Mapping[str, str] = {"model": "", "dataset": "datasets/", "space": "spaces/"}
 
@@ -274,7 +278,8 @@ def prepare(
     Raises:
         PrivacyError: something in the folder must not get out.
         HubError: the Hub refuses, or cannot be reached.
-        InputError: a name that cannot be; content or a tag in the way; a public repository where private was asked for.
+        InputError: a name that cannot be; a card that the Hub would not accept, for a licence that it does not know;
+            content or a tag in the way; a public repository where private was asked for.
     """
     from mammosae_plugin.hub.guard import check_staged
 
@@ -285,6 +290,7 @@ def prepare(
     folder = Path(folder)
     said = {"the commit message": message, "the tag": tag or ""}
     files = check_staged(folder, contents, context, repo_id=repo_id, said=said)
+    _require_good_card(folder / _CARD, repo_id, kind)
     api = HfApi(token=token)
     there = _look(api, repo_id, kind, tag)
     visibility = "private" if private else "public"
@@ -319,6 +325,30 @@ def prepare(
         changes=changes, visibility="private" if there.private else "public", landed=landed, tagged=tagged,
         space_sdk=space_sdk,
     )  # fmt: skip
+
+
+def _require_good_card(card: Path, repo_id: str, kind: RepoKind) -> None:
+    """Let the Hub check the card as it does at a commit, which is too late: a new repository would stay empty."""
+    if not card.is_file():
+        return
+    text = card.read_text(encoding="utf-8")
+    try:
+        ask(lambda: RepoCard(text).validate(repo_type=kind), about=repo_id, doing="check the card of")
+    except HubError as error:
+        if error.status != HTTPStatus.BAD_REQUEST:
+            raise
+        raise InputError(
+            f"the Hub would not accept the card of {repo_id}: {_complaint(str(error.__cause__))}; a licence is named "
+            "as the Hub lists them (such as mit or cc-by-nc-sa-4.0; other for any that it does not list)"
+        ) from error
+
+
+def _complaint(said: str) -> str:
+    """What the Hub objects to, without the list of all that it knows."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):  # where it is plain text
+        said = "; ".join(str(error["message"]) for error in json.loads(said)["errors"])
+    words = " ".join(said.split())
+    return words if len(words) <= _LONGEST_COMPLAINT else words[:_LONGEST_COMPLAINT] + "…"
 
 
 @dataclass(frozen=True)
