@@ -704,7 +704,8 @@ def test_on_a_phone_long_choices_are_whole_and_a_wide_table_says_that_it_scrolls
     chosen = page.evaluate("document.getElementById('left').selectedOptions[0].textContent")
     assert "Suspicious calcification" in chosen
     assert left.locator(".chosen").inner_text() == chosen
-    assert page.locator("#left").bounding_box()["width"] > 300
+    for field in ("left", "right", "concept", "value"):
+        assert page.locator(f"#{field}").bounding_box()["width"] > 300, field
     wide = page.locator(".captioned").last
     page.wait_for_selector(".captioned:last-child .scroll.more")
     assert wide.locator(".hint").inner_text() == "Scrolls sideways →"

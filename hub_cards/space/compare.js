@@ -232,7 +232,7 @@ mammosae.pages.compare = (() => {
           key(state.left), (value) => change({ left: pick(value) }), { long: true }),
         mammosae.choice("Right", "right", options(state.left).filter(([value]) => shared(state.left, pick(value)).length), key(state.right),
           (value) => change({ right: pick(value) }), { long: true }),
-        mammosae.choice("Concept", "concept", state.concepts.map((one) => [one, conceptName(one)]), state.concept, (concept) => change({ concept, class: 99 })),
+        mammosae.choice("Concept", "concept", state.concepts.map((one) => [one, conceptName(one)]), state.concept, (concept) => change({ concept, class: 99 }), { long: true }),
         mammosae.choice("Class", "class", Array.from({ length: state.classes }, (_, i) => [String(i), className(i, state.classes)]), String(state.class),
           (value) => change({ class: Number(value) })),
         mammosae.choice("Compare by", "value", Object.entries(VALUES).map(([value, [text]]) => [value, text]), state.value, (value) => change({ value }), { long: true }),

@@ -227,7 +227,7 @@ mammosae.pages.latents = (() => {
         index.studies.length > 1 && mammosae.choice("Study", "study", index.studies.map((_, i) => [String(i + 1), mammosae.studyName(i)]),
           String(state.study + 1), (value) => change({ study: Number(value) - 1, layer: "", encoder: "all", concept: "" }), { long: true }),
         mammosae.choice("Concept", "concept", state.concepts.map((name) => [name, mammosae.conceptName(name)]), state.concept,
-          (concept) => change({ concept, class: 99 })),
+          (concept) => change({ concept, class: 99 }), { long: true }),
         mammosae.choice("Class ranked", "class",
           Array.from({ length: state.classes }, (_, i) => [String(i), mammosae.className(i, state.classes)]), String(state.class),
           (value) => change({ class: Number(value) })),
