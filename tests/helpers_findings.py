@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from helpers_study import layered_settings, write_study
 from PIL import Image
@@ -10,6 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from mammosae_plugin import study_layer
 from mammosae_plugin.config import load_config
+from mammosae_plugin.hub.findings_schema import SCHEMAS
 from mammosae_plugin.study import Study
 
 FIGURES = ("figure_2_Mass.png", "figure_3_pretrained_Mass.png", "figure_4_pretrained_Mass.png", "layers.png")
@@ -36,3 +38,16 @@ def _draw_quickly(_results: Any, _class_means: Any, _panels: Any, folder: Path) 
     for name in FIGURES:
         Image.new("RGB", (60, 40), "white").save(folder / "figures" / name, pnginfo=texts)
     return [folder / "figures" / name for name in FIGURES]
+
+
+def columns_of(config: str) -> list[str]:
+    """The columns of a config, nested fields dotted: "concepts", "concepts.rank", ..."""
+    found = []
+    for field in SCHEMAS[config]:
+        found.append(field.name)
+        inner = field.type
+        while pa.types.is_list(inner):
+            inner = inner.value_type
+        if pa.types.is_struct(inner):
+            found += [f"{field.name}.{part.name}" for part in inner]
+    return found

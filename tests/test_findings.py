@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers_findings import columns_of
 from helpers_hub import LoopbackHub, run_on_hub
 from helpers_results import synthetic_results
 from helpers_tables import PLANTED, make_table
@@ -24,8 +25,9 @@ from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.cli import app
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import sha256_of_file, write_json
-from mammosae_plugin.hub.findings import Findings, _write, load_findings, stage_findings
-from mammosae_plugin.hub.findings_schema import SCHEMAS, columns_of, parquet_path
+from mammosae_plugin.hub.comparison import compare_findings
+from mammosae_plugin.hub.findings import Findings, _write, load_findings, publish_findings, stage_findings
+from mammosae_plugin.hub.findings_schema import SCHEMAS, parquet_path
 from mammosae_plugin.hub.findings_tables import Groups, _latents, _rows
 from mammosae_plugin.hub.guard import COLUMNS, PrivacyContext, PrivacyError
 from mammosae_plugin.notes import Note, add_note, agreement
@@ -567,11 +569,54 @@ def test_damaged_findings_are_refused_in_one_line(staged, tmp_path, damage):
     assert "\n" not in str(error.value)
 
 
+def test_findings_of_this_machine_are_called_by_their_folder(noted, staged, tmp_path, monkeypatch):
+    names = {str(place): load_findings(place) for place in (noted, staged)}
+    for place, loaded in names.items():
+        assert (loaded.origin, loaded.repo_id) == (Path(place).name, None)
+    monkeypatch.chdir(noted)
+    assert load_findings(".").origin == noted.name
+    other = shutil.copytree(staged, tmp_path / "elsewhere" / staged.name)
+    same_name = compare_findings(staged, other)
+    assert (same_name.a, same_name.b) == (str(staged), str(other))
+    different = compare_findings(str(staged), noted)
+    assert (different.a, different.b) == (staged.name, noted.name)
+
+
+def test_a_study_folder_keeps_to_the_least_group_that_is_asked_for(noted):
+    hidden = [load_findings(noted, min_group=size).concepts["score"].isna().mean() for size in (2, 100)]
+    assert hidden == [0, 1]
+
+
+def test_figures_leave_their_colour_profile_here(noted, tmp_path):
+    folder = shutil.copytree(noted, tmp_path / "study")
+    clean = stage_findings(folder, tmp_path / "clean", licence="cc-by-4.0", min_group=2)
+    for path in folder.rglob("figures/*.png"):
+        with Image.open(path) as image:
+            image.save(path, icc_profile=b"of the clinic's screen")
+    stage_findings(folder, tmp_path / "findings", licence="cc-by-4.0", min_group=2)
+    for path in (clean / "figures").iterdir():
+        assert (tmp_path / "findings" / "figures" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_what_the_guard_stops_is_not_staged_by_publishing_either(noted, tmp_path, monkeypatch):
+    of_study = PrivacyContext.of_study
+    monkeypatch.setattr(
+        PrivacyContext, "of_study", lambda *args, **kw: replace(of_study(*args, **kw), datasets=("vindr",))
+    )
+    with pytest.raises(PrivacyError, match="VinDr-Mammo"):
+        publish_findings(noted, "someone/findings", licence="mit", folder=tmp_path / "findings", examples=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_neither_a_folder_nor_a_repository_is_refused(tmp_path):
     with pytest.raises(InputError, match="neither a folder nor the name of a dataset"):
         load_findings(tmp_path / "nowhere")
     with pytest.raises(InputError, match="is a folder, which has no revision 'v1'"):
         load_findings(tmp_path, revision="v1")
+    with pytest.raises(InputError, match="names the revision v1, but revision v2 is given too"):
+        load_findings("someone/findings@v1", revision="v2")
+    with pytest.raises(InputError, match="findings are a whole one"):
+        load_findings("hub://someone/findings@v1/latents")
 
 
 # On the Hub
@@ -580,7 +625,7 @@ PUBLISH = """
 import sys
 from typer.testing import CliRunner
 from mammosae_plugin.cli import app
-from mammosae_plugin.hub import compare_findings, load_findings, publish_findings
+from mammosae_plugin.hub import compare_findings, guard, load_findings, publish_findings
 
 study, repo, folder = sys.argv[1:]
 
@@ -589,11 +634,17 @@ def command(*arguments):
     done = CliRunner().invoke(app, ["publish", "findings", study, repo, *settings, *arguments])
     return [done.exit_code, done.output, "dataset " + repo in hub()["repos"]]
 
+looks = []
+checked = guard.check_staged
+guard.check_staged = lambda *given, **named: looks.append(str(given[0])) or checked(*given, **named)
 commands = [command(), command("--licence", "mit"), command("--licence", "mit", "--confirm")]
+looks_of_commands = len(looks)
 again = publish_findings(study, repo, licence="mit", folder=folder, examples=True, tag="v1", min_group=2)
 loaded = load_findings(repo, revision="v1")
 compared = compare_findings(repo, study)
+both = CliRunner().invoke(app, ["compare", repo + "@v1", repo])
 seen = {
+    "looks": looks_of_commands, "compare": [both.exit_code, both.output], "repo_id": loaded.repo_id,
     "commands": commands, "changed": again.changed,
     "origin": loaded.origin, "n": len(loaded.latents), "means": loaded.concepts["class_mean"].sum(),
     "rho": compared.latents["rank_correlation"].min(), "readers": sorted(loaded.notes["author"].unique()),
@@ -639,9 +690,20 @@ def test_what_is_published_is_what_was_staged_in_one_commit(hub, published):
 def test_published_findings_are_loaded_and_compared_from_the_hub(published, noted):
     _, seen = published
     own = Findings.of_study(noted, min_group=2)
-    assert (seen["origin"], seen["n"], seen["readers"]) == ("someone/findings", len(own.latents), ["AB", "CD"])
+    assert (seen["origin"], seen["n"], seen["readers"]) == ("someone/findings@v1", len(own.latents), ["AB", "CD"])
+    assert seen["repo_id"] == "someone/findings"
     assert seen["means"] == own.concepts["class_mean"].sum()
     assert seen["rho"] == pytest.approx(1)
+
+
+def test_two_revisions_of_a_dataset_are_compared_by_the_command(published):
+    code, text = published[1]["compare"]
+    assert code == 0, text
+    assert text.startswith("a: someone/findings@v1\nb: someone/findings (the same SAE)")
+
+
+def test_the_guard_looks_once_at_what_is_sent(published):
+    assert published[1]["looks"] == 2  # of the three commands one is refused for want of a licence
 
 
 def test_a_process_with_only_datasets_loads_every_config(hub, published, tmp_path):

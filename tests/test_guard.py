@@ -4,6 +4,7 @@ The staged folders are small and real: tables by the schema of the findings, an 
 """
 
 import base64
+import dataclasses
 import functools
 import gzip
 import hashlib
@@ -25,16 +26,19 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers_findings import columns_of
 from helpers_study import random_sae
 from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 from safetensors.numpy import load_file, save_file
 
+from mammosae_plugin.config import StudyConfig
 from mammosae_plugin.datasets import VinDrMammo
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.hub import guard, guard_rules
-from mammosae_plugin.hub.findings_schema import SCHEMAS, columns_of
+from mammosae_plugin.hub.findings_schema import SCHEMAS
 from mammosae_plugin.hub.guard import (
     COLUMNS,
     RESTRICTED,
@@ -46,9 +50,10 @@ from mammosae_plugin.hub.guard import (
     copy_figure,
     hash_ids,
     load_or_make_key,
-    suppress_small_groups,
 )
+from mammosae_plugin.hub.guard_keys import entries_of
 from mammosae_plugin.hub.guard_search import Needles
+from mammosae_plugin.training.settings import SAETraining
 from mammosae_plugin.visualization import save_figure
 
 PATIENT, IMAGE, STUDY = "b8d273e8601f348d3664778dae0e7e0b", "d8125545210c08e1b1793a5af6458ee2.png", "1.2.840.99.4711"
@@ -460,6 +465,7 @@ def encoded(text: str, encoding: str) -> bytes:
 
 
 B64 = base64.b64encode
+THUMBNAIL = mammogram(48, 32)
 ID = "private values"
 CANARIES = [
     # ids, in the open and in disguise
@@ -501,6 +507,24 @@ CANARIES = [
     Canary("id in UTF-16 in the weights", "sae", weights_that_spell("\0".join(SHORT + "x")), ID, SHORT),
     Canary("id in pixels", "findings", lambda f: spelled_pixels(f, PATIENT), ID, PATIENT),
     Canary("unused category", "findings", unused_category, ID, SHORT),
+    *(
+        Canary(f"id with {what}", "findings", noted(f"seen in {text} too"), ID, text)
+        for what, text in {
+            "a dash": "P-00417",
+            "a space": "P 00417",
+            "no separator": "P00417",
+            "the dashes of a UUID": "-".join(
+                (PATIENT[:8], PATIENT[8:12], PATIENT[12:16], PATIENT[16:20], PATIENT[20:])
+            ),
+            "a line break": f"{PATIENT[:16]}\n{PATIENT[16:]}",
+            "spaces": " ".join(PATIENT[i : i + 4] for i in range(0, 32, 4)),
+            "half of its digits": PATIENT[:16],
+            "a variation selector": f"{PATIENT[:5]}\ufe0f{PATIENT[5:]}",
+            "an override of direction": f"{SHORT[:3]}\u202e{SHORT[3:]}",
+            "tag characters inside": f"{SHORT[:3]}\U000e0041{SHORT[3:]}",
+            "tag characters alone": "".join(chr(0xE0000 + ord(letter)) for letter in SHORT),
+        }.items()
+    ),
     # DICOM
     Canary("DICOM UID", "findings", noted("1.3.6.1.4.1.5962.99.1.2280943358.716200484"), "clinical", "5962.99"),
     Canary("known study UID", "findings", says(STUDY), ID, STUDY),
@@ -511,6 +535,15 @@ CANARIES = [
     Canary("DICOM JSON", "sae", in_json("training.json", {"00100020": "x"}), "clinical"),
     Canary("labelled id that nobody listed", "findings", noted("Patient ID: 88213"), "clinical", "88213"),
     Canary("date of birth", "findings", noted("DOB 1961-03-04"), "clinical", "1961"),
+    *(
+        Canary(text, "findings", noted(f"as in {text} here"), "clinical", text)
+        for text in (
+            *("MRN 00123456", "MRN:00123456", "mrn=1234567", "accession no. 4711", "Patienten-ID: 4711"),
+            *("patient 4711", "Pat.-ID 4711", "case id 4711", "PID 4711", "Nguyễn^Thị", "Müller^Eva", "miller^mary"),
+            *("born on 4 March 1961", "born March 4, 1961", "born in 1961", "geb. 04.03.1961"),
+        )
+    ),
+    Canary("name in metadata", "sae", in_json("cfg.json", {"metadata": {"model_name": "Nguyễn^Thị"}}), "clinical"),
     # this machine, paths, people
     Canary("path on Unix", "findings", configured({"root": "/mnt/pacs/export"}), "paths", "/mnt/pacs"),
     Canary("unusual path", "findings", configured({"root": "/radiology5/x"}), "paths", "/radiology5"),
@@ -521,6 +554,18 @@ CANARIES = [
     Canary("path in percent escapes", "findings", says(quote("/home/x/data", safe="")), "paths"),
     Canary("path in JavaScript", "space", in_data('window.X = ["\\/home\\/x\\/y"];'), "paths"),
     Canary("bucket", "findings", says("s3://hospital-five/png"), "paths", "hospital-five"),
+    *(
+        Canary(f"address {text}", "findings", says(f"read from {text} yesterday"), "paths", text)
+        for text in ("/scans/a.png", "/pacs2/x", "az://b/x", "minio://b/x")
+    ),
+    *(
+        Canary(f"call {text}", "findings", noted(f"call {text}!"), "contacts", text)
+        for text in ("+493012345678", "617-555-0199", "(617) 555-0199", "030 1234567", "+49 (0)30 123456")
+    ),
+    *(
+        Canary(f"token {text[:5]}", "findings", noted(f"use {text}"), "secrets", text)
+        for text in ("ASIA" + "Q7" * 8, "ya29." + "a0Af_" * 5, "npm_" + "aB3" * 12, "pwd=hunter22")
+    ),
     Canary("user name", "findings", noted(USER, "author"), "this machine", USER),
     Canary("host name", "findings", says(f"computed on {HOST.upper()}"), "this machine", HOST.upper()),
     Canary("user name in base64", "findings", says(B64(f"by {USER} today".encode()).decode()), "this machine", USER),
@@ -608,6 +653,55 @@ CANARIES = [
     # JSON
     Canary("an entry about a patient", "findings", configured({"quarantine": [{"image_id": "anyone"}]}), "keys"),
     Canary("an entry about a person", "sae", in_json("training.json", {"username": "anyone"}), "keys"),
+    Canary("an entry about a person in a page", "space", in_data('window.X = {"username": "anyone"};'), "keys"),
+    *(
+        Canary(f"{key} in {name}", "sae", in_json(name, {key: value}), "entries")
+        for name, key, value in (
+            *(("cfg.json", "run_name", "jane-run"), ("training.json", "performed_by", "Jane Miller")),
+            *(
+                ("training.json", "birth_year", 61),
+                ("training.json", "slurm_user", "jm"),
+                ("training.json", "zip", "2"),
+            ),
+            ("evaluation.json", "scores", [{"score": 0.5, "file_no": 1}]),
+        )
+    ),
+    Canary(
+        "an entry of SAELens's metadata", "sae", in_json("cfg.json", {"metadata": {"rel": "runs/jane/x"}}), "entries"
+    ),
+    Canary(
+        "an entry in JSON lines",
+        "sae",
+        lambda f: appends(f / "layer_10/metrics.jsonl", b'{"step": 1, "scan": "x"}\n'),
+        "entries",
+    ),
+    Canary("an entry of provenance", "sae", another_file("layer_10/provenance.json", b'{"run_by": "jm"}'), "entries"),
+    Canary("an entry of YAML", "sae", in_yaml("- run_by: jm\n"), "entries"),
+    Canary(
+        "an entry of front matter",
+        "findings",
+        lambda f: (f / "README.md").write_text(README.replace("tags:", "reader: jm\ntags:")) and None,
+        "entries",
+    ),
+    Canary("an entry of a study's config", "findings", configured({"data": {"made_by": "jm"}}), "entries"),
+    Canary("an entry in a note", "findings", noted('{"scan": "x"}'), "entries"),
+    *(
+        Canary(
+            f"an image as {what}", "sae", in_json("training.json", {"config": {"matryoshka_widths": value}}), "numbers"
+        )
+        for what, value in {
+            "floats": (THUMBNAIL / 255).round(3).ravel().tolist(),
+            "large integers": (THUMBNAIL.astype(int) + 1000).ravel().tolist(),
+            "rows": [[*map(float, row), None] for row in THUMBNAIL],
+            "ragged rows": [row[: 31 + i % 2].tolist() for i, row in enumerate(THUMBNAIL)],
+            "a text": " ".join(map(str, THUMBNAIL.ravel())),
+            "digits": "".join(map("{:03}".format, THUMBNAIL.ravel())),
+        }.items()
+    ),
+    Canary(
+        "an image in short lists", "findings", configured({"ks": {f"k{i}": [i] * 40 for i in range(40)}}), "numbers"
+    ),
+    Canary("an image in a note", "findings", noted(" ".join(map(str, THUMBNAIL.ravel()[:300]))), "numbers"),
     Canary("an image in JSON", "findings", configured({"x": mammogram(16, 16).tolist()}), "pixels"),
     Canary(
         "a flat image in the Space", "space", in_data(f"window.X = {mammogram(20, 20).ravel().tolist()};"), "pixels"
@@ -754,6 +848,71 @@ def test_a_link_or_an_empty_folder_is_refused(clean: dict[str, Path], tmp_path: 
         check_staged(folder, "sae", CONTEXT)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "patient-level splits, 400 patients and patients 400; 12 patients, 3 per patient",
+        "doi 10.1038/s41597-023-02100-7, arXiv 2507.15227v2, ISBN 978-3-16-148410-0, version 6.54.12",
+        "latents 13867, 202 and 9; AUROC 0.812 (0.790 to 0.834); R^d, x^2, W^T and 1e+10; km/h, and/or, w/o",
+        "cc-by-nc-sa-4.0, https://example.org/a/b/c?x=1, git+https://example.org/a, hub://owner/name@v1/layer_10",
+        "image 1520 x 912, images 56, study of 2026, case of a mass, series A, born out by 3 studies",
+        "fires at +1.5 and -0.25, 2026-01-31T10:00:00+00:00, sha256 " + "9f" * 32,
+    ],
+)
+def test_ordinary_sentences_pass(text: str, clean: dict[str, Path], tmp_path: Path) -> None:
+    folder = copy_of(clean["findings"], tmp_path)
+    says(text)(folder)
+    noted(text)(folder)
+    check("findings", folder)
+
+
+def test_every_setting_of_every_architecture_of_saelens_may_go_out() -> None:
+    allowed = entries_of("layer_10/cfg.json", "")
+    assert allowed is not None
+    for registry in (SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY):
+        for _, config in registry.values():
+            fields = {field.name: 1 for field in dataclasses.fields(config)}
+            assert not list(allowed.unknown({**fields, "metadata": {"training_architecture_details": fields}}))
+    assert list(allowed.unknown({"metadata": {"d_sae": 1, "wandb_id": "x"}})) == ["wandb_id"]
+
+
+def test_every_setting_of_a_study_may_go_out_and_names_of_layers_and_models_too() -> None:
+    config = entries_of("study/train-00000-of-00001.parquet", "column config")
+    named = entries_of("study/train-00000-of-00001.parquet", "column named_latents")
+    assert config is not None and named is not None
+    training = dict.fromkeys(SAETraining.model_fields, 1)
+    settings = {**dict.fromkeys(StudyConfig.model_fields, 1), "sae": {"train": {"training": training}}}
+    assert not list(config.unknown({**settings, "models": [{"classifiers": {"Mass": "mass.pt"}}]}))
+    assert list(config.unknown({"models": [{"Mass": 1}]})) == ["Mass"]
+    assert not list(named.unknown({"layer 10": {"finetuned/Mass": [{"latent": 1, "role": "concept"}]}}))
+    assert list(named.unknown({"layer 10": {"a": [{"score": 1}]}, "../x": {}})) == ["score", "../x"]
+
+
+def test_a_refused_note_is_named_by_latent_layer_and_author(clean: dict[str, Path], tmp_path: Path) -> None:
+    folder = copy_of(clean["findings"], tmp_path)
+    noted("call +493012345678")(folder)
+    with pytest.raises(
+        PrivacyError, match="the text of a note on latent 5 of layer layer_10 by reader A holds a phone"
+    ):
+        check("findings", folder)
+    noted("jane@clinic.example", "author")(folder)
+    with pytest.raises(
+        PrivacyError, match="the author of a note on latent 5 of layer layer_10 holds an e-mail address"
+    ):
+        check("findings", folder)
+
+
+def test_an_unknown_entry_is_named_unless_its_name_is_private(clean: dict[str, Path], tmp_path: Path) -> None:
+    folder = copy_of(clean["sae"], tmp_path)
+    in_json("training.json", {"run_name": 1})(folder)
+    with pytest.raises(PrivacyError, match="training.json: privacy rule 'entries': it has an entry 'run_name'"):
+        check("sae", folder)
+    in_json("training.json", {"run_name": 1, f"of_{USER}": 1})(folder)
+    with pytest.raises(PrivacyError) as refused:
+        check("sae", folder)
+    assert USER not in str(refused.value)
+
+
 def test_an_unknown_kind_is_refused(clean: dict[str, Path]) -> None:
     with pytest.raises(PrivacyError, match="no kind of upload"):
         check_staged(clean["sae"], "weights", CONTEXT)  # type: ignore[arg-type]
@@ -863,26 +1022,6 @@ def test_a_key_in_the_staged_folder_is_refused(clean: dict[str, Path], tmp_path:
         check_staged(folder, "findings", CONTEXT)
 
 
-def test_small_groups_become_null_and_others_stay() -> None:
-    frame = pd.DataFrame(
-        {
-            "n_images": [[30, 4], [30, 5], [3, None]],
-            "n_patients": [20, 4, 20],
-            "means": [[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]],
-            "auroc": [0.7, 0.8, 0.9],
-            "latent": [1, 2, 3],
-        }
-    )
-    by_class = suppress_small_groups(frame, ["n_images"], ["means", "auroc"], 5)
-    assert by_class["means"].tolist() == [[0.1, None], [0.3, 0.4], [None, None]]
-    assert by_class["auroc"].isna().tolist() == [True, False, True]
-    by_patient = suppress_small_groups(frame, ["n_patients"], ["means", "auroc"], 5)
-    assert by_patient["means"].tolist() == [[0.1, 0.2], [None, None], [0.5, 0.6]]
-    assert by_patient["auroc"].isna().tolist() == [False, True, False]
-    assert frame["means"].tolist()[0] == [0.1, 0.2]
-    assert by_class["latent"].tolist() == [1, 2, 3]
-
-
 def test_a_copied_figure_has_the_same_pixels_and_nothing_else(clean: dict[str, Path], tmp_path: Path) -> None:
     folder = copy_of(clean["findings"], tmp_path)
     exif(folder)
@@ -961,6 +1100,13 @@ def test_the_search_in_bytes_agrees_with_the_slow_one_at_every_place_and_across_
         ("P_07", "p_07.png", True),
         ("abc", "abc", False),
         ("Mammo-ABCDE", "a mammo-abcdef", True),
+        ("Mammo-ABCDE", "a mammoabcde.", True),
+        ("Mammo-ABCDE", "a mammo abcdef", False),
+        ("phantom_00012", "phantom 000123", False),
+        ("phantom_00012", "phantom, 00012", False),
+        ("phantom_00012", "phantom/00012", True),
+        ("1234-56789", "1234 56789", False),  # tables are full of such pairs
+        ("A_12", "about a 12", False),
     ],
 )
 def test_short_ids_and_numbers_are_found_as_words_and_not_inside_other_words(

@@ -129,16 +129,3 @@ JSON_COLUMNS = ("config", "provenance", "data", "models", "sae", "named_latents"
 def parquet_path(config: str) -> str:
     """Where a config's only file lies in the dataset's folder."""
     return f"{config}/train-00000-of-00001.parquet"
-
-
-def columns_of(config: str) -> list[str]:
-    """The columns of a config, nested fields dotted: "concepts", "concepts.rank", ..."""
-    found = []
-    for field in SCHEMAS[config]:
-        found.append(field.name)
-        inner = field.type
-        while pa.types.is_list(inner):
-            inner = inner.value_type
-        if pa.types.is_struct(inner):
-            found += [f"{field.name}.{part.name}" for part in inner]
-    return found

@@ -31,7 +31,6 @@ from mammosae_plugin.hub.guard_rules import (
     Rule,
     Staged,
     is_allowed_name,
-    is_small,
     shown,
 )
 
@@ -45,12 +44,12 @@ __all__ = [
     "Restricted",
     "Rule",
     "StagedFile",
+    "check_said",
     "check_staged",
     "copy_figure",
     "hash_ids",
     "is_allowed_name",
     "load_or_make_key",
-    "suppress_small_groups",
 ]
 
 KINDS: tuple[Kind, ...] = ("sae", "findings", "space")
@@ -192,6 +191,22 @@ def check_staged(
     return tuple(StagedFile(path, (root / path).stat().st_size, digest) for path, digest in before.items())
 
 
+def check_said(said: Mapping[str, str], context: PrivacyContext) -> None:
+    """Hold the rules about text against texts that will be part of an upload, before it is made.
+
+    Args:
+        said: texts, by what they are: "the text of the note".
+        context: What must not get out.
+
+    Raises:
+        PrivacyError: One line, which says what holds what, and what to do; never the secret.
+    """
+    staged = Staged(Path(), "findings", context, (), None, said)
+    problem = next((problem for rule in RULES for problem in rule.check(staged)), None)
+    if problem is not None:
+        raise PrivacyError(f"{problem.path}: {problem.message}")
+
+
 # -- what stagers use --------------------------------------------------------------------------------------------------
 
 
@@ -244,45 +259,3 @@ def hash_ids(ids: Iterable[Any], key: bytes) -> list[str]:
     if len(key) < 16:
         raise InputError(f"the key has {len(key)} bytes; 16 are the fewest that are safe (see load_or_make_key)")
     return [hmac.new(key, str(one).encode(), hashlib.sha256).hexdigest()[:HASH_DIGITS] for one in ids]
-
-
-def suppress_small_groups(
-    frame: pd.DataFrame, counts: Sequence[str], columns: Sequence[str], min_group: int
-) -> pd.DataFrame:
-    """The frame with statistics of fewer than `min_group` images or patients set to null.
-
-    Args:
-        frame: One row per statistic. Cells are numbers, or lists with one number per class.
-        counts: Columns that say how many stand behind a row; each of them counts. Where it holds a list, its i-th entry
-            stands behind the i-th entry of the columns that hold lists, and its least behind the others.
-        columns: What is set to null (NaN in number columns, None in lists).
-        min_group: The least number.
-
-    Returns:
-        A new frame.
-    """
-    result = frame.copy()
-    for column in columns:
-        cells: list[Any] = []
-        for position, cell in enumerate(frame[column].tolist()):
-            behind = [frame[count].iloc[position] for count in counts]
-            if isinstance(cell, (list, tuple, np.ndarray)):
-                cells.append([None if _any_small(behind, min_group, i) else value for i, value in enumerate(cell)])
-            else:
-                cells.append(np.nan if _any_small(behind, min_group, None) else cell)
-        result[column] = pd.Series(cells, index=frame.index, dtype=None if cells else frame[column].dtype)
-    return result
-
-
-def _any_small(counts: Sequence[Any], min_group: int, index: int | None) -> bool:
-    for count in counts:
-        numbers = list(count) if isinstance(count, (list, tuple, np.ndarray)) else None
-        if numbers is None:
-            small = is_small(count, min_group)
-        elif index is None:
-            small = any(is_small(number, min_group) for number in numbers)
-        else:
-            small = is_small(numbers[index], min_group)
-        if small:
-            return True
-    return False

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 from PIL import Image
@@ -35,11 +36,13 @@ class Passage:
         where: its place in the file, for messages; never the text itself.
         text: the text.
         whole: whether the text is all that stands there (a value), and not a page.
+        names: whose it is, as (word, name), where that helps to find it: ("by", "reader A"). They may be private.
     """
 
     where: str
     text: str
     whole: bool = True
+    names: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass
@@ -271,6 +274,22 @@ class Opened:
             yield Passage("its metadata", text, whole=False)
         if self.parquet is not None:
             yield Passage("its creator", self.parquet.metadata.created_by or "")
+        yield from self._passages_of_notes()  # last: of passages with the same text the last one stays
+
+    def _passages_of_notes(self) -> Iterator[Passage]:
+        """Texts of readers' notes, placed by layer, latent and author, so that whoever publishes finds them."""
+        columns = ("layer", "latent", "notes")
+        if self.table is None or not set(columns) <= set(self.table.column_names):
+            return
+        table = self.table.select(columns)
+        if not pa.types.is_list(table.schema.field("notes").type):
+            return
+        for row in table.filter(pc.greater(pc.list_value_length(table["notes"]), 0)).to_pylist():
+            for note in row["notes"]:
+                for name, text in note.items() if isinstance(note, dict) else ():
+                    if isinstance(text, str):
+                        names = (("of layer", str(row["layer"])), ("by", str(note.get("author") or "")))
+                        yield Passage(f"the {name} of a note on latent {row['latent']}", text, names=names)
 
 
 def strings(value: Any, where: str = "") -> Iterator[tuple[str, str]]:

@@ -13,7 +13,7 @@ import re
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mammosae_plugin.datasets.concepts import CONCEPTS, GRADED_CONCEPTS
+from mammosae_plugin.hub.guard_keys import entries_of, lists_numbers, too_many_numbers
 from mammosae_plugin.hub.guard_reading import ARROW_SCHEMA, Opened, Passage
 from mammosae_plugin.hub.guard_search import Needles, readings
 
@@ -209,7 +210,7 @@ class Staged:
         words = {v for v in self.context.private_values if v.isalpha() and v.lower() in _ordinary_words()}
         if words:
             logger.warning("%d ids are ordinary words here and are not looked for in what is published", len(words))
-        return Needles(self.context.private_values - words)
+        return _needles(self.context.private_values - words)
 
     @cached_property
     def texts(self) -> list[tuple[Opened, Passage, tuple[str, ...]]]:
@@ -228,9 +229,29 @@ class Staged:
         """The name of the repository is public, though it may hold the user's name."""
         return text.replace(self.repo_id, "owner/name") if self.repo_id else text
 
+    def place(self, passage: Passage) -> str:
+        """A passage's place for a message, with the names that belong to it where they may be said."""
+        names = [f" {word} {name}" for word, name in passage.names if self.may_be_said(name)]
+        return f"{passage.where or 'it'}{''.join(names)}"
+
+    def may_be_said(self, name: str) -> bool:
+        """Whether a name that stands in a file may stand in a message: it is short and holds nothing private."""
+        if not re.fullmatch(r"[^\W\d][\w .'/-]{0,79}", name) or re.search(r"\d{4}", name):
+            return False
+        patterns = [*_CLINICAL.values(), *_PATHS.values(), *_SECRETS.values(), *_CONTACTS.values()]
+        patterns += [_whole_word(one) for _, one in _names_of_this_machine()]
+        found = readings(name)
+        return not any(self.needles.in_text(text) or any(p.search(text) for p in patterns) for text in found)
+
     def of(self, suffix: str) -> Iterator[Opened]:
         """The files of one ending."""
         return (file for file in self.files if file.suffix == suffix)
+
+
+@lru_cache(maxsize=2)
+def _needles(values: frozenset[str]) -> Needles:
+    """Staging, publishing and every note of a reader look for the same ids."""
+    return Needles(values)
 
 
 def shown(name: str, staged: Staged) -> str:
@@ -384,6 +405,25 @@ def _json_keys(staged: Staged) -> Iterator[Problem]:
                 yield Problem(file.path, f"{place or 'it'} has an entry {key!r}, which is about one image or person")
 
 
+def _entries(staged: Staged) -> Iterator[Problem]:
+    for file, place, value in _json_values(staged):
+        allowed = entries_of(file.path, place)
+        for key in dict.fromkeys(allowed.unknown(value)) if allowed is not None else ():
+            name = repr(key) if staged.may_be_said(key) else "whose name is not shown here"
+            yield Problem(file.path, f"{place or 'it'} has an entry {name}, which is not known to be harmless; drop it")
+
+
+def _numbers(staged: Staged) -> Iterator[Problem]:
+    for file, place, value in _json_values(staged):
+        if file.suffix in (".js", ".safetensors"):
+            continue  # pages hold whole tables; `pixels` looks at them
+        if (what := too_many_numbers(value)) is not None:
+            yield Problem(file.path, f"{place or 'it'} has {what}, which may be an image or a row per image; drop it")
+    for file, passage, _ in staged.texts:
+        if passage.whole and file.suffix not in (".json", ".jsonl") and lists_numbers(passage.text):
+            yield Problem(file.path, f"{staged.place(passage)} lists numbers, which may be an image; leave them out")
+
+
 def _pixels(staged: Staged) -> Iterator[Problem]:
     for file in staged.of(".parquet"):
         for name, column in zip(*_top_columns(file), strict=True):
@@ -395,7 +435,9 @@ def _pixels(staged: Staged) -> Iterator[Problem]:
             yield Problem(file.path, f"{place or 'it'} has numbers that lie as the pixels of an image do; drop them")
     for file, passage, texts in staged.texts:
         if any(_BLOCK.search(text) for text in texts):
-            yield Problem(file.path, f"{_place(passage)} has a block of encoded data, such as an image; take it out")
+            yield Problem(
+                file.path, f"{staged.place(passage)} has a block of encoded data, such as an image; take it out"
+            )
 
 
 _BLOCK = re.compile(r"data:[\w.+/-]*;base64,|[A-Za-z0-9+/_-]{200,}")
@@ -459,19 +501,23 @@ def _private_values(staged: Staged) -> Iterator[Problem]:
             yield Problem(file.path, f"its bytes hold {advice}")
     for file, passage, texts in staged.texts:
         if any(staged.needles.in_text(text) for text in texts):
-            yield Problem(file.path, f"{_place(passage)} holds {advice}")
+            yield Problem(file.path, f"{staged.place(passage)} holds {advice}")
 
 
 def _this_machine(staged: Staged) -> Iterator[Problem]:
     for what, name in _names_of_this_machine():
-        pattern = re.compile(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", re.IGNORECASE)
+        pattern = _whole_word(name)
         for file, passage, texts in staged.texts:
             if any(pattern.search(text) for text in texts):
                 yield Problem(
                     file.path,
-                    f"{_place(passage)} holds the name of this computer's {what} ({len(name)} letters); take it out, "
-                    "or say it otherwise if it is an ordinary word there",
+                    f"{staged.place(passage)} holds the name of this computer's {what} ({len(name)} letters); take it "
+                    "out, or say it otherwise if it is an ordinary word there",
                 )
+
+
+def _whole_word(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", re.IGNORECASE)
 
 
 def _names_of_this_machine() -> list[tuple[str, str]]:
@@ -537,12 +583,15 @@ _PATHS: Mapping[str, re.Pattern[str]] = {
         rf"(?<![\w./#&%-])/(?:{_ROOTS})/[^\s\"'`<>|)\]}},;]"  # under a well-known folder
         r"|\A/(?:[^/\s]+/)+[^/\s]*\Z"  # all of a value
         r"|(?<![\w./:#&%<-])/[\w.-]+/[\w.-]+/[\w.-]+"  # three folders deep
+        r"|(?<![\w./:#&%<)\]*-])/[A-Za-z][\w.-]*/[\w.-]*\w"  # a folder and a file
         r"|(?<![\w/])~[\w.-]*/[\w.-]|\$\{?HOME\b|%USERPROFILE%"
     ),
     "a path of a file on Windows": re.compile(
         r"(?<![A-Za-z])[A-Za-z]:(?:\\{1,2}|/(?!/))[\w$. -]|\\\\[\w.-]+\\{1,2}[\w$]"
     ),
-    "the address of a file": re.compile(r"\bfile:/|\b(?:s3|gs|hdfs|smb|sftp|ssh|nfs|dicom)://", re.IGNORECASE),
+    "the address of a file": re.compile(
+        r"\bfile:/|(?<![a-z0-9+.-])(?!(?:git\+)?https?:|hub:|hf:)[a-z][a-z0-9+.-]{1,15}://", re.IGNORECASE
+    ),
 }
 
 
@@ -559,37 +608,44 @@ _CLINICAL: Mapping[str, re.Pattern[str]] = {
         r"[ _]?UID|Accession[ _]?Number|Institution[ _]?Name|Referring[ _]?Physician\w*|Station[ _]?Name|Device"
         r"[ _]?Serial[ _]?Number|Operators'?[ _]?Name|Study[ _]?Date|Requesting[ _]?Physician)\b"
     ),
-    "a person's name in DICOM's form": re.compile(r"(?<![\w$\\{])[A-Z][A-Za-z'-]+\^[A-Z][A-Za-z'-]*"),
+    "a person's name in DICOM's form": re.compile(
+        r"(?<![\w$\\{])[^\W\d_](?:[^\W\d_]|['’-])+\^(?:[A-Z]|[^\W\d_]{2})"
+    ),
     "the name of a DICOM file": re.compile(r"[\w-]+\.(?:dcm|dicom|ima)\b", re.IGNORECASE),
     "an id of a patient, image or study": re.compile(
-        r"\b(?:patient|image|study|series|exam|accession|mrn)[ _-]?(?:id|no|nr|number|uid|#)[\"'`]?\s*[:=#]?\s*[\"'`]?"
-        r"[A-Za-z_-]{0,12}\d{3,}", re.IGNORECASE),
-    "a date of birth": re.compile(r"\b(?:DOB|born|birth ?date|date of birth)\W{0,3}\d", re.IGNORECASE),
+        r"\b(?:pat(?:ient(?:en|in)?)?\.?|image|study|series|exam|accession|case|mrn|nhs|ssn)[ _-]?"
+        r"(?:ids?|no|nr|number|nummer|uid|#)\.?[\"'`]?\s*[:=#]?\s*[\"'`]?[A-Za-z_-]{0,12}\d{3,}"
+        r"|\b(?:mrn|pid|ssn)[\"'`]?\s*[:=#]?\s*[\"'`]?[A-Za-z_-]{0,12}\d{3,}"
+        r"|\bpatient(?:in)?[ _#:=-]{1,2}\d{3,}", re.IGNORECASE),
+    "a date of birth": re.compile(
+        r"\b(?:DOB|born|birth ?date|date of birth|geb(?:\.|oren)|geburtsdatum)\W{0,3}(?:(?:on|in|am|the)\W{1,2}){0,2}"
+        r"(?:[A-Z][a-zä]{2,8}\W{1,2})?\d", re.IGNORECASE),
 }  # fmt: skip
 
 
 def _secrets(staged: Staged) -> Iterator[Problem]:
     yield from _of_patterns(staged, _SECRETS, "take it out, and revoke it if it ever left this machine")
-    live = Needles(_live_secrets())
+    live = Needles(_live_secrets(), separated=False)
     advice = "a token or password of this computer; take it out"
     for file in staged.files:
         if live.in_bytes(file.data) is not None:
             yield Problem(file.path, f"its bytes hold {advice}")
     for file, passage, texts in staged.texts:
         if any(live.in_text(text) for text in texts):
-            yield Problem(file.path, f"{_place(passage)} holds {advice}")
+            yield Problem(file.path, f"{staged.place(passage)} holds {advice}")
 
 
 _SECRETS: Mapping[str, re.Pattern[str]] = {
     "a Hugging Face token": re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}"),
     "a token of a service": re.compile(
-        r"\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}|\bsk-[\w-]{20,}|\bAKIA[0-9A-Z]{16}\b"
+        r"\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}|\bsk-[\w-]{20,}|\bA[KS]IA[0-9A-Z]{16}\b"
         r"|\bxox[abprs]-[\w-]{10,}|\bAIza[\w-]{30,}|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}|\bpypi-[\w-]{20,}"
+        r"|\bya29\.[\w-]{16,}|\bnpm_[A-Za-z0-9]{20,}"
     ),
     "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
     "a password or token": re.compile(
         r"://[^\s/:@]+:[^\s/@]+@|\b(?:Bearer|Basic)\s+[A-Za-z0-9._+/=-]{16,}"
-        r"|\b(?:password|passwd|secret|token|api[_-]?key|access[_-]?key)[\"']?\s*[:=]\s*[\"']?[^\s\"',}]{6,}",
+        r"|\b(?:password|passphrase|passwd|pwd|secret|token|api[_-]?key|access[_-]?key)[\"']?\s*[:=]\s*[\"']?[^\s\"',}]{6,}",
         re.IGNORECASE),
 }  # fmt: skip
 
@@ -608,7 +664,11 @@ def _contacts(staged: Staged) -> Iterator[Problem]:
 
 _CONTACTS: Mapping[str, re.Pattern[str]] = {
     "an e-mail address": re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}\b"),
-    "a phone number": re.compile(r"(?<![\w.])\+\d{1,3}[ -]?\(?\d{2,4}\)?[ -]\d{2,4}[ -]?\d{2,5}"),
+    "a phone number": re.compile(
+        r"(?<![\w.+])\+[1-9](?:[ ()/-]{0,2}\d){7,14}(?![\d.])"
+        r"|(?<![\w.-])(?:\(\d{3}\) ?|\d{3}-)\d{3}-\d{4}(?![\w-])"
+        r"|(?<![\w.,/-])0\d{2,4}[ /-]\d{6,8}(?![\w.])"
+    ),
     "an address in a local network": re.compile(
         r"(?<![\w.])(?:10\.\d{1,3}|192\.168|172\.(?:1[6-9]|2\d|3[01]))(?:\.\d{1,3}){2}(?![\w.])"),
 }  # fmt: skip
@@ -618,11 +678,7 @@ def _of_patterns(staged: Staged, patterns: Mapping[str, re.Pattern[str]], advice
     for file, passage, texts in staged.texts:
         for what, pattern in patterns.items():
             if any(pattern.search(text) for text in texts):
-                yield Problem(file.path, f"{_place(passage)} holds {what}; {advice}")
-
-
-def _place(passage: Passage) -> str:
-    return passage.where or "it"
+                yield Problem(file.path, f"{staged.place(passage)} holds {what}; {advice}")
 
 
 # -- rules: rows, groups, code -----------------------------------------------------------------------------------------
@@ -660,7 +716,7 @@ def _names_licence(licence: str | None, restricted: Restricted) -> bool:
 
 def _small_groups(staged: Staged) -> Iterator[Problem]:
     least = staged.context.min_group
-    message = f"it has a statistic of fewer than {least} images or patients; set it to null with suppress_small_groups"
+    message = f"it has a statistic of fewer than {least} images or patients; set it to null"
     groups: dict[tuple[Any, ...], bool] = {}
     for file in staged.of(".parquet"):
         rows = file.table.to_pylist() if file.table is not None and file.config in _GROUPED else []
@@ -744,6 +800,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("tensors", "only the tensors of an SAE, of the shapes in its cfg.json, without metadata", _tensors),
     Rule("keys", "no JSON or YAML entry about one image, person or machine", _json_keys),
+    Rule("entries", "only the JSON and YAML entries that this package and SAELens write", _entries),
+    Rule("numbers", "no more numbers together in JSON, YAML or a text than settings and aggregates have", _numbers),
     Rule("pixels", "no list of numbers or encoded block that can be an image", _pixels),
     Rule("private values", "no id of a patient, image or study, in any encoding or unkeyed hash", _private_values),
     Rule("this machine", "no name of this computer's user or host", _this_machine),

@@ -22,7 +22,13 @@ _SHORTEST_IN_BYTES = 8  # in random bytes of an SAE's weights, shorter ones occu
 _SHORTEST_NUMBER = 7  # shorter numbers occur as counts
 _CHUNK = 1 << 23
 _LOWER: npt.NDArray[np.uint8] = np.frombuffer(bytes(range(256)).lower(), np.uint8)
-_INVISIBLE = dict.fromkeys([0x00AD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF, 0x0000])
+_SELECTORS = re.compile(
+    "[\0\u034f\u180b-\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]"
+)  # invisible, but no format characters
+_TAGS = {0xE0000 + code: code for code in range(0x20, 0x7F)}  # invisible doubles of ASCII
+_SEPARATORS = np.isin(np.arange(256), np.frombuffer(b" \t\n_-./:", np.uint8))
+_NO_WORD = re.compile(r"[\W_]+")
+_HEX, _HALF = re.compile(r"[0-9a-f]{32,}"), 16
 _START = re.compile(r"(?<![^\W_])[^\W_]")
 _DEPTH = 3
 
@@ -32,39 +38,109 @@ class Needles:
 
     In bytes a value of 8 characters or more is found as UTF-8, UTF-16, hexadecimal, base64 (at any offset) and as its
     unkeyed MD5, SHA-1 or SHA-256 (the first 16 hexadecimal digits are enough). In text, shorter values count as whole
-    words, and numbers of fewer than 7 digits only where they are all of a text: others are counts too often.
+    words, and numbers of fewer than 7 digits only where they are all of a text: others are counts too often. An id is
+    also found in text with other separators between its parts, or without (P-00417 and P00417 for P_00417); one of 8
+    letters and digits or more, not all digits, also with single separators where it has none, as a UUID has them.
 
     Args:
         values: what to look for; shorter than 4 characters are left out.
+        separated: whether to look for other separators too.
     """
 
-    def __init__(self, values: Iterable[str]) -> None:
-        self._by_length: dict[int, set[bytes]] = {}
+    def __init__(self, values: Iterable[str], *, separated: bool = True) -> None:
         self._words: set[str] = set()
         self._whole: set[str] = set()
-        for value in {value.strip().lower() for value in values} | {value.strip() for value in values}:
+        plain: set[bytes] = set()
+        joined: set[bytes] = set()
+        values = {value.strip() for value in values}
+        for value in {value.lower() for value in values} | values:
             if len(value) >= SHORTEST_VALUE:
-                self._add(value)
-        # By the first two bytes of a value, then the next two, and so on: few places are left to look at closely.
+                plain |= self._forms(value)
+                joined |= self._joined_forms(value.lower(), plain) if separated else set()
+        self._plain, self._joined = _Patterns(plain), _Patterns(joined)
+
+    def _forms(self, value: str) -> set[bytes]:
+        if value.isdigit() and len(value) < _SHORTEST_NUMBER:
+            self._whole.add(value)
+        elif len(value) < _SHORTEST_IN_BYTES:
+            self._words.add(value.lower())
+        forms = {pattern.lower() for pattern in spellings(value) if len(pattern) >= _SHORTEST_IN_BYTES}
+        return forms | ({value[:_HALF].lower().encode()} if _HEX.fullmatch(value.lower()) else set())
+
+    def _joined_forms(self, value: str, plain: set[bytes]) -> set[bytes]:
+        """The form without separators; of a short id, the forms with others are added to the words."""
+        parts = [part for part in _NO_WORD.split(value) if part]
+        joined = "".join(parts)
+        if joined.isdigit():
+            return set()  # tables are full of digits with spaces between
+        if len(joined) >= _SHORTEST_IN_BYTES:
+            return {joined.encode()}
+        if len(parts) > 1 and len(joined) >= SHORTEST_VALUE:
+            for separator in ("", "_", "-", ".", "/", *(" " if len(joined) > SHORTEST_VALUE else "")):
+                form = separator.join(parts)
+                if len(form) < _SHORTEST_IN_BYTES:
+                    self._words.add(form)
+                else:
+                    plain.add(form.encode())
+        return set()
+
+    def in_bytes(self, data: Buffer) -> int | None:
+        """The offset of the first value in the bytes; None when there is none."""
+        return next((at for at, found in self._plain.find(data) if not _inside_number(data, at, found)), None)
+
+    def in_text(self, text: str) -> bool:
+        """Whether the text holds a value."""
+        if text.strip() in self._whole:
+            return True
+        if self._words and self._has_word(text.lower()):
+            return True
+        data = text.encode("utf-8", "surrogatepass")
+        return self.in_bytes(data) is not None or self._is_joined(data)
+
+    def _is_joined(self, data: bytes) -> bool:
+        """Whether a value stands in the text with single separators put in or left out."""
+        if not self._joined or len(data) < _SHORTEST_IN_BYTES:
+            return False
+        array = np.frombuffer(data, np.uint8)
+        separator = np.pad(_SEPARATORS[array], 1)
+        kept = np.flatnonzero(~(separator[1:-1] & ~separator[:-2] & ~separator[2:]))
+        for at, found in self._joined.find(array[kept].tobytes()):
+            start, stop = int(kept[at]), int(kept[at + len(found) - 1]) + 1
+            if not (data[max(0, start - 1) : start].isalnum() or data[stop : stop + 1].isalnum()):
+                return True
+        return False
+
+    def _has_word(self, text: str) -> bool:
+        """Whether a short value stands in the text between characters that are no letters or digits."""
+        for found in _START.finditer(text):
+            start = found.start()
+            for length in range(SHORTEST_VALUE, _SHORTEST_IN_BYTES):
+                word, after = text[start : start + length], text[start + length : start + length + 1]
+                if word in self._words and not after.isalnum() and not (word.isdigit() and text[:start].endswith(".")):
+                    return True
+        return False
+
+
+class _Patterns:
+    """Many byte strings in lower case, each of 8 bytes or more, looked for at once."""
+
+    def __init__(self, patterns: Iterable[bytes]) -> None:
+        self._by_length: dict[int, set[bytes]] = {}
+        for pattern in patterns:
+            self._by_length.setdefault(len(pattern), set()).add(pattern)
+        # By the first two bytes of a pattern, then the next two, and so on: few places are left to look at closely.
         self._pairs = np.zeros((_SHORTEST_IN_BYTES // 2, 1 << 16), dtype=bool)
         for pattern in (pattern for patterns in self._by_length.values() for pattern in patterns):
             for pair in range(len(self._pairs)):
                 self._pairs[pair, int.from_bytes(pattern[2 * pair : 2 * pair + 2], "little")] = True
 
-    def _add(self, value: str) -> None:
-        if value.isdigit() and len(value) < _SHORTEST_NUMBER:
-            self._whole.add(value)
-        elif len(value) < _SHORTEST_IN_BYTES:
-            self._words.add(value.lower())
-        for pattern in spellings(value):
-            if len(pattern) >= _SHORTEST_IN_BYTES:
-                lowered = pattern.lower()
-                self._by_length.setdefault(len(lowered), set()).add(lowered)
+    def __bool__(self) -> bool:
+        return bool(self._by_length)
 
-    def in_bytes(self, data: Buffer) -> int | None:
-        """The offset of the first value in the bytes; None when there is none."""
-        if not self._by_length:
-            return None
+    def find(self, data: Buffer) -> Iterator[tuple[int, bytes]]:
+        """(offset, pattern) of every pattern in the bytes, in whatever case it stands there."""
+        if not self:
+            return
         longest = max(self._by_length)
         array = np.frombuffer(data, np.uint8)
         for start in range(0, len(array), _CHUNK):
@@ -79,34 +155,16 @@ class Needles:
             for position in candidates.tolist():
                 for length, patterns in self._by_length.items():
                     found = text[position : position + length]
-                    if found in patterns and not _inside_number(text, position, found):
-                        return int(start + position)
-        return None
-
-    def in_text(self, text: str) -> bool:
-        """Whether the text holds a value."""
-        if text.strip() in self._whole:
-            return True
-        if self._words and self._has_word(text.lower()):
-            return True
-        return self.in_bytes(text.encode("utf-8", "surrogatepass")) is not None
-
-    def _has_word(self, text: str) -> bool:
-        """Whether a short value stands in the text between characters that are no letters or digits."""
-        for found in _START.finditer(text):
-            start = found.start()
-            for length in range(SHORTEST_VALUE, _SHORTEST_IN_BYTES):
-                word, after = text[start : start + length], text[start + length : start + length + 1]
-                if word in self._words and not after.isalnum() and not (word.isdigit() and text[:start].endswith(".")):
-                    return True
-        return False
+                    if found in patterns:
+                        yield int(start + position), found
 
 
-def _inside_number(text: bytes, position: int, found: bytes) -> bool:
+def _inside_number(data: Buffer, position: int, found: bytes) -> bool:
     """Whether digits that were found are only some of the digits of a longer number."""
     if not found.isdigit():
         return False
-    before, after = text[max(0, position - 1) : position], text[position + len(found) : position + len(found) + 1]
+    before = bytes(data[max(0, position - 1) : position])
+    after = bytes(data[position + len(found) : position + len(found) + 1])
     return before.isdigit() or before == b"." or after.isdigit()
 
 
@@ -131,8 +189,7 @@ def readings(text: str, depth: int = _DEPTH) -> Iterator[str]:
     yield text
     if depth == 0:
         return
-    plain = unicodedata.normalize("NFKC", text).translate(_INVISIBLE)
-    for other in dict.fromkeys([plain, unquote(text), html.unescape(text), _unescape(text)]):
+    for other in dict.fromkeys([*_visible(text), unquote(text), html.unescape(text), _unescape(text)]):
         if other != text:
             yield from readings(other, depth - 1)
     for found in re.finditer(r"[A-Za-z0-9+/_-]{12,}={0,2}", text):
@@ -144,6 +201,16 @@ def readings(text: str, depth: int = _DEPTH) -> Iterator[str]:
         if re.fullmatch(r"[0-9A-Fa-f]+", run):
             with_pairs = run[: len(run) // 2 * 2]
             yield from _meant(bytes.fromhex(with_pairs), depth)
+
+
+def _visible(text: str) -> Iterator[str]:
+    """The text in plain letters without characters that nobody sees, and with those that are doubles of letters."""
+    if text.isascii():
+        yield text.replace("\0", "")
+        return
+    hidden = {ord(character) for character in set(text) if unicodedata.category(character) == "Cf"}
+    for shown in (dict.fromkeys(hidden), dict.fromkeys(hidden) | {code: _TAGS[code] for code in hidden & set(_TAGS)}):
+        yield unicodedata.normalize("NFKC", _SELECTORS.sub("", text.translate(shown)))
 
 
 def _decoded(run: str, depth: int) -> Iterator[str]:
