@@ -250,7 +250,7 @@ def test_confounders_that_somebody_found_are_named() -> None:
     facts = copy.deepcopy(SAE)
     facts["saes"]["layer_10"]["confounders"] = [{"latent": 15699, "follows": "the nipple | markers"}]
     card = render_sae_card(facts)
-    assert "latent 15699 of `layer_10` follows the nipple \\| markers" in card
+    assert "latent 15699 of `layer_10` follows the nipple &#124; markers" in card
     assert "No reader has named" not in card
     assert "No reader has named" in CARDS["model"]
 
@@ -324,8 +324,31 @@ def test_snippets_are_python_and_tables_have_rows_of_one_length(card: str) -> No
         assert re.fullmatch(r"[|:-]+", table.splitlines()[1]), table
 
 
+HOSTILE = "A\nB\n\n# Hello <img src=x onerror=alert(1)> & | ` [x](http://example.org) **bold** \\"
+
+
+@pytest.mark.parametrize("render", [render_findings_card, render_study_card])
+def test_what_readers_write_stands_in_a_card_as_text(render: Any) -> None:
+    facts = copy.deepcopy(FINDINGS)
+    facts |= {"readers": [HOSTILE, "B"], "agreement": f"Cohen's kappa of {HOSTILE}, B\n| 1 |", "title": HOSTILE}
+    facts |= {"datasets": [HOSTILE]}
+    facts["study"]["sae"]["layer_10"]["source"] = HOSTILE
+    card = render(facts).rpartition("\n---\n")[2]
+    lines = [line for line in card.splitlines() if "Hello" in line]
+    assert len(lines) >= 4  # title, data, source, readers and agreement
+    for line in lines:
+        assert line.lstrip("# ").startswith(("A B # Hello", "| data", "| layer_10", "3 notes", "Licence of this"))
+        assert "A B # Hello &#60;img src=x onerror=alert(1)&#62; &#38; &#124; &#96; &#91;x&#93;(http" in line
+        assert "**bold**" not in line and "<img" not in line
+
+
+def test_a_space_shows_its_title_and_datasets_as_text() -> None:
+    card = render_space_readme({"title": "A <b> title", "datasets": ["some<b>one/findings"]})
+    assert "# A &#60;b&#62; title\n" in card and "[some&#60;b&#62;one/findings]" in card
+
+
 def test_a_title_of_two_lines_is_a_heading_of_one() -> None:
-    assert "# Latents | of a classifier\n" in CARDS["dataset"]
+    assert "# Latents &#124; of a classifier\n" in CARDS["dataset"]
 
 
 def test_facts_that_are_missing_stop_the_card() -> None:
