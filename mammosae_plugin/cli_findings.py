@@ -96,21 +96,29 @@ def note(
         typer.Option(help="Add the notes of another copy of the study. May be repeated.", show_default=False),
     ] = None,
     show: Annotated[bool, typer.Option("--list", help="List all notes and how far the readers agree.")] = False,
+    withdraw: Annotated[
+        bool, typer.Option("--withdraw", help="Withdraw the author's notes on the latent; they are never published.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Note what a latent shows: `mammosae note 13867 "calcifications" --author AB --label calcification`.
 
     Notes lie in the study's folder, one file per author, are only ever added, and travel with the published findings.
-    Of a reader's labels for a latent the last counts. With labels of two readers or more, --list ends with their
-    agreement: Cohen's kappa for two, Fleiss' for more.
+    Of a reader's labels for a latent the last counts; --withdraw takes back what an author said of it. With labels of
+    two readers or more, --list ends with their agreement: Cohen's kappa for two, Fleiss' for more.
     """
     with clear_errors(debug):
         from mammosae_plugin.errors import InputError
-        from mammosae_plugin.notes import add_note, agreement, merge_notes, read_notes
+        from mammosae_plugin.notes import add_note, agreement, merge_notes, read_notes, withdraw_notes
 
-        if latent is None and not merge and not show:
+        if latent is None and not merge and not show and not withdraw:
             raise InputError("give a latent and a text, or --merge a folder, or --list the notes")
-        if latent is not None:
+        if withdraw:
+            if latent is None or text or label or concept or confidence is not None:
+                raise InputError("to withdraw notes give the latent and --author, at most a layer and an encoder")
+            n = withdraw_notes(study, latent, author=author, layer=layer, encoder=encoder)
+            typer.echo(f"withdrawn: {n} note{'s' if n > 1 else ''} of {author} on latent {latent}")
+        elif latent is not None:
             added = add_note(
                 study, latent, text,
                 author=author, label=label, layer=layer, encoder=encoder, concept=concept, confidence=confidence,
@@ -126,7 +134,7 @@ def note(
 
 
 def compare(
-    a: Annotated[str, typer.Argument(help="Findings: owner/name on the Hub, their folder, or a study's folder.")],
+    a: Annotated[str, typer.Argument(help="Findings: owner/name[@revision] on the Hub, their folder, or a study's.")],
     b: Annotated[str, typer.Argument(help="The findings to compare with.")],
     top: Annotated[int, typer.Option(help="How many of the best latents of each class to compare.")] = 10,
     sae_a: Annotated[

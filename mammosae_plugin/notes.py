@@ -1,19 +1,22 @@
 """What people say of a study's latents: notes and labels of several readers, and how far the readers agree.
 
 A reader's notes lie in `notes/<author>.jsonl` of the study's folder, one JSON object per line. A file only ever grows:
-who changes their mind adds a note, and the last label counts. A note keeps the fingerprint of the SAE whose latent it
-is about, so that it is never shown beside a latent of another SAE that happens to have the same number.
+who changes their mind adds a note, and the last label counts, or withdraws what they said, which is a line too. A note
+keeps the fingerprint of the SAE whose latent it is about, so that it is never shown beside a latent of another SAE that
+happens to have the same number.
 """
 
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
+from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -23,10 +26,15 @@ from mammosae_plugin.errors import InputError
 from mammosae_plugin.study_folder import LayerResults, StudyFolder
 from mammosae_plugin.visualization.names import file_part
 
+if TYPE_CHECKING:
+    from mammosae_plugin.hub.guard import PrivacyContext
+
 logger = logging.getLogger(__name__)
 
 NOTES_FOLDER = "notes"
 CONFIDENCES = range(1, 6)
+LONGEST = {"author": 80, "label": 120, "text": 2000}
+"""The most characters of a note's parts."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,7 @@ class Note:
         confidence: From 1 (a guess) to 5 (certain); None where the reader does not say.
         created: When, in UTC, as in 2026-11-21T10:00:00+00:00.
         sae: Fingerprint (SHA-256) of the SAE whose latent it is.
+        withdrawn: Whether it says nothing but that the author's earlier notes on the latent no longer count.
     """
 
     author: str
@@ -56,6 +65,7 @@ class Note:
     confidence: int | None
     created: str
     sae: str
+    withdrawn: bool = False
 
     def as_text(self) -> str:
         """One line for people."""
@@ -97,51 +107,124 @@ def add_note(
         The note as it was written; it is on disk when this returns.
 
     Raises:
-        InputError: No study, a latent, layer, encoder or concept that it does not have, or a note that says nothing.
+        InputError: No study, a latent, layer, encoder or concept that it does not have, or a note that says nothing, is
+            too long, or has a line break in its author or label.
+        PrivacyError: It holds what the privacy guard lets out of no study.
     """
-    study = StudyFolder(study_folder)
-    where = study.layer(layer)
     author, text, label = author.strip(), text.strip(), (label or "").strip() or None
-    if not author:
-        raise InputError("a note needs an author; give a name or initials")
+    study, where = _place(study_folder, latent, author, layer, encoder)
     if not text and label is None:
         raise InputError("a note says something: give a text, a label or both")
-    if not 0 <= latent < where.d_sae:
-        raise InputError(f"layer {where.name} has the latents 0 to {where.d_sae - 1}, but the note is on {latent}")
-    if encoder is not None:
-        _check("encoder", encoder, where.encoders)
+    _check_form({"author": author, "label": label or "", "text": text})
     if concept is not None:
         _check("concept", concept, study.concepts)
     if confidence is not None and confidence not in CONFIDENCES:
         raise InputError(f"confidence is {confidence}; give a whole number from 1 (a guess) to 5 (certain)")
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    note = Note(author, where.name, int(latent), text, encoder, concept, label, confidence, now, where.sae_sha256)
+    _check_privacy(study, {"author": author, "label": label or "", "text": text})
+    note = Note(author, where.name, int(latent), text, encoder, concept, label, confidence, _now(), where.sae_sha256)
     _append(_file_of(study.folder, author), [note])
     return note
+
+
+def withdraw_notes(
+    study_folder: str | Path, latent: int, *, author: str, layer: str | None = None, encoder: str | None = None
+) -> int:
+    """Withdraw what a reader said of a latent so far: it is neither shown nor published any more, nor does it count.
+
+    The lines stay in the reader's file, which only grows, and never leave this machine.
+
+    Args:
+        study_folder: The study's output folder.
+        latent: The latent's number.
+        author: Whose notes.
+        layer: The layer; the primary one when None.
+        encoder: Only the notes on this encoder's images; None for all of the author's notes on the latent.
+
+    Returns:
+        The number of notes withdrawn; the withdrawal is on disk when this returns.
+
+    Raises:
+        InputError: No study, a latent, layer or encoder that it does not have, or no note to withdraw.
+    """
+    author = author.strip()
+    study, where = _place(study_folder, latent, author, layer, encoder)
+    line = Note(
+        author, where.name, int(latent), "", encoder, None, None, None, _now(), where.sae_sha256, withdrawn=True
+    )
+    found = [note for note in _in_force(_all_notes(study.folder)) if _withdraws(line, note)]
+    if not found:
+        raise InputError(f"{author} has no note on latent {latent} of layer {where.name}; `note --list` shows all")
+    _append(_file_of(study.folder, author), [line])
+    return len(found)
+
+
+def _place(
+    study_folder: str | Path, latent: int, author: str, layer: str | None, encoder: str | None
+) -> tuple[StudyFolder, LayerResults]:
+    """The study and layer that a note is on."""
+    study = StudyFolder(study_folder)
+    where = study.layer(layer)
+    if not author:
+        raise InputError("a note needs an author; give a name or initials")
+    if not 0 <= latent < where.d_sae:
+        raise InputError(f"layer {where.name} has the latents 0 to {where.d_sae - 1}, but the note is on {latent}")
+    if encoder is not None:
+        _check("encoder", encoder, where.encoders)
+    return study, where
+
+
+def _check_form(parts: dict[str, str]) -> None:
+    for name, value in parts.items():
+        if name != "text" and re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", value):
+            raise InputError(f"the note's {name} has a line break or control character; write it on one line")
+        if len(value) > LONGEST[name]:
+            raise InputError(f"the note's {name} has {len(value)} characters; {LONGEST[name]} are the most")
+
+
+def _check_privacy(study: StudyFolder, parts: dict[str, str]) -> None:
+    """Refuse now what would stop the whole publication later."""
+    from mammosae_plugin.hub.guard import check_said
+
+    tables = sorted((study.folder / "work" / "latents").glob("*/*/images.parquet"))
+    versions = tuple((file.stat().st_mtime_ns, file.stat().st_size) for file in tables)
+    said = {f"the note's {name}": value for name, value in parts.items() if value}
+    check_said(said, _privacy_context(study.folder, versions))
+
+
+@lru_cache(maxsize=4)
+def _privacy_context(folder: Path, versions: tuple[tuple[int, int], ...]) -> "PrivacyContext":
+    """The ids of a study, as far as its tables are here (a reader may have the results alone)."""
+    from mammosae_plugin.hub.guard import PrivacyContext
+
+    return PrivacyContext.of_study(folder) if versions else PrivacyContext()
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def read_notes(study_folder: str | Path) -> list[Note]:
     """All notes on a study, oldest first (of one second: by author, then in the order in which they were written).
 
     A line that a killed process left unfinished is no note; it is passed over with a warning, as are notes on an SAE
-    that is no longer the study's.
+    that is no longer the study's. Notes that their authors withdrew are left out.
 
     Raises:
         InputError: No study.
     """
     study = StudyFolder(study_folder)
-    return [note for note in _all_notes(study.folder) if _is_of(note, study.layers)]
+    return [note for note in _in_force(_all_notes(study.folder)) if _is_of(note, study.layers)]
 
 
 def merge_notes(study_folder: str | Path, others: Iterable[str | Path]) -> int:
-    """Add the notes of other copies of a study; a note that is already there is not added again.
+    """Add the notes of other copies of a study, and withdrawals; what is already there is not added again.
 
     Args:
         study_folder: The study that gets the notes.
         others: Folders of the same study on other readers' machines: study folders, or their `notes` folders alone.
 
     Returns:
-        The number of notes added.
+        The number of notes and withdrawals added.
 
     Raises:
         InputError: A folder without notes, or with notes on other SAEs than the study's; nothing is added then.
@@ -307,6 +390,22 @@ def _pair(a: str, b: str, labels_a: dict[Any, str], labels_b: dict[Any, str]) ->
     return a, b, len(common), equal, cohen_kappa(*rows) if common else float("nan")
 
 
+def _in_force(notes: Sequence[Note]) -> list[Note]:
+    """The notes, oldest first, that no later line withdraws."""
+    kept: list[Note] = []
+    for note in notes:
+        if note.withdrawn:
+            kept = [one for one in kept if not _withdraws(note, one)]
+        else:
+            kept.append(note)
+    return kept
+
+
+def _withdraws(line: Note, note: Note) -> bool:
+    same = (line.author, line.layer, line.latent, line.sae) == (note.author, note.layer, note.latent, note.sae)
+    return same and line.encoder in (None, note.encoder)
+
+
 def _is_of(note: Note, layers: Sequence[LayerResults], *, warn: bool = True) -> bool:
     same = any((layer.name, layer.sae_sha256) == (note.layer, note.sae) for layer in layers)
     if not same and warn:
@@ -333,7 +432,7 @@ def _file_of(study_folder: Path, author: str) -> Path:
 def _append(path: Path, notes: Sequence[Note]) -> None:
     """Add lines at the end of the file, in one write that other processes' writes cannot come between."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(asdict(note), ensure_ascii=False) + "\n" for note in notes)
+    lines = "".join(json.dumps(_line(note), ensure_ascii=False) + "\n" for note in notes)
     with path.open("ab+", buffering=0) as file:
         if file.tell():  # "a" opens at the end
             file.seek(-1, os.SEEK_END)
@@ -344,6 +443,11 @@ def _append(path: Path, notes: Sequence[Note]) -> None:
         if file.write(data) != len(data):
             raise OSError(f"{path} could not be written in full; is the disk full?")
         os.fsync(file.fileno())
+
+
+def _line(note: Note) -> dict[str, Any]:
+    """A note as it stands in the file; `withdrawn` only where it is true, as files of earlier versions lack it."""
+    return {name: value for name, value in asdict(note).items() if name != "withdrawn" or value}
 
 
 def _all_notes(folder: Path) -> list[Note]:
@@ -364,6 +468,6 @@ def _parse(line: str) -> Note | None:
         value = json.loads(line)
     except json.JSONDecodeError:
         return None
-    if not isinstance(value, dict) or set(value) != _FIELDS or not isinstance(value["latent"], int):
+    if not isinstance(value, dict) or set(value) | {"withdrawn"} != _FIELDS or not isinstance(value["latent"], int):
         return None
     return Note(**value)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers_results import synthetic_results
 from sklearn.metrics import cohen_kappa_score
@@ -19,7 +20,15 @@ from typer.testing import CliRunner
 from mammosae_plugin.cli import app
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import write_json
-from mammosae_plugin.notes import add_note, agreement, cohen_kappa, fleiss_kappa, merge_notes, read_notes
+from mammosae_plugin.notes import (
+    add_note,
+    agreement,
+    cohen_kappa,
+    fleiss_kappa,
+    merge_notes,
+    read_notes,
+    withdraw_notes,
+)
 
 
 @pytest.fixture
@@ -80,6 +89,17 @@ def test_notes_are_only_ever_added(study):
         ({"confidence": 6}, "confidence is 6; give a whole number from 1"),
         ({"author": " "}, "a note needs an author"),
         ({"text": " "}, "a note says something"),
+        ({"author": "A\nB\n\n# Hello"}, "the note's author has a line break or control character; write it on one"),
+        ({"author": "A\u2028B"}, "the note's author has a line break"),
+        ({"label": "Mass\r\nMass"}, "the note's label has a line break"),
+        ({"author": "a" * 81}, "the note's author has 81 characters; 80 are the most"),
+        ({"label": "ab " * 50}, "the note's label has 149 characters; 120 are the most"),
+        ({"text": "ab " * 700}, "the note's text has 2099 characters; 2000 are the most"),
+        ({"text": "call 617-555-0199"}, "^the note's text: it holds a phone number; take it out$"),
+        ({"author": "jane@clinic.example"}, "the note's author: it holds an e-mail address"),
+        ({"label": "MRN 00123456"}, "the note's label: it holds an id of a patient"),
+        ({"text": "see /scans/a.png"}, "the note's text: it holds a path of a file"),
+        ({"text": "Müller^Eva"}, "the note's text: it holds a person's name"),
     ],
 )
 def test_a_note_that_cannot_be_is_refused_in_one_line_and_nothing_is_written(study, changed, message):
@@ -91,6 +111,56 @@ def test_a_note_that_cannot_be_is_refused_in_one_line_and_nothing_is_written(stu
     assert not (study / "notes").exists()
 
 
+def test_a_note_of_the_greatest_length_is_taken(study):
+    add_note(study, 7, "ab " * 666 + "ab", author="a " * 39 + "ab", label="c " * 59 + "cd")
+    assert [len(note.text) for note in read_notes(study)] == [2000]
+
+
+def test_a_note_with_an_id_of_the_study_is_refused_at_once(study):
+    table = study / "work" / "latents" / "finetuned-0a" / "test"
+    table.mkdir(parents=True)
+    add_note(study, 7, "seen in P-00417", author="ada")
+    pd.DataFrame({"image_id": ["a.png"], "patient_id": ["P_00417"]}).to_parquet(table / "images.parquet")
+    with pytest.raises(InputError, match="the note's text: it holds an id of a patient, an image or a study") as error:
+        add_note(study, 7, "seen in P-00417", author="ada")
+    assert "00417" not in str(error.value)
+    assert len(read_notes(study)) == 1
+
+
+def test_withdrawn_notes_count_no_more_but_stay_in_the_file(study):
+    for author, text in (("ada", "first"), ("ada", "second"), ("ben", "his")):
+        add_note(study, 7, text, author=author, label="Mass")
+    add_note(study, 8, "another latent", author="ada")
+    add_note(study, 7, "another layer", author="ada", layer="layer_6")
+    before = (study / "notes" / "ada.jsonl").read_bytes()
+    assert withdraw_notes(study, 7, author="ada") == 2
+    assert sorted(note.text for note in read_notes(study)) == ["another latent", "another layer", "his"]
+    assert (study / "notes" / "ada.jsonl").read_bytes().startswith(before)
+    assert agreement(read_notes(study)).readers == ("ben",)
+    with pytest.raises(InputError, match="ada has no note on latent 7 of layer layer_10"):
+        withdraw_notes(study, 7, author="ada")
+    add_note(study, 7, "after all", author="ada")
+    assert "after all" in {note.text for note in read_notes(study)}
+
+
+def test_notes_on_one_encoder_are_withdrawn_alone(study):
+    for encoder in (None, "finetuned/Mass", "pretrained/Mass"):
+        add_note(study, 7, str(encoder), author="ada", encoder=encoder)
+    assert withdraw_notes(study, 7, author="ada", encoder="finetuned/Mass") == 1
+    assert [note.text for note in read_notes(study)] == ["None", "pretrained/Mass"]
+    assert withdraw_notes(study, 7, author="ada") == 2
+
+
+def test_a_withdrawal_is_merged_like_a_note(study, tmp_path):
+    add_note(study, 7, "mine", author="ada")
+    other = make_study(tmp_path / "other")
+    merge_notes(other, [study])
+    withdraw_notes(other, 7, author="ada")
+    assert merge_notes(study, [other]) == 1
+    assert read_notes(study) == []
+    assert merge_notes(study, [other]) == 0
+
+
 def test_a_folder_without_a_study_takes_no_note(tmp_path):
     with pytest.raises(InputError, match="holds no finished study"):
         add_note(tmp_path, 7, "a mass", author="ada")
@@ -100,7 +170,7 @@ WRITER = """
 import sys
 from mammosae_plugin.notes import add_note
 for number in range(100000):
-    add_note(sys.argv[1], number % 512, f"note {number} " + "x" * 3000, author="ada")
+    add_note(sys.argv[1], number % 512, f"note {number} " + "x " * 990, author="ada")
     print(number, flush=True)
 """
 
@@ -144,7 +214,7 @@ def test_a_line_that_lost_only_its_end_of_line_is_still_a_note(study):
 def test_notes_written_at_the_same_time_are_all_kept(study):
     def write(name: str) -> None:
         for number in range(25):
-            add_note(study, number, name + str(number) + "x" * 20_000, author="ada")
+            add_note(study, number, name + str(number) + " x" * 990, author="ada")
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(write, "abcd"))
@@ -318,12 +388,26 @@ def test_the_command_notes_merges_and_lists_with_agreement(study, tmp_path):
         ([], "give a latent and a text, or --merge a folder, or --list the notes"),
         ([600, "a mass", "--author", "ada"], "has the latents 0 to 511, but the note is on 600"),
         ([7, "a mass"], "a note needs an author"),
+        ([7, "a mass", "--author", "A\n\n# B"], "the note's author has a line break"),
+        ([7, "mrn=1234567", "--author", "ada"], "the note's text: it holds an id of a patient"),
+        ([7, "--withdraw", "--author", "ada"], "ada has no note on latent 7 of layer layer_10"),
+        ([7, "--withdraw"], "a note needs an author"),
+        (["--withdraw", "--list"], "to withdraw notes give the latent and --author"),
+        ([7, "a mass", "--withdraw", "--author", "ada"], "to withdraw notes give the latent and --author"),
     ],
 )
 def test_the_command_ends_with_2_and_one_line_on_bad_input(study, arguments, message):
     code, said = command(*arguments, "--study", study)
     assert code == 2
     assert message in said and said.count("\n") == 1
+
+
+def test_the_command_withdraws(study):
+    for text in ("one", "two"):
+        command(7, text, "--author", "ada", "--study", study)
+    said = command(7, "--withdraw", "--author", "ada", "--study", study)
+    assert said == (0, "withdrawn: 2 notes of ada on latent 7\n")
+    assert command("--list", "--study", study) == (0, "no notes yet\n")
 
 
 def test_the_command_lists_no_notes_where_there_are_none(study):
