@@ -290,9 +290,9 @@ def prepare(
     folder = Path(folder)
     said = {"the commit message": message, "the tag": tag or ""}
     files = check_staged(folder, contents, context, repo_id=repo_id, said=said)
-    _require_good_card(folder / _CARD, repo_id, kind)
     api = HfApi(token=token)
     there = _look(api, repo_id, kind, tag)
+    _require_good_card(folder / _CARD, repo_id, kind)
     visibility = "private" if private else "public"
     if there is None:
         return Publication(
