@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 Debug = Annotated[bool, typer.Option("--debug", help="On an error, show the whole traceback.")]
+Repo = Annotated[str, typer.Argument(metavar="REPO", help="The Hub's repository, owner/name.", show_default=False)]
 Tag = Annotated[str | None, typer.Option(help="Name the published state so, such as v1.", show_default=False)]
 Public = Annotated[bool, typer.Option("--public", help="Make a new repository public; by default it is private.")]
 Replace = Annotated[bool, typer.Option("--replace", help="Overwrite files that the repository has otherwise.")]

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from mammosae_plugin.cli_common import Debug, clear_errors
-from mammosae_plugin.cli_hub import Confirm, Public, Replace, Repo, Tag, show_and_send
+from mammosae_plugin.cli_common import Confirm, Debug, Public, Replace, Repo, Tag, clear_errors
+from mammosae_plugin.cli_hub import show_and_send
 
 if TYPE_CHECKING:
     from mammosae_plugin.hub.publishing import Publication

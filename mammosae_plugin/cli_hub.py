@@ -8,19 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mammosae_plugin.cli_common import Confirm, Debug, Public, Replace, Tag, clear_errors
+from mammosae_plugin.cli_common import Confirm, Debug, Public, Replace, Repo, Tag, clear_errors
 
 if TYPE_CHECKING:
     from mammosae_plugin.hub.publishing import Publication
-
-__all__ = ["Confirm", "Public", "Replace", "Repo", "Tag", "add_hub_commands", "publish", "show_and_send"]
 
 publish = typer.Typer(
     no_args_is_help=True,
     help="Publish on the Hugging Face Hub (docs/hub.md). Nothing is sent without --confirm.",
 )
-
-Repo = Annotated[str, typer.Argument(metavar="REPO", help="The Hub's repository, owner/name.", show_default=False)]
 
 
 def show_and_send(publication: "Publication", confirm: bool) -> None:
@@ -117,7 +113,9 @@ def pull_command(
     repo: Annotated[
         str,
         typer.Argument(
-            metavar="REPO", help="owner/name, or hub://owner/name@revision/sae_id for one SAE.", show_default=False
+            metavar="REPO",
+            help="owner/name[@revision], or hub://owner/name[@revision]/sae_id for one SAE.",
+            show_default=False,
         ),
     ],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.", show_default=False)] = None,

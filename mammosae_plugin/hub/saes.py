@@ -37,6 +37,7 @@ from mammosae_plugin.hub.publishing import Publication, Published, files_of_repo
 from mammosae_plugin.hub.scratch import Scratch
 from mammosae_plugin.hub_requests import ask, first_line
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint, torch_generator
+from mammosae_plugin.study_folder import StudyFolder, is_study_folder
 from mammosae_plugin.training.metrics import read_metrics
 from mammosae_plugin.training.saving import CFG, WEIGHTS, save_sae
 
@@ -130,7 +131,7 @@ def publish_sae(
         )
     licence = licence.strip()
     origins = origins_of(saes, sae_id, evaluation)
-    if context is None and _is_study(saes):
+    if context is None and is_study_folder(saes):
         context = PrivacyContext.of_study(Path(saes))  # type: ignore[arg-type]
     scratch = Scratch("publish") if staging is None else None
     folder = scratch.folder if scratch is not None else Path(staging)  # type: ignore[arg-type]
@@ -142,7 +143,7 @@ def publish_sae(
             licence=licence,
             base_model=base_model,
             datasets=tuple(datasets) or (context.datasets if context is not None else ()),
-            confounders=_background_latents(Path(saes)) if _is_study(saes) else (),  # type: ignore[arg-type]
+            confounders=_background_latents(Path(saes)) if is_study_folder(saes) else (),  # type: ignore[arg-type]
         )
         there = _what_is_there(repo_id, facts, token)
         there.require_licence(licence)
@@ -201,7 +202,7 @@ def origins_of(saes: Any, sae_id: str | None = None, evaluation: Mapping[str, An
         if unknown:
             raise InputError(f"evaluation is of {', '.join(unknown)}, but the SAEs are {', '.join(found) or 'none'}")
         by_id = dict(evaluation or {})
-    elif _is_study(saes):
+    elif is_study_folder(saes):
         found = _of_study(Path(saes))
         if sae_id is not None and sae_id not in found:
             raise InputError(f"{saes} trained no SAE at {sae_id!r}; it has {', '.join(found)}")
@@ -264,14 +265,8 @@ def _final_metrics(folder: Path) -> dict[str, Any]:
     return {**measured, "measured_on": "held-out patients" if final[-1]["of"] == "validation" else "training images"}
 
 
-def _is_study(saes: Any) -> bool:
-    return isinstance(saes, (str, os.PathLike)) and (Path(saes) / "results" / "results.json").exists()
-
-
 def _of_study(folder: Path) -> dict[str, Origin]:
     """The SAEs that a study trained, by the name of their layer, with what the study measured."""
-    from mammosae_plugin.study_folder import StudyFolder
-
     study = StudyFolder(folder)
     by_weights = {}
     for path in sorted((folder / "work" / "sae").glob(f"*/{CFG}")):
@@ -299,8 +294,6 @@ def _came_from(layer: Any) -> str:
 
 def _background_latents(folder: Path) -> list[dict[str, Any]]:
     """The latents that a study named as latents of the background, as the card of their SAE lists them."""
-    from mammosae_plugin.study_folder import StudyFolder
-
     pairs: dict[tuple[str, int], list[str]] = {}
     for layer in StudyFolder(folder).layers:
         for pair, named in layer.results["named_latents"].items():
