@@ -30,7 +30,7 @@ from mammosae_plugin.hub.findings import Findings, _write, load_findings, publis
 from mammosae_plugin.hub.findings_schema import SCHEMAS, parquet_path
 from mammosae_plugin.hub.findings_tables import Groups, _latents, _rows
 from mammosae_plugin.hub.guard import COLUMNS, PrivacyContext, PrivacyError
-from mammosae_plugin.notes import Note, add_note, agreement
+from mammosae_plugin.notes import Note, add_note, agreement, withdraw_notes
 from mammosae_plugin.study_folder import Encoder, StudyFolder
 
 CONCEPTS = ("Mass", "Suspicious_Calcification")
@@ -419,6 +419,21 @@ def staged(noted, tmp_path_factory):
     folder = tmp_path_factory.mktemp("staged") / "findings"
     settings = {"repo_id": "someone/findings", "licence": "cc-by-4.0", "min_group": 2}
     return stage_findings(noted, folder, **settings, examples=True)
+
+
+def test_a_refused_note_is_named_and_once_withdrawn_it_stops_nothing_and_is_not_published(noted, tmp_path):
+    folder = shutil.copytree(noted, tmp_path / "study")
+    file = folder / "notes" / "AB.jsonl"
+    (line,) = file.read_text().splitlines()
+    # as an earlier version wrote it, which refused no note
+    file.write_text(line + "\n" + line.replace("round and bright", "call 617-555-0199") + "\n")
+    named = "the text of a note on latent 5 of layer layer_10 by AB holds a phone number"
+    with pytest.raises(PrivacyError, match=named):
+        stage_findings(folder, tmp_path / "staged", licence="cc-by-4.0", min_group=2)
+    assert withdraw_notes(folder, 5, author="AB") == 2
+    staged = stage_findings(folder, tmp_path / "staged", licence="cc-by-4.0", min_group=2)
+    assert set(Findings.load(staged).notes["author"]) == {"CD"}
+    assert "617" not in str(pq.read_table(staged / parquet_path("latents"))["notes"].to_pylist())
 
 
 def test_a_staged_folder_holds_a_card_aggregate_figures_and_a_table_per_config(staged):
