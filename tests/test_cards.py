@@ -264,7 +264,7 @@ def test_the_background_latents_of_a_study_are_confounders_of_its_saes(monkeypat
         SimpleNamespace(name="layer_6", results={"named_latents": both}),
         SimpleNamespace(name="layer_10", results={"named_latents": {"a/Mass": named((3, "concept"))}}),
     ]
-    monkeypatch.setattr("mammosae_plugin.study_folder.StudyFolder", lambda folder: SimpleNamespace(layers=layers))
+    monkeypatch.setattr("mammosae_plugin.hub.saes.StudyFolder", lambda folder: SimpleNamespace(layers=layers))
     (found,) = _background_latents(Path("study"))
     assert (found["sae_id"], found["latent"]) == ("layer_6", 3)
     assert found["follows"].endswith("(a/Mass, b/Mass)")
