@@ -411,7 +411,7 @@ def test_the_saes_that_a_study_trained_go_out_under_the_names_of_their_layers(
         return SimpleNamespace(name=name, sae_sha256=fingerprint, results=results)
 
     study = SimpleNamespace(layers=[layer("layer_6", "gated"), layer("layer_10", "topk")])
-    monkeypatch.setattr("mammosae_plugin.study_folder.StudyFolder", lambda folder: study)
+    monkeypatch.setattr("mammosae_plugin.hub.saes.StudyFolder", lambda folder: study)
     facts = stage_saes(origins_of(tmp_path), tmp_path / "staged")
     assert {name: one["cfg"]["architecture"] for name, one in facts.items()} == {"layer_6": "gated", "layer_10": "topk"}
     assert facts["layer_6"]["evaluation"] == {
