@@ -4,8 +4,9 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,14 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path, *, older_than: float = 0) -> None:
+    """Remove the temporary files of killed writers that are so many seconds old: they would fill the disk."""
+    for path in folder.glob(".tmp-*"):
+        with suppress(FileNotFoundError):  # its writer has just renamed it
+            if path.is_file() and time.time() - path.stat().st_mtime >= older_than:
+                path.unlink()
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -11,7 +11,6 @@ same bytes.
 
 import logging
 import re
-import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -25,7 +24,7 @@ from tqdm.auto import tqdm
 
 from mammosae_plugin import distributed
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import read_json, sha256_of_file, write_json, write_safetensors
+from mammosae_plugin.files import read_json, remove_temporaries, sha256_of_file, write_json, write_safetensors
 from mammosae_plugin.provenance import tensors_fingerprint
 
 logger = logging.getLogger(__name__)
@@ -179,7 +178,7 @@ def _missing(folder: Path, plan: Mapping[str, Any], numbers: range) -> set[int] 
         write_json(plan_file, plan)
     elif read_json(plan_file) != plan:
         raise InputError(f"{folder} holds the result of other settings; name another folder or delete this one")
-    _remove_temporaries(folder, older_than=STALE_SECONDS)
+    remove_temporaries(folder, older_than=STALE_SECONDS)
     if is_done(folder) and not _unseal_if_damaged(folder):
         return None
     # A shard may have been damaged between its writing and now, and sealing it would make that for ever right.
@@ -193,7 +192,7 @@ def _missing(folder: Path, plan: Mapping[str, Any], numbers: range) -> set[int] 
 
 def _seal(folder: Path, numbers: range) -> None:
     digests = {shard_name(number): sha256_of_file(folder / shard_name(number)) for number in numbers}
-    _remove_temporaries(folder, older_than=0)
+    remove_temporaries(folder, older_than=0)
     write_json(folder / DONE, {"shards": digests})
 
 
@@ -211,16 +210,6 @@ def is_intact(path: Path) -> bool:
     except (SafetensorError, OSError):
         return False
     return recorded is not None and recorded == tensors_fingerprint(tensors)
-
-
-def _remove_temporaries(folder: Path, *, older_than: float) -> None:
-    """Remove what killed writers left: it would fill the disk."""
-    for path in folder.glob(".tmp-*"):
-        try:
-            if time.time() - path.stat().st_mtime >= older_than:
-                path.unlink()
-        except FileNotFoundError:  # its writer has just renamed it
-            continue
 
 
 def _unseal_if_damaged(folder: Path) -> bool:

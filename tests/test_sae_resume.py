@@ -144,6 +144,20 @@ def test_a_run_killed_while_a_checkpoint_is_written_has_the_one_before(store, tm
     assert_same_weights(train_sae(store, tmp_path / "killed", config), train_sae(store, tmp_path / "whole", config))
 
 
+def test_the_half_of_a_checkpoint_that_a_kill_left_makes_room_before_the_first_step(store, tmp_path, kills):
+    kills += [8, 9]
+    with pytest.raises(KeyboardInterrupt):
+        train_sae(store, tmp_path, small_training())
+    left = tmp_path / ".tmp-half.safetensors"
+    left.write_bytes(b"half of a checkpoint")
+    with pytest.raises(KeyboardInterrupt):
+        train_sae(store, tmp_path, small_training())
+    assert not left.exists()
+    left.touch()
+    train_sae(store, tmp_path, small_training())
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_a_run_killed_after_saving_the_sae_still_gets_its_card_and_last_metrics(store, tmp_path, monkeypatch):
     config = small_training()
     with monkeypatch.context() as patched:

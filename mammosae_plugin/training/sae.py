@@ -38,7 +38,7 @@ from mammosae_plugin.activations import ActivationStore
 from mammosae_plugin.activations.saelens_format import NOT_KNOWN
 from mammosae_plugin.datasets.phantoms import PHANTOM_ID
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import read_json, sha256_of_json, write_json, write_text
+from mammosae_plugin.files import read_json, remove_temporaries, sha256_of_json, write_json, write_text
 from mammosae_plugin.provenance import plain, seed_everything, torch_generator
 from mammosae_plugin.training.architectures import new_training_sae
 from mammosae_plugin.training.checkpoints import load_state, save_state
@@ -288,6 +288,7 @@ class _Run:
         self.step_together = ParallelStep(self.trainer)
         self.metrics, self.tracker = None, None
         if distributed.is_main():
+            remove_temporaries(job.folder)
             self.metrics = MetricsFile(job.folder / METRICS, size)
             self.tracker = new_tracker(job.tracker, job.folder, plan["config"])
 
@@ -439,8 +440,13 @@ def _finish(job: _Job, plan: Mapping[str, Any], rows: TrainingRows) -> Any:
             partial(_latents_and_reconstruction, sae), rows.evaluation(), sae.cfg.d_in, sae.cfg.d_sae, job.device
         )
         distributed.on_main(partial(_write_end, job, plan, rows.kind, sae, measured))
-    distributed.on_main(lambda: (folder / CHECKPOINT).unlink(missing_ok=True))
+    distributed.on_main(partial(_tidy, folder))
     return sae
+
+
+def _tidy(folder: Path) -> None:
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    remove_temporaries(folder)
 
 
 def _write_end(job: _Job, plan: Mapping[str, Any], kind: str, sae: Any, measured: Row) -> None:
