@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ def record(model: nn.Module, images: torch.Tensor, *, keep: Collection[str] = ()
     """
     recording = Recording(image_size=(int(images.shape[-2]), int(images.shape[-1])))
     open_calls: list[Call] = []
-    clock = iter(range(1 << 62))
+    clock = count()
 
     def enter(path: str) -> Any:
         def hook(_module: nn.Module, _args: Any) -> None:
@@ -106,6 +107,7 @@ def record(model: nn.Module, images: torch.Tensor, *, keep: Collection[str] = ()
             evaluation(model),
             torch.inference_mode(False),  # inference tensors have no version
             torch.no_grad(),
+            torch.compiler.set_stance("force_eager"),  # the hooks are none that can be compiled
             _features_noted(model, recording, clock),
         ):
             recording.output = model(images)

@@ -106,6 +106,7 @@ def test_compiled_parts_lie_between_the_hook_points_and_give_the_same_values() -
             } <= ours  # blocks.4.1 is layer_6, hooked inside blocks.4
             assert ours.isdisjoint({"", "blocks", "blocks.4", "conv_stem", "blocks.3.0"})
             fast, found = model.run_with_cache(images)
+            assert model.grid("bn2", (128, 96)) == (4, 3)  # which looks at the network's calls one by one
             model.run_with_hooks(images, fwd_hooks=[("layer_6", lambda value, hook: seen.append(value))])
         assert torch.allclose(fast, logits, atol=1e-5)
         assert all(torch.allclose(found[name], value, atol=1e-4) for name, value in cache.items())
