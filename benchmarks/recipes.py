@@ -69,8 +69,8 @@ def main() -> None:
             results = []
             for seed in range(options.seeds):
                 folder = work / name / str(seed)
-                sae, config = at_l0(store, folder, settings.model_copy(update={"seed": seed}), l0)
-                results.append({**judged(model, sae, images, folder), "lambda": config.sparsity})
+                sae, best, sparsity = at_l0(store, folder, settings.model_copy(update={"seed": seed}), l0)
+                results.append({**judged(model, sae, images, best), "lambda": sparsity})
             rows.append((name, results))
             print_table(rows[-1:], header=len(rows) == 1)
 
@@ -150,27 +150,26 @@ def recipes(options: argparse.Namespace, paper: SAETraining, l0: float) -> dict[
     return {name: SAETraining(**(shared | settings)) for name, settings in own.items()}
 
 
-def at_l0(store: ActivationStore, folder: Path, config: SAETraining, l0: float) -> tuple[Any, SAETraining]:
-    """An SAE of the settings whose L0 is the one asked for, and the settings with the lambda that gives it.
+def at_l0(store: ActivationStore, folder: Path, config: SAETraining, l0: float) -> tuple[Any, Path, float]:
+    """An SAE of the settings whose L0 is the one asked for, its folder, and the lambda that gives it.
 
     L0 falls with lambda, about as a power of it; the search is a bisection in log lambda once both sides are known.
     """
     low, high, sparsity = 0.0, math.inf, config.sparsity
-    best: tuple[float, Any, SAETraining] | None = None
+    best: tuple[float, Any, Path, float] | None = None
     k_sets_it = config.k is not None and config.architecture != "jumprelu"  # which lambda draws towards k
     for number in range(1 if k_sets_it else SEARCH_STEPS):
-        changed = config.model_copy(update={"sparsity": sparsity})
         tried = folder / str(number)
-        sae = train_sae(store, tried, changed)
+        sae = train_sae(store, tried, config.model_copy(update={"sparsity": sparsity}))
         excess = max(read_metrics(tried / "metrics.jsonl")[-1]["l0"], 1e-3) / l0
         if best is None or abs(math.log(excess)) < best[0]:
-            best = (abs(math.log(excess)), sae, changed)
+            best = (abs(math.log(excess)), sae, tried, sparsity)
         if abs(math.log(excess)) <= TOLERANCE:
             break
         low, high = (sparsity, high) if excess > 1 else (low, sparsity)
         sparsity = math.sqrt(low * high) if low > 0 and math.isfinite(high) else sparsity * excess
     assert best is not None
-    return best[1], best[2]
+    return best[1:]
 
 
 def judged(model: HookedVisionModel, sae: Any, images: VinDrMammo, folder: Path) -> dict[str, float]:
