@@ -11,9 +11,11 @@ import yaml
 from helpers_adapters import calibrated_classifier
 from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens.saes.sae import SAEMetadata
+from typer.testing import CliRunner
 
 from mammosae_plugin.activations import ActivationStore, write_store
 from mammosae_plugin.adapters import save_classifier
+from mammosae_plugin.cli import app
 from mammosae_plugin.datasets import make_phantoms
 
 
@@ -138,7 +140,14 @@ def write_study(folder: Path, settings: dict[str, Any]) -> Path:
     return file
 
 
-def mammosae(*arguments: str | Path, timeout: float = 600) -> "subprocess.CompletedProcess[str]":
+def mammosae(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    """Run the command line in this process, which has imported already what the command needs."""
+    command = list(map(str, arguments))
+    done = CliRunner().invoke(app, command, prog_name="mammosae")
+    return subprocess.CompletedProcess(command, done.exit_code, done.stdout, done.stderr)
+
+
+def mammosae_process(*arguments: str | Path, timeout: float = 600) -> "subprocess.CompletedProcess[str]":
     """Run the command line in a process of its own."""
     command = [sys.executable, "-m", "mammosae_plugin", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers_study import mammosae, results_of, save_random_sae, study_settings, write_study
+from helpers_study import mammosae, mammosae_process, results_of, save_random_sae, study_settings, write_study
 from PIL import Image
 
 from mammosae_plugin.adapters import new_classifier, save_classifier
@@ -20,7 +20,7 @@ def done(tmp_path_factory, phantom_root):
     """A study that ran through the command line, and what it printed."""
     folder = tmp_path_factory.mktemp("study")
     file = write_study(folder, study_settings(folder, phantom_root))
-    return file, mammosae("study", "--config", file)
+    return file, mammosae_process("study", "--config", file)
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def refused(file, *arguments):
 
 
 def test_help_names_every_command_and_every_command_explains_itself():
-    top = mammosae("--help")
+    top = mammosae_process("--help")
     assert top.returncode == 0
     for step in ("study", "demo", *STEPS):
         assert step in top.stdout
@@ -217,7 +217,7 @@ def test_an_output_that_cannot_be_written_is_one_line(settings, tmp_path):
 
 def test_debug_shows_the_traceback(settings, tmp_path):
     settings["sae"]["path"] = str(tmp_path / "none.pt")
-    result = mammosae("study", "--config", write_study(tmp_path, settings), "--debug")
+    result = mammosae_process("study", "--config", write_study(tmp_path, settings), "--debug")
     assert result.returncode != 0
     assert "Traceback" in result.stderr
 

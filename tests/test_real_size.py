@@ -5,7 +5,7 @@ import resource
 import pytest
 import torch
 from helpers_adapters import fixture_checkpoint, fixture_downstream
-from helpers_study import mammosae, results_of, small_phantoms, write_study
+from helpers_study import mammosae_process, results_of, small_phantoms, write_study
 
 
 @pytest.mark.slow
@@ -37,7 +37,7 @@ def test_the_real_path_at_the_real_size_in_four_gigabytes(tmp_path):
     }
     del sae, encoder
     file = write_study(tmp_path, settings)
-    result = mammosae("study", "--config", file, timeout=1200)
+    result = mammosae_process("study", "--config", file, timeout=1200)
     assert result.returncode == 0, result.stderr
     found = results_of(tmp_path / "out")
     assert found["models"][0]["architecture"] == "tf_efficientnet_b5"

@@ -19,7 +19,7 @@ from helpers_adapters import calibrated_classifier
 from helpers_study import (
     LAYER_WIDTHS,
     layered_settings,
-    mammosae,
+    mammosae_process,
     results_of,
     save_random_sae,
     small_phantoms,
@@ -56,7 +56,7 @@ def _training_settings(folder, phantom_root):
 def test_a_study_killed_at_five_random_moments_ends_like_an_undisturbed_one(tmp_path, phantom_root):
     undisturbed = write_study(tmp_path / "whole", _training_settings(tmp_path / "whole", phantom_root))
     start = time.monotonic()
-    result = mammosae("study", "--config", undisturbed)
+    result = mammosae_process("study", "--config", undisturbed)
     duration = time.monotonic() - start
     assert result.returncode == 0, result.stderr
 
@@ -70,7 +70,7 @@ def test_a_study_killed_at_five_random_moments_ends_like_an_undisturbed_one(tmp_
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
-    result = mammosae("study", "--config", disturbed)
+    result = mammosae_process("study", "--config", disturbed)
     assert result.returncode == 0, result.stderr
     assert results_of(tmp_path / "broken" / "out") == results_of(tmp_path / "whole" / "out")
     assert (tmp_path / "whole" / "out" / "results" / "layers" / "layer_6" / "report.html").exists()
