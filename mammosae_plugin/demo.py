@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 CONCEPTS = ("Mass", "Suspicious_Calcification")
 LAYERS = ("layer_6", "layer_10")  # of the small network: a block with positions of 16 pixels, and the final map
+N_LATENTS = 256
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class _Size:
     pretraining_epochs: int
     finetuning_epochs: int
     sae_epochs: int
+    dead_feature_window: int
     n_bootstrap: int
     ks: tuple[int, ...]
     error_term: bool
@@ -39,8 +41,8 @@ class _Size:
 
 
 # Fewer ks and random groups than the paper's and the default: at the inner layer each costs a pass.
-FULL = _Size((256, 160), 400, 12, 3, 20, 1000, (0, 1, 5, 10, 50, 512), True, 2, 10, 4)
-QUICK = _Size((128, 96), 40, 1, 1, 5, 100, (0, 1, 512), False, 1, 3, 1)
+FULL = _Size((256, 160), 400, 12, 3, 20, 100, 1000, (0, 1, 5, 10, 50, N_LATENTS), True, 2, 10, 4)
+QUICK = _Size((128, 96), 40, 1, 1, 5, 1, 100, (0, 1, N_LATENTS), False, 1, 3, 1)
 
 
 def run_demo(output: Path, *, quick: bool = False) -> str:
@@ -137,12 +139,14 @@ def _study(encoder: str, size: _Size) -> dict[str, Any]:
                 "model": "finetuned",
                 "concept": "Suspicious_Calcification",
                 "fraction": 1.0,
-                "training": {
-                    "d_sae": 512,
+                "training": {  # what docs/choosing-an-sae.md recommends
+                    "architecture": "batchtopk",
+                    "k": 6,
+                    "d_sae": N_LATENTS,
                     "epochs": size.sae_epochs,
                     "batch_size": 1024,
                     "lr": 1e-3,
-                    "sparsity": 6e-3,
+                    "dead_feature_window": size.dead_feature_window,
                     "normalize_activations": "expected_average_only_in",
                 },
             }
