@@ -191,6 +191,6 @@ def _sae(layer: LayerStudy) -> Row:
         else {
             "share_of_positions": source.train.fraction if source.train.count is None else None,
             "positions_per_image": source.train.count,
-            **source.train.training.model_dump(),
+            **source.train.training.acting(),
         },
     }

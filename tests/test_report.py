@@ -67,6 +67,19 @@ def report(folder, results, figures=()):
     return Page(write_report(folder).read_text(encoding="utf-8"))
 
 
+@pytest.mark.parametrize(("saved_as", "trained_as"), [("jumprelu", True), ("batchtopk", False)])
+def test_the_saes_architecture_and_what_was_set_are_said_once(tmp_path, saved_as, trained_as):
+    results = synthetic_results()
+    training = {"architecture": "batchtopk", "k": 6, "positions_per_image": None}
+    results["sae"] |= {"architecture": saved_as, "training": training}
+    text = report(tmp_path, results).text["sae"]
+    assert f"Architecture{saved_as}" in text
+    assert text.count("rchitecture") == 1
+    assert ("Trained asbatchtopk" in text) == trained_as
+    assert "K6" in text
+    assert "Positions per image" not in text
+
+
 def three(value):
     return f"{value:.3f}".replace("-", "−")
 

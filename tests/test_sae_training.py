@@ -143,6 +143,14 @@ def test_settings_that_cannot_work_are_refused_when_they_are_made(settings, mess
         SAETraining(**settings)
 
 
+def test_acting_settings_are_those_of_the_architecture():
+    topk = SAETraining(architecture="topk", k=4, d_sae=64)
+    assert topk.acting() == {name: value for name, value in topk.model_dump().items() if name in topk.acting()}
+    assert {"k", "aux_loss", "d_sae", "lr"} <= topk.acting().keys()
+    assert not {"sparsity", "jumprelu_bandwidth", "resample_every", "expansion_factor"} & topk.acting().keys()
+    assert {"sparsity", "resample_every", "expansion_factor"} <= SAETraining().acting().keys()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -96,7 +96,7 @@ def _content(results: Results, figures_folder: Path) -> dict[str, Any]:
         "prevalence": table_view(_prevalence(results), n_labels=2),
         "quarantine": _quarantine(results),
         "models": table_view(_models(results)),
-        "sae_training": _facts(results["sae"].get("training") or {}),
+        "sae_training": _sae_training(results["sae"]),
         "quality": table_view(_quality(results)),
         "table_1": table_view(table_1(results), n_labels=3),
         "paper_table_1": table_view(compare_table_1(results), n_labels=4) if paper else None,
@@ -134,6 +134,14 @@ def _content(results: Results, figures_folder: Path) -> dict[str, Any]:
             results["config"], sort_keys=False, default_flow_style=None, allow_unicode=True, width=100
         ),
     }
+
+
+def _sae_training(sae: dict[str, Any]) -> dict[str, str]:
+    """How an SAE was trained, without what was left open; SAELens saves some architectures as another one."""
+    training = {name: value for name, value in (sae.get("training") or {}).items() if value is not None}
+    trained_as = training.pop("architecture", None)
+    first = {"trained_as": trained_as} if trained_as not in (None, sae.get("architecture")) else {}
+    return _facts({**first, **training})
 
 
 def _facts(values: dict[str, Any]) -> dict[str, str]:

@@ -177,6 +177,15 @@ class SAETraining(BaseModel):
                 "would count as dead, and the loss that revives them would never act; lower the window"
             )
 
+    def acting(self) -> dict[str, Any]:
+        """The settings without those that do nothing for the architecture."""
+        return {
+            name: value
+            for name, value in self.model_dump().items()
+            if self.architecture in _OF_SOME.get(name, (self.architecture,))
+            and not (name == "expansion_factor" and self.d_sae is not None)
+        }
+
     def resample_steps(self, steps_per_epoch: float) -> int | None:
         """Steps between two resamplings; None where there are none.
 
