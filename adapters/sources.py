@@ -24,8 +24,7 @@ from huggingface_hub.errors import (
 )
 
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.hub.publishing import REPOSITORY
-from mammosae_plugin.hub_requests import again, first_line
+from mammosae_plugin.hub_requests import REPOSITORY, again, first_line
 
 HUB_SCHEMES = ("hub://", "hf://")
 HUB_SCHEME = HUB_SCHEMES[0]

@@ -7,6 +7,7 @@ Here each of these is bounded: `ask` for a request, `explain` for the error that
 
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ from mammosae_plugin.errors import InputError
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+"""The name of a repository on the Hub: owner/name."""
 TIMEOUT_S = 60.0
 """How long a connection may stay silent, in seconds."""
 ATTEMPTS = 5

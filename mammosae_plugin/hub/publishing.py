@@ -24,7 +24,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import sha256_of_file
-from mammosae_plugin.hub_requests import HubError, ask
+from mammosae_plugin.hub_requests import REPOSITORY, HubError, ask
 
 if TYPE_CHECKING:
     from mammosae_plugin.hub.guard import Kind as Contents
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 RepoKind = Literal["model", "dataset", "space"]
 Change = Literal["new", "same", "replaced", "removed"]
 
-REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-"""The name of a repository on the Hub: owner/name."""
 _TAG = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")
 _REMOVED: "Mapping[Contents, re.Pattern[str]]" = {
     "sae": re.compile(r"(?!)"),  # a repository may hold SAEs of several uploads
