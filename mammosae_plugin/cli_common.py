@@ -32,18 +32,18 @@ def clear_errors(debug: bool) -> Iterator[None]:
         message = " ".join(str(error).split())
         if isinstance(error, OSError) and error.filename:
             message = f"{error.filename}: {error.strerror}"
-        _tell(message)
-        raise typer.Exit(2) from error
+        raise typer.Exit(_tell(message, 2)) from error
     except Exception as error:
         if debug:
             raise
         message = " ".join(str(error).split())
-        _tell(f"unexpected {type(error).__name__}: {message} (--debug shows where)")
-        raise typer.Exit(1) from error
+        raise typer.Exit(_tell(f"unexpected {type(error).__name__}: {message} (--debug shows where)", 1)) from error
 
 
-def _tell(message: str) -> None:
-    """Print an error; of several processes one does."""
+def _tell(message: str, exit_code: int) -> int:
+    """Print an error; of several processes one does. Returns the exit code that they end with."""
     distributed = sys.modules.get("mammosae_plugin.distributed")  # not loaded, not several: it would load torch
-    if distributed is None or distributed.speaks():
+    tells, exit_code = (True, exit_code) if distributed is None else distributed.ending(exit_code)
+    if tells:
         typer.secho(f"mammosae: {message}", err=True, fg="red")
+    return exit_code

@@ -311,16 +311,20 @@ def give_to_all(tensors: Iterable[torch.Tensor]) -> None:
             dist.broadcast(tensor.detach(), src=0)
 
 
-def speaks() -> bool:
-    """Whether this process is the one that tells the user of an error: the first if it meets it too, else any one."""
+def ending(exit_code: int) -> tuple[bool, int]:
+    """How this process ends upon an error: whether it tells the user, and the exit code, which is the teller's.
+
+    The first process tells it if it meets the error too, else any one. A process that fails only since another one has
+    left ends as that one did.
+    """
     if _team is None:
-        return True
+        return True, exit_code
     try:
         end = time.monotonic() + _GRACE.total_seconds()
-        while _team.rank and time.monotonic() < end:
-            if _team.store.check([_SPOKEN]):
-                return False
+        while _team.rank and time.monotonic() < end and not _team.store.check([_SPOKEN]):
             time.sleep(0.05)
-        return bool(_team.store.add(_SPOKEN, 1) == 1)
+        mine = f"{_team.rank} {exit_code}"
+        told = _team.store.compare_set(_SPOKEN, "", mine).decode()
     except Exception:  # the store has gone with torchrun
-        return True
+        return True, exit_code
+    return told == mine, int(told.split()[1])

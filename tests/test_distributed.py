@@ -9,11 +9,13 @@ import re
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 from helpers_distributed import KILLED_AT_STEP, LAYERS, TRAININGS
 from helpers_stores import labelled_store
@@ -206,5 +208,22 @@ def test_one_process_alone_waits_for_nobody():
     assert distributed.gathered(total).shape == (1, 2)
     assert torch.equal(total, distributed.mean(total))
     assert (distributed.rank(), distributed.world_size(), distributed.place("cuda")) == (0, 1, "cuda")
-    assert distributed.speaks()
+    assert distributed.ending(2) == (True, 2)
     assert time.monotonic() - start < 1
+
+
+@pytest.mark.parametrize("order", [(1, 0), (0, 1)])
+def test_a_process_that_another_one_left_ends_as_that_one_did(monkeypatch, order):
+    """The second one's own error, of a lost connection (exit code 1), is only a consequence."""
+    store = dist.HashStore()
+    monkeypatch.setattr(distributed, "_GRACE", timedelta(0))
+    found = []
+    for rank, exit_code in zip(order, (2, 1), strict=True):
+        monkeypatch.setattr(distributed, "_team", distributed._Team(rank, 2, store, None))
+        found.append(distributed.ending(exit_code))
+    assert found == [(True, 2), (False, 2)]
+
+
+def test_without_torchrun_s_store_each_process_tells_its_error(monkeypatch):
+    monkeypatch.setattr(distributed, "_team", distributed._Team(0, 2, None, None))
+    assert distributed.ending(1) == (True, 1)
