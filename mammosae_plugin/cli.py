@@ -7,6 +7,7 @@ import typer
 
 from mammosae_plugin.cli_common import Debug, clear_errors
 from mammosae_plugin.cli_hub import add_hub_commands
+from mammosae_plugin.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from mammosae_plugin.config import StudyConfig
@@ -255,4 +256,5 @@ add_hub_commands(app)
 
 def main() -> None:
     """Entry point of the `mammosae` command."""
+    keep_freed_memory()
     app(prog_name="mammosae")

@@ -1,0 +1,75 @@
+"""Memory that was freed and is kept, seen from outside: in processes of their own, since it is for a whole process."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PASSES = """
+import resource, sys
+import torch
+from mammosae_plugin.memory import keep_freed_memory
+
+kept = keep_freed_memory() if sys.argv[1] == "keep" else None
+value = torch.ones(64, 400, 300)  # 31 MB, as a layer's map
+
+
+def run():
+    return sum(float((value + number).relu().sum()) for number in range(3))
+
+
+found = [run() for _ in range(3)]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+found += [run() for _ in range(5)]
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, len(set(found)), found[0])
+"""
+PAGES_PER_RUN = 3 * 2 * 64 * 400 * 300 * 4 // 4096
+
+glibc = pytest.mark.skipif(
+    not sys.platform.startswith("linux") or "glibc" not in str(os.confstr("CS_GNU_LIBC_VERSION")),
+    reason="a setting of glibc",
+)
+
+
+def passes(how, **environment):
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    result = subprocess.run(
+        [sys.executable, "-c", PASSES, how], env=plain | environment, capture_output=True, text=True, check=True
+    )
+    kept, faults, different, value = result.stdout.split()
+    assert different == "1"
+    return kept, int(faults), value
+
+
+@glibc
+def test_freed_buffers_are_used_again_and_no_value_changes():
+    kept, faults, value = passes("keep")
+    usual = passes("usual")
+    assert kept == "True" and faults < PAGES_PER_RUN / 100
+    assert usual[0] == "None" and usual[1] > PAGES_PER_RUN / 2  # else the setting is of no use any more
+    assert value == usual[2]
+
+
+@glibc
+def test_settings_of_the_environment_are_left_alone():
+    assert passes("keep", MALLOC_TRIM_THRESHOLD_="1000")[0] == "False"
+
+
+@glibc
+def test_the_command_keeps_its_memory(monkeypatch):
+    called = []
+    monkeypatch.setattr("mammosae_plugin.cli.keep_freed_memory", lambda: called.append(1))
+    monkeypatch.setattr(sys, "argv", ["mammosae", "--help"])
+    from mammosae_plugin.cli import main
+
+    with pytest.raises(SystemExit):
+        main()
+    assert called == [1]
+
+
+def test_other_systems_are_left_alone(monkeypatch):
+    from mammosae_plugin.memory import keep_freed_memory
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert keep_freed_memory() is False
