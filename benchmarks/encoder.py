@@ -1,11 +1,16 @@
 """Features of a full-size B5: this package's encoder against a plain eager one, in turns in one run.
 
-    python benchmarks/encoder.py [--height 1520 --width 912] [--architecture tf_efficientnet_b5] [--rounds 5]
+    python benchmarks/encoder.py [--height 1520 --width 912] [--architecture tf_efficientnet_b5] [--openvino]
 
-The plain encoder stands for the released one: contiguous memory, a padding module before every convolution, unfused
-batch norms, swish as x * sigmoid(x). It is made of the same weights. Rows: channels-last memory; batch norms folded;
-torch.compile of that; bfloat16 autocast. `error` is relative (L2) to the plain features. The machine's matrix rate is
-measured in the same run; `of rate` is the time that the network's operations need at that rate, over the time taken.
+The plain encoder stands for the released one: contiguous memory, a padding module before every convolution that pads,
+unfused batch norms, swish as x * sigmoid(x). It is made of the same weights and runs in a process of its own, with the
+C library's usual way with memory. The others run in one that keeps freed memory, as the command `mammosae` does: the
+plain encoder; channels-last memory; batch norms folded; on request that compiled by OpenVINO or inductor, and in
+bfloat16.
+
+`ratio` is the plain encoder's time over this one's, `matrix` this one's over the time that the network's operations
+need at the machine's rate of matrix products; both are medians over rounds, within which everything takes its turn.
+Errors are relative (L2): to the plain encoder in float64, and to the plain encoder.
 """
 
 import argparse
@@ -13,15 +18,22 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from multiprocessing import Pipe, get_context
+from multiprocessing.connection import Connection
 
 import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn import functional
 
-from mammosae_plugin.adapters import new_classifier
-from mammosae_plugin.adapters.fast_inference import fold_batch_norms
+from mammosae_plugin.adapters import HookedVisionModel, new_classifier
+from mammosae_plugin.adapters.fast_inference import compiled, fold_batch_norms
 from mammosae_plugin.adapters.mammo_clip import _VARIANTS, MammoClipClassifier
+from mammosae_plugin.memory import keep_freed_memory
+
+PASSES = 3
 
 
 class PaddedConv(nn.Module):
@@ -32,7 +44,8 @@ class PaddedConv(nn.Module):
         stride, kernel = conv.stride[0], conv.kernel_size[0]
         static = getattr(conv, "static_padding", None)
         side = (kernel - 1) // 2
-        self.pad = nn.ZeroPad2d(static if static is not None else (side, side, side, side))
+        amount = static if static is not None else (side, side, side, side)
+        self.pad = nn.ZeroPad2d(amount) if any(amount) else nn.Identity()  # a padding by nothing would copy
         self.conv = nn.Conv2d(conv.in_channels, conv.out_channels, kernel, stride, groups=conv.groups, bias=False)
         self.conv.weight, self.conv.bias = conv.weight, conv.bias
 
@@ -100,56 +113,99 @@ def operations(model: nn.Module, images: torch.Tensor) -> int:
     return total
 
 
+def networks(options: argparse.Namespace) -> tuple[MammoClipClassifier, torch.Tensor]:
+    """The network with random weights, whose batch norms know their inputs, and one image."""
+    images = torch.randn(1, 3, options.height, options.width, generator=torch.Generator().manual_seed(0))
+    random = new_classifier(options.architecture, 0, seed=0)
+    variant = next((v for v in _VARIANTS.values() if v.architecture == options.architecture), None)
+    for path, amount in (variant.static_padding if variant is not None else {}).items():
+        random._pad_statically(path, amount)
+    return calibrated(random, images), images
+
+
+def run_plain(options: argparse.Namespace, connection: Connection) -> None:
+    """In a process of its own, with memory as everybody's: a pass whenever one is asked for, until told to end."""
+    with torch.inference_mode():
+        ours, images = networks(options)
+        reference = plain(ours)
+        while connection.recv():
+            connection.send(timed(lambda: plain_features(reference, images)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--height", type=int, default=1520)
     parser.add_argument("--width", type=int, default=912)
     parser.add_argument("--architecture", default="tf_efficientnet_b5")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--compile", action="store_true", help="also torch.compile, which needs a C++ compiler")
+    parser.add_argument("--openvino", action="store_true", help="also converted for OpenVINO (the extra [openvino])")
+    parser.add_argument("--inductor", action="store_true", help="also under torch.compile, which needs a C++ compiler")
+    parser.add_argument("--bfloat16", action="store_true", help="also autocast, slow on a CPU without bfloat16")
     options = parser.parse_args()
-    images = torch.randn(1, 3, options.height, options.width, generator=torch.Generator().manual_seed(0))
-    random = new_classifier(options.architecture, 0, seed=0)
-    variant = next((v for v in _VARIANTS.values() if v.architecture == options.architecture), None)
-    padding = variant.static_padding if variant is not None else {}
-    for path, amount in padding.items():
-        random._pad_statically(path, amount)
-    ours = calibrated(random, images)
-    with torch.inference_mode():
-        folded, error = fold_batch_norms(ours, images)
-        reference = plain(ours)
+    ask, answer = Pipe()
+    other = get_context("spawn").Process(target=run_plain, args=(options, answer), daemon=True)
+    other.start()
+    keep_freed_memory()
+    ours, images = networks(options)
+    folded, error = fold_batch_norms(ours, images)
+    reference = plain(ours)
+    converted = HookedVisionModel(copy.deepcopy(folded), ["bn2"])
+    with ExitStack() as stack, torch.inference_mode():
         flops = operations(ours, images)
         runs: dict[str, Callable[[], torch.Tensor]] = {
-            "plain": lambda: plain_features(reference, images),
+            "plain, memory kept": lambda: plain_features(reference, images),
             "channels last": lambda: ours.forward_features(images),
             "folded": lambda: folded.forward_features(images),
         }
-        if options.compile:
-            compiled = torch.compile(folded.forward_features)
-            runs["folded, compiled"] = lambda: compiled(images)
-        runs["folded, bfloat16"] = lambda: in_bfloat16(folded, images)
-        outputs = {name: run() for name, run in runs.items()}  # warms up, too
-        seconds: dict[str, list[float]] = {name: [] for name in runs}
-        rate = matrix_rate()
+        if options.openvino:
+            stack.enter_context(compiled(converted, images, backend="openvino"))
+            runs["folded, openvino"] = lambda: converted.model.forward_features(images)
+        if options.inductor:
+            inductor = torch.compile(folded.forward_features)
+            runs["folded, inductor"] = lambda: inductor(images)
+        if options.bfloat16:
+            runs["folded, bfloat16"] = lambda: in_bfloat16(folded, images)
+        outputs = {name: run().double() for name, run in runs.items()}  # warms up, too
+        exact = plain_features(copy.deepcopy(reference).double(), images.double())
+        outputs = {"plain": outputs["plain, memory kept"]} | outputs
+        timers = {"plain": lambda: asked(ask)} | {name: partial(timed, run) for name, run in runs.items()}
+        asked(ask)
+        seconds: dict[str, list[float]] = {name: [] for name in timers}
+        rates = []
         for _ in range(options.rounds):
-            for name, run in runs.items():
-                start = time.perf_counter()
-                run()
-                seconds[name].append(time.perf_counter() - start)
-            rate = max(rate, matrix_rate())
+            for name, timer in timers.items():
+                seconds[name].append(timer())
+            rates.append(matrix_rate())
+    ask.send(False)
     print(
         f"{options.architecture}, {options.height} x {options.width}, {torch.get_num_threads()} threads: "
-        f"{flops / 1e9:.0f} GFLOP, matrix products at {rate / 1e9:.0f} GFLOP/s; folding's own error {error:.1e}"
+        f"{flops / 1e9:.0f} GFLOP, matrix products at {statistics.median(rates) / 1e9:.0f} ({min(rates) / 1e9:.0f} to "
+        f"{max(rates) / 1e9:.0f}) GFLOP/s; folding's own error {error:.1e}"
     )
-    print(f"{'encoder':18} {'median':>8} {'best':>8} {'ratio':>6} {'of rate':>8} {'error':>8}")
-    base = statistics.median(seconds["plain"])
+    print(f"{'encoder':18} {'median':>8} {'best':>8} {'ratio':>6} {'matrix':>7} {'error':>8} {'of plain':>8}")
     for name, times in seconds.items():
-        middle = statistics.median(times)
-        difference = float((outputs[name].float() - outputs["plain"]).norm() / outputs["plain"].norm())
+        ratio = statistics.median(base / one for base, one in zip(seconds["plain"], times, strict=True))
+        matrix = statistics.median(one * rate / flops for one, rate in zip(times, rates, strict=True))
+        errors = [float((outputs[name] - other).norm() / other.norm()) for other in (exact, outputs["plain"])]
         print(
-            f"{name:18} {middle:7.3f}s {min(times):7.3f}s {base / middle:6.2f} {flops / rate / middle:8.2f} "
-            f"{difference:8.1e}"
+            f"{name:18} {statistics.median(times):7.3f}s {min(times):7.3f}s {ratio:6.2f} {matrix:7.2f} "
+            f"{errors[0]:8.1e} {errors[1]:8.1e}"
         )
+
+
+def timed(run: Callable[[], torch.Tensor]) -> float:
+    """Seconds of a pass, the mean of a few behind one that is not counted, as in a long extraction."""
+    run()
+    start = time.perf_counter()
+    for _ in range(PASSES):
+        run()
+    return (time.perf_counter() - start) / PASSES
+
+
+def asked(connection: Connection) -> float:
+    """The same of the plain encoder in its process."""
+    connection.send(True)
+    return float(connection.recv())
 
 
 def in_bfloat16(model: MammoClipClassifier, images: torch.Tensor) -> torch.Tensor:
