@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from mammosae_plugin.adapters.hooked_vision_model import HOOK_SUFFIX, HookedVisionModel
-from mammosae_plugin.adapters.openvino_parts import OpenVINOForward, require_openvino
 from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.errors import InputError
 
@@ -79,7 +78,7 @@ def fold_batch_norms(model: nn.Module, example_input: torch.Tensor) -> tuple[nn.
 def compiled(
     model: HookedVisionModel, example_input: torch.Tensor, *, backend: str | Callable[..., Any] = "inductor"
 ) -> Iterator[dict[str, float]]:
-    """Within the block, the parts of a hooked network between its hook points run compiled.
+    """Within the block, the parts of a hooked network between its hook points run under torch.compile.
 
     Hook points, what hangs there, and modules without children stay eager, so every verb works as before. Each size of
     batch is compiled by itself (minutes for a large network), so that values do not depend on the sizes seen earlier.
@@ -87,41 +86,42 @@ def compiled(
     Args:
         model: the hooked network, in evaluation mode.
         example_input: images (B, 3, H, W) on which compiled and eager network are compared.
-        backend: "openvino" converts the parts for OpenVINO, the fastest on CPUs (float32; the extra `[openvino]`); its
-            weights are those at the first run. Everything else is a backend of torch.compile, of which "inductor" needs
-            a C++ compiler on the CPU.
+        backend: torch.compile's. Its default needs a C++ compiler on the CPU.
 
     Yields:
         By hook name the relative error of the values on the example: the L2 norm of the difference over that of the
-        eager value. Compiling changes the order of roundings only, so it is 1e-6 to 1e-4 in float32.
+        eager value. Compiling changes the order of roundings only, so it is about 1e-6 in float32.
 
     Raises:
-        InputError: the backend cannot compile the network here, or changes values by more than rounding.
+        InputError: the network is in training mode or compiled already; torch.compile cannot compile it here, or
+            changes these values or the output by more than rounding.
     """
+    if model.compiled:
+        raise InputError("the network is compiled already; leave that block first")
+    if any(module.training for module in model.model.modules()):
+        raise InputError("the network is in training mode, in which every pass changes it; call model.eval() first")
     names = list(model.hook_shapes)
     example_input = example_input.to(next(model.model.parameters()).device)
     parts = _parts_between(model.model, {name.removesuffix(f".{HOOK_SUFFIX}") for name in names})
-    with_openvino = backend == "openvino"
-    if with_openvino:
-        require_openvino(model.model)
-        parts = [part for part in parts if any(parameter.ndim > 1 for parameter in part.parameters())]
     with torch.inference_mode():
-        _, expected = model.run_with_cache(example_input, names_filter=names)
+        expected = model.run_with_cache(example_input, names_filter=names)
+    own = {part: vars(part)["forward"] for part in parts if "forward" in vars(part)}  # as nnsight leaves one
     limit = max(len(parts), 1) * torch._dynamo.config.recompile_limit  # it counts per class, parts share classes
     with torch._dynamo.config.patch(recompile_limit=limit):
         try:
-            for part in parts:
-                part.forward = (
-                    OpenVINOForward(part)
-                    if with_openvino
-                    else torch.compile(part.forward, backend=backend, dynamic=False)
-                )
-            model.compiled = backend if isinstance(backend, str) else getattr(backend, "__name__", "other")
+            model.compiled = True
+            try:
+                for part in parts:
+                    part.forward = torch.compile(part.forward, backend=backend, dynamic=False)
+            except RuntimeError as failure:
+                raise _cannot_compile(failure) from failure
             yield _compiling_errors(model, names, expected, example_input)
         finally:
-            model.compiled = None
+            model.compiled = False
             for part in parts:
                 vars(part).pop("forward", None)
+                if part in own:
+                    part.forward = own[part]
 
 
 def _parts_between(root: nn.Module, hooked: set[str]) -> list[nn.Module]:
@@ -140,24 +140,31 @@ def _parts_between(root: nn.Module, hooked: set[str]) -> list[nn.Module]:
     return list(dict.fromkeys(parts))
 
 
+def _cannot_compile(failure: Exception) -> InputError:
+    reason = " ".join(str(failure).split("\n\n")[0].split()) or type(failure).__name__
+    return InputError(f"torch.compile cannot compile the network here; run it without ({reason})")
+
+
 def _compiling_errors(
-    model: HookedVisionModel, names: list[str], expected: Any, example_input: torch.Tensor
+    model: HookedVisionModel, names: list[str], expected: tuple[Any, Any], example_input: torch.Tensor
 ) -> dict[str, float]:
     try:
         with torch.inference_mode():
-            _, found = model.run_with_cache(example_input, names_filter=names)
+            output, cache = model.run_with_cache(example_input, names_filter=names)
     except RuntimeError as failure:
-        reason = " ".join(str(failure).split("\n\n")[0].split()) or type(failure).__name__
-        raise InputError(f"{model.compiled} cannot compile the network here; run it without ({reason})") from failure
+        raise _cannot_compile(failure) from failure
+    pairs = {name: (cache[name], expected[1][name]) for name in names}
+    if isinstance(output, torch.Tensor):
+        pairs["the output"] = (output, expected[0])
     errors = {}
-    for name in names:
-        error = float((found[name] - expected[name]).double().norm() / expected[name].double().norm().clamp_min(1e-30))
-        if not error <= _ROUNDINGS * torch.finfo(expected[name].dtype).eps:
+    for name, (found, value) in pairs.items():
+        error = float((found - value).double().norm() / value.double().norm().clamp_min(1e-30))
+        if not error <= _ROUNDINGS * torch.finfo(value.dtype).eps:
             raise InputError(
-                f"{model.compiled} changes {name} by {error:.1e}, more than rounding; run the network without compiling"
+                f"torch.compile changes {name} by {error:.1e}, more than rounding; run the network without"
             )
         errors[name] = error
-    return errors
+    return {name: errors[name] for name in names}
 
 
 def _pairs(model: nn.Module, images: torch.Tensor) -> list[tuple[str, str]]:

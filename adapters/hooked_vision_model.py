@@ -121,7 +121,7 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
         final_hook: the hook point of the last feature map or tokens before the head, None where it is not hooked.
         head_path: the module path of the linear classifier, None where the output does not come from one.
         attachment_count: grows whenever an SAE is attached or detached.
-        compiled: by what its parts are compiled at the moment, such as "inductor" (`fast_inference.compiled`), or None.
+        compiled: whether its parts run under torch.compile at the moment (`fast_inference.compiled`).
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
         self.image_size: tuple[int, int] | None = None
         self.passed_by: frozenset[str] = frozenset()
         self.attachment_count = 0
-        self.compiled: str | None = None
+        self.compiled = False
         self._attached: dict[str, AttachedSAE] = {}
         self._handles: list[Any] = []
         self._closed = False

@@ -1,15 +1,14 @@
 """Features of a full-size B5: this package's encoder against a plain eager one, in turns in one run.
 
-    python benchmarks/encoder.py [--height 1520 --width 912] [--architecture tf_efficientnet_b5] [--openvino]
+    python benchmarks/encoder.py [--height 1520 --width 912] [--architecture tf_efficientnet_b5] [--rounds 5]
 
 The plain encoder stands for the released one: contiguous memory, a padding module before every convolution that pads,
 unfused batch norms, swish as x * sigmoid(x). It is made of the same weights and runs in a process of its own, with the
 C library's usual way with memory. The others run in one that keeps freed memory, as the command `mammosae` does: the
-plain encoder; channels-last memory; batch norms folded; on request that compiled by OpenVINO or inductor, and in
-bfloat16.
+plain encoder; channels-last memory; batch norms folded; on request that compiled, and in bfloat16.
 
-`ratio` is the plain encoder's time over this one's, `matrix` this one's over the time that the network's operations
-need at the machine's rate of matrix products; both are medians over rounds, within which everything takes its turn.
+`ratio` is the plain encoder's time over this one's, `matrix` this one's over the time that as many operations take as
+products of large matrices; both are medians over rounds, within which everything takes its turn for a few passes.
 Errors are relative (L2): to the plain encoder in float64, and to the plain encoder.
 """
 
@@ -18,7 +17,6 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import partial
 from multiprocessing import Pipe, get_context
 from multiprocessing.connection import Connection
@@ -28,8 +26,8 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn import functional
 
-from mammosae_plugin.adapters import HookedVisionModel, new_classifier
-from mammosae_plugin.adapters.fast_inference import compiled, fold_batch_norms
+from mammosae_plugin.adapters import new_classifier
+from mammosae_plugin.adapters.fast_inference import fold_batch_norms
 from mammosae_plugin.adapters.mammo_clip import _VARIANTS, MammoClipClassifier
 from mammosae_plugin.memory import keep_freed_memory
 
@@ -87,15 +85,16 @@ def plain_features(model: MammoClipClassifier, images: torch.Tensor) -> torch.Te
     return model.bn2(model.conv_head(model.blocks(model.bn1(model.conv_stem(images)))))
 
 
-def matrix_rate(size: int = 3072) -> float:
-    """Floating-point operations per second of a float32 matrix product, the best of a few."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    best = float("inf")
-    for _ in range(4):
-        start = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+def matrix_seconds(flops: int, size: int = 2048) -> float:
+    """Seconds that so many operations take as float32 products of large matrices."""
+    a, b, out = torch.randn(size, size), torch.randn(size, size), torch.empty(size, size)
+    n_products = max(1, round(flops / (2 * size**3)))
+
+    def run() -> None:
+        for _ in range(n_products):
+            torch.mm(a, b, out=out)
+
+    return timed(run) * flops / (n_products * 2 * size**3)
 
 
 def operations(model: nn.Module, images: torch.Tensor) -> int:
@@ -138,8 +137,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=912)
     parser.add_argument("--architecture", default="tf_efficientnet_b5")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--openvino", action="store_true", help="also converted for OpenVINO (the extra [openvino])")
-    parser.add_argument("--inductor", action="store_true", help="also under torch.compile, which needs a C++ compiler")
+    parser.add_argument("--compile", action="store_true", help="also under torch.compile, which needs a C++ compiler")
     parser.add_argument("--bfloat16", action="store_true", help="also autocast, slow on a CPU without bfloat16")
     options = parser.parse_args()
     ask, answer = Pipe()
@@ -149,51 +147,46 @@ def main() -> None:
     ours, images = networks(options)
     folded, error = fold_batch_norms(ours, images)
     reference = plain(ours)
-    converted = HookedVisionModel(copy.deepcopy(folded), ["bn2"])
-    with ExitStack() as stack, torch.inference_mode():
+    with torch.inference_mode():
         flops = operations(ours, images)
         runs: dict[str, Callable[[], torch.Tensor]] = {
             "plain, memory kept": lambda: plain_features(reference, images),
             "channels last": lambda: ours.forward_features(images),
             "folded": lambda: folded.forward_features(images),
         }
-        if options.openvino:
-            stack.enter_context(compiled(converted, images, backend="openvino"))
-            runs["folded, openvino"] = lambda: converted.model.forward_features(images)
-        if options.inductor:
-            inductor = torch.compile(folded.forward_features)
-            runs["folded, inductor"] = lambda: inductor(images)
+        if options.compile:
+            compiled = torch.compile(folded.forward_features)
+            runs["folded, compiled"] = lambda: compiled(images)
         if options.bfloat16:
             runs["folded, bfloat16"] = lambda: in_bfloat16(folded, images)
         outputs = {name: run().double() for name, run in runs.items()}  # warms up, too
         exact = plain_features(copy.deepcopy(reference).double(), images.double())
         outputs = {"plain": outputs["plain, memory kept"]} | outputs
         timers = {"plain": lambda: asked(ask)} | {name: partial(timed, run) for name, run in runs.items()}
+        timers["matrix products"] = partial(matrix_seconds, flops)
         asked(ask)
         seconds: dict[str, list[float]] = {name: [] for name in timers}
-        rates = []
         for _ in range(options.rounds):
             for name, timer in timers.items():
                 seconds[name].append(timer())
-            rates.append(matrix_rate())
     ask.send(False)
     print(
         f"{options.architecture}, {options.height} x {options.width}, {torch.get_num_threads()} threads: "
-        f"{flops / 1e9:.0f} GFLOP, matrix products at {statistics.median(rates) / 1e9:.0f} ({min(rates) / 1e9:.0f} to "
-        f"{max(rates) / 1e9:.0f}) GFLOP/s; folding's own error {error:.1e}"
+        f"{flops / 1e9:.0f} GFLOP; folding's own error {error:.1e}"
     )
     print(f"{'encoder':18} {'median':>8} {'best':>8} {'ratio':>6} {'matrix':>7} {'error':>8} {'of plain':>8}")
     for name, times in seconds.items():
         ratio = statistics.median(base / one for base, one in zip(seconds["plain"], times, strict=True))
-        matrix = statistics.median(one * rate / flops for one, rate in zip(times, rates, strict=True))
-        errors = [float((outputs[name] - other).norm() / other.norm()) for other in (exact, outputs["plain"])]
-        print(
-            f"{name:18} {statistics.median(times):7.3f}s {min(times):7.3f}s {ratio:6.2f} {matrix:7.2f} "
-            f"{errors[0]:8.1e} {errors[1]:8.1e}"
-        )
+        matrix = statistics.median(one / rest for one, rest in zip(times, seconds["matrix products"], strict=True))
+        errors = [
+            f"{float((outputs[name] - other).norm() / other.norm()):8.1e}"
+            for other in (exact, outputs["plain"])
+            if name in outputs
+        ]
+        print(f"{name:18} {statistics.median(times):7.3f}s {min(times):7.3f}s {ratio:6.2f} {matrix:7.2f}", *errors)
 
 
-def timed(run: Callable[[], torch.Tensor]) -> float:
+def timed(run: Callable[[], object]) -> float:
     """Seconds of a pass, the mean of a few behind one that is not counted, as in a long extraction."""
     run()
     start = time.perf_counter()

@@ -92,30 +92,18 @@ class SAETrainingSource(_Section):
         description="Extract from a copy of the network with its batch norms folded into the convolutions before them, "
         "which saves a pass over every map; `extract` prints the difference of the features.",
     )
-    compile: Literal["inductor", "openvino"] | None = Field(
-        None,
-        description="Compile the network while the rows are extracted, which pays for many images: openvino is the "
-        "fastest on CPUs (float32; needs the extra [openvino]); inductor is torch.compile's (on the CPU it needs a C++ "
-        "compiler). `extract` prints the difference of the features.",
+    compile: bool = Field(
+        False,
+        description="Run the network under torch.compile while the rows are extracted, which pays for many images; on "
+        "the CPU it needs a C++ compiler. `extract` prints the difference of the features.",
     )
     training: SAETraining = Field(SAETraining(), description="How the SAE is trained; the defaults are the paper's.")
 
     @model_validator(mode="after")
-    def _settings_agree(self) -> "SAETrainingSource":
+    def _one_number(self) -> "SAETrainingSource":
         if self.count is not None and "fraction" in self.model_fields_set:
             raise ValueError("give the positions to keep per image as a fraction or as a count, not as both")
-        if self.compile == "openvino" and self.autocast is not None:
-            raise ValueError("openvino computes in float32; leave out autocast, or set compile to inductor")
         return self
-
-    @field_validator("compile")
-    @classmethod
-    def _openvino_is_there(cls, compile: str | None) -> str | None:
-        if compile == "openvino" and importlib.util.find_spec("openvino") is None:
-            raise ValueError(
-                "openvino is not installed: pip install 'mammosae-plugin[openvino]', or set compile to inductor"
-            )
-        return compile
 
 
 class SAEConfig(_Section):
@@ -239,8 +227,6 @@ class StudyConfig(_Section):
             raise ValueError(
                 f"the SAE is to be trained on {source.model}/{source.concept}, which the study does not have"
             )
-        if source is not None and source.compile == "openvino" and torch.device(self.device).type != "cpu":
-            raise ValueError(f"openvino runs on the CPU, not on {self.device}; set sae.train.compile to inductor")
         self._layers_fit()
         return self
 

@@ -7,26 +7,31 @@ import sys
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
-_THEIR_SETTINGS = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
+_THEIR_SETTINGS = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library keep large buffers that were freed, for the whole process and until it ends.
+    """Let the C library keep large buffers that the main thread has freed, until the process ends.
 
     A network on full-size mammograms makes and frees gigabytes of maps per image. By default glibc returns each to the
     system, which clears every page anew when it is touched again; in a virtual machine that can take longer than the
-    network's arithmetic. Peak memory stays about the same, but what was once needed is given back only at the end. No
-    value changes. The command `mammosae` calls this; a program of your own may, before its work begins.
+    network's arithmetic. What was once needed is given back only at the end, and buffers that grow from one to the next
+    leave gaps: where sizes repeat, as in passes over images, peak memory stays about the same. No value changes. The
+    command `mammosae` calls this; a program of your own may, before its work begins.
 
     Returns:
         Whether the setting was made. It is left alone where the C library is another one (macOS, Windows, musl), and
-        where the environment sets glibc's malloc already (`MALLOC_MMAP_MAX_`, `MALLOC_MMAP_THRESHOLD_`,
-        `MALLOC_TRIM_THRESHOLD_`, `GLIBC_TUNABLES`).
+        where the environment says how glibc keeps memory (`MALLOC_MMAP_MAX_`, `MALLOC_MMAP_THRESHOLD_`,
+        `MALLOC_TRIM_THRESHOLD_`, or `glibc.malloc` in `GLIBC_TUNABLES`).
     """
-    if not sys.platform.startswith("linux") or any(name in os.environ for name in _THEIR_SETTINGS):
+    theirs = any(name in os.environ for name in _THEIR_SETTINGS)
+    if not sys.platform.startswith("linux") or theirs or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return False
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "gnu_get_libc_version"):
+    try:
+        library = ctypes.CDLL(None)
+    except OSError:  # a statically linked interpreter
+        return False
+    if not (hasattr(library, "gnu_get_libc_version") and hasattr(library, "mallopt")):
         return False
     # No buffer is mapped by itself, and the heap never shrinks (-1: no threshold).
     return bool(library.mallopt(_M_MMAP_MAX, 0)) and bool(library.mallopt(_M_TRIM_THRESHOLD, -1))

@@ -299,8 +299,7 @@ class Study:
         hooked.to(distributed.place(self.config.device))
         with ExitStack() as stack:
             if source.compile:
-                example = images[0]["image"][None]
-                self.compiling_errors = stack.enter_context(compiled(hooked, example, backend=source.compile))
+                self.compiling_errors = stack.enter_context(compiled(hooked, images[0]["image"][None]))
             return extract_activations(
                 hooked,
                 images,
@@ -439,15 +438,13 @@ class Study:
                 lines.append(frame.to_string(index=False, max_rows=40))
             return "\n".join([*lines, f"kept in {self.work / 'analyses'}"])
         if step == "extract":
-            source = self.config.sae.train
-            assert source is not None  # `stores` asks for it
             lines = [store.summary() for store in self.stores.values()]
             lines += [
                 f"batch norms folded: the features of {name} differ by {error:.1e} (relative, of one image)"
                 for name, error in self.folding_errors.items()
             ]
             lines += [
-                f"compiled by {source.compile}: the features of {name} differ by {error:.1e} (relative, of one image)"
+                f"compiled: the features of {name} differ by {error:.1e} (relative, of one image)"
                 for name, error in self.compiling_errors.items()
             ]
             return "\n".join([*lines, f"extract: done; kept in {self.work / 'activations'}"])

@@ -153,33 +153,6 @@ def test_grad_cam_without_captum_is_refused_when_the_configuration_is_read(setti
             load_config(file)
 
 
-@pytest.mark.parametrize(
-    ("installed", "others", "message"),
-    [
-        (False, {}, r"sae\.train\.compile: openvino is not installed: pip install 'mammosae-plugin\[openvino\]'"),
-        (True, {"autocast": "bfloat16"}, r"sae\.train: openvino computes in float32; leave out autocast"),
-        (True, {"compile": True}, r"sae\.train\.compile: Input should be 'inductor' or 'openvino'"),
-        (True, {}, None),
-    ],
-)
-def test_openvino_must_be_there_and_computes_in_float32(settings, tmp_path, monkeypatch, installed, others, message):
-    settings["sae"] = {"train": {"model": "finetuned", "concept": "Mass", "compile": "openvino"} | others}
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if installed else None)
-    file = write_study(tmp_path, settings)
-    if message is None:
-        assert load_config(file).sae.train.compile == "openvino"
-    else:
-        with pytest.raises(InputError, match=message):
-            load_config(file)
-
-
-def test_openvino_is_refused_on_other_devices_than_the_cpu(settings, tmp_path):
-    settings["sae"] = {"train": {"model": "finetuned", "concept": "Mass", "compile": "openvino"}}
-    settings["device"] = "meta"
-    with pytest.raises(InputError, match=r"openvino runs on the CPU, not on meta; set sae\.train\.compile to inductor"):
-        load_config(write_study(tmp_path, settings))
-
-
 def test_all_wrong_settings_are_said_at_once(settings, tmp_path):
     settings["sede"] = 1
     del settings["concepts"]

@@ -96,7 +96,7 @@ def test_compiled_parts_lie_between_the_hook_points_and_give_the_same_values() -
         logits, cache = model.run_with_cache(images)
         seen: list[torch.Tensor] = []
         with compiled(model, images[:1], backend="aot_eager") as errors:
-            assert model.compiled == "aot_eager" and errors.keys() == cache.keys() and max(errors.values()) < 1e-5
+            assert model.compiled and errors.keys() == cache.keys() and max(errors.values()) < 1e-5
             ours = {path for path, module in network.named_modules() if "forward" in vars(module)}
             assert {
                 "blocks.3",
@@ -143,11 +143,64 @@ def test_a_compiler_that_fails_or_changes_values_is_one_line() -> None:
 
     torch._dynamo.reset()
     with HookedVisionModel(new_classifier("tinynet_e", 1, seed=0), ["bn2"]) as model:
-        cannot = pytest.raises(InputError, match=r"^failing cannot compile the network here.*no C\+\+ compiler")
+        cannot = pytest.raises(InputError, match=r"^torch.compile cannot compile the network here.*no C\+\+ compiler")
         with cannot, compiled(model, images, backend=failing):
             pass
         torch._dynamo.reset()
-        changes = pytest.raises(InputError, match=r"^wrong changes bn2.hook_out by .*more than rounding")
+        changes = pytest.raises(InputError, match=r"torch.compile changes bn2.hook_out by .*more than rounding")
         with changes, compiled(model, images, backend=wrong):
             pass
+        assert not model.compiled
+
+
+def test_compiling_leaves_a_modules_own_forward_where_it_was() -> None:
+    """nnsight, for one, sets a forward on each module."""
+    images = torch.randn(1, 3, 96, 64)
+    network = calibrated_classifier(1)
+    part = network.blocks
+    plain = part.forward
+    part.forward = lambda x: plain(x) * 2
+    with HookedVisionModel(network, ["bn2"]) as model, torch.inference_mode():
+        expected = network(images)
+        with compiled(model, images, backend="aot_eager"):
+            assert torch.allclose(network(images), expected, rtol=1e-4, atol=1e-4)
+        assert torch.equal(network(images), expected)
+
+
+def test_a_difference_behind_the_last_hook_point_is_refused() -> None:
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x.mean((2, 3)))
+
+    def wrong(graph: torch.fx.GraphModule, _inputs: object) -> object:
+        return lambda *values: [value * 1.01 for value in graph.forward(*values)]
+
+    torch._dynamo.reset()
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), Head()).eval()
+    images = torch.randn(1, 3, 16, 16)
+    with HookedVisionModel(network, ["0"], example_input=images) as model:
+        changes = pytest.raises(InputError, match="^torch.compile changes the output by .*more than rounding")
+        with changes, compiled(model, images, backend=wrong):
+            pass
+
+
+def test_blocks_that_cannot_work_are_refused_when_they_are_entered() -> None:
+    images = torch.randn(1, 3, 96, 64)
+    with HookedVisionModel(calibrated_classifier(1), ["bn2"]) as model:
+        unknown = pytest.raises(InputError, match="cannot compile the network here.*inductr")
+        with unknown, compiled(model, images, backend="inductr"):
+            pass
+        with compiled(model, images, backend="aot_eager"):
+            with pytest.raises(InputError, match="compiled already"), compiled(model, images, backend="aot_eager"):
+                pass
+            assert model.compiled
+        model.model.train()
+        statistics = model.model.state_dict()["bn1.running_mean"].clone()
+        with pytest.raises(InputError, match=r"in training mode.*model\.eval\(\)"), compiled(model, images):
+            pass
+        assert torch.equal(model.model.state_dict()["bn1.running_mean"], statistics)
         assert not model.compiled

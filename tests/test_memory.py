@@ -6,13 +6,16 @@ import sys
 
 import pytest
 
+from mammosae_plugin.cli import main
+from mammosae_plugin.memory import keep_freed_memory
+
 PASSES = """
 import resource, sys
 import torch
 from mammosae_plugin.memory import keep_freed_memory
 
 kept = keep_freed_memory() if sys.argv[1] == "keep" else None
-value = torch.ones(64, 400, 300)  # 31 MB, as a layer's map
+value = torch.ones(128, 400, 300)  # 61 MB: above what glibc learns to keep by itself
 
 
 def run():
@@ -24,7 +27,7 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 found += [run() for _ in range(5)]
 print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, len(set(found)), found[0])
 """
-PAGES_PER_RUN = 3 * 2 * 64 * 400 * 300 * 4 // 4096
+PAGES_PER_RUN = 3 * 2 * 128 * 400 * 300 * 4 // 4096
 
 glibc = pytest.mark.skipif(
     not sys.platform.startswith("linux") or "glibc" not in str(os.confstr("CS_GNU_LIBC_VERSION")),
@@ -52,8 +55,17 @@ def test_freed_buffers_are_used_again_and_no_value_changes():
 
 
 @glibc
-def test_settings_of_the_environment_are_left_alone():
-    assert passes("keep", MALLOC_TRIM_THRESHOLD_="1000")[0] == "False"
+@pytest.mark.parametrize(
+    ("name", "value", "kept"),
+    [
+        ("MALLOC_TRIM_THRESHOLD_", "1000", "False"),
+        ("GLIBC_TUNABLES", "glibc.malloc.mmap_max=7", "False"),
+        ("MALLOC_ARENA_MAX", "2", "True"),
+        ("GLIBC_TUNABLES", "glibc.pthread.rseq=0", "True"),
+    ],
+)
+def test_settings_of_the_environment_are_left_alone(name, value, kept):
+    assert passes("keep", **{name: value})[0] == kept
 
 
 @glibc
@@ -61,15 +73,22 @@ def test_the_command_keeps_its_memory(monkeypatch):
     called = []
     monkeypatch.setattr("mammosae_plugin.cli.keep_freed_memory", lambda: called.append(1))
     monkeypatch.setattr(sys, "argv", ["mammosae", "--help"])
-    from mammosae_plugin.cli import main
-
     with pytest.raises(SystemExit):
         main()
     assert called == [1]
 
 
-def test_other_systems_are_left_alone(monkeypatch):
-    from mammosae_plugin.memory import keep_freed_memory
+def _no_library(name):
+    raise OSError("static")
 
+
+@pytest.mark.parametrize("library", [_no_library, lambda name: object()])
+def test_other_c_libraries_are_left_alone(monkeypatch, library):
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr("mammosae_plugin.memory.ctypes.CDLL", library)
+    assert keep_freed_memory() is False
+
+
+def test_other_systems_are_left_alone(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     assert keep_freed_memory() is False

@@ -281,12 +281,6 @@ def _extract(
         raise InputError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
     if autocast not in (None, "bfloat16", "float16"):
         raise InputError(f"autocast is {autocast!r}; it must be None, 'bfloat16' or 'float16'")
-    for source in sources:
-        if source.model.compiled == "openvino" and (autocast is not None or torch.device(device).type != "cpu"):
-            raise InputError(
-                f"openvino computes in float32 on the CPU, not on {device} nor under autocast; leave one of them out, "
-                "or compile with inductor"
-            )
     if len(dataset) == 0:
         raise InputError("there is no image to extract activations from; check the split and the quarantine file")
     if dataset.unit != "image":
