@@ -49,8 +49,9 @@ def passes(how, **environment):
 def test_freed_buffers_are_used_again_and_no_value_changes():
     kept, faults, value = passes("keep")
     usual = passes("usual")
-    assert kept == "True" and faults < PAGES_PER_RUN / 100
-    assert usual[0] == "None" and usual[1] > PAGES_PER_RUN / 2  # else the setting is of no use any more
+    assert (kept, usual[0]) == ("True", "None")
+    assert usual[1] > 2 * PAGES_PER_RUN  # else the setting is of no use any more
+    assert faults < PAGES_PER_RUN / 2  # the heap may still grow by a buffer or two
     assert value == usual[2]
 
 
