@@ -65,7 +65,7 @@ def fold_batch_norms(model: nn.Module, example_input: torch.Tensor) -> tuple[nn.
         expected, found = model(example_input), folded(example_input)
     if not isinstance(expected, torch.Tensor):
         raise InputError(f"{type(model).__name__} gives a {type(expected).__name__} and not a tensor")
-    error = float((found - expected).double().norm() / expected.double().norm().clamp_min(1e-30))
+    error = _relative_error(found, expected)
     if not error <= _ROUNDINGS * torch.finfo(expected.dtype).eps:
         raise InputError(
             f"folding the batch norms of {type(model).__name__} changes its output by {error:.1e}, more than rounding: "
@@ -140,6 +140,11 @@ def _parts_between(root: nn.Module, hooked: set[str]) -> list[nn.Module]:
     return list(dict.fromkeys(parts))
 
 
+def _relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The L2 norm of the difference over that of the expected tensor, of one shape."""
+    return float((found - expected).double().norm() / expected.double().norm().clamp_min(1e-30))
+
+
 def _cannot_compile(failure: Exception) -> InputError:
     reason = " ".join(str(failure).split("\n\n")[0].split()) or type(failure).__name__
     return InputError(f"torch.compile cannot compile the network here; run it without ({reason})")
@@ -158,7 +163,7 @@ def _compiling_errors(
         pairs["the output"] = (output, expected[0])
     errors = {}
     for name, (found, value) in pairs.items():
-        error = float((found - value).double().norm() / value.double().norm().clamp_min(1e-30))
+        error = _relative_error(found, value)
         if not error <= _ROUNDINGS * torch.finfo(value.dtype).eps:
             raise InputError(
                 f"torch.compile changes {name} by {error:.1e}, more than rounding; run the network without"
