@@ -54,7 +54,7 @@ def make(out: Path, phantoms: Path, folder: str, deaths: tuple[Die, ...] = ()) -
     images = VinDrMammo(phantoms, image_size=(96, 64))
     network = new_classifier("tinynet_e", 1, seed=0)
     model = HookedVisionModel(network, ["blocks.3", "bn2"])
-    with _death(die):
+    with _death(die, out / "deaths" / folder):
         extract_activations(model, images, out / folder / "stores", hook_names=LAYERS, count=2, batch_size=2)
         encode_latents(
             model,
@@ -78,20 +78,25 @@ def _prepare() -> None:
 
 
 @contextlib.contextmanager
-def _death(die: Die) -> Any:
-    """Kill this process outright: while it writes its second shard, or before a step."""
+def _death(die: Die, marks: Path) -> Any:
+    """Kill this process outright, while it writes its second shard or before a step, and leave a mark of that."""
     write, step = shards._write_shard, training._Run.step
     written: list[Path] = []
+
+    def kill(what: str) -> None:
+        marks.mkdir(parents=True, exist_ok=True)
+        (marks / f"{what}-{distributed.rank()}").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def dying_write(path: Path, tensors: Any) -> None:
         written.append(path)
         if die == ("extracting", distributed.rank()) and len(written) == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
+            kill("extracting")
         write(path, tensors)
 
     def dying_step(run: Any, batch: torch.Tensor) -> None:
         if die == ("training", distributed.rank()) and run.done == KILLED_AT_STEP:
-            os.kill(os.getpid(), signal.SIGKILL)
+            kill("training")
         step(run, batch)
 
     shards._write_shard, training._Run.step = dying_write, dying_step
@@ -106,7 +111,7 @@ def meet_bad_input(out: Path, phantoms: Path) -> None:
     _prepare()
     distributed.start()
     model = HookedVisionModel(new_classifier("tinynet_e", 1, seed=0), ["bn2"])
-    said, start = {}, time.monotonic()
+    said = {}
     images = VinDrMammo(phantoms, image_size=(96, 64))
     images = images.select(image_ids=images.images["image_id"][:8])
     broken = images.image_paths[5]  # of the third pair of images: the first process's
@@ -121,7 +126,7 @@ def meet_bad_input(out: Path, phantoms: Path) -> None:
         with distributed.together():
             if distributed.rank() == 1:
                 raise OSError(28, "No space left on device", "shard-00001.safetensors")
-            for _ in range(600):
+            while True:
                 distributed.check()
                 time.sleep(0.1)
     except InputError as error:
@@ -136,7 +141,7 @@ def meet_bad_input(out: Path, phantoms: Path) -> None:
         distributed.require_same(distributed.rank(), "processes find other things")
     except InputError as error:
         said["other folders"] = str(error)
-    (out / f"said-{distributed.rank()}.json").write_text(json.dumps(said | {"seconds": time.monotonic() - start}))
+    (out / f"said-{distributed.rank()}.json").write_text(json.dumps(said))
     try:
         with clear_errors(debug=False):  # an error of one process alone, while the other waits for it in a step
             if distributed.rank() == 1:

@@ -85,10 +85,11 @@ def test_an_extraction_interrupted_again_and_again_ends_byte_identical(tmp_path,
 
 
 KILLED = """
-import os, random, signal, sys, time
+import os, random, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
+from mammosae_plugin import files
 from mammosae_plugin.activations import extract_activations, extraction
 from mammosae_plugin.adapters import HookedVisionModel, new_classifier
 from mammosae_plugin.datasets import VinDrMammo
@@ -101,23 +102,31 @@ images = VinDrMammo(root, image_size=(96, 64)).select(split="test")
 def run(folder, num_workers=0):
     extract_activations(model, images, folder, hook_name="blocks.3", count=2, num_workers=num_workers)
 
-def in_a_child(folder, num_workers, die_after):
+def die_at(moment):
+    calls = 0
+    def counted(call):
+        def count(*args, **settings):
+            nonlocal calls
+            calls += 1
+            if calls == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args, **settings)
+        return count
+    for module, name in ((extraction, "capture_several"), (os, "replace"), (files, "save_file"), (os, "fsync")):
+        setattr(module, name, counted(getattr(module, name)))
+
+def in_a_child(folder, num_workers, moment):
     child = os.fork()
     if child == 0:
+        die_at(moment)
         run(folder, num_workers)
         os._exit(0)
-    if die_after is not None:
-        time.sleep(die_after)
-        os.kill(child, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
-start = time.perf_counter()
 assert in_a_child(out / "whole", 0, None) == 0
-duration = time.perf_counter() - start
 chance, killed = random.Random(0), 0
 for number in range(n_kills):
-    code = in_a_child(out / f"broken-{number % 2}", number % 2, chance.uniform(0.1, 0.6) * duration)
-    killed += code == -signal.SIGKILL
+    killed += in_a_child(out / f"broken-{number % 2}", number % 2, chance.randint(1, 12)) == -signal.SIGKILL
 for number in range(2):
     assert in_a_child(out / f"broken-{number}", 0, None) == 0
 print("killed", killed)

@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -62,14 +61,17 @@ def largest_difference(one, other):
 
 
 def test_processes_were_killed_and_restarted_as_it_is_told_here(done):
-    out, printed = done
+    out, _ = done
     said = json.loads((out / "codes.json").read_text())
-    killed = {"four, one killed": [-9], "restarted": [-9]}
-    assert said["codes"] == {
-        "one": [], "two take over": [], "one goes on": [], "bad input": [2], "no config": [2], **killed
-    }  # fmt: skip
+    # Of several processes that end, which one torchrun sees first is chance: the killed one, or one that it left alone.
+    failed = {job: bool(codes) and 0 not in codes for job, codes in said["codes"].items()}
+    assert failed == {job: job in ("four, one killed", "restarted", "bad input", "no config") for job in failed}
+    assert said["codes"]["bad input"] == said["codes"]["no config"] == [2]
     assert set(said["checkpoints"]) == set(TRAININGS)  # the training was under way when its last process was killed
-    assert len(re.findall("terminated with signal SIGKILL", printed)) >= 2
+    deaths = {str(path.relative_to(out / "deaths")) for path in (out / "deaths").rglob("*") if path.is_file()}
+    assert deaths == {
+        "taken over/extracting-3", "taken over/training-1", "restarted/extracting-1", "restarted/training-0"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("history", HISTORIES)
@@ -121,9 +123,8 @@ def test_metrics_and_counts_of_dead_latents_agree(done, history, name):
 
 
 def test_an_error_of_one_process_is_the_error_of_all_at_once(done):
-    out, printed = done
+    out, _ = done
     first, second = (json.loads((out / f"said-{rank}.json").read_text()) for rank in range(2))
-    assert max(first.pop("seconds"), second.pop("seconds")) < 60
     assert first == second
     assert re.fullmatch(r"image \S+: cannot be read \(.*\)", first["one image"])
     assert first["a full disk"] == "shard-00001.safetensors: No space left on device"
@@ -196,8 +197,8 @@ def test_a_part_that_is_not_whole_is_refused(tmp_path):
         store.batches(8, part=(0, 3))
 
 
-def test_one_process_alone_waits_for_nobody():
-    start = time.monotonic()
+def test_one_process_alone_waits_for_nobody(monkeypatch):
+    monkeypatch.setattr(distributed.time, "sleep", lambda seconds: pytest.fail(f"waits {seconds} s"))
     distributed.start()
     with distributed.together(), distributed.main_first(), distributed.alone():
         distributed.check()
@@ -209,7 +210,6 @@ def test_one_process_alone_waits_for_nobody():
     assert torch.equal(total, distributed.mean(total))
     assert (distributed.rank(), distributed.world_size(), distributed.place("cuda")) == (0, 1, "cuda")
     assert distributed.ending(2) == (True, 2)
-    assert time.monotonic() - start < 1
 
 
 @pytest.mark.parametrize("order", [(1, 0), (0, 1)])

@@ -113,10 +113,8 @@ def test_an_error_while_reading_ahead_is_raised_and_no_thread_is_left():
     next(batches)
     del batches
     gc.collect()
-    deadline = time.monotonic() + 5
-    while [t for t in threading.enumerate() if t.name.startswith("reservoir")] and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not [t for t in threading.enumerate() if t.name.startswith("reservoir")]
+    for thread in [thread for thread in threading.enumerate() if thread.name.startswith("reservoir")]:
+        thread.join()  # for ever, if it does not end
 
 
 @pytest.mark.parametrize(

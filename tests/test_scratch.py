@@ -12,12 +12,12 @@ import pytest
 from mammosae_plugin.hub.scratch import PREFIX, Scratch, tidy
 
 HOLDER = """
-import time
+import sys
 from mammosae_plugin.hub.scratch import Scratch
 scratch = Scratch("publish")
 (scratch.folder / "weights").write_text("x")
 print(scratch.folder, flush=True)
-time.sleep(60)
+sys.stdin.read()
 """
 
 
@@ -31,7 +31,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.skipif(sys.platform == "win32", reason="nothing is tidied there")
 def test_what_a_killed_process_left_is_removed_by_the_next_and_what_a_living_one_holds_stays(place: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(place)}
-    with subprocess.Popen([sys.executable, "-c", HOLDER], env=environment, stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
         assert holder.stdout is not None
         folder = Path(holder.stdout.readline().strip())
         try:

@@ -4,7 +4,6 @@ import json
 import math
 import re
 import shutil
-import time
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import resources
@@ -803,22 +802,16 @@ def test_two_encoders_of_one_study_can_be_compared(look, findings, space):
     assert int(page.get_attribute("#compared", "data-value")) > 100 and len(alone.latents) == 3 * 512
 
 
-def test_16384_latents_of_several_encoders_sort_and_filter_at_once(look, tmp_path):
+def test_16384_latents_of_several_encoders_sort_and_filter(look, tmp_path):
     large = synthetic_findings(d_sae=16384, layers=("final",), notes=NOTES)
     page = look(build_space(large, tmp_path / "space"), "#/?dead=1")
     assert page.locator("#status").inner_text().startswith("32,768 of 32,768 latents")
     assert page.locator("table.latents tbody tr").count() == 50
-    took = {}
     for key in ("score", "rate", "notes", "rank"):
-        start = time.perf_counter()
         page.locator(f'th[data-key="{key}"] button').click()
         page.wait_for_selector(f'th[data-key="{key}"][aria-sort]:not([aria-sort="none"])')
-        took[key] = time.perf_counter() - start
-    start = time.perf_counter()
     page.fill("#search", "16383")
     assert latents(page) == [16383, 16383]
-    took["search"] = time.perf_counter() - start
-    assert max(took.values()) < 2, took  # some 0.15 s on an idle core
     page.fill("#search", "")
     page.locator("#page-last").click()
     assert page.locator(".pager span").inner_text() == "Page 656 of 656"

@@ -1,6 +1,5 @@
 import logging
 import re
-import time
 from typing import Any
 
 import numpy as np
@@ -355,7 +354,7 @@ def test_number_of_classes_and_nearest_names_of_concepts():
 
 
 @pytest.mark.slow
-def test_a_table_of_the_real_size_is_read_in_seconds(tmp_path):
+def test_a_table_of_the_real_size_is_read(tmp_path):
     rows = [
         row(f"p{image // 4}", f"i{image}.png", *found, split="test" if image // 4 % 5 == 0 else "training")
         for image in range(20_000)
@@ -367,7 +366,5 @@ def test_a_table_of_the_real_size_is_read_in_seconds(tmp_path):
         folder.mkdir(parents=True)
         for image in range(4 * patient, 4 * patient + 4):
             (folder / f"i{image}.png").touch()
-    started = time.process_time()
     data = load(tmp_path)
-    assert time.process_time() - started < 4  # seconds of processor time; about 0.5 on one core
     assert (len(data.images), len(data.findings)) == (20_000, 22_000)
