@@ -13,6 +13,7 @@ from mammosae_plugin import study_layer
 from mammosae_plugin.config import load_config
 from mammosae_plugin.hub.findings_schema import SCHEMAS
 from mammosae_plugin.study import Study
+from mammosae_plugin.visualization.output import record_figures
 
 FIGURES = ("figure_2_Mass.png", "figure_3_pretrained_Mass.png", "figure_4_pretrained_Mass.png", "layers.png")
 
@@ -37,7 +38,9 @@ def _draw_quickly(_results: Any, _class_means: Any, _panels: Any, folder: Path) 
     texts.add_text("Author", "somebody")
     for name in FIGURES:
         Image.new("RGB", (60, 40), "white").save(folder / "figures" / name, pnginfo=texts)
-    return [folder / "figures" / name for name in FIGURES]
+    written = [folder / "figures" / name for name in FIGURES]
+    record_figures([path for path in written if not path.name.startswith("figure_3")], folder)
+    return written
 
 
 def columns_of(config: str) -> list[str]:

@@ -49,12 +49,14 @@ from mammosae_plugin.hub.guard import (
     check_staged,
     copy_figure,
     hash_ids,
+    let_out,
     load_or_make_key,
 )
 from mammosae_plugin.hub.guard_keys import entries_of
 from mammosae_plugin.hub.guard_search import Needles
 from mammosae_plugin.training.settings import SAETraining
 from mammosae_plugin.visualization import save_figure
+from mammosae_plugin.visualization.output import record_figures
 
 PATIENT, IMAGE, STUDY = "b8d273e8601f348d3664778dae0e7e0b", "d8125545210c08e1b1793a5af6458ee2.png", "1.2.840.99.4711"
 SHORT, NUMBER = "P_00417", "462822612"
@@ -182,6 +184,7 @@ def draw(path: Path) -> None:
     axes.scatter(np.linspace(0, 50, 400), np.random.default_rng(0).random(400), s=4)
     axes.legend()
     save_figure(figure, path, dpi=100)
+    let_out(path)
 
 
 FRONT_MATTER = "---\nlicense: cc-by-nc-sa-4.0\ntags:\n- sparse-autoencoder\n---\n"
@@ -404,6 +407,30 @@ def mammogram(height: int = 200, width: int = 140) -> np.ndarray:
     return np.clip(110 + 40 * smooth, 0, 255).astype(np.uint8)
 
 
+def photograph(mode: str = "L", step: int = 1, scale: int = 1, spread: int = 1) -> Callable[[Path], None]:
+    """A mammogram in place of a figure, in a form that does not look like one."""
+
+    def plant(folder: Path) -> None:
+        pixels = np.kron(mammogram() // step * step, np.ones((scale, scale), np.uint8))
+        if spread > 1:
+            drawn = np.full(np.array(pixels.shape) * spread, 255, np.uint8)
+            drawn[::spread, ::spread] = pixels
+            pixels = drawn
+        if mode == "LA":
+            white = np.full_like(pixels, 255)
+            image = Image.merge("LA", (Image.fromarray(white), Image.fromarray(pixels)))
+        elif mode == "I;16":
+            image = Image.fromarray(pixels.astype(np.uint16))
+        else:
+            image = Image.fromarray(pixels)
+            if mode == "P":
+                image = image.convert("P")
+                image.putpalette([255] * 768)
+        image.save(folder / FIGURE)
+
+    return plant
+
+
 def thumbnail(folder: Path) -> None:
     """A figure with a mammogram in its corner."""
     path = folder / FIGURE
@@ -505,7 +532,7 @@ CANARIES = [
     Canary("start of an unkeyed SHA-1", "findings", noted(hashlib.sha1(IMAGE[:-4].encode()).hexdigest()[:20]), ID),
     Canary("id in the bytes of a weight", "sae", weights_that_spell(PATIENT), ID, PATIENT),
     Canary("id in UTF-16 in the weights", "sae", weights_that_spell("\0".join(SHORT + "x")), ID, SHORT),
-    Canary("id in pixels", "findings", lambda f: spelled_pixels(f, PATIENT), ID, PATIENT),
+    Canary("id in pixels", "findings", lambda f: spelled_pixels(f, PATIENT), "figures", PATIENT),
     Canary("unused category", "findings", unused_category, ID, SHORT),
     *(
         Canary(f"id with {what}", "findings", noted(f"seen in {text} too"), ID, text)
@@ -595,7 +622,7 @@ CANARIES = [
     ),
     Canary("bytes behind JSON", "sae", lambda f: appends(f / "layer_10/training.json", b"\n{}"), "formats"),
     Canary("a key twice", "sae", another_file("layer_10/training.json", b'{"a": 1, "a": 2}'), "formats"),
-    Canary("bytes behind an image", "findings", lambda f: appends(f / FIGURE, b"Dr. Who"), "formats"),
+    Canary("bytes behind an image", "findings", lambda f: appends(f / FIGURE, b"Dr. Who"), "figures"),
     Canary("bytes in front of a footer", "findings", between_columns, "formats"),
     Canary(
         "bytes behind the tensors",
@@ -604,20 +631,31 @@ CANARIES = [
         "formats",
     ),
     # images
-    Canary("text in a PNG", "findings", png_with(b"tEXt", b"Author\0Dr. Who"), "image chunks", "Who"),
+    Canary("text in a PNG", "findings", png_with(b"tEXt", b"Author\0Dr. Who"), "figures", "Who"),
     Canary(
         "packed text in a PNG",
         "findings",
         png_with(b"zTXt", b"Author\0\0" + zlib.compress(SHORT.encode())),
-        "image chunks",
+        "figures",
     ),
-    Canary("time in a PNG", "findings", png_with(b"tIME", b"\x07\xea\x01\x02\x03\x04\x05"), "image chunks"),
-    Canary("unknown chunk in a PNG", "findings", png_with(b"prVt", b"anything"), "image chunks"),
-    Canary("EXIF", "findings", exif, "image chunks", "Mammomat"),
-    Canary("XMP", "findings", xmp, "image chunks", "Who"),
-    Canary("colour profile", "findings", icc, "image chunks"),
+    Canary("time in a PNG", "findings", png_with(b"tIME", b"\x07\xea\x01\x02\x03\x04\x05"), "figures"),
+    Canary("unknown chunk in a PNG", "findings", png_with(b"prVt", b"anything"), "figures"),
+    Canary("EXIF", "findings", exif, "figures", "Mammomat"),
+    Canary("XMP", "findings", xmp, "figures", "Who"),
+    Canary("colour profile", "findings", icc, "figures"),
     Canary("mammogram as a figure", "findings", lambda f: Image.fromarray(mammogram()).save(f / FIGURE), "figures"),
     Canary("thumbnail in a figure", "findings", thumbnail, "figures"),
+    *(
+        Canary(f"mammogram {how}", "findings", photograph(**settings), "figures")
+        for how, settings in {
+            "of 16 bits": {"mode": "I;16"},
+            "in the alpha channel": {"mode": "LA"},
+            "as indices of a palette": {"mode": "P"},
+            "in four greys": {"step": 64},
+            "enlarged": {"scale": 8},
+            "of one pixel in 64": {"spread": 8},
+        }.items()
+    ),
     Canary("heatmaps over mammograms", "findings", figure_3, "figures"),
     # tables
     Canary("column of pixels", "findings", with_column("latents", "pixels", [1, 2, 3]), "columns"),
@@ -1023,15 +1061,22 @@ def test_a_key_in_the_staged_folder_is_refused(clean: dict[str, Path], tmp_path:
 
 
 def test_a_copied_figure_has_the_same_pixels_and_nothing_else(clean: dict[str, Path], tmp_path: Path) -> None:
-    folder = copy_of(clean["findings"], tmp_path)
+    folder = copy_of(clean["findings"], tmp_path / "staged")
     exif(folder)
-    path = folder / FIGURE
-    before = np.array(Image.open(path).convert("RGB"))
-    copy_figure(path, path)
-    assert np.array_equal(np.array(Image.open(path).convert("RGB")), before)
+    drawn = tmp_path / "results" / "figures" / "figure_2.png"
+    drawn.parent.mkdir(parents=True)
+    drawn.write_bytes((folder / FIGURE).read_bytes())
+    with pytest.raises(InputError, match="not a figure as a study drew it"):
+        copy_figure(drawn, folder / FIGURE)
+    record_figures([drawn], tmp_path / "results")
+    copy_figure(drawn, folder / FIGURE)
+    before = np.array(Image.open(drawn).convert("RGB"))
+    with Image.open(folder / FIGURE) as image:
+        assert np.array_equal(np.array(image), before) and image.mode == "RGB" and image.info == {}
     check_staged(folder, "findings", CONTEXT)
-    with pytest.raises(InputError, match="draw it again"):
-        copy_figure(folder / "README.md", path)
+    appends(drawn, b"Dr. Who")
+    with pytest.raises(InputError, match="not a figure as a study drew it"):
+        copy_figure(drawn, folder / FIGURE)
 
 
 def test_the_context_of_a_dataset_has_every_id_and_knows_that_phantoms_are_drawn(phantoms: VinDrMammo) -> None:

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import atomic_path, write_text
+from mammosae_plugin.files import atomic_path, read_parquet, write_text
 from mammosae_plugin.hub.findings_schema import CONFIGS, FORMAT_VERSION, JSON_COLUMNS, OPTIONAL, SCHEMAS, parquet_path
 
 if TYPE_CHECKING:
@@ -242,14 +242,14 @@ def _staged(
     tables = findings_tables(study, min_group=context.min_group)
     if examples:
         key = load_or_make_key(key_file or study.folder / KEY_FILE)
-        tables["examples"] = examples_table(study, lambda ids: hash_ids(ids, key))
+        tables["examples"] = examples_table(study, lambda ids: hash_ids(ids, key), min_group=context.min_group)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=target.parent) as temporary:
         staged = Path(temporary) / "findings"
         for config, table in tables.items():
             _write(staged / parquet_path(config), table)
         findings = Findings.of_tables(repo_id or study.results["title"], tables)
-        figures = _copy_figures(study, findings, staged)
+        figures = _draw_figures(study, findings, staged)
         facts = findings_facts(findings, repo_id=repo_id, licence=licence, datasets=context.datasets, figures=figures)
         write_text(staged / "README.md", render_findings_card(facts))
         yield staged
@@ -320,27 +320,42 @@ def _best_latents(findings: Findings) -> Iterator[dict[str, Any]]:
                 yield {"layer": layer, "model": model, "concept": concept, **one, **facts}
 
 
-def _copy_figures(study: "StudyFolder", findings: Findings, staged: Path) -> list[str]:
-    """Copy the figures that show aggregates, pixels only; none of a concept in which something was suppressed."""
-    from mammosae_plugin.hub.guard import copy_figure
+def _draw_figures(study: "StudyFolder", findings: Findings, staged: Path) -> list[str]:
+    """The figures that show aggregates, of the concepts in which no class or box is of few patients.
+
+    Those of a study's groups are its own, re-encoded. Figure 4 has a mark for every latent and is drawn anew, of those
+    whose class means are published.
+    """
+    from mammosae_plugin.hub.guard import copy_figure, let_out
     from mammosae_plugin.visualization.names import FIGURE_LAYERS, FIGURES_FOLDER, figure_2_name, figure_4_name
+    from mammosae_plugin.visualization.output import draw_class_means
 
     hidden = {
-        *findings.concepts.loc[findings.concepts["score"].isna(), "concept"],
+        *findings.concepts.loc[findings.concepts["n_images"].isna(), "concept"],
         *findings.reconstruction.loc[findings.reconstruction["n_positive"].isna(), "concept"],
     }
+    layer = study.layer()
     shown = [concept for concept in study.concepts if concept not in hidden]
-    models = dict.fromkeys(row["name"] for row in study.results["models"])
     names = [figure_2_name(concept, error_term=error_term) for concept in shown for error_term in (False, True)]
-    names += [figure_4_name(model, concept) for concept in shown for model in models]
     names += [] if hidden else [FIGURE_LAYERS]
-    folder = study.layer().folder / FIGURES_FOLDER
-    copied = []
+    drawn = []
     for name in names:
-        if (folder / name).exists():
-            copy_figure(folder / name, staged / FIGURES_FOLDER / name)
-            copied.append(f"{FIGURES_FOLDER}/{name}")
-    return copied
+        if (layer.folder / FIGURES_FOLDER / name).exists():
+            copy_figure(layer.folder / FIGURES_FOLDER / name, staged / FIGURES_FOLDER / name)
+            drawn.append(f"{FIGURES_FOLDER}/{name}")
+    told = findings.concepts[(findings.concepts["layer"] == layer.name) & findings.concepts["score"].notna()]
+    means = read_parquet(layer.folder / "class_means.parquet")
+    for encoder in layer.encoders.values():
+        for concept in encoder.concepts:
+            own = told[(told["encoder"] == encoder.name) & (told["concept"] == concept)]
+            of_pair = (means["model"] == encoder.model) & (means["concept"] == concept)
+            rows = means[of_pair & means["latent"].isin(own["latent"])]
+            if concept in shown and len(rows):
+                name = f"{FIGURES_FOLDER}/{figure_4_name(encoder.model, concept)}"
+                draw_class_means(layer.results, rows, encoder.model, concept, staged / name)
+                let_out(staged / name)
+                drawn.append(name)
+    return drawn
 
 
 def _check_replaceable(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """The tables of a findings dataset, computed from a study's folder without a network or an image.
 
-Whatever is a statistic of fewer patients than `min_group` is null.
+Whatever is a statistic of fewer patients than `min_group`, or gives one away, is null: `small_groups` has the rule.
 """
 
 import json
@@ -10,12 +10,11 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from mammosae_plugin.hub.findings_schema import CONCEPT, FORMAT_VERSION, NOTE, SCHEMAS
+from mammosae_plugin.hub.small_groups import Firing, Mask, Weights, hidden_latents, is_few, rare_rows
 from mammosae_plugin.notes import Note, read_notes
 from mammosae_plugin.probing import Score, class_mean_latents, rank_latents
 from mammosae_plugin.study_folder import Encoder, LayerResults, StudyFolder
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from mammosae_plugin.latents import LatentTable
 
 Row = dict[str, Any]
-Mask = NDArray[np.bool_]
 
 TRAINING, TEST = "training", "test"
 _METRIC_COLUMNS = [field.name for field in SCHEMAS["interventions"] if field.type == pa.float64()]
@@ -46,16 +44,23 @@ def findings_tables(study: StudyFolder, *, min_group: int = 5) -> dict[str, pa.T
         for encoder in layer.encoders.values()
         for concept in encoder.concepts
     }
+    hidden = {
+        (layer.name, encoder.name): Hidden.of(encoder, _unit(layer), min_group)
+        for layer in study.layers
+        for encoder in layer.encoders.values()
+    }
     latents = [
-        _latents(layer, encoder, groups, read_notes(study.folder), min_group)
+        _latents(layer, encoder, groups, hidden[layer.name, encoder.name], read_notes(study.folder), min_group)
         for layer in study.layers
         for encoder in layer.encoders.values()
     ]
     return {
         "latents": pa.concat_tables(latents),
-        **{config: _rows(config, study, groups, min_group) for config in ("interventions", "reconstruction")},
-        "localization": _rows("localization", study, groups, min_group),
-        "study": _study(study, groups, min_group),
+        **{
+            config: _rows(config, study, groups, hidden, min_group)
+            for config in ("interventions", "reconstruction", "localization")
+        },
+        "study": _study(study, groups, hidden, min_group),
     }
 
 
@@ -68,12 +73,14 @@ class Groups:
         training_patients: (n_class,) patients.
         test_patients: (n_class,) patients of the test split.
         boxed_patients: Patients of the test split with a box of the concept.
+        boxed_in_training: The same of the training split.
     """
 
     training_images: NDArray[np.int64]
     training_patients: NDArray[np.int64]
     test_patients: NDArray[np.int64]
     boxed_patients: int
+    boxed_in_training: int = 0
 
     @classmethod
     def of(cls, table: "LatentTable", concept: str, unit: str) -> "Groups":
@@ -88,26 +95,104 @@ class Groups:
             )
 
         training_images, training_patients = counts(TRAINING)
-        boxed: set[Any] = set()
-        if concept in table.concepts:
-            own = table.findings[(table.findings[concept] == 1) & table.findings["xmin"].notna()]
-            images = table.images.loc[own["image_row"].unique()]
-            boxed = set(images.loc[images["split"] == TEST, "patient_id"])
-        return cls(np.array(training_images), np.array(training_patients), np.array(counts(TEST)[1]), len(boxed))
+        boxed = table.images[_with_boxes(table, concept)]
+        in_test, in_training = (
+            int(boxed.loc[boxed["split"] == split, "patient_id"].nunique()) for split in (TEST, TRAINING)
+        )
+        test_patients = np.array(counts(TEST)[1])
+        return cls(np.array(training_images), np.array(training_patients), test_patients, in_test, in_training)
+
+    def are_small(self, split: str, min_group: int) -> bool:
+        """Whether a class has too few patients, so that neither is told how many images a class has."""
+        patients = self.training_patients if split == TRAINING else self.test_patients
+        return bool(patients.min() < min_group)
+
+    def boxes_are_few(self, split: str, min_group: int) -> bool:
+        """Whether too few patients have a box of the concept."""
+        return bool(is_few(self.boxed_in_training if split == TRAINING else self.boxed_patients, min_group))
 
 
 GroupsOf = Mapping[tuple[str, str, str], Groups]
 
 
-def examples_table(study: StudyFolder, hash_ids: Callable[[Sequence[str]], Sequence[str]]) -> pa.Table:
+def _with_boxes(table: "LatentTable", concept: str) -> Mask:
+    """(n_images,) images with a box of the concept."""
+    found = np.zeros(len(table.images), dtype=np.bool_)
+    if concept in table.concepts:
+        own = table.findings[(table.findings[concept] == 1) & table.findings["xmin"].notna()]
+        found[own["image_row"].to_numpy()] = True
+    return found
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """The latents of an encoder of which something is not told, because they fire in few patients: (d_sae,) bool each.
+
+    Attributes:
+        activity: Of which the activity in the test split.
+        silence: Of which the share of test images in which they fire: in a few patients only they do not.
+        class_means: By concept, of which the class means of the training split and what is computed from them.
+        effects: By concept, of which the effect on the logit in the test split.
+        boxes: By concept, of which the average precision.
+    """
+
+    activity: Mask
+    silence: Mask
+    class_means: Mapping[str, Mask]
+    effects: Mapping[str, Mask]
+    boxes: Mapping[str, Mask]
+
+    @classmethod
+    def of(cls, encoder: Encoder, unit: str, min_group: int) -> "Hidden":
+        """Find them in the encoder's latents table."""
+        table = encoder.table
+        split = table.images["split"].to_numpy()
+
+        def firing(rows: Mask) -> Firing:
+            return Firing(table.max_latents[np.flatnonzero(rows)], table.images["patient_id"].to_numpy()[rows])
+
+        def class_sums(concept: str, of: str) -> list[Weights]:
+            rows = table.rows(concept, split=of, unit=unit)
+            own = [rows.image_rows[rows.labels == label] for label in table.classes(concept)]
+            return [np.bincount(images, minlength=len(split))[split == of] for images in own]
+
+        test, train = firing(split == TEST), firing(split == TRAINING)
+        means = {concept: class_sums(concept, TRAINING) for concept in encoder.concepts}
+        # An effect is a known weight times a mean over the test images of class 1.
+        effects = {one: class_sums(one, TEST)[1:] for one in encoder.concepts if len(table.classes(one)) == 2}
+        in_test = hidden_latents(
+            test, {"": [np.ones(int((split == TEST).sum()), dtype=np.int64)], **effects}, min_group
+        )
+        return cls(
+            activity=in_test.pop(""),
+            silence=np.asarray(is_few(test.n_silent_patients(), min_group)),
+            class_means=hidden_latents(train, means, min_group),
+            effects=in_test,
+            boxes={
+                concept: np.asarray(is_few(test.n_patients(_with_boxes(table, concept)[split == TEST]), min_group))
+                for concept in encoder.concepts
+            },
+        )
+
+
+HiddenOf = Mapping[tuple[str, str], Hidden]
+
+
+def examples_table(
+    study: StudyFolder, hash_ids: Callable[[Sequence[str]], Sequence[str]], *, min_group: int = 5
+) -> pa.Table:
     """The config `examples`: maps over positions of the best latents of class 1, for the images whose maps were kept.
+
+    Patients whose images and labels, taken together, fewer than `min_group` patients have are left out: whoever has the
+    dataset's labels could tell them by these alone.
 
     Args:
         study: The study.
         hash_ids: Gives what stands for ids of images and patients.
+        min_group: How many patients must look the same.
 
     Returns:
-        One row per layer, encoder, concept, image and latent.
+        One row per layer, encoder, concept, image and latent, by the hash of the image: not in the dataset's order.
     """
     rows: list[Row] = []
     for layer in study.layers:
@@ -116,6 +201,9 @@ def examples_table(study: StudyFolder, hash_ids: Callable[[Sequence[str]], Seque
             table = encoder.table
             images = [row for row in range(len(table.images)) if len(table.map_latents(row))]
             chosen = table.images.iloc[images]
+            labels = list(chosen[list(study.concepts)].itertuples(index=False, name=None))
+            kept_here = ~rare_rows(chosen["patient_id"].tolist(), labels, min_group)
+            images, chosen = list(np.array(images, dtype=int)[kept_here]), chosen[kept_here]
             image_hashes, patient_hashes = (
                 hash_ids([str(one) for one in chosen[name]]) for name in ("image_id", "patient_id")
             )
@@ -130,6 +218,7 @@ def examples_table(study: StudyFolder, hash_ids: Callable[[Sequence[str]], Seque
                         {**common, "latent": latent, "concept": concept, "label": label, "heatmap": heatmap.tolist()}
                         for latent, heatmap in zip(latents, table.maps(latents, row), strict=True)
                     ]
+    rows.sort(key=lambda row: (row["image"], row["layer"], row["encoder"], row["concept"]))
     return pa.Table.from_pylist(rows, schema=SCHEMAS["examples"])
 
 
@@ -148,14 +237,13 @@ def _unit(layer: LayerResults) -> str:
 
 
 def _latents(
-    layer: LayerResults, encoder: Encoder, groups: GroupsOf, notes: Sequence[Note], min_group: int
+    layer: LayerResults, encoder: Encoder, groups: GroupsOf, hidden: Hidden, notes: Sequence[Note], min_group: int
 ) -> pa.Table:
     """One row per latent of one encoder at one layer."""
     table = encoder.table
     n = table.d_sae
-    activity = _activity(table, min_group)
     of_concept = [
-        _of_concept(layer, encoder, concept, groups[layer.name, encoder.name, concept], min_group)
+        _of_concept(layer, encoder, concept, groups[layer.name, encoder.name, concept], hidden, min_group)
         for concept in encoder.concepts
     ]
     own = [note for note in notes if note.layer == layer.name and note.encoder in (None, encoder.name)]
@@ -164,30 +252,26 @@ def _latents(
         "hook_name": pa.array([layer.hook_name]).take(pa.array(np.zeros(n, dtype=np.int64))),
         "encoder": pa.array([encoder.name]).take(pa.array(np.zeros(n, dtype=np.int64))),
         "latent": pa.array(np.arange(n)),
-        **activity,
+        **_activity(table, hidden),
         "concepts": _interleaved(of_concept, n),
         "notes": pa.array(_notes_of_latents(own, n), type=pa.list_(NOTE)),
     }
     return pa.table(columns, schema=SCHEMAS["latents"])
 
 
-def _activity(table: "LatentTable", min_group: int) -> dict[str, pa.Array]:
+def _activity(table: "LatentTable", hidden: Hidden) -> dict[str, pa.Array]:
     """How often and how strongly each latent fires in the test split."""
     images = np.flatnonzero((table.images["split"] == TEST).to_numpy())
     means, maxima = table.mean_latents[images], table.max_latents[images]
     n = table.d_sae
     largest = np.full(n, -np.inf, dtype=np.float32)
     np.maximum.at(largest, maxima.indices, maxima.data)
-    patients = pd.factorize(table.images["patient_id"].to_numpy(dtype=object)[images])[0]
-    of_patient = csr_array((np.ones(len(images)), (patients, np.arange(len(images)))))
-    fires = csr_array((np.ones(len(maxima.data)), maxima.indices, maxima.indptr), shape=maxima.shape)
-    n_patients = np.bincount((of_patient @ fires).indices, minlength=n)  # one entry per patient and latent
+    rates = np.bincount(maxima.indices, minlength=n) / len(images)
+    averages = np.bincount(means.indices, weights=means.data.astype(np.float64), minlength=n) / len(images)
     return {
-        "firing_rate": pa.array(np.bincount(maxima.indices, minlength=n) / len(images)),
-        "max_activation": pa.array(largest, mask=n_patients < max(min_group, 1)),
-        "mean_activation": pa.array(
-            np.bincount(means.indices, weights=means.data.astype(np.float64), minlength=n) / len(images)
-        ),
+        "firing_rate": pa.array(rates, mask=hidden.activity | hidden.silence),
+        "max_activation": pa.array(largest, mask=hidden.activity | (rates == 0)),
+        "mean_activation": pa.array(averages, mask=hidden.activity),
     }
 
 
@@ -197,7 +281,8 @@ class _OfConcept:
 
     concept: str
     n_images: NDArray[np.int64]  # (n_class,)
-    small: Mask  # (n_class,) classes of too few patients
+    small: bool  # a class has too few patients
+    hidden: Mask  # (d_sae,) latents whose class means would tell of few patients
     class_means: NDArray[np.float64]  # (d_sae, n_class)
     scores: NDArray[np.float64]  # (d_sae, n_class)
     ranks: NDArray[np.int64]  # (d_sae, n_class)
@@ -205,18 +290,22 @@ class _OfConcept:
     ablation_effect: NDArray[np.float64]  # (d_sae,), NaN where unknown
 
 
-def _of_concept(layer: LayerResults, encoder: Encoder, concept: str, groups: Groups, min_group: int) -> _OfConcept:
+def _of_concept(
+    layer: LayerResults, encoder: Encoder, concept: str, groups: Groups, hidden: Hidden, min_group: int
+) -> _OfConcept:
     table, unit = encoder.table, _unit(layer)
     score: Score = layer.results["config"]["analysis"]["score"]
     means = class_mean_latents(table, concept, split=TRAINING, unit=unit)
     ranking = rank_latents(class_mean_latents(table, concept, split=TRAINING, unit=unit, score=score))
-    ranks = np.empty_like(ranking.indices)
-    np.put_along_axis(ranks, ranking.indices, np.arange(1, table.d_sae + 1)[None], axis=1)
-    scores = np.take_along_axis(ranking.scores, ranks - 1, axis=1)
+    own, scores, ranks = hidden.class_means[concept], np.empty_like(ranking.scores), np.empty_like(ranking.indices)
+    np.put_along_axis(scores, ranking.indices, ranking.scores, axis=1)
+    # Among the latents that are shown: a gap would tell between which scores a hidden one lies.
+    np.put_along_axis(ranks, ranking.indices, np.cumsum(~own[ranking.indices], axis=1), axis=1)
     precision = np.full(table.d_sae, np.nan)
     if groups.boxed_patients >= min_group:
         for latent, value in _precisions(layer, encoder.model, concept):
             precision[latent] = value
+    precision[own | hidden.boxes[concept]] = np.nan
     effect = np.full(table.d_sae, np.nan)
     if len(means) == 2 and table.readout_kind == "linear" and groups.test_patients[1] >= min_group:
         present = table.rows(concept, split=TEST, unit=unit)
@@ -225,8 +314,9 @@ def _of_concept(layer: LayerResults, encoder: Encoder, concept: str, groups: Gro
         mean = np.bincount(chosen.indices, weights=chosen.data.astype(np.float64), minlength=table.d_sae)
         # What a logit loses with the latent: see `intervention`; 0.0 where the latent does not fire, not -0.0.
         effect = 0.0 - mean / len(image_rows) * table.readout(concept).weight[:, 0]
-    small = groups.training_patients < min_group
-    return _OfConcept(concept, groups.training_images, small, means.T, scores.T, ranks.T, precision, effect)
+        effect[hidden.effects[concept]] = np.nan
+    small = groups.are_small(TRAINING, min_group)
+    return _OfConcept(concept, groups.training_images, small, own, means.T, scores.T, ranks.T, precision, effect)
 
 
 def _precisions(layer: LayerResults, model: str, concept: str) -> Iterable[tuple[int, float]]:
@@ -250,19 +340,21 @@ def _interleaved(of_concept: Sequence[_OfConcept], n: int) -> pa.ListArray:
         flat = pa.array(values.ravel().astype(kind), mask=masks.ravel())
         return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], ends]).astype(np.int32)), flat)
 
+    def masked(one: _OfConcept) -> Mask:
+        return np.broadcast_to((one.hidden | one.small)[:, None], one.scores.shape)
+
     def per_concept(pick: Any) -> pa.Array:
         values = np.stack([pick(one) for one in of_concept], axis=1).ravel()
         return pa.array(values, mask=np.isnan(values))
 
-    # The centred scores of the other classes would give a suppressed one away: all of a concept's go with it.
-    any_small = {id(one): np.broadcast_to(one.small.any(), one.small.shape) for one in of_concept}
+    # What is shown of the other classes would give a hidden one away, by the total: all of a concept's go with it.
     names = pa.array([one.concept for one in of_concept]).take(pa.array(np.tile(np.arange(len(of_concept)), n)))
     fields = {
         "concept": names,
-        "n_images": per_class(lambda one: (one.n_images, one.small), np.int64),
-        "class_means": per_class(lambda one: (one.class_means, one.small), np.float64),
-        "scores": per_class(lambda one: (one.scores, any_small[id(one)]), np.float64),
-        "ranks": per_class(lambda one: (one.ranks, any_small[id(one)]), np.int64),
+        "n_images": per_class(lambda one: (one.n_images, np.full_like(one.n_images, one.small, dtype=bool)), np.int64),
+        "class_means": per_class(lambda one: (one.class_means, masked(one)), np.float64),
+        "scores": per_class(lambda one: (one.scores, masked(one)), np.float64),
+        "ranks": per_class(lambda one: (one.ranks, masked(one)), np.int64),
         "average_precision": per_concept(lambda one: one.average_precision),
         "ablation_effect": per_concept(lambda one: one.ablation_effect),
     }
@@ -281,28 +373,56 @@ def _notes_of_latents(notes: Sequence[Note], n: int) -> list[list[Row]]:
 # The rows of results.json
 
 
-def _rows(config: str, study: StudyFolder, groups: GroupsOf, min_group: int) -> pa.Table:
+def _rows(config: str, study: StudyFolder, groups: GroupsOf, hidden: HiddenOf, min_group: int) -> pa.Table:
     """A part of every layer's results as one table; metrics of too few patients are null."""
     found = []
     for layer in study.layers:
-        group_of = {
-            (encoder.model, concept): groups[layer.name, encoder.name, concept]
+        encoder_of = {
+            (encoder.model, concept): encoder.name
             for encoder in layer.encoders.values()
             for concept in encoder.concepts
         }
         for row in _rows_of(config, layer):
-            group = group_of[row["model"], row["concept"]]
-            behind = group.boxed_patients if config == "localization" else group.test_patients.min()
-            if config == "localization" and group.training_patients.min() < min_group:
-                continue  # which latents are judged here would tell how they rank in the small class
-            if behind < min_group:
-                row = {**row, **dict.fromkeys([*_METRIC_COLUMNS, *_COUNTS], None)}
-            found.append({"layer": layer.name, **row})
+            encoder = encoder_of[row["model"], row["concept"]]
+            group, not_told = groups[layer.name, encoder, row["concept"]], hidden[layer.name, encoder]
+            shown = (
+                _localization(row, group, not_told, min_group)
+                if config == "localization"
+                else _without(row, (*_METRIC_COLUMNS, "n_positive") if group.are_small(TEST, min_group) else ())
+            )
+            if shown is not None:
+                found.append({"layer": layer.name, **shown})
+    if config == "localization":
+        _renumber(found)
     schema = SCHEMAS[config]
     return pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in found], schema=schema)
 
 
-_COUNTS = ("n_positive", "n_images", "n_boxes", "n_predictions")
+def _without(row: Row, columns: Iterable[str]) -> Row:
+    return {**row, **dict.fromkeys(columns)}
+
+
+def _localization(row: Row, group: Groups, hidden: Hidden, min_group: int) -> Row | None:
+    """A row of Table 2 as far as it may be told; None where which latents are judged would tell how they rank."""
+    of_latent = row["method"] == "latent"
+    if group.are_small(TRAINING, min_group) or (of_latent and hidden.class_means[row["concept"]][row["latent"]]):
+        return None
+    if group.boxed_patients < min_group:
+        return _without(row, ("average_precision", *_COUNTS))
+    few = of_latent and hidden.boxes[row["concept"]][row["latent"]]
+    counted = ("n_images", "n_boxes") if group.are_small(TEST, min_group) else ()
+    return _without(row, (*counted, *(("average_precision", "n_predictions") if few else ())))
+
+
+def _renumber(rows: Sequence[Row]) -> None:
+    """Ranks among the latents that are shown."""
+    last: dict[tuple[Any, ...], int] = {}
+    for row in rows:
+        place = tuple(row[name] for name in ("layer", "model", "concept", "method", "threshold", "iou_threshold"))
+        row["rank"] = last[place] = last.get(place, 0) + 1
+
+
+_COUNTS = ("n_images", "n_boxes", "n_predictions")
 
 
 def _rows_of(config: str, layer: LayerResults) -> list[Row]:
@@ -315,7 +435,7 @@ def _rows_of(config: str, layer: LayerResults) -> list[Row]:
 # study
 
 
-def _study(study: StudyFolder, groups: GroupsOf, min_group: int) -> pa.Table:
+def _study(study: StudyFolder, groups: GroupsOf, hidden: HiddenOf, min_group: int) -> pa.Table:
     """The one row that says what the others are from."""
     results = study.results
     models = [
@@ -339,23 +459,28 @@ def _study(study: StudyFolder, groups: GroupsOf, min_group: int) -> pa.Table:
         "concepts": list(study.concepts),
         "config": _json(_shared_config(results["config"])),
         "provenance": _json(results["provenance"]),
-        "data": _json(_shared_data(results["data"], min_group)),
+        "data": _json(_shared_data(results["data"], groups, min_group)),
         "models": _json(models),
         "sae": _json(saes),
-        "named_latents": _json({layer.name: _named_latents(layer, groups, min_group) for layer in study.layers}),
+        "named_latents": _json(
+            {layer.name: _named_latents(layer, groups, hidden, min_group) for layer in study.layers}
+        ),
     }
     return pa.Table.from_pylist([row], schema=SCHEMAS["study"])
 
 
-def _named_latents(layer: LayerResults, groups: GroupsOf, min_group: int) -> Row:
-    """The latents that the study names and their roles, by "model/concept"."""
-    large = {
-        f"{encoder.model}/{concept}"
-        for encoder in layer.encoders.values()
-        for concept in encoder.concepts
-        if groups[layer.name, encoder.name, concept].training_patients.min() >= min_group
-    }
-    return {pair: named for pair, named in layer.results["named_latents"].items() if pair in large}
+def _named_latents(layer: LayerResults, groups: GroupsOf, hidden: HiddenOf, min_group: int) -> Row:
+    """The latents that the study names and their roles, by "model/concept"; none of which a number is hidden."""
+    named = {}
+    for encoder in layer.encoders.values():
+        not_told = hidden[layer.name, encoder.name]
+        for concept in encoder.concepts:
+            group, pair = groups[layer.name, encoder.name, concept], f"{encoder.model}/{concept}"
+            if pair in layer.results["named_latents"] and not group.are_small(TRAINING, min_group):
+                hide = [not_told.class_means[concept], not_told.effects.get(concept, not_told.class_means[concept])]
+                listed = layer.results["named_latents"][pair]
+                named[pair] = [one for one in listed if not any(mask[one["latent"]] for mask in hide)]
+    return named
 
 
 def _json(value: Any) -> str:
@@ -372,16 +497,17 @@ def _shared_config(config: Mapping[str, Any]) -> Row:
     return {**kept, "data": without(config["data"], "root"), "sae": without(config["sae"], "path", "paths")}
 
 
-def _shared_data(data: Mapping[str, Any], min_group: int) -> Row:
-    """What is known of the data, without the list of images in quarantine and without small counts."""
-    kept = {key: value for key, value in data.items() if key != "quarantine"}
-    small = {
-        (row["concept"], row["split"])
-        for row in data["concepts"]
-        if min(row["n_positive"], row["n_images"] - row["n_positive"]) < min_group
-    }
-    concepts = [
-        {**row, **dict.fromkeys(("n_positive", "n_boxes") if (row["concept"], row["split"]) in small else ())}
-        for row in data["concepts"]
-    ]
-    return {**kept, "concepts": concepts}
+_DATA = ("image_size", "unit", "splits")
+
+
+def _shared_data(data: Mapping[str, Any], groups: GroupsOf, min_group: int) -> Row:
+    """What is known of the data; of a concept whose class, or whose boxes, few patients have, no count of these."""
+    by_concept = {concept: group for (_, _, concept), group in groups.items()}
+
+    def shared(row: Row) -> Row:
+        group, split = by_concept[row["concept"]], row["split"]
+        small = group.are_small(split, min_group)
+        no_boxes = small or group.boxes_are_few(split, min_group)
+        return _without(row, (*(("n_positive",) if small else ()), *(("n_boxes",) if no_boxes else ())))
+
+    return {**{name: data[name] for name in _DATA}, "concepts": [shared(row) for row in data["concepts"]]}

@@ -7,6 +7,7 @@ hashes and suppresses, with the functions here. docs/privacy.md says what each r
 
 import hashlib
 import hmac
+import io
 import os
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,15 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from PIL import Image
 
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import atomic_path, sha256_of_file
+from mammosae_plugin.files import atomic_path, read_json, sha256_of_file
 from mammosae_plugin.hub.guard_reading import Opened
 from mammosae_plugin.hub.guard_rules import (
     COLUMNS,
+    DRAWN_HERE,
     HASH_DIGITS,
     RESTRICTED,
     RULES,
@@ -33,6 +34,7 @@ from mammosae_plugin.hub.guard_rules import (
     is_allowed_name,
     shown,
 )
+from mammosae_plugin.visualization.names import FIGURES_RECORD
 
 __all__ = [
     "COLUMNS",
@@ -49,6 +51,7 @@ __all__ = [
     "copy_figure",
     "hash_ids",
     "is_allowed_name",
+    "let_out",
     "load_or_make_key",
 ]
 
@@ -211,18 +214,35 @@ def check_said(said: Mapping[str, str], context: PrivacyContext) -> None:
 
 
 def copy_figure(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Copy the pixels of a PNG and nothing else: no text, date, profile or camera's data.
+    """Write the pixels of a figure that a study drew anew, and nothing else of its file.
+
+    Args:
+        source: `figures/<name>.png` in a folder of a study's results, whose `figures.json` has the digest that it had
+            when it was drawn.
+        target: where it is staged.
 
     Raises:
-        InputError: The file cannot be read as an image.
+        InputError: No study drew the file, or it is no longer as it was drawn.
     """
-    try:
-        with Image.open(source) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{source} cannot be read as an image; draw it again") from error
+    path = Path(source)
+    data = path.read_bytes() if path.is_file() else b""
+    record = path.parent.parent / FIGURES_RECORD
+    drawn = read_json(record) if record.is_file() else {}
+    if not isinstance(drawn, dict) or drawn.get(path.name) != hashlib.sha256(data).hexdigest():
+        raise InputError(
+            f"{path} is not a figure as a study drew it, and only these are published ({record.name} has no such "
+            "digest); run `mammosae report` again, or leave it out"
+        )
+    with Image.open(io.BytesIO(data)) as image:
+        pixels = image.convert("RGB")
     with atomic_path(target) as temporary:
-        Image.fromarray(pixels).save(temporary, format="PNG", optimize=True)
+        pixels.save(temporary, format="PNG", optimize=True)
+    let_out(target)
+
+
+def let_out(figure: str | os.PathLike[str]) -> None:
+    """Say that this process drew an image of aggregates that lies where it is staged: the guard lets no other out."""
+    DRAWN_HERE.add(sha256_of_file(figure))
 
 
 def load_or_make_key(path: str | os.PathLike[str]) -> bytes:

@@ -8,7 +8,6 @@ import math
 import mmap
 import re
 import struct
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,9 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
-from PIL import Image
 
-_PNG = b"\x89PNG\r\n\x1a\n"
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 _ASSIGNMENT = re.compile(r"\A\s*(?:(?:const|var|let)\s+)?[\w.$\[\]\"'/-]+\s*=\s*(.*?);?\s*\Z", re.DOTALL)
 ARROW_SCHEMA = "metadata ARROW:schema"
@@ -148,42 +145,6 @@ class Opened:
         if 8 + size + end != len(data):
             raise ValueError("it does not end where its tensors end")
         return header
-
-    # -- PNG ---------------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def chunks(self) -> list[str]:
-        """The types of a PNG's chunks, in order."""
-        data, types, at = self.data, [], len(_PNG)
-        if bytes(data[:at]) != _PNG:
-            self.flaws.append("is no PNG")
-            return []
-        while at + 12 <= len(data):
-            (length,) = struct.unpack(">I", data[at : at + 4])
-            kind, end = bytes(data[at + 4 : at + 8]), at + 12 + length
-            if end > len(data) or zlib.crc32(data[at + 4 : end - 4]) != struct.unpack(">I", data[end - 4 : end])[0]:
-                break
-            types.append(kind.decode("latin-1"))
-            at = end
-            if kind == b"IEND":
-                break
-        if not types or types[-1] != "IEND":
-            self.flaws.append("is a damaged PNG")
-        elif at != len(data):
-            self.flaws.append("has bytes behind the end of its image")
-        return types
-
-    @cached_property
-    def picture(self) -> Image.Image | None:
-        """The image of a PNG, read."""
-        if self.suffix != ".png" or not self.chunks:
-            return None
-        try:
-            with Image.open(self.file) as image:
-                return image.convert("RGBA")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            self.flaws.append(f"cannot be read as png ({type(error).__name__})")
-            return None
 
     # -- parquet -----------------------------------------------------------------------------------------------------
 

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import huggingface_hub
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mammosae_plugin.datasets.concepts import CONCEPTS, GRADED_CONCEPTS
+from mammosae_plugin.files import sha256_of_file
 from mammosae_plugin.hub.guard_keys import entries_of, lists_numbers, too_many_numbers
 from mammosae_plugin.hub.guard_reading import ARROW_SCHEMA, Opened, Passage
 from mammosae_plugin.hub.guard_search import Needles, readings
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Kind = Literal["sae", "findings", "space"]
+
+DRAWN_HERE: set[str] = set()
+"""SHA-256 of the images of aggregates that this process drew, or re-encoded, as they were staged: see `let_out`."""
 
 _HASH = re.compile(r"[0-9a-f]{16,64}")
 HASH_DIGITS = 32
@@ -103,9 +106,6 @@ _NAMES: Mapping[Kind, re.Pattern[str]] = {
     "findings": re.compile(rf"README\.md|{_FIGURE}|{_FINDINGS_FILE.pattern}"),
     "space": re.compile(r"README\.md|index\.html|[A-Za-z0-9][\w-]*\.(?:css|js)|data/[A-Za-z0-9][\w.-]*\.js"),
 }
-
-_CHUNKS = frozenset({"IHDR", "PLTE", "tRNS", "pHYs", "IDAT", "IEND"})
-"""The chunks of a PNG that hold its pixels and their size; all others can hold text, profiles or a camera's data."""
 
 _TENSORS = re.compile(r"[WbB]_(?:enc|dec|gate|mag)|r_mag|threshold|log_threshold|rescale_acts_by_decoder_norm|sparsity")
 
@@ -280,42 +280,17 @@ def _file_names(staged: Staged) -> Iterator[Problem]:
 
 def _formats(staged: Staged) -> Iterator[Problem]:
     for file in staged.files:
-        _ = file.passages, file.values, file.picture
+        _ = file.passages, file.values
         for flaw in dict.fromkeys(file.flaws):
             yield Problem(file.path, f"the file {flaw}; write it anew")
-
-
-def _png_chunks(staged: Staged) -> Iterator[Problem]:
-    for file in staged.of(".png"):
-        if unknown := sorted(set(file.chunks) - _CHUNKS):
-            kinds = ", ".join(kind for kind in unknown if kind.isalpha())
-            yield Problem(file.path, f"the image has entries beside its pixels ({kinds}); copy it by copy_figure")
 
 
 def _figures(staged: Staged) -> Iterator[Problem]:
     for file in staged.of(".png"):
         if "figure_3" in file.path:
             yield Problem(file.path, "Figure 3 shows heatmaps over mammograms; leave it out")
-        elif file.picture is not None and _looks_like_a_photograph(np.asarray(file.picture.convert("RGB"))):
-            yield Problem(file.path, "it looks like a mammogram and not like a drawn figure; leave it out")
-
-
-def _looks_like_a_photograph(pixels: np.ndarray) -> bool:
-    """Whether some part of an image, 48 pixels square, is textured all over: (H, W, 3) uint8.
-
-    Drawn figures are flat between lines, letters and marks; a mammogram differs from pixel to pixel wherever there is
-    tissue.
-    """
-    gray = pixels.astype(np.int16)
-    changes = (np.abs(np.diff(gray, axis=0))[:, :-1].max(-1) > 0) | (np.abs(np.diff(gray, axis=1))[:-1].max(-1) > 0)
-    if min(changes.shape) < _PATCH:
-        return bool(changes.mean() > _TEXTURED)
-    sums = np.pad(changes, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
-    within = sums[_PATCH:, _PATCH:] - sums[:-_PATCH, _PATCH:] - sums[_PATCH:, :-_PATCH] + sums[:-_PATCH, :-_PATCH]
-    return bool(within.max() > _TEXTURED * _PATCH**2)
-
-
-_PATCH, _TEXTURED = 48, 0.85
+        elif sha256_of_file(file.file) not in DRAWN_HERE:
+            yield Problem(file.path, "the image was not drawn by this package; leave it out")
 
 
 # -- rules: tables, tensors, JSON --------------------------------------------------------------------------------------
@@ -496,8 +471,7 @@ def _objects(value: Any) -> Iterator[Mapping[str, Any]]:
 def _private_values(staged: Staged) -> Iterator[Problem]:
     advice = "an id of a patient, an image or a study; leave it out, or hash it with hash_ids"
     for file in staged.files:
-        pixels = file.picture.convert("L").tobytes() if file.picture is not None else b""
-        if any(staged.needles.in_bytes(data) is not None for data in (file.data, pixels)):
+        if staged.needles.in_bytes(file.data) is not None:
             yield Problem(file.path, f"its bytes hold {advice}")
     for file, passage, texts in staged.texts:
         if any(staged.needles.in_text(text) for text in texts):
@@ -792,8 +766,7 @@ def _is_own_code(file: Opened) -> bool:
 RULES: tuple[Rule, ...] = (
     Rule("file names", "only files that belong into such an upload", _file_names),
     Rule("formats", "a file is what its ending says, and nothing stands behind or between", _formats),
-    Rule("image chunks", "images hold pixels: no text, EXIF, XMP, profile or time", _png_chunks),
-    Rule("figures", "images are drawn figures, not mammograms", _figures),
+    Rule("figures", "images are those that the stager drew, or re-encoded from a study's own", _figures),
     Rule("columns", "only the columns of `COLUMNS`, of their kind", _columns),
     Rule(
         "table metadata", "tables have no metadata: indexes, attributes and schemas of pandas stay", _parquet_metadata

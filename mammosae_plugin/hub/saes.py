@@ -9,7 +9,6 @@ import copy
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import weakref
@@ -24,21 +23,21 @@ import torch
 from huggingface_hub import HfApi, ModelCard, hf_hub_download
 from sae_lens import SAE, TrainingSAE
 from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mammosae_plugin import __version__
 from mammosae_plugin.adapters.sources import is_on_hub
 from mammosae_plugin.adapters.vision_sae import load_vision_sae
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import read_json, sha256_of_file, write_json, write_safetensors, write_text
-from mammosae_plugin.hub.guard import PrivacyContext, copy_figure
+from mammosae_plugin.files import atomic_path, read_json, sha256_of_file, write_json, write_safetensors, write_text
+from mammosae_plugin.hub.guard import PrivacyContext, copy_figure, let_out
 from mammosae_plugin.hub.guard_rules import RESTRICTED
 from mammosae_plugin.hub.publishing import Publication, Published, files_of_repo, look_at_head, prepare
 from mammosae_plugin.hub.scratch import Scratch
 from mammosae_plugin.hub_requests import ask, first_line
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint, torch_generator
 from mammosae_plugin.study_folder import StudyFolder, is_study_folder
-from mammosae_plugin.training.metrics import read_metrics
+from mammosae_plugin.training.metrics import draw_metrics, read_metrics
 from mammosae_plugin.training.saving import CFG, WEIGHTS, save_sae
 
 SPARSITY = "sparsity.safetensors"
@@ -61,7 +60,7 @@ class Origin:
 
     Attributes:
         sae: the SAE that is to be published, as SAELens uses it.
-        folder: the folder in SAELens's format whose files go out byte for byte, None if it has to be saved anew.
+        folder: the folder in SAELens's format whose tensors go out bit by bit, None if it has to be saved anew.
         beside: the folder with training.json and so on, None if there is none.
         evaluation: what is known of its quality.
     """
@@ -105,7 +104,7 @@ def publish_sae(
             context, or else what each SAE's metadata says for certain.
         evaluation: measures for `evaluation.json` and the card (explained_variance, l0, dead_share, ...); by id where
             there are several SAEs. By default the last line of its training's metrics, or the study's results.
-        figures: PNG files of aggregates for the card.
+        figures: figures of aggregates for the card, from a study's `results/figures`.
         context: what must not get out; by default the names of the datasets, for a study also its ids.
         tag: a name for the published state, such as "v1".
         private: make a new repository private.
@@ -386,28 +385,17 @@ def stage_saes(
 
 
 def _stage_weights(origin: Origin, target: Path) -> None:
+    """Write tensors and configuration anew: what else a file holds, in its header or between its values, stays here."""
+    source = origin.folder or target
     if origin.folder is None:
         save_sae(origin.sae, target)
-    else:
-        if origin.sae.cfg.normalize_activations in ("expected_average_only_in", "covariance_whitening"):
-            raise InputError(
-                f"{origin.folder} still normalizes activations by a scale that is not in its weights; fold it first"
-            )
-        shutil.copyfile(origin.folder / WEIGHTS, target / WEIGHTS)
-        shutil.copyfile(origin.folder / CFG, target / CFG)
-    config = read_json(target / CFG)
-    cleaned = {**portable(config), "device": "cpu"}
-    if cleaned != config:
-        write_text(target / CFG, json.dumps(cleaned))
-    _strip_header(target / WEIGHTS)
-
-
-def _strip_header(weights: Path) -> None:
-    """Write the tensors anew where the file's header holds more than them, which may be anything."""
-    with weights.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    if set(header.get("__metadata__", {})) - {"format"}:
-        write_safetensors(weights, load_file(weights))
+    elif origin.sae.cfg.normalize_activations in ("expected_average_only_in", "covariance_whitening"):
+        raise InputError(
+            f"{origin.folder} still normalizes activations by a scale that is not in its weights; fold it first"
+        )
+    with atomic_path(target / WEIGHTS) as temporary:  # as SAELens writes them: the same tensors, the same bytes
+        save_file(load_file(source / WEIGHTS), temporary)
+    write_text(target / CFG, json.dumps({**portable(read_json(source / CFG)), "device": "cpu"}))
 
 
 def _stage_beside(source: Path, target: Path) -> dict[str, Any] | None:
@@ -417,8 +405,9 @@ def _stage_beside(source: Path, target: Path) -> dict[str, Any] | None:
     if (source / METRICS).exists():
         rows = read_metrics(source / METRICS)
         write_text(target / METRICS, "".join(json.dumps(portable(row)) + "\n" for row in rows))
-    if (source / FIGURE).exists():
-        copy_figure(source / FIGURE, target / FIGURE)
+        if rows and rows[-1].get("final"):
+            draw_metrics(rows, target / FIGURE)
+            let_out(target / FIGURE)
     if not (source / TRAINING).exists():
         return None
     training: dict[str, Any] = portable(read_json(source / TRAINING))

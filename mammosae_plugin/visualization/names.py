@@ -4,6 +4,8 @@ import re
 
 FIGURES_FOLDER = "figures"
 TABLES_FOLDER = "tables"
+FIGURES_RECORD = "figures.json"
+"""In the results folder: the SHA-256 of every figure of aggregates, as it was when it was drawn."""
 RESULTS_FILE = "results.json"
 REPORT_FILE = "report.html"
 LAYERS_FOLDER = "layers"

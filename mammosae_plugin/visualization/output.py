@@ -9,12 +9,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from mammosae_plugin.files import sha256_of_file, write_json
 from mammosae_plugin.visualization.curves import plot_sweeps
 from mammosae_plugin.visualization.heatmaps import plot_heatmaps
 from mammosae_plugin.visualization.layers import plot_layers
 from mammosae_plugin.visualization.names import (
     FIGURE_LAYERS,
     FIGURES_FOLDER,
+    FIGURES_RECORD,
     TABLES_FOLDER,
     figure_2_name,
     figure_3_name,
@@ -76,6 +78,8 @@ def write_figures(
 ) -> list[Path]:
     """Draw Figures 2, 3 and 4/5 of a study into `<results_folder>/figures`, and its layers where it has several.
 
+    The digests of those that show aggregates are kept in `<results_folder>/figures.json`; no other file is published.
+
     Args:
         results: the content of `results.json`.
         class_means: columns model, concept, latent, score_mean_0, score_mean_1, ... (live latents only).
@@ -112,6 +116,7 @@ def write_figures(
         if len(rows):
             written.append(folder / figure_4_name(model, concept))
             save_figure(_class_means(results, rows, model, concept), written[-1])
+    record_figures(written, results_folder)
     if may_show_images(results):
         for panels in heatmap_panels:
             written.append(folder / figure_3_name(panels.model, panels.concept))
@@ -127,6 +132,26 @@ def write_figures(
             )
             save_figure(figure, written[-1], dpi=160)
     return written
+
+
+def record_figures(paths: Iterable[Path], results_folder: str | os.PathLike[str]) -> None:
+    """Keep the digests of figures that were just drawn, in place of those of earlier ones."""
+    write_json(Path(results_folder) / FIGURES_RECORD, {path.name: sha256_of_file(path) for path in paths})
+
+
+def draw_class_means(
+    results: Results, class_means: pd.DataFrame, model: str, concept: str, path: str | os.PathLike[str]
+) -> None:
+    """Draw Figure 4 of one model and concept.
+
+    Args:
+        results: as for `write_figures`.
+        class_means: as for `write_figures`, of this model and concept and the latents that are to be shown.
+        model: the model's name.
+        concept: the concept.
+        path: where the figure goes.
+    """
+    save_figure(_class_means(results, class_means, model, concept), path)
 
 
 def _class_means(results: Results, rows: pd.DataFrame, model: str, concept: str) -> Figure:
