@@ -32,6 +32,14 @@ def rows_store(folder: Path, *, n_images: int = 40, rows_per_image: int = 10, d_
     rows = 5 * coefficients @ directions + 0.3
     image = torch.arange(n_rows) // rows_per_image
     rows[:, 0] = image / n_images
+    return store_of(rows, folder, rows_per_image=rows_per_image)
+
+
+def store_of(rows: torch.Tensor, folder: Path, *, rows_per_image: int = 10) -> ActivationStore:
+    """A store of rows (n, d); two images per patient."""
+    n_rows = len(rows)
+    n_images = n_rows // rows_per_image
+    image = torch.arange(n_rows) // rows_per_image
     step = 100
     shards = [
         (rows[first : first + step], image[first : first + step], torch.arange(n_rows)[first : first + step])

@@ -111,7 +111,7 @@ def test_metrics_and_counts_of_dead_latents_agree(done, history, name):
         assert row.keys() == other.keys()
         for key in ("dead_share", "n_dead", "l0", "density", "rows", "dead_share_in_training"):
             assert row.get(key) == other.get(key), (row["step"], key)
-        for key in ("loss", "mse_loss", "explained_variance", "shrinkage", "mse", "auxiliary_reconstruction_loss"):
+        for key in ("loss", "mse_loss", "explained_variance", "slope", "mse", "auxiliary_reconstruction_loss"):
             if row.get(key) is not None:
                 assert other[key] == pytest.approx(row[key], rel=1e-4, abs=1e-6), (row["step"], key)
     if "dead latents" in name:

@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from helpers_training import ARCHITECTURES, assert_same_weights, rows_store, small_training
+from helpers_training import ARCHITECTURES, assert_same_weights, rows_store, small_training, store_of
 from pydantic import ValidationError
 from sae_lens import SAE
 from sae_lens.config import SAETrainerConfig
@@ -19,7 +19,7 @@ from mammosae_plugin.provenance import seed_everything
 from mammosae_plugin.training import SAETraining, final_metrics_of, grid, train_sae, train_saes
 from mammosae_plugin.training import sae as sae_module
 from mammosae_plugin.training.architectures import new_training_sae
-from mammosae_plugin.training.metrics import Measures, read_metrics
+from mammosae_plugin.training.metrics import Measures, problems_of, read_metrics
 from mammosae_plugin.training.rows import TrainingRows, images_of_held_out_patients
 
 SAVED_AS = {name: name for name in ARCHITECTURES} | {"batchtopk": "jumprelu", "matryoshka_batchtopk": "jumprelu"}
@@ -99,19 +99,31 @@ def test_settings_reach_saelens_in_its_units(architecture, expected):
     assert {name: getattr(sae.cfg, name) for name in expected} == expected
 
 
-def test_a_jumprelu_sae_with_k_aims_at_that_l0(store, tmp_path, no_figure):
-    config = small_training(
-        architecture="jumprelu",
-        k=6,
-        sparsity=0.1,
-        epochs=20,
-        lr=5e-3,
-        jumprelu_bandwidth=0.5,
-        pre_act_loss=None,
-        evaluate_every=999,
-    )
+@pytest.mark.parametrize("settings", [{}, {"normalize_activations": "expected_average_only_in"}, {"sparsity": 0.1}])
+def test_a_jumprelu_sae_has_the_l0_that_was_asked_for(store, tmp_path, no_figure, caplog, settings):
+    config = SAETraining(architecture="jumprelu", k=6, d_sae=48, epochs=20, batch_size=32, lr=5e-3, **settings)
     train_sae(store, tmp_path, config)
-    assert read_metrics(tmp_path / "metrics.jsonl")[-1]["l0"] == pytest.approx(6, abs=3)
+    last = read_metrics(tmp_path / "metrics.jsonl")[-1]
+    assert last["l0"] == pytest.approx(6, rel=0.02)
+    assert last["explained_variance"] > 0.5
+    assert "but k is" not in caplog.text
+
+
+def test_what_a_user_must_know_of_a_trained_sae_is_said():
+    well = {"l0": 6.1, "rows": 10, "explained_variance": 0.9, "dead_share_in_training": 0.1, "rows_in_training": 90}
+    config = SAETraining(architecture="jumprelu", k=6)
+    assert problems_of(config, well) == []
+    assert problems_of(config, well | {"l0": 54.0}) == ["54 latents fire per row, but k is 6"]
+    assert problems_of(SAETraining(), well | {"l0": 54.0}) == []
+    assert ["explained variance is -0.1" in each for each in problems_of(config, well | {"explained_variance": -0.1})]
+    (dead,) = problems_of(config, well | {"dead_share_in_training": 0.6})
+    assert "60% of the latents fire at none of 90 training rows" in dead
+
+
+def test_an_sae_whose_latents_are_all_dead_is_told(store, tmp_path, no_figure, caplog):
+    train_sae(store, tmp_path, small_training(architecture="jumprelu", jumprelu_threshold=1e6))
+    assert read_metrics(tmp_path / "metrics.jsonl")[-1]["l0"] == 0
+    assert "no latent fires at any of 384 rows: the SAE is dead; lower sparsity, or scale the rows" in caplog.text
 
 
 # What is refused
@@ -180,6 +192,23 @@ def test_a_loss_that_is_not_finite_ends_the_training(store, tmp_path):
     assert not (tmp_path / "checkpoint.safetensors").exists()
 
 
+@pytest.mark.parametrize("scaling", ["none", "expected_average_only_in"])
+@pytest.mark.parametrize(("value", "said"), [(0.0, "0 in every channel"), (3.5, "the same")])
+def test_rows_that_do_not_vary_are_refused(tmp_path, value, said, scaling):
+    same = store_of(torch.full((400, 16), value), tmp_path / "rows")
+    with pytest.raises(InputError, match=f"all of the first 32 rows are {said}, so there is nothing to learn at bn2"):
+        train_sae(same, tmp_path / "sae", small_training(normalize_activations=scaling))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("held_out", [(), (38, 39)])
+def test_a_row_that_is_not_finite_is_named(store, tmp_path, value, held_out):
+    rows = store.rows_of(range(40))
+    rows[395, 3] = value  # of image 39
+    with pytest.raises(InputError, match="a row that is not finite: image image-39, position"):
+        train_sae(store_of(rows, tmp_path / "rows"), tmp_path / "sae", small_training(), validation_images=held_out)
+
+
 # Rows held out
 
 
@@ -244,8 +273,8 @@ def test_measures_agree_with_their_definitions_and_with_saelens():
     assert found["mse"] == pytest.approx(float(error.mean()))
     assert found["l0"] == pytest.approx(float((latents > 0).sum() / 60))
     assert found["dead_share"] == pytest.approx(1 / 7)
-    ratios = reconstruction.double().norm(dim=1) / exact.norm(dim=1)
-    assert found["shrinkage"] == pytest.approx(float(ratios.mean()))
+    centred = [part - part.mean(0) for part in (exact, reconstruction.double())]
+    assert found["slope"] == pytest.approx(float((centred[0] * centred[1]).sum() / centred[1].square().sum()))
     assert found["density"]["never"] == 1
     assert found["density"]["counts"][-1] == 6  # between 10 ** -0.5 and 1
     assert sum(found["density"]["counts"]) == 6
@@ -255,7 +284,18 @@ def test_rows_that_do_not_vary_have_no_explained_variance():
     measures = Measures(3, 2, "cpu")
     measures.add(torch.zeros(4, 3), torch.zeros(4, 2), torch.zeros(4, 3))
     assert measures.row()["explained_variance"] is None
-    assert measures.row()["shrinkage"] is None
+    assert measures.row()["slope"] is None
+
+
+def test_the_slope_is_1_for_an_unbiased_reconstruction_and_tells_shrinkage():
+    """However little of the variance it explains; the ratio of norms would read 0.4 and 0.2."""
+    generator = torch.Generator().manual_seed(0)
+    known = torch.randn(20_000, 3, generator=generator)
+    rows = 10 + known + 2 * torch.randn(20_000, 3, generator=generator)
+    for factor, slope in ((1, 1), (0.5, 2)):
+        measures = Measures(3, 2, "cpu")
+        measures.add(rows, torch.zeros(20_000, 2), 10 + factor * known)
+        assert measures.row()["slope"] == pytest.approx(slope, rel=0.05)
 
 
 def test_the_course_of_a_training_is_written_and_drawn(store, tmp_path):
@@ -263,7 +303,7 @@ def test_the_course_of_a_training_is_written_and_drawn(store, tmp_path):
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows if row["of"] == "batch"] == list(range(3, 31, 3))
     assert [row["step"] for row in rows if row["of"] == "training"] == [10, 20, 30]
-    assert {"explained_variance", "l0", "dead_share", "dead_window_steps", "shrinkage", "loss"} <= rows[0].keys()
+    assert {"explained_variance", "l0", "dead_share", "dead_window_steps", "slope", "loss"} <= rows[0].keys()
     assert rows[-1]["auroc_cost"] == 0.048
     assert rows[-1]["density"]["counts"]
     assert (tmp_path / "metrics.png").read_bytes().startswith(b"\x89PNG")

@@ -44,14 +44,15 @@ _METADATA = (
     *("disable_concat_sequences", "neuronpedia_id"),
 )
 _MEASURES = (
-    *("explained_variance", "mse", "l0", "dead_share", "shrinkage", "rows", "measured_on", "n_images", "n_positions"),
+    *("explained_variance", "mse", "l0", "dead_share", "slope", "rows", "measured_on", "n_images", "n_positions"),
     *("n_patients", "n_rows", "n_positive", "n_negative", "concept", "split", "auroc_without_sae", "auroc_with_sae"),
     *(f"{metric}{end}" for metric in _METRICS for end in ("", "_low", "_high")),
 )
 _COURSE = (
     *("step", "of", "final", "rows", "loss", "mse_loss", "l1_loss", "l0_loss", "pre_act_loss"),
-    *("auxiliary_reconstruction_loss", "explained_variance", "mse", "l0", "dead_share", "shrinkage", "learning_rate"),
-    *("dead_window_steps", "dead_share_in_training", "l1_coefficient", "l0_coefficient", "n_dead"),
+    *("auxiliary_reconstruction_loss", "explained_variance", "mse", "l0", "dead_share", "slope", "learning_rate"),
+    *("shrinkage", "dead_window_steps", "dead_share_in_training", "rows_in_training", "n_dead"),
+    *("l1_coefficient", "l0_coefficient"),
     *("density", "log10_edges", "counts", "never"),
 )
 _PROVENANCE = (

@@ -15,11 +15,11 @@ from mammosae_plugin import distributed
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import atomic_path
 from mammosae_plugin.provenance import plain
+from mammosae_plugin.training.settings import SAETraining
 
 Row = dict[str, Any]
 Function = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 DENSITY_EDGES = tuple(-7 + 0.5 * step for step in range(15))  # log10 of the share of rows at which a latent fires
-_SMALLEST_NORM = 1e-6
 
 
 class Measures:
@@ -36,9 +36,10 @@ class Measures:
         self._sum = torch.zeros(d_in, dtype=torch.float64, device=device)
         self._sum_of_squares = torch.zeros_like(self._sum)
         self._squared_error = torch.zeros_like(self._sum)
+        self._reconstructed = torch.zeros_like(self._sum)
+        self._reconstructed_squares = torch.zeros_like(self._sum)
+        self._products = torch.zeros_like(self._sum)
         self._fired = torch.zeros(d_sae, dtype=torch.int64, device=device)
-        self._norm_ratios = torch.zeros((), dtype=torch.float64, device=device)
-        self._n_norm_ratios = torch.zeros((), dtype=torch.int64, device=device)
 
     @torch.no_grad()
     def add(self, rows: torch.Tensor, latents: torch.Tensor, reconstruction: torch.Tensor) -> None:
@@ -48,17 +49,17 @@ class Measures:
         self._sum += rows.sum(0)
         self._sum_of_squares += rows.square().sum(0)
         self._squared_error += (rows - reconstruction).square().sum(0)
-        self._fired += (latents > 0).sum(0)
-        norms = rows.norm(dim=1)
-        some = norms > _SMALLEST_NORM
-        self._norm_ratios += (reconstruction.norm(dim=1)[some] / norms[some]).sum()
-        self._n_norm_ratios += some.sum()
+        self._reconstructed += reconstruction.sum(0)
+        self._reconstructed_squares += reconstruction.square().sum(0)
+        self._products += (rows * reconstruction).sum(0)
+        self._fired += (latents != 0).sum(0)
 
     def add_up(self) -> None:
         """Add what the other processes have added to theirs."""
         n_rows = torch.tensor(self.n_rows, device=self._sum.device)
         sums = (self._sum, self._sum_of_squares, self._squared_error, self._fired)
-        distributed.add_up([n_rows, *sums, self._norm_ratios, self._n_norm_ratios])
+        products = (self._reconstructed, self._reconstructed_squares, self._products)
+        distributed.add_up([n_rows, *sums, *products])
         self.n_rows = int(n_rows)
 
     def row(self) -> Row:
@@ -71,7 +72,9 @@ class Measures:
             mse: squared error, mean over rows and channels.
             l0: latents that fire per row.
             dead_share: share of the latents that fire at none of the rows.
-            shrinkage: norm of the reconstruction over the norm of the row, mean over rows; 1 is none.
+            slope: of the regression of the rows on their reconstruction, both less each channel's mean: 1 where latents
+                have the right size, above 1 where they are too small (shrinkage; Rajamanoharan et al., 2024, give its
+                inverse); None where the reconstruction does not vary.
             density: how many latents fire at what share of the rows: `counts` between `log10_edges`, and `never`.
         """
         variation = float((self._sum_of_squares - self._sum.square() / self.n_rows).sum())
@@ -82,9 +85,16 @@ class Measures:
             "mse": error / (self.n_rows * len(self._sum)),
             "l0": int(self._fired.sum()) / self.n_rows,
             "dead_share": float((self._fired == 0).double().mean()),
-            "shrinkage": float(self._norm_ratios / self._n_norm_ratios) if self._n_norm_ratios else None,
+            "slope": self._slope(),
             "density": density_histogram(self._fired.double() / self.n_rows),
         }
+
+    def _slope(self) -> float | None:
+        means = self._reconstructed / self.n_rows
+        variation = float((self._reconstructed_squares - means * self._reconstructed).sum())
+        together = float((self._products - means * self._sum).sum())
+        negligible = 1e-9 * float(self._reconstructed_squares.sum())  # what is left of sums of the same numbers
+        return together / variation if variation > negligible else None
 
 
 def measure(function: Function, batches: Iterable[torch.Tensor], d_in: int, d_sae: int, device: str) -> Row:
@@ -100,6 +110,47 @@ def measure(function: Function, batches: Iterable[torch.Tensor], d_in: int, d_sa
                 measures.add(batch, *function(batch))
     measures.add_up()
     return measures.row()
+
+
+def dead_share(
+    encode: Callable[[torch.Tensor], torch.Tensor], batches: Iterable[torch.Tensor], d_sae: int, device: str
+) -> tuple[int, float]:
+    """How many rows batches of rows (b, d_in) have, and the share of the latents that fire at none of them.
+
+    Of several processes each looks at some of the batches, which are the same in all.
+    """
+    fired = torch.zeros(d_sae, dtype=torch.int64, device=device)
+    n_rows = 0
+    with torch.no_grad():
+        for number, batch in enumerate(batches):
+            n_rows += len(batch)
+            if number % distributed.world_size() == distributed.rank():
+                fired += (encode(batch.to(device)) != 0).sum(0)
+    distributed.add_up([fired])
+    return n_rows, float((fired == 0).double().mean())
+
+
+def problems_of(config: SAETraining, last: Row) -> list[str]:
+    """What a user must know of a trained SAE before using it: a sentence for each, none where all is well.
+
+    Args:
+        config: How it was trained.
+        last: The final line of its metrics.
+    """
+    advice = "lower sparsity" if config.k is None else "lower lr"
+    if last["l0"] == 0:
+        return [f"no latent fires at any of {last['rows']} rows: the SAE is dead; {advice}, or scale the rows"]
+    found = []
+    if config.k is not None and config.architecture != "matching_pursuit" and not 0.8 <= last["l0"] / config.k <= 1.25:
+        found.append(f"{last['l0']:.3g} latents fire per row, but k is {config.k:g}")
+    if last["explained_variance"] is not None and last["explained_variance"] < 0:
+        found.append(f"the explained variance is {last['explained_variance']:.3g}: a constant would explain more")
+    if last["dead_share_in_training"] > 0.5:
+        found.append(
+            f"{last['dead_share_in_training']:.0%} of the latents fire at none of {last['rows_in_training']} training "
+            "rows; lower d_sae, or train longer"
+        )
+    return found
 
 
 def density_histogram(share: torch.Tensor) -> Row:
@@ -125,7 +176,7 @@ def step_row(trainer: Any, output: Any) -> Row:
     return {
         "loss": distributed.mean(output.loss).item(),
         **{name: float(distributed.mean(value)) for name, value in output.losses.items()},
-        **{name: measured[name] for name in ("explained_variance", "l0", "shrinkage")},
+        **{name: measured[name] for name in ("explained_variance", "l0", "slope")},
         "dead_share": float(trainer.dead_neurons.double().mean()),
         "dead_window_steps": trainer.cfg.dead_feature_window,
         "learning_rate": trainer.optimizer.param_groups[0]["lr"],

@@ -12,7 +12,7 @@ from mammosae_plugin.activations import ActivationStore
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.training.held_out import hold_out_patients
 
-EVALUATION_ROWS = 32768
+EVALUATION_ROWS, DEAD_ROWS = 32768, 262144
 
 
 class TrainingRows:
@@ -64,6 +64,24 @@ class TrainingRows:
                 yield self._evaluation[start : start + self.batch_size]
         else:
             yield from islice(self.batches(), max(1, min(self.n_rows, EVALUATION_ROWS) // self.batch_size))
+
+    def training_sample(self) -> Iterator[torch.Tensor]:
+        """Batches (b, d_in) of training rows, all of them or the first many, to see which latents never fire."""
+        yield from islice(self.batches(), max(1, min(self.n_rows, DEAD_ROWS) // self.batch_size))
+
+    def require_variation(self) -> None:
+        """See that the first batch can be learned from.
+
+        Raises:
+            InputError: All its rows are the same.
+        """
+        rows = next(self.batches())
+        if len(rows) > 1 and bool((rows == rows[0]).all()):
+            alike = "0 in every channel" if not rows.any() else "the same"
+            raise InputError(
+                f"{self.store.folder}: all of the first {len(rows)} rows are {alike}, so there is nothing to learn at "
+                f"{self.store.manifest['hook_name']}; choose another layer, or look at the network and its weights"
+            )
 
     def _read_held_out(self, counts: npt.NDArray[np.int64]) -> torch.Tensor:
         """All rows of as many of the images held out, in random order, as give EVALUATION_ROWS rows or the next few."""

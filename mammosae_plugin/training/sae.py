@@ -42,7 +42,16 @@ from mammosae_plugin.files import read_json, remove_temporaries, sha256_of_json,
 from mammosae_plugin.provenance import plain, seed_everything, torch_generator
 from mammosae_plugin.training.architectures import new_training_sae
 from mammosae_plugin.training.checkpoints import load_state, save_state
-from mammosae_plugin.training.metrics import MetricsFile, Row, draw_metrics, measure, read_metrics, step_row
+from mammosae_plugin.training.metrics import (
+    MetricsFile,
+    Row,
+    dead_share,
+    draw_metrics,
+    measure,
+    problems_of,
+    read_metrics,
+    step_row,
+)
 from mammosae_plugin.training.parallel import ParallelStep, check_batch_size
 from mammosae_plugin.training.resampling import (
     SAMPLE_ROWS,
@@ -54,6 +63,7 @@ from mammosae_plugin.training.resampling import (
 from mammosae_plugin.training.rows import TrainingRows, images_of_held_out_patients
 from mammosae_plugin.training.saving import CFG, save_sae
 from mammosae_plugin.training.settings import SAETraining
+from mammosae_plugin.training.sparsity import hold_l0, set_l0
 from mammosae_plugin.training.trackers import TrackerName, new_tracker
 
 __all__ = ["SAETraining", "train_sae", "train_saes"]
@@ -63,7 +73,7 @@ logger = logging.getLogger(__name__)
 PLAN, CHECKPOINT, METRICS, FIGURE, CARD = (
     "training.json", "checkpoint.safetensors", "metrics.jsonl", "metrics.png", "README.md",
 )  # fmt: skip
-_NORM_BATCHES = 100
+_NORM_BATCHES, _CALIBRATION_ROWS = 100, 8192
 _INIT, _RESAMPLING = 1, 2  # their random streams
 
 
@@ -300,6 +310,7 @@ class _Run:
     def _start(self) -> float | None:
         """Set what depends on the rows before the first step: bias, directions, and the scale, which is returned."""
         trainer, config, rows = self.trainer, self.config, self.rows
+        rows.require_variation()
         if config.normalize_activations == "expected_average_only_in":
             n_batches = max(1, min(_NORM_BATCHES, rows.n_rows // config.batch_size))
             trainer.activation_scaler.estimate_scaling_factor(rows.store.d_in, rows.batches(), n_batches)
@@ -317,6 +328,8 @@ class _Run:
         trainer, config = self.trainer, self.config
         trainer.maybe_reset_sparsity()
         output = self.step_together(batch)
+        if config.holds_l0:
+            hold_l0(trainer.sae, output.feature_acts, config.k)
         trainer.n_training_steps += 1
         done, last = self.done, self.done == self.steps
         is_checkpoint = done % config.checkpoint_every == 0 and not last
@@ -360,6 +373,9 @@ class _Run:
         """Save the trained SAE in the form in which it is used."""
         trainer = self.trainer
         self.step_together.close()
+        if self.config.holds_l0:
+            sample = sample_of(self.rows.batches(), min(self.rows.n_rows, _CALIBRATION_ROWS))
+            set_l0(trainer.sae, [trainer.activation_scaler(part) for part in sample.split(1024)], self.config.k)
         if trainer.activation_scaler.scaling_factor is not None:
             trainer.sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
             trainer.activation_scaler.scaling_factor = None
@@ -439,6 +455,8 @@ def _finish(job: _Job, plan: Mapping[str, Any], rows: TrainingRows) -> Any:
         measured = measure(
             partial(_latents_and_reconstruction, sae), rows.evaluation(), sae.cfg.d_in, sae.cfg.d_sae, job.device
         )
+        n_rows, dead = dead_share(sae.encode, rows.training_sample(), sae.cfg.d_sae, job.device)
+        measured |= {"dead_share_in_training": dead, "rows_in_training": n_rows}
         distributed.on_main(partial(_write_end, job, plan, rows.kind, sae, measured))
     distributed.on_main(partial(_tidy, folder))
     return sae
@@ -458,10 +476,10 @@ def _write_end(job: _Job, plan: Mapping[str, Any], kind: str, sae: Any, measured
         "of": kind,
         "final": True,
         **measured,
-        "dead_share_in_training": _dead_share_in_training(sae),
-        "dead_window_steps": job.config.dead_feature_window,
         **plain((job.final_metrics(sae) if job.final_metrics is not None else None) or {}),
     }
+    for problem in problems_of(job.config, last):
+        logger.warning("%s: %s", folder, problem)
     write_text(folder / METRICS, "".join(json.dumps(row) + "\n" for row in [*course, last]))
     draw_metrics([*course, last], folder / FIGURE)
     cards = Environment(
@@ -477,8 +495,3 @@ def _write_end(job: _Job, plan: Mapping[str, Any], kind: str, sae: Any, measured
 def _latents_and_reconstruction(sae: Any, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     latents = sae.encode(batch)
     return latents, sae.decode(latents)
-
-
-def _dead_share_in_training(sae: Any) -> float | None:
-    dead = sae.cfg.metadata.num_dead_features
-    return None if dead is None else dead / sae.cfg.d_sae

@@ -150,6 +150,11 @@ class SAETraining(BaseModel):
         """The seed of the order of the rows."""
         return self.seed if self.row_seed is None else self.row_seed
 
+    @property
+    def holds_l0(self) -> bool:
+        """Whether thresholds are moved until k latents fire per row."""
+        return self.architecture == "jumprelu" and self.k is not None
+
     def d_sae_for(self, d_in: int) -> int:
         """The number of latents for rows of width `d_in`."""
         return self.d_sae or self.expansion_factor * d_in

@@ -11,7 +11,7 @@ from mammosae_plugin.errors import InputError
 from mammosae_plugin.training.metrics import read_metrics
 from mammosae_plugin.training.settings import SAETraining
 
-_COLUMNS = ("of", "rows", "explained_variance", "l0", "dead_share", "shrinkage", "mse")
+_COLUMNS = ("of", "rows", "explained_variance", "l0", "dead_share", "slope", "mse")
 
 
 def grid(base: SAETraining, **values: Sequence[Any]) -> dict[str, SAETraining]:

@@ -1,0 +1,269 @@
+"""The recommended SAE against those of dictionary_learning, sparsify and overcomplete, on the same batches.
+
+    python benchmarks/peers.py [--seeds 2] [--steps 2500] [--rows offset ...] [--only "batchtopk" ...] [--folder peers]
+
+Rows are sparse sums of known directions and a little noise: with a constant offset, as feature maps after a swish have
+it, without one, and with features of very different frequency. Every method gets the same batches in the same order,
+as many steps, the width and the k; where its own settings leave the learning rate open, that of its own rule. The
+number of rows after which a latent counts as dead is ours for all: the peers' 10 million is more than a short run has.
+
+Judged is each SAE as its user runs it afterwards, on rows that nobody was trained on: explained variance, L0, and, on
+all training rows, the share of dead latents; and the share of the true directions that a decoder row meets with a
+cosine above 0.9. Prints a table in Markdown. benchmarks/README.md says how to install the peers; those that are missing
+are left out.
+"""
+
+import argparse
+import importlib
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.nn.functional import normalize
+
+from mammosae_plugin.activations import ActivationStore
+from mammosae_plugin.activations.store import write_store
+from mammosae_plugin.training import SAETraining, train_sae
+from mammosae_plugin.training.metrics import measure
+
+D_IN, D_SAE, N_FEATURES, L0 = 64, 512, 256, 6
+N_ROWS, N_HELD_OUT = 65536, 16384
+FOUND = 0.9
+
+Encode = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+class Task(NamedTuple):
+    """What every method gets."""
+
+    store: ActivationStore
+    k: int
+    steps: int
+    batch_size: int
+    window: int  # steps without firing after which a latent is dead
+    seed: int
+    folder: Path
+
+    def batches(self) -> Iterator[torch.Tensor]:
+        stream = self.store.batches(self.batch_size, seed=self.seed)
+        return (next(stream) for _ in range(self.steps))
+
+
+class Trained(NamedTuple):
+    """An SAE as it is used: rows to latents and reconstruction, and its directions (d_sae, d_in)."""
+
+    encode: Encode
+    directions: torch.Tensor
+
+
+def synthetic_rows(kind: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows (n, D_IN) and the true directions (N_FEATURES, D_IN); of every row L0 directions are there, on average."""
+    generator = torch.Generator().manual_seed(seed)
+    n_rows = N_ROWS + N_HELD_OUT
+    directions = normalize(torch.randn(N_FEATURES, D_IN, generator=generator), dim=1)
+    share = torch.full((N_FEATURES,), L0 / N_FEATURES)
+    if kind == "skewed":
+        share = 1 / torch.arange(1.0, N_FEATURES + 1).sqrt()
+        share *= L0 / share.sum()
+    present = torch.rand(n_rows, N_FEATURES, generator=generator) < share
+    strength = 0.5 + torch.rand(n_rows, N_FEATURES, generator=generator)
+    rows = (present * strength) @ directions + 0.05 * torch.randn(n_rows, D_IN, generator=generator)
+    if kind != "no offset":
+        rows -= rows.mean(0)
+        energy = rows.square().sum(1).mean()
+        offset = normalize(torch.randn(D_IN, generator=generator), dim=0)
+        rows += offset * (0.42 / (1 - 0.42) * energy).sqrt()  # 42 % of the energy
+    return rows, directions
+
+
+def ours(task: Task, **settings: Any) -> Trained:
+    """`train_sae` as docs/choosing-an-sae.md recommends it."""
+    config = SAETraining(
+        **{
+            "architecture": "batchtopk",
+            "k": task.k,
+            "d_sae": D_SAE,
+            "epochs": task.steps * task.batch_size / N_ROWS,
+            "batch_size": task.batch_size,
+            "lr": usual_lr(),
+            "dead_feature_window": task.window,
+            "checkpoint_every": task.steps,
+            "evaluate_every": task.steps,
+            "seed": task.seed,
+            **settings,
+        }
+    )
+    sae = train_sae(task.store, task.folder, config)
+    return Trained(lambda rows: (latents := sae.encode(rows), sae.decode(latents)), sae.W_dec.detach())
+
+
+def usual_lr() -> float:
+    """What dictionary_learning and sparsify choose for the width (Gao et al., 2024)."""
+    return 2e-4 / (D_SAE / 2**14) ** 0.5
+
+
+def of_dictionary_learning(task: Task, trainer: str = "BatchTopKTrainer") -> Trained:
+    """Its trainer's `update`, step by step."""
+    kind = getattr(importlib.import_module("dictionary_learning.trainers"), trainer)
+    training = kind(task.steps, D_IN, D_SAE, task.k, layer=0, lm_name="", seed=task.seed, device="cpu")
+    training.dead_feature_threshold = task.window * task.batch_size
+    for step, rows in enumerate(task.batches()):
+        training.update(step, rows)
+    sae = training.ae
+    return Trained(lambda rows: (latents := sae.encode(rows), sae.decode(latents)), sae.decoder.weight.detach().T)
+
+
+def of_sparsify(task: Task, optimizer: str = "signum", aux: float = 0.0) -> Trained:
+    """Its sparse coder, with the steps of its trainer, which itself wants a language model to run."""
+    sparsify = importlib.import_module("sparsify")
+    torch.manual_seed(task.seed)
+    sae = sparsify.SparseCoder(D_IN, sparsify.SparseCoderConfig(num_latents=D_SAE, k=task.k))
+    scale = (D_SAE / 2**14) ** 0.5
+    schedule: Any = None
+    if optimizer == "signum":
+        sign = importlib.import_module("sparsify.sign_sgd").SignSGD(sae.parameters(), lr=5e-3 / scale)
+        steps: Any = importlib.import_module("schedulefree").ScheduleFreeWrapper(sign, momentum=0.95)
+        steps.train()
+    else:
+        steps = torch.optim.Adam(sae.parameters(), lr=2e-4 / scale)
+        warm = importlib.import_module("transformers").get_linear_schedule_with_warmup
+        schedule = warm(steps, 1000, task.steps)
+    idle = torch.zeros(D_SAE, dtype=torch.long)
+    for step, rows in enumerate(task.batches()):
+        if step == 0:
+            sae.b_dec.data = rows.mean(0)
+        sae.set_decoder_norm_to_unit_norm()
+        dead = idle > task.window * task.batch_size if aux else None
+        out = sae(rows, dead_mask=dead)
+        (out.fvu + aux * out.auxk_loss).backward()
+        sae.remove_gradient_parallel_to_decoder_directions()
+        steps.step()
+        steps.zero_grad()
+        if schedule is not None:
+            schedule.step()
+        idle += len(rows)
+        idle[out.latent_indices.flatten()] = 0
+    if optimizer == "signum":
+        steps.eval()  # its averaged weights
+
+    def encode(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        acts, indices, before = sae.encode(rows)
+        return torch.zeros_like(before).scatter(1, indices, acts), sae.decode(acts, indices)
+
+    return Trained(encode, sae.W_dec.detach())
+
+
+def of_overcomplete(task: Task, kind: str = "BatchTopKSAE") -> Trained:
+    """Its `train_sae` with Adam, its cosine schedule and its auxiliary loss."""
+    overcomplete = importlib.import_module("overcomplete.sae")
+    cosine = importlib.import_module("overcomplete.sae.optimizer").CosineScheduler
+    losses = importlib.import_module("overcomplete.sae.losses")
+    torch.manual_seed(task.seed)
+    top_k = task.k * (task.batch_size if kind == "BatchTopKSAE" else 1)
+    sae = getattr(overcomplete, kind)(D_IN, D_SAE, top_k=top_k)
+    adam = torch.optim.Adam(sae.parameters(), lr=usual_lr())
+    schedule = cosine(adam, usual_lr(), usual_lr() / 100, task.steps, warmup_iters=task.steps // 20)
+    overcomplete.train_sae(
+        sae, task.batches(), losses.top_k_auxiliary_loss, adam, schedule, nb_epochs=1, monitoring=0
+    )
+    sae.eval()
+    return Trained(lambda rows: sae(rows)[1:], sae.get_dictionary().detach())
+
+
+METHODS: dict[str, Callable[[Task], Trained]] = {
+    "mammosae batchtopk": ours,
+    "mammosae topk": partial(ours, architecture="topk"),
+    "dictionary_learning BatchTopK": of_dictionary_learning,
+    "dictionary_learning TopK": partial(of_dictionary_learning, trainer="TopKTrainer"),
+    "sparsify": of_sparsify,
+    "sparsify, Adam, auxk 1/32": partial(of_sparsify, optimizer="adam", aux=1 / 32),
+    "overcomplete BatchTopKSAE": of_overcomplete,
+    "overcomplete TopKSAE": partial(of_overcomplete, kind="TopKSAE"),
+}
+_ROOT = {"mammosae": "mammosae_plugin"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", default=["offset", "no offset", "skewed"])
+    parser.add_argument("--only", nargs="*", default=[], help="methods whose name begins with one of these")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--window", type=int, default=250, help="steps without firing after which a latent is dead")
+    parser.add_argument("--k", type=int, default=L0)
+    options = parser.parse_args()
+    print("| rows | method | L0 | explained variance | dead latents | features found |")
+    print("|---|---|---|---|---|---|", flush=True)
+    for kind in options.rows:
+        for name, method in METHODS.items():
+            if options.only and not name.startswith(tuple(options.only)):
+                continue
+            if importlib.util.find_spec(_ROOT.get(name.split()[0].strip(","), name.split()[0].strip(","))) is None:
+                continue
+            results = [run(kind, method, seed, options) for seed in range(options.seeds)]
+            print(f"| {kind} | {name} | {line(results)} |", flush=True)
+
+
+def run(kind: str, method: Callable[[Task], Trained], seed: int, options: argparse.Namespace) -> dict[str, float]:
+    rows, directions = synthetic_rows(kind, seed)
+    with tempfile.TemporaryDirectory() as name:
+        store = store_of(rows[:N_ROWS], Path(name) / "rows")
+        task = Task(
+            store, options.k, options.steps, options.batch_size, options.window, seed, Path(name) / "sae"
+        )
+        trained = method(task)
+    with torch.no_grad():
+        held_out, on_all = (
+            measure(trained.encode, part.split(4096), D_IN, D_SAE, "cpu") for part in (rows[N_ROWS:], rows[:N_ROWS])
+        )
+    cosines = normalize(directions, dim=1) @ normalize(trained.directions, dim=1).T
+    return {
+        "l0": held_out["l0"],
+        "explained_variance": held_out["explained_variance"],
+        "dead": on_all["dead_share"],
+        "found": float((cosines.amax(1) > FOUND).double().mean()),
+    }
+
+
+def store_of(rows: torch.Tensor, folder: Path) -> ActivationStore:
+    image = torch.arange(len(rows)) // 64
+    position = torch.arange(len(rows)) % 64
+    described = {
+        "hook_name": "synthetic",
+        "image_size": [8, 8],
+        "dataset_name": "synthetic",
+        "dataset": "synthetic",
+        "splits": ["training"],
+        "model": "synthetic",
+        "architecture": "synthetic",
+        "source": {},
+        "image_ids": [str(number) for number in range(len(rows) // 64)],
+    }
+    return write_store(folder, list(zip(rows.split(8192), image.split(8192), position.split(8192), strict=True)), described)
+
+
+def line(results: list[dict[str, float]]) -> str:
+    """Means over the seeds, and the range where there are several."""
+
+    def cell(key: str, form: Callable[[float], str]) -> str:
+        values = [result[key] for result in results]
+        spread = f" ({form(min(values))} to {form(max(values))})" if len(values) > 1 else ""
+        return form(float(np.mean(values))) + spread
+
+    return " | ".join(
+        [
+            cell("l0", "{:.2f}".format),
+            cell("explained_variance", "{:.3f}".format),
+            cell("dead", "{:.1%}".format),
+            cell("found", "{:.0%}".format),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
