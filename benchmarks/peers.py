@@ -15,6 +15,8 @@ are left out.
 
 import argparse
 import importlib
+import importlib.util
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -119,6 +121,7 @@ def of_dictionary_learning(task: Task, trainer: str = "BatchTopKTrainer") -> Tra
 
 def of_sparsify(task: Task, optimizer: str = "signum", aux: float = 0.0) -> Trained:
     """Its sparse coder, with the steps of its trainer, which itself wants a language model to run."""
+    os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")  # there is no GPU to compile for
     sparsify = importlib.import_module("sparsify")
     torch.manual_seed(task.seed)
     sae = sparsify.SparseCoder(D_IN, sparsify.SparseCoderConfig(num_latents=D_SAE, k=task.k))
@@ -167,9 +170,7 @@ def of_overcomplete(task: Task, kind: str = "BatchTopKSAE") -> Trained:
     sae = getattr(overcomplete, kind)(D_IN, D_SAE, top_k=top_k)
     adam = torch.optim.Adam(sae.parameters(), lr=usual_lr())
     schedule = cosine(adam, usual_lr(), usual_lr() / 100, task.steps, warmup_iters=task.steps // 20)
-    overcomplete.train_sae(
-        sae, task.batches(), losses.top_k_auxiliary_loss, adam, schedule, nb_epochs=1, monitoring=0
-    )
+    overcomplete.train_sae(sae, task.batches(), losses.top_k_auxiliary_loss, adam, schedule, nb_epochs=1, monitoring=0)
     sae.eval()
     return Trained(lambda rows: sae(rows)[1:], sae.get_dictionary().detach())
 
@@ -213,9 +214,7 @@ def run(kind: str, method: Callable[[Task], Trained], seed: int, options: argpar
     rows, directions = synthetic_rows(kind, seed)
     with tempfile.TemporaryDirectory() as name:
         store = store_of(rows[:N_ROWS], Path(name) / "rows")
-        task = Task(
-            store, options.k, options.steps, options.batch_size, options.window, seed, Path(name) / "sae"
-        )
+        task = Task(store, options.k, options.steps, options.batch_size, options.window, seed, Path(name) / "sae")
         trained = method(task)
     with torch.no_grad():
         held_out, on_all = (
@@ -244,7 +243,9 @@ def store_of(rows: torch.Tensor, folder: Path) -> ActivationStore:
         "source": {},
         "image_ids": [str(number) for number in range(len(rows) // 64)],
     }
-    return write_store(folder, list(zip(rows.split(8192), image.split(8192), position.split(8192), strict=True)), described)
+    return write_store(
+        folder, list(zip(rows.split(8192), image.split(8192), position.split(8192), strict=True)), described
+    )
 
 
 def line(results: list[dict[str, float]]) -> str:

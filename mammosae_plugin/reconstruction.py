@@ -70,6 +70,16 @@ def reconstruction_metrics(
     return pd.DataFrame.from_records(records)
 
 
+def auroc_cost(table: "LatentTable", concept: str, *, split: str = "test", unit: str = "image") -> float:
+    """How much AUROC the classifier loses with the SAE in its place: without it minus with it.
+
+    Raises:
+        InputError: as `reconstruction_metrics`, whose arguments these are.
+    """
+    metrics = reconstruction_metrics(table, concept, split=split, unit=unit, n_bootstrap=0).set_index("variant")
+    return -float(metrics["auroc"]["difference"])
+
+
 def reconstruction_quality(table: "LatentTable", split: str) -> dict[str, float]:
     """How well the SAE reconstructs the feature map of a split, and how many latents it uses.
 

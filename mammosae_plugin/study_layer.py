@@ -314,13 +314,15 @@ class LayerStudy:
 
     @cached_property
     def sae_quality(self) -> pd.DataFrame:
-        """How well the SAE reconstructs each pair's features, per split."""
+        """How well the SAE reconstructs each pair's features, per split, and what it costs on the test images."""
+        unit = self.config.data.unit
 
-        def quality(table: LatentTable, pair: ModelPair) -> pd.DataFrame:  # noqa: ARG001
-            splits = (TRAINING, TEST)
-            return pd.DataFrame([{"split": s, **reconstruction.reconstruction_quality(table, s)} for s in splits])
+        def quality(table: LatentTable, pair: ModelPair) -> pd.DataFrame:
+            rows = [{"split": s, **reconstruction.reconstruction_quality(table, s)} for s in (TRAINING, TEST)]
+            rows[1]["auroc_cost"] = reconstruction.auroc_cost(table, pair.concept, split=TEST, unit=unit)
+            return pd.DataFrame(rows)
 
-        return self._each("sae-quality", {}, quality)
+        return self._each("sae-quality", {"unit": unit}, quality)
 
     @cached_property
     def class_means(self) -> pd.DataFrame:

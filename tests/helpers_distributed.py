@@ -38,6 +38,7 @@ TRAININGS = {
     "scaled": small_training(
         architecture="batchtopk", row_seed=0, normalize_activations="expected_average_only_in", lr_warm_up_steps=9
     ),
+    "jumprelu held at k": small_training(architecture="jumprelu", row_seed=0, k=4, sparsity=1e-2),
     "from data points": small_training(row_seed=0, init="data_points", init_bias="geometric_median"),
 }
 KILLED_AT_STEP = 20  # of 30, behind a checkpoint
@@ -66,9 +67,20 @@ def make(out: Path, phantoms: Path, folder: str, deaths: tuple[Die, ...] = ()) -
             batch_size=2,
             shard_size=4,
         )
-        rows = distributed.on_main(lambda: rows_store(out / "rows").folder)
-        train_saes(ActivationStore(rows), out / folder / "saes", TRAININGS)
+        _train(out, folder)
     distributed.stop()
+
+
+def train(out: Path, folder: str) -> None:
+    """Train the SAEs alone, undisturbed."""
+    _prepare()
+    _train(out, folder)
+    distributed.stop()
+
+
+def _train(out: Path, folder: str) -> None:
+    rows = distributed.on_main(lambda: rows_store(out / "rows").folder)
+    train_saes(ActivationStore(rows), out / folder / "saes", TRAININGS)
 
 
 def _prepare() -> None:

@@ -56,6 +56,7 @@ def main() -> None:
     codes["restarted"] = launch(2, "make", *paths, "restarted", deaths, max_restarts=1)
     checkpoints = sorted(path.parent.name for path in paths[0].glob("restarted/saes/*/checkpoint.safetensors"))
     codes["one goes on"] = launch(1, "make", *paths, "restarted")
+    codes["two, undisturbed"] = launch(2, "train", paths[0], "two")
     codes["bad input"] = launch(2, "meet_bad_input", *paths)
     codes["no config"] = launch(2, "command", "extract", "--config", "missing.yaml")
     (paths[0] / "codes.json").write_text(json.dumps({"codes": codes, "checkpoints": checkpoints}))

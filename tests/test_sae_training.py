@@ -88,7 +88,7 @@ def test_our_loop_gives_what_saelens_own_fit_gives(store, tmp_path, no_figure):
         ("standard", {"l1_coefficient": 3e-3 * 16}),
         ("gated", {"l1_coefficient": 3e-3 * 16}),
         ("jumprelu", {"l0_coefficient": 1e-2 * 16, "jumprelu_sparsity_loss_mode": "step", "l0_warm_up_steps": 5}),
-        ("topk", {"k": 4, "aux_loss_coefficient": 1.0}),
+        ("topk", {"k": 4, "aux_loss_coefficient": 1 / 32, "decoder_init_norm": 1.0}),
         ("matryoshka_batchtopk", {"matryoshka_widths": [6, 12, 24, 48]}),
         ("matching_pursuit", {"max_iterations": 4, "decoder_init_norm": 1.0}),
     ],

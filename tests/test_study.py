@@ -233,6 +233,7 @@ def test_the_layers_rows_are_the_numbers_of_each_layers_own_results(layered):
         assert row["removal_excess"] == pytest.approx(excess)
         (quality,) = of("sae_quality", split="test")
         assert (row["l0"], row["dead_share"]) == (quality["l0"], quality["dead_share"])
+        assert quality["auroc_cost"] == pytest.approx(auroc["without_sae"] - auroc["with_sae"])
         for column, section, method in (
             ("best_latent_ap", "localization", None),
             ("best_channel_ap", "baselines", "channel"),

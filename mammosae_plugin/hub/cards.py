@@ -52,6 +52,7 @@ MEASURES: Mapping[str, str] = {
     "mse": "mean squared error",
     "auroc_without_sae": "AUROC without the SAE",
     "auroc_with_sae": "AUROC with the SAE",
+    "auroc_cost": "AUROC cost",
 }
 """Measures of an SAE that its card shows, in this order."""
 

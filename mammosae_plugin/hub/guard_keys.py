@@ -45,6 +45,7 @@ _METADATA = (
 )
 _MEASURES = (
     *("explained_variance", "mse", "l0", "dead_share", "slope", "rows", "measured_on", "n_images", "n_positions"),
+    "auroc_cost",
     *("n_patients", "n_rows", "n_positive", "n_negative", "concept", "split", "auroc_without_sae", "auroc_with_sae"),
     *(f"{metric}{end}" for metric in _METRICS for end in ("", "_low", "_high")),
 )
@@ -53,7 +54,7 @@ _COURSE = (
     *("auxiliary_reconstruction_loss", "explained_variance", "mse", "l0", "dead_share", "slope", "learning_rate"),
     *("shrinkage", "dead_window_steps", "dead_share_in_training", "rows_in_training", "n_dead"),
     *("l1_coefficient", "l0_coefficient"),
-    *("density", "log10_edges", "counts", "never"),
+    *("density", "log10_edges", "counts", "never", "auroc_cost"),
 )
 _PROVENANCE = (
     *("weights_sha256", "cfg_sha256", "tensors", "published_with", "trained_with", "dataset_fingerprint"),
@@ -76,7 +77,7 @@ _MODELS = ("layer", "encoder", "name", "concept", "architecture", "kind", "hook_
 _SAE = (
     *("source", "architecture", "d_in", "d_sae", "sha256", "trained_on", "training", "share_of_positions"),
     *("positions_per_image", "hook_name", "quality", "model", "concept", "split", "explained_variance", "l0"),
-    *("dead_share", "mse", "n_dead", "n_live", "n_images", "n_positions"),
+    *("dead_share", "mse", "n_dead", "n_live", "n_images", "n_positions", "auroc_cost"),
 )
 _STUDY_PROVENANCE = ("packages", "checkpoints", "name", "file", "sha256", "dataset_fingerprint", "seed", "python")
 

@@ -51,7 +51,7 @@ _ROWS, _ACTIVE = 32, 8
 _SAE_ID = re.compile(r"[A-Za-z0-9][\w.-]*")
 _TAKEN = {"readme.md": "file", "figures": "folder"}
 """What lies beside the SAEs in a repository, in lower case, since some file systems do not tell it apart."""
-_MEASURES = ("explained_variance", "mse", "l0", "dead_share", "slope", "rows")
+_MEASURES = ("explained_variance", "mse", "l0", "dead_share", "slope", "auroc_cost", "rows")
 
 
 @dataclass(frozen=True)

@@ -332,6 +332,7 @@ def _quality(results: Results) -> pd.DataFrame:
             "live latents": row.get("n_live"),
             "dead latents": row.get("n_dead"),
             "dead share": Estimate(number(row.get("dead_share"))),
+            "AUROC cost": Estimate(number(row.get("auroc_cost"))),
             "positions": row.get("n_positions"),
         }
         for row in results["sae_quality"]

@@ -92,7 +92,8 @@ def _own_settings(config: SAETraining, d_in: int, d_sae: int) -> dict[str, Any]:
             }
         case _:
             assert config.k is not None
-            own: dict[str, Any] = {"k": config.k, "aux_loss_coefficient": config.aux_loss}
+            # Rows of norm 1: a step of Adam turns shorter ones far, and at SAELens's 0.1 half of the latents die early.
+            own: dict[str, Any] = {"k": config.k, "aux_loss_coefficient": config.aux_loss, "decoder_init_norm": 1.0}
             if config.architecture == "topk":
                 return {**own, "k": int(config.k)}
             own["topk_threshold_lr"] = config.threshold_lr

@@ -94,8 +94,9 @@ def train_sae(
     weights. The folder then holds `cfg.json` and `sae_weights.safetensors` (plain SAELens loads them), `metrics.jsonl`
     and its figure, and a card.
 
-    Under torchrun all processes make the same call and step together, each on its part of every batch. The SAE is that
-    of one process, to rounding, and the number of processes may change from run to run.
+    Under torchrun all processes make the same call and step together, each on its part of every batch. The SAE has the
+    loss curve and quality of one process's, though not its bits, since sums are formed in another order; the number of
+    processes may change from run to run.
 
     Args:
         store: The rows, (n, d) float32.
@@ -315,10 +316,10 @@ class _Run:
             n_batches = max(1, min(_NORM_BATCHES, rows.n_rows // config.batch_size))
             trainer.activation_scaler.estimate_scaling_factor(rows.store.d_in, rows.batches(), n_batches)
         scale: float | None = trainer.activation_scaler.scaling_factor
-        if config.init == "random" and config.init_bias == "zero":
+        if config.init == "random" and not config.starts_at_median:
             return scale
         sample = sample_of(rows.batches(), min(rows.n_rows, max(SAMPLE_ROWS, trainer.sae.cfg.d_sae)))
-        if config.init_bias == "geometric_median":
+        if config.starts_at_median:
             start_bias_at_median(trainer, sample)
         if config.init == "data_points":
             start_at_data_points(trainer, sample, torch_generator(config.seed, _INIT))

@@ -48,7 +48,9 @@ class SAETraining(BaseModel):
         "(matching_pursuit).",
     )
     aux_loss: float = Field(
-        1.0, ge=0, description="topk, batchtopk, matryoshka: weight of the loss by which dead latents learn the error."
+        1 / 32,
+        ge=0,
+        description="topk, batchtopk, matryoshka: weight of the loss by which dead latents learn the error.",
     )
     threshold_lr: float = Field(
         0.01, gt=0, le=1, description="batchtopk, matryoshka: rate at which the threshold of the saved SAE follows."
@@ -72,8 +74,10 @@ class SAETraining(BaseModel):
     init: Literal["random", "data_points"] = Field(
         "random", description="Where the latents' directions start: at random, or at rows of the store."
     )
-    init_bias: Literal["zero", "geometric_median"] = Field(
-        "zero", description="Where the decoder's bias starts: at 0, or at the geometric median of the rows."
+    init_bias: Literal["zero", "geometric_median"] | None = Field(
+        None,
+        description="Where the decoder's bias starts: at 0, or at the geometric median of the rows; None means 0 for "
+        "standard, as in the paper, and the median for the others.",
     )
     resample_every: int | None = Field(
         None, gt=0, description="standard: steps after which dead latents start anew from badly explained rows."
@@ -149,6 +153,13 @@ class SAETraining(BaseModel):
     def order(self) -> int:
         """The seed of the order of the rows."""
         return self.seed if self.row_seed is None else self.row_seed
+
+    @property
+    def starts_at_median(self) -> bool:
+        """Whether the decoder's bias starts at the geometric median of the rows, and not at 0."""
+        if self.init_bias is None:
+            return self.architecture != "standard"
+        return self.init_bias == "geometric_median"
 
     @property
     def holds_l0(self) -> bool:
