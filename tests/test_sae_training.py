@@ -67,7 +67,7 @@ def test_every_architecture_learns_and_is_saved_as_what_saelens_loads(
 
 
 def test_our_loop_gives_what_saelens_own_fit_gives(store, tmp_path, no_figure):
-    config = small_training(architecture="batchtopk", lr_warm_up_steps=5, lr_decay_steps=10)
+    config = small_training(architecture="batchtopk", init_bias="zero", lr_warm_up_steps=5, lr_decay_steps=10)
     ours = train_sae(store, tmp_path / "ours", config)
     seed_everything(config.seed)
     sae = new_training_sae(config, store.d_in, metadata=SAEMetadata(), device="cpu")
@@ -346,6 +346,7 @@ def test_saes_trained_together_are_those_trained_alone(store, tmp_path, no_figur
         patched.setattr(type(store), "batches", counting)
         patched.setattr(TrainingRows, "evaluation", lambda rows: iter([]))
         patched.setattr(sae_module, "measure", lambda *_: {})
+        patched.setattr(sae_module._Run, "_start", lambda run: None)
         patched.setattr(sae_module, "_finish", lambda job, plan, rows: None)
         patched.setattr(sae_module, "resample_dead", lambda *_: 0)
         train_saes(store, tmp_path / "counted", settings)
