@@ -329,8 +329,8 @@ class _Run:
         trainer, config = self.trainer, self.config
         trainer.maybe_reset_sparsity()
         output = self.step_together(batch)
-        if config.holds_l0:
-            hold_l0(trainer.sae, output.feature_acts, config.k)
+        if config.held_l0 is not None:
+            hold_l0(trainer.sae, output.feature_acts, config.held_l0)
         trainer.n_training_steps += 1
         done, last = self.done, self.done == self.steps
         is_checkpoint = done % config.checkpoint_every == 0 and not last
@@ -374,9 +374,9 @@ class _Run:
         """Save the trained SAE in the form in which it is used."""
         trainer = self.trainer
         self.step_together.close()
-        if self.config.holds_l0:
+        if self.config.held_l0 is not None:
             sample = sample_of(self.rows.batches(), min(self.rows.n_rows, _CALIBRATION_ROWS))
-            set_l0(trainer.sae, [trainer.activation_scaler(part) for part in sample.split(1024)], self.config.k)
+            set_l0(trainer.sae, trainer.activation_scaler(sample), self.config.held_l0)
         if trainer.activation_scaler.scaling_factor is not None:
             trainer.sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
             trainer.activation_scaler.scaling_factor = None

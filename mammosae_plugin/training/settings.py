@@ -162,9 +162,9 @@ class SAETraining(BaseModel):
         return self.init_bias == "geometric_median"
 
     @property
-    def holds_l0(self) -> bool:
-        """Whether thresholds are moved until k latents fire per row."""
-        return self.architecture == "jumprelu" and self.k is not None
+    def held_l0(self) -> float | None:
+        """The L0 at which thresholds are held; None where they are not."""
+        return self.k if self.architecture == "jumprelu" else None
 
     def d_sae_for(self, d_in: int) -> int:
         """The number of latents for rows of width `d_in`."""

@@ -11,6 +11,7 @@ import torch
 
 from mammosae_plugin import distributed
 
+_CHUNK = 1024
 _GAIN = 0.01  # the thresholds' largest relative change in a step, where L0 is e times k or more
 
 
@@ -28,18 +29,18 @@ def hold_l0(sae: Any, latents: torch.Tensor, k: float) -> None:
 
 
 @torch.no_grad()
-def set_l0(sae: Any, batches: list[torch.Tensor], k: float) -> None:
+def set_l0(sae: Any, rows: torch.Tensor, k: float) -> None:
     """Scale the thresholds of a JumpReLU SAE in training so that k latents per row fire, on average.
 
     Args:
         sae: A SAELens `JumpReLUTrainingSAE`.
-        batches: Rows (b, d_in) in the units of the training.
+        rows: (n, d_in) in the units of the training.
         k: Latents that shall fire per row.
     """
-    n_kept = int(k * sum(len(rows) for rows in batches))
+    n_kept = int(k * len(rows))
     largest = torch.empty(0, device=sae.device)
-    for rows in batches:
-        _, before = sae.encode_with_hidden_pre(rows.to(sae.device))
+    for start in range(0, len(rows), _CHUNK):
+        _, before = sae.encode_with_hidden_pre(rows[start : start + _CHUNK].to(sae.device))
         # How large a factor leaves each of them firing; none does where the latent is not positive.
         ratios = (before / sae.threshold.clamp_min(1e-12)).flatten()
         largest = torch.cat([largest, ratios[ratios > 0]])
