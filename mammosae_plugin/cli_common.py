@@ -13,6 +13,14 @@ Repo = Annotated[str, typer.Argument(metavar="REPO", help="The Hub's repository,
 Tag = Annotated[str | None, typer.Option(help="Name the published state so, such as v1.", show_default=False)]
 Public = Annotated[bool, typer.Option("--public", help="Make a new repository public; by default it is private.")]
 Replace = Annotated[bool, typer.Option("--replace", help="Overwrite files that the repository has otherwise.")]
+ForcePoor = Annotated[
+    bool,
+    typer.Option(
+        "--force-poor",
+        help="Publish although an SAE explains less than nothing of the variance, or fires far from as many latents as "
+        "it was trained for; without it that is refused.",
+    ),
+]
 Confirm = Annotated[
     bool, typer.Option("--confirm/--dry-run", help="Send it; by default only print exactly what would go out.")
 ]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from mammosae_plugin.cli_common import Confirm, Debug, Public, Replace, Repo, Tag, clear_errors
+from mammosae_plugin.cli_common import Confirm, Debug, ForcePoor, Public, Replace, Repo, Tag, clear_errors
 from mammosae_plugin.cli_hub import show_and_send
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def publish_findings(
     tag: Tag = None,
     public: Public = False,
     replace: Replace = False,
+    force_poor: ForcePoor = False,
     confirm: Confirm = False,
     debug: Debug = False,
 ) -> None:
@@ -72,6 +73,7 @@ def publish_findings(
             private=not public,
             tag=tag,
             replace=replace,
+            force_poor=force_poor,
             dry_run=True,
         )
         show_and_send(cast("Publication", publication), confirm)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mammosae_plugin.cli_common import Confirm, Debug, Public, Replace, Repo, Tag, clear_errors
+from mammosae_plugin.cli_common import Confirm, Debug, ForcePoor, Public, Replace, Repo, Tag, clear_errors
 
 if TYPE_CHECKING:
     from mammosae_plugin.hub.publishing import Publication
@@ -67,6 +67,7 @@ def publish_sae_command(
     tag: Tag = None,
     public: Public = False,
     replace: Replace = False,
+    force_poor: ForcePoor = False,
     confirm: Confirm = False,
     debug: Debug = False,
 ) -> None:
@@ -103,6 +104,7 @@ def publish_sae_command(
             tag=tag,
             private=not public,
             replace=replace,
+            force_poor=force_poor,
             dry_run=True,
         )
         assert isinstance(publication, Publication)

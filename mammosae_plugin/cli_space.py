@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mammosae_plugin.cli_common import Confirm, Debug, Public, Replace, Tag, clear_errors
+from mammosae_plugin.cli_common import Confirm, Debug, ForcePoor, Public, Replace, Tag, clear_errors
 
 
 def add_space_command(publish: typer.Typer) -> None:
@@ -44,6 +44,7 @@ def publish_space_command(
     tag: Tag = None,
     public: Public = False,
     replace: Replace = False,
+    force_poor: ForcePoor = False,
     confirm: Confirm = False,
     debug: Debug = False,
 ) -> None:
@@ -80,6 +81,7 @@ def publish_space_command(
             private=not public,
             tag=tag,
             replace=replace,
+            force_poor=force_poor,
             dry_run=True,
         )
         assert isinstance(publication, Publication)

@@ -122,6 +122,49 @@ def intervene(
     return _logits(table, kept, head=head, error_term=error_term, image_rows=image_rows, passes=passes)[:, 0]
 
 
+def single_ablations(
+    table: "LatentTable",
+    latents: NDArray[np.int64],
+    *,
+    head: str,
+    image_rows: NDArray[np.int64],
+    n_controls: int = 99,
+    seed: int = 0,
+    passes: Passes | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """How much of the unmodified model's logit goes when one latent is zeroed, and beside it random groups.
+
+    A random group holds live latents that are not among those given, in random order until their mean activation in
+    the training split first reaches the latent's. What the SAE does not reconstruct stays in place.
+
+    Args:
+        table: the latents table.
+        latents: (n_latents,) the latents, each zeroed alone.
+        head: name of a head with one output.
+        image_rows: (n,) rows of the table, each once.
+        n_controls: random groups per latent.
+        seed: seed of the groups.
+        passes: as for `intervene`.
+
+    Returns:
+        Losses of logit (n, n_latents) of the latents, and (n, n_latents, n_controls) of their groups.
+
+    Raises:
+        InputError: as `intervene`.
+    """
+    live, mass = np.setdiff1d(table.live_latents("training"), latents), _mean_activation(table, "training")
+    own = [np.array([latent]) for latent in latents]
+    controls = [
+        _mass_control(latent, live, mass, np.random.default_rng([seed, int(latent[0]), control]))
+        for latent in own
+        for control in range(n_controls)
+    ]
+    kept = _kept_latents([("deactivate", group) for group in (*own, *controls)], table.d_sae)
+    left = _logits(table, kept, head=head, error_term=True, image_rows=image_rows, passes=passes)[:, :, 0]
+    losses = table.logits(head)[image_rows] - left
+    return losses[:, : len(own)], losses[:, len(own) :].reshape(len(image_rows), len(own), n_controls)
+
+
 def sweep(
     table: "LatentTable",
     ranking: RankedLatents,

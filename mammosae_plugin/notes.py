@@ -10,21 +10,22 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.study_folder import LayerResults, StudyFolder
+from mammosae_plugin.study_folder import LayerResults, StudyFolder, primary_layer
 from mammosae_plugin.visualization.names import file_part
+from mammosae_plugin.visualization.results import BACKGROUND, CONCEPT, UNCLEAR, Results
 
 if TYPE_CHECKING:
     from mammosae_plugin.hub.guard import PrivacyContext
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 NOTES_FOLDER = "notes"
 CONFIDENCES = range(1, 6)
+SEE_NOTE = "see note"
+"""The role of a latent of which readers say something, but give no label."""
 LONGEST = {"author": 80, "label": 120, "text": 2000}
 """The most characters of a note's parts."""
 
@@ -214,6 +217,62 @@ def read_notes(study_folder: str | Path) -> list[Note]:
     """
     study = StudyFolder(study_folder)
     return [note for note in _in_force(_all_notes(study.folder)) if _is_of(note, study.layers)]
+
+
+def with_readers(
+    named: Mapping[str, Sequence[Mapping[str, Any]]], notes: Sequence[Note], layer: LayerResults
+) -> dict[str, list[dict[str, Any]]]:
+    """The named latents of a layer's results, with what readers say in place of the rule's role.
+
+    A reader's last label on a latent (of the concept, or of none in particular) is its role; readers whose labels
+    differ leave it `unclear`; where there are notes but no label, the role is `see note`. Rows that a reader speaks of
+    have a field more, `by`, the readers.
+
+    Args:
+        named: `named_latents` of the results: rows of latent and role by "model/concept".
+        notes: notes in force, oldest first.
+        layer: the layer that the results are of.
+    """
+    own = [note for note in notes if note.layer == layer.name]
+    if not own:
+        return {pair: [dict(row) for row in rows] for pair, rows in named.items()}
+    encoder_of = {
+        f"{encoder.model}/{concept}": encoder.name
+        for encoder in layer.encoders.values()
+        for concept in encoder.concepts
+    }
+    found = {}
+    for pair, rows in named.items():
+        here = [
+            note
+            for note in own
+            if note.encoder in (None, encoder_of[pair]) and note.concept in (None, pair.rpartition("/")[2])
+        ]
+        found[pair] = [_read(dict(row), [note for note in here if note.latent == row["latent"]]) for row in rows]
+    return found
+
+
+def results_with_readers(results: Results, study_folder: str | Path) -> Results:
+    """The results of one layer, whose named latents are what the readers of the study say, where they say something."""
+    name = results["layer"]["name"] if "layer" in results else primary_layer(results)
+    layer = LayerResults(name, Path(study_folder), results, Path(study_folder))
+    notes = [note for note in _in_force(_all_notes(layer.study_folder)) if _is_of(note, [layer], warn=False)]
+    return cast(Results, {**results, "named_latents": with_readers(results["named_latents"], notes, layer)})
+
+
+def _read(row: dict[str, Any], notes: Sequence[Note]) -> dict[str, Any]:
+    if not notes:
+        return row
+    labels = {note.author: note.label for note in notes if note.label is not None}
+    readers = list(labels or dict.fromkeys(note.author for note in notes))
+    role, reason = SEE_NOTE, "a reader's note, without a label"
+    if labels:
+        distinct = {label.casefold(): label for label in labels.values()}
+        known = next(iter(distinct)) if next(iter(distinct)) in (CONCEPT, BACKGROUND, UNCLEAR) else None
+        role, reason = known or next(iter(distinct.values())), "a reader's label"
+        if len(distinct) > 1:
+            role, reason = UNCLEAR, f"readers disagree: {', '.join(distinct.values())}"
+    return row | {"role": role, "reason": reason, "by": ", ".join(readers)}
 
 
 def merge_notes(study_folder: str | Path, others: Iterable[str | Path]) -> int:

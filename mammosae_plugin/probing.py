@@ -31,9 +31,6 @@ _IMAGES_PER_BLOCK = 2048
 # Latents ranked together: 128 columns of 16,000 float64 ranks are 16 MB.
 _LATENTS_PER_BLOCK = 128
 
-# A latent in the top of both classes is background if its weaker class mean is at least this share of the stronger.
-_SIMILAR_SHARE = 0.5
-
 
 @dataclass(frozen=True)
 class RankedLatents:
@@ -166,38 +163,6 @@ def rank_latents(class_scores: NDArray[np.floating]) -> RankedLatents:
         raise InputError(f"{int(np.isnan(scores).sum())} class scores are NaN: they cannot be ranked")
     indices = np.argsort(-scores, axis=1, kind="stable").astype(np.int64)
     return RankedLatents(indices=indices, scores=np.take_along_axis(scores, indices, axis=1))
-
-
-def latent_roles(
-    class_means: NDArray[np.float64], ranking: RankedLatents, *, top: int = 10
-) -> list[tuple[int, Literal["concept", "background"]]]:
-    """Name the best latents of class 1 as latents of the concept or of the background.
-
-    The paper tells latents that answer to the concept (13867 for calcification) from latents that are active in both
-    classes (15699). The rule here: a latent is `background` if it is among the `top` latents of both classes by class
-    mean and the smaller of its two class means is at least half the larger; every other one is `concept`.
-
-    Args:
-        class_means: (2, d_sae), the score `mean` of a binary concept.
-        ranking: the ranking (by any score) whose best latents of class 1 are named.
-        top: how many latents are named.
-
-    Returns:
-        (latent, role) in the ranking's order. Latents that never fire in class 1 are left out.
-    """
-    means = np.asarray(class_means, dtype=np.float64)
-    if means.shape != (2, ranking.d_sae) or ranking.n_class != 2:
-        raise InputError(f"roles need two classes of {ranking.d_sae} latents, but the class means are {means.shape}")
-    by_mean = rank_latents(means).indices[:, :top]
-    in_both_tops = set(by_mean[0].tolist()) & set(by_mean[1].tolist())
-    roles: list[tuple[int, Literal["concept", "background"]]] = []
-    for latent in ranking.indices[1, :top].tolist():
-        absent, present = means[:, latent]
-        if present <= 0:
-            continue
-        similar = min(absent, present) >= _SIMILAR_SHARE * max(absent, present)
-        roles.append((latent, "background" if similar and latent in in_both_tops else "concept"))
-    return roles
 
 
 def best_single_latent(

@@ -85,6 +85,14 @@ class LayerResults:
         return int(self.results["sae"]["d_sae"])
 
 
+def primary_layer(results: Results) -> str:
+    """The layer whose report lies at the top of the study that results are of."""
+    if "layer" in results:
+        return results["layer"]["primary"]
+    listed = results["config"].get("layers")
+    return str(listed[0] if listed else results["models"][0]["hook_name"].rpartition(".")[0])
+
+
 def is_study_folder(place: Any) -> bool:
     """Whether a finished study lies in a folder; False for what is no path."""
     return isinstance(place, (str, os.PathLike)) and (Path(place) / RESULTS_FOLDER / RESULTS_FILE).is_file()
@@ -123,10 +131,7 @@ class StudyFolder:
     @property
     def primary_name(self) -> str:
         """The layer whose report lies at the top."""
-        if "layer" in self.results:
-            return self.results["layer"]["primary"]
-        listed = self.results["config"].get("layers")
-        return str(listed[0] if listed else self.results["models"][0]["hook_name"].rpartition(".")[0])
+        return primary_layer(self.results)
 
     def layer(self, name: str | None = None) -> LayerResults:
         """A layer by its name; the primary one for None.

@@ -25,8 +25,10 @@ from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_parquet, sha256_of_json, write_json, write_parquet
 from mammosae_plugin.latents import FORMAT_VERSION, LatentTable, encode_latents
 from mammosae_plugin.masked_passes import MaskedPasses
+from mammosae_plugin.notes import results_with_readers
 from mammosae_plugin.provenance import package_versions, plain, tensors_fingerprint
 from mammosae_plugin.report import write_report
+from mammosae_plugin.roles import latent_roles
 from mammosae_plugin.training import train_sae
 from mammosae_plugin.visualization import HeatmapPanels, validate_results, write_figures, write_tables
 
@@ -375,14 +377,38 @@ class LayerStudy:
                 )
         return rows
 
+    @cached_property
+    def roles(self) -> pd.DataFrame:
+        """What the best latents of each finding are, and the evidence."""
+        settings = {**self._resampling, "top": self.config.analysis.top, "n_controls": self.n_role_controls}
+        passes = _Latest(self._passes)
+
+        def roles(table: LatentTable, pair: ModelPair) -> pd.DataFrame:
+            group = next(group for group in self.study.encoder_groups if pair in group.heads)
+            return latent_roles(
+                table,
+                self._ranking(table, pair.concept),
+                pair.concept,
+                split=TEST,
+                passes=passes(group) if table.readout_kind == "network" else None,
+                **settings,
+            )
+
+        pairs = [pair for pair in self.study.pairs if pair.concept in self.study.findings]
+        return self._each("roles", [settings, self.config.analysis.score], roles, pairs)
+
+    @property
+    def n_role_controls(self) -> int:
+        """Random groups beside every latent that is named; at the final map they cost next to nothing."""
+        return self.config.analysis.inner_controls if self.is_inner else max(self.config.analysis.n_controls, 99)
+
     def named_latents(self) -> dict[str, list[dict[str, Any]]]:
-        """The best latents of each finding by pair, as latents of the concept or of the background."""
-        named = {}
-        for pair, table in self.tables.items():
-            if pair.concept in self.study.findings:
-                means = probing.class_mean_latents(table, pair.concept, split=TRAINING, unit=self.config.data.unit)
-                roles = probing.latent_roles(means, self._ranking(table, pair.concept), top=self.config.analysis.top)
-                named[pair.key] = [{"latent": latent, "role": role} for latent, role in roles]
+        """The best latents of each finding by pair, with their roles and the evidence."""
+        named: dict[str, list[dict[str, Any]]] = {
+            pair.key: [] for pair in self.study.pairs if pair.concept in self.study.findings
+        }
+        for row in self.roles.to_dict("records"):
+            named[f"{row.pop('model')}/{row.pop('concept')}"].append({str(key): value for key, value in row.items()})
         return named
 
     def probe(self) -> None:
@@ -470,8 +496,8 @@ class LayerStudy:
             )
 
     def intervene(self) -> None:
-        """Figure 2."""
-        _ = self.interventions
+        """Figure 2, and the roles of latents."""
+        _ = self.interventions, self.roles
 
     @property
     def _thresholds(self) -> list[localization.Threshold]:
@@ -565,7 +591,7 @@ class LayerStudy:
 
     def write_report(self, results: dict[str, Any], folder: Path) -> Path:
         """Write figures, tables, results.json, class_means.parquet and report.html; returns the report's path."""
-        checked = validate_results(results)
+        checked = results_with_readers(validate_results(results), self.config.output)
         written = write_figures(checked, self.class_means, self._heatmap_panels(), folder)
         written += write_tables(checked, folder)
         # What an earlier configuration drew and this one does not must not stay: it may be images of patients.

@@ -9,6 +9,7 @@ from mammosae_plugin.config import portable_config
 from mammosae_plugin.files import sha256_of_file
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
 from mammosae_plugin.study_layer import TEST, TRAINING, LayerStudy, ModelPair
+from mammosae_plugin.training.metrics import trained_l0
 from mammosae_plugin.visualization.results import FORMAT_VERSION, best_row, recovered
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def _layer_row(layer: LayerStudy, pair: ModelPair) -> Row:
         "d_in": table.d_in,
         "d_sae": table.d_sae,
         **{name: quality[name] for name in ("explained_variance", "l0", "dead_share")},
+        "trained_l0": trained_l0(layer.sae),
         "auroc_without_sae": auroc["without_sae"],
         "auroc_with_sae": auroc["with_sae"],
         "single_latent": int(single["latent"]) if single else None,
@@ -185,6 +187,7 @@ def _sae(layer: LayerStudy) -> Row:
         "d_in": cfg.d_in,
         "d_sae": cfg.d_sae,
         "sha256": tensors_fingerprint(layer.sae.state_dict()),
+        "trained_l0": trained_l0(layer.sae),
         "trained_on": f"{source.train.model}/{source.train.concept}" if source.train is not None else None,
         "training": None
         if source.train is None

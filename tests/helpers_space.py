@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from helpers_results import named_latent
 
 from mammosae_plugin.hub.findings import Findings
 from mammosae_plugin.hub.findings_schema import JSON_COLUMNS, SCHEMAS, parquet_path
@@ -83,7 +84,7 @@ def synthetic_findings(
                     localization += _localization(row, own, best, known=auroc is not None)
                     if auroc is not None:
                         named[layer][f"{model}/{concept}"] = [
-                            {"latent": latent, "role": "background" if n == 2 else "concept"}
+                            named_latent(latent, "background" if n == 2 else "concept")
                             for n, latent in enumerate(best[:4])
                         ]
     order = ["layer", "hook_name", "encoder", "latent", "firing_rate", "max_activation", "mean_activation"]

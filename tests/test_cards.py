@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import yaml
 from helpers_hub import LoopbackHub, run_on_hub
+from helpers_results import named_latent
 from huggingface_hub import DatasetCard, ModelCard
 from jinja2 import UndefinedError
 
 from mammosae_plugin.hub.cards import render_findings_card, render_sae_card, render_space_readme, render_study_card
-from mammosae_plugin.hub.saes import _background_latents
+from mammosae_plugin.hub.saes import _confounders
+from mammosae_plugin.notes import Note
 
 CFG = {
     "architecture": "standard",
@@ -78,6 +80,8 @@ def best(latent: int, role: str, precision: float | None) -> dict[str, Any]:
         "concept": "Suspicious_Calcification",
         "latent": latent,
         "role": role,
+        "reason": "as it is",
+        "evidence": f"AUROC 0.{latent % 100}",
         "average_precision": precision,
         "ablation_effect": None if precision is None else -0.5,
     }
@@ -109,7 +113,10 @@ FINDINGS: dict[str, Any] = {
         for name in ("latents", "interventions", "reconstruction", "localization", "study")
     ],
     "n_latents": np.int64(16384),
-    "best": [best(13867, "concept", 0.25), best(77, "concept", 0.01), best(15699, "background", None)],
+    "best": [
+        *(best(13867, "concept", 0.25), best(77, "unclear", 0.01), best(15699, "background", 0.4)),
+        best(15892, "skin fold", None),
+    ],
     "reconstruction": [
         {**PAIR, "variant": "without_sae", **metrics(np.float64(0.875))},
         {**PAIR, "variant": "with_sae", **dict.fromkeys(metrics(0), None)},
@@ -255,19 +262,24 @@ def test_confounders_that_somebody_found_are_named() -> None:
     assert "No reader has named" in CARDS["model"]
 
 
-def test_the_background_latents_of_a_study_are_confounders_of_its_saes(monkeypatch: pytest.MonkeyPatch) -> None:
-    def named(*latents: tuple[int, str]) -> list[dict[str, Any]]:
-        return [{"latent": latent, "role": role} for latent, role in latents]
-
-    both = {"a/Mass": named((3, "background"), (4, "concept")), "b/Mass": named((3, "background"))}
+def test_only_a_reader_makes_a_latent_a_confounder_and_its_numbers_stand_beside_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: dict[str, Any] = {"text": "", "encoder": None, "confidence": None, "created": "2026-01-01", "sae": "x"}
+    notes = [Note("AB", "layer_6", 3, concept="Mass", label="Confounder", **made)]
+    named = {"a/Mass": [named_latent(3, "concept"), named_latent(4, "background")]}
+    encoder = SimpleNamespace(name="a", model="a", concepts=("Mass",))
     layers = [
-        SimpleNamespace(name="layer_6", results={"named_latents": both}),
-        SimpleNamespace(name="layer_10", results={"named_latents": {"a/Mass": named((3, "concept"))}}),
+        SimpleNamespace(name=name, results={"named_latents": named}, encoders={"a": encoder})
+        for name in ("layer_6", "layer_10")
     ]
     monkeypatch.setattr("mammosae_plugin.hub.saes.StudyFolder", lambda folder: SimpleNamespace(layers=layers))
-    (found,) = _background_latents(Path("study"))
+    monkeypatch.setattr("mammosae_plugin.hub.saes.read_notes", lambda folder: notes)
+    (found,) = _confounders(Path("study"), 5)
     assert (found["sae_id"], found["latent"]) == ("layer_6", 3)
-    assert found["follows"].endswith("(a/Mass, b/Mass)")
+    assert "a/Mass (said by AB; AUROC 0.83 [0.78, 0.88]" in found["follows"]
+    (hidden,) = _confounders(Path("study"), 58)  # 57 patients have the finding
+    assert hidden["follows"].endswith("a/Mass (said by AB)")
 
 
 def test_datasets_finds_the_configs_by_the_front_matter() -> None:
@@ -280,12 +292,17 @@ def test_datasets_finds_the_configs_by_the_front_matter() -> None:
 
 
 @pytest.mark.parametrize("card", [CARDS["dataset"], render_study_card(FINDINGS)], ids=["findings", "study"])
-def test_a_study_names_latents_that_localize_and_those_to_distrust(card: str) -> None:
+def test_a_study_lists_every_latent_under_one_heading_with_its_numbers(card: str) -> None:
     place = ["layer_10", "finetuned", "Suspicious calcification"]
-    assert row_of(card, *place, "13867") == [*place, "13867", "0.250", "−0.500"]
-    background, confounders = card.partition("**Background.**")[2].split("**Possible confounders.**")
-    assert "- layer_10, finetuned, Suspicious calcification: 15699\n" in background
-    assert "- layer_10, finetuned, Suspicious calcification: 77\n" in confounders.split("\n\n")[1] + "\n"
+    following, _, distrusted = card.partition("# Latents that follow a finding")[2].partition("# Latents to distrust")
+    parts = {part.partition(".**")[0]: part for part in distrusted.split("\n**")[1:]}
+    where = f"- {', '.join(place)}: "
+    assert f"{where}latent 13867 (AUROC 0.67)\n" in following
+    assert f"{where}latent 15699 (AUROC 0.99)\n" in parts["Background"]
+    assert f"{where}latent 15892, “skin fold” (AUROC 0.92)\n" in parts["Named by readers"]
+    assert f"{where}77\n" in parts["Unclear"]
+    for latent in ("13867", "15699", "15892", "77"):
+        assert len(re.findall(rf"\b{latent}\b", following + distrusted)) == 1
     assert row_of(card, *place, "0.875 (0.825 to 0.925)") == [*place, "0.875 (0.825 to 0.925)", "–"]
     assert "3 notes by 2 readers (reader A, reader B)" in card
     assert "Cohen's kappa 0.62" in card

@@ -196,3 +196,28 @@ def test_arguments_out_of_range_are_refused_before_anything_is_written(tmp_path,
     with pytest.raises(InputError, match="must|need"):
         make_phantoms(tmp_path / "x", **{"n_patients": 1, "image_size": SIZE} | options)
     assert not (tmp_path / "x").exists()
+
+
+def test_an_image_is_drawn_again_as_it_lies_there_and_without_a_finding_elsewhere_the_same(tmp_path):
+    data = make(tmp_path, n_patients=3, mass_share=1.0, calcification_share=1.0)
+    image_id = data.images.loc[data.images["Mass"] == 1, "image_id"].iloc[0]
+    stored = np.asarray(Image.open(tmp_path / "images_png" / image_id.rsplit("_", 2)[0] / image_id))
+    assert np.array_equal(phantoms.draw_phantom(tmp_path, image_id), stored)
+    erased = phantoms.draw_phantom(tmp_path, image_id, without=["Mass"])
+    changed = np.argwhere(erased != stored)
+    assert len(changed)
+    own = data.findings[(data.findings["image_id"] == image_id) & (data.findings["Mass"] == 1)].iloc[0]
+    assert stored[changed[:, 0], changed[:, 1]].mean() > erased[changed[:, 0], changed[:, 1]].mean()
+    inside = np.abs(changed[:, 1] - (own["xmin"] + own["xmax"]) / 2) < own["xmax"] - own["xmin"]
+    assert inside.all()
+
+
+def test_only_images_of_the_folder_can_be_drawn_again(tmp_path):
+    make(tmp_path, n_patients=1)
+    for root, image_id, words in (
+        (tmp_path / "none", "phantom_00000_L_CC.png", "no phantoms of version"),
+        (tmp_path, "somebody.png", "is no image of a phantom"),
+        (tmp_path, "phantom_00000_X_CC.png", "has no image"),
+    ):
+        with pytest.raises(InputError, match=words):
+            phantoms.draw_phantom(root, image_id)

@@ -9,6 +9,7 @@ import pytest
 from helpers_results import (
     KS,
     MODELS,
+    named_latent,
     synthetic_class_means,
     synthetic_panels,
     synthetic_results,
@@ -37,12 +38,13 @@ from mammosae_plugin.visualization import (
     table_interventions,
     table_layers,
     table_rankings,
+    table_roles,
     validate_results,
     write_figures,
     write_table,
     write_tables,
 )
-from mammosae_plugin.visualization.results import frame, recovered
+from mammosae_plugin.visualization.results import frame, recovered, stated_role
 from mammosae_plugin.visualization.style import RANDOM, TRUTH_BOX
 from mammosae_plugin.visualization.tables import to_csv, to_latex, to_markdown
 
@@ -245,15 +247,17 @@ def class_means(seed=0, n=300):
 
 def test_class_means_show_every_live_latent_and_label_the_named_ones():
     mean_0, mean_1, latents = class_means()
-    named = [(1003, "concept"), (1100, "background"), (1200, "concept")]
+    named = [(1003, "concept", 0.8), (1100, "background", 0.5), (1200, "concept", 0.75), (1250, "unclear", 0.6)]
     figure = plot_class_means(mean_0, mean_1, latents, named, title="t", class_names=("without it", "with it"))
     axes = figure.get_axes()[0]
     points = [collection for collection in axes.collections if not collection.get_label().startswith("_")]
     offsets = {collection.get_label().split()[0]: np.asarray(collection.get_offsets()) for collection in points}
     np.testing.assert_allclose(offsets["background"], [[mean_0[100], mean_1[100]]])
     np.testing.assert_allclose(offsets["concept"], [[mean_0[3], mean_1[3]], [mean_0[200], mean_1[200]]])
-    assert len(offsets["other"]) == 297
-    assert {"1003", "1100", "1200"} <= {text.get_text() for text in axes.texts}
+    np.testing.assert_allclose(offsets["leading"], [[mean_0[250], mean_1[250]]])
+    assert len(offsets["other"]) == 296
+    names = {text.get_text() for text in axes.texts}
+    assert {"1003 (0.80)", "1100 (0.50)", "1200 (0.75)", "1250"} <= names  # no role without its number
     assert axes.get_xlabel().endswith("without it")
     assert axes.get_ylabel().endswith("with it")
 
@@ -262,7 +266,7 @@ def test_labels_of_crowded_latents_do_not_overlap():
     mean_0, mean_1, latents = class_means()
     mean_0[:12] = np.linspace(0.5, 0.6, 12)
     mean_1[:12] = np.linspace(0.55, 0.65, 12)
-    figure = plot_class_means(mean_0, mean_1, latents, [(1000 + i, "background") for i in range(12)], title="t")
+    figure = plot_class_means(mean_0, mean_1, latents, [(1000 + i, "unclear", 0.6) for i in range(12)], title="t")
     figure.draw_without_rendering()
     axes = figure.get_axes()[0]
     # An annotation's extent covers its leader line too: compare the words alone.
@@ -284,7 +288,7 @@ def test_a_latent_that_fires_in_one_class_only_is_inside_the_axes():
 
 def test_a_named_latent_that_is_not_live_is_refused():
     with pytest.raises(InputError, match="7"):
-        plot_class_means(*class_means(), [(7, "concept")], title="t")
+        plot_class_means(*class_means(), [(7, "concept", 0.8)], title="t")
 
 
 # Saving
@@ -458,12 +462,28 @@ def test_layers_without_any_box_are_still_drawn():
     assert low == 0 < high
 
 
-def test_rankings_table_names_the_roles():
+def test_no_role_is_stated_without_its_numbers():
+    results = synthetic_results()
+    pair = "finetuned/Mass"
+    results["named_latents"] = {
+        pair: [named_latent(1, "concept"), {"latent": 2, "role": "background"}, {"latent": 3, "role": "x", "by": "AB"}]
+    }
+    table = table_roles(results)
+    assert table["role"].tolist() == ["concept", "unclear", "x"]
+    assert str(table["auroc"][0]) == "0.830 [0.780, 0.880]"
+    assert table["said_by"].tolist() == [None, None, "AB"]
+    assert table["n_patients"].tolist() == ["57 + 183", None, None]
+    for lost in ("auroc_low", "mean_without", "ablation", "ablation_random"):
+        assert stated_role(named_latent(1, "concept", **{lost: None})) == "unclear"
+
+
+def test_rankings_table_counts_ranks_from_1():
     results = synthetic_results()
     table = table_rankings(results)
     assert len(table) == 4 * 2 * 10
     first = table[(table["model"] == "finetuned") & (table["concept"] == "Mass") & (table["class"] == "1")].iloc[0]
-    assert (first["rank"], first["role"]) == (1, "concept")
+    assert first["rank"] == 1
+    assert "role" not in table.columns  # it would stand there without its numbers
 
 
 def test_interventions_table_gives_the_share_recovered():

@@ -96,14 +96,13 @@ mammosae.pages.latent = (() => {
     const latent = table.latent[row];
     const last = concept.ranks.length - 1;
     const role = study.roles.find((one) => mammosae.belongs(one, info, concept.name) && one.latent === latent);
+    const named = role && role.role !== "unclear";
     const ablation = concept.ablation[row];
     const rank = concept.ranks[last][row];
     return el("section", { class: "concept", id: `concept-${concept.name}`, "data-concept": concept.name },
-      el("h2", {}, conceptName(concept.name), role && el("span", { class: "badge" }, role.role === "background" ? "background latent" : "concept latent"),
+      el("h2", {}, conceptName(concept.name), named && el("span", { class: "badge" }, ["concept", "background"].includes(role.role) ? `${role.role} latent` : role.role),
         chosen && el("span", { class: "sr" }, " (the concept of the list you came from)")),
-      role && el("p", {}, role.role === "background"
-        ? "The study names it a background latent: it is among the most active in images with and without the finding."
-        : "The study names it a concept latent: it stands out in images with the finding and is not as active without."),
+      role && el("p", {}, `${named ? "Role" : "No role (unclear)"}: ${role.evidence}.`),
       el("dl", { class: "facts" },
         fact(`Rank, ${className(last, last + 1)}`, or(mammosae.hiddenRanks(concept), rank, (value) => `${count(value)} of ${count(table.size)}`),
           mammosae.isDead(table, row) ? "says nothing: the latent never fires, and dead latents are ranked by their number" : "by score; 1 is best"),

@@ -7,6 +7,7 @@ finding.
 """
 
 import os
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,6 +133,39 @@ def make_phantoms(
     file = folder / ANNOTATION_FILE
     write_text(file, pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
     return file
+
+
+def draw_phantom(
+    root: str | os.PathLike[str], image_id: str, *, without: Collection[str] = ()
+) -> npt.NDArray[np.uint8]:
+    """An image of a phantom folder drawn again: as it is there, or as it would be without some of its findings.
+
+    Breast, noise and the other findings stay the same to the pixel, so that the difference is what the findings did.
+
+    Args:
+        root: a folder that `make_phantoms` wrote.
+        image_id: an image's id, such as "phantom_00007_L_CC.png".
+        without: concepts whose findings are left out. A drawn-in nipple stays drawn in: it is part of the outline.
+
+    Returns:
+        uint8 (H, W).
+
+    Raises:
+        InputError: the folder holds no phantoms of this version, or no such image.
+    """
+    manifest = Path(root) / _MANIFEST
+    made = read_json(manifest) if manifest.exists() else {}
+    if made.get("phantom_version") != PHANTOM_VERSION:
+        raise InputError(f"{root} holds no phantoms of version {PHANTOM_VERSION}; make them with make_phantoms")
+    number = image_id.removeprefix(PHANTOM_ID).partition("_")[0]
+    if not image_id.startswith(PHANTOM_ID) or not number.isdecimal():
+        raise InputError(f"{image_id!r} is no image of a phantom; its id looks like {PHANTOM_ID}00007_L_CC.png")
+    patient = _Patient.drawn(made["seed"], int(number), made["images_per_patient"], made["shares"])
+    for view in patient.views:
+        phantom = _Phantom(patient, view, (made["image_size"][0], made["image_size"][1]))
+        if phantom.image_id == image_id:
+            return phantom.pixels(without=without)
+    raise InputError(f"{root} has no image {image_id!r}; a patient there has {made['images_per_patient']} images")
 
 
 def _is_whole(path: Path) -> bool:
@@ -427,11 +461,16 @@ class _Phantom:
 
     # -- tissue --------------------------------------------------------------------------------------------------------
 
-    def pixels(self) -> npt.NDArray[np.uint8]:
-        """The image, uint8 (H, W)."""
+    def pixels(self, *, without: Collection[str] = ()) -> npt.NDArray[np.uint8]:
+        """The image, uint8 (H, W); findings of the concepts in `without` are left out."""
         rng = np.random.default_rng(self._tissue_seed)
         breast = self._tissue(rng)
-        for rows, columns, layer in [*self._benign_specks(rng), *self._layers]:
+        findings = [
+            layer
+            for layer, (lesion, _) in zip(self._layers, self._found, strict=True)
+            if not set(lesion.concepts) & set(without)
+        ]
+        for rows, columns, layer in [*self._benign_specks(rng), *findings]:
             breast[rows, columns] += layer * (_LESION_LEVEL - breast[rows, columns])
         u = self.u
         # Compressed tissue thins out towards the skin; the skin itself is a fine bright line.

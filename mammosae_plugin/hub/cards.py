@@ -28,12 +28,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from mammosae_plugin.hub.guard_rules import RESTRICTED
 from mammosae_plugin.provenance import plain
 from mammosae_plugin.visualization.names import MINUS, digits, file_part, readable
+from mammosae_plugin.visualization.results import BACKGROUND, CONCEPT, UNCLEAR
 
 Row = dict[str, Any]
 Facts = Mapping[str, Any]
 
 _TAGS = ("sparse-autoencoder", "interpretability", "mammography")
-_NOT_LOCALIZED = 0.05  # average precision at or below which a latent's boxes do not follow the finding
 _DASH = "–"
 
 DATA: Mapping[str, str] = {
@@ -212,18 +212,10 @@ def _of_study(facts: Row) -> Row:
         "saes": study["sae"],
         "architectures": _distinct(row["architecture"] for row in study["models"]),
         "model_names": _distinct(f"{name} ({kind})" if name != kind else name for (name, _), kind in kinds.items()),
-        "localizing": sorted(
-            (row for row in facts["best"] if (row["average_precision"] or 0) > _NOT_LOCALIZED),
-            key=lambda row: -row["average_precision"],
-        ),
-        "background": [row for row in facts["best"] if row["role"] == "background"],
-        "astray": [
-            row
-            for row in facts["best"]
-            if row["role"] == "concept"
-            and row["average_precision"] is not None
-            and row["average_precision"] <= _NOT_LOCALIZED
-        ],
+        "of_concept": [row for row in facts["best"] if row["role"] == CONCEPT],
+        "background": [row for row in facts["best"] if row["role"] == BACKGROUND],
+        "unclear": [row for row in facts["best"] if row["role"] == UNCLEAR],
+        "named_by_readers": [row for row in facts["best"] if row["role"] not in (CONCEPT, BACKGROUND, UNCLEAR)],
         "is_phantom": study["data_kind"] == "phantom",
         "patients": {row["split"]: row for row in study["data"].get("splits", [])},
     }

@@ -271,8 +271,9 @@ def findings_facts(
     Returns:
         repo_id, licence, datasets and figures as given; title and study (see `Findings`); configs (name, path in the
         repository and number of rows of each; the first is the default); n_latents (rows of the config latents); best
-        (layer, model, concept, latent, role, average_precision and ablation_effect of the latents that the study
-        names); reconstruction (rows); readers, n_notes and agreement (a line, None without labels of two readers).
+        (layer, model, concept, latent, role, reason, evidence, average_precision and ablation_effect of the latents
+        that the study names); reconstruction (rows); readers, n_notes and agreement (a line, None without labels of two
+        readers).
     """
     from mammosae_plugin.notes import agreement
     from mammosae_plugin.provenance import plain
@@ -305,6 +306,8 @@ def findings_facts(
 
 def _best_latents(findings: Findings) -> Iterator[dict[str, Any]]:
     """The latents that the study names, with what else is known of them."""
+    from mammosae_plugin.visualization.results import role_evidence, stated_role
+
     latents = [
         one["latent"] for of in findings.study["named_latents"].values() for named in of.values() for one in named
     ]
@@ -317,7 +320,8 @@ def _best_latents(findings: Findings) -> Iterator[dict[str, Any]]:
             for one in named:
                 row = known[layer, encoder_of[layer, pair], one["latent"], concept]
                 facts = {name: row[name] for name in ("average_precision", "ablation_effect")}
-                yield {"layer": layer, "model": model, "concept": concept, **one, **facts}
+                said = {"role": stated_role(one), "reason": one.get("reason"), "evidence": role_evidence(one)}
+                yield {"layer": layer, "model": model, "concept": concept, "latent": one["latent"], **said, **facts}
 
 
 def _draw_figures(study: "StudyFolder", findings: Findings, staged: Path) -> list[str]:
@@ -388,6 +392,7 @@ def publish_findings(
     private: bool = True,
     tag: str | None = None,
     replace: bool = False,
+    force_poor: bool = True,
     dry_run: bool = False,
     token: str | None = None,
 ) -> "Publication | Published":
@@ -405,6 +410,7 @@ def publish_findings(
         private: Whether a repository that is made is private.
         tag: A name for the published state, such as v1.
         replace: Overwrite what the repository holds of an earlier publication.
+        force_poor: Only warn where an SAE does poorly (`hub.quality`); with False, as the command has it, refuse.
         dry_run: Send nothing; what would go out is in the folder and in the result's `describe()`.
         token: Of the Hub; by default that of `hf auth login` or HF_TOKEN.
 
@@ -418,9 +424,11 @@ def publish_findings(
     """
     from mammosae_plugin.hub.guard import PrivacyContext
     from mammosae_plugin.hub.publishing import prepare
+    from mammosae_plugin.hub.quality import flaws_of_study, refuse_poor
 
     if not licence.strip():
         raise InputError("findings need a licence; name one, such as cc-by-4.0")
+    refuse_poor(flaws_of_study(study_folder), force_poor=force_poor)
     target = Path(folder or Path(study_folder) / STAGED_FOLDER)
     context = PrivacyContext.of_study(Path(study_folder), min_group=min_group, licence=data_licence)
     with _staged(

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from mammosae_plugin.hub.findings_schema import CONCEPT, FORMAT_VERSION, NOTE, SCHEMAS
 from mammosae_plugin.hub.small_groups import Firing, Mask, Weights, hidden_latents, is_few, rare_rows
-from mammosae_plugin.notes import Note, read_notes
+from mammosae_plugin.notes import Note, read_notes, with_readers
 from mammosae_plugin.probing import Score, class_mean_latents, rank_latents
 from mammosae_plugin.study_folder import Encoder, LayerResults, StudyFolder
+from mammosae_plugin.visualization.results import ROLE_NUMBERS, stated_role
 
 if TYPE_CHECKING:
     from mammosae_plugin.latents import LatentTable
@@ -437,7 +438,7 @@ def _rows_of(config: str, layer: LayerResults) -> list[Row]:
 
 def _study(study: StudyFolder, groups: GroupsOf, hidden: HiddenOf, min_group: int) -> pa.Table:
     """The one row that says what the others are from."""
-    results = study.results
+    results, notes = study.results, read_notes(study.folder)
     models = [
         {"layer": layer.name, "encoder": encoder.name, **row, "readout": encoder.table.readout_kind}
         for layer in study.layers
@@ -463,24 +464,46 @@ def _study(study: StudyFolder, groups: GroupsOf, hidden: HiddenOf, min_group: in
         "models": _json(models),
         "sae": _json(saes),
         "named_latents": _json(
-            {layer.name: _named_latents(layer, groups, hidden, min_group) for layer in study.layers}
+            {layer.name: _named_latents(layer, groups, hidden, notes, min_group) for layer in study.layers}
         ),
     }
     return pa.Table.from_pylist([row], schema=SCHEMAS["study"])
 
 
-def _named_latents(layer: LayerResults, groups: GroupsOf, hidden: HiddenOf, min_group: int) -> Row:
-    """The latents that the study names and their roles, by "model/concept"; none of which a number is hidden."""
-    named = {}
+def _named_latents(
+    layer: LayerResults, groups: GroupsOf, hidden: HiddenOf, notes: Sequence[Note], min_group: int
+) -> Row:
+    """The latents that the study names, their roles (readers' first) and the numbers behind, by "model/concept".
+
+    Latents of which a number is hidden are left out.
+    """
+    named, found = with_readers(layer.results["named_latents"], notes, layer), {}
     for encoder in layer.encoders.values():
         not_told = hidden[layer.name, encoder.name]
         for concept in encoder.concepts:
             group, pair = groups[layer.name, encoder.name, concept], f"{encoder.model}/{concept}"
-            if pair in layer.results["named_latents"] and not group.are_small(TRAINING, min_group):
+            if pair in named and not group.are_small(TRAINING, min_group):
                 hide = [not_told.class_means[concept], not_told.effects.get(concept, not_told.class_means[concept])]
-                listed = layer.results["named_latents"][pair]
-                named[pair] = [one for one in listed if not any(mask[one["latent"]] for mask in hide)]
-    return named
+                listed = [one for one in named[pair] if not any(mask[one["latent"]] for mask in hide)]
+                found[pair] = [shared_role(one, min_group) for one in listed]
+    return found
+
+
+def shared_role(named: Row, min_group: int) -> Row:
+    """A named latent without numbers of fewer patients than `min_group`, and without a role that rested on them."""
+    kept = {name: named[name] for name in ("latent", "role", "reason", "by", *ROLE_NUMBERS) if name in named}
+    for name in ("with", "without"):
+        n, firing = (int(kept.get(f"n_{kind}_{name}") or 0) for kind in ("patients", "firing"))
+        if n < min_group or 0 < firing < min_group:
+            kept = {name: value for name, value in kept.items() if name not in ROLE_NUMBERS}
+            kept["reason"] = kept["reason"] if "by" in kept else f"its numbers are of fewer than {min_group} patients"
+            break
+        if 0 < n - firing < min_group:  # how few it is silent in
+            kept |= dict.fromkeys(("fires_with", "fires_without"))
+    kept = {name: value for name, value in kept.items() if name not in ("n_firing_with", "n_firing_without")}
+    if "place" in kept and (kept.get("n_patients_boxed") or 0) < min_group:
+        kept |= dict.fromkeys(("place", "place_low", "place_high", "n_patients_boxed"))
+    return kept | {"role": stated_role(kept)}
 
 
 def _json(value: Any) -> str:

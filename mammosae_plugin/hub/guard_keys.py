@@ -15,6 +15,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from mammosae_plugin.provenance import PACKAGES
+from mammosae_plugin.visualization.results import ROLE_NUMBERS
 
 MOST_NUMBERS = 64
 """How many numbers a list may hold, lists in it included, and a text."""
@@ -75,7 +76,17 @@ _DATA = (
 )
 _MODELS = ("layer", "encoder", "name", "concept", "architecture", "kind", "hook_name", "grid", "d_in", "readout")
 _SAE = (
-    *("source", "architecture", "d_in", "d_sae", "sha256", "trained_on", "training", "share_of_positions"),
+    *(
+        "source",
+        "architecture",
+        "d_in",
+        "d_sae",
+        "sha256",
+        "trained_on",
+        "trained_l0",
+        "training",
+        "share_of_positions",
+    ),
     *("positions_per_image", "hook_name", "quality", "model", "concept", "split", "explained_variance", "l0"),
     *("dead_share", "mse", "n_dead", "n_live", "n_images", "n_positions", "auroc_cost"),
 )
@@ -164,7 +175,7 @@ def _study(column: str) -> Entries:
         case "sae":
             return Entries(frozenset((*_SAE, *_settings_of_training())), names=1)
         case "named_latents":
-            return Entries(frozenset(("latent", "role")), names=2)
+            return Entries(frozenset(("latent", "role", "reason", "by", *ROLE_NUMBERS)), names=2)
     return Entries(frozenset())
 
 

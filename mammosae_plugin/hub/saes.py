@@ -30,16 +30,22 @@ from mammosae_plugin.adapters.sources import is_on_hub
 from mammosae_plugin.adapters.vision_sae import load_vision_sae
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import atomic_path, read_json, sha256_of_file, write_json, write_safetensors, write_text
+from mammosae_plugin.hub.findings_tables import shared_role
 from mammosae_plugin.hub.guard import PrivacyContext, copy_figure, let_out
 from mammosae_plugin.hub.guard_rules import RESTRICTED
 from mammosae_plugin.hub.publishing import Publication, Published, files_of_repo, look_at_head, prepare
+from mammosae_plugin.hub.quality import refuse_poor
 from mammosae_plugin.hub.scratch import Scratch
 from mammosae_plugin.hub_requests import ask, first_line
+from mammosae_plugin.notes import read_notes, with_readers
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint, torch_generator
 from mammosae_plugin.study_folder import StudyFolder, is_study_folder
-from mammosae_plugin.training.metrics import draw_metrics, read_metrics
+from mammosae_plugin.training.metrics import draw_metrics, read_metrics, trained_l0
 from mammosae_plugin.training.saving import CFG, WEIGHTS, save_sae
+from mammosae_plugin.visualization.results import poor_sae, role_evidence
 
+CONFOUNDER = "confounder"
+"""The label by which a reader says that a latent follows something that goes with the finding, and not the finding."""
 SPARSITY = "sparsity.safetensors"
 TRAINING, METRICS, FIGURE = "training.json", "metrics.jsonl", "metrics.png"
 EVALUATION, PROVENANCE, CARD = "evaluation.json", "provenance.json", "README.md"
@@ -85,6 +91,7 @@ def publish_sae(
     tag: str | None = None,
     private: bool = True,
     replace: bool = False,
+    force_poor: bool = True,
     dry_run: bool = False,
     message: str | None = None,
     staging: str | os.PathLike[str] | None = None,
@@ -109,6 +116,7 @@ def publish_sae(
         tag: a name for the published state, such as "v1".
         private: make a new repository private.
         replace: overwrite what is there otherwise; without it that is refused.
+        force_poor: only warn where an SAE does poorly (`hub.quality`); with False, as the command has it, refuse.
         dry_run: send nothing; give the publication, which describes what would go out.
         message: of the commit.
         staging: where to stage; by default a folder that is removed afterwards.
@@ -130,6 +138,14 @@ def publish_sae(
         )
     licence = licence.strip()
     origins = origins_of(saes, sae_id, evaluation)
+    refuse_poor(
+        (
+            f"{name}: {flaw}"
+            for name, one in origins.items()
+            if (flaw := poor_sae(dict(one.evaluation), trained_l0(one.sae)))
+        ),
+        force_poor=force_poor,
+    )
     if context is None and is_study_folder(saes):
         context = PrivacyContext.of_study(Path(saes))  # type: ignore[arg-type]
     scratch = Scratch("publish") if staging is None else None
@@ -142,7 +158,9 @@ def publish_sae(
             licence=licence,
             base_model=base_model,
             datasets=tuple(datasets) or (context.datasets if context is not None else ()),
-            confounders=_background_latents(Path(saes)) if is_study_folder(saes) else (),  # type: ignore[arg-type]
+            confounders=_confounders(Path(saes), context.min_group)  # type: ignore[arg-type]
+            if context is not None and is_study_folder(saes)
+            else (),
         )
         there = _what_is_there(repo_id, facts, token)
         there.require_licence(licence)
@@ -291,18 +309,16 @@ def _came_from(layer: Any) -> str:
     return f"the study did not train it, it came from {path}; publish that file or folder itself"
 
 
-def _background_latents(folder: Path) -> list[dict[str, Any]]:
-    """The latents that a study named as latents of the background, as the card of their SAE lists them."""
-    pairs: dict[tuple[str, int], list[str]] = {}
-    for layer in StudyFolder(folder).layers:
-        for pair, named in layer.results["named_latents"].items():
-            for one in named:
-                if one["role"] == "background":
-                    pairs.setdefault((layer.name, one["latent"]), []).append(pair)
-    follows = "the background: it is about as active without the finding as with it"
+def _confounders(folder: Path, min_group: int) -> list[dict[str, Any]]:
+    """The latents that readers of a study labelled as confounders, with the study's numbers, for the SAE's card."""
+    study, notes = StudyFolder(folder), read_notes(folder)
+    follows = "something that goes with the finding and is not the finding, in"
     return [
-        {"sae_id": name, "latent": latent, "follows": f"{follows} ({', '.join(of)})"}
-        for (name, latent), of in pairs.items()
+        {"sae_id": layer.name, "latent": one["latent"], "follows": f"{follows} {pair} ({role_evidence(one)})"}
+        for layer in study.layers
+        for pair, named in with_readers(layer.results["named_latents"], notes, layer).items()
+        for one in (shared_role(row, min_group) for row in named)
+        if one["role"].casefold() == CONFOUNDER
     ]
 
 

@@ -22,6 +22,7 @@ from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import write_text
 from mammosae_plugin.hub.findings import Findings, load_findings
 from mammosae_plugin.study_folder import is_study_folder
+from mammosae_plugin.visualization.results import role_evidence, stated_role
 
 if TYPE_CHECKING:
     from mammosae_plugin.hub.guard import PrivacyContext
@@ -205,7 +206,7 @@ def _rows(frame: pd.DataFrame, columns: Iterable[str]) -> list[Row]:
 
 
 def _roles(study: Row) -> Iterator[Row]:
-    """One row per latent that the study named: layer, model, concept, latent, role."""
+    """One row per latent that the study named: layer, model, concept, latent, role, evidence (a line of numbers)."""
     for row in study["models"]:
         own = study["named_latents"].get(row["layer"], {}).get(f"{row['name']}/{row['concept']}", [])
         for named in own:
@@ -213,7 +214,9 @@ def _roles(study: Row) -> Iterator[Row]:
                 "layer": row["layer"],
                 "model": row["name"],
                 "concept": row["concept"],
-                **{name: named[name] for name in ("latent", "role")},
+                "latent": named["latent"],
+                "role": stated_role(named),
+                "evidence": role_evidence(named),
             }
 
 
@@ -236,6 +239,7 @@ def publish_space(
     private: bool = True,
     tag: str | None = None,
     replace: bool = False,
+    force_poor: bool = True,
     dry_run: bool = False,
     token: str | None = None,
 ) -> "Publication | Published":
@@ -252,6 +256,7 @@ def publish_space(
         private: Whether a Space that is made is private.
         tag: A name for the published state, such as v1.
         replace: Overwrite what the Space holds otherwise.
+        force_poor: Only warn where an SAE does poorly (`hub.quality`); with False, as the command has it, refuse.
         dry_run: Send nothing; give the publication, which describes what would go out.
         token: Of the Hub; by default that of `hf auth login` or HF_TOKEN.
 
@@ -264,9 +269,11 @@ def publish_space(
         HubError: The Hub refuses or cannot be reached.
     """
     from mammosae_plugin.hub.publishing import prepare
+    from mammosae_plugin.hub.quality import flaws_of, refuse_poor
 
     sources = [source] if compare is None else [source, compare]
     read = [_read(one, min_group) for one in sources]
+    refuse_poor((flaw for one, _ in read for flaw in flaws_of(one.study["sae"])), force_poor=force_poor)
     building = Path(folder) if folder is not None else Path(tempfile.mkdtemp(prefix="mammosae-space-"))
     publication = None
     try:

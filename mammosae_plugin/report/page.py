@@ -15,6 +15,7 @@ import yaml
 from markupsafe import Markup
 
 from mammosae_plugin.files import write_text
+from mammosae_plugin.notes import NOTES_FOLDER, results_with_readers
 from mammosae_plugin.report.paper import compare_figure_2, compare_table_1, compare_table_2
 from mammosae_plugin.report.summary import RESTORED, Finding, baselines_summary, findings, layers_summary, summary
 from mammosae_plugin.report.views import TableView, rankings_view, shared_latents, sweep_view, table_view
@@ -41,7 +42,7 @@ from mammosae_plugin.visualization.results import (
     number,
     pairs,
 )
-from mammosae_plugin.visualization.tables import MISSING, Estimate, table_1, table_2, table_layers
+from mammosae_plugin.visualization.tables import MISSING, Estimate, table_1, table_2, table_layers, table_roles
 
 _DATA_KINDS = {"phantom": "generated phantom images", "vindr": "VinDr-Mammo"}
 _SIGNS = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}
@@ -57,7 +58,8 @@ def write_report(results_folder: str | os.PathLike[str]) -> Path:
     Raises `InputError` when `results.json` is missing or is not a study's results.
     """
     folder = Path(results_folder)
-    results = load_results(folder)
+    study = next((place for place in folder.resolve().parents[:3] if (place / NOTES_FOLDER).is_dir()), None)
+    results = load_results(folder) if study is None else results_with_readers(load_results(folder), study)
     path = folder / REPORT_FILE
     write_text(path, render_report(results, folder / FIGURES_FOLDER))
     return path
@@ -101,6 +103,7 @@ def _content(results: Results, figures_folder: Path) -> dict[str, Any]:
         "table_1": table_view(table_1(results), n_labels=3),
         "paper_table_1": table_view(compare_table_1(results), n_labels=4) if paper else None,
         "rankings": _rankings(results),
+        "roles": table_view(_role_columns(table_roles(results)), n_labels=3),
         "scores": {row["score"] for row in results["rankings"]},
         "figures_2": _figures_2(results, figures_folder),
         "sweep": sweep_view(results, error_term=False),
@@ -338,6 +341,11 @@ def _quality(results: Results) -> pd.DataFrame:
         for row in results["sae_quality"]
     ]
     return pd.DataFrame(rows)
+
+
+def _role_columns(roles: pd.DataFrame) -> pd.DataFrame:
+    """The roles without the readers' column where no reader has said anything."""
+    return roles.drop(columns="said_by") if roles["said_by"].isna().all() else roles
 
 
 def _rankings(results: Results) -> list[Row]:

@@ -134,7 +134,7 @@ def _flawed_sae(results: Results) -> list[str]:
     """A warning when the SAE does not copy the features of a model, or when hardly any of its latents are in use."""
     flaws: dict[str, list[str]] = {}
     for row in results["sae_quality"]:
-        if flaw := sae_flaw(row):
+        if flaw := sae_flaw(row, results["sae"].get("trained_l0")):
             name = f"{row['model']}, {readable(row['concept'])}"
             flaws.setdefault(name, []).append(f"{row['split']} split: {flaw}")
     if not flaws:

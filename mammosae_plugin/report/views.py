@@ -11,11 +11,10 @@ from mammosae_plugin.visualization.tables import MISSING, Estimate, cell_text, h
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: its text, smaller text below or before it, and how it is set."""
+    """One cell: its text, smaller text below it, and how it is set."""
 
     text: str
     below: str = ""
-    before: str = ""
     strong: bool = False
     repeated: bool = False
 
@@ -72,7 +71,6 @@ def rankings_view(results: Results, model: str, concept: str, score: str) -> Tab
     ]
     if not of_class:
         return None
-    roles = {row["latent"]: row["role"] for row in results["named_latents"].get(f"{model}/{concept}", [])}
     binary = len(of_class) == 2
     headings = [("Rank", True)]
     for row in of_class:
@@ -85,7 +83,7 @@ def rankings_view(results: Results, model: str, concept: str, score: str) -> Tab
             if position < len(row["latents"]):
                 latent, scores = row["latents"][position], row["scores"]
                 score_text = cell_text("score", number(scores[position]) if position < len(scores) else None)
-                cells += [Cell(str(latent), before=roles.get(latent, "")), Cell(score_text)]
+                cells += [Cell(str(latent)), Cell(score_text)]
             else:
                 cells += [Cell(MISSING), Cell(MISSING)]
         rows.append(cells)

@@ -224,6 +224,13 @@ def read_metrics(file: str | Path) -> list[Row]:
     return [json.loads(line) for line in Path(file).read_text(encoding="utf-8").splitlines()]
 
 
+def trained_l0(sae: Any) -> float | None:
+    """Latents per row that an SAE was trained for: its k, or else the L0 at the end of training; None where unknown."""
+    metadata = sae.cfg.metadata.to_dict()
+    asked = (metadata.get("training") or {}).get("k") or getattr(sae.cfg, "k", None) or metadata.get("l0")
+    return float(asked) if isinstance(asked, int | float) else None
+
+
 def draw_metrics(rows: Sequence[Row], file: Path) -> None:
     """Draw the course of a training, and at last how often latents fire, as a PNG.
 

@@ -19,6 +19,7 @@ from mammosae_plugin.visualization.tables import (
     table_interventions,
     table_layers,
     table_rankings,
+    table_roles,
     write_table,
 )
 
@@ -42,6 +43,7 @@ __all__ = [
     "table_interventions",
     "table_layers",
     "table_rankings",
+    "table_roles",
     "validate_results",
     "write_figures",
     "write_table",

@@ -30,8 +30,10 @@ from mammosae_plugin.visualization.results import (
     may_show_images,
     model_names,
     n_best,
+    number,
     pairs,
     reference_auroc,
+    stated_role,
 )
 from mammosae_plugin.visualization.scatter import plot_class_means
 from mammosae_plugin.visualization.style import save_figure
@@ -41,6 +43,7 @@ from mammosae_plugin.visualization.tables import (
     table_interventions,
     table_layers,
     table_rankings,
+    table_roles,
     write_table,
 )
 
@@ -161,7 +164,8 @@ def _class_means(results: Results, rows: pd.DataFrame, model: str, concept: str)
         for column in rows.columns
         if column.startswith("score_mean_") and rows[column].notna().any()
     )
-    named = [(row["latent"], row["role"]) for row in results["named_latents"].get(f"{model}/{concept}", [])]
+    named = results["named_latents"].get(f"{model}/{concept}", [])
+    marked = [(row["latent"], stated_role(row), number(row.get("auroc"))) for row in named]
     live = set(rows["latent"])
     words = readable(concept)
     names = (f"images without {words.lower()}", f"images with {words.lower()}")
@@ -169,7 +173,7 @@ def _class_means(results: Results, rows: pd.DataFrame, model: str, concept: str)
         rows["score_mean_0"].to_numpy(),
         rows[f"score_mean_{last}"].to_numpy(),
         rows["latent"].to_numpy(),
-        [(latent, role) for latent, role in named if latent in live],
+        [(latent, role, auroc) for latent, role, auroc in marked if latent in live],
         title=f"{model}, {words}: class means",
         class_names=names if last == 1 else (f"class 0 of {words.lower()}", f"class {last} of {words.lower()}"),
     )
@@ -183,6 +187,11 @@ def write_tables(results: Results, results_folder: str | os.PathLike[str]) -> li
         (table_1(results), "table_1", "Classification on the test split without and with the SAE (95 % intervals)."),
         (table_2(results), "table_2", f"Localization: average precision of boxes from {found}."),
         (table_rankings(results), "rankings", f"The {n_best(results)} best latents of every class."),
+        (
+            table_roles(results),
+            "roles",
+            "The leading latents with the finding: their roles and the evidence.",
+        ),
         (table_interventions(results), "interventions", "Interventions on groups of latents (Figure 2 in numbers)."),
         (
             table_layers(results),

@@ -14,11 +14,24 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json
-from mammosae_plugin.visualization.names import MINUS, RESULTS_FILE
+from mammosae_plugin.visualization.names import MINUS, RESULTS_FILE, digits
 
 FORMAT_VERSION = 1
 MOST_DEAD = 0.9  # share of latents that never fire above which little of an SAE is in use
+FAR_L0 = 2  # times as many latents per position as it was trained for, or as few, are far from it
 METRICS = ("auroc", "average_precision", "precision", "recall", "f1", "accuracy")
+
+CONCEPT, BACKGROUND, UNCLEAR = "concept", "background", "unclear"
+"""What the study's rule may call a latent (`mammosae_plugin.roles`); readers may call it anything."""
+ROLE_NUMBERS = (
+    *("n_patients_with", "n_patients_without", "n_firing_with", "n_firing_without"),
+    *("mean_with", "mean_without", "fires_with", "fires_without"),
+    *("auroc", "auroc_low", "auroc_high"),
+    *("ablation", "ablation_low", "ablation_high", "ablation_share", "ablation_random", "n_random"),
+    *("place", "place_low", "place_high", "n_patients_boxed"),
+)
+"""The numbers behind a role; those of the place are null where the concept has no boxes."""
+_DECISIVE = ("mean_with", "mean_without", "auroc", "auroc_low", "auroc_high", "ablation", "ablation_random")
 
 Row = dict[str, Any]
 
@@ -320,16 +333,70 @@ def recovered(auroc: float, reference: float) -> float:
     return (auroc - 0.5) / (reference - 0.5) if reference > 0.5 else math.nan
 
 
-def sae_flaw(row: Row) -> str:
+def sae_flaw(row: Row, trained_l0: float | None = None) -> str:
     """Why claims about an SAE's latents mean little, from a row of its quality; empty when nothing speaks against them.
 
-    An explained variance below 0 means that the mean would copy the features better than the SAE does.
+    Args:
+        row: explained_variance, l0 and dead_share, as far as they are known.
+        trained_l0: latents per position for which it was trained; by default the row's own `trained_l0`.
     """
-    explained, dead = number(row.get("explained_variance")), number(row.get("dead_share"))
-    flaws = [f"explained variance {explained:.3f}".replace("-", MINUS)] if explained < 0 else []
+    dead = number(row.get("dead_share"))
+    flaws = [poor] if (poor := poor_sae(row, trained_l0)) else []
     if dead > MOST_DEAD:
         flaws.append(f"{math.floor(1000 * dead) / 10:g} % of the latents never fire")
     return ", ".join(flaws)
+
+
+def poor_sae(row: Row, trained_l0: float | None = None) -> str:
+    """Why an SAE should not be published, in the words of its measures; empty when nothing speaks against it.
+
+    An explained variance below 0 means that the mean would copy the features better than the SAE does; an L0 of more
+    than twice, or less than half, of what it was trained for means that it does not do what it was trained to do.
+    """
+    explained, l0 = number(row.get("explained_variance")), number(row.get("l0"))
+    trained = number(row.get("trained_l0") if trained_l0 is None else trained_l0)
+    flaws = [f"explained variance {explained:.3f}".replace("-", MINUS)] if explained < 0 else []
+    if trained > 0 and not trained / FAR_L0 <= l0 <= trained * FAR_L0 and math.isfinite(l0):
+        flaws.append(f"L0 {digits(l0)}, trained for {digits(trained)}")
+    return ", ".join(flaws)
+
+
+def stated_role(named: Row) -> str:
+    """The role of a named latent; `unclear` for a role of the rule whose numbers are not there."""
+    if named.get("by") or all(math.isfinite(number(named.get(name))) for name in _DECISIVE):
+        return str(named["role"])
+    return UNCLEAR
+
+
+def role_evidence(named: Row) -> str:
+    """The numbers behind a named latent's role, and who gave it, in one line."""
+    parts = [f"said by {named['by']}"] if named.get("by") else []
+    if math.isfinite(number(named.get("auroc"))):
+        parts.append(f"AUROC {_with_interval(named, 'auroc')}")
+    if math.isfinite(number(named.get("mean_with"))):
+        means = [digits(number(named[f"mean_{name}"])) for name in ("with", "without")]
+        parts.append(f"mean {means[0]} with and {means[1]} without")
+    if math.isfinite(number(named.get("fires_with"))):
+        fires = [f"{100 * number(named[f'fires_{name}']):.0f} %" for name in ("with", "without")]
+        parts.append(f"fires in {fires[0]} and {fires[1]} of images")
+    if math.isfinite(number(named.get("ablation"))):
+        random, n = number(named.get("ablation_random")), int(number(named.get("n_random")))
+        beside = f", 95 % of {n} random groups below {digits(random)}" if math.isfinite(random) else ""
+        parts.append(f"ablation {_with_interval(named, 'ablation')}{beside}")
+    if math.isfinite(number(named.get("place"))):
+        parts.append(f"{_with_interval(named, 'place')} times as much in the boxes as by chance")
+    if math.isfinite(number(named.get("n_patients_with"))):
+        parts.append(f"{int(named['n_patients_with'])} patients with, {int(named['n_patients_without'])} without")
+    return "; ".join(parts) or "no numbers"
+
+
+def _with_interval(named: Row, name: str) -> str:
+    value, low, high = (number(named.get(f"{name}{end}")) for end in ("", "_low", "_high"))
+    text = f"{value:.2f}" if name == "auroc" else digits(value)
+    if not math.isfinite(low) or not math.isfinite(high):
+        return text
+    ends = [f"{end:.2f}" if name == "auroc" else digits(end) for end in (low, high)]
+    return f"{text} [{ends[0]}, {ends[1]}]"
 
 
 def may_show_images(results: Results) -> bool:

@@ -12,6 +12,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.visualization.results import BACKGROUND, CONCEPT
 from mammosae_plugin.visualization.style import (
     BACKGROUND_LATENT,
     CONCEPT_LATENT,
@@ -22,16 +23,17 @@ from mammosae_plugin.visualization.style import (
 )
 
 _ROLES = {
-    "concept": (CONCEPT_LATENT, "^", "concept latent (leads with the finding)"),
-    "background": (BACKGROUND_LATENT, "s", "background latent (leads both, alike)"),
+    CONCEPT: (CONCEPT_LATENT, "^", "concept latent (AUROC beside it)"),
+    BACKGROUND: (BACKGROUND_LATENT, "s", "background latent (AUROC beside it)"),
 }
+_NO_ROLE = (INK, "o", "leading latent without a role")
 
 
 def plot_class_means(
     mean_0: np.ndarray,
     mean_1: np.ndarray,
     latents: np.ndarray,
-    named: Sequence[tuple[int, str]],
+    named: Sequence[tuple[int, str, float]],
     *,
     title: str,
     class_names: tuple[str, str] = ("images without the finding", "images with the finding"),
@@ -42,7 +44,8 @@ def plot_class_means(
         mean_0: (n,) mean activation over positions and images of class 0, per live latent; not negative.
         mean_1: (n,) the same for class 1.
         latents: (n,) index of each latent.
-        named: (latent, role) of the latents to mark and label; role "concept" or "background".
+        named: (latent, role, AUROC of the latent) of the latents to mark and label; roles "concept" and "background"
+            have a mark of their own and the AUROC behind them in the label.
         title: heading of the figure.
         class_names: what the two classes are, for the axes (x, y).
 
@@ -55,7 +58,7 @@ def plot_class_means(
         raise InputError(
             f"class means need equally long arrays of distinct latents, got {len(x)}, {len(y)}, {len(index)}"
         )
-    absent = [latent for latent, _ in named if latent not in index]
+    absent = [latent for latent, *_ in named if latent not in index]
     if absent:
         raise InputError(f"named latents {absent[:3]} are not among the {len(index)} live latents")
 
@@ -69,7 +72,7 @@ def plot_class_means(
             [0, top], [0, top], color=MUTED, linewidth=0.9, linestyle=(0, (5, 3)), zorder=1, label="equal in both"
         )
         marked = np.zeros(len(x), dtype=bool)
-        marked[[index[latent] for latent, _ in named]] = True
+        marked[[index[latent] for latent, *_ in named]] = True
         axes.scatter(
             x[~marked],
             y[~marked],
@@ -80,8 +83,8 @@ def plot_class_means(
             zorder=2,
             label="other live latents",
         )
-        for role, (color, marker, label) in _ROLES.items():
-            at = [index[latent] for latent, given in named if given == role]
+        for role, (color, marker, label) in (*_ROLES.items(), ("", _NO_ROLE)):
+            at = [index[latent] for latent, given, _ in named if (given if given in _ROLES else "") == role]
             if at:
                 axes.scatter(
                     x[at],
@@ -101,7 +104,7 @@ def plot_class_means(
         axes.text(0.98, 0.025, f"more in {class_names[0]} →", ha="right", **note)
         figure.suptitle(textwrap.fill(title, 50), x=0.01, ha="left")
         figure.legend(loc="outside lower left", ncols=2)
-        _label(figure, axes, [(x[index[latent]], y[index[latent]], str(latent), role) for latent, role in named])
+        _label(figure, axes, [(x[index[one[0]]], y[index[one[0]]], _name(*one), one[1]) for one in named])
     return figure
 
 
@@ -130,6 +133,10 @@ def _scales(axes: Axes, values: np.ndarray) -> tuple[float, float]:
         axis.set_major_formatter(FuncFormatter(tick))
     axes.set_aspect("equal", adjustable="box")
     return top, threshold
+
+
+def _name(latent: int, role: str, auroc: float) -> str:
+    return f"{latent} ({auroc:.2f})" if role in _ROLES and np.isfinite(auroc) else str(latent)
 
 
 def _label(figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str, str]]) -> None:

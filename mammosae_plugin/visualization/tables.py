@@ -28,6 +28,7 @@ from mammosae_plugin.visualization.results import (
     recovered,
     reference_auroc,
     sae_flaw,
+    stated_role,
 )
 
 MISSING = "–"
@@ -62,6 +63,13 @@ _HEADINGS = {
     "k": "k",
     "best_number": "Best",
     "l0": "L0",
+    "ablation": "Effect of ablation",
+    "ablation_random": "95 % of random groups below",
+    "place": "In its boxes, times chance",
+    "mean_with": "Mean, with",
+    "mean_without": "Mean, without",
+    "fires_with": "Fires, with",
+    "fires_without": "Fires, without",
     "hook_name": "Hook point",
     "auroc_without_sae": "AUROC without SAE",
     "auroc_with_sae": "AUROC with SAE",
@@ -369,10 +377,6 @@ def table_rankings(results: Results) -> pd.DataFrame:
     """The best latents of every class, as many as the study looks at: a row per model, concept, score, class, rank."""
     rows: list[Row] = []
     for ranking in results["rankings"]:
-        roles = {
-            row["latent"]: row["role"]
-            for row in results["named_latents"].get(f"{ranking['model']}/{ranking['concept']}", [])
-        }
         test_means = ranking.get("test_mean_activation") or []
         for position, latent in enumerate(ranking["latents"][: n_best(results)]):
             rows.append(
@@ -385,11 +389,35 @@ def table_rankings(results: Results) -> pd.DataFrame:
                     "latent": latent,
                     "class_score": number(_at(ranking["scores"], position)),
                     "test_mean_activation": number(_at(test_means, position)),
-                    "role": roles.get(latent),
                 }
             )
-    columns = ["model", "concept", "score", "class", "rank", "latent", "class_score", "test_mean_activation", "role"]
-    return pd.DataFrame(rows, columns=columns).astype({"role": object})
+    columns = ["model", "concept", "score", "class", "rank", "latent", "class_score", "test_mean_activation"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def table_roles(results: Results) -> pd.DataFrame:
+    """What the named latents are, and the numbers behind it: a row per model, concept and latent."""
+    rows: list[Row] = []
+    for pair, named in results["named_latents"].items():
+        model, _, concept = pair.rpartition("/")
+        for one in named:
+            rows.append(
+                {"model": model, "concept": concept, "latent": one["latent"], "role": stated_role(one)}
+                | {name: estimate(one, name) for name in ("auroc", "ablation", "place")}
+                | {"ablation_random": number(one.get("ablation_random"))}
+                | {name: number(one.get(name)) for name in _OF_CLASSES}
+                | {"n_patients": _patients(one), "said_by": one.get("by"), "reason": one.get("reason")}
+            )
+    columns = ["model", "concept", "latent", "role", "auroc", *_OF_CLASSES, "ablation", "ablation_random", "place"]
+    return pd.DataFrame(rows, columns=[*columns, "n_patients", "said_by", "reason"], dtype=object)
+
+
+_OF_CLASSES = ("mean_with", "mean_without", "fires_with", "fires_without")
+
+
+def _patients(named: Row) -> str | None:
+    counts = [named.get(f"n_patients_{name}") for name in ("with", "without")]
+    return None if None in counts else f"{counts[0]:g} + {counts[1]:g}"
 
 
 def _at(values: list[Any], position: int) -> Any:

@@ -1,0 +1,312 @@
+"""What a study may say a latent is: of the concept, of the background, or unclear, with the numbers that decide it.
+
+A name is earned on test images, by all of the evidence that there is; latents are chosen on training images. Where one
+part is missing, or does not speak for the same thing, the role is `unclear`.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.intervention import Passes, single_ablations
+from mammosae_plugin.probing import RankedLatents, class_mean_latents
+from mammosae_plugin.reconstruction import reconstruction_quality
+from mammosae_plugin.statistics import bootstrap_metrics, interval, patient_bootstrap, ranking_metrics
+from mammosae_plugin.visualization.results import BACKGROUND, CONCEPT, ROLE_NUMBERS, UNCLEAR
+
+if TYPE_CHECKING:
+    from mammosae_plugin.latents import EvaluationRows, LatentTable
+
+SEPARATES = 0.6
+"""AUROC from which a latent, or a classifier, tells the classes; between 1 minus it and it, it hardly does."""
+FOLLOWS = 1.5
+"""How many times as much of a latent must lie in an image's own boxes as in other patients' boxes."""
+MATTERS = 0.01
+"""Share of the classifier's distance between the classes that must go with a latent of the concept."""
+FEWEST_PATIENTS = 10
+"""Patients of each class, and with boxes, below which nothing is said."""
+FEWEST_CONTROLS = 19
+"""Random groups below which even the largest of them does not bound 95 % of chance."""
+LEAST_EXPLAINED = 0.5
+"""Explained variance on test images below which the latents are not those of the network."""
+
+_SUBCELLS = 8  # a box's share of a cell of the map is counted on 8 x 8 points
+
+Weights = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A value with its 95 % interval over patients."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, value: float, samples: NDArray[np.float64]) -> "_Measured":
+        return cls(float(value), *interval(samples))
+
+
+def latent_roles(
+    table: "LatentTable",
+    ranking: RankedLatents,
+    concept: str,
+    *,
+    split: str = "test",
+    unit: str = "image",
+    top: int = 10,
+    n_controls: int = 99,
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+    passes: Passes | None = None,
+) -> pd.DataFrame:
+    """The roles of the best latents of class 1, and the evidence.
+
+    All four are measured on `split`, with 95 % intervals from resampled patients:
+
+    - *separation*: AUROC of the latent's mean over positions, images with the finding against images without;
+    - *both classes*: its mean, and the share of images in which it fires, in either class;
+    - *ablation*: how much nearer the two classes' mean logits come when it alone is zeroed in the network (error term
+      kept), beside random groups of other live latents of the same mean activation;
+    - *place*, where there are boxes: the share of its activation inside the image's boxes, divided by the share inside
+      the boxes of other patients' images of the same side and view. 1 is chance.
+
+    `concept`: the AUROC is at least 0.6 and its interval above 0.5, the mean is higher with the finding in the training
+    split too, the ablation effect is above 0, at least 1 % of the classifier's distance between the classes, and above
+    that of 95 % of at least 19 random groups, and the place (where the concept has boxes) is at least 1.5 with its
+    interval above 1. `background`: the interval of the AUROC lies between 0.4 and 0.6, it fires in at least half of the
+    images of either class, its ablation effect is one that random groups have too, and its place is not the boxes'.
+    Everything else is `unclear`; and so are all latents where the classifier itself does not tell the classes (AUROC
+    below 0.6, or its interval not above 0.5), where the SAE explains less than half of the variance, and where fewer
+    than 10 patients are in a class.
+
+    Args:
+        table: the latents table.
+        ranking: the ranking (from the training split) whose best latents of class 1 are named.
+        concept: a finding that has a head.
+        split: the split that gives the evidence.
+        unit: "image" or "finding_row".
+        top: how many latents are named; those that never fire in training images of class 1 are left out.
+        n_controls: random groups beside every latent.
+        n_bootstrap: resamples of patients; 0 leaves all roles unclear.
+        seed: seed of resamples and controls.
+        passes: as for `intervention.intervene`; with `n_controls` more masks per latent.
+
+    Returns:
+        One row per latent, in the ranking's order: latent, role, reason (a line), and the numbers `ROLE_NUMBERS`.
+
+    Raises:
+        InputError: a concept that has not two classes, a ranking of another width, or as `intervene`.
+    """
+    if len(table.classes(concept)) != 2 or ranking.n_class != 2:
+        raise InputError(f"'{concept}' has {len(table.classes(concept))} classes: roles are for a finding, which has 2")
+    if ranking.d_sae != table.d_sae:
+        raise InputError(f"the ranking has {ranking.d_sae} latents, but the table has {table.d_sae}: rank this table")
+    before = class_mean_latents(table, concept, split="training", unit=unit)
+    latents = np.array([i for i in ranking.indices[1, :top] if before[1, i] != 0], dtype=np.int64)
+    rows = table.rows(concept, split=split, unit=unit)
+    evidence = _evidence(table, latents, concept, rows, n_controls, n_bootstrap, seed, passes)
+    place = _places(table, latents, concept, split, n_bootstrap, seed)
+    obstacle = _obstacle(table, concept, split, rows, n_bootstrap, seed)
+    rises = before[1, latents] > before[0, latents]
+    records = []
+    for latent, rose, numbers, where in zip(latents, rises, evidence, place, strict=True):
+        row = {"latent": int(latent), **numbers, **where}
+        role, reason = (UNCLEAR, obstacle) if obstacle else _role(row, bool(rose))
+        records.append({**row, "role": role, "reason": reason})
+    return pd.DataFrame.from_records(records, columns=["latent", "role", "reason", *ROLE_NUMBERS])
+
+
+def _obstacle(
+    table: "LatentTable", concept: str, split: str, rows: "EvaluationRows", n_bootstrap: int, seed: int
+) -> str:
+    """Why no latent of this classifier can be given a role; empty where nothing stands in the way."""
+    for label, words in ((1, "with"), (0, "without")):
+        n = len(set(rows.patient_ids[rows.labels == label]))
+        if n < FEWEST_PATIENTS:
+            return f"only {n} test patients {words} the finding, fewer than {FEWEST_PATIENTS}"
+    explained = reconstruction_quality(table, split)["explained_variance"]
+    if not explained >= LEAST_EXPLAINED:
+        return f"the SAE explains {explained:.3f} of the variance, less than {LEAST_EXPLAINED:g}"
+    logits = table.logits(concept)[rows.image_rows]
+    auroc = ranking_metrics(logits, rows.labels)[0]
+    samples = bootstrap_metrics(logits, rows.labels, patient_bootstrap(rows.patient_ids, n_bootstrap, seed))["auroc"]
+    if not (auroc >= SEPARATES and interval(samples)[0] > 0.5):
+        return f"the classifier does not tell the classes on test images (AUROC {auroc:.3f})"
+    return ""
+
+
+def _role(row: dict[str, Any], rose: bool) -> tuple[str, str]:
+    """Role and reason from the numbers of a latent."""
+    n_controls, boxed = row["n_random"], row["n_patients_boxed"]
+    beyond_random = row["ablation"] > row["ablation_random"]
+    if n_controls < FEWEST_CONTROLS:
+        return UNCLEAR, f"only {n_controls} random groups beside it, fewer than {FEWEST_CONTROLS}"
+    if not np.isfinite(row["auroc_low"]):
+        return UNCLEAR, "no interval over patients"
+    if boxed and not np.isfinite(row["place_low"]):
+        return UNCLEAR, f"its place is not known: it fires in too few images of the {boxed} test patients with boxes"
+    follows = boxed > 0 and row["place"] >= FOLLOWS and row["place_low"] > 1
+    if row["auroc_low"] > 0.5 and row["auroc"] >= SEPARATES:
+        if not (rose and row["mean_with"] > row["mean_without"]):
+            return UNCLEAR, "its class mean is not higher with the finding in both splits"
+        if not (row["ablation_low"] > 0 and beyond_random and row["ablation_share"] >= MATTERS):
+            return (
+                UNCLEAR,
+                "it goes with the finding, but the classifier rests on it no more than on random groups",
+            )
+        if boxed and not follows:
+            return UNCLEAR, "it goes with the finding, but does not fire where the boxes are"
+        return CONCEPT, "goes with the finding, the classifier rests on it, " + (
+            "and it fires in the boxes" if boxed else "no boxes: its place was not examined"
+        )
+    if row["auroc_low"] > 1 - SEPARATES and row["auroc_high"] < SEPARATES:
+        if min(row["fires_with"], row["fires_without"]) < 0.5:
+            return UNCLEAR, "as active in both classes, but it fires in few images"
+        if beyond_random and row["ablation_low"] > 0:
+            return UNCLEAR, "as active in both classes, but the classifier rests on it"
+        if follows:
+            return UNCLEAR, "as active in both classes, but it fires in the boxes"
+        return BACKGROUND, "fires in both classes alike, and the classifier rests on it no more than on random groups"
+    return UNCLEAR, "whether it goes with the finding is not certain"
+
+
+def _evidence(
+    table: "LatentTable",
+    latents: NDArray[np.int64],
+    concept: str,
+    rows: "EvaluationRows",
+    n_controls: int,
+    n_bootstrap: int,
+    seed: int,
+    passes: Passes | None,
+) -> list[dict[str, Any]]:
+    """Separation, both classes and ablation of every latent."""
+    if not len(latents) or len(np.unique(rows.labels)) < 2:
+        return [dict.fromkeys(ROLE_NUMBERS, np.nan) | {"n_random": 0} for _ in latents]
+    images, image_of_row = np.unique(rows.image_rows, return_inverse=True)
+    losses, control_losses = single_ablations(
+        table, latents, head=concept, image_rows=images, n_controls=n_controls, seed=seed, passes=passes
+    )
+    n_random = n_controls if len(np.setdiff1d(table.live_latents("training"), latents)) else 0
+    activity = table.mean_latents[rows.image_rows].tocsc()[:, latents].toarray().astype(np.float64)
+    present = rows.labels == 1
+    resamples = patient_bootstrap(rows.patient_ids, n_bootstrap, seed)
+    effect = _gap(losses[image_of_row], present)
+    sampled = _gap(losses[image_of_row], present, resamples)
+    random = _gap(control_losses[image_of_row].reshape(len(present), -1), present).reshape(len(latents), n_controls)
+    whole = float(_gap(table.logits(concept)[rows.image_rows], present)[0])
+    found = []
+    for column in range(len(latents)):
+        values = activity[:, [column]]
+        auroc = _Measured.of(
+            ranking_metrics(values, rows.labels)[0], bootstrap_metrics(values, rows.labels, resamples)["auroc"]
+        )
+        ablation = _Measured.of(effect[column], sampled[:, column])
+        fires = values[:, 0] != 0
+        record: dict[str, Any] = {"n_random": n_random}
+        for name, own in (("with", present), ("without", ~present)):
+            record |= {
+                f"n_patients_{name}": len(set(rows.patient_ids[own])),
+                f"n_firing_{name}": len(set(rows.patient_ids[own & fires])),
+                f"mean_{name}": float(values[own, 0].mean()),
+                f"fires_{name}": float(fires[own].mean()),
+            }
+        record |= {"auroc": auroc.value, "auroc_low": auroc.low, "auroc_high": auroc.high}
+        record |= {"ablation": ablation.value, "ablation_low": ablation.low, "ablation_high": ablation.high}
+        record["ablation_random"] = (
+            float(np.quantile(random[column], 0.95, method="higher")) if n_random else float("nan")
+        )
+        record["ablation_share"] = ablation.value / whole if whole else float("nan")
+        found.append(record)
+    return found
+
+
+def _gap(
+    values: NDArray[np.float64], present: NDArray[np.bool_], resamples: NDArray[np.integer] | None = None
+) -> NDArray[np.float64]:
+    """Mean of rows with the finding minus mean of the others, of values (n, m): (m,), or (n_bootstrap, m)."""
+    weights = np.ones((1, len(values))) if resamples is None else np.asarray(resamples, dtype=np.float64)
+    means = []
+    for own in (present, ~present):
+        counts = weights[:, own].sum(axis=1, keepdims=True)
+        with np.errstate(invalid="ignore"):
+            means.append(weights[:, own] @ values[own] / np.where(counts > 0, counts, np.nan))
+    gaps: NDArray[np.float64] = means[0] - means[1]
+    return gaps[0] if resamples is None else gaps
+
+
+def _places(
+    table: "LatentTable", latents: NDArray[np.int64], concept: str, split: str, n_bootstrap: int, seed: int
+) -> list[dict[str, Any]]:
+    """Where every latent fires, beside the boxes; without an interval where too few patients have boxes."""
+    unknown = {"place": np.nan, "place_low": np.nan, "place_high": np.nan}
+    images = _boxed_images(table, concept, split)
+    patients = table.images["patient_id"].to_numpy(dtype=object)[images]
+    boxed = {"n_patients_boxed": len(set(patients))}
+    if table.grid == (1, 1):  # one vector per image has no place
+        return [unknown | {"n_patients_boxed": 0} for _ in latents]
+    kept = all(set(latents.tolist()) <= set(table.map_latents(int(row)).tolist()) for row in images)
+    if boxed["n_patients_boxed"] < FEWEST_PATIENTS or not kept:
+        return [unknown | boxed for _ in latents]
+    covered = np.stack([_covered(table.boxes(int(row), concept), table.grid, table.image_size) for row in images])
+    others = _others(table.images.iloc[images], patients)
+    maps = np.stack([table.maps(latents, int(row)) for row in images]).reshape(len(images), len(latents), -1)
+    maps = np.clip(maps, 0, None).astype(np.float64)
+    usable = others.sum(axis=1) > 0
+    found = []
+    for column in range(len(latents)):
+        mass = maps[:, column].sum(axis=1)
+        used = usable & (mass > 0)
+        if len(set(patients[used])) < FEWEST_PATIENTS:
+            found.append(unknown | boxed)
+            continue
+        inside = maps[used, column] @ covered.T / mass[used, None]  # of each image, in the boxes of each
+        own = inside[np.arange(used.sum()), np.flatnonzero(used)]
+        chance = (inside * others[used]).sum(axis=1) / others[used].sum(axis=1)
+        resamples = patient_bootstrap(patients[used], n_bootstrap, seed)
+        place = _Measured.of(_times(own.sum(), chance.sum()), _times(resamples @ own, resamples @ chance))
+        found.append({"place": place.value, "place_low": place.low, "place_high": place.high} | boxed)
+    return found
+
+
+def _times(own: Any, chance: Any) -> Any:
+    """`own` over `chance`; 0 where both are, NaN where only `chance` is."""
+    nowhere = np.where(np.asarray(own) > 0, np.nan, 0.0)
+    return np.divide(own, chance, out=nowhere, where=np.asarray(chance) > 0)
+
+
+def _boxed_images(table: "LatentTable", concept: str, split: str) -> NDArray[np.int64]:
+    if concept not in table.concepts:
+        return np.zeros(0, dtype=np.int64)
+    rows = table.rows(concept, split=split)
+    found = [int(row) for row in rows.image_rows[rows.labels == 1] if len(table.boxes(int(row), concept))]
+    return np.array(found, dtype=np.int64)
+
+
+def _others(images: pd.DataFrame, patients: NDArray[np.object_]) -> NDArray[np.bool_]:
+    """Which images may lend an image their boxes, (n, n): other patients', of the same side and view."""
+    alike: NDArray[np.bool_] = np.asarray(patients[:, None] != patients[None, :])
+    for name in ("laterality", "view"):
+        if name in images.columns:
+            values = images[name].to_numpy(dtype=object)
+            alike &= np.asarray(values[:, None] == values[None, :])
+    return alike
+
+
+def _covered(boxes: NDArray[np.float32], grid: tuple[int, int], image_size: tuple[int, int]) -> Weights:
+    """The share of every cell of the map that boxes (n, 4) xyxy in pixels cover, (h * w,)."""
+    y, x = (
+        (np.arange(cells * _SUBCELLS) + 0.5) * pixels / (cells * _SUBCELLS)
+        for cells, pixels in zip(grid, image_size, strict=True)
+    )
+    inside = np.zeros((len(y), len(x)))
+    for left, top, right, bottom in boxes:
+        inside[np.ix_((y >= top) & (y < bottom), (x >= left) & (x < right))] = 1
+    cells: Weights = inside.reshape(grid[0], _SUBCELLS, grid[1], _SUBCELLS).mean(axis=(1, 3)).ravel()
+    return cells

@@ -1,0 +1,176 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from helpers_roles import (
+    BESIDE_IT,
+    EVERYWHERE,
+    IN_BOXES_OF_BOTH,
+    N_PLANTED,
+    OF_THE_FINDING,
+    RARE,
+    TWIN,
+    UNUSED,
+    USED_EVERYWHERE,
+    planted_table,
+)
+from helpers_tables import MemoryTable, make_table
+from sklearn.metrics import roc_auc_score
+
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.intervention import intervene
+from mammosae_plugin.probing import RankedLatents, rank_latents
+from mammosae_plugin.roles import _covered, latent_roles
+from mammosae_plugin.visualization.results import ROLE_NUMBERS, role_evidence, stated_role
+
+
+def roles_of(table: MemoryTable, top: int = N_PLANTED, **settings):
+    """Roles of the first latents, whatever their scores."""
+    order = np.tile(np.arange(table.d_sae), (2, 1))
+    ranking = RankedLatents(order, np.zeros(order.shape))
+    return latent_roles(table, ranking, "Mass", top=top, **{"n_bootstrap": 200} | settings).set_index("latent")
+
+
+@pytest.fixture(scope="module")
+def planted():
+    return planted_table()
+
+
+@pytest.fixture(scope="module")
+def roles(planted):
+    return roles_of(planted, top=20)
+
+
+def test_latents_get_the_role_that_was_planted_and_never_another(roles):
+    assert roles["role"][[OF_THE_FINDING, TWIN]].tolist() == ["concept", "concept"]
+    assert roles["role"][EVERYWHERE] == "background"
+    for latent in (BESIDE_IT, UNUSED, RARE, USED_EVERYWHERE, IN_BOXES_OF_BOTH):
+        assert roles["role"][latent] == "unclear", latent
+    assert "concept" not in set(roles["role"][N_PLANTED:])
+
+
+@pytest.mark.parametrize(
+    ("latent", "reason"),
+    [
+        (BESIDE_IT, "does not fire where the boxes are"),
+        (UNUSED, "rests on it no more than on random groups"),
+        (RARE, "fires in few images"),
+    ],
+)
+def test_a_latent_that_lacks_one_part_of_the_evidence_is_unclear_and_says_which(roles, latent, reason):
+    assert reason in roles["reason"][latent]
+
+
+def test_a_latent_that_is_1_7_times_as_active_with_the_finding_in_its_boxes_is_of_the_concept(roles):
+    assert roles["mean_with"][TWIN] / roles["mean_without"][TWIN] == pytest.approx(1.7, abs=0.25)
+    assert roles["place_low"][TWIN] > 5
+    assert roles["role"][TWIN] == "concept"
+
+
+def test_equal_class_means_are_never_a_concept(planted):
+    table = replace(planted, latents=planted.latents.copy())
+    table.latents[..., OF_THE_FINDING] = table.latents[..., EVERYWHERE] * 0.00259
+    assert roles_of(table)["role"][OF_THE_FINDING] != "concept"
+
+
+def test_the_numbers_are_those_of_plain_definitions(planted, roles):
+    rows = planted.rows("Mass", split="test")
+    means = planted.latents.mean(axis=(1, 2))[rows.image_rows]
+    one = roles.loc[TWIN]
+    assert one["auroc"] == pytest.approx(roc_auc_score(rows.labels, means[:, TWIN]))
+    assert one["auroc_low"] < one["auroc"] < one["auroc_high"]
+    assert one["mean_with"] == pytest.approx(means[rows.labels == 1, TWIN].mean())
+    assert one["fires_without"] == pytest.approx((means[rows.labels == 0, TWIN] != 0).mean())
+    left = intervene(planted, np.array([TWIN]), mode="deactivate", head="Mass", error_term=True)[rows.image_rows, 0]
+    loss = planted.logits("Mass")[rows.image_rows, 0] - left
+    assert one["ablation"] == pytest.approx(loss[rows.labels == 1].mean() - loss[rows.labels == 0].mean())
+    assert (one["n_patients_with"], one["n_patients_without"]) == (46, 46)
+    assert one["n_random"] == 99
+
+
+def test_place_is_the_share_in_the_own_boxes_over_that_in_the_boxes_of_others(roles):
+    assert roles["place"][BESIDE_IT] == 0
+    assert roles["place"][EVERYWHERE] == pytest.approx(1, abs=0.05)
+    assert roles["place"][UNUSED] > 10
+
+
+def test_a_box_covers_its_share_of_the_cells():
+    covered = _covered(np.array([[0, 0, 8, 4], [4, 0, 12, 4]]), (2, 2), (16, 16)).reshape(2, 2)
+    np.testing.assert_allclose(covered, [[0.5, 0.25], [0, 0]])
+
+
+def test_without_boxes_the_place_is_not_asked_and_the_reason_says_so():
+    roles = roles_of(planted_table(boxes=False))
+    assert roles["role"][OF_THE_FINDING] == "concept"
+    assert "place was not examined" in roles["reason"][OF_THE_FINDING]
+    assert roles["place"].isna().all()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_random_labels_give_unclear(planted, seed):
+    images = planted.images.copy()
+    rng = np.random.default_rng(seed)
+    of_patient = {patient: int(rng.random() < 0.5) for patient in images["patient_id"].unique()}
+    images["Mass"] = images["patient_id"].map(of_patient)
+    findings = planted.findings.assign(Mass=images["Mass"].to_numpy())
+    roles = roles_of(replace(planted, images=images, findings=findings), top=20)
+    assert set(roles["role"]) == {"unclear"}
+    assert roles["reason"].str.contains("does not tell the classes").all()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_an_untrained_sae_gives_unclear(planted, seed):
+    rng = np.random.default_rng(seed)
+    encoder = rng.normal(size=(planted.d_sae, planted.d_sae)) / np.sqrt(planted.d_sae)
+    latents = np.maximum(planted.features @ encoder, 0)
+    untrained = replace(planted, latents=latents, decoder=encoder.T / np.square(encoder).sum(axis=0)[:, None])
+    roles = roles_of(untrained, top=20)
+    assert set(roles["role"]) == {"unclear"}
+    assert roles["reason"].str.startswith("the SAE explains").all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [({"n_controls": 18}, "only 18 random groups"), ({"n_bootstrap": 0}, "does not tell the classes")],
+)
+def test_too_few_controls_or_no_interval_give_unclear(planted, settings, reason):
+    roles = roles_of(planted, **settings)
+    assert set(roles["role"]) == {"unclear"}
+    assert roles["reason"].str.contains(reason).all()
+
+
+def test_few_patients_give_unclear():
+    roles = roles_of(planted_table(n_patients=32))
+    assert set(roles["reason"]) == {"only 8 test patients with the finding, fewer than 10"}
+    assert set(roles["role"]) == {"unclear"}
+
+
+def test_one_positive_patient_gives_unclear_and_no_error(planted):
+    images = planted.images.assign(Mass=(planted.images["patient_id"].isin(["patient0", "patient5"])).astype(int))
+    findings = planted.findings.assign(Mass=images["Mass"].to_numpy())
+    roles = roles_of(replace(planted, images=images, findings=findings))
+    assert set(roles["role"]) == {"unclear"}
+    assert roles["reason"].str.startswith("only 1 test patients with the finding").all()
+
+
+def test_an_inverted_classifier_gives_unclear(planted):
+    roles = roles_of(replace(planted, head_weight={"Mass": -planted.head_weight["Mass"]}))
+    assert set(roles["role"]) == {"unclear"}
+
+
+def test_roles_are_for_findings_and_rankings_of_the_table():
+    table = make_table()
+    with pytest.raises(InputError, match="'density' has 4 classes: roles are for a finding"):
+        latent_roles(table, rank_latents(np.zeros((4, table.d_sae))), "density")
+    with pytest.raises(InputError, match="the ranking has 3 latents, but the table has 40"):
+        latent_roles(table, rank_latents(np.zeros((2, 3))), "Mass")
+
+
+def test_the_evidence_is_one_line_that_holds_every_number(roles):
+    row = roles.reset_index().to_dict("records")[0]
+    assert set(ROLE_NUMBERS) <= set(row)
+    assert stated_role(row) == "concept"
+    text = role_evidence(row)
+    for part in ("AUROC 0.99 [", "95 % of 99 random groups below", "times as much in the boxes", "46 patients with"):
+        assert part in text
+    assert "\n" not in text
