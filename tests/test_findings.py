@@ -665,7 +665,8 @@ def command(*arguments):
 looks = []
 checked = guard.check_staged
 guard.check_staged = lambda *given, **named: looks.append(str(given[0])) or checked(*given, **named)
-commands = [command(), command("--licence", "mit"), command("--licence", "mit", "--confirm")]
+poor = [*("--licence", "mit"), "--force-poor"]  # the study's SAE is a random one
+commands = [command(), command("--licence", "mit"), command(*poor), command(*poor, "--confirm")]
 looks_of_commands = len(looks)
 again = publish_findings(study, repo, licence="mit", folder=folder, examples=True, tag="v1", min_group=2)
 loaded = load_findings(repo, revision="v1")
@@ -731,7 +732,7 @@ def test_two_revisions_of_a_dataset_are_compared_by_the_command(published):
 
 
 def test_the_guard_looks_once_at_what_is_sent(published):
-    assert published[1]["looks"] == 2  # of the three commands one is refused for want of a licence
+    assert published[1]["looks"] == 2  # of the four commands two are refused: no licence, a poor SAE
 
 
 def test_a_process_with_only_datasets_loads_every_config(hub, published, tmp_path):
@@ -753,7 +754,9 @@ def test_a_staged_folder_is_a_dataset_for_datasets(staged, tmp_path):
 
 def test_the_command_sends_nothing_unless_it_is_told_to_and_says_exactly_what(published):
     folder, seen = published
-    (refused, dry, sent) = seen["commands"]
+    (refused, poor, dry, sent) = seen["commands"]
+    assert poor[0] == 2 and "explained variance −" in poor[1] and "--force-poor" in poor[1] and not poor[2]
+    assert len(poor[1].splitlines()) == 1
     assert refused[0] == 2 and "--licence" in refused[1] and not refused[2]
     assert dry[0] == 0 and "Nothing was sent" in dry[1] and not dry[2]
     for path in folder.rglob("*"):
