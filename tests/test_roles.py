@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers_results import named_latent
 from helpers_roles import (
     BESIDE_IT,
     EVERYWHERE,
@@ -18,6 +19,7 @@ from helpers_tables import MemoryTable, make_table
 from sklearn.metrics import roc_auc_score
 
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.hub.findings_tables import shared_role
 from mammosae_plugin.intervention import intervene
 from mammosae_plugin.probing import RankedLatents, rank_latents
 from mammosae_plugin.roles import _covered, latent_roles
@@ -174,3 +176,13 @@ def test_the_evidence_is_one_line_that_holds_every_number(roles):
     for part in ("AUROC 0.99 [", "95 % of 99 random groups below", "times as much in the boxes", "46 patients with"):
         assert part in text
     assert "\n" not in text
+
+
+def test_what_is_published_of_a_role_is_of_enough_patients():
+    few = named_latent(1, "concept", n_firing_without=3)
+    assert shared_role(few, 5) == {"latent": 1, "role": "unclear", "reason": "its numbers are of fewer than 5 patients"}
+    assert shared_role(few | {"by": "AB", "role": "skin"}, 5)["role"] == "skin"
+    told = shared_role(named_latent(1, "concept"), 5)
+    assert (told["role"], told["fires_with"], told["place"]) == ("concept", None, 4.2)  # silent in 2 patients of 57
+    assert not {"n_firing_with", "n_firing_without"} & set(told)
+    assert shared_role(named_latent(1, "concept", n_patients_boxed=4), 5)["place"] is None
