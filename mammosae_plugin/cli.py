@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mammosae_plugin import __version__
 from mammosae_plugin.cli_common import Debug, clear_errors
 from mammosae_plugin.cli_hub import add_hub_commands
 from mammosae_plugin.memory import keep_freed_memory
@@ -19,6 +20,22 @@ app = typer.Typer(
     help="Sparse autoencoders on mammography models: which latents stand for which finding, and where they look.",
     epilog="Start with `mammosae demo`, which needs no data. On your own data: `mammosae study --help`.",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mammosae-plugin {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[  # noqa: ARG001 - its callback prints it
+        bool, typer.Option("--version", help="Print the version and stop.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="The study's YAML file.", show_default=False)]
 Output = Annotated[

@@ -17,6 +17,9 @@ from safetensors.torch import save_file
 
 from mammosae_plugin.errors import InputError
 
+SEAL = "sha256"
+_SHOWN, _LONGEST = 3, 40  # differences that a message names, characters of a value in it
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -108,3 +111,36 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
 def sha256_of_json(value: Any) -> str:
     """The SHA-256 of a JSON value in canonical form (sorted keys, no spaces): the same value, the same digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON object with a field `sha256` over all its other fields, so that an edit shows."""
+    said = json.loads(json.dumps({key: field for key, field in value.items() if key != SEAL}))
+    return {**said, SEAL: sha256_of_json(said)}
+
+
+def is_sealed(value: Any) -> bool:
+    """Whether a JSON value is an object whose field `sha256` is that of its other fields."""
+    return isinstance(value, dict) and sealed(value) == value
+
+
+def differences(there: Any, here: Any) -> str:
+    """Which settings differ between two JSON values, and how: "seed is 0 there and 1 here"; empty where none does."""
+    found = list(_differences("", there, json.loads(json.dumps(here))))
+    more = f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return "; ".join(found[:_SHOWN]) + more
+
+
+def _differences(name: str, there: Any, here: Any) -> Iterator[str]:
+    if there == here:
+        return
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in sorted({*there, *here}):
+            yield from _differences(f"{name}.{key}" if name else key, there.get(key), here.get(key))
+        return
+    yield f"{name or 'it'} is {_shortened(there)} there and {_shortened(here)} here"
+
+
+def _shortened(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

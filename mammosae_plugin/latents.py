@@ -28,17 +28,21 @@ from mammosae_plugin.baselines import GradCam
 from mammosae_plugin.datasets import MammogramDataset, n_classes_of
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import (
+    is_sealed,
     read_json,
     read_parquet,
+    sealed,
+    sha256_of_file,
     sha256_of_json,
     write_json,
     write_parquet,
     write_safetensors,
 )
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
-from mammosae_plugin.shards import run_shards, shard_paths
+from mammosae_plugin.shards import DONE, is_whole, run_shards, shard_paths
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+READABLE = (2, FORMAT_VERSION)  # format 2 said nothing of the files beside table.json, and its shards not their place
 # Numbers in one block of latents: 512 rows x 16384 latents, 34 MB of float32, whatever the width of the SAE.
 NUMBERS_AT_ONCE = 512 * 16384
 # Relative error up to which what the classifier reads is the mean over positions: float32 sums differ by 1e-6.
@@ -48,6 +52,7 @@ ReadoutKind = Literal["linear", "network"]
 
 _MOMENTS = ("sse", "sum", "sum_sq")  # sums over positions per feature
 BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
+FILES = "files"  # in table.json: the SHA-256 of the files beside it
 TABLE, IMAGES, FINDINGS, READOUT = "table.json", "images.parquet", "findings.parquet", "readout.safetensors"
 
 
@@ -114,11 +119,17 @@ class LatentTable:
         self.folder = Path(folder)
         if header is None and not (self.folder / TABLE).exists():
             raise InputError(f"{self.folder} is not a complete latents table (no {TABLE}); run `mammosae encode` again")
+        on_disk = header is None
         header = header or read_json(self.folder / TABLE)
-        if header.get("format_version") != FORMAT_VERSION:
+        if header.get("format_version") not in READABLE:
             raise InputError(
                 f"{self.folder} has latents-table format {header.get('format_version')}; this version reads format "
                 f"{FORMAT_VERSION}, so install the one that wrote it or encode again"
+            )
+        if on_disk and header["format_version"] == FORMAT_VERSION and (changed := _changed(self.folder, header)):
+            raise InputError(
+                f"{changed} was changed after it was written; run `mammosae encode` again with the same settings, which "
+                "writes it anew"
             )
         self.header: dict[str, Any] = header
         self.provenance: dict[str, Any] = header["provenance"]
@@ -455,6 +466,7 @@ def encode_latents(
         },
     }
     encoder = _Encoder(layer, {name: GradCam(layer.rest, heads[name], device=device) for name in cams})
+    whole = distributed.on_main(partial(_is_whole, folder))
     for number, split in enumerate(splits):
         part = dataset.select(split=split)
         kept = _Maps()
@@ -471,22 +483,44 @@ def encode_latents(
         }
         compute = partial(encoder.encode, part, kept=kept, batch_size=batch_size, num_workers=num_workers)
         run_shards(folder / split, plan, len(part), shard_size, compute, description=f"encode {split}")
-        distributed.on_main(partial(_write_labels, folder / split, part))
+        if not whole:
+            distributed.on_main(partial(_write_labels, folder / split, part))
 
     def complete() -> None:
-        if not (folder / TABLE).exists():
-            if layer.readout_kind == "linear":
-                _write_readout(folder / READOUT, sae, heads)
-            write_json(folder / TABLE, header)  # last: a folder with it is complete
+        if _is_whole(folder):
+            return
+        if layer.readout_kind == "linear":
+            _write_readout(folder / READOUT, sae, heads)
+        files = {name: sha256_of_file(folder / name) for name in _files_beside(header)}
+        write_json(folder / TABLE, sealed({**header, FILES: files}))  # last: a folder with it is complete
 
     distributed.on_main(complete)
     return LatentTable(folder)
 
 
+def _files_beside(header: Mapping[str, Any]) -> list[str]:
+    """The files of a table beside its shards."""
+    of_splits = [f"{split}/{name}" for split in header["splits"] for name in (IMAGES, FINDINGS, DONE)]
+    return [*of_splits, *([READOUT] if header["readout"] == "linear" else [])]
+
+
+def _changed(folder: Path, header: Mapping[str, Any]) -> Path | None:
+    """The first file of a table that is not what was written."""
+    if not is_sealed(header) or FILES not in header:
+        return folder / TABLE
+    return next((folder / name for name, digest in header[FILES].items() if not is_whole(folder / name, digest)), None)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a table is complete and nothing in it was changed."""
+    if not (folder / TABLE).exists():
+        return False
+    return _changed(folder, read_json(folder / TABLE)) is None
+
+
 def _write_labels(folder: Path, part: MammogramDataset) -> None:
     for name, frame in ((IMAGES, part.images), (FINDINGS, part.findings)):
-        if not (folder / name).exists():
-            write_parquet(folder / name, frame)
+        write_parquet(folder / name, frame)
 
 
 def _chosen(choice: MapChoice, before: LatentTable) -> tuple[int, ...]:

@@ -1,14 +1,15 @@
 """A long job over many items, as a folder of shards: killed at any moment, it continues where it stopped.
 
 The folder holds `plan.json` (what the job is), `shard-00000.safetensors`, ... (each whole or absent, each depending
-only on the plan and its own items, each with the SHA-256 of its tensors in its own header) and, written last,
-`done.json` (the SHA-256 of every file). Running the same plan again compares the digests and does only what is missing
-or damaged; another plan is refused.
+only on the plan and its own items, each with its own name, the plan's SHA-256 and that of its tensors in its header)
+and, written last, `done.json` (the SHA-256 of the plan, of every file, of every file's tensors, and of itself). Running
+the same plan again compares the digests and does only what is missing or damaged; another plan is refused.
 
 Under torchrun every process calls the same, and each computes its share of the missing shards: the folder ends with the
 same bytes.
 """
 
+import json
 import logging
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -24,13 +25,26 @@ from tqdm.auto import tqdm
 
 from mammosae_plugin import distributed
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import read_json, remove_temporaries, sha256_of_file, write_json, write_safetensors
+from mammosae_plugin.files import (
+    differences,
+    is_sealed,
+    read_json,
+    remove_temporaries,
+    sealed,
+    sha256_of_file,
+    sha256_of_json,
+    write_json,
+    write_safetensors,
+)
 from mammosae_plugin.provenance import tensors_fingerprint
 
 logger = logging.getLogger(__name__)
 
 PLAN, DONE = "plan.json", "done.json"
 STALE_SECONDS = 600.0  # nobody writes one shard for so long: a temporary file of that age is a killed writer's
+
+_HEADER = "mammosae_shard"  # one entry: safetensors writes several in no fixed order
+_AGAIN = "run the step that writes it again with the same settings, which replaces what is missing or damaged"
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -117,11 +131,10 @@ def run_shards_together(
     """
     distributed.start()
     numbers = range(-(-n_items // shard_size))
+    plans = {name: {**plan, "n_items": n_items, "shard_size": shard_size} for name, (_, plan) in jobs.items()}
+    plan_digests = {name: sha256_of_json(plan) for name, plan in plans.items()}
     missing = distributed.on_main(
-        lambda: {
-            name: _missing(folder, {**plan, "n_items": n_items, "shard_size": shard_size}, numbers)
-            for name, (folder, plan) in jobs.items()
-        }
+        lambda: {name: _missing(folder, plans[name], numbers) for name, (folder, _) in jobs.items()}
     )
     if all(found is None for found in missing.values()):
         return
@@ -136,7 +149,7 @@ def run_shards_together(
 
     def write(number: int, names: frozenset[str], tensors: Mapping[str, Tensors]) -> None:
         for name in sorted(names):
-            _write_shard(jobs[name][0] / shard_name(number), tensors[name])
+            _write_shard(jobs[name][0] / shard_name(number), tensors[name], plan_digests[name])
 
     with (
         distributed.together(),
@@ -166,7 +179,7 @@ def run_shards_together(
     def seal() -> None:
         for name, (folder, _) in jobs.items():
             if missing[name] is not None:
-                _seal(folder, numbers)
+                _seal(folder, plan_digests[name], numbers)
 
     distributed.on_main(seal)
 
@@ -176,40 +189,70 @@ def _missing(folder: Path, plan: Mapping[str, Any], numbers: range) -> set[int] 
     plan_file = folder / PLAN
     if not plan_file.exists():
         write_json(plan_file, plan)
-    elif read_json(plan_file) != plan:
-        raise InputError(f"{folder} holds the result of other settings; name another folder or delete this one")
+    elif differing := differences(read_json(plan_file), plan):
+        raise InputError(
+            f"{folder} holds the result of other settings ({differing}); name another folder or delete this one"
+        )
     remove_temporaries(folder, older_than=STALE_SECONDS)
     if is_done(folder) and not _unseal_if_damaged(folder):
         return None
     # A shard may have been damaged between its writing and now, and sealing it would make that for ever right.
     for number in numbers:
         path = folder / shard_name(number)
-        if path.exists() and not is_intact(path):
-            logger.warning("%s is damaged; it is computed again", path)
+        if path.exists() and not is_intact(path, sha256_of_json(plan)):
+            logger.warning("%s is damaged or not the shard of its name; it is computed again", path)
             path.unlink()
     return {number for number in numbers if not (folder / shard_name(number)).exists()}
 
 
-def _seal(folder: Path, numbers: range) -> None:
-    digests = {shard_name(number): sha256_of_file(folder / shard_name(number)) for number in numbers}
+def _seal(folder: Path, plan_digest: str, numbers: range) -> None:
+    paths = [folder / shard_name(number) for number in numbers]
     remove_temporaries(folder, older_than=0)
-    write_json(folder / DONE, {"shards": digests})
+    seal = {
+        "plan": plan_digest,
+        "shards": {path.name: sha256_of_file(path) for path in paths},
+        "tensors": {path.name: _header(path).get("tensors_sha256") for path in paths},
+    }
+    write_json(folder / DONE, sealed(seal))
 
 
-def _write_shard(path: Path, tensors: Tensors) -> None:
+def _write_shard(path: Path, tensors: Tensors, plan_digest: str) -> None:
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_safetensors(path, whole, {"tensors_sha256": tensors_fingerprint(whole)})
+    header = _place(path, plan_digest, tensors_fingerprint(whole))
+    write_safetensors(path, whole, {_HEADER: json.dumps(header)})
 
 
-def is_intact(path: Path) -> bool:
-    """Whether a shard's tensors have the SHA-256 that its own header gives."""
+def _place(path: Path, plan_digest: str, tensors_digest: str) -> dict[str, str]:
+    """What the header of a shard says: its name, and the SHA-256 of its plan and of its tensors."""
+    return {"name": path.name, "plan_sha256": plan_digest, "tensors_sha256": tensors_digest}
+
+
+def _header(path: Path) -> dict[str, str]:
+    """What a shard's header says beside its tensors; empty where it cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:
-            recorded = (file.metadata() or {}).get("tensors_sha256")
+            return _said(file)
+    except (SafetensorError, OSError):
+        return {}
+
+
+def _said(file: Any) -> dict[str, str]:
+    try:
+        said = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
+    except json.JSONDecodeError:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def is_intact(path: Path, plan_digest: str) -> bool:
+    """Whether a shard is the one of its name in this plan, and its tensors have the SHA-256 that its header gives."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = _said(file)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - a file, not a dict
     except (SafetensorError, OSError):
         return False
-    return recorded is not None and recorded == tensors_fingerprint(tensors)
+    return header == _place(path, plan_digest, tensors_fingerprint(tensors))
 
 
 def _unseal_if_damaged(folder: Path) -> bool:
@@ -232,25 +275,39 @@ def is_whole(path: Path, digest: str) -> bool:
 
 def recorded_digests(folder: Path) -> dict[str, str]:
     """The SHA-256 of every shard by file name; empty when the seal itself is damaged."""
-    sealed = read_json(folder / DONE)
-    shards = sealed.get("shards", {}) if isinstance(sealed, dict) else {}
-    return dict(shards) if isinstance(shards, dict) else {}
+    return dict(_read_seal(folder).get("shards", {}))
+
+
+def _read_seal(folder: Path) -> dict[str, Any]:
+    """`done.json`; empty when it is not what was written. Of earlier versions it held `shards` alone."""
+    seal = read_json(folder / DONE)
+    if isinstance(seal, dict) and (is_sealed(seal) or (seal.keys() == {"shards"} and isinstance(seal["shards"], dict))):
+        return seal
+    return {}
 
 
 def shard_paths(folder: Path) -> list[Path]:
-    """The shards of a sealed folder, in order.
+    """The shards of a sealed folder, in order; their headers are read and say that each stands in its place.
 
     Raises:
-        InputError: The folder is not sealed, or a shard that it lists is missing.
+        InputError: The folder is not sealed, its seal was changed, or a shard that it lists is missing, or is another
+            one: exchanged, copied over, or of another job.
     """
     if not is_done(folder):
         raise InputError(f"{folder} is not complete; run the step that writes it again, it continues where it stopped")
-    names = sorted(recorded_digests(folder), key=lambda name: int(re.findall(r"\d+", name)[0]))
+    seal = _read_seal(folder)
+    if not seal:
+        raise InputError(f"{folder / DONE} is damaged or was changed; {_AGAIN}")
+    names = sorted(seal["shards"], key=lambda name: int(re.findall(r"\d+", name)[0]))
     missing = [name for name in names if not (folder / name).exists()]
     if missing:
-        raise InputError(
-            f"{folder} lacks {missing[0]} ({len(missing)} missing); delete the folder and run the step again"
-        )
+        raise InputError(f"{folder} lacks {missing[0]} ({len(missing)} missing); {_AGAIN}")
+    for name, tensors in seal.get("tensors", {}).items():
+        header = _header(folder / name)
+        if header.get("name", name) != name:
+            raise InputError(f"{folder / name} holds what {header['name']} should: shards were exchanged; {_AGAIN}")
+        if header != _place(folder / name, seal["plan"], tensors):
+            raise InputError(f"{folder / name} is damaged or the shard of another job; {_AGAIN}")
     return [folder / name for name in names]
 
 
@@ -258,11 +315,9 @@ def verify_shards(folder: Path) -> None:
     """Compare every shard with its recorded SHA-256.
 
     Raises:
-        InputError: A shard is missing or its bytes have changed.
+        InputError: A shard is missing, is another one, or its bytes have changed.
     """
     recorded = recorded_digests(folder)
     for path in shard_paths(folder):
         if not is_whole(path, recorded[path.name]):
-            raise InputError(
-                f"{path} is damaged (its SHA-256 is not the recorded one); delete the folder and run again"
-            )
+            raise InputError(f"{path} is damaged (its SHA-256 is not the recorded one); {_AGAIN}")

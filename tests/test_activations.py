@@ -23,6 +23,7 @@ from mammosae_plugin.activations.extraction import sampled_positions
 from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.datasets import BadImageError, VinDrMammo
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import write_json
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +154,7 @@ def test_several_models_share_one_reading_of_the_images(hooked, phantoms, tmp_pa
 
 def test_the_manifest_says_what_the_rows_are(store, hooked, phantoms):
     manifest = store.manifest
-    assert (manifest["format_version"], manifest["hook_name"], manifest["dtype"]) == (2, "bn2.hook_out", "float32")
+    assert (manifest["format_version"], manifest["hook_name"], manifest["dtype"]) == (3, "bn2.hook_out", "float32")
     assert manifest["layout"] == {"kind": "map", "grid": [3, 2], "prefix_tokens": 0}
     assert manifest["image_ids"] == phantoms.images["image_id"].tolist()
     assert manifest["dataset"] == phantoms.fingerprint
@@ -371,6 +372,52 @@ def test_a_disk_without_room_is_said_in_one_line_before_anything_is_written(tmp_
         outputs = cache_layer_outputs(layer.model, layer.dataset, tmp_path / "new" / "cache", **arguments)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
         assert cache_layer_outputs(layer.model, layer.dataset, outputs.folder, **arguments).n_images == 6
+
+
+def test_layer_outputs_that_were_exchanged_or_edited_are_refused_and_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(layer_outputs, "IMAGES_PER_SHARD", 2)
+    with layer_of("torch_cnn", tmp_path) as layer:
+        folder = tmp_path / "cache"
+
+        def make():
+            return cache_layer_outputs(layer.model, layer.dataset, folder, hook_name="middle")
+
+        found = make()
+        whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+        shutil.copy(folder / "shard-00002.safetensors", folder / "shard-00000.safetensors")
+        with pytest.raises(InputError, match=r"shard-00000\.safetensors holds what shard-00002\.safetensors should"):
+            LayerOutputs(folder).raw(0)
+        make()
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+        edits = {"hook_name": "top", "image_ids": found.manifest["image_ids"][::-1], "channels_last_memory": None}
+        for field, value in edits.items():
+            write_json(folder / "layer_outputs.json", found.manifest | {field: value})
+            with pytest.raises(InputError, match=r"layer_outputs\.json was changed"):
+                LayerOutputs(folder)
+            make()
+            assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+        old = {key: value for key, value in found.manifest.items() if key != "sha256"} | {"format_version": 1}
+        write_json(folder / "layer_outputs.json", old)
+        assert torch.equal(LayerOutputs(folder).raw(1), found.raw(1))
+
+
+def test_a_store_of_phantoms_says_that_they_are_phantoms(store):
+    assert store.manifest["dataset_name"] == "phantom"
+    assert "vindr" not in store.summary()
+
+
+def test_a_refused_extraction_names_the_setting_that_differs(store, hooked, phantoms):
+    same = {"hook_name": "bn2", "fraction": 0.5, "seed": 3, "batch_size": 4}
+    for changed, told in [
+        ({"seed": 4}, r"\(seed is 3 there and 4 here\)"),
+        ({"dtype": "float16"}, r'\(dtype is "float32" there and "float16" here\)'),
+        (
+            {"hook_name": "blocks.3"},
+            r'hook_name is "bn2\.hook_out" there and "blocks\.3\.hook_out" here; layout\.grid is',
+        ),
+    ]:
+        with pytest.raises(InputError, match=told):
+            extract_activations(hooked, phantoms, store.folder, **same | changed)
 
 
 def test_a_cache_of_another_layer_or_model_is_refused(tmp_path):

@@ -228,3 +228,11 @@ def test_help_comes_without_importing_torch():
 
     script = "import sys; import mammosae_plugin.cli; assert not {'torch', 'pandas', 'sae_lens'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_the_command_tells_its_version_without_loading_torch():
+    told = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "mammosae_plugin", "--version"], capture_output=True, text=True
+    )
+    assert (told.returncode, told.stdout) == (0, f"mammosae-plugin {__version__}\n")
+    assert " torch\n" not in told.stderr

@@ -1,4 +1,5 @@
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from helpers_study import random_sae
 from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens.saes.abstopk_sae import AbsTopKSAE, AbsTopKSAEConfig
 from sae_lens.saes.sae import SAEMetadata
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from scipy import sparse
 
 from mammosae_plugin.activations import capture
@@ -271,14 +272,56 @@ def test_a_head_of_another_width_is_refused(hooked, sae, phantoms, tmp_path):
 
 def test_a_table_of_the_first_format_is_refused_by_name(encoded, tmp_path):
     write_json(tmp_path / "table.json", {**encoded.header, "format_version": 1})
-    with pytest.raises(InputError, match="has latents-table format 1; this version reads format 2, so install"):
+    with pytest.raises(InputError, match="has latents-table format 1; this version reads format 3, so install"):
         LatentTable(tmp_path)
 
 
 def test_another_sae_into_the_same_folder_is_refused(hooked, sae, phantoms, tmp_path):
     _encode(hooked, sae, phantoms, tmp_path)
-    with pytest.raises(InputError, match="other settings"):
+    with pytest.raises(InputError, match=r'other settings \(sae is "\w+\.\.\. there and "\w+\.\.\. here\)'):
         _encode(hooked, random_sae(1280, seed=1), phantoms, tmp_path)
+
+
+def test_what_was_exchanged_or_edited_in_a_table_is_named_and_made_again(hooked, sae, phantoms, tmp_path):
+    found = _encode(hooked, sae, phantoms, tmp_path, shard_size=8)
+    whole = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def copied(source, target):
+        (tmp_path / target).write_bytes((tmp_path / source).read_bytes())
+
+    def edited():
+        frame = pd.read_parquet(tmp_path / "test" / "images.parquet")
+        frame.assign(Mass=1 - frame["Mass"]).to_parquet(tmp_path / "test" / "images.parquet")
+
+    for spoil, match in [
+        (lambda: copied("training/shard-00001.safetensors", "training/shard-00000.safetensors"), "were exchanged"),
+        (lambda: copied("training/shard-00000.safetensors", "test/shard-00000.safetensors"), "of another job"),
+        (lambda: copied("training/done.json", "test/done.json"), r"test/done\.json was changed"),
+        (lambda: write_json(tmp_path / "table.json", found.header | {"hook_name": "x"}), r"table\.json was changed"),
+        (lambda: write_json(tmp_path / "table.json", found.header | {"heads": ["Cyst"]}), r"table\.json was changed"),
+        (lambda: copied("test/images.parquet", "training/images.parquet"), r"training/images\.parquet was changed"),
+        (edited, r"test/images\.parquet was changed"),
+        (lambda: (tmp_path / "readout.safetensors").unlink(), r"readout\.safetensors was changed"),
+    ]:
+        spoil()
+        with pytest.raises(InputError, match=match):
+            _ = LatentTable(tmp_path).mean_latents
+        _encode(hooked, sae, phantoms, tmp_path, shard_size=8)
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == whole
+
+
+def test_a_table_of_format_2_is_still_read(encoded, tmp_path):
+    shutil.copytree(encoded.folder, tmp_path / "old")
+    for part in ("training", "test"):
+        for shard in (tmp_path / "old" / part).glob("shard-*"):
+            save_file(load_file(shard), shard)
+        digests = {path.name: "not read" for path in (tmp_path / "old" / part).glob("shard-*")}
+        write_json(tmp_path / "old" / part / "done.json", {"shards": digests})
+    header = {key: value for key, value in encoded.header.items() if key not in ("files", "sha256")}
+    write_json(tmp_path / "old" / "table.json", header | {"format_version": 2})
+    old = LatentTable(tmp_path / "old")
+    assert (old.mean_latents != encoded.mean_latents).nnz == 0
+    assert old.images.equals(encoded.images)
 
 
 def test_unknown_concepts_splits_and_heads_are_named(encoded):

@@ -1,4 +1,5 @@
 import json
+import shutil
 from itertools import islice
 from pathlib import Path
 
@@ -6,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from helpers_stores import labelled_rows, labelled_store
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from mammosae_plugin.activations import ActivationStore, merge_stores, store, write_store
 from mammosae_plugin.cli import app
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import read_json, sha256_of_file, write_json
+from mammosae_plugin.files import read_json, sealed, sha256_of_file, write_json
 
 
 def as_read(rows: torch.Tensor) -> list[tuple[float, ...]]:
@@ -117,20 +118,110 @@ def test_a_folder_that_is_not_what_its_manifest_says_is_refused(tmp_path):
     refused(r"is not complete \(no done\.json\)")
     (found.folder / "activations.json").unlink()
     refused(r"is not a complete activation store \(no activations\.json\)")
-    write_json(found.folder / "activations.json", found.manifest | {"n_rows": 121})
+    write_json(found.folder / "activations.json", sealed(found.manifest | {"n_rows": 121}))
     refused("n_rows is not the sum")
-    write_json(found.folder / "activations.json", {"format_version": 2})
+    write_json(found.folder / "activations.json", sealed({"format_version": 3}))
     refused(r"activations\.json is damaged \(KeyError\('n_rows'\)\)")
     write_json(found.folder / "activations.json", found.manifest | {"format_version": 1})
-    refused("has activation format 1; this version reads format 2")
+    refused("has activation format 1; this version reads format 3")
     shards = [entry | {"sha256": "0" * 64} for entry in found.manifest["shards"]]
-    write_json(found.folder / "activations.json", found.manifest | {"shards": shards})
+    write_json(found.folder / "activations.json", sealed(found.manifest | {"shards": shards}))
     refused(r"activations\.json and done\.json do not belong together")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("hook_name", "blocks.1.hook_out"),
+        ("model", "0" * 64),
+        ("patients", [7] * 12),
+        ("image_ids", [f"{number:03d}.png" for number in reversed(range(12))]),
+        ("dataset_name", "other"),
+        ("layout", {"kind": "tokens", "grid": [1, 10], "prefix_tokens": 0}),
+        ("seed", 1),
+        ("format_version", 2),  # no way round the checksum
+        ("added", "by hand"),
+        ("sha256", "0" * 64),
+    ],
+)
+def test_an_edit_of_anything_that_the_manifest_says_is_refused(tmp_path, field, value):
+    found = labelled_store(tmp_path / "store")
+    before = (found.folder / "activations.json").read_bytes()
+    write_json(found.folder / "activations.json", found.manifest | {field: value})
+    with pytest.raises(InputError, match=r"activations\.json was changed after it was written"):
+        ActivationStore(found.folder)
+    labelled_store(tmp_path / "store")  # made again, it is put right
+    assert (found.folder / "activations.json").read_bytes() == before
+    write_json(found.folder / "activations.json", {k: v for k, v in found.manifest.items() if k != "sha256"})
+    with pytest.raises(InputError, match="was changed"):
+        ActivationStore(found.folder)
+
+
+def _exchange(first, second):
+    contents = first.read_bytes(), second.read_bytes()
+    first.write_bytes(contents[1])
+    second.write_bytes(contents[0])
+
+
+def test_shards_that_were_exchanged_or_copied_are_named_and_made_again(tmp_path):
+    found = labelled_store(tmp_path / "store")
+    other = labelled_store(tmp_path / "other", rows=labelled_rows(12, 10) + 1)
+    whole = {path.name: path.read_bytes() for path in found.folder.iterdir()}
+    first, second, third = sorted(found.folder.glob("shard-*"))
+    assert first.stat().st_size == second.stat().st_size
+    for spoil, match in [
+        (lambda: _exchange(first, second), r"shard-00000\.safetensors holds what shard-00001\.safetensors should"),
+        (lambda: shutil.copy(first, third), r"shard-00002\.safetensors holds what shard-00000\.safetensors should"),
+        (lambda: shutil.copy(other.folder / second.name, second), r"shard-00001\.safetensors is .* of another job"),
+    ]:
+        spoil()
+        for ask in (lambda: ActivationStore(found.folder), lambda: merge_stores([found.folder], tmp_path / "merged")):
+            with pytest.raises(InputError, match=match):
+                ask()
+        labelled_store(tmp_path / "store")
+        assert {path.name: path.read_bytes() for path in found.folder.iterdir()} == whole
+
+
+def test_shards_exchanged_before_the_end_do_not_get_into_the_seal(tmp_path):
+    found = labelled_store(tmp_path / "store")
+    whole = {path.name: path.read_bytes() for path in found.folder.iterdir()}
+    for name in ("activations.json", "done.json"):
+        (found.folder / name).unlink()
+    _exchange(*sorted(found.folder.glob("shard-*"))[:2])
+    labelled_store(tmp_path / "store")
+    assert {path.name: path.read_bytes() for path in found.folder.iterdir()} == whole
+
+
+def test_a_store_of_format_2_is_still_read_and_says_what_it_cannot_notice(tmp_path, caplog):
+    found = labelled_store(tmp_path / "store")
+    rows = found.rows_of(range(12))
+    for shard in found.folder.glob("shard-*"):
+        save_file(load_file(shard), shard, {"tensors_sha256": "as it was"})
+    digests = {path.name: sha256_of_file(path) for path in sorted(found.folder.glob("shard-*"))}
+    write_json(found.folder / "done.json", {"shards": digests})
+    shards = [
+        entry | {"sha256": digests[entry["name"]], "bytes": (found.folder / entry["name"]).stat().st_size}
+        for entry in found.manifest["shards"]
+    ]
+    manifest = {key: value for key, value in found.manifest.items() if key != "sha256"}
+    write_json(found.folder / "activations.json", manifest | {"format_version": 2, "shards": shards})
+    old = ActivationStore(found.folder)
+    old.verify()
+    assert torch.equal(old.rows_of(range(12)), rows)
+    assert "activation format 2: its rows are read as before, but exchanged shards" in caplog.text
+
+
+def test_a_store_of_other_settings_is_refused_with_what_differs(tmp_path):
+    labelled_store(tmp_path / "store")
+    with pytest.raises(InputError, match=r"other settings \(described\.hook_name is \"\w+\.* there and"):
+        labelled_store(tmp_path / "store", hook_name="other.hook_out")
+    with pytest.raises(InputError, match=r'\(dtype is "float32" there and "float16" here\); name another folder'):
+        labelled_store(tmp_path / "store", dtype=torch.float16)
 
 
 def test_a_shard_of_another_width_or_type_is_refused_when_it_is_read(tmp_path):
     found = labelled_store(tmp_path / "store")
-    write_json(found.folder / "activations.json", found.manifest | {"d_in": 5})
+    write_json(found.folder / "activations.json", sealed(found.manifest | {"d_in": 5}))
     with pytest.raises(InputError, match=r"shard-0000.\.safetensors is damaged \(rows is F32 \[40, 4\], not what"):
         next(ActivationStore(found.folder).batches(4))
 

@@ -16,11 +16,11 @@ from mammosae_plugin.activations.extraction import image_batches
 from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.datasets import MammogramDataset
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import read_json, sha256_of_json, write_json
+from mammosae_plugin.files import SEAL, is_sealed, read_json, sealed, sha256_of_json, write_json
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
 from mammosae_plugin.shards import run_shards, shard_name, shard_paths
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "layer_outputs.json"
 IMAGES_PER_SHARD = 64
 BYTES_PER_SHARD = 512 * 2**20  # a shard is in memory while it is made
@@ -51,11 +51,14 @@ class LayerOutputs:
         if not (self.folder / MANIFEST).exists():
             raise InputError(f"{self.folder} is not a complete cache of layer outputs (no {MANIFEST}); make it again")
         self.manifest: dict[str, Any] = read_json(self.folder / MANIFEST)
-        if self.manifest["format_version"] != FORMAT_VERSION:
+        version = self.manifest.get("format_version") if isinstance(self.manifest, dict) else None
+        if version not in (1, FORMAT_VERSION):
             raise InputError(
-                f"{self.folder} has layer-outputs format {self.manifest['format_version']}; this version reads format "
-                f"{FORMAT_VERSION}, so make it again"
+                f"{self.folder} has layer-outputs format {version}; this version reads format {FORMAT_VERSION}, so "
+                "make it again"
             )
+        if (version == FORMAT_VERSION or SEAL in self.manifest) and not is_sealed(self.manifest):
+            raise InputError(f"{self.folder / MANIFEST} was changed after it was written; delete it and run again")
         self.image_ids: tuple[str, ...] = tuple(self.manifest["image_ids"])
         self.n_images = len(self.image_ids)
         self.hook_name: str = self.manifest["hook_name"]
@@ -165,7 +168,13 @@ def cache_layer_outputs(
         "packages": package_versions(),
         **environment(),
     }
-    distributed.on_main(lambda: None if (folder / MANIFEST).exists() else write_json(folder / MANIFEST, manifest))
+
+    def write() -> None:
+        file = folder / MANIFEST
+        if not file.exists() or not is_sealed(read_json(file)):
+            write_json(file, sealed(manifest))
+
+    distributed.on_main(write)
     return LayerOutputs(folder)
 
 

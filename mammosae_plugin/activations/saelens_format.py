@@ -18,13 +18,14 @@ import torch
 
 from mammosae_plugin.activations.store import (
     DTYPES,
+    FORMAT_VERSION,
     MANIFEST,
     ActivationStore,
     seal_store,
     shard_tensors,
 )
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import read_json, sha256_of_file, write_json
+from mammosae_plugin.files import is_sealed, read_json, sha256_of_file, write_json
 from mammosae_plugin.shards import run_shards
 
 IMAGE_ID, POSITIONS = "image_id", "positions"
@@ -162,4 +163,6 @@ def read_saelens_dataset(
     }
     beside = dataset_folder / MANIFEST
     said = read_json(beside) if beside.exists() else unknown
+    if said.get("format_version") == FORMAT_VERSION and not is_sealed(said):
+        raise InputError(f"{beside} was changed after it was written; restore it, or write the dataset again")
     return seal_store(folder, said | {"hook_name": chosen, "image_ids": ids}, d_in=d_in, dtype=feature.dtype)

@@ -1,6 +1,7 @@
 """Rows of activations on disk (docs/activations.md): written once, checked at every read, streamed in random order."""
 
 import json
+import logging
 import re
 import zlib
 from collections import Counter
@@ -17,10 +18,16 @@ from numpy.typing import NDArray
 from mammosae_plugin import distributed
 from mammosae_plugin.activations.reservoir import BlockReader, shuffled_batches
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import read_json, sha256_of_file, sha256_of_json, write_json
-from mammosae_plugin.shards import is_done, recorded_digests, run_shards
+from mammosae_plugin.files import SEAL, is_sealed, read_json, sealed, sha256_of_file, sha256_of_json, write_json
+from mammosae_plugin.shards import is_done, recorded_digests, run_shards, shard_paths
 
-FORMAT_VERSION = 2
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 3
+READABLE = (
+    2,
+    FORMAT_VERSION,
+)  # the manifest of format 2 had no checksum of its own, its shards did not know their place
 MANIFEST = "activations.json"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 BLOCK_BYTES = 2**20  # what is read and checked at once: large enough for a disk's full speed
@@ -61,10 +68,21 @@ class ActivationStore:
             )
         self.manifest: dict[str, Any] = read_json(self.folder / MANIFEST)
         version = self.manifest.get("format_version") if isinstance(self.manifest, dict) else None
-        if version != FORMAT_VERSION:
+        if version not in READABLE:
             raise InputError(
                 f"{self.folder} has activation format {version}; this version reads format {FORMAT_VERSION}, so "
                 "extract again"
+            )
+        if (version == FORMAT_VERSION or SEAL in self.manifest) and not is_sealed(self.manifest):
+            raise InputError(
+                f"{self.folder / MANIFEST} was changed after it was written (its SHA-256 is not the one that it gives); "
+                "restore it, or extract again with the settings that made it"
+            )
+        if version != FORMAT_VERSION:
+            logger.warning(
+                "%s has activation format %s: its rows are read as before, but exchanged shards and edits of its "
+                "manifest cannot be noticed in it; extract again for format %d",
+                *(self.folder, version, FORMAT_VERSION),
             )
         try:
             self.n_rows: int = self.manifest["n_rows"]
@@ -82,7 +100,7 @@ class ActivationStore:
         self._check_folder()
 
     def _check_folder(self) -> None:
-        """Compare what can be compared without reading the rows: which files there are, and their sizes."""
+        """Compare what can be compared without reading the rows: which files there are, their sizes and headers."""
         again = "extract again with the settings that made it, which replaces what is missing or damaged"
         if not is_done(self.folder):
             raise InputError(f"{self.folder} is not complete (no done.json); {again}")
@@ -99,6 +117,7 @@ class ActivationStore:
         digests = {name: entry["sha256"] for name, entry in said.items()}
         if digests != recorded_digests(self.folder):
             raise InputError(f"{self.folder}: {MANIFEST} and done.json do not belong together; {again}")
+        shard_paths(self.folder)
         if self.n_rows != sum(entry["rows"] for entry in said.values()):
             raise InputError(f"{self.folder / MANIFEST}: n_rows is not the sum of the shards' rows; {again}")
 
@@ -224,6 +243,8 @@ class ActivationStore:
 
     def verify(self) -> None:
         """Read everything: the SHA-256 of every file, every checksum, every row finite, every image number known.
+
+        That the manifest is the one that was written, and every shard the one of its place, opening has found.
 
         Raises:
             InputError: Something is not what the manifest says.
@@ -437,8 +458,9 @@ def seal_store(folder: Path, described: Mapping[str, Any], *, d_in: int, dtype: 
     file = folder / MANIFEST
 
     def write() -> None:
-        if not file.exists() or read_json(file).get("shards") != shards:
-            write_json(file, manifest)
+        there = read_json(file) if file.exists() else None
+        if not is_sealed(there) or there["shards"] != shards:
+            write_json(file, sealed(manifest))
 
     distributed.on_main(write)
     return ActivationStore(folder)
@@ -483,7 +505,8 @@ def write_store(
         rows, image, position = shards[items.start]
         return shard_tensors([rows], [image], [position], seed=[seed, items.start])
 
-    plan = {"described": sha256_of_json(dict(described)), "dtype": dtype, "seed": seed}
+    told = {key: sha256_of_json(value) for key, value in described.items()}
+    plan = {"format_version": FORMAT_VERSION, "described": told, "dtype": dtype, "seed": seed}
     run_shards(folder, plan, len(shards), 1, compute, description="write rows", unit="shard")
     return seal_store(folder, described, d_in=shards[0][0].shape[1], dtype=dtype)
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -82,7 +82,7 @@ class MammogramDataset(Dataset[Item]):
             evaluates).
     """
 
-    name: ClassVar[str] = "mammograms"
+    name: str = "mammograms"
 
     images: pd.DataFrame
     findings: pd.DataFrame

@@ -21,13 +21,11 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from mammosae_plugin.datasets.concepts import CONCEPTS
-from mammosae_plugin.datasets.vindr import ANNOTATION_FILE, IMAGE_FOLDER
+from mammosae_plugin.datasets.vindr import ANNOTATION_FILE, IMAGE_FOLDER, PHANTOM_ID
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import atomic_path, read_json, write_json, write_text
 
 PHANTOM_VERSION = 3  # raise it with every change of what is drawn, so that folders of two versions never mix
-PHANTOM_ID = "phantom_"
-"""How the ids of phantom patients and images begin, and those of no hospital."""
 _MANIFEST = "phantoms.json"
 _ORIGINAL_SCALE = 2  # the "original" images of the annotation file are twice as large as the prepared ones
 _DENSITY_SHARES = (0.15, 0.35, 0.35, 0.15)

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 ANNOTATION_FILE = "vindr_detection_v1_folds.csv"
 IMAGE_FOLDER = "images_png"
 SPLITS = ("training", "test")
+PHANTOM_ID = "phantom_"
+"""How the ids of phantom patients and images begin, and those of no hospital."""
 _RESIZED = tuple(f"resized_{column}" for column in BOX_COLUMNS)
 _REQUIRED = (
     "patient_id",
@@ -61,7 +63,7 @@ class VinDrMammo(MammogramDataset):
         InputError: an argument is wrong.
     """
 
-    name: ClassVar[str] = "vindr"
+    name = "vindr"
 
     def __init__(
         self,
@@ -106,6 +108,8 @@ class VinDrMammo(MammogramDataset):
             paths=paths,
             clipped=checked.clipped[rows],
         )
+        if images["patient_id"].astype(str).str.startswith(PHANTOM_ID).all():
+            self.name = "phantom"
         if self.n_clipped_boxes:
             logger.info("%d boxes overhang their image and were clipped", self.n_clipped_boxes)
         if self.n_findings_without_box:

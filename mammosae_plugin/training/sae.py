@@ -38,7 +38,7 @@ from mammosae_plugin.activations import ActivationStore
 from mammosae_plugin.activations.saelens_format import NOT_KNOWN
 from mammosae_plugin.datasets.phantoms import PHANTOM_ID
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import read_json, remove_temporaries, sha256_of_json, write_json, write_text
+from mammosae_plugin.files import differences, read_json, remove_temporaries, sha256_of_json, write_json, write_text
 from mammosae_plugin.provenance import plain, seed_everything, torch_generator
 from mammosae_plugin.training.architectures import new_training_sae
 from mammosae_plugin.training.checkpoints import load_state, save_state
@@ -241,11 +241,16 @@ def _make_plan(job: _Job, rows: TrainingRows) -> dict[str, Any]:
 
 
 def _claim(folder: Path, plan: Mapping[str, Any]) -> None:
-    digest = sha256_of_json(plan)
+    told = {"config": plan["config"], "steps": plan["steps"]}
+    parts = {key: sha256_of_json(value) for key, value in plan.items() if key not in told}
+    said = {"plan_sha256": sha256_of_json(plan), **told, "sha256_of": parts}
     if not (folder / PLAN).exists():
-        write_json(folder / PLAN, {"plan_sha256": digest, "config": plan["config"], "steps": plan["steps"]})
-    elif read_json(folder / PLAN)["plan_sha256"] != digest:
-        raise InputError(f"{folder} holds an SAE of other settings; name another folder or delete this one")
+        write_json(folder / PLAN, said)
+    elif (there := read_json(folder / PLAN))["plan_sha256"] != said.pop("plan_sha256"):
+        differing = differences({key: there.get(key) for key in said}, said)
+        raise InputError(
+            f"{folder} holds an SAE of other settings ({differing}); name another folder or delete this one"
+        )
 
 
 def _run(runs: list["_Run"], rows: TrainingRows) -> None:
@@ -435,13 +440,13 @@ def _make_trainer(
 def _datasets(manifest: Mapping[str, Any]) -> list[str]:
     """Short names of the data behind a store; empty where the store does not know.
 
-    Phantoms are read by VinDr's reader and go by its name; their ids say that they were drawn.
+    In stores of earlier versions phantoms go by the name of VinDr's reader; their ids say that they were drawn.
     """
     drawn = [str(image_id).startswith(PHANTOM_ID) for image_id in manifest["image_ids"]]
     if drawn and all(drawn):
         return ["phantom"]
     names = [name for name in str(manifest["dataset_name"]).split(" + ") if name != NOT_KNOWN]
-    return [*(["phantom"] if any(drawn) else []), *names]
+    return list(dict.fromkeys([*(["phantom"] if any(drawn) else []), *names]))
 
 
 def _finish(job: _Job, plan: Mapping[str, Any], rows: TrainingRows) -> Any:
