@@ -128,8 +128,8 @@ class LatentTable:
             )
         if on_disk and header["format_version"] == FORMAT_VERSION and (changed := _changed(self.folder, header)):
             raise InputError(
-                f"{changed} was changed after it was written; run `mammosae encode` again with the same settings, which "
-                "writes it anew"
+                f"{changed} was changed after it was written; run `mammosae encode` again with the same settings, "
+                "which writes it anew"
             )
         self.header: dict[str, Any] = header
         self.provenance: dict[str, Any] = header["provenance"]

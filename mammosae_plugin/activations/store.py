@@ -75,8 +75,8 @@ class ActivationStore:
             )
         if (version == FORMAT_VERSION or SEAL in self.manifest) and not is_sealed(self.manifest):
             raise InputError(
-                f"{self.folder / MANIFEST} was changed after it was written (its SHA-256 is not the one that it gives); "
-                "restore it, or extract again with the settings that made it"
+                f"{self.folder / MANIFEST} was changed after it was written (its SHA-256 is not the one that it "
+                "gives); restore it, or extract again with the settings that made it"
             )
         if version != FORMAT_VERSION:
             logger.warning(
