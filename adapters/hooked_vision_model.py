@@ -463,7 +463,7 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
             raise InputError(
                 f"the SAE for {name!r} wants the layout {metadata.layout!r}; hook points are channels_last"
             )
-        _refuse_what_no_map_fits(sae, name)
+        refuse_what_no_map_fits(sae, name)
         width = self.hook_shapes[name][-1]
         if sae.cfg.d_in != width:
             raise InputError(f"the SAE has d_in {sae.cfg.d_in}, but {name!r} has {width} channels")
@@ -655,8 +655,13 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
         self.close()
 
 
-def _refuse_what_no_map_fits(sae: SAE[Any], name: str) -> None:
-    """Refuse the architectures of SAELens that are no function of one position's channels to themselves."""
+def refuse_what_no_map_fits(sae: SAE[Any], name: str) -> None:
+    """Refuse what is no function of one position's channels to themselves, or not the function that was trained.
+
+    Raises:
+        InputError: A transcoder, a temporal SAE, one for attention heads, or an SAE whose input was scaled in training
+            by numbers that are not in its weights.
+    """
     out = sae.cfg.metadata.hook_name_out
     if isinstance(sae, Transcoder) or out not in (None, sae.cfg.metadata.hook_name):
         raise InputError(f"the SAE for {name!r} is a transcoder, from one layer to another; attach SAEs only")
@@ -666,6 +671,13 @@ def _refuse_what_no_map_fits(sae: SAE[Any], name: str) -> None:
         raise InputError(
             f"the SAE for {name!r} reshapes its input ({sae.cfg.reshape_activations}), which is for attention heads; "
             "attach SAEs of whole channels only"
+        )
+    scaling = sae.cfg.normalize_activations
+    probe = torch.linspace(-1, 2, sae.cfg.d_in, device=sae.device, dtype=sae.dtype)[None]
+    if scaling != "none" and torch.equal(sae.run_time_activation_norm_fn_in(probe), probe):
+        raise InputError(
+            f"the SAE for {name!r} was trained on scaled rows ({scaling}) and would see them unscaled: the scale is "
+            "not in its weights; fold it in first (fold_activation_norm_scaling_factor or fold_activation_whitening)"
         )
 
 

@@ -122,15 +122,59 @@ def record(model: nn.Module, images: torch.Tensor, *, keep: Collection[str] = ()
 
 
 @contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; afterwards every module has the mode that it had."""
-    training = {module: module.training for module in model.modules()}
+def evaluation(*models: nn.Module, device: str | torch.device | None = None) -> Iterator[None]:
+    """The models in evaluation mode, and on a device; afterwards they are as they were.
+
+    Every module then has the mode that it had, every parameter and buffer lies where it lay and asks for gradients as
+    it did: also where the modules of a model had different ones.
+
+    Args:
+        models: Networks or SAEs.
+        device: Where they run; None leaves them where they are.
+    """
+    modules = list({id(module): module for model in models for module in model.modules()}.values())
+    modes = [(module, module.training) for module in modules]
+    asking = [(parameter, parameter.requires_grad) for model in models for parameter in model.parameters()]
+    places = [(model, _places(model)) for model in models]
     try:
-        model.eval()
+        for model in models:
+            model.eval()
+            if device is not None:
+                model.to(device)
         yield
     finally:
-        for module, mode in training.items():
+        for module, mode in modes:
             module.training = mode
+        for model, devices in places:
+            _move_back(model, devices)
+        for parameter, asks in asking:
+            parameter.requires_grad_(asks)
+
+
+_Places = list[tuple[nn.Module, str, torch.device]]
+
+
+def _places(model: nn.Module) -> _Places:
+    return [
+        (module, name, tensor.device)
+        for module in model.modules()
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]
+        if tensor is not None
+    ]
+
+
+def _move_back(model: nn.Module, places: _Places) -> None:
+    if all(getattr(module, name).device == device for module, name, device in places):
+        return
+    model.to(places[0][2])  # an SAE keeps its own note of where it is
+    for module, name, device in places:
+        tensor = getattr(module, name)
+        if tensor.device == device:
+            continue
+        if isinstance(tensor, nn.Parameter):
+            tensor.data = tensor.data.to(device)
+        else:
+            module._buffers[name] = tensor.to(device)
 
 
 @contextmanager

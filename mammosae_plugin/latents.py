@@ -23,6 +23,8 @@ from torch import nn
 from mammosae_plugin import distributed
 from mammosae_plugin.activations import image_batches
 from mammosae_plugin.adapters import HookedVisionModel
+from mammosae_plugin.adapters.hooked_vision_model import refuse_what_no_map_fits
+from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.adapters.rest_of_network import RestOfNetwork
 from mammosae_plugin.baselines import GradCam
 from mammosae_plugin.datasets import MammogramDataset, n_classes_of
@@ -405,6 +407,8 @@ def encode_latents(
     killed call is simply made again: whole shards are kept, and the table is the same as an undisturbed one, byte for
     byte. Under torchrun all processes make the same call, and each encodes its share of the images.
 
+    Model and SAE are as they were afterwards: mode of every submodule, device, gradient flags.
+
     Args:
         model: The hookable model.
         sae: A SAELens SAE. Its metadata names the hook point whose value (B, h, w, d_in) is encoded; without a name it
@@ -425,12 +429,45 @@ def encode_latents(
         num_workers: Processes that read images beside the network.
 
     Raises:
-        InputError: The SAE does not fit the layer, the layer has no grid or other values flow around it, a head does
-            not fit the model, or the folder holds another table.
+        InputError: The SAE does not fit the layer (another width; a transcoder, a temporal SAE, one for attention
+            heads; a scaling of its input that is not in its weights), the layer has no grid or other values flow around
+            it, a head does not fit the model, or the folder holds another table.
     """
-    folder, device = Path(folder), distributed.place(device)
-    model.to(device).eval()
-    sae.to(device)
+    device = distributed.place(device)
+    with evaluation(model, sae, device=device):
+        return _encode(
+            model,
+            sae,
+            dataset,
+            Path(folder),
+            heads,
+            map_latents=map_latents,
+            map_splits=map_splits,
+            map_channels=map_channels,
+            gradcam=gradcam,
+            device=device,
+            batch_size=batch_size,
+            shard_size=shard_size,
+            num_workers=num_workers,
+        )
+
+
+def _encode(
+    model: HookedVisionModel,
+    sae: Any,
+    dataset: MammogramDataset,
+    folder: Path,
+    heads: Mapping[str, nn.Linear],
+    *,
+    map_latents: MapChoice,
+    map_splits: Sequence[str],
+    map_channels: MapChoice,
+    gradcam: bool,
+    device: str,
+    batch_size: int,
+    shard_size: int,
+    num_workers: int,
+) -> LatentTable:
     layer = _Layer(model, sae, heads, dataset.image_size, device)
     cams = [name for name, head in heads.items() if gradcam and head.out_features == 1 and name in dataset.concepts]
     splits = sorted(dataset.images["split"].unique(), key=lambda name: (name != "training", name))
@@ -564,11 +601,12 @@ class _Layer:
         image_size: tuple[int, int],
         device: str,
     ) -> None:
-        self.model, self.sae, self.device = model, sae.eval(), device
+        self.model, self.sae, self.device = model, sae, device
         named = sae.cfg.metadata.hook_name or model.final_hook
         if named is None:
             raise InputError("neither the SAE's metadata nor the model names a layer; set sae.cfg.metadata.hook_name")
         self.hook_name = model.resolve_hook_name(named)
+        refuse_what_no_map_fits(sae, self.hook_name)
         layout = model.hook_layouts.get(self.hook_name)
         if layout is None or not layout.shows_grid:
             raise InputError(

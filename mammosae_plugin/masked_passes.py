@@ -18,6 +18,8 @@ from tqdm.auto import tqdm
 
 from mammosae_plugin.activations import LayerOutputs
 from mammosae_plugin.adapters import HookedVisionModel
+from mammosae_plugin.adapters.hooked_vision_model import refuse_what_no_map_fits
+from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.latents import LatentTable, decodes_linearly, rows_at_once, weight_and_bias
 from mammosae_plugin.provenance import tensors_fingerprint
@@ -82,13 +84,14 @@ class MaskedPasses:
         self._head_fingerprints = {concept: tensors_fingerprint(head.state_dict()) for concept, head in heads.items()}
         if outputs.manifest["model"] != self._inputs["model"]:
             raise InputError(f"{outputs.folder} holds outputs of a model with other weights; cache this model's")
-        model.to(device).eval()
-        sae.to(device).eval()
-        if not decodes_linearly(sae):
-            raise InputError(
-                f"the SAE ({sae.cfg.architecture()}) does not decode as latents @ W_dec + b_dec; "
-                "fold its normalisation or its decoder norms into the weights first"
-            )
+        refuse_what_no_map_fits(sae, outputs.hook_name)
+        with evaluation(sae):
+            if not decodes_linearly(sae):
+                raise InputError(
+                    f"the SAE ({sae.cfg.architecture()}) does not decode as latents @ W_dec + b_dec; "
+                    "fold its normalisation or its decoder norms into the weights first"
+                )
+        self._model = model
         self.sae, self.outputs, self.device, self.masks_at_once = sae, outputs, device, masks_at_once
         self.rest = model.rest_from(outputs.hook_name, outputs.image_size)
         self.heads = {concept: weight_and_bias(head, device) for concept, head in heads.items()}
@@ -125,9 +128,10 @@ class MaskedPasses:
         numbers = [self.outputs.number_of(image_id) for image_id in table.images["image_id"].to_numpy()[images]]
         logits = np.empty((len(images), kept.shape[1], len(weight)))
         quick = len(images) * kept.shape[1] < _PASSES_WITHOUT_PROGRESS
-        for place, number in enumerate(tqdm(numbers, desc="masked passes", unit="image", disable=quick)):
-            read = self._head_inputs(number, kept, error_term).double()
-            logits[place] = (read @ weight.T + bias).cpu().numpy()
+        with evaluation(self._model, self.sae, device=self.device):
+            for place, number in enumerate(tqdm(numbers, desc="masked passes", unit="image", disable=quick)):
+                read = self._head_inputs(number, kept, error_term).double()
+                logits[place] = (read @ weight.T + bias).cpu().numpy()
         return logits[image_of_row]
 
     def _check(self, table: LatentTable, head: str) -> None:

@@ -252,7 +252,8 @@ class Study:
         """The pair's classifier, in evaluation mode on the CPU.
 
         Raises:
-            InputError: A file cannot be read, or its number of outputs is not that of the concept's classes.
+            InputError: A file cannot be read, its number of outputs is not that of the concept's classes, or its
+                metadata name another concept.
         """
         files = self.classifier_files[pair]
         model = load_mammo_clip(*files)
@@ -261,6 +262,12 @@ class Study:
             raise InputError(
                 f"{files[-1].name} has {model.n_class} outputs, but {pair.concept} has {classes} classes"
                 + ("; is it the pretraining checkpoint instead of a classifier?" if model.n_class == 0 else "")
+            )
+        said = _said_concepts(model)
+        if said and said != [pair.concept]:
+            raise InputError(
+                f"{files[-1].name} is given as the classifier for {pair.concept} of model {pair.model}, but its own "
+                f"metadata say that it is for {', '.join(said)}; give the file for {pair.concept}"
             )
         return model
 
@@ -506,3 +513,10 @@ def run_study(config: StudyConfig) -> Path:
     study = Study(config)
     study.run()
     return study.results_folder / "report.html"
+
+
+def _said_concepts(model: MammoClipClassifier) -> list[str]:
+    """The concepts that a saved classifier's own metadata name; empty where they name none."""
+    metadata = model.source.get("metadata") or {}
+    said = metadata.get("concepts", metadata.get("concept"))
+    return [said] if isinstance(said, str) else [str(concept) for concept in said or ()]

@@ -20,7 +20,8 @@ from mammosae_plugin.activations import (
     patient_number,
 )
 from mammosae_plugin.activations.extraction import sampled_positions
-from mammosae_plugin.adapters import HookedVisionModel
+from mammosae_plugin.adapters import HookedVisionModel, new_classifier
+from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.datasets import BadImageError, VinDrMammo
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import write_json
@@ -399,6 +400,43 @@ def test_layer_outputs_that_were_exchanged_or_edited_are_refused_and_made_again(
         old = {key: value for key, value in found.manifest.items() if key != "sha256"} | {"format_version": 1}
         write_json(folder / "layer_outputs.json", old)
         assert torch.equal(LayerOutputs(folder).raw(1), found.raw(1))
+
+
+@pytest.mark.parametrize("read", ["rows", "layer outputs", "size"])
+def test_reading_leaves_the_model_as_it_was(phantoms, tmp_path, read):
+    network = new_classifier("tinynet_e", 1, seed=0)
+    with HookedVisionModel(network, ["bn2"]) as model:
+        network.train()
+        network.blocks[2].eval()
+        network.conv_stem.requires_grad_(False)
+        before = {
+            name: (module.training, [p.requires_grad for p in module.parameters(recurse=False)])
+            for name, module in model.named_modules()
+        }
+        numbers = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        random_state = torch.get_rng_state()
+        if read == "rows":
+            extract_activations(model, phantoms, tmp_path, count=2, batch_size=4)
+        elif read == "size":
+            layer_output_nbytes(model, "bn2", (96, 64))
+        else:
+            cache_layer_outputs(model, phantoms, tmp_path, hook_name="bn2", batch_size=4)
+        assert {
+            name: (module.training, [p.requires_grad for p in module.parameters(recurse=False)])
+            for name, module in model.named_modules()
+        } == before
+        assert all(torch.equal(tensor, numbers[name]) for name, tensor in model.state_dict().items())
+        assert torch.equal(torch.get_rng_state(), random_state)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+def test_a_model_is_put_back_where_its_parts_were():
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2).cuda())
+    first = network[0].weight
+    with evaluation(network, device="cuda"):
+        assert first.device.type == "cuda"
+    assert [tensor.device.type for tensor in network.state_dict().values()] == ["cpu"] * 2 + ["cuda"] * 5
+    assert network[0].weight is first
 
 
 def test_a_store_of_phantoms_says_that_they_are_phantoms(store):

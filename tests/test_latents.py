@@ -9,14 +9,14 @@ import pandas as pd
 import pytest
 import torch
 from helpers_study import random_sae
-from sae_lens import StandardSAE, StandardSAEConfig
+from sae_lens import SAE, StandardSAE, StandardSAEConfig
 from sae_lens.saes.abstopk_sae import AbsTopKSAE, AbsTopKSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 from safetensors.torch import load_file, save_file
 from scipy import sparse
 
 from mammosae_plugin.activations import capture
-from mammosae_plugin.adapters import HookedVisionModel
+from mammosae_plugin.adapters import HookedVisionModel, new_classifier
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import write_json
 from mammosae_plugin.intervention import intervene, latent_group
@@ -331,3 +331,66 @@ def test_unknown_concepts_splits_and_heads_are_named(encoded):
         encoded.rows("Mass", split="validation")
     with pytest.raises(InputError, match="no classifier for 'density'"):
         encoded.logits("density")
+
+
+def test_encoding_leaves_model_and_sae_as_they_were(sae, phantoms, tmp_path):
+    network = new_classifier("tinynet_e", 1, seed=0)
+    with HookedVisionModel(network, ["bn2"]) as model:
+        model.train()
+        network.bn1.eval()  # a mixed state, as in fine-tuning with frozen statistics
+        network.conv_stem.requires_grad_(False)
+        network.blocks[0].requires_grad_(False)
+        sae = random_sae(network.num_features).train()
+        sae.b_dec.requires_grad_(False)
+        before, state = _settings(model, sae), _numbers(model, sae)
+        assert len({training for training, _ in before.values()}) == 2
+        _encode(model, sae, phantoms, tmp_path / "table")
+        assert _settings(model, sae) == before
+        with pytest.raises(InputError):
+            _encode(model, random_sae(3), phantoms, tmp_path / "wrong")
+        assert _settings(model, sae) == before
+        assert all(torch.equal(tensor, state[name]) for name, tensor in _numbers(model, sae).items())
+
+
+def _settings(*modules):
+    """Mode and gradient flags of every submodule."""
+    return {
+        (number, name): (module.training, [p.requires_grad for p in module.parameters(recurse=False)])
+        for number, root in enumerate(modules)
+        for name, module in root.named_modules()
+    }
+
+
+def _numbers(*modules):
+    return {
+        (n, name): tensor.clone() for n, module in enumerate(modules) for name, tensor in module.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("architecture", ["transcoder", "skip_transcoder", "jumprelu_transcoder"])
+def test_a_transcoder_is_refused_before_anything_is_written(hooked, phantoms, tmp_path, architecture):
+    widths = {"d_in": 1280, "d_out": 1280, "d_sae": 32, "apply_b_dec_to_input": False}
+    transcoder = SAE.from_dict({"architecture": architecture, "metadata": {"hook_name": "bn2"}, **widths})
+    with pytest.raises(InputError, match="is a transcoder, from one layer to another"):
+        _encode(hooked, transcoder, phantoms, tmp_path / "table")
+    assert not (tmp_path / "table").exists()
+
+
+@pytest.mark.parametrize("scaling", ["expected_average_only_in", "covariance_whitening"])
+def test_an_sae_whose_scale_is_not_in_its_weights_is_refused_until_it_is_folded(hooked, phantoms, tmp_path, scaling):
+    sae = random_sae(1280)
+    sae.cfg.normalize_activations = scaling
+    with pytest.raises(InputError, match=rf"was trained on scaled rows \({scaling}\) and would see them unscaled"):
+        _encode(hooked, sae, phantoms, tmp_path / "table")
+    with pytest.raises(InputError, match="would see them unscaled"):
+        hooked.add_sae(sae)
+    assert not (tmp_path / "table").exists()
+    sae.fold_activation_norm_scaling_factor(0.5)
+    _encode(hooked, sae, phantoms, tmp_path / "table")
+
+
+def test_a_scaling_that_was_only_written_into_the_config_is_refused(hooked, phantoms, tmp_path):
+    sae = random_sae(1280)
+    sae.cfg.normalize_activations = "layer_norm"  # said after the SAE was made, it does nothing
+    with pytest.raises(InputError, match=r"scaled rows \(layer_norm\) and would see them unscaled"):
+        _encode(hooked, sae, phantoms, tmp_path / "table")

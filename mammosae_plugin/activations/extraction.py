@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from mammosae_plugin import distributed
 from mammosae_plugin.activations.store import DTYPES, FORMAT_VERSION, ActivationStore, seal_store, shard_tensors
 from mammosae_plugin.adapters import HookedVisionModel
+from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.datasets import PREPROCESSING, MammogramDataset
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import sha256_of_json
@@ -109,6 +110,7 @@ def image_batches(
         num_workers=num_workers,
         collate_fn=_stack,
         pin_memory=pin_memory,
+        generator=torch.Generator(),  # or the loader would draw from the global one
     )
     for batch, images in zip(batches, loader, strict=True):
         if isinstance(images, InputError):
@@ -286,7 +288,7 @@ def _extract(
     if dataset.unit != "image":
         raise InputError("the dataset counts rows of its annotation file; open it with unit='image' to extract")
     device = distributed.place(device)
-    models = {id(source.model): source.model.to(device).eval() for source in sources}
+    models = {id(source.model): source.model for source in sources}
     fingerprints = {key: tensors_fingerprint(model.encoder_state()) for key, model in models.items()}
     ids = dataset.images["image_id"].tolist()
     common = {
@@ -312,24 +314,25 @@ def _extract(
         for source in sources
     }
     n_bytes = sum(_nbytes_per_image(source, dataset.image_size, sampling, DTYPES[dtype]) for source in sources)
-    run_shards_together(
-        {source.name: (source.folder, plans[source.name] | {"images": sha256_of_json(ids)}) for source in sources},
-        len(dataset),
-        min(IMAGES_PER_SHARD, max(1, BYTES_PER_SHARD // n_bytes)),
-        partial(
-            _stream,
-            sources,
-            dataset,
-            ids,
-            sampling,
-            dtype=dtype,
-            device=device,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            autocast=autocast,
-        ),
-        description="extract activations",
-    )
+    with evaluation(*models.values(), device=device):
+        run_shards_together(
+            {source.name: (source.folder, plans[source.name] | {"images": sha256_of_json(ids)}) for source in sources},
+            len(dataset),
+            min(IMAGES_PER_SHARD, max(1, BYTES_PER_SHARD // n_bytes)),
+            partial(
+                _stream,
+                sources,
+                dataset,
+                ids,
+                sampling,
+                dtype=dtype,
+                device=device,
+                batch_size=batch_size,
+                num_workers=num_workers,
+                autocast=autocast,
+            ),
+            description="extract activations",
+        )
     about_images = {
         "dataset_name": dataset.name,
         "image_ids": ids,

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from mammosae_plugin import distributed
 from mammosae_plugin.activations.extraction import image_batches
 from mammosae_plugin.adapters import HookedVisionModel
+from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.datasets import MammogramDataset
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import SEAL, is_sealed, read_json, sealed, sha256_of_json, write_json
@@ -107,7 +108,8 @@ def layer_output_nbytes(model: HookedVisionModel, hook_name: str, image_size: tu
     Raises:
         InputError: An unknown hook name.
     """
-    return _stored(model, model.resolve_hook_name(hook_name), image_size).nbytes
+    with evaluation(model):
+        return _stored(model, model.resolve_hook_name(hook_name), image_size).nbytes
 
 
 def cache_layer_outputs(
@@ -142,8 +144,8 @@ def cache_layer_outputs(
         raise InputError("there is no image to cache layer outputs of; check the split and the quarantine file")
     folder, hook_name = Path(folder), model.resolve_hook_name(hook_name)
     device = distributed.place(device)
-    model.to(device).eval()
-    stored = _stored(model, hook_name, dataset.image_size)
+    with evaluation(model, device=device):
+        stored = _stored(model, hook_name, dataset.image_size)
     shard_size = min(IMAGES_PER_SHARD, max(1, BYTES_PER_SHARD // stored.nbytes))
     distributed.on_main(lambda: _check_room(folder, hook_name, len(dataset), shard_size, stored.nbytes))
     plan = {
@@ -156,7 +158,8 @@ def cache_layer_outputs(
         "batch_size": batch_size,
     }
     compute = partial(_read_shard, model, dataset, hook_name, stored, device, batch_size, num_workers)
-    run_shards(folder, plan, len(dataset), shard_size, compute, description=f"cache {hook_name}")
+    with evaluation(model, device=device):
+        run_shards(folder, plan, len(dataset), shard_size, compute, description=f"cache {hook_name}")
     manifest = {
         **plan,
         "shard_size": shard_size,

@@ -459,7 +459,7 @@ def seal_store(folder: Path, described: Mapping[str, Any], *, d_in: int, dtype: 
 
     def write() -> None:
         there = read_json(file) if file.exists() else None
-        if not is_sealed(there) or there["shards"] != shards:
+        if there is None or not is_sealed(there) or there["shards"] != shards:
             write_json(file, sealed(manifest))
 
     distributed.on_main(write)

@@ -71,7 +71,6 @@ class MammogramDataset(Dataset[Item]):
     """Mammograms with labels and boxes; the readers of file formats derive from it.
 
     Attributes:
-        name: short name of the data, for file names and metadata.
         images: one row per image; columns image_id, patient_id, split, laterality, view, density (0..3), birads (0..4,
             the BI-RADS category minus 1), then one 0/1 column per concept. No paths.
         findings: one row per row of the annotation file; columns image_id, density, birads, one 0/1 column per concept,
@@ -81,8 +80,6 @@ class MammogramDataset(Dataset[Item]):
         unit: "image" (one item per image) or "finding_row" (one item per annotation row, as the released code
             evaluates).
     """
-
-    name: str = "mammograms"
 
     images: pd.DataFrame
     findings: pd.DataFrame
@@ -209,6 +206,11 @@ class MammogramDataset(Dataset[Item]):
         subset._paths = self._paths[keep]
         subset._clipped = self._clipped[rows]
         return subset
+
+    @property
+    def name(self) -> str:
+        """Short name of the data, for file names and metadata."""
+        return "mammograms"
 
     # -- facts about the whole ---------------------------------------------------------------------------------------
 

@@ -63,8 +63,6 @@ class VinDrMammo(MammogramDataset):
         InputError: an argument is wrong.
     """
 
-    name = "vindr"
-
     def __init__(
         self,
         root: str | os.PathLike[str],
@@ -108,10 +106,14 @@ class VinDrMammo(MammogramDataset):
             paths=paths,
             clipped=checked.clipped[rows],
         )
-        if images["patient_id"].astype(str).str.startswith(PHANTOM_ID).all():
-            self.name = "phantom"
         if self.n_clipped_boxes:
             logger.info("%d boxes overhang their image and were clipped", self.n_clipped_boxes)
+
+    @property
+    def name(self) -> str:
+        """ "vindr"; "phantom" where every patient was drawn, which the ids say."""
+        drawn = self.images["patient_id"].astype(str).str.startswith(PHANTOM_ID)
+        return "phantom" if drawn.all() else "vindr"
         if self.n_findings_without_box:
             logger.info("%d rows name a finding but have no box", self.n_findings_without_box)
 

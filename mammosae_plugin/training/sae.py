@@ -36,7 +36,7 @@ from tqdm.auto import tqdm
 from mammosae_plugin import __version__, distributed
 from mammosae_plugin.activations import ActivationStore
 from mammosae_plugin.activations.saelens_format import NOT_KNOWN
-from mammosae_plugin.datasets.phantoms import PHANTOM_ID
+from mammosae_plugin.datasets.vindr import PHANTOM_ID
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import differences, read_json, remove_temporaries, sha256_of_json, write_json, write_text
 from mammosae_plugin.provenance import plain, seed_everything, torch_generator
