@@ -108,14 +108,14 @@ class VinDrMammo(MammogramDataset):
         )
         if self.n_clipped_boxes:
             logger.info("%d boxes overhang their image and were clipped", self.n_clipped_boxes)
+        if self.n_findings_without_box:
+            logger.info("%d rows name a finding but have no box", self.n_findings_without_box)
 
     @property
     def name(self) -> str:
-        """ "vindr"; "phantom" where every patient was drawn, which the ids say."""
+        """`vindr`, or `phantom` where every patient was drawn, which the ids say."""
         drawn = self.images["patient_id"].astype(str).str.startswith(PHANTOM_ID)
         return "phantom" if drawn.all() else "vindr"
-        if self.n_findings_without_box:
-            logger.info("%d rows name a finding but have no box", self.n_findings_without_box)
 
 
 def _read_table(file: Path) -> pd.DataFrame:
