@@ -24,7 +24,7 @@ from mammosae_plugin.activations import ActivationStore
 from mammosae_plugin.activations.store import MANIFEST
 from mammosae_plugin.adapters import load_vision_sae
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import write_json, write_text
+from mammosae_plugin.files import sealed, write_json, write_text
 from mammosae_plugin.hub.guard import PrivacyContext, check_staged
 from mammosae_plugin.hub.saes import (
     check_with_sae_lens,
@@ -455,7 +455,8 @@ def test_only_data_that_are_known_for_certain_are_said(metadata: dict[str, Any],
 def test_an_sae_of_phantoms_says_so_though_their_reader_is_that_of_vindr(tmp_path: Path) -> None:
     def trained(name: str, image_ids: list[str], dataset: str) -> dict[str, Any]:
         store = rows_store(tmp_path / name, n_images=len(image_ids), rows_per_image=40)
-        write_json(store.folder / MANIFEST, {**store.manifest, "image_ids": image_ids, "dataset_name": dataset})
+        said = {**store.manifest, "image_ids": image_ids, "dataset_name": dataset}
+        write_json(store.folder / MANIFEST, sealed(said))
         train_sae(ActivationStore(store.folder), tmp_path / f"{name}-sae", small_training(epochs=2.4))
         found: dict[str, Any] = stage_saes({"x": origin_of(tmp_path / f"{name}-sae")}, tmp_path / f"{name}-staged")["x"]
         return found

@@ -242,12 +242,12 @@ def _make_plan(job: _Job, rows: TrainingRows) -> dict[str, Any]:
 
 def _claim(folder: Path, plan: Mapping[str, Any]) -> None:
     told = {"config": plan["config"], "steps": plan["steps"]}
-    parts = {key: sha256_of_json(value) for key, value in plan.items() if key not in told}
-    said = {"plan_sha256": sha256_of_json(plan), **told, "sha256_of": parts}
+    said = {"plan_sha256": sha256_of_json(plan), **told}
     if not (folder / PLAN).exists():
         write_json(folder / PLAN, said)
-    elif (there := read_json(folder / PLAN))["plan_sha256"] != said.pop("plan_sha256"):
-        differing = differences({key: there.get(key) for key in said}, said)
+    elif (there := read_json(folder / PLAN))["plan_sha256"] != said["plan_sha256"]:
+        same = "the same settings on other rows, or with other metadata"
+        differing = differences({key: there.get(key) for key in told}, told) or same
         raise InputError(
             f"{folder} holds an SAE of other settings ({differing}); name another folder or delete this one"
         )
