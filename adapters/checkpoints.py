@@ -6,14 +6,16 @@ allowed, for the length of the call. Everything else is refused by name.
 """
 
 import codecs
+import json
 import os
 import pickle
 import pickletools
 import re
+import tarfile
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -48,6 +50,7 @@ def read_torch_checkpoint(path: str | os.PathLike[str]) -> Any:
         InputError: the path does not exist, is a folder, or may not be read.
     """
     path = Path(path)
+    refuse_unpacked(path)
     try:
         with path.open("rb") as file:
             head = file.read(9)
@@ -64,7 +67,7 @@ def read_torch_checkpoint(path: str | os.PathLike[str]) -> Any:
     try:
         with torch.serialization.safe_globals(ours), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # what torch warns of is either harmless here or refused below
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip and not _is_compressed(path))
     except pickle.UnpicklingError as error:
         is_pickle = is_zip or _is_plain_pickle(path)
         is_text = not is_pickle and _first_text(path) is not None  # prose can look like the name of a function
@@ -96,6 +99,20 @@ def refuse_what_was_never_a_checkpoint(path: Path) -> None:
     if re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|\?xml)", head, re.IGNORECASE):
         raise CheckpointFormatError(
             f"{path} is a web page, not a torch checkpoint; download the file itself, not the page about it"
+        )
+
+
+def refuse_unpacked(path: Path) -> None:
+    """Refuse the folder that becomes of a checkpoint where a program takes it for an archive and unpacks it.
+
+    Raises:
+        CheckpointFormatError: it is one.
+    """
+    found = next(iter([*path.glob("data.pkl"), *path.glob("*/data.pkl")]), None) if path.is_dir() else None
+    if found is not None:
+        raise CheckpointFormatError(
+            f"{path} is a torch checkpoint that was unpacked into a folder, as some browsers and file managers do; "
+            "get the file itself, and do not unpack it"
         )
 
 
@@ -138,6 +155,37 @@ def check_keys(
         raise CheckpointFormatError(f"{where} is not {what}: of {len(expected)} keys, {', '.join(problems)}")
 
 
+def unwrapped(weights: Mapping[Any, Any], *, where: str) -> dict[str, Any]:
+    """A state dict without the names that wrappers put into its keys.
+
+    These are `module.` in front (DataParallel), and `_orig_mod.` (torch.compile) and those of FSDP and of activation
+    checkpointing anywhere.
+
+    Raises:
+        CheckpointFormatError: two keys become the same.
+    """
+    found: dict[str, Any] = {}
+    for key, value in weights.items():
+        name = unwrapped_key(str(key))
+        if name in found:
+            raise CheckpointFormatError(
+                f"{where} has {name} twice, once with a wrapper's prefix ({key}); which is meant?"
+            )
+        found[name] = value
+    return found
+
+
+def unwrapped_key(key: str) -> str:
+    """A key of a state dict without the names of wrappers."""
+    parts = [part for part in key.split(".") if part not in _WRAPPERS]
+    while len(parts) > 1 and parts[0] == "module":
+        parts = parts[1:]
+    return ".".join(parts)
+
+
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+
+
 def without_prefix(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """The entries whose keys start with `prefix`, with it taken off."""
     return {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
@@ -171,30 +219,78 @@ def _first_text(path: Path) -> str | None:
     return text[:40] if all(character.isprintable() or character in "\t\r\n" for character in text) else None
 
 
+def _is_compressed(path: Path) -> bool:
+    """Whether a zip archive was packed anew by another program than torch, which compresses nothing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+    except Exception:  # a damaged archive can fail in any way; torch says how
+        return False
+
+
 def _what_else(path: Path) -> str | None:
-    """What the file is instead of a checkpoint of `torch.save`, where its first bytes or its zip entries tell."""
+    """What the file is instead of a checkpoint of `torch.save`, and what to do, where its content tells."""
     with path.open("rb") as file:
         head = file.read(132)
     for signature, kind in _SIGNATURES.items():
         if head.startswith(signature):
-            return kind
+            return f"{kind}; a checkpoint written by torch.save is wanted"
+    for signature, kind in _PACKED.items():
+        if head.startswith(signature):
+            return f"{kind}; unpack it, and give the checkpoint inside"
     if head[128:] == b"DICM":
-        return "an image (DICOM)"
-    if not head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return "an image (DICOM); a checkpoint written by torch.save is wanted"
+    if _is_of_saev(path):
+        return (
+            "an SAE as saev saves it (a line of JSON, then torch's state dict), which this package does not read; load "
+            "it with saev, and save its weights in SAELens's format"
+        )
+    names = _names_in_archive(path)
+    if names is None:
         return None
+    kind, inside = names
+    if any(PurePosixPath(name).name == "constants.pkl" for name in inside):
+        return "a TorchScript archive, which this package does not read; a checkpoint written by torch.save is wanted"
+    checkpoints = [name for name in inside if PurePosixPath(name).suffix in CHECKPOINT_SUFFIXES]
+    if checkpoints:
+        return f"{kind} that holds {checkpoints[0]}; unpack it, and give that file"
+    if any(PurePosixPath(name).name == "data.pkl" for name in inside):
+        entries = [PurePosixPath(name).parts for name in inside if PurePosixPath(name).name == "data.pkl"]
+        if kind == "a tar archive" or [len(parts) for parts in entries] != [2]:
+            return (
+                f"a torch checkpoint that was unpacked and packed again as {kind} of another form; get the file itself"
+            )
+        return None
+    return f"{kind} that torch.save did not write; a checkpoint written by torch.save is wanted"
+
+
+def _names_in_archive(path: Path) -> tuple[str, list[str]] | None:
+    """The kind of an archive and the names of its files; None for what is none, or a damaged one."""
+    try:  # either can fail in any way on a damaged archive, of which torch's own reason says more
+        if tarfile.is_tarfile(path):  # first: a zip at its end would make it a zip archive too
+            with tarfile.open(path) as packed:
+                return "a tar archive", packed.getnames()
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                return "a zip archive", archive.namelist()
+    except Exception:
+        return None
+    return None
+
+
+def _is_of_saev(path: Path) -> bool:
+    with path.open("rb") as file:
+        line, behind = file.readline(_LONGEST_HEADER), file.read(4)
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = {name.partition("/")[2] for name in archive.namelist()}
-    except Exception:  # a damaged archive can fail in any way, and torch's own reason says more
-        return None
-    if "constants.pkl" in names:
-        return "a TorchScript archive, which this package does not read"
-    return None if "data.pkl" in names else "a zip archive that torch.save did not write"
+        header = json.loads(line) if line.startswith(b"{") else None
+    except ValueError:
+        return False
+    return isinstance(header, dict) and (behind.startswith((b"PK\x03\x04", b"\x80")))
 
 
 def _not_a_checkpoint(path: Path, error: Exception) -> CheckpointFormatError:
     if (kind := _what_else(path)) is not None:
-        return CheckpointFormatError(f"{path} is {kind}; a checkpoint written by torch.save is wanted")
+        return CheckpointFormatError(f"{path} is {kind}")
     if (text := _first_text(path)) is not None:
         return CheckpointFormatError(f"{path} is a text file, not a torch checkpoint: it begins {text!r}")
     # torch buries the cause under general advice, some of it ("set weights_only to False") bad.
@@ -227,8 +323,18 @@ _SIGNATURES = {
     b"\xff\xd8\xff": "an image (JPEG)",
     b"\x93NUMPY": "a numpy file",
     b"\x89HDF\r\n\x1a\n": "an HDF5 file",
-    b"\x1f\x8b": "a gzip archive",
+    b"GGUF": "a GGUF file",
 }
+_PACKED = {
+    b"\x1f\x8b": "a gzip archive",
+    b"BZh": "a bzip2 archive",
+    b"\xfd7zXZ\x00": "an xz archive",
+    b"\x28\xb5\x2f\xfd": "a zstd archive",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"Rar!": "a rar archive",
+}
+CHECKPOINT_SUFFIXES = {".bin", ".ckpt", ".pt", ".pth", ".safetensors", ".tar"}
+_LONGEST_HEADER = 1 << 20
 
 
 def _numpy_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:

@@ -20,7 +20,7 @@ from transformer_lens.hook_points import HookPoint
 from mammosae_plugin.adapters.attached_sae import AttachedSAE
 from mammosae_plugin.adapters.layouts import HookLayout, MapLayout, PrefixTokens, layout_of, settle_grids
 from mammosae_plugin.adapters.nnsight import wrap_for_nnsight
-from mammosae_plugin.adapters.recording import Call, Recording, record
+from mammosae_plugin.adapters.recording import Call, Recording, is_compiled_in_place, record, seen_by_hooks
 from mammosae_plugin.adapters.rest_of_network import RestOfNetwork
 from mammosae_plugin.errors import InputError
 
@@ -72,9 +72,10 @@ class _Route:
         self.hook_name = hook_name
         self.clone = clone
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # compiled code would not see what is hooked later
     def __call__(self, _module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
         root = self.root
-        if self.hook_name in root.passed_by:
+        if root.is_closed or self.hook_name in root.passed_by:
             return output
         layout = root.hook_layouts[self.hook_name]
         point = root.get_submodule(self.hook_name)  # looked up each time: an SAE may stand there
@@ -91,6 +92,7 @@ class _NoteImageSize:
     def __init__(self, root: "HookedVisionModel"):
         self.root = root
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         images = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor) and value.dim() == 4]
         self.root.image_size = (int(images[0].shape[-2]), int(images[0].shape[-1])) if images else None
@@ -112,6 +114,9 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
 
     Wherever a hook name is wanted, the module path (`bn2`) or an alias (`layer_39`) does too; results always carry the
     full name. One model has one wrapper at a time: `close()` the first before wrapping again.
+
+    Under torch.compile, of the wrapper or of the model in it, hook points stay outside the compiled code: what is
+    hooked or attached later counts.
 
     Attributes:
         model: the wrapped model, in whose modules the hooks live.
@@ -166,7 +171,7 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
         self.compiled = False
         self._attached: dict[str, AttachedSAE] = {}
         self._handles: list[Any] = []
-        self._closed = False
+        self.is_closed = False
         self._aliases: dict[str, str] = dict(getattr(model, "layer_aliases", None) or {})
         images = default_images(model) if example_input is None else example_input
         self.n_channels = int(images.shape[1])
@@ -243,7 +248,11 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
         module = self.model.get_submodule(name.removesuffix(f".{HOOK_SUFFIX}"))
         handle = module.register_forward_hook(lambda _module, _args, output: raw.append(output), prepend=True)
         try:
-            with self.head_input() as head, self.hooks(fwd_hooks=[(name, lambda value, hook: values.append(value))]):  # noqa: ARG005
+            with (
+                seen_by_hooks(self),
+                self.head_input() as head,
+                self.hooks(fwd_hooks=[(name, lambda value, hook: values.append(value))]),  # noqa: ARG005
+            ):
                 self(images)
         finally:
             handle.remove()
@@ -265,7 +274,8 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
         head = self.model.get_submodule(self.head_path)
         handle = head.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
         try:
-            yield seen
+            with seen_by_hooks(self):
+                yield seen
         finally:
             handle.remove()
 
@@ -627,7 +637,7 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
 
     def require_open(self) -> None:
         """Raise `RuntimeError` if the wrapper is closed."""
-        if self._closed:
+        if self.is_closed:
             raise RuntimeError("this HookedVisionModel is closed; use the model itself, or wrap it again")
 
     def nnsight(self) -> Any:
@@ -640,9 +650,9 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        for name in () if self._closed else self.hook_shapes:
+        for name in () if self.is_closed else self.hook_shapes:
             delattr(self.model.get_submodule(name.removesuffix(f".{HOOK_SUFFIX}")), _MARK)
-        self._closed = True
+        self.is_closed = True
 
     def __enter__(self) -> "HookedVisionModel":
         """The wrapper itself; leaving the block closes it."""
@@ -696,7 +706,12 @@ def _refuse(model: nn.Module, prefix_tokens: str, overwritten: str) -> None:
     if any(hasattr(module, "_orig_mod") for module in model.modules()):
         raise InputError(
             "this model is compiled, and compiled code does not run hooks that come later; wrap the model itself, and "
-            "compile it after close()"
+            "compile it then"
+        )
+    if is_compiled_in_place(model):
+        raise InputError(
+            "this model was compiled in place (by its compile()), and compiled code does not run hooks that come "
+            "later; load or make it anew, wrap it, and compile it then"
         )
     if prefix_tokens not in ("drop", "keep"):
         raise InputError(f"prefix_tokens is {prefix_tokens!r}; it must be 'drop' or 'keep'")

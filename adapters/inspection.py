@@ -14,7 +14,13 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from mammosae_plugin.adapters.checkpoints import CheckpointFormatError, is_safetensors, read_torch_checkpoint
+from mammosae_plugin.adapters.checkpoints import (
+    CheckpointFormatError,
+    is_safetensors,
+    read_torch_checkpoint,
+    refuse_unpacked,
+    unwrapped_key,
+)
 from mammosae_plugin.adapters.mammo_clip import (
     check_mammo_clip,
     parse_mammo_clip,
@@ -180,8 +186,9 @@ def _torch_file(path: Path) -> dict[str, Any]:
     elif isinstance(content, torch.Tensor):
         weights = {"": content}
     facts |= _weights_facts({str(key): tuple(v.shape) for key, v in weights.items() if isinstance(v, torch.Tensor)})
-    if "encoder._weight" in weights:
-        return facts | _mammo_sae(content, weights["encoder._weight"], path)
+    encoder = next((value for key, value in weights.items() if unwrapped_key(str(key)) == "encoder._weight"), None)
+    if encoder is not None:
+        return facts | _mammo_sae(content, encoder, path)
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         return facts | _mammo_clip(content, path)
     return facts
@@ -189,7 +196,7 @@ def _torch_file(path: Path) -> dict[str, Any]:
 
 def _mammo_clip(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """A Mammo-CLIP file, a part of one, or something else with an entry `model`."""
-    keys = [str(key).removeprefix("module.") for key in content["model"]]
+    keys = [unwrapped_key(str(key)) for key in content["model"]]
     has_text = any(key.startswith("text_encoder.") for key in keys)
     has_encoder = any(key.startswith("image_encoder.") for key in keys)
     has_head = any(key.startswith("classifier.") for key in keys)
@@ -285,6 +292,7 @@ def _safetensors_file(source: Source) -> dict[str, Any]:
 
 
 def _saelens_folder(folder: Path) -> dict[str, Any]:
+    refuse_unpacked(folder)
     missing = [name for name in SAELENS_FILES if not (folder / name).is_file()]
     if missing:
         raise InputError(f"{folder} is a folder without {' and '.join(missing)}; name a checkpoint file in it")
@@ -308,7 +316,7 @@ def _saelens_folder(folder: Path) -> dict[str, Any]:
 
 
 def _weights_facts(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    groups = Counter(name.removeprefix("module.").split(".")[0] for name in shapes)
+    groups = Counter(unwrapped_key(name).split(".")[0] for name in shapes)
     return {
         "n_tensors": len(shapes),
         "n_parameters": sum(math.prod(shape) for shape in shapes.values()),

@@ -27,6 +27,7 @@ from mammosae_plugin.adapters.checkpoints import (
     check_keys,
     is_safetensors,
     read_torch_checkpoint,
+    unwrapped,
     without_prefix,
 )
 from mammosae_plugin.adapters.sources import Source, find_source, is_on_hub
@@ -428,7 +429,7 @@ def parse_mammo_clip(content: Any, path: Path) -> MammoClipFile:
     if not isinstance(weights, Mapping):
         held = ", ".join(map(str, list(content)[:4])) if isinstance(content, Mapping) else f"a {type(content).__name__}"
         raise CheckpointFormatError(f"{path} is no Mammo-CLIP checkpoint: it has no entry 'model', it holds {held}")
-    weights = {str(key).removeprefix("module."): value for key, value in weights.items()}  # DataParallel's prefix
+    weights = unwrapped(weights, where=str(path))
     encoder, head = without_prefix(weights, "image_encoder."), without_prefix(weights, _HEAD_PREFIX)
     if not encoder and not head:
         held = ", ".join(sorted({key.split(".")[0] for key in weights})[:5]) or "nothing"

@@ -1,7 +1,7 @@
 """One pass through a network with every module call written down: what ran when, inside what, and what it gave."""
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -175,6 +175,16 @@ def _move_back(model: nn.Module, places: _Places) -> None:
             tensor.data = tensor.data.to(device)
         else:
             module._buffers[name] = tensor.to(device)
+
+
+def is_compiled_in_place(model: nn.Module) -> bool:
+    """Whether `compile()` was called on the model or on a module in it."""
+    return any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules())
+
+
+def seen_by_hooks(model: nn.Module) -> AbstractContextManager[object]:
+    """A block in which hooks that are put into the model for it run, also where it was compiled in place before."""
+    return torch.compiler.set_stance("force_eager") if is_compiled_in_place(model) else nullcontext()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from mammosae_plugin.adapters.recording import Call, Recording, evaluation, record
+from mammosae_plugin.adapters.recording import Call, Recording, evaluation, record, seen_by_hooks
 from mammosae_plugin.errors import InputError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class RestOfNetwork:
     def __call__(self, raw: torch.Tensor) -> Any:
         """What the model gives if the module at the hook point puts out `raw`, the first axis being the images."""
         images = raw.new_full((1, 1, 1, 1), float("nan")).expand(len(raw), self._root.n_channels, *self.image_size)
-        with self._placeholders(raw):
+        with seen_by_hooks(self._root), self._placeholders(raw):
             return self._root(images)
 
     def head_input(self, raw: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ with `%2F`, as in `hub://owner/name@refs%2Fpr%2F1/sae.pt`.
 """
 
 import difflib
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -13,18 +14,25 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HFValidationError,
     LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.hf_api import RepoFile
 
+from mammosae_plugin.adapters.checkpoints import CHECKPOINT_SUFFIXES
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.hub_requests import REPOSITORY, again, first_line
+from mammosae_plugin.files import local_path
+from mammosae_plugin.hub_cache import FileHash, download_anew, named_by_cache
+from mammosae_plugin.hub_requests import REFUSED_LOGIN, REPOSITORY, HubError, again, explain, refused_login
+
+logger = logging.getLogger(__name__)
 
 HUB_SCHEMES = ("hub://", "hf://")
 HUB_SCHEME = HUB_SCHEMES[0]
@@ -33,7 +41,6 @@ _REPO = rf"(?P<repo>{REPOSITORY.pattern})"
 _HUB_URL = re.compile(rf"(?:hub|hf)://{_REPO}(?:@(?P<revision>[^/\s]+))?(?:/(?P<path>\S.*?))?/?")
 _HUB_NAME = re.compile(rf"{_REPO}(?:@(?P<revision>\S+))?(?P<path>)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_CHECKPOINT_SUFFIXES = {".bin", ".ckpt", ".pt", ".pth", ".safetensors", ".tar"}
 
 
 @dataclass(frozen=True)
@@ -70,8 +77,8 @@ def is_on_hub(source: str | os.PathLike[str]) -> bool:
         return False
     if source.startswith(HUB_SCHEMES):
         return True
-    is_repo = REPOSITORY.fullmatch(source) is not None and PurePosixPath(source).suffix not in _CHECKPOINT_SUFFIXES
-    return is_repo and not Path(source).exists()
+    is_repo = REPOSITORY.fullmatch(source) is not None and PurePosixPath(source).suffix not in CHECKPOINT_SUFFIXES
+    return is_repo and not local_path(source).exists()
 
 
 def find_source(
@@ -110,7 +117,7 @@ def find_source(
     if name is None:
         start = "does not exist" if str(source) == repo else "names a repo but no file in it"
         raise InputError(f"{source} {start}; name a file of a Hugging Face repo as hub://{repo}/path/in/repo")
-    if folder_files and PurePosixPath(name).suffix not in _CHECKPOINT_SUFFIXES:
+    if folder_files and PurePosixPath(name).suffix not in CHECKPOINT_SUFFIXES:
         paths = [
             _download(repo, f"{name}/{file}", revision=revision, force_download=force_download, asked=str(source))
             for file in folder_files
@@ -124,7 +131,7 @@ def find_source(
 def _find_local(
     source: str | os.PathLike[str], filename: str | None, revision: str | None, default: str | None
 ) -> Source:
-    path = Path(source)
+    path = local_path(source)
     if isinstance(source, str) and not path.exists():
         raise InputError(f"{source} does not exist, and is no name of a Hugging Face repo (owner/name)")
     if revision is not None:
@@ -173,35 +180,96 @@ def _download(repo: str, name: str, *, revision: str | None, force_download: boo
     at = f" at revision {revision}" if revision is not None else ""
     # What the user wrote may have been meant as a path, which is then the first thing to say.
     start = "" if asked.startswith(HUB_SCHEMES) else f"{asked} is no local path, and "
+
+    if force_download and constants.HF_HUB_OFFLINE:
+        raise InputError(f"{name} of {repo} cannot be downloaded again: HF_HUB_OFFLINE is set; unset it")
+
+    def download(force: bool) -> Path:
+        return Path(again(lambda: hf_hub_download(repo, name, revision=revision, force_download=force), final=_FINAL))
+
+    def reason(error: Exception) -> str:
+        return _reason(error, repo, name, at, revision)
+
     try:
-        # Before it says that a file is not in the cache, huggingface_hub has tried several times to reach the Hub.
-        return Path(
-            again(
-                lambda: hf_hub_download(repo, name, revision=revision, force_download=force_download),
-                final=(LocalEntryNotFoundError,),
-            )
+        path = download(force_download)
+    except Exception as error:
+        raise InputError(start + reason(error)) from error
+    if not _is_damaged(repo, name, path):
+        return path
+    if constants.HF_HUB_OFFLINE:
+        raise InputError(f"{name} of {repo} is damaged in the cache; read it once with the Hub in reach")
+    logger.warning("%s of %s is damaged in the cache; it is downloaded again", name, repo)
+    try:
+        download_anew(path, lambda: download(True))
+    except Exception as error:
+        raise InputError(
+            f"{name} of {repo} is damaged in the cache, and could not be had again: {reason(error)}"
+        ) from error
+    if _is_damaged(repo, name, path):
+        raise InputError(f"{name} of {repo} does not have the checksum that the Hub states; try again later")
+    return path
+
+
+# Before it says that a file is not in the cache, huggingface_hub has tried several times to reach the Hub.
+_FINAL = (LocalEntryNotFoundError,)
+
+
+def _reason(error: Exception, repo: str, name: str, at: str, revision: str | None) -> str:
+    """Why a file could not be had, and what to do."""
+    if refused_login(error):
+        return REFUSED_LOGIN.format(repo)
+    if isinstance(error, GatedRepoError):
+        return f"the Hub's repo {repo} asks for its terms to be accepted; do so on its page, then `hf auth login`"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"the Hub has no repo {repo}, or it is private; check the name, or log in with `hf auth login`"
+    if isinstance(error, RevisionNotFoundError):
+        return f"the Hub's repo {repo} has no revision {revision}"
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set; unset it to reach the Hub"
+    if isinstance(error, LocalEntryNotFoundError):
+        return (
+            f"{name} of {repo}{at} is not in the cache and the Hub cannot be reached; go online, or give a local file"
         )
-    except GatedRepoError as error:
-        reason = f"the Hub's repo {repo} asks for its terms to be accepted; do so on its page, then `hf auth login`"
-        cause: Exception = error
-    except RepositoryNotFoundError as error:
-        reason = f"the Hub has no repo {repo}, or it is private; check the name, or log in with `hf auth login`"
-        cause = error
-    except RevisionNotFoundError as error:
-        reason, cause = f"the Hub's repo {repo} has no revision {revision}", error
-    except LocalEntryNotFoundError as error:
-        reason = (
-            f"{name} of {repo}{at} is not in the cache and the Hub cannot be reached; go online, or give a local "
-            f"file ({first_line(error)})"
-        )
-        cause = error
-    except EntryNotFoundError as error:
-        reason, cause = f"the Hub's repo {repo}{at} has no file {name}{_nearest(repo, name, revision)}", error
-    except HFValidationError as error:
-        reason, cause = f"{repo} cannot be a Hub repo: {first_line(error)}", error
-    except Exception as error:  # the HTTP library under huggingface_hub, and with it its errors, changes with versions
-        reason, cause = f"{name} could not be read from the Hub's repo {repo}{at}: {first_line(error)}", error
-    raise InputError(start + reason) from cause
+    if isinstance(error, EntryNotFoundError):
+        return f"the Hub's repo {repo}{at} has no file {name}{_nearest(repo, name, revision)}"
+    if isinstance(error, HFValidationError):
+        return f"{repo} cannot be a Hub repo; give it as owner/name"
+    told = explain(error, about=repo, doing="read")
+    if isinstance(told, HubError):
+        return str(told)
+    what = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
+    return f"{name} could not be read from {repo}{at}: {what}"
+
+
+_compared: set[tuple[Path, int, int]] = set()  # with their hash, once per process: path, size, time of change
+
+
+def _is_damaged(repo: str, name: str, path: Path) -> bool:
+    """Whether a file of the cache is not what the Hub has, as far as that can be known."""
+    stat = path.stat()
+    key = path, stat.st_size, stat.st_mtime_ns
+    if key in _compared:
+        return False
+    expected = named_by_cache(path) or _stated(repo, name, path)
+    if expected is None:
+        return False
+    if not expected.is_of(path):
+        return True
+    _compared.add(key)
+    return False
+
+
+def _stated(repo: str, name: str, path: Path) -> FileHash | None:
+    """The hash that the Hub states, for a cache without links; None where nobody can be asked."""
+    commit = _commit_of(path, None)
+    if commit is None or constants.HF_HUB_OFFLINE:
+        return None
+    try:
+        found = HfApi().get_paths_info(repo, [name], revision=commit)
+    except Exception:  # the file is there, and whether it is whole its reader will say
+        return None
+    entry = next((entry for entry in found if isinstance(entry, RepoFile)), None)
+    return None if entry is None else FileHash(entry.lfs.sha256 if entry.lfs is not None else None, entry.blob_id)
 
 
 def _nearest(repo: str, name: str, revision: str | None) -> str:

@@ -22,7 +22,9 @@ from mammosae_plugin.adapters.checkpoints import (
     CheckpointFormatError,
     check_keys,
     read_torch_checkpoint,
+    refuse_unpacked,
     refuse_what_was_never_a_checkpoint,
+    unwrapped,
 )
 from mammosae_plugin.adapters.sources import HUB_SCHEME, Source, find_source
 from mammosae_plugin.errors import InputError
@@ -150,6 +152,7 @@ def load_saelens_folder(folder: Path) -> Any:
         CheckpointFormatError: the files are there but are no SAE that SAELens can load.
         InputError: a file is missing, or `cfg.json` is no JSON.
     """
+    refuse_unpacked(folder)
     missing = [name for name in SAELENS_FILES if not (folder / name).is_file()]
     if missing:
         raise InputError(f"{folder} holds no SAE: neither {DEFAULT_FILENAME} nor {' and '.join(missing)}")
@@ -224,6 +227,7 @@ def parse_mammo_sae(content: Any, path: Path) -> dict[str, torch.Tensor]:
     Raises:
         CheckpointFormatError: it is not a Mammo-SAE checkpoint, or holds more than one SAE.
     """
+    content = unwrapped(content, where=str(path)) if isinstance(content, Mapping) else content
     encoder = content.get("encoder._weight") if isinstance(content, Mapping) else None
     if not isinstance(encoder, torch.Tensor) or encoder.dim() not in (2, 3):
         if encoder is not None:

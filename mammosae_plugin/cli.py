@@ -1,5 +1,6 @@
 """The `mammosae` command: one thin function per command; the rooms are imported when a command needs them."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,6 +39,9 @@ def _options(
 
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="The study's YAML file.", show_default=False)]
+StudyFile = Annotated[
+    Path | None, typer.Argument(metavar="[STUDY.YAML]", help="The same as --config.", show_default=False)
+]
 Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="Write to this folder instead of the configured one.", show_default=False),
@@ -49,33 +53,49 @@ Settings = Annotated[
         "--set",
         metavar="KEY=VALUE",
         help="Replace one setting, e.g. --set analysis.n_bootstrap=200 or --set models.0.train.epochs=3. "
-        "May be repeated, and can say everything without a file.",
+        "Lists and sections as in YAML, --set 'analysis.ks=[0, 10]'; a name with dots in quotes, "
+        "--set 'sae.paths.\"blocks.3\"=a.pt'. May be repeated, and can say everything without a file.",
         show_default=False,
     ),
 ]
 
 
-def _config(file: Path | None, output: Path | None, device: str | None, settings: list[str] | None) -> "StudyConfig":
+@dataclass(frozen=True)
+class _Study:
+    """Where a command's settings are from."""
+
+    argument: Path | None
+    config: Path | None
+    output: Path | None
+    device: str | None
+    settings: list[str] | None
+
+
+def _config(study: _Study) -> "StudyConfig":
     from mammosae_plugin.config import load_config
     from mammosae_plugin.errors import InputError
+    from mammosae_plugin.files import local_path
 
+    if study.argument is not None and study.config is not None:
+        raise InputError(f"{study.argument} and --config {study.config} both name the study; give one")
+    file, settings, output = study.argument or study.config, study.settings, study.output
     if file is None and not settings:
-        raise InputError("name the study with --config study.yaml (mammosae study --settings lists what it can hold)")
-    replace = {"output": output and output.absolute(), "device": device}
+        raise InputError(
+            "name the study as study.yaml or --config study.yaml (mammosae study --settings lists what it can hold)"
+        )
+    replace = {"output": output and local_path(output).absolute(), "device": study.device}
     return load_config(
         file, settings or (), replace={key: value for key, value in replace.items() if value is not None}
     )
 
 
-def _run_until(
-    step: str, file: Path | None, output: Path | None, device: str | None, settings: list[str] | None, debug: bool
-) -> None:
+def _run_until(step: str, source: _Study, debug: bool) -> None:
     with clear_errors(debug):
         from mammosae_plugin import distributed
         from mammosae_plugin.study import Study
 
         distributed.start()
-        study = Study(_config(file, output, device, settings))
+        study = Study(_config(source))
         study.run(until=step)
         if distributed.is_main():
             with distributed.alone():
@@ -85,6 +105,7 @@ def _run_until(
 
 @app.command()
 def study(
+    file: StudyFile = None,
     config: ConfigFile = None,
     output: Output = None,
     device: Device = None,
@@ -114,18 +135,19 @@ def study(
 
         typer.echo(describe_settings())
         return
-    _run_until("report", config, output, device, settings, debug)
+    _run_until("report", _Study(file, config, output, device, settings), debug)
 
 
 def _add_step(step: str, explanation: str) -> None:
     def command(
+        file: StudyFile = None,
         config: ConfigFile = None,
         output: Output = None,
         device: Device = None,
         settings: Settings = None,
         debug: Debug = False,
     ) -> None:
-        _run_until(step, config, output, device, settings, debug)
+        _run_until(step, _Study(file, config, output, device, settings), debug)
 
     longer = f"{explanation}\n\nSteps before it that are not done yet are done first. See `mammosae study --help`."
     app.command(step, help=longer, short_help=explanation)(command)

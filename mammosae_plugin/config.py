@@ -1,34 +1,44 @@
 """The configuration of a study: every setting, its meaning and its default, checked before anything runs."""
 
-import difflib
 import importlib.util
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
 
 from mammosae_plugin.adapters.sources import HUB_SCHEMES
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import local_path, parse_yaml
 from mammosae_plugin.training.classifier import ClassifierTraining
 from mammosae_plugin.training.settings import SAETraining
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from mammosae_plugin.validation import Settings, sections_in
 
 
 def _path_or_hub(value: str | Path) -> str | Path:
     return value if str(value).startswith(HUB_SCHEMES) else Path(value)
 
 
+def _file_name(name: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) is None:
+        raise ValueError(
+            f"must be letters, digits and _.-, the first no point or hyphen, because files bear it; not {name!r}"
+        )
+    return name
+
+
 # A local path, or "hub://owner/name[@revision]/path/in/repo", which stays a string.
 Checkpoint = Annotated[str | Path, AfterValidator(_path_or_hub)]
 
 
-class DataConfig(_Section):
+def _is_empty(section: Settings, name: str) -> bool:
+    return name in section.model_fields_set and getattr(section, name) is None
+
+
+class DataConfig(Settings):
     """The images and their annotations, in VinDr-Mammo's format."""
 
     root: Path = Field(description="Folder that holds images_png/<patient_id>/<image_id>.")
@@ -48,10 +58,10 @@ class DataConfig(_Section):
     )
 
 
-class ModelConfig(_Section):
+class ModelConfig(Settings):
     """One model of the comparison: an encoder with one classifier per concept."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", description="How tables and figures call the model.")
+    name: Annotated[str, AfterValidator(_file_name)] = Field(description="How tables and figures call the model.")
     encoder: Checkpoint | None = Field(
         None,
         description="Mammo-CLIP pretraining checkpoint, or an encoder saved by this package. As everywhere, a path or "
@@ -67,13 +77,14 @@ class ModelConfig(_Section):
     @model_validator(mode="after")
     def _one_source(self) -> "ModelConfig":
         if (self.classifiers is None) == (self.train is None):
-            raise ValueError("give either `classifiers` (files) or `train` (settings)")
+            empty = "; `train:` is empty, so say which, such as {kind: finetuned}" if _is_empty(self, "train") else ""
+            raise ValueError(f"give either `classifiers` (files) or `train` (settings){empty}")
         if self.train is not None and self.encoder is None:
             raise ValueError("`train` needs an `encoder` to start from")
         return self
 
 
-class SAETrainingSource(_Section):
+class SAETrainingSource(Settings):
     """The features that a new SAE is trained on."""
 
     model: str = Field(description="Name of the model whose features are used.")
@@ -106,7 +117,7 @@ class SAETrainingSource(_Section):
         return self
 
 
-class SAEConfig(_Section):
+class SAEConfig(Settings):
     """The sparse autoencoder of each layer, which all models of the study share."""
 
     path: Checkpoint | None = Field(
@@ -124,11 +135,12 @@ class SAEConfig(_Section):
     @model_validator(mode="after")
     def _one_source(self) -> "SAEConfig":
         if sum(source is not None for source in (self.path, self.paths, self.train)) != 1:
-            raise ValueError("give one of `path`, `paths` (a file for each of `layers`) and `train`")
+            empty = "; `train:` is empty, so say on which model and concept" if _is_empty(self, "train") else ""
+            raise ValueError(f"give one of `path`, `paths` (a file for each of `layers`) and `train`{empty}")
         return self
 
 
-class AnalysisConfig(_Section):
+class AnalysisConfig(Settings):
     """What is computed from the latents tables."""
 
     score: Literal["centered_mean", "mean"] = Field(
@@ -162,7 +174,7 @@ class AnalysisConfig(_Section):
         return gradcam
 
 
-class ReportConfig(_Section):
+class ReportConfig(Settings):
     """What the report says and shows."""
 
     title: str = Field("Concept latents of a mammography model", description="The report's heading.")
@@ -175,7 +187,7 @@ class ReportConfig(_Section):
     paper_setting: bool = Field(False, description="The run is the paper's setting: print its numbers beside ours.")
 
 
-class StudyConfig(_Section):
+class StudyConfig(Settings):
     """A whole study. Relative paths count from the folder of the configuration file."""
 
     output: Path = Field(description="The one folder that everything is written to.")
@@ -250,51 +262,108 @@ def load_config(
 
     Args:
         file: A YAML file, or None when the overrides say everything.
-        overrides: Settings of the form `key.subkey=value` (the value is YAML) that replace those of the file. List
-            entries are addressed by number: `models.0.train.epochs=3`.
+        overrides: Settings of the form `key.subkey=value` that replace those of the file. List entries are addressed by
+            number, a name that holds dots stands in quotes: `models.0.train.epochs=3`, `sae.paths."blocks.3"=sae.pt`.
+            The value is text, a number, true, false or null; in brackets or quotes it is YAML.
         replace: Top-level settings that replace all others, such as {"output": Path("out")}.
 
     Raises:
-        InputError: The file is missing or not YAML, a key is unknown (with the nearest known one), or a value does not
-            fit.
+        InputError: The file is missing or not YAML, a key is unknown (with the nearest known one) or given twice, or a
+            value does not fit.
     """
-    raw: Any = {}
-    base = Path.cwd()
+    raw: dict[str, Any] = {}
     if file is not None:
-        path = Path(file)
-        base = path.resolve().parent
-        try:
-            raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except OSError as error:
-            raise InputError(f"cannot read the configuration {path}: {error.strerror or error}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(raw, dict):
-            raise InputError(f"{path} must hold settings of the form `key: value`, not a {type(raw).__name__}")
-        _make_absolute(raw, base)
+        path = local_path(file)
+        raw = _read(path)
+        _make_absolute(raw, path.resolve().parent)
+    given: list[str] = []
     for override in overrides:
-        _apply(raw, override)
+        _apply(raw, override, given)
+    for name in replace or {}:
+        if _covered(name, given):
+            raise InputError(f"{name} is given by --set and by its own flag; give it once")
     raw |= replace or {}
     _make_absolute(raw, Path.cwd())
-    where = str(file) if file is not None else "the flags"
+    return StudyConfig.checked(raw, where=str(file) if file is not None else "the flags")
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        return StudyConfig.model_validate(raw)
-    except ValidationError as error:
-        raise InputError(f"{where}: {_explain(error)}") from error
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot read the configuration {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no text file in UTF-8, let alone YAML; name the study's configuration") from error
+    raw = parse_yaml(text, where=str(path))
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        raise InputError(f"{path} must hold settings of the form `key: value`, not {_a(raw)}")
+    return raw
 
 
-def _apply(raw: Any, override: str) -> None:
+def _a(value: Any) -> str:
+    return {"list": "a list", "str": "text"}.get(type(value).__name__, f"a {type(value).__name__}")
+
+
+_KEY_PART = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)'|([^."']+))\s*(\.|$)""")
+
+
+def _apply(raw: Any, override: str, given: list[str]) -> None:
+    """Replace one setting; `given` are the keys that were replaced before, to which this one is added."""
     key, separator, value = override.partition("=")
-    if not separator:
+    parts = _key_parts(key.strip())
+    if not separator or parts is None:
         raise InputError(f"--set {override!r} is not of the form key.subkey=value")
+    key = ".".join(parts)
+    if twice := _covered(key, given):
+        raise InputError(f"--set gives {twice} twice, of which only one would count; give it once")
+    given.append(key)
     node = raw
-    *parents, leaf = key.split(".")
+    *parents, leaf = parts
     try:
         for part in parents:
-            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
-        node[int(leaf) if isinstance(node, list) else leaf] = yaml.safe_load(value)
-    except (IndexError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+            if isinstance(node, list):
+                node = node[int(part)]
+                continue
+            if node.get(part) is None:  # not there, or an empty section
+                node[part] = {}
+            node = node[part]
+        node[int(leaf) if isinstance(node, list) else leaf] = _value(value.strip())
+    except InputError as error:
+        raise InputError(f"--set {key}: {error}") from error
+    except (IndexError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"--set {override!r}: there is no setting {key!r} to replace") from error
+
+
+def _key_parts(key: str) -> list[str] | None:
+    """The parts of a key; one that holds dots stands in quotes."""
+    parts, end = [], 0
+    while match := _KEY_PART.match(key, end):
+        parts.append((match[1] or match[2] or match[3] or "").strip())
+        end = match.end()
+        if not match[4]:
+            break
+    return parts if parts and end == len(key) and all(parts) and not key.endswith(".") else None
+
+
+def _covered(key: str, given: Sequence[str]) -> str | None:
+    """The setting that would be replaced again: the same, or one in the section that replaces it."""
+    return next((before for before in given if before == key or before.startswith(f"{key}.")), None)
+
+
+def _value(text: str) -> Any:
+    """A value of the command line: a list or section in YAML's brackets, text in quotes, a number, a word, or text.
+
+    Elsewhere than in brackets and quotes a colon or hash means nothing.
+    """
+    if text[:1] in ("[", "{", '"', "'"):
+        return parse_yaml(text, where=f"the value {text!r}")
+    node = yaml.compose(text, Loader=yaml.SafeLoader) if _ONE_WORD.fullmatch(text) else None
+    return yaml.safe_load(text) if isinstance(node, yaml.ScalarNode) else text or None
+
+
+_ONE_WORD = re.compile(r"[\w.+~-]+")  # what YAML may read as something else than text
 
 
 def _make_absolute(raw: dict[str, Any], base: Path) -> None:
@@ -303,10 +372,13 @@ def _make_absolute(raw: dict[str, Any], base: Path) -> None:
     def resolve(section: Any, key: Any) -> None:
         value = section.get(key) if isinstance(section, dict) else None
         if isinstance(value, (str, Path)) and not str(value).startswith(HUB_SCHEMES):
-            section[key] = str(base / Path(section[key]).expanduser())
+            section[key] = str(base / local_path(section[key]))
 
+    data = raw.get("data")
     resolve(raw, "output")
-    resolve(raw.get("data"), "root")
+    resolve(data, "root")
+    if isinstance(data, dict) and str(data.get("annotations", "")).startswith("~"):  # else relative to root
+        resolve(data, "annotations")
     sae = raw.get("sae")
     resolve(sae, "path")
     paths = sae.get("paths") if isinstance(sae, dict) else None
@@ -318,32 +390,6 @@ def _make_absolute(raw: dict[str, Any], base: Path) -> None:
         files = model.get("classifiers") if isinstance(model, dict) else None
         for concept in files if isinstance(files, dict) else {}:
             resolve(files, concept)
-
-
-def _explain(error: ValidationError) -> str:
-    """All problems of a configuration in one line, each with its place."""
-    problems = []
-    for item in error.errors():
-        place = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(item["loc"][-1]), _known_keys(StudyConfig), n=1)
-            problems.append(f"unknown setting {place!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
-        elif item["type"] == "missing":
-            problems.append(f"{place} is missing")
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            problems.append(f"{place}: {message}" if place else message)
-    return "; ".join(problems)
-
-
-def _known_keys(model: type[BaseModel]) -> list[str]:
-    keys: set[str] = set()
-    for section in (
-        model, DataConfig, ModelConfig, SAEConfig, SAETrainingSource, AnalysisConfig, ReportConfig, ClassifierTraining,
-        SAETraining
-    ):  # fmt: skip
-        keys |= set(section.model_fields)
-    return sorted(keys)
 
 
 def portable_config(config: StudyConfig) -> Mapping[str, Any]:
@@ -368,7 +414,7 @@ def describe_settings() -> str:
 
     def walk(section: type[BaseModel], prefix: str) -> None:
         for name, field in section.model_fields.items():
-            inner = _section_of(field.annotation)
+            inner = next(iter(sections_in(field.annotation)), None)
             place = f"{prefix}{name}" + ("[]" if name == "models" else "")
             default = "required" if field.is_required() else f"default {field.default}"
             if inner is None or field.description:
@@ -379,8 +425,3 @@ def describe_settings() -> str:
 
     walk(StudyConfig, "")
     return "\n".join(lines)
-
-
-def _section_of(annotation: Any) -> type[BaseModel] | None:
-    candidates = [annotation, *getattr(annotation, "__args__", ())]
-    return next((item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)), None)

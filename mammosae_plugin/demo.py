@@ -11,7 +11,9 @@ import yaml
 from mammosae_plugin.adapters import new_classifier
 from mammosae_plugin.config import load_config
 from mammosae_plugin.datasets import VinDrMammo, make_phantoms
+from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, write_text
+from mammosae_plugin.locks import only_run
 from mammosae_plugin.study import run_study
 from mammosae_plugin.training import ClassifierTraining, train_classifier
 
@@ -20,6 +22,7 @@ logger = logging.getLogger(__name__)
 CONCEPTS = ("Mass", "Suspicious_Calcification")
 LAYERS = ("layer_6", "layer_10")  # of the small network: a block with positions of 16 pixels, and the final map
 N_LATENTS = 256
+ENCODER = "encoder.safetensors"
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,19 @@ def run_demo(output: Path, *, quick: bool = False) -> str:
     Returns:
         Lines for the user: what the study should show, with the values that it found, and the report's path.
     """
+    with only_run(output):
+        return _run_demo(output, quick)
+
+
+def _run_demo(output: Path, quick: bool) -> str:
     size = QUICK if quick else FULL
+    config_file = output / "study.yaml"
+    settings = yaml.safe_dump(_study(ENCODER, size), sort_keys=False)
+    if config_file.exists() and config_file.read_text(encoding="utf-8") != settings:
+        raise InputError(
+            f"{config_file} is not the demo's, or was edited; run it with `mammosae study`, or name another "
+            "folder with --output"
+        )
     phantoms = output / "phantoms"
     make_phantoms(
         phantoms,
@@ -66,9 +81,8 @@ def run_demo(output: Path, *, quick: bool = False) -> str:
         calcification_share=0.5,
         seed=0,
     )
-    encoder = _pretrain(phantoms, output, size)
-    config_file = output / "study.yaml"
-    write_text(config_file, yaml.safe_dump(_study(encoder.name, size), sort_keys=False))
+    _pretrain(phantoms, output / ENCODER, size)
+    write_text(config_file, settings)
     report = run_study(load_config(config_file))
     results = read_json(report.parent / "results.json")
     lines = ["The quick demo only shows that everything runs; its numbers mean little."]
@@ -98,9 +112,8 @@ def _line(check: dict[str, Any]) -> str:
     return f"{verdict} {check['name']}: {value} (wanted {check['direction']} {check['threshold']})"
 
 
-def _pretrain(phantoms: Path, output: Path, size: _Size) -> Path:
+def _pretrain(phantoms: Path, path: Path, size: _Size) -> None:
     """An encoder that has seen both findings, as Mammo-CLIP's has through the reports it was pretrained on."""
-    path = output / "encoder.safetensors"
     dataset = VinDrMammo(phantoms, image_size=size.image_size, split="training")
     training = ClassifierTraining(
         kind="finetuned",
@@ -111,7 +124,6 @@ def _pretrain(phantoms: Path, output: Path, size: _Size) -> Path:
         augmentation="flips",
     )
     train_classifier(new_classifier("tinynet_e", 0, seed=0), dataset, CONCEPTS, path, training)
-    return path
 
 
 def _study(encoder: str, size: _Size) -> dict[str, Any]:

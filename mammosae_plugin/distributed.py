@@ -145,6 +145,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def is_first() -> bool:
+    """Whether this is the first process, also where it is by itself (`alone`)."""
+    return _team is None or _team.rank == 0
+
+
 def place(device: str) -> str:
     """The device of this process: where torchrun started it, "cuda" is the GPU of its own number on its host.
 

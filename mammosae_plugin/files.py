@@ -12,10 +12,27 @@ from typing import Any
 
 import pandas as pd
 import torch
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from mammosae_plugin.errors import InputError
+
+TEMPORARY = ".tmp-mammosae-"
+"""How the names of files and folders begin that nobody needs once their writer has ended."""
+
+
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """The path, with a leading `~` or `~user` replaced by the home folder.
+
+    Raises:
+        InputError: There is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{path} begins with a home folder that this machine does not have; write it out") from error
+
 
 SEAL = "sha256"
 _SHOWN, _LONGEST = 3, 40  # differences that a message names, characters of a value in it
@@ -25,12 +42,12 @@ _SHOWN, _LONGEST = 3, 40  # differences that a message names, characters of a va
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside `path`; rename it to `path` when the block ends without an error.
 
-    A process killed inside the block leaves at most a hidden `.tmp-*` file, never a half-written `path`.
+    A process killed inside the block leaves at most a hidden `.tmp-mammosae-*` file, never a half-written `path`.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays the same, because savers such as matplotlib choose the format by it.
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".tmp-", suffix=target.suffix)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=TEMPORARY, suffix=target.suffix)
     os.close(handle)
     temporary = Path(name)
     umask = os.umask(0)
@@ -47,7 +64,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def remove_temporaries(folder: Path, *, older_than: float = 0) -> None:
     """Remove the temporary files of killed writers that are so many seconds old: they would fill the disk."""
-    for path in folder.glob(".tmp-*"):
+    for path in folder.glob(f"{TEMPORARY}*"):
         with suppress(FileNotFoundError):  # its writer has just renamed it
             if path.is_file() and time.time() - path.stat().st_mtime >= older_than:
                 path.unlink()
@@ -65,13 +82,71 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read JSON; a missing or damaged file raises `InputError` that names it."""
+    """Read JSON; a missing or damaged file, or a name given twice, raises `InputError` that names it."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_each_once)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not valid JSON (it is no text file); delete it or restore it") from error
+    except json.JSONDecodeError as error:
         raise InputError(f"{path} is not valid JSON ({error}); delete it or restore it") from error
+    except _GivenTwice as error:
+        raise InputError(f"{path} gives {error} twice, of which only one would count; remove one") from error
+
+
+class _GivenTwice(ValueError):
+    """A name that occurs twice in an object of JSON."""
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise _GivenTwice(repr(name))
+        found[name] = value
+    return found
+
+
+class _YamlGivenTwice(yaml.MarkedYAMLError):
+    """A name that occurs twice in a mapping of YAML."""
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """YAML in which no name is given twice, of which others would take the last without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in lines:
+                raise _YamlGivenTwice(
+                    problem=f"{key.value!r} is given twice (first in line {lines[key.value]}), of which only one would "
+                    "count; remove one",
+                    problem_mark=key.start_mark,
+                )
+            lines[key.value] = key.start_mark.line + 1
+        return node
+
+
+def parse_yaml(text: str, *, where: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        InputError: It is no YAML, or a name is given twice; `where` begins the message.
+    """
+    try:
+        return yaml.load(text, Loader=_YamlLoader)  # a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark is not None else ""
+        reason = " ".join(part for part in (error.context, error.problem) if part)
+        start = f"{where}{line}" if isinstance(error, _YamlGivenTwice) else f"{where} is not valid YAML{line}"
+        raise InputError(f"{start}: {' '.join(reason.split())}") from error
+    except (yaml.YAMLError, ValueError) as error:  # such as a date that no calendar has
+        raise InputError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def write_safetensors(

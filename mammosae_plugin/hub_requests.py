@@ -133,13 +133,15 @@ def explain(error: BaseException, *, about: str, doing: str, writing: bool = Fal
     elif isinstance(cause, LocalTokenNotFoundError):
         message = f"cannot {doing} {about}: nobody is logged in; run `hf auth login`, or set HF_TOKEN"
     elif isinstance(cause, HFValidationError):
-        message = f"{about} cannot be the name of a Hub repository: {first_line(cause)}"
+        message = f"{about} cannot be the name of a Hub repository; give it as owner/name"
     elif isinstance(cause, GatedRepoError):
         message = f"{about} asks for its terms to be accepted; do so on its page, then `hf auth login`"
     elif isinstance(cause, RevisionNotFoundError):
         message = f"{about} has no such revision; look at its page for branches, tags and commits"
     elif isinstance(cause, EntryNotFoundError) and not isinstance(cause, LocalEntryNotFoundError):
-        message = f"{about} has no such file: {first_line(cause)}"
+        message = f"{about} has no such file; look at its page for what it holds"
+    elif refused_login(cause) and not writing:
+        message = REFUSED_LOGIN.format(about)
     elif status in (401, 404) and not writing:
         message = f"the Hub has no repository {about}, or it is private; check the name, or log in with `hf auth login`"
     elif status == 401:
@@ -167,12 +169,25 @@ def explain(error: BaseException, *, about: str, doing: str, writing: bool = Fal
         message = f"the Hub refused ({status}{said}) to {doing} {about}"
     elif failure.lost:
         message = (
-            f"the connection to the Hub was lost, or silent too long, to {doing} {about} ({first_line(cause)}); "
+            f"the connection to the Hub was lost, or silent too long, to {doing} {about}{_on_the_wire(cause)}; "
             "check the network and run the same command again"
         )
     else:
         return error if isinstance(error, Exception) else RuntimeError(first_line(error))
     return HubError(message, status=status, passing=failure.passing)
+
+
+def refused_login(error: BaseException) -> bool:
+    """Whether the Hub refused the token that was sent: it answers so (401) even where a repository is public."""
+    response: Any = getattr(error, "response", None)
+    sent = getattr(getattr(response, "request", None), "headers", {})
+    return getattr(response, "status_code", None) == 401 and "authorization" in sent
+
+
+REFUSED_LOGIN = (
+    "the Hub does not accept this machine's login (401) to read {}: the token has expired or was revoked; run "
+    "`hf auth login` anew or, for what is public, `hf auth logout`, and see whether HF_TOKEN is set"
+)
 
 
 def first_line(error: BaseException) -> str:
@@ -212,6 +227,16 @@ def _wire_failure(error: BaseException) -> _Failure | None:
     if type(error).__module__.partition(".")[0] in _HTTP_LIBRARIES:
         return _Failure(error, lost=True)
     return None
+
+
+def _on_the_wire(error: BaseException) -> str:
+    """What the system says of a connection that failed, to stand in brackets."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror and not str(cause).startswith("Consistency check"):
+            return f" ({cause.strerror})"
+        cause = cause.__cause__ or cause.__context__
+    return ""
 
 
 def _said(error: BaseException) -> str:

@@ -36,6 +36,7 @@ from mammosae_plugin.files import (
     write_json,
     write_safetensors,
 )
+from mammosae_plugin.locks import only_run
 from mammosae_plugin.provenance import tensors_fingerprint
 
 logger = logging.getLogger(__name__)
@@ -126,15 +127,33 @@ def run_shards_together(
         unit: What an item is, for the progress bar.
 
     Raises:
-        InputError: A folder holds the shards of another plan.
+        InputError: A folder holds the shards of another plan, or another run is at work in it.
         OSError: A file cannot be written; what was written before stays and the job can be continued.
     """
     distributed.start()
-    numbers = range(-(-n_items // shard_size))
     plans = {name: {**plan, "n_items": n_items, "shard_size": shard_size} for name, (_, plan) in jobs.items()}
-    plan_digests = {name: sha256_of_json(plan) for name, plan in plans.items()}
+    folders = {name: folder for name, (folder, _) in jobs.items()}
+    # Folders that are whole are only read, so that any number of runs may use them.
+    whole = distributed.on_main(lambda: [name for name, folder in folders.items() if _is_whole(folder, plans[name])])
+    left = {name: folder for name, folder in folders.items() if name not in whole}
+    if left:
+        with only_run(*left.values()):
+            _compute({name: (folder, plans[name]) for name, folder in left.items()}, stream, description, unit)
+
+
+def _compute(
+    jobs: Mapping[str, tuple[Path, Mapping[str, Any]]],
+    stream: Callable[[Sequence[ShardTask]], Generator[Mapping[str, Tensors], None, None]],
+    description: str,
+    unit: str,
+) -> None:
+    """Compute what folders lack, by the sizes in their plans, and seal them."""
+    plan = next(iter(jobs.values()))[1]
+    n_items, shard_size = plan["n_items"], plan["shard_size"]
+    numbers = range(-(-n_items // shard_size))
+    plan_digests = {name: sha256_of_json(plan) for name, (_, plan) in jobs.items()}
     missing = distributed.on_main(
-        lambda: {name: _missing(folder, plans[name], numbers) for name, (folder, _) in jobs.items()}
+        lambda: {name: _missing(folder, plan, numbers) for name, (folder, plan) in jobs.items()}
     )
     if all(found is None for found in missing.values()):
         return
@@ -184,18 +203,30 @@ def run_shards_together(
     distributed.on_main(seal)
 
 
-def _missing(folder: Path, plan: Mapping[str, Any], numbers: range) -> set[int] | None:
-    """The shards that a folder lacks, after damaged ones are removed; None for a sealed folder that is whole."""
-    plan_file = folder / PLAN
-    if not plan_file.exists():
-        write_json(plan_file, plan)
-    elif differing := differences(read_json(plan_file), plan):
+def _is_whole(folder: Path, plan: Mapping[str, Any]) -> bool:
+    """Whether a folder holds the whole result of a plan, by its digests; changes nothing.
+
+    Raises:
+        InputError: It holds that of another plan.
+    """
+    if not (folder / PLAN).exists():
+        return False
+    if differing := differences(read_json(folder / PLAN), plan):
         raise InputError(
             f"{folder} holds the result of other settings ({differing}); name another folder or delete this one"
         )
-    remove_temporaries(folder, older_than=STALE_SECONDS)
-    if is_done(folder) and not _unseal_if_damaged(folder):
+    return is_done(folder) and not _damaged(folder)
+
+
+def _missing(folder: Path, plan: Mapping[str, Any], numbers: range) -> set[int] | None:
+    """The shards that a folder lacks, after damaged ones are removed; None for a sealed folder that is whole."""
+    if _is_whole(folder, plan):
         return None
+    if not (folder / PLAN).exists():
+        write_json(folder / PLAN, plan)
+    remove_temporaries(folder, older_than=STALE_SECONDS)
+    if is_done(folder):
+        _unseal(folder)
     # A shard may have been damaged between its writing and now, and sealing it would make that for ever right.
     for number in numbers:
         path = folder / shard_name(number)
@@ -255,17 +286,18 @@ def is_intact(path: Path, plan_digest: str) -> bool:
     return header == _place(path, plan_digest, tensors_fingerprint(tensors))
 
 
-def _unseal_if_damaged(folder: Path) -> bool:
-    """Remove shards that differ from their recorded SHA-256, and then the seal, so that they are made anew."""
+def _damaged(folder: Path) -> list[str]:
+    """The shards of a sealed folder that differ from their recorded SHA-256, or the seal where that is damaged."""
     recorded = recorded_digests(folder)
-    damaged = [name for name, digest in recorded.items() if not is_whole(folder / name, digest)]
-    if recorded and not damaged:
-        return False
+    return [name for name, digest in recorded.items() if not is_whole(folder / name, digest)] if recorded else [DONE]
+
+
+def _unseal(folder: Path) -> None:
+    """Remove damaged shards and the seal, so that they are made anew."""
+    damaged = _damaged(folder)
     logger.warning("%s has %d damaged or missing shards; they are computed again", folder, len(damaged))
-    (folder / DONE).unlink()
-    for name in damaged:
+    for name in [DONE, *damaged]:
         (folder / name).unlink(missing_ok=True)
-    return True
 
 
 def is_whole(path: Path, digest: str) -> bool:
@@ -284,6 +316,17 @@ def _read_seal(folder: Path) -> dict[str, Any]:
     if isinstance(seal, dict) and (is_sealed(seal) or (seal.keys() == {"shards"} and isinstance(seal["shards"], dict))):
         return seal
     return {}
+
+
+def remove_shards(folder: Path) -> None:
+    """Remove a job's files, and the folder itself if nothing else is in it."""
+    if not (folder / PLAN).exists():
+        return
+    for path in [*folder.glob("shard-*.safetensors"), folder / DONE, folder / PLAN]:
+        path.unlink(missing_ok=True)
+    remove_temporaries(folder)
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def shard_paths(folder: Path) -> list[Path]:

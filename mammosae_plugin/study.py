@@ -8,7 +8,6 @@ Under torchrun every process runs the same study. Extraction, SAE training and e
 is made is made by the first process, for which the others wait where they need it.
 """
 
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -39,6 +38,8 @@ from mammosae_plugin.datasets import (
 )
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, sha256_of_file, sha256_of_json, write_json
+from mammosae_plugin.locks import only_run
+from mammosae_plugin.own_files import remove_files
 from mammosae_plugin.provenance import tensors_fingerprint
 from mammosae_plugin.study_layer import (
     TEST,
@@ -395,7 +396,7 @@ class Study:
         # As of figures: a layer that is no longer studied must not leave a report behind.
         for folder in (self.results_folder / LAYERS_FOLDER).glob("*"):
             if folder.is_dir() and folder not in folders.values():
-                shutil.rmtree(folder)
+                remove_files(folder)
 
         def write(layer: LayerStudy) -> None:
             layer.write_report(_dated(study_results.results(layer, side_by_side), folders[layer]), folders[layer])
@@ -410,19 +411,26 @@ class Study:
 
         The seconds that each step took are added up over runs in `timings.json` in the output folder. Of several
         processes the first alone does what comes after `encode`.
+
+        Raises:
+            InputError: Anything that is wrong with the input, or another run writes to the output folder.
         """
+        with only_run(self.output):
+            for step in STEPS[: STEPS.index(until) + 1]:
+                self._run(step)
+
+    def _run(self, step: str) -> None:
         file = self.output / "timings.json"
-        for step in STEPS[: STEPS.index(until) + 1]:
-            start = time.perf_counter()
-            if step in _OF_ALL_PROCESSES:
+        start = time.perf_counter()
+        if step in _OF_ALL_PROCESSES:
+            getattr(self, step)()
+        elif distributed.is_main():
+            with distributed.alone():
                 getattr(self, step)()
-            elif distributed.is_main():
-                with distributed.alone():
-                    getattr(self, step)()
-            if distributed.is_main():
-                seconds = time.perf_counter() - start
-                timings = _timings(file)
-                write_json(file, {**timings, step: round(timings.get(step, 0.0) + seconds, 2)})
+        if distributed.is_main():
+            seconds = time.perf_counter() - start
+            timings = _timings(file)
+            write_json(file, {**timings, step: round(timings.get(step, 0.0) + seconds, 2)})
 
     def summary(self, step: str) -> str:
         """What a command prints when its step is done: the main figures and where to find the rest."""

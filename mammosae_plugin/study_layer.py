@@ -1,6 +1,7 @@
 """A study at one layer of the network: its SAE, its latents tables, and every analysis of them."""
 
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from mammosae_plugin.files import read_parquet, sha256_of_json, write_json, writ
 from mammosae_plugin.latents import FORMAT_VERSION, LatentTable, encode_latents
 from mammosae_plugin.masked_passes import MaskedPasses
 from mammosae_plugin.notes import results_with_readers
+from mammosae_plugin.own_files import empty_staging, replace_files
 from mammosae_plugin.provenance import package_versions, plain, tensors_fingerprint
 from mammosae_plugin.report import write_report
 from mammosae_plugin.roles import latent_roles
@@ -590,17 +592,21 @@ class LayerStudy:
             )
 
     def write_report(self, results: dict[str, Any], folder: Path) -> Path:
-        """Write figures, tables, results.json, class_means.parquet and report.html; returns the report's path."""
+        """Write figures, tables, results.json, class_means.parquet and report.html; returns the report's path.
+
+        Those of an earlier run go. What a user has put there stays, and what they edited is kept under another name.
+        """
+        staged = empty_staging(folder)
         checked = results_with_readers(validate_results(results), self.config.output)
-        written = write_figures(checked, self.class_means, self._heatmap_panels(), folder)
-        written += write_tables(checked, folder)
+        write_figures(checked, self.class_means, self._heatmap_panels(), staged)
+        write_tables(checked, staged)
+        write_parquet(staged / "class_means.parquet", self.class_means)
+        write_json(staged / "results.json", results)
+        report = write_report(staged)
         # What an earlier configuration drew and this one does not must not stay: it may be images of patients.
-        for path in [*(folder / "figures").glob("*"), *(folder / "tables").glob("*")]:
-            if path not in written:
-                path.unlink()
-        write_parquet(folder / "class_means.parquet", self.class_means)
-        write_json(folder / "results.json", results)
-        return write_report(folder)
+        replace_files(staged, folder)
+        shutil.rmtree(staged)
+        return folder / report.name
 
 
 class _Latest:

@@ -156,7 +156,7 @@ def test_what_a_killed_writer_left_is_cleared_away(tmp_path, extract):
     shutil.copytree(tmp_path / "whole", broken)
     for name in ("done.json", "activations.json", "shard-00003.safetensors"):
         (broken / name).unlink()
-    (broken / ".tmp-abc.safetensors").write_bytes(b"half a shard")
+    (broken / ".tmp-mammosae-abc.safetensors").write_bytes(b"half a shard")
     extract(broken)
     assert contents(broken) == whole
 
@@ -165,7 +165,7 @@ def test_a_killed_writers_old_file_makes_room_before_the_first_pass(tmp_path, ex
     extract(tmp_path / "store")
     (tmp_path / "store" / "done.json").unlink()
     (tmp_path / "store" / "shard-00005.safetensors").unlink()
-    old, new = (tmp_path / "store" / f".tmp-{name}.safetensors" for name in ("old", "new"))
+    old, new = (tmp_path / "store" / f".tmp-mammosae-{name}.safetensors" for name in ("old", "new"))
     for path in (old, new):
         path.write_bytes(b"half a shard")
     os.utime(old, (time.time() - 3600, time.time() - 3600))

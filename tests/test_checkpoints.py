@@ -1,8 +1,13 @@
 """Foreign checkpoints are read without being run, and refused in one line that says why."""
 
+import bz2
+import gzip
+import json
+import lzma
 import os
 import pickle
 import random
+import tarfile
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -14,9 +19,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mammosae_plugin.adapters import CheckpointFormatError, UnsafeCheckpointError
-from mammosae_plugin.adapters.checkpoints import check_keys, read_torch_checkpoint
+from mammosae_plugin.adapters import CheckpointFormatError, UnsafeCheckpointError, load_mammo_clip, load_vision_sae
+from mammosae_plugin.adapters.checkpoints import check_keys, read_torch_checkpoint, unwrapped, unwrapped_key
+from mammosae_plugin.adapters.inspection import inspect_checkpoint
 from mammosae_plugin.errors import InputError
+
+DATA = Path(__file__).parent / "data"
 
 
 class Touch:
@@ -180,14 +188,116 @@ def a_numpy_file(path: Path) -> None:
         (lambda path: path.write_bytes(b"\xff\xd8\xff\xe0" + bytes(50)), "an image (JPEG)"),
         (lambda path: path.write_bytes(bytes(128) + b"DICM" + bytes(50)), "an image (DICOM)"),
         (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(50)), "an HDF5 file"),
-        (lambda path: path.write_bytes(b"\x1f\x8b\x08" + bytes(50)), "a gzip archive"),
+        (lambda path: path.write_bytes(b"GGUF" + bytes(50)), "a GGUF file"),
     ],
-    ids=["zip", "zip with a folder", "empty zip", "npz", "npy", "png", "jpeg", "dicom", "hdf5", "gzip"],
+    ids=["zip", "zip with a folder", "empty zip", "npz", "npy", "png", "jpeg", "dicom", "hdf5", "gguf"],
 )
 def test_files_of_other_kinds_are_called_what_they_are(make: Callable[[Path], None], kind: str, tmp_path: Path) -> None:
     path = tmp_path / "other.pt"
     make(path)
     assert message_of(path, CheckpointFormatError) == f"{path} is {kind}; a checkpoint written by torch.save is wanted"
+
+
+SAVED = {"model": {"weight": torch.arange(6.0).reshape(2, 3)}}
+
+
+def unpacked(path: Path) -> Path:
+    """The folder that a checkpoint becomes when a program unpacks it."""
+    torch.save(SAVED, path)
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(path.with_suffix(""))
+    path.unlink()
+    return path.with_suffix("")
+
+
+def packed_again(folder: Path, path: Path, compression: int, *, below: str = "") -> None:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for file in sorted(folder.rglob("*")):
+            archive.write(file, f"{below}{file.relative_to(folder)}")
+
+
+def test_a_checkpoint_unpacked_into_a_folder_is_told_as_such(tmp_path: Path) -> None:
+    folder = unpacked(tmp_path / "mass.pth")
+    assert "is a torch checkpoint that was unpacked into a folder" in message_of(folder, CheckpointFormatError)
+    inner = next(folder.iterdir())
+    assert "is a torch checkpoint that was unpacked into a folder" in message_of(inner, CheckpointFormatError)
+    for read in (load_mammo_clip, load_vision_sae, inspect_checkpoint):
+        with pytest.raises(CheckpointFormatError, match="was unpacked into a folder"):
+            read(folder)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_checkpoint_that_was_packed_again_in_its_own_form_is_read(tmp_path: Path, compression: int) -> None:
+    packed_again(unpacked(tmp_path / "mass.pth"), tmp_path / "mass.pth", compression)
+    assert torch.equal(read_torch_checkpoint(tmp_path / "mass.pth")["model"]["weight"], SAVED["model"]["weight"])
+
+
+def test_a_checkpoint_that_was_packed_again_in_another_form_is_told_as_such(tmp_path: Path) -> None:
+    folder = unpacked(tmp_path / "mass.pth")
+    packed_again(folder, tmp_path / "deeper.pth", zipfile.ZIP_STORED, below="mass/")
+    packed_again(next(folder.iterdir()), tmp_path / "flat.pth", zipfile.ZIP_STORED)
+    with tarfile.open(tmp_path / "mass.tar", "w") as archive:
+        archive.add(folder, "mass")
+    for name, kind in (("deeper.pth", "zip"), ("flat.pth", "zip"), ("mass.tar", "tar")):
+        message = message_of(tmp_path / name, CheckpointFormatError)
+        assert f"was unpacked and packed again as a {kind} archive of another form; get the file itself" in message
+
+
+def test_an_archive_around_a_checkpoint_is_told_with_the_file_in_it(tmp_path: Path) -> None:
+    torch.save(SAVED, tmp_path / "mass.pth")
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        archive.write(tmp_path / "mass.pth", "files/mass.pth")
+    with tarfile.open(tmp_path / "b.tar", "w") as archive:
+        archive.add(tmp_path / "mass.pth", "mass.pth")
+    (tmp_path / "c.pth").write_bytes(gzip.compress((tmp_path / "mass.pth").read_bytes()))
+    (tmp_path / "d.pth").write_bytes(bz2.compress((tmp_path / "mass.pth").read_bytes()))
+    (tmp_path / "e.pth").write_bytes(lzma.compress((tmp_path / "mass.pth").read_bytes()))
+    for name, said in {
+        "a.pt": "a zip archive that holds files/mass.pth; unpack it, and give that file",
+        "b.tar": "a tar archive that holds mass.pth; unpack it, and give that file",
+        "c.pth": "a gzip archive; unpack it, and give the checkpoint inside",
+        "d.pth": "a bzip2 archive; unpack it",
+        "e.pth": "an xz archive; unpack it",
+    }.items():
+        assert f"{name} is {said}" in message_of(tmp_path / name, CheckpointFormatError)
+
+
+@pytest.mark.parametrize("length", [20, 2000])
+def test_an_sae_of_saev_is_called_that_and_not_damaged(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "sae.pt"
+    with path.open("wb") as file:
+        file.write(json.dumps({"schema": 1, "cfg": {"d_vit": 8, "note": "x" * length}}).encode() + b"\n")
+        torch.save({"W_enc": torch.zeros(8, 16), "b_enc": torch.zeros(16)}, file)
+    assert "is an SAE as saev saves it (a line of JSON, then torch's state dict)" in message_of(
+        path, CheckpointFormatError
+    )
+    (tmp_path / "text.pt").write_text('{"a": 1}\n{"b": 2}\n')
+    assert "is a text file" in message_of(tmp_path / "text.pt", CheckpointFormatError)
+
+
+def test_what_wrappers_put_into_keys_is_taken_off() -> None:
+    keys = {
+        "module.image_encoder.conv.weight": "image_encoder.conv.weight",
+        "_orig_mod.image_encoder.conv.weight": "image_encoder.conv.weight",
+        "module._orig_mod.a": "a",
+        "_orig_mod.module.a": "a",
+        "image_encoder._orig_mod.blocks.0._checkpoint_wrapped_module.a": "image_encoder.blocks.0.a",
+        "inner.module.a": "inner.module.a",
+        "module": "module",
+    }
+    assert {key: unwrapped_key(key) for key in keys} == keys
+    with pytest.raises(CheckpointFormatError, match="f.pt has a twice, once with a wrapper's prefix"):
+        unwrapped({"a": 1, "_orig_mod.a": 2}, where="f.pt")
+
+
+def test_the_weights_of_a_compiled_or_parallel_sae_are_those_of_the_plain_one(tmp_path: Path) -> None:
+    plain = torch.load(DATA / "vision_sae_tiny.pt", weights_only=True)
+    expected = load_vision_sae(DATA / "vision_sae_tiny.pt").state_dict()
+    for prefix in ("_orig_mod.", "module.", "module._orig_mod."):
+        torch.save({f"{prefix}{key}": value for key, value in plain.items()}, tmp_path / "sae.pt")
+        found = load_vision_sae(tmp_path / "sae.pt").state_dict()
+        assert all(torch.equal(found[key], value) for key, value in expected.items())
+        assert inspect_checkpoint(tmp_path / "sae.pt").loads_with == "load_vision_sae"
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")  # of the writer

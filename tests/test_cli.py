@@ -108,6 +108,18 @@ def test_without_a_configuration_the_way_out_is_said():
     assert "analysis.n_bootstrap" in mammosae("study", "--settings").stdout
 
 
+def test_a_study_is_named_with_or_without_the_flag_but_not_twice(settings, tmp_path):
+    settings["data"]["root"] = str(tmp_path / "nowhere")
+    file = write_study(tmp_path, settings)
+    for step in ("study", "probe"):
+        result = mammosae(step, file)
+        assert result.returncode == 2
+        assert "nowhere" in result.stderr
+    twice = mammosae("study", file, "--config", file)
+    assert twice.returncode == 2
+    assert "both name the study; give one" in twice.stderr
+
+
 def test_a_misspelt_key_is_refused_with_the_nearest_one(settings, tmp_path):
     settings["analysis"]["n_bootstraps"] = 100
     assert "unknown setting 'analysis.n_bootstraps' (did you mean 'n_bootstrap'?)" in refused(

@@ -1,11 +1,15 @@
+import re
+from datetime import date
 from pathlib import Path
 
 import pytest
 import yaml
 from helpers_study import layered_settings, study_settings, write_study
 
-from mammosae_plugin.config import describe_settings, load_config, portable_config
+from mammosae_plugin.config import StudyConfig, describe_settings, load_config, portable_config
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.training import ClassifierTraining, SAETraining
+from mammosae_plugin.validation import sections_in
 
 
 @pytest.fixture
@@ -39,7 +43,7 @@ def test_positions_are_kept_by_share_or_by_number(settings, tmp_path):
     with pytest.raises(InputError, match=r"sae\.train: give the positions to keep .* not as both"):
         load_config(write_study(tmp_path, settings))
     settings["sae"]["train"] = source | {"dtype": "float8"}
-    with pytest.raises(InputError, match=r"sae\.train\.dtype: .*'float32', 'float16' or 'bfloat16'"):
+    with pytest.raises(InputError, match=r"sae\.train\.dtype: .*'float32', 'float16', 'bfloat16'"):
         load_config(write_study(tmp_path, settings))
 
 
@@ -86,23 +90,23 @@ def test_overrides_replace_and_can_say_everything(settings, tmp_path):
     [
         ("consepts", ["Mass"], "unknown setting 'consepts' (did you mean 'concepts'?)"),
         ("data.untis", "image", "unknown setting 'data.untis' (did you mean 'unit'?)"),
-        ("analysis.n_bootstrap", 3, "analysis.n_bootstrap: Input should be greater than or equal to 100"),
-        ("analysis.n_controls", 5, "analysis.n_controls: Input should be greater than or equal to 20"),
-        ("analysis.ks", [], "analysis.ks: Tuple should have at least 1 item"),
-        ("analysis.ks", [-1], "analysis.ks.0: Input should be greater than or equal to 0"),
-        ("models.0.name", "..", "models.0.name: String should match pattern"),
+        ("analysis.n_bootstrap", 3, "analysis.n_bootstrap: must be at least 100, not the number 3"),
+        ("analysis.n_controls", 5, "analysis.n_controls: must be at least 20"),
+        ("analysis.ks", [], "analysis.ks: needs at least 1 entry"),
+        ("analysis.ks", [-1], "analysis.ks.0: must be at least 0"),
+        ("models.0.name", "..", "models.0.name: must be letters, digits and _.-"),
         ("device", "abacus", "device: 'abacus' is not available on this machine; use cpu"),
-        ("analysis.score", "median", "analysis.score: Input should be 'centered_mean' or 'mean'"),
+        ("analysis.score", "median", "analysis.score: must be one of 'centered_mean', 'mean', not 'median'"),
         ("models.0.classifiers", {"Mass": "x.pth"}, "has no classifier for Suspicious_Calcification"),
         ("models.0.train", {"kind": "finetuned"}, "give either `classifiers` (files) or `train` (settings)"),
         ("models.1.name", "pretrained", "two models have the same name"),
         ("sae", {}, "give one of `path`, `paths` (a file for each of `layers`) and `train`"),
         ("sae", {"path": "a", "paths": {"layer_1": "b"}}, "give one of `path`, `paths`"),
         ("sae", {"paths": {"layer_1": "b"}}, "an SAE for layer_1, but `layers` are not given"),
-        ("layers", [], "layers: Tuple should have at least 1 item"),
+        ("layers", [], "layers: needs at least 1 entry"),
         ("layers", ["layer_1", "layer_1"], "a layer is named twice (layer_1, layer_1)"),
         ("layers", ["layer_1", "layer_2"], "sae.path is one SAE, but `layers` are several; give sae.paths"),
-        ("analysis.inner_controls", 0, "analysis.inner_controls: Input should be greater than or equal to 1"),
+        ("analysis.inner_controls", 0, "analysis.inner_controls: must be at least 1"),
         (
             "sae",
             {"train": {"model": "other", "concept": "Mass"}},
@@ -178,6 +182,202 @@ def test_an_override_of_nothing_is_refused(settings, tmp_path):
         load_config(file, ["seed"])
     with pytest.raises(InputError, match=r"there is no setting 'models\.7\.name'"):
         load_config(file, ["models.7.name=x"])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seed: 1\nbatch_size: 2\nseed: 3", "study.yaml, line 3: 'seed' is given twice (first in line 1)"),
+        (
+            "analysis:\n  top: 3\n  percentile: 9\n  top: 4",
+            "study.yaml, line 4: 'top' is given twice (first in line 2)",
+        ),
+        ("concepts: [Mass]\nsae: {path: a,\n  path: b}", "line 3: 'path' is given twice"),
+        ("models:\n- name: a\n- name: b\n  1: x\n  '1': y", "line 5: '1' is given twice"),
+        ("analysis:\nreport:\n  title: x\nanalysis:\n  top: 1", "line 4: 'analysis' is given twice"),
+    ],
+)
+def test_a_setting_that_is_given_twice_is_refused_with_both_lines(tmp_path, text, said):
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(InputError, match="one would count; remove one") as caught:
+        load_config(tmp_path / "study.yaml")
+    assert said in str(caught.value)
+
+
+def test_yaml_may_merge_and_replace_what_it_merges(settings, tmp_path):
+    settings["models"] = "MODELS"
+    text = yaml.safe_dump(settings).replace(
+        "MODELS", "[&m {name: a, classifiers: {Mass: m, Suspicious_Calcification: s}}, {<<: *m, name: b}]"
+    )
+    (tmp_path / "study.yaml").write_text(text)
+    assert [model.name for model in load_config(tmp_path / "study.yaml").models] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["analysis.top=3", "seed=1", "analysis.top=4"], "--set gives analysis.top twice"),
+        (["analysis.top=3", "analysis={percentile: 50}"], "--set gives analysis.top twice"),
+        (["analysis={top: 3, top: 4}"], "--set analysis: the value '{top: 3, top: 4}', line 1: 'top' is given twice"),
+        (["output=other"], "output is given by --set and by its own flag"),
+    ],
+)
+def test_a_setting_that_flags_give_twice_is_refused(settings, tmp_path, overrides, said):
+    with pytest.raises(InputError) as caught:
+        load_config(write_study(tmp_path, settings), overrides, replace={"output": tmp_path})
+    assert said in str(caught.value)
+
+
+def test_a_section_of_a_flag_may_be_refined_by_a_later_one(settings, tmp_path):
+    config = load_config(write_study(tmp_path, settings), ["analysis={percentile: 50}", "analysis.top=4"])
+    assert (config.analysis.percentile, config.analysis.top) == (50, 4)
+
+
+@pytest.mark.parametrize(
+    ("given", "title"),
+    [
+        ("Run 3: Mass: second try", "Run 3: Mass: second try"),
+        ("Study #3 of 5", "Study #3 of 5"),
+        ("a=b", "a=b"),
+        ("Mass: yes", "Mass: yes"),
+        ("- draft -", "- draft -"),
+        ("50 % of all, [sic]", "50 % of all, [sic]"),
+        ("*starred* & tagged! `code` @home %x", "*starred* & tagged! `code` @home %x"),
+        ('"2024"', "2024"),
+        ("'it''s'", "it's"),
+    ],
+)
+def test_colons_and_hashes_on_the_command_line_are_text(settings, tmp_path, given, title):
+    assert load_config(write_study(tmp_path, settings), [f"report.title={given}"]).report.title == title
+
+
+def test_values_of_the_command_line_have_the_types_of_yaml(settings, tmp_path):
+    overrides = ["seed=7", "analysis.percentile=9.5e1", "data.phantom=true", "analysis.ks=[0, 3]", "layers=null"]
+    config = load_config(write_study(tmp_path, settings), [*overrides, "analysis.error_term=no", "sae.path=#1.pt"])
+    assert (config.seed, config.analysis.percentile, config.data.phantom) == (7, 95, True)
+    assert (config.analysis.ks, config.layers, config.analysis.error_term) == ((0, 3), None, False)
+    assert config.sae.path.name == "#1.pt"
+
+
+def test_names_that_hold_dots_stand_in_quotes_and_empty_sections_can_be_filled(settings, tmp_path):
+    settings |= {"layers": ["blocks.3"], "sae": {"paths": None}, "report": None}
+    file = write_study(tmp_path, settings)
+    config = load_config(file, ['sae.paths."blocks.3"=x.pt', "report.title=Mine"])
+    assert config.sae.paths["blocks.3"].name == "x.pt"
+    assert config.report.title == "Mine"
+
+
+@pytest.mark.parametrize("key", ["", ".", "a.", ".a", "a..b", "'a", "a'b'", "a b=c.d'"])
+def test_what_is_no_key_is_refused(settings, tmp_path, key):
+    with pytest.raises(InputError, match=r"--set .* (is not of the form key.subkey=value|there is no setting)|unknown"):
+        load_config(write_study(tmp_path, settings), [f"{key}=1"])
+
+
+def test_empty_sections_are_those_of_the_defaults(settings, tmp_path):
+    settings |= {"analysis": None, "report": None}
+    config = load_config(write_study(tmp_path, settings))
+    assert config.analysis.top == 10
+    assert config.report.n_images == 4
+    settings["data"] = None
+    with pytest.raises(InputError, match=r"data\.root is missing"):
+        load_config(write_study(tmp_path, settings))
+    settings["sae"] = {"train": None}
+    with pytest.raises(InputError, match="`train:` is empty, so say on which model and concept"):
+        load_config(write_study(tmp_path, settings))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("models.0.name", 2024, "must be text, not the number 2024, as which YAML reads it; write it in quotes"),
+        ("models.0.name", True, "must be text, not true, as which YAML reads it; write it in quotes"),
+        (
+            "concepts",
+            "Mass, Suspicious_Calcification",
+            "must be a list, not 'Mass, Suspicious_Calcification'; write [Mass",
+        ),
+        ("analysis.top", True, "must be a whole number, not 'true'"),
+        ("analysis.ks", [1, False], "must be a whole number, not 'false'"),
+        ("analysis.top", 2.5, "must be a whole number, not the number 2.5"),
+        ("analysis.percentile", "high", "must be a number, not 'high'"),
+        ("analysis.error_term", "perhaps", "must be true or false, not 'perhaps'"),
+        ("data.root", None, "is empty, but must be a path; give a value, or leave the line out"),
+        ("data.unit", "images", "must be one of 'image', 'finding_row', not 'images' (did you mean 'image'?)"),
+        ("analysis", "all", "must be a section of settings (name: value), not 'all'"),
+        ("models", {"name": "a"}, "must be a list, not a section of settings"),
+    ],
+)
+def test_a_value_of_another_type_is_told_with_what_is_wanted(path, value, said):
+    with pytest.raises(InputError) as caught:
+        StudyConfig.checked(_with(path, value), where="study.yaml")
+    place = f"{path}.1" if isinstance(value, list) else path
+    assert str(caught.value).startswith(f"study.yaml: {place}: {said}")
+
+
+def _all_places(section, prefix=""):
+    for name, field in section.model_fields.items():
+        place = f"{prefix}{name}"
+        yield place
+        for inner in sections_in(field.annotation):
+            yield from _all_places(inner, f"{place}.0." if name == "models" else f"{place}.")
+
+
+PLACES = sorted(_all_places(StudyConfig))
+WRONG = [None, True, -1, 0, 2.5, float("inf"), float("nan"), "", "text", [], ["a"], [None], {}, {"a": 1}, {1: None}]
+WRONG += [[[1]], [{"name": 5}], date(2026, 11, 29), b"bytes", 10**30]
+THEIRS = re.compile(
+    r"pydantic|input should|validation error|after valid|validator|value error|instance of|field required|extra inputs|"
+    r"unable to parse|"
+    r"\btuple\b|\bdict|\bstr\b|\bint\b|\bNoneType\b|\[type=|keyword|finite_number|\bstring\b|something else|union",
+    re.IGNORECASE,
+)
+
+
+def _with(path, value):
+    """A small study's settings of which one has another value."""
+    settings = {
+        "output": "out",
+        "data": {"root": "data"},
+        "concepts": ["Mass"],
+        "models": [{"name": "a", "classifiers": {"Mass": "mass.pth"}}],
+        "sae": {"path": "sae.pt"},
+    }
+    if path.startswith("sae.train."):
+        settings["sae"] = {"train": {"model": "a", "concept": "Mass"}}
+    if path.startswith("models.0.train."):
+        settings["models"] = [{"name": "a", "encoder": "b5.tar", "train": {}}]
+    node = settings
+    *parents, leaf = path.split(".")
+    for part in parents:
+        node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+    node[leaf] = value
+    return settings
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_no_setting_of_a_wrong_type_brings_out_the_words_of_a_library(place):
+    refused = 0
+    for value in WRONG:
+        try:
+            StudyConfig.checked(_with(place, value), where="study.yaml")
+        except InputError as error:
+            refused += 1
+            assert "\n" not in str(error), value
+            assert not THEIRS.search(str(error)), (value, str(error))
+    assert refused >= 5
+
+
+def test_settings_made_in_python_say_what_is_wrong_in_our_words():
+    for make in (
+        lambda: SAETraining(lr="fast", batch_size=[1], k={}),
+        lambda: ClassifierTraining(epochs=0, kind="probe", nothing=1),
+        lambda: StudyConfig(output=3),
+        lambda: setattr(SAETraining(), "lr", 1.0),
+    ):
+        with pytest.raises(InputError) as caught:
+            make()
+        assert not THEIRS.search(str(caught.value)), caught.value
+        assert "\n" not in str(caught.value)
 
 
 def test_every_setting_is_described():

@@ -49,6 +49,12 @@ def test_damaged_json_is_named(tmp_path):
         read_json(tmp_path / "x.json")
 
 
+def test_a_name_that_json_gives_twice_is_refused(tmp_path):
+    (tmp_path / "a.json").write_text('{"x": [{"y": 1, "z": 2, "y": 1}]}')
+    with pytest.raises(InputError, match=r"a\.json gives 'y' twice, of which only one would count; remove one"):
+        read_json(tmp_path / "a.json")
+
+
 def test_the_json_digest_ignores_the_order_of_keys():
     assert sha256_of_json({"a": 1, "b": 2}) == sha256_of_json({"b": 2, "a": 1}) != sha256_of_json({"a": 1, "b": 3})
 

@@ -220,10 +220,11 @@ def test_the_number_of_classes_is_read_from_the_head(n_class: int, tmp_path: Pat
     assert torch.equal(model.classifier.weight, content["model"]["classifier.classification_head.weight"])
 
 
-def test_a_data_parallel_prefix_and_missing_batch_norm_counters_are_tolerated(
-    b2_downstream: Path, tmp_path: Path
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module."])
+def test_prefixes_of_wrappers_and_missing_batch_norm_counters_are_tolerated(
+    b2_downstream: Path, tmp_path: Path, prefix: str
 ) -> None:
-    content = fixture_downstream("b2", prefix="module.")
+    content = fixture_downstream("b2", prefix=prefix)
     content["model"] = {key: tensor for key, tensor in content["model"].items() if "num_batches_tracked" not in key}
     torch.save(content, tmp_path / "parallel.pth")
     expected, found = (

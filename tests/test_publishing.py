@@ -8,7 +8,7 @@ import pytest
 from helpers_hub import LoopbackHub, run_on_hub
 from helpers_study import random_sae
 
-from mammosae_plugin.hub.publishing import git_hash
+from mammosae_plugin.hub_cache import git_hash
 from mammosae_plugin.training import save_sae
 
 PROGRAM = """

@@ -146,7 +146,7 @@ def test_the_half_of_a_checkpoint_that_a_kill_left_makes_room_before_the_first_s
     kills += [8, 9]
     with pytest.raises(KeyboardInterrupt):
         train_sae(store, tmp_path, small_training())
-    left = tmp_path / ".tmp-half.safetensors"
+    left = tmp_path / ".tmp-mammosae-half.safetensors"
     left.write_bytes(b"half of a checkpoint")
     with pytest.raises(KeyboardInterrupt):
         train_sae(store, tmp_path, small_training())

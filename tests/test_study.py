@@ -33,6 +33,7 @@ from mammosae_plugin.adapters.sources import Source
 from mammosae_plugin.claims import claims
 from mammosae_plugin.config import load_config
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.own_files import replace_files
 from mammosae_plugin.study import Study, run_study
 
 
@@ -140,6 +141,30 @@ def test_images_of_patients_are_drawn_on_request_only_and_removed_without_it(tmp
     assert not list(figures.glob("figure_3_*"))
     page = (tmp_path / "out" / "results" / "report.html").read_text()
     assert "phantom_000" not in page + (tmp_path / "out" / "results" / "results.json").read_text()
+
+
+def test_a_rerun_leaves_what_the_user_put_or_edited_among_the_results(tmp_path, phantom_root):
+    settings = study_settings(tmp_path, phantom_root)
+    settings["concepts"] = ["Mass"]
+    settings["analysis"] |= {"error_term": False, "top": 2}
+    file = write_study(tmp_path, settings)
+    results = run_study(load_config(file)).parent
+    figure, table = results / "figures" / "figure_2_Mass.png", results / "tables" / "table_1.csv"
+    drawn = figure.read_bytes()
+    figure.write_bytes(b"with my arrows")
+    mine = ["figures/mine.png", "tables/draft/chapter.tex", "report-notes.txt", "layers/layer_6/mine.txt"]
+    for name in mine:
+        (results / name).parent.mkdir(parents=True, exist_ok=True)
+        (results / name).write_text(name)
+    table.unlink()
+    table.mkdir()
+    (table / "inner.txt").write_text("mine")
+    run_study(load_config(file))
+    assert [(results / name).read_text() for name in mine] == mine
+    assert (results / "figures" / "figure_2_Mass.edited.png").read_bytes() == b"with my arrows"
+    assert figure.read_bytes() == drawn
+    assert (results / "tables" / "table_1.edited.csv" / "inner.txt").read_text() == "mine"
+    assert table.is_file()
 
 
 def test_the_best_latents_are_always_among_the_groups(tmp_path, phantom_root):
@@ -301,8 +326,9 @@ def test_a_layer_that_is_taken_away_takes_its_report_with_it(layered, tmp_path, 
     settings["layers"] = ["layer_6"]
     settings["sae"] = {"path": settings["sae"]["paths"]["layer_6"]}
     stale = tmp_path / "out" / "results" / "layers" / "layer_4"
-    stale.mkdir(parents=True)
-    (stale / "report.html").write_text("old")
+    (tmp_path / "staged").mkdir()
+    (tmp_path / "staged" / "report.html").write_text("old")
+    replace_files(tmp_path / "staged", stale)
     report = run_study(load_config(write_study(tmp_path, settings)))
     assert not stale.exists()
     found = results_of(tmp_path / "out")

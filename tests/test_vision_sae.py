@@ -214,7 +214,8 @@ def test_a_repo_that_cannot_be_read_gives_one_line(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sources, "hf_hub_download", offline)
     message = refusal("runs/sae", InputError)
     assert "runs/sae is no local path" in message
-    assert "cannot reach the Hub" in message
+    assert "is not in the cache and the Hub cannot be reached" in message
+    assert "and more text" not in message
 
 
 def test_paths_that_hold_no_sae_give_one_line(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from mammosae_plugin.activations.store import (
     shard_tensors,
 )
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import is_sealed, read_json, sha256_of_file, write_json
+from mammosae_plugin.files import TEMPORARY, is_sealed, read_json, sha256_of_file, write_json
 from mammosae_plugin.shards import run_shards
 
 IMAGE_ID, POSITIONS = "image_id", "positions"
@@ -81,7 +81,7 @@ def write_saelens_dataset(store: ActivationStore, folder: str | Path) -> int:
                 }
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=TEMPORARY))
     try:
         dataset = Dataset.from_generator(
             images, features=Features(columns), cache_dir=str(temporary / "cache"), writer_batch_size=16

@@ -129,7 +129,11 @@ def make_phantoms(
             for row in rows
         ]
     file = folder / ANNOTATION_FILE
-    write_text(file, pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
+    text = pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")
+    before = file.read_text(encoding="utf-8") if file.exists() else ""
+    if not (text.startswith(before) or before.startswith(text)):  # more or fewer patients only
+        raise InputError(f"{file} was edited, and drawing again would lose that; name another folder, or move it away")
+    write_text(file, text)
     return file
 
 

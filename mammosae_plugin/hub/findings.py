@@ -6,7 +6,6 @@ A staged folder is the dataset: a card and one parquet file per config (`finding
 
 import dataclasses
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,8 +19,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import atomic_path, read_parquet, write_text
+from mammosae_plugin.files import TEMPORARY, atomic_path, read_parquet, write_text
 from mammosae_plugin.hub.findings_schema import CONFIGS, FORMAT_VERSION, JSON_COLUMNS, OPTIONAL, SCHEMAS, parquet_path
+from mammosae_plugin.locks import only_run
+from mammosae_plugin.own_files import replace_folder
 
 if TYPE_CHECKING:
     from mammosae_plugin.hub.guard import PrivacyContext
@@ -244,7 +245,7 @@ def _staged(
         key = load_or_make_key(key_file or study.folder / KEY_FILE)
         tables["examples"] = examples_table(study, lambda ids: hash_ids(ids, key), min_group=context.min_group)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=target.parent) as temporary:
+    with only_run(file=target), tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=target.parent) as temporary:
         staged = Path(temporary) / "findings"
         for config, table in tables.items():
             _write(staged / parquet_path(config), table)
@@ -253,9 +254,7 @@ def _staged(
         facts = findings_facts(findings, repo_id=repo_id, licence=licence, datasets=context.datasets, figures=figures)
         write_text(staged / "README.md", render_findings_card(facts))
         yield staged
-        if target.exists():
-            shutil.rmtree(target)
-        staged.rename(target)
+        replace_folder(staged, target)
 
 
 def findings_facts(

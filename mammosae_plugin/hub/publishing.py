@@ -9,7 +9,6 @@ was looked at, makes all of them appear. What is there already is not overwritte
 """
 
 import contextlib
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import sha256_of_file
+from mammosae_plugin.hub_cache import FileHash
 from mammosae_plugin.hub_requests import REPOSITORY, HubError, ask
 
 if TYPE_CHECKING:
@@ -370,23 +370,6 @@ class _There:
     tag_files: Mapping[str, "FileHash"]
 
 
-@dataclass(frozen=True)
-class FileHash:
-    """How the Hub knows a file's content.
-
-    Attributes:
-        sha256: the SHA-256 of a large file, 64 hexadecimal digits; None for a small one.
-        git: git's hash of a small file, 40 hexadecimal digits; for a large one it says nothing of the content.
-    """
-
-    sha256: str | None
-    git: str
-
-    def is_of(self, path: Path) -> bool:
-        """Whether a file has this content."""
-        return sha256_of_file(path) == self.sha256 if self.sha256 is not None else git_hash(path) == self.git
-
-
 def look_at_head(api: HfApi, repo_id: str, kind: RepoKind) -> str | None:
     """The commit of a repository's main branch; None if there is no such repository, or none that this login may see.
 
@@ -468,12 +451,3 @@ def _no_longer_part(
 ) -> tuple[str, ...]:
     staged = {file.path for file in files}
     return tuple(path for path in there if path not in staged and _REMOVED[contents].fullmatch(path))
-
-
-def git_hash(path: Path) -> str:
-    """Git's name of a file's content: SHA-1 over its length and bytes, 40 hexadecimal digits."""
-    digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

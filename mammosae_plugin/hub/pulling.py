@@ -1,11 +1,10 @@
 """Pulling a repository from the Hub into the cache, with every file checked against its checksum.
 
-The Hub names a large file by its SHA-256 and a small one by git's hash, and huggingface_hub's cache keeps each under
-that name: what lies there can be checked with the Hub and without it.
+The hashes are the Hub's, and without the Hub those by which the cache names its files or that were noted at an earlier
+pull (`hub_cache`).
 """
 
 import difflib
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,11 +14,11 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 
 from mammosae_plugin.adapters.sources import parse_hub_name
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import atomic_path, sha256_of_file
-from mammosae_plugin.hub.publishing import FileHash, RepoKind, files_of_repo
+from mammosae_plugin.files import TEMPORARY, atomic_path, local_path, read_json, sha256_of_file, write_json
+from mammosae_plugin.hub.publishing import RepoKind, files_of_repo
+from mammosae_plugin.hub_cache import FileHash, download_anew, named_by_cache
 from mammosae_plugin.hub_requests import HubError, ask, explain
 
-_SHA256, _GIT = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 CFG = "cfg.json"
 _DEFAULT_REVISION = constants.DEFAULT_REVISION
 _KINDS: tuple[RepoKind, ...] = ("model", "dataset")
@@ -62,10 +61,12 @@ def pull(
         hashes = _of_sae(hashes, sae_id, name)
     for path, expected in hashes.items():
         _verify(snapshot, path, expected, name, kind, offline, token)
+    if any(not (snapshot / path).is_symlink() for path in hashes) and not offline:
+        _note_checked(snapshot, hashes)
     if folder is not None:
         for path in hashes:
-            _copy(snapshot / path, Path(folder) / path)
-        snapshot = Path(folder)
+            _copy(snapshot / path, local_path(folder) / path)
+        snapshot = local_path(folder)
     return snapshot / sae_id if sae_id is not None else snapshot
 
 
@@ -152,17 +153,23 @@ def _hashes(snapshot: Path, name: str, kind: RepoKind, offline: bool, token: str
         except HubError as error:
             if not error.passing:
                 raise
-    files = (path for path in snapshot.rglob("*") if not path.is_dir())
-    return {path.relative_to(snapshot).as_posix(): _named_by_cache(path) for path in files}
+    files = (path for path in snapshot.rglob("*") if not path.is_dir() and not path.name.startswith(TEMPORARY))
+    return {path.relative_to(snapshot).as_posix(): named_by_cache(path) for path in files} | _recorded(snapshot)
 
 
-def _named_by_cache(path: Path) -> FileHash | None:
-    if not path.is_symlink():  # where links can be made, snapshots/<commit>/<path> is one, to blobs/<hash>
-        return None
-    name = path.readlink().name
-    if _SHA256.fullmatch(name):
-        return FileHash(name, "")
-    return FileHash(None, name) if _GIT.fullmatch(name) else None
+def _record_of(snapshot: Path) -> Path:
+    """The hashes of a commit's files that were checked with the Hub: without links the cache does not know them."""
+    return snapshot.parent.parent / "mammosae" / f"{snapshot.name}.json"
+
+
+def _recorded(snapshot: Path) -> dict[str, FileHash]:
+    record = _record_of(snapshot)
+    return {path: FileHash(*hashes) for path, hashes in (read_json(record) if record.exists() else {}).items()}
+
+
+def _note_checked(snapshot: Path, hashes: Mapping[str, FileHash | None]) -> None:
+    found = _recorded(snapshot) | {path: expected for path, expected in hashes.items() if expected is not None}
+    write_json(_record_of(snapshot), {path: [one.sha256, one.git] for path, one in sorted(found.items())})
 
 
 def _of_sae(hashes: Mapping[str, FileHash | None], sae_id: str, name: str) -> dict[str, FileHash | None]:
@@ -182,11 +189,11 @@ def _verify(
         return
     if offline:
         raise InputError(f"{path} of {name} is damaged in the cache; pull it again with the Hub in reach")
-    ask(
-        lambda: hf_hub_download(name, path, repo_type=kind, revision=snapshot.name, force_download=True, token=token),
-        about=name,
-        doing="pull",
-    )
+
+    def download() -> None:
+        hf_hub_download(name, path, repo_type=kind, revision=snapshot.name, force_download=True, token=token)
+
+    download_anew(snapshot / path, lambda: ask(download, about=name, doing="pull"))
     if not expected.is_of(snapshot / path):
         raise InputError(f"{path} of {name} does not have the checksum that the Hub states; pull it again later")
 

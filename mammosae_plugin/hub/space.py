@@ -19,8 +19,10 @@ import numpy as np
 import pandas as pd
 
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import write_text
+from mammosae_plugin.files import TEMPORARY, write_text
 from mammosae_plugin.hub.findings import Findings, load_findings
+from mammosae_plugin.locks import only_run
+from mammosae_plugin.own_files import replace_folder
 from mammosae_plugin.study_folder import is_study_folder
 from mammosae_plugin.visualization.results import role_evidence, stated_role
 
@@ -73,13 +75,17 @@ def build_space(
         InputError: The folder holds something else, or the findings hold no latent.
     """
     target = Path(folder)
-    _make_room(target)
+    _check_replaceable(target)
     studies = [findings] if compare is None else [findings, compare]
-    index: Row = {
-        "format_version": FORMAT_VERSION,
-        "title": title or findings.study["title"],
-        "studies": [],
-    }
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with only_run(file=target), tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=target.parent) as temporary:
+        _write_space(studies, Path(temporary), title or findings.study["title"])
+        replace_folder(Path(temporary), target)
+    return target
+
+
+def _write_space(studies: list[Findings], folder: Path, title: str) -> None:
+    index: Row = {"format_version": FORMAT_VERSION, "title": title, "studies": []}
     names = [study.origin for study in studies]
     if len(set(names)) < len(names):
         names = [f"{name} ({side})" for name, side in zip(names, "AB", strict=True)]
@@ -87,23 +93,20 @@ def build_space(
         entry, tables = _study(study, number, name)
         index["studies"].append(entry)
         for file, table in tables:
-            _write_data(target, file, table)
-    _write_data(target, INDEX, index)
+            _write_data(folder, file, table)
+    _write_data(folder, INDEX, index)
     pages = resources.files("mammosae_plugin.hub_cards") / "space"
     for name in PAGES:
-        write_text(target / name, (pages / name).read_text(encoding="utf-8"))
-    write_text(target / "README.md", _readme(index, studies))
-    return target
+        write_text(folder / name, (pages / name).read_text(encoding="utf-8"))
+    write_text(folder / "README.md", _readme(index, studies))
 
 
-def _make_room(folder: Path) -> None:
-    """Remove the data of a Space that was built there before."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / DATA_FOLDER / f"{INDEX}.js").is_file():
-        raise InputError(f"{folder} holds something that is no Space; name another folder")
+def _check_replaceable(folder: Path) -> None:
+    """See that a folder is empty, or holds only a Space that was built there before."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; name a folder")
-    for file in (folder / DATA_FOLDER).glob("*.js"):
-        file.unlink()
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / DATA_FOLDER / f"{INDEX}.js").is_file():
+        raise InputError(f"{folder} holds something that is no Space; name another folder")
 
 
 def _write_data(folder: Path, name: str, value: Any) -> None:
@@ -274,7 +277,8 @@ def publish_space(
     sources = [source] if compare is None else [source, compare]
     read = [_read(one, min_group) for one in sources]
     refuse_poor((flaw for one, _ in read for flaw in flaws_of(one.study["sae"])), force_poor=force_poor)
-    building = Path(folder) if folder is not None else Path(tempfile.mkdtemp(prefix="mammosae-space-"))
+    place = Path(folder).parent if folder is not None else Path(tempfile.mkdtemp(prefix="mammosae-space-"))
+    building = Path(folder) if folder is not None else place / "space"
     publication = None
     try:
         build_space(read[0][0], building, compare=read[1][0] if compare is not None else None, title=title)
@@ -294,9 +298,9 @@ def publish_space(
         return publication if dry_run else publication.send(token=token)
     finally:
         if folder is None and dry_run and publication is not None:
-            weakref.finalize(publication, shutil.rmtree, building, ignore_errors=True)
+            weakref.finalize(publication, shutil.rmtree, place, ignore_errors=True)
         elif folder is None:
-            shutil.rmtree(building, ignore_errors=True)
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def read_findings(source: Findings | str | Path, *, min_group: int = 5) -> Findings:

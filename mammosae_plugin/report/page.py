@@ -58,7 +58,7 @@ def write_report(results_folder: str | os.PathLike[str]) -> Path:
     Raises `InputError` when `results.json` is missing or is not a study's results.
     """
     folder = Path(results_folder)
-    study = next((place for place in folder.resolve().parents[:3] if (place / NOTES_FOLDER).is_dir()), None)
+    study = next((place for place in folder.resolve().parents[:4] if (place / NOTES_FOLDER).is_dir()), None)
     results = load_results(folder) if study is None else results_with_readers(load_results(folder), study)
     path = folder / REPORT_FILE
     write_text(path, render_report(results, folder / FIGURES_FOLDER))

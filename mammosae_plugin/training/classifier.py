@@ -4,7 +4,6 @@ import copy
 import json
 import logging
 import math
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from safetensors import SafetensorError, safe_open
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -27,11 +26,13 @@ from mammosae_plugin.datasets import MammogramDataset, collate, n_classes_of
 from mammosae_plugin.datasets.concepts import nearest_names
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import sha256_of_json, write_safetensors, write_text
+from mammosae_plugin.locks import only_run
 from mammosae_plugin.provenance import seed_everything, tensors_fingerprint, torch_generator
-from mammosae_plugin.shards import run_shards, shard_paths
+from mammosae_plugin.shards import remove_shards, run_shards, shard_paths
 from mammosae_plugin.statistics import ranking_metrics
 from mammosae_plugin.training.augmentation import Augmentation, EpochImages, Kind
 from mammosae_plugin.training.held_out import hold_out_patients
+from mammosae_plugin.validation import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +42,8 @@ LOG_EVERY = 10
 Integers = npt.NDArray[np.int64]
 
 
-class ClassifierTraining(BaseModel):
+class ClassifierTraining(Settings):
     """How a classifier is trained."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["pretrained", "linear_probe", "finetuned"] = Field(
         "finetuned",
@@ -140,7 +139,7 @@ def train_classifier(
 
     Raises:
         InputError: An unknown concept, a class without an image, too few patients to hold some out, a loss that is not
-            finite, or a file that holds another classifier.
+            finite, or a file that holds another classifier or that another run writes.
     """
     config, path = config or ClassifierTraining(), Path(path)
     concepts = [concept] if isinstance(concept, str) else list(concept)
@@ -154,21 +153,25 @@ def train_classifier(
         "images": sha256_of_json(dataset.images["image_id"].tolist()),
         **(metadata or {}),
     }
-    if path.exists():
-        model = load_mammo_clip(path, device=device)
-        found = {name: value for name, value in model.source["metadata"].items() if name != "outcome"}
-        if found != json.loads(json.dumps(plan)):
-            raise InputError(f"{path} holds a classifier of other settings; name another file or delete this one")
-    else:
-        seed_everything(config.seed)
-        model = with_new_head(encoder, _n_outputs(concepts)).to(device)
-        task = _Task(dataset, labels, sides, config, path, plan, device, num_workers)
-        chosen = _fit_head(model, task) if config.kind == "pretrained" else _Run(model, task).train()
-        save_classifier(model, path, metadata={**plan, "outcome": {**_sizes(dataset, sides), **chosen}})
-        model = load_mammo_clip(path, device=device)
-    shutil.rmtree(_features_folder(path), ignore_errors=True)
+    if not path.exists():
+        with only_run(file=path):
+            if not path.exists():  # another run may have ended just now
+                _train(encoder, _Task(dataset, labels, sides, config, path, plan, device, num_workers))
+    model = load_mammo_clip(path, device=device)
+    found = {name: value for name, value in model.source["metadata"].items() if name != "outcome"}
+    if found != json.loads(json.dumps(plan)):
+        raise InputError(f"{path} holds a classifier of other settings; name another file or delete this one")
+    remove_shards(_features_folder(path))
     _state_file(path).unlink(missing_ok=True)
     return model
+
+
+def _train(encoder: MammoClipClassifier, task: "_Task") -> None:
+    """Train the classifier and write its file."""
+    seed_everything(task.config.seed)
+    model = with_new_head(encoder, _n_outputs(task.plan["concepts"])).to(task.device)
+    chosen = _fit_head(model, task) if task.config.kind == "pretrained" else _Run(model, task).train()
+    save_classifier(model, task.path, metadata={**task.plan, "outcome": {**_sizes(task.dataset, task.sides), **chosen}})
 
 
 def with_new_head(encoder: MammoClipClassifier, n_class: int) -> MammoClipClassifier:

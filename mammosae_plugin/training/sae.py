@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from pydantic import ValidationError
 from sae_lens import SAE
 from sae_lens import __version__ as sae_lens_version
 from sae_lens.config import SAETrainerConfig
@@ -39,6 +38,7 @@ from mammosae_plugin.activations.saelens_format import NOT_KNOWN
 from mammosae_plugin.datasets.vindr import PHANTOM_ID
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import differences, read_json, remove_temporaries, sha256_of_json, write_json, write_text
+from mammosae_plugin.locks import only_run
 from mammosae_plugin.provenance import plain, seed_everything, torch_generator
 from mammosae_plugin.training.architectures import new_training_sae
 from mammosae_plugin.training.checkpoints import load_state, save_state
@@ -114,8 +114,8 @@ def train_sae(
         The SAELens SAE as a user loads it from the folder: batch top-k ones as JumpReLU SAEs, others as they are.
 
     Raises:
-        InputError: Settings that cannot work on these rows, an SAE of other settings in the folder, rows fewer than one
-            batch, or a loss that is not finite.
+        InputError: Settings that cannot work on these rows, an SAE of other settings or another run in the folder,
+            rows fewer than one batch, or a loss that is not finite.
     """
     device = distributed.place(device)
     job = _Job(Path(folder), config or SAETraining(), metadata or {}, device, final_metrics, tracker)
@@ -183,6 +183,11 @@ class _Job:
     def is_trained(self) -> bool:
         return (self.folder / CFG).exists()
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to write, so that any number of runs may read the SAE."""
+        return self.is_trained and (self.folder / CARD).exists() and not (self.folder / CHECKPOINT).exists()
+
 
 def _train(store: ActivationStore, jobs: Sequence[_Job], validation_images: Sequence[int]) -> list[Any]:
     first = jobs[0].config
@@ -194,7 +199,11 @@ def _train(store: ActivationStore, jobs: Sequence[_Job], validation_images: Sequ
     held_out = validation_images or images_of_held_out_patients(store, first.validation_share, first.order)
     rows = TrainingRows(store, first.batch_size, first.order, held_out)
     plans = [_make_plan(job, rows) for job in jobs]
+    with only_run(*[job.folder for job in jobs if not job.is_finished]):
+        return _train_rest(jobs, plans, rows)
 
+
+def _train_rest(jobs: Sequence[_Job], plans: Sequence[Mapping[str, Any]], rows: TrainingRows) -> list[Any]:
     def claim() -> list[bool]:
         for job, plan in zip(jobs, plans, strict=True):
             _claim(job.folder, plan)
@@ -223,12 +232,12 @@ def _make_plan(job: _Job, rows: TrainingRows) -> dict[str, Any]:
             f"{config.epochs:g} epochs; lower batch_size or keep more positions"
         )
     try:
-        SAETraining.model_validate(config.model_dump())  # a copy with changed settings has not been checked
+        SAETraining(**config.model_dump())  # a copy with changed settings has not been checked
         config.check_d_sae(config.d_sae_for(store.d_in))
         config.check_steps(steps)
         config.resample_steps(rows.n_rows / config.batch_size)
-    except ValidationError as error:
-        raise InputError("; ".join(item["msg"].removeprefix("Value error, ") for item in error.errors())) from error
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(str(error)) from error
     return {

@@ -17,7 +17,7 @@ import sae_lens
 from sae_lens import SAE, TrainingSAE
 
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import sha256_of_file
+from mammosae_plugin.files import TEMPORARY, sha256_of_file
 
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 # Their scale is no part of the weights: what is saved would be another function of the raw rows.
@@ -57,7 +57,7 @@ def save_sae(sae: Any, folder: str | os.PathLike[str], *, metadata: Mapping[str,
         )
     added = dict(metadata or {})
     _check_json({**sae.cfg.metadata.to_dict(), **added})
-    temporary = folder / ".tmp-sae"
+    temporary = folder / f"{TEMPORARY}sae"
     shutil.rmtree(temporary, ignore_errors=True)  # of a killed process
     try:
         _write_inference_form(sae, temporary, added)

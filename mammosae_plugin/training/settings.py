@@ -2,7 +2,9 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from mammosae_plugin.validation import Settings
 
 Architecture = Literal["standard", "gated", "topk", "batchtopk", "jumprelu", "matryoshka_batchtopk", "matching_pursuit"]
 TOP_K_FAMILY = ("topk", "batchtopk", "matryoshka_batchtopk")
@@ -23,10 +25,8 @@ _OF_SOME: dict[str, tuple[str, ...]] = {
 """Which architectures a setting acts on, where it does not act on all."""
 
 
-class SAETraining(BaseModel):
+class SAETraining(Settings):
     """How an SAE is trained. The defaults are the paper's."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     architecture: Architecture = Field("standard", description="The SAE's architecture, by SAELens's name.")
     d_sae: int | None = Field(None, gt=0, description="Number of latents; None means expansion_factor times the width.")

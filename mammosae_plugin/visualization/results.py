@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json
+from mammosae_plugin.validation import explain
 from mammosae_plugin.visualization.names import MINUS, RESULTS_FILE, digits
 
 FORMAT_VERSION = 1
@@ -241,12 +242,9 @@ def validate_results(results: Any, *, where: str = RESULTS_FILE) -> Results:
     try:
         _CHECK.validate_python(results)
     except ValidationError as error:
-        flaws = error.errors()
-        place = ".".join(str(part) for part in flaws[0]["loc"]) or "top level"
-        more = f" (and {len(flaws) - 1} more)" if len(flaws) > 1 else ""
-        raise InputError(
-            f"{where} is not a study's results: {place}: {flaws[0]['msg'].lower()}{more}; run the study again"
-        ) from None
+        first, *others = explain(error, results).split("; ")
+        more = f" (and {len(others)} more)" if others else ""
+        raise InputError(f"{where} is not a study's results: {first}{more}; run the study again") from None
     return cast(Results, results)
 
 
