@@ -32,13 +32,15 @@ from mammosae_plugin.adapters.checkpoints import (
 )
 from mammosae_plugin.adapters.sources import Source, find_source, is_on_hub
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import sha256_of_file, write_safetensors
+from mammosae_plugin.files import sha256_of_file, write_safetensors, write_text
 
 Padding = tuple[int, int, int, int]
 """(left, right, top, bottom) in pixels of the convolution's input."""
 
 _FORMAT_VERSION = 1
 _HEADER_KEY = "mammosae_classifier"
+CLASSIFIER_FILES = ("config.json", "model.safetensors")
+"""What makes up a classifier's folder, the form in which it lies on the Hub: the header as JSON, and the tensors."""
 _HEAD_PREFIX = "classifier.classification_head."
 
 
@@ -240,8 +242,9 @@ def load_mammo_clip(
 
     Args:
         checkpoint: a pretraining checkpoint (`b5-model-best-epoch-7.tar`), a downstream classifier file, which holds
-            the encoder too, or a `.safetensors` that `save_classifier` wrote. A local file; a Hub repo ("owner/name")
-            or local folder with `filename`; or "hub://owner/name[@revision]/path/in/repo".
+            the encoder too, a `.safetensors` that `save_classifier` wrote, or the folder of a published classifier. A
+            local file or such a folder; a Hub repo ("owner/name") or local folder with `filename`; or
+            "hub://owner/name[@revision]/path/in/repo", of a published classifier with its id as the path.
         classifier: a downstream classifier file for a pretraining checkpoint; its encoder, if it has one, and its head
             replace the checkpoint's. Named like `checkpoint`.
         filename: the checkpoint's name inside the repo or folder.
@@ -263,8 +266,11 @@ def load_mammo_clip(
         named.append((checkpoint if classifier is None else classifier, classifier_filename))
     if revision is not None and not any(is_on_hub(place) for place, _ in named):
         raise InputError(f"revision {revision!r} means nothing for local files; leave it out")
-    files = [find_source(place, name, revision=revision if is_on_hub(place) else None) for place, name in named]
-    whole = [file for file in files if is_safetensors(file.path)]
+    files = [
+        find_source(place, name, revision=revision if is_on_hub(place) else None, folder_files=CLASSIFIER_FILES)
+        for place, name in named
+    ]
+    whole = [file for file in files if is_classifier_folder(file.path) or is_safetensors(file.path)]
     if whole and len(files) > 1:
         other = files[0] if whole[0] is files[1] else files[1]
         raise InputError(f"{whole[0].path} is a whole classifier already; give it alone, without {other.path}")
@@ -289,6 +295,36 @@ def new_classifier(architecture: str, n_class: int, *, seed: int) -> MammoClipCl
     return MammoClipClassifier(network, architecture=architecture, source={"kind": "random", "seed": seed}).eval()
 
 
+def is_classifier_folder(path: Path) -> bool:
+    """Whether `save_classifier_folder` wrote a folder."""
+    return all((path / name).is_file() for name in CLASSIFIER_FILES)
+
+
+def save_classifier_folder(
+    model: MammoClipClassifier,
+    folder: str | os.PathLike[str],
+    *,
+    source: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+) -> None:
+    """Write a classifier as a folder of `CLASSIFIER_FILES`, to be read by `load_mammo_clip`.
+
+    The tensors are the model's state dict, without metadata; what `save_classifier` has in its header is `config.json`.
+
+    Args:
+        model: the classifier.
+        folder: where to write.
+        source: as the model's `source`, as far as it is to be told.
+        metadata: as for `save_classifier`.
+
+    Raises:
+        InputError: `metadata` is not plain JSON.
+    """
+    config, weights = (Path(folder) / name for name in CLASSIFIER_FILES)
+    write_text(config, json.dumps(_header(model, source, metadata), indent=1) + "\n")
+    write_safetensors(weights, _tensors(model))
+
+
 def save_classifier(model: MammoClipClassifier, path: str | os.PathLike[str], *, metadata: Mapping[str, Any]) -> None:
     """Write a classifier as safetensors, to be read by `load_mammo_clip`.
 
@@ -304,20 +340,27 @@ def save_classifier(model: MammoClipClassifier, path: str | os.PathLike[str], *,
     Raises:
         InputError: `metadata` is not plain JSON.
     """
+    write_safetensors(path, _tensors(model), {_HEADER_KEY: json.dumps(_header(model, model.source, metadata))})
+
+
+def _tensors(model: MammoClipClassifier) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+
+
+def _header(model: MammoClipClassifier, source: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
     header = {
         "format_version": _FORMAT_VERSION,
         "architecture": model.architecture,
         "n_class": model.n_class,
         "static_padding": {name: list(padding) for name, padding in model.static_padding.items()},
-        "source": model.source,
+        "source": dict(source),
         "metadata": dict(metadata),
     }
     try:
-        text = json.dumps(header, allow_nan=False)
+        json.dumps(header, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InputError(f"the classifier's metadata is not plain JSON: {error}") from error
-    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    write_safetensors(path, tensors, {_HEADER_KEY: text})
+    return header
 
 
 def _create(architecture: str, n_class: int, *, seed: int = 0) -> nn.Module:
@@ -349,10 +392,10 @@ def saved_classifier_header(metadata: Mapping[str, str]) -> dict[str, Any] | Non
 
 
 def read_saved_classifier(source: Source, *, device: str = "cpu") -> MammoClipClassifier:
-    """The classifier in a file that `save_classifier` wrote.
+    """The classifier in a file that `save_classifier`, or a folder that `save_classifier_folder` wrote.
 
     Args:
-        source: the file.
+        source: the file or folder.
         device: "meta" checks all that loading checks, and gives a network without weights.
 
     Raises:
@@ -360,11 +403,12 @@ def read_saved_classifier(source: Source, *, device: str = "cpu") -> MammoClipCl
         InputError: timm has no network of the file's architecture.
     """
     path = source.path
+    config = path / CLASSIFIER_FILES[0] if path.is_dir() else None
     try:
-        with safe_open(path, framework="pt") as file:
-            header_text = (file.metadata() or {}).get(_HEADER_KEY)
+        with safe_open(classifier_weights(path), framework="pt") as file:
+            header_text = config.read_text(encoding="utf-8") if config else (file.metadata() or {}).get(_HEADER_KEY)
             state_dict = {name: file.get_tensor(name).to(device) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, UnicodeDecodeError) as error:
         raise CheckpointFormatError(f"{path} is damaged or no safetensors file: {error}") from error
     if header_text is None:
         raise CheckpointFormatError(f"{path} is a safetensors file, but not one that save_classifier wrote")
@@ -388,12 +432,17 @@ def read_saved_classifier(source: Source, *, device: str = "cpu") -> MammoClipCl
             )
     except (KeyError, TypeError, IndexError, AttributeError, json.JSONDecodeError) as error:
         raise CheckpointFormatError(
-            f"{path} has a damaged header at {_HEADER_KEY}: {type(error).__name__}: {error}"
+            f"{path} has a damaged header at {config.name if config else _HEADER_KEY}: {type(error).__name__}: {error}"
         ) from error
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     check_keys(state_dict, expected, where=str(path), what=f"a {header['architecture']} classifier")
     model.load_state_dict(state_dict)
     return model
+
+
+def classifier_weights(path: Path) -> Path:
+    """The file that holds the weights of a classifier."""
+    return path / CLASSIFIER_FILES[1] if path.is_dir() else path
 
 
 @dataclass(frozen=True)
@@ -509,7 +558,7 @@ def _origin(sources: Sequence[Source]) -> dict[str, Any]:
     """The part of `source` that says which files were read: plain JSON."""
     origin: dict[str, Any] = {
         "files": [source.name for source in sources],
-        "sha256": [sha256_of_file(source.path) for source in sources],
+        "sha256": [sha256_of_file(classifier_weights(source.path)) for source in sources],
     }
     if any(source.repo for source in sources):
         origin["hub"] = [source.hub_record() for source in sources]

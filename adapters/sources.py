@@ -67,6 +67,14 @@ class Source:
             return None
         return {"repo": self.repo, "revision": self.revision, "commit": self.commit}
 
+    def published(self) -> dict[str, str | None] | None:
+        """Repo, revision (the commit, where it is known) and id of what is on the Hub; None for a local path."""
+        return (
+            None
+            if self.repo is None
+            else {"repo": self.repo, "revision": self.commit or self.revision, "id": self.name}
+        )
+
 
 def is_on_hub(source: str | os.PathLike[str]) -> bool:
     """Whether a string names a Hub repo or a file in one: `hub://...`, or owner/name where no such path exists.

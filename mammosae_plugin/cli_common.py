@@ -12,7 +12,10 @@ Debug = Annotated[bool, typer.Option("--debug", help="On an error, show the whol
 Repo = Annotated[str, typer.Argument(metavar="REPO", help="The Hub's repository, owner/name.", show_default=False)]
 Tag = Annotated[str | None, typer.Option(help="Name the published state so, such as v1.", show_default=False)]
 Public = Annotated[bool, typer.Option("--public", help="Make a new repository public; by default it is private.")]
-Replace = Annotated[bool, typer.Option("--replace", help="Overwrite files that the repository has otherwise.")]
+Replace = Annotated[
+    bool,
+    typer.Option("--replace", help="Overwrite what the repository has otherwise, but what people wrote into its card."),
+]
 ForcePoor = Annotated[
     bool,
     typer.Option(
@@ -20,6 +23,28 @@ ForcePoor = Annotated[
         help="Publish although an SAE explains less than nothing of the variance, or fires far from as many latents as "
         "it was trained for; without it that is refused.",
     ),
+]
+Author = Annotated[
+    list[str] | None,
+    typer.Option("--author", help="An author, as the card is to name them; may be repeated.", show_default=False),
+]
+Description = Annotated[str | None, typer.Option(help="A few sentences for the card.", show_default=False)]
+Link = Annotated[
+    list[str] | None,
+    typer.Option("--link", metavar="NAME=URL", help="A link for the card, such as paper=https://...; may be repeated."),
+]
+SAERepo = Annotated[
+    str | None,
+    typer.Option("--sae-repo", metavar="REPO", help="Where the study's SAEs are published, if not from its folder."),
+]
+ModelRepo = Annotated[
+    str | None, typer.Option("--model-repo", metavar="REPO", help="The same of its classifiers.", show_default=False)
+]
+FindingsRepo = Annotated[
+    str | None, typer.Option("--findings-repo", metavar="REPO", help="The same of its findings.", show_default=False)
+]
+SpaceRepo = Annotated[
+    str | None, typer.Option("--space-repo", metavar="REPO", help="The same of its Space.", show_default=False)
 ]
 Confirm = Annotated[
     bool, typer.Option("--confirm/--dry-run", help="Send it; by default only print exactly what would go out.")

@@ -5,8 +5,23 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from mammosae_plugin.cli_common import Confirm, Debug, ForcePoor, Public, Replace, Repo, Tag, clear_errors
-from mammosae_plugin.cli_hub import show_and_send
+from mammosae_plugin.cli_common import (
+    Author,
+    Confirm,
+    Debug,
+    Description,
+    ForcePoor,
+    Link,
+    ModelRepo,
+    Public,
+    Replace,
+    Repo,
+    SAERepo,
+    SpaceRepo,
+    Tag,
+    clear_errors,
+)
+from mammosae_plugin.cli_hub import about_of, show_and_send
 
 if TYPE_CHECKING:
     from mammosae_plugin.hub.publishing import Publication
@@ -43,6 +58,12 @@ def publish_findings(
         Path | None,
         typer.Option(help="The file of the key that ids are hashed with. Default: in STUDY.", show_default=False),
     ] = None,
+    author: Author = None,
+    description: Description = None,
+    link: Link = None,
+    sae_repo: SAERepo = None,
+    model_repo: ModelRepo = None,
+    space_repo: SpaceRepo = None,
     tag: Tag = None,
     public: Public = False,
     replace: Replace = False,
@@ -75,6 +96,7 @@ def publish_findings(
             replace=replace,
             force_poor=force_poor,
             dry_run=True,
+            about=about_of(author, description, link, sae=sae_repo, model=model_repo, space=space_repo),
         )
         show_and_send(cast("Publication", publication), confirm)
 

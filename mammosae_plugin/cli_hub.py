@@ -8,9 +8,26 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mammosae_plugin.cli_common import Confirm, Debug, ForcePoor, Public, Replace, Repo, Tag, clear_errors
+from mammosae_plugin.cli_common import (
+    Author,
+    Confirm,
+    Debug,
+    Description,
+    FindingsRepo,
+    ForcePoor,
+    Link,
+    ModelRepo,
+    Public,
+    Replace,
+    Repo,
+    SAERepo,
+    SpaceRepo,
+    Tag,
+    clear_errors,
+)
 
 if TYPE_CHECKING:
+    from mammosae_plugin.hub.about import About
     from mammosae_plugin.hub.publishing import Publication
 
 publish = typer.Typer(
@@ -23,6 +40,15 @@ def show_and_send(publication: "Publication", confirm: bool) -> None:
     """Print exactly what would go out; with `confirm`, send it and print where it is."""
     typer.echo(publication.describe())
     typer.echo(publication.send().as_text() if confirm else "Nothing was sent (dry run); --confirm sends it.")
+
+
+def about_of(
+    author: list[str] | None, description: str | None, link: list[str] | None, **repositories: str | None
+) -> "About":
+    """What the options of publishing say for the card; repositories by part: sae, model, findings, space."""
+    from mammosae_plugin.hub.about import About, parse_links
+
+    return About(tuple(author or ()), description, parse_links(link or ()), **repositories)
 
 
 @publish.command("sae")
@@ -64,6 +90,12 @@ def publish_sae_command(
         Path | None,
         typer.Option(help="The study whose ids of patients and images must not get out.", show_default=False),
     ] = None,
+    author: Author = None,
+    description: Description = None,
+    link: Link = None,
+    model_repo: ModelRepo = None,
+    findings_repo: FindingsRepo = None,
+    space_repo: SpaceRepo = None,
     tag: Tag = None,
     public: Public = False,
     replace: Replace = False,
@@ -106,6 +138,79 @@ def publish_sae_command(
             replace=replace,
             force_poor=force_poor,
             dry_run=True,
+            about=about_of(author, description, link, model=model_repo, findings=findings_repo, space=space_repo),
+        )
+        assert isinstance(publication, Publication)
+        show_and_send(publication, confirm)
+
+
+@publish.command("model")
+def publish_model_command(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A study's output folder, whose trained classifiers go out as MODEL-CONCEPT, or a classifier's file.",
+            show_default=False,
+        ),
+    ],
+    repo: Repo,
+    model_id: Annotated[
+        str | None,
+        typer.Option(
+            "--id", help="Of a study, the only one to publish; of a file, what to call it.", show_default=False
+        ),
+    ] = None,
+    licence: Annotated[
+        str | None,
+        typer.Option("--licence", help="Of the weights, such as mit or cc-by-nc-sa-4.0; required.", show_default=False),
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="The Hub's name of the encoder that it started from.", show_default=False)
+    ] = None,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(help="A dataset that it was trained on, such as vindr; may be repeated.", show_default=False),
+    ] = None,
+    study: Annotated[
+        Path | None,
+        typer.Option(help="The study whose ids of patients and images must not get out.", show_default=False),
+    ] = None,
+    author: Author = None,
+    description: Description = None,
+    link: Link = None,
+    sae_repo: SAERepo = None,
+    findings_repo: FindingsRepo = None,
+    space_repo: SpaceRepo = None,
+    tag: Tag = None,
+    public: Public = False,
+    replace: Replace = False,
+    confirm: Confirm = False,
+    debug: Debug = False,
+) -> None:
+    """Publish the classifiers whose features SAEs read, so that others can run these on images of their own.
+
+    `load_mammo_clip("hub://REPO/ID")` loads one, and so does a study's configuration. They are staged as safetensors
+    and JSON with a card, checked by the privacy guard, read back and compared. Without --confirm, that is all.
+    """
+    with clear_errors(debug):
+        from mammosae_plugin.hub.guard import PrivacyContext
+        from mammosae_plugin.hub.models import publish_model
+        from mammosae_plugin.hub.publishing import Publication
+
+        publication = publish_model(
+            source,
+            repo,
+            model_id=model_id,
+            licence=licence,
+            base_model=base_model,
+            datasets=dataset or (),
+            context=PrivacyContext.of_study(study) if study is not None else None,
+            tag=tag,
+            private=not public,
+            replace=replace,
+            dry_run=True,
+            about=about_of(author, description, link, sae=sae_repo, findings=findings_repo, space=space_repo),
         )
         assert isinstance(publication, Publication)
         show_and_send(publication, confirm)

@@ -5,7 +5,21 @@ from typing import Annotated
 
 import typer
 
-from mammosae_plugin.cli_common import Confirm, Debug, ForcePoor, Public, Replace, Tag, clear_errors
+from mammosae_plugin.cli_common import (
+    Author,
+    Confirm,
+    Debug,
+    Description,
+    FindingsRepo,
+    ForcePoor,
+    Link,
+    ModelRepo,
+    Public,
+    Replace,
+    SAERepo,
+    Tag,
+    clear_errors,
+)
 
 
 def add_space_command(publish: typer.Typer) -> None:
@@ -41,6 +55,12 @@ def publish_space_command(
         str | None, typer.Option(help="What the page is called; by default as the study.", show_default=False)
     ] = None,
     min_group: Annotated[int, typer.Option(min=1, help="Statistics of fewer patients than this are left out.")] = 5,
+    author: Author = None,
+    description: Description = None,
+    link: Link = None,
+    sae_repo: SAERepo = None,
+    model_repo: ModelRepo = None,
+    findings_repo: FindingsRepo = None,
     tag: Tag = None,
     public: Public = False,
     replace: Replace = False,
@@ -54,9 +74,11 @@ def publish_space_command(
     Without --confirm what would go out is printed and nothing is sent.
     """
     with clear_errors(debug):
+        from mammosae_plugin.cli_hub import about_of, show_and_send
         from mammosae_plugin.errors import InputError
         from mammosae_plugin.hub.space import build_space, publish_space, read_findings
 
+        about = about_of(author, description, link, sae=sae_repo, model=model_repo, findings=findings_repo)
         if repo is None:
             if folder is None:
                 raise InputError("name a Space on the Hub (owner/name) or, to look at the pages here, --folder DIR")
@@ -66,9 +88,8 @@ def publish_space_command(
                 None if one is None else read_findings(one, min_group=min_group) for one in (source, compare)
             )
             assert findings is not None
-            typer.echo(build_space(findings, folder, compare=other, title=title) / "index.html")
+            typer.echo(build_space(findings, folder, compare=other, title=title, about=about) / "index.html")
             return
-        from mammosae_plugin.cli_hub import show_and_send
         from mammosae_plugin.hub.publishing import Publication
 
         publication = publish_space(
@@ -83,6 +104,7 @@ def publish_space_command(
             replace=replace,
             force_poor=force_poor,
             dry_run=True,
+            about=about,
         )
         assert isinstance(publication, Publication)
         show_and_send(publication, confirm)

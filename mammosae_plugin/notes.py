@@ -124,7 +124,7 @@ def add_note(
     if confidence is not None and confidence not in CONFIDENCES:
         raise InputError(f"confidence is {confidence}; give a whole number from 1 (a guess) to 5 (certain)")
     _check_privacy(study, {"author": author, "label": label or "", "text": text})
-    note = Note(author, where.name, int(latent), text, encoder, concept, label, confidence, _now(), where.sae_sha256)
+    note = Note(author, where.name, int(latent), text, encoder, concept, label, confidence, _now(), where.sae_tensors)
     _append(_file_of(study.folder, author), [note])
     return note
 
@@ -152,7 +152,7 @@ def withdraw_notes(
     author = author.strip()
     study, where = _place(study_folder, latent, author, layer, encoder)
     line = Note(
-        author, where.name, int(latent), "", encoder, None, None, None, _now(), where.sae_sha256, withdrawn=True
+        author, where.name, int(latent), "", encoder, None, None, None, _now(), where.sae_tensors, withdrawn=True
     )
     found = [note for note in _in_force(_all_notes(study.folder)) if _withdraws(line, note)]
     if not found:
@@ -466,7 +466,7 @@ def _withdraws(line: Note, note: Note) -> bool:
 
 
 def _is_of(note: Note, layers: Sequence[LayerResults], *, warn: bool = True) -> bool:
-    same = any((layer.name, layer.sae_sha256) == (note.layer, note.sae) for layer in layers)
+    same = any((layer.name, layer.sae_tensors) == (note.layer, note.sae) for layer in layers)
     if not same and warn:
         logger.warning(
             "a note of %s on latent %d at layer %s is about an SAE that the study no longer uses; it is left out",

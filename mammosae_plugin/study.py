@@ -27,6 +27,7 @@ from mammosae_plugin.activations.extraction import capture_several
 from mammosae_plugin.activations.store import FORMAT_VERSION
 from mammosae_plugin.adapters import HookedVisionModel, MammoClipClassifier, load_mammo_clip
 from mammosae_plugin.adapters.fast_inference import compiled, fold_batch_norms
+from mammosae_plugin.adapters.mammo_clip import CLASSIFIER_FILES
 from mammosae_plugin.config import ModelConfig, StudyConfig
 from mammosae_plugin.datasets import (
     PREPROCESSING,
@@ -191,7 +192,7 @@ class Study:
             first = model.classifiers[self.config.concepts[0]] if model.classifiers is not None else None
             file = model.encoder or first
             assert file is not None  # the configuration has been validated
-            network = load_mammo_clip(existing(file))
+            network = load_mammo_clip(_classifier(file))
             if not layers:
                 hook_names = {
                     name: _hook_name(network, name) for name in self.config.layers or [_final_module(network)]
@@ -223,11 +224,11 @@ class Study:
     def _classifier_file(self, pair: ModelPair) -> tuple[Path, ...]:
         config = self.model_config(pair.model)
         if config.classifiers is not None:
-            file = existing(config.classifiers[pair.concept])
-            return (file,) if config.encoder is None else (existing(config.encoder), file)
+            file = _classifier(config.classifiers[pair.concept])
+            return (file,) if config.encoder is None else (_classifier(config.encoder), file)
         assert config.encoder is not None and config.train is not None  # the configuration has been validated
         images = self.split(TRAINING)
-        encoder = load_mammo_clip(existing(config.encoder))
+        encoder = load_mammo_clip(_classifier(config.encoder))
         parts = [
             config.train.model_dump(),
             tensors_fingerprint(encoder.state_dict()),
@@ -489,6 +490,11 @@ def _dated(results: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _timings(file: Path) -> dict[str, float]:
     found = read_json(file) if file.exists() else {}
     return found if isinstance(found, dict) else {}
+
+
+def _classifier(checkpoint: str | Path) -> Path:
+    """The file or folder of an encoder or a classifier."""
+    return existing(checkpoint, CLASSIFIER_FILES).path
 
 
 def _final_module(model: MammoClipClassifier) -> str:

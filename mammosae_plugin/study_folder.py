@@ -75,9 +75,9 @@ class LayerResults:
         return str(self.results["models"][0]["hook_name"])
 
     @property
-    def sae_sha256(self) -> str:
-        """Fingerprint of the SAE's weights."""
-        return str(self.results["sae"]["sha256"])
+    def sae_tensors(self) -> str:
+        """Fingerprint of the SAE's tensors."""
+        return sae_tensors(self.results["sae"])
 
     @property
     def d_sae(self) -> int:
@@ -91,6 +91,15 @@ def primary_layer(results: Results) -> str:
         return results["layer"]["primary"]
     listed = results["config"].get("layers")
     return str(listed[0] if listed else results["models"][0]["hook_name"].rpartition(".")[0])
+
+
+def sae_tensors(sae: Mapping[str, Any]) -> str:
+    """What tells a study's SAE from others: the fingerprint of its tensors, whatever file they lie in.
+
+    Args:
+        sae: What a study says of it. Earlier versions wrote the fingerprint as `sha256`, which is now the file's.
+    """
+    return str(sae.get("tensors") or sae.get("sha256"))
 
 
 def is_study_folder(place: Any) -> bool:
@@ -132,6 +141,34 @@ class StudyFolder:
     def primary_name(self) -> str:
         """The layer whose report lies at the top."""
         return primary_layer(self.results)
+
+    @property
+    def classifiers(self) -> dict[str, tuple[str, str]]:
+        """By "model/concept" the id under which a classifier is published, and what tells its weights from others."""
+        checksums: dict[str, list[str]] = {}
+        for row in self.results["provenance"]["checkpoints"]:
+            checksums.setdefault(row["name"], []).append(row["sha256"])
+        found = {}
+        for row in self.results["models"]:
+            key = f"{row['name']}/{row['concept']}"
+            found[key] = (key.replace("/", "-"), "+".join(checksums.get(key, [])))
+        return found
+
+    @property
+    def saes(self) -> dict[str, tuple[str, str]]:
+        """By layer the id under which its SAE is published, and what tells its weights from others."""
+        return {layer.name: (layer.name, layer.sae_tensors) for layer in self.layers}
+
+    @property
+    def dataset_fingerprint(self) -> str:
+        """SHA-256 over the annotations and every byte of every image of the study."""
+        return str(self.results["provenance"]["dataset_fingerprint"])
+
+    @property
+    def training_images(self) -> dict[str, int] | None:
+        """How many images of how many patients the study trained on: n_images, n_patients."""
+        rows = [row for row in self.results["data"]["splits"] if row["split"] == "training"]
+        return {name: rows[0][name] for name in ("n_images", "n_patients")} if rows else None
 
     def layer(self, name: str | None = None) -> LayerResults:
         """A layer by its name; the primary one for None.

@@ -19,7 +19,7 @@ from mammosae_plugin import intervention, localization, probing, reconstruction
 from mammosae_plugin.activations import ActivationStore, cache_layer_outputs, layer_output_nbytes
 from mammosae_plugin.activations.layer_outputs import FORMAT_VERSION as OUTPUTS_VERSION
 from mammosae_plugin.adapters import HookedVisionModel, MammoClipClassifier, load_vision_sae
-from mammosae_plugin.adapters.sources import find_source
+from mammosae_plugin.adapters.sources import Source, find_source
 from mammosae_plugin.adapters.vision_sae import SAELENS_FILES
 from mammosae_plugin.datasets import PREPROCESSING, MammogramDataset
 from mammosae_plugin.errors import InputError
@@ -32,6 +32,7 @@ from mammosae_plugin.provenance import package_versions, plain, tensors_fingerpr
 from mammosae_plugin.report import write_report
 from mammosae_plugin.roles import latent_roles
 from mammosae_plugin.training import train_sae
+from mammosae_plugin.training.saving import WEIGHTS
 from mammosae_plugin.visualization import HeatmapPanels, validate_results, write_figures, write_tables
 
 if TYPE_CHECKING:
@@ -53,16 +54,20 @@ def digest(value: Any) -> str:
     return sha256_of_json(plain(value))[:12]
 
 
-def existing(checkpoint: str | Path) -> Path:
-    """The local file or folder of a checkpoint, downloaded first where it lies on the Hub.
+def existing(checkpoint: str | Path, folder_files: Sequence[str]) -> Source:
+    """A checkpoint on this machine, downloaded first where it lies on the Hub, and where it came from.
+
+    Args:
+        checkpoint: A file, a folder or a place on the Hub.
+        folder_files: What makes up a folder of this kind.
 
     Raises:
         InputError: There is none, or it cannot be read.
     """
-    path = find_source(checkpoint, folder_files=SAELENS_FILES).path
-    if not path.exists():
-        raise InputError(f"{path} does not exist; check the configuration")
-    return path
+    source = find_source(checkpoint, folder_files=folder_files)
+    if not source.path.exists():
+        raise InputError(f"{source.path} does not exist; check the configuration")
+    return source
 
 
 @dataclass(frozen=True)
@@ -182,11 +187,22 @@ class LayerStudy:
     # The SAE
 
     @cached_property
-    def sae_file(self) -> Path | None:
-        """The file or folder of the layer's SAE; None where the study trains it."""
+    def sae_source(self) -> Source | None:
+        """Where the layer's SAE was read from; None where the study trains it."""
         sae = self.config.sae
         checkpoint = sae.paths[self.name] if sae.paths is not None else sae.path
-        return None if checkpoint is None else existing(checkpoint)
+        return None if checkpoint is None else existing(checkpoint, SAELENS_FILES)
+
+    @property
+    def sae_file(self) -> Path | None:
+        """The file or folder of the layer's SAE; None where the study trains it."""
+        return self.sae_source.path if self.sae_source is not None else None
+
+    @property
+    def sae_weights(self) -> Path:
+        """The file that holds the weights of the layer's SAE."""
+        place = self.sae_file or self._trained_folder
+        return place / WEIGHTS if place.is_dir() else place
 
     def extract(self) -> ActivationStore | None:
         """The rows on which the SAE is trained; None where the configuration gives the SAE as a file."""
@@ -203,11 +219,16 @@ class LayerStudy:
         source = self.config.sae.train
         store = self.extract()
         assert source is not None and store is not None
-        parts = [store.manifest, source.training.model_dump()]
         described = {"preprocessing": PREPROCESSING, "trained_on_model": source.model, "concept": source.concept}
-        folder = self.work / "sae" / digest(parts)
-        sae = train_sae(store, folder, source.training, metadata=described, device=self.config.device)
+        sae = train_sae(store, self._trained_folder, source.training, metadata=described, device=self.config.device)
         return sae.to("cpu")
+
+    @property
+    def _trained_folder(self) -> Path:
+        """Where the SAE that the study trains lies."""
+        source, store = self.config.sae.train, self.extract()
+        assert source is not None and store is not None
+        return self.work / "sae" / digest([store.manifest, source.training.model_dump()])
 
     def train(self) -> None:
         """Train the SAE, or read the one that the configuration names."""

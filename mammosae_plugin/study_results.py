@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from mammosae_plugin.adapters.mammo_clip import classifier_weights
 from mammosae_plugin.claims import claims
 from mammosae_plugin.config import portable_config
 from mammosae_plugin.files import sha256_of_file
@@ -112,11 +113,13 @@ def _precision(rows: list[Row]) -> float | None:
 
 
 def _checkpoints(layer: LayerStudy) -> list[dict[str, str]]:
-    study, sae = layer.study, layer.sae_file
+    study = layer.study
     files = [(pair.key, file) for pair in study.pairs for file in study.classifier_files[pair]]
-    if sae is not None and sae.is_file():
-        files.append(("sae", sae))
-    return [{"name": name, "file": file.name, "sha256": sha256_of_file(file)} for name, file in files]
+    if layer.sae_file is not None:
+        files.append(("sae", layer.sae_weights))
+    return [
+        {"name": name, "file": file.name, "sha256": sha256_of_file(classifier_weights(file))} for name, file in files
+    ]
 
 
 def _data(study: "Study") -> Row:
@@ -180,20 +183,22 @@ def _models(layer: LayerStudy) -> list[Row]:
 
 
 def _sae(layer: LayerStudy) -> Row:
-    cfg, source, file = layer.sae.cfg, layer.config.sae, layer.sae_file
+    cfg, config, given = layer.sae.cfg, layer.config.sae, layer.sae_source
     return {
-        "source": file.name if file is not None else "trained in this study",
+        "source": given.name if given is not None else "trained in this study",
+        "published": given.published() if given is not None else None,
         "architecture": cfg.architecture(),
         "d_in": cfg.d_in,
         "d_sae": cfg.d_sae,
-        "sha256": tensors_fingerprint(layer.sae.state_dict()),
+        "sha256": sha256_of_file(layer.sae_weights),
+        "tensors": tensors_fingerprint(layer.sae.state_dict()),
         "trained_l0": trained_l0(layer.sae),
-        "trained_on": f"{source.train.model}/{source.train.concept}" if source.train is not None else None,
+        "trained_on": f"{config.train.model}/{config.train.concept}" if config.train is not None else None,
         "training": None
-        if source.train is None
+        if config.train is None
         else {
-            "share_of_positions": source.train.fraction if source.train.count is None else None,
-            "positions_per_image": source.train.count,
-            **source.train.training.acting(),
+            "share_of_positions": config.train.fraction if config.train.count is None else None,
+            "positions_per_image": config.train.count,
+            **config.train.training.acting(),
         },
     }

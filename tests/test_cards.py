@@ -125,7 +125,7 @@ FINDINGS: dict[str, Any] = {
     "n_notes": 3,
     "agreement": "Cohen's kappa 0.62 (2 readers)",
 }
-SPACE: dict[str, Any] = {"title": "Latents of a classifier", "datasets": ["someone/findings"]}
+SPACE: dict[str, Any] = {"title": "Latents of a classifier", "datasets": ["someone/findings"], "kinds": ["vindr"]}
 CARDS = {
     "model": render_sae_card(SAE),
     "dataset": render_findings_card(FINDINGS),
@@ -215,7 +215,7 @@ def test_what_is_said_of_one_sae_is_not_said_of_another() -> None:
     card = render_sae_card(facts)
     licence = card.partition("## Licence and data")[2]
     assert "- `layer_10`: [VinDr-Mammo]" in licence
-    assert "- `layer_6`: phantom mammograms" in licence
+    assert "- `layer_6`: phantoms: images drawn by a program" in licence
     assert "- `layer_2`: data that the author has not stated\n" in licence
     made = [line for line in card.splitlines() if line.startswith("| data |")]
     assert ["VinDr" in line for line in made] == [True, False, False]

@@ -408,7 +408,7 @@ def test_the_saes_that_a_study_trained_go_out_under_the_names_of_their_layers(
     def layer(name: str, architecture: str) -> SimpleNamespace:
         fingerprint = tensors_fingerprint(load_vision_sae(root / "trained" / architecture).state_dict())
         results = {"sae_quality": rows, "sae": {"trained_on": "b/Mass"}}
-        return SimpleNamespace(name=name, sae_sha256=fingerprint, results=results)
+        return SimpleNamespace(name=name, sae_tensors=fingerprint, results=results)
 
     study = SimpleNamespace(layers=[layer("layer_6", "gated"), layer("layer_10", "topk")])
     monkeypatch.setattr("mammosae_plugin.hub.saes.StudyFolder", lambda folder: study)

@@ -47,12 +47,12 @@
     let name = null;
     try {
       if (page === null) {
-        root.append(mammosae.el("h1", {}, "There is no such page"), mammosae.el("p", {}, mammosae.el("a", { href: "#/" }, "All latents")));
+        mammosae.add(root, mammosae.el("h1", {}, "There is no such page"), mammosae.el("p", {}, mammosae.el("a", { href: "#/" }, "All latents")));
       } else {
         name = await mammosae.pages[page](root, place);
       }
     } catch (error) {
-      root.append(mammosae.el("p", { class: "notice", role: "alert" }, `This page could not be shown: ${error.message}. Are all files of the Space there?`));
+      mammosae.add(root, mammosae.el("p", { class: "notice", role: "alert" }, `This page could not be shown: ${error.message}. Are all files of the Space there?`));
     }
     if (mine !== turn) return;
     document.title = name ? `${name} · ${title}` : title;
@@ -78,7 +78,7 @@
       document.getElementById("main").focus();
     });
     if (!index) {
-      document.getElementById("main").append(mammosae.el("p", { class: "notice", role: "alert" }, "data/index.js is missing: build the Space again."));
+      mammosae.add(document.getElementById("main"), mammosae.el("p", { class: "notice", role: "alert" }, "data/index.js is missing: build the Space again."));
       return;
     }
     document.getElementById("title").textContent = index.title;

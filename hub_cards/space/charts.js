@@ -15,7 +15,7 @@ mammosae.charts = (() => {
   const svg = (name, attributes = {}, ...children) => {
     const node = document.createElementNS("http://www.w3.org/2000/svg", name);
     for (const [key, value] of Object.entries(attributes)) if (value !== null) node.setAttribute(key, value);
-    node.append(...children.flat().filter((child) => child !== null));
+    node.append(...children.flat().filter((child) => child !== null && child !== false));
     return node;
   };
 
@@ -30,14 +30,26 @@ mammosae.charts = (() => {
 
   const scale = (low, high, from, to) => (value) => from + ((value - low) / (high - low || 1)) * (to - from);
 
-  // Round steps for about `wanted` ticks.
+  // Round steps for about `wanted` ticks, never fewer than two: one alone gives no scale.
   const ticks = (low, high, wanted = 4) => {
     const rough = (high - low) / wanted || 1;
     const unit = 10 ** Math.floor(Math.log10(rough));
-    const step = [1, 2, 5, 10].map((factor) => factor * unit).find((candidate) => candidate >= rough);
+    const steps = [10, 5, 2, 1, 0.5, 0.2, 0.1].map((factor) => factor * unit);
+    const within = (step) => {
+      const found = [];
+      for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1) found.push(i * step);
+      return found;
+    };
+    const usual = steps.filter((step) => step >= rough).pop();
+    return within(steps.find((step) => step <= usual && within(step).length > 1) ?? usual);
+  };
+
+  // 1, 10, 100, ... up to the last rank, and that one where there is room for it.
+  const rankTicks = (last) => {
     const found = [];
-    for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1) found.push(i * step);
-    return found;
+    for (let power = 0; 10 ** power <= last; power += 1) found.push(10 ** power);
+    const room = found.length === 1 ? 1 : 3;
+    return last > room * found[found.length - 1] ? [...found, last] : found;
   };
 
   // What tick values are divided by, so that they stay short, and how a title says so.
@@ -73,7 +85,7 @@ mammosae.charts = (() => {
     const highest = Math.max(...bins);
     const x = scale(lowest, 0, LEFT, WIDTH - RIGHT);
     const y = scale(0, highest, HEIGHT - BOTTOM, TOP + 8);
-    for (const tick of ticks(0, highest, 3).filter(Number.isInteger)) yTick(root, y(tick), tickText(tick));
+    for (const tick of new Set([0, ...ticks(0, highest, 3).filter(Number.isInteger), ...(highest < 3 ? [highest] : [])])) yTick(root, y(tick), tickText(tick));
     for (let power = lowest; power <= 0; power += 1) xTick(root, x(power), `${tickText(100 * 10 ** power)} %`);
     const width = (WIDTH - RIGHT - LEFT) / bins.length;
     bins.forEach((count, i) => {
@@ -104,7 +116,7 @@ mammosae.charts = (() => {
     const x = scale(0, Math.log10(last), LEFT, WIDTH - RIGHT);
     const y = scale(lowest, highest, HEIGHT - BOTTOM, TOP + 4);
     for (const tick of ticks(lowest, highest, 3)) yTick(root, y(tick), values.of(tick));
-    for (let power = 0; 10 ** power <= last; power += 1) xTick(root, x(power), mammosae.count(10 ** power));
+    for (const rank of rankTicks(last)) xTick(root, x(Math.log10(rank)), mammosae.count(rank));
     // One point per half pixel is all that the line can show.
     let previous = -1;
     const path = [];

@@ -176,7 +176,7 @@ mammosae.pages.compare = (() => {
       el("dl", { class: "facts" },
         el("div", {}, el("dt", {}, "Rank correlation"), el("dd", { id: "correlation", "data-value": correlation }, fixed(correlation)),
           caution("few-correlation", few),
-          el("dd", { class: "small" }, `Spearman's, of ${title.toLowerCase()}: 1 same order, 0 none, −1 reversed`)),
+          el("dd", { class: "small" }, `Spearman's, of ${mammosae.inSentence(title)}: 1 same order, 0 none, −1 reversed`)),
         ranked && el("div", {}, el("dt", {}, `Shared among the ${top} best`), el("dd", { id: "shared", "data-value": both }, `${both} of ${top}`),
           caution("few-shared", few ?? most),
           el("dd", { class: "small" }, `${number((top * top) / rows.length)} expected by chance`)),
@@ -199,16 +199,16 @@ mammosae.pages.compare = (() => {
   return async (root, { params }) => {
     const { studies } = mammosae.data.index;
     const tables = studies.flatMap((study) => study.tables);
-    root.append(el("h1", {}, "Compare"));
+    mammosae.add(root, el("h1", {}, "Compare"));
     let state = read(params, tables);
     if (state === null) {
-      root.append(el("p", { class: "missing" }, "There is nothing to compare: these findings hold one encoder at one layer. Build the page with a second study (mammosae publish space … --compare OTHER)."));
+      mammosae.add(root, el("p", { class: "missing" }, "There is nothing to compare: these findings hold one encoder at one layer. Build the page with a second study (mammosae publish space … --compare OTHER)."));
       return "Compare";
     }
     const form = el("form", { class: "filters fields", "aria-label": "Choose what to compare", onsubmit: (event) => event.preventDefault() });
     const box = el("div", { "aria-live": "polite" });
     let redraw = [];
-    root.append(
+    mammosae.add(root,
       el("p", { class: "lead" }, studies.length > 1
         ? "Do the same latents stand out in both studies, and do they localize as well? Agreement on new images, or with a new classifier, is what a replication looks for."
         : "Do the same latents stand out in both encoders? Only one study is here; two encoders of it can be compared."),

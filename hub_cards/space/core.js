@@ -120,7 +120,12 @@ mammosae.el = (name, attributes = {}, ...children) => {
     else if (value === true) node.setAttribute(key, "");
     else if (value !== false && value !== null && value !== undefined) node.setAttribute(key, value);
   }
-  node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  return mammosae.add(node, ...children);
+};
+
+// Adds nodes and texts; what a condition left out (false, null, undefined) is not there.
+mammosae.add = (node, ...children) => {
+  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
   return node;
 };
 
@@ -181,6 +186,9 @@ mammosae.encoderName = (name) => name.split("/").map((part, i) => (i ? part.spli
 mammosae.className = (number, count) => (count === 2 ? ["absent", "present"][number] : `class ${number}`);
 
 mammosae.count = (value) => Number(value).toLocaleString("en-US");
+
+// A heading inside a sentence: "Box AP" -> "box AP", "SHA-256" stays.
+mammosae.inSentence = (text) => text.replace(/^[A-Z](?![A-Z0-9-])/, (first) => first.toLowerCase());
 
 // "1 latent", "2 latents".
 mammosae.counted = (value, noun) => `${mammosae.count(value)} ${noun}${value === 1 ? "" : "s"}`;

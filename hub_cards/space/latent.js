@@ -170,7 +170,7 @@ mammosae.pages.latent = (() => {
     const place = at >= 0 ? at : row;
     const link = (step, id, rel) => {
       const next = order[place + step];
-      const text = next && (step < 0 ? `← ${next[1]}` : `${next[1]} →`);
+      const text = next && (step < 0 ? `← latent ${next[1]}` : `latent ${next[1]} →`);
       return next
         ? el("a", { href: mammosae.latentAddress(next[0], next[1], at >= 0 ? listed.concept : null), id, rel, "aria-label": `${rel === "prev" ? "Previous" : "Next"}: latent ${next[1]}` }, text)
         : el("span", {});
@@ -187,7 +187,7 @@ mammosae.pages.latent = (() => {
     const table = info && await mammosae.table(info);
     const row = /^\d+$/.test(parts[2] ?? "") ? table?.byLatent.get(Number(parts[2])) : undefined;
     if (row === undefined) {
-      root.append(el("h1", {}, "There is no such latent"),
+      mammosae.add(root, el("h1", {}, "There is no such latent"),
         el("p", {}, `The address names layer “${parts[0] ?? ""}”, encoder “${parts[1] ?? ""}”, latent “${parts[2] ?? ""}”, which these findings do not hold. `,
           el("a", { href: "#/" }, "All latents")));
       return;
@@ -197,7 +197,7 @@ mammosae.pages.latent = (() => {
     // The concept that was asked for comes first.
     const concepts = info.concepts.map((one) => table.concepts[one.concept]).sort((one, other) => (other.name === wanted) - (one.name === wanted));
     const notes = table.notes.get(latent) ?? [];
-    root.append(
+    mammosae.add(root,
       neighbours(study, info, latent, table),
       el("h1", {}, `Latent ${latent}`),
       el("p", { class: "where" }, `Encoder ${encoderName(info.encoder)} · layer ${info.layer} `, el("code", {}, info.hook_name),
@@ -215,7 +215,7 @@ mammosae.pages.latent = (() => {
       ...concepts.map((concept) => conceptPart(study, table, concept, row, concept.name === wanted)),
       el("section", { id: "notes" }, el("h2", {}, "Notes by readers"), noteList(notes)));
     const others = await elsewhere(study, table, latent);
-    if (others) root.append(el("section", { id: "elsewhere" }, others));
+    if (others) mammosae.add(root, el("section", { id: "elsewhere" }, others));
     return `Latent ${latent}, ${encoderName(info.encoder)}`;
   };
 })();

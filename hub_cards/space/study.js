@@ -17,7 +17,7 @@ mammosae.pages.study = (() => {
     ["Mean, absent and present", "Mean activation over all positions of the training images of the class."],
     ["Score and rank", "What latents are ranked by: the class's mean, by default less the mean over all training images. Rank 1 has the highest score. A high rank means that the latent differs between the classes, not that it causes the classifier's answer."],
     ["Fires in", "Share of the test images in which the latent fires at one position or more. A latent that fires in no test image and no training image is dead: it still has a rank, which says nothing. Dead latents are left out of the list unless it is told to show them."],
-    ["Box AP", "Average precision, 0 to 1, of the boxes drawn around the strongest parts of the latent's map, against the radiologists' boxes in test images with the finding. Only the best-ranked latents are measured. The list shows it at the first threshold and overlap of the study; a latent's page shows all of them."],
+    ["Box AP", "Average precision, 0 to 1, of the boxes drawn around the strongest parts of the latent's map, against the annotated boxes in test images with the finding. Only the best-ranked latents are measured. The list shows it at the first threshold and overlap of the study; a latent's page shows all of them."],
     ["Ablation", "Mean change of the concept's logit (the classifier's answer before it is turned into a probability) over test images with the finding when this latent alone is set to 0. Below 0, the latent had spoken for the finding. Known where everything behind the SAE is linear."],
     ["Sweep, k", "Groups of the k best latents of every class, taken together. “Kept”: all other latents are set to 0; is the group enough? “Silenced”: the group is set to 0; is it needed? The grey lines are random groups of the same size: only what beats them says something about the choice."],
     ["AUROC", "The chance that the classifier gives a random image with the finding a higher answer than one without. 0.5 is guessing, 1 is perfect. In brackets, 95 % intervals over patients."],
@@ -53,11 +53,12 @@ mammosae.pages.study = (() => {
         study.link && [" Source: ", el("a", { href: study.link, rel: "noopener" }, study.origin), "."]),
       el(level, {}, "Data"),
       Array.isArray(study.data.splits) ? wide(study.data.splits, "Images of each split") : null,
-      Array.isArray(study.data.concepts) ? wide(study.data.concepts, "Images with each concept; boxes are radiologists' annotations") : null,
+      Array.isArray(study.data.concepts) ? wide(study.data.concepts, `Images with each concept; ${study.data_kind === "phantom" ? "boxes are where the finding was drawn" : "boxes are the annotated ones"}`) : null,
       el(level, {}, "Models"),
       wide(study.models.map(({ name, ...row }) => row), "Encoders and classifiers"),
       el(level, {}, "Sparse autoencoder"),
       ...sae.flatMap(([layer, values]) => [sae.length > 1 ? el("h4", {}, `Layer ${layer}`) : null, facts(values),
+        values.published && el("p", {}, "Published as ", place(values.published)),
         wide(values.quality ?? [], "How well it copies the layer: explained variance (1 is perfect), L0 (latents that fire per position), share of latents that never fire")]),
       el(level, {}, "With and without the SAE"),
       el("p", {}, "What passing the features through the SAE costs the classifier. Where it costs much, the latents say little about the model."),
@@ -73,10 +74,19 @@ mammosae.pages.study = (() => {
     ];
   };
 
+  // What people say of the study, and where its other parts are.
+  const said = (about) => about && (about.authors.length || about.description || about.links.length) ? el("section", { id: "about" },
+    about.description && el("p", {}, about.description),
+    about.authors.length > 0 && el("p", {}, `Authors: ${about.authors.join(", ")}`),
+    about.links.length > 0 && el("ul", {}, about.links.map(({ name, text, url }) => el("li", {}, `${name}: `, el("a", { href: url, rel: "noopener" }, text))))) : null;
+
+  // Where an SAE or a classifier is published.
+  const place = ({ repo, revision, id }) => el("a", { href: `https://huggingface.co/${repo}`, rel: "noopener" }, `hub://${repo}${revision ? `@${revision}` : ""}/${id}`);
+
   return async (root) => {
-    const { studies } = mammosae.data.index;
-    root.append(
-      el("h1", {}, "Study and terms"),
+    const { about, studies } = mammosae.data.index;
+    mammosae.add(root,
+      el("h1", {}, "Study and terms"), said(about),
       el("section", {}, el("h2", {}, "What the words mean"), el("dl", { class: "terms" },
         terms(studies[0]).flatMap(([term, text]) => [el("dt", {}, term), el("dd", {}, text)]))),
       ...studies.map((study) => el("section", {}, one(study, studies.length > 1))),

@@ -14,6 +14,13 @@ mammosae.pages.latents = (() => {
     return { layer, concept: tables[0].concepts[0].concept };
   };
 
+  // The encoder that the layer's SAE was trained on, or else the last: studies name the plain one first.
+  const usualEncoder = (study, tables) => {
+    const last = tables[tables.length - 1];
+    const trainedOn = String(study.sae[last.layer]?.trained_on ?? "").split("/")[0];
+    return (tables.find((table) => table.layer === last.layer && table.model === trainedOn) ?? last).encoder;
+  };
+
   const read = (params) => {
     const index = mammosae.data.index;
     const number = (name, fallback) => {
@@ -29,11 +36,12 @@ mammosae.pages.latents = (() => {
     const concept = concepts.includes(params.get("concept")) ? params.get("concept") : concepts[0];
     const withConcept = tables.filter((table) => table.concepts.some((entry) => entry.concept === concept));
     const encoders = [...new Set(withConcept.map((table) => table.encoder))];
-    const encoder = encoders.includes(params.get("encoder")) ? params.get("encoder") : "all";
+    // Ranks are within an encoder, so that one is listed unless all are asked for.
+    const encoder = [...encoders, "all"].includes(params.get("encoder")) ? params.get("encoder") : usualEncoder(given, withConcept);
     const chosen = withConcept.filter((table) => encoder === "all" || table.encoder === encoder);
     const classes = chosen[0].concepts.find((entry) => entry.concept === concept).n_images.length;
     return {
-      study, layer, concept, encoder, concepts, encoders, classes,
+      study, layer, concept, encoder, concepts, encoders, classes, usualEncoder: usualEncoder(given, withConcept),
       tables: chosen,
       class: Math.min(classes - 1, Math.floor(number("class", classes - 1))),
       least: Math.min(100, number("least", 0)),
@@ -51,7 +59,7 @@ mammosae.pages.latents = (() => {
     return mammosae.address([], {
       study: state.study ? state.study + 1 : "",
       layer: state.layer === defaults(study).layer ? "" : state.layer,
-      encoder: state.encoder === "all" ? "" : state.encoder,
+      encoder: state.encoder === state.usualEncoder ? "" : state.encoder,
       concept: state.concept === state.concepts[0] ? "" : state.concept,
       class: state.class === state.classes - 1 ? "" : state.class,
       least: state.least || "",
@@ -155,7 +163,10 @@ mammosae.pages.latents = (() => {
     const sign = (state.direction ?? column.first) === "up" ? 1 : -1;
     const keys = Float64Array.from(rows, ([t, row]) => (column.by ?? column.of)(tables[t], row));
     const order = Uint32Array.from(rows, (_, i) => i);
+    // Places in different rankings say nothing beside each other: those of an encoder stay together.
+    const together = ["rank", "score"].includes(column.key);
     order.sort((one, other) => {
+      if (together && rows[one][0] !== rows[other][0]) return rows[one][0] - rows[other][0];
       const [a, b] = [keys[one], keys[other]];
       if (a !== b) {
         // What is not known comes last in either order.
@@ -166,6 +177,16 @@ mammosae.pages.latents = (() => {
       return one - other;
     });
     return { rows: Array.from(order, (i) => rows[i]), silent, total: tables.reduce((sum, table) => sum + table.size, 0) };
+  };
+
+  // How many latents are listed of how many: through several encoders each of an SAE's latents has a row for each.
+  const tally = (found, tables) => {
+    if (tables.length < 2) return `${mammosae.count(found.rows.length)} of ${mammosae.counted(found.total, "latent")}`;
+    const place = ({ info }) => `${info.layer} ${info.sae ?? info.encoder}`;
+    const own = new Map(tables.map((table) => [place(table), table.size]));
+    const listed = new Set(found.rows.map(([t, row]) => `${place(tables[t])} ${tables[t].latent[row]}`));
+    const all = [...own.values()].reduce((sum, size) => sum + size, 0);
+    return `${mammosae.count(listed.size)} of ${mammosae.counted(all, "latent")} in ${mammosae.counted(found.rows.length, "row")}, one for each encoder`;
   };
 
   // The arrow stands where it does not push the heading off its column's edge.
@@ -187,25 +208,26 @@ mammosae.pages.latents = (() => {
     let busy = false;  // while it is, the tables are those of an earlier choice
 
     const fields = el("div", { class: "fields" });
+    const checks = el("div", { class: "checks" },
+      el("div", { class: "field check" },
+        el("input", { id: "noted", type: "checkbox", checked: state.noted, onchange: (event) => change({ noted: event.target.checked }) }),
+        el("label", { for: "noted" }, "Only with notes")),
+      el("div", { class: "field check" },
+        el("input", { id: "dead", type: "checkbox", checked: state.dead, onchange: (event) => change({ dead: event.target.checked }) }),
+        el("label", { for: "dead" }, "Show latents that never fire")));
     // On a phone the filters would fill the first screen: there they are folded away.
     const form = el("form", { class: "filters", role: "search", "aria-label": "Choose latents", onsubmit: (event) => event.preventDefault() },
       el("div", { class: "first" },
         el("div", { class: "field grow" }, el("label", { for: "search" }, "Search (key /): latent number, or words of notes"),
           el("input", { id: "search", type: "search", value: state.text, placeholder: "1203, or artefact", autocomplete: "off", spellcheck: "false",
-            oninput: (event) => change({ text: event.target.value }) })),
-        el("div", { class: "field check" },
-          el("input", { id: "noted", type: "checkbox", checked: state.noted, onchange: (event) => change({ noted: event.target.checked }) }),
-          el("label", { for: "noted" }, "Only with notes")),
-        el("div", { class: "field check" },
-          el("input", { id: "dead", type: "checkbox", checked: state.dead, onchange: (event) => change({ dead: event.target.checked }) }),
-          el("label", { for: "dead" }, "Show latents that never fire"))),
-      el("details", { open: !window.matchMedia("(max-width: 44rem)").matches }, el("summary", {}, "Filters and sorting"), fields));
+            oninput: (event) => change({ text: event.target.value }) }))),
+      el("details", { open: !window.matchMedia("(max-width: 44rem)").matches }, el("summary", {}, "Filters and sorting"), fields, checks));
     const status = el("p", { class: "status", id: "status", role: "status" });
     const box = el("div", { class: "scroll list" });
     const pager = el("nav", { class: "pager", "aria-label": "Pages of the table" });
-    root.append(
+    mammosae.add(root,
       el("h1", {}, "Latents"),
-      el("p", { class: "lead" }, "A latent is one unit of the sparse autoencoder (SAE). It is silent or fires at each place of an image. The rank says how far it stands out in training images with a finding; box AP, whether it fires where the finding was marked. ",
+      el("p", { class: "lead" }, el("span", { class: "wide" }, "A latent is one unit of the sparse autoencoder (SAE). It is silent or fires at each place of an image. The rank says how far it stands out in training images with a finding; box AP, whether it fires where the finding was marked. "),
         el("a", { href: "#/study" }, "All terms")),
       form, status, box, pager);
 
@@ -313,9 +335,9 @@ mammosae.pages.latents = (() => {
         : el("p", { class: "missing" }, "No latent passes these filters",
           found.silent ? `, but for ${mammosae.counted(found.silent, "latent")} that never ${found.silent === 1 ? "fires" : "fire"}. ` : ". ", el("a", { href: "#/" }, "Clear the filters")));
       const sorted = shown.find((column) => column.key === state.sort);
-      status.textContent = `${mammosae.count(found.rows.length)} of ${mammosae.counted(found.total, "latent")}`
-        + `${rows.length ? `, ${mammosae.count(start + 1)}–${mammosae.count(start + rows.length)} shown, sorted by ${sorted?.sorted ?? sorted?.text.toLowerCase() ?? "rank"} (${direction === "up" ? "rising" : "falling"})` : ""}.`
-        + (found.silent ? ` ${mammosae.count(found.silent)} that never ${found.silent === 1 ? "fires is" : "fire are"} hidden.` : "");
+      status.textContent = tally(found, tables)
+        + `${rows.length ? `, ${mammosae.count(start + 1)}–${mammosae.count(start + rows.length)} shown, sorted by ${sorted?.sorted ?? mammosae.inSentence(sorted?.text ?? "Rank")} (${direction === "up" ? "rising" : "falling"})` : ""}.`
+        + (found.silent ? ` ${mammosae.count(found.silent)} ${tables.length > 1 ? "rows of latents " : ""}that never ${found.silent === 1 ? "fires is" : "fire are"} hidden.` : "");
       const last = Math.ceil(found.rows.length / PAGE);
       const go = (page, text, id, wide) => el("button", { type: "button", id, class: wide && "wide", disabled: page < 1 || page > last || page === state.page, onclick: () => turn(page) }, text);
       pager.replaceChildren(...(last > 1 ? [

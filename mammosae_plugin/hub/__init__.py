@@ -7,8 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mammosae_plugin.hub.about import About
     from mammosae_plugin.hub.comparison import Comparison, compare_findings
     from mammosae_plugin.hub.findings import Findings, load_findings, publish_findings, stage_findings
+    from mammosae_plugin.hub.models import publish_model
     from mammosae_plugin.hub.pulling import pull
     from mammosae_plugin.hub.releases import RELEASES, Release, register_releases
     from mammosae_plugin.hub.saes import publish_sae
@@ -22,7 +24,9 @@ __all__ = [
     "build_space",
     "compare_findings",
     "load_findings",
+    "About",
     "publish_findings",
+    "publish_model",
     "publish_sae",
     "publish_space",
     "pull",
@@ -31,6 +35,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "About": "about",
     "Comparison": "comparison",
     "Findings": "findings",
     "compare_findings": "comparison",
@@ -40,6 +45,7 @@ _MODULES = {
     "RELEASES": "releases",
     "Release": "releases",
     "build_space": "space",
+    "publish_model": "models",
     "publish_sae": "saes",
     "publish_space": "space",
     "pull": "pulling",

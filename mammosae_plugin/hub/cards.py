@@ -11,9 +11,16 @@ Facts of `render_sae_card`:
     licence: of all of them.
     tag, figures: as in `publish_sae`; figures are paths in the repository.
 
+Facts of `render_model_card`:
+    repo_id, licence, tag: as above.
+    models: by id, what `models.model_facts` gives.
+
 Facts of `render_findings_card` and `render_study_card`: what `findings.findings_facts` gives.
 
-Facts of `render_space_readme`: title, datasets (repositories of the findings shown).
+Facts of `render_space_readme`: title, datasets (repositories of the findings shown), models (of their SAEs and
+classifiers), kinds (`data_kind` of the studies).
+
+All of them, but for a study's: about, what `about.About.facts` gives; without it nothing is said.
 """
 
 import re
@@ -25,6 +32,8 @@ from huggingface_hub.repocard import RepoCard
 from huggingface_hub.repocard_data import CardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from mammosae_plugin.hub.card_parts import mark
+from mammosae_plugin.hub.findings_schema import MEANINGS
 from mammosae_plugin.hub.guard_rules import RESTRICTED
 from mammosae_plugin.provenance import plain
 from mammosae_plugin.visualization.names import MINUS, digits, file_part, readable
@@ -33,7 +42,8 @@ from mammosae_plugin.visualization.results import BACKGROUND, CONCEPT, UNCLEAR
 Row = dict[str, Any]
 Facts = Mapping[str, Any]
 
-_TAGS = ("sparse-autoencoder", "interpretability", "mammography")
+PROJECT_URL = "https://pypi.org/project/mammosae-plugin/"
+_TAGS = ("sparse-autoencoder", "interpretability")
 _DASH = "–"
 
 DATA: Mapping[str, str] = {
@@ -41,7 +51,7 @@ DATA: Mapping[str, str] = {
     "(PhysioNet Restricted Health Data License 1.5.0: the images are not part of this repository)",
     "rsna": "[RSNA screening mammography](https://www.kaggle.com/competitions/rsna-breast-cancer-detection) "
     "(competition rules: the images are not part of this repository)",
-    "phantom": "phantom mammograms, drawn by a program: no patient, and no clinical meaning",
+    "phantom": "phantoms: images drawn by a program, of no patient and without clinical meaning",
 }
 """What is said of a dataset that this package knows."""
 
@@ -74,13 +84,14 @@ def render_sae_card(facts: Facts) -> str:
         license=known.get("licence"),
         base_model=base_models[0] if len(base_models) == 1 else base_models or None,
         datasets=_distinct(name for one in saes.values() for name in one.get("datasets") or [] if "/" in name) or None,
-        tags=[*_TAGS, "saelens"],
+        tags=[*_tags(_distinct(name for one in saes.values() for name in one.get("datasets") or [])), "saelens"],
         model_name=known["repo_id"].rpartition("/")[2],
         eval_results=list(_eval_results(saes)) or None,
     )
     text = _render(
         "sae.md.j2",
-        **{"tag": None, "figures": [], "licence": None, **known},
+        **{"tag": None, "figures": [], "licence": None, "about": _NOTHING_SAID, **known},
+        all_datasets=_distinct(name for one in saes.values() for name in one.get("datasets") or []),
         first=next(iter(saes)),
         base_model=base_models[0]
         if base_models and _all_same([one.get("base_model") for one in saes.values()])
@@ -90,6 +101,33 @@ def render_sae_card(facts: Facts) -> str:
         shown={sae_id: _shown(one) for sae_id, one in saes.items()},
         measures={name: title for name, title in MEASURES.items() if any(_measure(one, name) for one in saes.values())},
         model_names=_distinct(one["cfg"].get("metadata", {}).get("model_name") for one in saes.values()),
+    )
+    return _card(ModelCard, data, text)
+
+
+def render_model_card(facts: Facts) -> str:
+    """The card of a repository of classifiers.
+
+    Args:
+        facts: See the module.
+    """
+    known = plain(facts)
+    models: dict[str, Row] = known["models"]
+    datasets = _distinct(name for one in models.values() for name in one.get("datasets") or [])
+    base_models = _distinct(one.get("base_model") for one in models.values())
+    data = ModelCardData(
+        library_name="mammosae-plugin",
+        license=known.get("licence"),
+        base_model=base_models[0] if len(base_models) == 1 else base_models or None,
+        datasets=[name for name in datasets if "/" in name] or None,
+        pipeline_tag="image-classification",
+        tags=[*_tags(datasets)[1:], "efficientnet"],
+    )
+    text = _render(
+        "model.md.j2",
+        **{"tag": None, "about": _NOTHING_SAID, **known},
+        first=next(iter(models)),
+        all_datasets=datasets,
     )
     return _card(ModelCard, data, text)
 
@@ -107,7 +145,8 @@ def _shown(one: Row) -> Row:
     training = (one.get("training") or {}).get("config") or about.get("training") or {}
     parts = {"cfg": one["cfg"], "about": about, "training": training, "evaluation": one.get("evaluation") or {}}
     said = {"base_model": one.get("base_model")} | {name: one.get(name) or [] for name in ("datasets", "confounders")}
-    return {name: _Known(part) for name, part in parts.items()} | said
+    trained = {"images": _Known(one.get("images") or {}), "preprocessing": about.get("preprocessing")}
+    return {name: _Known(part) for name, part in parts.items()} | said | trained
 
 
 def _all_same(values: Sequence[Any]) -> bool:
@@ -153,7 +192,7 @@ def render_findings_card(facts: Facts) -> str:
     data = DatasetCardData(
         license=known.get("licence"),
         pretty_name=_line(known["title"]),
-        tags=[*_TAGS, "mammosae-findings"],
+        tags=[*_tags(known["datasets"]), "mammosae-findings"],
         size_categories=_size(known["n_latents"]),
         configs=[
             {
@@ -165,7 +204,9 @@ def render_findings_card(facts: Facts) -> str:
         ],
     )
     restricted = [RESTRICTED[name].name for name in known["datasets"] if name in RESTRICTED]
-    return _card(DatasetCard, data, _render("findings.md.j2", **_of_study(known), restricted=restricted))
+    return _card(
+        DatasetCard, data, _render("findings.md.j2", **_of_study(known), restricted=restricted, columns=MEANINGS)
+    )
 
 
 def render_study_card(facts: Facts) -> str:
@@ -184,6 +225,7 @@ def render_space_readme(facts: Facts) -> str:
         facts: See the module.
     """
     known = plain(facts)
+    kinds = list(known.get("kinds") or ())
     data = CardData(
         title=_line(known["title"])[:80],
         emoji="🔬",
@@ -191,10 +233,14 @@ def render_space_readme(facts: Facts) -> str:
         colorTo="blue",
         sdk="static",
         pinned=False,
-        tags=list(_TAGS),
+        tags=_tags(kinds),
         datasets=list(known["datasets"]) or None,
+        models=list(known.get("models") or ()) or None,
     )
-    return _card(RepoCard, data, _render("space.md.j2", **{**known, "title": _line(known["title"])}))
+    text = _render(
+        "space.md.j2", **{"about": _NOTHING_SAID, **known, "title": _line(known["title"]), "all_datasets": kinds}
+    )
+    return _card(RepoCard, data, text)
 
 
 # -- the study ---------------------------------------------------------------------------------------------------------
@@ -205,7 +251,9 @@ def _of_study(facts: Row) -> Row:
     study = facts["study"]
     kinds = {(row["name"], row["concept"]): row["kind"] for row in study["models"]}
     return {
+        "about": _NOTHING_SAID,
         **facts,
+        "all_datasets": facts["datasets"],
         "title": _line(facts["title"]),
         "heading": "##",
         "separation": [row for row in _separation(facts["reconstruction"]) if len(row) > 3],
@@ -217,8 +265,16 @@ def _of_study(facts: Row) -> Row:
         "unclear": [row for row in facts["best"] if row["role"] == UNCLEAR],
         "named_by_readers": [row for row in facts["best"] if row["role"] not in (CONCEPT, BACKGROUND, UNCLEAR)],
         "is_phantom": study["data_kind"] == "phantom",
+        "measured": {layer: _measured(sae) for layer, sae in study["sae"].items()},
         "patients": {row["split"]: row for row in study["data"].get("splits", [])},
     }
+
+
+def _measured(sae: Row) -> Row:
+    """The quality of a study's SAE on the test images of the model that it was trained on, else of the first."""
+    rows = [row for row in sae.get("quality") or [] if row["split"] == "test"]
+    own = [row for row in rows if f"{row['model']}/{row['concept']}" == sae.get("trained_on")]
+    return _Known((own or rows or [{}])[0])
 
 
 def _separation(rows: Sequence[Row]) -> Iterator[Row]:
@@ -245,7 +301,7 @@ def _grouped(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 def _card(kind: Any, data: CardData, text: str) -> str:
     """Front matter and text, after huggingface_hub has read them back."""
-    written = f"---\n{data.to_yaml()}\n---\n\n{text}"
+    written = f"---\n{data.to_yaml()}\n---\n\n{mark(text)}\n"
     return str(kind(written))
 
 
@@ -266,7 +322,14 @@ def _render(template: str, **facts: Any) -> str:
         "grouped": _grouped,
         "interval": _interval,
         "caption": _caption,
+        "setting": lambda value: _DASH if value is None else f"{value:g}",
+        "sparsity": _sparsity,
+        "preprocessing": _preprocessing,
+        "names": _names,
+        "place": _place,
+        "phantoms": is_phantom,
     }
+    environment.globals["project_url"] = PROJECT_URL
     text = environment.get_template(template).render(facts)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
@@ -316,6 +379,52 @@ _SIGNS = {ord(sign): f"&#{ord(sign)};" for sign in "&<>|`[]*\\~"}
 
 def _line(value: Any) -> str:
     return " ".join(str(value).split())
+
+
+_NOTHING_SAID: Mapping[str, Any] = {"authors": [], "description": None, "links": []}
+
+
+def _tags(datasets: Sequence[str]) -> list[str]:
+    """Tags of a card; phantoms are no mammograms."""
+    return [*_TAGS, "phantoms" if is_phantom(datasets) else "mammography"]
+
+
+def is_phantom(datasets: Sequence[str]) -> bool:
+    """Whether all the images behind something were drawn by a program."""
+    return bool(datasets) and all(name == "phantom" for name in datasets)
+
+
+def _sparsity(sae: Row) -> str | None:
+    """What an SAE was trained for, beside what was measured."""
+    training, measured = sae["training"], sae["evaluation"].get("l0")
+    if training.get("k"):
+        asked = f"trained for {training['k']:g} active latents per position"
+    elif training.get("architecture") in ("standard", "gated", "jumprelu") and training.get("sparsity") is not None:
+        asked = f"trained with lambda {training['sparsity']} (mean over channels)"
+    else:
+        asked = None
+    found = None if measured is None else f"measured: {_number(float(measured))} active latents per position"
+    return "; ".join(filter(None, (asked, found))) or None
+
+
+def _preprocessing(value: Any) -> str:
+    """How images were read before the network, in one line."""
+    if not isinstance(value, Mapping):
+        return "not stated"
+    steps = ", ".join(str(step) for step in value.get("steps") or [])
+    return _cell("; ".join(filter(None, (f"read as {value['read_as']}" if value.get("read_as") else "", steps))))
+
+
+def _names(values: Sequence[Any]) -> str:
+    """A, B and C."""
+    texts = [_cell(value) for value in values]
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
+
+
+def _place(published: Row) -> str:
+    from mammosae_plugin.hub.about import hub_place
+
+    return hub_place(published["repo"], published["revision"], published["id"])
 
 
 def _distinct(values: Any) -> list[Any]:

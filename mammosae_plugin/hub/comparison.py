@@ -12,6 +12,7 @@ from scipy.stats import hypergeom, spearmanr
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.hub.findings import Findings, load_findings
+from mammosae_plugin.study_folder import sae_tensors
 
 Match = Literal["index", "decoder"]
 Decoder = NDArray[Any]
@@ -170,7 +171,7 @@ def _check_same_score(a: Findings, b: Findings) -> None:
 
 def _check_same_sae(a: Findings, b: Findings, common: Sequence[_Row]) -> None:
     for in_a, in_b in _layers(common):
-        if a.study["sae"][in_a]["sha256"] != b.study["sae"][in_b]["sha256"]:
+        if sae_tensors(a.study["sae"][in_a]) != sae_tensors(b.study["sae"][in_b]):
             raise InputError(
                 f"{a.origin} and {b.origin} use different SAEs at layer {in_a}, so that equal latent numbers mean "
                 "different latents; compare with match='decoder' and both SAEs (saes=(a, b))"
@@ -249,7 +250,7 @@ def _decoder(given: Saes, layer: str, findings: Findings) -> Decoder:
             raise InputError(f"no SAE is given for layer {layer} of {findings.origin}; add it to its mapping")
         given = given[layer]
     sae = load_vision_sae(given) if isinstance(given, str | Path) else given
-    if tensors_fingerprint(sae.state_dict()) != findings.study["sae"][layer]["sha256"]:
+    if tensors_fingerprint(sae.state_dict()) != sae_tensors(findings.study["sae"][layer]):
         raise InputError(f"the SAE given for layer {layer} is not the one that {findings.origin} used there")
     decoder: Decoder = sae.W_dec.detach().float().cpu().numpy()
     return decoder

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import TEMPORARY, atomic_path, read_parquet, write_text
+from mammosae_plugin.hub.about import About, recorder
 from mammosae_plugin.hub.findings_schema import CONFIGS, FORMAT_VERSION, JSON_COLUMNS, OPTIONAL, SCHEMAS, parquet_path
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.own_files import replace_folder
@@ -188,6 +189,7 @@ def stage_findings(
     min_group: int = 5,
     data_licence: str | None = None,
     key_file: str | Path | None = None,
+    about: About | None = None,
 ) -> Path:
     """Write what a study found as a dataset's folder: the card, aggregate figures and a parquet file per config.
 
@@ -203,6 +205,8 @@ def stage_findings(
         data_licence: The licence, by name, under which rows per image of a restricted dataset may go out.
         key_file: The key that ids are hashed with; made when it does not exist. By default `publishing.key` in the
             study's folder. It is never published.
+        about: Authors, description and links for the card, and where the SAEs and classifiers are published; what the
+            study's folder knows of that is linked by itself.
 
     Returns:
         The folder.
@@ -214,10 +218,18 @@ def stage_findings(
     from mammosae_plugin.hub.guard import PrivacyContext, check_staged
 
     context = PrivacyContext.of_study(Path(study_folder), min_group=min_group, licence=data_licence)
+    about = (about or About()).with_record(study_folder)
     with _staged(
-        study_folder, Path(folder), context, repo_id=repo_id, licence=licence, examples=examples, key_file=key_file
+        study_folder,
+        Path(folder),
+        context,
+        about,
+        repo_id=repo_id,
+        licence=licence,
+        examples=examples,
+        key_file=key_file,
     ) as staged:
-        check_staged(staged, "findings", context, repo_id=repo_id)
+        check_staged(staged, "findings", context, repo_id=repo_id, related=about.names)
     return Path(folder)
 
 
@@ -226,6 +238,7 @@ def _staged(
     study_folder: str | Path,
     target: Path,
     context: "PrivacyContext",
+    about: About,
     *,
     repo_id: str | None,
     licence: str | None,
@@ -240,7 +253,7 @@ def _staged(
 
     study = StudyFolder(study_folder)
     _check_replaceable(target)
-    tables = findings_tables(study, min_group=context.min_group)
+    tables = findings_tables(study, min_group=context.min_group, about=about)
     if examples:
         key = load_or_make_key(key_file or study.folder / KEY_FILE)
         tables["examples"] = examples_table(study, lambda ids: hash_ids(ids, key), min_group=context.min_group)
@@ -251,7 +264,9 @@ def _staged(
             _write(staged / parquet_path(config), table)
         findings = Findings.of_tables(repo_id or study.results["title"], tables)
         figures = _draw_figures(study, findings, staged)
-        facts = findings_facts(findings, repo_id=repo_id, licence=licence, datasets=context.datasets, figures=figures)
+        facts = findings_facts(
+            findings, repo_id=repo_id, licence=licence, datasets=context.datasets, figures=figures, about=about
+        )
         write_text(staged / "README.md", render_findings_card(facts))
         yield staged
         replace_folder(staged, target)
@@ -264,15 +279,16 @@ def findings_facts(
     licence: str | None,
     datasets: Sequence[str],
     figures: Sequence[str] = (),
+    about: About | None = None,
 ) -> dict[str, Any]:
     """What the card of a findings dataset says, as plain values.
 
     Returns:
-        repo_id, licence, datasets and figures as given; title and study (see `Findings`); configs (name, path in the
-        repository and number of rows of each; the first is the default); n_latents (rows of the config latents); best
-        (layer, model, concept, latent, role, reason, evidence, average_precision and ablation_effect of the latents
-        that the study names); reconstruction (rows); readers, n_notes and agreement (a line, None without labels of two
-        readers).
+        repo_id, licence, datasets and figures as given; about (see `About.facts`); title and study (see `Findings`);
+        configs (name, path in the repository and number of rows of each; the first is the default); n_latents (rows of
+        the config latents); best (layer, model, concept, latent, role, reason, evidence, average_precision
+        and ablation_effect of the latents that the study names); reconstruction (rows); readers, n_notes and agreement (a line, None without
+        labels of two readers).
     """
     from mammosae_plugin.notes import agreement
     from mammosae_plugin.provenance import plain
@@ -287,6 +303,7 @@ def findings_facts(
         "licence": licence,
         "datasets": list(datasets),
         "figures": list(figures),
+        "about": (about or About()).facts(without="findings"),
         "title": study["title"],
         "study": study,
         "configs": [
@@ -393,6 +410,7 @@ def publish_findings(
     replace: bool = False,
     force_poor: bool = True,
     dry_run: bool = False,
+    about: About | None = None,
     token: str | None = None,
 ) -> "Publication | Published":
     """Publish what a study found as a dataset on the Hub: stage, check, send as one commit.
@@ -408,9 +426,10 @@ def publish_findings(
         key_file: As for `stage_findings`.
         private: Whether a repository that is made is private.
         tag: A name for the published state, such as v1.
-        replace: Overwrite what the repository holds of an earlier publication.
+        replace: Overwrite what the repository holds of an earlier publication. Of the card, what people wrote stays.
         force_poor: Only warn where an SAE does poorly (`hub.quality`); with False, as the command has it, refuse.
         dry_run: Send nothing; what would go out is in the folder and in the result's `describe()`.
+        about: As for `stage_findings`.
         token: Of the Hub; by default that of `hf auth login` or HF_TOKEN.
 
     Returns:
@@ -430,8 +449,9 @@ def publish_findings(
     refuse_poor(flaws_of_study(study_folder), force_poor=force_poor)
     target = Path(folder or Path(study_folder) / STAGED_FOLDER)
     context = PrivacyContext.of_study(Path(study_folder), min_group=min_group, licence=data_licence)
+    about = (about or About()).with_record(study_folder)
     with _staged(
-        study_folder, target, context, repo_id=repo_id, licence=licence, examples=examples, key_file=key_file
+        study_folder, target, context, about, repo_id=repo_id, licence=licence, examples=examples, key_file=key_file
     ) as staged:
         publication = prepare(
             staged,
@@ -444,6 +464,8 @@ def publish_findings(
             replace=replace,
             message="Publish findings with mammosae",
             token=token,
+            related=about.names,
+            on_sent=recorder(study_folder, "findings"),
         )
     publication = dataclasses.replace(publication, folder=target)  # the same files, by their checksums
     return publication if dry_run else publication.send(token=token)

@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from mammosae_plugin.adapters.sources import is_on_hub
+from mammosae_plugin.hub.about import About, places
 from mammosae_plugin.hub.findings_schema import CONCEPT, FORMAT_VERSION, NOTE, SCHEMAS
 from mammosae_plugin.hub.small_groups import Firing, Mask, Weights, hidden_latents, is_few, rare_rows
 from mammosae_plugin.notes import Note, read_notes, with_readers
@@ -29,22 +31,18 @@ TRAINING, TEST = "training", "test"
 _METRIC_COLUMNS = [field.name for field in SCHEMAS["interventions"] if field.type == pa.float64()]
 
 
-def findings_tables(study: StudyFolder, *, min_group: int = 5) -> dict[str, pa.Table]:
+def findings_tables(study: StudyFolder, *, min_group: int = 5, about: About | None = None) -> dict[str, pa.Table]:
     """Every config of a study's findings but `examples`.
 
     Args:
         study: The study.
         min_group: Statistics of fewer patients than this are null.
+        about: Where its SAEs and classifiers are published, if the study's folder does not know it.
 
     Returns:
         The tables of `findings_schema.SCHEMAS` by config.
     """
-    groups = {
-        (layer.name, encoder.name, concept): Groups.of(encoder.table, concept, _unit(layer))
-        for layer in study.layers
-        for encoder in layer.encoders.values()
-        for concept in encoder.concepts
-    }
+    groups = _groups(study.layers)
     hidden = {
         (layer.name, encoder.name): Hidden.of(encoder, _unit(layer), min_group)
         for layer in study.layers
@@ -61,7 +59,7 @@ def findings_tables(study: StudyFolder, *, min_group: int = 5) -> dict[str, pa.T
             config: _rows(config, study, groups, hidden, min_group)
             for config in ("interventions", "reconstruction", "localization")
         },
-        "study": _study(study, groups, hidden, min_group),
+        "study": _study(study, groups, hidden, min_group, about or About().with_record(study.folder)),
     }
 
 
@@ -177,6 +175,31 @@ class Hidden:
 
 
 HiddenOf = Mapping[tuple[str, str], Hidden]
+
+
+def _groups(layers: Sequence[LayerResults]) -> GroupsOf:
+    return {
+        (layer.name, encoder.name, concept): Groups.of(encoder.table, concept, _unit(layer))
+        for layer in layers
+        for encoder in layer.encoders.values()
+        for concept in encoder.concepts
+    }
+
+
+def separation_rows(study: StudyFolder, *, min_group: int = 5) -> list[Row]:
+    """How well each classifier separates the test images: the rows of reconstruction without the SAE, primary layer."""
+    layer = study.layer()
+    groups = {key[2]: group for key, group in _groups([layer]).items()}
+    ends = [f"auroc{end}" for end in ("", "_low", "_high")]
+    names = ("model", "concept", "n_rows", "n_positive", "n_patients", *ends)
+    return [
+        _without(
+            {name: row.get(name) for name in names},
+            (*ends, "n_positive") if groups[row["concept"]].are_small(TEST, min_group) else (),
+        )
+        for row in layer.results["reconstruction"]
+        if row["variant"] == "without_sae"
+    ]
 
 
 def examples_table(
@@ -436,18 +459,31 @@ def _rows_of(config: str, layer: LayerResults) -> list[Row]:
 # study
 
 
-def _study(study: StudyFolder, groups: GroupsOf, hidden: HiddenOf, min_group: int) -> pa.Table:
+def _study(study: StudyFolder, groups: GroupsOf, hidden: HiddenOf, min_group: int, about: About) -> pa.Table:
     """The one row that says what the others are from."""
     results, notes = study.results, read_notes(study.folder)
+    classifiers = places(study.folder, about, "model", study.classifiers)
+    published = places(study.folder, about, "sae", study.saes)
     models = [
-        {"layer": layer.name, "encoder": encoder.name, **row, "readout": encoder.table.readout_kind}
+        {
+            "layer": layer.name,
+            "encoder": encoder.name,
+            **row,
+            "readout": encoder.table.readout_kind,
+            "published": classifiers.get(f"{row['name']}/{row['concept']}"),
+        }
         for layer in study.layers
         for row in layer.results["models"]
         for encoder in layer.encoders.values()
         if row["name"] == encoder.model and row["concept"] in encoder.concepts
     ]
     saes = {
-        layer.name: {**layer.results["sae"], "hook_name": layer.hook_name, "quality": layer.results["sae_quality"]}
+        layer.name: {
+            **layer.results["sae"],
+            "published": layer.results["sae"].get("published") or published.get(layer.name),
+            "hook_name": layer.hook_name,
+            "quality": layer.results["sae_quality"],
+        }
         for layer in study.layers
     }
     row = {
@@ -511,13 +547,21 @@ def _json(value: Any) -> str:
 
 
 def _shared_config(config: Mapping[str, Any]) -> Row:
-    """The configuration without what is about the machine where it ran: folders, files of SAEs, its device."""
+    """The configuration without what is about the machine where it ran: folders, files of SAEs, its device.
+
+    SAEs that were read from the Hub keep their place there.
+    """
 
     def without(section: Mapping[str, Any], *keys: str) -> Row:
         return {key: value for key, value in section.items() if key not in keys}
 
     kept = without(config, "output", "device", "num_workers")
-    return {**kept, "data": without(config["data"], "root"), "sae": without(config["sae"], "path", "paths")}
+    sae = without(config["sae"], "path", "paths")
+    if is_on_hub(config["sae"].get("path")):
+        sae["path"] = config["sae"]["path"]
+    if paths := {layer: place for layer, place in (config["sae"].get("paths") or {}).items() if is_on_hub(place)}:
+        sae["paths"] = paths
+    return {**kept, "data": without(config["data"], "root"), "sae": sae}
 
 
 _DATA = ("image_size", "unit", "splits")

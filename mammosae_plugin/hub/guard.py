@@ -55,7 +55,7 @@ __all__ = [
     "load_or_make_key",
 ]
 
-KINDS: tuple[Kind, ...] = ("sae", "findings", "space")
+KINDS: tuple[Kind, ...] = ("sae", "model", "findings", "space")
 
 
 class PrivacyError(InputError):
@@ -152,6 +152,7 @@ def check_staged(
     *,
     repo_id: str | None = None,
     said: Mapping[str, str] | None = None,
+    related: Iterable[str] = (),
 ) -> tuple[StagedFile, ...]:
     """Hold every rule against a staged folder.
 
@@ -161,6 +162,7 @@ def check_staged(
         context: What must not get out.
         repo_id: Where it would go; the name is public and is not taken for a user's name.
         said: What else would be said with it, by what it is: the commit's message, a tag.
+        related: Other repositories that it names, which are public too.
 
     Returns:
         Every file, by path. What is sent must have these digests.
@@ -181,7 +183,7 @@ def check_staged(
         raise PrivacyError(f"the staged folder is or holds {what}; stage plain files. Nothing was sent")
     opened = tuple(Opened(path.relative_to(root).as_posix(), path) for path in found)
     before = {file.path: sha256_of_file(file.file) for file in opened}
-    staged = Staged(root, kind, context, opened, repo_id, said or {})
+    staged = Staged(root, kind, context, opened, repo_id, said or {}, tuple(related))
     problems = [(rule, problem) for rule in RULES for problem in rule.check(staged)]
     if problems:
         (rule, first), more = problems[0], len(problems) - 1

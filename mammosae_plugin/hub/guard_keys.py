@@ -44,10 +44,12 @@ _METADATA = (
     *("context_size", "seqpos_slice", "prepend_bos", "exclude_special_tokens", "sequence_separator_token"),
     *("disable_concat_sequences", "neuronpedia_id"),
 )
+_CLASSIFIER = ("format_version", "architecture", "n_class", "static_padding", "source", "metadata", "trained_from")
 _MEASURES = (
     *("explained_variance", "mse", "l0", "dead_share", "slope", "rows", "measured_on", "n_images", "n_positions"),
     "auroc_cost",
-    *("n_patients", "n_rows", "n_positive", "n_negative", "concept", "split", "auroc_without_sae", "auroc_with_sae"),
+    *("n_patients", "n_rows", "n_positive", "n_negative", "model", "concept", "split"),
+    *("auroc_without_sae", "auroc_with_sae"),
     *(f"{metric}{end}" for metric in _METRICS for end in ("", "_low", "_high")),
 )
 _COURSE = (
@@ -62,6 +64,7 @@ _PROVENANCE = (
     *("model_fingerprint", "source", "mammosae_plugin", "packages", "python", "platform", "mammosae_version"),
     *("sae_lens_training_version", "source_file", "source_sha256", "source_repo", "source_revision", "source_commit"),
     *("datasets", "licence", "base_model", "confounders", "latent", "follows", "figures"),
+    *("images", "n_images", "n_patients", "image_size"),
 )
 _CARD = (
     *("license", "license_name", "license_link", "language", "library_name", "pipeline_tag", "tags", "base_model"),
@@ -74,7 +77,10 @@ _DATA = (
     *("image_size", "unit", "splits", "concepts", "n_quarantined", "n_clipped_boxes", "split", "concept"),
     *("n_images", "n_patients", "n_rows", "n_positive", "n_boxes"),
 )
-_MODELS = ("layer", "encoder", "name", "concept", "architecture", "kind", "hook_name", "grid", "d_in", "readout")
+_MODELS = (
+    *("layer", "encoder", "name", "concept", "architecture", "kind", "hook_name", "grid", "d_in", "readout"),
+    *("published", "repo", "revision", "id"),
+)
 _SAE = (
     *(
         "source",
@@ -88,7 +94,8 @@ _SAE = (
         "share_of_positions",
     ),
     *("positions_per_image", "hook_name", "quality", "model", "concept", "split", "explained_variance", "l0"),
-    *("dead_share", "mse", "n_dead", "n_live", "n_images", "n_positions", "auroc_cost"),
+    *("dead_share", "mse", "n_dead", "n_live", "n_images", "n_positions", "auroc_cost", "tensors"),
+    *("published", "repo", "revision", "id"),
 )
 _STUDY_PROVENANCE = ("packages", "checkpoints", "name", "file", "sha256", "dataset_fingerprint", "seed", "python")
 
@@ -148,6 +155,9 @@ def _of_file(name: str) -> Entries:
         case "cfg.json":
             keys = frozenset((*_sae_lens(), *_METADATA, *_SOURCE, *_settings_of_training()))
             return Entries(keys, named=frozenset({"folded_batch_norms"}))
+        case "config.json":
+            keys = frozenset((*_CLASSIFIER, *_SOURCE, *_settings_of_training()))
+            return Entries(keys, named=frozenset({"static_padding"}))
         case "training.json":
             return Entries(frozenset(("plan_sha256", "config", "steps", *_settings_of_training())))
         case "metrics.jsonl":

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["sae", "findings", "space"]
+Kind = Literal["sae", "model", "findings", "space"]
 
 DRAWN_HERE: set[str] = set()
 """SHA-256 of the images of aggregates that this process drew, or re-encoded, as they were staged: see `let_out`."""
@@ -102,6 +102,10 @@ _NAMES: Mapping[Kind, re.Pattern[str]] = {
     "sae": re.compile(
         r"README\.md|\.eval_results/[\w.-]+\.yaml|" + _FIGURE + r"|[A-Za-z0-9][\w.-]*/(?:cfg\.json|sae_weights\."
         r"safetensors|sparsity\.safetensors|training\.json|metrics\.jsonl|metrics\.png|evaluation\.json|provenance\.json)"
+    ),
+    "model": re.compile(
+        r"README\.md|\.eval_results/[\w.-]+\.yaml|[A-Za-z0-9][\w.-]*/(?:config\.json|model\.safetensors|evaluation\.json"
+        r"|provenance\.json)"
     ),
     "findings": re.compile(rf"README\.md|{_FIGURE}|{_FINDINGS_FILE.pattern}"),
     "space": re.compile(r"README\.md|index\.html|[A-Za-z0-9][\w-]*\.(?:css|js)|data/[A-Za-z0-9][\w.-]*\.js"),
@@ -204,6 +208,7 @@ class Staged:
     files: tuple[Opened, ...]
     repo_id: str | None = None
     said: Mapping[str, str] = field(default_factory=dict)
+    related: tuple[str, ...] = ()
 
     @cached_property
     def needles(self) -> Needles:
@@ -226,8 +231,10 @@ class Staged:
         ]
 
     def _without_repo(self, text: str) -> str:
-        """The name of the repository is public, though it may hold the user's name."""
-        return text.replace(self.repo_id, "owner/name") if self.repo_id else text
+        """The names of repositories are public, though they may hold the user's name."""
+        for name in sorted({self.repo_id or "", *self.related} - {""}, key=len, reverse=True):
+            text = text.replace(name, "owner/name")
+        return text
 
     def place(self, passage: Passage) -> str:
         """A passage's place for a message, with the names that belong to it where they may be said."""
@@ -347,6 +354,9 @@ def _parquet_metadata(staged: Staged) -> Iterator[Problem]:
 
 def _tensors(staged: Staged) -> Iterator[Problem]:
     for file in staged.of(".safetensors"):
+        if staged.kind == "model":
+            yield from _tensors_of_classifier(file)
+            continue
         header = file.values[0][1] if file.values else {}
         metadata = header.get("__metadata__") or {}
         if set(metadata.items()) - {("format", "pt"), ("format", "np")}:
@@ -362,6 +372,25 @@ def _tensors(staged: Staged) -> Iterator[Problem]:
                 yield Problem(file.path, f"its tensor {name} is {tensor['dtype']} and not floating point")
             elif len(shape) > 2 or any(size not in sizes for size in shape):
                 yield Problem(file.path, f"its tensor {name} has not the shape that cfg.json says")
+
+
+def _tensors_of_classifier(file: Opened) -> Iterator[Problem]:
+    """A classifier has the tensors of the network that config.json names, all of them and no others."""
+    from mammosae_plugin.adapters.mammo_clip import read_saved_classifier
+    from mammosae_plugin.adapters.sources import Source
+    from mammosae_plugin.errors import InputError
+
+    try:
+        read_saved_classifier(Source(file.file.parent, file.file.parent.name), device="meta")
+    except InputError:
+        yield Problem(file.path, "its tensors are not those of the network in config.json; stage the classifier again")
+    header = file.values[0][1] if file.values else {}
+    if set((header.get("__metadata__") or {}).items()) - {("format", "pt"), ("format", "np")}:
+        yield Problem(file.path, "the header of its tensors has metadata; save them without")
+    for name, tensor in header.items():
+        kinds = ("I64",) if name.endswith("num_batches_tracked") else ("F", "BF")
+        if name != "__metadata__" and not str(tensor["dtype"]).startswith(kinds):
+            yield Problem(file.path, f"its tensor {name} is {tensor['dtype']}; stage the classifier again")
 
 
 def _sizes_of(file: Opened) -> set[int]:

@@ -11,18 +11,19 @@ was looked at, makes all of them appear. What is there already is not overwritte
 import contextlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard, hf_hub_download
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import sha256_of_file
+from mammosae_plugin.files import sha256_of_file, write_text
+from mammosae_plugin.hub.card_parts import join_cards
 from mammosae_plugin.hub_cache import FileHash
 from mammosae_plugin.hub_requests import REPOSITORY, HubError, ask
 
@@ -36,13 +37,15 @@ Change = Literal["new", "same", "replaced", "removed"]
 _TAG = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")
 _REMOVED: "Mapping[Contents, re.Pattern[str]]" = {
     "sae": re.compile(r"(?!)"),  # a repository may hold SAEs of several uploads
+    "model": re.compile(r"(?!)"),  # and classifiers
     "findings": re.compile(r"\w+/train-\d{5}-of-\d{5}\.parquet|figures/[^/]+\.png"),
     "space": re.compile(r"data/[^/]+\.js"),
 }
 """Of the files that are there, those that went out with an earlier upload of the same kind."""
 _CARD, _LONGEST_COMPLAINT = "README.md", 200
 _LISTING = 1  # huggingface_hub asks for a page of a list again by itself
-_PREFIX: Mapping[str, str] = {"model": "", "dataset": "datasets/", "space": "spaces/"}
+URLS: Mapping[str, str] = {"model": "", "dataset": "datasets/", "space": "spaces/"}
+"""What stands before a repository's name in its address, by its kind."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,14 @@ class Published:
         commit: the commit that holds everything that was staged, 40 hexadecimal digits.
         tag: its tag, None if none was asked for.
         changed: whether a commit was made; False where all of it was there already.
+        repo_id: owner/name.
     """
 
     url: str
     commit: str
     tag: str | None
     changed: bool = True
+    repo_id: str = ""
 
     def as_text(self) -> str:
         """One line for people."""
@@ -87,6 +92,8 @@ class Publication:
         landed: the commit that holds all of it already, None if there is none.
         tagged: whether the tag is there already.
         space_sdk: the kind of a Space.
+        card_changes: what becomes of the parts of a card that is there, a line each.
+        on_sent: is told once it was sent.
     """
 
     folder: Path
@@ -103,6 +110,8 @@ class Publication:
     landed: str | None = None
     tagged: bool = False
     space_sdk: str | None = None
+    card_changes: tuple[str, ...] = ()
+    on_sent: Callable[[Published], None] | None = field(default=None, compare=False, repr=False)
 
     def describe(self) -> str:
         """Exactly what would go out: repository, visibility, tag, every file with size and SHA-256, what is there."""
@@ -119,6 +128,7 @@ class Publication:
             facts = f"{by_path[path].size:>12,} bytes  sha256 {by_path[path].sha256}" if path in by_path else ""
             lines.append(f"  {change:<8}  {path:<{width}}  {facts}".rstrip())
         sent = [file for file in self.files if self.changes[file.path] != "same"]
+        lines += self.card_changes
         if self.landed is not None:
             lines.append(f"All of it is there already, at commit {self.landed}.")
         else:
@@ -147,8 +157,11 @@ class Publication:
             commit = self._commit(api, parent)
         if self.tag is not None and not self.tagged:
             self._set_tag(api, commit)
-        url = f"{api.endpoint}/{_PREFIX[self.kind]}{self.repo_id}"
-        return Published(url, commit, self.tag, changed=self.landed is None)
+        url = f"{api.endpoint}/{URLS[self.kind]}{self.repo_id}"
+        published = Published(url, commit, self.tag, changed=self.landed is None, repo_id=self.repo_id)
+        if self.on_sent is not None:
+            self.on_sent(published)
+        return published
 
     def _check_files(self) -> None:
         for file in self.files:
@@ -256,6 +269,8 @@ def prepare(
     message: str = "Publish with mammosae",
     space_sdk: str | None = None,
     token: str | None = None,
+    related: Collection[str] = (),
+    on_sent: Callable[[Published], None] | None = None,
 ) -> Publication:
     """Check a staged folder, and look at what the repository holds. Nothing is sent.
 
@@ -268,10 +283,12 @@ def prepare(
         tag: a name for the published state; a tag that is there is never moved.
         private: make a new repository private. A repository that is public is refused then.
         replace: overwrite files that are there with another content; in a dataset or Space, also remove files of such
-            an upload that are no longer part of it.
+            an upload that are no longer part of it. What people wrote into its card stays (`hub.card_parts`).
         message: of the commit.
         space_sdk: of a new Space, such as "static".
         token: of the Hub; by default that of `hf auth login` or HF_TOKEN.
+        related: names of other repositories that the card links to; like `repo_id` they are public.
+        on_sent: is told once it was sent.
 
     Raises:
         PrivacyError: something in the folder must not get out.
@@ -286,16 +303,19 @@ def prepare(
     if tag is not None and not _TAG.fullmatch(tag):
         raise InputError(f"{tag!r} cannot be a tag; use letters, digits, dots, dashes, such as v1")
     folder = Path(folder)
-    said = {"the commit message": message, "the tag": tag or ""}
-    files = check_staged(folder, contents, context, repo_id=repo_id, said=said)
     api = HfApi(token=token)
+    before, card_changes = _join_cards(api, folder / _CARD, repo_id, kind, token) if replace else (None, ())
+    said = {"the commit message": message, "the tag": tag or ""}
+    files = check_staged(folder, contents, context, repo_id=repo_id, said=said, related=related)
     there = _look(api, repo_id, kind, tag)
+    if before is not None and (there is None or there.commit != before):
+        raise InputError(f"{repo_id} was changed while its card was read; run again to see what is there now")
     _require_good_card(folder / _CARD, repo_id, kind)
     visibility = "private" if private else "public"
     if there is None:
         return Publication(
             folder, repo_id, kind, files, tag, private, message, replace, None,
-            changes={file.path: "new" for file in files}, visibility=visibility, space_sdk=space_sdk,
+            changes={file.path: "new" for file in files}, visibility=visibility, space_sdk=space_sdk, on_sent=on_sent,
         )  # fmt: skip
     if private and not there.private:
         raise InputError(f"{repo_id} is public; allow that (--public, private=False), or name another repository")
@@ -321,8 +341,25 @@ def prepare(
     return Publication(
         folder, repo_id, kind, files, tag, private, message, replace, there.commit,
         changes=changes, visibility="private" if there.private else "public", landed=landed, tagged=tagged,
-        space_sdk=space_sdk,
+        space_sdk=space_sdk, card_changes=card_changes if changes.get(_CARD) == "replaced" else (), on_sent=on_sent,
     )  # fmt: skip
+
+
+def _join_cards(
+    api: HfApi, card: Path, repo_id: str, kind: RepoKind, token: str | None
+) -> tuple[str | None, tuple[str, ...]]:
+    """Take over what people wrote into the card that is there; gives its commit, and a line per change."""
+    there = _look(api, repo_id, kind, None)
+    if there is None or there.untouched or _CARD not in there.files or not card.is_file():
+        return None, ()
+    file = ask(
+        lambda: hf_hub_download(repo_id, _CARD, repo_type=kind, revision=there.commit, token=token),
+        about=repo_id,
+        doing="read",
+    )
+    joined = join_cards(Path(file).read_text(encoding="utf-8", errors="replace"), card.read_text(encoding="utf-8"))
+    write_text(card, joined.text)
+    return there.commit, joined.changes
 
 
 def _require_good_card(card: Path, repo_id: str, kind: RepoKind) -> None:

@@ -30,6 +30,7 @@ from mammosae_plugin.adapters.sources import is_on_hub
 from mammosae_plugin.adapters.vision_sae import load_vision_sae
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import atomic_path, read_json, sha256_of_file, write_json, write_safetensors, write_text
+from mammosae_plugin.hub.about import About, recorder
 from mammosae_plugin.hub.findings_tables import shared_role
 from mammosae_plugin.hub.guard import PrivacyContext, copy_figure, let_out
 from mammosae_plugin.hub.guard_rules import RESTRICTED
@@ -49,7 +50,7 @@ CONFOUNDER = "confounder"
 SPARSITY = "sparsity.safetensors"
 TRAINING, METRICS, FIGURE = "training.json", "metrics.jsonl", "metrics.png"
 EVALUATION, PROVENANCE, CARD = "evaluation.json", "provenance.json", "README.md"
-SAID = ("licence", "base_model", "datasets", "confounders")
+SAID = ("licence", "base_model", "datasets", "images", "confounders")
 """What is said of an SAE in its provenance.json, from which later cards of the same repository take it."""
 TOLERANCE = 1e-5
 """How far latents of plain SAELens may be from ours, relative to the largest."""
@@ -95,6 +96,7 @@ def publish_sae(
     dry_run: bool = False,
     message: str | None = None,
     staging: str | os.PathLike[str] | None = None,
+    about: About | None = None,
     token: str | None = None,
 ) -> Publication | Published:
     """Publish SAEs in a repository on the Hub: one commit, and a tag.
@@ -115,11 +117,13 @@ def publish_sae(
         context: what must not get out; by default the names of the datasets, for a study also its ids.
         tag: a name for the published state, such as "v1".
         private: make a new repository private.
-        replace: overwrite what is there otherwise; without it that is refused.
+        replace: overwrite what is there otherwise; without it that is refused. Of the card, what people wrote stays.
         force_poor: only warn where an SAE does poorly (`hub.quality`); with False, as the command has it, refuse.
         dry_run: send nothing; give the publication, which describes what would go out.
         message: of the commit.
         staging: where to stage; by default a folder that is removed afterwards.
+        about: authors, description and links for the card. Of a study the repositories in which its findings and the
+            rest were published are linked by themselves.
         token: of the Hub; by default that of `hf auth login` or HF_TOKEN.
 
     Returns:
@@ -146,8 +150,12 @@ def publish_sae(
         ),
         force_poor=force_poor,
     )
-    if context is None and is_study_folder(saes):
-        context = PrivacyContext.of_study(Path(saes))  # type: ignore[arg-type]
+    study = StudyFolder(saes) if is_study_folder(saes) else None  # type: ignore[arg-type]
+    if context is None and study is not None:
+        context = PrivacyContext.of_study(study.folder)
+    about = about or About()
+    if study is not None:
+        about = about.with_record(study.folder)
     scratch = Scratch("publish") if staging is None else None
     folder = scratch.folder if scratch is not None else Path(staging)  # type: ignore[arg-type]
     try:
@@ -158,9 +166,10 @@ def publish_sae(
             licence=licence,
             base_model=base_model,
             datasets=tuple(datasets) or (context.datasets if context is not None else ()),
-            confounders=_confounders(Path(saes), context.min_group)  # type: ignore[arg-type]
-            if context is not None and is_study_folder(saes)
+            confounders=_confounders(study.folder, context.min_group)
+            if context is not None and study is not None
             else (),
+            study=study,
         )
         there = _what_is_there(repo_id, facts, token)
         there.require_licence(licence)
@@ -171,6 +180,7 @@ def publish_sae(
             "licence": licence,
             "tag": tag,
             "figures": sorted(staged_figures | set(there.figures)),
+            "about": about.facts(without="sae"),
         }
         write_text(folder / CARD, _card(card))
         publication = prepare(
@@ -184,6 +194,8 @@ def publish_sae(
             replace=replace,
             message=message or f"SAE {', '.join(facts)}",
             token=token,
+            related=about.names,
+            on_sent=recorder(study.folder, "sae", _ids(origins)) if study is not None else None,
         )
         if publication.parent != there.commit:
             raise InputError(f"{repo_id} was changed while its card was written; run again to see what is there now")
@@ -291,9 +303,9 @@ def _of_study(folder: Path) -> dict[str, Origin]:
         by_weights[tensors_fingerprint(origin.sae.state_dict())] = origin
     found = {}
     for layer in study.layers:
-        if layer.sae_sha256 not in by_weights:
+        if layer.sae_tensors not in by_weights:
             raise InputError(f"{folder} cannot publish the SAE of its layer {layer.name}: {_came_from(layer)}")
-        origin = by_weights[layer.sae_sha256]
+        origin = by_weights[layer.sae_tensors]
         found[layer.name] = Origin(origin.sae, origin.folder, origin.beside, _study_measures(layer, origin))
     return found
 
@@ -333,6 +345,11 @@ def _study_measures(layer: Any, origin: Origin) -> dict[str, Any]:
     return {**{name: own[0][name] for name in names if name in own[0]}, "measured_on": "test images of the study"}
 
 
+def _ids(origins: Mapping[str, Origin]) -> dict[str, str]:
+    """The ids of SAEs by the fingerprint of their tensors."""
+    return {tensors_fingerprint(origin.sae.state_dict()): name for name, origin in origins.items()}
+
+
 def _default_id(origin: Origin) -> str:
     hook_name = origin.sae.cfg.metadata.hook_name
     if hook_name:
@@ -354,6 +371,7 @@ def stage_saes(
     base_model: str | None = None,
     datasets: Sequence[str] = (),
     confounders: Sequence[Mapping[str, Any]] = (),
+    study: StudyFolder | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Lay SAEs out as they are to be published, without the card.
 
@@ -365,6 +383,7 @@ def stage_saes(
         base_model: as in `publish_sae`.
         datasets: what all of them were trained on; by default what each one's metadata says for certain.
         confounders: rows of sae_id, latent and what it follows.
+        study: the study that trained them; its fingerprint of the dataset is then that of every file.
 
     Returns:
         Id -> `cfg`, `evaluation`, `training` and what is said of it (`SAID`), as the card wants them.
@@ -378,7 +397,7 @@ def stage_saes(
     for name, origin in origins.items():
         target = folder / name
         target.mkdir(parents=True)
-        _stage_weights(origin, target)
+        _stage_weights(origin, target, study)
         cfg = read_json(target / CFG)
         training = None
         if origin.beside is not None:
@@ -389,18 +408,20 @@ def stage_saes(
             "licence": licence,
             "base_model": base_model,
             "datasets": list(datasets or datasets_of(cfg)),
+            "images": None if study is None else study.training_images,
             "confounders": [
                 {"latent": row["latent"], "follows": row["follows"]} for row in confounders if row["sae_id"] == name
             ],
         }
-        write_json(target / PROVENANCE, {**_provenance(target, cfg), **said})
+        of_study = {} if study is None else {"dataset_fingerprint": study.dataset_fingerprint}
+        write_json(target / PROVENANCE, {**_provenance(target, cfg), **of_study, **said})
         facts[name] = {"cfg": cfg, "evaluation": dict(origin.evaluation), "training": training, **said}
     for figure in figures:
         copy_figure(Path(figure), folder / "figures" / Path(figure).name)
     return facts
 
 
-def _stage_weights(origin: Origin, target: Path) -> None:
+def _stage_weights(origin: Origin, target: Path, study: StudyFolder | None) -> None:
     """Write tensors and configuration anew: what else a file holds, in its header or between its values, stays here."""
     source = origin.folder or target
     if origin.folder is None:
@@ -411,7 +432,12 @@ def _stage_weights(origin: Origin, target: Path) -> None:
         )
     with atomic_path(target / WEIGHTS) as temporary:  # as SAELens writes them: the same tensors, the same bytes
         save_file(load_file(source / WEIGHTS), temporary)
-    write_text(target / CFG, json.dumps({**portable(read_json(source / CFG)), "device": "cpu"}))
+    config = read_json(source / CFG)
+    shared = {**portable(config), "device": "cpu"}
+    if study is not None:
+        before = config.get("metadata", {}).get("dataset_fingerprint")
+        shared = with_fingerprint(shared, before, study.dataset_fingerprint)
+    write_text(target / CFG, json.dumps(shared))
 
 
 def _stage_beside(source: Path, target: Path) -> dict[str, Any] | None:
@@ -429,6 +455,15 @@ def _stage_beside(source: Path, target: Path) -> dict[str, Any] | None:
     training: dict[str, Any] = portable(read_json(source / TRAINING))
     write_json(target / TRAINING, training)
     return training
+
+
+def with_fingerprint(value: Any, before: str | None, now: str) -> Any:
+    """A JSON value in which the fingerprint of a part of a dataset is that of the study's whole dataset."""
+    if isinstance(value, Mapping):
+        return {key: with_fingerprint(item, before, now) for key, item in value.items()}
+    if isinstance(value, list):
+        return [with_fingerprint(item, before, now) for item in value]
+    return now if before is not None and value == before else value
 
 
 def portable(value: Any) -> Any:

@@ -5,6 +5,7 @@ per file, because a page that is opened from a folder may read scripts but no ot
 page.
 """
 
+import dataclasses
 import json
 import math
 import shutil
@@ -20,10 +21,11 @@ import pandas as pd
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import TEMPORARY, write_text
+from mammosae_plugin.hub.about import About, recorder
 from mammosae_plugin.hub.findings import Findings, load_findings
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.own_files import replace_folder
-from mammosae_plugin.study_folder import is_study_folder
+from mammosae_plugin.study_folder import is_study_folder, sae_tensors
 from mammosae_plugin.visualization.results import role_evidence, stated_role
 
 if TYPE_CHECKING:
@@ -54,7 +56,12 @@ _RECONSTRUCTION = ("layer", "model", "concept", "variant", "n_rows", "auroc", "a
 
 
 def build_space(
-    findings: Findings, folder: str | Path, *, compare: Findings | None = None, title: str | None = None
+    findings: Findings,
+    folder: str | Path,
+    *,
+    compare: Findings | None = None,
+    title: str | None = None,
+    about: About | None = None,
 ) -> Path:
     """Write a Space that shows findings.
 
@@ -67,6 +74,7 @@ def build_space(
         folder: Where; absent, empty, or holding a Space that was built before, whose data go.
         compare: Another study's findings, to show beside them.
         title: What the page is called; the study's title when None.
+        about: Authors, description, links, and repositories of the same study.
 
     Returns:
         The folder.
@@ -77,15 +85,22 @@ def build_space(
     target = Path(folder)
     _check_replaceable(target)
     studies = [findings] if compare is None else [findings, compare]
+    about = _of_findings(about or About(), findings)
     target.parent.mkdir(parents=True, exist_ok=True)
     with only_run(file=target), tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=target.parent) as temporary:
-        _write_space(studies, Path(temporary), title or findings.study["title"])
+        _write_space(studies, Path(temporary), title or findings.study["title"], about)
         replace_folder(Path(temporary), target)
     return target
 
 
-def _write_space(studies: list[Findings], folder: Path, title: str) -> None:
-    index: Row = {"format_version": FORMAT_VERSION, "title": title, "studies": []}
+def _write_space(studies: list[Findings], folder: Path, title: str, about: About) -> None:
+    said = about.facts(without="space")
+    index: Row = {
+        "format_version": FORMAT_VERSION,
+        "title": title,
+        "about": {**said, "links": [{name: row[name] for name in ("name", "text", "url")} for row in said["links"]]},
+        "studies": [],
+    }
     names = [study.origin for study in studies]
     if len(set(names)) < len(names):
         names = [f"{name} ({side})" for name, side in zip(names, "AB", strict=True)]
@@ -98,7 +113,17 @@ def _write_space(studies: list[Findings], folder: Path, title: str) -> None:
     pages = resources.files("mammosae_plugin.hub_cards") / "space"
     for name in PAGES:
         write_text(folder / name, (pages / name).read_text(encoding="utf-8"))
-    write_text(folder / "README.md", _readme(index, studies))
+    write_text(folder / "README.md", _readme(index, studies, about))
+
+
+def _of_findings(about: About, findings: Findings) -> About:
+    """With the repositories that the findings name, where none are given."""
+    rows = {"sae": findings.study["sae"].values(), "model": findings.study["models"]}
+    found: dict[str, Any] = {
+        part: next((f"{row['published']['repo']}" for row in rows[part] if row.get("published")), None) for part in rows
+    }
+    found["findings"] = findings.repo_id
+    return dataclasses.replace(about, **{part: getattr(about, part) or place for part, place in found.items()})
 
 
 def _check_replaceable(folder: Path) -> None:
@@ -143,7 +168,7 @@ def _study(findings: Findings, number: int, origin: str) -> tuple[Row, Iterator[
                 "model": model["name"],
                 "hook_name": model["hook_name"],
                 "readout": model.get("readout"),
-                "sae": study["sae"][layer].get("sha256"),
+                "sae": sae_tensors(study["sae"][layer]),
                 "file": name,
                 "concepts": concepts,
             }
@@ -223,12 +248,23 @@ def _roles(study: Row) -> Iterator[Row]:
             }
 
 
-def _readme(index: Row, studies: list[Findings]) -> str:
+def _readme(index: Row, studies: list[Findings], about: About) -> str:
     """The page that the Hub shows of the Space itself; its front matter says that it is static."""
     from mammosae_plugin.hub.cards import render_space_readme
 
-    repositories = list(dict.fromkeys(study.repo_id for study in studies if study.repo_id is not None))
-    return render_space_readme({"title": index["title"], "datasets": repositories})
+    shown = [study.repo_id for study in studies[1:]]
+    facts = {
+        "title": index["title"],
+        "datasets": _distinct([about.repositories().get("findings", (None,))[0], *shown]),
+        "models": _distinct(about.repositories().get(part, (None,))[0] for part in ("sae", "model")),
+        "kinds": _distinct(study.study["data_kind"] for study in studies),
+        "about": about.facts(without="space"),
+    }
+    return render_space_readme(facts)
+
+
+def _distinct(values: Iterable[str | None]) -> list[str]:
+    return [value for value in dict.fromkeys(values) if value is not None]
 
 
 def publish_space(
@@ -244,6 +280,7 @@ def publish_space(
     replace: bool = False,
     force_poor: bool = True,
     dry_run: bool = False,
+    about: About | None = None,
     token: str | None = None,
 ) -> "Publication | Published":
     """Publish a static Space that shows findings: build, check, send as one commit.
@@ -258,9 +295,10 @@ def publish_space(
         min_group: Statistics of fewer patients than this must be missing; in a study's folder they are made so.
         private: Whether a Space that is made is private.
         tag: A name for the published state, such as v1.
-        replace: Overwrite what the Space holds otherwise.
+        replace: Overwrite what the Space holds otherwise. Of its README, what people wrote stays.
         force_poor: Only warn where an SAE does poorly (`hub.quality`); with False, as the command has it, refuse.
         dry_run: Send nothing; give the publication, which describes what would go out.
+        about: Authors, description and links. The repositories of the same study are linked by themselves.
         token: Of the Hub; by default that of `hf auth login` or HF_TOKEN.
 
     Returns:
@@ -277,11 +315,16 @@ def publish_space(
     sources = [source] if compare is None else [source, compare]
     read = [_read(one, min_group) for one in sources]
     refuse_poor((flaw for one, _ in read for flaw in flaws_of(one.study["sae"])), force_poor=force_poor)
+    study = None if isinstance(source, Findings) or not is_study_folder(source) else source
+    about = about or About()
+    if study is not None:
+        about = about.with_record(study)
+    about = _of_findings(about, read[0][0])
     place = Path(folder).parent if folder is not None else Path(tempfile.mkdtemp(prefix="mammosae-space-"))
     building = Path(folder) if folder is not None else place / "space"
     publication = None
     try:
-        build_space(read[0][0], building, compare=read[1][0] if compare is not None else None, title=title)
+        build_space(read[0][0], building, compare=read[1][0] if compare is not None else None, title=title, about=about)
         publication = prepare(
             building,
             repo_id,
@@ -294,6 +337,8 @@ def publish_space(
             message="Publish a Space with mammosae",
             space_sdk="static",
             token=token,
+            related=_distinct([*about.names, *(one.repo_id for one, _ in read)]),
+            on_sent=recorder(study, "space") if study is not None else None,
         )
         return publication if dry_run else publication.send(token=token)
     finally:

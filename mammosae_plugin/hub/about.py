@@ -1,0 +1,198 @@
+"""What people say of an upload, and the other repositories of the same study, so that each names the others.
+
+A study's folder keeps in `published.json` where its parts were published last: what is published afterwards links to
+them by itself, and what was published before once it is published again.
+"""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
+
+from mammosae_plugin.adapters.sources import HUB_SCHEME, parse_hub_name
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import read_json, write_json
+from mammosae_plugin.hub.publishing import URLS, Published
+
+logger = logging.getLogger(__name__)
+
+RECORD = "published.json"
+
+_NOT_IN_LINKS = frozenset(" \n<>()[]\"'`|\\")
+
+Part = Literal["sae", "model", "findings", "space"]
+PARTS: tuple[Part, ...] = get_args(Part)
+_KINDS = {"sae": "model", "model": "model", "findings": "dataset", "space": "space"}
+_TITLES = {"sae": "SAEs", "model": "classifiers", "findings": "findings", "space": "pages to browse them"}
+
+
+@dataclass(frozen=True)
+class About:
+    """What a card says beside what was measured.
+
+    Attributes:
+        authors: names of people, as they want to be cited.
+        description: a few sentences.
+        links: further links by what they lead to, such as "paper".
+        sae: owner/name[@revision] of the study's SAEs on the Hub.
+        model: the same of its classifiers.
+        findings: the same of its findings.
+        space: the same of its Space.
+
+    Raises:
+        InputError: a link that is none, or a name that cannot be one of the Hub's.
+    """
+
+    authors: Sequence[str] = ()
+    description: str | None = None
+    links: Mapping[str, str] = field(default_factory=dict)
+    sae: str | None = None
+    model: str | None = None
+    findings: str | None = None
+    space: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, url in self.links.items():
+            address = urlsplit(url)
+            if (
+                not name
+                or address.scheme not in ("http", "https")
+                or not address.netloc
+                or set(url) & set(" \n<>()\"'`|\\")
+            ):
+                raise InputError(f"{url!r} is no link; give it as NAME=https://...")
+        for part in PARTS:
+            if getattr(self, part) is not None:
+                parse_hub_name(getattr(self, part))
+
+    def with_record(self, study_folder: str | os.PathLike[str]) -> "About":
+        """The same, with the repositories in which the study was published, where none are named."""
+        known = _record(study_folder)
+        places: dict[str, Any] = {
+            part: f"{place['repo']}@{place['revision']}"
+            for part, place in known.items()
+            if part in PARTS and getattr(self, part) is None
+        }
+        return dataclasses.replace(self, **places)
+
+    def repositories(self, without: Part | None = None) -> dict[Part, tuple[str, str | None]]:
+        """(owner/name, revision) of every repository that is named, by part."""
+        named = {part: getattr(self, part) for part in PARTS if part != without}
+        return {part: parse_hub_name(place)[:2] for part, place in named.items() if place is not None}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """owner/name of every repository that is named."""
+        return tuple(repo for repo, _ in self.repositories().values())
+
+    def facts(self, without: Part | None = None) -> dict[str, Any]:
+        """Plain values for a card: authors, description, links as rows of name and url, repositories first.
+
+        Args:
+            without: the part that the card is of.
+        """
+        rows: list[dict[str, Any]] = [
+            {"name": _TITLES[part], "text": repo, "url": repository_url(part, repo), "part": part}
+            for part, (repo, _) in self.repositories(without).items()
+        ]
+        rows += [{"name": name, "text": url, "url": url, "part": None} for name, url in self.links.items()]
+        return {"authors": list(self.authors), "description": self.description, "links": rows}
+
+    def texts(self) -> dict[str, str]:
+        """What people wrote, by what it is, for a check before anything is staged."""
+        found = {"the description": self.description or ""}
+        found |= {f"author {number}": name for number, name in enumerate(self.authors, 1)}
+        return found | {f"link {number}": f"{name} {url}" for number, (name, url) in enumerate(self.links.items(), 1)}
+
+
+def parse_links(options: Sequence[str]) -> dict[str, str]:
+    """Links from options of the form NAME=URL.
+
+    Raises:
+        InputError: another form.
+    """
+    found = {}
+    for option in options:
+        name, _, url = option.partition("=")
+        if not name.strip() or not url.strip():
+            raise InputError(f"--link {option!r} is not of the form NAME=https://...")
+        found[name.strip()] = url.strip()
+    return found
+
+
+def repository_url(part: Part, repo: str) -> str:
+    """The page of a repository."""
+    return f"https://huggingface.co/{URLS[_KINDS[part]]}{repo}"
+
+
+def hub_place(repo: str, revision: str | None, name: str) -> str:
+    """hub://owner/name@revision/id, as `load_vision_sae` and `load_mammo_clip` read it."""
+    at = f"@{revision.replace('/', '%2F')}" if revision else ""
+    return f"{HUB_SCHEME}{repo}{at}/{name}"
+
+
+def places(
+    study_folder: str | os.PathLike[str],
+    about: About,
+    part: Literal["sae", "model"],
+    known: Mapping[str, tuple[str, str]],
+) -> dict[str, dict[str, str | None]]:
+    """Where the SAEs or classifiers of a study lie on the Hub.
+
+    Args:
+        study_folder: the study.
+        about: what names the repository where it is not the one that the study's folder knows.
+        part: which of them.
+        known: by layer, or by "model/concept", the id that publishing gives by itself, and what tells the weights from
+            others. What was published with other weights than the study has now is not told.
+
+    Returns:
+        repo, revision and id of those that are known to be there.
+    """
+    record = _record(study_folder).get(part)
+    named = about.repositories().get(part)
+    if named is None:
+        return {}
+    repo, revision = named
+    if record is None or record["repo"] != repo:
+        return {name: {"repo": repo, "revision": revision, "id": own} for name, (own, _) in known.items()}
+    return {
+        name: {"repo": repo, "revision": revision, "id": record["weights"][weights]}
+        for name, (_, weights) in known.items()
+        if weights in record["weights"]
+    }
+
+
+def recorder(
+    study_folder: str | os.PathLike[str], part: Part, weights: Mapping[str, str] | None = None
+) -> Callable[[Published], None]:
+    """What writes into a study's folder, once a part of it was sent, where it is.
+
+    Args:
+        study_folder: the study.
+        part: what is sent.
+        weights: the ids of SAEs or classifiers by what tells their weights from others.
+    """
+
+    def record(published: Published) -> None:
+        own = {"repo": published.repo_id, "revision": published.tag or published.commit, "weights": dict(weights or {})}
+        try:
+            write_json(Path(study_folder) / RECORD, {**_record(study_folder), part: own})
+        except OSError as error:  # it is published all the same
+            logger.warning("%s cannot be written (%s): later cards will not link to this by themselves", RECORD, error)
+
+    return record
+
+
+def _record(study_folder: str | os.PathLike[str]) -> dict[str, Any]:
+    file = Path(study_folder) / RECORD
+    if not file.is_file():
+        return {}
+    found = read_json(file)
+    if not isinstance(found, dict):
+        raise InputError(f"{file} is damaged; delete it, and publish again what should be linked")
+    return found

@@ -1,0 +1,318 @@
+"""Publishing classifiers, so that a stranger can run the SAEs that read them.
+
+What is staged is `<id>/config.json` and `<id>/model.safetensors`, which `load_mammo_clip("hub://owner/name/<id>")`
+reads, with evaluation.json and provenance.json beside them, and one card for the repository.
+"""
+
+import os
+import re
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, hf_hub_download
+
+from mammosae_plugin import __version__
+from mammosae_plugin.adapters import MammoClipClassifier, load_mammo_clip
+from mammosae_plugin.adapters.mammo_clip import CLASSIFIER_FILES, save_classifier_folder
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import read_json, sha256_of_file, write_json, write_text
+from mammosae_plugin.hub.about import About, places, recorder
+from mammosae_plugin.hub.findings_tables import separation_rows
+from mammosae_plugin.hub.guard import PrivacyContext
+from mammosae_plugin.hub.publishing import Publication, Published, files_of_repo, look_at_head, prepare
+from mammosae_plugin.hub.saes import portable, with_fingerprint
+from mammosae_plugin.hub.scratch import Scratch
+from mammosae_plugin.hub_requests import ask
+from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint, torch_generator
+from mammosae_plugin.study_folder import StudyFolder, is_study_folder
+
+CONFIG, WEIGHTS = CLASSIFIER_FILES
+EVALUATION, PROVENANCE, CARD = "evaluation.json", "provenance.json", "README.md"
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*")
+_SMALL_IMAGE = (1, 3, 64, 64)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One classifier as it was given.
+
+    Attributes:
+        model: the classifier.
+        key: "model/concept" in its study; None for a file.
+        weights: what tells its weights from others in its study's folder.
+        evaluation: AUROC on the test images with its interval and counts, where it is known.
+    """
+
+    model: MammoClipClassifier
+    key: str | None = None
+    weights: str | None = None
+    evaluation: Mapping[str, Any] | None = None
+
+
+def publish_model(
+    source: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    model_id: str | None = None,
+    licence: str | None = None,
+    base_model: str | None = None,
+    datasets: Sequence[str] = (),
+    context: PrivacyContext | None = None,
+    min_group: int = 5,
+    tag: str | None = None,
+    private: bool = True,
+    replace: bool = False,
+    dry_run: bool = False,
+    about: About | None = None,
+    token: str | None = None,
+) -> Publication | Published:
+    """Publish classifiers in a repository on the Hub: one commit, and a tag.
+
+    Args:
+        source: a study's output folder, whose trained classifiers go out as `<model>-<concept>`; or a classifier's file
+            or folder, as `load_mammo_clip` reads it.
+        repo_id: owner/name. It is made if need be; classifiers of other ids in it stay, and stand in the card too.
+        model_id: of a study, the only classifier to publish; of a file, what to call it.
+        licence: of the weights, as the Hub names it; nothing is published without one.
+        base_model: the Hub's name of the encoder that it started from.
+        datasets: names of the datasets that it was trained on; by default those of the study or of the context.
+        context: what must not get out; for a study its ids.
+        min_group: statistics of fewer patients than this are left out.
+        tag: a name for the published state, such as "v1".
+        private: make a new repository private.
+        replace: overwrite what is there otherwise. Of the card, what people wrote stays.
+        dry_run: send nothing; give the publication, which describes what would go out.
+        about: authors, description and links for the card; the study's other repositories are linked by themselves.
+        token: of the Hub; by default that of `hf auth login` or HF_TOKEN.
+
+    Returns:
+        What is on the Hub now; with `dry_run` the `Publication`, which can be looked at and sent.
+
+    Raises:
+        InputError: no licence, no such classifier, or as `prepare`.
+        PrivacyError: something of it must not get out.
+        HubError: the Hub refuses, or cannot be reached.
+    """
+    if licence is None or not licence.strip():
+        raise InputError(
+            "a classifier is published under a licence; name it with --licence (licence=), such as mit or, where it "
+            "starts from Mammo-CLIP, cc-by-nc-sa-4.0"
+        )
+    study = StudyFolder(Path(source)) if is_study_folder(source) else None
+    origins = _of_study(study, model_id, min_group) if study is not None else _of_file(Path(source), model_id)
+    if context is None:
+        context = PrivacyContext(datasets=tuple(datasets), min_group=min_group)
+        if study is not None:
+            context = PrivacyContext.of_study(study.folder, min_group=min_group)
+    about = about or About()
+    if study is not None:
+        about = about.with_record(study.folder)
+    said = {"licence": licence.strip(), "base_model": base_model, "datasets": list(datasets or context.datasets)}
+    scratch = Scratch("publish")
+    try:
+        facts = {
+            name: _stage(origin, scratch.folder / name, study, said, min_group) for name, origin in origins.items()
+        }
+        commit, others = _what_is_there(repo_id, set(facts), licence.strip(), token)
+        for name, origin in origins.items():
+            facts[name]["sae"] = _sae_of(study, origin, about) if study is not None else None
+        card = {"repo_id": repo_id, "models": {**others, **facts}, "licence": licence.strip(), "tag": tag}
+        write_text(scratch.folder / CARD, _card({**card, "about": about.facts(without="model")}))
+        publication = prepare(
+            scratch.folder,
+            repo_id,
+            kind="model",
+            contents="model",
+            context=context,
+            tag=tag,
+            private=private,
+            replace=replace,
+            message=f"Classifier {', '.join(facts)}",
+            token=token,
+            related=about.names,
+            on_sent=None
+            if study is None
+            else recorder(study.folder, "model", {origin.weights or "": name for name, origin in origins.items()}),
+        )
+        if publication.parent != commit:
+            raise InputError(f"{repo_id} was changed while its card was written; run again to see what is there now")
+        for name, origin in origins.items():
+            _check(scratch.folder / name, origin.model)
+        if not dry_run:
+            return publication.send(token=token)
+    except BaseException:
+        scratch.remove()
+        raise
+    finally:
+        if not dry_run:
+            scratch.remove()
+    weakref.finalize(publication, scratch.remove)
+    return publication
+
+
+# -- what is given -----------------------------------------------------------------------------------------------------
+
+
+def _of_study(study: StudyFolder, model_id: str | None, min_group: int) -> dict[str, Origin]:
+    """The classifiers that a study trained, by id."""
+    known = {name: (key, weights) for key, (name, weights) in study.classifiers.items()}
+    if model_id is not None:
+        if model_id not in known:
+            raise InputError(f"{study.folder} has no classifier {model_id!r}; it has {', '.join(known)}")
+        known = {model_id: known[model_id]}
+    rows = {f"{row['model']}/{row['concept']}": row for row in separation_rows(study, min_group=min_group)}
+    files = {
+        sha256_of_file(file): file for file in sorted((study.folder / "work" / "classifiers").glob("*.safetensors"))
+    }
+    found = {}
+    for name, (key, weights) in known.items():
+        if weights not in files:
+            raise InputError(
+                f"{study.folder} cannot publish the classifier {key}: the study did not train it, or it is no longer "
+                f"in work/classifiers; publish its own file, or leave it out by naming another (--id {'|'.join(known)})"
+            )
+        found[name] = Origin(load_mammo_clip(files[weights]), key, weights, rows.get(key))
+    return found
+
+
+def _of_file(path: Path, model_id: str | None) -> dict[str, Origin]:
+    model = load_mammo_clip(path)
+    if model.n_class == 0:
+        raise InputError(f"{path} holds an encoder without a classifier; give a classifier's file, or a study's folder")
+    if model_id is None:
+        raise InputError("say what the classifier is to be called in the repository (model_id, --id)")
+    if not _ID.fullmatch(model_id) or model_id.lower() in ("readme.md", "figures"):
+        raise InputError(f"{model_id!r} cannot be a classifier's id; use letters, digits, dots and dashes (--id)")
+    return {model_id: Origin(model)}
+
+
+def _sae_of(study: StudyFolder, origin: Origin, about: About) -> dict[str, Any] | None:
+    """Where the SAE that reads the classifier lies, and the module that it reads; None where that is not known."""
+    published = places(study.folder, about, "sae", study.saes)
+    layer = study.layer()
+    place = layer.results["sae"].get("published") or published.get(layer.name)
+    return None if place is None or origin.key is None else {**place, "module": layer.hook_name.rpartition(".")[0]}
+
+
+# -- staging -----------------------------------------------------------------------------------------------------------
+
+
+def _stage(
+    origin: Origin, folder: Path, study: StudyFolder | None, said: Mapping[str, Any], min_group: int
+) -> dict[str, Any]:
+    """Write one classifier's files; gives what the card says of it."""
+    folder.mkdir(parents=True)
+    model = origin.model
+    metadata = dict(model.source.get("metadata") or {})
+    before = metadata.get("dataset")
+    source = _shared(model.source.get("trained_from") or {} if metadata else model.source)
+    shared = _shared(metadata)
+    if study is not None:
+        source, shared = (with_fingerprint(value, before, study.dataset_fingerprint) for value in (source, shared))
+        images, size = study.training_images, study.results["data"]["image_size"]
+    else:
+        images, size = None, None
+    outcome = shared.get("outcome") or {}
+    if (outcome.get("n_patients") or {}).get("validation", min_group) < min_group:
+        outcome.pop("validation_auroc", None)
+    save_classifier_folder(model, folder, source=source, metadata=shared)
+    if origin.evaluation is not None:
+        write_json(folder / EVALUATION, {**origin.evaluation, "measured_on": "test images of the study"})
+    provenance = {
+        **said,
+        "images": images,
+        "image_size": size,
+        "weights_sha256": sha256_of_file(folder / WEIGHTS),
+        "tensors": tensors_fingerprint(model.state_dict()),
+        "dataset_fingerprint": study.dataset_fingerprint if study is not None else shared.get("dataset"),
+        "published_with": {"mammosae_plugin": __version__, "packages": package_versions(), **environment()},
+    }
+    write_json(folder / PROVENANCE, plain(provenance))
+    return model_facts(read_json(folder / CONFIG), provenance, origin.evaluation)
+
+
+def _shared(value: Any) -> Any:
+    """What is known of a classifier without names of files and without what stands for a list of images."""
+    if isinstance(value, Mapping):
+        return {key: _shared(item) for key, item in value.items() if key not in ("files", "images")}
+    return [_shared(item) for item in value] if isinstance(value, list) else portable(value)
+
+
+def model_facts(
+    config: Mapping[str, Any], provenance: Mapping[str, Any], evaluation: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What a card says of a classifier, from the files that lie beside its weights.
+
+    Returns:
+        architecture, n_class, concepts, kind (of the training), preprocessing, image_size, images (n_images and
+        n_patients of the training split), datasets, base_model, licence, auroc (the value and its interval), sae (not
+        known from them).
+    """
+    metadata = config.get("metadata") or {}
+    known = evaluation or {}
+    return {
+        "architecture": config["architecture"],
+        "n_class": config["n_class"],
+        "concepts": metadata.get("concepts") or [],
+        "kind": (metadata.get("config") or {}).get("kind"),
+        "preprocessing": metadata.get("preprocessing"),
+        "image_size": provenance.get("image_size"),
+        "images": provenance.get("images"),
+        **{name: provenance.get(name) for name in ("base_model", "licence")},
+        "datasets": provenance.get("datasets") or [],
+        "auroc": {end: known.get(f"auroc{end}") for end in ("", "_low", "_high")},
+        "sae": None,
+    }
+
+
+def _card(facts: Mapping[str, Any]) -> str:
+    from mammosae_plugin.hub.cards import render_model_card
+
+    return render_model_card(facts)
+
+
+def _check(folder: Path, model: MammoClipClassifier) -> None:
+    """See that what is staged, read back, answers as what was given does.
+
+    Raises:
+        InputError: it does not.
+    """
+    images = torch.rand(_SMALL_IMAGE, generator=torch_generator(0))
+    with torch.no_grad():
+        same = torch.equal(load_mammo_clip(folder)(images), model.eval()(images))
+    if not same:
+        raise InputError(f"not published: {folder.name} answers otherwise once it is written and read back")
+
+
+def _what_is_there(
+    repo_id: str, staged: set[str], licence: str, token: str | None
+) -> tuple[str | None, dict[str, dict[str, Any]]]:
+    """The commit of the repository, and its other classifiers as they were described when they were published."""
+    api = HfApi(token=token)
+    commit = look_at_head(api, repo_id, "model")
+    if commit is None:
+        return None, {}
+    files = files_of_repo(api, repo_id, "model", commit)
+
+    def read(path: str) -> Any:
+        if path not in files:
+            return None
+        return read_json(
+            ask(lambda: hf_hub_download(repo_id, path, revision=commit, token=token), about=repo_id, doing="read")
+        )
+
+    ids = {path.removesuffix(f"/{WEIGHTS}") for path in files if path.endswith(f"/{WEIGHTS}") and path.count("/") == 1}
+    others = {}
+    for name in sorted(ids - staged):
+        provenance = read(f"{name}/{PROVENANCE}") or {}
+        others[name] = model_facts(read(f"{name}/{CONFIG}"), provenance, read(f"{name}/{EVALUATION}"))
+        if provenance.get("licence") != licence:
+            raise InputError(
+                f"{repo_id} holds classifiers under {provenance.get('licence') or 'no stated licence'}, and {licence} "
+                "would be stated for them too; publish under their licence, or into another repository"
+            )
+    return commit, others
