@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from mammosae_plugin.cli import app
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import sha256_of_file
+from mammosae_plugin.hub.about import About
 from mammosae_plugin.hub.comparison import compare_findings
 from mammosae_plugin.hub.findings import Findings
 from mammosae_plugin.hub.guard import PrivacyContext, PrivacyError, check_staged
@@ -380,11 +381,10 @@ def of(findings, encoder="pretrained", layer="final", concept="Mass", label=1, d
 
 def test_the_table_opens_with_the_best_latents_of_the_final_layer(look, findings, space):
     page = look(space)
-    both = pd.concat([of(findings), of(findings, "finetuned/Mass")]).sort_values("rank", kind="stable")
-    assert latents(page) == both["latent"].head(50).tolist()
-    silent = 1024 - len(both)
+    own = of(findings, "finetuned/Mass")  # ranks are within an encoder: one is listed, the last of the study
+    assert latents(page) == own["latent"].head(50).tolist()
     assert page.locator("#status").inner_text() == (
-        f"{len(both)} of 1,024 latents, 1–50 shown, sorted by rank (rising). {silent} that never fire are hidden."
+        f"{len(own)} of 512 latents, 1–50 shown, sorted by rank (rising). {512 - len(own)} that never fire are hidden."
     )
     assert page.locator(".research").inner_text().startswith("Research only, not a medical device.")
 
@@ -474,13 +474,10 @@ def test_filters_choose_layer_encoder_concept_class_firing_rate_and_notes(look, 
 
 
 def test_all_layers_and_encoders_stand_in_one_table(look, findings, space):
-    page = look(space, "#/?layer=all")
-    live = sum(
-        len(of(findings, encoder, layer))
-        for layer in ("final", "blocks_4")
-        for encoder in ("pretrained", "finetuned/Mass")
-    )
-    assert page.locator("#status").inner_text().startswith(f"{live:,} of 2,048 latents")
+    page = look(space, "#/?layer=all&encoder=all&dead=1")
+    told = page.locator("#status").inner_text()
+    assert told.startswith("1,024 of 1,024 latents in 2,048 rows, one for each encoder")
+    page = look(space, "#/?layer=all&encoder=all&sort=rate")
     assert set(column(page, "layer")) == {"blocks_4", "final"}
     assert set(column(page, "encoder")) == {"pretrained", "finetuned / Mass"}
 
@@ -501,7 +498,10 @@ def test_the_search_finds_numbers_and_words_of_notes(look, space):
 @pytest.mark.parametrize("text", ["größe", "GRÖSSE", "Grösse", "gro\u0308\u00dfe", "ＧＲÖẞE", "grosse", "RONDE"])
 def test_the_search_sees_no_difference_of_capitals_and_accents(look, tmp_path, text):
     notes = [{"latent": 5, "text": "Größe der runden Herde; densité rondé"}, {"latent": 6, "text": "groove, rondo"}]
-    page = look(build_space(synthetic_findings(d_sae=24, notes=notes, layers=("final",)), tmp_path / "space"))
+    page = look(
+        build_space(synthetic_findings(d_sae=24, notes=notes, layers=("final",)), tmp_path / "space"),
+        "#/?encoder=pretrained",
+    )
     page.fill("#search", text)
     page.check("#dead")
     assert latents(page) == [5]
@@ -509,18 +509,16 @@ def test_the_search_sees_no_difference_of_capitals_and_accents(look, tmp_path, t
 
 def test_what_was_chosen_stands_in_the_link_and_comes_back_from_it(look, space):
     page = look(space)
-    page.select_option("#encoder", "finetuned/Mass")
+    page.select_option("#encoder", "pretrained")
     page.select_option("#concept", "Mass")
     page.fill("#least", "0.5")
     page.locator('th[data-key="rate"] button').click()
     page.locator("#page-next").click()
     rows, link = latents(page), page.evaluate("location.hash")
-    assert link == "#/?encoder=finetuned%2FMass&least=0.5&sort=rate&direction=down&page=2".replace(
-        "&direction=down", ""
-    )
+    assert link == "#/?encoder=pretrained&least=0.5&sort=rate&page=2"
     again = look(space, link)
     assert latents(again) == rows
-    assert again.input_value("#least") == "0.5" and again.input_value("#encoder") == "finetuned/Mass"
+    assert again.input_value("#least") == "0.5" and again.input_value("#encoder") == "pretrained"
     assert again.locator('th[aria-sort="descending"]').get_attribute("data-key") == "rate"
 
 
@@ -804,8 +802,8 @@ def test_two_encoders_of_one_study_can_be_compared(look, findings, space):
 
 def test_16384_latents_of_several_encoders_sort_and_filter(look, tmp_path):
     large = synthetic_findings(d_sae=16384, layers=("final",), notes=NOTES)
-    page = look(build_space(large, tmp_path / "space"), "#/?dead=1")
-    assert page.locator("#status").inner_text().startswith("32,768 of 32,768 latents")
+    page = look(build_space(large, tmp_path / "space"), "#/?dead=1&encoder=all")
+    assert page.locator("#status").inner_text().startswith("16,384 of 16,384 latents in 32,768 rows")
     assert page.locator("table.latents tbody tr").count() == 50
     for key in ("score", "rate", "notes", "rank"):
         page.locator(f'th[data-key="{key}"] button').click()
@@ -816,6 +814,64 @@ def test_16384_latents_of_several_encoders_sort_and_filter(look, tmp_path):
     page.locator("#page-last").click()
     assert page.locator(".pager span").inner_text() == "Page 656 of 656"
     assert len(latents(page)) == 32768 - 655 * 50
+
+
+def test_in_a_list_of_all_encoders_the_ranking_of_each_stays_together(look, findings, space):
+    page = look(space, "#/?encoder=all&least=60")
+    encoders, ranks = column(page, "encoder"), [int(text.replace(",", "")) for text in column(page, "rank")]
+    assert len(set(encoders)) == 2 and len(encoders) < 50
+    assert [one for i, one in enumerate(encoders) if i == 0 or one != encoders[i - 1]] == [
+        "pretrained",
+        "finetuned / Mass",
+    ]
+    for encoder in set(encoders):
+        own = [rank for rank, one in zip(ranks, encoders, strict=True) if one == encoder]
+        assert own == sorted(own)
+
+
+def test_on_a_phone_the_first_rows_are_in_the_first_screen(look, space):
+    page = look(space, width=390, height=844)
+    places = page.locator("table.latents tbody tr").evaluate_all(
+        "rows => rows.map((row) => row.getBoundingClientRect())"
+    )
+    assert places[4]["bottom"] < 844
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+@pytest.mark.parametrize("address", ["#/", "#/compare", "#/study", f"{PRETRAINED}/{BEST}", f"{PRETRAINED}/1"])
+def test_pages_hold_no_words_of_programs(look, space, address):
+    text = look(space, address).locator("main").inner_text()
+    assert not re.search(r"\b(false|true|null|undefined|NaN)\b|\[object|box ap\b|radiologists' ", text)
+
+
+def test_what_an_arrow_leads_to_is_called_a_latent(look, space):
+    page = look(space, f"{PRETRAINED}/1")
+    assert page.locator("#previous").inner_text() == "← latent 0"
+    assert page.locator("#next").inner_text() == "latent 2 →"
+
+
+def test_every_chart_has_at_least_two_ticks_on_each_scale(look, space):
+    page = look(space, f"{PRETRAINED}/{BEST}")
+    ticks = """charts => charts.map((chart) => ["end", "middle"].map((side) =>
+        chart.querySelectorAll(`text.tick[text-anchor=${side}]`).length))"""
+    counted = page.locator("svg.chart").evaluate_all(ticks)
+    assert counted and all(min(pair) >= 2 for pair in counted), counted
+    short = page.evaluate("""() => [[1, 3], [-2.9, 3.4], [0, 1], [0.11, 0.119], [-8, 1]].map(([low, high]) => {
+        const node = mammosae.charts.ranking([high, low], [1, 2], 0, "");
+        return node.querySelectorAll("text.tick[text-anchor=end]").length;
+    })""")
+    assert min(short) >= 2, short
+
+
+def test_what_is_said_of_the_study_stands_on_its_page(look, findings, tmp_path):
+    about = About(
+        authors=["A. B."], description="On <phantoms>.", links={"paper": "https://example.org/a"}, sae="x/saes"
+    )
+    page = look(build_space(findings, tmp_path / "space", about=about), "#/study")
+    text = page.locator("#about").inner_text()
+    assert "On <phantoms>." in text and "Authors: A. B." in text
+    urls = page.locator("#about a").evaluate_all("links => links.map((link) => link.href)")
+    assert {"https://huggingface.co/x/saes", "https://example.org/a"} <= set(urls)
 
 
 def test_the_keyboard_does_everything_in_the_table(look, findings, space):

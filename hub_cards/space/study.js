@@ -81,7 +81,7 @@ mammosae.pages.study = (() => {
     about.links.length > 0 && el("ul", {}, about.links.map(({ name, text, url }) => el("li", {}, `${name}: `, el("a", { href: url, rel: "noopener" }, text))))) : null;
 
   // Where an SAE or a classifier is published.
-  const place = ({ repo, revision, id }) => el("a", { href: `https://huggingface.co/${repo}`, rel: "noopener" }, `hub://${repo}${revision ? `@${revision}` : ""}/${id}`);
+  const place = ({ repo, revision, id }) => el("a", { href: ["https://huggingface.co", repo].join("/"), rel: "noopener" }, `hub://${repo}${revision ? `@${revision}` : ""}/${id}`);
 
   return async (root) => {
     const { about, studies } = mammosae.data.index;

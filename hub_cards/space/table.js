@@ -37,11 +37,12 @@ mammosae.pages.latents = (() => {
     const withConcept = tables.filter((table) => table.concepts.some((entry) => entry.concept === concept));
     const encoders = [...new Set(withConcept.map((table) => table.encoder))];
     // Ranks are within an encoder, so that one is listed unless all are asked for.
-    const encoder = [...encoders, "all"].includes(params.get("encoder")) ? params.get("encoder") : usualEncoder(given, withConcept);
+    const wanted = params.get("encoder") ?? "";  // kept where the concept has no such encoder, for the way back
+    const encoder = [...encoders, "all"].includes(wanted) ? wanted : usualEncoder(given, withConcept);
     const chosen = withConcept.filter((table) => encoder === "all" || table.encoder === encoder);
     const classes = chosen[0].concepts.find((entry) => entry.concept === concept).n_images.length;
     return {
-      study, layer, concept, encoder, concepts, encoders, classes, usualEncoder: usualEncoder(given, withConcept),
+      study, layer, concept, encoder, concepts, encoders, classes, wanted,
       tables: chosen,
       class: Math.min(classes - 1, Math.floor(number("class", classes - 1))),
       least: Math.min(100, number("least", 0)),
@@ -59,7 +60,7 @@ mammosae.pages.latents = (() => {
     return mammosae.address([], {
       study: state.study ? state.study + 1 : "",
       layer: state.layer === defaults(study).layer ? "" : state.layer,
-      encoder: state.encoder === state.usualEncoder ? "" : state.encoder,
+      encoder: state.wanted,
       concept: state.concept === state.concepts[0] ? "" : state.concept,
       class: state.class === state.classes - 1 ? "" : state.class,
       least: state.least || "",
@@ -247,7 +248,7 @@ mammosae.pages.latents = (() => {
       const all = (values, word) => (values.length > 1 ? [["all", `All ${word}`]] : []);
       fields.replaceChildren(...[
         index.studies.length > 1 && mammosae.choice("Study", "study", index.studies.map((_, i) => [String(i + 1), mammosae.studyName(i)]),
-          String(state.study + 1), (value) => change({ study: Number(value) - 1, layer: "", encoder: "all", concept: "" }), { long: true }),
+          String(state.study + 1), (value) => change({ study: Number(value) - 1, layer: "", wanted: "", concept: "" }), { long: true }),
         mammosae.choice("Concept", "concept", state.concepts.map((name) => [name, mammosae.conceptName(name)]), state.concept,
           (concept) => change({ concept, class: 99 }), { long: true }),
         mammosae.choice("Class ranked", "class",
@@ -256,7 +257,7 @@ mammosae.pages.latents = (() => {
         mammosae.choice("Layer", "layer", [...all(study.layers, "layers"), ...study.layers.map((name) => [name, name])], state.layer,
           (layer) => change({ layer })),
         mammosae.choice("Encoder", "encoder", [...all(state.encoders, "encoders"), ...state.encoders.map((name) => [name, mammosae.encoderName(name)])],
-          state.encoders.length === 1 ? state.encoders[0] : state.encoder, (encoder) => change({ encoder }), { long: true }),
+          state.encoders.length === 1 ? state.encoders[0] : state.encoder, (wanted) => change({ wanted }), { long: true }),
         el("div", { class: "field" }, el("label", { for: "least" }, "Fires in at least (% of images)"),
           el("input", { id: "least", type: "number", min: 0, max: 100, step: "any", inputmode: "decimal", value: state.least || "", placeholder: "0",
             oninput: (event) => change({ least: Number(event.target.value) || 0 }) })),
@@ -333,7 +334,8 @@ mammosae.pages.latents = (() => {
       box.replaceChildren(rows.length
         ? el("table", { class: "latents", "aria-rowcount": found.rows.length + 1, "aria-describedby": "status" }, el("thead", {}, head), el("tbody", {}, body))
         : el("p", { class: "missing" }, "No latent passes these filters",
-          found.silent ? `, but for ${mammosae.counted(found.silent, "latent")} that never ${found.silent === 1 ? "fires" : "fire"}. ` : ". ", el("a", { href: "#/" }, "Clear the filters")));
+          found.silent ? `, but for ${mammosae.counted(found.silent, "latent")} that never ${found.silent === 1 ? "fires" : "fire"}. ` : ". ", el("a", { href: "#/" }, "Clear the filters"),
+          state.encoders.length > 1 && state.encoder !== "all" && [" or ", el("a", { href: address({ ...state, wanted: "all" }) }, "look in all encoders")]));
       const sorted = shown.find((column) => column.key === state.sort);
       status.textContent = tally(found, tables)
         + `${rows.length ? `, ${mammosae.count(start + 1)}–${mammosae.count(start + rows.length)} shown, sorted by ${sorted?.sorted ?? mammosae.inSentence(sorted?.text ?? "Rank")} (${direction === "up" ? "rising" : "falling"})` : ""}.`

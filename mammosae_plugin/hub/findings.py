@@ -286,9 +286,9 @@ def findings_facts(
     Returns:
         repo_id, licence, datasets and figures as given; about (see `About.facts`); title and study (see `Findings`);
         configs (name, path in the repository and number of rows of each; the first is the default); n_latents (rows of
-        the config latents); best (layer, model, concept, latent, role, reason, evidence, average_precision
-        and ablation_effect of the latents that the study names); reconstruction (rows); readers, n_notes and agreement (a line, None without
-        labels of two readers).
+        the config latents); best (layer, model, concept, latent, role, reason, evidence, average_precision and
+        ablation_effect of the latents that the study names); reconstruction (rows); readers, n_notes and agreement (a
+        line, None without labels of two readers).
     """
     from mammosae_plugin.notes import agreement
     from mammosae_plugin.provenance import plain

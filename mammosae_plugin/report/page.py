@@ -89,6 +89,9 @@ def _content(results: Results, figures_folder: Path) -> dict[str, Any]:
         "data_kind": _DATA_KINDS[results["data_kind"]],
         "summary": summary(results),
         "restored": RESTORED,
+        "n_test": _n(results, "test"),
+        "n_training": _n(results, "training"),
+        "n_localized": _n_boxes(results),
         "glance": _glance(found, n_best(results), one_control=results.get("n_controls") == 1),
         "top": n_best(results),
         "one_control": results.get("n_controls") == 1,
@@ -114,6 +117,7 @@ def _content(results: Results, figures_folder: Path) -> dict[str, Any]:
                 figures_folder,
                 figure_4_name(model, concept),
                 f"{model}, {readable(concept)}: mean activation of every live latent in both classes",
+                _n(results, "training", concept),
             )
             for model, concept in pairs(results)
         ],
@@ -165,13 +169,38 @@ def _plain(value: float) -> str:
     return f"{value:.4g}".replace("-", MINUS) if math.isfinite(value) else MISSING
 
 
-def _figure(folder: Path, name: str, alt: str) -> Row:
+def _n(results: Results, split: str, concept: str | None = None) -> str:
+    """How much stands behind a figure or table: "n = 24 test images of 12 patients, 14 with Mass"."""
+    data = results["data"]
+    unit = "rows" if data["unit"] == "finding_row" else "images"
+    whole = next((row for row in data["splits"] if row["split"] == split), None)
+    if whole is None:
+        return ""
+    size = whole["n_rows"] if unit == "rows" else whole["n_images"]
+    text = f"n = {size:,} {split} {unit} of {whole['n_patients']:,} patients"
+    named = [row for row in data["concepts"] if row["split"] == split and concept in (None, row["concept"])]
+    with_finding = [f"{row['n_positive']:,} with {readable(row['concept'])}" for row in named]
+    return ", ".join([text, *with_finding])
+
+
+def _n_boxes(results: Results) -> str:
+    """The images and boxes of each concept that localization is measured on."""
+    found = {row["concept"]: row for row in results["localization"]}
+    parts = [
+        f"{readable(concept)} {row['n_boxes']:,} boxes in {row['n_images']:,} test images"
+        for concept, row in found.items()
+        if row.get("n_boxes") and row.get("n_images")
+    ]
+    return f"n: {'; '.join(parts)}" if parts else ""
+
+
+def _figure(folder: Path, name: str, alt: str, n: str = "") -> Row:
     """A figure as a data URI; without a file `source` is None and the report says so."""
     path = folder / name
     source = None
     if path.is_file():
         source = Markup(f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}")
-    return {"name": name, "source": source, "alt": alt}
+    return {"name": name, "source": source, "alt": alt, "n": n}
 
 
 def _figures_2(results: Results, folder: Path) -> list[Row]:
@@ -182,7 +211,8 @@ def _figures_2(results: Results, folder: Path) -> list[Row]:
                 who = " and ".join(model_names(results, concept))
                 how = ", with the SAE's error term" if error_term else ""
                 alt = f"{readable(concept)}: AUROC against the number of latents per class, for {who}{how}"
-                figures.append(_figure(folder, figure_2_name(concept, error_term=error_term), alt))
+                name, n = figure_2_name(concept, error_term=error_term), _n(results, "test", concept)
+                figures.append(_figure(folder, name, alt, n))
     return figures
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
@@ -104,7 +105,8 @@ def plot_class_means(
         axes.text(0.98, 0.025, f"more in {class_names[0]} →", ha="right", **note)
         figure.suptitle(textwrap.fill(title, 50), x=0.01, ha="left")
         figure.legend(loc="outside lower left", ncols=2)
-        _label(figure, axes, [(x[index[one[0]]], y[index[one[0]]], _name(*one), one[1]) for one in named])
+        labels = [(x[index[one[0]]], y[index[one[0]]], _name(*one), one[1]) for one in named]
+        _label(figure, axes, labels, np.column_stack([x[~marked], y[~marked]]))
     return figure
 
 
@@ -139,13 +141,22 @@ def _name(latent: int, role: str, auroc: float) -> str:
     return f"{latent} ({auroc:.2f})" if role in _ROLES and np.isfinite(auroc) else str(latent)
 
 
-def _label(figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str, str]]) -> None:
-    """Write each point's name beside it, at the nearest place free of other labels, marks and the frame."""
+def _label(figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str, str]], others: np.ndarray) -> None:
+    """Write each point's name beside it, at the nearest place free of labels, marks, points, lines and the frame.
+
+    Args:
+        figure: The figure, laid out.
+        axes: Where the points are.
+        points: (x, y, name, role) of the points to name.
+        others: (n, 2) x and y of the points without a name.
+    """
     figure.draw_without_rendering()
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     frame = axes.get_window_extent(renderer)
     unit = figure.dpi / 72  # one point in pixels
     marks = [axes.transData.transform((x, y)) for x, y, _, _ in points]
+    cloud = axes.transData.transform(others) if len(others) else np.empty((0, 2))
+    lines: list[np.ndarray] = []  # points along the lines that lead from labels to marks
     taken = [Bbox.from_bounds(px - 4 * unit, py - 4 * unit, 8 * unit, 8 * unit) for px, py in marks]
     angles = np.deg2rad([20, 160, -20, -160, 60, 120, -60, -120, 90, -90, 0, 180])
     order = sorted(range(len(points)), key=lambda i: (-marks[i][1], marks[i][0]))
@@ -155,7 +166,7 @@ def _label(figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str,
         size = probe.get_window_extent(renderer)
         probe.remove()
         best: tuple[float, Bbox] | None = None
-        for radius in (9, 16, 25, 36, 50, 66):
+        for radius in (9, 16, 25, 36, 50, 66, 84, 104, 126):
             for angle in angles:
                 cx = marks[i][0] + np.cos(angle) * (radius * unit + size.width / 2)
                 cy = marks[i][1] + np.sin(angle) * (radius * unit + size.height / 2)
@@ -163,12 +174,15 @@ def _label(figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str,
                 grown = box.padded(1.5 * unit)
                 clash = sum(grown.overlaps(other) for other in taken)
                 outside = grown.x0 < frame.x0 or grown.x1 > frame.x1 or grown.y0 < frame.y0 or grown.y1 > frame.y1
-                cost = clash * 1000 + outside * 500 + radius
+                covered = _inside(grown, cloud) + sum(_inside(grown, line) > 0 for line in lines)
+                cost = clash * 1000 + outside * 500 + min(covered, 10) * 40 + radius
                 if best is None or cost < best[0]:
                     best = (cost, box)
         assert best is not None
         taken.append(best[1])
-        at = axes.transData.inverted().transform(((best[1].x0 + best[1].x1) / 2, (best[1].y0 + best[1].y1) / 2))
+        middle = np.array([(best[1].x0 + best[1].x1) / 2, (best[1].y0 + best[1].y1) / 2])
+        lines.append(middle + np.linspace(0, 1, 24)[:, None] * (np.asarray(marks[i]) - middle))
+        at = axes.transData.inverted().transform(middle)
         color = _ROLES[role][0] if role in _ROLES else INK
         label = axes.annotate(
             text,
@@ -180,6 +194,13 @@ def _label(figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str,
             fontweight="bold",
             color=color,
             zorder=5,
+            path_effects=[Stroke(linewidth=2, foreground="white"), Normal()],
             arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3},
         )
         label.set_in_layout(False)  # the places were found for the layout as it stands
+
+
+def _inside(box: Bbox, points: np.ndarray) -> int:
+    """How many of the points (n, 2) lie in a box."""
+    inside = (points[:, 0] > box.x0) & (points[:, 0] < box.x1) & (points[:, 1] > box.y0) & (points[:, 1] < box.y1)
+    return int(inside.sum())
