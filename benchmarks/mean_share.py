@@ -1,6 +1,6 @@
 """How much of a feature map's energy is its mean: the constant offset that an SAE's decoder bias has to carry.
 
-    python benchmarks/mean_share.py [--image-size 760 456] [--images 2] [--layers layer_24 layer_38]
+    python benchmarks/mean_share.py [--image-size 760 456] [--images 2] [--layers layer_38 bn2]
 
 A full-size EfficientNet-B5 with random weights, batch norms calibrated on the images themselves, on phantoms. For each
 layer: the squared norm of the mean row over the mean squared norm of the rows, and the rows' width.
@@ -20,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image-size", type=int, nargs=2, default=(760, 456))
     parser.add_argument("--images", type=int, default=2)
-    parser.add_argument("--layers", nargs="+", default=["layer_10", "layer_24", "layer_38"])
+    parser.add_argument("--layers", nargs="+", default=["layer_24", "layer_38", "bn2"])
     options = parser.parse_args()
     size = tuple(options.image_size)
     with tempfile.TemporaryDirectory() as folder:

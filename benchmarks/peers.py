@@ -1,6 +1,6 @@
 """The recommended SAE against those of dictionary_learning, sparsify and overcomplete, on the same batches.
 
-    python benchmarks/peers.py [--seeds 2] [--steps 2500] [--rows offset ...] [--only "batchtopk" ...] [--folder peers]
+    python benchmarks/peers.py [--half] [--seeds 2] [--steps 2500] [--rows offset ...] [--only "mammosae" ...]
 
 Rows are sparse sums of known directions and a little noise: with a constant offset, as feature maps after a swish have
 it, without one, and with features of very different frequency. Every method gets the same batches in the same order,
@@ -32,26 +32,46 @@ from mammosae_plugin.activations.store import write_store
 from mammosae_plugin.training import SAETraining, train_sae
 from mammosae_plugin.training.metrics import measure
 
-D_IN, D_SAE, N_FEATURES, L0 = 64, 512, 256, 6
 N_ROWS, N_HELD_OUT = 65536, 16384
 FOUND = 0.9
 
 Encode = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
+class Size(NamedTuple):
+    """Of the problem."""
+
+    d_in: int = 64
+    d_sae: int = 512
+    n_features: int = 256
+    k: int = 6  # latents per row, and features in a row on average
+    batch_size: int = 256
+
+    @property
+    def lr(self) -> float:
+        """What dictionary_learning and sparsify choose for the width (Gao et al., 2024)."""
+        return 2e-4 / self.scale
+
+    @property
+    def scale(self) -> float:
+        return (self.d_sae / 2**14) ** 0.5
+
+
+HALF = Size(32, 256, 128, 4, 128)
+
+
 class Task(NamedTuple):
     """What every method gets."""
 
     store: ActivationStore
-    k: int
+    size: Size
     steps: int
-    batch_size: int
     window: int  # steps without firing after which a latent is dead
     seed: int
     folder: Path
 
     def batches(self) -> Iterator[torch.Tensor]:
-        stream = self.store.batches(self.batch_size, seed=self.seed)
+        stream = self.store.batches(self.size.batch_size, seed=self.seed)
         return (next(stream) for _ in range(self.steps))
 
 
@@ -62,22 +82,23 @@ class Trained(NamedTuple):
     directions: torch.Tensor
 
 
-def synthetic_rows(kind: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows (n, D_IN) and the true directions (N_FEATURES, D_IN); of every row L0 directions are there, on average."""
+def synthetic_rows(kind: str, seed: int, size: Size) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows (n, d_in) and the true directions (n_features, d_in), of which k are in a row, on average."""
+    n_features, k = size.n_features, size.k
     generator = torch.Generator().manual_seed(seed)
     n_rows = N_ROWS + N_HELD_OUT
-    directions = normalize(torch.randn(N_FEATURES, D_IN, generator=generator), dim=1)
-    share = torch.full((N_FEATURES,), L0 / N_FEATURES)
+    directions = normalize(torch.randn(n_features, size.d_in, generator=generator), dim=1)
+    share = torch.full((n_features,), k / n_features)
     if kind == "skewed":
-        share = 1 / torch.arange(1.0, N_FEATURES + 1).sqrt()
-        share *= L0 / share.sum()
-    present = torch.rand(n_rows, N_FEATURES, generator=generator) < share
-    strength = 0.5 + torch.rand(n_rows, N_FEATURES, generator=generator)
-    rows = (present * strength) @ directions + 0.05 * torch.randn(n_rows, D_IN, generator=generator)
+        share = 1 / torch.arange(1.0, n_features + 1).sqrt()
+        share *= k / share.sum()
+    present = torch.rand(n_rows, n_features, generator=generator) < share
+    strength = 0.5 + torch.rand(n_rows, n_features, generator=generator)
+    rows = (present * strength) @ directions + 0.05 * torch.randn(n_rows, size.d_in, generator=generator)
     if kind != "no offset":
         rows -= rows.mean(0)
         energy = rows.square().sum(1).mean()
-        offset = normalize(torch.randn(D_IN, generator=generator), dim=0)
+        offset = normalize(torch.randn(size.d_in, generator=generator), dim=0)
         rows += offset * (0.42 / (1 - 0.42) * energy).sqrt()  # 42 % of the energy
     return rows, directions
 
@@ -86,12 +107,12 @@ def ours(task: Task, **settings: Any) -> Trained:
     """`train_sae` as docs/choosing-an-sae.md recommends it."""
     config = SAETraining(
         **{
-            "architecture": "batchtopk",
-            "k": task.k,
-            "d_sae": D_SAE,
-            "epochs": task.steps * task.batch_size / N_ROWS,
-            "batch_size": task.batch_size,
-            "lr": usual_lr(),
+            "architecture": "topk",
+            "k": task.size.k,
+            "d_sae": task.size.d_sae,
+            "epochs": task.steps * task.size.batch_size / N_ROWS,
+            "batch_size": task.size.batch_size,
+            "lr": task.size.lr,
             "dead_feature_window": task.window,
             "checkpoint_every": task.steps,
             "evaluate_every": task.steps,
@@ -103,16 +124,13 @@ def ours(task: Task, **settings: Any) -> Trained:
     return Trained(lambda rows: (latents := sae.encode(rows), sae.decode(latents)), sae.W_dec.detach())
 
 
-def usual_lr() -> float:
-    """What dictionary_learning and sparsify choose for the width (Gao et al., 2024)."""
-    return 2e-4 / (D_SAE / 2**14) ** 0.5
-
-
 def of_dictionary_learning(task: Task, trainer: str = "BatchTopKTrainer") -> Trained:
     """Its trainer's `update`, step by step."""
     kind = getattr(importlib.import_module("dictionary_learning.trainers"), trainer)
-    training = kind(task.steps, D_IN, D_SAE, task.k, layer=0, lm_name="", seed=task.seed, device="cpu")
-    training.dead_feature_threshold = task.window * task.batch_size
+    training = kind(
+        task.steps, task.size.d_in, task.size.d_sae, task.size.k, layer=0, lm_name="", seed=task.seed, device="cpu"
+    )
+    training.dead_feature_threshold = task.window * task.size.batch_size
     for step, rows in enumerate(task.batches()):
         training.update(step, rows)
     sae = training.ae
@@ -124,23 +142,23 @@ def of_sparsify(task: Task, optimizer: str = "signum", aux: float = 0.0) -> Trai
     os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")  # there is no GPU to compile for
     sparsify = importlib.import_module("sparsify")
     torch.manual_seed(task.seed)
-    sae = sparsify.SparseCoder(D_IN, sparsify.SparseCoderConfig(num_latents=D_SAE, k=task.k))
-    scale = (D_SAE / 2**14) ** 0.5
+    sae = sparsify.SparseCoder(task.size.d_in, sparsify.SparseCoderConfig(num_latents=task.size.d_sae, k=task.size.k))
+    scale = task.size.scale
     schedule: Any = None
     if optimizer == "signum":
         sign = importlib.import_module("sparsify.sign_sgd").SignSGD(sae.parameters(), lr=5e-3 / scale)
         steps: Any = importlib.import_module("schedulefree").ScheduleFreeWrapper(sign, momentum=0.95)
         steps.train()
     else:
-        steps = torch.optim.Adam(sae.parameters(), lr=2e-4 / scale)
+        steps = torch.optim.Adam(sae.parameters(), lr=task.size.lr)
         warm = importlib.import_module("transformers").get_linear_schedule_with_warmup
         schedule = warm(steps, 1000, task.steps)
-    idle = torch.zeros(D_SAE, dtype=torch.long)
+    idle = torch.zeros(task.size.d_sae, dtype=torch.long)
     for step, rows in enumerate(task.batches()):
         if step == 0:
             sae.b_dec.data = rows.mean(0)
         sae.set_decoder_norm_to_unit_norm()
-        dead = idle > task.window * task.batch_size if aux else None
+        dead = idle > task.window * task.size.batch_size if aux else None
         out = sae(rows, dead_mask=dead)
         (out.fvu + aux * out.auxk_loss).backward()
         sae.remove_gradient_parallel_to_decoder_directions()
@@ -166,18 +184,18 @@ def of_overcomplete(task: Task, kind: str = "BatchTopKSAE") -> Trained:
     cosine = importlib.import_module("overcomplete.sae.optimizer").CosineScheduler
     losses = importlib.import_module("overcomplete.sae.losses")
     torch.manual_seed(task.seed)
-    top_k = task.k * (task.batch_size if kind == "BatchTopKSAE" else 1)
-    sae = getattr(overcomplete, kind)(D_IN, D_SAE, top_k=top_k)
-    adam = torch.optim.Adam(sae.parameters(), lr=usual_lr())
-    schedule = cosine(adam, usual_lr(), usual_lr() / 100, task.steps, warmup_iters=task.steps // 20)
+    top_k = task.size.k * (task.size.batch_size if kind == "BatchTopKSAE" else 1)
+    sae = getattr(overcomplete, kind)(task.size.d_in, task.size.d_sae, top_k=top_k)
+    adam = torch.optim.Adam(sae.parameters(), lr=task.size.lr)
+    schedule = cosine(adam, task.size.lr, task.size.lr / 100, task.steps, warmup_iters=task.steps // 20)
     overcomplete.train_sae(sae, task.batches(), losses.top_k_auxiliary_loss, adam, schedule, nb_epochs=1, monitoring=0)
     sae.eval()
     return Trained(lambda rows: sae(rows)[1:], sae.get_dictionary().detach())
 
 
 METHODS: dict[str, Callable[[Task], Trained]] = {
-    "mammosae batchtopk": ours,
-    "mammosae topk": partial(ours, architecture="topk"),
+    "mammosae topk": ours,
+    "mammosae batchtopk": partial(ours, architecture="batchtopk"),
     "dictionary_learning BatchTopK": of_dictionary_learning,
     "dictionary_learning TopK": partial(of_dictionary_learning, trainer="TopKTrainer"),
     "sparsify": of_sparsify,
@@ -185,7 +203,7 @@ METHODS: dict[str, Callable[[Task], Trained]] = {
     "overcomplete BatchTopKSAE": of_overcomplete,
     "overcomplete TopKSAE": partial(of_overcomplete, kind="TopKSAE"),
 }
-_ROOT = {"mammosae": "mammosae_plugin"}
+"""By the name of the package and what of it is trained."""
 
 
 def main() -> None:
@@ -194,9 +212,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="methods whose name begins with one of these")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=2500)
-    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--half", action="store_true", help="half of every size: width, latents, features, batch")
     parser.add_argument("--window", type=int, default=250, help="steps without firing after which a latent is dead")
-    parser.add_argument("--k", type=int, default=L0)
     options = parser.parse_args()
     print("| rows | method | L0 | explained variance | dead latents | features found |")
     print("|---|---|---|---|---|---|", flush=True)
@@ -204,21 +221,24 @@ def main() -> None:
         for name, method in METHODS.items():
             if options.only and not name.startswith(tuple(options.only)):
                 continue
-            if importlib.util.find_spec(_ROOT.get(name.split()[0].strip(","), name.split()[0].strip(","))) is None:
+            package = name.split()[0].rstrip(",")
+            if package != "mammosae" and importlib.util.find_spec(package) is None:
                 continue
             results = [run(kind, method, seed, options) for seed in range(options.seeds)]
             print(f"| {kind} | {name} | {line(results)} |", flush=True)
 
 
 def run(kind: str, method: Callable[[Task], Trained], seed: int, options: argparse.Namespace) -> dict[str, float]:
-    rows, directions = synthetic_rows(kind, seed)
+    size = HALF if options.half else Size()
+    rows, directions = synthetic_rows(kind, seed, size)
     with tempfile.TemporaryDirectory() as name:
         store = store_of(rows[:N_ROWS], Path(name) / "rows")
-        task = Task(store, options.k, options.steps, options.batch_size, options.window, seed, Path(name) / "sae")
+        task = Task(store, size, options.steps, options.window, seed, Path(name) / "sae")
         trained = method(task)
     with torch.no_grad():
         held_out, on_all = (
-            measure(trained.encode, part.split(4096), D_IN, D_SAE, "cpu") for part in (rows[N_ROWS:], rows[:N_ROWS])
+            measure(trained.encode, part.split(4096), size.d_in, size.d_sae, "cpu")
+            for part in (rows[N_ROWS:], rows[:N_ROWS])
         )
     cosines = normalize(directions, dim=1) @ normalize(trained.directions, dim=1).T
     return {

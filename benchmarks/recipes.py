@@ -157,7 +157,7 @@ def at_l0(store: ActivationStore, folder: Path, config: SAETraining, l0: float) 
     """
     low, high, sparsity = 0.0, math.inf, config.sparsity
     best: tuple[float, Any, Path, float] | None = None
-    k_sets_it = config.k is not None and config.architecture != "jumprelu"  # which lambda draws towards k
+    k_sets_it = config.k is not None
     for number in range(1 if k_sets_it else SEARCH_STEPS):
         tried = folder / str(number)
         sae = train_sae(store, tried, config.model_copy(update={"sparsity": sparsity}))

@@ -151,7 +151,7 @@ def _study(encoder: str, size: _Size) -> dict[str, Any]:
                 "model": "finetuned",
                 "concept": "Suspicious_Calcification",
                 "fraction": 1.0,
-                "training": {  # what docs/choosing-an-sae.md recommends
+                "training": {  # docs/choosing-an-sae.md compares it with others on these phantoms
                     "architecture": "batchtopk",
                     "k": 6,
                     "d_sae": N_LATENTS,

@@ -108,13 +108,30 @@ def test_a_jumprelu_sae_has_the_l0_that_was_asked_for(store, tmp_path, no_figure
     assert "but k is" not in caplog.text
 
 
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "jumprelu"])
+def test_an_offset_that_all_rows_share_costs_nothing(store, tmp_path, no_figure, architecture):
+    """The bias of the decoder has it from the start; from 0, latents would have to learn it first."""
+    rows = store.rows_of(range(40))
+    offset = store_of(rows + 5 * rows.std() * torch.linspace(-1, 1, rows.shape[1]), tmp_path / "rows")
+    config = small_training(architecture=architecture, **{"k": 4, "epochs": 8, "lr": 5e-3, "dead_feature_window": 20})
+    found = {}
+    for name, each, settings in (
+        ("without", store, {}), ("with", offset, {}), ("from 0", offset, {"init_bias": "zero"})
+    ):  # fmt: skip
+        train_sae(each, tmp_path / name, config.model_copy(update=settings))
+        found[name] = read_metrics(tmp_path / name / "metrics.jsonl")[-1]["explained_variance"]
+    assert found["with"] == pytest.approx(found["without"], abs=0.05)
+    assert found["from 0"] < found["with"] - 0.05
+
+
 def test_what_a_user_must_know_of_a_trained_sae_is_said():
     well = {"l0": 6.1, "rows": 10, "explained_variance": 0.9, "dead_share_in_training": 0.1, "rows_in_training": 90}
     config = SAETraining(architecture="jumprelu", k=6)
     assert problems_of(config, well) == []
     assert problems_of(config, well | {"l0": 54.0}) == ["54 latents fire per row, but k is 6"]
     assert problems_of(SAETraining(), well | {"l0": 54.0}) == []
-    assert ["explained variance is -0.1" in each for each in problems_of(config, well | {"explained_variance": -0.1})]
+    (worse,) = problems_of(config, well | {"explained_variance": -0.1})
+    assert worse == "the explained variance is -0.1: a constant would explain more"
     (dead,) = problems_of(config, well | {"dead_share_in_training": 0.6})
     assert "60% of the latents fire at none of 90 training rows" in dead
 
