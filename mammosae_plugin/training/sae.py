@@ -391,6 +391,8 @@ class _Run:
         if self.config.held_l0 is not None:
             sample = sample_of(self.rows.batches(), min(self.rows.n_rows, _CALIBRATION_ROWS))
             set_l0(trainer.sae, trainer.activation_scaler(sample), self.config.held_l0)
+        if hasattr(trainer.sae, "topk_threshold"):  # a moving average from 0, which a short run leaves too small
+            trainer.sae.topk_threshold /= 1 - (1 - self.config.threshold_lr) ** self.steps
         if trainer.activation_scaler.scaling_factor is not None:
             trainer.sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
             trainer.activation_scaler.scaling_factor = None
