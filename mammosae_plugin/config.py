@@ -11,6 +11,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
 
 from mammosae_plugin.adapters.sources import HUB_SCHEMES
+from mammosae_plugin.datasets.boxes import Boxes, UnmendableBoxes
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path, parse_yaml
 from mammosae_plugin.training.classifier import ClassifierTraining
@@ -50,8 +51,34 @@ class DataConfig(Settings):
     unit: Literal["image", "finding_row"] = Field(
         "image", description="What a metric counts: images, or rows of the annotation file as the released code does."
     )
+    boxes: Boxes = Field(
+        "mended",
+        description="mended: boxes that the published file has cut or inverted are mended from its own columns; "
+        "as_published: the file's own numbers, inverted boxes dropped, to compare with the paper's Table 2.",
+    )
+    box_tolerance: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="A box may reach over its image's edge by this share of the image's side, and is clipped to it.",
+    )
+    unmendable_boxes: UnmendableBoxes = Field(
+        "refuse",
+        description="Boxes that reach further, or are inverted and cannot be mended: refuse the file, or "
+        "drop_and_list: go on without them (the findings stay) and list them in work/.",
+    )
     max_bad_share: float = Field(
-        0.01, ge=0, le=1, description="The study stops if more than this share of the images is unreadable or constant."
+        0.01,
+        ge=0,
+        le=1,
+        description="The study stops if more than this share of the images is missing, unreadable or constant.",
+    )
+    max_suspect_share: float = Field(
+        0.4,
+        ge=0,
+        le=1,
+        description="The study stops if more than this share of the images seems inverted, or of the images with boxes "
+        "seems to have them on the background. Fewer are listed in work/ and kept.",
     )
     phantom: bool = Field(
         False, description="True for generated images: only then may the report show images by default."

@@ -80,6 +80,7 @@ class MaskedPasses:
             "model": tensors_fingerprint(model.encoder_state()),
             "sae": tensors_fingerprint(sae.state_dict()),
             "hook_name": outputs.hook_name,
+            "preprocessing": outputs.manifest.get("preprocessing"),
         }
         self._head_fingerprints = {concept: tensors_fingerprint(head.state_dict()) for concept, head in heads.items()}
         if outputs.manifest["model"] != self._inputs["model"]:
@@ -138,7 +139,7 @@ class MaskedPasses:
         if head not in self.heads:
             raise InputError(f"these passes have no head for {head!r}; they have {', '.join(self.heads)}")
         made_of = table.provenance["inputs"]
-        same = {**{name: made_of[name] for name in self._inputs}, "head": made_of["heads"].get(head)}
+        same = {**{name: made_of.get(name) for name in self._inputs}, "head": made_of["heads"].get(head)}
         for name, fingerprint in {**self._inputs, "head": self._head_fingerprints[head]}.items():
             if same[name] != fingerprint:
                 raise InputError(

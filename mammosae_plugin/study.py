@@ -32,13 +32,15 @@ from mammosae_plugin.config import ModelConfig, StudyConfig
 from mammosae_plugin.datasets import (
     PREPROCESSING,
     VinDrMammo,
+    check_suspects,
     leave_out_bad,
     n_classes_of,
     read_quarantine,
+    read_suspects,
     screen_images,
 )
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import read_json, sha256_of_file, sha256_of_json, write_json
+from mammosae_plugin.files import read_json, sha256_of_file, sha256_of_json, write_json, write_text
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.own_files import remove_files
 from mammosae_plugin.provenance import tensors_fingerprint
@@ -89,13 +91,23 @@ class Study:
     @cached_property
     def _all_images(self) -> VinDrMammo:
         data = self.config.data
-        return VinDrMammo(data.root, annotations=data.annotations, image_size=data.image_size)
+        return VinDrMammo(
+            data.root,
+            annotations=data.annotations,
+            image_size=data.image_size,
+            boxes=data.boxes,
+            box_tolerance=data.box_tolerance,
+            unmendable_boxes=data.unmendable_boxes,
+            max_missing_share=data.max_bad_share,
+        )
 
     @cached_property
     def _file_stats(self) -> str:
         """Changes when an image file is replaced or the annotations change."""
         images = self._all_images
-        stats = [(path.stat().st_size, path.stat().st_mtime_ns) for path in images.image_paths]
+        stats = [
+            (path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else None for path in images.image_paths
+        ]
         return digest([images.fingerprint, stats])
 
     @cached_property
@@ -106,34 +118,59 @@ class Study:
             if not file.exists():
                 images = self._all_images
                 paths = tqdm(images.image_paths, desc="fingerprint", unit="image", dynamic_ncols=True)
-                digests = dict(zip(images.images["image_id"], map(sha256_of_file, paths), strict=True))
+                of_files = [sha256_of_file(path) if path.exists() else None for path in paths]
+                digests = dict(zip(images.images["image_id"], of_files, strict=True))
                 write_json(file, sha256_of_json([images.fingerprint, digests]))
             return str(read_json(file))
 
-    @property
-    def _quarantine_file(self) -> Path:
-        return self.work / f"quarantine-{self._file_stats}.csv"
+    def _list_file(self, name: str) -> Path:
+        return self.work / f"{name}-{self._file_stats}.csv"
 
     @cached_property
     def dataset(self) -> VinDrMammo:
         """The images without those in quarantine, each read once to find out."""
-        images, share = self._all_images, self.config.data.max_bad_share
+        images, data = self._all_images, self.config.data
+        quarantine, listed = self._list_file("quarantine"), self._list_file("suspects")
         with distributed.main_first():
-            if self._quarantine_file.exists():
-                return leave_out_bad(images, self._quarantine_file, max_bad_share=share)
-            workers = self.config.num_workers
-            return screen_images(images, self._quarantine_file, max_bad_share=share, num_workers=workers)
+            if len(images.box_changes):
+                write_text(self._list_file("boxes"), images.box_changes.to_csv(index=False, lineterminator="\n"))
+            if quarantine.exists() and listed.exists():
+                kept = leave_out_bad(images, quarantine, max_bad_share=data.max_bad_share)
+                suspects = read_suspects(listed)
+                check_suspects(images, suspects, max_suspect_share=data.max_suspect_share, listed_in=listed)
+                return kept
+            return screen_images(
+                images,
+                quarantine,
+                max_bad_share=data.max_bad_share,
+                num_workers=self.config.num_workers,
+                suspects_file=listed,
+                max_suspect_share=data.max_suspect_share,
+            )
 
     @cached_property
     def quarantine(self) -> pd.DataFrame:
         """image_id and reason of every image that was left out."""
         _ = self.dataset
-        return read_quarantine(self._quarantine_file)
+        return read_quarantine(self._list_file("quarantine"))
+
+    @cached_property
+    def suspects(self) -> pd.DataFrame:
+        """image_id, suspicion and detail of every image that does not seem to fit its annotations."""
+        _ = self.dataset
+        return read_suspects(self._list_file("suspects"))
 
     @property
-    def n_clipped_boxes(self) -> int:
-        """Annotated boxes that reached over their image's edge."""
-        return self._all_images.n_clipped_boxes
+    def boxes(self) -> dict[str, Any]:
+        """Which boxes the study uses, and how many are not as in the annotation file."""
+        images = self._all_images
+        return {
+            "boxes": self.config.data.boxes,
+            "n_mended_boxes": images.n_mended_boxes,
+            "n_inverted_boxes": images.n_inverted_boxes,
+            "n_dropped_boxes": images.n_dropped_boxes,
+            "n_clipped_boxes": images.n_clipped_boxes,
+        }
 
     def split(self, split: str) -> VinDrMammo:
         """The images of one split, without those in quarantine."""

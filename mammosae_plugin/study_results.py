@@ -160,7 +160,11 @@ def _data(study: "Study") -> Row:
         "concepts": concepts,
         "n_quarantined": len(quarantine),
         "quarantine": listed,
-        "n_clipped_boxes": study.n_clipped_boxes,
+        **study.boxes,
+        "suspects": [
+            {"suspicion": str(kind), "n": int(n)}
+            for kind, n in study.suspects["suspicion"].value_counts().sort_index().items()
+        ],
     }
 
 

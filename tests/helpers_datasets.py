@@ -1,5 +1,6 @@
 """Builders for the dataset tests: a tiny folder in VinDr's format, written by hand and not by the phantom generator."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +71,55 @@ def write_dataset(root: Path, rows: list[dict[str, Any]], *, size: tuple[int, in
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(path)
     return root
+
+
+def publish_boxes(root: Path, image_size: tuple[int, int], *, seed: int = 0) -> pd.DataFrame:
+    """Rewrite the annotation file of a folder as the published one was made, its defect included.
+
+    Each image is taken for a crop of an invented original; the file's boxes are carried to it, and back with the lines
+    of the author's code: 5 pixels cut from each side, right edge clipped at the height, lower edge at the width.
+
+    Returns:
+        One row per box, in the file's order: xmin, ymin, xmax, ymax (the true ones) and defect ("", "cut", "inverted").
+    """
+    file = root / "vindr_detection_v1_folds.csv"
+    table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _, own in table.groupby("image_id", sort=False):
+        height = int(rng.integers(2800, 3600))
+        width = int(height * rng.choice([0.5, 0.7, 0.9]))
+        left, top, right, bottom = (int(rng.integers(0, 90)) for _ in range(4))
+        sx = image_size[1] / (width - 10 - left - right)
+        sy = image_size[0] / (height - 10 - top - bottom)
+        for line in own.index:
+            table.loc[line, ["height", "width"]] = [str(height), str(width)]
+            if table.at[line, "resized_xmin"] == "":
+                continue
+            true = [float(table.at[line, f"resized_{corner}"]) for corner in CORNERS]
+            original = [
+                true[0] / sx + left + 5,
+                true[1] / sy + top + 5,
+                true[2] / sx + left + 5,
+                true[3] / sy + top + 5,
+            ]
+            published = author_box(original, (height, width), (left, top), (sx, sy))
+            table.loc[line, list(CORNERS)] = list(map(str, original))
+            table.loc[line, [f"resized_{corner}" for corner in CORNERS]] = list(map(str, published))
+            defect = "inverted" if published[3] <= published[1] else "cut" if published[3] < true[3] - 1e-6 else ""
+            rows.append(dict(zip(CORNERS, true, strict=True)) | {"line": line + 2, "defect": defect})
+    table.to_csv(file, index=False)
+    return pd.DataFrame(rows).sort_values("line", ignore_index=True)
+
+
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+def author_box(
+    original: Sequence[float], shape: tuple[int, int], crop: tuple[int, int], scale: tuple[float, float]
+) -> tuple[float, float, float, float]:
+    """A box (xyxy) of an original image of `shape` (h, w) in the prepared image, as the published code computes it."""
+    (height, width), (left, top), (sx, sy) = shape, crop, scale
+    xmin, ymin = original[0] - 5, original[1] - 5
+    xmax, ymax = min(height - 10, original[2] - 5), min(width - 10, original[3] - 5)
+    return (xmin - left) * sx, (ymin - top) * sy, (xmax - left) * sx, (ymax - top) * sy

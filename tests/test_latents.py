@@ -17,6 +17,7 @@ from scipy import sparse
 
 from mammosae_plugin.activations import capture
 from mammosae_plugin.adapters import HookedVisionModel, new_classifier
+from mammosae_plugin.datasets import preprocessing
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import write_json
 from mammosae_plugin.intervention import intervene, latent_group
@@ -274,6 +275,14 @@ def test_a_table_of_the_first_format_is_refused_by_name(encoded, tmp_path):
     write_json(tmp_path / "table.json", {**encoded.header, "format_version": 1})
     with pytest.raises(InputError, match="has latents-table format 1; this version reads format 3, so install"):
         LatentTable(tmp_path)
+
+
+def test_images_preprocessed_otherwise_into_the_same_folder_are_refused(hooked, sae, phantoms, tmp_path, monkeypatch):
+    few = phantoms.select(image_ids=phantoms.images["image_id"][:4])
+    encode_latents(hooked, sae, few, tmp_path, heads={})
+    monkeypatch.setattr(preprocessing, "MEAN", 0.4)
+    with pytest.raises(InputError, match="other settings .*preprocessing is"):
+        encode_latents(hooked, sae, few, tmp_path, heads={})
 
 
 def test_another_sae_into_the_same_folder_is_refused(hooked, sae, phantoms, tmp_path):

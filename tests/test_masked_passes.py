@@ -22,7 +22,7 @@ from sae_lens.saes.abstopk_sae import AbsTopKSAE, AbsTopKSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 
 from mammosae_plugin import masked_passes
-from mammosae_plugin.activations import cache_layer_outputs
+from mammosae_plugin.activations import LayerOutputs, cache_layer_outputs
 from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.intervention import intervene, sweep, sweep_controls
@@ -245,6 +245,12 @@ def test_passes_of_something_else_than_the_table_are_refused(cnn):
     passes = MaskedPasses(layer.model, other, outputs, heads)
     with pytest.raises(InputError, match="was made with another sae than these passes run"):
         intervene(table, GROUPS[1], mode="activate", head="Mass", passes=passes)
+    outputs = LayerOutputs(outputs.folder)
+    outputs.manifest = {**outputs.manifest, "preprocessing": "of other images"}
+    passes = MaskedPasses(layer.model, layer.sae, outputs, heads)
+    with pytest.raises(InputError, match="was made with another preprocessing than these passes run"):
+        intervene(table, GROUPS[1], mode="activate", head="Mass", passes=passes)
+    outputs = LayerOutputs(outputs.folder)
     passes = MaskedPasses(layer.model, layer.sae, outputs, {"Mass": torch.nn.Linear(16, 2)})
     with pytest.raises(InputError, match="was made with another head than these passes run"):
         intervene(table, GROUPS[1], mode="activate", head="Mass", passes=passes)

@@ -1,12 +1,23 @@
+import gzip
+import io
 import struct
+import zipfile
 import zlib
 
 import numpy as np
 import pytest
 import torch
+from helpers_datasets import SIZE, good_rows, write_dataset
 from PIL import Image
 
-from mammosae_plugin.datasets import PREPROCESSING, BadImageError, preprocess
+from mammosae_plugin.datasets import (
+    PREPROCESSING,
+    BadImageError,
+    VinDrMammo,
+    preprocess,
+    preprocessing,
+    preprocessing_fingerprint,
+)
 from mammosae_plugin.datasets.preprocessing import read_png
 
 RNG = np.random.default_rng(0)
@@ -132,3 +143,64 @@ def test_sixteen_bit_and_transparent_files_are_refused(tmp_path):
 def test_a_bad_image_error_can_be_rebuilt_from_its_text_as_dataloader_workers_do():
     error = BadImageError("image x.png: is constant", "is constant")
     assert type(error)(str(error)).reason == "image x.png: is constant"
+
+
+def saved(format: str) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(RNG.integers(0, 256, (64, 48), dtype=np.uint8)).save(content, format=format)
+    return content.getvalue()
+
+
+def zipped(name: str) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr(name, "content")
+    return content.getvalue()
+
+
+OTHER_FORMATS = {
+    "a DICOM file": bytes(128) + b"DICM" + bytes(400),
+    "a DICOM file (without preamble)": b"\x08\x00\x05\x00CS\x0a\x00ISO_IR 100" + bytes(400),
+    "a NIfTI volume": b"\x5c\x01\x00\x00" + bytes(340) + b"n+1\x00" + bytes(80),
+    "a gzip archive": gzip.compress(b"volume"),
+    "a JPEG image": saved("JPEG"),
+    "a TIFF image": saved("TIFF"),
+    "a BMP image": saved("BMP"),
+    "a GIF image": saved("GIF"),
+    "a WebP image": saved("WEBP"),
+    "a PGM image": saved("PPM"),
+    "a JPEG 2000 image": b"\x00\x00\x00\x0cjP  \r\n\x87\n" + bytes(50),
+    "an HTML page": b"\n<!DOCTYPE html><html><head><title>403</title></head></html>",
+    "an XML file": b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>',
+    "a JSON file": b'{"message": "not found"}',
+    "a zip archive": zipped("a.png"),
+    "an Excel workbook": zipped("xl/workbook.xml"),
+    "a PDF document": b"%PDF-1.7\n",
+    "a NumPy array": b"\x93NUMPY\x01\x00",
+    "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+}
+
+
+@pytest.mark.parametrize("kind", list(OTHER_FORMATS))
+def test_another_format_named_png_is_refused_with_its_name(tmp_path, kind):
+    (tmp_path / "x.png").write_bytes(OTHER_FORMATS[kind])
+    reason = bad_reason(tmp_path / "x.png")
+    assert reason.startswith(f"is {kind}")
+    assert "not a PNG: convert it to 8-bit PNG" in reason
+
+
+def test_an_image_that_is_no_png_and_does_not_say_so_is_read(tmp_path):
+    (tmp_path / "x.bmp").write_bytes(saved("BMP"))
+    assert read_png(tmp_path / "x.bmp", (64, 48)).shape == (64, 48)
+    (tmp_path / "x.jpg").write_bytes(OTHER_FORMATS["an HTML page"])
+    assert "is an HTML page" in bad_reason(tmp_path / "x.jpg")
+
+
+@pytest.mark.parametrize("setting", ["MEAN", "STD"])
+def test_the_fingerprints_of_preprocessing_and_data_follow_every_setting(tmp_path, monkeypatch, setting):
+    data = VinDrMammo(write_dataset(tmp_path, good_rows()), image_size=SIZE)
+    before = preprocessing_fingerprint(), data.fingerprint
+    assert (preprocessing_fingerprint(), data.fingerprint) == before
+    monkeypatch.setattr(preprocessing, setting, 0.5)
+    assert preprocessing_fingerprint() != before[0]
+    assert data.fingerprint != before[1]

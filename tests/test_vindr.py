@@ -1,5 +1,8 @@
+import gzip
+import io
 import logging
 import re
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -208,8 +211,10 @@ def test_a_changed_image_file_changes_the_fingerprint(tmp_path):
         ({"view": "AP"}, "view other than CC, MLO"),
         ({"resized_xmin": 20, "resized_xmax": 8}, r"1 boxes are inverted or have no area \(such as line 7\)"),
         ({"resized_ymin": 30}, "1 boxes are inverted or have no area"),
-        ({"resized_xmax": 27}, r"1 boxes reach more than 5% .* 40 x 24 image .*line 7: 8, 8, 27, 30"),
-        ({"resized_ymin": -3}, "1 boxes reach more than 5%"),
+        ({"resized_xmax": 27}, r"1 boxes reach more than 10% .* 40 x 24 image .*line 7: 8, 8, 27, 30"),
+        ({"resized_ymin": -5}, "1 boxes reach more than 10%"),
+        ({"resized_xmin": "8,5"}, r"write 12\.5 where a spreadsheet wrote 12,5 \(such as '8,5' in line 7\)"),
+        ({"patient_id": "1.2E+35"}, "rows have a patient_id that a spreadsheet made a number"),
         ({"resized_xmin": "eight"}, r"resized_xmin values are no numbers \(such as 'eight' in line 7\)"),
         ({"resized_xmin": "inf"}, r"resized_xmin values are no numbers \(such as 'inf' in line 7\)"),
         ({"resized_xmin": ""}, "1 rows have a box with missing corners"),
@@ -264,6 +269,58 @@ def test_missing_images_are_counted_and_the_first_three_named(tmp_path):
         load(tmp_path)
 
 
+def renamed_images(root, name) -> None:
+    for image in list((root / "images_png").rglob("*.png")):
+        image.rename(image.parent / name(image.name))
+
+
+def with_column(root, column, change) -> None:
+    file = root / "vindr_detection_v1_folds.csv"
+    table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    table[column] = table[column].map(change)
+    table.to_csv(file, index=False)
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "cause"),
+    [
+        ("image_id", lambda name: name[:-4], r"files have the ending \.png, which image_id"),
+        (None, lambda name: name[:-4], r"image_id has the ending \.png, which the files lack"),
+        (None, lambda name: name[:-4] + ".dicom", r"the files end in \.dicom, image_id in \.png"),
+        (None, lambda name: f"{name[:-4]}.PNG", "differ in upper and lower case"),
+        (None, lambda name: f"../{name}", "the images lie directly in that folder"),
+        ("patient_id", lambda name: name.lstrip("0"), "leading zeros that patient_id lacks"),
+        ("patient_id", str.upper, "differ in upper and lower case"),
+        ("patient_id", lambda name: f"study-{name}", "no folders of these patient_id"),
+    ],
+)
+def test_missing_images_are_refused_with_the_cause_that_the_folder_shows(tmp_path, column, change, cause):
+    write_dataset(tmp_path, good_rows())
+    if column is None:
+        renamed_images(tmp_path, change)
+    else:
+        with_column(tmp_path, column, change)
+    for folder in (tmp_path / "images_png").iterdir():
+        if folder.is_dir() and not list(folder.iterdir()):
+            folder.rmdir()
+    with pytest.raises(DatasetError, match=f"image files are missing under .*{cause}") as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_few_missing_images_are_allowed_on_request(tmp_path, caplog):
+    write_dataset(tmp_path, good_rows())
+    (tmp_path / "images_png" / "bb" / "b1.png").unlink()
+    with caplog.at_level(logging.WARNING):
+        data = load(tmp_path, max_missing_share=0.25)
+    assert "1 of 4 image files are missing" in caplog.text
+    assert len(data) == 4
+    with pytest.raises(BadImageError, match=r"b1\.png: the file does not exist"):
+        data[2]
+    with pytest.raises(DatasetError, match="1 image files are missing"):
+        load(tmp_path, max_missing_share=0.24)
+
+
 def test_missing_columns_are_all_named_with_their_nearest(tmp_path):
     rows = [
         {{"Mass": "Masses", "density": "Density"}.get(name, name): value for name, value in values.items()}
@@ -309,12 +366,63 @@ def test_a_missing_folder_file_or_image_folder_is_one_clear_line(tmp_path):
         load(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n\xff\xfe", b"patient_id,image_id\n"])
-def test_a_file_that_is_no_annotation_table_is_refused(tmp_path, content):
+def zipped(*names: str) -> bytes:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        for name in names:
+            file.writestr(name, "content")
+    return archive.getvalue()
+
+
+GOOD = pd.DataFrame(good_rows()).to_csv(index=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (b"", "is empty"),
+        (b" \n", "is empty"),
+        (b"\x89PNG\r\n\x1a\n\xff\xfe", "is a PNG image, not a CSV"),
+        (b"patient_id,image_id\n", "the file has no rows"),
+        (GOOD.replace(",", ";").encode(), r"has semicolons \(';'\) as separators"),
+        (GOOD.replace(",", "\t").encode(), r"has tabs \('\\t'\) as separators"),
+        (GOOD.replace(",", "|").encode(), "has vertical bars"),
+        (b"sep=;\r\n" + GOOD.replace(",", ";").encode(), "begins with the line 'sep=;' of a spreadsheet"),
+        (GOOD.encode("utf-16"), "is UTF-16 text"),
+        (GOOD.encode("utf-16-le"), "is UTF-16 text"),
+        (GOOD.replace("DENSITY C", "DENSITÉ C").encode("latin-1"), r"is no UTF-8 text \(line 2\)"),
+        (zipped("[Content_Types].xml", "xl/workbook.xml"), "is an Excel workbook"),
+        (zipped("mimetype", "content.xml"), "is an OpenDocument file"),
+        (zipped("annotations.csv"), "is a zip archive"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(500), "is an old Excel or Word document"),
+        (gzip.compress(GOOD.encode()), "is a gzip archive"),
+        (b"PAR1" + bytes(80), "is a parquet table"),
+        (b"<!DOCTYPE html>\n<html><body>Log in</body></html>", "is an HTML page"),
+        (b'[{"patient_id": "a"}]', "is a JSON file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a pointer of Git LFS"),
+        (GOOD.encode() + b"00012e34,s,a9.png", "line 8 has 3 cells, the header 33"),
+        (GOOD.replace("DENSITY A", '"DENSITY A').encode(), "is the file cut off, or a quotation mark missing"),
+        (GOOD.replace("DENSITY C", "DENSITY\0C").encode(), "holds zero bytes"),
+    ],
+)
+def test_a_file_that_is_no_annotation_table_is_refused_with_what_it_is(tmp_path, content, cause):
     tmp_path.joinpath("vindr_detection_v1_folds.csv").write_bytes(content)
-    with pytest.raises(DatasetError) as caught:
+    with pytest.raises(DatasetError, match=cause) as caught:
         load(tmp_path)
     assert "\n" not in str(caught.value)
+    assert not re.search("pandas|tokeniz|codec|expected", str(caught.value), flags=re.IGNORECASE)
+
+
+@pytest.mark.parametrize("name", ["Mass", " Mass", "patient_id", "comment"])
+def test_columns_named_twice_are_refused_with_their_places(tmp_path, name):
+    table = pd.DataFrame(good_rows()).assign(comment="")
+    table.insert(3, "again", 0)
+    places = [4, list(table.columns).index(name.strip()) + 1]
+    write_dataset(tmp_path, good_rows())
+    table.rename(columns={"again": name}).to_csv(tmp_path / "vindr_detection_v1_folds.csv", index=False)
+    first, second = sorted(places)
+    with pytest.raises(DatasetError, match=rf"named twice: {name.strip()} \(columns {first}, {second}\)"):
+        load(tmp_path)
 
 
 def test_a_table_without_rows_is_refused(tmp_path):

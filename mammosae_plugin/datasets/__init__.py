@@ -3,8 +3,14 @@
 from mammosae_plugin.datasets.base import Batch, DatasetError, Item, MammogramDataset, collate
 from mammosae_plugin.datasets.concepts import CONCEPTS, GRADED_CONCEPTS, n_classes_of
 from mammosae_plugin.datasets.phantoms import make_phantoms
-from mammosae_plugin.datasets.preprocessing import PREPROCESSING, BadImageError, preprocess
-from mammosae_plugin.datasets.screening import leave_out_bad, read_quarantine, screen_images
+from mammosae_plugin.datasets.preprocessing import PREPROCESSING, BadImageError, preprocess, preprocessing_fingerprint
+from mammosae_plugin.datasets.screening import (
+    check_suspects,
+    leave_out_bad,
+    read_quarantine,
+    read_suspects,
+    screen_images,
+)
 from mammosae_plugin.datasets.vindr import VinDrMammo
 
 __all__ = [
@@ -17,11 +23,14 @@ __all__ = [
     "Item",
     "MammogramDataset",
     "VinDrMammo",
+    "check_suspects",
     "collate",
     "leave_out_bad",
     "make_phantoms",
     "n_classes_of",
     "preprocess",
+    "preprocessing_fingerprint",
     "read_quarantine",
+    "read_suspects",
     "screen_images",
 ]

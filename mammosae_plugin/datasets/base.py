@@ -16,11 +16,12 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from mammosae_plugin.datasets.concepts import GRADED_CONCEPTS
-from mammosae_plugin.datasets.preprocessing import preprocess, read_png
+from mammosae_plugin.datasets.preprocessing import preprocess, preprocessing_fingerprint, read_png
 from mammosae_plugin.errors import InputError
 
 Unit = Literal["image", "finding_row"]
 BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
+_CHANGES = ("dropped", "mended", "clipped")
 _Self = TypeVar("_Self", bound="MammogramDataset")
 
 
@@ -96,7 +97,7 @@ class MammogramDataset(Dataset[Item]):
         image_size: tuple[int, int],
         unit: Unit,
         paths: Sequence[str],
-        clipped: npt.NDArray[np.bool_],
+        box_changes: pd.DataFrame,
     ) -> None:
         if unit not in ("image", "finding_row"):
             raise InputError(f"unit is {unit!r}; it must be 'image' or 'finding_row'")
@@ -106,7 +107,7 @@ class MammogramDataset(Dataset[Item]):
         self.image_size = image_size
         self.unit = unit
         self._paths = np.asarray(paths, dtype=object)
-        self._clipped = clipped
+        self._box_changes = box_changes.reset_index(drop=True)
 
     # -- items -------------------------------------------------------------------------------------------------------
 
@@ -192,7 +193,7 @@ class MammogramDataset(Dataset[Item]):
         rows = keep[self._finding_image_rows]
         subset = copy.copy(self)
         for cached in (
-            "fingerprint",
+            "_content",
             "_ids",
             "_finding_image_rows",
             "_rows_by_image",
@@ -204,7 +205,7 @@ class MammogramDataset(Dataset[Item]):
         subset.images = self.images[keep].reset_index(drop=True)
         subset.findings = self.findings[rows].reset_index(drop=True)
         subset._paths = self._paths[keep]
-        subset._clipped = self._clipped[rows]
+        subset._box_changes = self._box_changes[rows].reset_index(drop=True)
         return subset
 
     @property
@@ -217,7 +218,37 @@ class MammogramDataset(Dataset[Item]):
     @property
     def n_clipped_boxes(self) -> int:
         """How many boxes overhung their image a little and were clipped to it."""
-        return int(self._clipped.sum())
+        return int(self._box_changes["clipped"].sum())
+
+    @property
+    def n_mended_boxes(self) -> int:
+        """How many boxes were mended because the annotation file has them wrong."""
+        return int(self._box_changes["mended"].sum())
+
+    @property
+    def n_inverted_boxes(self) -> int:
+        """How many of the mended boxes end before they begin in the annotation file."""
+        return int((self._box_changes["mended"] & self._box_changes["inverted"]).sum())
+
+    @property
+    def n_dropped_boxes(self) -> int:
+        """How many boxes were left out because they cannot be right; their findings are kept, without a box."""
+        return int(self._box_changes["dropped"].sum())
+
+    @property
+    def box_changes(self) -> pd.DataFrame:
+        """The boxes that are not as in the annotation file, one per row.
+
+        Columns: image_id, line (of the file, from 1), change ("mended", "clipped" or "dropped"), reason, file_xmin,
+        file_ymin, file_xmax, file_ymax (as in the file), xmin, ymin, xmax, ymax (as used; NaN where dropped).
+        """
+        change = np.select([self._box_changes[name] for name in _CHANGES], _CHANGES, default="")
+        table: pd.DataFrame = self._box_changes.drop(columns=["inverted", *_CHANGES])
+        table.insert(0, "image_id", self.findings["image_id"])
+        table.insert(2, "change", change)
+        table = table.join(self.findings[list(BOX_COLUMNS)])
+        changed: pd.DataFrame = table[change != ""].reset_index(drop=True)
+        return changed
 
     @property
     def n_findings_without_box(self) -> int:
@@ -225,12 +256,17 @@ class MammogramDataset(Dataset[Item]):
         positive = self._presence_table.any(axis=1)
         return int((positive & self.findings["xmin"].isna().to_numpy()).sum())
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """SHA-256 of the content: both tables, the image size and the byte count of every image file.
+        """SHA-256 of what the network is shown: both tables, the image size, the byte count of every image file, and
+        the preprocessing.
 
         It does not depend on where the files lie, on the unit, or on the annotation file's layout.
         """
+        return hashlib.sha256(f"{self._content} {preprocessing_fingerprint()}".encode()).hexdigest()
+
+    @cached_property
+    def _content(self) -> str:
         digest = hashlib.sha256(repr((self.name, tuple(self.image_size), self.concepts)).encode())
         for table in (self.images, self.findings):
             digest.update(table.to_csv(index=False, lineterminator="\n").encode())

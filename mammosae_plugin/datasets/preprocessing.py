@@ -1,5 +1,6 @@
 """From a PNG on disk to the network's input, exactly as the released Mammo-SAE and Mammo-CLIP code does it."""
 
+import hashlib
 import os
 import struct
 import zlib
@@ -9,9 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.file_kinds import kind_of
 
 MEAN = 0.3089279
 STD = 0.25053555408335154
@@ -24,6 +26,15 @@ PREPROCESSING: dict[str, Any] = {
     "resize": None,
 }
 """The preprocessing in plain JSON, for the metadata of whatever is made from preprocessed images."""
+
+
+def preprocessing_fingerprint() -> str:
+    """SHA-256 of what `preprocess` makes of a fixed ramp: it changes with every setting that changes the pixels.
+
+    What is made from preprocessed images must be kept under it; a dataset's `fingerprint` holds it.
+    """
+    ramp = np.arange(5, 250, dtype=np.uint8).reshape(7, 35)
+    return hashlib.sha256(preprocess(ramp).numpy().tobytes()).hexdigest()
 
 
 class BadImageError(InputError):
@@ -49,8 +60,9 @@ def read_png(path: str | os.PathLike[str], image_size: tuple[int, int] | None = 
         uint8 array of shape (H, W) for a grayscale file, (H, W, 3) for a colour file.
 
     Raises:
-        BadImageError: the file is missing, empty, truncated or no image, has another size, or is not 8-bit grayscale or
-            RGB (16-bit data would be clipped and an alpha channel dropped in silence, so both are refused).
+        BadImageError: the file is missing, empty, truncated or no image, is named .png and is no PNG, has another size,
+            or is not 8-bit grayscale or RGB (16-bit data would be clipped and an alpha channel dropped in silence, so
+            both are refused).
     """
     name = Path(path).name
 
@@ -61,11 +73,13 @@ def read_png(path: str | os.PathLike[str], image_size: tuple[int, int] | None = 
         if os.stat(path).st_size == 0:
             raise bad("the file is empty (0 bytes)")
         with Image.open(path) as image:
+            if image.format != "PNG" and _is_named_png(path):
+                raise bad(_other_format(path))
             width, height = image.size
             if image_size is not None and (height, width) != tuple(image_size):
                 raise bad(f"is {height} x {width} pixels, expected {image_size[0]} x {image_size[1]} (height x width)")
             if image.mode not in ("L", "RGB"):
-                raise bad(f"has pixel mode {image.mode}, expected 8-bit grayscale (L) or RGB")
+                raise bad(f"has pixel mode {image.mode}, expected 8-bit grayscale (L) or RGB: convert it")
             return np.asarray(image, dtype=np.uint8)
     except FileNotFoundError as error:
         raise bad("the file does not exist") from error
@@ -80,9 +94,27 @@ def read_png(path: str | os.PathLike[str], image_size: tuple[int, int] | None = 
     ) as error:
         if isinstance(error, BadImageError):
             raise
+        if isinstance(error, UnidentifiedImageError):
+            raise bad(_other_format(path)) from error
         # The system's own message would repeat the path, and with it the image's id.
         text = getattr(error, "strerror", None) or " ".join(str(error).replace(str(path), "the file").split())
         raise bad(f"cannot be read ({text or type(error).__name__})") from error
+
+
+def _is_named_png(path: str | os.PathLike[str]) -> bool:
+    return Path(path).suffix.lower() == ".png"
+
+
+def _other_format(path: str | os.PathLike[str]) -> str:
+    """What a file is that cannot be taken for the image that its name promises."""
+    kind, wanted = kind_of(path), "PNG" if _is_named_png(path) else "image that can be read"
+    if kind is None:
+        return "cannot be read (its content is of no known format)"
+    if kind == "a PNG image":
+        return "cannot be read (the header of the PNG is damaged)"
+    return (
+        f"is {kind}, not a{'n' if wanted[0] == 'i' else ''} {wanted}: convert it to 8-bit PNG, a new name is not enough"
+    )
 
 
 def check_contrast(array: npt.NDArray[np.uint8], name: str = "") -> None:

@@ -4,20 +4,24 @@ import csv
 import io
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from tqdm import tqdm
 
-from mammosae_plugin.datasets.base import DatasetError, MammogramDataset
+from mammosae_plugin.datasets.base import BOX_COLUMNS, DatasetError, MammogramDataset
 from mammosae_plugin.datasets.preprocessing import BadImageError, check_contrast, read_png
+from mammosae_plugin.datasets.suspects import AT_SKIN, ON_BACKGROUND, Look, look, refuse_mirrored, suspects
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import write_text
 
 logger = logging.getLogger(__name__)
+_NO_BOXES = np.zeros((0, 4))
+_SUSPECTS = ["image_id", "suspicion", "detail"]
 _Data = TypeVar("_Data", bound=MammogramDataset)
 
 
@@ -27,47 +31,87 @@ def screen_images(
     *,
     max_bad_share: float = 0.01,
     num_workers: int = 0,
+    suspects_file: str | os.PathLike[str] | None = None,
+    max_suspect_share: float = 0.4,
 ) -> _Data:
-    """Read every image once, list the bad ones in a CSV file, and return the dataset without them.
+    """Read every image once, list the bad and the suspect ones in CSV files, and return the dataset without the bad.
 
-    Bad is what `preprocess` could not use: unreadable, truncated, wrongly sized, not 8-bit, or constant. The file has
-    columns image_id and reason, in the dataset's order; it holds the header alone when nothing is bad.
+    Bad is what `preprocess` could not use: missing, unreadable, truncated, wrongly sized, not 8-bit, or constant.
+    Suspect is what can be used, but where pixels and annotations do not fit: a bright background around a dark breast,
+    a box on the background, the pixels of another image. Where boxes fit the images better when they are mirrored or
+    turned, the dataset is refused: that is no matter of single images.
 
     Args:
         dataset: any dataset of this package.
-        quarantine_file: the CSV to write.
+        quarantine_file: the CSV to write of the bad images: image_id, reason, in the dataset's order; it holds the
+            header alone when nothing is bad.
         max_bad_share: the largest share of bad images (0 to 1) with which a run may go on.
         num_workers: threads that read at once; 0 reads in the calling thread.
+        suspects_file: the same of suspect images: image_id, suspicion, detail; None writes none.
+        max_suspect_share: the largest share of suspect images (of those with boxes, where boxes are the matter) with
+            which a run may go on.
 
     Raises:
-        DatasetError: more than `max_bad_share` of the images are bad (the file is written all the same).
+        DatasetError: more than `max_bad_share` of the images are bad or more than `max_suspect_share` suspect (the
+            files are written all the same), or boxes and images are mirrored to each other.
         InputError: an argument is out of range.
     """
-    if not 0 <= max_bad_share <= 1:
-        raise InputError(f"max_bad_share is {max_bad_share}; it must lie between 0 and 1")
+    for name, share in (("max_bad_share", max_bad_share), ("max_suspect_share", max_suspect_share)):
+        if not 0 <= share <= 1:
+            raise InputError(f"{name} is {share}; it must lie between 0 and 1")
     if num_workers < 0:
         raise InputError(f"num_workers is {num_workers}; it must be 0 or more")
     image_ids = [str(image_id) for image_id in dataset.images["image_id"]]
-    reason_of = _reason_reader(dataset.image_size)
-    with tqdm(total=len(image_ids), desc="checking images", unit="image", leave=False) as bar:
-        reasons: list[str | None] = []
-        if num_workers == 0:
-            for path in dataset.image_paths:
-                reasons.append(reason_of(path))
-                bar.update()
-        else:
-            with ThreadPoolExecutor(num_workers) as pool:  # decoding and arithmetic both release Python's lock
-                for reason in pool.map(reason_of, dataset.image_paths):
-                    reasons.append(reason)
-                    bar.update()
-    bad = [(image_id, reason) for image_id, reason in zip(image_ids, reasons, strict=True) if reason is not None]
+    paths = dataset.image_paths
+    boxes, at_skin = _boxes_by_image(dataset)
 
+    def look_at(image: int) -> str | Look:
+        try:
+            pixels = read_png(paths[image], dataset.image_size)
+            check_contrast(pixels)
+        except BadImageError as error:
+            return error.reason
+        return look(pixels, boxes.get(image_ids[image], _NO_BOXES))
+
+    with (
+        tqdm(total=len(image_ids), desc="checking images", unit="image", leave=False) as bar,
+        ThreadPoolExecutor(max(num_workers, 1)) as pool,  # decoding and arithmetic both release Python's lock
+    ):
+        looks = []
+        for found in (pool.map if num_workers else map)(look_at, range(len(image_ids))):
+            looks.append(found)
+            bar.update()
+    bad = [(image_id, found) for image_id, found in zip(image_ids, looks, strict=True) if isinstance(found, str)]
+    usable = {image_id: found for image_id, found in zip(image_ids, looks, strict=True) if isinstance(found, Look)}
+    side_of = dict(zip(image_ids, dataset.images["laterality"], strict=True))
+    refuse_mirrored(usable, side_of, at_skin)
+    suspicious = pd.DataFrame(suspects(usable), columns=_SUSPECTS)
+    if suspects_file is not None:
+        _write_csv(suspects_file, _SUSPECTS, suspicious.itertuples(index=False, name=None))
+    _write_csv(quarantine_file, ("image_id", "reason"), bad)
+    kept = leave_out_bad(dataset, quarantine_file, max_bad_share=max_bad_share)
+    check_suspects(dataset, suspicious, max_suspect_share=max_suspect_share, listed_in=suspects_file)
+    return kept
+
+
+def _boxes_by_image(
+    dataset: MammogramDataset,
+) -> tuple[dict[str, npt.NDArray[np.float64]], dict[str, npt.NDArray[np.bool_]]]:
+    """By image id: its boxes (n, 4), and which of them mark a finding of the skin or the nipple (n,)."""
+    at_skin = [concept for concept in AT_SKIN if concept in dataset.concepts]
+    boxes, marks = {}, {}
+    for image_id, own in dataset.findings.dropna(subset=list(BOX_COLUMNS)).groupby("image_id", sort=False):
+        boxes[str(image_id)] = own[list(BOX_COLUMNS)].to_numpy(dtype=np.float64)
+        marks[str(image_id)] = np.asarray(own[at_skin].to_numpy(dtype=bool).any(axis=1), dtype=bool)
+    return boxes, marks
+
+
+def _write_csv(file: str | os.PathLike[str], columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image_id", "reason"])
-    writer.writerows(bad)
-    write_text(quarantine_file, text.getvalue())
-    return leave_out_bad(dataset, quarantine_file, max_bad_share=max_bad_share)
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_text(file, text.getvalue())
 
 
 def read_quarantine(quarantine_file: str | os.PathLike[str]) -> pd.DataFrame:
@@ -76,13 +120,31 @@ def read_quarantine(quarantine_file: str | os.PathLike[str]) -> pd.DataFrame:
     Raises:
         InputError: the file is missing or damaged.
     """
+    return _read_list(quarantine_file, ["image_id", "reason"])
+
+
+def read_suspects(suspects_file: str | os.PathLike[str]) -> pd.DataFrame:
+    """The columns image_id, suspicion and detail of a file of suspect images, as text.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    return _read_list(suspects_file, _SUSPECTS)
+
+
+def _read_list(file: str | os.PathLike[str], columns: list[str]) -> pd.DataFrame:
     try:
-        return pd.read_csv(quarantine_file, dtype=str, keep_default_na=False)[["image_id", "reason"]]
+        return pd.read_csv(file, dtype=str, keep_default_na=False)[columns]
     except (OSError, KeyError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise InputError(f"the quarantine file {quarantine_file} is damaged; delete it and run again") from error
+        raise InputError(f"the list of images {file} is missing or damaged; delete it and run again") from error
 
 
-def leave_out_bad(dataset: _Data, quarantine_file: str | os.PathLike[str], *, max_bad_share: float = 0.01) -> _Data:
+def leave_out_bad(
+    dataset: _Data,
+    quarantine_file: str | os.PathLike[str],
+    *,
+    max_bad_share: float = 0.01,
+) -> _Data:
     """The dataset without the images that a quarantine file of it lists.
 
     Raises:
@@ -103,12 +165,31 @@ def leave_out_bad(dataset: _Data, quarantine_file: str | os.PathLike[str], *, ma
     return dataset.select(exclude=[image_id for image_id, _ in bad])
 
 
-def _reason_reader(image_size: tuple[int, int]) -> Callable[[Path], str | None]:
-    def reason_of(path: Path) -> str | None:
-        try:
-            check_contrast(read_png(path, image_size))
-        except BadImageError as error:
-            return error.reason
-        return None
+def check_suspects(
+    dataset: MammogramDataset,
+    suspicious: pd.DataFrame,
+    *,
+    max_suspect_share: float = 0.4,
+    listed_in: str | os.PathLike[str] | None = None,
+) -> None:
+    """Log how many images are suspect, of each suspicion.
 
-    return reason_of
+    Args:
+        dataset: the images that were screened.
+        suspicious: as `read_suspects` gives it.
+        max_suspect_share: the largest share of suspect images (of those with boxes, where boxes are the matter).
+        listed_in: the file to point to.
+
+    Raises:
+        DatasetError: a suspicion lies on more than `max_suspect_share` of the images.
+    """
+    n_with_boxes = dataset.findings.dropna(subset=list(BOX_COLUMNS))["image_id"].nunique()
+    for suspicion, images in suspicious.groupby("suspicion", sort=False):
+        of, n_images = (
+            ("images with boxes", n_with_boxes) if suspicion == ON_BACKGROUND else ("images", len(dataset.images))
+        )
+        listed = f"all are listed in {listed_in}" if listed_in else f"such as {', '.join(images['image_id'][:3])}"
+        what = f"{len(images)} of {n_images} {of} are suspect ({suspicion}; {listed})"
+        if len(images) > max_suspect_share * n_images:
+            raise DatasetError(f"{what}, more than {max_suspect_share:.0%}: pixels and annotations do not fit")
+        logger.warning("%s", what)

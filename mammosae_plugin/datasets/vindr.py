@@ -3,10 +3,10 @@
 import ast
 import logging
 import os
-import warnings
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,9 @@ import pandas as pd
 from PIL import Image
 
 from mammosae_plugin.datasets.base import BOX_COLUMNS, DatasetError, MammogramDataset, Unit, describe
+from mammosae_plugin.datasets.boxes import Boxes, Originals, UnmendableBoxes, changes, mend, report_other_pixels
 from mammosae_plugin.datasets.concepts import CONCEPTS, nearest_names
+from mammosae_plugin.datasets.csv_files import read_csv
 from mammosae_plugin.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -45,9 +47,11 @@ class VinDrMammo(MammogramDataset):
     """VinDr-Mammo from `vindr_detection_v1_folds.csv` and `images_png/<patient_id>/<image_id>`.
 
     Boxes are the file's `resized_*` columns, which are pixels of the prepared image (for the original data 1520 x 912).
-    A box that overhangs its image by at most `box_tolerance` of the image's side is clipped and counted
-    (`n_clipped_boxes`). The rows of both splits are checked, the images only of the split that is asked for; every
-    problem found is named in one error. Whether an image can be read shows when it is read: see `screen_images`.
+    In the file as its author published it some boxes are cut or inverted: they are mended from the file's own columns
+    and counted (`n_mended_boxes`; docs/data.md has the formula). A box that overhangs its image by at most
+    `box_tolerance` of the image's side is clipped and counted (`n_clipped_boxes`). `box_changes` lists both. The rows
+    of both splits are checked, the images only of the split that is asked for; every problem found is named in one
+    error. Whether an image can be read, and fits its boxes, shows when it is read: see `screen_images`.
 
     Args:
         root: the folder that holds `images_png`.
@@ -56,7 +60,12 @@ class VinDrMammo(MammogramDataset):
         split: "training", "test", or None for both.
         unit: "image" (one item per image; a finding is present when any row of the image has it) or "finding_row" (one
             item per row of the annotation file, as the published numbers were computed).
-        box_tolerance: the overhang that is clipped, as a share of the image's side; more is an error.
+        box_tolerance: the overhang that is clipped, as a share of the image's side; what reaches further is unmendable.
+        boxes: "mended", or "as_published": the file's own numbers, neither mended nor clipped, as the published Table 2
+            was computed. Inverted boxes are then dropped and listed.
+        unmendable_boxes: of boxes that are inverted and cannot be mended, or reach further than `box_tolerance`:
+            "refuse" the file, or "drop_and_list" (`n_dropped_boxes`, `box_changes`); the finding stays, without a box.
+        max_missing_share: the share of image files that may be missing (0 to 1). `screen_images` lists them.
 
     Raises:
         DatasetError: the file or folder is missing or wrong; the message lists everything that is wrong.
@@ -71,23 +80,32 @@ class VinDrMammo(MammogramDataset):
         image_size: tuple[int, int] = (1520, 912),
         split: str | None = None,
         unit: Unit = "image",
-        box_tolerance: float = 0.05,
+        box_tolerance: float = 0.1,
+        boxes: Boxes = "mended",
+        unmendable_boxes: UnmendableBoxes = "refuse",
+        max_missing_share: float = 0.0,
     ) -> None:
         if split is not None and split not in SPLITS:
             raise InputError(f"split is {split!r}; it must be one of {', '.join(SPLITS)}, or None for both")
+        for name, value, known in (("boxes", boxes, Boxes), ("unmendable_boxes", unmendable_boxes, UnmendableBoxes)):
+            if value not in get_args(known):
+                raise InputError(f"{name} is {value!r}; it must be {' or '.join(get_args(known))}")
+        for name, share in (("box_tolerance", box_tolerance), ("max_missing_share", max_missing_share)):
+            if not 0 <= share <= 1:
+                raise InputError(f"{name} is {share}; it must lie between 0 and 1")
         folder = Path(root)
         if not folder.is_dir():
             raise DatasetError(f"the data folder {folder} does not exist or is no folder")
         file = folder / annotations
         table = _read_table(file)
         size = (int(image_size[0]), int(image_size[1]))
-        checked = _Checked(table, size, box_tolerance)
+        checked = _Checked(table, size, box_tolerance, boxes, unmendable_boxes)
 
         rows = np.ones(len(table), dtype=bool) if split is None else (table["split"] == split).to_numpy(dtype=bool)
         if not rows.any() and not checked.problems:
             checked.problems.append(f"no row has split {split!r}")
         first = rows & ~table["image_id"].duplicated().to_numpy()
-        paths = _find_images(folder / IMAGE_FOLDER, table[first], size, checked.problems)
+        paths = _find_images(folder / IMAGE_FOLDER, table[first], size, checked.problems, max_missing_share)
         if checked.problems:
             raise DatasetError(f"{file.name}: " + "; ".join(checked.problems))
 
@@ -104,8 +122,22 @@ class VinDrMammo(MammogramDataset):
             image_size=size,
             unit=unit,
             paths=paths,
-            clipped=checked.clipped[rows],
+            box_changes=checked.box_changes[rows],
         )
+        self._log_boxes()
+
+    def _log_boxes(self) -> None:
+        if self.n_mended_boxes:
+            logger.warning(
+                "%d boxes mended, which the annotation file has inverted (%d) or cut at an edge (%d)",
+                self.n_mended_boxes,
+                self.n_inverted_boxes,
+                self.n_mended_boxes - self.n_inverted_boxes,
+            )
+        if self.n_dropped_boxes:
+            listed = self._box_changes.query("dropped")["reason"].value_counts().sort_index()
+            reasons = ", ".join(f"{count} {reason}" for reason, count in listed.items())
+            logger.warning("%d boxes dropped: %s", self.n_dropped_boxes, reasons)
         if self.n_clipped_boxes:
             logger.info("%d boxes overhang their image and were clipped", self.n_clipped_boxes)
         if self.n_findings_without_box:
@@ -119,25 +151,8 @@ class VinDrMammo(MammogramDataset):
 
 
 def _read_table(file: Path) -> pd.DataFrame:
-    """The annotation file with every cell as stripped text, so that ids such as 0012e34 stay what they are."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # rows with more fields than the header
-            table = pd.read_csv(
-                file, dtype=str, keep_default_na=False, skipinitialspace=True, index_col=False, encoding="utf-8-sig"
-            )
-    except FileNotFoundError as error:
-        raise DatasetError(f"the annotation file {file} does not exist") from error
-    except (
-        OSError,
-        UnicodeDecodeError,
-        pd.errors.ParserError,
-        pd.errors.ParserWarning,
-        pd.errors.EmptyDataError,
-    ) as error:
-        raise DatasetError(
-            f"the annotation file {file} cannot be read as CSV ({' '.join(str(error).split())})"
-        ) from error
+    """The annotation file with every cell as text; the index is the number of its line."""
+    table = read_csv(file, _REQUIRED)
     missing = [column for column in _REQUIRED if column not in table.columns]
     if missing:
         listed = ", ".join(column + nearest_names(column, map(str, table.columns)) for column in missing)
@@ -148,17 +163,23 @@ def _read_table(file: Path) -> pd.DataFrame:
                 "prepare the data first"
             )
         raise DatasetError(f"{file.name}: {len(missing)} columns are missing: {listed}{hint}")
-    if table.empty:
-        raise DatasetError(f"{file.name}: the file has no rows")
-    return pd.DataFrame({name: table[name].fillna("").str.strip() for name in table.columns})
+    return table
 
 
 class _Checked:
     """The findings table made from the text of the annotation file, and every problem met on the way."""
 
-    def __init__(self, table: pd.DataFrame, image_size: tuple[int, int], box_tolerance: float) -> None:
+    def __init__(
+        self,
+        table: pd.DataFrame,
+        image_size: tuple[int, int],
+        box_tolerance: float,
+        boxes: Boxes,
+        unmendable_boxes: UnmendableBoxes,
+    ) -> None:
         self.problems: list[str] = []
-        self._table = table
+        self._lines = table.index.to_numpy(dtype=np.int64)
+        self._table = table = table.reset_index(drop=True)
         self._check_texts()
         findings = pd.DataFrame({"image_id": table["image_id"]})
         findings["density"] = self._whole_numbers(table["density"], "density", range(4))
@@ -168,8 +189,10 @@ class _Checked:
             findings[concept] = self._whole_numbers(table[concept], concept, range(2))
         no_finding = self._whole_numbers(table["No_Finding"], "No_Finding", range(2)).astype(bool)
         self._check_labels(findings, no_finding)
-        boxes, self.clipped = self._boxes(findings, image_size, box_tolerance)
-        findings[list(BOX_COLUMNS)] = boxes
+        in_file = self._boxes_of_file(findings, image_size)
+        findings[list(BOX_COLUMNS)], self.box_changes = self._usable_boxes(
+            in_file, image_size, box_tolerance, boxes, unmendable_boxes
+        )
         self.findings = findings
 
     def _report(self, wrong: Marks, what: str, example: Callable[[int], str] | None = None) -> None:
@@ -179,7 +202,7 @@ class _Checked:
             self.problems.append(describe(len(rows), what, map(example or self._line, rows[:3].tolist())))
 
     def _line(self, row: int) -> str:
-        return f"line {row + 2}"  # as an editor counts the file's lines, the header being line 1
+        return f"line {self._lines[row]}"
 
     def _cell(self, column: str) -> Callable[[int], str]:
         return lambda row: f"{self._table[column].iloc[row]!r} in {self._line(row)}"
@@ -189,6 +212,10 @@ class _Checked:
         for column in ("patient_id", "image_id"):
             text = table[column]
             self._report((text == "").to_numpy(), f"rows have no {column}")
+            spoilt = text.str.fullmatch(r"\d[.,]\d+E[+-]\d+")
+            self._report(
+                spoilt.to_numpy(), f"rows have a {column} that a spreadsheet made a number", self._cell(column)
+            )
             unsafe = text.str.contains(r"[/\\]", regex=True) | text.isin([".", ".."])
             self._report(unsafe.to_numpy(), f"rows have a {column} that is no plain file name")
         allowed = {"split": SPLITS, "laterality": ("L", "R"), "view": ("CC", "MLO")}
@@ -241,36 +268,66 @@ class _Checked:
             disagree = readable[codes] & _any_of(expected[codes] != present)
             self._report(disagree, "rows have a finding_categories that disagrees with the 0/1 columns")
 
-    def _boxes(
-        self, findings: pd.DataFrame, image_size: tuple[int, int], tolerance: float
-    ) -> tuple[npt.NDArray[np.float64], Marks]:
-        """Boxes (n, 4) in input pixels, clipped to the image, NaN where a row has none; and which ones were clipped."""
+    def _boxes_of_file(self, findings: pd.DataFrame, image_size: tuple[int, int]) -> npt.NDArray[np.float64]:
+        """Boxes (n, 4) as the file has them, NaN where a row has none; those that are no pixels are noted."""
         positive = _any_of(findings[list(CONCEPTS)].to_numpy() == 1)
         resized, empty = self._numbers(_RESIZED, positive)
         boxes = np.where(positive[:, None], resized, np.nan)  # what a row without a finding holds is no box
         incomplete = positive & empty.any(axis=1) & ~empty.all(axis=1)
         self._report(incomplete, "rows have a box with missing corners")
+        corners = sides = np.full_like(boxes, np.nan)
         if set(BOX_COLUMNS) <= set(self._table.columns):
-            _, original_empty = self._numbers(BOX_COLUMNS, positive)
+            corners, original_empty = self._numbers(BOX_COLUMNS, positive)
             lost = positive & empty.all(axis=1) & ~original_empty.all(axis=1)
             self._report(lost, "rows have an original box but no resized box")
+        if {"width", "height"} <= set(self._table.columns):
+            sides = self._table[["width", "height"]].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
+        self._originals = Originals(corners, sides[:, :2])
+        wrong = report_other_pixels(boxes, self._originals, image_size, self._report)
+        boxes[wrong | incomplete] = np.nan  # noted already
+        return boxes
 
+    def _usable_boxes(
+        self,
+        in_file: npt.NDArray[np.float64],
+        image_size: tuple[int, int],
+        tolerance: float,
+        wanted: Boxes,
+        unmendable_boxes: UnmendableBoxes,
+    ) -> tuple[npt.NDArray[np.float64], pd.DataFrame]:
+        """Boxes (n, 4) in input pixels, NaN where a row has none; and what was done to each."""
+        boxes, mended = in_file, np.zeros(len(in_file), dtype=bool)
+        if wanted == "mended":
+            boxes, mended = mend(in_file, self._originals, image_size, tolerance)
         low, high = boxes[:, :2], boxes[:, 2:]
         side = np.array(image_size[::-1], dtype=np.float64)
         with np.errstate(invalid="ignore"):
             inverted = _any_of(high <= low)
             slack = tolerance * side
             outside = _any_of((low < -slack) | (high > side + slack) | (low >= side) | (high <= 0)) & ~inverted
-            overhang = _any_of((low < 0) | (high > side))
-        self._report(inverted, "boxes are inverted or have no area")
-        height, width = image_size
-        self._report(
-            outside,
-            f"boxes reach more than {tolerance:.0%} of a side beyond the {height} x {width} image "
-            "(are the resized_* columns and image_size of the same images?)",
-            lambda row: f"{self._line(row)}: {', '.join(f'{value:.6g}' for value in boxes[row])}",
-        )
-        return np.concatenate([low.clip(0, side), high.clip(0, side)], axis=1), overhang & ~outside & ~inverted
+            overhang = _any_of((low < 0) | (high > side)) & ~outside & ~inverted
+        dropped = {}
+        if wanted == "as_published" or unmendable_boxes == "drop_and_list":
+            dropped["inverted or without area"] = inverted
+        else:
+            many = ", of all boxes more than a quarter: are they x, y, width and height?"
+            share = inverted.sum() / max(1, (~np.isnan(boxes[:, 0])).sum())
+            self._report(inverted, "boxes are inverted or have no area" + (many if share > 1 / 4 else ""))
+        if unmendable_boxes == "drop_and_list":
+            dropped[f"more than {tolerance:.0%} of a side beyond the image"] = outside
+        else:
+            height, width = image_size
+            self._report(
+                outside,
+                f"boxes reach more than {tolerance:.0%} of a side beyond the {height} x {width} image "
+                "(are the resized_* columns and image_size of the same images?)",
+                lambda row: f"{self._line(row)}: {', '.join(f'{value:.6g}' for value in boxes[row])}",
+            )
+        clipped = overhang if wanted == "mended" else np.zeros(len(boxes), dtype=bool)
+        used = np.concatenate([low.clip(0, side), high.clip(0, side)], axis=1) if wanted == "mended" else boxes.copy()
+        for marks in dropped.values():
+            used[marks] = np.nan
+        return used, changes(self._lines, in_file, mended=mended, clipped=clipped, dropped=dropped)
 
     def _numbers(self, columns: Sequence[str], needed: Marks) -> tuple[npt.NDArray[np.float64], Marks]:
         """The columns as floats (n, n_columns), and which cells are empty; notes unreadable cells of `needed` rows."""
@@ -281,7 +338,9 @@ class _Checked:
             empty[:, at] = text.str.lower().isin(_MISSING_TEXT).to_numpy(dtype=bool)
             values[:, at] = pd.to_numeric(text, errors="coerce").to_numpy(dtype=np.float64)
             wrong = needed & ~empty[:, at] & ~np.isfinite(values[:, at])
-            self._report(wrong, f"{column} values are no numbers", self._cell(column))
+            commas = text[wrong].str.fullmatch(r"-?\d*,\d+").any()
+            hint = "; write 12.5 where a spreadsheet wrote 12,5" if commas else ""
+            self._report(wrong, f"{column} values are no numbers{hint}", self._cell(column))
         return values, empty
 
 
@@ -303,9 +362,14 @@ def _categories(text: str) -> frozenset[str] | None:
 
 
 def _find_images(
-    folder: Path, rows: pd.DataFrame, image_size: tuple[int, int], problems: list[str], n_probed: int = 8
+    folder: Path,
+    rows: pd.DataFrame,
+    image_size: tuple[int, int],
+    problems: list[str],
+    max_missing_share: float,
+    n_probed: int = 8,
 ) -> list[str]:
-    """The image file of every row; missing files, and images that are all of another size, are noted as problems."""
+    """The image file of every row; too many missing files, and images that are all of another size, are problems."""
     if not folder.is_dir():
         problems.append(f"the image folder {folder} does not exist")
         return []
@@ -318,9 +382,13 @@ def _find_images(
         except OSError:
             names[patient] = set()
     relative = [(str(patient), str(image)) for patient, image in zip(rows["patient_id"], rows["image_id"], strict=True)]
-    missing = [f"{patient}/{image}" for patient, image in relative if image not in names[patient]]
-    if missing:
-        problems.append(describe(len(missing), f"image files are missing under {folder}", missing))
+    missing = [(patient, image) for patient, image in relative if image not in names[patient]]
+    if len(missing) > max_missing_share * len(relative):
+        why = _why_missing(folder, missing, names)
+        what = f"image files are missing under {folder}" + (f": {why}" if why else "")
+        problems.append(describe(len(missing), what, [f"{patient}/{image}" for patient, image in missing]))
+    elif missing:
+        logger.warning("%d of %d image files are missing under %s", len(missing), len(relative), folder)
     prefix = str(folder)
     paths = [os.path.join(prefix, patient, image) for patient, image in relative]
     present = [path for path, (patient, image) in zip(paths, relative, strict=True) if image in names[patient]]
@@ -335,6 +403,39 @@ def _find_images(
             f"{image_size[0]} x {image_size[1]}: set image_size to the size of the prepared images"
         )
     return paths
+
+
+def _why_missing(folder: Path, missing: Sequence[tuple[str, str]], names: Mapping[str, set[str]]) -> str | None:
+    """The commonest of the causes that can be told from what lies there instead; None where none can."""
+    folders = os.listdir(folder)
+    causes = Counter(_cause(folder, patient, image, names[patient], folders) for patient, image in missing[:200])
+    del causes[None]
+    return causes.most_common(1)[0][0] if causes else None
+
+
+def _cause(folder: Path, patient: str, image: str, there: set[str], folders: Sequence[str]) -> str | None:
+    if not (folder / patient).is_dir():
+        if (folder / image).is_file():
+            return "the images lie directly in that folder, not in a folder for each patient_id"
+        if any(name.lstrip("0") == patient.lstrip("0") for name in folders):
+            return "the folders' names have leading zeros that patient_id lacks; a spreadsheet drops them"
+        if any(name.lower() == patient.lower() for name in folders):
+            return "folders and patient_id differ in upper and lower case"
+        return "there are no folders of these patient_id" if folders else "the folder is empty"
+    if any(name.lower() == image.lower() for name in there):
+        return "files and image_id differ in upper and lower case"
+    stem, suffix = os.path.splitext(image)
+    for name in sorted(there):
+        other_stem, other_suffix = os.path.splitext(name)
+        if other_stem == image and other_suffix:
+            return f"the files have the ending {other_suffix}, which image_id lacks; add it there"
+        if name == stem and suffix:
+            return f"image_id has the ending {suffix}, which the files lack; take it away or rename the files"
+        if other_stem == stem:
+            return (
+                f"the files end in {other_suffix}, image_id in {suffix}; the images must be PNG and named as image_id"
+            )
+    return None
 
 
 def _size_of(path: str) -> tuple[int, int] | None:

@@ -100,6 +100,7 @@ def _content(results: Results, figures_folder: Path) -> dict[str, Any]:
         "splits": table_view(pd.DataFrame(results["data"]["splits"])),
         "prevalence": table_view(_prevalence(results), n_labels=2),
         "quarantine": _quarantine(results),
+        "boxes": _boxes(results["data"]),
         "models": table_view(_models(results)),
         "sae_training": _sae_training(results["sae"]),
         "quality": table_view(_quality(results)),
@@ -334,6 +335,26 @@ def _quarantine(results: Results) -> list[tuple[str, int]]:
         reason, image_id = str(row.get("reason", "no reason given")), row.get("image_id")
         counts[reason.replace(str(image_id), "the image") if image_id else reason] += int(row.get("n", 1))
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _boxes(data: Row) -> list[str]:
+    """What was done to the annotated boxes, in sentences."""
+    mended, inverted, dropped, clipped = (
+        data.get(f"n_{what}_boxes", 0) for what in ("mended", "inverted", "dropped", "clipped")
+    )
+    said = []
+    if data.get("boxes") == "as_published":
+        said.append("The boxes are the annotation file's own, neither mended nor clipped (as_published).")
+    if mended:
+        said.append(
+            f"{mended} boxes mended, which the annotation file has inverted ({inverted}) or cut at an edge "
+            f"({mended - inverted})."
+        )
+    if dropped:
+        said.append(f"{dropped} boxes dropped, which cannot be right; their findings count, without a box.")
+    if clipped:
+        said.append(f"{clipped} annotated boxes reached over the image's edge and were clipped to it.")
+    return [*said, "The study's work folder lists them."] if mended or dropped else said
 
 
 def _models(results: Results) -> pd.DataFrame:

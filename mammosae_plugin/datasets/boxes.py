@@ -1,0 +1,210 @@
+"""Boxes of VinDr's prepared annotation file: the defect of its author's code mended, impossible boxes told.
+
+The author's code cut 5 pixels from each side of the original image, then took the right edge of a box as
+`min(height - 10, xmax - 5)` and the lower edge as `min(width - 10, ymax - 5)`: height and width are exchanged. In
+`vindr_detection_v1_folds.csv` 12 of 2,254 boxes therefore end above where they begin and 49 more are cut at the bottom.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from mammosae_plugin.datasets.base import BOX_COLUMNS
+
+logger = logging.getLogger(__name__)
+
+Boxes = Literal["mended", "as_published"]
+UnmendableBoxes = Literal["refuse", "drop_and_list"]
+Array = npt.NDArray[np.float64]
+Marks = npt.NDArray[np.bool_]
+Report = Callable[[Marks, str], None]
+
+BORDER = 5  # pixels of the original image that the author's code cut from each side
+_ENOUGH = 8  # boxes, before a file is refused for what they are together
+_SLACK = 2.0  # pixels by which the rounding of two corners may change a length
+_WHOLE = 0.003  # of the side: the 5 pixels above, and rounding
+_AXES = ((0, 2), (1, 3))  # columns of low and high corner, of x and of y
+
+
+@dataclass(frozen=True)
+class Originals:
+    """What the file says of the original images; NaN where it says nothing.
+
+    Attributes:
+        corners: (n, 4) xyxy in pixels of the original image.
+        sides: (n, 2) its width and height.
+    """
+
+    corners: Array
+    sides: Array
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One axis of all boxes: `low` to `high` in the original image, `shown` to `shown_high` in the prepared one."""
+
+    low: Array
+    high: Array
+    side: Array
+    other_side: Array
+    shown: Array
+    shown_high: Array
+    shown_side: int
+
+    @property
+    def is_candidate(self) -> Marks:
+        """Where the author's code took another edge than the box's."""
+        return np.asarray(self.high - BORDER > self.other_side - 2 * BORDER, dtype=bool)
+
+    @property
+    def mended(self) -> Array:
+        """The high edge if the author's code cut it: the scale follows from where the cut was."""
+        scale = (self.shown_high - self.shown) / ((self.other_side - 2 * BORDER) - (self.low - BORDER))
+        return np.asarray(np.where(scale > 0, self.shown + (self.high - self.low) * scale, np.nan), dtype=np.float64)
+
+    @property
+    def smallest(self) -> Array:
+        """The least length that the box can have in the prepared image, which shows the original or a part of it."""
+        before = np.where(self.low > 0, (self.shown - _SLACK / 2) / self.low, 0)
+        after = np.where(self.low < self.side, (self.shown_side - self.shown - _SLACK / 2) / (self.side - self.low), 0)
+        scale = np.fmax(np.fmax(before, after), self.shown_side / self.side)
+        return np.asarray((self.high - self.low) * scale, dtype=np.float64)
+
+    def is_too_short(self, edge: Array) -> Marks:
+        """Where the box, if it ended at `edge`, would show more of the original than there is."""
+        return np.asarray(edge - self.shown + _SLACK < 0.99 * self.smallest, dtype=bool)
+
+    @property
+    def is_whole_image(self) -> Marks:
+        """Where the box is that of the original image resized as a whole, in which case nothing was cut."""
+        scale, near = self.shown_side / self.side, 1 + _WHOLE * self.shown_side
+        both = np.maximum(np.abs(self.low * scale - self.shown), np.abs(self.high * scale - self.shown_high))
+        return np.asarray(both <= near, dtype=bool)
+
+
+def _axes(boxes: Array, originals: Originals, image_size: tuple[int, int]) -> Iterator[_Axis]:
+    for axis, (low, high) in enumerate(_AXES):
+        yield _Axis(
+            originals.corners[:, low],
+            originals.corners[:, high],
+            originals.sides[:, axis],
+            originals.sides[:, 1 - axis],
+            boxes[:, low],
+            boxes[:, high],
+            image_size[1 - axis],
+        )
+
+
+def _all(marks: Marks) -> Marks:
+    """(n, m) -> (n,): whether all marks of the row are set."""
+    return np.asarray(marks.all(axis=1), dtype=bool)
+
+
+def mend(boxes: Array, originals: Originals, image_size: tuple[int, int], tolerance: float) -> tuple[Array, Marks]:
+    """The boxes without the defect of the author's code (see the module), and which ones were mended.
+
+    Where the code can have cut an edge, some boxes tell whether it did: they are inverted or too short to show the
+    original image at any crop, or on the contrary what a plain resize gives, or would leave the image if they were
+    mended. The majority of those that tell decides for the file, which one code has made.
+
+    Args:
+        boxes: (n, 4) xyxy pixels of the prepared image as in the file, NaN without a box.
+        originals: The boxes in the original images.
+        image_size: (height, width) of the prepared images.
+        tolerance: the overhang, as a share of the image's side, up to which a mended box is believed.
+
+    Returns:
+        The boxes (n, 4) and marks (n,).
+    """
+    mended, marks = boxes.copy(), np.zeros(len(boxes), dtype=bool)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for axis, (_, high) in zip(_axes(boxes, originals, image_size), _AXES, strict=True):
+            edge = axis.mended
+            fits = axis.is_candidate & (edge > axis.shown) & (edge <= axis.shown_side * (1 + tolerance))
+            fits &= ~axis.is_too_short(edge)
+            certain = axis.is_candidate & ((axis.shown_high <= axis.shown) | axis.is_too_short(axis.shown_high))
+            right = axis.is_candidate & ~certain & (axis.is_whole_image | ~fits)
+            has_defect = not right.any() or certain.sum() > right.sum()
+            cut = fits & has_defect
+            mended[cut, high] = edge[cut]
+            marks |= cut
+    return mended, marks
+
+
+def report_other_pixels(boxes: Array, originals: Originals, image_size: tuple[int, int], report: Report) -> Marks:
+    """Report boxes that cannot be pixels of the prepared images, and return which (n,)."""
+    height, width = image_size
+    has_box = _all(~np.isnan(boxes))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = has_box & _all(boxes > -0.5) & _all(boxes < 1.05) & ~_all(boxes <= 0)
+        report(
+            shares,
+            f"boxes are shares of the image (0 to 1): multiply x by {width} and y by {height} pixels",
+        )
+        rest = has_box & ~shares
+        copied = rest & _all(np.abs(boxes - originals.corners) < 0.5)
+        copied &= ~_all(~(np.abs(originals.sides - (width, height)) > 1))  # images that were resized
+        if copied.sum() > rest.sum() / 2:
+            report(
+                copied,
+                "resized_* boxes repeat the boxes of the original images: give them in pixels of the "
+                f"{height} x {width} images",
+            )
+            return shares | copied
+        short = np.zeros(len(boxes), dtype=bool)
+        for axis in _axes(boxes, originals, image_size):
+            short |= rest & ~axis.is_candidate & axis.is_too_short(axis.shown_high)
+    if short.sum() >= _ENOUGH and short.sum() > rest.sum() / 10:
+        report(
+            short,
+            f"boxes cannot be the original boxes in {height} x {width} images, however these were cropped: are they of "
+            "another resize, in percent, mirrored, or not xmin, ymin, xmax, ymax?",
+        )
+        return shares | short
+    if short.any():
+        logger.warning("%d boxes do not fit the original boxes beside them, at any crop of the image", short.sum())
+    extent = boxes[rest, 2:].max(axis=0) / (width, height) if rest.any() else np.ones(2)
+    if rest.sum() >= _ENOUGH and (extent < 1 / 3).all():
+        report(
+            rest,
+            f"boxes all lie in the upper left ninth of the {height} x {width} images: are they of another resize, or "
+            "in percent?",
+        )
+        return shares | rest
+    return shares
+
+
+def changes(
+    lines: npt.NDArray[np.int64], in_file: Array, *, mended: Marks, clipped: Marks, dropped: Mapping[str, Marks]
+) -> pd.DataFrame:
+    """What was done to each box, one row per row of the annotation file.
+
+    Args:
+        lines: (n,) the rows' lines in the file.
+        in_file: (n, 4) the boxes as in the file.
+        mended: (n,) which were mended.
+        clipped: (n,) which were clipped to their image.
+        dropped: by reason, (n,) which were dropped.
+
+    Returns:
+        Columns line; inverted (in the file), mended, clipped, dropped (bool); reason; file_xmin, file_ymin, file_xmax,
+        file_ymax.
+    """
+    with np.errstate(invalid="ignore"):
+        inverted = (in_file[:, 2:] <= in_file[:, :2]).any(axis=1)
+    reasons = {
+        "reaches over the image's edge": clipped,
+        "cut at an edge by the author's code": mended & ~inverted,
+        "inverted by the author's code": mended & inverted,
+        **dropped,
+    }
+    frame = pd.DataFrame({"line": lines, "inverted": inverted, "mended": mended, "clipped": clipped})
+    frame["dropped"] = np.logical_or.reduce([np.zeros_like(mended), *dropped.values()])
+    frame["reason"] = np.select(list(reasons.values())[::-1], list(reasons)[::-1], default="")
+    frame[[f"file_{column}" for column in BOX_COLUMNS]] = in_file
+    return frame

@@ -1,0 +1,94 @@
+"""Read a CSV file as text, and say in one line what it is where it is none."""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Collection
+from pathlib import Path
+
+import pandas as pd
+
+from mammosae_plugin.datasets.base import DatasetError
+from mammosae_plugin.file_kinds import kind_of
+
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ":": "colons"}
+_SAVE_AS = "save it as CSV with commas between the cells, points in the numbers and UTF-8 text"
+
+
+def read_csv(file: Path, columns: Collection[str]) -> pd.DataFrame:
+    """A CSV file with every cell as stripped text, so that ids such as 0012e34 stay what they are.
+
+    Args:
+        file: the file.
+        columns: some of the columns that it should have, from which another separator is told.
+
+    Returns:
+        One row per row of the file; the index is the number of its (last) line, the header's being 1.
+
+    Raises:
+        DatasetError: the file is missing, is no CSV (the message says what it is), names a column twice, or has rows of
+            another length than its header.
+    """
+    header, *rows = _rows(_text(file), file, columns)
+    names = [name.strip() for name in header[1]]
+    twice = [name for name, count in Counter(names).items() if count > 1 and name]
+    if twice:
+        places = "; ".join(
+            f"{name} (columns {', '.join(str(at) for at, other in enumerate(names, start=1) if other == name)})"
+            for name in twice
+        )
+        raise DatasetError(f"{file.name}: columns are named twice: {places}; remove or rename all but one of each")
+    for line, cells in rows:
+        if len(cells) != len(names):
+            raise DatasetError(
+                f"{file.name}: line {line} has {len(cells)} cells, the header {len(names)}; is the file cut off, or a "
+                "quotation mark missing?"
+            )
+    if not rows:
+        raise DatasetError(f"{file.name}: the file has no rows")
+    named = [name or f"Unnamed: {at}" for at, name in enumerate(names)]  # row numbers of another program
+    table = pd.DataFrame([cells for _, cells in rows], columns=named, index=[line for line, _ in rows], dtype=str)
+    return pd.DataFrame({name: column.str.strip() for name, column in table.items()})
+
+
+def _text(file: Path) -> str:
+    try:
+        content, kind = file.read_bytes(), kind_of(file)
+    except FileNotFoundError as error:
+        raise DatasetError(f"the annotation file {file} does not exist") from error
+    except OSError as error:
+        raise DatasetError(f"the annotation file {file} cannot be read: {error.strerror or error}") from error
+    if kind is not None:
+        raise DatasetError(f"the annotation file {file} is {kind}, not a CSV: {_SAVE_AS}")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DatasetError(f"the annotation file {file} is no UTF-8 text (line {line}): {_SAVE_AS}") from error
+    if "\0" in text:
+        raise DatasetError(f"the annotation file {file} holds zero bytes and is no CSV: {_SAVE_AS}")
+    if not text.strip():
+        raise DatasetError(f"the annotation file {file} is empty")
+    return text
+
+
+def _rows(text: str, file: Path, columns: Collection[str]) -> list[tuple[int, list[str]]]:
+    """The rows that are not blank, each with the number of its last line; the header first."""
+    if text.lower().startswith("sep="):
+        raise DatasetError(f"{file.name} begins with the line {text.splitlines()[0]!r} of a spreadsheet: {_SAVE_AS}")
+    first = text.lstrip().splitlines()[0]
+    found = {separator: len(set(columns) & set(_cells(first, separator))) for separator in (",", *_SEPARATORS)}
+    best = max(found, key=lambda separator: found[separator])
+    if found[best] > found[","]:
+        raise DatasetError(
+            f"{file.name} has {_SEPARATORS[best]} ({best!r}) as separators between its cells: {_SAVE_AS}"
+        )
+    reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
+    try:
+        return [(reader.line_num, cells) for cells in reader if cells]
+    except csv.Error as error:
+        raise DatasetError(f"{file.name}: line {reader.line_num} is no row of a CSV; {_SAVE_AS}") from error
+
+
+def _cells(line: str, separator: str) -> list[str]:
+    return [cell.strip() for cell in next(csv.reader([line], delimiter=separator))]
