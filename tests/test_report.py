@@ -114,7 +114,7 @@ def test_interventions_and_localization_on_the_page_are_those_of_the_results(tmp
     assert row[4:14] == localization
 
 
-def test_latents_raw_channels_and_grad_cam_stand_in_one_table_2_with_its_best_cell_bold(tmp_path):
+def test_latents_raw_channels_and_grad_cam_stand_in_one_table_2_and_none_is_bold_without_an_interval(tmp_path):
     results = synthetic_results(baselines=True)
     page = report(tmp_path, results)
     rows = [row for row in page.cells("table-2") if row[:2] == ["finetuned", "Suspicious calcification"]]
@@ -123,22 +123,21 @@ def test_latents_raw_channels_and_grad_cam_stand_in_one_table_2_with_its_best_ce
     assert rows[2][4:] == ["0.400", *["–"] * 10]
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     table = html[html.index('id="table-2"') :]
-    assert re.findall(r"<strong>([^<]+)</strong>", table) == ["0.100", "0.316", "0.400", "0.400"]
+    assert not re.findall(r"<strong>([^<]+)</strong>", table)
 
 
 def test_the_report_says_where_the_sae_marks_boxes_better_and_where_it_does_not():
     channels, grad_cam = baselines_summary(synthetic_results(baselines=True))
-    assert "better than the best raw channel for 2 of 4 classifiers" in channels
-    assert "no better for “pretrained, Mass” and “pretrained, Suspicious calcification”" in channels
-    assert f"average precision {(0.316 + 0.02) / 2:.3f} against 0.100" in channels
-    assert "better than Grad-CAM for 1 of 4 classifiers" in grad_cam
+    assert "is for 2 of 4 classifiers above that of a raw channel" in channels and "may be chance" in channels
+    assert f"({(0.316 + 0.02) / 2:.3f} against 0.100, means over the classifiers)" in channels
+    assert "is for 1 of 4 classifiers above that of Grad-CAM" in grad_cam
     results = synthetic_results(baselines=True)
     for row in results["baselines"]:
         row["average_precision"] = 0.0
-    assert "better than Grad-CAM for all 4 classifiers" in baselines_summary(results)[1]
-    for row in results["localization"]:
-        row["average_precision"] = 0.0
-    assert "no better than the best raw channel for any of the 4 classifiers" in baselines_summary(results)[0]
+    assert "is for 4 of 4 classifiers above that of Grad-CAM" in baselines_summary(results)[1]
+    for row in (*results["localization"], *results["baselines"]):
+        row["average_precision"] = 0.2 * (row in results["baselines"])
+    assert "is for none of 4 classifiers above that of a raw channel" in baselines_summary(results)[0]
     assert baselines_summary(synthetic_results()) == []
 
 
@@ -194,14 +193,16 @@ def test_the_best_layers_are_named_with_their_means_and_what_may_be_chance():
     assert "separates the classes best at layer_10: its test AUROC, the mean over 4 classifiers, is 0.885" in separates
     assert "(0.785 at layer_6, 0.685 at layer_4)" in separates
     assert "overlap" not in separates
-    assert "marks the annotated boxes best at layer_6" in localizes
+    assert "average precision of a latent, the mean over 4 classifiers, is highest at layer_6" in localizes
+    assert "no interval here, so no layer is best" in localizes
     for row in results["layers"]:
         if (row["model"], row["layer"]) == ("pretrained", "layer_6"):
             low = 0.92 if row["concept"] == "Mass" else 0.8
             row.update(single_latent_auroc=0.93, single_latent_auroc_low=low, single_latent_auroc_high=0.99)
     separates = layers_summary(results)[0]
     assert "That layer leads for 2 of the 4 classifiers." in separates
-    assert "overlaps that of layer_6 for 1 of 4 classifiers" in separates
+    assert "overlaps that of layer_6 for 1 of 4 classifiers, so neither is best there" in separates
+    assert "separates the classes best" not in separates
 
 
 def test_a_layer_leads_only_where_it_is_strictly_better():
@@ -212,11 +213,13 @@ def test_a_layer_leads_only_where_it_is_strictly_better():
     row = next(
         r for r in results["layers"] if (r["model"], r["concept"], r["layer"]) == ("finetuned", "Mass", LAYERS[1])
     )
-    row["best_latent_ap"] = 0.2
+    row["best_latent_ap"] = 0.24
     localizes = layers_summary(results)[1]
-    assert "boxes best at layer_6: its average precision, the mean over 4 classifiers, is 0.050" in localizes
+    assert "average precision of a latent, the mean over 4 classifiers, is highest at layer_6: 0.060" in localizes
     assert "leads for 1 of the 4 classifiers" in localizes
-    assert "no interval here, so the order may be chance. It rests on 61 annotated boxes of a concept." in localizes
+    assert "no interval here, so no layer is best. It rests on 61 annotated boxes of a concept." in localizes
+    row["best_latent_ap"] = 0.1
+    assert layers_summary(results)[1].startswith("No layer's latents mark the annotated boxes to speak of.")
 
 
 def test_layers_of_equal_means_tie():
@@ -257,7 +260,7 @@ def test_a_layer_whose_sae_does_poorly_is_not_compared_and_never_bold(tmp_path):
     table = table_layers(results)
     pretrained = table[(table["model"] == "pretrained") & (table["concept"] == "Mass")]
     assert [cell.best for cell in pretrained["single_latent_auroc"]] == [False, True, False]
-    assert [cell.best for cell in pretrained["best_latent_ap"]] == [False, True, False]
+    assert not any(cell.best for cell in pretrained["best_latent_ap"])  # without an interval
     for row in results["layers"]:
         if row["layer"] == "layer_4":
             row["dead_share"] = 0.91
@@ -512,11 +515,41 @@ def test_summary_states_cost_restoring_group_and_best_latent():
     assert "costs at most 0.021 of AUROC (pretrained, " in text
     assert "10 best latents per class restore at least 95 %" in text
     assert "2 of 4 classifiers" in text
-    assert "average precision of 0.316 at IoU 0.25" in text
+    assert "highest average precision on annotated boxes is 0.316" in text and "at IoU 0.25" in text
     finding = next(f for f in findings(results) if (f.model, f.concept) == ("finetuned", "Mass"))
     assert finding.restoring is not None
     assert finding.restoring.k == 10
     assert finding.recovered_by_best.value == pytest.approx((finding.restoring.auroc.value - 0.5) / 0.413)
+
+
+@pytest.mark.parametrize("precision", [0.0499, 0.01])
+def test_summary_calls_no_latent_the_best_where_all_are_near_zero(precision):
+    results = synthetic_results(baselines=True)
+    for row in (*results["localization"], *results["baselines"]):
+        row["average_precision"] = precision
+    assert "No latent's map marks the annotated boxes to speak of" in " ".join(summary(results))
+    assert all(sentence.startswith("Neither a latent nor") for sentence in baselines_summary(results))
+
+
+@pytest.mark.parametrize(("high", "guessing"), [(0.45, False), (0.55, True)])
+def test_summary_calls_a_classifier_below_one_half_inverted(high, guessing):
+    results = synthetic_results()
+    assert "inverted" not in " ".join(summary(results))
+    row = next(row for row in results["reconstruction"] if row["variant"] == "without_sae")
+    row.update(auroc=0.333, auroc_low=0.25, auroc_high=high)
+    (warning,) = [sentence for sentence in summary(results) if "inverted" in sentence]
+    assert warning.startswith("Warning: the classifier “") and f"is 0.333 [0.250, {high:.3f}]" in warning
+    assert ("only guesses" in warning) is guessing
+
+
+def test_summary_warns_of_an_sae_that_fires_far_from_as_it_was_trained():
+    results = synthetic_results()
+    results["sae"]["trained_l0"] = 8.0
+    for row in results["sae_quality"]:
+        row["l0"] = 8.5
+    assert "Warning" not in " ".join(summary(results))
+    results["sae_quality"][1]["l0"] = 54.0
+    assert "“finetuned, Mass”, test split: L0 54.0, trained for 8.00)" in summary(results)[1]
 
 
 def test_summary_warns_of_an_sae_that_does_poorly():

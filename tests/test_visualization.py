@@ -46,7 +46,7 @@ from mammosae_plugin.visualization import (
 )
 from mammosae_plugin.visualization.results import frame, recovered, stated_role
 from mammosae_plugin.visualization.style import RANDOM, TRUTH_BOX
-from mammosae_plugin.visualization.tables import to_csv, to_latex, to_markdown
+from mammosae_plugin.visualization.tables import leader, to_csv, to_latex, to_markdown
 
 
 def sweep_rows(model: str = "finetuned", concept: str = "Mass") -> pd.DataFrame:
@@ -385,9 +385,33 @@ def test_table_1_has_three_rows_per_model_with_the_numbers_of_the_results():
     assert str(table.iloc[2]["auroc"]).startswith("−0.021 [")
 
 
-def test_table_2_has_a_row_per_model_and_marks_the_best_rank():
+@pytest.mark.parametrize(
+    ("values", "best"),
+    [
+        ([(0.8, 0.7, 0.9), (0.6, 0.5, 0.65)], 0),
+        ([(0.5, 0.4, 0.6), (0.8, 0.59, 0.9)], None),  # the intervals overlap
+        ([(0.8, 0.7, 0.9), (0.6, 0.5, 0.65), (0.75, 0.72, 0.78)], None),
+        ([(0.8, math.nan, math.nan), (0.1, 0.0, 0.2)], None),  # no interval
+        ([(0.04, 0.03, 0.045), (0.01, 0.0, 0.02)], None),  # near zero
+        ([(0.8, 0.7, 0.9)], None),  # nothing beside it
+        ([(0.8, 0.7, 0.9), (math.nan, math.nan, math.nan)], None),
+        ([(0.8, 0.8, 0.8), (0.8, 0.8, 0.8)], None),  # a tie
+        ([], None),
+    ],
+)
+def test_a_value_leads_only_above_zero_and_with_its_interval_above_all_others(values, best):
+    assert leader([Estimate(*value) for value in values], at_least=0.05) == best
+
+
+def test_table_2_has_a_row_per_model_and_marks_a_rank_only_by_its_interval():
     results = synthetic_results()
-    results["localization"][3]["average_precision"] = None
+    unmarked = table_2(results)
+    assert not any(cell.best for name in unmarked if name.startswith("rank_") for cell in unmarked[name])
+    ends = ("average_precision_low", "average_precision_high")
+    for row in results["localization"]:
+        precision = row["average_precision"]
+        row.update(zip(ends, (0.8 * precision, 1.2 * precision), strict=True))
+    results["localization"][3].update(dict.fromkeys(("average_precision", *ends)))
     table = table_2(results)
     assert len(table) == 4
     assert [column for column in table if column.startswith("rank_")] == [f"rank_{r}" for r in range(1, 11)]
@@ -405,6 +429,7 @@ def test_the_best_latent_stays_a_whole_number_beside_a_row_without_one():
     results = synthetic_results()
     for row in results["localization"][:10]:
         row["average_precision"] = 0.0
+    results["localization"][15]["average_precision"] = results["localization"][25]["average_precision"] = 0.3
     latents = [line.rsplit(",", 1)[1] for line in to_csv(table_2(results)).splitlines()[1:]]
     assert latents[0] == ""
     assert all(latent.isdigit() for latent in latents[1:])
@@ -419,14 +444,14 @@ def test_table_2_marks_nothing_when_no_latent_localizes():
     assert table["best_number"].isna().all()
 
 
-def test_table_2_sets_baselines_beside_the_latents_and_marks_one_cell_among_all():
+def test_table_2_sets_baselines_beside_the_latents():
     results = synthetic_results(baselines=True)
     table = table_2(results)
     own = table[(table["model"] == "pretrained") & (table["concept"] == "Mass")]
     assert list(own["method"]) == ["latent", "raw channel", "Grad-CAM"]
     best = [(row.method, rank) for row in own.itertuples() for rank in range(1, 11)
             if getattr(row, f"rank_{rank}") is not None and getattr(row, f"rank_{rank}").best]  # fmt: skip
-    assert best == [("raw channel", 10)]
+    assert best == []  # none of them has an interval
     assert list(own["best_number"])[1:] == [110, None]
 
 
@@ -435,8 +460,7 @@ def test_the_table_of_layers_marks_the_best_layer_of_each_classifier():
     own = table[(table["model"] == "finetuned") & (table["concept"] == "Mass")]
     assert list(own["layer"]) == ["early", "middle", "late"]
     assert [cell.best for cell in own["single_latent_auroc"]] == [False, False, True]
-    assert [cell.best for cell in own["best_latent_ap"]] == [False, True, False]
-    assert not any(cell.best for column in ("best_channel_ap", "gradcam_ap") for cell in own[column])
+    assert not any(cell.best for name in ("best_latent_ap", "best_channel_ap", "gradcam_ap") for cell in own[name])
     assert list(own["grid"]) == ["96 × 60", "48 × 30", "24 × 15"]
     assert "single_latent_auroc,single_latent_auroc_low,single_latent_auroc_high" in to_csv(table).splitlines()[0]
 

@@ -347,13 +347,13 @@ def _percent(value: float | None) -> str:
 
 
 def _interval(value: Row | None) -> str:
+    """An AUROC with its interval; one below 0.5 is called inverted."""
     if value is None or value[""] is None:
         return _DASH
-    return (
-        f"{value['']:.3f} ({value['_low']:.3f} to {value['_high']:.3f})"
-        if value["_low"] is not None
-        else (f"{value['']:.3f}")
-    )
+    text = f"{value['']:.3f}"
+    if value["_low"] is not None:
+        text += f" ({value['_low']:.3f} to {value['_high']:.3f})"
+    return f"{text}, inverted" if value[""] < 0.5 else text
 
 
 def _caption(figure: str) -> str:

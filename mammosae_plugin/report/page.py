@@ -31,6 +31,7 @@ from mammosae_plugin.visualization.names import (
     readable,
 )
 from mammosae_plugin.visualization.results import (
+    NEAR_ZERO,
     Results,
     Row,
     concepts,
@@ -231,6 +232,7 @@ def _glance(found: list[Finding], top: int, *, one_control: bool) -> TableView |
     rows: list[Row] = []
     for finding in found:
         group, best = finding.restoring, finding.best or {}
+        best = best if number(best.get("average_precision")) >= NEAR_ZERO else {}
         none = Estimate(math.nan)
         random = group.random if group else none
         if one_control:
@@ -245,7 +247,7 @@ def _glance(found: list[Finding], top: int, *, one_control: bool) -> TableView |
                 "restoring k": group.k if group else None,
                 "AUROC there": group.auroc if group else none,
                 f"random group{'' if one_control else 's'} there": random,
-                "best localizing latent": best.get("latent"),
+                "latent of the highest AP": best.get("latent"),
                 "its AP": Estimate(number(best.get("average_precision"))),
             }
         )

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from mammosae_plugin.visualization.names import readable
 from mammosae_plugin.visualization.results import (
+    NEAR_ZERO,
+    WEAK,
     Results,
     Row,
     best_row,
@@ -21,7 +23,6 @@ from mammosae_plugin.visualization.results import (
 from mammosae_plugin.visualization.tables import Estimate, estimate
 
 RESTORED = 0.95  # share of the AUROC above chance at which a group counts as restoring the model
-WEAK = 0.6  # AUROC below which a single latent does little better than guessing
 
 _EXPLAINS_LESS = "so the choice of latents explains less there."
 _Known = dict[tuple[str, str], dict[str, Row]]  # rows of `layers` by (model, concept) and layer
@@ -123,7 +124,7 @@ def summary(results: Results) -> list[str]:
         f"{_count(n, 'classifier')} {'was' if n == 1 else 'were'} examined through one sparse autoencoder (SAE) with "
         f"{results['sae']['d_sae']:,} latents."
     ]
-    sentences += _flawed_sae(results)
+    sentences += _flawed_sae(results) + _inverted(found)
     n_controls = results.get("n_controls", 0)
     sentences += _cost(found) + _restoring(found)
     sentences += _controls(found, n_controls) + _switched_off(found, n_controls) + _localization(found, results)
@@ -146,10 +147,23 @@ def _flawed_sae(results: Results) -> list[str]:
     ]
 
 
-def baselines_summary(results: Results) -> list[str]:
-    """Whether latents mark boxes better than raw channels and than Grad-CAM: what the SAE adds, or does not."""
+def _inverted(found: list[Finding]) -> list[str]:
+    """A warning for every classifier that does worse than guessing: its answer speaks against its concept."""
     sentences = []
-    for method, words in (("channel", "the best raw channel"), ("grad_cam", "Grad-CAM")):
+    for f in found:
+        if f.without.value < 0.5:
+            chance = "" if f.without.high < 0.5 else ", or it only guesses, since the interval does not exclude 0.5"
+            sentences.append(
+                f"Warning: the classifier “{f.name}” is inverted: its AUROC on test images is {f.without}, so a higher "
+                f"score speaks against the finding{chance}."
+            )
+    return sentences
+
+
+def baselines_summary(results: Results) -> list[str]:
+    """How often latents mark boxes better than raw channels and than Grad-CAM: what the SAE adds, or does not."""
+    sentences = []
+    for method, words in (("channel", "a raw channel"), ("grad_cam", "Grad-CAM")):
         theirs = [row for row in results.get("baselines", []) if row["method"] == method]
         compared = [
             (f"{model}, {readable(concept)}", _best_ap(results["localization"], model, concept), other)
@@ -170,19 +184,17 @@ def _best_ap(rows: list[Row], model: str, concept: str) -> float:
 
 def _compared(compared: list[tuple[str, float, float]], words: str) -> str:
     n = len(compared)
+    if max(max(own, other) for _, own, other in compared) < NEAR_ZERO:
+        highest = max(max(own, other) for _, own, other in compared)
+        return f"Neither a latent nor {words} marks the boxes: no average precision is above {highest:.3f}."
     ours, theirs = sum(own for _, own, _ in compared) / n, sum(other for _, _, other in compared) / n
-    figures = f"average precision {ours:.3f} against {theirs:.3f}" + (", means over the classifiers" if n > 1 else "")
-    losing = [name for name, own, other in compared if own <= other]
-    if not losing:
-        whom = f"all {n} classifiers" if n > 1 else "the classifier"
-        return f"The best latent marks the boxes better than {words} for {whom} ({figures})."
-    if len(losing) == n:
-        whom = f"any of the {n} classifiers" if n > 1 else "the classifier"
-        return f"The best latent marks the boxes no better than {words} for {whom} ({figures})."
+    figures = f"{ours:.3f} against {theirs:.3f}" + (", means over the classifiers" if n > 1 else "")
+    higher = sum(own > other for _, own, other in compared)
+    whom = f"for {higher or 'none'} of {n} classifiers" if n > 1 else "" if higher else "not"
     return (
-        f"The best latent marks the boxes better than {words} for {n - len(losing)} of {n} classifiers, and no better "
-        f"for {_list(losing)} ({figures})."
-    )
+        f"The highest average precision of a latent is {whom} above that of {words} ({figures}); neither has an "
+        "interval here, so a difference may be chance."
+    ).replace("  ", " ")
 
 
 def layers_summary(results: Results) -> list[str]:
@@ -209,7 +221,8 @@ def _separating_layer(results: Results, names: list[str]) -> list[str]:
     known = _known_at_all(results, names, "single_latent_auroc")
     if not known:
         return ["The AUROC of a single latent is not defined, so the layers cannot be compared by separation."]
-    leaders, text = _leaders(known, names, "single_latent_auroc", "separates the classes best", "test AUROC")
+    clear = _leads_clearly(known, names)
+    leaders, text = _leaders(known, names, "single_latent_auroc", "test AUROC", clear=clear)
     highest = _mean(known, leaders[0], "single_latent_auroc")
     if highest < WEAK:
         text += (
@@ -229,14 +242,16 @@ def _localizing_layer(results: Results, names: list[str]) -> list[str]:
         return ["There were no annotated boxes to compare with, so the layers cannot be compared by localization."]
     if not any(number(row["best_latent_ap"]) > 0 for layers in known.values() for row in layers.values()):
         return ["No layer's latents mark the annotated boxes: every average precision is 0."]
-    _, text = _leaders(known, names, "best_latent_ap", "marks the annotated boxes best", "average precision")
+    leaders, text = _leaders(known, names, "best_latent_ap", "average precision")
+    if _mean(known, leaders[0], "best_latent_ap") < NEAR_ZERO:
+        text = f"No layer's latents mark the annotated boxes to speak of. {text}"
     boxes: dict[str, int] = {}
     for row in results["localization"]:
         if (row["model"], row["concept"]) in known and row.get("n_boxes"):
             boxes[row["concept"]] = max(row["n_boxes"], boxes.get(row["concept"], 0))
     each = " of a concept" if len(boxes) > 1 else ""
     rests = f" It rests on {_span(boxes.values())} annotated boxes{each}." if boxes else ""
-    return [f"{text} The average precision has no interval here, so the order may be chance.{rests}"]
+    return [f"{text} The average precision has no interval here, so no layer is best.{rests}"]
 
 
 def _known_at_all(results: Results, names: list[str], column: str) -> _Known:
@@ -252,8 +267,27 @@ def _mean(known: _Known, name: str, column: str) -> float:
     return round(sum(number(layers[name][column]) for layers in known.values()) / len(known), 3)
 
 
-def _leaders(known: _Known, names: list[str], column: str, verb: str, what: str) -> tuple[list[str], str]:
-    """The layers of the highest mean, and a sentence on them; values that print alike count as equal."""
+def _leads_clearly(known: _Known, names: list[str]) -> bool:
+    """Whether one layer's latent separates best: above guessing, and for every classifier by its whole interval."""
+    first = max(names, key=lambda name: _mean(known, name, "single_latent_auroc"))
+    return _mean(known, first, "single_latent_auroc") >= WEAK and all(
+        _interval(layers[first])[0] > _interval(layers[name])[1]
+        for layers in known.values()
+        for name in names
+        if name != first
+    )
+
+
+def _leaders(known: _Known, names: list[str], column: str, what: str, *, clear: bool = False) -> tuple[list[str], str]:
+    """The layers of the highest mean, and a sentence on them; values that print alike count as equal.
+
+    Args:
+        known: the values.
+        names: the layers.
+        column: which value.
+        what: its name.
+        clear: whether the layer of the highest mean may be called the best.
+    """
     n = len(known)
     mean = {name: _mean(known, name, column) for name in names}
     highest = max(mean.values())
@@ -263,12 +297,13 @@ def _leaders(known: _Known, names: list[str], column: str, verb: str, what: str)
     average = f", the mean over {n} classifiers," if n > 1 else ""
     if len(leaders) > 1:
         tied = f"{', '.join(leaders[:-1])} and {leaders[-1]}"
-        return leaders, (
-            f"No single layer's latent {verb}, because {tied} tie: the {what} of the best latent{average} is "
-            f"{highest:.3f} at each{means}."
-        )
+        tie = f"the {what} of a latent{average} is {highest:.3f} at each{means}"
+        return leaders, f"No layer is best, because {tied} tie: {tie}."
     (first,) = leaders
-    text = f"A single latent {verb} at {first}: its {what}{average} is {highest:.3f} there{means}."
+    if clear:
+        value = f"its {what}{average} is {highest:.3f} there{means}"
+        return leaders, f"A single latent separates the classes best at {first}: {value}."
+    text = f"The {what} of a latent{average} is highest at {first}: {highest:.3f} there{means}."
     leading = sum(
         all(round(number(layers[first][column]), 3) > round(number(layers[name][column]), 3) for name in others)
         for layers in known.values()
@@ -292,7 +327,7 @@ def _overlap(known: _Known, first: str, second: str) -> str:
     if not any(overlaps):
         return ""
     whom = f"{sum(overlaps)} of {len(overlaps)} classifiers" if len(overlaps) > 1 else "the classifier"
-    return f" Its 95 % interval overlaps that of {second} for {whom}, so the order may be chance there."
+    return f" Its 95 % interval overlaps that of {second} for {whom}, so neither is best there."
 
 
 def _clearly_better(known: _Known, first: str, others: list[str]) -> str:
@@ -406,9 +441,15 @@ def _localization(found: list[Finding], results: Results) -> list[str]:
             return ["No latent's map marks the annotated boxes: every average precision is 0."]
         return ["Whether latents mark findings is not known, because no annotated boxes were there to compare with."]
     precision, name, best = max(known, key=lambda item: item[0])
+    where = f"latent {best['latent']} ({name}, rank {best['rank']}), at IoU {best['iou_threshold']:g}"
+    if precision < NEAR_ZERO:
+        return [
+            "No latent's map marks the annotated boxes to speak of: the highest average precision is "
+            f"{precision:.3f}, of {where}."
+        ]
     return [
-        f"The latent that best marks the annotated boxes is {best['latent']} ({name}, rank {best['rank']}), with an "
-        f"average precision of {precision:.3f} at IoU {best['iou_threshold']:g}."
+        f"The highest average precision on annotated boxes is {precision:.3f}, of {where}; the highest of many on the "
+        "test images themselves, without an interval."
     ]
 
 

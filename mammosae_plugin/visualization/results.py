@@ -19,6 +19,8 @@ from mammosae_plugin.visualization.names import MINUS, RESULTS_FILE, digits
 
 FORMAT_VERSION = 1
 MOST_DEAD = 0.9  # share of latents that never fire above which little of an SAE is in use
+NEAR_ZERO = 0.05  # average precision below which boxes are hardly ever met
+WEAK = 0.6  # AUROC below which a latent or a classifier does little better than guessing
 FAR_L0 = 2  # times as many latents per position as it was trained for, or as few, are far from it
 METRICS = ("auroc", "average_precision", "precision", "recall", "f1", "accuracy")
 

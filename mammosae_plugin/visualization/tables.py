@@ -9,6 +9,7 @@ import csv
 import io
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from mammosae_plugin.files import write_text
 from mammosae_plugin.visualization.names import MINUS, digits, readable
 from mammosae_plugin.visualization.results import (
     METRICS,
+    NEAR_ZERO,
+    WEAK,
     Results,
     Row,
     n_best,
@@ -61,7 +64,7 @@ _HEADINGS = {
     "mass_auroc": "AUROC, random groups of same activation",
     "iou_threshold": "IoU",
     "k": "k",
-    "best_number": "Best",
+    "best_number": "Highest",
     "l0": "L0",
     "ablation": "Effect of ablation",
     "ablation_random": "95 % of random groups below",
@@ -113,7 +116,7 @@ class Estimate:
         low: lower end of the interval, NaN without one.
         high: upper end of the interval, NaN without one.
         signed: print a plus before positive values, for differences.
-        best: the best of its row or column, printed in bold.
+        best: it leads what it stands beside (`leader`), printed in bold.
     """
 
     value: float
@@ -283,8 +286,8 @@ def table_2(results: Results) -> pd.DataFrame:
     """Table 2 of the paper: average precision of boxes from each of the best latents, beside the baselines.
 
     One row per model, concept, threshold, IoU and method (latent, raw channel, Grad-CAM); columns rank_1, rank_2, ...
-    hold the average precision of the latent or channel of that rank, `best_number` the index of the best one. The best
-    cell among all methods of a model, concept, threshold and IoU is marked.
+    hold the average precision of the latent or channel of that rank, `best_number` the index of the highest one. A cell
+    is marked where it leads (`leader`) all methods and ranks of a model, concept, threshold and IoU.
     """
     methods = [("latent", row) for row in results["localization"]]
     methods += [(METHODS[row["method"]], row) for row in results.get("baselines", [])]
@@ -300,14 +303,16 @@ def table_2(results: Results) -> pd.DataFrame:
             method: max(by_rank.values(), key=lambda row: (_precision(row), -row["rank"]))
             for method, by_rank in groups[key].items()
         }
-        winner = max(highest.values(), key=_precision)
+        cells = [row for by_rank in groups[key].values() for row in by_rank.values()]
+        first = leader([estimate(row, "average_precision") for row in cells], at_least=NEAR_ZERO)
+        winner = None if first is None else cells[first]
         for method, by_rank in groups[key].items():
             own = highest[method]
             rows.append(
                 dict(zip(("model", "concept", "threshold", "iou_threshold"), key, strict=True))
                 | {"method": method}
                 | {f"rank_{r}": _ranked(by_rank.get(r), winner) for r in ranks}
-                | {"best_number": own["latent"] if own["latent"] >= 0 and _precision(own) > 0 else None}
+                | {"best_number": own["latent"] if own["latent"] >= 0 and _precision(own) >= NEAR_ZERO else None}
             )
     columns = ["model", "concept", "threshold", "iou_threshold", "method", *(f"rank_{r}" for r in ranks), "best_number"]
     return pd.DataFrame(rows, columns=columns, dtype=object)  # or a missing latent would turn the others into floats
@@ -319,29 +324,40 @@ def _precision(row: Row) -> float:
     return -1.0 if math.isnan(value) else value
 
 
-def _ranked(row: Row | None, winner: Row) -> Estimate | None:
+def leader(estimates: Sequence[Estimate], *, at_least: float) -> int | None:
+    """Which of several values may be called the best; None where none may.
+
+    It is at least `at_least`, and its interval lies above the intervals of all others that are known. Without
+    intervals, or with nothing to compare with, nothing is the best.
+    """
+    known = [i for i, one in enumerate(estimates) if math.isfinite(one.value)]
+    if len(known) < 2:
+        return None
+    first = max(known, key=lambda i: estimates[i].value)
+    clear = all(estimates[first].low > estimates[i].high for i in known if i != first)
+    return first if clear and estimates[first].value >= at_least else None
+
+
+def _ranked(row: Row | None, winner: Row | None) -> Estimate | None:
     """A cell of Table 2; None where a method has no such rank."""
     if row is None:
         return None
-    return Estimate(number(row["average_precision"]), best=row is winner and _precision(row) > 0)
+    return replace(estimate(row, "average_precision"), best=row is winner)
 
 
 def table_layers(results: Results) -> pd.DataFrame:
-    """The layers of a study side by side, a row per model, concept and layer; the best layer of each is marked.
+    """The layers of a study side by side, a row per model, concept and layer.
 
-    The marked columns are the AUROC of the best single latent (separation) and the average precision of the best
-    latent, channel and Grad-CAM (localization; one cell is marked). The latents of an SAE that does not work
+    The AUROC of a single latent is marked at the layer that leads (`leader`). The latents of an SAE that does not work
     (`sae_flaw`) are never marked.
     """
     rows: list[Row] = []
     for model, concept in pairs(results):
         own = [row for row in results.get("layers", []) if (row["model"], row["concept"]) == (model, concept)]
         usable = [row for row in own if not sae_flaw(row)]
-        separating = max((number(row["single_latent_auroc"]) for row in usable), default=0.0, key=_or_zero)
-        competing = [row[name] for name in _LAYER_PRECISIONS for row in (usable if name == "best_latent_ap" else own)]
-        marking = max((_or_zero(number(value)) for value in competing), default=0.0)
+        first = leader([estimate(row, "single_latent_auroc") for row in usable], at_least=WEAK)
+        separating = None if first is None else usable[first]
         for row in own:
-            works = not sae_flaw(row)
             single = estimate(row, "single_latent_auroc")
             rows.append(
                 {"model": model, "concept": concept}
@@ -353,24 +369,14 @@ def table_layers(results: Results) -> pd.DataFrame:
                 }
                 | {"l0": number(row["l0"])}
                 | {"single_latent": row["single_latent"]}
-                | {"single_latent_auroc": replace(single, best=works and single.value == separating)}
+                | {"single_latent_auroc": replace(single, best=row is separating)}
                 | {"recovered": Estimate(number(row["recovered"]))}
                 | {"removal_excess": Estimate(number(row["removal_excess"]), signed=True)}
                 | {"best_latent": row["best_latent"]}
-                | {
-                    name: Estimate(
-                        number(row[name]),
-                        best=number(row[name]) == marking and marking > 0 and (works or name != "best_latent_ap"),
-                    )
-                    for name in _LAYER_PRECISIONS
-                }
+                | {name: Estimate(number(row[name])) for name in _LAYER_PRECISIONS}
             )
     columns = [*_LAYER_PLACE, *_LAYER_SHAPE, *_LAYER_SEPARATION, *_LAYER_LOCALIZATION]
     return pd.DataFrame(rows, columns=columns, dtype=object)
-
-
-def _or_zero(value: float) -> float:
-    return 0.0 if math.isnan(value) else value
 
 
 def table_rankings(results: Results) -> pd.DataFrame:
