@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import local_path
 
 
 class CheckpointFormatError(InputError):
@@ -49,7 +50,7 @@ def read_torch_checkpoint(path: str | os.PathLike[str]) -> Any:
         CheckpointFormatError: the file is damaged, truncated, or no torch checkpoint.
         InputError: the path does not exist, is a folder, or may not be read.
     """
-    path = Path(path)
+    path = local_path(path)
     refuse_unpacked(path)
     try:
         with path.open("rb") as file:
@@ -119,7 +120,7 @@ def refuse_unpacked(path: Path) -> None:
 def is_safetensors(path: str | os.PathLike[str]) -> bool:
     """Whether the file begins like a safetensors file, whatever its name; False where nothing can be read."""
     try:
-        with Path(path).open("rb") as file:
+        with local_path(path).open("rb") as file:
             return _is_safetensors_header(file.read(9))
     except OSError:
         return False

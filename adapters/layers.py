@@ -3,7 +3,6 @@
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import timm
 from torch import nn
@@ -20,6 +19,7 @@ from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier, load_mammo_
 from mammosae_plugin.adapters.recording import Recording, record
 from mammosae_plugin.adapters.sources import HUB_SCHEMES
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import local_path
 
 MAMMOGRAM_SIZE = (1520, 912)
 
@@ -57,11 +57,11 @@ def open_model(name: str) -> nn.Module:
     """
     if not name.strip():
         raise InputError("the model's name is empty; give a checkpoint or timm's name of an architecture")
-    if Path(name).is_dir():
+    if local_path(name).is_dir():
         raise InputError(
             f"{name} is a folder; give a checkpoint file of the network, or timm's name of an architecture"
         )
-    if name.startswith(HUB_SCHEMES) or Path(name).exists():
+    if name.startswith(HUB_SCHEMES) or local_path(name).exists():
         return load_mammo_clip(name)
     known = timm.list_models()
     architecture = name.split(".")[0]  # a tag after the dot names pretrained weights, which are not read here

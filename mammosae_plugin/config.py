@@ -20,7 +20,7 @@ from mammosae_plugin.validation import Settings, sections_in
 
 
 def _path_or_hub(value: str | Path) -> str | Path:
-    return value if str(value).startswith(HUB_SCHEMES) else Path(value)
+    return value if str(value).startswith(HUB_SCHEMES) else local_path(value)
 
 
 def _file_name(name: str) -> str:
@@ -33,6 +33,7 @@ def _file_name(name: str) -> str:
 
 # A local path, or "hub://owner/name[@revision]/path/in/repo", which stays a string.
 Checkpoint = Annotated[str | Path, AfterValidator(_path_or_hub)]
+LocalPath = Annotated[Path, AfterValidator(local_path)]
 
 
 def _is_empty(section: Settings, name: str) -> bool:
@@ -42,7 +43,7 @@ def _is_empty(section: Settings, name: str) -> bool:
 class DataConfig(Settings):
     """The images and their annotations, in VinDr-Mammo's format."""
 
-    root: Path = Field(description="Folder that holds images_png/<patient_id>/<image_id>.")
+    root: LocalPath = Field(description="Folder that holds images_png/<patient_id>/<image_id>.")
     annotations: str = Field(
         "vindr_detection_v1_folds.csv",
         description="The annotation CSV, relative to root or absolute; one row per finding.",
@@ -217,7 +218,7 @@ class ReportConfig(Settings):
 class StudyConfig(Settings):
     """A whole study. Relative paths count from the folder of the configuration file."""
 
-    output: Path = Field(description="The one folder that everything is written to.")
+    output: LocalPath = Field(description="The one folder that everything is written to.")
     data: DataConfig
     concepts: tuple[str, ...] = Field(min_length=1, description="Findings (such as Mass), density or birads.")
     models: tuple[ModelConfig, ...] = Field(min_length=1, description="The models to compare.")

@@ -12,7 +12,7 @@ from mammosae_plugin.adapters import new_classifier
 from mammosae_plugin.config import load_config
 from mammosae_plugin.datasets import VinDrMammo, make_phantoms
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import read_json, write_text
+from mammosae_plugin.files import local_path, read_json, write_text
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.study import run_study
 from mammosae_plugin.training import ClassifierTraining, train_classifier
@@ -58,6 +58,7 @@ def run_demo(output: Path, *, quick: bool = False) -> str:
     Returns:
         Lines for the user: what the study should show, with the values that it found, and the report's path.
     """
+    output = local_path(output)
     with only_run(output):
         return _run_demo(output, quick)
 

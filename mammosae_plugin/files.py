@@ -44,7 +44,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     A process killed inside the block leaves at most a hidden `.tmp-mammosae-*` file, never a half-written `path`.
     """
-    target = Path(path)
+    target = local_path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays the same, because savers such as matplotlib choose the format by it.
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=TEMPORARY, suffix=target.suffix)
@@ -81,10 +81,15 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def parse_json(text: str) -> Any:
+    """The value of a JSON text; a name that is given twice in one object is a `ValueError` too."""
+    return json.loads(text, object_pairs_hook=_each_once)
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Read JSON; a missing or damaged file, or a name given twice, raises `InputError` that names it."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_each_once)
+        return parse_json(local_path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist") from error
     except UnicodeDecodeError as error:
@@ -169,7 +174,7 @@ def write_parquet(path: str | os.PathLike[str], frame: pd.DataFrame) -> None:
 def read_parquet(path: str | os.PathLike[str]) -> pd.DataFrame:
     """Read a data frame; a missing or damaged file raises `InputError` that names it."""
     try:
-        return pd.read_parquet(path)
+        return pd.read_parquet(local_path(path))
     except (OSError, ValueError) as error:  # pyarrow's errors derive from these
         raise InputError(f"{path} is missing or damaged; delete it and run again") from error
 
@@ -177,7 +182,7 @@ def read_parquet(path: str | os.PathLike[str]) -> pd.DataFrame:
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
     """The file's SHA-256 as 64 hexadecimal digits."""
     digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
+    with local_path(path).open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

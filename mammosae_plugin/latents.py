@@ -31,6 +31,7 @@ from mammosae_plugin.datasets import MammogramDataset, n_classes_of, preprocessi
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import (
     is_sealed,
+    local_path,
     read_json,
     read_parquet,
     sealed,
@@ -118,7 +119,7 @@ class LatentTable:
     """
 
     def __init__(self, folder: str | Path, *, header: dict[str, Any] | None = None) -> None:
-        self.folder = Path(folder)
+        self.folder = local_path(folder)
         if header is None and not (self.folder / TABLE).exists():
             raise InputError(f"{self.folder} is not a complete latents table (no {TABLE}); run `mammosae encode` again")
         on_disk = header is None
@@ -439,7 +440,7 @@ def encode_latents(
             model,
             sae,
             dataset,
-            Path(folder),
+            local_path(folder),
             heads,
             map_latents=map_latents,
             map_splits=map_splits,

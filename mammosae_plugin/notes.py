@@ -23,6 +23,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import local_path, parse_json
 from mammosae_plugin.study_folder import LayerResults, StudyFolder, primary_layer
 from mammosae_plugin.visualization.names import file_part
 from mammosae_plugin.visualization.results import BACKGROUND, CONCEPT, UNCLEAR, Results
@@ -255,7 +256,7 @@ def with_readers(
 def results_with_readers(results: Results, study_folder: str | Path) -> Results:
     """The results of one layer, whose named latents are what the readers of the study say, where they say something."""
     name = results["layer"]["name"] if "layer" in results else primary_layer(results)
-    layer = LayerResults(name, Path(study_folder), results, Path(study_folder))
+    layer = LayerResults(name, local_path(study_folder), results, local_path(study_folder))
     notes = [note for note in _in_force(_all_notes(layer.study_folder)) if _is_of(note, [layer], warn=False)]
     return cast(Results, {**results, "named_latents": with_readers(results["named_latents"], notes, layer)})
 
@@ -524,8 +525,8 @@ def _all_notes(folder: Path) -> list[Note]:
 
 def _parse(line: str) -> Note | None:
     try:
-        value = json.loads(line)
-    except json.JSONDecodeError:
+        value = parse_json(line)
+    except ValueError:
         return None
     if not isinstance(value, dict) or set(value) | {"withdrawn"} != _FIELDS or not isinstance(value["latent"], int):
         return None

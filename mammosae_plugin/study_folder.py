@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import local_path
 from mammosae_plugin.visualization.names import RESULTS_FILE, layer_folder
 from mammosae_plugin.visualization.results import Results, load_results
 
@@ -104,7 +105,7 @@ def sae_tensors(sae: Mapping[str, Any]) -> str:
 
 def is_study_folder(place: Any) -> bool:
     """Whether a finished study lies in a folder; False for what is no path."""
-    return isinstance(place, (str, os.PathLike)) and (Path(place) / RESULTS_FOLDER / RESULTS_FILE).is_file()
+    return isinstance(place, (str, os.PathLike)) and (local_path(place) / RESULTS_FOLDER / RESULTS_FILE).is_file()
 
 
 class StudyFolder:
@@ -118,7 +119,7 @@ class StudyFolder:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = local_path(folder)
         if not is_study_folder(self.folder):
             raise InputError(
                 f"{self.folder} holds no finished study (no {RESULTS_FOLDER}/{RESULTS_FILE}); run `mammosae study`, or "

@@ -21,7 +21,7 @@ from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.datasets import PREPROCESSING, MammogramDataset
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import sha256_of_json
+from mammosae_plugin.files import local_path, sha256_of_json
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
 from mammosae_plugin.shards import ShardTask, Tensors, run_shards_together
 
@@ -224,7 +224,7 @@ def extract_activations(
     if hook_name is None and model.final_hook is None:
         raise InputError("the model has no hook point at its final map; name the layer to extract (hook_name)")
     name = model.resolve_hook_name(hook_name or str(model.final_hook))
-    return _extract([_Source(name, model, name, Path(folder))], dataset, **settings)[name]
+    return _extract([_Source(name, model, name, local_path(folder))], dataset, **settings)[name]
 
 
 def extract_together(
@@ -251,7 +251,7 @@ def extract_together(
     if not sources:
         raise InputError("name at least one hook point to extract")
     found = [
-        _Source(name, model, model.resolve_hook_name(hook_name), Path(folder) / name)
+        _Source(name, model, model.resolve_hook_name(hook_name), local_path(folder) / name)
         for name, (model, hook_name) in sources.items()
     ]
     return _extract(found, dataset, **settings)

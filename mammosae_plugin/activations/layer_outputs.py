@@ -17,7 +17,7 @@ from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.datasets import MammogramDataset, preprocessing_fingerprint
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import SEAL, is_sealed, read_json, sealed, sha256_of_json, write_json
+from mammosae_plugin.files import SEAL, is_sealed, local_path, read_json, sealed, sha256_of_json, write_json
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
 from mammosae_plugin.shards import run_shards, shard_name, shard_paths
 
@@ -48,7 +48,7 @@ class LayerOutputs:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = local_path(folder)
         if not (self.folder / MANIFEST).exists():
             raise InputError(f"{self.folder} is not a complete cache of layer outputs (no {MANIFEST}); make it again")
         self.manifest: dict[str, Any] = read_json(self.folder / MANIFEST)
@@ -142,7 +142,7 @@ def cache_layer_outputs(
     """
     if len(dataset) == 0:
         raise InputError("there is no image to cache layer outputs of; check the split and the quarantine file")
-    folder, hook_name = Path(folder), model.resolve_hook_name(hook_name)
+    folder, hook_name = local_path(folder), model.resolve_hook_name(hook_name)
     device = distributed.place(device)
     with evaluation(model, device=device):
         stored = _stored(model, hook_name, dataset.image_size)

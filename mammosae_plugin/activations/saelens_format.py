@@ -25,7 +25,7 @@ from mammosae_plugin.activations.store import (
     shard_tensors,
 )
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import TEMPORARY, is_sealed, read_json, sha256_of_file, write_json
+from mammosae_plugin.files import TEMPORARY, is_sealed, local_path, read_json, sha256_of_file, write_json
 from mammosae_plugin.shards import run_shards
 
 IMAGE_ID, POSITIONS = "image_id", "positions"
@@ -53,7 +53,7 @@ def write_saelens_dataset(store: ActivationStore, folder: str | Path) -> int:
     from datasets import Array2D, Dataset, Features, Sequence, Value
     from datasets.exceptions import DatasetGenerationError
 
-    folder = Path(folder)
+    folder = local_path(folder)
     if folder.exists():
         raise InputError(f"{folder} exists; name a folder that does not")
     counts = np.bincount(store.labels()[0])
@@ -113,7 +113,7 @@ def read_saelens_dataset(
     """
     from datasets import Array2D, Dataset, load_from_disk
 
-    dataset_folder, folder = Path(dataset_folder), Path(folder)
+    dataset_folder, folder = local_path(dataset_folder), local_path(folder)
     try:
         dataset = load_from_disk(str(dataset_folder))
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:

@@ -18,7 +18,16 @@ from numpy.typing import NDArray
 from mammosae_plugin import distributed
 from mammosae_plugin.activations.reservoir import BlockReader, shuffled_batches
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import SEAL, is_sealed, read_json, sealed, sha256_of_file, sha256_of_json, write_json
+from mammosae_plugin.files import (
+    SEAL,
+    is_sealed,
+    local_path,
+    read_json,
+    sealed,
+    sha256_of_file,
+    sha256_of_json,
+    write_json,
+)
 from mammosae_plugin.shards import is_done, recorded_digests, run_shards, shard_paths
 
 logger = logging.getLogger(__name__)
@@ -61,7 +70,7 @@ class ActivationStore:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = local_path(folder)
         if not (self.folder / MANIFEST).exists():
             raise InputError(
                 f"{self.folder} is not a complete activation store (no {MANIFEST}); run `mammosae extract` again"
@@ -499,7 +508,7 @@ def write_store(
     dtype = next((name for name, known in DTYPES.items() if known == shards[0][0].dtype), None)
     if dtype is None:
         raise InputError(f"rows are {shards[0][0].dtype}; a store holds {', '.join(DTYPES)}")
-    folder = Path(folder)
+    folder = local_path(folder)
 
     def compute(items: range) -> dict[str, torch.Tensor]:
         rows, image, position = shards[items.start]
@@ -568,7 +577,7 @@ def merge_stores(folders: Sequence[str | Path], out: str | Path) -> ActivationSt
         )
 
     plan = {"format_version": FORMAT_VERSION, "merged": [sha256_of_json(store.manifest) for store in stores]}
-    run_shards(Path(out), plan, len(sources), 1, compute, description="merge", unit="shard")
+    run_shards(local_path(out), plan, len(sources), 1, compute, description="merge", unit="shard")
     manifests = [store.manifest for store in stores]
     described = {
         **first.manifest,
@@ -579,4 +588,4 @@ def merge_stores(folders: Sequence[str | Path], out: str | Path) -> ActivationSt
         "dataset_name": " + ".join(dict.fromkeys(str(manifest.get("dataset_name")) for manifest in manifests)),
         "merged": plan["merged"],
     }
-    return seal_store(Path(out), described, d_in=first.d_in, dtype=first.manifest["dtype"])
+    return seal_store(local_path(out), described, d_in=first.d_in, dtype=first.manifest["dtype"])

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from mammosae_plugin.datasets.concepts import CONCEPTS
 from mammosae_plugin.datasets.vindr import ANNOTATION_FILE, IMAGE_FOLDER, PHANTOM_ID
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import atomic_path, read_json, write_json, write_text
+from mammosae_plugin.files import atomic_path, local_path, read_json, write_json, write_text
 
 PHANTOM_VERSION = 3  # raise it with every change of what is drawn, so that folders of two versions never mix
 _MANIFEST = "phantoms.json"
@@ -89,7 +89,7 @@ def make_phantoms(
     height, width = int(image_size[0]), int(image_size[1])
     if height < 96 or width < 64:
         raise InputError(f"image_size is {height} x {width}; phantoms need at least 96 x 64 pixels (height x width)")
-    folder = Path(root)
+    folder = local_path(root)
     made_with = {
         "phantom_version": PHANTOM_VERSION,
         "images_per_patient": images_per_patient,
@@ -155,7 +155,7 @@ def draw_phantom(
     Raises:
         InputError: the folder holds no phantoms of this version, or no such image.
     """
-    manifest = Path(root) / _MANIFEST
+    manifest = local_path(root) / _MANIFEST
     made = read_json(manifest) if manifest.exists() else {}
     if made.get("phantom_version") != PHANTOM_VERSION:
         raise InputError(f"{root} holds no phantoms of version {PHANTOM_VERSION}; make them with make_phantoms")

@@ -18,6 +18,7 @@ from mammosae_plugin.datasets.boxes import Boxes, Originals, UnmendableBoxes, ch
 from mammosae_plugin.datasets.concepts import CONCEPTS, nearest_names
 from mammosae_plugin.datasets.csv_files import read_csv
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import local_path
 
 logger = logging.getLogger(__name__)
 
@@ -93,10 +94,10 @@ class VinDrMammo(MammogramDataset):
         for name, share in (("box_tolerance", box_tolerance), ("max_missing_share", max_missing_share)):
             if not 0 <= share <= 1:
                 raise InputError(f"{name} is {share}; it must lie between 0 and 1")
-        folder = Path(root)
+        folder = local_path(root)
         if not folder.is_dir():
             raise DatasetError(f"the data folder {folder} does not exist or is no folder")
-        file = folder / annotations
+        file = folder / local_path(annotations)
         table = _read_table(file)
         size = (int(image_size[0]), int(image_size[1]))
         checked = _Checked(table, size, box_tolerance, boxes, unmendable_boxes)

@@ -9,13 +9,12 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from mammosae_plugin.adapters.sources import HUB_SCHEME, parse_hub_name
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import read_json, write_json
+from mammosae_plugin.files import local_path, read_json, write_json
 from mammosae_plugin.hub.publishing import URLS, Published
 
 logger = logging.getLogger(__name__)
@@ -181,7 +180,7 @@ def recorder(
     def record(published: Published) -> None:
         own = {"repo": published.repo_id, "revision": published.tag or published.commit, "weights": dict(weights or {})}
         try:
-            write_json(Path(study_folder) / RECORD, {**_record(study_folder), part: own})
+            write_json(local_path(study_folder) / RECORD, {**_record(study_folder), part: own})
         except OSError as error:  # it is published all the same
             logger.warning("%s cannot be written (%s): later cards will not link to this by themselves", RECORD, error)
 
@@ -189,7 +188,7 @@ def recorder(
 
 
 def _record(study_folder: str | os.PathLike[str]) -> dict[str, Any]:
-    file = Path(study_folder) / RECORD
+    file = local_path(study_folder) / RECORD
     if not file.is_file():
         return {}
     found = read_json(file)

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import TEMPORARY, atomic_path, read_parquet, write_text
+from mammosae_plugin.files import TEMPORARY, atomic_path, local_path, read_parquet, write_text
 from mammosae_plugin.hub.about import About, recorder
 from mammosae_plugin.hub.findings_schema import CONFIGS, FORMAT_VERSION, JSON_COLUMNS, OPTIONAL, SCHEMAS, parquet_path
 from mammosae_plugin.locks import only_run
@@ -83,7 +83,7 @@ class Findings:
         Raises:
             InputError: A file is missing or damaged, lacks a column, or is of a newer format.
         """
-        path = Path(folder)
+        path = local_path(folder)
         tables = {
             config: _read(path / parquet_path(config), config)
             for config in CONFIGS
@@ -217,11 +217,11 @@ def stage_findings(
     """
     from mammosae_plugin.hub.guard import PrivacyContext, check_staged
 
-    context = PrivacyContext.of_study(Path(study_folder), min_group=min_group, licence=data_licence)
+    context = PrivacyContext.of_study(local_path(study_folder), min_group=min_group, licence=data_licence)
     about = (about or About()).with_record(study_folder)
     with _staged(
         study_folder,
-        Path(folder),
+        local_path(folder),
         context,
         about,
         repo_id=repo_id,
@@ -230,7 +230,7 @@ def stage_findings(
         key_file=key_file,
     ) as staged:
         check_staged(staged, "findings", context, repo_id=repo_id, related=about.names)
-    return Path(folder)
+    return local_path(folder)
 
 
 @contextmanager
@@ -447,8 +447,8 @@ def publish_findings(
     if not licence.strip():
         raise InputError("findings need a licence; name one, such as cc-by-4.0")
     refuse_poor(flaws_of_study(study_folder), force_poor=force_poor)
-    target = Path(folder or Path(study_folder) / STAGED_FOLDER)
-    context = PrivacyContext.of_study(Path(study_folder), min_group=min_group, licence=data_licence)
+    target = local_path(folder or local_path(study_folder) / STAGED_FOLDER)
+    context = PrivacyContext.of_study(local_path(study_folder), min_group=min_group, licence=data_licence)
     about = (about or About()).with_record(study_folder)
     with _staged(
         study_folder, target, context, about, repo_id=repo_id, licence=licence, examples=examples, key_file=key_file
@@ -484,7 +484,7 @@ def load_findings(place: str | Path, *, revision: str | None = None, min_group: 
         InputError: Neither a folder nor the name of a repository, two revisions, or no findings there.
         HubError: The Hub refuses or cannot be reached, and the cache does not have it.
     """
-    folder = Path(place)
+    folder = local_path(place)
     if folder.is_dir():
         if revision is not None:
             raise InputError(f"{place} is a folder, which has no revision {revision!r}; leave it out")

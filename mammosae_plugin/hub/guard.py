@@ -19,7 +19,7 @@ import pandas as pd
 from PIL import Image
 
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import atomic_path, read_json, sha256_of_file
+from mammosae_plugin.files import atomic_path, local_path, read_json, sha256_of_file
 from mammosae_plugin.hub.guard_reading import Opened
 from mammosae_plugin.hub.guard_rules import (
     COLUMNS,
@@ -107,7 +107,7 @@ class PrivacyContext:
         Raises:
             PrivacyError: The folder holds no latents table, so that the ids that must stay are unknown.
         """
-        where = Path(getattr(study, "output", None) or getattr(study, "folder", None) or study)
+        where = local_path(getattr(study, "output", None) or getattr(study, "folder", None) or study)
         tables = sorted((where / "work" / "latents").glob("*/*/images.parquet"))
         if not tables:
             raise PrivacyError(
@@ -171,7 +171,7 @@ def check_staged(
         PrivacyError: Something must not get out, or is not known to be harmless. One line; it names the first file, the
             rule and what to do, and says how many more problems there are.
     """
-    root = Path(folder)
+    root = local_path(folder)
     if kind not in KINDS:
         raise PrivacyError(f"{kind!r} is no kind of upload; known are {', '.join(KINDS)}")
     if not root.is_dir():
@@ -226,7 +226,7 @@ def copy_figure(source: str | os.PathLike[str], target: str | os.PathLike[str]) 
     Raises:
         InputError: No study drew the file, or it is no longer as it was drawn.
     """
-    path = Path(source)
+    path = local_path(source)
     data = path.read_bytes() if path.is_file() else b""
     record = path.parent.parent / FIGURES_RECORD
     drawn = read_json(record) if record.is_file() else {}
@@ -255,7 +255,7 @@ def load_or_make_key(path: str | os.PathLike[str]) -> bytes:
     Raises:
         InputError: The file holds something else.
     """
-    file = Path(path)
+    file = local_path(path)
     if not file.exists():
         with atomic_path(file) as temporary:
             temporary.touch(mode=0o600)

@@ -22,7 +22,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import sha256_of_file, write_text
+from mammosae_plugin.files import local_path, sha256_of_file, write_text
 from mammosae_plugin.hub.card_parts import join_cards
 from mammosae_plugin.hub_cache import FileHash
 from mammosae_plugin.hub_requests import REPOSITORY, HubError, ask
@@ -302,7 +302,7 @@ def prepare(
         raise InputError(f"{repo_id!r} is no name of a Hub repository; give it as owner/name")
     if tag is not None and not _TAG.fullmatch(tag):
         raise InputError(f"{tag!r} cannot be a tag; use letters, digits, dots, dashes, such as v1")
-    folder = Path(folder)
+    folder = local_path(folder)
     api = HfApi(token=token)
     before, card_changes = _join_cards(api, folder / _CARD, repo_id, kind, token) if replace else (None, ())
     said = {"the commit message": message, "the tag": tag or ""}
@@ -357,7 +357,9 @@ def _join_cards(
         about=repo_id,
         doing="read",
     )
-    joined = join_cards(Path(file).read_text(encoding="utf-8", errors="replace"), card.read_text(encoding="utf-8"))
+    joined = join_cards(
+        local_path(file).read_text(encoding="utf-8", errors="replace"), card.read_text(encoding="utf-8")
+    )
     write_text(card, joined.text)
     return there.commit, joined.changes
 

@@ -29,7 +29,15 @@ from mammosae_plugin import __version__
 from mammosae_plugin.adapters.sources import is_on_hub
 from mammosae_plugin.adapters.vision_sae import load_vision_sae
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import atomic_path, read_json, sha256_of_file, write_json, write_safetensors, write_text
+from mammosae_plugin.files import (
+    atomic_path,
+    local_path,
+    read_json,
+    sha256_of_file,
+    write_json,
+    write_safetensors,
+    write_text,
+)
 from mammosae_plugin.hub.about import About, recorder
 from mammosae_plugin.hub.findings_tables import shared_role
 from mammosae_plugin.hub.guard import PrivacyContext, copy_figure, let_out
@@ -157,7 +165,7 @@ def publish_sae(
     if study is not None:
         about = about.with_record(study.folder)
     scratch = Scratch("publish") if staging is None else None
-    folder = scratch.folder if scratch is not None else Path(staging)  # type: ignore[arg-type]
+    folder = scratch.folder if scratch is not None else local_path(staging)  # type: ignore[arg-type]
     try:
         facts = stage_saes(
             origins,
@@ -232,7 +240,7 @@ def origins_of(saes: Any, sae_id: str | None = None, evaluation: Mapping[str, An
             raise InputError(f"evaluation is of {', '.join(unknown)}, but the SAEs are {', '.join(found) or 'none'}")
         by_id = dict(evaluation or {})
     elif is_study_folder(saes):
-        found = _of_study(Path(saes))
+        found = _of_study(local_path(saes))
         if sae_id is not None and sae_id not in found:
             raise InputError(f"{saes} trained no SAE at {sae_id!r}; it has {', '.join(found)}")
         found = found if sae_id is None else {sae_id: found[sae_id]}
@@ -267,7 +275,7 @@ def origin_of(source: Any) -> Origin:
         return Origin(copy.deepcopy(source).to("cpu"))
     if not isinstance(source, (str, os.PathLike)):
         raise InputError(f"{type(source).__name__} is no SAELens SAE; give an SAE, its folder or a checkpoint")
-    path = Path(source)
+    path = local_path(source)
     if not path.exists():
         raise InputError(f"{path} does not exist; give a folder with an SAE, a checkpoint, or a study's output folder")
     if not path.is_dir() or not (path / CFG).exists():
@@ -417,7 +425,7 @@ def stage_saes(
         write_json(target / PROVENANCE, {**_provenance(target, cfg), **of_study, **said})
         facts[name] = {"cfg": cfg, "evaluation": dict(origin.evaluation), "training": training, **said}
     for figure in figures:
-        copy_figure(Path(figure), folder / "figures" / Path(figure).name)
+        copy_figure(local_path(figure), folder / "figures" / local_path(figure).name)
     return facts
 
 

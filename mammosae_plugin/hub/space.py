@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import TEMPORARY, write_text
+from mammosae_plugin.files import TEMPORARY, local_path, write_text
 from mammosae_plugin.hub.about import About, recorder
 from mammosae_plugin.hub.findings import Findings, load_findings
 from mammosae_plugin.locks import only_run
@@ -82,7 +82,7 @@ def build_space(
     Raises:
         InputError: The folder holds something else, or the findings hold no latent.
     """
-    target = Path(folder)
+    target = local_path(folder)
     _check_replaceable(target)
     studies = [findings] if compare is None else [findings, compare]
     about = _of_findings(about or About(), findings)
@@ -320,8 +320,8 @@ def publish_space(
     if study is not None:
         about = about.with_record(study)
     about = _of_findings(about, read[0][0])
-    place = Path(folder).parent if folder is not None else Path(tempfile.mkdtemp(prefix="mammosae-space-"))
-    building = Path(folder) if folder is not None else place / "space"
+    place = local_path(folder).parent if folder is not None else Path(tempfile.mkdtemp(prefix="mammosae-space-"))
+    building = local_path(folder) if folder is not None else place / "space"
     publication = None
     try:
         build_space(read[0][0], building, compare=read[1][0] if compare is not None else None, title=title, about=about)
@@ -365,7 +365,7 @@ def _read(source: Findings | str | Path, min_group: int) -> "tuple[Findings, Pri
 
     findings = read_findings(source, min_group=min_group)
     if not isinstance(source, Findings) and is_study_folder(source):
-        return findings, PrivacyContext.of_study(Path(source), min_group=min_group)
+        return findings, PrivacyContext.of_study(local_path(source), min_group=min_group)
     return findings, PrivacyContext(datasets=(findings.study["data_kind"],), min_group=min_group)
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 import yaml
 from markupsafe import Markup
 
-from mammosae_plugin.files import write_text
+from mammosae_plugin.files import local_path, write_text
 from mammosae_plugin.notes import NOTES_FOLDER, results_with_readers
 from mammosae_plugin.report.paper import compare_figure_2, compare_table_1, compare_table_2
 from mammosae_plugin.report.summary import RESTORED, Finding, baselines_summary, findings, layers_summary, summary
@@ -58,7 +58,7 @@ def write_report(results_folder: str | os.PathLike[str]) -> Path:
 
     Raises `InputError` when `results.json` is missing or is not a study's results.
     """
-    folder = Path(results_folder)
+    folder = local_path(results_folder)
     study = next((place for place in folder.resolve().parents[:4] if (place / NOTES_FOLDER).is_dir()), None)
     results = load_results(folder) if study is None else results_with_readers(load_results(folder), study)
     path = folder / REPORT_FILE

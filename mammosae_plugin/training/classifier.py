@@ -25,7 +25,7 @@ from mammosae_plugin.adapters import MammoClipClassifier, load_mammo_clip, save_
 from mammosae_plugin.datasets import MammogramDataset, collate, n_classes_of
 from mammosae_plugin.datasets.concepts import nearest_names
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import sha256_of_json, write_safetensors, write_text
+from mammosae_plugin.files import local_path, sha256_of_json, write_safetensors, write_text
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.provenance import seed_everything, tensors_fingerprint, torch_generator
 from mammosae_plugin.shards import remove_shards, run_shards, shard_paths
@@ -141,7 +141,7 @@ def train_classifier(
         InputError: An unknown concept, a class without an image, too few patients to hold some out, a loss that is not
             finite, or a file that holds another classifier or that another run writes.
     """
-    config, path = config or ClassifierTraining(), Path(path)
+    config, path = config or ClassifierTraining(), local_path(path)
     concepts = [concept] if isinstance(concept, str) else list(concept)
     labels = _labels(dataset, concepts)
     sides = _sides(dataset, labels, concepts, config)

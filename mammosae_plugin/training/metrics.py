@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from mammosae_plugin import distributed
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import atomic_path
+from mammosae_plugin.files import atomic_path, local_path
 from mammosae_plugin.provenance import plain
 from mammosae_plugin.training.settings import SAETraining
 
@@ -221,7 +221,7 @@ class MetricsFile:
 
 def read_metrics(file: str | Path) -> list[Row]:
     """The rows of a `metrics.jsonl`."""
-    return [json.loads(line) for line in Path(file).read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in local_path(file).read_text(encoding="utf-8").splitlines()]
 
 
 def trained_l0(sae: Any) -> float | None:

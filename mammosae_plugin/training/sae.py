@@ -37,7 +37,15 @@ from mammosae_plugin.activations import ActivationStore
 from mammosae_plugin.activations.saelens_format import NOT_KNOWN
 from mammosae_plugin.datasets.vindr import PHANTOM_ID
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import differences, read_json, remove_temporaries, sha256_of_json, write_json, write_text
+from mammosae_plugin.files import (
+    differences,
+    local_path,
+    read_json,
+    remove_temporaries,
+    sha256_of_json,
+    write_json,
+    write_text,
+)
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.provenance import plain, seed_everything, torch_generator
 from mammosae_plugin.training.architectures import new_training_sae
@@ -118,7 +126,7 @@ def train_sae(
             rows fewer than one batch, or a loss that is not finite.
     """
     device = distributed.place(device)
-    job = _Job(Path(folder), config or SAETraining(), metadata or {}, device, final_metrics, tracker)
+    job = _Job(local_path(folder), config or SAETraining(), metadata or {}, device, final_metrics, tracker)
     return _train(store, [job], validation_images)[0]
 
 
@@ -162,7 +170,7 @@ def train_saes(
             raise InputError(f"{name!r} cannot be the name of a folder; name the SAE otherwise")
     device = distributed.place(device)
     jobs = [
-        _Job(Path(folder) / name, config, metadata or {}, device, final_metrics, tracker)
+        _Job(local_path(folder) / name, config, metadata or {}, device, final_metrics, tracker)
         for name, config in settings.items()
     ]
     return dict(zip(settings, _train(store, jobs, validation_images), strict=True))

@@ -17,7 +17,7 @@ import sae_lens
 from sae_lens import SAE, TrainingSAE
 
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import TEMPORARY, sha256_of_file
+from mammosae_plugin.files import TEMPORARY, local_path, sha256_of_file
 
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 # Their scale is no part of the weights: what is saved would be another function of the raw rows.
@@ -47,7 +47,7 @@ def save_sae(sae: Any, folder: str | os.PathLike[str], *, metadata: Mapping[str,
         InputError: the metadata is not plain JSON; the folder holds another SAE; the SAE's normalisation of activations
             was not folded into its weights; or sae-lens has no inference SAE of its architecture.
     """
-    folder = Path(folder)
+    folder = local_path(folder)
     if not isinstance(sae, SAE):
         raise InputError(f"{type(sae).__name__} is no SAELens SAE; give a TrainingSAE or an SAE")
     if sae.cfg.normalize_activations in _NOT_FOLDED:

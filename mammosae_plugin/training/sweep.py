@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import local_path
 from mammosae_plugin.training.metrics import read_metrics
 from mammosae_plugin.training.settings import SAETraining
 
@@ -53,7 +54,7 @@ def final_metrics_of(folder: str | Path) -> pd.DataFrame:
         InputError: There is none.
     """
     records = []
-    for file in sorted(Path(folder).glob("*/metrics.jsonl")):
+    for file in sorted(local_path(folder).glob("*/metrics.jsonl")):
         last = read_metrics(file)[-1:]
         if last and last[0].get("final"):
             records.append({"name": file.parent.name, **{key: last[0][key] for key in _COLUMNS}})

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mammosae_plugin.files import sha256_of_file, write_json
+from mammosae_plugin.files import local_path, sha256_of_file, write_json
 from mammosae_plugin.visualization.curves import plot_sweeps
 from mammosae_plugin.visualization.heatmaps import plot_heatmaps
 from mammosae_plugin.visualization.layers import plot_layers
@@ -93,7 +93,7 @@ def write_figures(
     Returns:
         The files written.
     """
-    folder = Path(results_folder) / FIGURES_FOLDER
+    folder = local_path(results_folder) / FIGURES_FOLDER
     written: list[Path] = []
     if results.get("layers"):
         written.append(folder / FIGURE_LAYERS)
@@ -139,7 +139,7 @@ def write_figures(
 
 def record_figures(paths: Iterable[Path], results_folder: str | os.PathLike[str]) -> None:
     """Keep the digests of figures that were just drawn, in place of those of earlier ones."""
-    write_json(Path(results_folder) / FIGURES_RECORD, {path.name: sha256_of_file(path) for path in paths})
+    write_json(local_path(results_folder) / FIGURES_RECORD, {path.name: sha256_of_file(path) for path in paths})
 
 
 def draw_class_means(
@@ -181,7 +181,7 @@ def _class_means(results: Results, rows: pd.DataFrame, model: str, concept: str)
 
 def write_tables(results: Results, results_folder: str | os.PathLike[str]) -> list[Path]:
     """Write Tables 1 and 2, rankings, interventions and layers into `<results_folder>/tables`, each in three forms."""
-    folder = Path(results_folder) / TABLES_FOLDER
+    folder = local_path(results_folder) / TABLES_FOLDER
     found = "each of the best latents" + (", raw channels and Grad-CAM" if results.get("baselines") else "")
     tables = (
         (table_1(results), "table_1", "Classification on the test split without and with the SAE (95 % intervals)."),

@@ -6,14 +6,13 @@ computed (one class only, no boxes) is `null` in the file and NaN here. A check 
 
 import math
 import os
-from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import read_json
+from mammosae_plugin.files import local_path, read_json
 from mammosae_plugin.validation import explain
 from mammosae_plugin.visualization.names import MINUS, RESULTS_FILE, digits
 
@@ -255,7 +254,7 @@ def load_results(results_folder: str | os.PathLike[str]) -> Results:
 
     Raises `InputError` when the file is missing, is no JSON, or lacks what the format asks for.
     """
-    path = Path(results_folder) / RESULTS_FILE
+    path = local_path(results_folder) / RESULTS_FILE
     return validate_results(read_json(path), where=str(path))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from mammosae_plugin.files import write_text
+from mammosae_plugin.files import local_path, write_text
 from mammosae_plugin.visualization.names import MINUS, digits, readable
 from mammosae_plugin.visualization.results import (
     METRICS,
@@ -259,7 +259,7 @@ def write_table(frame: pd.DataFrame, folder: str | os.PathLike[str], name: str, 
     texts = {".csv": to_csv(frame), ".md": to_markdown(frame, caption), ".tex": to_latex(frame, caption, name)}
     paths = []
     for suffix, text in texts.items():
-        paths.append(Path(folder) / f"{name}{suffix}")
+        paths.append(local_path(folder) / f"{name}{suffix}")
         write_text(paths[-1], text)
     return paths
 
