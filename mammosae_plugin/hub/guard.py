@@ -28,6 +28,7 @@ from mammosae_plugin.hub.guard_rules import (
     RESTRICTED,
     RULES,
     Kind,
+    Problem,
     Restricted,
     Rule,
     Staged,
@@ -71,16 +72,22 @@ class PrivacyContext:
         datasets: names of the datasets behind the upload: "vindr", "rsna", "phantom", or a name of the user's own.
         min_group: statistics of fewer images or patients than this must be null.
         licence: the licence, named by whoever publishes, under which rows per image of a restricted dataset may go out.
+        allowed: texts that look private, and that a person has seen and lets out.
     """
 
     private_values: frozenset[str] = field(default=frozenset(), repr=False)
     datasets: tuple[str, ...] = ()
     min_group: int = 5
     licence: str | None = None
+    allowed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.min_group < 1:
             raise InputError(f"min_group is {self.min_group}; it must be 1 or more")
+
+    def allows(self, text: str) -> bool:
+        """Whether a person has let a text out, alone or as part of a longer one."""
+        return any(_folded(text) in _folded(one) for one in self.allowed)
 
     @classmethod
     def of_dataset(cls, dataset: Any, *, min_group: int = 5, licence: str | None = None) -> "PrivacyContext":
@@ -123,6 +130,10 @@ class PrivacyContext:
         for file in sorted((where / "work").glob("quarantine-*.csv")):
             values |= _ids_of(pd.read_csv(file, dtype=str))
         return cls(frozenset(values), (_dataset_name("vindr", patients),), min_group, licence)
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.split()).casefold()
 
 
 def _ids_of(table: pd.DataFrame) -> set[str]:
@@ -190,8 +201,8 @@ def check_staged(
         others = sorted({other.name for other, _ in problems[1:]} - {rule.name})
         also = f" ({more} more problem{'s' if more > 1 else ''}{': ' + ', '.join(others) if others else ''})"
         raise PrivacyError(
-            f"{shown(first.path, staged)}: privacy rule '{rule.name}': {first.message}{also if more else ''}. Nothing "
-            "was sent"
+            f"{shown(first.path, staged)}: privacy rule '{rule.name}': {first.message}{_to_decide(problems)}"
+            f"{also if more else ''}. Nothing was sent"
         )
     return tuple(StagedFile(path, (root / path).stat().st_size, digest) for path, digest in before.items())
 
@@ -207,9 +218,29 @@ def check_said(said: Mapping[str, str], context: PrivacyContext) -> None:
         PrivacyError: One line, which says what holds what, and what to do; never the secret.
     """
     staged = Staged(Path(), "findings", context, (), None, said)
-    problem = next((problem for rule in RULES for problem in rule.check(staged)), None)
+    problem = next(((rule, problem) for rule in RULES for problem in rule.check(staged)), None)
     if problem is not None:
-        raise PrivacyError(f"{problem.path}: {problem.message}")
+        first = problem[1]
+        raise PrivacyError(f"{first.path}: {first.message}{_to_decide([problem])}")
+
+
+def _to_decide(problems: Sequence[tuple[Rule, Problem]]) -> str:
+    """The texts that look private, for the person who publishes; where the first problem is none, nothing."""
+    if problems[0][1].text is None:
+        return ""
+    texts = list(dict.fromkeys(_masked(rule, one.text) for rule, one in problems if one.text is not None))
+    listed = ", ".join(f"'{text}'" for text in texts[:_MOST_SHOWN])
+    more = f" and {len(texts) - _MOST_SHOWN} more" if len(texts) > _MOST_SHOWN else ""
+    return f": {listed}{more}; where it names nobody and opens nothing, let it out by --allow with that text"
+
+
+def _masked(rule: Rule, text: str) -> str:
+    """A text as it is shown; of a token, the first letters."""
+    text = " ".join(text.split())
+    return f"{text[:4]}… ({len(text)} characters)" if rule.name == "secrets" else text[:_LONGEST_SHOWN]
+
+
+_MOST_SHOWN, _LONGEST_SHOWN = 8, 120
 
 
 # -- what stagers use --------------------------------------------------------------------------------------------------

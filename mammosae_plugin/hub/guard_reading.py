@@ -34,12 +34,14 @@ class Passage:
         text: the text.
         whole: whether the text is all that stands there (a value), and not a page.
         names: whose it is, as (word, name), where that helps to find it: ("by", "reader A"). They may be private.
+        is_free: whether a person wrote it in their own words: a note, a title.
     """
 
     where: str
     text: str
     whole: bool = True
     names: tuple[tuple[str, str], ...] = ()
+    is_free: bool = False
 
 
 @dataclass
@@ -250,7 +252,8 @@ class Opened:
                 for name, text in note.items() if isinstance(note, dict) else ():
                     if isinstance(text, str):
                         names = (("of layer", str(row["layer"])), ("by", str(note.get("author") or "")))
-                        yield Passage(f"the {name} of a note on latent {row['latent']}", text, names=names)
+                        where = f"the {name} of a note on latent {row['latent']}"
+                        yield Passage(where, text, names=names, is_free=name != "created")
 
 
 def strings(value: Any, where: str = "") -> Iterator[tuple[str, str]]:

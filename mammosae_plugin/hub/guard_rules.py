@@ -27,6 +27,7 @@ from mammosae_plugin.files import sha256_of_file
 from mammosae_plugin.hub.guard_keys import entries_of, lists_numbers, too_many_numbers
 from mammosae_plugin.hub.guard_reading import ARROW_SCHEMA, Opened, Passage
 from mammosae_plugin.hub.guard_search import Needles, readings
+from mammosae_plugin.hub.guard_text import FINDERS, bare_dates, looks_private
 
 if TYPE_CHECKING:
     from mammosae_plugin.hub.guard import PrivacyContext
@@ -177,10 +178,14 @@ RESTRICTED: Mapping[str, Restricted] = {
 
 @dataclass(frozen=True)
 class Problem:
-    """What a rule objects to: the file, and a clause that says what and what to do, without the secret."""
+    """What a rule objects to: the file, and a clause that says what and what to do, without the secret.
+
+    `text` is what looks private, where a person may see it and let it out.
+    """
 
     path: str
     message: str
+    text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -245,10 +250,11 @@ class Staged:
         """Whether a name that stands in a file may stand in a message: it is short and holds nothing private."""
         if not re.fullmatch(r"[^\W\d][\w .'/-]{0,79}", name) or re.search(r"\d{4}", name):
             return False
-        patterns = [*_CLINICAL.values(), *_PATHS.values(), *_SECRETS.values(), *_CONTACTS.values()]
-        patterns += [_whole_word(one) for _, one in _names_of_this_machine()]
-        found = readings(name)
-        return not any(self.needles.in_text(text) or any(p.search(text) for p in patterns) for text in found)
+        names = [_whole_word(one) for _, one in _names_of_this_machine()]
+        return not any(
+            self.needles.in_text(text) or looks_private(text) or any(word.search(text) for word in names)
+            for text in readings(name)
+        )
 
     def of(self, suffix: str) -> Iterator[Opened]:
         """The files of one ending."""
@@ -264,7 +270,7 @@ def _needles(values: frozenset[str]) -> Needles:
 def shown(name: str, staged: Staged) -> str:
     """A name for a message: digits that may be an id are left out, and all of it where it holds a secret."""
     secret = any(staged.needles.in_text(reading) for reading in readings(name))
-    if secret or any(pattern.search(name) for pattern in _SECRETS.values()):
+    if secret or next(FINDERS["secrets"](name), None) is not None:
         return "a file whose name is itself private"
     if is_allowed_name(staged.kind, name):
         return name
@@ -511,7 +517,7 @@ def _this_machine(staged: Staged) -> Iterator[Problem]:
     for what, name in _names_of_this_machine():
         pattern = _whole_word(name)
         for file, passage, texts in staged.texts:
-            if any(pattern.search(text) for text in texts):
+            if any(pattern.search(text) for text in texts) and not staged.context.allows(name):
                 yield Problem(
                     file.path,
                     f"{staged.place(passage)} holds the name of this computer's {what} ({len(name)} letters); take it "
@@ -573,61 +579,8 @@ def _package_texts() -> list[str]:
     return texts
 
 
-def _paths(staged: Staged) -> Iterator[Problem]:
-    yield from _of_patterns(staged, _PATHS, "leave out all but the file's name")
-
-
-_ROOTS = (
-    "home|Users|root|mnt|media|data|datasets?|tmp|var|opt|srv|scratch|workspaces?|work|content|kaggle|Volumes|private|gpfs|"
-    "lustre|nfs|net|etc|usr|proc|run|storage|projects?|export|shared?|cluster|raid\\d*|ssd\\d*|hdd\\d*|archive|pacs|dicom"
-)
-_PATHS: Mapping[str, re.Pattern[str]] = {
-    "a path of a file": re.compile(
-        rf"(?<![\w./#&%-])/(?:{_ROOTS})/[^\s\"'`<>|)\]}},;]"  # under a well-known folder
-        r"|\A/(?:[^/\s]+/)+[^/\s]*\Z"  # all of a value
-        r"|(?<![\w./:#&%<-])/[\w.-]+/[\w.-]+/[\w.-]+"  # three folders deep
-        r"|(?<![\w./:#&%<)\]*-])/[A-Za-z][\w.-]*/[\w.-]*\w"  # a folder and a file
-        r"|(?<![\w/])~[\w.-]*/[\w.-]|\$\{?HOME\b|%USERPROFILE%"
-    ),
-    "a path of a file on Windows": re.compile(
-        r"(?<![A-Za-z])[A-Za-z]:(?:\\{1,2}|/(?!/))[\w$. -]|\\\\[\w.-]+\\{1,2}[\w$]"
-    ),
-    "the address of a file": re.compile(
-        r"\bfile:/|(?<![a-z0-9+.-])(?!(?:git\+)?https?:|hub:|hf:)[a-z][a-z0-9+.-]{1,15}://", re.IGNORECASE
-    ),
-}
-
-
-def _clinical(staged: Staged) -> Iterator[Problem]:
-    yield from _of_patterns(staged, _CLINICAL, "leave it out")
-
-
-_CLINICAL: Mapping[str, re.Pattern[str]] = {
-    "a DICOM UID": re.compile(r"(?<![\w.])(?:[0-2]\.\d{1,4}(?:\.\d+){5,}|1\.2\.840(?:\.\d+)+|2\.25\.\d{6,})(?![\w.])"),
-    "a DICOM tag": re.compile(
-        r"\([0-9A-Fa-f]{4},\s?[0-9A-Fa-f]{4}\)|(?<![0-9A-Fa-f.])00(?:08|10|18|20)(?:00|10)[0-9A-F]{2}(?![0-9A-Fa-f])"),
-    "the name of a DICOM attribute": re.compile(
-        r"\b(?:Patients?'?s?[ _]?(?:Name|ID|BirthDate|Birth[ _]Date|Age|Sex|Address)|(?:Study|Series|SOP)[ _]?Instance"
-        r"[ _]?UID|Accession[ _]?Number|Institution[ _]?Name|Referring[ _]?Physician\w*|Station[ _]?Name|Device"
-        r"[ _]?Serial[ _]?Number|Operators'?[ _]?Name|Study[ _]?Date|Requesting[ _]?Physician)\b"
-    ),
-    "a person's name in DICOM's form": re.compile(
-        r"(?<![\w$\\{])[^\W\d_](?:[^\W\d_]|['’-])+\^(?:[A-Z]|[^\W\d_]{2})"
-    ),
-    "the name of a DICOM file": re.compile(r"[\w-]+\.(?:dcm|dicom|ima)\b", re.IGNORECASE),
-    "an id of a patient, image or study": re.compile(
-        r"\b(?:pat(?:ient(?:en|in)?)?\.?|image|study|series|exam|accession|case|mrn|nhs|ssn)[ _-]?"
-        r"(?:ids?|no|nr|number|nummer|uid|#)\.?[\"'`]?\s*[:=#]?\s*[\"'`]?[A-Za-z_-]{0,12}\d{3,}"
-        r"|\b(?:mrn|pid|ssn)[\"'`]?\s*[:=#]?\s*[\"'`]?[A-Za-z_-]{0,12}\d{3,}"
-        r"|\bpatient(?:in)?[ _#:=-]{1,2}\d{3,}", re.IGNORECASE),
-    "a date of birth": re.compile(
-        r"\b(?:DOB|born|birth ?date|date of birth|geb(?:\.|oren)|geburtsdatum)\W{0,3}(?:(?:on|in|am|the)\W{1,2}){0,2}"
-        r"(?:[A-Z][a-zä]{2,8}\W{1,2})?\d", re.IGNORECASE),
-}  # fmt: skip
-
-
 def _secrets(staged: Staged) -> Iterator[Problem]:
-    yield from _of_patterns(staged, _SECRETS, "take it out, and revoke it if it ever left this machine")
+    yield from _tokens(staged)
     live = Needles(_live_secrets(), separated=False)
     advice = "a token or password of this computer; take it out"
     for file in staged.files:
@@ -638,21 +591,6 @@ def _secrets(staged: Staged) -> Iterator[Problem]:
             yield Problem(file.path, f"{staged.place(passage)} holds {advice}")
 
 
-_SECRETS: Mapping[str, re.Pattern[str]] = {
-    "a Hugging Face token": re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}"),
-    "a token of a service": re.compile(
-        r"\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}|\bsk-[\w-]{20,}|\bA[KS]IA[0-9A-Z]{16}\b"
-        r"|\bxox[abprs]-[\w-]{10,}|\bAIza[\w-]{30,}|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}|\bpypi-[\w-]{20,}"
-        r"|\bya29\.[\w-]{16,}|\bnpm_[A-Za-z0-9]{20,}"
-    ),
-    "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
-    "a password or token": re.compile(
-        r"://[^\s/:@]+:[^\s/@]+@|\b(?:Bearer|Basic)\s+[A-Za-z0-9._+/=-]{16,}"
-        r"|\b(?:password|passphrase|passwd|pwd|secret|token|api[_-]?key|access[_-]?key)[\"']?\s*[:=]\s*[\"']?[^\s\"',}]{6,}",
-        re.IGNORECASE),
-}  # fmt: skip
-
-
 def _live_secrets() -> set[str]:
     """The tokens and passwords of this process: none of them may go out, whatever they look like."""
     pattern = re.compile(r"TOKEN$|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|CREDENTIAL")
@@ -661,27 +599,31 @@ def _live_secrets() -> set[str]:
     return found | ({token} if token else set())
 
 
-def _contacts(staged: Staged) -> Iterator[Problem]:
-    yield from _of_patterns(staged, _CONTACTS, "take it out")
+def _free_text(name: str, advice: str) -> Callable[[Staged], Iterator[Problem]]:
+    """The rule by which what looks private in a text needs a person's word."""
+
+    def check(staged: Staged) -> Iterator[Problem]:
+        for file, passage, texts in staged.texts:
+            finders = [FINDERS[name], *((bare_dates,) if name == "clinical" and passage.is_free else ())]
+            for what, found in dict.fromkeys(one for text in texts for find in finders for one in find(text)):
+                if not staged.context.allows(found):
+                    yield Problem(file.path, f"{staged.place(passage)} holds {what}; {advice}", found)
+
+    return check
 
 
-_CONTACTS: Mapping[str, re.Pattern[str]] = {
-    "an e-mail address": re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}\b"),
-    "a phone number": re.compile(
-        r"(?<![\w.+])\+[1-9](?:[ ()/-]{0,2}\d){7,14}(?![\d.])"
-        r"|(?<![\w.-])(?:\(\d{3}\) ?|\d{3}-)\d{3}-\d{4}(?![\w-])"
-        r"|(?<![\w.,/-])0\d{2,4}[ /-]\d{6,8}(?![\w.])"
-    ),
-    "an address in a local network": re.compile(
-        r"(?<![\w.])(?:10\.\d{1,3}|192\.168|172\.(?:1[6-9]|2\d|3[01]))(?:\.\d{1,3}){2}(?![\w.])"),
-}  # fmt: skip
+_paths = _free_text("paths", "leave out all but the file's name")
+_clinical = _free_text("clinical", "leave it out")
+_contacts = _free_text("contacts", "take it out")
+_tokens = _free_text("secrets", "take it out, and revoke it if it ever left this machine")
 
 
-def _of_patterns(staged: Staged, patterns: Mapping[str, re.Pattern[str]], advice: str) -> Iterator[Problem]:
+def _parts_of_ids(staged: Staged) -> Iterator[Problem]:
     for file, passage, texts in staged.texts:
-        for what, pattern in patterns.items():
-            if any(pattern.search(text) for text in texts):
-                yield Problem(file.path, f"{staged.place(passage)} holds {what}; {advice}")
+        for found in dict.fromkeys(one for text in texts for one in staged.needles.parts_in(text)):
+            if not staged.context.allows(found):
+                what = "the beginning or end of an id of a patient, an image or a study; leave it out"
+                yield Problem(file.path, f"{staged.place(passage)} holds {what}", found)
 
 
 # -- rules: rows, groups, code -----------------------------------------------------------------------------------------
@@ -807,10 +749,11 @@ RULES: tuple[Rule, ...] = (
     Rule("pixels", "no list of numbers or encoded block that can be an image", _pixels),
     Rule("private values", "no id of a patient, image or study, in any encoding or unkeyed hash", _private_values),
     Rule("this machine", "no name of this computer's user or host", _this_machine),
+    Rule("parts of ids", "no first or last 8 digits of an id", _parts_of_ids),
     Rule("paths", "no path of a file", _paths),
-    Rule("clinical", "nothing of a DICOM header, no labelled id, no date of birth", _clinical),
+    Rule("clinical", "nothing of a DICOM header, no labelled id, no date of birth or of an examination", _clinical),
     Rule("secrets", "no token, key or password", _secrets),
-    Rule("contacts", "no e-mail address, phone number or local network address", _contacts),
+    Rule("contacts", "no e-mail address, phone number, local network address or host", _contacts),
     Rule("keyed hashes", "images and patients of `examples` only as hashes under a key", _keyed_hashes),
     Rule("per-image rows", "no row per image of a restricted dataset without its licence named", _per_image_rows),
     Rule("small groups", "no statistic of fewer images or patients than `min_group`", _small_groups),

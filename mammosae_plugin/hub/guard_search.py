@@ -31,6 +31,9 @@ _NO_WORD = re.compile(r"[\W_]+")
 _HEX, _HALF = re.compile(r"[0-9a-f]{32,}"), 16
 _START = re.compile(r"(?<![^\W_])[^\W_]")
 _DEPTH = 3
+_PART, _COMMON = 8, 32
+_WORD = re.compile(rf"(?<![a-z0-9])[a-z0-9]{{{_PART},}}(?![a-z0-9])")
+_NUMERIC = re.compile(rb"[.:\n\t]|\d,\d")  # among digits: decimals, times, cells of a table
 
 
 class Needles:
@@ -58,6 +61,7 @@ class Needles:
                 plain |= self._forms(value)
                 joined |= self._joined_forms(value.lower(), plain) if separated else set()
         self._plain, self._joined = _Patterns(plain), _Patterns(joined)
+        self._beginnings, self._ends = _parts(values if separated else ())
 
     def _forms(self, value: str) -> set[bytes]:
         if value.isdigit() and len(value) < _SHORTEST_NUMBER:
@@ -71,8 +75,8 @@ class Needles:
         """The form without separators; of a short id, the forms with others are added to the words."""
         parts = [part for part in _NO_WORD.split(value) if part]
         joined = "".join(parts)
-        if joined.isdigit():
-            return set()  # tables are full of digits with spaces between
+        if joined.isdigit() and len(joined) < _SHORTEST_IN_BYTES:
+            return set()
         if len(joined) >= _SHORTEST_IN_BYTES:
             return {joined.encode()}
         if len(parts) > 1 and len(joined) >= SHORTEST_VALUE:
@@ -106,9 +110,19 @@ class Needles:
         kept = np.flatnonzero(~(separator[1:-1] & ~separator[:-2] & ~separator[2:]))
         for at, found in self._joined.find(array[kept].tobytes()):
             start, stop = int(kept[at]), int(kept[at + len(found) - 1]) + 1
-            if not (data[max(0, start - 1) : start].isalnum() or data[stop : stop + 1].isalnum()):
+            if data[max(0, start - 1) : start].isalnum() or data[stop : stop + 1].isalnum():
+                continue
+            if not found.isdigit() or not _NUMERIC.search(data[max(0, start - 2) : stop + 2]):
                 return True
         return False
+
+    def parts_in(self, text: str) -> Iterator[str]:
+        """Words of the text that are the beginning or end of a value: 8 of its letters and digits, or more."""
+        for found in _WORD.finditer(text.lower()):
+            word = found[0]
+            wholes = (*self._beginnings.get(word[:_PART], ()), *self._ends.get(word[-_PART:], ()))
+            if any(len(whole) > len(word) and (whole.startswith(word) or whole.endswith(word)) for whole in wholes):
+                yield text[found.start() : found.end()]
 
     def _has_word(self, text: str) -> bool:
         """Whether a short value stands in the text between characters that are no letters or digits."""
@@ -119,6 +133,21 @@ class Needles:
                 if word in self._words and not after.isalnum() and not (word.isdigit() and text[:start].endswith(".")):
                     return True
         return False
+
+
+def _parts(values: Iterable[str]) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+    """The values by their first and by their last 8 letters and digits; without those that many begin or end with."""
+    wholes = {_NO_WORD.sub("", value.lower()) for value in values}
+    beginnings: dict[str, set[str]] = {}
+    ends: dict[str, set[str]] = {}
+    for whole in wholes:
+        if len(whole) > _PART and whole.isascii():
+            beginnings.setdefault(whole[:_PART], set()).add(whole)
+            ends.setdefault(whole[-_PART:], set()).add(whole)
+    return tuple(  # type: ignore[return-value]
+        {part: of for part, of in parts.items() if len(of) < _COMMON and any(map(str.isdigit, part))}
+        for parts in (beginnings, ends)
+    )
 
 
 class _Patterns:
