@@ -50,6 +50,16 @@ Confirm = Annotated[
     bool, typer.Option("--confirm/--dry-run", help="Send it; by default only print exactly what would go out.")
 ]
 
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Let this text out, though it looks private (an id, a date, a number to call, a path, a token): you have "
+        "seen it where the refusal says. May be repeated.",
+        show_default=False,
+    ),
+]
+
 
 @contextmanager
 def clear_errors(debug: bool) -> Iterator[None]:

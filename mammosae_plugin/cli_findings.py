@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from mammosae_plugin.cli_common import (
+    Allow,
     Author,
     Confirm,
     Debug,
@@ -68,6 +69,7 @@ def publish_findings(
     public: Public = False,
     replace: Replace = False,
     force_poor: ForcePoor = False,
+    allow: Allow = None,
     confirm: Confirm = False,
     debug: Debug = False,
 ) -> None:
@@ -95,6 +97,7 @@ def publish_findings(
             tag=tag,
             replace=replace,
             force_poor=force_poor,
+            allow=allow or (),
             dry_run=True,
             about=about_of(author, description, link, sae=sae_repo, model=model_repo, space=space_repo),
         )
@@ -123,6 +126,7 @@ def note(
     withdraw: Annotated[
         bool, typer.Option("--withdraw", help="Withdraw the author's notes on the latent; they are never published.")
     ] = False,
+    allow: Allow = None,
     debug: Debug = False,
 ) -> None:
     """Note what a latent shows: `mammosae note 13867 "calcifications" --author AB --label calcification`.
@@ -146,6 +150,7 @@ def note(
             added = add_note(
                 study, latent, text,
                 author=author, label=label, layer=layer, encoder=encoder, concept=concept, confidence=confidence,
+                allow=allow or (),
             )  # fmt: skip
             typer.echo(f"noted on latent {added.latent} of layer {added.layer}, by {added.author}")
         if merge:

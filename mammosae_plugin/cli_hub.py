@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from mammosae_plugin.cli_common import (
+    Allow,
     Author,
     Confirm,
     Debug,
@@ -100,6 +101,7 @@ def publish_sae_command(
     public: Public = False,
     replace: Replace = False,
     force_poor: ForcePoor = False,
+    allow: Allow = None,
     confirm: Confirm = False,
     debug: Debug = False,
 ) -> None:
@@ -137,6 +139,7 @@ def publish_sae_command(
             private=not public,
             replace=replace,
             force_poor=force_poor,
+            allow=allow or (),
             dry_run=True,
             about=about_of(author, description, link, model=model_repo, findings=findings_repo, space=space_repo),
         )

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mammosae_plugin.cli_common import (
+    Allow,
     Author,
     Confirm,
     Debug,
@@ -65,6 +66,7 @@ def publish_space_command(
     public: Public = False,
     replace: Replace = False,
     force_poor: ForcePoor = False,
+    allow: Allow = None,
     confirm: Confirm = False,
     debug: Debug = False,
 ) -> None:
@@ -103,6 +105,7 @@ def publish_space_command(
             tag=tag,
             replace=replace,
             force_poor=force_poor,
+            allow=allow or (),
             dry_run=True,
             about=about,
         )

@@ -6,6 +6,7 @@ keeps the fingerprint of the SAE whose latent it is about, so that it is never s
 happens to have the same number.
 """
 
+import dataclasses
 import json
 import logging
 import os
@@ -93,6 +94,7 @@ def add_note(
     concept: str | None = None,
     label: str | None = None,
     confidence: int | None = None,
+    allow: Sequence[str] = (),
 ) -> Note:
     """Add a reader's note on a latent to a study.
 
@@ -106,6 +108,7 @@ def add_note(
         concept: The concept that it is about, if any.
         label: A label to count, if any; readers who are to be compared agree on the labels beforehand.
         confidence: 1 ... 5, if the reader gives one.
+        allow: Texts that look private and are not; whoever publishes the note is asked again.
 
     Returns:
         The note as it was written; it is on disk when this returns.
@@ -124,7 +127,7 @@ def add_note(
         _check("concept", concept, study.concepts)
     if confidence is not None and confidence not in CONFIDENCES:
         raise InputError(f"confidence is {confidence}; give a whole number from 1 (a guess) to 5 (certain)")
-    _check_privacy(study, {"author": author, "label": label or "", "text": text})
+    _check_privacy(study, {"author": author, "label": label or "", "text": text}, allow)
     note = Note(author, where.name, int(latent), text, encoder, concept, label, confidence, _now(), where.sae_tensors)
     _append(_file_of(study.folder, author), [note])
     return note
@@ -185,14 +188,14 @@ def _check_form(parts: dict[str, str]) -> None:
             raise InputError(f"the note's {name} has {len(value)} characters; {LONGEST[name]} are the most")
 
 
-def _check_privacy(study: StudyFolder, parts: dict[str, str]) -> None:
+def _check_privacy(study: StudyFolder, parts: dict[str, str], allow: Sequence[str]) -> None:
     """Refuse now what would stop the whole publication later."""
     from mammosae_plugin.hub.guard import check_said
 
     tables = sorted((study.folder / "work" / "latents").glob("*/*/images.parquet"))
     versions = tuple((file.stat().st_mtime_ns, file.stat().st_size) for file in tables)
     said = {f"the note's {name}": value for name, value in parts.items() if value}
-    check_said(said, _privacy_context(study.folder, versions))
+    check_said(said, dataclasses.replace(_privacy_context(study.folder, versions), allowed=tuple(allow)))
 
 
 @lru_cache(maxsize=4)

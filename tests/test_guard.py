@@ -260,6 +260,10 @@ def copy_of(folder: Path, target: Path) -> Path:
     return target
 
 
+DECIDED = ("paths", "clinical", "contacts", "parts of ids")
+"""The rules that show what they found, for a person to decide."""
+
+
 # -- canaries ----------------------------------------------------------------------------------------------------------
 
 
@@ -552,6 +556,15 @@ CANARIES = [
             "tag characters alone": "".join(chr(0xE0000 + ord(letter)) for letter in SHORT),
         }.items()
     ),
+    *(
+        Canary(f"{what} of an id", "findings", noted(f"as in {text}, left"), "parts of ids", text)
+        for what, text in {
+            "first 8 digits": PATIENT[:8],
+            "last 8 digits": PATIENT[-8:],
+            "first 10 digits, in capitals,": IMAGE[:10].upper(),
+            "last 8 digits, after a word,": f"view_{IMAGE[24:32]}",
+        }.items()
+    ),
     # DICOM
     Canary("DICOM UID", "findings", noted("1.3.6.1.4.1.5962.99.1.2280943358.716200484"), "clinical", "5962.99"),
     Canary("known study UID", "findings", says(STUDY), ID, STUDY),
@@ -839,8 +852,11 @@ def test_no_planted_secret_gets_through(canary: Canary, planted: dict[str, Path]
     message = str(refused.value)
     assert "\n" not in message
     assert message.endswith("Nothing was sent")
-    assert not canary.secret or canary.secret.lower() not in message.lower()
     assert canary.rule in message
+    if f"rule '{canary.rule}'" in message and canary.rule in DECIDED:
+        assert "--allow" in message
+    else:
+        assert not canary.secret or canary.secret.lower() not in message.lower()
 
 
 def test_the_canaries_are_of_more_than_thirty_kinds_and_every_rule_has_some() -> None:
@@ -902,6 +918,94 @@ def test_ordinary_sentences_pass(text: str, clean: dict[str, Path], tmp_path: Pa
     says(text)(folder)
     noted(text)(folder)
     check("findings", folder)
+
+
+RANDOM = "aB3dE6gH9kL2mN5pQ8rStUvW"
+# What nobody listed, planted where people write: each needs a person's word.
+SUSPECTS = {
+    "clinical": (
+        *(
+            "Pt. 88213",
+            "see pt 88213",
+            "case 4711",
+            "Case #4711",
+            "Fall 4711",
+            "subject 1023",
+            "exam 4711",
+            "ID: 88213",
+        ),
+        *("patient A4711", "Patientin 4711", "acc. 4711123", "patient 88213 of our clinic", "Mrs. Miller"),
+        *("DOB 1961-03-04", "* 04.03.1961", "geb. 04.03.1961", "exam of 2021-03-04", "mammogram from 12.03.2021"),
+        *("examined on 12 March 2021", "screening on 03/04/2021", "scan 20210304", "biopsy March 4, 2021"),
+    ),
+    "contacts": (
+        *("tel. 4584711", "0351 458 4711", "(0351) 4584711", "617.555.0199", "call 617 555 0199", "020 7946 0958"),
+        *("pacs01", "ws-radiology-03", "pacs.klinik.local", "srv-rad-07", "mammo.radiology.hospital.example"),
+        *("pacs:11112", "01 23 45 67 89"),
+    ),
+    "paths": (r"\\pacs01\export", "//pacs01/export/x", "smb://pacs/x"),
+    "secrets": (
+        *("github_pat_" + "11ABCDEFG0" + "a1B2c3D4e5F6g7H8i9J0", "sk-ant-api03-" + "aB3dE6gH9kL2mN5pQ8rS"),
+        *(
+            "glrt-" + "aB3dE6gH9kL2mN5pQ8rS",
+            "r8_" + "aB3dE6gH9kL2mN5pQ8rStUvWx",
+            "sk_live_" + "aB3dE6gH9kL2mN5pQ8rStUvW",
+        ),
+        *(
+            "SG." + "aB3dE6gH9kL2mN5pQ8rStU." + "aB3dE6gH9kL2mN5pQ8rStUaB3dE6gH9kL2mN5pQ8rSt",
+            "nvapi-" + "aB3dE6gH9kL2" * 2,
+        ),
+    ),
+}
+HARMLESS = (
+    *("patient 100 of 200", "image no. 123 of the atlas", "case 123 of the teaching atlas", "case 12 of the textbook"),
+    *("BI-RADS 4c, ACR density C", "arXiv 2507.15227v2, doi 10.1038/s41597-023-02100-7", "trained 2026-01-31"),
+    *("version of 12 March 2025", "accessed on 2024-05-01", "fall 2021 release", "1 in 8 women; 2,500 steps"),
+    *("image 1520 x 912", "https://physionet.org/content/vindr-mammo/1.0.0/", "latent id 13867", "ViT-B/16-384"),
+    *("open_clip ViT-B-16-SigLIP-i18n-256", "5 x 10^-3, p = 0.00417, n = 12345", "server 2 and GPU 0; cuda:0"),
+    *("MIT licence, 2025", "numpy 2024.10.1", "image 462 of 1000", "case 1000 images, exam 2021", "km/h, and/or"),
+)
+
+
+def says_and_allows(text: str, *allowed: str) -> None:
+    guard.check_said({"the note": f"as in {text} here"}, replace(CONTEXT, allowed=allowed))
+
+
+@pytest.mark.parametrize(("rule", "text"), [(rule, text) for rule, texts in SUSPECTS.items() for text in texts])
+def test_what_looks_private_needs_a_persons_word(rule: str, text: str) -> None:
+    with pytest.raises(PrivacyError, match="--allow") as refused:
+        says_and_allows(text)
+    assert (max(text.split(), key=len) in str(refused.value)) == (rule != "secrets")
+    says_and_allows(text, f"as in {text} here")
+    with pytest.raises(PrivacyError):
+        says_and_allows(text, "another text")
+
+
+@pytest.mark.parametrize("text", HARMLESS)
+def test_what_is_nearly_always_harmless_is_let_through(text: str, clean: dict[str, Path], tmp_path: Path) -> None:
+    says_and_allows(text)
+    folder = copy_of(clean["findings"], tmp_path)
+    says(text)(folder)
+    noted(text)(folder)
+    check("findings", folder)
+
+
+def test_a_known_id_and_a_password_of_this_machine_are_let_out_by_no_word() -> None:
+    for secret in (PATIENT, SHORT, LIVE):
+        with pytest.raises(PrivacyError) as refused:
+            says_and_allows(secret, secret)
+        assert secret not in str(refused.value)
+
+
+def test_all_texts_to_decide_upon_are_shown_at_once_and_of_a_token_the_first_letters(
+    clean: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = copy_of(clean["findings"], tmp_path)
+    noted(f"Pt. 88213 and case 4711, with {TOKEN}")(folder)
+    with pytest.raises(PrivacyError) as refused:
+        check("findings", folder)
+    assert "'Pt. 88213', 'case 4711'" in str(refused.value) and "hf_a… (" in str(refused.value)
+    check_staged(folder, "findings", replace(CONTEXT, allowed=("Pt. 88213", "CASE  4711", TOKEN)))
 
 
 def test_every_setting_of_every_architecture_of_saelens_may_go_out() -> None:
@@ -1150,7 +1254,13 @@ def test_the_search_in_bytes_agrees_with_the_slow_one_at_every_place_and_across_
         ("phantom_00012", "phantom 000123", False),
         ("phantom_00012", "phantom, 00012", False),
         ("phantom_00012", "phantom/00012", True),
-        ("1234-56789", "1234 56789", False),  # tables are full of such pairs
+        ("1234-56789", "1234 56789", True),
+        ("1234-56789", "1234.56789", False),
+        ("462822612", "462-822-612", True),
+        ("462822612", "seen in 462 822 612.", True),
+        ("462822612", "1462 822 612", False),
+        ("462822612", "0.462 822 612", False),
+        ("462822612", "462,822,612", False),
         ("A_12", "about a 12", False),
     ],
 )

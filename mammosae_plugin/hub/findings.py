@@ -190,6 +190,7 @@ def stage_findings(
     data_licence: str | None = None,
     key_file: str | Path | None = None,
     about: About | None = None,
+    allow: Sequence[str] = (),
 ) -> Path:
     """Write what a study found as a dataset's folder: the card, aggregate figures and a parquet file per config.
 
@@ -207,6 +208,7 @@ def stage_findings(
             study's folder. It is never published.
         about: Authors, description and links for the card, and where the SAEs and classifiers are published; what the
             study's folder knows of that is linked by itself.
+        allow: Texts that look private, and that a person has seen and lets out.
 
     Returns:
         The folder.
@@ -219,6 +221,7 @@ def stage_findings(
 
     context = PrivacyContext.of_study(local_path(study_folder), min_group=min_group, licence=data_licence)
     about = (about or About()).with_record(study_folder)
+    context = dataclasses.replace(context, allowed=tuple(allow))
     with _staged(
         study_folder,
         local_path(folder),
@@ -405,6 +408,7 @@ def publish_findings(
     min_group: int = 5,
     data_licence: str | None = None,
     key_file: str | Path | None = None,
+    allow: Sequence[str] = (),
     private: bool = True,
     tag: str | None = None,
     replace: bool = False,
@@ -424,6 +428,7 @@ def publish_findings(
         min_group: As for `stage_findings`.
         data_licence: As for `stage_findings`.
         key_file: As for `stage_findings`.
+        allow: As for `stage_findings`.
         private: Whether a repository that is made is private.
         tag: A name for the published state, such as v1.
         replace: Overwrite what the repository holds of an earlier publication. Of the card, what people wrote stays.
@@ -450,6 +455,7 @@ def publish_findings(
     target = local_path(folder or local_path(study_folder) / STAGED_FOLDER)
     context = PrivacyContext.of_study(local_path(study_folder), min_group=min_group, licence=data_licence)
     about = (about or About()).with_record(study_folder)
+    context = dataclasses.replace(context, allowed=tuple(allow))
     with _staged(
         study_folder, target, context, about, repo_id=repo_id, licence=licence, examples=examples, key_file=key_file
     ) as staged:

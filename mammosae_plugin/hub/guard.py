@@ -228,16 +228,21 @@ def _to_decide(problems: Sequence[tuple[Rule, Problem]]) -> str:
     """The texts that look private, for the person who publishes; where the first problem is none, nothing."""
     if problems[0][1].text is None:
         return ""
-    texts = list(dict.fromkeys(_masked(rule, one.text) for rule, one in problems if one.text is not None))
+    found = {one.text: rule.name == "secrets" for rule, one in problems if one.text is not None}
+    secret = [text for text, is_secret in found.items() if is_secret]
+    texts = [_masked(text) if any(one in text or text in one for one in secret) else _short(text) for text in found]
     listed = ", ".join(f"'{text}'" for text in texts[:_MOST_SHOWN])
     more = f" and {len(texts) - _MOST_SHOWN} more" if len(texts) > _MOST_SHOWN else ""
     return f": {listed}{more}; where it names nobody and opens nothing, let it out by --allow with that text"
 
 
-def _masked(rule: Rule, text: str) -> str:
-    """A text as it is shown; of a token, the first letters."""
-    text = " ".join(text.split())
-    return f"{text[:4]}… ({len(text)} characters)" if rule.name == "secrets" else text[:_LONGEST_SHOWN]
+def _short(text: str) -> str:
+    return " ".join(text.split())[:_LONGEST_SHOWN]
+
+
+def _masked(text: str) -> str:
+    """Of a token only the first letters, which say what it is."""
+    return f"{text[:4]}… ({len(text)} characters)"
 
 
 _MOST_SHOWN, _LONGEST_SHOWN = 8, 120

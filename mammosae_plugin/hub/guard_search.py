@@ -33,7 +33,7 @@ _START = re.compile(r"(?<![^\W_])[^\W_]")
 _DEPTH = 3
 _PART, _COMMON = 8, 32
 _WORD = re.compile(rf"(?<![a-z0-9])[a-z0-9]{{{_PART},}}(?![a-z0-9])")
-_NUMERIC = re.compile(rb"[.:\n\t]|\d,\d")  # among digits: decimals, times, cells of a table
+_NUMERIC = re.compile(rb"\d[.:,\n\t]\d")  # among digits: decimals, times, cells of a table
 
 
 class Needles:

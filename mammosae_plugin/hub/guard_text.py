@@ -1,8 +1,8 @@
 """What looks private in free text: ids, dates, names, numbers to call, hosts, paths, tokens.
 
-Patterns are suspicions. Whoever publishes sees what was found and decides (`--allow TEXT`); a form that is nearly always
-harmless ("patient 100 of 200") is let through here. Tokens of services are those that detect-secrets knows, found by
-their form alone: nothing is looked up, and nothing leaves the machine.
+Patterns are suspicions. Whoever publishes sees what was found and decides (`--allow TEXT`); a form that is nearly
+always harmless ("patient 100 of 200") is let through here. Tokens of services are those that detect-secrets knows,
+found by their form alone: nothing is looked up, and nothing leaves the machine.
 """
 
 import re
@@ -109,14 +109,15 @@ _ROOTS = (
 )
 PATHS: Mapping[str, re.Pattern[str]] = {
     "a path of a file": re.compile(
-        rf"(?<![\w./#&%-])/(?:{_ROOTS})/[^\s\"'`<>|)\]}}},;]"  # under a well-known folder
+        rf"(?<![\w./#&%-])/(?:{_ROOTS})/[^\s\"'`<>|)\]}},;]"  # under a well-known folder
         r"|\A/(?:[^/\s]+/)+[^/\s]*\Z"  # all of a value
         r"|(?<![\w./:#&%<-])/[\w.-]+/[\w.-]+/[\w.-]+"  # three folders deep
         r"|(?<![\w./:#&%<)\]*-])/[A-Za-z][\w.-]*/[\w.-]*\w"  # a folder and a file
         r"|(?<![\w/])~[\w.-]*/[\w.-]|\$\{?HOME\b|%USERPROFILE%"
     ),
     "a path of a file on Windows": re.compile(
-        r"(?<![A-Za-z])[A-Za-z]:(?:\\{1,2}|/(?!/))[\w$. -]|\\\\[\w.?-]+\\{1,2}[\w$]|(?<![\w:/\\])//[A-Za-z][\w.-]*/[\w$.-]+"
+        r"(?<![A-Za-z])[A-Za-z]:(?:\\{1,2}|/(?!/))[\w$. -]|\\\\[\w.?-]+\\{1,2}[\w$]"
+        r"|(?<![\w:/\\])//[A-Za-z][\w.-]*/[\w$.-]+"
     ),
     "the address of a file": re.compile(
         r"\bfile:/|(?<![a-z0-9+.-])(?!(?:git\+)?https?:|hub:|hf:)[a-z][a-z0-9+.-]{1,15}://", _I
@@ -151,7 +152,7 @@ _DETECTORS = (
 
 @cache
 def _detectors() -> tuple[Any, ...]:
-    """The detectors of detect-secrets that know a service's form; those that guess by entropy see weights everywhere."""
+    """The detectors of detect-secrets that know a service's form; those by entropy see tokens in every digest."""
     from importlib import import_module
 
     found = []
@@ -167,9 +168,18 @@ Finder = Callable[[str], Iterator[tuple[str, str]]]
 
 def _by(patterns: Mapping[str, re.Pattern[str]]) -> Finder:
     def find(text: str) -> Iterator[tuple[str, str]]:
-        return ((what, found[0]) for what, pattern in patterns.items() for found in pattern.finditer(text))
+        return ((what, _whole(text, found)) for what, pattern in patterns.items() for found in pattern.finditer(text))
 
     return find
+
+
+def _whole(text: str, found: re.Match[str]) -> str:
+    """What was found, with the rest of its last word: a person decides on whole dates and paths."""
+    rest = _REST.match(text, found.end())
+    return found[0] + (rest[0].rstrip(".,:!?") if rest else "")
+
+
+_REST = re.compile(r"""[^\s"'<>`|;)\]}]{0,100}""")
 
 
 def _secrets(text: str) -> Iterator[tuple[str, str]]:

@@ -6,6 +6,7 @@ may go out, a process of its own that imports sae_lens and nothing of ours loads
 """
 
 import copy
+import dataclasses
 import json
 import os
 import re
@@ -101,6 +102,7 @@ def publish_sae(
     private: bool = True,
     replace: bool = False,
     force_poor: bool = True,
+    allow: Sequence[str] = (),
     dry_run: bool = False,
     message: str | None = None,
     staging: str | os.PathLike[str] | None = None,
@@ -127,6 +129,7 @@ def publish_sae(
         private: make a new repository private.
         replace: overwrite what is there otherwise; without it that is refused. Of the card, what people wrote stays.
         force_poor: only warn where an SAE does poorly (`hub.quality`); with False, as the command has it, refuse.
+        allow: texts that look private, and that a person has seen and lets out.
         dry_run: send nothing; give the publication, which describes what would go out.
         message: of the commit.
         staging: where to stage; by default a folder that is removed afterwards.
@@ -191,12 +194,13 @@ def publish_sae(
             "about": about.facts(without="sae"),
         }
         write_text(folder / CARD, _card(card))
+        context = context or PrivacyContext(datasets=_distinct(one["datasets"] for one in facts.values()))
         publication = prepare(
             folder,
             repo_id,
             kind="model",
             contents="sae",
-            context=context or PrivacyContext(datasets=_distinct(one["datasets"] for one in facts.values())),
+            context=dataclasses.replace(context, allowed=(*context.allowed, *allow)),
             tag=tag,
             private=private,
             replace=replace,
@@ -362,8 +366,6 @@ def _default_id(origin: Origin) -> str:
     hook_name = origin.sae.cfg.metadata.hook_name
     if hook_name:
         return str(hook_name).removesuffix(".hook_out")
-    if origin.folder is not None:
-        return origin.folder.resolve().name
     raise InputError("the SAE's metadata names no layer; say how it is to be called (sae_id, --id)")
 
 
@@ -475,7 +477,7 @@ def with_fingerprint(value: Any, before: str | None, now: str) -> Any:
 
 
 def portable(value: Any) -> Any:
-    """A JSON value in which paths of this machine are cut to the name of their last part."""
+    """A JSON value in which of paths of this machine only the names of files are left, and of folders nothing."""
     if isinstance(value, Mapping):
         return {key: portable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -484,8 +486,8 @@ def portable(value: Any) -> Any:
         return value
     for flavour in (PurePosixPath, PureWindowsPath):
         path = flavour(value)
-        if (path.is_absolute() or value.startswith("~")) and len(path.parts) > 1:
-            return path.name
+        if (path.is_absolute() or value.startswith(("~", "./", "../"))) and len(path.parts) > 1:
+            return path.name if re.fullmatch(r"\.[a-z][a-z0-9]{1,11}", path.suffix.lower()) else "a local folder"
     return value
 
 

@@ -101,7 +101,8 @@ def _write_space(studies: list[Findings], folder: Path, title: str, about: About
         "about": {**said, "links": [{name: row[name] for name in ("name", "text", "url")} for row in said["links"]]},
         "studies": [],
     }
-    names = [study.origin for study in studies]
+    # The name of a folder on this machine is nobody else's business.
+    names = [study.origin if study.repo_id is not None else str(study.study["title"]) for study in studies]
     if len(set(names)) < len(names):
         names = [f"{name} ({side})" for name, side in zip(names, "AB", strict=True)]
     for number, (study, name) in enumerate(zip(studies, names, strict=True)):
@@ -279,6 +280,7 @@ def publish_space(
     tag: str | None = None,
     replace: bool = False,
     force_poor: bool = True,
+    allow: Sequence[str] = (),
     dry_run: bool = False,
     about: About | None = None,
     token: str | None = None,
@@ -297,6 +299,7 @@ def publish_space(
         tag: A name for the published state, such as v1.
         replace: Overwrite what the Space holds otherwise. Of its README, what people wrote stays.
         force_poor: Only warn where an SAE does poorly (`hub.quality`); with False, as the command has it, refuse.
+        allow: Texts that look private, and that a person has seen and lets out.
         dry_run: Send nothing; give the publication, which describes what would go out.
         about: Authors, description and links. The repositories of the same study are linked by themselves.
         token: Of the Hub; by default that of `hf auth login` or HF_TOKEN.
@@ -330,7 +333,7 @@ def publish_space(
             repo_id,
             kind="space",
             contents="space",
-            context=_joined([context for _, context in read], min_group),
+            context=dataclasses.replace(_joined([context for _, context in read], min_group), allowed=tuple(allow)),
             tag=tag,
             private=private,
             replace=replace,
