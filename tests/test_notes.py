@@ -95,7 +95,10 @@ def test_notes_are_only_ever_added(study):
         ({"author": "a" * 81}, "the note's author has 81 characters; 80 are the most"),
         ({"label": "ab " * 50}, "the note's label has 149 characters; 120 are the most"),
         ({"text": "ab " * 700}, "the note's text has 2099 characters; 2000 are the most"),
-        ({"text": "call 617-555-0199"}, "^the note's text: it holds a phone number; take it out$"),
+        (
+            {"text": "call 617-555-0199"},
+            "^the note's text: it holds a phone number; take it out: 'call 617.* --allow",
+        ),
         ({"author": "jane@clinic.example"}, "the note's author: it holds an e-mail address"),
         ({"label": "MRN 00123456"}, "the note's label: it holds an id of a patient"),
         ({"text": "see /scans/a.png"}, "the note's text: it holds a path of a file"),

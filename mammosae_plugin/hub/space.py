@@ -7,6 +7,7 @@ page.
 
 import dataclasses
 import json
+import logging
 import math
 import shutil
 import tempfile
@@ -31,6 +32,8 @@ from mammosae_plugin.visualization.results import role_evidence, stated_role
 if TYPE_CHECKING:
     from mammosae_plugin.hub.guard import PrivacyContext
     from mammosae_plugin.hub.publishing import Publication, Published
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 PAGES = (
@@ -369,6 +372,11 @@ def _read(source: Findings | str | Path, min_group: int) -> "tuple[Findings, Pri
     findings = read_findings(source, min_group=min_group)
     if not isinstance(source, Findings) and is_study_folder(source):
         return findings, PrivacyContext.of_study(local_path(source), min_group=min_group)
+    logger.warning(
+        "the ids of patients and images behind %s are not known here: its texts are looked through for what looks like "
+        "an id, a name or a date alone. Read the notes before you publish them",
+        findings.repo_id or "these findings",
+    )
     return findings, PrivacyContext(datasets=(findings.study["data_kind"],), min_group=min_group)
 
 
