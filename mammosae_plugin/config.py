@@ -171,9 +171,10 @@ class SAEConfig(Settings):
 class AnalysisConfig(Settings):
     """What is computed from the latents tables."""
 
-    score: Literal["centered_mean", "mean"] = Field(
+    score: Literal["centered_mean", "mean", "overall_mean"] = Field(
         "centered_mean",
-        description="Ranking: class mean minus overall mean (the published files), or the class mean (Eq. 2).",
+        description="Ranking: class mean minus overall mean (the published files), the class mean (Eq. 2), or the mean "
+        "over all images whatever their class (class-agnostic: every class has the same ranking).",
     )
     ks: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         None, min_length=1, description="Latents per class in Figure 2, beside `top`; None means the released values."
@@ -190,9 +191,20 @@ class AnalysisConfig(Settings):
         False, description="Localize with Grad-CAM too, beside latents and raw channels; needs the extra [gradcam]."
     )
     n_bootstrap: int = Field(1000, ge=100, description="Resamples of patients for intervals.")
+    min_patients: int = Field(
+        10, ge=2, description="Patients of every class, in the test split, from which on an interval is given."
+    )
     percentile: float = Field(95.0, gt=0, lt=100, description="Heatmap threshold of Table 2: a percentile of the map.")
     relative: float = Field(0.3, gt=0, lt=1, description="The other threshold: a fraction of the map's maximum.")
     iou_threshold: float = Field(0.25, gt=0, lt=1, description="Overlap from which a predicted box counts as found.")
+    box_score: Literal["maximum", "mean", "sum", "area"] = Field(
+        "maximum",
+        description="By what Table 2 ranks boxes: maximum, mean or sum of the heatmap over the region's pixels, or "
+        "their number. The release does not say; the range over all four stands beside the value.",
+    )
+    contours: Literal["all", "outer"] = Field(
+        "all", description="Regions that get a box: all, or, as in the release, those that no other region encloses."
+    )
 
     @field_validator("gradcam")
     @classmethod

@@ -6,7 +6,8 @@ over latents follows from the mean latents alone:
     logit = offset + sum_i m_i * mean_i * weight_i
 
 Equations 3 and 4 of the paper (Nakka, Mammo-SAE, arXiv 2507.15227), for every group at once, are therefore one sparse
-matrix product, and the network is never run again. At an inner layer the part of the network behind it must run for
+matrix product, and the network is never run again. A latent that is set to a value alpha at every position has the mean
+alpha, so the same sum holds. At an inner layer the part of the network behind it must run for
 every mask; what runs it is handed in as `passes`, so that the analysis itself needs no network.
 """
 
@@ -19,16 +20,19 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from mammosae_plugin.arguments import between, indices, one_of, whole
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.probing import RankedLatents
 from mammosae_plugin.statistics import (
     METRICS,
-    bootstrap_metrics,
+    MIN_PATIENTS,
+    NETWORK_ERROR,
+    Resamples,
     classification_metrics,
-    interval,
-    patient_bootstrap,
+    logit_error,
     ranking_metrics,
     require_two_classes,
+    settled,
 )
 
 if TYPE_CHECKING:
@@ -60,8 +64,13 @@ class Passes(Protocol):
         head: str,
         error_term: bool,
         image_rows: NDArray[np.int64],
+        set_latents: NDArray[np.bool_] | None = None,
+        alpha: float = 0.0,
     ) -> NDArray[np.float64]:
-        """Logits (n, n_groups, n_out) while only the latents in each column of `kept` (d_sae, n_groups) are left."""
+        """Logits (n, n_groups, n_out) while only the latents in each column of `kept` (d_sae, n_groups) are left.
+
+        Those in each column of `set_latents` (d_sae, n_groups), none of which is kept, have the value alpha.
+        """
         ...
 
 
@@ -75,9 +84,7 @@ def latent_group(ranking: RankedLatents, k: int) -> NDArray[np.int64]:
     Raises:
         InputError: k out of range.
     """
-    if not 0 <= k <= ranking.d_sae:
-        raise InputError(f"k is {k}: the ranking has {ranking.d_sae} latents, give 0 to {ranking.d_sae}")
-    return np.unique(ranking.indices[:, :k])
+    return np.unique(ranking.indices[:, : whole(k, "k", least=0, most=ranking.d_sae)])
 
 
 def intervene(
@@ -89,8 +96,16 @@ def intervene(
     error_term: bool = False,
     image_rows: NDArray[np.int64] | None = None,
     passes: Passes | None = None,
+    alpha: float | None = None,
 ) -> NDArray[np.float64]:
-    """The logits of one head while a group of latents is kept (`activate`) or zeroed (`deactivate`).
+    """The logits of one head while a group of latents is kept (`activate`) or zeroed (`deactivate`), or set to a value.
+
+    ```python
+    ranking = rank_latents(class_mean_latents(table, "Mass", score="centered_mean"))
+    group = latent_group(ranking, 10)
+    without = intervene(table, group, mode="deactivate", head="Mass", error_term=True)
+    raised = intervene(table, group, mode="deactivate", head="Mass", error_term=True, alpha=2.0)
+    ```
 
     Args:
         table: the latents table.
@@ -102,24 +117,22 @@ def intervene(
         image_rows: (n,) rows of the table; all images when None.
         passes: runs the network behind the layer, such as `MaskedPasses`. Needed at inner layers (readout "network");
             at the final map the linear form is used without it.
+        alpha: the value, in units of activation, that every latent of the group takes at every position of every image,
+            instead of its own (`activate`) or of zero (`deactivate`; so alpha 0 is Equation 4). None leaves Equations 3
+            and 4. What is set in this way is the same for every image: `activate` with an alpha, without the error
+            term, gives equal logits to all.
 
     Returns:
         (n, n_out) float64 logits.
 
     Raises:
-        InputError: an unknown mode, a latent out of range, a head that the table lacks, or no `passes` where the
-            table's readout is "network".
+        InputError: an unknown mode, a latent or image row out of range, an alpha that is not finite, a head that the
+            table lacks, or no `passes` where the table's readout is "network".
     """
-    group = np.asarray(group, dtype=np.int64)
-    if group.size and (group.min() < 0 or group.max() >= table.d_sae):
-        raise InputError(
-            f"the group has latent {group.max() if group.min() >= 0 else group.min()}, "
-            f"but the table has the latents 0 to {table.d_sae - 1}"
-        )
-    if image_rows is None:
-        image_rows = np.arange(len(table.images))
-    kept = _kept_latents([(mode, group)], table.d_sae)
-    return _logits(table, kept, head=head, error_term=error_term, image_rows=image_rows, passes=passes)[:, 0]
+    group = indices(group, "the group's latents", table.d_sae)
+    n_images = len(table.images)
+    image_rows = np.arange(n_images) if image_rows is None else indices(image_rows, "image_rows", n_images)
+    return _logits(table, [(mode, group)], head, error_term, image_rows, passes, alpha)[:, 0]
 
 
 def single_ablations(
@@ -152,6 +165,9 @@ def single_ablations(
     Raises:
         InputError: as `intervene`.
     """
+    latents = indices(latents, "the latents", table.d_sae)
+    image_rows = indices(image_rows, "image_rows", len(table.images))
+    n_controls, seed = whole(n_controls, "n_controls", least=0), whole(seed, "seed", least=0)
     live, mass = np.setdiff1d(table.live_latents("training"), latents), _mean_activation(table, "training")
     own = [np.array([latent]) for latent in latents]
     controls = [
@@ -159,8 +175,8 @@ def single_ablations(
         for latent in own
         for control in range(n_controls)
     ]
-    kept = _kept_latents([("deactivate", group) for group in (*own, *controls)], table.d_sae)
-    left = _logits(table, kept, head=head, error_term=True, image_rows=image_rows, passes=passes)[:, :, 0]
+    edits: list[tuple[Mode, NDArray[np.int64]]] = [("deactivate", group) for group in (*own, *controls)]
+    left = _logits(table, edits, head, True, image_rows, passes, None)[:, :, 0]
     losses = table.logits(head)[image_rows] - left
     return losses[:, : len(own)], losses[:, len(own) :].reshape(len(image_rows), len(own), n_controls)
 
@@ -179,6 +195,8 @@ def sweep(
     n_bootstrap: int = 1000,
     seed: int = 0,
     passes: Passes | None = None,
+    alpha: float | None = None,
+    min_patients: int = MIN_PATIENTS,
 ) -> pd.DataFrame:
     """Metrics of the classifier under every mode and group size, beside matched controls, as in Figure 2 of the paper.
 
@@ -196,12 +214,15 @@ def sweep(
         n_bootstrap: patient-level resamples for the 95 % intervals, the same for every row; 0 gives NaN.
         seed: seed of resamples and controls. A row does not depend on the other ks and modes.
         passes: as for `intervene`.
+        alpha: as for `intervene`; the latents of the controls are set to it too.
+        min_patients: patients that every class must have for an interval; with fewer the ends are NaN.
 
     Returns:
         One row per (mode, k): mode, k, n_latents, n_live (of the group's latents, those that fire in the training
-        split); for every metric m the columns m, m_low, m_high; and for the control kinds `random` and `mass` (see
-        `sweep_controls`) and the metrics auroc and average_precision the columns kind_m_mean, kind_m_low, kind_m_high:
-        mean, minimum and maximum over the control groups.
+        split); the counts of `statistics.Resamples.counts`; for every metric m the columns m, m_low, m_high; and for
+        the control kinds `random` and `mass` (see `sweep_controls`) and the metrics auroc and average_precision the
+        columns kind_m_mean, kind_m_low, kind_m_high: mean, minimum and maximum over the control groups. Logits that
+        differ by no more than rounding tie.
 
     Raises:
         InputError: fewer than two classes in the split, an unknown mode, a ranking of another width, or as `intervene`.
@@ -210,23 +231,25 @@ def sweep(
     own = [_Group(mode, k, latent_group(ranking, k)) for mode in modes for k in _kept_ks(ks, table.d_sae)]
     controls = _control_groups(table, ranking, ks, modes, n_controls, seed)
     # All groups in one call: where the network is run, each image is then encoded once, and equal masks are run once.
-    logits = _row_logits(table, [*own, *controls], rows, concept, error_term, passes)
+    logits = _row_logits(table, [*own, *controls], rows, concept, error_term, passes, alpha)
     judged = _control_metrics(controls, logits[:, len(own) :], rows.labels)
     live = table.live_latents("training")
-    multiplicities = patient_bootstrap(rows.patient_ids, n_bootstrap, seed)
+    resamples = Resamples(rows.labels, rows.patient_ids, n_bootstrap=n_bootstrap, seed=seed, min_patients=min_patients)
+    counts = resamples.counts(binary=logits.shape[-1] == 1)
     records = []
     for column, group in enumerate(own):
         point = classification_metrics(logits[:, column], rows.labels)
-        samples = bootstrap_metrics(logits[:, column], rows.labels, multiplicities)
+        samples = resamples.metrics(logits[:, column])
         record: dict[str, Any] = {
             "mode": group.mode,
             "k": group.k,
             "n_latents": len(group.latents),
             "n_live": len(np.intersect1d(group.latents, live, assume_unique=True)),
+            **counts,
         }
         for name in METRICS:
             record[name] = point[name]
-            record[f"{name}_low"], record[f"{name}_high"] = interval(samples[name])
+            record[f"{name}_low"], record[f"{name}_high"] = resamples.interval(samples[name])
         beside = judged[(judged["mode"] == group.mode) & (judged["k"] == group.k)]
         for kind in _CONTROL_KINDS:
             for name in _CONTROL_METRICS:
@@ -251,6 +274,7 @@ def sweep_controls(
     n_controls: int = 20,
     seed: int = 0,
     passes: Passes | None = None,
+    alpha: float | None = None,
 ) -> pd.DataFrame:
     """The control groups of `sweep`, one by one: what groups of latents chosen without looking at the concept do.
 
@@ -265,7 +289,8 @@ def sweep_controls(
     """
     rows = _evaluation_rows(table, ranking, concept, split, unit)
     controls = _control_groups(table, ranking, ks, modes, n_controls, seed)
-    return _control_metrics(controls, _row_logits(table, controls, rows, concept, error_term, passes), rows.labels)
+    logits = _row_logits(table, controls, rows, concept, error_term, passes, alpha)
+    return _control_metrics(controls, logits, rows.labels)
 
 
 @dataclass(frozen=True)
@@ -287,8 +312,7 @@ def _control_groups(
     n_controls: int,
     seed: int,
 ) -> list[_Group]:
-    if n_controls < 0:
-        raise InputError(f"n_controls is {n_controls}: give 0 or more groups, 20 or more for a meaningful band")
+    n_controls, seed = whole(n_controls, "n_controls", least=0), whole(seed, "seed", least=0)
     live = table.live_latents("training")
     mass = _mean_activation(table, "training")
     groups = []
@@ -349,43 +373,53 @@ def _row_logits(
     head: str,
     error_term: bool,
     passes: Passes | None,
+    alpha: float | None,
 ) -> NDArray[np.float64]:
-    """Logits (n_rows, n_groups, n_out) of the evaluation rows under every group; each image is computed once."""
+    """Logits (n_rows, n_groups, n_out) of the evaluation rows under every group, each group's settled among themselves.
+
+    Each image is computed once.
+    """
     images, image_of_row = np.unique(rows.image_rows, return_inverse=True)
-    kept = _kept_latents([(group.mode, group.latents) for group in groups], table.d_sae)
-    return _logits(table, kept, head=head, error_term=error_term, image_rows=images, passes=passes)[image_of_row]
-
-
-def _kept_latents(groups: Sequence[tuple[Mode, NDArray[np.int64]]], d_sae: int) -> NDArray[np.bool_]:
-    """Which latents each intervention keeps, (d_sae, n_groups)."""
-    kept = np.zeros((d_sae, len(groups)), dtype=np.bool_)
-    for column, (mode, latents) in enumerate(groups):
-        if mode not in _MODES:
-            raise InputError(f"mode '{mode}' is unknown: choose 'activate' or 'deactivate'")
-        kept[latents, column] = True
-        if mode == "deactivate":
-            np.logical_not(kept[:, column], out=kept[:, column])
-    return kept
+    edits = [(group.mode, group.latents) for group in groups]
+    logits = _logits(table, edits, head, error_term, images, passes, alpha)
+    error = logit_error(table, head)
+    for column in range(len(groups)):
+        values = logits[:, column]
+        logits[:, column] = settled(values, max(error, NETWORK_ERROR * float(np.abs(values).max(initial=0))))
+    return logits[image_of_row]
 
 
 def _logits(
     table: "LatentTable",
-    kept: NDArray[np.bool_],
-    *,
+    edits: Sequence[tuple[Mode, NDArray[np.int64]]],
     head: str,
     error_term: bool,
     image_rows: NDArray[np.int64],
     passes: Passes | None,
+    alpha: float | None,
 ) -> NDArray[np.float64]:
-    """Logits (n, n_groups, n_out) while only the latents in each column of `kept` (d_sae, n_groups) are left."""
-    if passes is not None:
+    """Logits (n, n_edits, n_out) float64 under every edit, a mode and its group of latents."""
+    group = np.zeros((table.d_sae, len(edits)), dtype=np.bool_)
+    for column, (mode, latents) in enumerate(edits):
+        one_of(mode, "mode", _MODES)
+        group[latents, column] = True
+    keeps_group = np.array([mode == "activate" and alpha is None for mode, _ in edits], dtype=np.bool_)
+    keeps_rest = np.array([mode == "deactivate" for mode, _ in edits], dtype=np.bool_)
+    kept = (group & keeps_group) | (~group & keeps_rest)
+    value = 0.0 if alpha is None else between(alpha, "alpha", -np.inf, np.inf)
+    if passes is not None and value == 0:
         return passes.logits(table, kept, head=head, error_term=error_term, image_rows=image_rows)
+    if passes is not None:
+        return passes.logits(
+            table, kept, head=head, error_term=error_term, image_rows=image_rows, set_latents=group, alpha=value
+        )
     if table.readout_kind != "linear":
         raise InputError(
             f"the table was made at {table.hook_name}, behind which the network is not linear: give `passes`, "
             "a mammosae_plugin.masked_passes.MaskedPasses over the cached outputs of that layer"
         )
-    return _linear_logits(table, kept, head=head, error_term=error_term, image_rows=image_rows)
+    logits = _linear_logits(table, kept, head=head, error_term=error_term, image_rows=image_rows)
+    return logits + value * (group.T.astype(np.float64) @ table.readout(head).weight) if value else logits
 
 
 def _linear_logits(
@@ -396,10 +430,9 @@ def _linear_logits(
     error_term: bool,
     image_rows: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    """The linear form of `_logits`.
+    """The linear form of `_logits`, for latents that are kept or zeroed.
 
-    Only the latents that count are summed, never all minus some: images that are left with equal latents must get
-    equal logits, or rounding would rank them.
+    Only the latents that count are summed, never all minus some, which would round more.
     """
     readout = table.readout(head)
     if error_term:
@@ -444,9 +477,9 @@ def _mean_activation(table: "LatentTable", split: str) -> NDArray[np.float64]:
 
 def _kept_ks(ks: Sequence[int], d_sae: int) -> list[int]:
     """The ks in rising order without repeats; those above d_sae become d_sae."""
-    if any(k < 0 for k in ks):
-        raise InputError(f"ks holds {min(ks)}: give numbers of latents per class, 0 or more")
-    return sorted({min(int(k), d_sae) for k in ks})
+    if len(ks) == 0:
+        raise InputError("ks is empty: give numbers of latents per class, 0 or more")
+    return sorted({min(whole(k, "k", least=0), d_sae) for k in ks})
 
 
 def _evaluation_rows(

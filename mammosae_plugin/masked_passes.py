@@ -7,6 +7,7 @@ of the network behind the layer; masks that differ only in latents that do not f
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from mammosae_plugin.activations import LayerOutputs
 from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.adapters.hooked_vision_model import refuse_what_no_map_fits
 from mammosae_plugin.adapters.recording import evaluation
+from mammosae_plugin.arguments import between, indices, whole
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.latents import LatentTable, decodes_linearly, rows_at_once, weight_and_bias
 from mammosae_plugin.provenance import tensors_fingerprint
@@ -68,8 +70,7 @@ class MaskedPasses:
             InputError: the cache is of another model, another layer than the SAE's, or another image size; the SAE
                 does not decode linearly; or other values flow around the layer.
         """
-        if masks_at_once < 1:
-            raise InputError(f"masks_at_once is {masks_at_once}: give 1 or more")
+        masks_at_once = whole(masks_at_once, "masks_at_once", least=1)
         named = sae.cfg.metadata.hook_name or model.final_hook
         if named is None or model.resolve_hook_name(named) != outputs.hook_name:
             raise InputError(
@@ -107,8 +108,10 @@ class MaskedPasses:
         head: str,
         error_term: bool,
         image_rows: NDArray[np.int64],
+        set_latents: NDArray[np.bool_] | None = None,
+        alpha: float = 0.0,
     ) -> NDArray[np.float64]:
-        """Logits while only some latents are left.
+        """Logits while only some latents are left, and some are set to a value.
 
         Args:
             table: the latents table of the same model, SAE and layer.
@@ -116,24 +119,52 @@ class MaskedPasses:
             head: the concept of the head.
             error_term: add back what the SAE does not reconstruct.
             image_rows: (n,) rows of the table; each image is computed once.
+            set_latents: (d_sae, n_groups), the latents that have the value alpha at every position; none is kept.
+            alpha: that value.
 
         Returns:
             (n, n_groups, n_out) float64.
 
         Raises:
-            InputError: a table of other inputs, an unknown head, or an image that is not in the cache.
+            InputError: a table of other inputs, masks of another shape or that overlap, an unknown head, or an image
+                that is not in the cache.
         """
         self._check(table, head)
+        image_rows = indices(image_rows, "image_rows", len(table.images))
+        kept, set_latents = self._checked_masks(kept, set_latents)
+        alpha = between(alpha, "alpha", -np.inf, np.inf)
         weight, bias = self.heads[head]
         images, image_of_row = np.unique(image_rows, return_inverse=True)
         numbers = [self.outputs.number_of(image_id) for image_id in table.images["image_id"].to_numpy()[images]]
         logits = np.empty((len(images), kept.shape[1], len(weight)))
         quick = len(images) * kept.shape[1] < _PASSES_WITHOUT_PROGRESS
         with evaluation(self._model, self.sae, device=self.device):
+            edits = _Edits(kept, error_term, self._constant(set_latents, alpha))
             for place, number in enumerate(tqdm(numbers, desc="masked passes", unit="image", disable=quick)):
-                read = self._head_inputs(number, kept, error_term).double()
+                read = self._head_inputs(number, edits).double()
                 logits[place] = (read @ weight.T + bias).cpu().numpy()
         return logits[image_of_row]
+
+    def _checked_masks(
+        self, kept: NDArray[np.bool_], set_latents: NDArray[np.bool_] | None
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        kept = np.asarray(kept)
+        set_latents = np.zeros_like(kept) if set_latents is None else np.asarray(set_latents)
+        d_sae = int(self.sae.cfg.d_sae)
+        for name, mask in (("kept", kept), ("set_latents", set_latents)):
+            if mask.dtype != np.bool_ or mask.ndim != 2 or mask.shape != (d_sae, kept.shape[1]):
+                raise InputError(f"{name} is {mask.dtype} {mask.shape}: expected truth values ({d_sae}, n_groups)")
+        if (kept & set_latents).any():
+            raise InputError("a latent is both kept and set to a value: choose one")
+        return kept, set_latents
+
+    def _constant(self, set_latents: NDArray[np.bool_], alpha: float) -> torch.Tensor:
+        """What the latents that are set add to every position, (n_groups, d_in)."""
+        if alpha == 0 or not set_latents.any():
+            return torch.zeros(set_latents.shape[1], int(self.sae.cfg.d_in), device=self.device)
+        groups = torch.from_numpy(np.ascontiguousarray(set_latents.T)).to(self.device, self.sae.W_dec.dtype)
+        constant: torch.Tensor = (alpha * groups @ self.sae.W_dec).detach()
+        return constant
 
     def _check(self, table: LatentTable, head: str) -> None:
         if head not in self.heads:
@@ -148,24 +179,30 @@ class MaskedPasses:
                 )
 
     @torch.inference_mode()
-    def _head_inputs(self, number: int, kept: NDArray[np.bool_], error_term: bool) -> torch.Tensor:
-        """What the classifier reads for one image under every mask, (n_groups, d)."""
+    def _head_inputs(self, number: int, edits: "_Edits") -> torch.Tensor:
+        """What the classifier reads for one image under every edit, (n_groups, d)."""
         raw = self.outputs.raw(number).to(self.device)
         value = self.rest.show(raw)
         codes = _encoded(self.sae, value)
-        effective = kept[codes.fired.cpu().numpy()]
+        effective = edits.kept[codes.fired.cpu().numpy()]
         first_of: dict[bytes, int] = {}
         same_as = [
-            first_of.setdefault(bits.tobytes(), group) for group, bits in enumerate(np.packbits(effective, axis=0).T)
+            first_of.setdefault(bits.tobytes() + edits.names[group], group)
+            for group, bits in enumerate(np.packbits(effective, axis=0).T)
         ]
-        is_empty = ~effective.any(axis=0) & (not error_term)
+        adds_nothing = ~edits.constant.any(dim=1).cpu().numpy()
+        is_empty = ~effective.any(axis=0) & adds_nothing & (not edits.error_term)
         found = {group: self._nothing_left(raw, value) for group in first_of.values() if is_empty[group]}
         waiting = [group for group in first_of.values() if not is_empty[group]]
         for start in range(0, len(waiting), self.masks_at_once):
             batch = waiting[start : start + self.masks_at_once]
             masks = torch.from_numpy(effective[:, batch]).to(self.device).T
-            edited = [codes.without(~mask, value) if error_term else codes.decoded(mask, self.sae) for mask in masks]
-            found |= dict(zip(batch, self._run(raw, torch.stack(edited)), strict=True))
+            edited = [
+                codes.without(~mask, value) if edits.error_term else codes.decoded(mask, self.sae) for mask in masks
+            ]
+            constant = edits.constant[batch][:, None, None]
+            values = torch.stack(edited)
+            found |= dict(zip(batch, self._run(raw, values + constant.to(values.dtype)), strict=True))
         return torch.stack([found[group] for group in same_as])
 
     def _run(self, raw: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
@@ -185,6 +222,26 @@ class MaskedPasses:
         if self._of_bias is None or not torch.equal(self._of_bias[0], inputs):
             self._of_bias = (inputs.clone(), self._run(raw, bias)[0])
         return self._of_bias[1]
+
+
+@dataclass(frozen=True)
+class _Edits:
+    """What is done to the latents of every image, an edit per column.
+
+    Attributes:
+        kept: (d_sae, n_groups) the latents that keep their value.
+        error_term: whether what the SAE does not reconstruct stays.
+        constant: (n_groups, d_in) what is added at every position.
+    """
+
+    kept: NDArray[np.bool_]
+    error_term: bool
+    constant: torch.Tensor
+
+    @cached_property
+    def names(self) -> list[bytes]:
+        """Bytes that tell constants apart, one for each edit."""
+        return [row.tobytes() for row in self.constant.cpu().numpy()]
 
 
 @dataclass(frozen=True)

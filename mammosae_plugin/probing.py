@@ -4,7 +4,7 @@ Everything reads the latents table; no image and no network is touched.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -12,19 +12,21 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.stats import rankdata
 
+from mammosae_plugin.arguments import numbers, one_of
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.statistics import (
-    bootstrap_metrics,
-    interval,
-    patient_bootstrap,
+    MIN_PATIENTS,
+    NETWORK_ERROR,
+    Resamples,
     ranking_metrics,
     require_two_classes,
+    settled,
 )
 
 if TYPE_CHECKING:
     from mammosae_plugin.latents import EvaluationRows, LatentTable
 
-Score = Literal["mean", "centered_mean"]
+Score = Literal["mean", "centered_mean", "overall_mean"]
 
 # Images whose mean latents are widened to float64 together, so that memory does not grow with the data set.
 _IMAGES_PER_BLOCK = 2048
@@ -39,10 +41,22 @@ class RankedLatents:
     Attributes:
         indices: (n_class, d_sae) int64, latent indices by falling score; equal scores by rising index.
         scores: (n_class, d_sae) float64, the scores in that order.
+
+    Raises:
+        InputError: shapes that differ, or a class that does not name every latent once.
     """
 
     indices: NDArray[np.int64]
     scores: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        shape = np.shape(self.indices)
+        if len(shape) != 2 or np.shape(self.scores) != shape:
+            raise InputError(
+                f"a ranking has indices {shape} and scores {np.shape(self.scores)}: expected (n_class, d_sae) twice"
+            )
+        if not (np.sort(self.indices, axis=1) == np.arange(shape[1])).all():
+            raise InputError(f"a ranking must name each of the latents 0 to {shape[1] - 1} once per class")
 
     @property
     def n_class(self) -> int:
@@ -65,23 +79,25 @@ def class_mean_latents(
 ) -> NDArray[np.float64]:
     """The class scores of every latent.
 
-    `mean` is Equation 2 of the paper (Nakka, Mammo-SAE, arXiv 2507.15227): the mean of the latent over all positions
-    of all images of the class. Every image has the same number of positions, so this is the mean over images of the
-    per-image mean. `centered_mean` subtracts the mean over all images of the split, as the published ranking files
-    do; weighted by the classes' image counts it sums to 0 for every latent.
+    `mean` is Equation 2 of the paper (Nakka, Mammo-SAE, arXiv 2507.15227): the mean of the latent over all positions of
+    all images of the class. Every image has the same number of positions, so this is the mean over images of the
+    per-image mean. `centered_mean` subtracts the mean over all images of the split, as the published ranking files do;
+    weighted by the classes' image counts it sums to 0 for every latent, and what is left of a latent that is equally
+    active in all classes, to rounding, is 0. `overall_mean` is the mean over all images of the split whatever their
+    class, the same for every class: the class-agnostic ranking.
 
     Args:
         table: the latents table.
         concept: a finding, or "density" or "birads".
         split: the split whose images are averaged.
         unit: "image", or "finding_row" to count an image once per row of the annotation file.
-        score: "mean" or "centered_mean".
+        score: "mean", "centered_mean" or "overall_mean".
 
     Returns:
         (n_class, d_sae) float64, in units of the latents' activation.
 
     Raises:
-        InputError: an unknown score, or a class that no image of the split has.
+        InputError: an unknown score, or a class that no image of the split has (but for "overall_mean").
     """
     return _class_means(table, table.mean_latents, concept, split, unit, score)
 
@@ -121,13 +137,12 @@ def _class_means(
     score: Score,
 ) -> NDArray[np.float64]:
     """Class scores (n_class, width) of per-image means (n_images, width)."""
-    if score not in ("mean", "centered_mean"):
-        raise InputError(f"score '{score}' is unknown: choose 'mean' or 'centered_mean'")
+    one_of(score, "score", get_args(Score))
     rows = table.rows(concept, split=split, unit=unit)
     classes = np.asarray(table.classes(concept))
     belongs = rows.labels[:, None] == classes
     n_rows = belongs.sum(axis=0)
-    for label in classes[n_rows == 0]:
+    for label in classes[n_rows == 0] if score != "overall_mean" else ():
         raise InputError(
             f"split '{split}' has no image of class {label} of '{concept}' among {len(rows.labels)} rows: "
             "its means are undefined, choose another split or concept"
@@ -140,11 +155,15 @@ def _class_means(
     for start in range(0, len(images), _IMAGES_PER_BLOCK):
         block = slice(start, start + _IMAGES_PER_BLOCK)
         sums += image_means[images[block]].astype(np.float64).T @ counts[block]
+    overall: NDArray[np.float64] = sums.sum(axis=1) / counts.sum()
+    if score == "overall_mean":
+        return np.tile(overall, (len(classes), 1))
     means: NDArray[np.float64] = sums.T / n_rows[:, None]
     if score == "mean":
         return means
-    overall: NDArray[np.float64] = sums.sum(axis=1) / counts.sum()
-    return means - overall
+    centered = means - overall
+    centered[np.abs(centered) <= NETWORK_ERROR * np.abs(means)] = 0.0  # what rounding left of equal means
+    return centered
 
 
 def rank_latents(class_scores: NDArray[np.floating]) -> RankedLatents:
@@ -154,14 +173,16 @@ def rank_latents(class_scores: NDArray[np.floating]) -> RankedLatents:
         class_scores: (n_class, d_sae), such as `class_mean_latents` gives.
 
     Raises:
-        InputError: not two-dimensional, or a score is NaN.
+        InputError: not two-dimensional, no number, or a score is NaN.
     """
-    scores = np.asarray(class_scores, dtype=np.float64)
+    scores = numbers(class_scores, "class scores")
     if scores.ndim != 2:
         raise InputError(f"class scores have shape {scores.shape}: expected (n_class, d_sae)")
     if np.isnan(scores).any():
         raise InputError(f"{int(np.isnan(scores).sum())} class scores are NaN: they cannot be ranked")
-    indices = np.argsort(-scores, axis=1, kind="stable").astype(np.int64)
+    finite = np.nan_to_num(scores)  # an infinite score ranks first or last
+    levels = np.array([settled(row) for row in finite]).reshape(finite.shape)
+    indices = np.argsort(-levels, axis=1, kind="stable").astype(np.int64)
     return RankedLatents(indices=indices, scores=np.take_along_axis(scores, indices, axis=1))
 
 
@@ -173,6 +194,7 @@ def best_single_latent(
     unit: str = "image",
     n_bootstrap: int = 1000,
     seed: int = 0,
+    min_patients: int = MIN_PATIENTS,
 ) -> pd.DataFrame:
     """The one latent that alone tells the images with a finding from those without: a classifier of one number.
 
@@ -186,16 +208,17 @@ def best_single_latent(
         unit: "image" or "finding_row".
         n_bootstrap: patient-level resamples for the 95 % interval; 0 gives NaN.
         seed: seed of the resamples.
+        min_patients: patients that either class must have for an interval; with fewer its ends are NaN.
 
     Returns:
-        One row: latent, auroc_training, auroc, auroc_low, auroc_high.
+        One row: latent, auroc_training, auroc, auroc_low, auroc_high, and the counts of `statistics.Resamples.counts`
+        of the test split. Activations that differ by no more than rounding tie.
 
     Raises:
         InputError: an unknown statistic, a concept with more than two classes, a split without one of the classes, or a
             table in whose training split nothing fires.
     """
-    if statistic not in ("max", "mean"):
-        raise InputError(f"statistic '{statistic}' is unknown: choose 'max' or 'mean'")
+    one_of(statistic, "statistic", ("max", "mean"))
     if len(table.classes(concept)) != 2:
         raise InputError(f"'{concept}' has {len(table.classes(concept))} classes: a single latent can only tell two")
     values = (table.max_latents if statistic == "max" else table.mean_latents).tocsc()
@@ -212,24 +235,31 @@ def best_single_latent(
         ]
     )
     chosen = int(aurocs.argmax())
-    scores = values[:, [live[chosen]]].toarray()[test.image_rows].astype(np.float64)
-    samples = bootstrap_metrics(scores, test.labels, patient_bootstrap(test.patient_ids, n_bootstrap, seed))["auroc"]
-    low, high = interval(samples)
+    scores = _settled_columns(values[:, [live[chosen]]].toarray()[test.image_rows])
+    resamples = Resamples(test.labels, test.patient_ids, n_bootstrap=n_bootstrap, seed=seed, min_patients=min_patients)
+    low, high = resamples.interval(resamples.metrics(scores)["auroc"])
     record = {
         "latent": int(live[chosen]),
         "auroc_training": float(aurocs[chosen]),
         "auroc": ranking_metrics(scores, test.labels)[0],
         "auroc_low": low,
         "auroc_high": high,
+        **resamples.counts(binary=True),
     }
     return pd.DataFrame.from_records([record])
+
+
+def _settled_columns(scores: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Activations (n_rows, n) of several latents, those of each latent settled among themselves."""
+    errors = NETWORK_ERROR * np.abs(scores).max(axis=0)
+    return np.stack([settled(column, error) for column, error in zip(scores.T, errors, strict=True)], axis=1)
 
 
 def _column_aurocs(scores: NDArray[np.float32], rows: "EvaluationRows") -> NDArray[np.float64]:
     """The AUROC of class 1 by every column of (n_rows, n): the rank-sum form, ties counted one half."""
     positive = rows.labels == 1
     n_positive, n_negative = positive.sum(), (~positive).sum()
-    ranks = rankdata(scores, axis=0)
+    ranks = rankdata(_settled_columns(scores), axis=0)
     aurocs: NDArray[np.float64] = (ranks[positive].sum(axis=0) - n_positive * (n_positive + 1) / 2) / (
         n_positive * n_negative
     )

@@ -8,11 +8,12 @@ import pandas as pd
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.statistics import (
     METRICS,
-    bootstrap_metrics,
+    MIN_PATIENTS,
+    Resamples,
     classification_metrics,
-    interval,
-    patient_bootstrap,
+    logit_error,
     require_two_classes,
+    settled,
 )
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def reconstruction_metrics(
     unit: str = "image",
     n_bootstrap: int = 1000,
     seed: int = 0,
+    min_patients: int = MIN_PATIENTS,
 ) -> pd.DataFrame:
     """The classifier's metrics without the SAE, with it, and their difference, as in Table 1 of the paper.
 
@@ -37,35 +39,35 @@ def reconstruction_metrics(
         unit: "image", or "finding_row" to evaluate the rows of the annotation file as the published numbers do.
         n_bootstrap: number of patient-level resamples for the 95 % intervals; 0 gives NaN.
         seed: seed of the resamples.
+        min_patients: patients that every class must have for an interval; with fewer the ends are NaN.
 
     Returns:
         Three rows, `variant` without_sae, with_sae and difference (with minus without, its interval from the same
-        resamples); columns variant, n_rows, n_positive (NaN for more than two classes), n_patients, then for every
-        metric m the columns m, m_low, m_high.
+        resamples); columns variant, the counts of `statistics.Resamples.counts`, then for every metric m the columns m,
+        m_low, m_high. Logits that differ by no more than rounding (`statistics.logit_error`) tie.
 
     Raises:
         InputError: fewer than two classes in the split, or a concept that the table lacks.
     """
     rows = table.rows(concept, split=split, unit=unit)
     require_two_classes(rows.labels, concept=concept, split=split)
-    multiplicities = patient_bootstrap(rows.patient_ids, n_bootstrap, seed)
-    without, with_sae = table.logits(concept)[rows.image_rows], table.logits_with_sae(concept)[rows.image_rows]
+    resamples = Resamples(rows.labels, rows.patient_ids, n_bootstrap=n_bootstrap, seed=seed, min_patients=min_patients)
+    error = logit_error(table, concept)
+    without, with_sae = (
+        settled(logits[rows.image_rows], error) for logits in (table.logits(concept), table.logits_with_sae(concept))
+    )
     points = [classification_metrics(logits, rows.labels) for logits in (without, with_sae)]
-    samples = [bootstrap_metrics(logits, rows.labels, multiplicities) for logits in (without, with_sae)]
+    samples = [resamples.metrics(logits) for logits in (without, with_sae)]
     points.append({name: points[1][name] - points[0][name] for name in METRICS})
     samples.append({name: samples[1][name] - samples[0][name] for name in METRICS})
 
+    counts = resamples.counts(binary=without.shape[1] == 1)
     records = []
     for variant, point, sample in zip(("without_sae", "with_sae", "difference"), points, samples, strict=True):
-        record: dict[str, object] = {
-            "variant": variant,
-            "n_rows": len(rows.labels),
-            "n_positive": int(rows.labels.sum()) if without.shape[1] == 1 else np.nan,
-            "n_patients": len(np.unique(rows.patient_ids)),
-        }
+        record: dict[str, object] = {"variant": variant, **counts}
         for name in METRICS:
             record[name] = point[name]
-            record[f"{name}_low"], record[f"{name}_high"] = interval(sample[name])
+            record[f"{name}_low"], record[f"{name}_high"] = resamples.interval(sample[name])
         records.append(record)
     return pd.DataFrame.from_records(records)
 

@@ -15,7 +15,7 @@ from mammosae_plugin.errors import InputError
 from mammosae_plugin.intervention import Passes, single_ablations
 from mammosae_plugin.probing import RankedLatents, class_mean_latents
 from mammosae_plugin.reconstruction import reconstruction_quality
-from mammosae_plugin.statistics import bootstrap_metrics, interval, patient_bootstrap, ranking_metrics
+from mammosae_plugin.statistics import MIN_PATIENTS, bootstrap_metrics, interval, patient_bootstrap, ranking_metrics
 from mammosae_plugin.visualization.results import BACKGROUND, CONCEPT, ROLE_NUMBERS, UNCLEAR
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ FOLLOWS = 1.5
 """How many times as much of a latent must lie in an image's own boxes as in other patients' boxes."""
 MATTERS = 0.01
 """Share of the classifier's distance between the classes that must go with a latent of the concept."""
-FEWEST_PATIENTS = 10
+FEWEST_PATIENTS = MIN_PATIENTS
 """Patients of each class, and with boxes, below which nothing is said."""
 FEWEST_CONTROLS = 19
 """Random groups below which even the largest of them does not bound 95 % of chance."""

@@ -3,7 +3,11 @@
 The images of one patient resemble each other, so intervals come from resampling patients, not images. A resample is
 a row of multiplicities (how often each evaluation row counts), which makes every bootstrapped metric a weighted
 metric: the rows are sorted once, and all resamples are evaluated together from cumulative weights.
+
+Scores are ranked after `settled` has made those equal that differ by no more than rounding.
 """
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,13 +15,88 @@ from scipy.sparse import csr_array
 from scipy.special import logsumexp
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
 
+from mammosae_plugin.arguments import between, class_labels, numbers, whole
 from mammosae_plugin.errors import InputError
+
+if TYPE_CHECKING:
+    from mammosae_plugin.latents import LatentTable
 
 METRICS = ("auroc", "average_precision", "precision", "recall", "f1", "accuracy")
 """The names of the metrics, in the order of every table."""
 
+MIN_PATIENTS = 10
+"""Patients of every class from which on an interval is given, unless a caller asks for another number.
+
+With fewer, a percentile interval covers too seldom: AUROCs of 0.75 and 0.9 beside 190 patients without the finding were
+covered by the 95 % interval in 91 % and 87 % of 400 simulations with 10 positive patients, in 85 % and 75 % with 5, and
+in 54 % of either with 2, where 13 % of the resamples hold no positive patient at all.
+"""
+
+NETWORK_ERROR = 2.0**-18
+"""Rounding error of what a float32 network computes, relative to the largest value that goes in (4e-6)."""
+
+_FLOAT64_ERROR = 2.0**-40  # of sums of thousands of float64 terms, relative to the sum (1e-12)
+
 # Resamples evaluated together: at 4,000 rows one block of weights is 4 MB, about the size of a cache.
 _RESAMPLES_PER_BLOCK = 128
+
+
+def settled(scores: ArrayLike, error: float = 0.0) -> NDArray[np.float64]:
+    """Scores in which those that differ by no more than rounding are equal, so that they tie instead of being ranked.
+
+    The same image gives other last digits in another batch, and sums in another order. Scores within `error` of 0
+    become 0. Of the others of either sign, from the lowest up, all that lie within the error of it become equal to it,
+    then all within the error of the next one that is left: no group is wider than the error, however many scores lie
+    close together.
+
+    Args:
+        scores: of any shape, finite; compared with each other as a whole.
+        error: how far rounding can move a score, in its units. A relative error of 2**-40, that of sums in float64, is
+            always allowed for.
+
+    Returns:
+        float64 of the same shape, each within the error of what was given, in the same order.
+
+    Raises:
+        InputError: scores that are not finite, or an error that is not.
+    """
+    values, error = numbers(scores, "scores"), between(error, "error", 0, np.inf)
+    if not np.isfinite(values).all():
+        raise InputError(f"{int((~np.isfinite(values)).sum())} scores are not finite: they cannot be ranked")
+    if values.size == 0:
+        return values
+    values = np.where(np.abs(values) <= error, 0.0, values)
+    order = np.argsort(values, axis=None)
+    ordered = values.ravel()[order]
+    reach = error + _FLOAT64_ERROR * np.abs(ordered)
+    separate = (np.diff(ordered) > np.maximum(reach[:-1], reach[1:])) | (np.diff(np.sign(ordered)) != 0)
+    starts = np.concatenate([[0], np.flatnonzero(separate) + 1])
+    stops = np.append(starts[1:], len(ordered))
+    groups = starts.tolist()
+    wide = ordered[stops - 1] > ordered[starts] + reach[starts]  # chains of close scores, to be cut
+    for start, stop in zip(starts[wide].tolist(), stops[wide].tolist(), strict=True):
+        while ordered[stop - 1] > (end := ordered[start] + reach[start]):
+            start += int(np.searchsorted(ordered[start:stop], end, side="right"))
+            groups.append(start)
+    first = np.zeros(len(ordered), dtype=np.int64)
+    first[groups] = groups
+    result = np.empty(len(ordered))
+    result[order] = ordered[np.maximum.accumulate(first)]
+    return result.reshape(values.shape)
+
+
+def logit_error(table: "LatentTable", head: str) -> float:
+    """How far rounding can move a logit of a latents table: `NETWORK_ERROR` of the largest sum of what it is made of.
+
+    Args:
+        table: the latents table.
+        head: a concept that has a head.
+    """
+    sizes = [np.abs(table.logits(head)), np.abs(table.logits_with_sae(head))]
+    if table.readout_kind == "linear":
+        readout = table.readout(head)
+        sizes.append(np.abs(readout.offset) + abs(table.mean_latents) @ np.abs(readout.weight))
+    return NETWORK_ERROR * float(max((size.max() for size in sizes if size.size), default=0.0))
 
 
 def require_two_classes(labels: NDArray[np.int64], *, concept: str, split: str) -> None:
@@ -27,8 +106,11 @@ def require_two_classes(labels: NDArray[np.int64], *, concept: str, split: str) 
         labels: class of every evaluation row, (n,).
         concept: name used in the message.
         split: name used in the message.
+
+    Raises:
+        InputError: fewer than two classes, or labels that are no classes.
     """
-    present = np.unique(labels)
+    present = np.unique(class_labels(labels))
     if len(present) >= 2:
         return
     if len(present) == 0:
@@ -88,10 +170,12 @@ def patient_bootstrap(patient_ids: ArrayLike, n_bootstrap: int, seed: int) -> ND
     Returns:
         Multiplicities (n_bootstrap, n_rows): how often each row counts in each resample. All rows of a patient count
         equally often. (The array is stored column by column, which is the order that `bootstrap_metrics` reads.)
+
+    Raises:
+        InputError: a number or seed that is no whole number from 0, or a row without a patient.
     """
-    if n_bootstrap < 0:
-        raise InputError(f"n_bootstrap is {n_bootstrap}: give 0 or more resamples")
-    patients, patient_of_row = np.unique(np.asarray(patient_ids), return_inverse=True)
+    n_bootstrap, seed = whole(n_bootstrap, "n_bootstrap", least=0), whole(seed, "seed", least=0)
+    patients, patient_of_row = np.unique(_checked_patients(patient_ids), return_inverse=True)
     n_patients = len(patients)
     rng = np.random.default_rng(seed)
     counts = np.zeros((n_patients, n_bootstrap), dtype=np.int32)
@@ -106,7 +190,7 @@ def bootstrap_metrics(
     """The metrics of `classification_metrics` for many resamples at once.
 
     Equal to scikit-learn's with `sample_weight`, ties included. A resample that lacks a class of the data has no
-    defined AUROC or recall; all its metrics are NaN, and `interval` leaves it out.
+    defined AUROC or recall; all its metrics are NaN, `interval` leaves it out, and `Resamples` counts it.
 
     Args:
         logits: (n, n_out), as for `classification_metrics`.
@@ -120,8 +204,7 @@ def bootstrap_metrics(
         InputError: as for `classification_metrics`, or multiplicities of another width.
     """
     logits, labels = _checked(logits, labels)
-    if multiplicities.ndim != 2 or multiplicities.shape[1] != len(labels):
-        raise InputError(f"multiplicities have shape {multiplicities.shape}: expected (n_bootstrap, {len(labels)})")
+    multiplicities = _checked_multiplicities(multiplicities, len(labels))
     classes, scores, predicted = _decisions(logits, labels)
     rankings = [_Ranking(scores[:, c], labels == c) for c in classes]
     # One row per class and kind of count; a product with the weights then counts all resamples.
@@ -158,6 +241,8 @@ def ranking_metrics(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> t
     """
     logits, labels = _checked(logits, labels)
     classes, scores, _ = _decisions(logits, labels)
+    if len(classes) == 0:
+        return float("nan"), float("nan")
     ones = np.ones((len(labels), 1))
     ranked = np.array([_Ranking(scores[:, c], labels == c).metrics(ones) for c in classes])
     auroc, precision = ranked[:, :, 0].mean(axis=0)
@@ -173,14 +258,94 @@ def interval(samples: NDArray[np.float64], level: float = 0.95) -> tuple[float, 
 
     Returns:
         (low, high); NaN twice when no sample is left.
+
+    Raises:
+        InputError: a level outside, or samples that are not (n_bootstrap,).
     """
-    if not 0 < level < 1:
-        raise InputError(f"the interval's level is {level}: give a share between 0 and 1, such as 0.95")
+    level = between(level, "the interval's level", 0, 1, with_low=False, with_high=False)
+    samples = numbers(samples, "samples")
+    if samples.ndim != 1 or np.isinf(samples).any():
+        raise InputError(f"samples have shape {samples.shape}: expected (n_bootstrap,), finite or NaN")
     defined = samples[~np.isnan(samples)]
     if len(defined) == 0:
         return float("nan"), float("nan")
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+class Resamples:
+    """Resamples of the patients of some evaluation rows, and what may be said from them.
+
+    A resample without a patient of each class has no AUROC. Where a class has few patients such resamples are many, and
+    what the others agree on is no interval: [1.000, 1.000] of a single positive patient. So the share of undefined
+    resamples is counted, and below `min_patients` patients of any class there is no interval.
+
+    Args:
+        labels: (n_rows,) classes.
+        patient_ids: (n_rows,) the patient of every row.
+        n_bootstrap: number of resamples.
+        seed: seed of the draw.
+        min_patients: patients that every class must have for an interval.
+
+    Attributes:
+        multiplicities: as `patient_bootstrap` gives them.
+        patients_per_class: (n_class,) patients with a row of each class that occurs, by rising class.
+        undefined_share: share of the resamples in which a class is missing; NaN without resamples.
+
+    Raises:
+        InputError: labels that are no classes, another number of patients, or a number out of range.
+    """
+
+    def __init__(
+        self,
+        labels: ArrayLike,
+        patient_ids: ArrayLike,
+        *,
+        n_bootstrap: int = 1000,
+        seed: int = 0,
+        min_patients: int = MIN_PATIENTS,
+    ) -> None:
+        self.labels = class_labels(labels)
+        patients = _checked_patients(patient_ids)
+        if patients.shape != self.labels.shape:
+            raise InputError(f"{len(self.labels)} rows have a label, but {patients.shape} have a patient")
+        self.min_patients = whole(min_patients, "min_patients", least=1)
+        self.multiplicities = patient_bootstrap(patients, n_bootstrap, seed)
+        self.n_patients = len(np.unique(patients))
+        self._classes = np.unique(self.labels)
+        self.patients_per_class = np.array([len(np.unique(patients[self.labels == c])) for c in self._classes])
+        rows_per_class = self.multiplicities @ (self.labels[:, None] == self._classes)
+        missing = (rows_per_class == 0).any(axis=1)
+        self.undefined_share = float(missing.mean()) if len(missing) else float("nan")
+
+    def counts(self, *, binary: bool) -> dict[str, float]:
+        """What an interval rests on, as columns of a result.
+
+        Returns:
+            n_rows, n_positive (rows of class 1), n_patients, n_positive_patients and n_negative_patients (with a row of
+            class 1, or 0; the three are NaN unless the concept is binary), fewest_patients (of the class that has the
+            fewest) and undefined_share.
+        """
+        of_class = dict(zip(self._classes.tolist(), self.patients_per_class.tolist(), strict=True))
+        return {
+            "n_rows": len(self.labels),
+            "n_positive": int((self.labels == 1).sum()) if binary else np.nan,
+            "n_patients": self.n_patients,
+            "n_positive_patients": of_class.get(1, 0) if binary else np.nan,
+            "n_negative_patients": of_class.get(0, 0) if binary else np.nan,
+            "fewest_patients": int(self.patients_per_class.min()) if len(of_class) > 1 else 0,
+            "undefined_share": self.undefined_share,
+        }
+
+    def metrics(self, logits: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        """`bootstrap_metrics` of these resamples."""
+        return bootstrap_metrics(logits, self.labels, self.multiplicities)
+
+    def interval(self, samples: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
+        """`interval` of a metric's samples; NaN twice where a class has fewer than `min_patients` patients."""
+        low, high = interval(samples, level)
+        enough = len(self._classes) > 1 and self.patients_per_class.min() >= self.min_patients
+        return (low, high) if enough else (float("nan"), float("nan"))
 
 
 class _Ranking:
@@ -246,15 +411,32 @@ def _decisions(
 
 
 def _checked(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    logits = np.asarray(logits, dtype=np.float64)
-    labels = np.asarray(labels, dtype=np.int64)
-    if logits.ndim != 2 or labels.shape != logits.shape[:1] or logits.shape[1] == 0:
-        raise InputError(f"logits {logits.shape} and labels {labels.shape} do not fit: expected (n, n_out) and (n,)")
+    """Logits, settled, and labels that fit them."""
+    logits = numbers(logits, "logits")
+    if logits.ndim != 2 or np.shape(labels) != logits.shape[:1] or logits.shape[1] == 0:
+        raise InputError(
+            f"logits {logits.shape} and labels {np.shape(labels)} do not fit: expected (n, n_out) and (n,)"
+        )
     if not np.isfinite(logits).all():
         raise InputError(f"{int((~np.isfinite(logits)).any(axis=1).sum())} rows have a logit that is not finite")
-    n_class = max(2, logits.shape[1])
-    if labels.size and (labels.min() < 0 or labels.max() >= n_class):
-        raise InputError(
-            f"labels run from {labels.min()} to {labels.max()}, but the classifier has the classes 0 to {n_class - 1}"
-        )
-    return logits, labels
+    return settled(logits), class_labels(labels, n_class=max(2, logits.shape[1]))
+
+
+def _checked_patients(patient_ids: ArrayLike) -> NDArray[Any]:
+    """Patients (n_rows,), none missing, in a form that sorts."""
+    patients = np.asarray(patient_ids)
+    if patients.ndim != 1:
+        raise InputError(f"patient ids have shape {patients.shape}: expected (n_rows,), the patient of every row")
+    n_missing = sum(patient is None or patient != patient for patient in patients.tolist())
+    if n_missing:
+        raise InputError(f"{n_missing} rows have no patient id: name the patient of every row")
+    return patients.astype(str) if patients.dtype == object else patients
+
+
+def _checked_multiplicities(multiplicities: ArrayLike, n_rows: int) -> NDArray[np.integer]:
+    array = np.asarray(multiplicities)
+    if array.ndim != 2 or array.shape[1] != n_rows:
+        raise InputError(f"multiplicities have shape {array.shape}: expected (n_bootstrap, {n_rows})")
+    if array.dtype.kind not in "iu" or (array.size and array.min() < 0):
+        raise InputError("multiplicities are not counts: give whole numbers from 0, how often each row is drawn")
+    return array

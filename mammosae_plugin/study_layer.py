@@ -252,6 +252,7 @@ class LayerStudy:
                 self.study.dataset.images["image_id"].tolist(),
                 {concept: tensors_fingerprint(linear.state_dict()) for concept, linear in heads.items()},
                 [self.study.findings, analysis.top, self.config.data.unit, self.config.batch_size],
+                *([] if analysis.score in SCORES else [analysis.score]),  # whose best latents have maps
             ]
             table = encode_latents(
                 self._hooked(group.pair),
@@ -280,7 +281,7 @@ class LayerStudy:
         """The best latents, or channels, of every finding by either score: Table 2 and Figure 3 need their maps."""
         chosen: set[int] = set()
         for concept in self.study.findings:
-            for score in SCORES:
+            for score in {*SCORES, self.config.analysis.score}:
                 chosen |= {int(index) for index in rank(table, concept, score).indices[1, : self.config.analysis.top]}
         return sorted(chosen)
 
@@ -327,10 +328,14 @@ class LayerStudy:
             "seed": self.config.seed,
         }
 
+    @property
+    def _intervals(self) -> dict[str, Any]:
+        return {**self._resampling, "min_patients": self.config.analysis.min_patients}
+
     @cached_property
     def reconstruction(self) -> pd.DataFrame:
         """Table 1: metrics of every pair without the SAE, with it, and their difference, with intervals."""
-        settings = self._resampling
+        settings = self._intervals
         return self._each(
             "reconstruction",
             settings,
@@ -368,7 +373,7 @@ class LayerStudy:
     @cached_property
     def single_latents(self) -> pd.DataFrame:
         """The latent of each pair's finding whose maximum in the image separates the classes best."""
-        settings = self._resampling
+        settings = self._intervals
 
         def single(table: LatentTable, pair: ModelPair) -> pd.DataFrame:
             if len(table.live_latents(TRAINING)) == 0:  # a dead SAE is a result of this layer, no end of the study
@@ -457,7 +462,7 @@ class LayerStudy:
         """Figure 2: one row per pair, mode, k, without and with the error term."""
         analysis = self.config.analysis
         settings = {
-            **self._resampling,
+            **self._intervals,
             "n_controls": self.n_controls,
             "ks": sorted({*(analysis.ks or intervention.DEFAULT_KS), analysis.top}),
         }
@@ -538,8 +543,13 @@ class LayerStudy:
             analysis.top,
             analysis.score,
             self.config.data.unit,
+            self._boxes,
         ]
         return self._each(name, settings, compute, self.study.pairs_with_boxes)
+
+    @property
+    def _boxes(self) -> dict[str, Any]:
+        return {"box_score": self.config.analysis.box_score, "contours": self.config.analysis.contours}
 
     @cached_property
     def localization(self) -> pd.DataFrame:
@@ -554,6 +564,7 @@ class LayerStudy:
                 split=TEST,
                 thresholds=self._thresholds,
                 iou_thresholds=[analysis.iou_threshold],
+                **self._boxes,
             ),
         )
 
@@ -570,6 +581,7 @@ class LayerStudy:
                 split=TEST,
                 thresholds=self._thresholds,
                 iou_thresholds=[analysis.iou_threshold],
+                **self._boxes,
             ),
         )
 

@@ -142,6 +142,7 @@ def _data(study: "Study") -> Row:
                     "concept": concept,
                     "split": split,
                     "n_positive": int((rows[concept] > 0).sum()),
+                    "n_positive_patients": int(part.images.loc[part.images[concept] > 0, "patient_id"].nunique()),
                     "n_images": len(rows),
                     "n_boxes": int(positive["xmin"].notna().sum()) if concept in study.findings else 0,
                 }

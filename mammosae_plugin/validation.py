@@ -18,7 +18,7 @@ class Settings(BaseModel):
         InputError: Everything that is wrong, in one line, each with its place.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def __init__(self, **values: Any) -> None:
         """Check the values."""

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers_study import layered_settings, study_settings, write_study
+from pydantic import BaseModel
 
 from mammosae_plugin.config import StudyConfig, describe_settings, load_config, portable_config
 from mammosae_plugin.errors import InputError
@@ -96,7 +97,11 @@ def test_overrides_replace_and_can_say_everything(settings, tmp_path):
         ("analysis.ks", [-1], "analysis.ks.0: must be at least 0"),
         ("models.0.name", "..", "models.0.name: must be letters, digits and _.-"),
         ("device", "abacus", "device: 'abacus' is not available on this machine; use cpu"),
-        ("analysis.score", "median", "analysis.score: must be one of 'centered_mean', 'mean', not 'median'"),
+        (
+            "analysis.score",
+            "median",
+            "analysis.score: must be one of 'centered_mean', 'mean', 'overall_mean', not 'median'",
+        ),
         ("models.0.classifiers", {"Mass": "x.pth"}, "has no classifier for Suspicious_Calcification"),
         ("models.0.train", {"kind": "finetuned"}, "give either `classifiers` (files) or `train` (settings)"),
         ("models.1.name", "pretrained", "two models have the same name"),
@@ -395,3 +400,29 @@ def test_the_shown_configuration_holds_no_path(settings, tmp_path, phantom_root)
     assert shown["sae"]["path"] == "sae"
     layered = portable_config(load_config(write_study(tmp_path, layered_settings(tmp_path, phantom_root))))
     assert layered["sae"]["paths"] == {"layer_6": "sae-layer_6", "layer_10": "sae-layer_10"}
+
+
+def numeric_settings(section=StudyConfig, prefix=""):
+    """The place of every setting that is a number."""
+    for name, field in section.model_fields.items():
+        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        inner = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+        if inner is not None:
+            yield from numeric_settings(inner, f"{prefix}{name}" + (".0." if name == "models" else "."))
+        elif float in kinds or int in kinds:
+            yield f"{prefix}{name}"
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
+def test_no_number_of_a_study_may_be_infinite_or_missing(settings, tmp_path, value):
+    source = {"model": settings["models"][0]["name"], "concept": settings["concepts"][0]}
+    places = [place for place in numeric_settings() if place.startswith(("analysis", "seed", "batch", "sae.", "data."))]
+    assert {"analysis.percentile", "sae.train.training.lr", "sae.train.fraction", "data.max_bad_share"} <= set(places)
+    for place in places:
+        changed = {**settings, "sae": {"train": source}} if place.startswith("sae.") else settings
+        file = write_study(tmp_path, changed)
+        with pytest.raises(InputError, match=place.replace(".", r"\.")):
+            load_config(file, [f"{place}={value}"])
+    for training in (SAETraining, ClassifierTraining):
+        with pytest.raises(ValueError, match="lr"):
+            training(lr=float(value.replace(".", "")))

@@ -8,7 +8,7 @@ from helpers_tables import make_table
 from mammosae_plugin import intervention
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.intervention import DEFAULT_KS, intervene, latent_group, sweep, sweep_controls
-from mammosae_plugin.probing import class_mean_latents, rank_latents
+from mammosae_plugin.probing import RankedLatents, class_mean_latents, rank_latents
 from mammosae_plugin.statistics import METRICS, bootstrap_metrics, classification_metrics, interval, patient_bootstrap
 
 
@@ -34,7 +34,7 @@ def test_a_group_is_the_sorted_union_over_classes():
     assert latent_group(ranking, 5).tolist() == [0, 1, 2, 3, 4]
     assert latent_group(ranking, 1).dtype == np.int64
     for k in (-1, 6):
-        with pytest.raises(InputError, match=f"k is {k}: the ranking has 5 latents"):
+        with pytest.raises(InputError, match=f"k is {k}: give a whole number, 0 to 5"):
             latent_group(ranking, k)
 
 
@@ -98,11 +98,11 @@ def test_blocks_do_not_change_the_logits(monkeypatch):
 
 def test_unknown_modes_and_latents_are_errors():
     table = make_table()
-    with pytest.raises(InputError, match="mode 'remove' is unknown: choose 'activate' or 'deactivate'"):
+    with pytest.raises(InputError, match="mode is 'remove': choose one of activate, deactivate"):
         intervene(table, np.array([1]), mode="remove", head="Mass")
-    with pytest.raises(InputError, match="latent 40, but the table has the latents 0 to 39"):
+    with pytest.raises(InputError, match="hold 40: give whole numbers from 0 to 39"):
         intervene(table, np.array([1, 40]), mode="activate", head="Mass")
-    with pytest.raises(InputError, match="latent -1,"):
+    with pytest.raises(InputError, match="hold -1:"):
         intervene(table, np.array([-1, 4]), mode="activate", head="Mass")
 
 
@@ -112,7 +112,15 @@ def test_a_sweep_row_holds_the_metrics_of_its_intervention(unit, error_term):
     table = make_table()
     ranking = ranking_of(table)
     results = sweep(
-        table, ranking, concept="Mass", ks=(0, 2, 10), unit=unit, error_term=error_term, n_bootstrap=40, seed=3
+        table,
+        ranking,
+        concept="Mass",
+        ks=(0, 2, 10),
+        unit=unit,
+        error_term=error_term,
+        n_bootstrap=40,
+        seed=3,
+        min_patients=1,
     )
     assert list(zip(results["mode"], results["k"], strict=True)) == [
         *itertools.product(["activate", "deactivate"], [0, 2, 10])
@@ -284,7 +292,7 @@ def test_the_paper_groups_are_the_default_and_those_above_d_sae_become_d_sae():
     assert intervention._kept_ks(DEFAULT_KS, 512) == [0, 1, 5, 10, 50, 100, 250, 500, 512]
     assert intervention._kept_ks(DEFAULT_KS, 16384) == list(DEFAULT_KS)
     assert intervention._kept_ks((1, 5), 512) == [1, 5]
-    with pytest.raises(InputError, match="ks holds -3"):
+    with pytest.raises(InputError, match="k is -3"):
         intervention._kept_ks((1, -3), 512)
 
 
@@ -302,7 +310,7 @@ def test_a_sweep_over_one_class_or_a_foreign_ranking_is_an_error():
         sweep(table, rank_latents(np.zeros((2, 3))), concept="Mass")
     with pytest.raises(InputError, match="n_controls is -1"):
         sweep(table, ranking, concept="Mass", n_controls=-1)
-    with pytest.raises(InputError, match="mode 'keep' is unknown"):
+    with pytest.raises(InputError, match="mode is 'keep'"):
         sweep(table, ranking, concept="Mass", modes=("keep",))
     table.images["Mass"] = 0
     with pytest.raises(InputError, match="split 'test' has no positive image for 'Mass' among 32 rows"):
@@ -323,7 +331,7 @@ def test_the_best_latents_matter_more_than_random_ones():
 
 def test_a_sweep_reads_an_encoded_table(encoded):
     ranking = ranking_of(encoded)
-    results = sweep(encoded, ranking, concept="Mass", ks=(0, 5, 64), n_bootstrap=50, n_controls=5)
+    results = sweep(encoded, ranking, concept="Mass", ks=(0, 5, 64), n_bootstrap=50, n_controls=5, min_patients=1)
     results = results.set_index(["mode", "k"])
     rows = encoded.rows("Mass", split="test")
     whole = classification_metrics(encoded.logits_with_sae("Mass")[rows.image_rows], rows.labels)
@@ -332,3 +340,91 @@ def test_a_sweep_reads_an_encoded_table(encoded):
     assert results.loc[("activate", 0), "auroc"] == results.loc[("deactivate", 64), "auroc"] == 0.5
     assert results.loc[("activate", 64), "n_live"] == len(encoded.live_latents()) <= 56
     assert results.loc[("activate", 5), "auroc_low"] < results.loc[("activate", 5), "auroc_high"]
+
+
+def spliced_logits_at(table, head, group, alpha, *, mode, error_term):
+    """The SAE run in full with a group of its latents at one value, everywhere, and all others kept or zeroed."""
+    latents = table.latents.copy() if mode == "deactivate" else np.zeros_like(table.latents)
+    latents[..., group] = alpha
+    spliced = latents @ table.decoder + table.bias
+    if error_term:
+        spliced = spliced + table.features - (table.latents @ table.decoder + table.bias)
+    return table.read_out(spliced, head)
+
+
+@pytest.mark.parametrize("head", ["Mass", "density"])
+@pytest.mark.parametrize("error_term", [False, True])
+@pytest.mark.parametrize("mode", ["activate", "deactivate"])
+def test_latents_set_to_a_value_give_the_logits_of_the_network_run_in_full(mode, error_term, head):
+    table = make_table()
+    for alpha in (2.5, -1.0, 0.0):
+        for group in (np.array([3, 30, 39]), np.arange(40), np.arange(0)):
+            expected = spliced_logits_at(table, head, group, alpha, mode=mode, error_term=error_term)
+            found = intervene(table, group, mode=mode, head=head, error_term=error_term, alpha=alpha)
+            assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_group_set_to_zero_is_deactivated():
+    table = make_table()
+    group = np.array([1, 3, 12])
+    silenced = intervene(table, group, mode="deactivate", head="Mass")
+    assert np.array_equal(intervene(table, group, mode="deactivate", head="Mass", alpha=0), silenced)
+
+
+def test_a_sweep_sets_its_groups_and_its_controls_to_the_value():
+    table = make_table()
+    ranking = ranking_of(table)
+    keywords = {"concept": "Mass", "ks": (0, 2), "error_term": True, "n_controls": 4, "alpha": 1.5}
+    found = sweep(table, ranking, n_bootstrap=0, **keywords).set_index(["mode", "k"])
+    rows = table.rows("Mass", split="test")
+    for mode in ("activate", "deactivate"):
+        group = latent_group(ranking, 2)
+        logits = spliced_logits_at(table, "Mass", group, 1.5, mode=mode, error_term=True)[rows.image_rows]
+        assert found.loc[(mode, 2), "auroc"] == pytest.approx(classification_metrics(logits, rows.labels)["auroc"])
+    controls = sweep_controls(table, ranking, **keywords)
+    plain = sweep_controls(table, ranking, **{**keywords, "alpha": None})
+    assert not controls["auroc"].equals(plain["auroc"])
+    band = controls.query("mode == 'deactivate' and k == 2 and kind == 'random'")["auroc"]
+    assert found.loc[("deactivate", 2), "random_auroc_mean"] == pytest.approx(band.mean())
+
+
+def test_activating_at_a_value_without_the_error_term_makes_all_images_alike():
+    table = make_table()
+    found = sweep(table, ranking_of(table), concept="Mass", ks=(3,), modes=("activate",), n_bootstrap=0, alpha=2.0)
+    assert found["auroc"].tolist() == [0.5]
+
+
+@pytest.mark.parametrize("alpha", [np.nan, np.inf, "much", [1.0, 2.0]])
+def test_an_alpha_that_is_no_finite_number_is_an_error(alpha):
+    table = make_table()
+    with pytest.raises(InputError, match="alpha is"):
+        intervene(table, np.array([1]), mode="activate", head="Mass", alpha=alpha)
+    with pytest.raises(InputError, match="alpha is"):
+        sweep(table, ranking_of(table), concept="Mass", ks=(1,), alpha=alpha)
+
+
+def test_other_impossible_arguments_of_interventions_are_errors():
+    table, ranking = make_table(), ranking_of(make_table())
+    for group in ([1.5], [np.nan], [[1, 2]], ["a"], [True, False]):
+        with pytest.raises(InputError, match="the group's latents"):
+            intervene(table, np.array(group), mode="activate", head="Mass")
+    for image_rows in ([-1], [len(table.images)], [0.5]):
+        with pytest.raises(InputError, match="image_rows hold"):
+            intervene(table, np.array([1]), mode="activate", head="Mass", image_rows=np.array(image_rows))
+    for k in (-1, 41, 1.5, np.nan, True, "3", None):
+        with pytest.raises(InputError, match="k is"):
+            latent_group(ranking, k)
+    for settings in (
+        {"ks": (-1,)}, {"ks": (1.5,)}, {"ks": ()}, {"n_controls": -1}, {"n_controls": 2.5}, {"n_bootstrap": -1},
+        {"n_bootstrap": np.nan}, {"seed": -1}, {"min_patients": 0}, {"modes": ("keep",)},
+    ):  # fmt: skip
+        with pytest.raises(InputError):
+            sweep(table, ranking, **{"concept": "Mass", "ks": (1,), "n_bootstrap": 0, **settings})
+    for indices, scores in (
+        (np.zeros((2, 3), dtype=int), np.zeros((2, 3))),
+        (np.array([[0, 1, 3]]), np.zeros((1, 3))),
+        (np.array([[0, 1, 2]]), np.zeros((1, 2))),
+        (np.arange(3), np.arange(3)),
+    ):
+        with pytest.raises(InputError, match="a ranking"):
+            RankedLatents(indices, scores)

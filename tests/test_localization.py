@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers_tables import make_table
@@ -7,6 +8,7 @@ from torchmetrics.detection import MeanAveragePrecision
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.localization import (
+    BOX_SCORES,
     Threshold,
     average_precision,
     heatmap,
@@ -127,7 +129,7 @@ def test_the_heatmap_is_the_bilinear_interpolation_between_pixel_centres():
         batch = torch.from_numpy(latent_map)[None, None]
         interpolated = torch.nn.functional.interpolate(batch, size=size, mode="bilinear", align_corners=False)
         assert np.array_equal(heatmap(latent_map, size), interpolated[0, 0].numpy())
-    with pytest.raises(InputError, match=r"expected \(h, w\)"):
+    with pytest.raises(InputError, match=r"expected finite values \(h, w\)"):
         heatmap(np.zeros((1, 5, 4)), (40, 28))
 
 
@@ -319,7 +321,7 @@ def test_nothing_to_localize_is_an_error():
     table = make_table()
     with pytest.raises(InputError, match="'density' is not a finding with boxes: choose one of Mass"):
         localize(table, [1], "density")
-    with pytest.raises(InputError, match="keeps no map of latent 99"):
+    with pytest.raises(InputError, match="the latents hold 99: give whole numbers from 0 to 39"):
         localize(table, [99], "Mass")
     table.findings["xmin"] = np.nan
     with pytest.raises(InputError, match="split 'test' has no image with a box of 'Mass'"):
@@ -361,3 +363,160 @@ def test_baselines_leave_out_grad_cam_where_the_table_has_none():
     assert set(localize_baselines(table, "Suspicious_Calcification", channels=[])["method"]) == {"grad_cam"}
     with pytest.raises(InputError, match="'density' is not a finding with boxes"):
         localize_baselines(table, "density", channels=[1])
+
+
+def ring_with_an_island():
+    values = np.zeros((60, 60))
+    values[5:35, 5:35] = 1
+    values[9:31, 9:31] = 0
+    values[15:25, 15:25] = 3  # inside the ring
+    values[40:50, 40:50] = 2
+    return values
+
+
+def test_outer_contours_leave_out_an_island_inside_a_ring():
+    values = ring_with_an_island()
+    ring, island, beside = (5, 5, 35, 35, 1.0), (15, 15, 25, 25, 3.0), (40, 40, 50, 50, 2.0)
+    assert found_boxes(values, relative=0.1) == sorted([ring, island, beside])
+    assert found_boxes(values, relative=0.1, contours="outer") == sorted([ring, beside])
+    values[4:8, 20] = 0  # a gap in the ring's edge: the island is reached from outside
+    values[8, 20] = 0
+    assert len(found_boxes(values, relative=0.1, contours="outer")) == 3
+
+
+def reached_from_outside(above):
+    """How many regions touch, by an edge, the background that edges join to the border of the image: a slow walk."""
+    padded = np.pad(above, 1)
+    labels, _ = ndimage.label(padded, structure=np.ones((3, 3)))
+    seen, reached, edge = set(), set(), [(0, 0)]
+    while edge:
+        y, x = edge.pop()
+        if (y, x) in seen or not (0 <= y < padded.shape[0] and 0 <= x < padded.shape[1]):
+            continue
+        if padded[y, x]:
+            reached.add(int(labels[y, x]))
+            continue
+        seen.add((y, x))
+        edge += [(y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)]
+    return len(reached)
+
+
+def test_outer_contours_are_the_regions_that_the_outside_reaches():
+    rng = np.random.default_rng(0)
+    fewer = 0
+    for _ in range(60):
+        values = (rng.random((30, 26)) < 0.04).astype(float)
+        for _ in range(4):  # frames, some of which enclose others
+            y, x, size = rng.integers(0, 18), rng.integers(0, 16), rng.integers(3, 11)
+            values[y, x : x + size] = values[y + size - 1, x : x + size] = 1
+            values[y : y + size, x] = values[y : y + size, x + size - 1] = 1
+        found = found_boxes(values, relative=0.5, min_area=0, contours="outer")
+        assert len(found) == reached_from_outside(values > 0.5)
+        fewer += len(found) < len(found_boxes(values, relative=0.5, min_area=0))
+    assert fewer > 20
+
+
+def test_a_box_can_be_scored_by_maximum_mean_sum_or_area_of_its_region():
+    values = np.zeros((20, 30))
+    values[4:8, 10:15] = 2
+    values[5, 11] = 7
+    values[7, 14] = 0  # a corner that the rectangle has and the region has not
+    for rule, score in {"maximum": 7, "mean": (18 * 2 + 7) / 19, "sum": 18 * 2 + 7, "area": 19}.items():
+        assert found_boxes(values, relative=0.1, box_score=rule) == [(10, 4, 15, 8, pytest.approx(score))]
+
+
+def test_every_row_has_the_average_precision_under_each_box_score():
+    table = make_table()
+    images = [row for row in table.rows("Mass", split="test").image_rows if len(table.boxes(row, "Mass"))]
+    truth = [table.boxes(row, "Mass") for row in images]
+    rows = {
+        rule: localize(table, [3, 12], "Mass", iou_threshold=0.1, percentile=80, box_score=rule) for rule in BOX_SCORES
+    }
+    seen = set()
+    for place, latent in enumerate([3, 12]):
+        for rule in BOX_SCORES:
+            predictions = [
+                heatmap_boxes(heatmap(table.maps([latent], row)[0], table.image_size), percentile=80, box_score=rule)
+                for row in images
+            ]
+            expected = average_precision(predictions, truth, iou_threshold=0.1)
+            assert rows[rule]["average_precision"][place] == pytest.approx(expected, abs=1e-12)
+            for other in BOX_SCORES:
+                assert rows[other][f"average_precision_{rule}"][place] == rows[rule]["average_precision"][place]
+            seen.add(round(expected, 6))
+    assert len(seen) > 2  # the rule matters
+
+
+def test_localization_counts_images_whatever_the_unit_of_other_metrics():
+    table = make_table()
+    before = localize(table, [3], "Mass")
+    twice = table.findings.loc[table.findings["Mass"] == 1].assign(xmin=np.nan, Mass=0)
+    table.findings = pd.concat([table.findings, twice], ignore_index=True)  # more rows of the same images
+    assert localize(table, [3], "Mass").equals(before)
+
+
+IMPOSSIBLE_BOXES = [
+    [20.0, 40, 17, 10],
+    [20.0, 40, 37, 40],
+    [20.0, 10, 17, 40],
+    [0.0, 0, np.nan, 10],
+    [0.0, 0, np.inf, 10],
+    [np.nan] * 4,
+]
+
+
+@pytest.mark.parametrize("box", IMPOSSIBLE_BOXES)
+def test_an_impossible_box_is_an_error_that_says_where_it_is(box):
+    good = [0.0, 0, 10, 10]
+    with pytest.raises(InputError, match="image 1 has predictions with an impossible box, number 1"):
+        average_precision([([good], [1.0]), ([good, box], [1.0, 0.5])], [[good], [good]])
+    with pytest.raises(InputError, match="image 0 has ground truth with an impossible box, number 0"):
+        average_precision([([good], [1.0])], [[box]])
+
+
+@pytest.mark.parametrize("threshold", [0, -0.1, 1.0001, 25, np.nan, np.inf, "half", None])
+def test_an_iou_threshold_outside_0_to_1_is_an_error(threshold):
+    with pytest.raises(InputError, match="iou_threshold is"):
+        average_precision([(BOX, [1.0])], [BOX], iou_threshold=threshold)
+    with pytest.raises(InputError, match="iou_threshold is"):
+        localize(make_table(), [3], "Mass", iou_threshold=threshold)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"percentile": np.nan}, {"percentile": -1}, {"percentile": 100.1}, {"percentile": "95"}, {"relative": np.nan},
+        {"relative": -0.1}, {"min_area": -1}, {"min_area": np.nan}, {"box_score": "loudest"}, {"contours": "inner"},
+    ],
+)  # fmt: skip
+def test_impossible_settings_of_boxes_are_errors_everywhere(settings):
+    table = make_table()
+    for call in (
+        lambda: heatmap_boxes(np.ones((4, 4)), **settings),
+        lambda: localize(table, [3], "Mass", **settings),
+    ):
+        with pytest.raises(InputError, match=f"{next(iter(settings))} is"):
+            call()
+
+
+def test_other_impossible_arguments_of_localization_are_errors():
+    table = make_table()
+    for latents in ([-1], [2.5], [np.nan], [[1, 2]], [True], ["a"]):
+        with pytest.raises(InputError, match="the latents"):
+            localize(table, latents, "Mass")
+    with pytest.raises(InputError, match="the channels hold 6"):
+        localize_baselines(table, "Mass", channels=[6])
+    with pytest.raises(InputError, match="is empty"):
+        localize_thresholds(table, [3], "Mass", thresholds=[])
+    with pytest.raises(InputError, match="is empty"):
+        localize_thresholds(table, [3], "Mass", iou_thresholds=[])
+    for size in ((0, 4), (4.5, 4), (4, 4, 4), 4, (np.nan, 4)):
+        with pytest.raises(InputError):
+            heatmap(np.ones((2, 2)), size)
+    for values in (np.full((2, 2), np.nan), np.zeros((0, 2)), np.array([["a"]])):
+        with pytest.raises(InputError, match="expected finite values"):
+            heatmap(values, (4, 4))
+    with pytest.raises(InputError, match="scores of image 0 are not numbers"):
+        average_precision([(BOX, ["high"])], [BOX])
+    with pytest.raises(InputError, match="finite"):
+        average_precision([(BOX, [np.inf])], [BOX])

@@ -56,11 +56,14 @@ def passes_of(cnn, **settings):
     return MaskedPasses(layer.model, layer.sae, outputs, {"Mass": layer.head}, **settings)
 
 
-def plain_full_pass(layer, group, mode, *, error_term):
-    """The whole network with the SAE spliced in and its latents masked by a hook."""
+def plain_full_pass(layer, group, mode, *, error_term, alpha=None):
+    """The whole network with the SAE spliced in and its latents masked, or set to a value, by a hook."""
     mask = torch.full((layer.sae.cfg.d_sae,), float(mode == "deactivate"))
     mask[torch.from_numpy(group)] = float(mode == "activate")
-    hook = (f"{layer.hook_name}.hook_sae_acts_post", lambda value, hook: value * mask)
+    level = torch.zeros(layer.sae.cfg.d_sae)
+    if alpha is not None:
+        mask[torch.from_numpy(group)], level[torch.from_numpy(group)] = 0.0, alpha
+    hook = (f"{layer.hook_name}.hook_sae_acts_post", lambda value, hook: value * mask + level)
     with torch.inference_mode():
         logits = layer.model.run_with_hooks_with_saes(
             layer.images, saes=layer.sae, use_error_term=error_term, fwd_hooks=[hook]
@@ -88,6 +91,37 @@ def test_masked_passes_equal_the_plain_full_pass(any_layer, mode, error_term):
         seen.append(expected)
     assert np.abs(seen[0] - seen[2]).max() > 1e-2  # the masks matter
     assert np.abs(seen[2] - seen[3]).max() > 1e-2
+
+
+@pytest.mark.parametrize("error_term", [False, True])
+@pytest.mark.parametrize("mode", ["activate", "deactivate"])
+def test_latents_set_to_a_value_equal_the_plain_full_pass(any_layer, mode, error_term):
+    layer, table, passes = any_layer
+    seen = []
+    for group, alpha in ((GROUPS[2], 1.5), (GROUPS[2], -0.5), (GROUPS[1], 1.5), (GROUPS[0], 1.5)):
+        expected = plain_full_pass(layer, group, mode, error_term=error_term, alpha=alpha)
+        options = {"mode": mode, "head": "Mass", "error_term": error_term, "passes": passes, "alpha": alpha}
+        assert_close(intervene(table, group, **options), expected)
+        seen.append(expected)
+    assert np.abs(seen[0] - seen[1]).max() > 1e-3  # the value matters
+    assert np.abs(seen[0] - seen[2]).max() > 1e-3
+
+
+def test_masks_that_are_impossible_are_errors(cnn):
+    passes, table = passes_of(cnn), cnn[1]
+    keywords = {"head": "Mass", "error_term": False, "image_rows": np.arange(6)}
+    none = np.zeros((48, 2), dtype=np.bool_)
+    for kept, more in (
+        (np.zeros((48, 2)), {}),
+        (np.zeros((47, 2), dtype=np.bool_), {}),
+        (np.zeros(48, dtype=np.bool_), {}),
+        (none, {"set_latents": np.zeros((48, 3), dtype=np.bool_)}),
+        (~none, {"set_latents": ~none, "alpha": 1.0}),
+        (none, {"set_latents": ~none, "alpha": np.nan}),
+        (none, {"image_rows": np.array([6])}),
+    ):
+        with pytest.raises(InputError):
+            passes.logits(table, kept, **{**keywords, **more})
 
 
 def test_an_edit_of_nothing_with_the_error_term_gives_the_models_own_logits(any_layer):

@@ -128,7 +128,7 @@ def test_a_class_without_an_image_is_an_error_that_names_it():
     table.images["Mass"] = 0
     with pytest.raises(InputError, match="split 'training' has no image of class 1 of 'Mass' among 64 rows"):
         class_mean_latents(table, "Mass")
-    with pytest.raises(InputError, match="score 'median' is unknown"):
+    with pytest.raises(InputError, match="score is 'median': choose one of mean, centered_mean, overall_mean"):
         class_mean_latents(table, "density", score="median")
 
 
@@ -143,7 +143,7 @@ def test_class_means_read_an_encoded_table(encoded):
 @pytest.mark.parametrize("statistic", ["max", "mean"])
 def test_the_best_single_latent_is_the_one_that_scikit_learn_finds(statistic):
     table = make_table(n_patients=60)
-    found = best_single_latent(table, "Mass", statistic=statistic, n_bootstrap=50, seed=4).iloc[0]
+    found = best_single_latent(table, "Mass", statistic=statistic, n_bootstrap=50, seed=4, min_patients=1).iloc[0]
     scores = getattr(table.latents, statistic)(axis=(1, 2)).astype(np.float32)
     training, test = (table.rows("Mass", split=split) for split in ("training", "test"))
     aurocs = [roc_auc_score(training.labels, scores[training.image_rows, latent]) for latent in range(table.d_sae)]
@@ -175,7 +175,7 @@ def test_a_single_latent_is_refused_where_it_cannot_be_chosen():
     table = make_table()
     with pytest.raises(InputError, match="'density' has 4 classes: a single latent can only tell two"):
         best_single_latent(table, "density")
-    with pytest.raises(InputError, match="statistic 'median' is unknown"):
+    with pytest.raises(InputError, match="statistic is 'median'"):
         best_single_latent(table, "Mass", statistic="median")
     table.latents[(table.images["split"] == "training").to_numpy()] = 0
     with pytest.raises(InputError, match="no latent fires in the training split"):
@@ -194,3 +194,34 @@ def test_channels_are_ranked_by_the_same_scores_as_latents(score):
     assert ranking.scores == pytest.approx(expected.scores, abs=1e-6)
     if score == "centered_mean":
         assert ranking.indices[1, 0] == 0  # the channel on which the table's masses are switched
+
+
+def test_the_overall_mean_ranks_latents_alike_for_every_class():
+    table = make_table()
+    training = (table.images["split"] == "training").to_numpy()
+    scores = class_mean_latents(table, "density", score="overall_mean")
+    assert scores == pytest.approx(np.tile(table.latents[training].mean(axis=(0, 1, 2)), (4, 1)), abs=1e-6)
+    ranking = rank_latents(scores)
+    assert (ranking.indices == ranking.indices[0]).all()
+    channels = rank_channels(table, "Mass", score="overall_mean")
+    assert channels.scores[0, 0] == pytest.approx(table.features[training].mean(axis=(0, 1, 2)).max(), abs=1e-6)
+
+
+def test_the_overall_mean_needs_no_image_of_each_class():
+    table = make_table()
+    before = class_mean_latents(table, "Mass", score="overall_mean")
+    table.images["Mass"] = 0
+    assert np.array_equal(class_mean_latents(table, "Mass", score="overall_mean"), before)
+
+
+def test_impossible_arguments_of_probing_are_errors():
+    table = make_table()
+    for score in ("median", None, 3):
+        with pytest.raises(InputError, match="score is"):
+            class_mean_latents(table, "Mass", score=score)
+    for scores in ([["a", "b"]], [[1.0], [1.0, 2.0]], np.zeros((2, 3, 1)), [[1j]]):
+        with pytest.raises(InputError):
+            rank_latents(scores)
+    for settings in ({"n_bootstrap": -1}, {"n_bootstrap": 1.5}, {"seed": -3}, {"min_patients": 0}, {"statistic": None}):
+        with pytest.raises(InputError, match=f"{next(iter(settings))} is"):
+            best_single_latent(table, "Mass", **settings)

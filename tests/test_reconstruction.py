@@ -11,7 +11,9 @@ from mammosae_plugin.statistics import METRICS, bootstrap_metrics, classificatio
 @pytest.mark.parametrize("concept", ["Mass", "Suspicious_Calcification", "density"])
 def test_the_rows_compare_the_model_with_and_without_the_sae(concept, unit):
     table = make_table()
-    results = reconstruction_metrics(table, concept, unit=unit, n_bootstrap=50, seed=2).set_index("variant")
+    results = reconstruction_metrics(table, concept, unit=unit, n_bootstrap=50, seed=2, min_patients=1).set_index(
+        "variant"
+    )
     assert results.index.tolist() == ["without_sae", "with_sae", "difference"]
     rows = table.rows(concept, split="test", unit=unit)
     multiplicities = patient_bootstrap(rows.patient_ids, 50, 2)
@@ -48,7 +50,7 @@ def test_the_counts_say_what_was_evaluated():
 def test_an_sae_that_changes_nothing_has_a_difference_of_exactly_zero():
     table = make_table()
     table.features = table.latents @ table.decoder + table.bias
-    difference = reconstruction_metrics(table, "Mass", n_bootstrap=50).iloc[2]
+    difference = reconstruction_metrics(table, "Mass", n_bootstrap=50, min_patients=1).iloc[2]
     for name in METRICS:
         assert (difference[name], difference[f"{name}_low"], difference[f"{name}_high"]) == (0, 0, 0)
 

@@ -9,6 +9,7 @@ from mammosae_plugin import statistics
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.statistics import (
     METRICS,
+    Resamples,
     bootstrap_metrics,
     classification_metrics,
     interval,
@@ -250,3 +251,72 @@ def test_multiplicities_of_another_width_are_an_error():
         bootstrap_metrics(np.zeros((3, 1)), np.array([0, 1, 0]), np.ones((5, 4), dtype=int))
     with pytest.raises(InputError, match="n_bootstrap is -1"):
         patient_bootstrap(["a"], -1, 0)
+
+
+GOOD_LOGITS, GOOD_LABELS = np.array([[0.0], [1.0], [2.0]]), [0, 1, 0]
+IMPOSSIBLE_LABELS = [
+    ([0.4, 0.6, 1], "labels hold 0.4"),
+    ([0, np.nan, 1], "labels: 1 of 3 are missing"),
+    ([0, None, 1], "labels: 1 of 3 are missing"),
+    ([0, np.inf, 1], "labels hold inf"),
+    ([0, -1, 1], "labels run from -1"),
+    (["no", "yes", "no"], "labels are not numbers"),
+    ([[0], [1], [1]], "do not fit|have shape"),
+]
+
+
+@pytest.mark.parametrize(("labels", "message"), IMPOSSIBLE_LABELS)
+def test_labels_that_are_no_classes_are_refused_by_every_function(labels, message):
+    for call in (
+        lambda: classification_metrics(GOOD_LOGITS, labels),
+        lambda: bootstrap_metrics(GOOD_LOGITS, labels, np.ones((2, 3), dtype=int)),
+        lambda: ranking_metrics(GOOD_LOGITS, labels),
+        lambda: require_two_classes(labels, concept="Mass", split="test"),
+        lambda: Resamples(labels, ["a", "b", "c"]),
+    ):
+        with pytest.raises(InputError, match=message) as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+def test_whole_labels_of_any_type_are_classes():
+    expected = classification_metrics(GOOD_LOGITS, np.array(GOOD_LABELS))
+    for labels in ([0.0, 1.0, 0.0], [False, True, False], np.array([0, 1, 0], dtype=np.uint8), [0, 1, 0]):
+        assert classification_metrics(GOOD_LOGITS, labels) == expected
+
+
+@pytest.mark.parametrize("logits", [[["a"], ["b"], ["c"]], np.zeros((3, 0)), np.zeros((3, 1, 1)), [[np.inf], [0], [1]]])
+def test_logits_that_are_none_are_refused(logits):
+    for call in (classification_metrics, ranking_metrics):
+        with pytest.raises(InputError):
+            call(logits, GOOD_LABELS)
+
+
+@pytest.mark.parametrize("multiplicities", [np.full((2, 3), 0.5), -np.ones((2, 3), dtype=int), np.ones(3, dtype=int)])
+def test_multiplicities_that_are_no_counts_are_refused(multiplicities):
+    with pytest.raises(InputError, match="multiplicities"):
+        bootstrap_metrics(GOOD_LOGITS, GOOD_LABELS, multiplicities)
+
+
+def test_impossible_resamples_and_levels_are_refused():
+    for n_bootstrap in (-1, 1.5, np.nan, "many", True, None):
+        with pytest.raises(InputError, match="n_bootstrap is"):
+            patient_bootstrap(["a", "b"], n_bootstrap, 0)
+    for seed in (-1, 0.5, None):
+        with pytest.raises(InputError, match="seed is"):
+            patient_bootstrap(["a", "b"], 10, seed)
+    for patients in (["a", None], [1.0, np.nan]):
+        with pytest.raises(InputError, match="1 rows have no patient id"):
+            patient_bootstrap(patients, 10, 0)
+    with pytest.raises(InputError, match=r"expected \(n_rows,\)"):
+        patient_bootstrap([["a"], ["b"]], 10, 0)
+    for level in (0, 1, -0.5, np.nan, np.inf, "95 %", None):
+        with pytest.raises(InputError, match="level is"):
+            interval(np.zeros(3), level)
+    for samples in (np.zeros((2, 2)), [0.0, np.inf], ["a"]):
+        with pytest.raises(InputError, match="samples"):
+            interval(samples)
+    with pytest.raises(InputError, match="3 rows have a label"):
+        Resamples([0, 1, 0], ["a", "b"])
+    with pytest.raises(InputError, match="min_patients is 0"):
+        Resamples([0, 1, 0], ["a", "b", "c"], min_patients=0)

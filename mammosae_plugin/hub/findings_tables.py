@@ -575,6 +575,7 @@ def _shared_data(data: Mapping[str, Any], groups: GroupsOf, min_group: int) -> R
         group, split = by_concept[row["concept"]], row["split"]
         small = group.are_small(split, min_group)
         no_boxes = small or group.boxes_are_few(split, min_group)
-        return _without(row, (*(("n_positive",) if small else ()), *(("n_boxes",) if no_boxes else ())))
+        told = {name: value for name, value in row.items() if name != "n_positive_patients"}
+        return _without(told, (*(("n_positive",) if small else ()), *(("n_boxes",) if no_boxes else ())))
 
     return {**{name: data[name] for name in _DATA}, "concepts": [shared(row) for row in data["concepts"]]}

@@ -322,6 +322,7 @@ def _prevalence(results: Results) -> pd.DataFrame:
             "split": row["split"],
             unit: row["n_images"],
             "positive": row["n_positive"],
+            "positive patients": row.get("n_positive_patients"),
             "share": f"{100 * row['n_positive'] / row['n_images']:.1f} %" if row["n_images"] else None,
             "boxes": row.get("n_boxes"),
         }

@@ -49,6 +49,7 @@ _LAYER_SEPARATION = (
 _LAYER_PRECISIONS = ("best_latent_ap", "best_channel_ap", "gradcam_ap")
 _LAYER_LOCALIZATION = ("best_latent", *_LAYER_PRECISIONS)
 _VARIANTS = {"without_sae": "without SAE", "with_sae": "with SAE", "difference": "difference"}
+_BOX_SCORES = ("maximum", "mean", "sum", "area")
 _HEADINGS = {
     "auroc": "AUROC",
     "average_precision": "AP",
@@ -58,6 +59,10 @@ _HEADINGS = {
     "n_boxes": "Boxes",
     "n_positive": "Positive",
     "n_patients": "Patients",
+    "positive_patients": "Positive (patients)",
+    "undefined_resamples": "Undefined resamples",
+    "lowest": "Best, lowest over box scores",
+    "highest": "Best, highest over box scores",
     "n_latents": "Latents",
     "n_live": "Live latents",
     "random_auroc": "AUROC, random groups",
@@ -270,7 +275,10 @@ def estimate(row: Row, name: str, *, signed: bool = False) -> Estimate:
 
 
 def table_1(results: Results) -> pd.DataFrame:
-    """Table 1 of the paper: every model without the SAE, with it, and the paired difference (with minus without)."""
+    """Table 1 of the paper: every model without the SAE, with it, and the paired difference (with minus without).
+
+    `positive_patients` (rows and, in brackets, patients) and `undefined_resamples` say what the intervals rest on.
+    """
     rows: list[Row] = []
     for model, concept in pairs(results):
         for variant, words in _VARIANTS.items():
@@ -278,16 +286,27 @@ def table_1(results: Results) -> pd.DataFrame:
             if row:
                 signed = variant == "difference"
                 values = {metric: estimate(row, metric, signed=signed) for metric in METRICS}
-                rows.append({"model": model, "concept": concept, "variant": words, **values})
-    return pd.DataFrame(rows, columns=["model", "concept", "variant", *METRICS])
+                rows.append({"model": model, "concept": concept, "variant": words, **_behind(row), **values})
+    behind = list(_behind({})) if any("undefined_share" in row for row in results["reconstruction"]) else []
+    return pd.DataFrame(rows, columns=["model", "concept", "variant", *behind, *METRICS])
+
+
+def _behind(row: Row) -> Row:
+    """What the intervals of a row of results rest on; `undefined_share` of its resamples lacked a class."""
+    positive, patients, undefined = (row.get(name) for name in ("n_positive", "n_positive_patients", "undefined_share"))
+    return {
+        "positive_patients": None if positive is None or patients is None else f"{positive:g} ({patients:g})",
+        "undefined_resamples": None if undefined is None else f"{100 * undefined:.1f} %",
+    }
 
 
 def table_2(results: Results) -> pd.DataFrame:
     """Table 2 of the paper: average precision of boxes from each of the best latents, beside the baselines.
 
     One row per model, concept, threshold, IoU and method (latent, raw channel, Grad-CAM); columns rank_1, rank_2, ...
-    hold the average precision of the latent or channel of that rank, `best_number` the index of the highest one. A cell
-    is marked where it leads (`leader`) all methods and ranks of a model, concept, threshold and IoU.
+    hold the average precision of the latent or channel of that rank, `best_number` the index of the highest one,
+    `lowest` and `highest` its average precision under the least and the most favourable score of a box. A cell is
+    marked where it leads (`leader`) all methods and ranks of a model, concept, threshold and IoU.
     """
     methods = [("latent", row) for row in results["localization"]]
     methods += [(METHODS[row["method"]], row) for row in results.get("baselines", [])]
@@ -313,9 +332,17 @@ def table_2(results: Results) -> pd.DataFrame:
                 | {"method": method}
                 | {f"rank_{r}": _ranked(by_rank.get(r), winner) for r in ranks}
                 | {"best_number": own["latent"] if own["latent"] >= 0 and _precision(own) >= NEAR_ZERO else None}
+                | _over_box_scores(own)
             )
     columns = ["model", "concept", "threshold", "iou_threshold", "method", *(f"rank_{r}" for r in ranks), "best_number"]
+    columns += ["lowest", "highest"] if any("lowest" in row for row in rows) else []
     return pd.DataFrame(rows, columns=columns, dtype=object)  # or a missing latent would turn the others into floats
+
+
+def _over_box_scores(row: Row) -> Row:
+    """The range of a row's average precision over the rules by which boxes can be scored; empty without them."""
+    values = [number(row[f"average_precision_{rule}"]) for rule in _BOX_SCORES if f"average_precision_{rule}" in row]
+    return {"lowest": Estimate(min(values)), "highest": Estimate(max(values))} if values else {}
 
 
 def _precision(row: Row) -> float:
