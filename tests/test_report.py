@@ -80,6 +80,19 @@ def test_the_saes_architecture_and_what_was_set_are_said_once(tmp_path, saved_as
     assert "Positions per image" not in text
 
 
+def test_captions_say_how_many_images_and_patients_stand_behind_the_numbers(tmp_path):
+    results = synthetic_results()
+    page = report(tmp_path, results, ("figure_2_Mass.png", "figure_4_finetuned_Mass.png"))
+    of = {row["split"]: row for row in results["data"]["splits"]}
+    positive = {row["split"]: row["n_positive"] for row in results["data"]["concepts"] if row["concept"] == "Mass"}
+    for section, split in (("summary", "test"), ("table-1", "test"), ("figure-2", "test"), ("figure-4", "training")):
+        size = of[split]
+        told = f"n = {size['n_images']:,} {split} images of {size['n_patients']:,} patients"
+        assert f"{told}, {positive[split]:,} with Mass" in page.text[section], section
+    boxes = results["localization"][0]
+    assert f"Mass {boxes['n_boxes']:,} boxes in {boxes['n_images']:,} test images" in page.text["table-2"]
+
+
 def three(value):
     return f"{value:.3f}".replace("-", "−")
 

@@ -277,6 +277,21 @@ def test_labels_of_crowded_latents_do_not_overlap():
     assert all(frame_box.x0 <= b.x0 and b.x1 <= frame_box.x1 and b.y1 <= frame_box.y1 for b in boxes)
 
 
+def test_labels_lie_over_no_other_points():
+    rng = np.random.default_rng(0)
+    mean_0 = 10 ** rng.uniform(-3, 0, 1500)
+    mean_1 = mean_0 * 10 ** rng.normal(0, 0.05, 1500)
+    latents = np.arange(1500)
+    named = [(int(latent), "unclear", 0.6) for latent in np.argsort(mean_1)[700:708]]
+    figure = plot_class_means(mean_0, mean_1, latents, named, title="t")
+    figure.draw_without_rendering()
+    axes = figure.get_axes()[0]
+    points = axes.transData.transform(np.column_stack([mean_0, mean_1]))
+    boxes = [matplotlib.text.Text.get_window_extent(t) for t in axes.texts if t.get_text().isdigit()]
+    assert len(boxes) == 8
+    assert sum(int(box.count_contains(points)) for box in boxes) == 0
+
+
 def test_a_latent_that_fires_in_one_class_only_is_inside_the_axes():
     mean_0, mean_1, latents = class_means()
     mean_0[5] = 0.0
