@@ -75,8 +75,8 @@ def study(finished_study: Any, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="module")
 def visit(study: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with LoopbackHub() as hub:
-        seen = run_on_hub(hub, tmp_path_factory.mktemp("publisher"), PUBLISH, study)
-        stranger = run_on_hub(hub, tmp_path_factory.mktemp("stranger"), STRANGER)
+        seen = run_on_hub(hub, tmp_path_factory.mktemp("publisher"), PUBLISH, study, timeout=1800)
+        stranger = run_on_hub(hub, tmp_path_factory.mktemp("stranger"), STRANGER, timeout=1800)
         files = {name: repo.files for (_, name), repo in hub.repos.items()}
         return {**seen, **stranger, "files": files}
 
