@@ -188,6 +188,7 @@ def publish_model_command(
     tag: Tag = None,
     public: Public = False,
     replace: Replace = False,
+    allow: Allow = None,
     confirm: Confirm = False,
     debug: Debug = False,
 ) -> None:
@@ -212,6 +213,7 @@ def publish_model_command(
             tag=tag,
             private=not public,
             replace=replace,
+            allow=allow or (),
             dry_run=True,
             about=about_of(author, description, link, sae=sae_repo, findings=findings_repo, space=space_repo),
         )

@@ -963,6 +963,7 @@ HARMLESS = (
     *("version of 12 March 2025", "accessed on 2024-05-01", "fall 2021 release", "1 in 8 women; 2,500 steps"),
     *("image 1520 x 912", "https://physionet.org/content/vindr-mammo/1.0.0/", "latent id 13867", "ViT-B/16-384"),
     *("open_clip ViT-B-16-SigLIP-i18n-256", "5 x 10^-3, p = 0.00417, n = 12345", "server 2 and GPU 0; cuda:0"),
+    '"title": "a mammography model","created":"2026-11-29","screening": 1',
     *("MIT licence, 2025", "numpy 2024.10.1", "image 462 of 1000", "case 1000 images, exam 2021", "km/h, and/or"),
 )
 

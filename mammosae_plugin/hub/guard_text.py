@@ -70,8 +70,8 @@ DATES: Mapping[str, re.Pattern[str]] = {
         r"(?:(?:on|in|am|the)\W{1,2}){0,2}(?:[A-Z][a-zä]{2,8}\W{1,2})?\d"
         rf"|\*\s?{_DATE}", _I),
     "a date of an examination": re.compile(
-        rf"\b{_EXAM}\b[^.;\n]{{0,25}}?(?:{_DATE}|(?<!\d)(?:19|20)\d\d[01]\d[0-3]\d(?!\d))"
-        rf"|{_DATE}[^.;\n\w]{{0,3}}(?:the |her |last |first )?{_EXAM}", _I),
+        rf"\b{_EXAM}\b[^.;\n\"|{{}}\[\]]{{0,25}}?(?:{_DATE}|(?<!\d)(?:19|20)\d\d[01]\d[0-3]\d(?!\d))"
+        rf"|{_DATE}[^.;\n\w\"|]{{0,3}}(?:the |her |last |first )?{_EXAM}", _I),
 }  # fmt: skip
 _ANY_DATE = re.compile(_DATE, _I)
 _OF_A_WORK = re.compile(

@@ -4,6 +4,7 @@ What is staged is `<id>/config.json` and `<id>/model.safetensors`, which `load_m
 reads, with evaluation.json and provenance.json beside them, and one card for the repository.
 """
 
+import dataclasses
 import os
 import re
 import weakref
@@ -66,6 +67,7 @@ def publish_model(
     tag: str | None = None,
     private: bool = True,
     replace: bool = False,
+    allow: Sequence[str] = (),
     dry_run: bool = False,
     about: About | None = None,
     token: str | None = None,
@@ -85,6 +87,7 @@ def publish_model(
         tag: a name for the published state, such as "v1".
         private: make a new repository private.
         replace: overwrite what is there otherwise. Of the card, what people wrote stays.
+        allow: texts that look private, and that a person has seen and lets out.
         dry_run: send nothing; give the publication, which describes what would go out.
         about: authors, description and links for the card; the study's other repositories are linked by themselves.
         token: of the Hub; by default that of `hf auth login` or HF_TOKEN.
@@ -127,7 +130,7 @@ def publish_model(
             repo_id,
             kind="model",
             contents="model",
-            context=context,
+            context=dataclasses.replace(context, allowed=(*context.allowed, *allow)),
             tag=tag,
             private=private,
             replace=replace,
