@@ -1,4 +1,5 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from sklearn.metrics import roc_auc_score
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.hub.findings_tables import shared_role
 from mammosae_plugin.intervention import intervene
+from mammosae_plugin.notes import Note, with_readers
 from mammosae_plugin.probing import RankedLatents, rank_latents
 from mammosae_plugin.roles import _covered, latent_roles
 from mammosae_plugin.visualization.results import ROLE_NUMBERS, role_evidence, stated_role
@@ -186,3 +188,32 @@ def test_what_is_published_of_a_role_is_of_enough_patients():
     assert (told["role"], told["fires_with"], told["place"]) == ("concept", None, 4.2)  # silent in 2 patients of 57
     assert not {"n_firing_with", "n_firing_without"} & set(told)
     assert shared_role(named_latent(1, "concept", n_patients_boxed=4), 5)["place"] is None
+
+
+def said(author, latent, *, label=None, concept=None, encoder=None):
+    made = {"text": "a fold of skin", "confidence": None, "created": "2026-01-01", "sae": "x"}
+    return Note(author, "bn2", latent, label=label, concept=concept, encoder=encoder, **made)
+
+
+@pytest.mark.parametrize(
+    ("notes", "role", "by"),
+    [
+        ([], "concept", None),
+        ([said("AB", 1, label="Background")], "background", "AB"),
+        ([said("AB", 1, label="Skin fold")], "Skin fold", "AB"),
+        ([said("AB", 1, label="x"), said("AB", 1, label="artefact")], "artefact", "AB"),  # the last label counts
+        ([said("AB", 1, label="artefact"), said("CD", 1, label="Artefact")], "Artefact", "AB, CD"),
+        ([said("AB", 1, label="artefact"), said("CD", 1, label="concept")], "unclear", "AB, CD"),
+        ([said("AB", 1)], "see note", "AB"),
+        ([said("AB", 1, label="artefact", concept="Mass", encoder="finetuned")], "artefact", "AB"),
+        ([said("AB", 1, label="artefact", concept="Suspicious_Calcification")], "concept", None),
+        ([said("AB", 1, label="artefact", encoder="pretrained")], "concept", None),
+        ([said("AB", 2, label="artefact")], "concept", None),
+    ],
+)
+def test_what_a_reader_says_outranks_the_rule(notes, role, by):
+    encoder = SimpleNamespace(name="finetuned", model="finetuned", concepts=("Mass",))
+    layer = SimpleNamespace(name="bn2", encoders={"finetuned": encoder})
+    found = with_readers({"finetuned/Mass": [named_latent(1, "concept")]}, notes, layer)["finetuned/Mass"][0]
+    assert (stated_role(found), found.get("by")) == (role, by)
+    assert "AUROC 0.83" in role_evidence(found)
