@@ -32,6 +32,7 @@ from mammosae_plugin.adapters.fast_inference import compiled
 from mammosae_plugin.adapters.sources import Source
 from mammosae_plugin.claims import claims
 from mammosae_plugin.config import load_config
+from mammosae_plugin.datasets import preprocessing
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.own_files import replace_files
 from mammosae_plugin.study import Study, run_study
@@ -108,6 +109,38 @@ def test_an_image_that_was_repaired_leaves_quarantine(tmp_path):
     assert len(Study(load_config(file, overrides)).quarantine) == 1
     image.write_bytes(content)
     assert len(Study(load_config(file, overrides)).quarantine) == 0
+
+
+def test_missing_images_count_as_bad_ones_and_come_back_when_they_are_there(tmp_path):
+    root = small_phantoms(tmp_path / "data")
+    missing, unreadable = sorted((root / "images_png").rglob("*.png"))[:2]
+    content = missing.read_bytes()
+    missing.unlink()
+    unreadable.write_bytes(content[:100])
+    file = write_study(tmp_path, study_settings(tmp_path, root))
+    overrides = ["data.max_bad_share=0.03"]  # one of 48 images, but not two
+    with pytest.raises(InputError, match="2 of 48 images .* are bad"):
+        _ = Study(load_config(file, overrides)).dataset
+    with pytest.raises(InputError, match="1 image files are missing"):
+        _ = Study(load_config(file)).dataset
+    study = Study(load_config(file, ["data.max_bad_share=0.05"]))
+    assert study.quarantine["reason"].tolist()[0] == "the file does not exist"
+    assert len(study.dataset) == 46
+    before = study.content
+    missing.write_bytes(content)
+    study = Study(load_config(file, overrides))
+    assert study.quarantine["image_id"].tolist() == [unreadable.name]
+    assert study.content != before
+
+
+@pytest.mark.parametrize("setting", ["MEAN", "STD"])
+def test_other_preprocessing_makes_new_results(tmp_path, phantom_root, monkeypatch, setting):
+    file = write_study(tmp_path, study_settings(tmp_path, phantom_root))
+    before = Study(load_config(file)).content
+    monkeypatch.setattr(preprocessing, setting, 0.4)
+    assert Study(load_config(file)).content != before
+    monkeypatch.undo()
+    assert Study(load_config(file)).content == before
 
 
 def test_concepts_can_be_taken_away_between_runs(tmp_path, phantom_root):

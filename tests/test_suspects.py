@@ -77,6 +77,12 @@ def test_right_breasts_that_alone_were_mirrored_are_refused(data, tmp_path):
         listed(data, tmp_path)
 
 
+def test_images_that_were_mirrored_among_others_are_listed(data, tmp_path):
+    ids = change(data, range(1, 60, 6), np.fliplr)
+    found = listed(data, tmp_path).query("suspicion == 'breast on the other side'")
+    assert found["image_id"].tolist() == ids
+
+
 def test_boxes_on_the_background_are_listed(data, tmp_path):
     rows = data.findings.query("Mass == 1").index[:2]
     file = tmp_path / "data" / "vindr_detection_v1_folds.csv"
@@ -94,12 +100,12 @@ def test_boxes_on_the_background_are_listed(data, tmp_path):
 
 
 def test_an_image_under_two_ids_is_listed(data, tmp_path):
-    data.path(9).write_bytes(data.path(4).read_bytes())
+    data.path(9).write_bytes(data.path(8).read_bytes())
     found = listed(data, tmp_path)
     assert found.loc[:, ["image_id", "suspicion"]].to_numpy().tolist() == [
         [data.images["image_id"][9], "pixels of another image"]
     ]
-    assert data.images["image_id"][4] in found["detail"][0]
+    assert data.images["image_id"][8] in found["detail"][0]
 
 
 def test_a_bright_frame_of_a_scanned_film_and_noise_are_no_suspects(data, tmp_path):

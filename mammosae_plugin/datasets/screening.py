@@ -85,7 +85,7 @@ def screen_images(
     usable = {image_id: found for image_id, found in zip(image_ids, looks, strict=True) if isinstance(found, Look)}
     side_of = dict(zip(image_ids, dataset.images["laterality"], strict=True))
     refuse_mirrored(usable, side_of, at_skin)
-    suspicious = pd.DataFrame(suspects(usable), columns=_SUSPECTS)
+    suspicious = pd.DataFrame(suspects(usable, side_of), columns=_SUSPECTS)
     if suspects_file is not None:
         _write_csv(suspects_file, _SUSPECTS, suspicious.itertuples(index=False, name=None))
     _write_csv(quarantine_file, ("image_id", "reason"), bad)

@@ -12,7 +12,12 @@ from scipy.stats import binomtest
 
 from mammosae_plugin.datasets.base import DatasetError
 
-INVERTED, ON_BACKGROUND, REPEATED = "inverted polarity", "box on the background", "pixels of another image"
+INVERTED, ON_BACKGROUND, REPEATED, OTHER_SIDE = (
+    "inverted polarity",
+    "box on the background",
+    "pixels of another image",
+    "breast on the other side",
+)
 
 AT_SKIN = ("Nipple_Retraction", "Skin_Retraction", "Skin_Thickening")
 """Findings whose boxes lie half outside of the breast."""
@@ -28,6 +33,8 @@ _MIRRORED = {
 }
 # From how many boxes on the background on, and which share of all boxes, mirroring is no matter of single images.
 _FEW, _SHARE = 3, 0.05
+_SIDED = 0.1  # more tissue in one half of the image than in the other, as a share of the half
+_MAJORITY, _ENOUGH = 0.6, 8  # of the images of one laterality, before the others are on the wrong side; and how many
 _SURE = 0.01  # p-value of "boxes are at least as bright as what lies mirrored to them"
 
 
@@ -40,12 +47,14 @@ class Look:
         tissue: (n_boxes, 4) the share of each box that is not background, as it is and under each of `_MIRRORED`; NaN
             where the image shows no background.
         brightness: (n_boxes, 4) the mean of its pixels (dark where the image is inverted), likewise.
+        side: "left" or "right", the half of the image with more tissue; "" where they are alike.
         digest: of its pixels.
     """
 
     is_inverted: bool
     tissue: npt.NDArray[np.float64]
     brightness: npt.NDArray[np.float64]
+    side: str
     digest: bytes
 
 
@@ -70,7 +79,10 @@ def look(pixels: npt.NDArray[np.uint8], boxes: npt.NDArray[np.float64]) -> Look:
             places = [box, *(_mirror(box, gray.shape, *axes) for axes in _MIRRORED.values())]
             shares[number] = [_mean_in(tissue, place) for place in places]
             means[number] = [_mean_in(gray, place) * (-1 if is_inverted else 1) for place in places]
-    return Look(bool(is_inverted), shares, means, hashlib.blake2b(pixels.tobytes(), digest_size=16).digest())
+    middle = gray.shape[1] // 2
+    more = float(tissue[:, :middle].mean() - tissue[:, middle:].mean())
+    side = "" if abs(more) < _SIDED else "left" if more > 0 else "right"
+    return Look(bool(is_inverted), shares, means, side, hashlib.blake2b(pixels.tobytes(), digest_size=16).digest())
 
 
 def _border(gray: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -97,8 +109,14 @@ def _mean_in(values: npt.NDArray[Any], box: npt.NDArray[np.float64]) -> float:
     return float(inside.mean()) if inside.size else math.nan
 
 
-def suspects(looks: Mapping[str, Look]) -> Iterator[tuple[str, str, str]]:
-    """(image_id, suspicion, detail) of every image that does not fit its annotations, in the order of `looks`."""
+def suspects(looks: Mapping[str, Look], laterality: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """(image_id, suspicion, detail) of every image that does not fit its annotations, in the order of `looks`.
+
+    Args:
+        looks: by image id.
+        laterality: "L" or "R" by image id.
+    """
+    usual = {letter: _usual_side(looks, laterality, letter) for letter in ("L", "R")}
     first: dict[bytes, str] = {}
     for image_id, found in looks.items():
         if found.is_inverted:
@@ -106,9 +124,19 @@ def suspects(looks: Mapping[str, Look]) -> Iterator[tuple[str, str, str]]:
         shares = found.tissue[:, 0]
         if (shares < _LITTLE_TISSUE).any():
             yield image_id, ON_BACKGROUND, f"{100 * np.nanmin(shares):.0f} % of the box is tissue"
+        expected = usual.get(laterality[image_id], "")
+        if expected and found.side and found.side != expected:
+            yield image_id, OTHER_SIDE, f"most images of laterality {laterality[image_id]} have it on the {expected}"
         if found.digest in first:
             yield image_id, REPEATED, f"the pixels are those of {first[found.digest]}"
         first.setdefault(found.digest, image_id)
+
+
+def _usual_side(looks: Mapping[str, Look], laterality: Mapping[str, str], letter: str) -> str:
+    sides = [found.side for image_id, found in looks.items() if laterality[image_id] == letter and found.side]
+    if len(sides) < _ENOUGH:
+        return ""
+    return next((side for side in ("left", "right") if sides.count(side) >= _MAJORITY * len(sides)), "")
 
 
 def refuse_mirrored(
