@@ -154,7 +154,39 @@ def _add_step(step: str, explanation: str) -> None:
 
 
 _add_step("classify", "Train the study's classifiers, or check the given ones against its images and concepts.")
-_add_step("extract", "Write the activations on which the study's sparse autoencoders are trained.")
+
+
+@app.command()
+def extract(
+    config: ConfigFile = None,
+    output: Output = None,
+    device: Device = None,
+    settings: Settings = None,
+    limit: Annotated[
+        int | None, typer.Option(help="The first so many training images only (sae.train.limit).", show_default=False)
+    ] = None,
+    augmentation: Annotated[
+        str | None,
+        typer.Option(
+            help="Change the images first: none, flips, affine or mammo_clip (sae.train.augmentation).",
+            show_default=False,
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Write the activations on which the study's sparse autoencoders are trained.
+
+    The released Mammo-SAE was trained on the first 4,000 training images, augmented, and on a random 25 % of each
+    batch's positions: --limit 4000 --augmentation mammo_clip --set sae.train.sample_from=batch
+
+    `train` and what follows need the same options, which are settings of the study. Steps before it that are not done
+    yet are done first. See `mammosae study --help`.
+    """
+    given = {"limit": limit, "augmentation": augmentation}
+    extra = [f"sae.train.{name}={value}" for name, value in given.items() if value is not None]
+    _run_until("extract", config, output, device, [*(settings or ()), *extra], debug)
+
+
 _add_step("train", "Train the study's sparse autoencoders with SAELens.")
 _add_step("encode", "Make the latents tables: one pass over the images, after which no analysis needs a network.")
 _add_step("probe", "Table 1, the class means of every latent and their ranking (Eq. 2).")

@@ -14,6 +14,7 @@ from mammosae_plugin.adapters.sources import HUB_SCHEMES
 from mammosae_plugin.datasets.boxes import Boxes, UnmendableBoxes
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path, parse_yaml
+from mammosae_plugin.training.augmentation import Kind
 from mammosae_plugin.training.classifier import ClassifierTraining
 from mammosae_plugin.training.settings import SAETraining
 from mammosae_plugin.validation import Settings, sections_in
@@ -119,6 +120,19 @@ class SAETrainingSource(Settings):
     concept: str = Field(description="Which of its classifiers.")
     fraction: float = Field(0.25, gt=0, le=1, description="Share of each training image's positions to keep.")
     count: int | None = Field(None, gt=0, description="Or the number of positions to keep of each training image.")
+    sample_from: Literal["image", "batch"] = Field(
+        "image",
+        description="What the fraction is drawn from: 'image', each image by itself; 'batch', all positions of the "
+        "images of one forward pass together, as the released code does.",
+    )
+    limit: int | None = Field(
+        None, gt=0, description="Take the first so many training images only; the released code takes 4000."
+    )
+    augmentation: Kind = Field(
+        "none",
+        description="Change the images first: 'none', 'flips', 'affine' or 'mammo_clip', as a classifier's training "
+        "does; the released code's rows are of images that were augmented as 'mammo_clip'.",
+    )
     dtype: Literal["float32", "float16", "bfloat16"] = Field(
         "float32",
         description="Type of the stored rows; 16 bits take half the room (float16 only for values up to 65504).",
@@ -142,6 +156,8 @@ class SAETrainingSource(Settings):
     def _one_number(self) -> "SAETrainingSource":
         if self.count is not None and "fraction" in self.model_fields_set:
             raise ValueError("give the positions to keep per image as a fraction or as a count, not as both")
+        if self.count is not None and self.sample_from == "batch":
+            raise ValueError("`count` is of each image; with `sample_from: batch` give a `fraction`")
         return self
 
 

@@ -54,11 +54,13 @@ from mammosae_plugin.study_layer import (
     encoder_state,
     existing,
 )
-from mammosae_plugin.training import train_classifier
+from mammosae_plugin.training import Augmentation, train_classifier
 from mammosae_plugin.visualization.names import LAYERS_FOLDER, layer_folder
 
 STEPS = ("classify", "extract", "train", "encode", "probe", "intervene", "localize", "report")
-_EXTRACTION = {"fraction", "count", "dtype", "autocast", "fold_batch_norms", "compile"}  # what the rows depend on
+_EXTRACTION = {
+    *("fraction", "count", "sample_from", "limit", "augmentation", "dtype", "autocast", "fold_batch_norms", "compile")
+}  # what the rows depend on
 _FOLDED = 1e-4  # relative error of float32 features up to which folding counts as rounding; it is about 1e-6
 _OF_ALL_PROCESSES = ("classify", "extract", "train", "encode")
 
@@ -353,6 +355,9 @@ class Study:
                 hook_names=hook_names,
                 fraction=source.fraction if source.count is None else 1.0,
                 count=source.count,
+                sample_from=source.sample_from,
+                limit=source.limit,
+                augmentation=None if source.augmentation == "none" else Augmentation(source.augmentation),
                 dtype=source.dtype,
                 autocast=source.autocast,
                 seed=self.config.seed,

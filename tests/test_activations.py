@@ -1,5 +1,6 @@
 import shutil
 from types import SimpleNamespace
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.datasets import BadImageError, VinDrMammo
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import write_json
+from mammosae_plugin.training import Augmentation
 
 
 @pytest.fixture(scope="module")
@@ -400,6 +402,54 @@ def test_layer_outputs_that_were_exchanged_or_edited_are_refused_and_made_again(
         old = {key: value for key, value in found.manifest.items() if key != "sha256"} | {"format_version": 1}
         write_json(folder / "layer_outputs.json", old)
         assert torch.equal(LayerOutputs(folder).raw(1), found.raw(1))
+
+
+def test_the_first_images_are_extracted_augmented_as_seed_and_id_say(hooked, phantoms, tmp_path):
+    change = Augmentation("mammo_clip")
+    settings = {"hook_name": "bn2", "seed": 3, "augmentation": change}
+    found = extract_activations(hooked, phantoms, tmp_path / "a", limit=5, **settings)
+    assert found.image_ids == tuple(phantoms.images["image_id"][:5])
+    assert found.manifest["limit"] == 5
+    assert found.manifest["augmentation"] == {
+        "name": "Augmentation",
+        "kind": "mammo_clip",
+        "elastic_alpha": 10.0,
+        "elastic_sigma": 15.0,
+        "elastic_affine": 50.0,
+    }
+    assert "5 images" in found.summary() and "augmented" in found.summary()
+    for number in range(5):
+        item = phantoms[number]
+        generator = np.random.default_rng([3, 1, crc32(item["image_id"].encode())])
+        expected = values_at(hooked, change(item["image"], generator))
+        torch.testing.assert_close(found.rows_of([number]), expected, rtol=1e-4, atol=1e-4)
+    plain = extract_activations(hooked, phantoms, tmp_path / "plain", limit=5, hook_name="bn2", seed=3)
+    assert not torch.equal(plain.rows_of(range(5)), found.rows_of(range(5)))
+    other = extract_activations(
+        hooked, phantoms.select(image_ids=found.image_ids[2:4]), tmp_path / "b", num_workers=1, **settings
+    )
+    assert torch.equal(other.rows_of([0, 1]), found.rows_of([2, 3]))
+    more = extract_activations(hooked, phantoms, tmp_path / "all", limit=10**6, hook_name="bn2", count=1)
+    assert len(more.image_ids) == len(phantoms)
+    with pytest.raises(InputError, match=r"limit is 5 there and 6 here"):
+        extract_activations(hooked, phantoms, tmp_path / "a", limit=6, **settings)
+
+
+def test_a_share_of_a_batchs_positions_is_drawn_from_all_of_its_images(hooked, phantoms, tmp_path):
+    settings = {"hook_name": "bn2", "fraction": 0.25, "limit": 10, "batch_size": 4, "sample_from": "batch"}
+    found = extract_activations(hooked, phantoms, tmp_path / "a", **settings)
+    image, position = found.labels()
+    n_positions = values_at(hooked, phantoms[0]["image"]).shape[0]
+    of_batch = [int(((image >= first) & (image < first + 4)).sum()) for first in (0, 4, 8)]
+    assert of_batch == [round(n_positions), round(n_positions), round(n_positions / 2)]  # 4, 4 and 2 images
+    assert len(set(zip(image.tolist(), position.tolist(), strict=True))) == found.n_rows  # none twice
+    assert len(set(np.bincount(image, minlength=10).tolist())) > 1  # other numbers of different images
+    rows = found.rows_of(range(10))
+    order = np.lexsort((position, image))
+    for row, number, place in zip(rows, image[order], position[order], strict=True):
+        torch.testing.assert_close(row, values_at(hooked, phantoms[int(number)]["image"])[place], rtol=1e-4, atol=1e-4)
+    again = extract_activations(hooked, phantoms, tmp_path / "b", **settings)
+    assert torch.equal(again.rows_of(range(10)), rows)
 
 
 @pytest.mark.parametrize("read", ["rows", "layer outputs", "size"])

@@ -421,7 +421,7 @@ def test_the_elastic_map_moves_pixels_by_alpha_times_blurred_noise():
 def test_mammo_clips_recipe_applies_each_map_to_half_of_the_images_and_fills_the_range_again(monkeypatch):
     calls = []
     dimmed = lambda name: lambda image, *given: calls.append(name) or 0.5 * image  # noqa: E731
-    for name in ("affine", "elastic"):
+    for name in ("fixed_affine", "three_points_moved", "elastic"):
         monkeypatch.setattr(augmentation, name, dimmed(name))
     change = Augmentation("mammo_clip")
     low = (0 - PREPROCESSING["mean"]) / PREPROCESSING["std"]
@@ -431,9 +431,173 @@ def test_mammo_clips_recipe_applies_each_map_to_half_of_the_images_and_fills_the
         image = change(square(), np.random.default_rng(seed))
         assert image.min().item() == pytest.approx(low) and image.max().item() == pytest.approx(high)
         upright += bool(image[0, 50, 45] > image[0, 50, 20])
-    assert 160 < calls.count("affine") < 240
-    assert 160 < calls.count("elastic") < 240
+    assert 160 < calls.count("fixed_affine") < 240
+    assert 160 < calls.count("elastic") == calls.count("three_points_moved") < 240
     assert 160 < upright < 240
+    calls.clear()
+    for seed in range(20):
+        Augmentation("mammo_clip", elastic_affine=0)(square(), np.random.default_rng(seed))
+    assert "elastic" in calls and "three_points_moved" not in calls
+
+
+def test_the_fixed_affine_map_is_that_of_albumentations_1_4_7():
+    # Affine(rotate=20, translate_percent=0.1, scale=[0.8, 1.2], shear=20), drawn there for an image of 1520 x 912
+    scale_x, scale_y = 1.0045098885474435, 0.9619736549801657
+    expected = [[0.70442766, 0.65802873, -273.93962179], [-0.62899103, 0.78420811, 602.39935342]]
+    np.testing.assert_allclose(augmentation.fixed_affine_matrix((1520, 912), scale_x, scale_y), expected, rtol=1e-7)
+    rows, columns = np.mgrid[0:1520:8, 0:912:8]
+    points = np.stack([columns.ravel(), rows.ravel(), np.ones(rows.size)])
+    moves = []
+    for seed in range(60):
+        scales = np.random.default_rng(seed).uniform(0.8, 1.2, 2)
+        moved = augmentation.fixed_affine_matrix((1520, 912), *scales) @ points
+        inside = ((moved >= 0) & (moved < [[912], [1520]])).all(0)
+        moves.append(np.hypot(*(moved - points[:2]))[inside].mean())
+    assert np.mean(moves) == pytest.approx(329, abs=5)  # REFERENCE: the mean displacement of what stays in the frame
+
+
+def test_the_affine_maps_move_pixels_where_their_matrices_say(monkeypatch):
+    image = torch.full((3, 96, 64), BACKGROUND)
+    image[:, 48, 32] = 4.0
+    drawn = []
+    for name in ("fixed_affine_matrix", "three_points_matrix"):
+        original = getattr(augmentation, name)
+
+        def kept(*given, original=original):
+            drawn.append(original(*given))
+            return drawn[-1]
+
+        monkeypatch.setattr(augmentation, name, kept)
+    for warp in (augmentation.fixed_affine, lambda image, g: augmentation.three_points_moved(image, g, 3.0)):
+        moved = warp(image, np.random.default_rng(1))[0] - BACKGROUND
+        x, y = drawn[-1] @ (32, 48, 1)
+        rows, columns = np.mgrid[0:96, 0:64]
+        weight = moved.double().numpy()
+        assert (weight * columns).sum() / weight.sum() == pytest.approx(x, abs=0.3)
+        assert (weight * rows).sum() / weight.sum() == pytest.approx(y, abs=0.3)
+    scales = {tuple(np.random.default_rng(seed).uniform(*augmentation.SCALE, 2)) for seed in range(5)}
+    assert all(x != y for x, y in scales)  # drawn independently
+
+
+def test_the_three_points_of_the_elastic_map_move_by_at_most_its_reach():
+    points = np.array([[48 + 21, 32 + 21], [48 + 21, 32 - 21], [48 - 21, 32 - 21]])  # of an image of 96 x 64
+    moves = []
+    for seed in range(200):
+        matrix = augmentation.three_points_matrix((96, 64), np.random.default_rng(seed), 5.0)
+        moves.append(np.column_stack([points, np.ones(3)]) @ matrix.T - points)
+    assert np.abs(moves).max() == pytest.approx(5.0, abs=0.05)
+    assert abs(np.mean(moves)) < 0.3
+
+
+def test_the_reflection_enters_with_the_elastic_map_and_the_background_with_the_affine_one():
+    image = torch.full((3, 96, 64), 1.0)
+    image[:, 0, 0] = BACKGROUND
+    reflected = augmentation.three_points_moved(image, np.random.default_rng(0), 20.0)
+    assert (reflected > 0.9).float().mean() > 0.98
+    assert (augmentation.fixed_affine(image, np.random.default_rng(0)) == BACKGROUND).float().mean() > 0.1
+
+
+# The recipe of Mammo-CLIP
+
+
+def test_the_recipe_of_mammo_clip_is_that_of_its_scripts_and_any_setting_replaces_its_own():
+    recipe = ClassifierTraining(recipe="mammo_clip")
+    expected = {
+        "epochs": 30,
+        "batch_size": 8,
+        "lr": 5e-5,
+        "weight_decay": 1e-4,
+        "class_weights": "balanced",
+        "drop_connect": 0.2,
+        "dropout": 0.4,
+        "batch_norm_momentum": 0.01,
+        "drop_last": True,
+        "augmentation": "mammo_clip",
+        "elastic_alpha": 10,
+        "elastic_sigma": 15,
+        "elastic_affine": 50,
+        "warm_up_from_zero": True,
+        "warm_up": 1 / 30,
+        "autocast": "float16",
+        "kind": "finetuned",
+    }
+    assert {name: getattr(recipe, name) for name in expected} == expected
+    other = ClassifierTraining(recipe="mammo_clip", epochs=20, batch_size=6, elastic_affine=0.0)
+    assert (other.epochs, other.batch_size, other.warm_up, other.dropout) == (20, 6, 1 / 20, 0.4)
+    assert ClassifierTraining(**other.model_dump()) == other
+    assert ClassifierTraining().recipe == "mammosae"
+
+
+@pytest.mark.parametrize(("epochs", "steps_per_epoch"), [(30, 13), (7, 11), (20, 2048)])
+def test_a_warm_up_from_zero_begins_with_rate_0_and_reaches_lr_after_one_epoch(epochs, steps_per_epoch):
+    config = ClassifierTraining(recipe="mammo_clip", epochs=epochs)
+    total = epochs * steps_per_epoch
+    rates = np.array([classifier_module._rate(step, total, config) for step in range(total)])
+    assert rates[0] == 0
+    np.testing.assert_allclose(rates[:steps_per_epoch], 5e-5 * np.arange(steps_per_epoch) / steps_per_epoch)
+    assert rates.argmax() == steps_per_epoch
+    share = (np.arange(steps_per_epoch, total) - steps_per_epoch) / (total - steps_per_epoch)
+    np.testing.assert_allclose(rates[steps_per_epoch:], 5e-5 * np.cos(share * np.pi / 2) ** 2, rtol=1e-9, atol=1e-20)
+
+
+def test_regularisation_is_in_the_training_network_and_not_in_the_saved_one(few_images, classifier, tmp_path):
+    model = classifier_module.with_new_head(classifier, 1)
+    config = ClassifierTraining(recipe="mammo_clip", epochs=1)
+    classifier_module._regularise(model, config)
+    blocks = [block for stage in model.blocks for block in stage]
+    for number, block in enumerate(blocks):
+        if hasattr(block, "drop_path"):
+            assert block.drop_path.drop_prob == pytest.approx(0.2 * number / len(blocks))
+    assert blocks[-1].drop_path.drop_prob > 0.15
+    assert {m.momentum for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)} == {0.01}
+    images = torch.stack([few_images[row]["image"] for row in range(4)])
+    torch.manual_seed(0)
+    first, second = model.train()(images), model(images)
+    assert not torch.equal(first, second)
+    model.eval()
+    with torch.inference_mode():
+        assert torch.equal(model(images), model(images))
+    path = tmp_path / "m.safetensors"
+    saved = train_classifier(classifier, few_images, "Mass", path, config)
+    assert saved.drop_rate == 0
+    assert not any(type(module).__name__ == "DropPath" for module in saved.modules())
+    assert path.with_name("m.log.jsonl").exists()
+
+
+def test_the_ragged_last_batch_is_dropped_and_too_few_images_are_refused(few_images, classifier, tmp_path, monkeypatch):
+    sizes = []
+    step = classifier_module._Run._step
+    monkeypatch.setattr(
+        classifier_module._Run,
+        "_step",
+        lambda run, images, items: sizes.append(len(images)) or step(run, images, items),
+    )
+    config = ClassifierTraining(epochs=2, batch_size=6, augmentation="none", drop_last=True)
+    train_classifier(classifier, few_images, "Mass", tmp_path / "m.safetensors", config)
+    assert sizes == [6, 6, 6, 6]
+    config = ClassifierTraining(epochs=2, batch_size=17, drop_last=True)
+    with pytest.raises(InputError, match="the 16 training images are not one batch of 17, and drop_last leaves out"):
+        train_classifier(classifier, few_images, "Mass", tmp_path / "n.safetensors", config)
+
+
+def test_float16_without_a_gpu_is_float32_and_true_means_bfloat16(few_images, classifier, tmp_path):
+    models = [
+        train_classifier(
+            *(classifier, few_images, "Mass", tmp_path / f"{autocast}.safetensors"),
+            ClassifierTraining(epochs=1, augmentation="none", autocast=autocast),
+        )
+        for autocast in ("none", "float16")
+    ]
+    assert_same_weights(*models)
+    assert ClassifierTraining(autocast=True).autocast == "bfloat16"
+    assert ClassifierTraining(autocast=False).autocast == "none"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="float16 training needs a GPU")
+def test_float16_on_a_gpu_scales_its_gradients(few_images, classifier, tmp_path):
+    config = ClassifierTraining(epochs=2, augmentation="none", autocast="float16")
+    model = train_classifier(classifier, few_images, "Mass", tmp_path / "m.safetensors", config, device="cuda")
+    assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
 
 
 def test_kind_affine_warps_every_image_and_flips_warp_none(monkeypatch):
@@ -561,7 +725,7 @@ def test_a_state_of_other_settings_and_a_damaged_one_are_refused(few_images, cla
     config = QUICK.model_copy(update={"augmentation": "none", "epochs": 2})
     with pytest.raises(TypeError):
         train_classifier(classifier, few_images, "Mass", path, config)
-    with pytest.raises(InputError, match="other settings; delete it to start anew"):
+    with pytest.raises(InputError, match=r"other settings; delete it to start anew \(config\.\w+ is .* there and"):
         train_classifier(classifier, few_images, "Mass", path, config.model_copy(update={"lr": 2e-3}))
     state = tmp_path / "m.unfinished.safetensors"
     state.write_bytes(state.read_bytes()[:1000])

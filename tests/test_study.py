@@ -19,6 +19,7 @@ from helpers_adapters import calibrated_classifier
 from helpers_study import (
     LAYER_WIDTHS,
     layered_settings,
+    mammosae,
     mammosae_process,
     results_of,
     save_random_sae,
@@ -435,6 +436,21 @@ def test_the_rows_of_all_layers_come_from_one_pass_into_a_store_each(tmp_path, p
     (folder,) = (study.work / "activations").iterdir()
     assert {path.name for path in folder.iterdir()} == {layer.hook_name for layer in study.layers}
     assert [layer.extract().d_in for layer in study.layers] == list(LAYER_WIDTHS.values())
+
+
+def test_extract_takes_the_first_images_augmented_and_a_share_of_each_batchs_positions(tmp_path, phantom_root):
+    settings = study_settings(tmp_path, phantom_root)
+    settings["sae"] = {"train": {"model": "pretrained", "concept": "Mass", "sample_from": "batch"}}
+    file = write_study(tmp_path, settings)
+    done = mammosae("extract", "--config", file, "--limit", "5", "--augmentation", "flips")
+    assert done.returncode == 0, done.stderr
+    (manifest,) = (tmp_path / "out" / "work" / "activations").glob("*/*/activations.json")
+    said = json.loads(manifest.read_text())
+    assert (said["limit"], said["sample_from"], len(said["image_ids"])) == (5, "batch", 5)
+    assert said["augmentation"]["kind"] == "flips"
+    wrong = mammosae("extract", "--config", file, "--augmentation", "blur")
+    assert wrong.returncode == 2
+    assert "sae.train.augmentation" in wrong.stderr
 
 
 @pytest.mark.parametrize("fold", [False, True])

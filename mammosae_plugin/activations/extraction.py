@@ -3,11 +3,11 @@
 import hashlib
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypedDict, overload
 from zlib import crc32
 
 import numpy as np
@@ -29,9 +29,21 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 IMAGES_PER_SHARD = 64
+_AUGMENTED = 1  # a stream of its own beside the one that chooses positions
 BYTES_PER_SHARD = 256 * 2**20  # the shards of one range of images are in memory while they are made
 
 Autocast = Literal["bfloat16", "float16"]
+
+
+SampleFrom = Literal["image", "batch"]
+
+
+class Augment(Protocol):
+    """A dataclass that changes an image (3, H, W) by the numbers of a generator."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def __call__(self, image: torch.Tensor, generator: np.random.Generator) -> torch.Tensor: ...
 
 
 class Extraction(TypedDict, total=False):
@@ -40,7 +52,12 @@ class Extraction(TypedDict, total=False):
     dtype: Type of the stored rows: "float32" (default), "float16" or "bfloat16".
     fraction: Share of each image's positions to keep, in (0, 1]; 1 by default, the released code keeps 0.25.
     count: Or the number of positions to keep of each image.
-    seed: Chooses the positions, and the order of rows within a shard.
+    sample_from: What the fraction is drawn from: "image" (default), the same number of every image; "batch", all
+        positions of the images of one forward pass together, as the released code draws its 25 %.
+    limit: Extract the first so many images of the dataset only; the release takes 4,000.
+    augmentation: How images are changed first: a `training.Augmentation`, or a dataclass of your own that is called
+        with an image (3, H, W) and a NumPy generator. What an image looks like depends on seed and image id alone.
+    seed: Chooses the positions, the augmentation, and the order of rows within a shard.
     device: Where the networks run; under torchrun "cuda" is each process's own GPU.
     batch_size: Images per forward pass.
     num_workers: Processes that decode and preprocess images while the networks run.
@@ -50,6 +67,9 @@ class Extraction(TypedDict, total=False):
     dtype: str
     fraction: float
     count: int | None
+    sample_from: SampleFrom
+    limit: int | None
+    augmentation: Augment | None
     seed: int
     device: str
     batch_size: int
@@ -63,14 +83,19 @@ class _Images(Dataset[torch.Tensor | InputError]):
     An error raised in a worker process would arrive as a traceback in a message of many lines.
     """
 
-    def __init__(self, dataset: MammogramDataset) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: MammogramDataset, augmentation: Augment | None, seed: int) -> None:
+        self.dataset, self.augmentation, self.seed = dataset, augmentation, seed
 
     def __getitem__(self, index: int) -> torch.Tensor | InputError:
         try:
-            return self.dataset[index]["image"]
+            item = self.dataset[index]
         except InputError as error:
             return error
+        if self.augmentation is None:
+            return item["image"]
+        return self.augmentation(
+            item["image"], np.random.default_rng([self.seed, _AUGMENTED, crc32(item["image_id"].encode())])
+        )
 
 
 def _stack(items: Sequence[torch.Tensor | InputError]) -> torch.Tensor | InputError:
@@ -85,6 +110,8 @@ def image_batches(
     num_workers: int = 0,
     *,
     pin_memory: bool = False,
+    augmentation: Augment | None = None,
+    seed: int = 0,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Batches of preprocessed images (b, 3, H, W) with the index of their first, in order.
 
@@ -94,6 +121,8 @@ def image_batches(
         batch_size: Images per batch; the last of a range may be smaller.
         num_workers: Processes that decode and preprocess ahead of whoever takes the batches; 0 reads in this one.
         pin_memory: Put the batches where a GPU copies them from without waiting.
+        augmentation: How images are changed first, by seed and image id.
+        seed: Of the augmentation.
 
     Raises:
         InputError: An image cannot be read.
@@ -105,7 +134,7 @@ def image_batches(
         for start in range(one.start, one.stop, batch_size)
     ]
     loader: DataLoader[Any] = DataLoader(
-        _Images(dataset),
+        _Images(dataset, augmentation, seed),
         batch_sampler=[list(batch) for batch in batches],
         num_workers=num_workers,
         collate_fn=_stack,
@@ -148,6 +177,7 @@ class _Sampling:
     fraction: float
     count: int | None
     seed: int
+    sample_from: SampleFrom = "image"
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
@@ -156,6 +186,21 @@ class _Sampling:
             raise InputError(f"count is {self.count}; it must be at least 1")
         if self.count is not None and self.fraction != 1:
             raise InputError("give the positions to keep per image as a fraction or as a count, not as both")
+        if self.sample_from not in ("image", "batch"):
+            raise InputError(f"sample_from is {self.sample_from!r}; it must be 'image' or 'batch'")
+        if self.sample_from == "batch" and self.count is not None:
+            raise InputError("a count of positions is of each image; with sample_from 'batch' give a fraction")
+
+    def chosen(self, ids: Sequence[str], n_positions: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(n,) places of images among `ids`, which pass the network together, and (n,) positions that are kept."""
+        if self.sample_from == "image":
+            n_kept = self.n_kept(n_positions)
+            positions = [sampled_positions(image_id, n_positions, n_kept, self.seed) for image_id in ids]
+            return np.repeat(np.arange(len(ids)), n_kept), np.concatenate(positions)
+        n_all = len(ids) * n_positions
+        together = "\n".join(ids)
+        kept = sampled_positions(together, n_all, max(1, round(n_all * self.fraction)), self.seed)
+        return kept // n_positions, kept % n_positions
 
     def n_kept(self, n_positions: int) -> int:
         return min(n_positions, self.count or max(1, round(n_positions * self.fraction)))
@@ -206,7 +251,8 @@ def extract_activations(
         hook_name: A hook point or alias; None means the final map. Rows are (C,): one per position of a map
             (B, h, w, C), one per token of (B, n, C), one per image of a vector (B, C).
         hook_names: Several hook points, read in one pass: each gets a store of its own, `folder/<full hook name>`.
-        settings: As in `Extraction`: dtype, fraction or count, seed, device, batch_size, num_workers, autocast.
+        settings: As in `Extraction`: dtype, fraction or count, sample_from, limit, augmentation, seed, device,
+            batch_size, num_workers, autocast.
 
     Returns:
         The store; with `hook_names` the stores by full hook name.
@@ -272,13 +318,17 @@ def _extract(
     dtype: str = "float32",
     fraction: float = 1.0,
     count: int | None = None,
+    sample_from: SampleFrom = "image",
+    limit: int | None = None,
+    augmentation: Augment | None = None,
     seed: int = 0,
     device: str = "cpu",
     batch_size: int = 1,
     num_workers: int = 0,
     autocast: Autocast | None = None,
 ) -> dict[str, ActivationStore]:
-    sampling = _Sampling(fraction, count, seed)
+    sampling = _Sampling(fraction, count, seed, sample_from)
+    dataset = _limited(dataset, limit)
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
     if autocast not in (None, "bfloat16", "float16"):
@@ -298,6 +348,9 @@ def _extract(
         "preprocessing": PREPROCESSING,
         "fraction": fraction if count is None else None,
         "count": count,
+        "sample_from": sample_from,
+        "limit": limit,
+        "augmentation": _described(augmentation),
         "seed": seed,
         "dtype": dtype,
         "autocast": autocast,
@@ -325,6 +378,7 @@ def _extract(
                 dataset,
                 ids,
                 sampling,
+                augmentation=augmentation,
                 dtype=dtype,
                 device=device,
                 batch_size=batch_size,
@@ -352,6 +406,27 @@ def _extract(
         d_in = source.model.hook_shapes[source.hook_name][-1]
         stores[source.name] = seal_store(source.folder, described, d_in=d_in, dtype=dtype)
     return stores
+
+
+def _limited(dataset: MammogramDataset, limit: int | None) -> MammogramDataset:
+    """The first `limit` images of a dataset."""
+    if limit is None or limit >= len(dataset):
+        return dataset
+    if limit < 1:
+        raise InputError(f"limit is {limit}; it must be at least 1 image")
+    return dataset.select(image_ids=dataset.images["image_id"][:limit].tolist())
+
+
+def _described(augmentation: Augment | None) -> dict[str, Any] | None:
+    """What the manifest says of an augmentation: the fields of the dataclass."""
+    if augmentation is None:
+        return None
+    if isinstance(augmentation, type) or not hasattr(augmentation, "__dataclass_fields__"):
+        raise InputError(
+            "augmentation must be a training.Augmentation, such as Augmentation('mammo_clip'), or a dataclass of your "
+            f"own whose fields say what it does, not a {type(augmentation).__name__}"
+        )
+    return {"name": type(augmentation).__name__, **asdict(augmentation)}
 
 
 def patient_number(patient_id: object) -> int:
@@ -384,6 +459,7 @@ def _stream(
     sampling: _Sampling,
     tasks: Sequence[ShardTask],
     *,
+    augmentation: Augment | None,
     dtype: str,
     device: str,
     batch_size: int,
@@ -392,7 +468,13 @@ def _stream(
 ) -> Generator[Mapping[str, Tensors], None, None]:
     """The shards of all tasks in order, while worker processes read ahead, over the borders of shards too."""
     batches = image_batches(
-        dataset, [task.items for task in tasks], batch_size, num_workers, pin_memory=torch.device(device).type == "cuda"
+        dataset,
+        [task.items for task in tasks],
+        batch_size,
+        num_workers,
+        pin_memory=torch.device(device).type == "cuda",
+        augmentation=augmentation,
+        seed=sampling.seed,
     )
     for task in tasks:
         wanted = [source for source in sources if source.name in task.names]
@@ -447,18 +529,13 @@ def _kept(
     values: torch.Tensor, first: int, ids: Sequence[str], sampling: _Sampling, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rows, image numbers and positions of a batch (B, n, C), chosen and converted where the network runs."""
-    numbers = range(first, first + len(values))
-    n_positions = values.shape[1]
-    n_kept = sampling.n_kept(n_positions)
-    chosen = [sampled_positions(ids[number], n_positions, n_kept, sampling.seed) for number in numbers]
-    positions = torch.from_numpy(np.stack(chosen)).to(values.device)
-    rows = values[torch.arange(len(values), device=values.device)[:, None], positions].to(dtype)
+    place, position = map(torch.from_numpy, sampling.chosen(ids[first : first + len(values)], values.shape[1]))
+    rows = values[place.to(values.device), position.to(values.device)].to(dtype)
     if dtype == torch.float16:
-        too_large = torch.isinf(rows).flatten(1).any(1).nonzero()
+        too_large = torch.isinf(rows).any(1).nonzero()
         if len(too_large):
             raise InputError(
-                f"image {ids[first + int(too_large[0, 0])]} has features above 65504, which float16 cannot hold; "
-                "store bfloat16 or float32"
+                f"image {ids[first + int(place[too_large[0, 0]])]} has features above 65504, which float16 cannot "
+                "hold; store bfloat16 or float32"
             )
-    image = torch.tensor(numbers, dtype=torch.int32).repeat_interleave(n_kept)
-    return rows.flatten(0, 1).cpu(), image, positions.flatten().cpu()
+    return rows.cpu(), (place + first).to(torch.int32), position

@@ -136,6 +136,7 @@ class ActivationStore:
         kept = (
             f"{said['count']} positions" if said.get("count") else f"{said.get('fraction') or 1:.3g} of the positions"
         )
+        kept += ", augmented" if said.get("augmentation") else ""
         grid = said.get("layout", {}).get("grid")
         lines = {
             "rows": f"{self.n_rows} rows of {self.d_in} {said['dtype']}, {self._nbytes / 1e9:.4g} GB "
@@ -530,6 +531,8 @@ SAME_IN_A_MERGE = (
     "d_in",
     "fraction",
     "count",
+    "sample_from",
+    "augmentation",
     "seed",
     "autocast",
 )

@@ -1,5 +1,6 @@
 """Training: sparse autoencoders on activation rows, and the classifiers whose features they explain."""
 
+from mammosae_plugin.training.augmentation import Augmentation
 from mammosae_plugin.training.classifier import ClassifierTraining, train_classifier
 from mammosae_plugin.training.sae import train_sae, train_saes
 from mammosae_plugin.training.saving import save_sae
@@ -7,6 +8,7 @@ from mammosae_plugin.training.settings import SAETraining
 from mammosae_plugin.training.sweep import final_metrics_of, grid
 
 __all__ = [
+    "Augmentation",
     "ClassifierTraining",
     "SAETraining",
     "final_metrics_of",

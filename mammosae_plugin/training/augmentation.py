@@ -6,8 +6,10 @@ from typing import Literal
 from zlib import crc32
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.ndimage import gaussian_filter
+from torch.nn import functional
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as v2
@@ -30,32 +32,42 @@ class Augmentation:
     Attributes:
         kind: "none"; "flips", left-right and up-down, each for half of the images; "affine", flips and for every image
             a rotation (up to 20 degrees), shift (10 %), scale (0.8 to 1.2) and shear (20 degrees, both axes);
-            "mammo_clip", Mammo-CLIP's recipe: flips, for half of the images that affine map, for half of them an
-            elastic one, and then the image stretched to its full range again, as the preprocessing does it.
-        elastic_alpha: how far the elastic map moves pixels: random numbers from -1 to 1, blurred, times this many
-            pixels.
-        elastic_sigma: standard deviation in pixels of the blur.
+            "mammo_clip", what Mammo-CLIP's code does under albumentations 1.4.7: flips, for half of the images an
+            affine map of fixed rotation, shift and shear (`fixed_affine`), for half of them an elastic one, and then
+            the image stretched to its full range again, as the preprocessing does it.
+        elastic_alpha: mammo_clip: how far the elastic map moves pixels: random numbers from -1 to 1, blurred, times
+            this many pixels.
+        elastic_sigma: mammo_clip: standard deviation in pixels of the blur.
+        elastic_affine: mammo_clip: how far, in pixels, the affine part of the elastic map moves its three points:
+            albumentations 1.4.7's `alpha_affine`, 50 by default there. 0: none, as in albumentations 2.
     """
 
     kind: Kind
     elastic_alpha: float = 10.0
     elastic_sigma: float = 15.0
+    elastic_affine: float = 50.0
 
     def __call__(self, image: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
         """A changed copy of a preprocessed image (3, H, W); `generator` decides how.
 
-        What enters from outside the frame has the image's background value, its minimum.
+        What enters from outside the frame has the image's background value, its minimum; in the affine part of the
+        elastic map it is the image's reflection.
         """
         if self.kind == "none":
             return image
         image = flipped(image, *(generator.random(2) < 0.5))
-        if self.kind == "affine" or (self.kind == "mammo_clip" and generator.random() < 0.5):
-            image = affine(image, generator)
-        if self.kind == "mammo_clip":
-            if generator.random() < 0.5:
-                image = elastic(image, generator, self.elastic_alpha, self.elastic_sigma)
-            image = stretched(image)
-        return image
+        if self.kind == "affine":
+            return affine(image, generator)
+        return self._as_mammo_clip(image, generator) if self.kind == "mammo_clip" else image
+
+    def _as_mammo_clip(self, image: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
+        if generator.random() < 0.5:
+            image = fixed_affine(image, generator)
+        if generator.random() < 0.5:
+            if self.elastic_affine:
+                image = three_points_moved(image, generator, self.elastic_affine)
+            image = elastic(image, generator, self.elastic_alpha, self.elastic_sigma)
+        return stretched(image)
 
 
 class EpochImages(Dataset[torch.Tensor]):
@@ -113,6 +125,62 @@ def affine(image: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
         )
     )
     return moved + background
+
+
+def fixed_affine_matrix(image_size: tuple[int, int], scale_x: float, scale_y: float) -> npt.NDArray[np.float64]:
+    """(2, 3), pixels (x, y, 1) of an image (H, W) -> where they go, by albumentations' Affine with single numbers.
+
+    A single number means that value and not a range there (1.4.7 and 2.0.8): every image turns by 20 degrees, is
+    sheared by 20 degrees along both axes, and shifted by 10 % of its sides. In order, about the centre: shear along y,
+    shear along x together with scale and rotation, shift.
+    """
+    height, width = image_size
+    turn, shear = -np.radians(DEGREES), -np.tan(np.radians(DEGREES))
+    shear_y = np.array([[1, 0], [shear, 1]])
+    shear_x = np.array([[1, -shear], [0, 1]])
+    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    linear = rotation @ shear_x @ np.diag([scale_x, scale_y]) @ shear_y
+    centre = np.array([width / 2 - 0.5, height / 2 - 0.5])
+    offset = centre + SHIFT * np.array([width, height]) - linear @ centre
+    return np.column_stack([linear, offset])
+
+
+def fixed_affine(image: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
+    """(3, H, W) under `fixed_affine_matrix`; the scales along x and y are drawn independently from 0.8 to 1.2."""
+    background = image.min()
+    matrix = fixed_affine_matrix((image.shape[-2], image.shape[-1]), *generator.uniform(*SCALE, 2))
+    return _warped(image - background, matrix, "zeros") + background
+
+
+def three_points_matrix(
+    image_size: tuple[int, int], generator: np.random.Generator, reach: float
+) -> npt.NDArray[np.float64]:
+    """(2, 3), the affine map that moves three points by up to `reach` pixels along each axis.
+
+    The affine part of albumentations 1.4.7's ElasticTransform (`alpha_affine`). Its points are three corners of a
+    square, a third of the shorter side from a centre whose coordinates it exchanges: x is half the height.
+    """
+    height, width = image_size
+    centre, size = np.array([height // 2, width // 2]), min(height, width) // 3
+    points = centre + size * np.array([[1, 1], [1, -1], [-1, -1]])
+    moved = points + generator.uniform(-reach, reach, (3, 2))
+    return np.linalg.solve(np.column_stack([points, np.ones(3)]), moved).T
+
+
+def three_points_moved(image: torch.Tensor, generator: np.random.Generator, reach: float) -> torch.Tensor:
+    """(3, H, W) under `three_points_matrix`; what comes from outside the frame is the reflection at its border."""
+    matrix = three_points_matrix((image.shape[-2], image.shape[-1]), generator, reach)
+    return _warped(image, matrix, "reflection")
+
+
+def _warped(image: torch.Tensor, matrix: npt.NDArray[np.float64], outside: str) -> torch.Tensor:
+    """(3, H, W) with every pixel (x, y) moved to matrix @ (x, y, 1), bilinear."""
+    height, width = image.shape[-2:]
+    back = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))[:2]
+    rows, columns = np.mgrid[0:height, 0:width]
+    source = np.stack([columns, rows, np.ones_like(rows)], axis=-1) @ back.T
+    grid = torch.from_numpy(2 * source / (width - 1, height - 1) - 1).to(image.dtype)
+    return functional.grid_sample(image[None], grid[None], padding_mode=outside, align_corners=True)[0]
 
 
 def elastic(image: torch.Tensor, generator: np.random.Generator, alpha: float, sigma: float) -> torch.Tensor:

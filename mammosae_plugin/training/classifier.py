@@ -12,10 +12,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from safetensors import SafetensorError, safe_open
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from timm.layers import DropPath
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Subset
@@ -25,7 +26,7 @@ from mammosae_plugin.adapters import MammoClipClassifier, load_mammo_clip, save_
 from mammosae_plugin.datasets import MammogramDataset, collate, n_classes_of
 from mammosae_plugin.datasets.concepts import nearest_names
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import local_path, sha256_of_json, write_safetensors, write_text
+from mammosae_plugin.files import differences, local_path, sha256_of_json, write_safetensors, write_text
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.provenance import seed_everything, tensors_fingerprint, torch_generator
 from mammosae_plugin.shards import remove_shards, run_shards, shard_paths
@@ -42,6 +43,25 @@ LOG_EVERY = 10
 Integers = npt.NDArray[np.int64]
 
 
+RECIPES: dict[str, dict[str, Any]] = {
+    "mammosae": {},
+    "mammo_clip": {
+        "epochs": 30,
+        "batch_size": 8,
+        "lr": 5e-5,
+        "weight_decay": 1e-4,
+        "warm_up_from_zero": True,
+        "augmentation": "mammo_clip",
+        "drop_connect": 0.2,
+        "dropout": 0.4,
+        "batch_norm_momentum": 0.01,
+        "drop_last": True,
+        "autocast": "float16",
+    },
+}
+"""What a recipe sets instead of the defaults; "mammo_clip" is that of Mammo-CLIP's scripts for findings."""
+
+
 class ClassifierTraining(Settings):
     """How a classifier is trained."""
 
@@ -49,6 +69,12 @@ class ClassifierTraining(Settings):
         "finetuned",
         description="'pretrained': fit the linear head on frozen features by logistic regression. 'linear_probe': "
         "train it as 'finetuned' does, on a frozen encoder. 'finetuned': train the whole network.",
+    )
+    recipe: Literal["mammosae", "mammo_clip"] = Field(
+        "mammosae",
+        description="Where the settings that are not given come from. 'mammosae': the defaults listed here. "
+        "'mammo_clip': Mammo-CLIP's own scripts: 30 epochs, batch 8, warm-up from 0 over one epoch, augmentation "
+        "mammo_clip, drop_connect 0.2, dropout 0.4, batch_norm_momentum 0.01, drop_last, autocast float16.",
     )
     l2: float = Field(
         1.0, gt=0, description="pretrained: L2 penalty of the logistic regression on standardised features."
@@ -60,6 +86,27 @@ class ClassifierTraining(Settings):
     warm_up: float = Field(
         0.1, ge=0, lt=1, description="Share of the steps with rising learning rate; then cosine (not for 'pretrained')."
     )
+    warm_up_from_zero: bool = Field(
+        False, description="The first step of the warm-up has learning rate 0, instead of one step's rise."
+    )
+    drop_last: bool = Field(False, description="Leave out an epoch's last batch where it is smaller than the others.")
+    drop_connect: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="finetuned: share of images for which the last block's residual branch is left out (stochastic "
+        "depth); it falls in a line to 0 at the first block.",
+    )
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="finetuned: share of pooled features that are set to 0 before the head."
+    )
+    batch_norm_momentum: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="finetuned: weight of a batch in the running statistics of batch norms, in PyTorch's sense; None "
+        "is the network's own, 0.1.",
+    )
     class_weights: Literal["balanced", "none"] = Field(
         "balanced",
         description="'balanced': positives of a finding count negatives / positives, classes of density and birads by "
@@ -68,14 +115,20 @@ class ClassifierTraining(Settings):
     augmentation: Kind = Field(
         "affine",
         description="'none'; 'flips'; 'affine': flips, and rotation 20, shift 10 %, scale 0.8 to 1.2 and shear 20 "
-        "degrees; 'mammo_clip': Mammo-CLIP's recipe: those and an elastic map, each for half of the images "
-        "(not for 'pretrained').",
+        "degrees; 'mammo_clip': flips, an affine map of fixed rotation, shift and shear, and an elastic map, each for "
+        "half of the images, as Mammo-CLIP's code does under albumentations 1.4.7 (not for 'pretrained').",
     )
     elastic_alpha: float = Field(
         10.0, ge=0, description="mammo_clip: factor in pixels of the elastic map's blurred noise; released: 10."
     )
     elastic_sigma: float = Field(
         15.0, gt=0, description="mammo_clip: blur of the elastic map's noise, a standard deviation in pixels."
+    )
+    elastic_affine: float = Field(
+        50.0,
+        ge=0,
+        description="mammo_clip: reach in pixels of the elastic map's affine part: alpha_affine of albumentations "
+        "1.4.7. 0: none, as in albumentations 2.",
     )
     validation_share: float = Field(
         0.0,
@@ -84,7 +137,11 @@ class ClassifierTraining(Settings):
         description="Share of the training patients held out; the epoch with the best AUROC on them is kept. "
         "0: train on all and keep the last epoch.",
     )
-    autocast: bool = Field(False, description="Run the network under bfloat16 autocast.")
+    autocast: Literal["none", "bfloat16", "float16"] = Field(
+        "none",
+        description="Run the network under autocast to this type; float16, with its gradient scaler, on GPUs only: "
+        "elsewhere the network stays in float32. True means bfloat16.",
+    )
     checkpoint_every: int | None = Field(
         None,
         gt=0,
@@ -94,9 +151,31 @@ class ClassifierTraining(Settings):
         0, ge=0, description="Seeds the head, the patients held out, the order of the images and the augmentation."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_the_recipe(cls, given: Any) -> Any:
+        recipe = RECIPES.get(given.get("recipe", "mammosae")) if isinstance(given, dict) else None
+        if not recipe:
+            return given
+        filled = {**recipe, **given}
+        epochs = filled["epochs"]
+        one_epoch = {"warm_up": 1 / epochs} if isinstance(epochs, int) and epochs > 1 else {}
+        return {**one_epoch, **filled}
+
+    @field_validator("autocast", mode="before")
+    @classmethod
+    def _as_a_type(cls, autocast: Any) -> Any:
+        if isinstance(autocast, bool) or autocast is None:
+            return "bfloat16" if autocast else "none"
+        return autocast
+
     @model_validator(mode="after")
     def _elastic_map_is_used(self) -> "ClassifierTraining":
-        given = [name for name in ("elastic_alpha", "elastic_sigma") if getattr(self, name) != _default(name)]
+        given = [
+            name
+            for name in ("elastic_alpha", "elastic_sigma", "elastic_affine")
+            if getattr(self, name) != _default(name)
+        ]
         if given and self.augmentation != "mammo_clip":
             raise ValueError(
                 f"{given[0]} means nothing with augmentation {self.augmentation!r}; set augmentation to 'mammo_clip'"
@@ -159,8 +238,10 @@ def train_classifier(
                 _train(encoder, _Task(dataset, labels, sides, config, path, plan, device, num_workers))
     model = load_mammo_clip(path, device=device)
     found = {name: value for name, value in model.source["metadata"].items() if name != "outcome"}
-    if found != json.loads(json.dumps(plan)):
-        raise InputError(f"{path} holds a classifier of other settings; name another file or delete this one")
+    if differing := differences(found, plan):
+        raise InputError(
+            f"{path} holds a classifier of other settings ({differing}); name another file or delete this one"
+        )
     remove_shards(_features_folder(path))
     _state_file(path).unlink(missing_ok=True)
     return model
@@ -219,8 +300,15 @@ class _Task:
         for batch in loader:
             yield batch["image"].to(self.device)
 
+    @property
+    def scales_gradients(self) -> bool:
+        """Whether the network runs in float16, whose small gradients would vanish unscaled."""
+        return self.config.autocast == "float16" and torch.device(self.device).type == "cuda"
+
     def autocast(self) -> torch.autocast:
-        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.config.autocast)
+        dtype = torch.float16 if self.scales_gradients else torch.bfloat16
+        enabled = self.config.autocast == "bfloat16" or self.scales_gradients
+        return torch.autocast(torch.device(self.device).type, dtype, enabled=enabled)
 
 
 def _n_outputs(concepts: Sequence[str]) -> int:
@@ -374,10 +462,19 @@ class _Run:
         self.trained: nn.Module = model if config.kind == "finetuned" else model.classifier
         model.requires_grad_(False)
         self.trained.requires_grad_(True)
+        if config.kind == "finetuned":
+            _regularise(model, config)
+        self.scaler = torch.amp.GradScaler(enabled=task.scales_gradients)
         self.optimizer = torch.optim.AdamW(self.trained.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self.targets = task.targets
         self.weights = _class_weights(self.targets[task.sides.training]) if config.class_weights == "balanced" else None
-        self.steps_per_epoch = math.ceil(len(task.sides.training) / config.batch_size)
+        n_training = len(task.sides.training)
+        self.steps_per_epoch = (math.floor if config.drop_last else math.ceil)(n_training / config.batch_size)
+        if self.steps_per_epoch == 0:
+            raise InputError(
+                f"the {n_training} training images are not one batch of {config.batch_size}, and drop_last leaves out "
+                "what is less; lower batch_size or set drop_last to false"
+            )
         self.total = self.steps_per_epoch * config.epochs
         self.progress = _Progress()
         self.best: dict[str, torch.Tensor] = {}
@@ -403,7 +500,10 @@ class _Run:
     def _epoch(self, epoch: int, bar: "tqdm[Any]") -> None:
         config, progress, training = self.task.config, self.progress, self.task.sides.training
         order = training[torch.randperm(len(training), generator=torch_generator(config.seed, epoch)).numpy()]
-        augmentation = Augmentation(config.augmentation, config.elastic_alpha, config.elastic_sigma)
+        order = order[: self.steps_per_epoch * config.batch_size]
+        augmentation = Augmentation(
+            config.augmentation, config.elastic_alpha, config.elastic_sigma, config.elastic_affine
+        )
         images_of_epoch = EpochImages(self.task.dataset, order.tolist(), augmentation, seed=config.seed, epoch=epoch)
         first = (progress.step - epoch * self.steps_per_epoch) * config.batch_size
         loader = DataLoader(
@@ -440,8 +540,9 @@ class _Run:
             logits = self.model(images.to(device, non_blocking=True))
         loss = _loss(logits.float(), self.targets[items].to(device), self.weights)
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         return loss.item()
 
     def _end_epoch(self, epoch: int) -> None:
@@ -482,7 +583,11 @@ class _Run:
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in state.items()}
-        said = {"plan": sha256_of_json(self.task.plan), "progress": json.dumps(vars(self.progress))}
+        said = {
+            "plan": json.dumps(self.task.plan),
+            "progress": json.dumps(vars(self.progress)),
+            "scaler": json.dumps(self.scaler.state_dict()),
+        }
         write_safetensors(_state_file(self.task.path), tensors, said)
 
     def _restore(self) -> None:
@@ -491,8 +596,9 @@ class _Run:
         if not file.exists():
             return
         tensors, said = _read_tensors(file)
-        if said["plan"] != sha256_of_json(self.task.plan):
-            raise InputError(f"{file} belongs to a training of other settings; delete it to start anew")
+        if differing := differences(_plan_in(said), self.task.plan):
+            raise InputError(f"{file} belongs to a training of other settings; delete it to start anew ({differing})")
+        self.scaler.load_state_dict(json.loads(said["scaler"]))
         self.progress = _Progress(**json.loads(said["progress"]))
         self.best = _below(tensors, "best.")
         self.trained.load_state_dict(_below(tensors, "model."))
@@ -508,6 +614,30 @@ class _Run:
             state.setdefault(int(number), {})[leaf] = same.copy_(tensor)
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
         logger.info("continuing %s at step %d", self.task.path.name, self.progress.step)
+
+
+def _plan_in(said: Mapping[str, str]) -> Any:
+    """The plan that a state holds; earlier versions kept its SHA-256 alone."""
+    try:
+        return json.loads(said["plan"])
+    except json.JSONDecodeError:
+        return said["plan"]
+
+
+def _regularise(model: MammoClipClassifier, config: ClassifierTraining) -> None:
+    """Put dropout, drop-connect and the momentum of batch norms into a network that is to be trained.
+
+    Drop-connect falls in a line from the last block to 0 at the first (Huang et al., ECCV 2016, as in EfficientNet).
+    None of them is in the state dict: the saved classifier has none.
+    """
+    model.drop_rate = config.dropout
+    blocks = [block for stage in model.blocks.children() for block in stage.children()]
+    for number, block in enumerate(blocks):
+        if config.drop_connect and hasattr(block, "drop_path"):
+            block.drop_path = DropPath(config.drop_connect * number / len(blocks))
+    for module in model.modules():
+        if config.batch_norm_momentum is not None and isinstance(module, nn.BatchNorm2d):
+            module.momentum = config.batch_norm_momentum
 
 
 @dataclass
@@ -546,9 +676,14 @@ def _loss(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | N
 def _rate(step: int, total: int, config: ClassifierTraining) -> float:
     """Linear warm-up to `lr` over `warm_up * total` steps, then half a cosine down to 0.
 
-    Where that is no whole number, the last step of the warm-up lies above `lr`, by less than one step's rise.
+    Where that is no whole number, the last step of the warm-up lies above `lr`, by less than one step's rise. A warm-up
+    from zero has whole steps, the first of them with rate 0.
     """
     warm_up = config.warm_up * total
+    if config.warm_up_from_zero:
+        warm_up = round(warm_up)
+        if step < warm_up:
+            return config.lr * step / warm_up
     if step < warm_up:
         return config.lr * (step + 1) / warm_up
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (total - warm_up)))
