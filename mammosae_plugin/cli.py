@@ -158,6 +158,7 @@ _add_step("classify", "Train the study's classifiers, or check the given ones ag
 
 @app.command()
 def extract(
+    file: StudyFile = None,
     config: ConfigFile = None,
     output: Output = None,
     device: Device = None,
@@ -184,7 +185,7 @@ def extract(
     """
     given = {"limit": limit, "augmentation": augmentation}
     extra = [f"sae.train.{name}={value}" for name, value in given.items() if value is not None]
-    _run_until("extract", config, output, device, [*(settings or ()), *extra], debug)
+    _run_until("extract", _Study(file, config, output, device, [*(settings or ()), *extra]), debug)
 
 
 _add_step("train", "Train the study's sparse autoencoders with SAELens.")
