@@ -209,7 +209,7 @@ def demo(
 
     Makes phantom mammograms with masses and calcifications in VinDr-Mammo's format, trains a small EfficientNet on
     them, sparse autoencoders at an inner layer and at its final feature map, and writes the same reports as
-    `mammosae study`. Takes 8 to 10 minutes on two cores. Can be killed and run again.
+    `mammosae study`. Takes 10 to 20 minutes on two free cores. Can be killed and run again.
     """
     with clear_errors(debug):
         from mammosae_plugin.demo import run_demo
