@@ -21,6 +21,7 @@ from mammosae_plugin.statistics import (
     ranking_metrics,
     require_two_classes,
     settled,
+    settled_columns,
 )
 
 if TYPE_CHECKING:
@@ -235,7 +236,7 @@ def best_single_latent(
         ]
     )
     chosen = int(aurocs.argmax())
-    scores = _settled_columns(values[:, [live[chosen]]].toarray()[test.image_rows])
+    scores = settled_columns(values[:, [live[chosen]]].toarray()[test.image_rows])
     resamples = Resamples(test.labels, test.patient_ids, n_bootstrap=n_bootstrap, seed=seed, min_patients=min_patients)
     low, high = resamples.interval(resamples.metrics(scores)["auroc"])
     record = {
@@ -249,17 +250,11 @@ def best_single_latent(
     return pd.DataFrame.from_records([record])
 
 
-def _settled_columns(scores: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Activations (n_rows, n) of several latents, those of each latent settled among themselves."""
-    errors = NETWORK_ERROR * np.abs(scores).max(axis=0)
-    return np.stack([settled(column, error) for column, error in zip(scores.T, errors, strict=True)], axis=1)
-
-
 def _column_aurocs(scores: NDArray[np.float32], rows: "EvaluationRows") -> NDArray[np.float64]:
     """The AUROC of class 1 by every column of (n_rows, n): the rank-sum form, ties counted one half."""
     positive = rows.labels == 1
     n_positive, n_negative = positive.sum(), (~positive).sum()
-    ranks = rankdata(_settled_columns(scores), axis=0)
+    ranks = rankdata(settled_columns(scores), axis=0)
     aurocs: NDArray[np.float64] = (ranks[positive].sum(axis=0) - n_positive * (n_positive + 1) / 2) / (
         n_positive * n_negative
     )

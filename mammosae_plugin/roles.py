@@ -15,7 +15,16 @@ from mammosae_plugin.errors import InputError
 from mammosae_plugin.intervention import Passes, single_ablations
 from mammosae_plugin.probing import RankedLatents, class_mean_latents
 from mammosae_plugin.reconstruction import reconstruction_quality
-from mammosae_plugin.statistics import MIN_PATIENTS, bootstrap_metrics, interval, patient_bootstrap, ranking_metrics
+from mammosae_plugin.statistics import (
+    MIN_PATIENTS,
+    bootstrap_metrics,
+    interval,
+    logit_error,
+    patient_bootstrap,
+    ranking_metrics,
+    settled,
+    settled_columns,
+)
 from mammosae_plugin.visualization.results import BACKGROUND, CONCEPT, ROLE_NUMBERS, UNCLEAR
 
 if TYPE_CHECKING:
@@ -133,7 +142,7 @@ def _obstacle(
     explained = reconstruction_quality(table, split)["explained_variance"]
     if not explained >= LEAST_EXPLAINED:
         return f"the SAE explains {explained:.3f} of the variance, less than {LEAST_EXPLAINED:g}"
-    logits = table.logits(concept)[rows.image_rows]
+    logits = settled(table.logits(concept)[rows.image_rows], logit_error(table, concept))
     auroc = ranking_metrics(logits, rows.labels)[0]
     samples = bootstrap_metrics(logits, rows.labels, patient_bootstrap(rows.patient_ids, n_bootstrap, seed))["auroc"]
     if not (auroc >= SEPARATES and interval(samples)[0] > 0.5):
@@ -204,8 +213,9 @@ def _evidence(
     found = []
     for column in range(len(latents)):
         values = activity[:, [column]]
+        scores = settled_columns(values)
         auroc = _Measured.of(
-            ranking_metrics(values, rows.labels)[0], bootstrap_metrics(values, rows.labels, resamples)["auroc"]
+            ranking_metrics(scores, rows.labels)[0], bootstrap_metrics(scores, rows.labels, resamples)["auroc"]
         )
         ablation = _Measured.of(effect[column], sampled[:, column])
         fires = values[:, 0] != 0

@@ -85,6 +85,21 @@ def settled(scores: ArrayLike, error: float = 0.0) -> NDArray[np.float64]:
     return result.reshape(values.shape)
 
 
+def settled_columns(scores: ArrayLike) -> NDArray[np.float64]:
+    """What a float32 network says (n, m), such as activations of m latents, each column settled among itself.
+
+    The error of a column is `NETWORK_ERROR` of its largest value.
+
+    Raises:
+        InputError: not (n, m), or scores that are not finite.
+    """
+    values = numbers(scores, "scores")
+    if values.ndim != 2:
+        raise InputError(f"scores have shape {values.shape}: expected (n, m)")
+    columns = [settled(column, NETWORK_ERROR * float(np.abs(column).max(initial=0))) for column in values.T]
+    return np.stack(columns, axis=1) if columns else values
+
+
 def logit_error(table: "LatentTable", head: str) -> float:
     """How far rounding can move a logit of a latents table: `NETWORK_ERROR` of the largest sum of what it is made of.
 

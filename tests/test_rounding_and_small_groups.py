@@ -121,6 +121,14 @@ def test_what_is_left_of_an_exact_sae_without_its_latents_does_not_rank_images()
     assert found.loc[0, ["auroc", "auroc_low", "auroc_high"]].tolist() == [0.5, 0.5, 0.5]
 
 
+def test_a_classifier_whose_logits_are_equal_is_validated_at_one_half():
+    from mammosae_plugin.training.classifier import _auroc
+
+    rng = np.random.default_rng(0)
+    logits = 0.3 * (1 + 1e-7 * rng.normal(size=(40, 1)))
+    assert _auroc(logits, np.arange(40)[:, None] % 2) == 0.5
+
+
 def test_a_latent_that_differs_by_rounding_alone_is_no_classifier():
     table = make_table()
     noise = 1 + 1e-7 * np.random.default_rng(0).normal(size=(len(table.images), 1, 1))

@@ -30,7 +30,7 @@ from mammosae_plugin.files import differences, local_path, sha256_of_json, write
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.provenance import seed_everything, tensors_fingerprint, torch_generator
 from mammosae_plugin.shards import remove_shards, run_shards, shard_paths
-from mammosae_plugin.statistics import ranking_metrics
+from mammosae_plugin.statistics import NETWORK_ERROR, ranking_metrics, settled
 from mammosae_plugin.training.augmentation import Augmentation, EpochImages, Kind
 from mammosae_plugin.training.held_out import hold_out_patients
 from mammosae_plugin.validation import Settings
@@ -383,6 +383,7 @@ def _sizes(dataset: MammogramDataset, sides: _Sides) -> dict[str, Any]:
 
 def _auroc(logits: npt.NDArray[np.float64], labels: Integers) -> float:
     """AUROC: of a finding, the mean over several, or the mean over the classes of one concept against the rest."""
+    logits = settled(logits, NETWORK_ERROR * float(np.abs(logits).max(initial=0)))
     if labels.shape[1] == logits.shape[1]:
         columns = [ranking_metrics(logits[:, [m]], labels[:, m])[0] for m in range(labels.shape[1])]
         return float(np.mean(columns))
