@@ -100,11 +100,11 @@ def _death(die: Die, marks: Path) -> Any:
         (marks / f"{what}-{distributed.rank()}").touch()
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def dying_write(path: Path, tensors: Any) -> None:
+    def dying_write(path: Path, tensors: Any, plan_digest: str) -> None:
         written.append(path)
         if die == ("extracting", distributed.rank()) and len(written) == 2:
             kill("extracting")
-        write(path, tensors)
+        write(path, tensors, plan_digest)
 
     def dying_step(run: Any, batch: torch.Tensor) -> None:
         if die == ("training", distributed.rank()) and run.done == KILLED_AT_STEP:
