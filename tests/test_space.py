@@ -169,7 +169,8 @@ def test_findings_of_this_machine_are_no_dataset_of_the_hub_whatever_they_are_ca
 def test_no_path_of_this_machine_gets_into_a_space_of_folders(finished_study, tmp_path):
     places = [shutil.copytree(finished_study.output, tmp_path / "site" / name) for name in ("study", "study2")]
     folder = build_space(*map(read_findings, places[:1]), tmp_path / "space", compare=read_findings(places[1]))
-    assert [study["origin"] for study in read_data(folder, "index")["studies"]] == ["study", "study2"]
+    title = read_findings(places[0]).study["title"]
+    assert [study["origin"] for study in read_data(folder, "index")["studies"]] == [f"{title} (A)", f"{title} (B)"]
     assert not [file.name for file in folder.rglob("*") if file.is_file() and str(tmp_path) in file.read_text()]
     assert check_staged(folder, "space", PrivacyContext.of_study(places[0]))
 
