@@ -415,8 +415,13 @@ def _value(text: str) -> Any:
     """
     if text[:1] in ("[", "{", '"', "'"):
         return parse_yaml(text, where=f"the value {text!r}")
-    node = yaml.compose(text, Loader=yaml.SafeLoader) if _ONE_WORD.fullmatch(text) else None
-    return yaml.safe_load(text) if isinstance(node, yaml.ScalarNode) else text or None
+    if not _ONE_WORD.fullmatch(text):
+        return text or None
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError:  # "..." ends a document
+        return text
+    return yaml.safe_load(text) if isinstance(node, yaml.ScalarNode) else text
 
 
 _ONE_WORD = re.compile(r"[\w.+~-]+")  # what YAML may read as something else than text

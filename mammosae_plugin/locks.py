@@ -47,9 +47,9 @@ def only_run(*folders: Path, file: Path | None = None) -> Iterator[None]:
     Raises:
         InputError: Another run works on one of them; nothing was changed.
     """
-    locks = {folder.absolute() / LOCK: folder for folder in folders}
+    locks = {folder.resolve() / LOCK: folder for folder in folders}
     if file is not None:
-        locks[file.absolute().with_name(f".{file.absolute().name}.lock")] = file
+        locks[file.resolve().with_name(f".{file.resolve().name}.lock")] = file
     with ExitStack() as stack:
 
         def acquire() -> None:

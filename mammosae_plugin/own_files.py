@@ -51,6 +51,9 @@ def replace_files(staged: Path, folder: Path, *, record: Path | None = None) -> 
             continue
         if target.exists() and not _is_own(target, both[name]):
             logger.warning("%s was edited; it is kept as %s", target, _put_aside(target).name)
+        for parent in target.parents[: len(Path(name).parents) - 1]:
+            if parent.is_file():
+                logger.warning("%s is no folder of ours; it is kept as %s", parent, _put_aside(parent).name)
         with atomic_path(target) as temporary:
             shutil.copyfile(staged / name, temporary)
     _remove(folder, {name: digests for name, digests in before.items() if name not in now})

@@ -142,6 +142,8 @@ def _obstacle(
     explained = reconstruction_quality(table, split)["explained_variance"]
     if not explained >= LEAST_EXPLAINED:
         return f"the SAE explains {explained:.3f} of the variance, less than {LEAST_EXPLAINED:g}"
+    if n_bootstrap == 0:
+        return "no interval over patients was asked for (n_bootstrap is 0)"
     logits = settled(table.logits(concept)[rows.image_rows], logit_error(table, concept))
     auroc = ranking_metrics(logits, rows.labels)[0]
     samples = bootstrap_metrics(logits, rows.labels, patient_bootstrap(rows.patient_ids, n_bootstrap, seed))["auroc"]

@@ -630,15 +630,17 @@ class LayerStudy:
         Those of an earlier run go. What a user has put there stays, and what they edited is kept under another name.
         """
         staged = empty_staging(folder)
-        checked = results_with_readers(validate_results(results), self.config.output)
-        write_figures(checked, self.class_means, self._heatmap_panels(), staged)
-        write_tables(checked, staged)
-        write_parquet(staged / "class_means.parquet", self.class_means)
-        write_json(staged / "results.json", results)
-        report = write_report(staged)
-        # What an earlier configuration drew and this one does not must not stay: it may be images of patients.
-        replace_files(staged, folder)
-        shutil.rmtree(staged)
+        try:
+            checked = results_with_readers(validate_results(results), self.config.output)
+            write_figures(checked, self.class_means, self._heatmap_panels(), staged)
+            write_tables(checked, staged)
+            write_parquet(staged / "class_means.parquet", self.class_means)
+            write_json(staged / "results.json", results)
+            report = write_report(staged)
+            # What an earlier configuration drew and this one does not must not stay: it may be images of patients.
+            replace_files(staged, folder)
+        finally:
+            shutil.rmtree(staged)
         return folder / report.name
 
 

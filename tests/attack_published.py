@@ -130,6 +130,9 @@ def _counts(study: StudyFolder, findings: Findings, min_group: int) -> int:
                 told = [row for row in findings.study["data"]["concepts"] if row["concept"] == concept]
                 n += sum(row["n_positive"] is not None for row in told if row["split"] == split)
                 n += sum(row["n_boxes"] is not None for row in told if row["split"] == split)
+                quality = findings.study["sae"][layer.name]["quality"]
+                own = [row for row in quality if (row["concept"], row["split"]) == (concept, split)]
+                n += sum(row.get("auroc_cost") is not None for row in own)
                 frames = {
                     "training": [(findings.concepts, "n_images")],
                     "test": [(findings.reconstruction, "n_positive"), (findings.localization, "n_images")],

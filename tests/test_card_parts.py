@@ -3,6 +3,7 @@
 import pytest
 import yaml
 
+from mammosae_plugin.errors import InputError
 from mammosae_plugin.hub.card_parts import FRONT_MATTER, join_cards, mark
 
 TEXT = "# SAEs\n\nFirst words.\n\n## Load\n\n```markdown\n## no section\n```\n\n## Measured\n\n| l0 |\n|---|\n| 5 |"
@@ -15,6 +16,11 @@ def card(text: str = TEXT, front: str = FRONT) -> str:
 
 def without_marks(text: str) -> str:
     return "\n".join(line for line in text.splitlines() if not line.startswith("<!-- mammosae:"))
+
+
+def test_front_matter_that_cannot_be_read_is_not_lost() -> None:
+    with pytest.raises(InputError, match="front matter of the card on the Hub is no YAML"):
+        join_cards(card(front="license: mit\nlanguage: [en\n"), card())
 
 
 def test_every_section_is_marked_and_fenced_lines_begin_none() -> None:

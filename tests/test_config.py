@@ -243,6 +243,7 @@ def test_a_section_of_a_flag_may_be_refined_by_a_later_one(settings, tmp_path):
     [
         ("Run 3: Mass: second try", "Run 3: Mass: second try"),
         ("Study #3 of 5", "Study #3 of 5"),
+        ("...", "..."),
         ("a=b", "a=b"),
         ("Mass: yes", "Mass: yes"),
         ("- draft -", "- draft -"),

@@ -49,6 +49,18 @@ def another_run(*folders, file=""):
         holder.communicate()
 
 
+def test_other_spellings_of_a_path_are_the_same_lock(tmp_path):
+    out, link = tmp_path / "out", tmp_path / "link"
+    out.mkdir()
+    link.symlink_to(out)
+    with only_run(out):
+        for spelling in (link, tmp_path / "link" / ".." / "out"):
+            with only_run(spelling):
+                pass
+            assert (out / LOCK).exists()
+    assert not (out / LOCK).exists()
+
+
 def test_a_second_run_is_told_who_is_there_and_a_killed_one_is_continued_at_once(tmp_path):
     store, folder = toy_store(tmp_path / "store"), tmp_path / "sae"
     settings = SAETraining(d_sae=16, epochs=1, batch_size=100)

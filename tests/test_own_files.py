@@ -33,6 +33,12 @@ def test_files_of_an_earlier_run_go_and_those_of_the_user_stay(tmp_path):
     assert not (tmp_path / "out" / "tables").exists()
 
 
+def test_a_file_of_the_user_where_a_folder_of_ours_goes_is_kept_under_another_name(tmp_path):
+    staged(tmp_path / "out", figures="mine")
+    replace_files(staged(tmp_path / "one", figures__a="a"), tmp_path / "out")
+    assert texts(tmp_path / "out") == {"figures/a": "a", "figures.edited": "mine"}
+
+
 def test_edited_files_are_kept_under_another_name_however_often(tmp_path):
     out = tmp_path / "out"
     replace_files(staged(tmp_path / "one", a="1", gone="gone"), out)

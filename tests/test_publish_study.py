@@ -148,7 +148,11 @@ def test_phantoms_are_not_called_mammograms_and_vindr_is_not_cited(visit: dict[s
     for repo in ("someone/saes", "someone/findings", "someone/space", "someone/nets"):
         text = card(visit, repo).replace("Mammography", "").replace("in Mammography", "")
         assert "reads mammograms" not in text and "on mammograms" not in text and "of mammograms" not in text
-        assert "VinDr-Mammo" not in text and "nguyen2023" not in text and "pypi.org/project/mammosae-plugin" in text
+        assert (
+            "VinDr-Mammo" not in text
+            and "nguyen2023" not in text
+            and "(https://huggingface.co/models?other=mammosae-plugin)" in text
+        )
 
 
 # -- without the Hub ---------------------------------------------------------------------------------------------------
@@ -194,6 +198,8 @@ def test_the_guard_lets_nothing_out_but_the_network(tmp_path: Path, damage: str)
     [
         (["paper"], "not of the form NAME=https"),
         (["paper=ftp://x.org"], "is no link"),
+        (["paper=https://[x"], "is no link"),
+        (["paper=https://x.org/a]"], "is no link"),
         (["a=https://x.org/(b)"], "is no"),
     ],
 )

@@ -114,7 +114,8 @@ def test_an_error_while_reading_ahead_is_raised_and_no_thread_is_left():
     del batches
     gc.collect()
     for thread in [thread for thread in threading.enumerate() if thread.name.startswith("reservoir")]:
-        thread.join()  # for ever, if it does not end
+        thread.join(600)
+        assert not thread.is_alive()
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def test_an_untrained_sae_gives_unclear(planted, seed):
 
 @pytest.mark.parametrize(
     ("settings", "reason"),
-    [({"n_controls": 18}, "only 18 random groups"), ({"n_bootstrap": 0}, "does not tell the classes")],
+    [({"n_controls": 18}, "only 18 random groups"), ({"n_bootstrap": 0}, "no interval over patients was asked for")],
 )
 def test_too_few_controls_or_no_interval_give_unclear(planted, settings, reason):
     roles = roles_of(planted, **settings)

@@ -19,6 +19,7 @@ from mammosae_plugin import distributed
 from mammosae_plugin.activations.store import DTYPES, FORMAT_VERSION, ActivationStore, seal_store, shard_tensors
 from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.adapters.recording import evaluation
+from mammosae_plugin.arguments import whole
 from mammosae_plugin.datasets import PREPROCESSING, MammogramDataset
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path, sha256_of_json
@@ -410,11 +411,9 @@ def _extract(
 
 def _limited(dataset: MammogramDataset, limit: int | None) -> MammogramDataset:
     """The first `limit` images of a dataset."""
-    if limit is None or limit >= len(dataset):
+    if limit is None or whole(limit, "limit", least=1) >= len(dataset):
         return dataset
-    if limit < 1:
-        raise InputError(f"limit is {limit}; it must be at least 1 image")
-    return dataset.select(image_ids=dataset.images["image_id"][:limit].tolist())
+    return dataset.select(image_ids=dataset.images["image_id"][: int(limit)].tolist())
 
 
 def _described(augmentation: Augment | None) -> dict[str, Any] | None:

@@ -91,4 +91,4 @@ def _rows(text: str, file: Path, columns: Collection[str]) -> list[tuple[int, li
 
 
 def _cells(line: str, separator: str) -> list[str]:
-    return [cell.strip() for cell in next(csv.reader([line], delimiter=separator))]
+    return [cell.strip().strip('"').strip() for cell in line.split(separator)]

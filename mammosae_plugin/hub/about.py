@@ -56,13 +56,12 @@ class About:
 
     def __post_init__(self) -> None:
         for name, url in self.links.items():
-            address = urlsplit(url)
-            if (
-                not name
-                or address.scheme not in ("http", "https")
-                or not address.netloc
-                or set(url) & set(" \n<>()\"'`|\\")
-            ):
+            try:
+                address = urlsplit(url)
+            except ValueError:  # brackets that hold no IPv6 address
+                address = urlsplit("")
+            is_web = address.scheme in ("http", "https") and address.netloc
+            if not name or not is_web or set(url) & _NOT_IN_LINKS:
                 raise InputError(f"{url!r} is no link; give it as NAME=https://...")
         for part in PARTS:
             if getattr(self, part) is not None:
@@ -192,6 +191,7 @@ def _record(study_folder: str | os.PathLike[str]) -> dict[str, Any]:
     if not file.is_file():
         return {}
     found = read_json(file)
-    if not isinstance(found, dict):
+    needed = {"repo", "revision", "weights"}
+    if not isinstance(found, dict) or not all(isinstance(one, dict) and needed <= one.keys() for one in found.values()):
         raise InputError(f"{file} is damaged; delete it, and publish again what should be linked")
     return found

@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from mammosae_plugin.errors import InputError
+
 FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 ABOUT = "about"
 """The part with what people had said by options: without options it stays as it is."""
@@ -95,7 +97,11 @@ def _marked(name: str, part: str) -> str:
 
 
 def _split(card: str) -> tuple[dict[str, Any], str]:
-    """Front matter and text; no front matter where it cannot be read."""
+    """Front matter and text.
+
+    Raises:
+        InputError: the front matter is no YAML of entries: to write it anew would lose what people wrote there.
+    """
     card = card.replace("\r\n", "\n")
     found = FRONT_MATTER.match(card)
     if found is None:
@@ -104,7 +110,9 @@ def _split(card: str) -> tuple[dict[str, Any], str]:
         front = yaml.safe_load(found[1])
     except yaml.YAMLError:
         front = None
-    return front if isinstance(front, dict) else {}, card[found.end() :]
+    if front is not None and not isinstance(front, dict) or front is None and found[1].strip():
+        raise InputError("the front matter of the card on the Hub is no YAML of entries; mend it there first")
+    return front or {}, card[found.end() :]
 
 
 def _joined_text(there: str, ours: Mapping[str, str]) -> tuple[str, list[str]]:

@@ -42,8 +42,10 @@ from mammosae_plugin.visualization.results import BACKGROUND, CONCEPT, UNCLEAR
 Row = dict[str, Any]
 Facts = Mapping[str, Any]
 
-PROJECT_URL = "https://pypi.org/project/mammosae-plugin/"
-_TAGS = ("sparse-autoencoder", "interpretability")
+_TAG = "mammosae-plugin"
+PROJECT_URL = f"https://huggingface.co/models?other={_TAG}"
+"""What was made with this package: every card of ours has its name as a tag."""
+_TAGS = ("sparse-autoencoder", "interpretability", _TAG)
 _DASH = "–"
 
 DATA: Mapping[str, str] = {

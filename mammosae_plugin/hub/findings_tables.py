@@ -42,12 +42,7 @@ def findings_tables(study: StudyFolder, *, min_group: int = 5, about: About | No
     Returns:
         The tables of `findings_schema.SCHEMAS` by config.
     """
-    groups = _groups(study.layers)
-    hidden = {
-        (layer.name, encoder.name): Hidden.of(encoder, _unit(layer), min_group)
-        for layer in study.layers
-        for encoder in layer.encoders.values()
-    }
+    groups, hidden = _groups(study.layers), _hidden(study, min_group)
     latents = [
         _latents(layer, encoder, groups, hidden[layer.name, encoder.name], read_notes(study.folder), min_group)
         for layer in study.layers
@@ -175,6 +170,14 @@ class Hidden:
 
 
 HiddenOf = Mapping[tuple[str, str], Hidden]
+
+
+def _hidden(study: StudyFolder, min_group: int) -> HiddenOf:
+    return {
+        (layer.name, encoder.name): Hidden.of(encoder, _unit(layer), min_group)
+        for layer in study.layers
+        for encoder in layer.encoders.values()
+    }
 
 
 def _groups(layers: Sequence[LayerResults]) -> GroupsOf:
@@ -482,7 +485,7 @@ def _study(study: StudyFolder, groups: GroupsOf, hidden: HiddenOf, min_group: in
             **layer.results["sae"],
             "published": layer.results["sae"].get("published") or published.get(layer.name),
             "hook_name": layer.hook_name,
-            "quality": layer.results["sae_quality"],
+            "quality": shared_quality(layer, min_group=min_group),
         }
         for layer in study.layers
     }
@@ -504,6 +507,31 @@ def _study(study: StudyFolder, groups: GroupsOf, hidden: HiddenOf, min_group: in
         ),
     }
     return pa.Table.from_pylist([row], schema=SCHEMAS["study"])
+
+
+def shared_quality(layer: LayerResults, *, min_group: int) -> list[Row]:
+    """The rows of `sae_quality`, without the AUROC cost where a class has too few patients in the split."""
+    small = {
+        (encoder.model, concept, split)
+        for encoder in layer.encoders.values()
+        for concept in encoder.concepts
+        for split in (TRAINING, TEST)
+        if Groups.of(encoder.table, concept, _unit(layer)).are_small(split, min_group)
+    }
+    return [
+        {
+            name: value
+            for name, value in row.items()
+            if name != "auroc_cost" or (row["model"], row["concept"], row["split"]) not in small
+        }
+        for row in layer.results["sae_quality"]
+    ]
+
+
+def shared_named_latents(study: StudyFolder, *, min_group: int) -> dict[str, Row]:
+    """By layer and "model/concept", the latents that a study names and the numbers of them that may go out."""
+    groups, hidden, notes = _groups(study.layers), _hidden(study, min_group), read_notes(study.folder)
+    return {layer.name: _named_latents(layer, groups, hidden, notes, min_group) for layer in study.layers}
 
 
 def _named_latents(

@@ -40,16 +40,15 @@ from mammosae_plugin.files import (
     write_text,
 )
 from mammosae_plugin.hub.about import About, recorder
-from mammosae_plugin.hub.findings_tables import shared_role
+from mammosae_plugin.hub.findings_tables import shared_named_latents, shared_quality
 from mammosae_plugin.hub.guard import PrivacyContext, copy_figure, let_out
 from mammosae_plugin.hub.guard_rules import RESTRICTED
 from mammosae_plugin.hub.publishing import Publication, Published, files_of_repo, look_at_head, prepare
 from mammosae_plugin.hub.quality import refuse_poor
 from mammosae_plugin.hub.scratch import Scratch
 from mammosae_plugin.hub_requests import ask, first_line
-from mammosae_plugin.notes import read_notes, with_readers
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint, torch_generator
-from mammosae_plugin.study_folder import StudyFolder, is_study_folder
+from mammosae_plugin.study_folder import LayerResults, StudyFolder, is_study_folder
 from mammosae_plugin.training.metrics import draw_metrics, read_metrics, trained_l0
 from mammosae_plugin.training.saving import CFG, WEIGHTS, save_sae
 from mammosae_plugin.visualization.results import poor_sae, role_evidence
@@ -152,7 +151,10 @@ def publish_sae(
             "features, cc-by-nc-sa-4.0"
         )
     licence = licence.strip()
-    origins = origins_of(saes, sae_id, evaluation)
+    study = StudyFolder(saes) if is_study_folder(saes) else None  # type: ignore[arg-type]
+    if context is None and study is not None:
+        context = PrivacyContext.of_study(study.folder)
+    origins = origins_of(saes, sae_id, evaluation, min_group=(context or PrivacyContext()).min_group)
     refuse_poor(
         (
             f"{name}: {flaw}"
@@ -161,9 +163,6 @@ def publish_sae(
         ),
         force_poor=force_poor,
     )
-    study = StudyFolder(saes) if is_study_folder(saes) else None  # type: ignore[arg-type]
-    if context is None and study is not None:
-        context = PrivacyContext.of_study(study.folder)
     about = about or About()
     if study is not None:
         about = about.with_record(study.folder)
@@ -229,8 +228,10 @@ def publish_sae(
 # -- what is given -------------------------------------------------------------------------------------------------
 
 
-def origins_of(saes: Any, sae_id: str | None = None, evaluation: Mapping[str, Any] | None = None) -> dict[str, Origin]:
-    """What `publish_sae` is given, by id.
+def origins_of(
+    saes: Any, sae_id: str | None = None, evaluation: Mapping[str, Any] | None = None, *, min_group: int = 5
+) -> dict[str, Origin]:
+    """What `publish_sae` is given, by id; of a study without measures of fewer patients than `min_group`.
 
     Raises:
         InputError: it is no SAE, or an id cannot be one.
@@ -244,7 +245,7 @@ def origins_of(saes: Any, sae_id: str | None = None, evaluation: Mapping[str, An
             raise InputError(f"evaluation is of {', '.join(unknown)}, but the SAEs are {', '.join(found) or 'none'}")
         by_id = dict(evaluation or {})
     elif is_study_folder(saes):
-        found = _of_study(local_path(saes))
+        found = _of_study(local_path(saes), min_group)
         if sae_id is not None and sae_id not in found:
             raise InputError(f"{saes} trained no SAE at {sae_id!r}; it has {', '.join(found)}")
         found = found if sae_id is None else {sae_id: found[sae_id]}
@@ -306,7 +307,7 @@ def _final_metrics(folder: Path) -> dict[str, Any]:
     return {**measured, "measured_on": "held-out patients" if final[-1]["of"] == "validation" else "training images"}
 
 
-def _of_study(folder: Path) -> dict[str, Origin]:
+def _of_study(folder: Path, min_group: int) -> dict[str, Origin]:
     """The SAEs that a study trained, by the name of their layer, with what the study measured."""
     study = StudyFolder(folder)
     by_weights = {}
@@ -318,7 +319,7 @@ def _of_study(folder: Path) -> dict[str, Origin]:
         if layer.sae_tensors not in by_weights:
             raise InputError(f"{folder} cannot publish the SAE of its layer {layer.name}: {_came_from(layer)}")
         origin = by_weights[layer.sae_tensors]
-        found[layer.name] = Origin(origin.sae, origin.folder, origin.beside, _study_measures(layer, origin))
+        found[layer.name] = Origin(origin.sae, origin.folder, origin.beside, _study_measures(layer, origin, min_group))
     return found
 
 
@@ -335,20 +336,19 @@ def _came_from(layer: Any) -> str:
 
 def _confounders(folder: Path, min_group: int) -> list[dict[str, Any]]:
     """The latents that readers of a study labelled as confounders, with the study's numbers, for the SAE's card."""
-    study, notes = StudyFolder(folder), read_notes(folder)
     follows = "something that goes with the finding and is not the finding, in"
     return [
-        {"sae_id": layer.name, "latent": one["latent"], "follows": f"{follows} {pair} ({role_evidence(one)})"}
-        for layer in study.layers
-        for pair, named in with_readers(layer.results["named_latents"], notes, layer).items()
-        for one in (shared_role(row, min_group) for row in named)
+        {"sae_id": layer, "latent": one["latent"], "follows": f"{follows} {pair} ({role_evidence(one)})"}
+        for layer, pairs in shared_named_latents(StudyFolder(folder), min_group=min_group).items()
+        for pair, named in pairs.items()
+        for one in named
         if one["role"].casefold() == CONFOUNDER
     ]
 
 
-def _study_measures(layer: Any, origin: Origin) -> dict[str, Any]:
+def _study_measures(layer: LayerResults, origin: Origin, min_group: int) -> dict[str, Any]:
     """The quality on the test images, averaged over the models that share the SAE, else that of its training."""
-    rows = [row for row in layer.results["sae_quality"] if row["split"] == "test"]
+    rows = [row for row in shared_quality(layer, min_group=min_group) if row["split"] == "test"]
     if not rows:
         return dict(origin.evaluation)
     trained_on = layer.results["sae"].get("trained_on")

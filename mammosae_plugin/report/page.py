@@ -19,6 +19,7 @@ from mammosae_plugin.notes import NOTES_FOLDER, results_with_readers
 from mammosae_plugin.report.paper import compare_figure_2, compare_table_1, compare_table_2
 from mammosae_plugin.report.summary import RESTORED, Finding, baselines_summary, findings, layers_summary, summary
 from mammosae_plugin.report.views import TableView, rankings_view, shared_latents, sweep_view, table_view
+from mammosae_plugin.study_folder import RESULTS_FOLDER
 from mammosae_plugin.visualization.names import (
     FIGURE_LAYERS,
     FIGURES_FOLDER,
@@ -59,7 +60,9 @@ def write_report(results_folder: str | os.PathLike[str]) -> Path:
     Raises `InputError` when `results.json` is missing or is not a study's results.
     """
     folder = local_path(results_folder)
-    study = next((place for place in folder.resolve().parents[:4] if (place / NOTES_FOLDER).is_dir()), None)
+    inside = folder.resolve()
+    results_folders = [place for place in (inside, *inside.parents[:3]) if place.name == RESULTS_FOLDER]
+    study = next((place.parent for place in results_folders if (place.parent / NOTES_FOLDER).is_dir()), None)
     results = load_results(folder) if study is None else results_with_readers(load_results(folder), study)
     path = folder / REPORT_FILE
     write_text(path, render_report(results, folder / FIGURES_FOLDER))

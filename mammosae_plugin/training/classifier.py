@@ -154,7 +154,8 @@ class ClassifierTraining(Settings):
     @model_validator(mode="before")
     @classmethod
     def _from_the_recipe(cls, given: Any) -> Any:
-        recipe = RECIPES.get(given.get("recipe", "mammosae")) if isinstance(given, dict) else None
+        name = given.get("recipe", "mammosae") if isinstance(given, dict) else None
+        recipe = RECIPES.get(name) if isinstance(name, str) else None
         if not recipe:
             return given
         filled = {**recipe, **given}

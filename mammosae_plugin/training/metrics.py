@@ -227,7 +227,9 @@ def read_metrics(file: str | Path) -> list[Row]:
 def trained_l0(sae: Any) -> float | None:
     """Latents per row that an SAE was trained for: its k, or else the L0 at the end of training; None where unknown."""
     metadata = sae.cfg.metadata.to_dict()
-    asked = (metadata.get("training") or {}).get("k") or getattr(sae.cfg, "k", None) or metadata.get("l0")
+    training = metadata.get("training")
+    own = training.get("k") if isinstance(training, dict) else None
+    asked = own or getattr(sae.cfg, "k", None) or metadata.get("l0")
     return float(asked) if isinstance(asked, int | float) else None
 
 
