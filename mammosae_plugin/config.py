@@ -49,7 +49,9 @@ class DataConfig(Settings):
         "vindr_detection_v1_folds.csv",
         description="The annotation CSV, relative to root or absolute; one row per finding.",
     )
-    image_size: tuple[int, int] = Field((1520, 912), description="Height and width of the images in pixels.")
+    image_size: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] = Field(
+        (1520, 912), description="Height and width of the images in pixels."
+    )
     unit: Literal["image", "finding_row"] = Field(
         "image", description="What a metric counts: images, or rows of the annotation file as the released code does."
     )
@@ -274,8 +276,9 @@ class StudyConfig(Settings):
     @classmethod
     def _device_is_there(cls, device: str) -> str:
         try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:  # torch's own for an unknown device, and for one without driver
+            torch.zeros(1, device=device).item()
+        # torch's own for an unknown device, for one without driver, and for "meta", which holds no values
+        except (RuntimeError, AssertionError) as error:
             raise ValueError(f"{device!r} is not available on this machine; use cpu") from error
         return device
 
@@ -432,6 +435,10 @@ def _make_absolute(raw: dict[str, Any], base: Path) -> None:
 
     def resolve(section: Any, key: Any) -> None:
         value = section.get(key) if isinstance(section, dict) else None
+        if str(value).startswith("https://huggingface.co/"):
+            raise InputError(f"{key} is the address {value}; name what lies on the Hub as hub://owner/name")
+        if value == "":
+            raise InputError(f"{key} is empty; give a path")
         if isinstance(value, (str, Path)) and not str(value).startswith(HUB_SCHEMES):
             section[key] = str(base / local_path(section[key]))
 

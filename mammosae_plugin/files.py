@@ -150,6 +150,8 @@ def parse_yaml(text: str, *, where: str) -> Any:
         reason = " ".join(part for part in (error.context, error.problem) if part)
         start = f"{where}{line}" if isinstance(error, _YamlGivenTwice) else f"{where} is not valid YAML{line}"
         raise InputError(f"{start}: {' '.join(reason.split())}") from error
+    except RecursionError as error:
+        raise InputError(f"{where} is not valid YAML: it is nested too deeply") from error
     except (yaml.YAMLError, ValueError) as error:  # such as a date that no calendar has
         raise InputError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
 

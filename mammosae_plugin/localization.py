@@ -158,6 +158,9 @@ def average_precision(
     iou_threshold = between(iou_threshold, "iou_threshold", 0, 1, with_low=False)
     if len(predictions) != len(ground_truth):
         raise InputError(f"{len(predictions)} images have predictions, but {len(ground_truth)} have ground truth")
+    for image, prediction in enumerate(predictions):
+        if not isinstance(prediction, (tuple, list)) or len(prediction) != 2:
+            raise InputError(f"the prediction for image {image} is no pair: give (boxes (n, 4), scores (n,))")
     truths = [_as_boxes(truth, image, "ground truth") for image, truth in enumerate(ground_truth)]
     found = [_as_boxes(boxes, image, "predictions") for image, (boxes, _) in enumerate(predictions)]
     given = [

@@ -7,9 +7,11 @@ metric: the rows are sorted once, and all resamples are evaluated together from 
 Scores are ranked after `settled` has made those equal that differ by no more than rounding.
 """
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 from scipy.special import logsumexp
@@ -439,10 +441,12 @@ def _checked(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[ND
 
 def _checked_patients(patient_ids: ArrayLike) -> NDArray[Any]:
     """Patients (n_rows,), none missing, in a form that sorts."""
-    patients = np.asarray(patient_ids)
+    # Of a list with texts in it numpy would make NaN the text "nan".
+    given = isinstance(patient_ids, np.ndarray)
+    patients = np.asarray(patient_ids) if given else np.array(list(cast(Iterable[Any], patient_ids)), dtype=object)
     if patients.ndim != 1:
         raise InputError(f"patient ids have shape {patients.shape}: expected (n_rows,), the patient of every row")
-    n_missing = sum(patient is None or patient != patient for patient in patients.tolist())
+    n_missing = int(pd.isna(patients).sum())
     if n_missing:
         raise InputError(f"{n_missing} rows have no patient id: name the patient of every row")
     return patients.astype(str) if patients.dtype == object else patients

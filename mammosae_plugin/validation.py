@@ -144,7 +144,7 @@ def _words(item: Any) -> str:
         )
     wanted = next((words for start, words in _WANTED.items() if kind.startswith(start)), "something else")
     if value is None:
-        return f"is empty, but must be {wanted}; give a value, or leave the line out"
+        return f"is empty, but must be {wanted}; give a value, or leave the line out where the setting has a default"
     if kind == "string_type" and not isinstance(value, (list, tuple, Mapping)):
         return f"must be text, not {shown}, as which YAML reads it; write it in quotes"
     if wanted == "a list" and isinstance(value, str):

@@ -145,13 +145,17 @@ def test_an_inverted_box_without_the_columns_that_mend_it_is_refused_or_dropped(
     [
         ({"boxes": "repaired"}, "boxes is 'repaired'; it must be mended or as_published"),
         ({"unmendable_boxes": "drop"}, "unmendable_boxes is 'drop'; it must be refuse or drop_and_list"),
-        ({"box_tolerance": -0.1}, "box_tolerance is -0.1; it must lie between 0 and 1"),
-        ({"max_missing_share": 2}, "max_missing_share is 2; it must lie between 0 and 1"),
+        ({"box_tolerance": -0.1}, "box_tolerance is -0.1: give a number from 0 to 1"),
+        ({"max_missing_share": 2}, "max_missing_share is 2: give a number from 0 to 1"),
+        ({"image_size": "96x64"}, r"image_size is '96x64': give \(height, width\)"),
+        ({"image_size": 96}, "image_size is 96: give"),
+        ({"image_size": (96, 64.5)}, "the width is 64.5: give a whole number"),
+        ({"image_size": (-96, 64)}, "the height is -96: give a whole number"),
     ],
 )
 def test_impossible_arguments_are_refused(tmp_path, options, message):
     with pytest.raises(InputError, match=message):
-        VinDrMammo(write_dataset(tmp_path, good_rows()), image_size=SIZE, **options)
+        VinDrMammo(write_dataset(tmp_path, good_rows()), **{"image_size": SIZE, **options})
 
 
 # -- boxes that are no pixels of the prepared images -------------------------------------------------------------------

@@ -186,7 +186,9 @@ def test_another_format_named_png_is_refused_with_its_name(tmp_path, kind):
     (tmp_path / "x.png").write_bytes(OTHER_FORMATS[kind])
     reason = bad_reason(tmp_path / "x.png")
     assert reason.startswith(f"is {kind}")
-    assert "not a PNG: convert it to 8-bit PNG" in reason
+    is_none = kind in ("a gzip archive", "an HTML page", "a JSON file", "a zip archive", "a PDF document")
+    is_none |= kind == "a pointer of Git LFS"
+    assert f"not a PNG: {'put the image itself in its place' if is_none else 'convert it to 8-bit PNG'}" in reason
 
 
 def test_an_image_that_is_no_png_and_does_not_say_so_is_read(tmp_path):

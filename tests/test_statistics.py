@@ -308,6 +308,8 @@ def test_impossible_resamples_and_levels_are_refused():
     for patients in (["a", None], [1.0, np.nan]):
         with pytest.raises(InputError, match="1 rows have no patient id"):
             patient_bootstrap(patients, 10, 0)
+    with pytest.raises(InputError, match="2 rows have no patient id"):
+        patient_bootstrap(["a", float("nan"), None], 5, 0)
     with pytest.raises(InputError, match=r"expected \(n_rows,\)"):
         patient_bootstrap([["a"], ["b"]], 10, 0)
     for level in (0, 1, -0.5, np.nan, np.inf, "95 %", None):

@@ -385,6 +385,8 @@ GOOD = pd.DataFrame(good_rows()).to_csv(index=False)
         (b"\x89PNG\r\n\x1a\n\xff\xfe", "is a PNG image, not a CSV"),
         (b"patient_id,image_id\n", "the file has no rows"),
         (GOOD.replace(",", ";").encode(), r"has semicolons \(';'\) as separators"),
+        (GOOD.partition("\n")[2].encode(), "line 1 is no header"),
+        (b"# made by me\n" + GOOD.encode(), "line 1 is no header"),
         (GOOD.replace(",", "\t").encode(), r"has tabs \('\\t'\) as separators"),
         (GOOD.replace(",", "|").encode(), "has vertical bars"),
         (b"sep=;\r\n" + GOOD.replace(",", ";").encode(), "begins with the line 'sep=;' of a spreadsheet"),

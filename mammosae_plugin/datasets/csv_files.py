@@ -11,7 +11,7 @@ import pandas as pd
 from mammosae_plugin.datasets.base import DatasetError
 from mammosae_plugin.file_kinds import kind_of
 
-_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ":": "colons"}
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ":": "colons", " ": "spaces"}
 _SAVE_AS = "save it as CSV with commas between the cells, points in the numbers and UTF-8 text"
 
 
@@ -31,6 +31,11 @@ def read_csv(file: Path, columns: Collection[str]) -> pd.DataFrame:
     """
     header, *rows = _rows(_text(file), file, columns)
     names = [name.strip() for name in header[1]]
+    if columns and not set(columns) & set(names):
+        raise DatasetError(
+            f"{file.name}: line {header[0]} is no header: it names none of the columns "
+            f"{', '.join(sorted(columns)[:3])}, ...; {_SAVE_AS}"
+        )
     twice = [name for name, count in Counter(names).items() if count > 1 and name]
     if twice:
         places = "; ".join(

@@ -112,9 +112,9 @@ def _other_format(path: str | os.PathLike[str]) -> str:
         return "cannot be read (its content is of no known format)"
     if kind == "a PNG image":
         return "cannot be read (the header of the PNG is damaged)"
-    return (
-        f"is {kind}, not a{'n' if wanted[0] == 'i' else ''} {wanted}: convert it to 8-bit PNG, a new name is not enough"
-    )
+    is_none = any(word in kind for word in ("pointer", "HTML", "archive", "JSON", "document"))
+    way_out = "put the image itself in its place" if is_none else "convert it to 8-bit PNG, a new name is not enough"
+    return f"is {kind}, not a{'n' if wanted[0] == 'i' else ''} {wanted}: {way_out}"
 
 
 def check_contrast(array: npt.NDArray[np.uint8], name: str = "") -> None:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
+from mammosae_plugin.arguments import between, whole
 from mammosae_plugin.datasets.base import BOX_COLUMNS, DatasetError, MammogramDataset, Unit, describe
 from mammosae_plugin.datasets.boxes import Boxes, Originals, UnmendableBoxes, changes, mend, report_other_pixels
 from mammosae_plugin.datasets.concepts import CONCEPTS, nearest_names
@@ -40,6 +41,7 @@ _REQUIRED = (
     "No_Finding",
     "density",
 )
+_FEW = 8  # boxes that may be dropped whatever their share
 Marks = npt.NDArray[np.bool_]
 _MISSING_TEXT = ("", "nan", "none", "null", "na")
 
@@ -92,14 +94,13 @@ class VinDrMammo(MammogramDataset):
             if value not in get_args(known):
                 raise InputError(f"{name} is {value!r}; it must be {' or '.join(get_args(known))}")
         for name, share in (("box_tolerance", box_tolerance), ("max_missing_share", max_missing_share)):
-            if not 0 <= share <= 1:
-                raise InputError(f"{name} is {share}; it must lie between 0 and 1")
+            between(share, name, 0, 1)
+        size = _checked_size(image_size)
         folder = local_path(root)
         if not folder.is_dir():
             raise DatasetError(f"the data folder {folder} does not exist or is no folder")
         file = folder / local_path(annotations)
         table = _read_table(file)
-        size = (int(image_size[0]), int(image_size[1]))
         checked = _Checked(table, size, box_tolerance, boxes, unmendable_boxes)
 
         rows = np.ones(len(table), dtype=bool) if split is None else (table["split"] == split).to_numpy(dtype=bool)
@@ -149,6 +150,12 @@ class VinDrMammo(MammogramDataset):
         """`vindr`, or `phantom` where every patient was drawn, which the ids say."""
         drawn = self.images["patient_id"].astype(str).str.startswith(PHANTOM_ID)
         return "phantom" if drawn.all() else "vindr"
+
+
+def _checked_size(image_size: Sequence[int]) -> tuple[int, int]:
+    if isinstance(image_size, str) or np.shape(image_size) != (2,):
+        raise InputError(f"image_size is {image_size!r}: give (height, width) in pixels, such as (1520, 912)")
+    return whole(image_size[0], "the height", least=1), whole(image_size[1], "the width", least=1)
 
 
 def _read_table(file: Path) -> pd.DataFrame:
@@ -307,12 +314,16 @@ class _Checked:
             slack = tolerance * side
             outside = _any_of((low < -slack) | (high > side + slack) | (low >= side) | (high <= 0)) & ~inverted
             overhang = _any_of((low < 0) | (high > side)) & ~outside & ~inverted
+        lost = inverted | outside
+        n_boxes = int((~np.isnan(boxes[:, 0])).sum())
+        if unmendable_boxes == "drop_and_list" and lost.sum() > max(_FEW, n_boxes / 4):
+            unmendable_boxes = "refuse"  # so many are no slips of single rows
         dropped = {}
         if wanted == "as_published" or unmendable_boxes == "drop_and_list":
             dropped["inverted or without area"] = inverted
         else:
             many = ", of all boxes more than a quarter: are they x, y, width and height?"
-            share = inverted.sum() / max(1, (~np.isnan(boxes[:, 0])).sum())
+            share = inverted.sum() / max(1, n_boxes)
             self._report(inverted, "boxes are inverted or have no area" + (many if share > 1 / 4 else ""))
         if unmendable_boxes == "drop_and_list":
             dropped[f"more than {tolerance:.0%} of a side beyond the image"] = outside
