@@ -152,7 +152,7 @@ class VinDrMammo(MammogramDataset):
         return "phantom" if drawn.all() else "vindr"
 
 
-def _checked_size(image_size: Sequence[int]) -> tuple[int, int]:
+def _checked_size(image_size: Any) -> tuple[int, int]:
     if isinstance(image_size, str) or np.shape(image_size) != (2,):
         raise InputError(f"image_size is {image_size!r}: give (height, width) in pixels, such as (1520, 912)")
     return whole(image_size[0], "the height", least=1), whole(image_size[1], "the width", least=1)
