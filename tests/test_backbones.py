@@ -481,7 +481,7 @@ def test_the_unwrapped_model_compiles_and_a_compiled_one_is_refused() -> None:
     HookedVisionModel(network, [inner], example_input=images).close()
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
     assert torch.allclose(compiled(images), expected, atol=1e-5)
-    with pytest.raises(InputError, match=r"compiled.*compile it after close\(\)"):
+    with pytest.raises(InputError, match=r"compiled.*wrap the model itself, and compile it then"):
         HookedVisionModel(compiled, [inner])
 
 

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.hub.card_parts import FRONT_MATTER, join_cards, mark
+from mammosae_plugin.hub.card_parts import FRONT_MATTER, Joined, join_cards, mark
 
 TEXT = "# SAEs\n\nFirst words.\n\n## Load\n\n```markdown\n## no section\n```\n\n## Measured\n\n| l0 |\n|---|\n| 5 |"
 FRONT = "license: mit\ntags:\n- saelens\n"
@@ -16,6 +16,10 @@ def card(text: str = TEXT, front: str = FRONT) -> str:
 
 def without_marks(text: str) -> str:
     return "\n".join(line for line in text.splitlines() if not line.startswith("<!-- mammosae:"))
+
+
+def test_a_new_card_without_marks_is_taken_as_it_is() -> None:
+    assert join_cards(card(), "# Mine") == Joined("# Mine", ())
 
 
 def test_front_matter_that_cannot_be_read_is_not_lost() -> None:

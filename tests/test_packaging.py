@@ -1,5 +1,6 @@
 """What a user installs: the wheel, in an environment of its own."""
 
+import os
 import re
 import subprocess
 import sys
@@ -60,7 +61,10 @@ def test_the_wheel_works_in_a_clean_environment(wheel, tmp_path):
         "jinja2.PackageLoader('mammosae_plugin', 'hub_cards')\n"
         "try:\n    import adapters\nexcept ImportError:\n    print('no top-level adapters')\n"
     )
-    result = subprocess.run([python, "-c", script], check=True, capture_output=True, text=True, cwd=tmp_path)
+    elsewhere = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run(
+        [python, "-c", script], check=True, capture_output=True, text=True, cwd=tmp_path, env=elsewhere
+    )
     where, adapters, note = result.stdout.splitlines()
     assert where.startswith(site)
     assert adapters.startswith(site)

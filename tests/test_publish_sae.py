@@ -282,7 +282,7 @@ def test_another_sae_joins_those_that_are_there_and_the_card_names_all(visit: Vi
 def test_what_was_said_of_the_saes_that_are_there_stays_said_of_them_alone(visit: Visit) -> None:
     card = visit.hub.repos["model", "someone/joined"].files["README.md"].decode()
     licence = card.partition("## Licence and data")[2]
-    assert "- `first`: phantom mammograms" in licence
+    assert "- `first`: phantoms: images drawn by a program" in licence
     assert "- `third`: [VinDr-Mammo]" in licence
     assert "- `fourth`: toy" in licence
     assert "Known confounder: latent 20 of `first` follows the edge." in card
@@ -313,7 +313,7 @@ def test_a_licence_that_the_hub_does_not_know_is_refused_before_anything_is_made
 
 def test_no_path_of_this_machine_goes_out(visit: Visit) -> None:
     config = json.loads(visit.hub.repos["model", REPO].files["shifted/cfg.json"])
-    assert config["metadata"]["dataset_path"] == "rows"
+    assert config["metadata"]["dataset_path"] == "a local folder"
 
 
 # -- the command ---------------------------------------------------------------------------------------------------
@@ -349,7 +349,7 @@ def test_bad_usage_ends_with_one_line_and_code_2(visit: Visit) -> None:
 # -- without a Hub -------------------------------------------------------------------------------------------------
 
 
-def test_paths_of_this_machine_are_cut_to_names() -> None:
+def test_paths_of_this_machine_are_called_a_local_folder() -> None:
     value = {
         "path": "/scratch/someone/rows",
         "home": "~/rows",
@@ -358,7 +358,7 @@ def test_paths_of_this_machine_are_cut_to_names() -> None:
         "url": "https://example.org/a",
         "slash": "/",
     }
-    cut = {**value, "path": "rows", "home": "rows", "windows": "rows"}
+    cut = {**value, **dict.fromkeys(("path", "home", "windows"), "a local folder")}
     assert portable(value) == cut
 
 
@@ -384,7 +384,7 @@ def test_what_lies_beside_an_sae_goes_out_without_what_programs_wrote_into_it(ro
         *("README.md", "cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "training.json"),
         *("metrics.jsonl", "metrics.png", "evaluation.json", "provenance.json"),
     }
-    training["config"]["init"] = "rows"
+    training["config"]["init"] = "a local folder"
     assert facts["gated"]["training"] == training
     assert not any(b"somebody" in path.read_bytes() for path in (tmp_path / "staged").rglob("*") if path.is_file())
     with Image.open(tmp_path / "staged" / "gated" / "metrics.png") as staged, Image.open(source / "metrics.png") as own:
@@ -408,7 +408,7 @@ def test_the_saes_that_a_study_trained_go_out_under_the_names_of_their_layers(
     def layer(name: str, architecture: str) -> SimpleNamespace:
         fingerprint = tensors_fingerprint(load_vision_sae(root / "trained" / architecture).state_dict())
         results = {"sae_quality": rows, "sae": {"trained_on": "b/Mass"}}
-        return SimpleNamespace(name=name, sae_tensors=fingerprint, results=results)
+        return SimpleNamespace(name=name, sae_tensors=fingerprint, results=results, encoders={})
 
     study = SimpleNamespace(layers=[layer("layer_6", "gated"), layer("layer_10", "topk")])
     monkeypatch.setattr("mammosae_plugin.hub.saes.StudyFolder", lambda folder: study)

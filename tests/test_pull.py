@@ -266,7 +266,7 @@ def test_a_file_that_was_cut_is_continued_and_not_begun_again(visit: Visit) -> N
     [
         ("store 403 for ever", "has no right to pull"),
         ("file 404 for ever", "the Hub has no repository"),
-        ("info 401", "log in with `hf auth login`"),
+        ("info 401", "run `hf auth login` anew"),
         ("store 500 for ever", "run the same command again later"),
     ],
 )

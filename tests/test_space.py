@@ -162,7 +162,8 @@ def test_findings_of_this_machine_are_no_dataset_of_the_hub_whatever_they_are_ca
     folder = build_space(local, tmp_path / "space", compare=local)
     studies = read_data(folder, "index")["studies"]
     assert [study["link"] for study in studies] == [None, None]
-    assert [study["origin"] for study in studies] == ["x/y (A)", "x/y (B)"]
+    title = local.study["title"]
+    assert [study["origin"] for study in studies] == [f"{title} (A)", f"{title} (B)"]
     assert "datasets" not in yaml.safe_load((folder / "README.md").read_text().split("---")[1])
 
 
@@ -685,10 +686,10 @@ def test_two_studies_of_one_title_are_told_apart_wherever_they_are_named(look, t
     one, other = (synthetic_findings(d_sae=24, origin=name, on_hub=False, noise=0.6) for name in ("study", "study2"))
     page = look(build_space(one, tmp_path / "space", compare=other))
     title = one.study["title"]
-    names = [f"A: {title} (study)", f"B: {title} (study2)"]
+    names = [f"A: {title}", f"B: {title}"]
     assert page.locator("#study option").all_inner_texts() == names
     go(page, "#/compare")
-    assert page.locator(".sides li").all_inner_texts() == [f"A {title} study", f"B {title} study2"]
+    assert [text.strip() for text in page.locator(".sides li").all_inner_texts()] == [f"A {title}", f"B {title}"]
     go(page, "#/study")
     headings = page.locator("h2").all_inner_texts()
     assert [heading for heading in headings if title in heading] == names
@@ -1007,6 +1008,7 @@ def test_text_of_the_data_never_becomes_markup(look, tmp_path):
     page.check("#dead")
     for text in (CANARY.split()[0], CANARY):
         page.fill("#search", text)
+    page.select_option("#encoder", "all")
     assert column(page, "encoder")[0] == f"pre{name}"
     with shown_anew(page):
         page.locator("table.latents tbody a").first.click()
@@ -1046,7 +1048,7 @@ def test_addresses_that_mean_nothing_are_answered_in_words(look, space):
 
 def test_a_missing_data_file_is_said(look, findings, tmp_path):
     folder = build_space(synthetic_findings(d_sae=64), tmp_path / "space")
-    for file in (folder / "data").glob("a3-0.js"):
+    for file in (folder / "data").glob("a*-0.js"):
         file.unlink()
     page = look(folder, problems=[])
-    assert "data/a3-0.js could not be read" in page.locator("[role=alert]").inner_text()
+    assert re.search(r"data/a\d-0\.js could not be read", page.locator("[role=alert]").inner_text())

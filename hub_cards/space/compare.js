@@ -213,7 +213,7 @@ mammosae.pages.compare = (() => {
         ? "Do the same latents stand out in both studies, and do they localize as well? Agreement on new images, or with a new classifier, is what a replication looks for."
         : "Do the same latents stand out in both encoders? Only one study is here; two encoders of it can be compared."),
       studies.length > 1 && el("ul", { class: "sides" }, studies.map((study, i) => el("li", {}, el("b", {}, i ? "B" : "A"), ` ${study.title} `,
-        el("span", { class: "small" }, study.origin)))),
+        el("span", { class: "small" }, mammosae.placeOf(study))))),
       form, box);
 
     const change = (values) => {

@@ -248,10 +248,15 @@ mammosae.boxRows = (table, concept) => mammosae.studyOf(table.info).localization
 mammosae.hiddenBoxes = (table, concept, latent) =>
   mammosae.boxRows(table, concept).some((row) => row.latent === latent && row.average_precision === null);
 
+// Where a study is from, if that says more than its title.
+mammosae.placeOf = ({ title, origin }) => (origin.startsWith(title) ? "" : origin);
+
 // Two studies may have one title, and are told apart by where they are from.
 mammosae.studyName = (number) => {
   const { studies } = mammosae.data.index;
-  return studies.length > 1 ? `${"AB"[number]}: ${studies[number].title} (${studies[number].origin})` : studies[number].title;
+  const { title } = studies[number];
+  const place = mammosae.placeOf(studies[number]);
+  return studies.length > 1 ? `${"AB"[number]}: ${title}${place && ` (${place})`}` : title;
 };
 
 // A latent that fires in no test image and in no training image: its ranks say nothing.

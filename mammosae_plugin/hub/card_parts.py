@@ -56,11 +56,13 @@ def join_cards(there: str, new: str) -> Joined:
 
     Args:
         there: the card that is there, front matter included.
-        new: the card that was made now.
+        new: the card that was made now; without marks it is taken as it is.
     """
-    their_front, their_text = _split(there)
     front, text = _split(new)
     ours = {found["name"]: found["text"] for found in _PART.finditer(text)}
+    if not ours:
+        return Joined(new, ())
+    their_front, their_text = _split(there)
     before = {found["name"]: found["text"] for found in _PART.finditer(their_text)}
     if ABOUT in before and ABOUT not in ours:
         names = list(ours)
