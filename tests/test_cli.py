@@ -202,8 +202,8 @@ def test_a_classifier_of_another_number_of_classes_is_refused(settings, tmp_path
     for said in ({"concepts": ["Suspicious_Calcification"]}, {"concept": "Suspicious_Calcification"}):
         save_classifier(new_classifier("tinynet_e", 1, seed=0), tmp_path / "density.safetensors", metadata=said)
         assert (
-            "density.safetensors is given as the classifier for Mass of model pretrained, but its own metadata say that "
-            "it is for Suspicious_Calcification; give the file for Mass"
+            "density.safetensors is given as the classifier for Mass of model pretrained, but its own metadata say "
+            "that it is for Suspicious_Calcification; give the file for Mass"
         ) in refused(write_study(tmp_path, settings))
 
 
