@@ -16,8 +16,9 @@ from huggingface_hub import DatasetCard, ModelCard
 from jinja2 import UndefinedError
 
 from mammosae_plugin.hub.cards import render_findings_card, render_sae_card, render_space_readme, render_study_card
+from mammosae_plugin.hub.findings_tables import shared_role
 from mammosae_plugin.hub.saes import _confounders
-from mammosae_plugin.notes import Note
+from mammosae_plugin.notes import Note, with_readers
 
 CFG = {
     "architecture": "standard",
@@ -274,7 +275,15 @@ def test_only_a_reader_makes_a_latent_a_confounder_and_its_numbers_stand_beside_
         for name in ("layer_6", "layer_10")
     ]
     monkeypatch.setattr("mammosae_plugin.hub.saes.StudyFolder", lambda folder: SimpleNamespace(layers=layers))
-    monkeypatch.setattr("mammosae_plugin.hub.saes.read_notes", lambda folder: notes)
+
+    def told(study: Any, *, min_group: int) -> dict[str, Any]:
+        read = {layer.name: with_readers(named, notes, layer) for layer in study.layers}
+        return {
+            layer: {pair: [shared_role(row, min_group) for row in rows] for pair, rows in found.items()}
+            for layer, found in read.items()
+        }
+
+    monkeypatch.setattr("mammosae_plugin.hub.saes.shared_named_latents", told)
     (found,) = _confounders(Path("study"), 5)
     assert (found["sae_id"], found["latent"]) == ("layer_6", 3)
     assert "a/Mass (said by AB; AUROC 0.83 [0.78, 0.88]" in found["follows"]
