@@ -22,6 +22,7 @@ from mammosae_plugin.adapters.layouts import HookLayout, MapLayout, PrefixTokens
 from mammosae_plugin.adapters.nnsight import wrap_for_nnsight
 from mammosae_plugin.adapters.recording import Call, Recording, is_compiled_in_place, record, seen_by_hooks
 from mammosae_plugin.adapters.rest_of_network import RestOfNetwork
+from mammosae_plugin.arguments import text
 from mammosae_plugin.errors import InputError
 
 HOOK_SUFFIX = "hook_out"
@@ -307,6 +308,7 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
         Raises:
             InputError: there is no such hook point; the message has the nearest names.
         """
+        text(name, "the hook point")
         known = {**self.hook_shapes, **self.hook_dict}
         for path in (name, *self._without_alias(name)):
             head, _, leaf = path.rpartition(".")
@@ -663,6 +665,12 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
     ) -> None:
         """Close."""
         self.close()
+
+
+def require_hooked(model: Any) -> None:
+    """Refuse what has no hook points."""
+    if not hasattr(model, "resolve_hook_name"):
+        raise InputError(f"the model is a {type(model).__name__}: wrap it, HookedVisionModel(model, ['layer'])")
 
 
 def refuse_what_no_map_fits(sae: SAE[Any], name: str) -> None:

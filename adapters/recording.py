@@ -131,7 +131,12 @@ def evaluation(*models: nn.Module, device: str | torch.device | None = None) -> 
     Args:
         models: Networks or SAEs.
         device: Where they run; None leaves them where they are.
+
+    Raises:
+        InputError: The device is not there.
     """
+    if device is not None:
+        require_device(device)
     modules = list({id(module): module for model in models for module in model.modules()}.values())
     modes = [(module, module.training) for module in modules]
     asking = [(parameter, parameter.requires_grad) for model in models for parameter in model.parameters()]
@@ -149,6 +154,15 @@ def evaluation(*models: nn.Module, device: str | torch.device | None = None) -> 
             _move_back(model, devices)
         for parameter, asks in asking:
             parameter.requires_grad_(asks)
+
+
+def require_device(device: str | torch.device) -> None:
+    """Refuse a device that this machine lacks."""
+    try:
+        torch.zeros(1, device=device).item()
+    # torch's own for an unknown device, for one without driver, and for "meta", which holds no values
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"{str(device)!r} is not available on this machine; use cpu") from error
 
 
 _Places = list[tuple[nn.Module, str, torch.device]]

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import yaml
 from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
 
+from mammosae_plugin.adapters.recording import require_device
 from mammosae_plugin.adapters.sources import HUB_SCHEMES
 from mammosae_plugin.datasets.boxes import Boxes, UnmendableBoxes
 from mammosae_plugin.errors import InputError
@@ -275,11 +275,7 @@ class StudyConfig(Settings):
     @field_validator("device")
     @classmethod
     def _device_is_there(cls, device: str) -> str:
-        try:
-            torch.zeros(1, device=device).item()
-        # torch's own for an unknown device, for one without driver, and for "meta", which holds no values
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"{device!r} is not available on this machine; use cpu") from error
+        require_device(device)
         return device
 
     @model_validator(mode="after")

@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from mammosae_plugin.arguments import shown
 from mammosae_plugin.errors import InputError
 
 T = TypeVar("T")
@@ -154,12 +155,15 @@ def place(device: str) -> str:
     """The device of this process: where torchrun started it, "cuda" is the GPU of its own number on its host.
 
     Raises:
-        InputError: The host has fewer GPUs than processes, or one GPU is named for all.
+        InputError: No device has this name, the host has fewer GPUs than processes, or one GPU is named for all.
     """
     start()
-    wanted = torch.device(device)
+    try:
+        wanted = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"device is {shown(device)}: name one, such as cpu, cuda or cuda:1") from error
     if _team is None or wanted.type != "cuda":
-        return device
+        return str(wanted)
     local, n_devices = _local_rank(), torch.cuda.device_count()
     if local >= n_devices:
         raise InputError(

@@ -16,6 +16,7 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from mammosae_plugin.arguments import shown
 from mammosae_plugin.errors import InputError
 
 TEMPORARY = ".tmp-mammosae-"
@@ -26,8 +27,10 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     """The path, with a leading `~` or `~user` replaced by the home folder.
 
     Raises:
-        InputError: There is no such user.
+        InputError: There is no such user, or what was given is no path.
     """
+    if not isinstance(path, (str, os.PathLike)) or not str(path):
+        raise InputError(f"a path is wanted, but {shown(path)} is none")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

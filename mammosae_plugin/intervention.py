@@ -20,7 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from mammosae_plugin.arguments import between, indices, one_of, whole
+from mammosae_plugin.arguments import between, checked_arguments, entries, indices, one_of, whole
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.probing import RankedLatents
 from mammosae_plugin.statistics import (
@@ -74,6 +74,7 @@ class Passes(Protocol):
         ...
 
 
+@checked_arguments
 def latent_group(ranking: RankedLatents, k: int) -> NDArray[np.int64]:
     """The union over classes of each class's k best latents, sorted by index.
 
@@ -87,6 +88,7 @@ def latent_group(ranking: RankedLatents, k: int) -> NDArray[np.int64]:
     return np.unique(ranking.indices[:, : whole(k, "k", least=0, most=ranking.d_sae)])
 
 
+@checked_arguments
 def intervene(
     table: "LatentTable",
     group: NDArray[np.int64],
@@ -135,6 +137,7 @@ def intervene(
     return _logits(table, [(mode, group)], head, error_term, image_rows, passes, alpha)[:, 0]
 
 
+@checked_arguments
 def single_ablations(
     table: "LatentTable",
     latents: NDArray[np.int64],
@@ -181,6 +184,7 @@ def single_ablations(
     return losses[:, : len(own)], losses[:, len(own) :].reshape(len(image_rows), len(own), n_controls)
 
 
+@checked_arguments
 def sweep(
     table: "LatentTable",
     ranking: RankedLatents,
@@ -227,6 +231,7 @@ def sweep(
     Raises:
         InputError: fewer than two classes in the split, an unknown mode, a ranking of another width, or as `intervene`.
     """
+    modes = _checked_modes(modes)
     rows = _evaluation_rows(table, ranking, concept, split, unit)
     own = [_Group(mode, k, latent_group(ranking, k)) for mode in modes for k in _kept_ks(ks, table.d_sae)]
     controls = _control_groups(table, ranking, ks, modes, n_controls, seed)
@@ -261,6 +266,7 @@ def sweep(
     return pd.DataFrame.from_records(records)
 
 
+@checked_arguments
 def sweep_controls(
     table: "LatentTable",
     ranking: RankedLatents,
@@ -287,6 +293,7 @@ def sweep_controls(
         One row per (mode, k, kind, control): mode, k, kind, control (0 ... n_controls - 1), n_latents, auroc,
         average_precision.
     """
+    modes = _checked_modes(modes)
     rows = _evaluation_rows(table, ranking, concept, split, unit)
     controls = _control_groups(table, ranking, ks, modes, n_controls, seed)
     logits = _row_logits(table, controls, rows, concept, error_term, passes, alpha)
@@ -477,9 +484,20 @@ def _mean_activation(table: "LatentTable", split: str) -> NDArray[np.float64]:
 
 def _kept_ks(ks: Sequence[int], d_sae: int) -> list[int]:
     """The ks in rising order without repeats; those above d_sae become d_sae."""
-    if len(ks) == 0:
+    given = entries(ks, "ks")
+    if not given:
         raise InputError("ks is empty: give numbers of latents per class, 0 or more")
-    return sorted({min(whole(k, "k", least=0), d_sae) for k in ks})
+    return sorted({min(whole(k, "k", least=0), d_sae) for k in given})
+
+
+def _checked_modes(modes: Sequence[Mode]) -> list[Mode]:
+    """The modes in the order given, without repeats."""
+    given = entries(modes, "modes")
+    for mode in given:
+        one_of(mode, "mode", _MODES)
+    if not given:
+        raise InputError(f"modes is empty: give {' or '.join(_MODES)}, or both")
+    return list(dict.fromkeys(given))
 
 
 def _evaluation_rows(

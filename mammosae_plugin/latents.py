@@ -23,11 +23,12 @@ from torch import nn
 from mammosae_plugin import distributed
 from mammosae_plugin.activations import image_batches
 from mammosae_plugin.adapters import HookedVisionModel
-from mammosae_plugin.adapters.hooked_vision_model import refuse_what_no_map_fits
+from mammosae_plugin.adapters.hooked_vision_model import refuse_what_no_map_fits, require_hooked
 from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.adapters.rest_of_network import RestOfNetwork
+from mammosae_plugin.arguments import entries, flag, index, indices, one_of, shown, text, whole
 from mammosae_plugin.baselines import GradCam
-from mammosae_plugin.datasets import MammogramDataset, n_classes_of, preprocessing_fingerprint
+from mammosae_plugin.datasets import GRADED_CONCEPTS, MammogramDataset, n_classes_of, preprocessing_fingerprint
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import (
     is_sealed,
@@ -205,6 +206,7 @@ class LatentTable:
         return np.concatenate([_read(path, ["mean_channels"])["mean_channels"] for path in self._shards()])
 
     def _check_head(self, head: str) -> None:
+        text(head, "head")
         if head not in self.heads:
             raise InputError(f"{self.folder} has no classifier for {head!r}; it has {', '.join(self.heads)}")
 
@@ -250,14 +252,13 @@ class LatentTable:
         Raises:
             InputError: Unknown concept, split or unit.
         """
-        if concept not in self.images.columns:
+        text(concept, "the concept")
+        if concept not in (*self.concepts, *GRADED_CONCEPTS) or concept not in self.images.columns:
             raise InputError(
                 f"{self.folder} has no labels for {concept!r}; it has {', '.join(self.concepts)}, density, birads"
             )
-        if split not in self.splits:
-            raise InputError(f"{self.folder} has no split {split!r}; it has {', '.join(self.splits)}")
-        if unit not in ("image", "finding_row"):
-            raise InputError(f"unit {unit!r} is neither 'image' nor 'finding_row'")
+        self._check_split(split)
+        one_of(unit, "unit", ("image", "finding_row"))
         in_split = (self.images["split"] == split).to_numpy()
         if unit == "image":
             image_rows = np.flatnonzero(in_split)
@@ -269,8 +270,21 @@ class LatentTable:
         patients = self.images["patient_id"].to_numpy(dtype=object)[image_rows]
         return EvaluationRows(image_rows.astype(np.int64), labels.astype(np.int64), patients)
 
+    def _check_split(self, split: str) -> None:
+        text(split, "split")
+        if split not in self.splits:
+            raise InputError(f"{self.folder} has no split {split!r}; it has {', '.join(self.splits)}")
+
+    def _checked_row(self, image_row: int) -> int:
+        return index(image_row, "image_row", len(self.images))
+
     def live_latents(self, split: str = "training") -> np.ndarray:
-        """int64 latents, ascending, that fire at any position of any image of the split."""
+        """int64 latents, ascending, that fire at any position of any image of the split.
+
+        Raises:
+            InputError: Unknown split.
+        """
+        self._check_split(split)
         image_rows = np.flatnonzero((self.images["split"] == split).to_numpy())
         return np.unique(self.mean_latents[image_rows].indices).astype(np.int64)
 
@@ -295,7 +309,7 @@ class LatentTable:
         return self._kept_maps("map_channels", image_row)
 
     def _kept_maps(self, name: str, image_row: int) -> np.ndarray:
-        place = self._map_places.get(int(image_row))
+        place = self._map_places.get(self._checked_row(image_row))
         return place[2][name] if place else np.zeros(0, dtype=np.int64)
 
     def maps(self, latents: Sequence[int] | np.ndarray, image_row: int) -> np.ndarray:
@@ -317,16 +331,18 @@ class LatentTable:
     def _chosen_maps(
         self, name: str, what: str, kept: np.ndarray, wanted: Sequence[int] | np.ndarray, image_row: int
     ) -> np.ndarray:
+        width = {"latent": self.d_sae, "channel": self.d_in}[what]
+        numbers = indices(wanted, f"the {what}s", width).tolist()
         column_of = {int(number): column for column, number in enumerate(kept)}
-        missing = [int(number) for number in wanted if int(number) not in column_of]
+        missing = [number for number in numbers if number not in column_of]
         if missing:
             raise InputError(
                 f"{self.folder} keeps no map of {what} {missing[0]} for image row {image_row}; "
                 f"encode again with it in map_{what}s"
             )
-        if not len(wanted):
+        if not numbers:
             return np.zeros((0, *self.grid), dtype=np.float32)
-        return self._map_of_image(name, image_row)[[column_of[int(number)] for number in wanted]]
+        return self._map_of_image(name, image_row)[[column_of[number] for number in numbers]]
 
     def gradcam(self, head: str, image_row: int) -> np.ndarray:
         """(h, w) float32, not negative: Grad-CAM of the head's logit at the layer, for one image.
@@ -336,7 +352,7 @@ class LatentTable:
         """
         if head not in self.gradcam_heads:
             raise InputError(f"{self.folder} keeps no Grad-CAM of {head!r}; encode again with gradcam=True")
-        if int(image_row) not in self._map_places:
+        if self._checked_row(image_row) not in self._map_places:
             raise InputError(
                 f"{self.folder} keeps no Grad-CAM for image row {image_row}, which has no box or is in another split"
             )
@@ -350,7 +366,10 @@ class LatentTable:
 
     def boxes(self, image_row: int, concept: str) -> np.ndarray:
         """(n, 4) float32 xyxy: the concept's boxes in the image, in pixels of the model's input."""
-        rows = self._findings_of_image.get(int(image_row))
+        text(concept, "the concept")
+        if concept not in self.concepts:
+            raise InputError(f"{self.folder} has no boxes of {concept!r}; it has those of {', '.join(self.concepts)}")
+        rows = self._findings_of_image.get(self._checked_row(image_row))
         if rows is None:
             return np.zeros((0, 4), dtype=np.float32)
         chosen = self.findings.loc[rows]
@@ -369,6 +388,7 @@ class LatentTable:
             n_positions; l0 (number of active latents summed over positions); and per feature dimension, (d,) float64:
             sse (squared error of the reconstruction), sum and sum_sq (of the model's own features).
         """
+        self._check_split(split)
         totals: dict[str, Any] = {}
         for path in shard_paths(self.folder / split):
             for name, value in _read(path, [f"total.{name}" for name in ("n_positions", "l0", *_MOMENTS)]).items():
@@ -434,6 +454,18 @@ def encode_latents(
             heads; a scaling of its input that is not in its weights), the layer has no grid or other values flow around
             it, a head does not fit the model, or the folder holds another table.
     """
+    require_hooked(model)
+    if not hasattr(sae, "cfg") or not hasattr(sae, "encode"):
+        raise InputError(f"the SAE is a {type(sae).__name__}: give a SAELens SAE, such as load_vision_sae(path)")
+    if not isinstance(heads, Mapping) or not all(isinstance(head, nn.Linear) for head in heads.values()):
+        raise InputError(f"heads are {shown(heads)}: give a torch.nn.Linear for each concept, {{'Mass': head}}")
+    if not isinstance(dataset, MammogramDataset):
+        raise InputError(f"the dataset is a {type(dataset).__name__}: give images, such as VinDrMammo(root)")
+    batch_size, shard_size = whole(batch_size, "batch_size", least=1), whole(shard_size, "shard_size", least=1)
+    num_workers, map_splits = whole(num_workers, "num_workers", least=0), entries(map_splits, "map_splits")
+    for split in map_splits:
+        text(split, "a split of map_splits")
+    flag(gradcam, "gradcam")
     device = distributed.place(device)
     with evaluation(model, sae, device=device):
         return _encode(
@@ -511,7 +543,11 @@ def _encode(
         kept = _Maps()
         if split in map_splits:
             before = LatentTable(folder, header={**header, "splits": splits[:number]})
-            kept = _Maps(_chosen(map_latents, before), _chosen(map_channels, before), tuple(cams))
+            kept = _Maps(
+                _chosen(map_latents, before, "map_latents", before.d_sae),
+                _chosen(map_channels, before, "map_channels", before.d_in),
+                tuple(cams),
+            )
         plan = {
             **fixed,
             "split": split,
@@ -562,8 +598,9 @@ def _write_labels(folder: Path, part: MammogramDataset) -> None:
         write_parquet(folder / name, frame)
 
 
-def _chosen(choice: MapChoice, before: LatentTable) -> tuple[int, ...]:
-    return tuple(sorted({int(number) for number in (choice(before) if callable(choice) else choice)}))
+def _chosen(choice: MapChoice, before: LatentTable, name: str, width: int) -> tuple[int, ...]:
+    wanted = entries(choice(before) if callable(choice) else choice, name)
+    return tuple(np.unique(indices(wanted, name, width)).tolist())
 
 
 def rows_at_once(sae: Any) -> int:

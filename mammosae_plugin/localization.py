@@ -18,7 +18,17 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 from tqdm.auto import tqdm
 
-from mammosae_plugin.arguments import between, indices, numbers, one_of, whole
+from mammosae_plugin.arguments import (
+    as_array,
+    between,
+    checked_arguments,
+    entries,
+    indices,
+    numbers,
+    one_of,
+    shown,
+    whole,
+)
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.statistics import NETWORK_ERROR, settled
 
@@ -51,8 +61,8 @@ class Threshold:
     """Where a heatmap is cut: at a percentile of its pixels, or, if `relative` is given, at that share of its maximum.
 
     Attributes:
-        percentile: 0 ... 100.
-        relative: share of the maximum, 0 ... 1, or None.
+        percentile: from 0 and below 100, which nothing lies above.
+        relative: share of the maximum, above 0 and below 1, or None.
 
     Raises:
         InputError: either is outside its range, or no number.
@@ -62,9 +72,9 @@ class Threshold:
     relative: float | None = None
 
     def __post_init__(self) -> None:
-        between(self.percentile, "percentile", 0, 100)
+        between(self.percentile, "percentile", 0, 100, with_high=False)
         if self.relative is not None:
-            between(self.relative, "relative", 0, 1)
+            between(self.relative, "relative", 0, 1, with_low=False, with_high=False)
 
     def __str__(self) -> str:
         return f"percentile {self.percentile:g}" if self.relative is None else f"relative {self.relative:g}"
@@ -84,8 +94,8 @@ def heatmap(latent_map: ArrayLike, image_size: tuple[int, int]) -> NDArray[np.fl
         InputError: not (h, w), values that are not finite, or a size that is not two numbers of pixels.
     """
     values = _checked_map(latent_map, "the latent's map", "(h, w)").astype(np.float32)
-    if np.shape(image_size) != (2,):
-        raise InputError(f"image_size is {image_size!r}: give height and width in pixels")
+    if len(entries(image_size, "image_size")) != 2:
+        raise InputError(f"image_size is {shown(image_size)}: give height and width in pixels")
     image_size = (whole(image_size[0], "the height", least=1), whole(image_size[1], "the width", least=1))
     # `torch.nn.functional.interpolate`, but into NumPy's memory: torch's own aligned allocations of this size fragment
     # the heap of older glibc (before 2.38), by gigabytes over a thousand heatmaps.
@@ -156,6 +166,7 @@ def average_precision(
             or no ground-truth box at all.
     """
     iou_threshold = between(iou_threshold, "iou_threshold", 0, 1, with_low=False)
+    predictions, ground_truth = entries(predictions, "predictions"), entries(ground_truth, "ground_truth")
     if len(predictions) != len(ground_truth):
         raise InputError(f"{len(predictions)} images have predictions, but {len(ground_truth)} have ground truth")
     for image, prediction in enumerate(predictions):
@@ -184,6 +195,7 @@ def average_precision(
     return float(best_from_here[hits].sum() / n_truth)
 
 
+@checked_arguments
 def localize(
     table: "LatentTable",
     latents: Sequence[int] | NDArray[np.int64],
@@ -233,9 +245,10 @@ def localize(
         box_score=box_score,
         contours=contours,
     )
-    return results.drop(columns=["threshold", "iou_threshold"])
+    return results.drop(columns=["threshold", "iou_threshold"], errors="ignore")
 
 
+@checked_arguments
 def localize_thresholds(
     table: "LatentTable",
     latents: Sequence[int] | NDArray[np.int64],
@@ -254,11 +267,12 @@ def localize_thresholds(
         The rows of `localize` for every pair, with two columns more: threshold ("percentile 95" or "relative 0.3")
         and iou_threshold.
     """
-    chosen = indices(latents, "the latents", table.d_sae).tolist()
+    chosen = indices(latents, "the latents", table.d_sae, distinct=True).tolist()
     rules = _Rules(thresholds, iou_thresholds, min_area, box_score, contours)
     return _localized(table, concept, chosen, lambda image_row: table.maps(chosen, image_row), split, rules)
 
 
+@checked_arguments
 def localize_baselines(
     table: "LatentTable",
     concept: str,
@@ -292,7 +306,7 @@ def localize_baselines(
     Raises:
         InputError: as `localize_thresholds`.
     """
-    chosen = indices(channels, "the channels", table.mean_channels.shape[1]).tolist()
+    chosen = indices(channels, "the channels", table.mean_channels.shape[1], distinct=True).tolist()
     rules = _Rules(thresholds, iou_thresholds, min_area, box_score, contours)
     maps: dict[str, tuple[list[int], Callable[[int], NDArray[np.float32]]]] = {
         "channel": (chosen, lambda image_row: table.channel_maps(chosen, image_row))
@@ -359,10 +373,18 @@ class _Rules:
     contours: Contours
 
     def __post_init__(self) -> None:
-        if not len(self.thresholds) or not len(self.iou_thresholds):
+        thresholds, iou_thresholds = (
+            entries(self.thresholds, "thresholds"),
+            entries(self.iou_thresholds, "iou_thresholds"),
+        )
+        if not thresholds or not iou_thresholds:
             raise InputError("thresholds or iou_thresholds is empty: give at least one of each")
-        for iou_threshold in self.iou_thresholds:
-            between(iou_threshold, "iou_threshold", 0, 1, with_low=False)
+        for threshold in thresholds:
+            if not isinstance(threshold, Threshold):
+                raise InputError(f"thresholds hold {shown(threshold)}: give Threshold(95) or Threshold(relative=0.3)")
+        checked = [between(value, "iou_threshold", 0, 1, with_low=False) for value in iou_thresholds]
+        object.__setattr__(self, "thresholds", list(dict.fromkeys(thresholds)))
+        object.__setattr__(self, "iou_thresholds", list(dict.fromkeys(checked)))
         one_of(self.box_score, "box_score", BOX_SCORES)
         _Cut(Threshold(), self.min_area, self.contours)
 
@@ -458,7 +480,7 @@ def _above(values: NDArray[np.floating], threshold: Threshold) -> NDArray[np.boo
 
 
 def _checked_map(values: ArrayLike, name: str, shape: str) -> NDArray[np.floating]:
-    array = np.asarray(values)
+    array = as_array(values, name)
     if array.dtype.kind not in "fiub" or array.ndim != 2 or array.size == 0 or not np.isfinite(array).all():
         raise InputError(f"{name} has shape {array.shape}: expected finite values {shape}")
     return array if array.dtype.kind == "f" else array.astype(np.float64)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.stats import rankdata
 
-from mammosae_plugin.arguments import numbers, one_of
+from mammosae_plugin.arguments import checked_arguments, numbers, one_of
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.statistics import (
     MIN_PATIENTS,
@@ -51,13 +51,15 @@ class RankedLatents:
     scores: NDArray[np.float64]
 
     def __post_init__(self) -> None:
-        shape = np.shape(self.indices)
-        if len(shape) != 2 or np.shape(self.scores) != shape:
+        latents, scores = numbers(self.indices, "a ranking's indices"), numbers(self.scores, "a ranking's scores")
+        if latents.ndim != 2 or scores.shape != latents.shape:
             raise InputError(
-                f"a ranking has indices {shape} and scores {np.shape(self.scores)}: expected (n_class, d_sae) twice"
+                f"a ranking has indices {latents.shape} and scores {scores.shape}: expected (n_class, d_sae) twice"
             )
-        if not (np.sort(self.indices, axis=1) == np.arange(shape[1])).all():
-            raise InputError(f"a ranking must name each of the latents 0 to {shape[1] - 1} once per class")
+        if not (np.sort(latents, axis=1) == np.arange(latents.shape[1])).all():
+            raise InputError(f"a ranking must name each of the latents 0 to {latents.shape[1] - 1} once per class")
+        object.__setattr__(self, "indices", latents.astype(np.int64))
+        object.__setattr__(self, "scores", scores)
 
     @property
     def n_class(self) -> int:
@@ -70,6 +72,7 @@ class RankedLatents:
         return int(self.indices.shape[1])
 
 
+@checked_arguments
 def class_mean_latents(
     table: "LatentTable",
     concept: str,
@@ -103,6 +106,7 @@ def class_mean_latents(
     return _class_means(table, table.mean_latents, concept, split, unit, score)
 
 
+@checked_arguments
 def rank_channels(
     table: "LatentTable",
     concept: str,
@@ -187,6 +191,7 @@ def rank_latents(class_scores: NDArray[np.floating]) -> RankedLatents:
     return RankedLatents(indices=indices, scores=np.take_along_axis(scores, indices, axis=1))
 
 
+@checked_arguments
 def best_single_latent(
     table: "LatentTable",
     concept: str,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from mammosae_plugin.arguments import checked_arguments
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.statistics import (
     METRICS,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from mammosae_plugin.latents import LatentTable
 
 
+@checked_arguments
 def reconstruction_metrics(
     table: "LatentTable",
     concept: str,
@@ -72,6 +74,7 @@ def reconstruction_metrics(
     return pd.DataFrame.from_records(records)
 
 
+@checked_arguments
 def auroc_cost(table: "LatentTable", concept: str, *, split: str = "test", unit: str = "image") -> float:
     """How much AUROC the classifier loses with the SAE in its place: without it minus with it.
 
@@ -82,6 +85,7 @@ def auroc_cost(table: "LatentTable", concept: str, *, split: str = "test", unit:
     return -float(metrics["auroc"]["difference"])
 
 
+@checked_arguments
 def reconstruction_quality(table: "LatentTable", split: str) -> dict[str, float]:
     """How well the SAE reconstructs the feature map of a split, and how many latents it uses.
 

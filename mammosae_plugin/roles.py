@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mammosae_plugin.arguments import checked_arguments, whole
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.intervention import Passes, single_ablations
 from mammosae_plugin.probing import RankedLatents, class_mean_latents
@@ -61,6 +62,7 @@ class _Measured:
         return cls(float(value), *interval(samples))
 
 
+@checked_arguments
 def latent_roles(
     table: "LatentTable",
     ranking: RankedLatents,
@@ -116,6 +118,7 @@ def latent_roles(
         raise InputError(f"'{concept}' has {len(table.classes(concept))} classes: roles are for a finding, which has 2")
     if ranking.d_sae != table.d_sae:
         raise InputError(f"the ranking has {ranking.d_sae} latents, but the table has {table.d_sae}: rank this table")
+    top = whole(top, "top", least=1)
     before = class_mean_latents(table, concept, split="training", unit=unit)
     latents = np.array([i for i in ranking.indices[1, :top] if before[1, i] != 0], dtype=np.int64)
     rows = table.rows(concept, split=split, unit=unit)

@@ -7,8 +7,7 @@ metric: the rows are sorted once, and all resamples are evaluated together from 
 Scores are ranked after `settled` has made those equal that differ by no more than rounding.
 """
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +16,7 @@ from scipy.sparse import csr_array
 from scipy.special import logsumexp
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
 
-from mammosae_plugin.arguments import between, class_labels, numbers, whole
+from mammosae_plugin.arguments import as_array, between, checked_arguments, class_labels, entries, numbers, whole
 from mammosae_plugin.errors import InputError
 
 if TYPE_CHECKING:
@@ -102,6 +101,7 @@ def settled_columns(scores: ArrayLike) -> NDArray[np.float64]:
     return np.stack(columns, axis=1) if columns else values
 
 
+@checked_arguments
 def logit_error(table: "LatentTable", head: str) -> float:
     """How far rounding can move a logit of a latents table: `NETWORK_ERROR` of the largest sum of what it is made of.
 
@@ -116,6 +116,7 @@ def logit_error(table: "LatentTable", head: str) -> float:
     return NETWORK_ERROR * float(max((size.max() for size in sizes if size.size), default=0.0))
 
 
+@checked_arguments
 def require_two_classes(labels: NDArray[np.int64], *, concept: str, split: str) -> None:
     """Raise `InputError` unless the labels of a concept in a split hold at least two classes.
 
@@ -429,22 +430,26 @@ def _decisions(
 
 def _checked(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Logits, settled, and labels that fit them."""
-    logits = numbers(logits, "logits")
-    if logits.ndim != 2 or np.shape(labels) != logits.shape[:1] or logits.shape[1] == 0:
-        raise InputError(
-            f"logits {logits.shape} and labels {np.shape(labels)} do not fit: expected (n, n_out) and (n,)"
-        )
+    logits, given = numbers(logits, "logits"), numbers(labels, "labels")
+    if logits.ndim != 2 or given.shape != logits.shape[:1] or logits.shape[1] == 0:
+        raise InputError(f"logits {logits.shape} and labels {given.shape} do not fit: expected (n, n_out) and (n,)")
     if not np.isfinite(logits).all():
         raise InputError(f"{int((~np.isfinite(logits)).any(axis=1).sum())} rows have a logit that is not finite")
-    return settled(logits), class_labels(labels, n_class=max(2, logits.shape[1]))
+    return settled(logits), class_labels(given, n_class=max(2, logits.shape[1]))
+
+
+_AN_ID = (str, int, float, np.generic, type(None), type(pd.NA))  # the last two are missing ones
 
 
 def _checked_patients(patient_ids: ArrayLike) -> NDArray[Any]:
     """Patients (n_rows,), none missing, in a form that sorts."""
     # Of a list with texts in it numpy would make NaN the text "nan".
-    given = isinstance(patient_ids, np.ndarray)
-    patients = np.asarray(patient_ids) if given else np.array(list(cast(Iterable[Any], patient_ids)), dtype=object)
-    if patients.ndim != 1:
+    if isinstance(patient_ids, np.ndarray) or hasattr(patient_ids, "detach"):
+        patients = as_array(patient_ids, "patient ids")
+    else:
+        patients = np.empty(len(given := entries(patient_ids, "patient ids")), dtype=object)
+        patients[:] = given
+    if patients.ndim != 1 or not all(isinstance(patient, _AN_ID) for patient in patients):
         raise InputError(f"patient ids have shape {patients.shape}: expected (n_rows,), the patient of every row")
     n_missing = int(pd.isna(patients).sum())
     if n_missing:
@@ -453,7 +458,7 @@ def _checked_patients(patient_ids: ArrayLike) -> NDArray[Any]:
 
 
 def _checked_multiplicities(multiplicities: ArrayLike, n_rows: int) -> NDArray[np.integer]:
-    array = np.asarray(multiplicities)
+    array = as_array(multiplicities, "multiplicities")
     if array.ndim != 2 or array.shape[1] != n_rows:
         raise InputError(f"multiplicities have shape {array.shape}: expected (n_bootstrap, {n_rows})")
     if array.dtype.kind not in "iu" or (array.size and array.min() < 0):

@@ -8,6 +8,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from typing_extensions import Self
 
+from mammosae_plugin.arguments import shown
 from mammosae_plugin.errors import InputError
 
 
@@ -168,7 +169,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, (str, bytes)):
         text = repr(value)
         return text if len(text) <= 80 else f"{text[:79]}…"
-    return f"a {type(value).__name__} ({value})" if value is not None else "nothing"
+    return f"a {type(value).__name__} ({shown(value)})" if value is not None else "nothing"
 
 
 _LIMITS = types.MappingProxyType(

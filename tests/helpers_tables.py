@@ -112,7 +112,7 @@ class MemoryTable:
     def maps(self, latents: np.ndarray, image_row: int) -> np.ndarray:
         if max(latents, default=0) >= self.d_sae:
             raise InputError(f"the table keeps no map of latent {np.max(latents)}")
-        return np.moveaxis(self.latents[image_row][..., np.asarray(latents)], -1, 0).astype(np.float32)
+        return np.moveaxis(self.latents[image_row][..., np.asarray(latents, dtype=np.int64)], -1, 0).astype(np.float32)
 
     def boxes(self, image_row: int, concept: str) -> np.ndarray:
         own = self.findings[(self.findings["image_row"] == image_row) & (self.findings[concept] == 1)]

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypedDict, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypedDict, get_args, overload
 from zlib import crc32
 
 import numpy as np
@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 from mammosae_plugin import distributed
 from mammosae_plugin.activations.store import DTYPES, FORMAT_VERSION, ActivationStore, seal_store, shard_tensors
 from mammosae_plugin.adapters import HookedVisionModel
+from mammosae_plugin.adapters.hooked_vision_model import require_hooked
 from mammosae_plugin.adapters.recording import evaluation
-from mammosae_plugin.arguments import whole
+from mammosae_plugin.arguments import between, entries, one_of, whole
 from mammosae_plugin.datasets import PREPROCESSING, MammogramDataset
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path, sha256_of_json
@@ -181,14 +182,12 @@ class _Sampling:
     sample_from: SampleFrom = "image"
 
     def __post_init__(self) -> None:
-        if not 0 < self.fraction <= 1:
-            raise InputError(f"fraction is {self.fraction}; it must be above 0 and at most 1")
-        if self.count is not None and self.count < 1:
-            raise InputError(f"count is {self.count}; it must be at least 1")
+        between(self.fraction, "fraction", 0, 1, with_low=False)
+        if self.count is not None:
+            whole(self.count, "count", least=1)
         if self.count is not None and self.fraction != 1:
             raise InputError("give the positions to keep per image as a fraction or as a count, not as both")
-        if self.sample_from not in ("image", "batch"):
-            raise InputError(f"sample_from is {self.sample_from!r}; it must be 'image' or 'batch'")
+        one_of(self.sample_from, "sample_from", get_args(SampleFrom))
         if self.sample_from == "batch" and self.count is not None:
             raise InputError("a count of positions is of each image; with sample_from 'batch' give a fraction")
 
@@ -263,14 +262,15 @@ def extract_activations(
             folder that holds other activations.
         OSError: A file cannot be written; the call can be made again and continues.
     """
+    require_hooked(model)
     if hook_names is not None:
         if hook_name is not None:
             raise InputError("give hook_name or hook_names, not both")
-        names = [model.resolve_hook_name(name) for name in hook_names]
+        names = [model.resolve_hook_name(name) for name in entries(hook_names, "hook_names")]
         return extract_together({name: (model, name) for name in names}, dataset, folder, **settings)
     if hook_name is None and model.final_hook is None:
         raise InputError("the model has no hook point at its final map; name the layer to extract (hook_name)")
-    name = model.resolve_hook_name(hook_name or str(model.final_hook))
+    name = model.resolve_hook_name(str(model.final_hook) if hook_name is None else hook_name)
     return _extract([_Source(name, model, name, local_path(folder))], dataset, **settings)[name]
 
 
@@ -328,12 +328,17 @@ def _extract(
     num_workers: int = 0,
     autocast: Autocast | None = None,
 ) -> dict[str, ActivationStore]:
+    if not isinstance(dataset, MammogramDataset):
+        raise InputError(f"the dataset is a {type(dataset).__name__}: give images, such as VinDrMammo(root)")
+    one_of(dtype, "dtype", DTYPES)
+    if autocast is not None:
+        one_of(autocast, "autocast", get_args(Autocast))
+    seed, batch_size = whole(seed, "seed", least=0), whole(batch_size, "batch_size", least=1)
+    num_workers = whole(num_workers, "num_workers", least=0)
     sampling = _Sampling(fraction, count, seed, sample_from)
+    fraction, count = float(fraction), None if count is None else int(count)
+    limit = None if limit is None else whole(limit, "limit", least=1)
     dataset = _limited(dataset, limit)
-    if dtype not in DTYPES:
-        raise InputError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
-    if autocast not in (None, "bfloat16", "float16"):
-        raise InputError(f"autocast is {autocast!r}; it must be None, 'bfloat16' or 'float16'")
     if len(dataset) == 0:
         raise InputError("there is no image to extract activations from; check the split and the quarantine file")
     if dataset.unit != "image":
@@ -411,9 +416,9 @@ def _extract(
 
 def _limited(dataset: MammogramDataset, limit: int | None) -> MammogramDataset:
     """The first `limit` images of a dataset."""
-    if limit is None or whole(limit, "limit", least=1) >= len(dataset):
+    if limit is None or limit >= len(dataset):
         return dataset
-    return dataset.select(image_ids=dataset.images["image_id"][: int(limit)].tolist())
+    return dataset.select(image_ids=dataset.images["image_id"][:limit].tolist())
 
 
 def _described(augmentation: Augment | None) -> dict[str, Any] | None:

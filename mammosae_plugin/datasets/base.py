@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from mammosae_plugin.arguments import entries, text
 from mammosae_plugin.datasets.concepts import GRADED_CONCEPTS
 from mammosae_plugin.datasets.preprocessing import preprocess, preprocessing_fingerprint, read_png
 from mammosae_plugin.errors import InputError
@@ -172,6 +173,7 @@ class MammogramDataset(Dataset[Item]):
         """
         keep = np.ones(len(self.images), dtype=bool)
         if split is not None:
+            text(split, "split")
             keep &= (self.images["split"] == split).to_numpy(dtype=bool)
             if not keep.any():
                 raise InputError(f"no image has split {split!r}; there are {sorted(set(self.images['split']))}")
@@ -183,7 +185,7 @@ class MammogramDataset(Dataset[Item]):
         return self._subset(keep)
 
     def _is_among(self, image_ids: Iterable[str]) -> npt.NDArray[np.bool_]:
-        wanted = {image_ids} if isinstance(image_ids, str) else set(image_ids)
+        wanted = {image_ids} if isinstance(image_ids, str) else set(map(str, entries(image_ids, "image ids")))
         unknown = sorted(wanted - set(self._ids))
         if unknown:
             raise InputError(f"{len(unknown)} image ids are not in the dataset, such as {unknown[0]!r}")

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
+from mammosae_plugin.arguments import text
 from mammosae_plugin.errors import InputError
 
 CONCEPTS: tuple[str, ...] = (
@@ -36,6 +37,7 @@ def n_classes_of(concept: str) -> int:
     Raises:
         InputError: the concept is unknown; the message names the nearest known ones.
     """
+    text(concept, "the concept")
     if concept in GRADED_CONCEPTS:
         return GRADED_CONCEPTS[concept]
     if concept in CONCEPTS:

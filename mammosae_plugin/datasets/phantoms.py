@@ -20,8 +20,9 @@ from PIL import Image
 from scipy import ndimage
 from tqdm import tqdm
 
+from mammosae_plugin.arguments import between, whole
 from mammosae_plugin.datasets.concepts import CONCEPTS
-from mammosae_plugin.datasets.vindr import ANNOTATION_FILE, IMAGE_FOLDER, PHANTOM_ID
+from mammosae_plugin.datasets.vindr import ANNOTATION_FILE, IMAGE_FOLDER, PHANTOM_ID, checked_size
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import atomic_path, local_path, read_json, write_json, write_text
 
@@ -77,16 +78,11 @@ def make_phantoms(
     """
     shares = {"mass": mass_share, "calcification": calcification_share, "other": other_share}
     for name, share in {**shares, "test": test_share}.items():
-        if not 0 <= share <= 1:
-            raise InputError(f"{name}_share is {share}; it must lie between 0 and 1")
-    if n_patients < 1 or not 1 <= images_per_patient <= 4:
-        raise InputError(
-            f"n_patients is {n_patients} and images_per_patient {images_per_patient}; "
-            "the first must be at least 1, the second 1 to 4"
-        )
-    if num_workers < 0:
-        raise InputError(f"num_workers is {num_workers}; it must be 0 or more")
-    height, width = int(image_size[0]), int(image_size[1])
+        between(share, f"{name}_share", 0, 1)
+    n_patients = whole(n_patients, "n_patients", least=1)
+    images_per_patient = whole(images_per_patient, "images_per_patient", least=1, most=4)
+    num_workers, seed = whole(num_workers, "num_workers", least=0), whole(seed, "seed", least=0)
+    height, width = checked_size(image_size)
     if height < 96 or width < 64:
         raise InputError(f"image_size is {height} x {width}; phantoms need at least 96 x 64 pixels (height x width)")
     folder = local_path(root)

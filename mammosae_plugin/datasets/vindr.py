@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
-from mammosae_plugin.arguments import between, whole
+from mammosae_plugin.arguments import between, entries, shown, whole
 from mammosae_plugin.datasets.base import BOX_COLUMNS, DatasetError, MammogramDataset, Unit, describe
 from mammosae_plugin.datasets.boxes import Boxes, Originals, UnmendableBoxes, changes, mend, report_other_pixels
 from mammosae_plugin.datasets.concepts import CONCEPTS, nearest_names
@@ -95,7 +95,7 @@ class VinDrMammo(MammogramDataset):
                 raise InputError(f"{name} is {value!r}; it must be {' or '.join(get_args(known))}")
         for name, share in (("box_tolerance", box_tolerance), ("max_missing_share", max_missing_share)):
             between(share, name, 0, 1)
-        size = _checked_size(image_size)
+        size = checked_size(image_size)
         folder = local_path(root)
         if not folder.is_dir():
             raise DatasetError(f"the data folder {folder} does not exist or is no folder")
@@ -152,9 +152,10 @@ class VinDrMammo(MammogramDataset):
         return "phantom" if drawn.all() else "vindr"
 
 
-def _checked_size(image_size: Any) -> tuple[int, int]:
-    if isinstance(image_size, str) or np.shape(image_size) != (2,):
-        raise InputError(f"image_size is {image_size!r}: give (height, width) in pixels, such as (1520, 912)")
+def checked_size(image_size: Any) -> tuple[int, int]:
+    """Height and width as whole numbers."""
+    if len(entries(image_size, "image_size")) != 2:
+        raise InputError(f"image_size is {shown(image_size)}: give (height, width) in pixels, such as (1520, 912)")
     return whole(image_size[0], "the height", least=1), whole(image_size[1], "the width", least=1)
 
 
