@@ -254,7 +254,9 @@ def sweep(
         }
         for name in METRICS:
             record[name] = point[name]
-            record[f"{name}_low"], record[f"{name}_high"] = resamples.interval(samples[name])
+            record[f"{name}_low"], record[f"{name}_high"] = resamples.interval(
+                samples[name], auroc=name == "auroc" and logits.shape[-1] == 1
+            )
         beside = judged[(judged["mode"] == group.mode) & (judged["k"] == group.k)]
         for kind in _CONTROL_KINDS:
             for name in _CONTROL_METRICS:

@@ -243,7 +243,7 @@ def best_single_latent(
     chosen = int(aurocs.argmax())
     scores = settled_columns(values[:, [live[chosen]]].toarray()[test.image_rows])
     resamples = Resamples(test.labels, test.patient_ids, n_bootstrap=n_bootstrap, seed=seed, min_patients=min_patients)
-    low, high = resamples.interval(resamples.metrics(scores)["auroc"])
+    low, high = resamples.interval(resamples.metrics(scores)["auroc"], auroc=True)
     record = {
         "latent": int(live[chosen]),
         "auroc_training": float(aurocs[chosen]),

@@ -63,13 +63,20 @@ def reconstruction_metrics(
     points.append({name: points[1][name] - points[0][name] for name in METRICS})
     samples.append({name: samples[1][name] - samples[0][name] for name in METRICS})
 
+    unchanged = len(samples[0]["auroc"]) > 0 and np.array_equal(
+        without, with_sae
+    )  # then the difference is 0 for certain
     counts = resamples.counts(binary=without.shape[1] == 1)
     records = []
     for variant, point, sample in zip(("without_sae", "with_sae", "difference"), points, samples, strict=True):
         record: dict[str, object] = {"variant": variant, **counts}
         for name in METRICS:
             record[name] = point[name]
-            record[f"{name}_low"], record[f"{name}_high"] = resamples.interval(sample[name])
+            auroc = name == "auroc" and variant != "difference" and without.shape[1] == 1
+            ends = (
+                (0.0, 0.0) if variant == "difference" and unchanged else resamples.interval(sample[name], auroc=auroc)
+            )
+            record[f"{name}_low"], record[f"{name}_high"] = ends
         records.append(record)
     return pd.DataFrame.from_records(records)
 

@@ -18,6 +18,7 @@ from mammosae_plugin.probing import RankedLatents, class_mean_latents
 from mammosae_plugin.reconstruction import reconstruction_quality
 from mammosae_plugin.statistics import (
     MIN_PATIENTS,
+    auroc_interval,
     bootstrap_metrics,
     interval,
     logit_error,
@@ -26,12 +27,12 @@ from mammosae_plugin.statistics import (
     settled,
     settled_columns,
 )
-from mammosae_plugin.visualization.results import BACKGROUND, CONCEPT, ROLE_NUMBERS, UNCLEAR
+from mammosae_plugin.visualization.results import BACKGROUND, CONCEPT, ROLE_NUMBERS, UNCLEAR, WEAK
 
 if TYPE_CHECKING:
     from mammosae_plugin.latents import EvaluationRows, LatentTable
 
-SEPARATES = 0.6
+SEPARATES = WEAK
 """AUROC from which a latent, or a classifier, tells the classes; between 1 minus it and it, it hardly does."""
 FOLLOWS = 1.5
 """How many times as much of a latent must lie in an image's own boxes as in other patients' boxes."""
@@ -150,9 +151,14 @@ def _obstacle(
     logits = settled(table.logits(concept)[rows.image_rows], logit_error(table, concept))
     auroc = ranking_metrics(logits, rows.labels)[0]
     samples = bootstrap_metrics(logits, rows.labels, patient_bootstrap(rows.patient_ids, n_bootstrap, seed))["auroc"]
-    if not (auroc >= SEPARATES and interval(samples)[0] > 0.5):
+    if not (auroc >= SEPARATES and auroc_interval(samples, *_patients(rows))[0] > 0.5):
         return f"the classifier does not tell the classes on test images (AUROC {auroc:.3f})"
     return ""
+
+
+def _patients(rows: "EvaluationRows") -> tuple[int, int]:
+    """Patients with a row of the finding, and with one without."""
+    return len(set(rows.patient_ids[rows.labels == 1])), len(set(rows.patient_ids[rows.labels == 0]))
 
 
 def _role(row: dict[str, Any], rose: bool) -> tuple[str, str]:
@@ -219,9 +225,8 @@ def _evidence(
     for column in range(len(latents)):
         values = activity[:, [column]]
         scores = settled_columns(values)
-        auroc = _Measured.of(
-            ranking_metrics(scores, rows.labels)[0], bootstrap_metrics(scores, rows.labels, resamples)["auroc"]
-        )
+        samples = bootstrap_metrics(scores, rows.labels, resamples)["auroc"]
+        auroc = _Measured(ranking_metrics(scores, rows.labels)[0], *auroc_interval(samples, *_patients(rows)))
         ablation = _Measured.of(effect[column], sampled[:, column])
         fires = values[:, 0] != 0
         record: dict[str, Any] = {"n_random": n_random}

@@ -7,11 +7,13 @@ metric: the rows are sorted once, and all resamples are evaluated together from 
 Scores are ranked after `settled` has made those equal that differ by no more than rounding.
 """
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import brentq
 from scipy.sparse import csr_array
 from scipy.special import logsumexp
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
@@ -291,6 +293,57 @@ def interval(samples: NDArray[np.float64], level: float = 0.95) -> tuple[float, 
     return float(low), float(high)
 
 
+def auroc_interval(
+    samples: NDArray[np.float64], n_positive: int, n_negative: int, level: float = 0.95
+) -> tuple[float, float]:
+    """`interval` of AUROCs; where the classes are separated without fault, `separation_bound` and 1.
+
+    Where they are separated the wrong way round, it is 0 and 1 minus the bound.
+
+    Args:
+        samples: (n_bootstrap,) AUROCs of a binary concept; NaN are left out.
+        n_positive: patients with the finding.
+        n_negative: patients without.
+        level: as for `interval`.
+
+    Raises:
+        InputError: as `interval` and `separation_bound`.
+    """
+    low, high = interval(samples, level)
+    if low == 1:
+        return separation_bound(n_positive, n_negative, level), high
+    return (low, 1 - separation_bound(n_positive, n_negative, level)) if high == 0 else (low, high)
+
+
+def separation_bound(n_positive: int, n_negative: int, level: float = 0.95) -> float:
+    """The lower end of an interval of an AUROC whose estimate is 1.
+
+    With all positive patients above all negative ones, AUROC is at least P(a positive is not below the lowest one seen)
+    times P(a negative is not above the highest one seen). By Wilks (1941) these two shares are distributed as the
+    largest of m and of n uniform numbers, whatever the distribution of the scores; the bound is the (1 - level) / 2
+    quantile of their product, exp(-s) with P(Exp(m) + Exp(n) > s) = (1 - level) / 2. Where one class is large it is
+    that of Clopper and Pearson for m of m, ((1 - level) / 2)^(1 / m).
+
+    Args:
+        n_positive: patients with the finding, m.
+        n_negative: patients without, n.
+        level: of the two-sided interval.
+
+    Raises:
+        InputError: a class without a patient, or a level outside 0 to 1.
+    """
+    m = whole(n_positive, "n_positive", least=1)
+    n = whole(n_negative, "n_negative", least=1)
+    level = between(level, "the interval's level", 0, 1, with_low=False, with_high=False)
+
+    def tail(s: float) -> float:
+        if m == n:
+            return (1 + m * s) * math.exp(-m * s)
+        return (m * math.exp(-n * s) - n * math.exp(-m * s)) / (m - n)
+
+    return math.exp(-brentq(lambda s: tail(s) - (1 - level) / 2, 0, 100 / ((1 - level) * min(m, n))))
+
+
 class Resamples:
     """Resamples of the patients of some evaluation rows, and what may be said from them.
 
@@ -359,11 +412,23 @@ class Resamples:
         """`bootstrap_metrics` of these resamples."""
         return bootstrap_metrics(logits, self.labels, self.multiplicities)
 
-    def interval(self, samples: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
-        """`interval` of a metric's samples; NaN twice where a class has fewer than `min_patients` patients."""
+    def interval(
+        self, samples: NDArray[np.float64], level: float = 0.95, *, auroc: bool = False
+    ) -> tuple[float, float]:
+        """`interval` of a metric's samples; NaN twice where that would say more than is known.
+
+        That is where a class has fewer than `min_patients` patients, and where the resamples agree on 0 or 1 (or a
+        difference of 0): patients who all say the same do not tell how sure that is. AUROCs of a binary concept
+        (`auroc`) have the bound of `auroc_interval` there.
+        """
         low, high = interval(samples, level)
-        enough = len(self._classes) > 1 and self.patients_per_class.min() >= self.min_patients
-        return (low, high) if enough else (float("nan"), float("nan"))
+        if not (len(self._classes) > 1 and self.patients_per_class.min() >= self.min_patients):
+            return float("nan"), float("nan")
+        if auroc and self._classes.tolist() == [0, 1]:
+            n_negative, n_positive = self.patients_per_class.tolist()
+            return auroc_interval(samples, n_positive, n_negative, level)
+        agreed = high - low <= _FLOAT64_ERROR and float(np.round(low, 9)).is_integer()
+        return (float("nan"), float("nan")) if agreed else (low, high)
 
 
 class _Ranking:

@@ -206,7 +206,7 @@ def test_an_inner_layer_extracts_channels_last(hooked, phantoms, tmp_path):
         ({"fraction": 1.5}, "fraction is 1.5"),
         ({"count": 0}, "count is 0"),
         ({"count": 3, "fraction": 0.5}, "not as both"),
-        ({"dtype": "int8"}, "dtype is 'int8'; choose one of float32"),
+        ({"dtype": "int8"}, "dtype is 'int8': choose one of float32"),
         ({"autocast": "float8"}, "autocast is 'float8'"),
         ({"hook_names": ["bn2"]}, "hook_name or hook_names, not both"),
     ],

@@ -9,6 +9,7 @@ from helpers_study import small_phantoms
 from helpers_tables import make_table
 from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens.saes.sae import SAEMetadata
+from scipy.stats import binomtest, norm
 from sklearn.metrics import roc_auc_score
 
 from mammosae_plugin.adapters import HookedVisionModel, MammoClipClassifier
@@ -27,6 +28,7 @@ from mammosae_plugin.statistics import (
     interval,
     logit_error,
     ranking_metrics,
+    separation_bound,
     settled,
 )
 
@@ -211,6 +213,41 @@ def test_an_interval_needs_ten_patients_of_either_class(n_positive, n_negative, 
     assert np.isfinite(resamples.interval(resamples.metrics(logits)["auroc"])).all() == given
     fewer = Resamples(labels, patients, min_patients=9)
     assert np.isfinite(fewer.interval(fewer.metrics(logits)["auroc"])).all()
+
+
+@pytest.mark.parametrize(("m", "n"), [(10, 10), (10, 40), (25, 12), (1, 3)])
+def test_the_bound_of_perfect_separation_is_the_quantile_of_the_products_of_largest_uniform_numbers(m, n):
+    rng = np.random.default_rng(0)
+    # The largest of m uniform numbers has the distribution of the m-th root of one.
+    products = rng.random(400_000) ** (1 / m) * rng.random(400_000) ** (1 / n)
+    assert separation_bound(m, n) == pytest.approx(np.quantile(products, 0.025), abs=0.004)
+    assert separation_bound(m, n) == separation_bound(n, m)
+
+
+def test_beside_a_large_class_the_bound_is_that_of_a_binomial_share():
+    exact = binomtest(12, 12).proportion_ci(0.95, "exact").low
+    assert separation_bound(12, 10**7) == pytest.approx(exact, abs=1e-6)
+
+
+def test_the_bound_of_perfect_separation_lies_above_the_true_auroc_in_at_most_one_of_forty_samples():
+    rng = np.random.default_rng(0)
+    for shift in (1.0, 1.3, 1.6):  # true AUROCs of 0.76, 0.82, 0.87, about the bound of 12 and 15 patients (0.65)
+        positive, negative = rng.normal(shift, 1, (20_000, 12)), rng.normal(size=(20_000, 15))
+        too_high = separation_bound(12, 15) > norm.cdf(shift / np.sqrt(2))
+        assert too_high * (positive.min(axis=1) > negative.max(axis=1)).mean() <= 0.025
+
+
+@pytest.mark.parametrize(("sign", "value"), [(1, 1.0), (-1, 0.0)])
+def test_perfect_separation_gives_an_interval_with_a_width(sign, value):
+    labels, patients = rows_of(12, 30)
+    logits = sign * (labels[:, None] * 2.0 + np.random.default_rng(0).random((len(labels), 1)))
+    resamples = Resamples(labels, patients)
+    samples = resamples.metrics(logits)
+    assert (samples["auroc"][~np.isnan(samples["auroc"])] == value).all()
+    bound = separation_bound(12, 30)
+    assert resamples.interval(samples["auroc"], auroc=True) == ((bound, 1.0) if value else (0.0, 1 - bound))
+    assert np.isnan(resamples.interval(samples["average_precision"])).all() == (value == 1)
+    assert np.isnan(resamples.interval(samples["auroc"] - samples["auroc"])).all()
 
 
 def test_a_patient_with_rows_of_both_classes_counts_in_both():

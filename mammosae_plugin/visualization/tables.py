@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from mammosae_plugin.files import local_path, write_text
+from mammosae_plugin.localization import BOX_SCORES
 from mammosae_plugin.visualization.names import MINUS, digits, readable
 from mammosae_plugin.visualization.results import (
     METRICS,
@@ -49,7 +50,6 @@ _LAYER_SEPARATION = (
 _LAYER_PRECISIONS = ("best_latent_ap", "best_channel_ap", "gradcam_ap")
 _LAYER_LOCALIZATION = ("best_latent", *_LAYER_PRECISIONS)
 _VARIANTS = {"without_sae": "without SAE", "with_sae": "with SAE", "difference": "difference"}
-_BOX_SCORES = ("maximum", "mean", "sum", "area")
 _HEADINGS = {
     "auroc": "AUROC",
     "average_precision": "AP",
@@ -341,7 +341,7 @@ def table_2(results: Results) -> pd.DataFrame:
 
 def _over_box_scores(row: Row) -> Row:
     """The range of a row's average precision over the rules by which boxes can be scored; empty without them."""
-    values = [number(row[f"average_precision_{rule}"]) for rule in _BOX_SCORES if f"average_precision_{rule}" in row]
+    values = [number(row[f"average_precision_{rule}"]) for rule in BOX_SCORES if f"average_precision_{rule}" in row]
     return {"lowest": Estimate(min(values)), "highest": Estimate(max(values))} if values else {}
 
 
