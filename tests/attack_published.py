@@ -1,193 +1,441 @@
-"""Attack what `mammosae publish findings` writes for a study, as somebody would who has the dataset's labels.
+"""Attack everything that `mammosae publish` writes for a study, and see that what people write is looked through.
 
-    python tests/attack_published.py STUDY [--min-group 5] [--data-licence TEXT]
+    python tests/attack_published.py STUDY [--images FOLDER] [--min-group 5] [--keep FOLDER]
 
-stages the findings with their examples in a temporary folder, tries to tell patients by order, by counts and by
-differences, prints how many it told, and ends with 1 if it told any. The attacker knows every label, every patient, and
-even in whose images a latent fires; what they do not know are activations.
+publishes the SAEs, the classifiers, the findings with their examples and the Space of a study, with harmless texts
+wherever somebody may write, on a Hub on this machine; looks for patients and images in all that arrives there; and then
+tries to publish with secrets in each of these places. Prints a line per attack with how much it told, and ends with 1
+if that is anything.
 """
 
 import argparse
+import hashlib
+import json
+import re
+import socket
 import sys
 import tempfile
-from collections import Counter
-from itertools import product
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import helpers_inference as inference
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
+import pyarrow.parquet as pq
+from helpers_publishing import FOLDER, FORMS, KEY, PLACES, REPOS, Sent, Upload, send
+from helpers_secrets import HARMLESS, SECRETS, disguised
+from PIL import Image
+from safetensors.numpy import load_file
 
-from mammosae_plugin.hub.findings import KEY_FILE, Findings, stage_findings
-from mammosae_plugin.hub.guard import hash_ids, load_or_make_key
+from mammosae_plugin.hub.findings import Findings
+from mammosae_plugin.hub.guard import hash_ids
 from mammosae_plugin.study_folder import StudyFolder
 
+_IDS = ("patient_id", "image_id", "study_id", "series_id")
+_RUN = 16
+"""How many pixels in a row say that an image is there."""
+_LONG = 6
+"""Digits from which a number tells which computation it comes from."""
 
-def attack(study: StudyFolder, findings: Findings, *, min_group: int, key: bytes | None = None) -> dict[str, int]:
-    """How many images, or published numbers, each attack tells; 0 everywhere is what is promised.
 
-    Args:
+@dataclass(frozen=True)
+class Case:
+    """What an attacker has, and the truth to hold it against.
+
+    Attributes:
         study: the study, which knows the truth.
-        findings: what was published of it.
+        folders: part -> what arrived on the Hub.
+        findings: the tables of its findings.
         min_group: the fewest patients that may be told together.
-        key: what ids were hashed with, to check guesses; None without examples.
+        key: what ids were hashed with, to check guesses.
+        images: files of the study's images.
     """
-    told = {
-        "sums of few patients": _sums(study, findings, min_group),
-        "activity of few patients": _activity(study, findings, min_group),
-        "maxima beside what gives them away": _maxima(findings),
-        "gaps in the ranks": _gaps(findings),
-        "counts that stand elsewhere": _counts(study, findings, min_group),
+
+    study: StudyFolder
+    folders: Mapping[str, Path]
+    findings: Findings
+    min_group: int
+    key: bytes
+    images: Sequence[Path] = ()
+
+    @classmethod
+    def of(cls, study: Path, sent: Sequence[Sent], folder: Path, *, min_group: int, images: Sequence[Path]) -> "Case":
+        """Lay what arrived on the Hub into a folder."""
+        for one in sent:
+            for path, data in one.files.items():
+                (folder / one.upload.part / path).parent.mkdir(parents=True, exist_ok=True)
+                (folder / one.upload.part / path).write_bytes(data)
+        folders = {part: folder / part for part in REPOS}
+        findings = Findings.load(folders["findings"])
+        return cls(StudyFolder(study), folders, findings, min_group, bytes.fromhex(KEY), images)
+
+    @cached_property
+    def bare(self) -> Findings:
+        """The findings as they were if nothing were left out."""
+        return Findings.of_study(self.study.folder, min_group=1)
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """Ids of patients, images and whatever else the dataset numbers, and names of files without their ending."""
+        found = set()
+        for file in (self.study.folder / "work" / "latents").glob("*/*/*.parquet"):
+            table = pd.read_parquet(file)
+            for column in set(_IDS) & set(table.columns):
+                found |= set(table[column].astype(str))
+        return sorted(found | {Path(one).stem for one in found})
+
+    def files(self, *parts: str) -> Iterator[Path]:
+        """Every file that arrived, or those of some parts."""
+        for part, folder in self.folders.items():
+            if not parts or part in parts:
+                yield from (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+# -- what stands in files ----------------------------------------------------------------------------------------------
+
+
+def values_of(path: Path) -> list[Any]:
+    """What a file says as plain values: its JSON, its rows, its numbers, its text."""
+    match path.suffix:
+        case ".json":
+            return [json.loads(path.read_text())]
+        case ".jsonl":
+            return [json.loads(line) for line in path.read_text().splitlines()]
+        case ".js" if path.parent.name == "data":
+            return [json.loads(path.read_text().partition(" = ")[2].rstrip().rstrip(";"))]
+        case ".parquet":
+            return [_unfolded(row) for row in pq.read_table(path).to_pylist()]
+        case ".png" | ".safetensors":
+            return []
+    return path.read_text().splitlines()
+
+
+def _unfolded(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row in which JSON in a column is a value."""
+    return {
+        name: json.loads(value) if isinstance(value, str) and value[:1] in ("{", "[") else value
+        for name, value in row.items()
     }
-    if key is not None and findings.examples is not None:
-        told["images by order"] = _by_order(study, findings.examples, key)
-        told["images by counts"] = _by_counts(study, findings.examples, key, min_group)
+
+
+def walk(value: Any, concept: str | None = None) -> Iterator[tuple[str | None, str, Any]]:
+    """(concept that it is of, key, value) of every value in a JSON value that is no object."""
+    if isinstance(value, Mapping):
+        concept = value.get("concept") or concept
+        for key, item in value.items():
+            yield from walk(item, concept) if isinstance(item, Mapping) else _of_key(key, item, concept)
+    elif isinstance(value, list):
+        yield from _of_key("", value, concept)
+    else:
+        yield concept, "", value
+
+
+def _of_key(key: str, value: Any, concept: str | None) -> Iterator[tuple[str | None, str, Any]]:
+    if not isinstance(value, list):
+        yield concept, key, value
+        return
+    for item in value:
+        yield from walk(item, concept) if isinstance(item, Mapping) else _of_key(key, item, concept)
+
+
+def is_long(value: Any) -> bool:
+    """Whether a number is not just any: a rate of few images, a setting."""
+    return isinstance(value, float) and len(f"{abs(value):.15g}".replace(".", "").strip("0")) > _LONG
+
+
+def numbers_in(path: Path) -> set[float]:
+    """The long numbers that a file says, in tables, JSON or text; of the examples no heatmap."""
+    found = set()
+    for value in values_of(path):
+        for _, key, item in walk(value):
+            if key != "heatmap" and is_long(item):
+                found.add(item)
+            elif isinstance(item, str):
+                found |= {float(text) for text in re.findall(r"-?\d+\.\d{6,}(?:e-?\d+)?", item)}
+    return {one for one in found if is_long(one)}
+
+
+def long_numbers(values: Any) -> set[float]:
+    """Numbers as they may stand somewhere: float32 as the double that it is, and in its shortest decimals."""
+    flat = np.asarray(values).ravel()
+    return {one for value in flat for one in (float(value), float(str(value))) if is_long(one)}
+
+
+def told_alike(found: set[float], known: set[float]) -> set[float]:
+    """Numbers that are in both, but for shares of few thousands, which may be equal by chance."""
+    return {
+        one for one in found & known if abs(Fraction(one).limit_denominator(4096) - Fraction(one)) > abs(one) * 1e-12
+    }
+
+
+# -- the attacks on files ----------------------------------------------------------------------------------------------
+
+
+def known_ids(case: Case) -> int:
+    """Ids of patients, images, studies or series, with other separators or without, in any file or its name."""
+    bare = {re.sub(r"[\W_]", "", one).lower().encode() for one in case.ids}
+    needles = [one for one in bare if len(one) >= 6 and re.search(rb"\d", one)]
+    told = 0
+    for path in case.files():
+        texts = [path.as_posix().encode(), path.read_bytes(), json.dumps(values_of(path), default=str).encode()]
+        bare_text = b"\n".join(re.sub(rb"[\W_]", b"", text).lower() for text in texts)
+        told += sum(one in bare_text for one in needles)
     return told
 
 
-def _tables(study: StudyFolder) -> Any:
-    return ((layer, one, one.table) for layer in study.layers for one in layer.encoders.values())
+def bare_hashes(case: Case) -> int:
+    """Hashes of ids that need no key, whole or their first 16 digits; and hashes of images that are of no id."""
+    kinds = ("md5", "sha1", "sha224", "sha256", "sha384", "sha512", "blake2b", "blake2s", "sha3_256")
+    hashes = {hashlib.new(kind, one.encode()).hexdigest()[:16] for kind in kinds for one in case.ids}
+    hashes |= {one[:16] for one in hash_ids(case.ids, bytes(32))}
+    told = 0
+    for path in case.files():
+        text = json.dumps(values_of(path), default=str).lower()
+        runs = re.findall(r"[0-9a-f]{16,}", text)
+        told += sum(run[place : place + 16] in hashes for run in runs for place in range(len(run) - 15))
+    examples = case.findings.examples
+    if examples is not None:
+        known = set(hash_ids(case.ids, case.key))
+        told += sum(one not in known for column in ("image", "patient") for one in examples[column].unique())
+    return told
 
 
-def _own(frame: pd.DataFrame, layer: Any, encoder: Any) -> pd.DataFrame:
-    return frame[(frame["layer"] == layer.name) & (frame["encoder"] == encoder.name)]
+def this_machine(case: Case) -> int:
+    """Paths, names of folders and of this host."""
+    folders = {FOLDER, *(one.name for one in (case.study.folder, *case.study.folder.parents) if len(one.name) > 11)}
+    names = {str(case.study.folder), str(Path.home()) + "/", socket.gethostname(), *folders} - {"", "//"}
+    needles = [name.encode() for name in names if len(name) > 7 or re.search(r"[\d-]", name)]
+    path_like = re.compile(rb"(?<![\w:/.-])/(?:home|Users|root|tmp|mnt|media|work|data|scratch|srv|opt|var)/\w")
+    told = 0
+    for path in case.files():
+        data = path.relative_to(path.parents[1]).as_posix().encode() + path.read_bytes()
+        data += json.dumps(values_of(path), default=str).encode()
+        told += sum(needle in data for needle in needles) + len(path_like.findall(data))
+    return told
 
 
-def few(fires: np.ndarray, patients: np.ndarray, images: np.ndarray, min_group: int) -> np.ndarray:
-    """(d_sae,) latents that fire in some of the images, but in those of fewer patients than `min_group`."""
-    rows = pd.DataFrame(fires[images]).groupby(patients[images]).any().to_numpy().sum(0)
-    return (rows > 0) & (rows < min_group)
+def pixels(case: Case) -> int:
+    """Runs of pixels of the study's images in any figure, enlarged or not, in any list of numbers, in any bytes."""
+    known = set()
+    for path in case.images[:200]:
+        rows = np.array(Image.open(path).convert("L"))[::8]
+        known |= {run for row in rows for run in _runs(row, step=_RUN)}
+    return sum(any(run in known for run in _runs(data)) for path in case.files() for data in _bytes_of(path))
 
 
-def _sums(study: StudyFolder, findings: Findings, min_group: int) -> int:
-    """Every sum of class means with the factors -1, 0 and 1 of which only few patients are left."""
-    n = 0
-    for layer, encoder, table in _tables(study):
-        unit = layer.results["data"]["unit"]
-        fires, patients = table.max_latents.toarray() != 0, table.images["patient_id"].to_numpy()
-        own = _own(findings.concepts, layer, encoder)
-        for split, column in (("training", "class_mean"), ("training", "score"), ("test", "ablation_effect")):
-            weights, shown = [], []
-            for concept in encoder.concepts:
-                rows = table.rows(concept, split=split, unit=unit)
-                for label in table.classes(concept):
-                    if split == "test" and label != 1:
-                        continue
-                    images = rows.image_rows[rows.labels == label]
-                    weights.append(np.bincount(images, minlength=len(table.images)))
-                    of_class = own[(own["concept"] == concept) & (own["class"] == label)]
-                    shown.append(of_class.set_index("latent")[column].reindex(range(table.d_sae)).notna().to_numpy())
-            if split == "test":
-                activity = _own(findings.latents, layer, encoder)
-                weights.append((table.images["split"] == "test").to_numpy().astype(int))
-                shown.append(activity["mean_activation"].notna().to_numpy())
-            for factors in product((-1, 0, 1), repeat=len(weights)):
-                used = [place for place, factor in enumerate(factors) if factor]
-                left = sum(factor * weight for factor, weight in zip(factors, weights, strict=True))
-                if used and np.any(left):
-                    known = np.logical_and.reduce([shown[place] for place in used])
-                    n += int((few(fires, patients, left != 0, min_group) & known).sum())
-    return n
+def _runs(data: np.ndarray, step: int = 1) -> Iterator[bytes]:
+    """Runs of so many bytes that are no area of one or few greys."""
+    if len(data) < _RUN:
+        return
+    windows = np.lib.stride_tricks.sliding_window_view(data, _RUN)[::step]
+    busy = (np.diff(np.sort(windows, axis=1), axis=1) > 0).sum(axis=1) >= _RUN // 2
+    yield from (window.tobytes() for window in windows[busy])
 
 
-def _activity(study: StudyFolder, findings: Findings, min_group: int) -> int:
-    n = 0
-    for layer, encoder, table in _tables(study):
-        test = (table.images["split"] == "test").to_numpy()
-        fires, patients = table.max_latents.toarray() != 0, table.images["patient_id"].to_numpy()
-        own = _own(findings.latents, layer, encoder)
-        hide = few(fires, patients, test, min_group)
-        n += int(own.loc[hide, ["firing_rate", "mean_activation", "max_activation"]].notna().sum().sum())
-        n += int(own.loc[few(~fires, patients, test, min_group), "firing_rate"].notna().sum())
-    return n
+def _bytes_of(path: Path) -> Iterator[np.ndarray]:
+    """What a file holds as bytes: of a figure its channels at several scales, of numbers these as greys."""
+    if path.suffix == ".png":
+        with Image.open(path) as image:
+            shown = np.array(image.convert("RGBA"))
+        for step, channel in ((step, channel) for step in (1, 2, 4, 8) for channel in range(4)):
+            yield shown[::step, ::step, channel].ravel()
+        return
+    if path.suffix == ".safetensors":
+        for tensor in load_file(path).values():
+            yield tensor.view(np.uint8).ravel() if tensor.dtype == np.uint8 else _as_greys(tensor.ravel())
+        return
+    numbers = [item for value in values_of(path) for _, _, item in walk(value) if isinstance(item, (int, float))]
+    yield _as_greys(np.array(numbers, dtype=np.float64))
 
 
-def _maxima(findings: Findings) -> int:
-    own = findings.latents
-    hidden = own["max_activation"].isna() & (own["firing_rate"] != 0)
-    return int(own.loc[hidden, "mean_activation"].notna().sum())
+def _as_greys(values: np.ndarray) -> np.ndarray:
+    scaled = values * 255 if np.abs(values).max(initial=0) <= 1 else values
+    return np.clip(np.nan_to_num(np.round(scaled)), 0, 255).astype(np.uint8)
 
 
-def _gaps(findings: Findings) -> int:
-    ranks = findings.concepts.dropna(subset=["rank"]).groupby(["layer", "encoder", "concept", "class"])["rank"]
-    found = sum(sorted(own) != list(range(1, len(own) + 1)) for _, own in ranks)
-    places = ["layer", "method", "model", "concept", "threshold", "iou_threshold"]
-    tables = findings.localization.groupby(places)["rank"]
-    return found + sum(sorted(own) != list(range(1, len(own) + 1)) for _, own in tables)
+def single_numbers(case: Case) -> int:
+    """Activations and logits of single images and patients; but for maxima, which are of nobody known, and examples."""
+    found = set().union(*(numbers_in(path) for path in case.files()))
+    known: set[float] = set()
+    for _, encoder, table in inference.tables_of(case.study):
+        for values in (table.max_latents, table.mean_latents):
+            known |= long_numbers(values.data)
+            by_patient = pd.DataFrame(values.toarray()).groupby(table.images["patient_id"].to_numpy())
+            known |= long_numbers(by_patient.mean().to_numpy()) | long_numbers(by_patient.sum().to_numpy())
+        known |= set().union(*(long_numbers(table.logits(concept)) for concept in encoder.concepts))
+    maxima = long_numbers(case.findings.latents["max_activation"].dropna().astype(np.float32))
+    return len(told_alike(found, known) - maxima)
 
 
-def _counts(study: StudyFolder, findings: Findings, min_group: int) -> int:
-    """Counts of classes with few patients that some table tells."""
-    n = 0
-    for layer, encoder, table in _tables(study):
-        for concept in encoder.concepts:
-            for split in ("training", "test"):
-                rows = table.rows(concept, split=split, unit=layer.results["data"]["unit"])
-                sizes = [len(set(rows.patient_ids[rows.labels == label])) for label in table.classes(concept)]
-                if min(sizes) >= min_group:
-                    continue
-                told = [row for row in findings.study["data"]["concepts"] if row["concept"] == concept]
-                n += sum(row["n_positive"] is not None for row in told if row["split"] == split)
-                n += sum(row["n_boxes"] is not None for row in told if row["split"] == split)
-                quality = findings.study["sae"][layer.name]["quality"]
-                own = [row for row in quality if (row["concept"], row["split"]) == (concept, split)]
-                n += sum(row.get("auroc_cost") is not None for row in own)
-                frames = {
-                    "training": [(findings.concepts, "n_images")],
-                    "test": [(findings.reconstruction, "n_positive"), (findings.localization, "n_images")],
-                }
-                for frame, column in frames[split]:
-                    n += int(frame.loc[frame["concept"] == concept, column].notna().sum())
-    return n
+# -- the attacks across parts ------------------------------------------------------------------------------------------
 
 
-def _by_order(study: StudyFolder, examples: pd.DataFrame, key: bytes) -> int:
-    """Images that one of the dataset's orders, put beside the published one, names; where the orders agree at all."""
-    (_, _, table) = next(_tables(study))
-    images = table.images[["image_id", "patient_id"]].astype(str)
-    images["hash"] = hash_ids(images["image_id"], key)
-    there = images[images["hash"].isin(examples["image"])].reset_index(drop=True)
-    published = examples["image"].drop_duplicates().tolist()
-    worst = 0
-    for order in (there, there.sort_values("image_id"), there.sort_values(["patient_id", "image_id"])):
-        for guess in (order["hash"].tolist(), order["hash"].tolist()[::-1]):
-            place = {one: number for number, one in enumerate(guess)}
-            agreement = spearmanr([place[one] for one in published], range(len(published))).statistic
-            if abs(agreement) > 4 / max(len(published), 17) ** 0.5:  # four standard deviations of what chance gives
-                worst = max(worst, sum(a == b for a, b in zip(published, guess, strict=True)))
-    return worst
+def hidden_numbers(case: Case) -> int:
+    """Numbers that the findings leave out and another part says: cards, evaluations, the Space."""
+
+    def numbers(findings: Findings) -> set[float]:
+        frames = [findings.latents, findings.concepts, findings.interventions, findings.reconstruction]
+        columns = [frame[name] for frame in (*frames, findings.localization) for name in frame.columns]
+        floats = [column.dropna() for column in columns if column.dtype.kind == "f"]
+        of_study = (value for _, _, value in walk(json.loads(json.dumps(findings.study))) if is_long(value))
+        return set().union(*(long_numbers(column) for column in floats), of_study)
+
+    hidden = numbers(case.bare) - numbers(case.findings)
+    return sum(map(len, (told_alike(numbers_in(path), hidden) for path in case.files())))
 
 
-def _by_counts(study: StudyFolder, examples: pd.DataFrame, key: bytes, min_group: int) -> int:
-    """Images of patients whose number of images and labels fewer than `min_group` patients have."""
-    signs: dict[str, Counter[Any]] = {}
-    wide = examples.drop_duplicates(["image", "concept"]).pivot(index="image", columns="concept", values="label")
-    patients = examples.drop_duplicates("image").set_index("image")["patient"]
-    for image, labels in zip(wide.index, wide.itertuples(index=False, name=None), strict=True):
-        signs.setdefault(patients[image], Counter())[labels] += 1
-    looks = {patient: frozenset(own.items()) for patient, own in signs.items()}
-    alike = Counter(looks.values())
-    return sum(own.total() for patient, own in signs.items() if alike[looks[patient]] < min_group)
+def hidden_counts(case: Case) -> int:
+    """How many images, boxes or patients of a class with few of them there are, in any part."""
+    small = inference.small_classes(case.study, case.min_group)
+    told = 0
+    for path in case.files():
+        of_file = next((concept for concept, _ in small if path.parent.name.endswith(f"-{concept}")), None)
+        for value in values_of(path):
+            if isinstance(value, str):
+                told += sum(_says(value, concept, counts) for (concept, _), counts in small.items())
+            else:
+                told += sum(_tells(row, concept, set(small)) for concept, row in _rows(value, of_file))
+    return told
+
+
+def _rows(value: Any, concept: str | None) -> Iterator[tuple[str | None, Mapping[str, Any]]]:
+    """Every object in a JSON value, with the concept that it, or what it stands in, is of."""
+    if isinstance(value, Mapping):
+        concept = value.get("concept") or concept
+        yield concept, value
+    for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        yield from _rows(item, concept)
+
+
+def _tells(row: Mapping[str, Any], concept: str | None, small: set[tuple[str, str]]) -> int:
+    """Counts in a row of a class that has few patients; what has no split is of test images, but counts by class."""
+    found = {name: row.get(name) for name in ("n_positive", "n_negative", "n_boxes", "n_positive_patients")}
+    found |= {"n_images": row.get("n_images")} if "iou_threshold" in row else {}
+    told = sum(count is not None for count in found.values()) if (concept, row.get("split", "test")) in small else 0
+    by_class = row.get("n_images") if isinstance(row.get("n_images"), list) else []
+    return told + (sum(count is not None for count in by_class) if (concept, "training") in small else 0)
+
+
+def _says(line: str, concept: str, counts: set[int]) -> bool:
+    """Whether a line of a card speaks of a concept and says one of the counts."""
+    if not re.search(rf"\b{concept.replace('_', '[ _]')}\b", line, re.IGNORECASE):
+        return False
+    found = re.findall(r"(?<![\d.,])(\d+)\s+(?:positive|boxes|images|patients)", line)
+    return any(int(number) in counts for number in found)
+
+
+def _of_findings(attack: Callable[[StudyFolder, Findings, int], int]) -> Callable[[Case], int]:
+    return lambda case: attack(case.study, case.findings, case.min_group)
+
+
+def _of_examples(attack: Callable[..., int]) -> Callable[[Case], int]:
+    """The other images and patients are as many as there are examples."""
+    return lambda case: (
+        0 if case.findings.examples is None else attack(case.study, case.findings.examples, case.key, case.min_group)
+    )
+
+
+ATTACKS: Mapping[str, Callable[[Case], int]] = {
+    "images by order": _of_examples(inference.by_order),
+    "images by counts": _of_examples(inference.by_counts),
+    "sums of few patients": _of_findings(inference.sums),
+    "activity of few patients": _of_findings(inference.activity),
+    "maxima beside what gives them away": _of_findings(inference.maxima),
+    "gaps in the ranks": _of_findings(inference.gaps),
+    "counts that stand elsewhere": _of_findings(inference.counts),
+    "counts hidden in the findings, in any part": hidden_counts,
+    "numbers hidden in the findings, in any part": hidden_numbers,
+    "numbers of one image or patient": single_numbers,
+    "ids": known_ids,
+    "hashes without the key": bare_hashes,
+    "paths, folders and hosts": this_machine,
+    "pixels of images": pixels,
+}
+"""What it looks for -> the attack."""
+
+
+# -- what people write -------------------------------------------------------------------------------------------------
+
+
+def harmless_uploads() -> list[Upload]:
+    """Every part, with harmless texts wherever words may be free."""
+    free = [place for places in PLACES.values() for place in places if place.split()[-1] in ("note", "--author")]
+    one = {"--title": HARMLESS[:1], "title of the study": HARMLESS[1:2]}
+    many = dict.fromkeys((*free, "--description", "--link", "card that is there"), HARMLESS) | one
+    return [
+        Upload(part, {place: many[place] for place in PLACES[part] if place in many}, repo)
+        for part, repo in REPOS.items()
+    ]
+
+
+def secret_uploads(ids: Sequence[str]) -> list[Upload]:
+    """All secrets in every place; where a form is asked for those that have it, one by one; ids in changing places."""
+    places = [(part, place) for part in PLACES for place in PLACES[part]]
+    free = [place for place in places if place[1] not in FORMS]
+    of_form = [place for place in places if place[1] in FORMS]
+    fitting = [text for text in SECRETS if re.fullmatch(r"[A-Za-z0-9][\w.-]*", text)]
+    planted = [(place, SECRETS) for place in free]
+    planted += [(of_form[number % len(of_form)], [text]) for number, text in enumerate(fitting)]
+    planted += [(free[5 * number % len(free)], [text]) for number, text in enumerate(disguised(ids).values())]
+    return [Upload(part, {place: texts}, f"someone/planted-{n}") for n, ((part, place), texts) in enumerate(planted)]
+
+
+def left(sent: Sent) -> list[str]:
+    """The texts of an upload that left, or that would leave once a person had let the others out."""
+    ((_, texts),) = sent.upload.texts.items()
+    if sent.files or sent.code != 2:
+        return list(texts)
+    if any(text is None for _, _, text in sent.found):  # whatever a person says
+        return []
+    found = [text.casefold() for _, _, text in sent.found if text]
+    return [one for one in texts if not any(text in one.casefold() or one.casefold() in text for text in found)]
+
+
+def publish(study: Path, folder: Path, *, min_group: int) -> tuple[list[Sent], list[Sent]]:
+    """Publish all parts with harmless texts, and try to with secrets: what came of the four, and of the others."""
+    table = next(iter(StudyFolder(study).layers[0].encoders.values())).table
+    uploads = [*harmless_uploads(), *secret_uploads(table.images["patient_id"].astype(str).tolist())]
+    sent = list(send(study, uploads, folder, min_group=min_group))
+    return sent[: len(REPOS)], sent[len(REPOS) :]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("study", type=Path)
+    parser.add_argument("study", type=Path, help="The study's output folder.")
+    parser.add_argument("--images", type=Path, help="Its images. Default: the folder beside STUDY that it names.")
     parser.add_argument("--min-group", type=int, default=5)
-    parser.add_argument("--data-licence")
+    parser.add_argument("--keep", type=Path, help="Leave here what arrives on the Hub.")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        staged = stage_findings(
-            given.study, Path(folder) / "findings", licence="mit", examples=True,
-            min_group=given.min_group, data_licence=given.data_licence,
-        )  # fmt: skip
-        findings = Findings.load(staged)
-    key = load_or_make_key(given.study / KEY_FILE)
-    told = attack(StudyFolder(given.study), findings, min_group=given.min_group, key=key)
-    for what, number in told.items():
+    root = given.images or given.study.parent / StudyFolder(given.study).results["config"]["data"]["root"]
+    images = sorted(root.rglob("*.png"))
+    if not images:
+        parser.error(f"{root} holds no PNG; name the folder of the study's images by --images")
+    with tempfile.TemporaryDirectory() as temporary:
+        whole, planted = publish(given.study, Path(temporary) / "sent", min_group=given.min_group)
+        stopped = [one for one in whole if one.code != 0]
+        lines = {f"harmless texts ({len(HARMLESS)}) stopped, in {len(whole)} parts": len(stopped)}
+        lines |= {f"  {one.upload.part}: {one.said.splitlines()[-1]}": 1 for one in stopped}
+        n = sum(len(texts) for one in planted for texts in one.upload.texts.values())
+        lines[f"planted secrets ({len(SECRETS)} and ids, {n} in all) that leave"] = sum(
+            len(left(one)) for one in planted
+        )
+        lines |= {
+            f"  {one.upload.part}, {place}: {text}": 1
+            for one in planted
+            for place in one.upload.texts
+            for text in left(one)
+        }
+        if not stopped:
+            folder = given.keep or Path(temporary) / "arrived"
+            case = Case.of(given.study, whole, folder, min_group=given.min_group, images=images)
+            lines |= {what: attack(case) for what, attack in ATTACKS.items()}
+    for what, number in lines.items():
         sys.stdout.write(f"{what}: {number}\n")
-    return int(any(told.values()))
+    return int(any(lines.values()))
 
 
 if __name__ == "__main__":

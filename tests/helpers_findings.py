@@ -1,5 +1,6 @@
 """A small study whose findings are published: two layers, two concepts, no real figures."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,18 @@ def small_study(folder: Path, phantom_root: Path) -> Study:
         patch.setattr(study_layer, "write_report", lambda folder: folder)
         study.run()
     return study
+
+
+def whole_study(study: Study, folder: Path) -> Path:
+    """A copy of a study as if it had trained its SAEs and classifiers itself."""
+    shutil.copytree(study.output, folder)
+    for number, place in enumerate(study.config.sae.paths.values()):
+        shutil.copytree(place, folder / "work" / "sae" / str(number))
+    (folder / "work" / "classifiers").mkdir(exist_ok=True)
+    for model in study.config.models:
+        for file in model.classifiers.values():
+            shutil.copy(file, folder / "work" / "classifiers")
+    return folder
 
 
 def _draw_quickly(_results: Any, _class_means: Any, _panels: Any, folder: Path) -> list[Path]:

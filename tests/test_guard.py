@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers_findings import columns_of
+from helpers_secrets import HARMLESS, SUSPECTS
 from helpers_study import random_sae
 from matplotlib.figure import Figure
 from PIL import Image
@@ -918,54 +919,6 @@ def test_ordinary_sentences_pass(text: str, clean: dict[str, Path], tmp_path: Pa
     says(text)(folder)
     noted(text)(folder)
     check("findings", folder)
-
-
-RANDOM = "aB3dE6gH9kL2mN5pQ8rStUvW"
-# What nobody listed, planted where people write: each needs a person's word.
-SUSPECTS = {
-    "clinical": (
-        *(
-            "Pt. 88213",
-            "see pt 88213",
-            "case 4711",
-            "Case #4711",
-            "Fall 4711",
-            "subject 1023",
-            "exam 4711",
-            "ID: 88213",
-        ),
-        *("patient A4711", "Patientin 4711", "acc. 4711123", "patient 88213 of our clinic", "Mrs. Miller"),
-        *("DOB 1961-03-04", "* 04.03.1961", "geb. 04.03.1961", "exam of 2021-03-04", "mammogram from 12.03.2021"),
-        *("examined on 12 March 2021", "screening on 03/04/2021", "scan 20210304", "biopsy March 4, 2021"),
-    ),
-    "contacts": (
-        *("tel. 4584711", "0351 458 4711", "(0351) 4584711", "617.555.0199", "call 617 555 0199", "020 7946 0958"),
-        *("pacs01", "ws-radiology-03", "pacs.klinik.local", "srv-rad-07", "mammo.radiology.hospital.example"),
-        *("pacs:11112", "01 23 45 67 89"),
-    ),
-    "paths": (r"\\pacs01\export", "//pacs01/export/x", "smb://pacs/x"),
-    "secrets": (
-        *("github_pat_" + "11ABCDEFG0" + "a1B2c3D4e5F6g7H8i9J0", "sk-ant-api03-" + "aB3dE6gH9kL2mN5pQ8rS"),
-        *(
-            "glrt-" + "aB3dE6gH9kL2mN5pQ8rS",
-            "r8_" + "aB3dE6gH9kL2mN5pQ8rStUvWx",
-            "sk_live_" + "aB3dE6gH9kL2mN5pQ8rStUvW",
-        ),
-        *(
-            "SG." + "aB3dE6gH9kL2mN5pQ8rStU." + "aB3dE6gH9kL2mN5pQ8rStUaB3dE6gH9kL2mN5pQ8rSt",
-            "nvapi-" + "aB3dE6gH9kL2" * 2,
-        ),
-    ),
-}
-HARMLESS = (
-    *("patient 100 of 200", "image no. 123 of the atlas", "case 123 of the teaching atlas", "case 12 of the textbook"),
-    *("BI-RADS 4c, ACR density C", "arXiv 2507.15227v2, doi 10.1038/s41597-023-02100-7", "trained 2026-01-31"),
-    *("version of 12 March 2025", "accessed on 2024-05-01", "fall 2021 release", "1 in 8 women; 2,500 steps"),
-    *("image 1520 x 912", "https://physionet.org/content/vindr-mammo/1.0.0/", "latent id 13867", "ViT-B/16-384"),
-    *("open_clip ViT-B-16-SigLIP-i18n-256", "5 x 10^-3, p = 0.00417, n = 12345", "server 2 and GPU 0; cuda:0"),
-    '"title": "a mammography model","created":"2026-11-29","screening": 1',
-    *("MIT licence, 2025", "numpy 2024.10.1", "image 462 of 1000", "case 1000 images, exam 2021", "km/h, and/or"),
-)
 
 
 def says_and_allows(text: str, *allowed: str) -> None:

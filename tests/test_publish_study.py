@@ -1,13 +1,13 @@
 """The parts of one study on the Hub: each names the others, and a stranger can run them."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers_adapters import calibrated_classifier
+from helpers_findings import whole_study
 from helpers_hub import LoopbackHub, run_on_hub
 
 from mammosae_plugin.adapters import load_mammo_clip, new_classifier
@@ -62,14 +62,7 @@ seen = {
 @pytest.fixture(scope="module")
 def study(finished_study: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the study as if it had trained its SAEs and classifiers itself."""
-    folder = shutil.copytree(finished_study.output, tmp_path_factory.mktemp("whole") / "study")
-    for number, place in enumerate(finished_study.config.sae.paths.values()):
-        shutil.copytree(place, folder / "work" / "sae" / str(number))
-    (folder / "work" / "classifiers").mkdir(exist_ok=True)
-    for model in finished_study.config.models:
-        for file in model.classifiers.values():
-            shutil.copy(file, folder / "work" / "classifiers")
-    return folder
+    return whole_study(finished_study, tmp_path_factory.mktemp("whole") / "study")
 
 
 @pytest.fixture(scope="module")

@@ -1,88 +1,182 @@
-"""What is published of a study, attacked: nobody is told by order, counts or differences, and no folder by its name."""
+"""What is published of a study, attacked: nobody is told by order, counts or differences, and no secret leaves."""
 
 import dataclasses
+import hashlib
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import helpers_inference as inference
 import numpy as np
 import pytest
-from attack_published import attack
-from helpers_study import random_sae
+from attack_published import ATTACKS, Case, left, publish
+from helpers_findings import whole_study
+from helpers_publishing import FOLDER, REPOS, Sent, Upload
+from PIL import Image
 
-from mammosae_plugin.errors import InputError
-from mammosae_plugin.hub.findings import KEY_FILE, Findings, stage_findings
-from mammosae_plugin.hub.guard import load_or_make_key
-from mammosae_plugin.hub.saes import origins_of, stage_saes
+from mammosae_plugin.hub import findings_tables
+from mammosae_plugin.hub.findings import Findings
+from mammosae_plugin.hub.guard import hash_ids
 from mammosae_plugin.hub.small_groups import Firing, hidden_latents, rare_rows
-from mammosae_plugin.hub.space import build_space
 from mammosae_plugin.study import Study
-from mammosae_plugin.study_folder import StudyFolder
 
-FOLDER = "Klinik-Meier-2021"
+OF_TABLES = (
+    "sums of few patients",
+    "activity of few patients",
+    "maxima beside what gives them away",
+    "gaps in the ranks",
+)
+MIN_GROUP, FEW = 2, 5
+"""What the small study is published with, and of how many patients some of its classes are fewer."""
 
 
 @pytest.fixture(scope="module")
-def study_folder(finished_study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = Path(shutil.copytree(finished_study.output, tmp_path_factory.mktemp("attacked") / FOLDER))
-    (folder / KEY_FILE).write_text("5e" * 32 + "\n")  # else the order of the hashes is another one each time
-    return folder
+def sent(finished_study: Study, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[list[Sent], list[Sent]]]:
+    study = whole_study(finished_study, tmp_path_factory.mktemp("attacked") / "study")
+    return study, publish(study, tmp_path_factory.mktemp("sent"), min_group=MIN_GROUP)
 
 
 @pytest.fixture(scope="module")
-def staged(study_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("staged") / "findings"
-    return stage_findings(study_folder, folder, licence="mit", examples=True, min_group=2)
+def case(sent: Any, phantom_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    study, (whole, _) = sent
+    images = sorted(phantom_root.rglob("*.png"))
+    return Case.of(study, whole, tmp_path_factory.mktemp("arrived"), min_group=MIN_GROUP, images=images)
 
 
-@pytest.mark.parametrize("min_group", [2, 3, 5])
-def test_no_table_tells_of_few_patients(study_folder: Path, min_group: int) -> None:
-    study = StudyFolder(study_folder)
-    found = Findings.of_study(study_folder, min_group=min_group)
-    assert not any(attack(study, found, min_group=min_group).values())
-    bare = attack(study, Findings.of_study(study_folder, min_group=1), min_group=min_group)
-    assert bare["sums of few patients"] > 0 and bare["activity of few patients"] > 0
+@pytest.mark.parametrize("what", ATTACKS)
+def test_nothing_that_is_published_tells_of_a_patient_or_an_image(what: str, case: Case) -> None:
+    assert case.findings.examples is not None and case.findings.examples["image"].nunique() > 0
+    assert ATTACKS[what](case) == 0
 
 
-def test_no_image_of_the_examples_is_told_by_order_or_counts(study_folder: Path, staged: Path) -> None:
-    study, key = StudyFolder(study_folder), load_or_make_key(study_folder / KEY_FILE)
-    found = Findings.load(staged)
-    assert found.examples is not None and found.examples["image"].nunique() > 0
-    assert not any(attack(study, found, min_group=2, key=key).values())
+@pytest.mark.parametrize("min_group", [3, FEW])
+def test_no_table_tells_of_few_patients(case: Case, min_group: int) -> None:
+    found = Findings.of_study(case.study.folder, min_group=min_group)
+    assert not any(ATTACKS[what](dataclasses.replace(case, findings=found, min_group=min_group)) for what in OF_TABLES)
 
 
-def test_the_attack_tells_examples_that_are_in_the_datasets_order(study_folder: Path) -> None:
-    from mammosae_plugin.hub import findings_tables
-    from mammosae_plugin.hub.guard import hash_ids
-
-    study, key = StudyFolder(study_folder), load_or_make_key(study_folder / KEY_FILE)
-    examples = findings_tables.examples_table(study, lambda ids: hash_ids(ids, key), min_group=1).to_pandas()
-    table = next(iter(study.layers[0].encoders.values())).table
-    order = {one: place for place, one in enumerate(hash_ids(table.images["image_id"], key))}
-    as_before = examples.sort_values("image", key=lambda column: column.map(order), kind="stable")
-    whole = Findings.of_study(study_folder, min_group=1)
-    told = attack(study, dataclasses.replace(whole, examples=as_before), min_group=5, key=key)
-    assert told["images by order"] == examples["image"].nunique() > 5
-    assert told["images by counts"] > 0
+# Each attack finds what it is for
 
 
-def test_the_name_of_a_folder_on_this_machine_reaches_no_published_file(
-    study_folder: Path, staged: Path, tmp_path: Path
+def without_rule(case: Case) -> Case:
+    return dataclasses.replace(case, findings=case.bare)
+
+
+def no_maxima(case: Case) -> Case:
+    latents = case.findings.latents.assign(max_activation=np.nan)
+    return dataclasses.replace(case, findings=dataclasses.replace(case.findings, latents=latents))
+
+
+def gap_in_ranks(case: Case) -> Case:
+    concepts = case.findings.concepts.assign(rank=lambda frame: frame["rank"].where(frame["rank"] != 2, 3))
+    return dataclasses.replace(case, findings=dataclasses.replace(case.findings, concepts=concepts))
+
+
+def in_the_datasets_order(case: Case) -> Case:
+    examples = findings_tables.examples_table(case.study, lambda ids: hash_ids(ids, case.key), min_group=1).to_pandas()
+    table = next(iter(case.study.layers[0].encoders.values())).table
+    order = {one: place for place, one in enumerate(hash_ids(table.images["image_id"], case.key))}
+    examples = examples.sort_values("image", key=lambda column: column.map(order), kind="stable")
+    return dataclasses.replace(case, findings=dataclasses.replace(case.findings, examples=examples))
+
+
+def writes(path: str, text: Callable[[Case], str]) -> Callable[[Case], Case]:
+    """A line more in a file that arrived."""
+
+    def leak(case: Case) -> Case:
+        with (case.folders[path.partition("/")[0]].parent / path).open("a") as file:
+            file.write(text(case) + "\n")
+        return case
+
+    return leak
+
+
+def evaluates(number: Callable[[Case], float]) -> Callable[[Case], Case]:
+    """Another number in an evaluation."""
+
+    def leak(case: Case) -> Case:
+        file = case.folders["sae"] / "layer_10" / "evaluation.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "mse": number(case)}))
+        return case
+
+    return leak
+
+
+def small_count(case: Case) -> str:
+    (concept, _), counts = next(iter(inference.small_classes(case.study, case.min_group).items()))
+    return f"| {concept.replace('_', ' ')} | {min(counts)} images |"
+
+
+def hidden_mean(case: Case) -> float:
+    return float(case.bare.concepts["class_mean"][case.findings.concepts["class_mean"].isna()].max())
+
+
+def an_activation(case: Case) -> float:
+    table = next(iter(case.study.layers[0].encoders.values())).table
+    return float(np.sort(table.mean_latents.data)[-1])
+
+
+def an_image_as_a_figure(case: Case) -> Case:
+    Image.open(case.images[0]).resize((128, 192), Image.Resampling.NEAREST).save(
+        case.folders["findings"] / "figures" / "x.png"
+    )
+    return case
+
+
+LEAKS: dict[str, Callable[[Case], Case]] = {
+    "images by order": in_the_datasets_order,
+    "images by counts": in_the_datasets_order,
+    "sums of few patients": without_rule,
+    "activity of few patients": without_rule,
+    "maxima beside what gives them away": no_maxima,
+    "gaps in the ranks": gap_in_ranks,
+    "counts that stand elsewhere": without_rule,
+    "counts hidden in the findings, in any part": writes("model/README.md", small_count),
+    "numbers hidden in the findings, in any part": evaluates(hidden_mean),
+    "numbers of one image or patient": evaluates(an_activation),
+    "ids": writes("space/README.md", lambda case: case.ids[0].replace("_", "-")),
+    "hashes without the key": writes("sae/README.md", lambda case: hashlib.md5(case.ids[0].encode()).hexdigest()),
+    "paths, folders and hosts": writes("findings/README.md", lambda _: f"from {FOLDER}"),
+    "pixels of images": an_image_as_a_figure,
+}
+
+
+@pytest.mark.parametrize("what", ATTACKS)
+def test_an_attack_tells_what_it_is_for(what: str, case: Case, tmp_path: Path) -> None:
+    folders = {part: Path(shutil.copytree(folder, tmp_path / part)) for part, folder in case.folders.items()}
+    found = Findings.of_study(case.study.folder, min_group=FEW)
+    clean = dataclasses.replace(case, folders=folders, findings=found, min_group=FEW)
+    before = ATTACKS[what](clean)
+    assert ATTACKS[what](LEAKS[what](clean)) > before
+
+
+# What people write
+
+
+def test_no_planted_secret_leaves_and_no_harmless_text_is_stopped(sent: Any) -> None:
+    whole, planted = sent[1]
+    assert [(one.upload.part, one.code) for one in whole] == [(part, 0) for part in REPOS]
+    assert len({text for one in planted for texts in one.upload.texts.values() for text in texts}) > 50
+    assert not [(one.upload, left(one)) for one in planted if left(one)]
+
+
+@pytest.mark.parametrize(
+    ("code", "found", "files", "expected"),
+    [
+        (2, [("clinical", "README.md", "pt 88213"), ("contacts", "README.md", "pacs01")], {}, []),
+        (2, [("clinical", "README.md", "pt 88213")], {}, ["pacs01"]),
+        (2, [], {}, ["see pt 88213", "pacs01"]),  # for another reason
+        (0, [], {"README.md": b""}, ["see pt 88213", "pacs01"]),
+        (2, [("private values", "README.md", None)], {}, []),
+    ],
+)
+def test_a_secret_that_a_persons_word_for_others_would_let_out_counts_as_left(
+    code: int, found: Any, files: Any, expected: list[str]
 ) -> None:
-    space = build_space(Findings.of_study(study_folder), tmp_path / "space", compare=Findings.of_study(study_folder))
-    source = tmp_path / FOLDER / "runs"
-    random_sae(8, 12).save_model(source)
-    saes = tmp_path / "staged"
-    stage_saes(origins_of(source), saes, licence="mit")
-    assert [path.name for path in saes.iterdir()] == ["bn2"]
-    for folder in (staged, space, saes):
-        for file in folder.rglob("*"):
-            assert FOLDER not in file.relative_to(folder).as_posix()
-            assert not file.is_file() or FOLDER.encode() not in file.read_bytes(), file
-    sae = random_sae(8, 12)
-    sae.cfg.metadata.hook_name = None
-    sae.save_model(tmp_path / FOLDER / "unnamed")
-    with pytest.raises(InputError, match="names no layer; say how it is to be called"):
-        origins_of(tmp_path / FOLDER / "unnamed")
+    upload = Upload("sae", {"--author": ["see pt 88213", "pacs01"]}, "someone/saes")
+    assert left(Sent(upload, code, "", found, files)) == expected
 
 
 # The rule, on sums that are known

@@ -105,6 +105,10 @@ class Groups:
         """Whether too few patients have a box of the concept."""
         return bool(is_few(self.boxed_in_training if split == TRAINING else self.boxed_patients, min_group))
 
+    def tells_precision(self, min_group: int) -> bool:
+        """Whether average precision is told: of enough patients with boxes, whose number may be told too."""
+        return self.boxed_patients >= min_group and not self.are_small(TEST, min_group)
+
 
 GroupsOf = Mapping[tuple[str, str, str], Groups]
 
@@ -329,7 +333,7 @@ def _of_concept(
     # Among the latents that are shown: a gap would tell between which scores a hidden one lies.
     np.put_along_axis(ranks, ranking.indices, np.cumsum(~own[ranking.indices], axis=1), axis=1)
     precision = np.full(table.d_sae, np.nan)
-    if groups.boxed_patients >= min_group:
+    if groups.tells_precision(min_group):
         for latent, value in _precisions(layer, encoder.model, concept):
             precision[latent] = value
     precision[own | hidden.boxes[concept]] = np.nan
@@ -434,11 +438,10 @@ def _localization(row: Row, group: Groups, hidden: Hidden, min_group: int) -> Ro
     of_latent = row["method"] == "latent"
     if group.are_small(TRAINING, min_group) or (of_latent and hidden.class_means[row["concept"]][row["latent"]]):
         return None
-    if group.boxed_patients < min_group:
+    if not group.tells_precision(min_group):
         return _without(row, ("average_precision", *_COUNTS))
     few = of_latent and hidden.boxes[row["concept"]][row["latent"]]
-    counted = ("n_images", "n_boxes") if group.are_small(TEST, min_group) else ()
-    return _without(row, (*counted, *(("average_precision", "n_predictions") if few else ())))
+    return _without(row, ("average_precision", "n_predictions") if few else ())
 
 
 def _renumber(rows: Sequence[Row]) -> None:

@@ -16,10 +16,10 @@ _I = re.IGNORECASE
 
 _NOT_COUNTED = (  # what follows a number that counts something, or that a book has
     r"(?!\d)(?!\s*(?:of|out of|/|von|x|×)\s*\d)(?![.,]\d)(?!\s*%)"
-    r"(?!\s+(?:images?|patients?|cases?|rows?|latents?|mm|px|pixels?|epochs?|steps?|years?|women|views?|studies)\b)"
+    r"(?![^\S\n]+(?:images|patients|cases|rows|latents|mm|px|pixels|epochs|steps|years|women|views|studies)\b)"
 )
 _NOT_OF_A_BOOK = (
-    r"(?!\s+(?:of|in|from)\s+(?:the|an?|this|that|our|its)?\s*[\w'-]*\s?"
+    r"(?![^\S\n]+(?:of|in|from)\s+(?:the|an?|this|that|our|its)?\s*[\w'-]*\s?"
     r"(?:atlas|book|textbook|paper|article|figure|table|list|tutorial|teaching|supplement|appendix|lexicon)\b)"
 )
 _NUMBER = rf"(?<![\d.])\d{{3,}}{_NOT_COUNTED}{_NOT_OF_A_BOOK}"
@@ -71,7 +71,7 @@ DATES: Mapping[str, re.Pattern[str]] = {
         rf"|\*\s?{_DATE}", _I),
     "a date of an examination": re.compile(
         rf"\b{_EXAM}\b[^.;\n\"|{{}}\[\]]{{0,25}}?(?:{_DATE}|(?<!\d)(?:19|20)\d\d[01]\d[0-3]\d(?!\d))"
-        rf"|{_DATE}[^.;\n\w\"|]{{0,3}}(?:the |her |last |first )?{_EXAM}", _I),
+        rf"|{_DATE}(?=[^.;\n\w\"|]{{0,3}}(?:the |her |last |first )?{_EXAM})", _I),
 }  # fmt: skip
 _ANY_DATE = re.compile(_DATE, _I)
 _OF_A_WORK = re.compile(
