@@ -24,11 +24,20 @@ def _path_or_hub(value: str | Path) -> str | Path:
     return value if str(value).startswith(HUB_SCHEMES) else local_path(value)
 
 
+_LONGEST_NAME = 64
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
+
+
 def _file_name(name: str) -> str:
-    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) is None:
+    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?<!\.)", name) is None:
         raise ValueError(
-            f"must be letters, digits and _.-, the first no point or hyphen, because files bear it; not {name!r}"
+            f"must be letters, digits and _.-, the first no point or hyphen, the last no point, because files "
+            f"bear it; not {name!r}"
         )
+    if len(name) > _LONGEST_NAME:
+        raise ValueError(f"has {len(name)} letters, but files bear it; give at most {_LONGEST_NAME}")
+    if name.split(".")[0].lower() in _RESERVED:
+        raise ValueError(f"is {name!r}, which no file on Windows may be called; choose another name")
     return name
 
 
@@ -266,6 +275,7 @@ class StudyConfig(Settings):
     seed: int = Field(
         0,
         ge=0,
+        le=2**63 - 1,
         description="Seeds sampled positions, bootstraps, random groups, images drawn; training has its own.",
     )
     device: str = Field("cpu", description="Where networks run: cpu, cuda, cuda:1, ...")
@@ -281,8 +291,8 @@ class StudyConfig(Settings):
     @model_validator(mode="after")
     def _names_fit(self) -> "StudyConfig":
         names = [model.name for model in self.models]
-        if len(set(names)) < len(names):
-            raise ValueError(f"two models have the same name ({', '.join(names)})")
+        if len({name.lower() for name in names}) < len(names):
+            raise ValueError(f"two models have the same name, or differ in case alone ({', '.join(names)})")
         if len(set(self.concepts)) < len(self.concepts):
             raise ValueError(f"a concept is named twice ({', '.join(self.concepts)})")
         for model in self.models:
@@ -352,13 +362,32 @@ def _read(path: Path) -> dict[str, Any]:
     raw = parse_yaml(text, where=str(path))
     if raw is None:
         return {}
+    _refuse_names_that_are_no_text(raw, str(path))
     if not isinstance(raw, dict):
         raise InputError(f"{path} must hold settings of the form `key: value`, not {_a(raw)}")
     return raw
 
 
 def _a(value: Any) -> str:
-    return {"list": "a list", "str": "text"}.get(type(value).__name__, f"a {type(value).__name__}")
+    kinds = {"list": "a list", "str": "text", "int": "a number", "float": "a number", "bool": "true or false"}
+    return kinds.get(type(value).__name__, f"a {type(value).__name__}")
+
+
+def _refuse_names_that_are_no_text(value: Any, place: str, above: tuple[int, ...] = ()) -> None:
+    """Refuse names that YAML reads as something else, such as yes, 1 and 2024-01-01, and what contains itself."""
+    if id(value) in above:
+        raise InputError(f"{place} contains itself; write it out")
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if not isinstance(name, str):
+                read_as = str(name).lower() if isinstance(name, bool) else "nothing" if name is None else str(name)
+                raise InputError(f"{place}: YAML reads one of the names as {read_as}, not as text; write it in quotes")
+            if not name:
+                raise InputError(f"{place}: a name is empty; write what the value is of")
+            _refuse_names_that_are_no_text(inner, f"{place}, {name}", (*above, id(value)))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            _refuse_names_that_are_no_text(inner, f"{place}, {number}", (*above, id(value)))
 
 
 _KEY_PART = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)'|([^."']+))\s*(\.|$)""")
@@ -379,16 +408,23 @@ def _apply(raw: Any, override: str, given: list[str]) -> None:
     try:
         for part in parents:
             if isinstance(node, list):
-                node = node[int(part)]
+                node = node[_number(part)]
                 continue
             if node.get(part) is None:  # not there, or an empty section
                 node[part] = {}
             node = node[part]
-        node[int(leaf) if isinstance(node, list) else leaf] = _value(value.strip())
+        node[_number(leaf) if isinstance(node, list) else leaf] = _value(value.strip())
     except InputError as error:
         raise InputError(f"--set {key}: {error}") from error
     except (IndexError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"--set {override!r}: there is no setting {key!r} to replace") from error
+
+
+def _number(part: str) -> int:
+    """The number of a list's entry; written in one way only, so that a setting given twice is seen."""
+    if re.fullmatch(r"0|[1-9][0-9]*", part) is None:
+        raise ValueError
+    return int(part)
 
 
 def _key_parts(key: str) -> list[str] | None:
@@ -413,14 +449,16 @@ def _value(text: str) -> Any:
     Elsewhere than in brackets and quotes a colon or hash means nothing.
     """
     if text[:1] in ("[", "{", '"', "'"):
-        return parse_yaml(text, where=f"the value {text!r}")
+        value = parse_yaml(text, where=f"the value {text!r}")
+        _refuse_names_that_are_no_text(value, f"the value {text!r}")
+        return value
     if not _ONE_WORD.fullmatch(text):
         return text or None
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError:  # "..." ends a document
         return text
-    return yaml.safe_load(text) if isinstance(node, yaml.ScalarNode) else text
+    return parse_yaml(text, where=f"the value {text!r}") if isinstance(node, yaml.ScalarNode) else text
 
 
 _ONE_WORD = re.compile(r"[\w.+~-]+")  # what YAML may read as something else than text
@@ -435,6 +473,8 @@ def _make_absolute(raw: dict[str, Any], base: Path) -> None:
             raise InputError(f"{key} is the address {value}; name what lies on the Hub as hub://owner/name")
         if value == "":
             raise InputError(f"{key} is empty; give a path")
+        if isinstance(value, str) and re.match(r"\$\w|\$\{|%\w+%", value):
+            raise InputError(f"{key} is {value}, in which no variable is replaced; write the folder out, or ~ for home")
         if isinstance(value, (str, Path)) and not str(value).startswith(HUB_SCHEMES):
             section[key] = str(base / local_path(section[key]))
 

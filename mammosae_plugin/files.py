@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,9 @@ TEMPORARY = ".tmp-mammosae-"
 """How the names of files and folders begin that nobody needs once their writer has ended."""
 
 
+_LONGEST_NAME = 255  # bytes, in every file system in use
+
+
 def local_path(path: str | os.PathLike[str]) -> Path:
     """The path, with a leading `~` or `~user` replaced by the home folder.
 
@@ -31,6 +35,8 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     """
     if not isinstance(path, (str, os.PathLike)) or not str(path):
         raise InputError(f"a path is wanted, but {shown(path)} is none")
+    if "\0" in str(path) or any(len(os.fsencode(part)) > _LONGEST_NAME for part in Path(path).parts):
+        raise InputError(f"no file can be called {shown(str(path))}; give a shorter path, without control characters")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -116,12 +122,12 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-class _YamlGivenTwice(yaml.MarkedYAMLError):
-    """A name that occurs twice in a mapping of YAML."""
+class _YamlRefused(yaml.MarkedYAMLError):
+    """Valid YAML that means something else than it seems to."""
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """YAML in which no name is given twice, of which others would take the last without a word."""
+    """YAML in which no name is given twice, and no whole number is octal or sexagesimal (010 is 8, 1:30 is 90)."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -130,13 +136,26 @@ class _YamlLoader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 continue
             if key.value in lines:
-                raise _YamlGivenTwice(
+                raise _YamlRefused(
                     problem=f"{key.value!r} is given twice (first in line {lines[key.value]}), of which only one would "
                     "count; remove one",
                     problem_mark=key.start_mark,
                 )
             lines[key.value] = key.start_mark.line + 1
         return node
+
+
+def _whole_number(loader: _YamlLoader, node: yaml.ScalarNode) -> int:
+    number = int(loader.construct_yaml_int(node))
+    if re.fullmatch(r"[-+]?0[0-9_]+|.*:.*", node.value):
+        raise _YamlRefused(
+            problem=f"{node.value} is the number {number} to YAML; write that, or in quotes what is meant as text",
+            problem_mark=node.start_mark,
+        )
+    return number
+
+
+_YamlLoader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
 def parse_yaml(text: str, *, where: str) -> Any:
@@ -151,7 +170,7 @@ def parse_yaml(text: str, *, where: str) -> Any:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark is not None else ""
         reason = " ".join(part for part in (error.context, error.problem) if part)
-        start = f"{where}{line}" if isinstance(error, _YamlGivenTwice) else f"{where} is not valid YAML{line}"
+        start = f"{where}{line}" if isinstance(error, _YamlRefused) else f"{where} is not valid YAML{line}"
         raise InputError(f"{start}: {' '.join(reason.split())}") from error
     except RecursionError as error:
         raise InputError(f"{where} is not valid YAML: it is nested too deeply") from error

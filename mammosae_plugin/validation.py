@@ -8,7 +8,6 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from typing_extensions import Self
 
-from mammosae_plugin.arguments import shown
 from mammosae_plugin.errors import InputError
 
 
@@ -165,11 +164,12 @@ def _shown(value: Any) -> str:
     if isinstance(value, (Mapping, BaseModel)):
         return "a section of settings"
     if isinstance(value, (int, float)):
-        return f"the number {value}"
+        return f"the number {str(value)[:40]}"
     if isinstance(value, (str, bytes)):
         text = repr(value)
         return text if len(text) <= 80 else f"{text[:79]}…"
-    return f"a {type(value).__name__} ({shown(value)})" if value is not None else "nothing"
+    words = " ".join(str(value).split())[:80]
+    return f"a {type(value).__name__} ({words})" if value is not None else "nothing"
 
 
 _LIMITS = types.MappingProxyType(

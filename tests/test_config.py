@@ -427,3 +427,61 @@ def test_no_number_of_a_study_may_be_infinite_or_missing(settings, tmp_path, val
     for training in (SAETraining, ClassifierTraining):
         with pytest.raises(ValueError, match="lr"):
             training(lr=float(value.replace(".", "")))
+
+
+NAMED = "output: out\ndata: {root: data}\nconcepts: [Mass]\nmodels: [{name: NAME, classifiers: {Mass: m.pth}}]\n"
+
+
+def said_of(tmp_path, text, *overrides):
+    (tmp_path / "study.yaml").write_text(text + "sae: {path: s.pt}\n")
+    with pytest.raises(InputError) as error:
+        load_config(tmp_path / "study.yaml", overrides)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("key", ["models.00.name", "models.-1.name", "models.+0.name", "models.0_0.name"])
+def test_entries_of_a_list_have_one_spelling(tmp_path, key):
+    assert "there is no setting" in said_of(tmp_path, NAMED, f"{key}=b")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("x" * 65, "at most 64"),
+        ("CON", "Windows"),
+        ("lpt1.txt", "Windows"),
+        ("a.", "the last no point"),
+        ("a/b", "must be letters"),
+        ("010", "is the number 8 to YAML"),
+        ("1:30", "is the number 90 to YAML"),
+        ("2024-01-01", "a date (2024-01-01)"),
+    ],
+)
+def test_names_that_no_file_can_bear_or_that_yaml_reads_otherwise_are_refused(tmp_path, name, said):
+    assert said in said_of(tmp_path, NAMED.replace("NAME", name))
+
+
+def test_names_that_differ_in_case_alone_are_one_name(tmp_path):
+    two = "[{name: a, classifiers: {Mass: m.pth}}, {name: A, classifiers: {Mass: m.pth}}]"
+    text = NAMED.replace("[{name: NAME, classifiers: {Mass: m.pth}}]", two)
+    assert "differ in case alone (a, A)" in said_of(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [("Yes", "true"), ("no", "false"), ("1", "1"), ("null", "nothing"), ("2024-01-01", "2024-01-01"), ("''", "empty")],
+)
+def test_names_of_settings_are_text(tmp_path, key, said):
+    message = said_of(tmp_path, NAMED.replace("m.pth}", f"m.pth, {key}: n.pth}}"))
+    assert said in message and "models, 0, classifiers" in message
+
+
+@pytest.mark.parametrize("output", ["$HOME/out", "${HOME}/out", "'%USERPROFILE%/out'", "x" * 256, '"a\\0b"'])
+def test_paths_that_are_no_folder_of_the_users_are_refused(tmp_path, output):
+    said_of(tmp_path, NAMED.replace("output: out", f"output: {output}"))
+
+
+@pytest.mark.parametrize("text", ["seed: 010\n", "analysis: &x {top: *x}\n", "seed: " + "9" * 400 + "\n"])
+def test_values_that_mean_something_else_are_refused(tmp_path, text):
+    said_of(tmp_path, NAMED + text)

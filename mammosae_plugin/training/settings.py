@@ -97,7 +97,7 @@ class SAETraining(Settings):
     )
     checkpoint_every: int = Field(500, gt=0, description="Steps between checkpoints from which a killed run continues.")
     autocast: bool = Field(False, description="Run the step under bfloat16 autocast.")
-    seed: int = Field(0, ge=0, description="Seeds the initial weights and the order of the rows.")
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="Seeds the initial weights and the order of the rows.")
     row_seed: int | None = Field(
         None, ge=0, description="Seeds the order of the rows alone; SAEs trained in one pass share it."
     )
