@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.file_kinds import kind_of
 from mammosae_plugin.files import local_path
 
 
@@ -231,16 +232,6 @@ def _is_compressed(path: Path) -> bool:
 
 def _what_else(path: Path) -> str | None:
     """What the file is instead of a checkpoint of `torch.save`, and what to do, where its content tells."""
-    with path.open("rb") as file:
-        head = file.read(132)
-    for signature, kind in _SIGNATURES.items():
-        if head.startswith(signature):
-            return f"{kind}; a checkpoint written by torch.save is wanted"
-    for signature, kind in _PACKED.items():
-        if head.startswith(signature):
-            return f"{kind}; unpack it, and give the checkpoint inside"
-    if head[128:] == b"DICM":
-        return "an image (DICOM); a checkpoint written by torch.save is wanted"
     if _is_of_saev(path):
         return (
             "an SAE as saev saves it (a line of JSON, then torch's state dict), which this package does not read; load "
@@ -248,7 +239,11 @@ def _what_else(path: Path) -> str | None:
         )
     names = _names_in_archive(path)
     if names is None:
-        return None
+        kind = kind_of(path)
+        if kind is None or kind == _DAMAGED_ZIP or _first_text(path) is not None:  # a text is shown as it begins
+            return None
+        packed = kind.endswith("archive")
+        return f"{kind}; {'unpack it, and give the checkpoint inside' if packed else _WANTED}"
     kind, inside = names
     if any(PurePosixPath(name).name == "constants.pkl" for name in inside):
         return "a TorchScript archive, which this package does not read; a checkpoint written by torch.save is wanted"
@@ -319,21 +314,8 @@ def _refused_name(message: str, *, is_pickle: bool) -> str | None:
     return None
 
 
-_SIGNATURES = {
-    b"\x89PNG\r\n\x1a\n": "an image (PNG)",
-    b"\xff\xd8\xff": "an image (JPEG)",
-    b"\x93NUMPY": "a numpy file",
-    b"\x89HDF\r\n\x1a\n": "an HDF5 file",
-    b"GGUF": "a GGUF file",
-}
-_PACKED = {
-    b"\x1f\x8b": "a gzip archive",
-    b"BZh": "a bzip2 archive",
-    b"\xfd7zXZ\x00": "an xz archive",
-    b"\x28\xb5\x2f\xfd": "a zstd archive",
-    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
-    b"Rar!": "a rar archive",
-}
+_WANTED = "a checkpoint written by torch.save is wanted"
+_DAMAGED_ZIP = "a zip archive (damaged)"  # torch says more of it
 CHECKPOINT_SUFFIXES = {".bin", ".ckpt", ".pt", ".pth", ".safetensors", ".tar"}
 _LONGEST_HEADER = 1 << 20
 

@@ -35,6 +35,7 @@ _SIGNATURES = {
     b"ARROW1": "an Arrow table",
     b"SQLite format 3\x00": "an SQLite database",
     b"\x93NUMPY": "a NumPy array",
+    b"GGUF": "a GGUF file",
     b"\x89HDF\r\n\x1a\n": "an HDF5 file",
     b"version https://git-lfs.github.com/spec/": "a pointer of Git LFS, whose file was never downloaded (git lfs pull)",
     b"/annex/objects/": "a pointer of git-annex, whose file was never downloaded (git annex get)",

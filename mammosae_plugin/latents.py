@@ -43,7 +43,7 @@ from mammosae_plugin.files import (
     write_safetensors,
 )
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
-from mammosae_plugin.shards import DONE, is_whole, run_shards, shard_paths
+from mammosae_plugin.shards import DONE, is_whole, run_shards, shard_paths, verify_shards
 
 FORMAT_VERSION = 3
 READABLE = (2, FORMAT_VERSION)  # format 2 said nothing of the files beside table.json, and its shards not their place
@@ -165,8 +165,15 @@ class LatentTable:
         frame.insert(1, "image_row", row_of_image.loc[frame["image_id"]].to_numpy())
         return frame
 
-    def _shards(self) -> list[Path]:
+    @cached_property
+    def _whole(self) -> list[Path]:
+        """The shards, each compared once with its recorded SHA-256."""
+        for part in self._parts if self.header["format_version"] == FORMAT_VERSION else []:
+            verify_shards(part)
         return [path for part in self._parts for path in shard_paths(part)]
+
+    def _shards(self) -> list[Path]:
+        return self._whole
 
     @cached_property
     def _statistics(self) -> dict[str, Any]:
@@ -390,7 +397,7 @@ class LatentTable:
         """
         self._check_split(split)
         totals: dict[str, Any] = {}
-        for path in shard_paths(self.folder / split):
+        for path in (path for path in self._shards() if path.parent == self.folder / split):
             for name, value in _read(path, [f"total.{name}" for name in ("n_positions", "l0", *_MOMENTS)]).items():
                 key = name.removeprefix("total.")
                 totals[key] = totals.get(key, 0) + value

@@ -122,7 +122,10 @@ def _open(lock: Path) -> tuple[int, bool]:
     while True:
         try:
             return os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), True
-        except FileExistsError:
+        except FileExistsError as error:
+            if lock.is_dir() or (lock.is_symlink() and not lock.exists()):
+                what = "a folder" if lock.is_dir() else "a link to nothing"
+                raise InputError(f"{lock} is {what}, where the lock of its folder goes; remove it") from error
             with contextlib.suppress(FileNotFoundError):  # its holder has just removed it
                 return os.open(lock, os.O_RDWR), False
 

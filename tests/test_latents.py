@@ -403,3 +403,16 @@ def test_a_scaling_that_was_only_written_into_the_config_is_refused(hooked, phan
     sae.cfg.normalize_activations = "layer_norm"  # said after the SAE was made, it does nothing
     with pytest.raises(InputError, match=r"scaled rows \(layer_norm\) and would see them unscaled"):
         _encode(hooked, sae, phantoms, tmp_path / "table")
+
+
+def test_a_flipped_byte_in_a_shard_is_found_when_the_table_is_read(encoded, tmp_path):
+    copy = tmp_path / "table"
+    shutil.copytree(encoded.folder, copy)
+    shard = next(copy.rglob("shard-*.safetensors"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(InputError, match="is damaged"):
+        _ = LatentTable(copy).mean_latents
+    with pytest.raises(InputError, match="is damaged"):
+        LatentTable(copy).reconstruction_sums(shard.parent.name)

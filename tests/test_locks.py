@@ -176,3 +176,13 @@ def test_with_locks_a_file_that_a_killed_run_left_on_another_host_is_stale(tmp_p
     write_lock(tmp_path, host="elsewhere")
     with only_run(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_what_is_no_file_at_the_locks_place_is_named(tmp_path, kind):
+    if kind == "folder":
+        (tmp_path / LOCK).mkdir()
+    else:
+        (tmp_path / LOCK).symlink_to(tmp_path / "nothing")
+    with pytest.raises(InputError, match="where the lock of its folder goes; remove it"), only_run(tmp_path):
+        pass
