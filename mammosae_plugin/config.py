@@ -76,9 +76,9 @@ class DataConfig(Settings):
         description="A box may reach over its image's edge by this share of the image's side, and is clipped to it.",
     )
     unmendable_boxes: UnmendableBoxes = Field(
-        "refuse",
-        description="Boxes that reach further, or are inverted and cannot be mended: refuse the file, or "
-        "drop_and_list: go on without them (the findings stay) and list them in work/.",
+        "drop_few",
+        description="Boxes that reach further, or are inverted and cannot be mended. drop_few: go on without them (the "
+        "findings stay) and list them in work/, up to 2 % of the boxes; drop_and_list: up to a quarter; refuse: none.",
     )
     max_bad_share: float = Field(
         0.01,

@@ -90,6 +90,8 @@ def _kind_of_zip(path: str | os.PathLike[str]) -> str:
 
 
 def _kind_of_text(head: bytes) -> str | None:
+    if head[:4] in (b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff"):
+        return "UTF-32 text"
     if head[:2] in (b"\xff\xfe", b"\xfe\xff") or _is_utf_16(head[0:64:2], head[1:64:2]):
         return "UTF-16 text"
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()

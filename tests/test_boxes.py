@@ -71,7 +71,7 @@ def test_a_box_that_reaches_five_percent_over_the_edge_is_clipped(published):
     data = VinDrMammo(root)
     assert boxes_of(data)["xmax"].max() == 912
     with pytest.raises(DatasetError, match=r"1 boxes reach more than 5% .*959\.65"):
-        VinDrMammo(root, box_tolerance=0.05)
+        VinDrMammo(root, box_tolerance=0.05, unmendable_boxes="refuse")
     dropped = VinDrMammo(root, box_tolerance=0.05, unmendable_boxes="drop_and_list")
     assert (dropped.n_mended_boxes, dropped.n_dropped_boxes, dropped.n_findings_without_box) == (61, 1, 1)
     assert dropped.images["Mass"].all()
@@ -144,7 +144,7 @@ def test_an_inverted_box_without_the_columns_that_mend_it_is_refused_or_dropped(
     ("options", "message"),
     [
         ({"boxes": "repaired"}, "boxes is 'repaired'; it must be mended or as_published"),
-        ({"unmendable_boxes": "drop"}, "unmendable_boxes is 'drop'; it must be refuse or drop_and_list"),
+        ({"unmendable_boxes": "drop"}, "unmendable_boxes is 'drop'; it must be drop_few or refuse or drop_and_list"),
         ({"box_tolerance": -0.1}, "box_tolerance is -0.1: give a number from 0 to 1"),
         ({"max_missing_share": 2}, "max_missing_share is 2: give a number from 0 to 1"),
         ({"image_size": "96x64"}, r"image_size is '96x64': give \(height, width\)"),
@@ -192,9 +192,9 @@ def moved(root: Path, *, original: bool = True, **change: Any) -> Path:
         ({"scale": (0.25, 0.25), "original": False}, "all lie in the upper left ninth of the 96 x 64 images"),
         ({"scale": (2, 2)}, "repeat the boxes of the original images"),
         ({"scale": (3, 3)}, "boxes reach more than 10% of a side beyond"),
-        ({"sizes": True}, "in percent, mirrored, or not xmin, ymin, xmax, ymax"),
-        ({"order": [1, 0, 3, 2]}, "boxes"),
-        ({"mirror": True}, "another resize, in percent, mirrored, or not xmin"),
+        ({"sizes": True}, "the boxes fit better read as xmin, ymin, width, height"),
+        ({"order": [1, 0, 3, 2]}, "fit better read as ymin, xmin, ymax, xmax"),
+        ({"mirror": True}, "fit better when mirrored left to right"),
     ],
 )
 def test_boxes_that_cannot_be_pixels_of_the_prepared_images_are_refused(tmp_path, change, message):
@@ -202,6 +202,14 @@ def test_boxes_that_cannot_be_pixels_of_the_prepared_images_are_refused(tmp_path
     with pytest.raises(DatasetError, match=message) as caught:
         VinDrMammo(root, image_size=(96, 64), unmendable_boxes="refuse")
     assert "\n" not in str(caught.value)
+
+
+def test_exchanged_columns_of_width_and_height_are_named(tmp_path):
+    root = small_phantoms(tmp_path, n_patients=4)
+    file = root / "vindr_detection_v1_folds.csv"
+    pd.read_csv(file).rename(columns={"width": "height", "height": "width"}).to_csv(file, index=False)
+    with pytest.raises(DatasetError, match="only if the columns width and height are exchanged"):
+        VinDrMammo(root, image_size=(96, 64))
 
 
 # -- a whole study -----------------------------------------------------------------------------------------------------

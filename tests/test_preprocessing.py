@@ -112,7 +112,7 @@ def test_an_empty_a_missing_and_a_foreign_file_are_refused(tmp_path):
     assert "cannot be read" in bad_reason(tmp_path / "folder.png")
 
 
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.97])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.97, 0.999])
 def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path, share):
     path = tmp_path / "x.png"
     Image.fromarray(RNG.integers(0, 256, (64, 48), dtype=np.uint8)).save(path)

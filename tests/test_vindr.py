@@ -214,6 +214,7 @@ def test_a_changed_image_file_changes_the_fingerprint(tmp_path):
         ({"resized_xmax": 27}, r"1 boxes reach more than 10% .* 40 x 24 image .*line 7: 8, 8, 27, 30"),
         ({"resized_ymin": -5}, "1 boxes reach more than 10%"),
         ({"resized_xmin": "8,5"}, r"write 12\.5 where a spreadsheet wrote 12,5 \(such as '8,5' in line 7\)"),
+        ({"patient_id": "1E+18"}, "rows have a patient_id that a spreadsheet made a number"),
         ({"patient_id": "1.2E+35"}, "rows have a patient_id that a spreadsheet made a number"),
         ({"resized_xmin": "eight"}, r"resized_xmin values are no numbers \(such as 'eight' in line 7\)"),
         ({"resized_xmin": "inf"}, r"resized_xmin values are no numbers \(such as 'inf' in line 7\)"),
@@ -290,6 +291,11 @@ def with_column(root, column, change) -> None:
         (None, lambda name: f"{name[:-4]}.PNG", "differ in upper and lower case"),
         (None, lambda name: f"../{name}", "the images lie directly in that folder"),
         ("patient_id", lambda name: name.lstrip("0"), "leading zeros that patient_id lacks"),
+        ("patient_id", lambda name: f"{name}.0", r"lack the \.0 that patient_id ends in"),
+        ("patient_id", lambda name: f'="{name}"', "lack the quotation marks or equals signs of patient_id"),
+        ("image_id", lambda name: name.replace(".png", ".0"), r"image_id ends in \.0 as numbers of a spreadsheet"),
+        (None, lambda name: f"00{name}", "files' names have leading zeros that image_id lacks"),
+        (None, lambda name: f" {name}", "differ in blanks"),
         ("patient_id", str.upper, "differ in upper and lower case"),
         ("patient_id", lambda name: f"study-{name}", "no folders of these patient_id"),
     ],
@@ -405,6 +411,14 @@ GOOD = pd.DataFrame(good_rows()).to_csv(index=False)
         (GOOD.encode() + b"00012e34,s,a9.png", "line 8 has 3 cells, the header 33"),
         (GOOD.replace("DENSITY A", '"DENSITY A').encode(), "is the file cut off, or a quotation mark missing"),
         (GOOD.replace("DENSITY C", "DENSITY\0C").encode(), "holds zero bytes"),
+        (GOOD.encode("utf-32"), "is UTF-32 text"),
+        ((GOOD + GOOD).encode(), "line 8 repeats the header; were two files put together"),
+        (GOOD.replace("\n", ",\n").replace(",\n", "\n", 1).encode(), "every row has 34 cells, the header 33"),
+        (pd.DataFrame(good_rows()).map("'{}'".format).to_csv(index=False).encode(), "single quotation marks"),
+        (
+            "\n".join('"' + line.replace('"', '""') + '"' for line in GOOD.splitlines()).encode(),
+            "each line stands in quotation marks as a whole",
+        ),
     ],
 )
 def test_a_file_that_is_no_annotation_table_is_refused_with_what_it_is(tmp_path, content, cause):
@@ -425,6 +439,47 @@ def test_columns_named_twice_are_refused_with_their_places(tmp_path, name):
     first, second = sorted(places)
     with pytest.raises(DatasetError, match=rf"named twice: {name.strip()} \(columns {first}, {second}\)"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mass", "MASS", "Mass.1", "mass.2", "Mass (2)", "Mass_copy", "M a s s", "Mass\u200b"])
+def test_a_column_that_a_program_renamed_because_it_was_there_is_refused(tmp_path, name):
+    table = pd.DataFrame(good_rows())
+    table.insert(3, name, 0)
+    table.to_csv(tmp_path / "vindr_detection_v1_folds.csv", index=False)
+    with pytest.raises(DatasetError, match=r"columns are named twice: Mass \(columns 4, \d+"):
+        load(tmp_path)
+
+
+def test_columns_that_only_look_like_others_do_no_harm(tmp_path):
+    write_dataset(tmp_path, good_rows())
+    others = {"comment": "a", "comment.1": "b", "Mass_score": 0, "v1.1": 1, "v1.2": 2, "Unnamed: 0.1": 7}
+    pd.DataFrame(good_rows()).assign(**others).to_csv(tmp_path / "vindr_detection_v1_folds.csv", index=False)
+    assert len(load(tmp_path)) == 4
+
+
+def test_what_spreadsheets_do_to_a_csv_is_read_all_the_same(tmp_path):
+    write_dataset(tmp_path, good_rows())
+    commas = "," * 32 + "\r\n"
+    header, rows = GOOD.replace("\n", "\r\n").split("\r\n", 1)
+    text = "\ufeff\ufeff" + header.replace("Mass", "Mass\u00a0") + "\r\n" + commas + rows + commas + "\r\n\x1a"
+    tmp_path.joinpath("vindr_detection_v1_folds.csv").write_bytes(text.encode())
+    assert load(tmp_path).fingerprint == load(write_dataset(tmp_path / "other", good_rows())).fingerprint
+
+
+def test_a_row_that_is_repeated_with_another_number_or_spelling_is_refused(tmp_path):
+    rows = [*good_rows(), good_rows()[-1] | {"resized_xmin": "8.00"}]
+    rows = [values | {"number": at} for at, values in enumerate(rows)]
+    assert "1 rows repeat an earlier row exactly (such as line 8)" in refusal(tmp_path, rows)
+
+
+def test_columns_in_another_spelling_are_named_as_such(tmp_path):
+    pd.DataFrame(good_rows()).rename(columns=str.upper).to_csv(tmp_path / "vindr_detection_v1_folds.csv", index=False)
+    with pytest.raises(DatasetError, match=r"Mass \(nearest: MASS\).* 22 are there in another spelling .*rename them"):
+        load(tmp_path)
+
+
+def test_a_split_of_another_name_is_not_told_as_a_patient_in_both(tmp_path):
+    assert "both splits" not in refusal(tmp_path, [*good_rows(), row("cc", "c2.png", split="validation")])
 
 
 def test_a_table_without_rows_is_refused(tmp_path):

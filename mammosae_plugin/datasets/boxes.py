@@ -15,17 +15,21 @@ import numpy.typing as npt
 import pandas as pd
 
 from mammosae_plugin.datasets.base import BOX_COLUMNS
+from mammosae_plugin.datasets.box_forms import Form, forms
 
 logger = logging.getLogger(__name__)
 
 Boxes = Literal["mended", "as_published"]
-UnmendableBoxes = Literal["refuse", "drop_and_list"]
+UnmendableBoxes = Literal["drop_few", "refuse", "drop_and_list"]
 Array = npt.NDArray[np.float64]
 Marks = npt.NDArray[np.bool_]
 Report = Callable[[Marks, str], None]
 
 BORDER = 5  # pixels of the original image that the author's code cut from each side
 _ENOUGH = 8  # boxes, before a file is refused for what they are together
+_FEW = 3
+_FEW_SHARE = 0.02  # of all boxes: so many may be odd before a file is refused
+_NEARLY_ALL = 0.9
 _SLACK = 2.0  # pixels by which the rounding of two corners may change a length
 _WHOLE = 0.003  # of the side: the 5 pixels above, and rounding
 _AXES = ((0, 2), (1, 3))  # columns of low and high corner, of x and of y
@@ -42,6 +46,10 @@ class Originals:
 
     corners: Array
     sides: Array
+
+    def of(self, rows: Marks) -> "Originals":
+        """Those of some rows."""
+        return Originals(self.corners[rows], self.sides[rows])
 
 
 @dataclass(frozen=True)
@@ -136,47 +144,102 @@ def mend(boxes: Array, originals: Originals, image_size: tuple[int, int], tolera
     return mended, marks
 
 
-def report_other_pixels(boxes: Array, originals: Originals, image_size: tuple[int, int], report: Report) -> Marks:
-    """Report boxes that cannot be pixels of the prepared images, and return which (n,)."""
+def few(n_odd: int, n_boxes: int) -> bool:
+    """Whether so few boxes are odd that they are slips of single rows, which stop nothing."""
+    return n_odd <= _FEW_SHARE * n_boxes
+
+
+def covers_image(boxes: Array, image_size: tuple[int, int]) -> Marks:
+    """Which boxes (n, 4) are nearly the whole image."""
+    sides = np.array(image_size[::-1])
+    with np.errstate(invalid="ignore"):
+        return _all(boxes[:, :2] < 0.1 * sides) & _all(boxes[:, 2:] > 0.9 * sides)
+
+
+def report_other_pixels(
+    boxes: Array, originals: Originals, image_size: tuple[int, int], report: Report
+) -> tuple[Marks, Marks]:
+    """Report boxes that cannot be pixels of the prepared images.
+
+    Returns:
+        Two marks (n,): which were reported, and which others are so few that they need only be dropped.
+    """
     height, width = image_size
+    nothing = np.zeros(len(boxes), dtype=bool)
     has_box = _all(~np.isnan(boxes))
+    n_boxes = int(has_box.sum())
+
+    def told(marks: Marks, what: str) -> tuple[Marks, Marks]:
+        report(marks, what)
+        return marks, nothing
+
     with np.errstate(invalid="ignore", divide="ignore"):
         shares = has_box & _all(boxes > -0.5) & _all(boxes < 1.05) & ~_all(boxes <= 0)
-        report(
-            shares,
-            f"boxes are shares of the image (0 to 1): multiply x by {width} and y by {height} pixels",
-        )
+        if not few(int(shares.sum()), n_boxes):
+            return told(
+                shares, f"boxes are shares of the image (0 to 1): multiply x by {width} and y by {height} pixels"
+            )
         rest = has_box & ~shares
         copied = rest & _all(np.abs(boxes - originals.corners) < 0.5)
         copied &= ~_all(~(np.abs(originals.sides - (width, height)) > 1))  # images that were resized
         if copied.sum() > rest.sum() / 2:
-            report(
+            return told(
                 copied,
                 "resized_* boxes repeat the boxes of the original images: give them in pixels of the "
                 f"{height} x {width} images",
             )
-            return shares | copied
-        short = np.zeros(len(boxes), dtype=bool)
+        whole = rest & covers_image(boxes, image_size)
+        if whole.sum() >= _FEW and whole.sum() > rest.sum() / 2:
+            return told(
+                whole,
+                f"boxes cover the whole {height} x {width} image: give those of the findings, or leave the cells empty",
+            )
+        turned = Originals(originals.corners, originals.sides[:, ::-1])
+        if _whole_share(boxes, originals, image_size) < _NEARLY_ALL <= _whole_share(boxes, turned, image_size):
+            return told(rest, "original boxes fit only if the columns width and height are exchanged")
+        if fit_by_originals(boxes[rest], originals.of(rest), image_size) is not None:
+            return told(rest, f"boxes cannot be the original boxes in {height} x {width} images")
+        short = nothing.copy()
         for axis in _axes(boxes, originals, image_size):
             short |= rest & ~axis.is_candidate & axis.is_too_short(axis.shown_high)
     if short.sum() >= _ENOUGH and short.sum() > rest.sum() / 10:
-        report(
-            short,
-            f"boxes cannot be the original boxes in {height} x {width} images, however these were cropped: are they of "
-            "another resize, in percent, mirrored, or not xmin, ymin, xmax, ymax?",
+        return told(
+            short, f"boxes cannot be the original boxes in {height} x {width} images, however these were cropped"
         )
-        return shares | short
     if short.any():
         logger.warning("%d boxes do not fit the original boxes beside them, at any crop of the image", short.sum())
     extent = boxes[rest, 2:].max(axis=0) / (width, height) if rest.any() else np.ones(2)
     if rest.sum() >= _ENOUGH and (extent < 1 / 3).all():
-        report(
-            rest,
-            f"boxes all lie in the upper left ninth of the {height} x {width} images: are they of another resize, or "
-            "in percent?",
+        where = (
+            f"lie in the upper left ninth of the {height} x {width} images" if (extent > 0).any() else "are negative"
         )
-        return shares | rest
-    return shares
+        return told(rest, f"boxes all {where if extent.any() else 'are zero'}")
+    return nothing, shares
+
+
+def fit_by_originals(boxes: Array, originals: Originals, image_size: tuple[int, int]) -> Form | None:
+    """The other way to read the boxes in which nearly all are the originals, resized as a whole; None without one."""
+    ways = forms(image_size)
+    whole = _whole_share(boxes, originals, image_size)
+    if (~np.isnan(boxes[:, 0])).sum() < _FEW or whole > 1 / 2:
+        return None
+    share, at = max(
+        (_whole_share(form.read(boxes, image_size), originals, image_size), -number) for number, form in enumerate(ways)
+    )
+    form = ways[-at]
+    # Images that were cropped at the right and at the bottom have boxes that only seem to be of larger images.
+    with np.errstate(invalid="ignore", divide="ignore"):
+        short = [axis.is_too_short(axis.shown_high) for axis in _axes(boxes, originals, image_size)]
+    is_other = (short[0] | short[1]).any() or bool(form.order) or any(form.mirror)
+    return form if share >= _NEARLY_ALL and is_other else None
+
+
+def _whole_share(boxes: Array, originals: Originals, image_size: tuple[int, int]) -> float:
+    """The share of the boxes that are the original ones in images that were resized as a whole."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        x, y = _axes(boxes, originals, image_size)
+        fitting = x.is_whole_image & y.is_whole_image
+    return float(fitting.sum() / max(1, (~np.isnan(boxes[:, 0])).sum()))
 
 
 def changes(

@@ -2,8 +2,9 @@
 
 import csv
 import io
+import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,8 @@ from mammosae_plugin.datasets.base import DatasetError
 from mammosae_plugin.file_kinds import kind_of
 
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ":": "colons", " ": "spaces"}
+_BLANKS = " \t\r\n\u00a0\u200b\u200e\u2060\ufeff"
+_NUMBERED = r"\s*(\.\d+|\(\d+\)|[ _-]copy)$"  # how programs rename a column that is there already
 _SAVE_AS = "save it as CSV with commas between the cells, points in the numbers and UTF-8 text"
 
 
@@ -30,30 +33,65 @@ def read_csv(file: Path, columns: Collection[str]) -> pd.DataFrame:
             another length than its header.
     """
     header, *rows = _rows(_text(file), file, columns)
-    names = [name.strip() for name in header[1]]
-    if columns and not set(columns) & set(names):
+    names = [name.strip(_BLANKS) for name in header[1]]
+    if len(names) == 1 and "," in names[0]:
+        raise DatasetError(f"{file.name}: each line stands in quotation marks as a whole; {_SAVE_AS}")
+    plain = {plain_name(name) for name in columns}
+    if columns and not set(columns) & set(names) and len(plain & set(map(plain_name, names))) <= len(names) / 2:
         raise DatasetError(
             f"{file.name}: line {header[0]} is no header: it names none of the columns "
             f"{', '.join(sorted(columns)[:3])}, ...; {_SAVE_AS}"
         )
-    twice = [name for name, count in Counter(names).items() if count > 1 and name]
-    if twice:
-        places = "; ".join(
-            f"{name} (columns {', '.join(str(at) for at, other in enumerate(names, start=1) if other == name)})"
-            for name in twice
-        )
-        raise DatasetError(f"{file.name}: columns are named twice: {places}; remove or rename all but one of each")
+    _refuse_named_twice(names, columns, file)
     for line, cells in rows:
-        if len(cells) != len(names):
-            raise DatasetError(
-                f"{file.name}: line {line} has {len(cells)} cells, the header {len(names)}; is the file cut off, or a "
-                "quotation mark missing?"
-            )
+        if [cell.strip(_BLANKS) for cell in cells] == names:
+            raise DatasetError(f"{file.name}: line {line} repeats the header; were two files put together?")
+    other = [(line, cells) for line, cells in rows if len(cells) != len(names)]
+    if len(other) == len(rows) > 1 and len({len(cells) for _, cells in rows}) == 1:
+        raise DatasetError(
+            f"{file.name}: every row has {len(rows[0][1])} cells, the header {len(names)}; does a column lack its "
+            "name, or do the rows end in a comma?"
+        )
+    for line, cells in other:
+        raise DatasetError(
+            f"{file.name}: line {line} has {len(cells)} cells, the header {len(names)}; is the file cut off, or a "
+            "quotation mark missing?"
+        )
     if not rows:
         raise DatasetError(f"{file.name}: the file has no rows")
     named = [name or f"Unnamed: {at}" for at, name in enumerate(names)]  # row numbers of another program
     table = pd.DataFrame([cells for _, cells in rows], columns=named, index=[line for line, _ in rows], dtype=str)
-    return pd.DataFrame({name: column.str.strip() for name, column in table.items()})
+    table = pd.DataFrame({name: column.str.strip(_BLANKS) for name, column in table.items()})
+    filled = table.to_numpy()[table.to_numpy() != ""]
+    if len(filled) and all(len(cell) > 1 and cell[0] == cell[-1] == "'" for cell in filled):
+        raise DatasetError(f"{file.name}: the cells stand in single quotation marks: {_SAVE_AS}")
+    return table
+
+
+def plain_name(name: str) -> str:
+    """A column's name without what programs change in it: case, blanks, underscores."""
+    return re.sub(r"[\W_]+", "", name).casefold()
+
+
+def _refuse_named_twice(names: Sequence[str], columns: Collection[str], file: Path) -> None:
+    """Refuse columns of one name; of those that are read, also names that differ in case, blanks or a number behind."""
+    wanted = {plain_name(column): column for column in columns}
+
+    def meant(name: str) -> str:
+        plain = plain_name(re.sub(_NUMBERED, "", name))
+        return wanted.get(plain, name)
+
+    for name, count in Counter(meant(name) for name in names if name).items():
+        if count == 1:
+            continue
+        places = [(at, other) for at, other in enumerate(names, start=1) if other and meant(other) == name]
+        written = sorted({other for _, other in places} - {name})
+        also = f", also written {', '.join(map(repr, written))}" if written else ""
+        listed = ", ".join(str(at) for at, _ in places)
+        raise DatasetError(
+            f"{file.name}: columns are named twice: {name} (columns {listed}{also}); remove or rename all but one of "
+            "each"
+        )
 
 
 def _text(file: Path) -> str:
@@ -72,6 +110,7 @@ def _text(file: Path) -> str:
         raise DatasetError(f"the annotation file {file} is no UTF-8 text (line {line}): {_SAVE_AS}") from error
     if "\0" in text:
         raise DatasetError(f"the annotation file {file} holds zero bytes and is no CSV: {_SAVE_AS}")
+    text = text.strip("\ufeff\x1a")
     if not text.strip():
         raise DatasetError(f"the annotation file {file} is empty")
     return text
@@ -90,7 +129,7 @@ def _rows(text: str, file: Path, columns: Collection[str]) -> list[tuple[int, li
         )
     reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
     try:
-        return [(reader.line_num, cells) for cells in reader if cells]
+        return [(reader.line_num, cells) for cells in reader if any(cell.strip(_BLANKS) for cell in cells)]
     except csv.Error as error:
         raise DatasetError(f"{file.name}: line {reader.line_num} is no row of a CSV; {_SAVE_AS}") from error
 

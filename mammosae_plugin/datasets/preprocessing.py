@@ -17,6 +17,7 @@ from mammosae_plugin.file_kinds import kind_of
 
 MEAN = 0.3089279
 STD = 0.25053555408335154
+_TAIL = 4096  # bytes of a file in which the end of a PNG is looked for
 
 PREPROCESSING: dict[str, Any] = {
     "read_as": "8-bit RGB",
@@ -80,7 +81,10 @@ def read_png(path: str | os.PathLike[str], image_size: tuple[int, int] | None = 
                 raise bad(f"is {height} x {width} pixels, expected {image_size[0]} x {image_size[1]} (height x width)")
             if image.mode not in ("L", "RGB"):
                 raise bad(f"has pixel mode {image.mode}, expected 8-bit grayscale (L) or RGB: convert it")
-            return np.asarray(image, dtype=np.uint8)
+            pixels = np.asarray(image, dtype=np.uint8)
+        if _is_named_png(path) and not _has_end(path):
+            raise bad("cannot be read (image file is truncated: its end is missing)")
+        return pixels
     except FileNotFoundError as error:
         raise bad("the file does not exist") from error
     except (
@@ -99,6 +103,13 @@ def read_png(path: str | os.PathLike[str], image_size: tuple[int, int] | None = 
         # The system's own message would repeat the path, and with it the image's id.
         text = getattr(error, "strerror", None) or " ".join(str(error).replace(str(path), "the file").split())
         raise bad(f"cannot be read ({text or type(error).__name__})") from error
+
+
+def _has_end(path: str | os.PathLike[str]) -> bool:
+    """Whether the last chunk of a PNG is there (and not much behind it): pixels decode without the last bytes too."""
+    with open(path, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+        return b"IEND\xaeB`\x82" in file.read()
 
 
 def _is_named_png(path: str | os.PathLike[str]) -> bool:

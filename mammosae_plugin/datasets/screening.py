@@ -4,7 +4,7 @@ import csv
 import io
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -15,11 +15,21 @@ from tqdm import tqdm
 
 from mammosae_plugin.datasets.base import BOX_COLUMNS, DatasetError, MammogramDataset
 from mammosae_plugin.datasets.preprocessing import BadImageError, check_contrast, read_png
-from mammosae_plugin.datasets.suspects import AT_SKIN, ON_BACKGROUND, Look, look, refuse_mirrored, suspects
+from mammosae_plugin.datasets.suspects import (
+    AT_SKIN,
+    ON_BACKGROUND,
+    Look,
+    look,
+    refuse_mirrored,
+    suspects,
+    warn_of_sides,
+    warn_of_weak_boxes,
+)
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import write_text
 
 logger = logging.getLogger(__name__)
+_MANY = 8
 _NO_BOXES = np.zeros((0, 4))
 _SUSPECTS = ["image_id", "suspicion", "detail"]
 _Data = TypeVar("_Data", bound=MammogramDataset)
@@ -64,6 +74,7 @@ def screen_images(
     image_ids = [str(image_id) for image_id in dataset.images["image_id"]]
     paths = dataset.image_paths
     boxes, at_skin = _boxes_by_image(dataset)
+    others = _boxes_of_another(dataset, boxes)
 
     def look_at(image: int) -> str | Look:
         try:
@@ -71,7 +82,7 @@ def screen_images(
             check_contrast(pixels)
         except BadImageError as error:
             return error.reason
-        return look(pixels, boxes.get(image_ids[image], _NO_BOXES))
+        return look(pixels, boxes.get(image_ids[image], _NO_BOXES), others.get(image_ids[image], _NO_BOXES))
 
     with (
         tqdm(total=len(image_ids), desc="checking images", unit="image", leave=False) as bar,
@@ -84,8 +95,13 @@ def screen_images(
     bad = [(image_id, found) for image_id, found in zip(image_ids, looks, strict=True) if isinstance(found, str)]
     usable = {image_id: found for image_id, found in zip(image_ids, looks, strict=True) if isinstance(found, Look)}
     side_of = dict(zip(image_ids, dataset.images["laterality"], strict=True))
-    refuse_mirrored(usable, side_of, at_skin)
     suspicious = pd.DataFrame(suspects(usable, side_of), columns=_SUSPECTS)
+    of_pixels = suspicious[suspicious["suspicion"] != ON_BACKGROUND]["suspicion"].value_counts()
+    _refuse_placeholders(dataset)
+    if not (of_pixels > max_suspect_share * len(image_ids)).any():  # else that is the cause
+        refuse_mirrored(usable, side_of, at_skin)
+        warn_of_weak_boxes(usable, at_skin)
+    warn_of_sides(usable, side_of)
     if suspects_file is not None:
         _write_csv(suspects_file, _SUSPECTS, suspicious.itertuples(index=False, name=None))
     _write_csv(quarantine_file, ("image_id", "reason"), bad)
@@ -104,6 +120,35 @@ def _boxes_by_image(
         boxes[str(image_id)] = own[list(BOX_COLUMNS)].to_numpy(dtype=np.float64)
         marks[str(image_id)] = np.asarray(own[at_skin].to_numpy(dtype=bool).any(axis=1), dtype=bool)
     return boxes, marks
+
+
+def _refuse_placeholders(dataset: MammogramDataset) -> None:
+    """Refuse boxes of which most are one and the same in many images."""
+    boxes = dataset.findings.dropna(subset=list(BOX_COLUMNS)).drop_duplicates(["image_id", *BOX_COLUMNS])
+    if len(boxes) < _MANY:
+        return
+    counts = boxes.groupby(list(BOX_COLUMNS))["image_id"].size()
+    if counts.max() > len(boxes) / 2:
+        box = ", ".join(f"{value:.6g}" for value in counts.sort_values().reset_index()[list(BOX_COLUMNS)].iloc[-1])
+        raise DatasetError(
+            f"{counts.max()} of {len(boxes)} boxes are the same ({box}): give the boxes of the findings, or leave the "
+            "cells empty"
+        )
+
+
+def _boxes_of_another(
+    dataset: MammogramDataset, boxes: Mapping[str, npt.NDArray[np.float64]]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """By image id, the boxes of the next image of another patient with boxes and the same side and view."""
+    boxed = dataset.images[dataset.images["image_id"].astype(str).isin(list(boxes))]
+    others = {}
+    for _, own in boxed.groupby(["laterality", "view"], sort=False):
+        ids, patients = own["image_id"].astype(str).tolist(), own["patient_id"].tolist()
+        for at, image_id in enumerate(ids):
+            following = next((n for n in range(at + 1, at + len(ids)) if patients[n % len(ids)] != patients[at]), None)
+            if following is not None:
+                others[image_id] = boxes[ids[following % len(ids)]]
+    return others
 
 
 def _write_csv(file: str | os.PathLike[str], columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -3,8 +3,9 @@
 import ast
 import logging
 import os
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -15,9 +16,22 @@ from PIL import Image
 
 from mammosae_plugin.arguments import between, entries, shown, whole
 from mammosae_plugin.datasets.base import BOX_COLUMNS, DatasetError, MammogramDataset, Unit, describe
-from mammosae_plugin.datasets.boxes import Boxes, Originals, UnmendableBoxes, changes, mend, report_other_pixels
+from mammosae_plugin.datasets.box_forms import EXCHANGED_CORNERS, Form, best, forms
+from mammosae_plugin.datasets.boxes import (
+    Boxes,
+    Originals,
+    UnmendableBoxes,
+    changes,
+    covers_image,
+    few,
+    fit_by_originals,
+    mend,
+    report_other_pixels,
+)
 from mammosae_plugin.datasets.concepts import CONCEPTS, nearest_names
-from mammosae_plugin.datasets.csv_files import read_csv
+from mammosae_plugin.datasets.csv_files import plain_name, read_csv
+from mammosae_plugin.datasets.preprocessing import BadImageError, read_png
+from mammosae_plugin.datasets.suspects import box_scores
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path
 
@@ -41,7 +55,10 @@ _REQUIRED = (
     "No_Finding",
     "density",
 )
+_OPTIONAL = (*BOX_COLUMNS, "width", "height", "breast_density", "finding_categories")
+_INVERTED = "inverted or without area"
 _FEW = 8  # boxes that may be dropped whatever their share
+_N_LOOKED_AT = 64  # boxes whose images are read to find out how they were written
 Marks = npt.NDArray[np.bool_]
 _MISSING_TEXT = ("", "nan", "none", "null", "na")
 
@@ -66,8 +83,10 @@ class VinDrMammo(MammogramDataset):
         box_tolerance: the overhang that is clipped, as a share of the image's side; what reaches further is unmendable.
         boxes: "mended", or "as_published": the file's own numbers, neither mended nor clipped, as the published Table 2
             was computed. Inverted boxes are then dropped and listed.
-        unmendable_boxes: of boxes that are inverted and cannot be mended, or reach further than `box_tolerance`:
-            "refuse" the file, or "drop_and_list" (`n_dropped_boxes`, `box_changes`); the finding stays, without a box.
+        unmendable_boxes: of boxes that are inverted and cannot be mended, reach further than `box_tolerance`, lack a
+            corner or are shares of the image: "drop_few" leaves them out and lists them (`n_dropped_boxes`,
+            `box_changes`; the finding stays, without a box) where they are at most 2 % of all boxes, and refuses the
+            file where they are more; "refuse" refuses it for one; "drop_and_list" for more than a quarter.
         max_missing_share: the share of image files that may be missing (0 to 1). `screen_images` lists them.
 
     Raises:
@@ -85,7 +104,7 @@ class VinDrMammo(MammogramDataset):
         unit: Unit = "image",
         box_tolerance: float = 0.1,
         boxes: Boxes = "mended",
-        unmendable_boxes: UnmendableBoxes = "refuse",
+        unmendable_boxes: UnmendableBoxes = "drop_few",
         max_missing_share: float = 0.0,
     ) -> None:
         if split is not None and split not in SPLITS:
@@ -108,6 +127,10 @@ class VinDrMammo(MammogramDataset):
             checked.problems.append(f"no row has split {split!r}")
         first = rows & ~table["image_id"].duplicated().to_numpy()
         paths = _find_images(folder / IMAGE_FOLDER, table[first], size, checked.problems, max_missing_share)
+        if checked.wrong_boxes is not None:
+            form = _likely_form(checked, folder / IMAGE_FOLDER, table, size)
+            if form is not None:
+                checked.problems.append(f"the boxes fit better {form.text}")
         if checked.problems:
             raise DatasetError(f"{file.name}: " + "; ".join(checked.problems))
 
@@ -142,7 +165,9 @@ class VinDrMammo(MammogramDataset):
             logger.warning("%d boxes dropped: %s", self.n_dropped_boxes, reasons)
         if self.n_clipped_boxes:
             logger.info("%d boxes overhang their image and were clipped", self.n_clipped_boxes)
-        if self.n_findings_without_box:
+        if self.n_findings_without_box and self.findings["xmin"].isna().all():
+            logger.warning("no finding has a box: nothing can be located")
+        elif self.n_findings_without_box:
             logger.info("%d rows name a finding but have no box", self.n_findings_without_box)
 
     @property
@@ -161,13 +186,20 @@ def checked_size(image_size: Any) -> tuple[int, int]:
 
 def _read_table(file: Path) -> pd.DataFrame:
     """The annotation file with every cell as text; the index is the number of its line."""
-    table = read_csv(file, _REQUIRED)
+    table = read_csv(file, (*_REQUIRED, *_OPTIONAL))
     missing = [column for column in _REQUIRED if column not in table.columns]
     if missing:
-        listed = ", ".join(column + nearest_names(column, map(str, table.columns)) for column in missing)
-        hint = ""
+        there = {plain_name(str(column)): str(column) for column in table.columns}
+        renamed = {column: there[plain_name(column)] for column in missing if plain_name(column) in there}
+        listed = ", ".join(
+            f"{column} (nearest: {renamed[column]})"
+            if column in renamed
+            else column + nearest_names(column, map(str, table.columns))
+            for column in missing
+        )
+        hint = f"; {len(renamed)} are there in another spelling (case, blanks): rename them" if renamed else ""
         if any(column in _RESIZED for column in missing) and set(BOX_COLUMNS) <= set(table.columns):
-            hint = (
+            hint += (
                 "; the resized_* boxes are pixels of the prepared images and are not guessed from the original boxes: "
                 "prepare the data first"
             )
@@ -187,6 +219,8 @@ class _Checked:
         unmendable_boxes: UnmendableBoxes,
     ) -> None:
         self.problems: list[str] = []
+        self.wrong_boxes: npt.NDArray[np.float64] | None = None
+        """(n, 4) boxes as in the file, NaN where a row has none, if so many are wrong that they have one cause."""
         self._lines = table.index.to_numpy(dtype=np.int64)
         self._table = table = table.reset_index(drop=True)
         self._check_texts()
@@ -194,10 +228,12 @@ class _Checked:
         findings["density"] = self._whole_numbers(table["density"], "density", range(4))
         birads = table["breast_birads"].str.replace(r"^bi-?rads\s*", "", case=False, regex=True)
         findings["birads"] = self._whole_numbers(birads, "breast_birads", range(1, 6)) - 1
+        n_problems = len(self.problems)
         for concept in CONCEPTS:
             findings[concept] = self._whole_numbers(table[concept], concept, range(2))
         no_finding = self._whole_numbers(table["No_Finding"], "No_Finding", range(2)).astype(bool)
-        self._check_labels(findings, no_finding)
+        if len(self.problems) == n_problems:  # else it would find the same again, under other names
+            self._check_labels(findings, no_finding)
         in_file = self._boxes_of_file(findings, image_size)
         findings[list(BOX_COLUMNS)], self.box_changes = self._usable_boxes(
             in_file, image_size, box_tolerance, boxes, unmendable_boxes
@@ -221,7 +257,7 @@ class _Checked:
         for column in ("patient_id", "image_id"):
             text = table[column]
             self._report((text == "").to_numpy(), f"rows have no {column}")
-            spoilt = text.str.fullmatch(r"\d[.,]\d+E[+-]\d+")
+            spoilt = text.str.fullmatch(r"\d([.,]\d+)?E\+\d+")
             self._report(
                 spoilt.to_numpy(), f"rows have a {column} that a spreadsheet made a number", self._cell(column)
             )
@@ -231,16 +267,21 @@ class _Checked:
         for column, values in allowed.items():
             wrong = (~table[column].isin(values)).to_numpy()
             self._report(wrong, f"rows have a {column} other than {', '.join(values)}", self._cell(column))
-        content = [column for column in table.columns if not column.startswith("Unnamed:")]  # pandas' own row numbers
-        self._report(table.duplicated(subset=content).to_numpy(), "rows repeat an earlier row exactly")
-        self._report_groups("patient_id", "split", "patients are in both splits")
+        known = {*_REQUIRED, *_OPTIONAL}  # others that differ in every row only number the rows
+        content = table[[name for name in table.columns if name in known or table[name].duplicated().any()]].copy()
+        for column in set(_RESIZED + BOX_COLUMNS) & set(content.columns):  # 12.5 and 12.50 are the same
+            content[column] = pd.to_numeric(content[column], errors="coerce").astype(object).fillna(content[column])
+        self._report(content.duplicated().to_numpy(), "rows repeat an earlier row exactly")
+        self._report_groups("patient_id", "split", "patients are in both splits", among=SPLITS)
         self._report_groups("image_id", "patient_id", "image ids stand under more than one patient")
         for column in ("laterality", "view", "breast_birads", "density"):
             self._report_groups("image_id", column, f"images have rows with different {column}")
 
-    def _report_groups(self, key: str, column: str, what: str) -> None:
-        """Note the keys whose rows disagree about `column`."""
+    def _report_groups(self, key: str, column: str, what: str, among: Sequence[str] | None = None) -> None:
+        """Note the keys whose rows disagree about `column`, of values other than these in no way."""
         pairs = self._table[[key, column]].drop_duplicates()
+        if among is not None:
+            pairs = pairs[pairs[column].isin(among)]
         repeated = pairs.loc[pairs[key].duplicated(), key].unique()
         if len(repeated):
             self.problems.append(describe(len(repeated), what, repeated))
@@ -280,21 +321,41 @@ class _Checked:
     def _boxes_of_file(self, findings: pd.DataFrame, image_size: tuple[int, int]) -> npt.NDArray[np.float64]:
         """Boxes (n, 4) as the file has them, NaN where a row has none; those that are no pixels are noted."""
         positive = _any_of(findings[list(CONCEPTS)].to_numpy() == 1)
-        resized, empty = self._numbers(_RESIZED, positive)
+        resized, empty, no_numbers = self._numbers(_RESIZED, positive)
         boxes = np.where(positive[:, None], resized, np.nan)  # what a row without a finding holds is no box
         incomplete = positive & empty.any(axis=1) & ~empty.all(axis=1)
-        self._report(incomplete, "rows have a box with missing corners")
         corners = sides = np.full_like(boxes, np.nan)
+        lost = np.zeros_like(positive)
         if set(BOX_COLUMNS) <= set(self._table.columns):
-            corners, original_empty = self._numbers(BOX_COLUMNS, positive)
+            corners, original_empty, _ = self._numbers(BOX_COLUMNS, positive)
             lost = positive & empty.all(axis=1) & ~original_empty.all(axis=1)
-            self._report(lost, "rows have an original box but no resized box")
         if {"width", "height"} <= set(self._table.columns):
-            sides = self._table[["width", "height"]].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
-        self._originals = Originals(corners, sides[:, :2])
-        wrong = report_other_pixels(boxes, self._originals, image_size, self._report)
-        boxes[wrong | incomplete] = np.nan  # noted already
+            sides = self._numbers(("width", "height"), positive)[0]
+        self.originals = Originals(corners, sides[:, :2])
+        wrong, shares = report_other_pixels(boxes, self.originals, image_size, self._report)
+        if wrong.any() and not covers_image(boxes, image_size)[wrong].all():
+            self.wrong_boxes = boxes.copy()
+
+        def report_no_numbers() -> None:
+            for at, column in enumerate(_RESIZED):
+                commas = self._table[column][no_numbers[:, at]].str.fullmatch(r"-?\d*,\d+").any()
+                hint = "; write 12.5 where a spreadsheet wrote 12,5" if commas else ""
+                self._report(no_numbers[:, at], f"{column} values are no numbers{hint}", self._cell(column))
+
+        self._odd: dict[str, tuple[Marks, Callable[[], None]]] = {
+            "no numbers": (_any_of(no_numbers), report_no_numbers),
+            "without all corners": self._odd_boxes(incomplete, "rows have a box with missing corners"),
+            "lost beside an original box": self._odd_boxes(lost, "rows have an original box but no resized box"),
+            "shares of the image instead of pixels": self._odd_boxes(shares, "boxes are shares of the image (0 to 1)"),
+        }
+        self._as_written = boxes.copy()
+        boxes[np.logical_or.reduce([wrong, *(marks for marks, _ in self._odd.values())])] = np.nan
         return boxes
+
+    def _odd_boxes(
+        self, marks: Marks, what: str, example: Callable[[int], str] | None = None
+    ) -> tuple[Marks, Callable[[], None]]:
+        return marks, lambda: self._report(marks, what, example)
 
     def _usable_boxes(
         self,
@@ -307,7 +368,7 @@ class _Checked:
         """Boxes (n, 4) in input pixels, NaN where a row has none; and what was done to each."""
         boxes, mended = in_file, np.zeros(len(in_file), dtype=bool)
         if wanted == "mended":
-            boxes, mended = mend(in_file, self._originals, image_size, tolerance)
+            boxes, mended = mend(in_file, self.originals, image_size, tolerance)
         low, high = boxes[:, :2], boxes[:, 2:]
         side = np.array(image_size[::-1], dtype=np.float64)
         with np.errstate(invalid="ignore"):
@@ -315,46 +376,51 @@ class _Checked:
             slack = tolerance * side
             outside = _any_of((low < -slack) | (high > side + slack) | (low >= side) | (high <= 0)) & ~inverted
             overhang = _any_of((low < 0) | (high > side)) & ~outside & ~inverted
-        lost = inverted | outside
-        n_boxes = int((~np.isnan(boxes[:, 0])).sum())
-        if unmendable_boxes == "drop_and_list" and lost.sum() > max(_FEW, n_boxes / 4):
-            unmendable_boxes = "refuse"  # so many are no slips of single rows
-        dropped = {}
-        if wanted == "as_published" or unmendable_boxes == "drop_and_list":
-            dropped["inverted or without area"] = inverted
-        else:
-            many = ", of all boxes more than a quarter: are they x, y, width and height?"
-            share = inverted.sum() / max(1, n_boxes)
-            self._report(inverted, "boxes are inverted or have no area" + (many if share > 1 / 4 else ""))
-        if unmendable_boxes == "drop_and_list":
-            dropped[f"more than {tolerance:.0%} of a side beyond the image"] = outside
-        else:
-            height, width = image_size
-            self._report(
-                outside,
-                f"boxes reach more than {tolerance:.0%} of a side beyond the {height} x {width} image "
-                "(are the resized_* columns and image_size of the same images?)",
-                lambda row: f"{self._line(row)}: {', '.join(f'{value:.6g}' for value in boxes[row])}",
-            )
+        height, width = image_size
+        beyond = (
+            f"boxes reach more than {tolerance:.0%} of a side beyond the {height} x {width} image (are the resized_* "
+            "columns and image_size of the same images?)"
+        )
+        odd = {
+            **self._odd,
+            _INVERTED: self._odd_boxes(inverted, "boxes are inverted or have no area"),
+            f"more than {tolerance:.0%} of a side beyond the image": self._odd_boxes(
+                outside, beyond, lambda row: f"{self._line(row)}: {', '.join(f'{value:.6g}' for value in boxes[row])}"
+            ),
+        }
+        dropped = {name: marks for name, (marks, _) in odd.items()}
+        always = {_INVERTED: inverted} if wanted == "as_published" else {}
+        n_lost = sum(int(marks.sum()) for name, marks in dropped.items() if name not in always)
+        n_boxes = int((~np.isnan(in_file[:, 0])).sum() + sum(marks.sum() for marks, _ in self._odd.values()))
+        is_tolerable = {
+            "drop_few": few(n_lost, n_boxes),
+            "refuse": n_lost == 0,
+            "drop_and_list": n_lost <= max(_FEW, n_boxes / 4),  # more are no slips of single rows
+        }
+        if not is_tolerable[unmendable_boxes]:
+            dropped = always
+            for name, (_, report) in odd.items():
+                if name not in always:
+                    report()
+            are_points = _any_of(high == low) & inverted
+            if not few(int((inverted | outside).sum() - are_points.sum()), n_boxes) and self.wrong_boxes is None:
+                self.wrong_boxes = in_file
         clipped = overhang if wanted == "mended" else np.zeros(len(boxes), dtype=bool)
         used = np.concatenate([low.clip(0, side), high.clip(0, side)], axis=1) if wanted == "mended" else boxes.copy()
         for marks in dropped.values():
             used[marks] = np.nan
-        return used, changes(self._lines, in_file, mended=mended, clipped=clipped, dropped=dropped)
+        return used, changes(self._lines, self._as_written, mended=mended, clipped=clipped, dropped=dropped)
 
-    def _numbers(self, columns: Sequence[str], needed: Marks) -> tuple[npt.NDArray[np.float64], Marks]:
-        """The columns as floats (n, n_columns), and which cells are empty; notes unreadable cells of `needed` rows."""
-        values = np.full((len(self._table), len(columns)), np.nan)
-        empty = np.zeros(values.shape, dtype=bool)
-        for at, column in enumerate(columns):
-            text = self._table[column]
-            empty[:, at] = text.str.lower().isin(_MISSING_TEXT).to_numpy(dtype=bool)
-            values[:, at] = pd.to_numeric(text, errors="coerce").to_numpy(dtype=np.float64)
-            wrong = needed & ~empty[:, at] & ~np.isfinite(values[:, at])
-            commas = text[wrong].str.fullmatch(r"-?\d*,\d+").any()
-            hint = "; write 12.5 where a spreadsheet wrote 12,5" if commas else ""
-            self._report(wrong, f"{column} values are no numbers{hint}", self._cell(column))
-        return values, empty
+    def _numbers(self, columns: Sequence[str], needed: Marks) -> tuple[npt.NDArray[np.float64], Marks, Marks]:
+        """The columns as floats (n, n_columns), NaN where not finite; which cells are empty, and which are no numbers.
+
+        The last of `needed` rows only.
+        """
+        text = self._table[list(columns)]
+        empty = text.apply(lambda column: column.str.lower().isin(_MISSING_TEXT)).to_numpy(dtype=bool)
+        values = text.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
+        values = np.where(np.isfinite(values), values, np.nan)
+        return values, empty, needed[:, None] & ~empty & np.isnan(values)
 
 
 def _any_of(marks: Marks) -> Marks:
@@ -372,6 +438,29 @@ def _categories(text: str) -> frozenset[str] | None:
         return None
     columns = {name.strip().replace(" ", "_") for name in names}
     return frozenset(columns) if columns <= {*CONCEPTS, "No_Finding"} else None
+
+
+def _likely_form(checked: _Checked, folder: Path, table: pd.DataFrame, image_size: tuple[int, int]) -> Form | None:
+    """How the wrong boxes were written, told by the original ones, or else by some images; None if unknown."""
+    boxes = cast(npt.NDArray[np.float64], checked.wrong_boxes)
+    has_box = np.asarray(~np.isnan(boxes).any(axis=1), dtype=bool)
+    form = fit_by_originals(boxes[has_box], checked.originals.of(has_box), image_size)
+    if form is not None:
+        return form
+    ways: Sequence[Form] = forms(image_size)
+    if not (boxes[has_box, 2:] <= boxes[has_box, :2]).any(axis=1).mean() > 1 / 2:
+        # Exchanged corners invert all boxes; a few are inverted by the author's code (`boxes`) or by another order.
+        ways = [way for way in ways if way.order != EXCHANGED_CORNERS]
+    rows = np.flatnonzero(has_box)
+    found = []
+    for row in rows[np.unique(np.linspace(0, len(rows) - 1, _N_LOOKED_AT).astype(int))]:
+        try:
+            pixels = read_png(folder / table["patient_id"].iloc[row] / table["image_id"].iloc[row], image_size)
+        except BadImageError:
+            continue
+        found.append(box_scores(pixels, boxes[row : row + 1], ways))
+    likely = best(np.concatenate(found), ways) if found else None
+    return likely.form if likely else None
 
 
 def _find_images(
@@ -426,20 +515,37 @@ def _why_missing(folder: Path, missing: Sequence[tuple[str, str]], names: Mappin
     return causes.most_common(1)[0][0] if causes else None
 
 
+_DIFFERENCES: dict[str, Callable[[str], str]] = {
+    "{} and {} differ in upper and lower case": str.casefold,
+    "{} have leading zeros that {} lacks; a spreadsheet drops them": lambda name: name.lstrip("0"),
+    "{} lack the .0 that {} ends in; a program took them for numbers": lambda name: name.removesuffix(".0"),
+    "{} lack the quotation marks or equals signs of {}": lambda name: name.strip("'\"="),
+    "{} and {} differ in blanks, underscores or hyphens": lambda name: re.sub(r"[\s_-]+", "", name),
+}
+
+
+def _difference(name: str, there: Iterable[str]) -> str | None:
+    """In what alone a name differs from one of those that are there, to be formatted with the names of both."""
+    others = list(there)
+    return next((how for how, plain in _DIFFERENCES.items() if plain(name) in {plain(other) for other in others}), None)
+
+
 def _cause(folder: Path, patient: str, image: str, there: set[str], folders: Sequence[str]) -> str | None:
     if not (folder / patient).is_dir():
         if (folder / image).is_file():
             return "the images lie directly in that folder, not in a folder for each patient_id"
-        if any(name.lstrip("0") == patient.lstrip("0") for name in folders):
-            return "the folders' names have leading zeros that patient_id lacks; a spreadsheet drops them"
-        if any(name.lower() == patient.lower() for name in folders):
-            return "folders and patient_id differ in upper and lower case"
+        how = _difference(patient, folders)
+        if how:
+            return how.format("the folders' names", "patient_id")
         return "there are no folders of these patient_id" if folders else "the folder is empty"
-    if any(name.lower() == image.lower() for name in there):
-        return "files and image_id differ in upper and lower case"
+    how = _difference(image, there)
+    if how:
+        return how.format("the files' names", "image_id")
     stem, suffix = os.path.splitext(image)
     for name in sorted(there):
         other_stem, other_suffix = os.path.splitext(name)
+        if suffix == ".0" and other_stem == stem:
+            return f"image_id ends in .0 as numbers of a spreadsheet do, the files in {other_suffix}"
         if other_stem == image and other_suffix:
             return f"the files have the ending {other_suffix}, which image_id lacks; add it there"
         if name == stem and suffix:
