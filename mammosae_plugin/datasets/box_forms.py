@@ -132,9 +132,10 @@ def scores(
         return np.zeros((0, len(ways)), dtype=np.float32)
     height, width = gray.shape
     step = max(1, min(height, width) // _LEAST)
-    mask = _reduced(tissue.astype(np.float64), step)
-    values = _reduced(np.where(tissue, gray, 0).astype(np.float64), step)
-    deviation = max(float(gray[tissue].std()) if tissue.any() else 0.0, 1.0)
+    mask = tissue[::step, ::step].astype(np.float64)
+    values = mask * gray[::step, ::step]
+    n_tissue = max(1.0, mask.sum())
+    deviation = max(1.0, float(np.sqrt((values**2).sum() / n_tissue - (values.sum() / n_tissue) ** 2)))
     areas, sums = (np.pad(table, ((1, 0), (1, 0))).cumsum(0).cumsum(1) for table in (mask, values))
 
     places = np.stack([way.read(boxes, (height, width)) for way in ways], axis=1) / step  # (n, m, 4)
@@ -190,11 +191,6 @@ def best(found: npt.NDArray[np.floating], ways: Sequence[Form]) -> Finding | Non
         return None
     p_value = float(binomtest(better, better + worse, alternative="greater").pvalue)
     return Finding(ways[at], better, worse, p_value) if p_value < 0.05 else None
-
-
-def _reduced(table: Array, step: int) -> Array:
-    height, width = (side - side % step for side in table.shape)
-    return np.asarray(table[:height, :width].reshape(height // step, step, width // step, step).mean(axis=(1, 3)))
 
 
 def _corners(places: Array, limits: Array) -> npt.NDArray[np.int64]:
