@@ -11,7 +11,7 @@ import torch
 
 from mammosae_plugin.adapters import load_mammo_clip, new_classifier
 from mammosae_plugin.datasets import VinDrMammo, make_phantoms
-from mammosae_plugin.statistics import ranking_metrics
+from mammosae_plugin.measures.statistics import ranking_metrics
 from mammosae_plugin.training import ClassifierTraining, train_classifier
 
 CONCEPTS = ("Mass", "Suspicious_Calcification")

@@ -26,7 +26,7 @@ from mammosae_plugin.activations import cache_layer_outputs
 from mammosae_plugin.adapters import HookedVisionModel, new_classifier
 from mammosae_plugin.datasets import VinDrMammo, make_phantoms
 from mammosae_plugin.latents import encode_latents
-from mammosae_plugin.masked_passes import MaskedPasses
+from mammosae_plugin.latents.masked_passes import MaskedPasses
 
 LAYERS = ("layer_5", "layer_12", "layer_20", "layer_27", "layer_33", "layer_38", "layer_39")
 

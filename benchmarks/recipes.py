@@ -20,12 +20,12 @@ from torch import nn
 
 from mammosae_plugin.activations import ActivationStore, extract_activations
 from mammosae_plugin.adapters import HookedVisionModel, load_mammo_clip, new_classifier
+from mammosae_plugin.analysis.reconstruction import reconstruction_metrics, reconstruction_quality
 from mammosae_plugin.datasets import VinDrMammo, make_phantoms
 from mammosae_plugin.files import read_json, write_json
 from mammosae_plugin.latents import LatentTable, encode_latents
 from mammosae_plugin.localization import localize
 from mammosae_plugin.probing import class_mean_latents, rank_latents
-from mammosae_plugin.reconstruction import reconstruction_metrics, reconstruction_quality
 from mammosae_plugin.training import ClassifierTraining, SAETraining, train_classifier, train_sae
 from mammosae_plugin.training.metrics import read_metrics
 

@@ -18,7 +18,7 @@ from mammosae_plugin.activations import extract_activations
 from mammosae_plugin.adapters import HookedVisionModel, new_classifier
 from mammosae_plugin.datasets import VinDrMammo, make_phantoms
 from mammosae_plugin.hub import publish_sae
-from mammosae_plugin.hub.guard import PrivacyContext
+from mammosae_plugin.privacy.guard import PrivacyContext
 from mammosae_plugin.training import ClassifierTraining, SAETraining, train_classifier, train_sae
 
 SIZE = (96, 64)

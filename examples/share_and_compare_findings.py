@@ -9,8 +9,8 @@ STUDY and OTHER-STUDY are output folders of `mammosae study` (or `mammosae demo`
 import argparse
 from pathlib import Path
 
+from mammosae_plugin.findings.notes import add_note
 from mammosae_plugin.hub import build_space, compare_findings, load_findings, publish_findings
-from mammosae_plugin.notes import add_note
 
 
 def main() -> None:

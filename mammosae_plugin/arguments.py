@@ -173,7 +173,7 @@ def _ranking(value: Any, name: str) -> None:
 
 def _passes(value: Any, name: str) -> None:
     if value is not None and not callable(getattr(value, "logits", None)):
-        raise InputError(f"{name} is {shown(value)}: give a mammosae_plugin.masked_passes.MaskedPasses, or None")
+        raise InputError(f"{name} is {shown(value)}: give a latents.masked_passes.MaskedPasses, or None")
 
 
 _BY_NAME: Mapping[str, Callable[[Any, str], None]] = MappingProxyType(

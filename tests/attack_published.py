@@ -31,9 +31,9 @@ from helpers_secrets import HARMLESS, SECRETS, disguised
 from PIL import Image
 from safetensors.numpy import load_file
 
+from mammosae_plugin.findings.study_folder import StudyFolder
 from mammosae_plugin.hub.findings import Findings
-from mammosae_plugin.hub.guard import hash_ids
-from mammosae_plugin.study_folder import StudyFolder
+from mammosae_plugin.privacy.guard import hash_ids
 
 _IDS = ("patient_id", "image_id", "study_id", "series_id")
 _RUN = 16

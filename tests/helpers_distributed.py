@@ -17,7 +17,7 @@ from mammosae_plugin import distributed, shards
 from mammosae_plugin.activations import ActivationStore, extract_activations, extraction
 from mammosae_plugin.adapters import HookedVisionModel, new_classifier
 from mammosae_plugin.cli import app
-from mammosae_plugin.cli_common import clear_errors
+from mammosae_plugin.cli.common import clear_errors
 from mammosae_plugin.datasets import VinDrMammo
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.latents import encode_latents

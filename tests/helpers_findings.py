@@ -10,10 +10,10 @@ from helpers_study import layered_settings, write_study
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from mammosae_plugin import study_layer
 from mammosae_plugin.config import load_config
-from mammosae_plugin.hub.findings_schema import SCHEMAS
+from mammosae_plugin.schema.findings import SCHEMAS
 from mammosae_plugin.study import Study
+from mammosae_plugin.study import layer as study_layer
 from mammosae_plugin.visualization.output import record_figures
 
 FIGURES = ("figure_2_Mass.png", "figure_3_pretrained_Mass.png", "figure_4_pretrained_Mass.png", "layers.png")

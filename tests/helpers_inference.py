@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
+from mammosae_plugin.findings.study_folder import StudyFolder
 from mammosae_plugin.hub.findings import Findings
-from mammosae_plugin.hub.guard import hash_ids
-from mammosae_plugin.study_folder import StudyFolder
+from mammosae_plugin.privacy.guard import hash_ids
 
 
 def tables_of(study: StudyFolder) -> Any:

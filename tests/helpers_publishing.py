@@ -9,8 +9,8 @@ from typing import Any
 
 from helpers_hub import LoopbackHub, run_on_hub
 
+from mammosae_plugin.findings.study_folder import StudyFolder
 from mammosae_plugin.hub.findings import KEY_FILE
-from mammosae_plugin.study_folder import StudyFolder
 
 REPOS = {"sae": "someone/saes", "model": "someone/nets", "findings": "someone/findings", "space": "someone/space"}
 """Part of a study -> where it is published; in this order."""

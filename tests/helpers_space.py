@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from helpers_results import named_latent
 
 from mammosae_plugin.hub.findings import Findings
-from mammosae_plugin.hub.findings_schema import JSON_COLUMNS, SCHEMAS, parquet_path
+from mammosae_plugin.schema.findings import JSON_COLUMNS, SCHEMAS, parquet_path
 
 Row = dict[str, Any]
 

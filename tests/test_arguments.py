@@ -8,12 +8,8 @@ from helpers_tables import make_table
 from mammosae_plugin import distributed
 from mammosae_plugin.activations import extract_activations
 from mammosae_plugin.adapters.recording import evaluation
-from mammosae_plugin.arguments import entries, indices, numbers, whole
-from mammosae_plugin.datasets import make_phantoms, n_classes_of
-from mammosae_plugin.errors import InputError
-from mammosae_plugin.intervention import intervene, latent_group, sweep, sweep_controls
-from mammosae_plugin.latents import LatentTable
-from mammosae_plugin.localization import (
+from mammosae_plugin.analysis.intervention import intervene, latent_group, sweep, sweep_controls
+from mammosae_plugin.analysis.localization import (
     Threshold,
     average_precision,
     heatmap,
@@ -22,16 +18,20 @@ from mammosae_plugin.localization import (
     localize_baselines,
     localize_thresholds,
 )
-from mammosae_plugin.probing import (
+from mammosae_plugin.analysis.probing import (
     RankedLatents,
     best_single_latent,
     class_mean_latents,
     rank_channels,
     rank_latents,
 )
-from mammosae_plugin.reconstruction import auroc_cost, reconstruction_metrics, reconstruction_quality
-from mammosae_plugin.roles import latent_roles
-from mammosae_plugin.statistics import Resamples, classification_metrics, patient_bootstrap, settled
+from mammosae_plugin.analysis.reconstruction import auroc_cost, reconstruction_metrics, reconstruction_quality
+from mammosae_plugin.analysis.roles import latent_roles
+from mammosae_plugin.arguments import entries, indices, numbers, whole
+from mammosae_plugin.datasets import make_phantoms, n_classes_of
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.latents import LatentTable
+from mammosae_plugin.measures.statistics import Resamples, classification_metrics, patient_bootstrap, settled
 
 TABLE = make_table(n_patients=12, d_sae=12, n_dead=2)
 RANKING = rank_latents(class_mean_latents(TABLE, "Mass"))

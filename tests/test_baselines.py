@@ -4,11 +4,11 @@ import pytest
 import torch
 from helpers_layers import layer_of
 
-from mammosae_plugin import baselines
-from mammosae_plugin.baselines import GradCam
+from mammosae_plugin.analysis.localization import localize_baselines
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.latents import encode_latents
-from mammosae_plugin.localization import localize_baselines
+from mammosae_plugin.latents import gradcam as baselines
+from mammosae_plugin.latents.gradcam import GradCam
 
 pytest.importorskip("captum", reason="Grad-CAM is an extra")
 

@@ -15,10 +15,10 @@ from helpers_results import named_latent
 from huggingface_hub import DatasetCard, ModelCard
 from jinja2 import UndefinedError
 
+from mammosae_plugin.findings.notes import Note, with_readers
+from mammosae_plugin.findings.tables import shared_role
 from mammosae_plugin.hub.cards import render_findings_card, render_sae_card, render_space_readme, render_study_card
-from mammosae_plugin.hub.findings_tables import shared_role
 from mammosae_plugin.hub.saes import _confounders
-from mammosae_plugin.notes import Note, with_readers
 
 CFG = {
     "architecture": "standard",

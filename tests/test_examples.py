@@ -16,7 +16,7 @@ from helpers_hub import LoopbackHub, run_on_hub
 from PIL import Image
 
 from mammosae_plugin.datasets import VinDrMammo
-from mammosae_plugin.hub.guard import PrivacyContext
+from mammosae_plugin.privacy.guard import PrivacyContext
 from mammosae_plugin.study import Study
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

@@ -24,13 +24,13 @@ from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.cli import app
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import sha256_of_file, write_json
+from mammosae_plugin.findings.notes import Note, add_note, agreement, withdraw_notes
+from mammosae_plugin.findings.study_folder import Encoder, StudyFolder
+from mammosae_plugin.findings.tables import Groups, Hidden, _latents, _rows
 from mammosae_plugin.hub.comparison import compare_findings
 from mammosae_plugin.hub.findings import Findings, _write, load_findings, publish_findings, stage_findings
-from mammosae_plugin.hub.findings_schema import SCHEMAS, parquet_path
-from mammosae_plugin.hub.findings_tables import Groups, Hidden, _latents, _rows
-from mammosae_plugin.hub.guard import COLUMNS, PrivacyContext, PrivacyError
-from mammosae_plugin.notes import Note, add_note, agreement, withdraw_notes
-from mammosae_plugin.study_folder import Encoder, StudyFolder
+from mammosae_plugin.privacy.guard import COLUMNS, PrivacyContext, PrivacyError
+from mammosae_plugin.schema.findings import SCHEMAS, parquet_path
 
 CONCEPTS = ("Mass", "Suspicious_Calcification")
 

@@ -39,8 +39,7 @@ from mammosae_plugin.config import StudyConfig
 from mammosae_plugin.datasets import VinDrMammo
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.hub import guard, guard_rules
-from mammosae_plugin.hub.findings_schema import SCHEMAS
-from mammosae_plugin.hub.guard import (
+from mammosae_plugin.privacy.guard import (
     COLUMNS,
     RESTRICTED,
     RULES,
@@ -53,8 +52,9 @@ from mammosae_plugin.hub.guard import (
     let_out,
     load_or_make_key,
 )
-from mammosae_plugin.hub.guard_keys import entries_of
-from mammosae_plugin.hub.guard_search import Needles
+from mammosae_plugin.privacy.keys import entries_of
+from mammosae_plugin.privacy.search import Needles
+from mammosae_plugin.schema.findings import SCHEMAS
 from mammosae_plugin.training.settings import SAETraining
 from mammosae_plugin.visualization import save_figure
 from mammosae_plugin.visualization.output import record_figures
@@ -1177,7 +1177,7 @@ def naive(values: Iterable[str], data: bytes) -> bool:
 def test_the_search_in_bytes_agrees_with_the_slow_one_at_every_place_and_across_blocks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("mammosae_plugin.hub.guard_search._CHUNK", 64)
+    monkeypatch.setattr("mammosae_plugin.privacy.search._CHUNK", 64)
     generator = np.random.default_rng(0)
     values = ["abcdefgh", "abcdefghij", "zyxwvuts", PATIENT]
     needles = Needles(values)

@@ -14,10 +14,10 @@ from mammosae_plugin.config import load_config
 from mammosae_plugin.datasets import VinDrMammo, make_phantoms
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path, read_json
+from mammosae_plugin.findings.notes import add_note, read_notes
+from mammosae_plugin.findings.study_folder import StudyFolder
 from mammosae_plugin.hub import load_findings, stage_findings
 from mammosae_plugin.latents import LatentTable
-from mammosae_plugin.notes import add_note, read_notes
-from mammosae_plugin.study_folder import StudyFolder
 from mammosae_plugin.training import SAETraining, train_sae
 
 

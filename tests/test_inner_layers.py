@@ -11,12 +11,13 @@ from sae_lens import SAE
 
 from mammosae_plugin.activations import cache_layer_outputs, extract_activations
 from mammosae_plugin.adapters import HookedVisionModel
+from mammosae_plugin.analysis.intervention import intervene
+from mammosae_plugin.analysis.localization import localize, localize_baselines
+from mammosae_plugin.analysis.probing import best_single_latent, class_mean_latents, rank_channels, rank_latents
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.intervention import intervene
-from mammosae_plugin.latents import LatentTable, encode_latents, rows_at_once
-from mammosae_plugin.localization import localize, localize_baselines
-from mammosae_plugin.masked_passes import MaskedPasses
-from mammosae_plugin.probing import best_single_latent, class_mean_latents, rank_channels, rank_latents
+from mammosae_plugin.latents import LatentTable, encode_latents
+from mammosae_plugin.latents.encoding import rows_at_once
+from mammosae_plugin.latents.masked_passes import MaskedPasses
 from mammosae_plugin.training import SAETraining, train_sae
 
 FAMILIES = ("efficientnet", "resnet", "convnext", "swin", "vit", "vit_registers", "torch_cnn")

@@ -5,11 +5,17 @@ import pandas as pd
 import pytest
 from helpers_tables import make_table
 
-from mammosae_plugin import intervention
+from mammosae_plugin.analysis import intervention
+from mammosae_plugin.analysis.intervention import DEFAULT_KS, intervene, latent_group, sweep, sweep_controls
+from mammosae_plugin.analysis.probing import RankedLatents, class_mean_latents, rank_latents
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.intervention import DEFAULT_KS, intervene, latent_group, sweep, sweep_controls
-from mammosae_plugin.probing import RankedLatents, class_mean_latents, rank_latents
-from mammosae_plugin.statistics import METRICS, bootstrap_metrics, classification_metrics, interval, patient_bootstrap
+from mammosae_plugin.measures.statistics import (
+    METRICS,
+    bootstrap_metrics,
+    classification_metrics,
+    interval,
+    patient_bootstrap,
+)
 
 
 def ranking_of(table, concept="Mass"):

@@ -17,13 +17,13 @@ from scipy import sparse
 
 from mammosae_plugin.activations import capture
 from mammosae_plugin.adapters import HookedVisionModel, new_classifier
+from mammosae_plugin.analysis.intervention import intervene, latent_group
+from mammosae_plugin.analysis.probing import class_mean_latents, rank_latents
+from mammosae_plugin.analysis.reconstruction import reconstruction_quality
 from mammosae_plugin.datasets import preprocessing
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import write_json
-from mammosae_plugin.intervention import intervene, latent_group
 from mammosae_plugin.latents import LatentTable, encode_latents
-from mammosae_plugin.probing import class_mean_latents, rank_latents
-from mammosae_plugin.reconstruction import reconstruction_quality
 
 
 @pytest.fixture(scope="module")

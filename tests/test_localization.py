@@ -6,8 +6,7 @@ from helpers_tables import make_table
 from scipy import ndimage
 from torchmetrics.detection import MeanAveragePrecision
 
-from mammosae_plugin.errors import InputError
-from mammosae_plugin.localization import (
+from mammosae_plugin.analysis.localization import (
     BOX_SCORES,
     Threshold,
     average_precision,
@@ -17,6 +16,7 @@ from mammosae_plugin.localization import (
     localize_baselines,
     localize_thresholds,
 )
+from mammosae_plugin.errors import InputError
 
 
 def flood_fill_boxes(values, threshold, min_area):

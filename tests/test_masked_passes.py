@@ -21,13 +21,13 @@ from sae_lens import (
 from sae_lens.saes.abstopk_sae import AbsTopKSAE, AbsTopKSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 
-from mammosae_plugin import masked_passes
 from mammosae_plugin.activations import LayerOutputs, cache_layer_outputs
 from mammosae_plugin.adapters import HookedVisionModel
+from mammosae_plugin.analysis.intervention import intervene, sweep, sweep_controls
+from mammosae_plugin.analysis.probing import class_mean_latents, rank_latents
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.intervention import intervene, sweep, sweep_controls
-from mammosae_plugin.masked_passes import MaskedPasses
-from mammosae_plugin.probing import class_mean_latents, rank_latents
+from mammosae_plugin.latents import masked_passes
+from mammosae_plugin.latents.masked_passes import MaskedPasses
 
 FAMILIES = ("efficientnet", "resnet", "convnext", "swin", "vit", "vit_registers", "torch_cnn")
 

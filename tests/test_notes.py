@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from mammosae_plugin.cli import app
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import write_json
-from mammosae_plugin.notes import (
+from mammosae_plugin.findings.notes import (
     add_note,
     agreement,
     cohen_kappa,
@@ -171,7 +171,7 @@ def test_a_folder_without_a_study_takes_no_note(tmp_path):
 
 WRITER = """
 import sys
-from mammosae_plugin.notes import add_note
+from mammosae_plugin.findings.notes import add_note
 for number in range(100000):
     add_note(sys.argv[1], number % 512, f"note {number} " + "x " * 990, author="ada")
     print(number, flush=True)

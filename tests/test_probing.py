@@ -6,15 +6,15 @@ from helpers_tables import PLANTED, make_table
 from safetensors.numpy import load_file
 from sklearn.metrics import roc_auc_score
 
-from mammosae_plugin import probing
-from mammosae_plugin.errors import InputError
-from mammosae_plugin.probing import (
+from mammosae_plugin.analysis import probing
+from mammosae_plugin.analysis.probing import (
     best_single_latent,
     class_mean_latents,
     rank_channels,
     rank_latents,
 )
-from mammosae_plugin.statistics import interval, patient_bootstrap
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.measures.statistics import interval, patient_bootstrap
 
 PUBLISHED = Path(__file__).parent / "data/published_mean_latents_suspicious_calcification_finetuned.safetensors"
 

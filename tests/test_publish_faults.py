@@ -18,7 +18,7 @@ PROGRAM = """
 import sys, time
 from pathlib import Path
 from mammosae_plugin import hub_requests
-from mammosae_plugin.hub.guard import PrivacyContext
+from mammosae_plugin.privacy.guard import PrivacyContext
 from mammosae_plugin.hub.publishing import prepare
 
 slept = []

@@ -18,8 +18,8 @@ from PIL import Image
 
 from mammosae_plugin.hub import findings_tables
 from mammosae_plugin.hub.findings import Findings
-from mammosae_plugin.hub.guard import hash_ids
-from mammosae_plugin.hub.small_groups import Firing, hidden_latents, rare_rows
+from mammosae_plugin.privacy.guard import hash_ids
+from mammosae_plugin.privacy.small_groups import Firing, hidden_latents, rare_rows
 from mammosae_plugin.study import Study
 
 OF_TABLES = (

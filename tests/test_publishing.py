@@ -14,7 +14,7 @@ from mammosae_plugin.training import save_sae
 PROGRAM = """
 import shutil, sys
 from pathlib import Path
-from mammosae_plugin.hub.guard import PrivacyContext
+from mammosae_plugin.privacy.guard import PrivacyContext
 from mammosae_plugin.hub.publishing import prepare
 
 staged, folder = Path(sys.argv[1]), Path(sys.argv[2])
@@ -86,7 +86,7 @@ seen["space after"] = state("page", "space")
 STRANGER = """
 import sys
 from pathlib import Path
-from mammosae_plugin.hub.guard import PrivacyContext
+from mammosae_plugin.privacy.guard import PrivacyContext
 from mammosae_plugin.hub.publishing import prepare
 
 def send(name):

@@ -4,7 +4,7 @@ import pytest
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.hub.quality import flaws_of, refuse_poor
-from mammosae_plugin.visualization.results import poor_sae, sae_flaw
+from mammosae_plugin.schema.results import poor_sae, sae_flaw
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,15 @@ import numpy as np
 import pytest
 from helpers_tables import make_table
 
+from mammosae_plugin.analysis.reconstruction import reconstruction_metrics, reconstruction_quality
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.reconstruction import reconstruction_metrics, reconstruction_quality
-from mammosae_plugin.statistics import METRICS, bootstrap_metrics, classification_metrics, interval, patient_bootstrap
+from mammosae_plugin.measures.statistics import (
+    METRICS,
+    bootstrap_metrics,
+    classification_metrics,
+    interval,
+    patient_bootstrap,
+)
 
 
 @pytest.mark.parametrize("unit", ["image", "finding_row"])

@@ -7,12 +7,12 @@ from html.parser import HTMLParser
 import pytest
 from helpers_results import synthetic_results, write_results
 
-from mammosae_plugin.claims import claims
-from mammosae_plugin.demo import _line
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.report import write_report
 from mammosae_plugin.report.paper import compare_figure_2, compare_table_1, compare_table_2, paper_results
 from mammosae_plugin.report.summary import baselines_summary, findings, layers_summary, summary
+from mammosae_plugin.study.claims import claims
+from mammosae_plugin.study.demo import _line
 from mammosae_plugin.visualization import figure_2_name, figure_3_name, figure_4_name, table_layers
 
 PNG = base64.b64decode(

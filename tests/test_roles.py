@@ -19,13 +19,13 @@ from helpers_roles import (
 from helpers_tables import MemoryTable, make_table
 from sklearn.metrics import roc_auc_score
 
+from mammosae_plugin.analysis.intervention import intervene
+from mammosae_plugin.analysis.probing import RankedLatents, rank_latents
+from mammosae_plugin.analysis.roles import _covered, latent_roles
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.hub.findings_tables import shared_role
-from mammosae_plugin.intervention import intervene
-from mammosae_plugin.notes import Note, with_readers
-from mammosae_plugin.probing import RankedLatents, rank_latents
-from mammosae_plugin.roles import _covered, latent_roles
-from mammosae_plugin.visualization.results import ROLE_NUMBERS, role_evidence, stated_role
+from mammosae_plugin.findings.notes import Note, with_readers
+from mammosae_plugin.findings.tables import shared_role
+from mammosae_plugin.schema.results import ROLE_NUMBERS, role_evidence, stated_role
 
 
 def roles_of(table: MemoryTable, top: int = N_PLANTED, **settings):

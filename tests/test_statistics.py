@@ -5,9 +5,9 @@ import pytest
 from scipy.special import softmax
 from sklearn import metrics
 
-from mammosae_plugin import statistics
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.statistics import (
+from mammosae_plugin.measures import statistics
+from mammosae_plugin.measures.statistics import (
     METRICS,
     Resamples,
     bootstrap_metrics,

@@ -31,12 +31,12 @@ from helpers_study import (
 from mammosae_plugin.adapters import save_classifier
 from mammosae_plugin.adapters.fast_inference import compiled
 from mammosae_plugin.adapters.sources import Source
-from mammosae_plugin.claims import claims
 from mammosae_plugin.config import load_config
 from mammosae_plugin.datasets import preprocessing
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.own_files import replace_files
 from mammosae_plugin.study import Study, run_study
+from mammosae_plugin.study.claims import claims
 
 
 def _training_settings(folder, phantom_root):
@@ -424,7 +424,7 @@ def test_checkpoints_and_saes_on_the_hub_are_read_from_there(tmp_path, phantom_r
         path = on_hub.get(place, place)
         return Source(path=path, name=path.name)
 
-    monkeypatch.setattr("mammosae_plugin.study_layer.find_source", find_source)
+    monkeypatch.setattr("mammosae_plugin.study.layer.find_source", find_source)
     study = Study(load_config(write_study(tmp_path, settings)))
     assert study.classifier_files[study.pairs[0]] == (on_hub["hf://owner/name/mass.safetensors"],)
     assert study.layers[0].sae.cfg.d_in == LAYER_WIDTHS["layer_6"]
@@ -520,8 +520,8 @@ def test_an_error_at_a_layer_says_which(layered, monkeypatch):
 
 def test_large_layer_outputs_are_announced_before_they_are_written(layered, monkeypatch, caplog):
     study, _ = layered
-    monkeypatch.setattr("mammosae_plugin.study_layer.layer_output_nbytes", lambda *_: 300_000_000)
-    monkeypatch.setattr("mammosae_plugin.study_layer.cache_layer_outputs", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("mammosae_plugin.study.layer.layer_output_nbytes", lambda *_: 300_000_000)
+    monkeypatch.setattr("mammosae_plugin.study.layer.cache_layer_outputs", lambda *_, **__: 1 / 0)
     monkeypatch.setattr(study.layers[0], "work", study.work / "empty")
     with pytest.raises(ZeroDivisionError):
         study.layers[0]._passes(study.encoder_groups[0])

@@ -20,6 +20,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.schema.results import frame, recovered, stated_role
 from mammosae_plugin.visualization import (
     Estimate,
     figure_2_name,
@@ -44,7 +45,6 @@ from mammosae_plugin.visualization import (
     write_table,
     write_tables,
 )
-from mammosae_plugin.visualization.results import frame, recovered, stated_role
 from mammosae_plugin.visualization.style import RANDOM, TRUTH_BOX
 from mammosae_plugin.visualization.tables import leader, to_csv, to_latex, to_markdown
 
@@ -170,7 +170,7 @@ def test_annotated_boxes_are_red_on_every_panel_and_in_image_pixels():
 
 
 def test_predicted_boxes_are_those_of_localization_and_can_be_left_out():
-    from mammosae_plugin.localization import heatmap, heatmap_boxes
+    from mammosae_plugin.analysis.localization import heatmap, heatmap_boxes
 
     arguments = heatmap_arguments()
     expected, _ = heatmap_boxes(heatmap(arguments["heatmaps"][0, 0], arguments["images"][0].shape), percentile=95.0)

@@ -7,9 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mammosae_plugin.findings.published import Findings
     from mammosae_plugin.hub.about import About
     from mammosae_plugin.hub.comparison import Comparison, compare_findings
-    from mammosae_plugin.hub.findings import Findings, load_findings, publish_findings, stage_findings
+    from mammosae_plugin.hub.findings import load_findings, publish_findings, stage_findings
     from mammosae_plugin.hub.models import publish_model
     from mammosae_plugin.hub.pulling import pull
     from mammosae_plugin.hub.releases import RELEASES, Release, register_releases

@@ -33,11 +33,11 @@ from huggingface_hub.repocard_data import CardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mammosae_plugin.hub.card_parts import mark
-from mammosae_plugin.hub.findings_schema import MEANINGS
-from mammosae_plugin.hub.guard_rules import RESTRICTED
+from mammosae_plugin.privacy.rules import RESTRICTED
 from mammosae_plugin.provenance import plain
-from mammosae_plugin.visualization.names import MINUS, digits, file_part, readable
-from mammosae_plugin.visualization.results import BACKGROUND, CONCEPT, UNCLEAR
+from mammosae_plugin.schema.findings import MEANINGS
+from mammosae_plugin.schema.names import MINUS, digits, file_part, readable
+from mammosae_plugin.schema.results import BACKGROUND, CONCEPT, UNCLEAR
 
 Row = dict[str, Any]
 Facts = Mapping[str, Any]

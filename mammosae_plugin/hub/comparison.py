@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from scipy.stats import hypergeom, spearmanr
 
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.hub.findings import Findings, load_findings
-from mammosae_plugin.study_folder import sae_tensors
+from mammosae_plugin.findings.published import Findings
+from mammosae_plugin.findings.study_folder import sae_tensors
+from mammosae_plugin.hub.findings import load_findings
 
 Match = Literal["index", "decoder"]
 Decoder = NDArray[Any]

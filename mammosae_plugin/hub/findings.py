@@ -5,178 +5,31 @@ A staged folder is the dataset: a card and one parquet file per config (`finding
 """
 
 import dataclasses
-import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import TEMPORARY, atomic_path, local_path, read_parquet, write_text
+from mammosae_plugin.findings.published import LATENT_KEY, Findings
 from mammosae_plugin.hub.about import About, recorder
-from mammosae_plugin.hub.findings_schema import CONFIGS, FORMAT_VERSION, JSON_COLUMNS, OPTIONAL, SCHEMAS, parquet_path
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.own_files import replace_folder
+from mammosae_plugin.schema.findings import CONFIGS, parquet_path
 
 if TYPE_CHECKING:
-    from mammosae_plugin.hub.guard import PrivacyContext
+    from mammosae_plugin.findings.study_folder import StudyFolder
     from mammosae_plugin.hub.publishing import Publication, Published
-    from mammosae_plugin.study_folder import StudyFolder
+    from mammosae_plugin.privacy.guard import PrivacyContext
 
 KEY_FILE = "publishing.key"
 STAGED_FOLDER = "findings"
-_LATENT = ["layer", "encoder", "latent"]
-_PER_CLASS = {"n_images": "n_images", "class_means": "class_mean", "scores": "score", "ranks": "rank"}
-
-
-@dataclass(frozen=True)
-class Findings:
-    """A study's findings in memory, the same from a staged folder, a repository on the Hub, or the study itself.
-
-    What was suppressed, or could not be computed, is missing (NaN, or <NA> where the column holds whole numbers).
-
-    Attributes:
-        origin: Where they are from, for messages and titles: owner/name[@revision] on the Hub, or the name of a folder
-            on this machine.
-        latents: One row per layer, encoder and latent: layer, hook_name, encoder, latent, firing_rate,
-            max_activation, mean_activation.
-        concepts: One row per layer, encoder, latent, concept and class: layer, encoder, latent, concept, class,
-            n_images, class_mean, score, rank, average_precision, ablation_effect. The last two are of the concept, and
-            repeat for each class.
-        interventions: One row per layer, model, concept, error term, mode and k.
-        reconstruction: One row per layer, model, concept and variant.
-        localization: One row per layer, model, concept, method, threshold, IoU threshold and rank.
-        notes: One row per note and latent: layer, encoder, latent, author, text, label, concept, confidence, created.
-        study: What the rows are from: format_version, title, created, data_kind, min_group, layers, concepts, and as
-            JSON values config, provenance, data, models, sae (by layer), named_latents (by layer).
-        examples: Heatmaps of single images, where they were published; None otherwise.
-        repo_id: owner/name of the dataset on the Hub that they were read from; None for what lies on this machine.
-    """
-
-    origin: str
-    latents: pd.DataFrame
-    concepts: pd.DataFrame
-    interventions: pd.DataFrame
-    reconstruction: pd.DataFrame
-    localization: pd.DataFrame
-    notes: pd.DataFrame
-    study: dict[str, Any]
-    examples: pd.DataFrame | None = None
-    repo_id: str | None = None
-
-    @classmethod
-    def load(cls, folder: str | Path, *, origin: str | None = None, repo_id: str | None = None) -> "Findings":
-        """Read a staged folder.
-
-        Args:
-            folder: The folder, as `stage_findings` wrote it or as it was downloaded.
-            origin: Its name in messages and titles; the folder's name when None.
-            repo_id: owner/name of the dataset on the Hub that the folder is a copy of.
-
-        Raises:
-            InputError: A file is missing or damaged, lacks a column, or is of a newer format.
-        """
-        path = local_path(folder)
-        tables = {
-            config: _read(path / parquet_path(config), config)
-            for config in CONFIGS
-            if config not in OPTIONAL or (path / parquet_path(config)).exists()
-        }
-        return dataclasses.replace(cls.of_tables(origin or path.resolve().name, tables), repo_id=repo_id)
-
-    @classmethod
-    def of_study(cls, study_folder: str | Path, *, min_group: int = 5) -> "Findings":
-        """The findings that a study's folder would be published with.
-
-        Raises:
-            InputError: No finished study is there.
-        """
-        from mammosae_plugin.hub.findings_tables import findings_tables
-        from mammosae_plugin.study_folder import StudyFolder
-
-        study = StudyFolder(study_folder)
-        return cls.of_tables(study.folder.resolve().name, findings_tables(study, min_group=min_group))
-
-    @classmethod
-    def of_tables(cls, origin: str, tables: Mapping[str, pa.Table]) -> "Findings":
-        """From the tables of a staged folder.
-
-        Raises:
-            InputError: A newer format.
-        """
-        (study,) = tables["study"].to_pylist()
-        if study["format_version"] != FORMAT_VERSION:
-            raise InputError(
-                f"{origin} has findings of format {study['format_version']}, but this version reads {FORMAT_VERSION}; "
-                "install the version of mammosae-plugin that wrote it"
-            )
-        latents = tables["latents"]
-        return cls(
-            origin=origin,
-            latents=latents.drop_columns(["concepts", "notes"]).to_pandas(),
-            concepts=_tidy_concepts(latents),
-            interventions=_frame(tables["interventions"]),
-            reconstruction=_frame(tables["reconstruction"]),
-            localization=_frame(tables["localization"]),
-            notes=_tidy_notes(latents),
-            study={key: json.loads(value) if key in JSON_COLUMNS else value for key, value in study.items()},
-            examples=_frame(tables["examples"]) if "examples" in tables else None,
-        )
-
-
-def _read(path: Path, config: str) -> pa.Table:
-    if not path.exists():
-        folder = path.parent.parent
-        raise InputError(f"{folder} holds no findings (no {parquet_path(config)}); stage them or load them again")
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{path} is damaged ({error}); stage or load it again") from error
-    missing = [name for name in SCHEMAS[config].names if name not in table.column_names]
-    if missing:
-        raise InputError(f"{path} is no config of findings: it lacks the column {missing[0]}")
-    return table.select(SCHEMAS[config].names).cast(SCHEMAS[config])
-
-
-def _frame(table: pa.Table) -> pd.DataFrame:
-    """A data frame in which whole numbers stay whole where one is missing."""
-    frame: pd.DataFrame = table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
-    return frame.astype(dict.fromkeys(frame.columns.intersection(["latent", "class"]), "int64"))
-
-
-def _tidy_concepts(latents: pa.Table) -> pd.DataFrame:
-    """The nested column `concepts` with a row per latent, concept and class."""
-    nested = latents["concepts"].combine_chunks()
-    flat = nested.flatten()
-    by_concept = latents.select(_LATENT).take(pc.list_parent_indices(nested))
-    for name in ("concept", "average_precision", "ablation_effect"):
-        by_concept = by_concept.append_column(name, pc.struct_field(flat, name))
-    lists = {name: pc.struct_field(flat, name) for name in _PER_CLASS}
-    parents = pc.list_parent_indices(lists["class_means"])
-    tidy = by_concept.take(parents)
-    rows = pd.Series(parents.to_numpy())
-    tidy = tidy.append_column("class", pa.array(rows.groupby(rows).cumcount().to_numpy(), type=pa.int64()))
-    for name, column in _PER_CLASS.items():
-        tidy = tidy.append_column(column, lists[name].flatten())
-    order = [*_LATENT, "concept", "class", *_PER_CLASS.values(), "average_precision", "ablation_effect"]
-    return _frame(tidy.select(order))
-
-
-def _tidy_notes(latents: pa.Table) -> pd.DataFrame:
-    """The nested column `notes` with a row per latent and note."""
-    nested = latents["notes"].combine_chunks()
-    flat = nested.flatten()
-    tidy = latents.select(_LATENT).take(pc.list_parent_indices(nested))
-    for field in flat.type:
-        tidy = tidy.append_column(field.name, pc.struct_field(flat, field.name))
-    return _frame(tidy)
 
 
 def stage_findings(
@@ -217,7 +70,7 @@ def stage_findings(
         InputError: No finished study, or a folder that holds something else.
         PrivacyError: Examples of a restricted dataset without its licence, or anything else that may not get out.
     """
-    from mammosae_plugin.hub.guard import PrivacyContext, check_staged
+    from mammosae_plugin.privacy.guard import PrivacyContext, check_staged
 
     context = PrivacyContext.of_study(local_path(study_folder), min_group=min_group, licence=data_licence)
     about = (about or About()).with_record(study_folder)
@@ -249,10 +102,10 @@ def _staged(
     key_file: str | Path | None,
 ) -> Iterator[Path]:
     """A dataset's folder beside `target`, for the guard to look at; it becomes `target` if no error is raised."""
+    from mammosae_plugin.findings.study_folder import StudyFolder
+    from mammosae_plugin.findings.tables import examples_table, findings_tables
     from mammosae_plugin.hub.cards import render_findings_card
-    from mammosae_plugin.hub.findings_tables import examples_table, findings_tables
-    from mammosae_plugin.hub.guard import hash_ids, load_or_make_key
-    from mammosae_plugin.study_folder import StudyFolder
+    from mammosae_plugin.privacy.guard import hash_ids, load_or_make_key
 
     study = StudyFolder(study_folder)
     _check_replaceable(target)
@@ -293,7 +146,7 @@ def findings_facts(
         ablation_effect of the latents that the study names); reconstruction (rows); readers, n_notes and agreement (a
         line, None without labels of two readers).
     """
-    from mammosae_plugin.notes import agreement
+    from mammosae_plugin.findings.notes import agreement
     from mammosae_plugin.provenance import plain
 
     labelled = agreement(findings.notes)
@@ -325,13 +178,13 @@ def findings_facts(
 
 def _best_latents(findings: Findings) -> Iterator[dict[str, Any]]:
     """The latents that the study names, with what else is known of them."""
-    from mammosae_plugin.visualization.results import role_evidence, stated_role
+    from mammosae_plugin.schema.results import role_evidence, stated_role
 
     latents = [
         one["latent"] for of in findings.study["named_latents"].values() for named in of.values() for one in named
     ]
     rows = findings.concepts[findings.concepts["latent"].isin(latents)].to_dict("records")
-    known = {tuple(row[name] for name in (*_LATENT, "concept")): row for row in rows}
+    known = {tuple(row[name] for name in (*LATENT_KEY, "concept")): row for row in rows}
     encoder_of = {(row["layer"], f"{row['name']}/{row['concept']}"): row["encoder"] for row in findings.study["models"]}
     for layer, of_layer in findings.study["named_latents"].items():
         for pair, named in of_layer.items():
@@ -349,8 +202,8 @@ def _draw_figures(study: "StudyFolder", findings: Findings, staged: Path) -> lis
     Those of a study's groups are its own, re-encoded. Figure 4 has a mark for every latent and is drawn anew, of those
     whose class means are published.
     """
-    from mammosae_plugin.hub.guard import copy_figure, let_out
-    from mammosae_plugin.visualization.names import FIGURE_LAYERS, FIGURES_FOLDER, figure_2_name, figure_4_name
+    from mammosae_plugin.privacy.guard import copy_figure, let_out
+    from mammosae_plugin.schema.names import FIGURE_LAYERS, FIGURES_FOLDER, figure_2_name, figure_4_name
     from mammosae_plugin.visualization.output import draw_class_means
 
     hidden = {
@@ -383,7 +236,7 @@ def _draw_figures(study: "StudyFolder", findings: Findings, staged: Path) -> lis
 
 def _check_replaceable(folder: Path) -> None:
     """See that a folder may be replaced: only a dataset staged earlier may."""
-    from mammosae_plugin.hub.guard import is_allowed_name
+    from mammosae_plugin.privacy.guard import is_allowed_name
 
     if not folder.exists():
         return
@@ -445,9 +298,9 @@ def publish_findings(
         PrivacyError: Something must not get out.
         HubError: The Hub refuses or cannot be reached.
     """
-    from mammosae_plugin.hub.guard import PrivacyContext
     from mammosae_plugin.hub.publishing import prepare
     from mammosae_plugin.hub.quality import flaws_of_study, refuse_poor
+    from mammosae_plugin.privacy.guard import PrivacyContext
 
     if not licence.strip():
         raise InputError("findings need a licence; name one, such as cc-by-4.0")

@@ -21,15 +21,15 @@ from mammosae_plugin.adapters import MammoClipClassifier, load_mammo_clip
 from mammosae_plugin.adapters.mammo_clip import CLASSIFIER_FILES, save_classifier_folder
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, sha256_of_file, write_json, write_text
+from mammosae_plugin.findings.study_folder import StudyFolder, is_study_folder
+from mammosae_plugin.findings.tables import separation_rows
 from mammosae_plugin.hub.about import About, places, recorder
-from mammosae_plugin.hub.findings_tables import separation_rows
-from mammosae_plugin.hub.guard import PrivacyContext
 from mammosae_plugin.hub.publishing import Publication, Published, files_of_repo, look_at_head, prepare
 from mammosae_plugin.hub.saes import portable, with_fingerprint
 from mammosae_plugin.hub.scratch import Scratch
 from mammosae_plugin.hub_requests import ask
+from mammosae_plugin.privacy.guard import PrivacyContext
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint, torch_generator
-from mammosae_plugin.study_folder import StudyFolder, is_study_folder
 
 CONFIG, WEIGHTS = CLASSIFIER_FILES
 EVALUATION, PROVENANCE, CARD = "evaluation.json", "provenance.json", "README.md"

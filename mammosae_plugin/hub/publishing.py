@@ -28,8 +28,8 @@ from mammosae_plugin.hub_cache import FileHash
 from mammosae_plugin.hub_requests import REPOSITORY, HubError, ask
 
 if TYPE_CHECKING:
-    from mammosae_plugin.hub.guard import Kind as Contents
-    from mammosae_plugin.hub.guard import PrivacyContext, StagedFile
+    from mammosae_plugin.privacy.guard import Kind as Contents
+    from mammosae_plugin.privacy.guard import PrivacyContext, StagedFile
 
 RepoKind = Literal["model", "dataset", "space"]
 Change = Literal["new", "same", "replaced", "removed"]
@@ -296,7 +296,7 @@ def prepare(
         InputError: a name that cannot be; a card that the Hub would not accept, for a licence that it does not know;
             content or a tag in the way; a public repository where private was asked for.
     """
-    from mammosae_plugin.hub.guard import check_staged
+    from mammosae_plugin.privacy.guard import check_staged
 
     if not REPOSITORY.fullmatch(repo_id):
         raise InputError(f"{repo_id!r} is no name of a Hub repository; give it as owner/name")

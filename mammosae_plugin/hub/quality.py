@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.study_folder import StudyFolder
-from mammosae_plugin.visualization.results import poor_sae
+from mammosae_plugin.findings.study_folder import StudyFolder
+from mammosae_plugin.schema.results import poor_sae
 
 logger = logging.getLogger(__name__)
 

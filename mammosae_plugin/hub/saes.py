@@ -39,19 +39,19 @@ from mammosae_plugin.files import (
     write_safetensors,
     write_text,
 )
+from mammosae_plugin.findings.study_folder import LayerResults, StudyFolder, is_study_folder
+from mammosae_plugin.findings.tables import shared_named_latents, shared_quality
 from mammosae_plugin.hub.about import About, recorder
-from mammosae_plugin.hub.findings_tables import shared_named_latents, shared_quality
-from mammosae_plugin.hub.guard import PrivacyContext, copy_figure, let_out
-from mammosae_plugin.hub.guard_rules import RESTRICTED
 from mammosae_plugin.hub.publishing import Publication, Published, files_of_repo, look_at_head, prepare
 from mammosae_plugin.hub.quality import refuse_poor
 from mammosae_plugin.hub.scratch import Scratch
 from mammosae_plugin.hub_requests import ask, first_line
+from mammosae_plugin.privacy.guard import PrivacyContext, copy_figure, let_out
+from mammosae_plugin.privacy.rules import RESTRICTED
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint, torch_generator
-from mammosae_plugin.study_folder import LayerResults, StudyFolder, is_study_folder
+from mammosae_plugin.schema.results import poor_sae, role_evidence
 from mammosae_plugin.training.metrics import draw_metrics, read_metrics, trained_l0
 from mammosae_plugin.training.saving import CFG, WEIGHTS, save_sae
-from mammosae_plugin.visualization.results import poor_sae, role_evidence
 
 CONFOUNDER = "confounder"
 """The label by which a reader says that a latent follows something that goes with the finding, and not the finding."""

@@ -15,12 +15,12 @@ import yaml
 from markupsafe import Markup
 
 from mammosae_plugin.files import local_path, write_text
-from mammosae_plugin.notes import NOTES_FOLDER, results_with_readers
+from mammosae_plugin.findings.notes import NOTES_FOLDER, results_with_readers
+from mammosae_plugin.findings.study_folder import RESULTS_FOLDER
 from mammosae_plugin.report.paper import compare_figure_2, compare_table_1, compare_table_2
 from mammosae_plugin.report.summary import RESTORED, Finding, baselines_summary, findings, layers_summary, summary
 from mammosae_plugin.report.views import TableView, rankings_view, shared_latents, sweep_view, table_view
-from mammosae_plugin.study_folder import RESULTS_FOLDER
-from mammosae_plugin.visualization.names import (
+from mammosae_plugin.schema.names import (
     FIGURE_LAYERS,
     FIGURES_FOLDER,
     MINUS,
@@ -31,7 +31,7 @@ from mammosae_plugin.visualization.names import (
     layer_folder,
     readable,
 )
-from mammosae_plugin.visualization.results import (
+from mammosae_plugin.schema.results import (
     NEAR_ZERO,
     Results,
     Row,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from mammosae_plugin.visualization.results import Results, Row, number, pairs, reconstruction_row
+from mammosae_plugin.schema.results import Results, Row, number, pairs, reconstruction_row
 from mammosae_plugin.visualization.tables import Estimate
 
 _METRICS = {

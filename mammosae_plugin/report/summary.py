@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from mammosae_plugin.visualization.names import readable
-from mammosae_plugin.visualization.results import (
+from mammosae_plugin.schema.names import readable
+from mammosae_plugin.schema.results import (
     NEAR_ZERO,
     WEAK,
     Results,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from mammosae_plugin.visualization.results import Results, Row, frame, n_best, number, pairs
+from mammosae_plugin.schema.results import Results, Row, frame, n_best, number, pairs
 from mammosae_plugin.visualization.tables import MISSING, Estimate, cell_text, heading, is_numeric
 
 

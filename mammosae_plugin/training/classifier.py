@@ -28,9 +28,9 @@ from mammosae_plugin.datasets.concepts import nearest_names
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import differences, local_path, sha256_of_json, write_safetensors, write_text
 from mammosae_plugin.locks import only_run
+from mammosae_plugin.measures.statistics import NETWORK_ERROR, ranking_metrics, settled
 from mammosae_plugin.provenance import seed_everything, tensors_fingerprint, torch_generator
 from mammosae_plugin.shards import remove_shards, run_shards, shard_paths
-from mammosae_plugin.statistics import NETWORK_ERROR, ranking_metrics, settled
 from mammosae_plugin.training.augmentation import Augmentation, EpochImages, Kind
 from mammosae_plugin.training.held_out import hold_out_patients
 from mammosae_plugin.validation import Settings

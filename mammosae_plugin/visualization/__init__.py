@@ -4,12 +4,12 @@
 arrays and return a matplotlib `Figure`. File names come from `names`, so that the report finds what was written.
 """
 
+from mammosae_plugin.schema.names import figure_2_name, figure_3_name, figure_4_name
+from mammosae_plugin.schema.results import Results, load_results, may_show_images, validate_results
 from mammosae_plugin.visualization.curves import plot_sweep, plot_sweeps
 from mammosae_plugin.visualization.heatmaps import plot_heatmaps
 from mammosae_plugin.visualization.layers import plot_layers
-from mammosae_plugin.visualization.names import figure_2_name, figure_3_name, figure_4_name
 from mammosae_plugin.visualization.output import HeatmapPanels, write_figures, write_tables
-from mammosae_plugin.visualization.results import Results, load_results, may_show_images, validate_results
 from mammosae_plugin.visualization.scatter import plot_class_means
 from mammosae_plugin.visualization.style import save_figure
 from mammosae_plugin.visualization.tables import (

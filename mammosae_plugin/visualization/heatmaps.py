@@ -13,9 +13,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from mammosae_plugin.analysis.localization import heatmap, heatmap_boxes
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.localization import heatmap, heatmap_boxes
-from mammosae_plugin.visualization.names import digits
+from mammosae_plugin.schema.names import digits
 from mammosae_plugin.visualization.style import HEATMAP_COLORS, INK, MUTED, PREDICTED_BOX, TRUTH_BOX, figure_style
 
 _PANEL = 0.94  # inches: width of one panel; the height follows the image

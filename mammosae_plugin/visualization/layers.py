@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mammosae_plugin.visualization.names import readable
+from mammosae_plugin.schema.names import readable
 from mammosae_plugin.visualization.style import MUTED, SERIES, figure_style
 
 _MARKERS = "os^Dv<>"

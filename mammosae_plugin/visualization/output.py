@@ -10,10 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mammosae_plugin.files import local_path, sha256_of_file, write_json
-from mammosae_plugin.visualization.curves import plot_sweeps
-from mammosae_plugin.visualization.heatmaps import plot_heatmaps
-from mammosae_plugin.visualization.layers import plot_layers
-from mammosae_plugin.visualization.names import (
+from mammosae_plugin.schema.names import (
     FIGURE_LAYERS,
     FIGURES_FOLDER,
     FIGURES_RECORD,
@@ -23,7 +20,7 @@ from mammosae_plugin.visualization.names import (
     figure_4_name,
     readable,
 )
-from mammosae_plugin.visualization.results import (
+from mammosae_plugin.schema.results import (
     Results,
     concepts,
     frame,
@@ -35,6 +32,9 @@ from mammosae_plugin.visualization.results import (
     reference_auroc,
     stated_role,
 )
+from mammosae_plugin.visualization.curves import plot_sweeps
+from mammosae_plugin.visualization.heatmaps import plot_heatmaps
+from mammosae_plugin.visualization.layers import plot_layers
 from mammosae_plugin.visualization.scatter import plot_class_means
 from mammosae_plugin.visualization.style import save_figure
 from mammosae_plugin.visualization.tables import (

@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.visualization.results import BACKGROUND, CONCEPT
+from mammosae_plugin.schema.results import BACKGROUND, CONCEPT
 from mammosae_plugin.visualization.style import (
     BACKGROUND_LATENT,
     CONCEPT_LATENT,

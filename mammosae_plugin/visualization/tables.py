@@ -16,10 +16,10 @@ from typing import Any
 
 import pandas as pd
 
+from mammosae_plugin.analysis.localization import BOX_SCORES
 from mammosae_plugin.files import local_path, write_text
-from mammosae_plugin.localization import BOX_SCORES
-from mammosae_plugin.visualization.names import MINUS, digits, readable
-from mammosae_plugin.visualization.results import (
+from mammosae_plugin.schema.names import MINUS, digits, readable
+from mammosae_plugin.schema.results import (
     METRICS,
     NEAR_ZERO,
     WEAK,

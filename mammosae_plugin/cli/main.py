@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mammosae_plugin import __version__
-from mammosae_plugin.cli_common import Debug, clear_errors
-from mammosae_plugin.cli_hub import add_hub_commands
+from mammosae_plugin.cli.common import Debug, clear_errors
+from mammosae_plugin.cli.hub import add_hub_commands
 from mammosae_plugin.memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def demo(
     `mammosae study`. Takes 10 to 20 minutes on two free cores. Can be killed and run again.
     """
     with clear_errors(debug):
-        from mammosae_plugin.demo import run_demo
+        from mammosae_plugin.study.demo import run_demo
 
         typer.echo(run_demo(output, quick=quick))
 

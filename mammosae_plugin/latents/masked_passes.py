@@ -23,7 +23,8 @@ from mammosae_plugin.adapters.hooked_vision_model import refuse_what_no_map_fits
 from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.arguments import between, indices, whole
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.latents import LatentTable, decodes_linearly, rows_at_once, weight_and_bias
+from mammosae_plugin.latents.encoding import decodes_linearly, rows_at_once, weight_and_bias
+from mammosae_plugin.latents.table import LatentTable
 from mammosae_plugin.provenance import tensors_fingerprint
 
 # Fewer passes than this are done before a progress bar would be read.

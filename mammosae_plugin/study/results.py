@@ -1,30 +1,35 @@
 """What a study found at a layer, as the JSON values of `results.json`; see `visualization.results` for the format."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
 from mammosae_plugin.adapters.mammo_clip import classifier_weights
-from mammosae_plugin.claims import claims
 from mammosae_plugin.config import portable_config
 from mammosae_plugin.files import sha256_of_file
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
-from mammosae_plugin.study_layer import TEST, TRAINING, LayerStudy, ModelPair
+from mammosae_plugin.schema.results import FORMAT_VERSION, best_row, recovered
+from mammosae_plugin.study.claims import claims
+from mammosae_plugin.study.inputs import (
+    TEST,
+    TRAINING,
+    ModelPair,
+    StudyInputs,
+)
+from mammosae_plugin.study.layer import LayerStudy
 from mammosae_plugin.training.metrics import trained_l0
-from mammosae_plugin.visualization.results import FORMAT_VERSION, best_row, recovered
-
-if TYPE_CHECKING:
-    from mammosae_plugin.study import Study
 
 Row = dict[str, Any]
 
 
-def results(layer: LayerStudy, side_by_side: list[Row]) -> Row:
+def results(layer: LayerStudy, side_by_side: list[Row], primary: str) -> Row:
     """Everything that figures, tables and the report of a layer say, but for the date.
 
     Args:
         layer: The layer.
         side_by_side: What `side_by_side` gave; empty for a study of one layer.
+        primary: The name of the layer whose report lies at the top.
     """
     study, config = layer.study, layer.config
     found: Row = {
@@ -55,15 +60,15 @@ def results(layer: LayerStudy, side_by_side: list[Row]) -> Row:
     }
     found["checks"] = claims(found, top=config.analysis.top)
     if side_by_side:
-        found["layer"] = {"name": layer.name, "primary": study.primary.name}
+        found["layer"] = {"name": layer.name, "primary": primary}
         found["layers"] = side_by_side
     described: Row = plain(found)
     return described
 
 
-def side_by_side(study: "Study") -> list[Row]:
+def side_by_side(layers: Sequence[LayerStudy]) -> list[Row]:
     """One row per layer, model and concept: the SAE, how well latents separate, and how well they localize."""
-    return [_layer_row(layer, pair) for layer in study.layers for pair in study.pairs]
+    return [_layer_row(layer, pair) for layer in layers for pair in layer.study.pairs]
 
 
 def _layer_row(layer: LayerStudy, pair: ModelPair) -> Row:
@@ -122,7 +127,7 @@ def _checkpoints(layer: LayerStudy) -> list[dict[str, str]]:
     ]
 
 
-def _data(study: "Study") -> Row:
+def _data(study: StudyInputs) -> Row:
     config, splits, concepts = study.config.data, [], []
     for split in (TRAINING, TEST):
         part = study.split(split)

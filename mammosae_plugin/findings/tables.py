@@ -14,13 +14,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mammosae_plugin.adapters.sources import is_on_hub
+from mammosae_plugin.analysis.probing import Score, class_mean_latents, rank_latents
+from mammosae_plugin.findings.notes import Note, read_notes, with_readers
+from mammosae_plugin.findings.study_folder import Encoder, LayerResults, StudyFolder
 from mammosae_plugin.hub.about import About, places
-from mammosae_plugin.hub.findings_schema import CONCEPT, FORMAT_VERSION, NOTE, SCHEMAS
-from mammosae_plugin.hub.small_groups import Firing, Mask, Weights, hidden_latents, is_few, rare_rows
-from mammosae_plugin.notes import Note, read_notes, with_readers
-from mammosae_plugin.probing import Score, class_mean_latents, rank_latents
-from mammosae_plugin.study_folder import Encoder, LayerResults, StudyFolder
-from mammosae_plugin.visualization.results import ROLE_NUMBERS, stated_role
+from mammosae_plugin.privacy.small_groups import Firing, Mask, Weights, hidden_latents, is_few, rare_rows
+from mammosae_plugin.schema.findings import CONCEPT, FORMAT_VERSION, NOTE, SCHEMAS
+from mammosae_plugin.schema.results import ROLE_NUMBERS, stated_role
 
 if TYPE_CHECKING:
     from mammosae_plugin.latents import LatentTable

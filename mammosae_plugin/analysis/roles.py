@@ -11,23 +11,23 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mammosae_plugin.analysis.intervention import Passes, single_ablations
+from mammosae_plugin.analysis.probing import RankedLatents, class_mean_latents
+from mammosae_plugin.analysis.reconstruction import reconstruction_quality
 from mammosae_plugin.arguments import checked_arguments, whole
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.intervention import Passes, single_ablations
-from mammosae_plugin.probing import RankedLatents, class_mean_latents
-from mammosae_plugin.reconstruction import reconstruction_quality
-from mammosae_plugin.statistics import (
+from mammosae_plugin.latents.table import logit_error
+from mammosae_plugin.measures.statistics import (
     MIN_PATIENTS,
     auroc_interval,
     bootstrap_metrics,
     interval,
-    logit_error,
     patient_bootstrap,
     ranking_metrics,
     settled,
     settled_columns,
 )
-from mammosae_plugin.visualization.results import BACKGROUND, CONCEPT, ROLE_NUMBERS, UNCLEAR, WEAK
+from mammosae_plugin.schema.results import BACKGROUND, CONCEPT, ROLE_NUMBERS, UNCLEAR, WEAK
 
 if TYPE_CHECKING:
     from mammosae_plugin.latents import EvaluationRows, LatentTable

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path, read_json
+from mammosae_plugin.schema.names import MINUS, RESULTS_FILE, digits
 from mammosae_plugin.validation import explain
-from mammosae_plugin.visualization.names import MINUS, RESULTS_FILE, digits
 
 FORMAT_VERSION = 1
 MOST_DEAD = 0.9  # share of latents that never fire above which little of an SAE is in use
@@ -24,7 +24,7 @@ FAR_L0 = 2  # times as many latents per position as it was trained for, or as fe
 METRICS = ("auroc", "average_precision", "precision", "recall", "f1", "accuracy")
 
 CONCEPT, BACKGROUND, UNCLEAR = "concept", "background", "unclear"
-"""What the study's rule may call a latent (`mammosae_plugin.roles`); readers may call it anything."""
+"""What the study's rule may call a latent (`mammosae_plugin.analysis.roles`); readers may call it anything."""
 ROLE_NUMBERS = (
     *("n_patients_with", "n_patients_without", "n_firing_with", "n_firing_without"),
     *("mean_with", "mean_without", "fires_with", "fires_without"),

@@ -24,13 +24,13 @@ import pyarrow.compute as pc
 
 from mammosae_plugin.datasets.concepts import CONCEPTS, GRADED_CONCEPTS
 from mammosae_plugin.files import sha256_of_file
-from mammosae_plugin.hub.guard_keys import entries_of, lists_numbers, too_many_numbers
-from mammosae_plugin.hub.guard_reading import ARROW_SCHEMA, Opened, Passage
-from mammosae_plugin.hub.guard_search import Needles, readings
-from mammosae_plugin.hub.guard_text import FINDERS, bare_dates, looks_private
+from mammosae_plugin.privacy.keys import entries_of, lists_numbers, too_many_numbers
+from mammosae_plugin.privacy.reading import ARROW_SCHEMA, Opened, Passage
+from mammosae_plugin.privacy.search import Needles, readings
+from mammosae_plugin.privacy.text import FINDERS, bare_dates, looks_private
 
 if TYPE_CHECKING:
-    from mammosae_plugin.hub.guard import PrivacyContext
+    from mammosae_plugin.privacy.guard import PrivacyContext
 
 logger = logging.getLogger(__name__)
 

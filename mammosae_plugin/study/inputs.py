@@ -1,17 +1,8 @@
-"""A whole study from one configuration: the only module that knows all rooms.
+"""What all layers of a study share: its data, its networks, and the rows that its SAEs are trained on."""
 
-Each step keeps what it makes under a name that holds a digest of everything the step depends on, so a step whose inputs
-have not changed is never repeated, one whose inputs have changed never reads old results, and a killed study is simply
-run again.
-
-Under torchrun every process runs the same study. Extraction, SAE training and encoding are shared among them; what else
-is made is made by the first process, for which the others wait where they need it.
-"""
-
-import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from datetime import date
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,13 +12,14 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from mammosae_plugin import distributed, study_results
+from mammosae_plugin import distributed
 from mammosae_plugin.activations import ActivationStore, extract_activations
 from mammosae_plugin.activations.extraction import capture_several
 from mammosae_plugin.activations.store import FORMAT_VERSION
 from mammosae_plugin.adapters import HookedVisionModel, MammoClipClassifier, load_mammo_clip
 from mammosae_plugin.adapters.fast_inference import compiled, fold_batch_norms
 from mammosae_plugin.adapters.mammo_clip import CLASSIFIER_FILES
+from mammosae_plugin.adapters.sources import Source, find_source
 from mammosae_plugin.config import ModelConfig, StudyConfig
 from mammosae_plugin.datasets import (
     PREPROCESSING,
@@ -41,34 +33,77 @@ from mammosae_plugin.datasets import (
 )
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, sha256_of_file, sha256_of_json, write_json, write_text
-from mammosae_plugin.locks import only_run
-from mammosae_plugin.own_files import remove_files
-from mammosae_plugin.provenance import tensors_fingerprint
-from mammosae_plugin.study_layer import (
-    TEST,
-    TRAINING,
-    EncoderGroup,
-    LayerStudy,
-    ModelPair,
-    digest,
-    encoder_state,
-    existing,
-)
+from mammosae_plugin.provenance import plain, tensors_fingerprint
 from mammosae_plugin.training import Augmentation, train_classifier
-from mammosae_plugin.visualization.names import LAYERS_FOLDER, layer_folder
 
-STEPS = ("classify", "extract", "train", "encode", "probe", "intervene", "localize", "report")
+TRAINING, TEST = "training", "test"
 _EXTRACTION = {
     *("fraction", "count", "sample_from", "limit", "augmentation", "dtype", "autocast", "fold_batch_norms", "compile")
 }  # what the rows depend on
 _FOLDED = 1e-4  # relative error of float32 features up to which folding counts as rounding; it is about 1e-6
-_OF_ALL_PROCESSES = ("classify", "extract", "train", "encode")
 
 
-class Study:
-    """The steps of a study, each computed when it is asked for and kept in the output folder.
+def digest(value: Any) -> str:
+    """Twelve digits that stand for a JSON value in file names."""
+    return sha256_of_json(plain(value))[:12]
 
-    It holds what all layers share, data and classifiers; what is done at a layer is its `LayerStudy`.
+
+def existing(checkpoint: str | Path, folder_files: Sequence[str]) -> Source:
+    """A checkpoint on this machine, downloaded first where it lies on the Hub, and where it came from.
+
+    Args:
+        checkpoint: A file, a folder or a place on the Hub.
+        folder_files: What makes up a folder of this kind.
+
+    Raises:
+        InputError: There is none, or it cannot be read.
+    """
+    source = find_source(checkpoint, folder_files=folder_files)
+    if not source.path.exists():
+        raise InputError(f"{source.path} does not exist; check the configuration")
+    return source
+
+
+@dataclass(frozen=True)
+class ModelPair:
+    """One classifier of the comparison: a model of the configuration and the concept that it classifies."""
+
+    model: str
+    concept: str
+
+    @property
+    def key(self) -> str:
+        """How the pair is named in files and results."""
+        return f"{self.model}/{self.concept}"
+
+
+@dataclass(frozen=True)
+class EncoderGroup:
+    """Classifiers of one model whose encoders are bit-identical: they share one pass over the images.
+
+    Attributes:
+        model: the model's name.
+        encoder: fingerprint of the encoder's weights.
+        heads: the linear head of each classifier.
+    """
+
+    model: str
+    encoder: str
+    heads: Mapping[ModelPair, nn.Linear]
+
+    @property
+    def pair(self) -> ModelPair:
+        """The first of the classifiers, whose network stands for all."""
+        return next(iter(self.heads))
+
+    @property
+    def named_heads(self) -> dict[str, nn.Linear]:
+        """The heads by concept."""
+        return {pair.concept: head for pair, head in self.heads.items()}
+
+
+class StudyInputs:
+    """Data and networks of a study, each read or trained when it is asked for and kept in the output folder.
 
     Args:
         config: The study's configuration.
@@ -85,6 +120,7 @@ class Study:
         self.folding_errors: dict[str, float] = {}  # of features by hook name, where batch norms are folded
         self.compiling_errors: dict[str, float] = {}  # the same of torch.compile
         self.pairs = tuple(ModelPair(model.name, concept) for model in config.models for concept in config.concepts)
+        self._start: tuple[str, MammoClipClassifier] | None = None
         for concept in config.concepts:
             n_classes_of(concept)
 
@@ -212,50 +248,43 @@ class Study:
         """The configuration of a model."""
         return next(model for model in self.config.models if model.name == name)
 
+    def start_network(self, name: str) -> MammoClipClassifier:
+        """The network that a model starts from: its encoder, or else its first classifier. The last one is kept."""
+        if self._start is None or self._start[0] != name:
+            model = self.model_config(name)
+            first = model.classifiers[self.config.concepts[0]] if model.classifiers is not None else None
+            file = model.encoder or first
+            assert file is not None  # the configuration has been validated
+            self._start = name, load_mammo_clip(_classifier(file))
+        return self._start[1]
+
     @property
     def has_several_layers(self) -> bool:
         """Whether layers are compared."""
         return len(self.config.layers or ()) > 1
 
     @cached_property
-    def layers(self) -> tuple[LayerStudy, ...]:
-        """The study at each of its layers, in the configuration's order.
-
-        Names, shapes and given SAEs are tried on the network that each model starts from, before anything is trained.
+    def hook_names(self) -> dict[str, str]:
+        """The hook point of each of the study's layers, by the layer's name in the configuration.
 
         Raises:
-            InputError: A layer that a model does not have or that cannot be studied, or an SAE that does not fit it.
+            InputError: The first model has no such layer, it cannot be hooked, or two are the same.
         """
-        layers: tuple[LayerStudy, ...] = ()
-        for model in self.config.models:
-            first = model.classifiers[self.config.concepts[0]] if model.classifiers is not None else None
-            file = model.encoder or first
-            assert file is not None  # the configuration has been validated
-            network = load_mammo_clip(_classifier(file))
-            if not layers:
-                hook_names = {
-                    name: _hook_name(network, name) for name in self.config.layers or [_final_module(network)]
-                }
-                if len(set(hook_names.values())) < len(hook_names):
-                    raise InputError(f"two of the layers {', '.join(hook_names)} are the same; name each once")
-                final = _hook_name(network, _final_module(network))
-                layers = tuple(
-                    LayerStudy(self, name, hook_name, is_final=hook_name == final)
-                    for name, hook_name in hook_names.items()
-                )
-            for layer in layers:
-                layer.check(network, model.name)
-        return layers
+        network = self.start_network(self.config.models[0].name)
+        hook_names = {name: _hook_name(network, name) for name in self.config.layers or [_final_module(network)]}
+        if len(set(hook_names.values())) < len(hook_names):
+            raise InputError(f"two of the layers {', '.join(hook_names)} are the same; name each once")
+        return hook_names
 
-    @property
-    def primary(self) -> LayerStudy:
-        """The layer whose report lies at the top: the final map, or else the last layer."""
-        return next((layer for layer in self.layers if layer.is_final), self.layers[-1])
+    @cached_property
+    def final_hook(self) -> str:
+        """The hook point of the final map."""
+        network = self.start_network(self.config.models[0].name)
+        return _hook_name(network, _final_module(network))
 
     @cached_property
     def classifier_files(self) -> dict[ModelPair, tuple[Path, ...]]:
         """What `load_mammo_clip` is given for each pair; classifiers that the study trains are trained here."""
-        _ = self.layers
         self._check_classes()
         with distributed.main_first():
             return {pair: self._classifier_file(pair) for pair in self.pairs}
@@ -339,8 +368,8 @@ class Study:
             self.config.seed,
             self.config.batch_size,
         ]
-        hook_names = [layer.hook_name for layer in self.layers]
-        modules = [layer.module for layer in self.layers]
+        hook_names = list(self.hook_names.values())
+        modules = [name.rpartition(".")[0] for name in hook_names]
         hooked = (
             self._folded(model, images, hook_names) if source.fold_batch_norms else HookedVisionModel(model, modules)
         )
@@ -392,146 +421,10 @@ class Study:
         folded.source = source | {"folded_batch_norms": dict(self.folding_errors)}  # type: ignore[assignment]
         return faster
 
-    # The steps
 
-    def classify(self) -> None:
-        """Train the classifiers that the configuration does not give as files; check those that it gives."""
-        for pair in self.pairs:
-            self.classifier(pair)
-
-    def _at_each_layer(self, do: Callable[[LayerStudy], Any]) -> None:
-        for layer in self.layers:
-            with layer.errors_name_it():
-                do(layer)
-
-    def extract(self) -> None:
-        """The rows on which the SAEs are trained; nothing where the configuration gives the SAEs as files."""
-        self._at_each_layer(LayerStudy.extract)
-
-    def train(self) -> None:
-        """Train the SAEs, or read those that the configuration names."""
-        self._at_each_layer(LayerStudy.train)
-
-    def encode(self) -> None:
-        """Make the latents tables."""
-        self._at_each_layer(LayerStudy.encode)
-
-    def probe(self) -> None:
-        """Table 1, class means and rankings."""
-        self._at_each_layer(LayerStudy.probe)
-
-    def intervene(self) -> None:
-        """Figure 2."""
-        self._at_each_layer(LayerStudy.intervene)
-
-    def localize(self) -> None:
-        """Table 2."""
-        self._at_each_layer(LayerStudy.localize)
-
-    def report_folder(self, layer: LayerStudy) -> Path:
-        """Where a layer's results and report go."""
-        return self.results_folder / layer_folder(layer.name, self.primary.name)
-
-    def report(self) -> Path:
-        """Write every layer's figures, tables, results and report; returns the primary layer's report."""
-        side_by_side = study_results.side_by_side(self) if self.has_several_layers else []
-        folders = {layer: self.report_folder(layer) for layer in self.layers}
-        # As of figures: a layer that is no longer studied must not leave a report behind.
-        for folder in (self.results_folder / LAYERS_FOLDER).glob("*"):
-            if folder.is_dir() and folder not in folders.values():
-                remove_files(folder)
-
-        def write(layer: LayerStudy) -> None:
-            layer.write_report(_dated(study_results.results(layer, side_by_side), folders[layer]), folders[layer])
-
-        self._at_each_layer(write)
-        return self.results_folder / "report.html"
-
-    # Running
-
-    def run(self, until: str = "report") -> None:
-        """Do the steps up to and including `until`; each shows its progress and keeps its result.
-
-        The seconds that each step took are added up over runs in `timings.json` in the output folder. Of several
-        processes the first alone does what comes after `encode`.
-
-        Raises:
-            InputError: Anything that is wrong with the input, or another run writes to the output folder.
-        """
-        with only_run(self.output):
-            for step in STEPS[: STEPS.index(until) + 1]:
-                self._run(step)
-
-    def _run(self, step: str) -> None:
-        file = self.output / "timings.json"
-        start = time.perf_counter()
-        if step in _OF_ALL_PROCESSES:
-            getattr(self, step)()
-        elif distributed.is_main():
-            with distributed.alone():
-                getattr(self, step)()
-        if distributed.is_main():
-            seconds = time.perf_counter() - start
-            timings = _timings(file)
-            write_json(file, {**timings, step: round(timings.get(step, 0.0) + seconds, 2)})
-
-    def summary(self, step: str) -> str:
-        """What a command prints when its step is done: the main figures and where to find the rest."""
-        if step == "extract" and self.config.sae.train is None:
-            return "extract: nothing to do, because the study's SAE is given as a file"
-        if step == "localize" and not self.pairs_with_boxes:
-            return "localize: nothing to do, because no concept of the study has a box in the test split"
-        if step == "report":
-            others = [layer for layer in self.layers if layer is not self.primary]
-            lines = [*_aurocs(self.primary), f"report: {self.results_folder / 'report.html'}"]
-            return "\n".join(
-                lines + [f"report of {layer.name}: {self.report_folder(layer) / 'report.html'}" for layer in others]
-            )
-        frames = {"probe": "reconstruction", "intervene": "interventions", "localize": "localization"}
-        if step in frames:
-            lines = []
-            for layer in self.layers:
-                frame: pd.DataFrame = getattr(layer, frames[step])
-                lines += [f"layer {layer.name}:"] if self.has_several_layers else []
-                lines.append(frame.to_string(index=False, max_rows=40))
-            return "\n".join([*lines, f"kept in {self.work / 'analyses'}"])
-        if step == "extract":
-            lines = [store.summary() for store in self.stores.values()]
-            lines += [
-                f"batch norms folded: the features of {name} differ by {error:.1e} (relative, of one image)"
-                for name, error in self.folding_errors.items()
-            ]
-            lines += [
-                f"compiled: the features of {name} differ by {error:.1e} (relative, of one image)"
-                for name, error in self.compiling_errors.items()
-            ]
-            return "\n".join([*lines, f"extract: done; kept in {self.work / 'activations'}"])
-        places = {"classify": "classifiers", "extract": "activations", "train": "sae", "encode": "latents"}
-        return f"{step}: done; kept in {self.work / places[step]}"
-
-
-def _aurocs(layer: LayerStudy) -> list[str]:
-    without, with_sae = (
-        layer.reconstruction.query("variant == @variant").to_dict("records") for variant in ("without_sae", "with_sae")
-    )
-    return [
-        f"{row['model']}/{row['concept']}: AUROC {row['auroc']:.3f} without the SAE, {other['auroc']:.3f} with it "
-        "(test split)"
-        for row, other in zip(without, with_sae, strict=True)
-    ]
-
-
-def _dated(results: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The results with the date of the first run that had them: running again changes no byte."""
-    file = folder / "results.json"
-    before = read_json(file) if file.exists() else {}
-    created = before.pop("created", None) if isinstance(before, dict) else None
-    return {**results, "created": created if before == results else date.today().isoformat()}
-
-
-def _timings(file: Path) -> dict[str, float]:
-    found = read_json(file) if file.exists() else {}
-    return found if isinstance(found, dict) else {}
+def encoder_state(model: MammoClipClassifier) -> dict[str, torch.Tensor]:
+    """The state dict without the linear head."""
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("classifier.")}
 
 
 def _classifier(checkpoint: str | Path) -> Path:
@@ -555,20 +448,6 @@ def _hook_name(network: MammoClipClassifier, name: str) -> str:
             return hooked.resolve_hook_name(name)
     except InputError as error:
         raise InputError(f"layer {name}: {error}") from error
-
-
-def run_study(config: StudyConfig) -> Path:
-    """Run a whole study and return the path of its report. A killed study is run again and continues.
-
-    Of several processes of torchrun the first writes the report, when the others have returned.
-
-    Raises:
-        InputError: Anything that is wrong with the data, the checkpoints or the configuration, in one line.
-    """
-    distributed.start()
-    study = Study(config)
-    study.run()
-    return study.results_folder / "report.html"
 
 
 def _said_concepts(model: MammoClipClassifier) -> list[str]:

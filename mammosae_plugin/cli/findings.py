@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from mammosae_plugin.cli_common import (
+from mammosae_plugin.cli.common import (
     Allow,
     Author,
     Confirm,
@@ -20,9 +20,10 @@ from mammosae_plugin.cli_common import (
     SAERepo,
     SpaceRepo,
     Tag,
+    about_of,
     clear_errors,
+    show_and_send,
 )
-from mammosae_plugin.cli_hub import about_of, show_and_send
 
 if TYPE_CHECKING:
     from mammosae_plugin.hub.publishing import Publication
@@ -137,7 +138,7 @@ def note(
     """
     with clear_errors(debug):
         from mammosae_plugin.errors import InputError
-        from mammosae_plugin.notes import add_note, agreement, merge_notes, read_notes, withdraw_notes
+        from mammosae_plugin.findings.notes import add_note, agreement, merge_notes, read_notes, withdraw_notes
 
         if latent is None and not merge and not show and not withdraw:
             raise InputError("give a latent and a text, or --merge a folder, or --list the notes")

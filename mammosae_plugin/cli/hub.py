@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mammosae_plugin.cli_common import (
+from mammosae_plugin.cli.common import (
     Allow,
     Author,
     Confirm,
@@ -24,32 +24,18 @@ from mammosae_plugin.cli_common import (
     SAERepo,
     SpaceRepo,
     Tag,
+    about_of,
     clear_errors,
+    show_and_send,
 )
 
 if TYPE_CHECKING:
-    from mammosae_plugin.hub.about import About
-    from mammosae_plugin.hub.publishing import Publication
+    pass
 
 publish = typer.Typer(
     no_args_is_help=True,
     help="Publish on the Hugging Face Hub (docs/hub.md). Nothing is sent without --confirm.",
 )
-
-
-def show_and_send(publication: "Publication", confirm: bool) -> None:
-    """Print exactly what would go out; with `confirm`, send it and print where it is."""
-    typer.echo(publication.describe())
-    typer.echo(publication.send().as_text() if confirm else "Nothing was sent (dry run); --confirm sends it.")
-
-
-def about_of(
-    author: list[str] | None, description: str | None, link: list[str] | None, **repositories: str | None
-) -> "About":
-    """What the options of publishing say for the card; repositories by part: sae, model, findings, space."""
-    from mammosae_plugin.hub.about import About, parse_links
-
-    return About(tuple(author or ()), description, parse_links(link or ()), **repositories)
 
 
 @publish.command("sae")
@@ -113,9 +99,9 @@ def publish_sae_command(
     with clear_errors(debug):
         from mammosae_plugin.errors import InputError
         from mammosae_plugin.files import read_json
-        from mammosae_plugin.hub.guard import PrivacyContext
         from mammosae_plugin.hub.publishing import Publication
         from mammosae_plugin.hub.saes import publish_sae
+        from mammosae_plugin.privacy.guard import PrivacyContext
 
         saes: Path | dict[str, Path] = source
         if also:
@@ -198,9 +184,9 @@ def publish_model_command(
     and JSON with a card, checked by the privacy guard, read back and compared. Without --confirm, that is all.
     """
     with clear_errors(debug):
-        from mammosae_plugin.hub.guard import PrivacyContext
         from mammosae_plugin.hub.models import publish_model
         from mammosae_plugin.hub.publishing import Publication
+        from mammosae_plugin.privacy.guard import PrivacyContext
 
         publication = publish_model(
             source,
@@ -257,8 +243,8 @@ def pull_command(
 
 def add_hub_commands(app: typer.Typer) -> None:
     """Add the commands of this module to `mammosae`."""
-    from mammosae_plugin.cli_findings import add_findings_commands
-    from mammosae_plugin.cli_space import add_space_command
+    from mammosae_plugin.cli.findings import add_findings_commands
+    from mammosae_plugin.cli.space import add_space_command
 
     app.add_typer(publish, name="publish")
     app.command("pull")(pull_command)

@@ -20,8 +20,8 @@ from PIL import Image
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import atomic_path, local_path, read_json, sha256_of_file
-from mammosae_plugin.hub.guard_reading import Opened
-from mammosae_plugin.hub.guard_rules import (
+from mammosae_plugin.privacy.reading import Opened
+from mammosae_plugin.privacy.rules import (
     COLUMNS,
     DRAWN_HERE,
     HASH_DIGITS,
@@ -35,7 +35,7 @@ from mammosae_plugin.hub.guard_rules import (
     is_allowed_name,
     shown,
 )
-from mammosae_plugin.visualization.names import FIGURES_RECORD
+from mammosae_plugin.schema.names import FIGURES_RECORD
 
 __all__ = [
     "COLUMNS",

@@ -22,7 +22,7 @@ from mammosae_plugin.arguments import as_array, between, checked_arguments, clas
 from mammosae_plugin.errors import InputError
 
 if TYPE_CHECKING:
-    from mammosae_plugin.latents import LatentTable
+    pass
 
 METRICS = ("auroc", "average_precision", "precision", "recall", "f1", "accuracy")
 """The names of the metrics, in the order of every table."""
@@ -101,21 +101,6 @@ def settled_columns(scores: ArrayLike) -> NDArray[np.float64]:
         raise InputError(f"scores have shape {values.shape}: expected (n, m)")
     columns = [settled(column, NETWORK_ERROR * float(np.abs(column).max(initial=0))) for column in values.T]
     return np.stack(columns, axis=1) if columns else values
-
-
-@checked_arguments
-def logit_error(table: "LatentTable", head: str) -> float:
-    """How far rounding can move a logit of a latents table: `NETWORK_ERROR` of the largest sum of what it is made of.
-
-    Args:
-        table: the latents table.
-        head: a concept that has a head.
-    """
-    sizes = [np.abs(table.logits(head)), np.abs(table.logits_with_sae(head))]
-    if table.readout_kind == "linear":
-        readout = table.readout(head)
-        sizes.append(np.abs(readout.offset) + abs(table.mean_latents) @ np.abs(readout.weight))
-    return NETWORK_ERROR * float(max((size.max() for size in sizes if size.size), default=0.0))
 
 
 @checked_arguments

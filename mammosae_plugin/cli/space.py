@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mammosae_plugin.cli_common import (
+from mammosae_plugin.cli.common import (
     Allow,
     Author,
     Confirm,
@@ -76,7 +76,7 @@ def publish_space_command(
     Without --confirm what would go out is printed and nothing is sent.
     """
     with clear_errors(debug):
-        from mammosae_plugin.cli_hub import about_of, show_and_send
+        from mammosae_plugin.cli.common import about_of, show_and_send
         from mammosae_plugin.errors import InputError
         from mammosae_plugin.hub.space import build_space, publish_space, read_findings
 

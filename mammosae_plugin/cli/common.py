@@ -4,9 +4,13 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from mammosae_plugin.hub.about import About
+    from mammosae_plugin.hub.publishing import Publication
 
 Debug = Annotated[bool, typer.Option("--debug", help="On an error, show the whole traceback.")]
 Repo = Annotated[str, typer.Argument(metavar="REPO", help="The Hub's repository, owner/name.", show_default=False)]
@@ -90,3 +94,18 @@ def _tell(message: str, exit_code: int) -> int:
     if tells:
         typer.secho(f"mammosae: {message}", err=True, fg="red")
     return exit_code
+
+
+def show_and_send(publication: "Publication", confirm: bool) -> None:
+    """Print exactly what would go out; with `confirm`, send it and print where it is."""
+    typer.echo(publication.describe())
+    typer.echo(publication.send().as_text() if confirm else "Nothing was sent (dry run); --confirm sends it.")
+
+
+def about_of(
+    author: list[str] | None, description: str | None, link: list[str] | None, **repositories: str | None
+) -> "About":
+    """What the options of publishing say for the card; repositories by part: sae, model, findings, space."""
+    from mammosae_plugin.hub.about import About, parse_links
+
+    return About(tuple(author or ()), description, parse_links(link or ()), **repositories)

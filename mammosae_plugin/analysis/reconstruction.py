@@ -7,12 +7,12 @@ import pandas as pd
 
 from mammosae_plugin.arguments import checked_arguments
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.statistics import (
+from mammosae_plugin.latents.table import logit_error
+from mammosae_plugin.measures.statistics import (
     METRICS,
     MIN_PATIENTS,
     Resamples,
     classification_metrics,
-    logit_error,
     require_two_classes,
     settled,
 )
@@ -46,7 +46,7 @@ def reconstruction_metrics(
     Returns:
         Three rows, `variant` without_sae, with_sae and difference (with minus without, its interval from the same
         resamples); columns variant, the counts of `statistics.Resamples.counts`, then for every metric m the columns m,
-        m_low, m_high. Logits that differ by no more than rounding (`statistics.logit_error`) tie.
+        m_low, m_high. Logits that differ by no more than rounding (`latents.table.logit_error`) tie.
 
     Raises:
         InputError: fewer than two classes in the split, or a concept that the table lacks.

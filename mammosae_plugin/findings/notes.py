@@ -25,12 +25,12 @@ from numpy.typing import ArrayLike
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path, parse_json
-from mammosae_plugin.study_folder import LayerResults, StudyFolder, primary_layer
-from mammosae_plugin.visualization.names import file_part
-from mammosae_plugin.visualization.results import BACKGROUND, CONCEPT, UNCLEAR, Results
+from mammosae_plugin.findings.study_folder import LayerResults, StudyFolder, primary_layer
+from mammosae_plugin.schema.names import file_part
+from mammosae_plugin.schema.results import BACKGROUND, CONCEPT, UNCLEAR, Results
 
 if TYPE_CHECKING:
-    from mammosae_plugin.hub.guard import PrivacyContext
+    from mammosae_plugin.privacy.guard import PrivacyContext
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +190,7 @@ def _check_form(parts: dict[str, str]) -> None:
 
 def _check_privacy(study: StudyFolder, parts: dict[str, str], allow: Sequence[str]) -> None:
     """Refuse now what would stop the whole publication later."""
-    from mammosae_plugin.hub.guard import check_said
+    from mammosae_plugin.privacy.guard import check_said
 
     tables = sorted((study.folder / "work" / "latents").glob("*/*/images.parquet"))
     versions = tuple((file.stat().st_mtime_ns, file.stat().st_size) for file in tables)
@@ -201,7 +201,7 @@ def _check_privacy(study: StudyFolder, parts: dict[str, str], allow: Sequence[st
 @lru_cache(maxsize=4)
 def _privacy_context(folder: Path, versions: tuple[tuple[int, int], ...]) -> "PrivacyContext":
     """The ids of a study, as far as its tables are here (a reader may have the results alone)."""
-    from mammosae_plugin.hub.guard import PrivacyContext
+    from mammosae_plugin.privacy.guard import PrivacyContext
 
     return PrivacyContext.of_study(folder) if versions else PrivacyContext()
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path
-from mammosae_plugin.visualization.names import RESULTS_FILE, layer_folder
-from mammosae_plugin.visualization.results import Results, load_results
+from mammosae_plugin.schema.names import RESULTS_FILE, layer_folder
+from mammosae_plugin.schema.results import Results, load_results
 
 if TYPE_CHECKING:
     from mammosae_plugin.latents import LatentTable

@@ -15,7 +15,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from mammosae_plugin.provenance import PACKAGES
-from mammosae_plugin.visualization.results import ROLE_NUMBERS
+from mammosae_plugin.schema.results import ROLE_NUMBERS
 
 MOST_NUMBERS = 64
 """How many numbers a list may hold, lists in it included, and a text."""

@@ -2,110 +2,54 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from zlib import crc32
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import nn
 
-from mammosae_plugin import intervention, localization, probing, reconstruction
 from mammosae_plugin.activations import ActivationStore, cache_layer_outputs, layer_output_nbytes
 from mammosae_plugin.activations.layer_outputs import FORMAT_VERSION as OUTPUTS_VERSION
 from mammosae_plugin.adapters import HookedVisionModel, MammoClipClassifier, load_vision_sae
-from mammosae_plugin.adapters.sources import Source, find_source
+from mammosae_plugin.adapters.sources import Source
 from mammosae_plugin.adapters.vision_sae import SAELENS_FILES
+from mammosae_plugin.analysis import intervention, localization, probing, reconstruction
+from mammosae_plugin.analysis.roles import latent_roles
 from mammosae_plugin.datasets import PREPROCESSING, MammogramDataset
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import read_parquet, sha256_of_json, write_json, write_parquet
-from mammosae_plugin.latents import FORMAT_VERSION, LatentTable, encode_latents
-from mammosae_plugin.masked_passes import MaskedPasses
-from mammosae_plugin.notes import results_with_readers
+from mammosae_plugin.files import read_parquet, write_json, write_parquet
+from mammosae_plugin.findings.notes import results_with_readers
+from mammosae_plugin.latents import LatentTable, encode_latents
+from mammosae_plugin.latents.masked_passes import MaskedPasses
+from mammosae_plugin.latents.table import FORMAT_VERSION
 from mammosae_plugin.own_files import empty_staging, replace_files
-from mammosae_plugin.provenance import package_versions, plain, tensors_fingerprint
+from mammosae_plugin.provenance import package_versions, tensors_fingerprint
 from mammosae_plugin.report import write_report
-from mammosae_plugin.roles import latent_roles
+from mammosae_plugin.study.inputs import (
+    TEST,
+    TRAINING,
+    EncoderGroup,
+    ModelPair,
+    StudyInputs,
+    digest,
+    existing,
+)
 from mammosae_plugin.training import train_sae
 from mammosae_plugin.training.saving import WEIGHTS
 from mammosae_plugin.visualization import HeatmapPanels, validate_results, write_figures, write_tables
 
-if TYPE_CHECKING:
-    from mammosae_plugin.study import Study
-
 logger = logging.getLogger(__name__)
 
-TRAINING, TEST = "training", "test"
 SCORES: tuple[probing.Score, ...] = ("mean", "centered_mean")
 _GIGABYTE = 1e9
 _BATCH_BYTES = 2**22  # of a layer's outputs under as many masks as run together; small maps run faster in large batches
 _SMALL_IMAGE = (64, 64)  # of the look at a layer before the study
 
 Compute = Callable[[LatentTable, "ModelPair"], pd.DataFrame]
-
-
-def digest(value: Any) -> str:
-    """Twelve digits that stand for a JSON value in file names."""
-    return sha256_of_json(plain(value))[:12]
-
-
-def existing(checkpoint: str | Path, folder_files: Sequence[str]) -> Source:
-    """A checkpoint on this machine, downloaded first where it lies on the Hub, and where it came from.
-
-    Args:
-        checkpoint: A file, a folder or a place on the Hub.
-        folder_files: What makes up a folder of this kind.
-
-    Raises:
-        InputError: There is none, or it cannot be read.
-    """
-    source = find_source(checkpoint, folder_files=folder_files)
-    if not source.path.exists():
-        raise InputError(f"{source.path} does not exist; check the configuration")
-    return source
-
-
-@dataclass(frozen=True)
-class ModelPair:
-    """One classifier of the comparison: a model of the configuration and the concept that it classifies."""
-
-    model: str
-    concept: str
-
-    @property
-    def key(self) -> str:
-        """How the pair is named in files and results."""
-        return f"{self.model}/{self.concept}"
-
-
-@dataclass(frozen=True)
-class EncoderGroup:
-    """Classifiers of one model whose encoders are bit-identical: they share one pass over the images.
-
-    Attributes:
-        model: the model's name.
-        encoder: fingerprint of the encoder's weights.
-        heads: the linear head of each classifier.
-    """
-
-    model: str
-    encoder: str
-    heads: Mapping[ModelPair, nn.Linear]
-
-    @property
-    def pair(self) -> ModelPair:
-        """The first of the classifiers, whose network stands for all."""
-        return next(iter(self.heads))
-
-    @property
-    def named_heads(self) -> dict[str, nn.Linear]:
-        """The heads by concept."""
-        return {pair.concept: head for pair, head in self.heads.items()}
 
 
 class LayerStudy:
@@ -121,7 +65,7 @@ class LayerStudy:
         InputError: Anything that is wrong with the layer's SAE or does not fit it, in one line.
     """
 
-    def __init__(self, study: "Study", name: str, hook_name: str, *, is_final: bool) -> None:
+    def __init__(self, study: StudyInputs, name: str, hook_name: str, *, is_final: bool) -> None:
         self.study = study
         self.config = study.config
         self.work = study.work
@@ -657,8 +601,3 @@ class _Latest:
             self._group, self._passes = group, None  # the old one goes before the new one comes
             self._passes = self._make(group)
         return self._passes
-
-
-def encoder_state(model: MammoClipClassifier) -> dict[str, torch.Tensor]:
-    """The state dict without the linear head."""
-    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("classifier.")}

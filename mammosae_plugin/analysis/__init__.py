@@ -1,0 +1,1 @@
+"""Analyses: pure functions from the latents table to data frames."""

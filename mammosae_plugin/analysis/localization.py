@@ -1,0 +1,534 @@
+"""Localization: boxes from a heatmap, judged against the radiologists' boxes (Table 2 of the paper).
+
+The heatmap is that of one latent, or, as a baseline, of one channel of the layer or of Grad-CAM.
+
+Average precision depends on the score of a box, which neither the paper nor its release defines. Here it is the maximum
+of the heatmap in the box's region unless another rule is asked for, and every result holds the value under each rule of
+`BOX_SCORES`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+from tqdm.auto import tqdm
+
+from mammosae_plugin.arguments import (
+    as_array,
+    between,
+    checked_arguments,
+    entries,
+    indices,
+    numbers,
+    one_of,
+    shown,
+    whole,
+)
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.measures.statistics import NETWORK_ERROR, settled
+
+if TYPE_CHECKING:
+    from mammosae_plugin.latents import LatentTable
+
+Boxes = NDArray[np.float32]
+
+BoxScore = Literal["maximum", "mean", "sum", "area"]
+BOX_SCORES: tuple[BoxScore, ...] = get_args(BoxScore)
+"""What a box can be scored by: the maximum, mean or sum of the heatmap over its region's pixels, or their number."""
+
+Contours = Literal["all", "outer"]
+"""Which regions get a box: all, or, as in the release, those that no other region encloses."""
+
+_EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=np.bool_)
+
+# Of the largest value of a heatmap: what interpolation in float32 can add or take away. A pixel must clear the
+# threshold by more than that, or a map that is constant to rounding would have regions.
+_INTERPOLATION_ERROR = 2.0**-20
+# IoUs of boxes that are not whole pixels round; pycocotools allows for as much.
+_IOU_ERROR = 1e-10
+
+# Fewer heatmaps than this are done before a progress bar would be read.
+_HEATMAPS_WITHOUT_PROGRESS = 200
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Where a heatmap is cut: at a percentile of its pixels, or, if `relative` is given, at that share of its maximum.
+
+    Attributes:
+        percentile: from 0 and below 100, which nothing lies above.
+        relative: share of the maximum, above 0 and below 1, or None.
+
+    Raises:
+        InputError: either is outside its range, or no number.
+    """
+
+    percentile: float = 95.0
+    relative: float | None = None
+
+    def __post_init__(self) -> None:
+        between(self.percentile, "percentile", 0, 100, with_high=False)
+        if self.relative is not None:
+            between(self.relative, "relative", 0, 1, with_low=False, with_high=False)
+
+    def __str__(self) -> str:
+        return f"percentile {self.percentile:g}" if self.relative is None else f"relative {self.relative:g}"
+
+
+def heatmap(latent_map: ArrayLike, image_size: tuple[int, int]) -> NDArray[np.float32]:
+    """A latent's map at the size of the model's input, by bilinear interpolation (align_corners False).
+
+    Args:
+        latent_map: (h, w) activations over the positions of the feature map.
+        image_size: (H, W) in pixels.
+
+    Returns:
+        (H, W) float32.
+
+    Raises:
+        InputError: not (h, w), values that are not finite, or a size that is not two numbers of pixels.
+    """
+    values = _checked_map(latent_map, "the latent's map", "(h, w)").astype(np.float32)
+    if len(entries(image_size, "image_size")) != 2:
+        raise InputError(f"image_size is {shown(image_size)}: give height and width in pixels")
+    image_size = (whole(image_size[0], "the height", least=1), whole(image_size[1], "the width", least=1))
+    # `torch.nn.functional.interpolate`, but into NumPy's memory: torch's own aligned allocations of this size fragment
+    # the heap of older glibc (before 2.38), by gigabytes over a thousand heatmaps.
+    upsampled: NDArray[np.float32] = np.empty(image_size, dtype=np.float32)
+    batch, out = torch.from_numpy(values.copy())[None, None], torch.from_numpy(upsampled)[None, None]
+    torch.ops.aten.upsample_bilinear2d.out(batch, list(image_size), False, out=out)
+    return upsampled
+
+
+def heatmap_boxes(
+    heatmap: NDArray[np.floating],
+    *,
+    percentile: float = 95.0,
+    relative: float | None = None,
+    min_area: float = 10.0,
+    box_score: BoxScore = "maximum",
+    contours: Contours = "all",
+) -> tuple[Boxes, NDArray[np.float32]]:
+    """The rectangles around the regions where a heatmap lies strictly above a threshold.
+
+    Args:
+        heatmap: (H, W) at input size.
+        percentile: threshold as a percentile of all pixels (as `numpy.percentile`, linear interpolation).
+        relative: threshold as a share of the maximum instead, such as the released code's 0.3.
+        min_area: rectangles whose width times height is smaller are dropped, in square pixels.
+        box_score: the score of a box: the "maximum", "mean" or "sum" of the heatmap over the region's pixels, or their
+            number ("area").
+        contours: "all" regions, or "outer": a region inside a hole of another one gives no box, as in the release.
+
+    Returns:
+        boxes (n, 4) float32 xyxy, whose right and lower ends lie one pixel past the region; and scores (n,) float32.
+        Regions are connected through edges and corners, and come in the order of their first pixel. A map that is
+        constant, to rounding, gives no box by percentile; a map without a positive value gives none at all.
+
+    Raises:
+        InputError: not (H, W), not finite, a threshold or area out of range, or an unknown rule.
+    """
+    one_of(box_score, "box_score", BOX_SCORES)
+    cut = _Cut(Threshold(percentile, relative), min_area, contours)
+    boxes, scores = cut.boxes(_checked_map(heatmap, "the heatmap", "(H, W)"))
+    return boxes, scores[box_score]
+
+
+def average_precision(
+    predictions: Sequence[tuple[ArrayLike, ArrayLike]],
+    ground_truth: Sequence[ArrayLike],
+    *,
+    iou_threshold: float = 0.25,
+) -> float:
+    """Average precision of scored boxes of one class, matched as COCO does, with all-point interpolation.
+
+    Predictions of all images are taken by falling score (ties, to rounding: the order given). Each takes, of its
+    image's boxes that are still free, the one with the largest IoU, if that is at least `iou_threshold` less 1e-10
+    (ties: the later box, as pycocotools does); without one it is a false positive. The result is the mean over
+    ground-truth boxes of the best precision at that recall or a higher one.
+
+    Args:
+        predictions: one (boxes (n, 4) xyxy, scores (n,)) per image.
+        ground_truth: one boxes (m, 4) xyxy per image.
+        iou_threshold: smallest intersection over union of a match, above 0 and up to 1.
+
+    Returns:
+        A value from 0 to 1.
+
+    Raises:
+        InputError: sequences of different length; boxes that are not (n, 4), not finite, or end where they begin or
+            before (x2 <= x1 or y2 <= y1); scores that are not one finite number for each box; a threshold out of range;
+            or no ground-truth box at all.
+    """
+    iou_threshold = between(iou_threshold, "iou_threshold", 0, 1, with_low=False)
+    predictions, ground_truth = entries(predictions, "predictions"), entries(ground_truth, "ground_truth")
+    if len(predictions) != len(ground_truth):
+        raise InputError(f"{len(predictions)} images have predictions, but {len(ground_truth)} have ground truth")
+    for image, prediction in enumerate(predictions):
+        if not isinstance(prediction, (tuple, list)) or len(prediction) != 2:
+            raise InputError(f"the prediction for image {image} is no pair: give (boxes (n, 4), scores (n,))")
+    truths = [_as_boxes(truth, image, "ground truth") for image, truth in enumerate(ground_truth)]
+    found = [_as_boxes(boxes, image, "predictions") for image, (boxes, _) in enumerate(predictions)]
+    given = [
+        _as_scores(scores, len(boxes), image)
+        for image, ((_, scores), boxes) in enumerate(zip(predictions, found, strict=True))
+    ]
+    n_truth = sum(len(truth) for truth in truths)
+    if n_truth == 0:
+        raise InputError("average precision is undefined without a ground-truth box: give images that have boxes")
+
+    scores = settled(np.concatenate(given))
+    hits = np.zeros(len(scores), dtype=np.bool_)
+    stop = 0
+    for boxes, truth in zip(found, truths, strict=True):
+        start, stop = stop, stop + len(boxes)
+        order = np.argsort(-scores[start:stop], kind="stable")
+        hits[start + order] = _matched(_iou(boxes[order], truth), iou_threshold - _IOU_ERROR)
+    hits = hits[np.argsort(-scores, kind="stable")]
+    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+    best_from_here = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(best_from_here[hits].sum() / n_truth)
+
+
+@checked_arguments
+def localize(
+    table: "LatentTable",
+    latents: Sequence[int] | NDArray[np.int64],
+    concept: str,
+    *,
+    split: str = "test",
+    percentile: float = 95.0,
+    relative: float | None = None,
+    iou_threshold: float = 0.25,
+    min_area: float = 10.0,
+    box_score: BoxScore = "maximum",
+    contours: Contours = "all",
+) -> pd.DataFrame:
+    """How well the heatmap of each latent finds a concept's boxes, as in Table 2 of the paper.
+
+    Only images that contain the concept and have a box of it are used, and all their boxes of it are ground truth.
+
+    Args:
+        table: the latents table, which must hold the maps of these latents.
+        latents: latent indices, best first.
+        concept: a finding.
+        split: the split evaluated.
+        percentile: as for `heatmap_boxes`.
+        relative: as for `heatmap_boxes`.
+        iou_threshold: as for `average_precision`.
+        min_area: as for `heatmap_boxes`.
+        box_score: as for `heatmap_boxes`: by what `average_precision` ranks boxes.
+        contours: as for `heatmap_boxes`.
+
+    Returns:
+        One row per latent: rank (1 for the first given), latent, n_images, n_boxes, average_precision, n_predictions,
+        and average_precision_maximum, _mean, _sum and _area: the value under each rule of `BOX_SCORES`. Images are
+        counted, whatever the unit of other metrics: an image with two boxes of the concept is one image.
+
+    Raises:
+        InputError: no image with a box of the concept, a latent whose maps the table lacks, or an argument out of
+            range.
+    """
+    results = localize_thresholds(
+        table,
+        latents,
+        concept,
+        split=split,
+        thresholds=[Threshold(percentile, relative)],
+        iou_thresholds=[iou_threshold],
+        min_area=min_area,
+        box_score=box_score,
+        contours=contours,
+    )
+    return results.drop(columns=["threshold", "iou_threshold"], errors="ignore")
+
+
+@checked_arguments
+def localize_thresholds(
+    table: "LatentTable",
+    latents: Sequence[int] | NDArray[np.int64],
+    concept: str,
+    *,
+    split: str = "test",
+    thresholds: Sequence[Threshold] = (Threshold(),),
+    iou_thresholds: Sequence[float] = (0.25,),
+    min_area: float = 10.0,
+    box_score: BoxScore = "maximum",
+    contours: Contours = "all",
+) -> pd.DataFrame:
+    """`localize` for several ways to cut a heatmap and several IoU thresholds, upsampling each map once.
+
+    Returns:
+        The rows of `localize` for every pair, with two columns more: threshold ("percentile 95" or "relative 0.3")
+        and iou_threshold.
+    """
+    chosen = indices(latents, "the latents", table.d_sae, distinct=True).tolist()
+    rules = _Rules(thresholds, iou_thresholds, min_area, box_score, contours)
+    return _localized(table, concept, chosen, lambda image_row: table.maps(chosen, image_row), split, rules)
+
+
+@checked_arguments
+def localize_baselines(
+    table: "LatentTable",
+    concept: str,
+    *,
+    channels: Sequence[int] | NDArray[np.int64],
+    split: str = "test",
+    thresholds: Sequence[Threshold] = (Threshold(),),
+    iou_thresholds: Sequence[float] = (0.25,),
+    min_area: float = 10.0,
+    box_score: BoxScore = "maximum",
+    contours: Contours = "all",
+) -> pd.DataFrame:
+    """What localizes without an SAE: raw channels of the layer and Grad-CAM, through the very code that judges latents.
+
+    Args:
+        table: the latents table, which must hold the maps of these channels; Grad-CAM is added where it has the maps
+            of this concept's classifier.
+        concept: a finding.
+        channels: channels of the layer, best first (`probing.rank_channels`).
+        split: the split evaluated.
+        thresholds: as for `localize_thresholds`.
+        iou_thresholds: as for `average_precision`.
+        min_area: as for `heatmap_boxes`.
+        box_score: as for `localize`.
+        contours: as for `heatmap_boxes`.
+
+    Returns:
+        The rows of `localize_thresholds` with a column `method`: "channel", where `latent` is the channel's number and
+        `rank` its place among those given, or "grad_cam", where `latent` is -1 and `rank` 1.
+
+    Raises:
+        InputError: as `localize_thresholds`.
+    """
+    chosen = indices(channels, "the channels", table.mean_channels.shape[1], distinct=True).tolist()
+    rules = _Rules(thresholds, iou_thresholds, min_area, box_score, contours)
+    maps: dict[str, tuple[list[int], Callable[[int], NDArray[np.float32]]]] = {
+        "channel": (chosen, lambda image_row: table.channel_maps(chosen, image_row))
+    }
+    if concept in table.gradcam_heads:
+        maps["grad_cam"] = ([-1], lambda image_row: table.gradcam(concept, image_row)[None])
+    frames = [
+        _localized(table, concept, shown, maps_of, split, rules).assign(method=method)
+        for method, (shown, maps_of) in maps.items()
+        if shown
+    ]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """How boxes are made of a heatmap: cut at a threshold, small ones and perhaps enclosed ones dropped."""
+
+    threshold: Threshold
+    min_area: float
+    contours: Contours
+
+    def __post_init__(self) -> None:
+        between(self.min_area, "min_area", 0, np.inf)
+        one_of(self.contours, "contours", get_args(Contours))
+
+    def boxes(self, values: NDArray[np.floating]) -> tuple[Boxes, dict[BoxScore, NDArray[np.float32]]]:
+        """Boxes (n, 4) of a heatmap (H, W), and their scores (n,) under every rule."""
+        above = _above(values, self.threshold)
+        boxes: list[tuple[int, int, int, int]] = []
+        scores: list[tuple[float, ...]] = []
+        if above is not None:
+            labels, n_regions = ndimage.label(above, structure=_EIGHT_NEIGHBOURS)
+            shown = _outermost(above, labels) if self.contours == "outer" else range(1, n_regions + 1)
+            regions = ndimage.find_objects(labels)
+            for label in shown:
+                y, x = regions[label - 1]
+                if (y.stop - y.start) * (x.stop - x.start) < self.min_area:
+                    continue
+                pixels = values[y, x][labels[y, x] == label]
+                boxes.append((x.start, y.start, x.stop, y.stop))
+                total = float(pixels.sum(dtype=np.float64))
+                scores.append((float(pixels.max()), total / len(pixels), total, float(len(pixels))))
+        columns = np.array(scores, dtype=np.float32).reshape(-1, len(BOX_SCORES)).T
+        return np.array(boxes, dtype=np.float32).reshape(-1, 4), dict(zip(BOX_SCORES, columns, strict=True))
+
+
+def _outermost(above: NDArray[np.bool_], labels: NDArray[np.signedinteger]) -> list[int]:
+    """The labels of the regions that border on the outside: holes are what edges, not corners, do not join to it."""
+    outside = ~ndimage.binary_fill_holes(above)
+    bordering: NDArray[np.bool_] = ndimage.binary_dilation(outside, border_value=1) & above
+    shown: list[int] = np.unique(labels[bordering]).tolist()
+    return shown
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """What `localize_thresholds` varies and what it keeps, checked."""
+
+    thresholds: Sequence[Threshold]
+    iou_thresholds: Sequence[float]
+    min_area: float
+    box_score: BoxScore
+    contours: Contours
+
+    def __post_init__(self) -> None:
+        thresholds, iou_thresholds = (
+            entries(self.thresholds, "thresholds"),
+            entries(self.iou_thresholds, "iou_thresholds"),
+        )
+        if not thresholds or not iou_thresholds:
+            raise InputError("thresholds or iou_thresholds is empty: give at least one of each")
+        for threshold in thresholds:
+            if not isinstance(threshold, Threshold):
+                raise InputError(f"thresholds hold {shown(threshold)}: give Threshold(95) or Threshold(relative=0.3)")
+        checked = [between(value, "iou_threshold", 0, 1, with_low=False) for value in iou_thresholds]
+        object.__setattr__(self, "thresholds", list(dict.fromkeys(thresholds)))
+        object.__setattr__(self, "iou_thresholds", list(dict.fromkeys(checked)))
+        one_of(self.box_score, "box_score", BOX_SCORES)
+        _Cut(Threshold(), self.min_area, self.contours)
+
+
+def _localized(
+    table: "LatentTable",
+    concept: str,
+    shown: list[int],
+    maps_of: Callable[[int], NDArray[np.float32]],
+    split: str,
+    rules: _Rules,
+) -> pd.DataFrame:
+    """Judge heatmaps of any kind.
+
+    Args:
+        shown: what the heatmaps are of (latents or channels), best first; the column `latent`.
+        maps_of: image row -> (len(shown), h, w).
+    """
+    if concept not in table.concepts:
+        raise InputError(f"'{concept}' is not a finding with boxes: choose one of {', '.join(table.concepts)}")
+    rows = table.rows(concept, split=split, unit="image")
+    truths = {int(row): table.boxes(int(row), concept) for row in rows.image_rows[rows.labels == 1]}
+    truths = {row: boxes for row, boxes in truths.items() if len(boxes)}
+    if not truths:
+        raise InputError(f"split '{split}' has no image with a box of '{concept}': there is nothing to localize")
+
+    cuts = [_Cut(threshold, rules.min_area, rules.contours) for threshold in rules.thresholds]
+    found: dict[tuple[int, _Cut], list[tuple[Boxes, dict[BoxScore, NDArray[np.float32]]]]] = {
+        (number, cut): [] for number in shown for cut in cuts
+    }
+    quick = len(truths) * len(shown) < _HEATMAPS_WITHOUT_PROGRESS
+    for image_row in tqdm(truths, desc=f"localizing {concept}", unit="image", disable=quick):
+        for number, values in zip(shown, maps_of(image_row), strict=True):
+            # Interpolation makes nothing positive of a map that is zero everywhere.
+            upsampled = heatmap(values, table.image_size) if values.any() else values
+            for cut in cuts:
+                found[number, cut].append(cut.boxes(upsampled))
+
+    ground_truth = list(truths.values())
+    records = []
+    for cut in cuts:
+        for iou_threshold in rules.iou_thresholds:
+            for rank, number in enumerate(shown, start=1):
+                own = found[number, cut]
+                by_score = {rule: _precision(own, rule, ground_truth, iou_threshold) for rule in BOX_SCORES}
+                record = {
+                    "rank": rank,
+                    "latent": number,
+                    "n_images": len(truths),
+                    "n_boxes": sum(len(boxes) for boxes in ground_truth),
+                    "average_precision": by_score[rules.box_score],
+                    "n_predictions": sum(len(boxes) for boxes, _ in own),
+                    **{f"average_precision_{rule}": value for rule, value in by_score.items()},
+                    "threshold": str(cut.threshold),
+                    "iou_threshold": iou_threshold,
+                }
+                records.append(record)
+    return pd.DataFrame.from_records(records)
+
+
+def _precision(
+    found: Sequence[tuple[Boxes, dict[BoxScore, NDArray[np.float32]]]],
+    rule: BoxScore,
+    ground_truth: Sequence[NDArray[np.float32]],
+    iou_threshold: float,
+) -> float:
+    """Average precision of the boxes of all images, scored by one rule."""
+    scores = np.concatenate([scores[rule] for _, scores in found])
+    levels = settled(scores, NETWORK_ERROR * float(np.abs(scores).max(initial=0)))
+    starts = np.cumsum([len(boxes) for boxes, _ in found])[:-1]
+    predictions = [(boxes, own) for (boxes, _), own in zip(found, np.split(levels, starts), strict=True)]
+    return average_precision(predictions, ground_truth, iou_threshold=iou_threshold)
+
+
+def _above(values: NDArray[np.floating], threshold: Threshold) -> NDArray[np.bool_] | None:
+    """The pixels strictly above the threshold, or None when the map has no positive value."""
+    maximum = float(values.max())
+    if maximum <= 0:
+        return None
+    error = _INTERPOLATION_ERROR * maximum
+    if threshold.relative is not None:
+        return np.asarray(values > threshold.relative * maximum + error)
+    # The interpolated percentile lies between two neighbouring order statistics, and below the upper one. So a pixel is
+    # strictly above it exactly when it is strictly above the lower one.
+    position = int(np.floor(threshold.percentile / 100 * (values.size - 1)))
+    # Most maps are mostly zero; selecting among equal values is slow, so the lowest value is counted instead.
+    lower = values.min()
+    higher = values[values > lower]
+    position -= values.size - higher.size
+    if position >= 0:
+        lower = np.partition(higher, position)[position]
+    return np.asarray(values > float(lower) + error)
+
+
+def _checked_map(values: ArrayLike, name: str, shape: str) -> NDArray[np.floating]:
+    array = as_array(values, name)
+    if array.dtype.kind not in "fiub" or array.ndim != 2 or array.size == 0 or not np.isfinite(array).all():
+        raise InputError(f"{name} has shape {array.shape}: expected finite values {shape}")
+    return array if array.dtype.kind == "f" else array.astype(np.float64)
+
+
+def _as_boxes(boxes: ArrayLike, image: int, what: str) -> NDArray[np.float64]:
+    array = numbers(boxes, f"{what} of image {image}")
+    if array.size == 0:
+        return np.zeros((0, 4))
+    if array.ndim != 2 or array.shape[1] != 4:
+        raise InputError(f"image {image} has {what} of shape {array.shape}: expected boxes (n, 4)")
+    impossible = ~np.isfinite(array).all(axis=1) | (array[:, 2:] <= array[:, :2]).any(axis=1)
+    if impossible.any():
+        number = int(np.flatnonzero(impossible)[0])
+        raise InputError(
+            f"image {image} has {what} with an impossible box, number {number}: {array[number].tolist()}; give finite "
+            "x1, y1, x2, y2 with x1 < x2 and y1 < y2"
+        )
+    return array
+
+
+def _as_scores(scores: ArrayLike, n_boxes: int, image: int) -> NDArray[np.float64]:
+    array = numbers(scores, f"scores of image {image}").reshape(-1)
+    if len(array) != n_boxes or not np.isfinite(array).all():
+        raise InputError(
+            f"image {image} has {n_boxes} predicted boxes: give one score for each, finite and without NaN"
+        )
+    return array
+
+
+def _iou(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Intersection over union of every pair, (n, m)."""
+    upper_left = np.maximum(first[:, None, :2], second[None, :, :2])
+    lower_right = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    intersection = np.prod(np.clip(lower_right - upper_left, 0, None), axis=2)
+    areas = [np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (first, second)]
+    union = areas[0][:, None] + areas[1][None, :] - intersection
+    iou: NDArray[np.float64] = np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+    return iou
+
+
+def _matched(iou: NDArray[np.float64], iou_threshold: float) -> NDArray[np.bool_]:
+    """Which predictions (n,), given by falling score, take a box that is still free; `iou` is (n, m)."""
+    hits = np.zeros(len(iou), dtype=np.bool_)
+    free = np.ones(iou.shape[1], dtype=np.bool_)
+    for prediction, overlaps in enumerate(iou):
+        candidates = np.flatnonzero(free & (overlaps >= iou_threshold))
+        if len(candidates):
+            best = candidates[len(candidates) - 1 - np.argmax(overlaps[candidates][::-1])]
+            hits[prediction], free[best] = True, False
+    return hits

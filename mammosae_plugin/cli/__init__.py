@@ -1,0 +1,5 @@
+"""The `mammosae` command: one module per group of commands."""
+
+from mammosae_plugin.cli.main import app, main
+
+__all__ = ["app", "main"]

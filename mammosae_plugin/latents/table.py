@@ -1,0 +1,413 @@
+"""The latents table: what an SAE says about every image, in a folder that any analysis reads without a network.
+
+At the final map everything after the SAE is linear (decode, average over positions, linear head), so the mean of each
+latent over positions is all that Table 1, Equations 2 to 4 and every k of Figure 2 need. At an inner layer the table
+holds the same, and logits under the SAE come from running the rest of the network; see `masked_passes` for
+interventions there. `encode_latents` passes over the images once. The format is described in `docs/latents-table.md`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from safetensors import safe_open
+from safetensors.numpy import load_file
+from scipy import sparse
+
+from mammosae_plugin.arguments import checked_arguments, index, indices, one_of, text
+from mammosae_plugin.datasets import GRADED_CONCEPTS, n_classes_of
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import (
+    is_sealed,
+    local_path,
+    read_json,
+    read_parquet,
+)
+from mammosae_plugin.measures.statistics import NETWORK_ERROR
+from mammosae_plugin.shards import is_whole, shard_paths, verify_shards
+
+FORMAT_VERSION = 3
+READABLE = (2, FORMAT_VERSION)  # format 2 said nothing of the files beside table.json, and its shards not their place
+
+ReadoutKind = Literal["linear", "network"]
+
+MOMENTS = ("sse", "sum", "sum_sq")  # sums over positions per feature
+BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
+FILES = "files"  # in table.json: the SHA-256 of the files beside it
+TABLE, IMAGES, FINDINGS, READOUT = "table.json", "images.parquet", "findings.parquet", "readout.safetensors"
+
+
+@dataclass(frozen=True)
+class Readout:
+    """The linear map from mean latents to logits of one head.
+
+    With z the mean over positions of the latents (d_sae,), W_dec the decoder (d_sae, d), w and c the head's weight
+    (n_out, d) and bias: logit = offset + z @ weight, offset = b_dec @ w.T + c, weight = W_dec @ w.T.
+
+    Attributes:
+        offset: (n_out,) float64.
+        weight: (d_sae, n_out) float64.
+    """
+
+    offset: np.ndarray
+    weight: np.ndarray
+
+
+@dataclass(frozen=True)
+class EvaluationRows:
+    """The rows that a metric is computed over.
+
+    Attributes:
+        image_rows: (n,) int64, rows of `LatentTable.images`; an image repeats under unit "finding_row".
+        labels: (n,) int64, the class of each row.
+        patient_ids: (n,) the patient of each row, for resampling by patient.
+    """
+
+    image_rows: np.ndarray
+    labels: np.ndarray
+    patient_ids: np.ndarray
+
+
+class LatentTable:
+    """A latents table on disk, read lazily; no model, image or network is needed.
+
+    Args:
+        folder: A folder that `encode_latents` wrote.
+        header: What `table.json` will hold, given by `encode_latents` while the table is not complete.
+
+    Attributes:
+        images: One row per image (the row number is the image row used everywhere): image_id, patient_id, split,
+            laterality, view, density, birads, and a 0/1 column per concept.
+        findings: One row per row of the annotation file: image_id, image_row, labels, xmin, ymin, xmax, ymax in pixels
+            of the model's input (NaN without a box).
+        concepts: The findings that have a column.
+        heads: The concepts whose classifier's logits the table holds.
+        d_sae: Number of latents.
+        d_in: Number of channels of the layer.
+        hook_name: The layer: the full hook name at which the SAE reads.
+        readout_kind: "linear" where the classifiers read the mean of the layer over positions, so that mean latents
+            decide the logits; "network" where more of the network lies between.
+        gradcam_heads: The heads whose Grad-CAM maps were kept.
+        grid: (h, w) of the layer's map.
+        image_size: (H, W) of the model's input in pixels.
+        provenance: What made the table.
+
+    Raises:
+        InputError: The folder is not a complete latents table, or is of a newer format.
+    """
+
+    def __init__(self, folder: str | Path, *, header: dict[str, Any] | None = None) -> None:
+        self.folder = local_path(folder)
+        if header is None and not (self.folder / TABLE).exists():
+            raise InputError(f"{self.folder} is not a complete latents table (no {TABLE}); run `mammosae encode` again")
+        on_disk = header is None
+        header = header or read_json(self.folder / TABLE)
+        if header.get("format_version") not in READABLE:
+            raise InputError(
+                f"{self.folder} has latents-table format {header.get('format_version')}; this version reads format "
+                f"{FORMAT_VERSION}, so install the one that wrote it or encode again"
+            )
+        if on_disk and header["format_version"] == FORMAT_VERSION and (changed := changed_file(self.folder, header)):
+            raise InputError(
+                f"{changed} was changed after it was written; run `mammosae encode` again with the same settings, "
+                "which writes it anew"
+            )
+        self.header: dict[str, Any] = header
+        self.provenance: dict[str, Any] = header["provenance"]
+        self.concepts: tuple[str, ...] = tuple(header["concepts"])
+        self.heads: tuple[str, ...] = tuple(header["heads"])
+        self.d_sae: int = header["d_sae"]
+        self.d_in: int = header["d_in"]
+        self.hook_name: str = header["hook_name"]
+        self.readout_kind: ReadoutKind = header["readout"]
+        self.gradcam_heads: tuple[str, ...] = tuple(header["gradcam"])
+        self.grid: tuple[int, int] = (header["grid"][0], header["grid"][1])
+        self.image_size: tuple[int, int] = (header["image_size"][0], header["image_size"][1])
+        self.splits: tuple[str, ...] = tuple(header["splits"])
+        self._parts = [self.folder / split for split in self.splits]
+
+    def _concatenated(self, name: str) -> pd.DataFrame:
+        return pd.concat([read_parquet(part / name) for part in self._parts], ignore_index=True)
+
+    @cached_property
+    def images(self) -> pd.DataFrame:
+        """One row per image."""
+        return self._concatenated(IMAGES)
+
+    @cached_property
+    def findings(self) -> pd.DataFrame:
+        """One row per row of the annotation file, with the image row that it belongs to."""
+        frame = self._concatenated(FINDINGS)
+        row_of_image = pd.Series(self.images.index, index=self.images["image_id"])
+        frame.insert(1, "image_row", row_of_image.loc[frame["image_id"]].to_numpy())
+        return frame
+
+    @cached_property
+    def _whole(self) -> list[Path]:
+        """The shards, each compared once with its recorded SHA-256."""
+        for part in self._parts if self.header["format_version"] == FORMAT_VERSION else []:
+            verify_shards(part)
+        return [path for part in self._parts for path in shard_paths(part)]
+
+    def _shards(self) -> list[Path]:
+        return self._whole
+
+    @cached_property
+    def _statistics(self) -> dict[str, Any]:
+        names = ["indices", "mean", "max"]
+        names += [f"{kind}.{head}" for kind in ("logits", "logits_with_sae") for head in self.heads]
+        columns: dict[str, list[np.ndarray]] = {}
+        for path in self._shards():
+            tensors = _read(path, ["indptr", *names])
+            columns.setdefault("counts", []).append(np.diff(tensors["indptr"]))
+            for name in names:
+                columns.setdefault(name, []).append(tensors[name])
+        return {name: np.concatenate(pieces) for name, pieces in columns.items()}
+
+    def _csr(self, values: str) -> sparse.csr_array:
+        found = self._statistics
+        indptr = np.concatenate([[0], np.cumsum(found["counts"], dtype=np.int64)])
+        shape = (len(indptr) - 1, self.d_sae)
+        return sparse.csr_array((found[values], found["indices"], indptr), shape=shape)
+
+    @cached_property
+    def mean_latents(self) -> sparse.csr_array:
+        """(n_images, d_sae) float32: each latent's mean over the positions of each image."""
+        return self._csr("mean")
+
+    @cached_property
+    def max_latents(self) -> sparse.csr_array:
+        """(n_images, d_sae) float32: each latent's maximum over the positions of each image.
+
+        The largest value, not the largest amount: where an architecture has negative latents, one that fires but is
+        nowhere positive has a maximum of 0 or below.
+        """
+        return self._csr("max")
+
+    @cached_property
+    def mean_channels(self) -> np.ndarray:
+        """(n_images, d_in) float32: the mean over positions of every channel of the layer itself, without the SAE."""
+        return np.concatenate([_read(path, ["mean_channels"])["mean_channels"] for path in self._shards()])
+
+    def _check_head(self, head: str) -> None:
+        text(head, "head")
+        if head not in self.heads:
+            raise InputError(f"{self.folder} has no classifier for {head!r}; it has {', '.join(self.heads)}")
+
+    def logits(self, head: str) -> np.ndarray:
+        """(n_images, n_out) float64: the unmodified model's logits."""
+        self._check_head(head)
+        return np.asarray(self._statistics[f"logits.{head}"], dtype=np.float64)
+
+    def logits_with_sae(self, head: str) -> np.ndarray:
+        """(n_images, n_out) float64: logits with the SAE's reconstruction in place of the layer's output."""
+        self._check_head(head)
+        return np.asarray(self._statistics[f"logits_with_sae.{head}"], dtype=np.float64)
+
+    def readout(self, head: str) -> Readout:
+        """The linear map from mean latents to the head's logits.
+
+        Raises:
+            InputError: An unknown head, or a layer whose readout is not linear.
+        """
+        self._check_head(head)
+        if self.readout_kind != "linear":
+            raise InputError(
+                f"{self.folder} was made at {self.hook_name}, where logits are not linear in the mean latents; "
+                "run the rest of the network (mammosae_plugin.latents.masked_passes)"
+            )
+        tensors = load_file(self.folder / READOUT)
+        return Readout(tensors[f"offset.{head}"], tensors[f"weight.{head}"])
+
+    def classes(self, concept: str) -> tuple[int, ...]:
+        """The class numbers of a concept: (0, 1) for a finding, (0, 1, 2, 3) for density, (0, ..., 4) for birads."""
+        return tuple(range(n_classes_of(concept)))
+
+    def rows(self, concept: str, *, split: str, unit: str = "image") -> EvaluationRows:
+        """The rows to evaluate `concept` on.
+
+        Args:
+            concept: A label column of `images`.
+            split: A split of the table.
+            unit: "image" (an image has the label of any of its findings) or "finding_row" (one row per row of the
+                annotation file, as the released code evaluates: an image repeats, and can carry label 0 in one row and
+                1 in another).
+
+        Raises:
+            InputError: Unknown concept, split or unit.
+        """
+        text(concept, "the concept")
+        if concept not in (*self.concepts, *GRADED_CONCEPTS) or concept not in self.images.columns:
+            raise InputError(
+                f"{self.folder} has no labels for {concept!r}; it has {', '.join(self.concepts)}, density, birads"
+            )
+        self._check_split(split)
+        one_of(unit, "unit", ("image", "finding_row"))
+        in_split = (self.images["split"] == split).to_numpy()
+        if unit == "image":
+            image_rows = np.flatnonzero(in_split)
+            labels = self.images[concept].to_numpy()[image_rows]
+        else:
+            chosen = self.findings[in_split[self.findings["image_row"].to_numpy()]]
+            image_rows = chosen["image_row"].to_numpy()
+            labels = chosen[concept].to_numpy()
+        patients = self.images["patient_id"].to_numpy(dtype=object)[image_rows]
+        return EvaluationRows(image_rows.astype(np.int64), labels.astype(np.int64), patients)
+
+    def _check_split(self, split: str) -> None:
+        text(split, "split")
+        if split not in self.splits:
+            raise InputError(f"{self.folder} has no split {split!r}; it has {', '.join(self.splits)}")
+
+    def _checked_row(self, image_row: int) -> int:
+        return index(image_row, "image_row", len(self.images))
+
+    def live_latents(self, split: str = "training") -> np.ndarray:
+        """int64 latents, ascending, that fire at any position of any image of the split.
+
+        Raises:
+            InputError: Unknown split.
+        """
+        self._check_split(split)
+        image_rows = np.flatnonzero((self.images["split"] == split).to_numpy())
+        return np.unique(self.mean_latents[image_rows].indices).astype(np.int64)
+
+    @cached_property
+    def _map_places(self) -> dict[int, tuple[Path, int, dict[str, np.ndarray]]]:
+        """Of each image with maps: its shard, its place among the shard's, and what the maps there are of."""
+        places: dict[int, tuple[Path, int, dict[str, np.ndarray]]] = {}
+        row = 0
+        for path in self._shards():
+            tensors = _read(path, ["indptr", "map_images", "map_latents", "map_channels"])
+            for place, offset in enumerate(tensors["map_images"].tolist()):
+                places[row + offset] = (path, place, tensors)
+            row += len(tensors["indptr"]) - 1
+        return places
+
+    def map_latents(self, image_row: int) -> np.ndarray:
+        """int64 latents whose maps over positions were kept for this image; empty where none were."""
+        return self._kept_maps("map_latents", image_row)
+
+    def map_channels(self, image_row: int) -> np.ndarray:
+        """int64 channels of the layer whose maps were kept for this image; empty where none were."""
+        return self._kept_maps("map_channels", image_row)
+
+    def _kept_maps(self, name: str, image_row: int) -> np.ndarray:
+        place = self._map_places.get(self._checked_row(image_row))
+        return place[2][name] if place else np.zeros(0, dtype=np.int64)
+
+    def maps(self, latents: Sequence[int] | np.ndarray, image_row: int) -> np.ndarray:
+        """(len(latents), h, w) float32: the latents' activations over the positions of one image.
+
+        Raises:
+            InputError: The table did not keep the map of one of them for this image.
+        """
+        return self._chosen_maps("maps", "latent", self.map_latents(image_row), latents, image_row)
+
+    def channel_maps(self, channels: Sequence[int] | np.ndarray, image_row: int) -> np.ndarray:
+        """(len(channels), h, w) float32: channels of the layer itself over the positions of one image.
+
+        Raises:
+            InputError: The table did not keep the map of one of them for this image.
+        """
+        return self._chosen_maps("channel_maps", "channel", self.map_channels(image_row), channels, image_row)
+
+    def _chosen_maps(
+        self, name: str, what: str, kept: np.ndarray, wanted: Sequence[int] | np.ndarray, image_row: int
+    ) -> np.ndarray:
+        width = {"latent": self.d_sae, "channel": self.d_in}[what]
+        numbers = indices(wanted, f"the {what}s", width).tolist()
+        column_of = {int(number): column for column, number in enumerate(kept)}
+        missing = [number for number in numbers if number not in column_of]
+        if missing:
+            raise InputError(
+                f"{self.folder} keeps no map of {what} {missing[0]} for image row {image_row}; "
+                f"encode again with it in map_{what}s"
+            )
+        if not numbers:
+            return np.zeros((0, *self.grid), dtype=np.float32)
+        return self._map_of_image(name, image_row)[[column_of[number] for number in numbers]]
+
+    def gradcam(self, head: str, image_row: int) -> np.ndarray:
+        """(h, w) float32, not negative: Grad-CAM of the head's logit at the layer, for one image.
+
+        Raises:
+            InputError: The table has no Grad-CAM maps of this head, or none for this image.
+        """
+        if head not in self.gradcam_heads:
+            raise InputError(f"{self.folder} keeps no Grad-CAM of {head!r}; encode again with gradcam=True")
+        if self._checked_row(image_row) not in self._map_places:
+            raise InputError(
+                f"{self.folder} keeps no Grad-CAM for image row {image_row}, which has no box or is in another split"
+            )
+        return self._map_of_image(f"gradcam.{head}", image_row)
+
+    def _map_of_image(self, name: str, image_row: int) -> np.ndarray:
+        path, place, _ = self._map_places[int(image_row)]
+        with safe_open(path, framework="numpy") as file:
+            values: np.ndarray = file.get_slice(name)[place]
+        return values
+
+    def boxes(self, image_row: int, concept: str) -> np.ndarray:
+        """(n, 4) float32 xyxy: the concept's boxes in the image, in pixels of the model's input."""
+        text(concept, "the concept")
+        if concept not in self.concepts:
+            raise InputError(f"{self.folder} has no boxes of {concept!r}; it has those of {', '.join(self.concepts)}")
+        rows = self._findings_of_image.get(self._checked_row(image_row))
+        if rows is None:
+            return np.zeros((0, 4), dtype=np.float32)
+        chosen = self.findings.loc[rows]
+        boxes = chosen.loc[chosen[concept] == 1, list(BOX_COLUMNS)].dropna()
+        found: np.ndarray = boxes.to_numpy(dtype=np.float32)
+        return found
+
+    @cached_property
+    def _findings_of_image(self) -> dict[Any, Any]:
+        return dict(self.findings.groupby("image_row").groups)
+
+    def reconstruction_sums(self, split: str) -> dict[str, Any]:
+        """Sums over all positions of the split's images, for explained variance and L0.
+
+        Returns:
+            n_positions; l0 (number of active latents summed over positions); and per feature dimension, (d,) float64:
+            sse (squared error of the reconstruction), sum and sum_sq (of the model's own features).
+        """
+        self._check_split(split)
+        totals: dict[str, Any] = {}
+        for path in (path for path in self._shards() if path.parent == self.folder / split):
+            for name, value in _read(path, [f"total.{name}" for name in ("n_positions", "l0", *MOMENTS)]).items():
+                key = name.removeprefix("total.")
+                totals[key] = totals.get(key, 0) + value
+        return {**totals, "n_positions": int(totals["n_positions"]), "l0": int(totals["l0"])}
+
+
+def _read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Some tensors of a shard; the maps beside them are not read."""
+    with safe_open(path, framework="numpy") as file:
+        return {name: file.get_tensor(name) for name in names}
+
+
+def changed_file(folder: Path, header: Mapping[str, Any]) -> Path | None:
+    """The first file of a table that is not what was written."""
+    if not is_sealed(header) or FILES not in header:
+        return folder / TABLE
+    return next((folder / name for name, digest in header[FILES].items() if not is_whole(folder / name, digest)), None)
+
+
+@checked_arguments
+def logit_error(table: LatentTable, head: str) -> float:
+    """How far rounding can move a logit of a latents table: `NETWORK_ERROR` of the largest sum of what it is made of.
+
+    Args:
+        table: the latents table.
+        head: a concept that has a head.
+    """
+    sizes = [np.abs(table.logits(head)), np.abs(table.logits_with_sae(head))]
+    if table.readout_kind == "linear":
+        readout = table.readout(head)
+        sizes.append(np.abs(readout.offset) + abs(table.mean_latents) @ np.abs(readout.weight))
+    return NETWORK_ERROR * float(max((size.max() for size in sizes if size.size), default=0.0))

@@ -1,0 +1,226 @@
+"""A whole study from one configuration: the only module that knows all rooms.
+
+Each step keeps what it makes under a name that holds a digest of everything the step depends on, so a step whose inputs
+have not changed is never repeated, one whose inputs have changed never reads old results, and a killed study is simply
+run again.
+
+Under torchrun every process runs the same study. Extraction, SAE training and encoding are shared among them; what else
+is made is made by the first process, for which the others wait where they need it.
+"""
+
+import time
+from collections.abc import Callable
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mammosae_plugin import distributed
+from mammosae_plugin.config import StudyConfig
+from mammosae_plugin.files import read_json, write_json
+from mammosae_plugin.locks import only_run
+from mammosae_plugin.own_files import remove_files
+from mammosae_plugin.schema.names import LAYERS_FOLDER, layer_folder
+from mammosae_plugin.study import results as study_results
+from mammosae_plugin.study.inputs import (
+    StudyInputs,
+)
+from mammosae_plugin.study.layer import LayerStudy
+
+STEPS = ("classify", "extract", "train", "encode", "probe", "intervene", "localize", "report")
+_OF_ALL_PROCESSES = ("classify", "extract", "train", "encode")
+
+
+class Study(StudyInputs):
+    """The steps of a study, each computed when it is asked for and kept in the output folder.
+
+    It holds what all layers share, data and classifiers; what is done at a layer is its `LayerStudy`.
+
+    Args:
+        config: The study's configuration.
+
+    Raises:
+        InputError: Anything that is wrong with the data, the checkpoints or the configuration, in one line.
+    """
+
+    @cached_property
+    def layers(self) -> tuple[LayerStudy, ...]:
+        """The study at each of its layers, in the configuration's order.
+
+        Names, shapes and given SAEs are tried on the network that each model starts from, before anything is trained.
+
+        Raises:
+            InputError: A layer that a model does not have or that cannot be studied, or an SAE that does not fit it.
+        """
+        layers = tuple(
+            LayerStudy(self, name, hook_name, is_final=hook_name == self.final_hook)
+            for name, hook_name in self.hook_names.items()
+        )
+        for model in self.config.models:
+            for layer in layers:
+                layer.check(self.start_network(model.name), model.name)
+        return layers
+
+    @property
+    def primary(self) -> LayerStudy:
+        """The layer whose report lies at the top: the final map, or else the last layer."""
+        return next((layer for layer in self.layers if layer.is_final), self.layers[-1])
+
+    # The steps
+
+    def classify(self) -> None:
+        """Train the classifiers that the configuration does not give as files; check those that it gives."""
+        _ = self.layers  # a layer that cannot be studied is told before hours of training
+        for pair in self.pairs:
+            self.classifier(pair)
+
+    def _at_each_layer(self, do: Callable[[LayerStudy], Any]) -> None:
+        for layer in self.layers:
+            with layer.errors_name_it():
+                do(layer)
+
+    def extract(self) -> None:
+        """The rows on which the SAEs are trained; nothing where the configuration gives the SAEs as files."""
+        self._at_each_layer(LayerStudy.extract)
+
+    def train(self) -> None:
+        """Train the SAEs, or read those that the configuration names."""
+        self._at_each_layer(LayerStudy.train)
+
+    def encode(self) -> None:
+        """Make the latents tables."""
+        self._at_each_layer(LayerStudy.encode)
+
+    def probe(self) -> None:
+        """Table 1, class means and rankings."""
+        self._at_each_layer(LayerStudy.probe)
+
+    def intervene(self) -> None:
+        """Figure 2."""
+        self._at_each_layer(LayerStudy.intervene)
+
+    def localize(self) -> None:
+        """Table 2."""
+        self._at_each_layer(LayerStudy.localize)
+
+    def report_folder(self, layer: LayerStudy) -> Path:
+        """Where a layer's results and report go."""
+        return self.results_folder / layer_folder(layer.name, self.primary.name)
+
+    def report(self) -> Path:
+        """Write every layer's figures, tables, results and report; returns the primary layer's report."""
+        side_by_side = study_results.side_by_side(self.layers) if self.has_several_layers else []
+        folders = {layer: self.report_folder(layer) for layer in self.layers}
+        # As of figures: a layer that is no longer studied must not leave a report behind.
+        for folder in (self.results_folder / LAYERS_FOLDER).glob("*"):
+            if folder.is_dir() and folder not in folders.values():
+                remove_files(folder)
+
+        def write(layer: LayerStudy) -> None:
+            found = study_results.results(layer, side_by_side, self.primary.name)
+            layer.write_report(_dated(found, folders[layer]), folders[layer])
+
+        self._at_each_layer(write)
+        return self.results_folder / "report.html"
+
+    # Running
+
+    def run(self, until: str = "report") -> None:
+        """Do the steps up to and including `until`; each shows its progress and keeps its result.
+
+        The seconds that each step took are added up over runs in `timings.json` in the output folder. Of several
+        processes the first alone does what comes after `encode`.
+
+        Raises:
+            InputError: Anything that is wrong with the input, or another run writes to the output folder.
+        """
+        with only_run(self.output):
+            for step in STEPS[: STEPS.index(until) + 1]:
+                self._run(step)
+
+    def _run(self, step: str) -> None:
+        file = self.output / "timings.json"
+        start = time.perf_counter()
+        if step in _OF_ALL_PROCESSES:
+            getattr(self, step)()
+        elif distributed.is_main():
+            with distributed.alone():
+                getattr(self, step)()
+        if distributed.is_main():
+            seconds = time.perf_counter() - start
+            timings = _timings(file)
+            write_json(file, {**timings, step: round(timings.get(step, 0.0) + seconds, 2)})
+
+    def summary(self, step: str) -> str:
+        """What a command prints when its step is done: the main figures and where to find the rest."""
+        if step == "extract" and self.config.sae.train is None:
+            return "extract: nothing to do, because the study's SAE is given as a file"
+        if step == "localize" and not self.pairs_with_boxes:
+            return "localize: nothing to do, because no concept of the study has a box in the test split"
+        if step == "report":
+            others = [layer for layer in self.layers if layer is not self.primary]
+            lines = [*_aurocs(self.primary), f"report: {self.results_folder / 'report.html'}"]
+            return "\n".join(
+                lines + [f"report of {layer.name}: {self.report_folder(layer) / 'report.html'}" for layer in others]
+            )
+        frames = {"probe": "reconstruction", "intervene": "interventions", "localize": "localization"}
+        if step in frames:
+            lines = []
+            for layer in self.layers:
+                frame: pd.DataFrame = getattr(layer, frames[step])
+                lines += [f"layer {layer.name}:"] if self.has_several_layers else []
+                lines.append(frame.to_string(index=False, max_rows=40))
+            return "\n".join([*lines, f"kept in {self.work / 'analyses'}"])
+        if step == "extract":
+            lines = [store.summary() for store in self.stores.values()]
+            lines += [
+                f"batch norms folded: the features of {name} differ by {error:.1e} (relative, of one image)"
+                for name, error in self.folding_errors.items()
+            ]
+            lines += [
+                f"compiled: the features of {name} differ by {error:.1e} (relative, of one image)"
+                for name, error in self.compiling_errors.items()
+            ]
+            return "\n".join([*lines, f"extract: done; kept in {self.work / 'activations'}"])
+        places = {"classify": "classifiers", "extract": "activations", "train": "sae", "encode": "latents"}
+        return f"{step}: done; kept in {self.work / places[step]}"
+
+
+def _aurocs(layer: LayerStudy) -> list[str]:
+    without, with_sae = (
+        layer.reconstruction.query("variant == @variant").to_dict("records") for variant in ("without_sae", "with_sae")
+    )
+    return [
+        f"{row['model']}/{row['concept']}: AUROC {row['auroc']:.3f} without the SAE, {other['auroc']:.3f} with it "
+        "(test split)"
+        for row, other in zip(without, with_sae, strict=True)
+    ]
+
+
+def _dated(results: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The results with the date of the first run that had them: running again changes no byte."""
+    file = folder / "results.json"
+    before = read_json(file) if file.exists() else {}
+    created = before.pop("created", None) if isinstance(before, dict) else None
+    return {**results, "created": created if before == results else date.today().isoformat()}
+
+
+def _timings(file: Path) -> dict[str, float]:
+    found = read_json(file) if file.exists() else {}
+    return found if isinstance(found, dict) else {}
+
+
+def run_study(config: StudyConfig) -> Path:
+    """Run a whole study and return the path of its report. A killed study is run again and continues.
+
+    Of several processes of torchrun the first writes the report, when the others have returned.
+
+    Raises:
+        InputError: Anything that is wrong with the data, the checkpoints or the configuration, in one line.
+    """
+    distributed.start()
+    study = Study(config)
+    study.run()
+    return study.results_folder / "report.html"
