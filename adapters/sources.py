@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 HUB_SCHEMES = ("hub://", "hf://")
 HUB_SCHEME = HUB_SCHEMES[0]
+URLS = {"model": "", "dataset": "datasets/", "space": "spaces/"}
+"""What stands before a repository's name in its address, by its kind."""
 
 _REPO = rf"(?P<repo>{REPOSITORY.pattern})"
 _HUB_URL = re.compile(rf"(?:hub|hf)://{_REPO}(?:@(?P<revision>[^/\s]+))?(?:/(?P<path>\S.*?))?/?")

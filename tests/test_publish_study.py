@@ -14,7 +14,7 @@ from mammosae_plugin.adapters import load_mammo_clip, new_classifier
 from mammosae_plugin.adapters.mammo_clip import save_classifier_folder
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, sha256_of_file
-from mammosae_plugin.hub.about import About, parse_links
+from mammosae_plugin.findings.about import About, parse_links
 from mammosae_plugin.hub.models import publish_model
 from mammosae_plugin.privacy.guard import PrivacyContext, PrivacyError, check_staged
 from mammosae_plugin.schema.findings import MEANINGS, SCHEMAS

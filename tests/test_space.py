@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from mammosae_plugin.cli import app
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import sha256_of_file
-from mammosae_plugin.hub.about import About
+from mammosae_plugin.findings.about import About
 from mammosae_plugin.hub.comparison import compare_findings
 from mammosae_plugin.hub.findings import Findings
 from mammosae_plugin.hub.space import PAGES, build_space, read_findings

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from mammosae_plugin.hub.about import About
+    from mammosae_plugin.findings.about import About
     from mammosae_plugin.hub.publishing import Publication
 
 Debug = Annotated[bool, typer.Option("--debug", help="On an error, show the whole traceback.")]
@@ -106,6 +106,6 @@ def about_of(
     author: list[str] | None, description: str | None, link: list[str] | None, **repositories: str | None
 ) -> "About":
     """What the options of publishing say for the card; repositories by part: sae, model, findings, space."""
-    from mammosae_plugin.hub.about import About, parse_links
+    from mammosae_plugin.findings.about import About, parse_links
 
     return About(tuple(author or ()), description, parse_links(link or ()), **repositories)

@@ -101,7 +101,7 @@ def publish_sae_command(
         from mammosae_plugin.files import read_json
         from mammosae_plugin.hub.publishing import Publication
         from mammosae_plugin.hub.saes import publish_sae
-        from mammosae_plugin.privacy.guard import PrivacyContext
+        from mammosae_plugin.privacy.context import PrivacyContext
 
         saes: Path | dict[str, Path] = source
         if also:
@@ -186,7 +186,7 @@ def publish_model_command(
     with clear_errors(debug):
         from mammosae_plugin.hub.models import publish_model
         from mammosae_plugin.hub.publishing import Publication
-        from mammosae_plugin.privacy.guard import PrivacyContext
+        from mammosae_plugin.privacy.context import PrivacyContext
 
         publication = publish_model(
             source,

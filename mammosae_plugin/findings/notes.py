@@ -30,7 +30,7 @@ from mammosae_plugin.schema.names import file_part
 from mammosae_plugin.schema.results import BACKGROUND, CONCEPT, UNCLEAR, Results
 
 if TYPE_CHECKING:
-    from mammosae_plugin.privacy.guard import PrivacyContext
+    from mammosae_plugin.privacy.context import PrivacyContext
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ def _check_privacy(study: StudyFolder, parts: dict[str, str], allow: Sequence[st
 @lru_cache(maxsize=4)
 def _privacy_context(folder: Path, versions: tuple[tuple[int, int], ...]) -> "PrivacyContext":
     """The ids of a study, as far as its tables are here (a reader may have the results alone)."""
-    from mammosae_plugin.privacy.guard import PrivacyContext
+    from mammosae_plugin.privacy.context import PrivacyContext
 
     return PrivacyContext.of_study(folder) if versions else PrivacyContext()
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from mammosae_plugin.adapters.sources import is_on_hub
 from mammosae_plugin.analysis.probing import Score, class_mean_latents, rank_latents
+from mammosae_plugin.findings.about import About, places
 from mammosae_plugin.findings.notes import Note, read_notes, with_readers
 from mammosae_plugin.findings.study_folder import Encoder, LayerResults, StudyFolder
-from mammosae_plugin.hub.about import About, places
 from mammosae_plugin.privacy.small_groups import Firing, Mask, Weights, hidden_latents, is_few, rare_rows
 from mammosae_plugin.schema.findings import CONCEPT, FORMAT_VERSION, NOTE, SCHEMAS
 from mammosae_plugin.schema.results import ROLE_NUMBERS, stated_role

@@ -7,8 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mammosae_plugin.findings.about import About
     from mammosae_plugin.findings.published import Findings
-    from mammosae_plugin.hub.about import About
     from mammosae_plugin.hub.comparison import Comparison, compare_findings
     from mammosae_plugin.hub.findings import load_findings, publish_findings, stage_findings
     from mammosae_plugin.hub.models import publish_model
@@ -36,25 +36,25 @@ __all__ = [
 ]
 
 _MODULES = {
-    "About": "about",
-    "Comparison": "comparison",
-    "Findings": "findings",
-    "compare_findings": "comparison",
-    "load_findings": "findings",
-    "publish_findings": "findings",
-    "stage_findings": "findings",
-    "RELEASES": "releases",
-    "Release": "releases",
-    "build_space": "space",
-    "publish_model": "models",
-    "publish_sae": "saes",
-    "publish_space": "space",
-    "pull": "pulling",
-    "register_releases": "releases",
+    "About": "mammosae_plugin.findings.about",
+    "Comparison": "mammosae_plugin.hub.comparison",
+    "Findings": "mammosae_plugin.findings.published",
+    "compare_findings": "mammosae_plugin.hub.comparison",
+    "load_findings": "mammosae_plugin.hub.findings",
+    "publish_findings": "mammosae_plugin.hub.findings",
+    "stage_findings": "mammosae_plugin.hub.findings",
+    "RELEASES": "mammosae_plugin.hub.releases",
+    "Release": "mammosae_plugin.hub.releases",
+    "build_space": "mammosae_plugin.hub.space",
+    "publish_model": "mammosae_plugin.hub.models",
+    "publish_sae": "mammosae_plugin.hub.saes",
+    "publish_space": "mammosae_plugin.hub.space",
+    "pull": "mammosae_plugin.hub.pulling",
+    "register_releases": "mammosae_plugin.hub.releases",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return getattr(import_module(_MODULES[name]), name)

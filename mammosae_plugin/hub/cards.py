@@ -424,7 +424,7 @@ def _names(values: Sequence[Any]) -> str:
 
 
 def _place(published: Row) -> str:
-    from mammosae_plugin.hub.about import hub_place
+    from mammosae_plugin.findings.about import hub_place
 
     return hub_place(published["repo"], published["revision"], published["id"])
 

@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import TEMPORARY, atomic_path, local_path, read_parquet, write_text
+from mammosae_plugin.findings.about import About
 from mammosae_plugin.findings.published import LATENT_KEY, Findings
-from mammosae_plugin.hub.about import About, recorder
+from mammosae_plugin.hub.publishing import recorder
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.own_files import replace_folder
 from mammosae_plugin.schema.findings import CONFIGS, parquet_path
@@ -26,7 +27,7 @@ from mammosae_plugin.schema.findings import CONFIGS, parquet_path
 if TYPE_CHECKING:
     from mammosae_plugin.findings.study_folder import StudyFolder
     from mammosae_plugin.hub.publishing import Publication, Published
-    from mammosae_plugin.privacy.guard import PrivacyContext
+    from mammosae_plugin.privacy.context import PrivacyContext
 
 KEY_FILE = "publishing.key"
 STAGED_FOLDER = "findings"
@@ -70,7 +71,8 @@ def stage_findings(
         InputError: No finished study, or a folder that holds something else.
         PrivacyError: Examples of a restricted dataset without its licence, or anything else that may not get out.
     """
-    from mammosae_plugin.privacy.guard import PrivacyContext, check_staged
+    from mammosae_plugin.privacy.context import PrivacyContext
+    from mammosae_plugin.privacy.guard import check_staged
 
     context = PrivacyContext.of_study(local_path(study_folder), min_group=min_group, licence=data_licence)
     about = (about or About()).with_record(study_folder)
@@ -300,7 +302,7 @@ def publish_findings(
     """
     from mammosae_plugin.hub.publishing import prepare
     from mammosae_plugin.hub.quality import flaws_of_study, refuse_poor
-    from mammosae_plugin.privacy.guard import PrivacyContext
+    from mammosae_plugin.privacy.context import PrivacyContext
 
     if not licence.strip():
         raise InputError("findings need a licence; name one, such as cc-by-4.0")

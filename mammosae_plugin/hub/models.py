@@ -21,14 +21,14 @@ from mammosae_plugin.adapters import MammoClipClassifier, load_mammo_clip
 from mammosae_plugin.adapters.mammo_clip import CLASSIFIER_FILES, save_classifier_folder
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, sha256_of_file, write_json, write_text
+from mammosae_plugin.findings.about import About, places
 from mammosae_plugin.findings.study_folder import StudyFolder, is_study_folder
 from mammosae_plugin.findings.tables import separation_rows
-from mammosae_plugin.hub.about import About, places, recorder
-from mammosae_plugin.hub.publishing import Publication, Published, files_of_repo, look_at_head, prepare
+from mammosae_plugin.hub.publishing import Publication, Published, files_of_repo, look_at_head, prepare, recorder
 from mammosae_plugin.hub.saes import portable, with_fingerprint
 from mammosae_plugin.hub.scratch import Scratch
 from mammosae_plugin.hub_requests import ask
-from mammosae_plugin.privacy.guard import PrivacyContext
+from mammosae_plugin.privacy.context import PrivacyContext
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint, torch_generator
 
 CONFIG, WEIGHTS = CLASSIFIER_FILES

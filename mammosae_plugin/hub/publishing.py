@@ -10,6 +10,8 @@ was looked at, makes all of them appear. What is there already is not overwritte
 
 import contextlib
 import json
+import logging
+import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -21,15 +23,20 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Re
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
+from mammosae_plugin.adapters.sources import URLS
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import local_path, sha256_of_file, write_text
+from mammosae_plugin.files import local_path, sha256_of_file, write_json, write_text
+from mammosae_plugin.findings.about import RECORD, Part, published_places
 from mammosae_plugin.hub.card_parts import join_cards
 from mammosae_plugin.hub_cache import FileHash
 from mammosae_plugin.hub_requests import REPOSITORY, HubError, ask
 
 if TYPE_CHECKING:
+    from mammosae_plugin.privacy.context import PrivacyContext
     from mammosae_plugin.privacy.guard import Kind as Contents
-    from mammosae_plugin.privacy.guard import PrivacyContext, StagedFile
+    from mammosae_plugin.privacy.guard import StagedFile
+
+logger = logging.getLogger(__name__)
 
 RepoKind = Literal["model", "dataset", "space"]
 Change = Literal["new", "same", "replaced", "removed"]
@@ -44,8 +51,6 @@ _REMOVED: "Mapping[Contents, re.Pattern[str]]" = {
 """Of the files that are there, those that went out with an earlier upload of the same kind."""
 _CARD, _LONGEST_COMPLAINT = "README.md", 200
 _LISTING = 1  # huggingface_hub asks for a page of a list again by itself
-URLS: Mapping[str, str] = {"model": "", "dataset": "datasets/", "space": "spaces/"}
-"""What stands before a repository's name in its address, by its kind."""
 
 
 @dataclass(frozen=True)
@@ -490,3 +495,24 @@ def _no_longer_part(
 ) -> tuple[str, ...]:
     staged = {file.path for file in files}
     return tuple(path for path in there if path not in staged and _REMOVED[contents].fullmatch(path))
+
+
+def recorder(
+    study_folder: str | os.PathLike[str], part: Part, weights: Mapping[str, str] | None = None
+) -> Callable[[Published], None]:
+    """What writes into a study's folder, once a part of it was sent, where it is.
+
+    Args:
+        study_folder: the study.
+        part: what is sent.
+        weights: the ids of SAEs or classifiers by what tells their weights from others.
+    """
+
+    def record(published: Published) -> None:
+        own = {"repo": published.repo_id, "revision": published.tag or published.commit, "weights": dict(weights or {})}
+        try:
+            write_json(local_path(study_folder) / RECORD, {**published_places(study_folder), part: own})
+        except OSError as error:  # it is published all the same
+            logger.warning("%s cannot be written (%s): later cards will not link to this by themselves", RECORD, error)
+
+    return record

@@ -39,14 +39,15 @@ from mammosae_plugin.files import (
     write_safetensors,
     write_text,
 )
+from mammosae_plugin.findings.about import About
 from mammosae_plugin.findings.study_folder import LayerResults, StudyFolder, is_study_folder
 from mammosae_plugin.findings.tables import shared_named_latents, shared_quality
-from mammosae_plugin.hub.about import About, recorder
-from mammosae_plugin.hub.publishing import Publication, Published, files_of_repo, look_at_head, prepare
+from mammosae_plugin.hub.publishing import Publication, Published, files_of_repo, look_at_head, prepare, recorder
 from mammosae_plugin.hub.quality import refuse_poor
 from mammosae_plugin.hub.scratch import Scratch
 from mammosae_plugin.hub_requests import ask, first_line
-from mammosae_plugin.privacy.guard import PrivacyContext, copy_figure, let_out
+from mammosae_plugin.privacy.context import PrivacyContext
+from mammosae_plugin.privacy.guard import copy_figure, let_out
 from mammosae_plugin.privacy.rules import RESTRICTED
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint, torch_generator
 from mammosae_plugin.schema.results import poor_sae, role_evidence

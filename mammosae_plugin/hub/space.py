@@ -22,17 +22,18 @@ import pandas as pd
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import TEMPORARY, local_path, write_text
+from mammosae_plugin.findings.about import About
 from mammosae_plugin.findings.published import Findings
 from mammosae_plugin.findings.study_folder import is_study_folder, sae_tensors
-from mammosae_plugin.hub.about import About, recorder
 from mammosae_plugin.hub.findings import load_findings
+from mammosae_plugin.hub.publishing import recorder
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.own_files import replace_folder
 from mammosae_plugin.schema.results import role_evidence, stated_role
 
 if TYPE_CHECKING:
     from mammosae_plugin.hub.publishing import Publication, Published
-    from mammosae_plugin.privacy.guard import PrivacyContext
+    from mammosae_plugin.privacy.context import PrivacyContext
 
 logger = logging.getLogger(__name__)
 
@@ -368,7 +369,7 @@ def read_findings(source: Findings | str | Path, *, min_group: int = 5) -> Findi
 
 def _read(source: Findings | str | Path, min_group: int) -> "tuple[Findings, PrivacyContext]":
     """Findings, and what must not get out with them: of a study's folder the ids of its patients and images too."""
-    from mammosae_plugin.privacy.guard import PrivacyContext
+    from mammosae_plugin.privacy.context import PrivacyContext
 
     findings = read_findings(source, min_group=min_group)
     if not isinstance(source, Findings) and is_study_folder(source):
@@ -382,7 +383,7 @@ def _read(source: Findings | str | Path, min_group: int) -> "tuple[Findings, Pri
 
 
 def _joined(contexts: "Sequence[PrivacyContext]", min_group: int) -> "PrivacyContext":
-    from mammosae_plugin.privacy.guard import PrivacyContext
+    from mammosae_plugin.privacy.context import PrivacyContext
 
     return PrivacyContext(
         frozenset().union(*(context.private_values for context in contexts)),

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import huggingface_hub
 import pyarrow as pa
@@ -24,13 +24,11 @@ import pyarrow.compute as pc
 
 from mammosae_plugin.datasets.concepts import CONCEPTS, GRADED_CONCEPTS
 from mammosae_plugin.files import sha256_of_file
+from mammosae_plugin.privacy.context import PrivacyContext
 from mammosae_plugin.privacy.keys import entries_of, lists_numbers, too_many_numbers
 from mammosae_plugin.privacy.reading import ARROW_SCHEMA, Opened, Passage
 from mammosae_plugin.privacy.search import Needles, readings
 from mammosae_plugin.privacy.text import FINDERS, bare_dates, looks_private
-
-if TYPE_CHECKING:
-    from mammosae_plugin.privacy.guard import PrivacyContext
 
 logger = logging.getLogger(__name__)
 
@@ -209,7 +207,7 @@ class Staged:
 
     folder: Path
     kind: Kind
-    context: "PrivacyContext"
+    context: PrivacyContext
     files: tuple[Opened, ...]
     repo_id: str | None = None
     said: Mapping[str, str] = field(default_factory=dict)

@@ -7,15 +7,14 @@ them by itself, and what was published before once it is published again.
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from mammosae_plugin.adapters.sources import HUB_SCHEME, parse_hub_name
+from mammosae_plugin.adapters.sources import HUB_SCHEME, URLS, parse_hub_name
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import local_path, read_json, write_json
-from mammosae_plugin.hub.publishing import URLS, Published
+from mammosae_plugin.files import local_path, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +68,7 @@ class About:
 
     def with_record(self, study_folder: str | os.PathLike[str]) -> "About":
         """The same, with the repositories in which the study was published, where none are named."""
-        known = _record(study_folder)
+        known = published_places(study_folder)
         places: dict[str, Any] = {
             part: f"{place['repo']}@{place['revision']}"
             for part, place in known.items()
@@ -151,7 +150,7 @@ def places(
     Returns:
         repo, revision and id of those that are known to be there.
     """
-    record = _record(study_folder).get(part)
+    record = published_places(study_folder).get(part)
     named = about.repositories().get(part)
     if named is None:
         return {}
@@ -165,28 +164,8 @@ def places(
     }
 
 
-def recorder(
-    study_folder: str | os.PathLike[str], part: Part, weights: Mapping[str, str] | None = None
-) -> Callable[[Published], None]:
-    """What writes into a study's folder, once a part of it was sent, where it is.
-
-    Args:
-        study_folder: the study.
-        part: what is sent.
-        weights: the ids of SAEs or classifiers by what tells their weights from others.
-    """
-
-    def record(published: Published) -> None:
-        own = {"repo": published.repo_id, "revision": published.tag or published.commit, "weights": dict(weights or {})}
-        try:
-            write_json(local_path(study_folder) / RECORD, {**_record(study_folder), part: own})
-        except OSError as error:  # it is published all the same
-            logger.warning("%s cannot be written (%s): later cards will not link to this by themselves", RECORD, error)
-
-    return record
-
-
-def _record(study_folder: str | os.PathLike[str]) -> dict[str, Any]:
+def published_places(study_folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The record of where a study's parts were published last, by part; empty where none was."""
     file = local_path(study_folder) / RECORD
     if not file.is_file():
         return {}

@@ -1,0 +1,115 @@
+"""Rooms one above the other, imports downwards only, and the names that others use where they look for them."""
+
+import ast
+import importlib
+import os
+import re
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "mammosae_plugin"
+
+ROOMS = (
+    *("cli", "study", "report", "hub", "visualization", "findings", "privacy", "analysis", "latents"),
+    *("config", "training", "activations", "datasets", "adapters", "schema", "measures"),
+)
+"""From the roof to the ground; what is in none of them is ground."""
+_FACES = {"__main__": "cli", "probing": "analysis", "intervention": "analysis", "localization": "analysis"}
+
+PUBLIC = {
+    "adapters": "load_mammo_clip MammoClipClassifier HookedVisionModel load_vision_sae vision_sae_disk_loader "
+    "vision_sae_huggingface_loader UnsafeCheckpointError CheckpointFormatError",
+    "datasets": "VinDrMammo make_phantoms",
+    "activations": "extract_activations ActivationStore",
+    "training": "train_sae train_saes train_classifier SAETraining ClassifierTraining",
+    "latents": "encode_latents LatentTable",
+    "probing": "class_mean_latents rank_latents",
+    "intervention": "latent_group intervene sweep",
+    "localization": "heatmap_boxes average_precision localize",
+    "study": "Study run_study",
+    "hub": "publish_sae publish_findings load_findings compare_findings register_releases",
+}
+"""The contract: what scripts outside the project import."""
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    files = [Path(folder) / name for folder, _, names in os.walk(PACKAGE, followlinks=True) for name in names]
+    for path in sorted(path for path in files if path.suffix == ".py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports_of(source: str) -> Iterator[tuple[str, str | None]]:
+    """Every module of ours that a source imports anywhere, under TYPE_CHECKING and in functions too, and the name."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            if (node.module or "").split(".")[0] == PACKAGE.name:
+                yield from ((str(node.module), alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names if alias.name.split(".")[0] == PACKAGE.name)
+
+
+def edges(name: str) -> set[str]:
+    found = set()
+    for module, imported in imports_of(MODULES[name].read_text()):
+        full = f"{module}.{imported}"
+        found.add(full if full in MODULES else module)
+    return found - {name}
+
+
+def floor(name: str) -> int:
+    room = name.split(".")[1] if "." in name else ""
+    room = _FACES.get(room, room)
+    return ROOMS.index(room) if room in ROOMS else len(ROOMS)
+
+
+def test_imports_go_downwards_only():
+    upwards = {name: {other for other in edges(name) if floor(other) < floor(name)} for name in MODULES}
+    assert not {name: others for name, others in upwards.items() if others}
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    try:
+        TopologicalSorter({name: edges(name) for name in MODULES}).prepare()
+    except CycleError as error:
+        pytest.fail(" <- ".join(error.args[1]))
+
+
+def test_report_hub_and_command_line_ask_no_analysis_and_no_adapter_knows_labels():
+    for name in MODULES:
+        rooms = {other.split(".")[1] for other in edges(name) if "." in other}
+        if name.split(".")[1:2] in (["report"], ["cli"], ["hub"]):
+            assert "analysis" not in rooms, name
+        if name.startswith("mammosae_plugin.adapters"):
+            assert not rooms & set(ROOMS[: ROOMS.index("adapters")]), name
+
+
+def told_imports() -> list[tuple[str, str]]:
+    """What README, docs, cards and examples import of ours."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "hub_cards").rglob("*.j2")]
+    texts = [path.read_text() for path in (*pages, *(ROOT / "examples").rglob("*.py"))]
+    told = set()
+    for text in texts:
+        for module, names in re.findall(r"^\s*from (mammosae_plugin[\w.]*) import (\([^)]*\)|[\w ,]+)", text, re.M):
+            told |= {(module, name.split(" as ")[0].strip()) for name in names.strip("()").split(",") if name.strip()}
+    return sorted(told)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [*((f"mammosae_plugin.{room}", name) for room, names in PUBLIC.items() for name in names.split()), *told_imports()],
+)
+def test_names_that_others_use_stay_importable(module, name):
+    found = importlib.import_module(module)
+    if not hasattr(found, name):
+        importlib.import_module(f"{module}.{name}")
