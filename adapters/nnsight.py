@@ -5,19 +5,27 @@ object a method `save` and changes `Tensor.backward`. Only its public names NNsi
 """
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from mammosae_plugin.errors import InputError
 
-if TYPE_CHECKING:
-    from mammosae_plugin.adapters.hooked_vision_model import HookedVisionModel
+
+class Hookable(Protocol):
+    """What wrapping needs of a `HookedVisionModel`, which is also an `nn.Module`."""
+
+    @property
+    def attachment_count(self) -> int:
+        """How often SAEs have been attached or detached."""
+
+    def require_open(self) -> None:
+        """Raise `RuntimeError` once the model is closed."""
 
 
 class StaleWrappingError(RuntimeError):
     """The model's modules are no longer those that nnsight wrapped: an SAE was attached or detached since."""
 
 
-def wrap_for_nnsight(model: "HookedVisionModel") -> Any:
+def wrap_for_nnsight(model: Hookable) -> Any:
     """Wrap a hookable model, with the SAEs that are attached now, for nnsight.
 
     ```python
@@ -57,7 +65,7 @@ def _checked_wrapping() -> type:
     class CheckedNNsight(NNsight):  # type: ignore[misc]
         """`NNsight` that refuses to trace a model whose modules are no longer those that it wrapped."""
 
-        def __init__(self, hooked: "HookedVisionModel"):
+        def __init__(self, hooked: Hookable):
             super().__init__(hooked)
             # Past nnsight's own __setattr__, which takes a module for a new part of the network.
             object.__setattr__(self, "_hooked", hooked)

@@ -6,19 +6,37 @@ intervention costs the rest of the network alone.
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
 
+from mammosae_plugin.adapters.layouts import HookLayout
 from mammosae_plugin.adapters.recording import Call, Recording, evaluation, record, seen_by_hooks
 from mammosae_plugin.errors import InputError
 
-if TYPE_CHECKING:
-    from mammosae_plugin.adapters.hooked_vision_model import HookedVisionModel
-
 _AGREEMENT = 1e-4  # relative, of the rest of the network with the whole on an image of noise
+
+
+class Rooted(Protocol):
+    """What is needed of a `HookedVisionModel`, whose documentation says what these are."""
+
+    model: nn.Module
+    n_channels: int
+    hook_shapes: dict[str, tuple[int, ...]]
+    hook_layouts: dict[str, HookLayout]
+    passed_by: frozenset[str]
+
+    @property
+    def acts_to_saes(self) -> dict[str, Any]:
+        """The attached SAEs."""
+
+    def head_input(self) -> AbstractContextManager[list[torch.Tensor]]:
+        """Notes what the head reads."""
+
+    def __call__(self, images: torch.Tensor) -> Any:
+        """One pass."""
 
 
 class RestOfNetwork:
@@ -36,7 +54,7 @@ class RestOfNetwork:
         image_size: (H, W) of the images.
     """
 
-    def __init__(self, root: "HookedVisionModel", hook_name: str, image_size: tuple[int, int]):
+    def __init__(self, root: Rooted, hook_name: str, image_size: tuple[int, int]):
         """Record one pass over noise, find the modules to skip, and compare with the whole network.
 
         Raises:
@@ -62,7 +80,7 @@ class RestOfNetwork:
     def __call__(self, raw: torch.Tensor) -> Any:
         """What the model gives if the module at the hook point puts out `raw`, the first axis being the images."""
         images = raw.new_full((1, 1, 1, 1), float("nan")).expand(len(raw), self._root.n_channels, *self.image_size)
-        with seen_by_hooks(self._root), self._placeholders(raw):
+        with seen_by_hooks(cast(nn.Module, self._root)), self._placeholders(raw):
             return self._root(images)
 
     def head_input(self, raw: torch.Tensor) -> torch.Tensor:

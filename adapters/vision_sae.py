@@ -17,7 +17,6 @@ import sae_lens
 import torch
 from sae_lens import SAE, StandardSAE
 
-from mammosae_plugin import __version__
 from mammosae_plugin.adapters.checkpoints import (
     CheckpointFormatError,
     check_keys,
@@ -29,6 +28,7 @@ from mammosae_plugin.adapters.checkpoints import (
 from mammosae_plugin.adapters.sources import HUB_SCHEME, Source, find_source
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, sha256_of_file
+from mammosae_plugin.version import __version__
 
 DEFAULT_FILENAME = "sparse_autoencoder_final.pt"
 HOOK_NAME = "bn2.hook_out"

@@ -1,3 +1,25 @@
-"""The public place of `mammosae_plugin.analysis.localization`."""
+"""The public place of `analysis.localization`."""
 
-from mammosae_plugin.analysis.localization import *  # noqa: F403
+from mammosae_plugin.analysis.localization import (
+    BoxScore,
+    Contours,
+    Threshold,
+    average_precision,
+    heatmap,
+    heatmap_boxes,
+    localize,
+    localize_baselines,
+    localize_thresholds,
+)
+
+__all__ = [
+    "BoxScore",
+    "Contours",
+    "Threshold",
+    "average_precision",
+    "heatmap",
+    "heatmap_boxes",
+    "localize",
+    "localize_baselines",
+    "localize_thresholds",
+]

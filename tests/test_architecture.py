@@ -18,7 +18,12 @@ ROOMS = (
     *("config", "training", "activations", "datasets", "adapters", "schema", "measures"),
 )
 """From the roof to the ground; what is in none of them is ground."""
-_FACES = {"__main__": "cli", "probing": "analysis", "intervention": "analysis", "localization": "analysis"}
+_FACES = {
+    "__main__": "cli",
+    "notes": "findings",
+    **dict.fromkeys(("probing", "intervention", "localization"), "analysis"),
+}
+"""Modules beside the rooms that only hand on what a room has, under the names by which others know them."""
 
 PUBLIC = {
     "adapters": "load_mammo_clip MammoClipClassifier HookedVisionModel load_vision_sae vision_sae_disk_loader "
@@ -60,15 +65,23 @@ def imports_of(source: str) -> Iterator[tuple[str, str | None]]:
 
 
 def edges(name: str) -> set[str]:
+    """What a module imports; of a package's face also what it hands on, which its stub says."""
     found = set()
     for module, imported in imports_of(MODULES[name].read_text()):
         full = f"{module}.{imported}"
         found.add(full if full in MODULES else module)
+    stub = MODULES[name].with_suffix(".pyi")
+    if stub.exists():
+        froms = [node for node in ast.parse(stub.read_text()).body if isinstance(node, ast.ImportFrom)]
+        found |= {f"{name}.{node.module}" for node in froms}
     return found - {name}
 
 
 def floor(name: str) -> int:
-    room = name.split(".")[1] if "." in name else ""
+    """From the roof, which is the package's own face, downwards."""
+    if name == PACKAGE.name:
+        return -1
+    room = name.split(".")[1]
     room = _FACES.get(room, room)
     return ROOMS.index(room) if room in ROOMS else len(ROOMS)
 

@@ -35,6 +35,8 @@ def test_the_wheel_holds_plain_files_under_one_package(wheel):
         "mammosae_plugin/report/style.css",
         "mammosae_plugin/report/paper_results.json",
         "mammosae_plugin/py.typed",
+        "mammosae_plugin/__init__.pyi",
+        "mammosae_plugin/analysis/__init__.pyi",
     ):
         assert name in names
 
@@ -42,9 +44,10 @@ def test_the_wheel_holds_plain_files_under_one_package(wheel):
 @pytest.mark.slow
 def test_the_wheel_works_in_a_clean_environment(wheel, tmp_path):
     """A new environment that has the dependencies of this one, but not this checkout."""
+    elsewhere = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "--no-deps", "--quiet", wheel], check=True)
+    subprocess.run([python, "-m", "pip", "install", "--no-deps", "--quiet", wheel], check=True, env=elsewhere)
     site = subprocess.run(
         [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
         check=True,
@@ -61,7 +64,6 @@ def test_the_wheel_works_in_a_clean_environment(wheel, tmp_path):
         "jinja2.PackageLoader('mammosae_plugin', 'hub_cards')\n"
         "try:\n    import adapters\nexcept ImportError:\n    print('no top-level adapters')\n"
     )
-    elsewhere = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     result = subprocess.run(
         [python, "-c", script], check=True, capture_output=True, text=True, cwd=tmp_path, env=elsewhere
     )
@@ -76,17 +78,19 @@ def test_the_wheel_works_in_a_clean_environment(wheel, tmp_path):
 def test_importing_the_package_imports_no_room_and_no_optional_package():
     script = (
         "import sys, mammosae_plugin\n"
-        "assert not [name for name in sys.modules if name.startswith('mammosae_plugin.')]\n"
+        "assert [name for name in sys.modules if name.startswith('mammosae_plugin.')] == ['mammosae_plugin.version']\n"
+        "assert {'Study', 'load_vision_sae', 'sweep'} <= set(dir(mammosae_plugin))\n"
         "import mammosae_plugin.study\n"
         "assert 'nnsight' not in sys.modules and 'pydicom' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_the_version_is_said_once_and_the_same():
+def test_the_version_is_said_once_and_dependencies_are_bounded(wheel):
     import mammosae_plugin
 
     tomllib = pytest.importorskip("tomllib")  # Python 3.11
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["version"] == mammosae_plugin.__version__
+    assert project["dynamic"] == ["version"]
+    assert wheel.name.split("-")[1] == mammosae_plugin.__version__
     assert all(re.search(r"<\d", dependency) for dependency in project["dependencies"])

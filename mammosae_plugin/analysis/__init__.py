@@ -1,1 +1,5 @@
 """Analyses: pure functions from the latents table to data frames."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mammosae_plugin import __version__
 from mammosae_plugin.cli.common import Debug, clear_errors
 from mammosae_plugin.cli.hub import add_hub_commands
 from mammosae_plugin.memory import keep_freed_memory
+from mammosae_plugin.version import __version__
 
 if TYPE_CHECKING:
     from mammosae_plugin.config import StudyConfig

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from mammosae_plugin.hub.publishing import Publication, Published
     from mammosae_plugin.privacy.context import PrivacyContext
 
+__all__ = ["About", "Findings", "findings_facts", "load_findings", "publish_findings", "stage_findings"]
+
 KEY_FILE = "publishing.key"
 STAGED_FOLDER = "findings"
 

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi, hf_hub_download
 
-from mammosae_plugin import __version__
 from mammosae_plugin.adapters import MammoClipClassifier, load_mammo_clip
 from mammosae_plugin.adapters.mammo_clip import CLASSIFIER_FILES, save_classifier_folder
 from mammosae_plugin.errors import InputError
@@ -30,6 +29,7 @@ from mammosae_plugin.hub.scratch import Scratch
 from mammosae_plugin.hub_requests import ask
 from mammosae_plugin.privacy.context import PrivacyContext
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint, torch_generator
+from mammosae_plugin.version import __version__
 
 CONFIG, WEIGHTS = CLASSIFIER_FILES
 EVALUATION, PROVENANCE, CARD = "evaluation.json", "provenance.json", "README.md"

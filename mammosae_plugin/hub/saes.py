@@ -26,7 +26,6 @@ from sae_lens import SAE, TrainingSAE
 from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 from safetensors.torch import load_file, save_file
 
-from mammosae_plugin import __version__
 from mammosae_plugin.adapters.sources import is_on_hub
 from mammosae_plugin.adapters.vision_sae import load_vision_sae
 from mammosae_plugin.errors import InputError
@@ -53,6 +52,7 @@ from mammosae_plugin.provenance import environment, package_versions, plain, ten
 from mammosae_plugin.schema.results import poor_sae, role_evidence
 from mammosae_plugin.training.metrics import draw_metrics, read_metrics, trained_l0
 from mammosae_plugin.training.saving import CFG, WEIGHTS, save_sae
+from mammosae_plugin.version import __version__
 
 CONFOUNDER = "confounder"
 """The label by which a reader says that a latent follows something that goes with the finding, and not the finding."""

@@ -1,6 +1,5 @@
 """The latents table: what an SAE says about every image, and everything that makes or extends one."""
 
-from mammosae_plugin.latents.encoding import encode_latents
-from mammosae_plugin.latents.table import EvaluationRows, LatentTable, Readout
+import lazy_loader
 
-__all__ = ["EvaluationRows", "LatentTable", "Readout", "encode_latents"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

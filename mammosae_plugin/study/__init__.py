@@ -1,5 +1,5 @@
 """A whole study from one configuration: its data and networks, its steps at each layer, its results, the demo."""
 
-from mammosae_plugin.study.study import Study, run_study
+import lazy_loader
 
-__all__ = ["Study", "run_study"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -32,7 +32,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
-from mammosae_plugin import __version__, distributed
+from mammosae_plugin import distributed
 from mammosae_plugin.activations import ActivationStore
 from mammosae_plugin.activations.saelens_format import NOT_KNOWN
 from mammosae_plugin.datasets.vindr import PHANTOM_ID
@@ -73,6 +73,7 @@ from mammosae_plugin.training.saving import CFG, save_sae
 from mammosae_plugin.training.settings import SAETraining
 from mammosae_plugin.training.sparsity import hold_l0, set_l0
 from mammosae_plugin.training.trackers import TrackerName, new_tracker
+from mammosae_plugin.version import __version__
 
 __all__ = ["SAETraining", "train_sae", "train_saes"]
 

@@ -1,0 +1,8 @@
+# What the package offers; each name is imported when it is asked for, because torch, SAELens and datasets take seconds.
+from .about import About as About
+from .notes import add_note as add_note
+from .notes import agreement as agreement
+from .notes import read_notes as read_notes
+from .notes import withdraw_notes as withdraw_notes
+from .published import Findings as Findings
+from .study_folder import StudyFolder as StudyFolder
