@@ -38,7 +38,8 @@ from safetensors.numpy import load_file, save_file
 from mammosae_plugin.config import StudyConfig
 from mammosae_plugin.datasets import VinDrMammo
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.hub import guard, guard_rules
+from mammosae_plugin.privacy import guard
+from mammosae_plugin.privacy import rules as guard_rules
 from mammosae_plugin.privacy.guard import (
     COLUMNS,
     RESTRICTED,

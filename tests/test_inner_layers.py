@@ -174,7 +174,7 @@ def test_positions_are_encoded_in_blocks_that_take_as_much_memory_at_any_width(t
         assert rows_at_once(sae) == expected
     with layer_of("torch_cnn", tmp_path) as layer:
         whole = layer.encode(tmp_path / "whole", map_latents=[1, 5])
-        monkeypatch.setattr("mammosae_plugin.latents.NUMBERS_AT_ONCE", 48 * 7)
+        monkeypatch.setattr("mammosae_plugin.latents.encoding.NUMBERS_AT_ONCE", 48 * 7)
         blocks = layer.encode(tmp_path / "blocks", map_latents=[1, 5])
     np.testing.assert_allclose(blocks.mean_latents.toarray(), whole.mean_latents.toarray(), rtol=1e-5)
     np.testing.assert_allclose(blocks.logits_with_sae("Mass"), whole.logits_with_sae("Mass"), atol=1e-5)

@@ -424,7 +424,7 @@ def test_checkpoints_and_saes_on_the_hub_are_read_from_there(tmp_path, phantom_r
         path = on_hub.get(place, place)
         return Source(path=path, name=path.name)
 
-    monkeypatch.setattr("mammosae_plugin.study.layer.find_source", find_source)
+    monkeypatch.setattr("mammosae_plugin.study.inputs.find_source", find_source)
     study = Study(load_config(write_study(tmp_path, settings)))
     assert study.classifier_files[study.pairs[0]] == (on_hub["hf://owner/name/mass.safetensors"],)
     assert study.layers[0].sae.cfg.d_in == LAYER_WIDTHS["layer_6"]
@@ -484,7 +484,9 @@ def test_the_settings_of_the_store_decide_its_rows(tmp_path, phantom_root, fold)
 def test_a_compiled_network_gives_the_same_rows_and_extract_says_by_how_much_they_differ(
     tmp_path, phantom_root, monkeypatch
 ):
-    monkeypatch.setattr("mammosae_plugin.study.compiled", partial(compiled, backend="aot_eager"))  # needs no compiler
+    monkeypatch.setattr(
+        "mammosae_plugin.study.inputs.compiled", partial(compiled, backend="aot_eager")
+    )  # needs no compiler
     settings = layered_settings(tmp_path, phantom_root)
     source = {"model": "pretrained", "concept": "Mass", "count": 3}
     settings["sae"] = {"train": source}
@@ -507,7 +509,7 @@ def test_folding_that_changes_a_layers_features_is_refused(tmp_path, phantom_roo
     settings = layered_settings(tmp_path, phantom_root)
     settings["sae"] = {"train": {"model": "pretrained", "concept": "Mass", "fold_batch_norms": True}}
     study = Study(load_config(write_study(tmp_path, settings)))
-    monkeypatch.setattr("mammosae_plugin.study._FOLDED", 1e-12)
+    monkeypatch.setattr("mammosae_plugin.study.inputs._FOLDED", 1e-12)
     with pytest.raises(InputError, match=r"with folded batch norms blocks\.4\.1\.hook_out gives other features"):
         study.extract()
 

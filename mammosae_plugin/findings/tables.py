@@ -40,7 +40,7 @@ def findings_tables(study: StudyFolder, *, min_group: int = 5, about: About | No
         about: Where its SAEs and classifiers are published, if the study's folder does not know it.
 
     Returns:
-        The tables of `findings_schema.SCHEMAS` by config.
+        The tables of `schema.findings.SCHEMAS` by config.
     """
     groups, hidden = _groups(study.layers), _hidden(study, min_group)
     latents = [

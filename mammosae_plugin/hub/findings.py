@@ -1,6 +1,6 @@
 """Findings of a study as a dataset: staged in a folder, published on the Hub, and read back.
 
-A staged folder is the dataset: a card and one parquet file per config (`findings_schema`), which plain
+A staged folder is the dataset: a card and one parquet file per config (`schema.findings`), which plain
 `datasets.load_dataset(folder_or_repo, config)` reads. `docs/findings.md` is the format's page.
 """
 
