@@ -171,9 +171,9 @@ def test_torchrun_runs_the_commands(tmp_path, phantom_root):
     work = [tmp_path / name / "work" for name in ("two", "one")]
     assert contents(work[0] / "activations") == contents(work[1] / "activations")
     assert len(list(work[0].glob("activations/*/*/shard-*"))) == 1
-    last = [read_metrics(next((side / "sae").iterdir()) / "metrics.jsonl")[-1] for side in work]
+    last = [read_metrics(next(side.glob("sae/*/metrics.jsonl")))[-1] for side in work]
     assert last[0]["mse"] == pytest.approx(last[1]["mse"], rel=0.05)
-    tables = [LatentTable(next((side / "latents").iterdir())) for side in work]
+    tables = [LatentTable(next(side.glob("latents/*/table.json")).parent) for side in work]
     without = [table.logits("Mass") for table in tables]
     assert np.array_equal(*without)
 

@@ -331,7 +331,7 @@ def test_classifiers_on_one_encoder_share_a_table_and_a_cache_of_the_test_images
     study, _ = layered
     for layer in study.layers:
         assert len({table.folder for table in layer.tables.values()}) == 1
-    (cache,) = (study.work / "layer-outputs").iterdir()
+    (cache,) = (file.parent for file in (study.work / "layer-outputs").glob("*/layer_outputs.json"))
     test = set(study.split("test").images["image_id"])
     assert set(json.loads((cache / "layer_outputs.json").read_text())["image_ids"]) == test
 
@@ -348,9 +348,9 @@ def test_a_done_study_needs_its_layer_outputs_no_more_and_changes_no_byte(layere
 
 def test_a_changed_number_of_inner_controls_repeats_the_inner_interventions_and_roles_alone(layered):
     study, file = layered
-    before = set((study.work / "analyses").iterdir())
+    before = set((study.work / "analyses").glob("*.parquet"))
     Study(load_config(file, ["analysis.inner_controls=1"])).intervene()
-    new = sorted(path.name.rpartition("-")[0] for path in set((study.work / "analyses").iterdir()) - before)
+    new = sorted(path.name.rpartition("-")[0] for path in set((study.work / "analyses").glob("*.parquet")) - before)
     pairs = ("pretrained-Mass", "pretrained-Suspicious_Calcification")
     assert new == [f"{step}-{pair}" for step in ("interventions", "roles") for pair in pairs]
 

@@ -15,7 +15,6 @@ from tqdm.auto import tqdm
 from mammosae_plugin import distributed
 from mammosae_plugin.activations import ActivationStore, extract_activations
 from mammosae_plugin.activations.extraction import capture_several
-from mammosae_plugin.activations.store import FORMAT_VERSION
 from mammosae_plugin.adapters import HookedVisionModel, MammoClipClassifier, load_mammo_clip
 from mammosae_plugin.adapters.fast_inference import compiled, fold_batch_norms
 from mammosae_plugin.adapters.mammo_clip import CLASSIFIER_FILES
@@ -33,19 +32,12 @@ from mammosae_plugin.datasets import (
 )
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, sha256_of_file, sha256_of_json, write_json, write_text
-from mammosae_plugin.provenance import plain, tensors_fingerprint
+from mammosae_plugin.provenance import tensors_fingerprint
+from mammosae_plugin.study import plans
 from mammosae_plugin.training import Augmentation, train_classifier
 
 TRAINING, TEST = "training", "test"
-_EXTRACTION = {
-    *("fraction", "count", "sample_from", "limit", "augmentation", "dtype", "autocast", "fold_batch_norms", "compile")
-}  # what the rows depend on
 _FOLDED = 1e-4  # relative error of float32 features up to which folding counts as rounding; it is about 1e-6
-
-
-def digest(value: Any) -> str:
-    """Twelve digits that stand for a JSON value in file names."""
-    return sha256_of_json(plain(value))[:12]
 
 
 def existing(checkpoint: str | Path, folder_files: Sequence[str]) -> Source:
@@ -146,7 +138,7 @@ class StudyInputs:
         stats = [
             (path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else None for path in images.image_paths
         ]
-        return digest([images.fingerprint, stats])
+        return plans.digest([images.fingerprint, stats])
 
     @cached_property
     def content(self) -> str:
@@ -297,14 +289,9 @@ class StudyInputs:
         assert config.encoder is not None and config.train is not None  # the configuration has been validated
         images = self.split(TRAINING)
         encoder = load_mammo_clip(_classifier(config.encoder))
-        parts = [
-            config.train.model_dump(),
-            tensors_fingerprint(encoder.state_dict()),
-            pair.concept,
-            self.content,
-            images.images["image_id"].tolist(),
-        ]
-        path = self.work / "classifiers" / f"{pair.model}-{pair.concept}-{digest(parts)}.safetensors"
+        plan = plans.of_classifier(config.train, encoder.state_dict(), pair.concept, images, self.content)
+        name = f"{pair.model}-{pair.concept}-{plans.digest(plan)}.safetensors"
+        path = plans.keep(plan, self.work / "classifiers" / name)
         if not path.exists():
             train_classifier(
                 encoder,
@@ -359,15 +346,8 @@ class StudyInputs:
         assert source is not None  # the layers ask only where the study trains its SAEs
         model = self.classifier(ModelPair(source.model, source.concept))
         images = self.split(TRAINING)
-        parts = [
-            FORMAT_VERSION,
-            tensors_fingerprint(model.state_dict()),
-            self.content,
-            images.images["image_id"].tolist(),
-            source.model_dump(include=_EXTRACTION),
-            self.config.seed,
-            self.config.batch_size,
-        ]
+        plan = plans.of_rows(self.config, model.state_dict(), images, self.content)
+        folder = plans.keep(plan, self.work / "activations" / plans.digest(plan))
         hook_names = list(self.hook_names.values())
         modules = [name.rpartition(".")[0] for name in hook_names]
         hooked = (
@@ -380,7 +360,7 @@ class StudyInputs:
             return extract_activations(
                 hooked,
                 images,
-                self.work / "activations" / digest(parts),
+                folder,
                 hook_names=hook_names,
                 fraction=source.fraction if source.count is None else 1.0,
                 count=source.count,

@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from mammosae_plugin.activations import ActivationStore, cache_layer_outputs, layer_output_nbytes
-from mammosae_plugin.activations.layer_outputs import FORMAT_VERSION as OUTPUTS_VERSION
 from mammosae_plugin.adapters import HookedVisionModel, MammoClipClassifier, load_vision_sae
 from mammosae_plugin.adapters.sources import Source
 from mammosae_plugin.adapters.vision_sae import SAELENS_FILES
@@ -25,17 +24,15 @@ from mammosae_plugin.files import read_parquet, write_json, write_parquet
 from mammosae_plugin.findings.notes import results_with_readers
 from mammosae_plugin.latents import LatentTable, encode_latents
 from mammosae_plugin.latents.masked_passes import MaskedPasses
-from mammosae_plugin.latents.table import FORMAT_VERSION
 from mammosae_plugin.own_files import empty_staging, replace_files
-from mammosae_plugin.provenance import package_versions, tensors_fingerprint
 from mammosae_plugin.report import write_report
+from mammosae_plugin.study import plans
 from mammosae_plugin.study.inputs import (
     TEST,
     TRAINING,
     EncoderGroup,
     ModelPair,
     StudyInputs,
-    digest,
     existing,
 )
 from mammosae_plugin.training import train_sae
@@ -172,7 +169,8 @@ class LayerStudy:
         """Where the SAE that the study trains lies."""
         source, store = self.config.sae.train, self.extract()
         assert source is not None and store is not None
-        return self.work / "sae" / digest([store.manifest, source.training.model_dump()])
+        plan = plans.of_sae(self.config, store.manifest)
+        return plans.keep(plan, self.work / "sae" / plans.digest(plan))
 
     def train(self) -> None:
         """Train the SAE, or read the one that the configuration names."""
@@ -184,25 +182,25 @@ class LayerStudy:
     def tables(self) -> dict[ModelPair, LatentTable]:
         """The latents table of each pair; a model's classifiers with bit-identical encoders share one."""
         analysis = self.config.analysis
-        sae_digest = tensors_fingerprint(self.sae.state_dict())
         tables: dict[ModelPair, LatentTable] = {}
         for group in self.study.encoder_groups:
             heads = group.named_heads
-            parts = [
-                [FORMAT_VERSION, self.hook_name, analysis.gradcam],
-                group.encoder,
-                sae_digest,
-                self.study.content,
-                self.study.dataset.images["image_id"].tolist(),
-                {concept: tensors_fingerprint(linear.state_dict()) for concept, linear in heads.items()},
-                [self.study.findings, analysis.top, self.config.data.unit, self.config.batch_size],
-                *([] if analysis.score in SCORES else [analysis.score]),  # whose best latents have maps
-            ]
+            plan = plans.of_table(
+                self.config,
+                hook_name=self.hook_name,
+                encoder=group.encoder,
+                sae=self.sae.state_dict(),
+                heads=heads,
+                with_boxes=self.study.findings,
+                scores=self._scores,
+                images=self.study.dataset,
+                content=self.study.content,
+            )
             table = encode_latents(
                 self._hooked(group.pair),
                 self.sae,
                 self.study.dataset,
-                self.work / "latents" / f"{group.model}-{digest(parts)}",
+                plans.keep(plan, self.work / "latents" / f"{group.model}-{plans.digest(plan)}"),
                 heads=heads,
                 map_latents=lambda table: self._to_map(table, self._ranking),
                 map_channels=lambda table: self._to_map(table, self._channel_ranking),
@@ -225,9 +223,14 @@ class LayerStudy:
         """The best latents, or channels, of every finding by either score: Table 2 and Figure 3 need their maps."""
         chosen: set[int] = set()
         for concept in self.study.findings:
-            for score in {*SCORES, self.config.analysis.score}:
+            for score in self._scores:
                 chosen |= {int(index) for index in rank(table, concept, score).indices[1, : self.config.analysis.top]}
         return sorted(chosen)
+
+    @property
+    def _scores(self) -> list[probing.Score]:
+        """The scores whose best latents have maps."""
+        return sorted({*SCORES, self.config.analysis.score})
 
     def _ranking(self, table: LatentTable, concept: str, score: probing.Score | None = None) -> probing.RankedLatents:
         scores = probing.class_mean_latents(
@@ -244,11 +247,14 @@ class LayerStudy:
 
     # The analyses
 
-    def _kept(self, name: str, pair: ModelPair, settings: Any, compute: Compute) -> pd.DataFrame:
+    def _kept(self, name: str, pair: ModelPair, settings: Mapping[str, Any], compute: Compute) -> pd.DataFrame:
         """A data frame of one analysis of one pair, computed once for the same table and settings."""
         table = self.tables[pair]
-        parts = [table.folder.name, pair.concept, settings, package_versions()["mammosae-plugin"]]
-        path = self.work / "analyses" / f"{name}-{pair.model}-{pair.concept}-{digest(parts)}.parquet"
+        plan = plans.of_analysis(
+            name, table=table.folder.name, model=pair.model, concept=pair.concept, settings=settings
+        )
+        path = self.work / "analyses" / f"{name}-{pair.model}-{pair.concept}-{plans.digest(plan)}.parquet"
+        plans.keep(plan, path)
         if not path.exists():
             logger.info("%s: %s at %s", name, pair.key, self.name)
             frame = compute(table, pair)
@@ -259,7 +265,7 @@ class LayerStudy:
         return frame
 
     def _each(
-        self, name: str, settings: Any, compute: Compute, pairs: Sequence[ModelPair] | None = None
+        self, name: str, settings: Mapping[str, Any], compute: Compute, pairs: Sequence[ModelPair] | None = None
     ) -> pd.DataFrame:
         frames = [self._kept(name, pair, settings, compute) for pair in (self.study.pairs if pairs is None else pairs)]
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
@@ -367,7 +373,7 @@ class LayerStudy:
             )
 
         pairs = [pair for pair in self.study.pairs if pair.concept in self.study.findings]
-        return self._each("roles", [settings, self.config.analysis.score], roles, pairs)
+        return self._each("roles", {**settings, "score": self.config.analysis.score}, roles, pairs)
 
     @property
     def n_role_controls(self) -> int:
@@ -429,19 +435,21 @@ class LayerStudy:
                 frames.append(frame)
             return pd.concat(frames, ignore_index=True)
 
-        return self._each("interventions", [settings, analysis.error_term, analysis.score], sweeps)
+        return self._each(
+            "interventions", {**settings, "error_term": analysis.error_term, "score": analysis.score}, sweeps
+        )
 
     def _passes(self, group: EncoderGroup) -> MaskedPasses:
         """What runs the network behind the layer under masks, from the layer's outputs kept on disk."""
         model, images = self._hooked(group.pair), self.study.split(TEST)
-        parts = [
-            [OUTPUTS_VERSION, self.hook_name],
-            group.encoder,
-            self.study.content,
-            images.images["image_id"].tolist(),
-            self.config.batch_size,
-        ]
-        folder = self.work / "layer-outputs" / digest(parts)
+        plan = plans.of_layer_outputs(
+            self.config,
+            hook_name=self.hook_name,
+            encoder=group.encoder,
+            images=images,
+            content=self.study.content,
+        )
+        folder = plans.keep(plan, self.work / "layer-outputs" / plans.digest(plan))
         if not folder.exists():
             self._announce(model, images)
         outputs = cache_layer_outputs(
@@ -481,14 +489,14 @@ class LayerStudy:
 
     def _localized(self, name: str, compute: Compute) -> pd.DataFrame:
         analysis = self.config.analysis
-        settings = [
-            [str(threshold) for threshold in self._thresholds],
-            analysis.iou_threshold,
-            analysis.top,
-            analysis.score,
-            self.config.data.unit,
-            self._boxes,
-        ]
+        settings = {
+            "thresholds": [str(threshold) for threshold in self._thresholds],
+            "iou_threshold": analysis.iou_threshold,
+            "top": analysis.top,
+            "score": analysis.score,
+            "unit": self.config.data.unit,
+            **self._boxes,
+        }
         return self._each(name, settings, compute, self.study.pairs_with_boxes)
 
     @property
