@@ -16,7 +16,7 @@ from helpers_findings import whole_study
 from helpers_publishing import FOLDER, REPOS, Sent, Upload
 from PIL import Image
 
-from mammosae_plugin.hub import findings_tables
+from mammosae_plugin.findings import tables as findings_tables
 from mammosae_plugin.hub.findings import Findings
 from mammosae_plugin.privacy.guard import hash_ids
 from mammosae_plugin.privacy.small_groups import Firing, hidden_latents, rare_rows
