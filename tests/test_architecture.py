@@ -21,7 +21,7 @@ ROOMS = (
 _FACES = {
     "__main__": "cli",
     "notes": "findings",
-    **dict.fromkeys(("probing", "intervention", "localization"), "analysis"),
+    **dict.fromkeys(("probing", "intervention", "localization", "reconstruction"), "analysis"),
 }
 """Modules beside the rooms that only hand on what a room has, under the names by which others know them."""
 
@@ -35,6 +35,9 @@ PUBLIC = {
     "probing": "class_mean_latents rank_latents",
     "intervention": "latent_group intervene sweep",
     "localization": "heatmap_boxes average_precision localize",
+    "reconstruction": "reconstruction_metrics",
+    "notes": "add_note agreement read_notes",
+    "hub.guard": "PrivacyContext PrivacyError check_staged",
     "study": "Study run_study",
     "hub": "publish_sae publish_findings load_findings compare_findings register_releases",
 }
