@@ -118,6 +118,14 @@ def copy_of_study(study: Path, folder: Path) -> Path:
     shutil.copytree(study / "results", copy / "results", ignore=shutil.ignore_patterns("report.html", "tables"))
     (copy / "work").symlink_to(study.resolve() / "work")
     (copy / KEY_FILE).write_text(f"{KEY}\n")
+    for file in copy.glob("results/**/results.json"):  # as if its SAEs, networks and labels had come from that folder
+        results = json.loads(file.read_text())
+        results["sae"]["source"] = FOLDER
+        results["provenance"]["checkpoints"][-1]["file"] = FOLDER
+        results["config"]["data"]["annotations"] = f"{FOLDER}/annotations.csv"
+        for model in results["config"]["models"]:
+            model |= {"encoder": FOLDER, "classifiers": {"Mass": FOLDER}}
+        file.write_text(json.dumps(results))
     return copy
 
 

@@ -636,6 +636,7 @@ CANARIES = [
         "formats",
     ),
     Canary("bytes behind JSON", "sae", lambda f: appends(f / "layer_10/training.json", b"\n{}"), "formats"),
+    Canary("a key twice in YAML", "sae", in_yaml("- value: 0.8\n  notes: a\n  notes: b\n"), "formats"),
     Canary("a key twice", "sae", another_file("layer_10/training.json", b'{"a": 1, "a": 2}'), "formats"),
     Canary("bytes behind an image", "findings", lambda f: appends(f / FIGURE, b"Dr. Who"), "figures"),
     Canary("bytes in front of a footer", "findings", between_columns, "formats"),

@@ -9,6 +9,7 @@ import torch
 from helpers_adapters import calibrated_classifier
 from helpers_findings import whole_study
 from helpers_hub import LoopbackHub, run_on_hub
+from helpers_study import mammosae
 
 from mammosae_plugin.adapters import load_mammo_clip, new_classifier
 from mammosae_plugin.adapters.mammo_clip import save_classifier_folder
@@ -146,6 +147,14 @@ def test_phantoms_are_not_called_mammograms_and_vindr_is_not_cited(visit: dict[s
             and "nguyen2023" not in text
             and "(https://huggingface.co/models?other=mammosae-plugin)" in text
         )
+
+
+@pytest.mark.parametrize("part", ["sae", "space"])
+def test_the_commands_publish_nothing_poor_unless_somebody_insists(part: str, study: Path) -> None:
+    options = ["--licence", "mit"] if part == "sae" else []
+    done = mammosae("publish", part, study, "someone/poor", *options)  # refused before the Hub is asked
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "explained variance −" in done.stderr and "--force-poor" in done.stderr
 
 
 # -- without the Hub ---------------------------------------------------------------------------------------------------

@@ -10,6 +10,9 @@ import pytest
 from helpers_hub import LoopbackHub, run_on_hub
 from helpers_study import layered_settings, write_study
 
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.hub import pulling
+
 REPO = "someone/saes"
 PROGRAM = """
 import json, logging, os, shutil, sys, time
@@ -292,3 +295,12 @@ def test_the_command_prints_the_folder_and_what_a_study_takes(visit: Visit) -> N
 def test_a_study_reads_its_saes_from_the_hub(visit: Visit) -> None:
     assert visit.seen["portable"] == {layer: f"hub://{REPO}@v1/{layer}" for layer in visit.seen["study"]}
     assert {layer: found["d_in"] for layer, found in visit.seen["study"].items()} == {"layer_6": 56, "layer_10": 1280}
+
+
+@pytest.mark.parametrize("text", ["[]", '{"a": null}', '{"a": [1, 2, 3]}', "{"])
+def test_a_damaged_record_of_checksums_is_one_line(tmp_path: Path, text: str) -> None:
+    snapshot = tmp_path / "snapshots" / ("0" * 40)
+    (tmp_path / "mammosae").mkdir()
+    (tmp_path / "mammosae" / f"{snapshot.name}.json").write_text(text)
+    with pytest.raises(InputError, match="damaged"):
+        pulling._recorded(snapshot)

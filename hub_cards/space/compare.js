@@ -101,7 +101,7 @@ mammosae.pages.compare = (() => {
 
   const best = (table, concept, cls, column, rows, top) => {
     const ranks = table.concepts[concept].ranks[cls];
-    return new Set(rows.map((_, i) => i).sort((one, other) => ranks[rows[one][column]] - ranks[rows[other][column]]).slice(0, top));
+    return new Set(rows.map((_, i) => i).filter((i) => ranks[rows[i][column]] > 0).sort((one, other) => ranks[rows[one][column]] - ranks[rows[other][column]]).slice(0, top));
   };
 
   const bestBoxes = (info, table, concept) => {
@@ -140,12 +140,13 @@ mammosae.pages.compare = (() => {
 
   const matched = (state, left, right, redraw) => {
     const { concept, class: cls } = state;
-    const rows = pairs(left, right, concept);
     const [title, of] = VALUES[state.value];
+    const fired = pairs(left, right, concept);
+    const rows = fired.filter(([row, other]) => !Number.isNaN(of(left, concept, cls, row)) && !Number.isNaN(of(right, concept, cls, other)));
     const xs = rows.map(([row]) => of(left, concept, cls, row));
     const ys = rows.map(([, row]) => of(right, concept, cls, row));
-    if (rows.length < 2 || [...xs, ...ys].some(Number.isNaN)) {
-      return [el("p", { class: "missing" }, rows.length < 2 ? "Fewer than two latents fire in the training images of either."
+    if (rows.length < 2) {
+      return [el("p", { class: "missing" }, fired.length < 2 ? "Fewer than two latents fire in the training images of either."
         : "These numbers are hidden, because too few patients stand behind a class of one of the two.")];
     }
     const top = Math.min(state.top, rows.length);

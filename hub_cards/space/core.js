@@ -225,19 +225,22 @@ mammosae.percent = (share) => {
   return `${value >= 10 ? value.toFixed(1) : value >= 1 ? value.toFixed(2) : mammosae.number(value)} %`;
 };
 
-mammosae.firingRate = (share) => (share === 0 ? "never" : mammosae.percent(share));
+// It is measured of every latent.
+mammosae.firingRate = (share) => (share === 0 ? "never" : Number.isNaN(share) ? mammosae.SUPPRESSED : mammosae.percent(share));
 
 mammosae.interval = (row, name) =>
   (row[`${name}_low`] === null || row[`${name}_low`] === undefined ? ""
     : ` [${mammosae.fixed(row[`${name}_low`])}, ${mammosae.fixed(row[`${name}_high`])}]`);
 
-// Suppression: the findings hold nothing where fewer than `min_group` patients stand behind a number.
+// Suppression: the findings hold nothing where fewer than `min_group` patients stand behind a number: in a class, or among those in
+// whose images a latent fires. How often latents fire, their class means, scores and ranks are of all of them: what is missing there is hidden.
 
-mammosae.hiddenMean = (concept, number) => concept.n_images[number] === null;
+mammosae.hiddenCount = (concept, number) => concept.n_images[number] === null;
 mammosae.hiddenRanks = (concept) => concept.n_images.includes(null);
-mammosae.hiddenMaximum = (table, row) => table.rate[row] > 0 && Number.isNaN(table.maximum[row]);
-mammosae.hiddenAblation = (table, concept) => table.info.readout === "linear" && concept.means.length === 2
-  && concept.ablation.every(Number.isNaN);
+mammosae.hiddenRank = (concept, row) => Number.isNaN(concept.ranks[concept.ranks.length - 1][row]);
+mammosae.hiddenMaximum = (table, row) => table.rate[row] !== 0 && Number.isNaN(table.maximum[row]);
+mammosae.hiddenAblation = (table, concept) => table.info.readout === "linear" && concept.means.length === 2;
+mammosae.fewerThan = (table) => `fewer than ${mammosae.counted(mammosae.studyOf(table.info).min_group, "patient")}`;
 
 // Rows of localization, interventions and roles name the model, which an encoder of one concept is part of.
 mammosae.belongs = (row, info, concept) => row.layer === info.layer && row.model === info.model && row.concept === concept;
@@ -245,8 +248,8 @@ mammosae.belongs = (row, info, concept) => row.layer === info.layer && row.model
 mammosae.boxRows = (table, concept) => mammosae.studyOf(table.info).localization
   .filter((row) => row.method === "latent" && mammosae.belongs(row, table.info, concept.name));
 
-mammosae.hiddenBoxes = (table, concept, latent) =>
-  mammosae.boxRows(table, concept).some((row) => row.latent === latent && row.average_precision === null);
+mammosae.hiddenBoxes = (table, concept, row) => mammosae.hiddenRank(concept, row)
+  || mammosae.boxRows(table, concept).some((one) => one.latent === table.latent[row] && one.average_precision === null);
 
 // Where a study is from, if that says more than its title.
 mammosae.placeOf = ({ title, origin }) => (origin.startsWith(title) ? "" : origin);

@@ -16,8 +16,9 @@ mammosae.pages.latent = (() => {
   const density = (table, row) => {
     const rates = Array.from(table.rate).filter((rate) => rate > 0);
     const own = table.rate[row];
-    const dead = table.size - rates.length;
+    const dead = Array.from(table.rate).filter((rate) => rate === 0).length;
     const silent = `${count(dead)} of ${counted(table.size, "latent")} never fire.`;
+    if (Number.isNaN(own)) return `In how many test images it fires is hidden: it does, or does not, in ${mammosae.fewerThan(table)}. ${silent}`;
     if (!(own > 0)) return `It fires in no test image. ${silent}`;
     const fewer = rates.filter((rate) => rate < own).length;
     const others = rates.length - 1;
@@ -40,22 +41,22 @@ mammosae.pages.latent = (() => {
       el("thead", {}, el("tr", {}, ["Class", "Training images", "Mean activation", "Score", "Rank"].map((text, i) =>
         el("th", { scope: "col", class: i ? "number" : null }, text)))),
       el("tbody", {}, means.map((mean, i) => {
-        const hidden = mammosae.hiddenMean(concept, i);
+        const hidden = mammosae.hiddenCount(concept, i);
         const width = top > 0 && mean > 0 ? Math.max(1, Math.round((100 * mean) / top)) : 0;
         return el("tr", {},
           el("th", { scope: "row" }, className(i, means.length)),
           el("td", { class: "number" }, hidden ? mammosae.SUPPRESSED : count(concept.n_images[i])),
           el("td", { class: "number withbar" },
             el("progress", { max: 100, value: width, "aria-hidden": "true", class: i === means.length - 1 ? "present" : null }),
-            el("span", {}, or(hidden, mean, number))),
-          el("td", { class: "number" }, or(mammosae.hiddenRanks(concept), concept.scores[i][row], signed)),
-          el("td", { class: "number" }, or(mammosae.hiddenRanks(concept), concept.ranks[i][row], count)));
+            el("span", {}, or(true, mean, number))),
+          el("td", { class: "number" }, or(true, concept.scores[i][row], signed)),
+          el("td", { class: "number" }, or(true, concept.ranks[i][row], count)));
       })))));
   };
 
-  const boxes = (table, concept, latent) => {
-    const rows = mammosae.boxRows(table, concept).filter((row) => row.latent === latent);
-    if (!rows.length && mammosae.hiddenRanks(concept)) return el("p", { class: "missing" }, "Whether its boxes were measured is hidden with its rank.");
+  const boxes = (table, concept, row) => {
+    const rows = mammosae.boxRows(table, concept).filter((one) => one.latent === table.latent[row]);
+    if (!rows.length && mammosae.hiddenRank(concept, row)) return el("p", { class: "missing" }, "Whether its boxes were measured is hidden with its rank.");
     if (!rows.length) {
       return el("p", { class: "missing" }, "Its boxes were not measured: only the best-ranked latents of the class with the finding are compared with the annotated boxes.");
     }
@@ -104,16 +105,18 @@ mammosae.pages.latent = (() => {
         chosen && el("span", { class: "sr" }, " (the concept of the list you came from)")),
       role && el("p", {}, `${named ? "Role" : "No role (unclear)"}: ${role.evidence}.`),
       el("dl", { class: "facts" },
-        fact(`Rank, ${className(last, last + 1)}`, or(mammosae.hiddenRanks(concept), rank, (value) => `${count(value)} of ${count(table.size)}`),
+        fact(`Rank, ${className(last, last + 1)}`, or(true, rank, (value) => `${count(value)} of ${count(table.size)}`),
           mammosae.isDead(table, row) ? "says nothing: the latent never fires, and dead latents are ranked by their number" : "by score; 1 is best"),
-        fact("Box AP", or(mammosae.hiddenBoxes(table, concept, latent), concept.precision[row], fixed), "0 to 1, at the study's first threshold and overlap"),
+        fact("Box AP", or(mammosae.hiddenBoxes(table, concept, row), concept.precision[row], fixed), "0 to 1, at the study's first threshold and overlap"),
         fact("Effect of ablation", or(mammosae.hiddenAblation(table, concept), ablation, signed), info.readout === "linear"
           ? "mean change of the logit in test images with the finding, when it alone is set to 0" : "not measured at inner layers")),
       el("div", { class: "columns" },
         el("div", {}, classBars(concept, row)),
-        el("div", {}, boxes(table, concept, latent)),
-        mammosae.hiddenRanks(concept)
-          ? el("p", { class: "missing" }, "The ranking is hidden, because too few patients stand behind a class, and with it the place in the sweep.")
+        el("div", {}, boxes(table, concept, row)),
+        mammosae.hiddenRank(concept, row)
+          ? el("p", { class: "missing" }, mammosae.hiddenRanks(concept)
+            ? `The ranking is hidden, because ${mammosae.fewerThan(table)} stand behind a class, and with it the place in the sweep.`
+            : `The rank is hidden, because the latent fires in ${mammosae.fewerThan(table)} of a class, and with it the place in the sweep.`)
           : [el("div", {}, figure(
             charts.ranking(concept.scores[last], concept.ranks[last], row, `Score by rank for ${conceptName(concept.name)}; this latent has rank ${rank}`),
             `Score of every latent by rank for the class “${className(last, last + 1)}”. The dot is this latent.`)),
@@ -153,7 +156,7 @@ mammosae.pages.latent = (() => {
       for (const concept of Object.values(other.concepts)) {
         const last = concept.ranks.length - 1;
         rows.push([el("a", { href: mammosae.latentAddress(info, latent) }, encoderName(info.encoder)), firingRate(other.rate[row]), conceptName(concept.name),
-          or(mammosae.hiddenRanks(concept), concept.ranks[last][row], count), fixed(concept.precision[row])]);
+          or(true, concept.ranks[last][row], count), fixed(concept.precision[row])]);
       }
     }
     return [el("h2", {}, "The same latent in other encoders"),
@@ -205,13 +208,13 @@ mammosae.pages.latent = (() => {
       el("dl", { class: "facts" },
         fact("Fires in", firingRate(table.rate[row]), "share of the test images, anywhere in the image"),
         fact("Maximum", or(mammosae.hiddenMaximum(table, row), table.maximum[row], number), "largest activation in any test image"),
-        fact("Mean", number(table.mean[row]), "over all positions of all test images"),
+        fact("Mean", or(true, table.mean[row], number), "over all positions of all test images"),
         fact("Notes", count(notes.length), notes.length ? "by readers, at the end of the page" : "none yet")),
       el("section", { id: "density" }, el("h2", {}, "How often it fires"),
         el("div", { class: "columns" },
           el("p", {}, density(table, row)),
           figure(charts.firing(table.rate, table.rate[row], `Firing rates of all latents. ${density(table, row)}`),
-            "Firing rates of all latents that fire, ", table.rate[row] > 0 ? "with this latent marked." : "of which this latent is none."))),
+            "Firing rates of all latents that fire, ", table.rate[row] > 0 ? "with this latent marked." : table.rate[row] === 0 ? "of which this latent is none." : "this one's is hidden."))),
       ...concepts.map((concept) => conceptPart(study, table, concept, row, concept.name === wanted)),
       el("section", { id: "notes" }, el("h2", {}, "Notes by readers"), noteList(notes)));
     const others = await elsewhere(study, table, latent);

@@ -78,6 +78,7 @@ mammosae.pages.latents = (() => {
     const positions = new Map(state.tables.map((info, i) => [info, i]));
     const several = (name) => new Set(state.tables.map((table) => table[name])).size > 1;
     const concept = (table) => table.concepts[state.concept];
+    const always = () => true; // of what is measured of every latent, a missing value is hidden
     const shown = [
       { key: "latent", text: "Latent", first: "up", of: (table, row) => table.latent[row] },
       several("layer") && { key: "layer", text: "Layer", first: "up", wide: true, of: (table) => positions.get(table.info) },
@@ -86,25 +87,25 @@ mammosae.pages.latents = (() => {
         key: "rank", text: "Rank", first: "up", number: true,
         title: `Place among the latents of the encoder by score for the class “${mammosae.className(state.class, state.classes)}”; 1 is best`,
         of: (table, row) => concept(table).ranks[state.class][row],
-        hidden: (table) => mammosae.hiddenRanks(concept(table)), write: mammosae.count,
+        hidden: always, write: mammosae.count,
       },
       {
         key: "score", text: "Score", first: "down", number: true, wide: true,
         title: "What the latents are ranked by, in units of activation",
         of: (table, row) => concept(table).scores[state.class][row],
-        hidden: (table) => mammosae.hiddenRanks(concept(table)), write: mammosae.signed,
+        hidden: always, write: mammosae.signed,
       },
       ...Array.from({ length: state.classes }, (_, number) => ({
         key: `mean${number}`, text: `Mean, ${mammosae.className(number, state.classes)}`, first: "down", number: true, wide: true,
         title: "Mean activation over all positions of the training images of the class",
         of: (table, row) => concept(table).means[number][row],
-        hidden: (table) => mammosae.hiddenMean(concept(table), number), write: mammosae.number,
+        hidden: always, write: mammosae.number,
       })),
       {
         key: "precision", text: "Box AP", first: "down", number: true,
         title: "Average precision of the latent's boxes against the annotated boxes, 0 to 1; only the best-ranked latents are measured",
         of: (table, row) => concept(table).precision[row],
-        hidden: (table, row) => mammosae.hiddenBoxes(table, concept(table), table.latent[row]), write: (value) => mammosae.fixed(value),
+        hidden: (table, row) => mammosae.hiddenBoxes(table, concept(table), row), write: (value) => mammosae.fixed(value),
       },
       {
         key: "ablation", text: "Ablation effect", first: "down", number: true, wide: true,
@@ -114,7 +115,7 @@ mammosae.pages.latents = (() => {
       },
       {
         key: "rate", text: "Fires in", first: "down", number: true, title: "Share of test images in which it fires anywhere",
-        of: (table, row) => table.rate[row], write: mammosae.firingRate,
+        of: (table, row) => table.rate[row], hidden: always, write: mammosae.firingRate,
       },
       {
         key: "maximum", text: "Maximum", first: "down", number: true, wide: true, title: "Largest activation in any test image",
@@ -224,13 +225,14 @@ mammosae.pages.latents = (() => {
             oninput: (event) => change({ text: event.target.value }) }))),
       el("details", { open: !window.matchMedia("(max-width: 44rem)").matches }, el("summary", {}, "Filters and sorting"), fields, checks));
     const status = el("p", { class: "status", id: "status", role: "status" });
+    const legend = el("p", { class: "small", id: "legend" });
     const box = el("div", { class: "scroll list" });
     const pager = el("nav", { class: "pager", "aria-label": "Pages of the table" });
     mammosae.add(root,
       el("h1", {}, "Latents"),
       el("p", { class: "lead" }, el("span", { class: "wide" }, "A latent is one unit of the sparse autoencoder (SAE). It is silent or fires at each place of an image. The rank says how far it stands out in training images with a finding; box AP, whether it fires where the finding was marked. "),
         el("a", { href: "#/study" }, "All terms")),
-      form, status, box, pager);
+      form, status, box, legend, pager);
 
     const change = (values) => {
       const before = state;
@@ -307,7 +309,7 @@ mammosae.pages.latents = (() => {
       }
       const value = column.of(table, row);
       if (!Number.isNaN(value)) return column.write(value);
-      return column.hidden?.(table, row) ? el("i", { title: "Hidden: too few patients behind it" }, mammosae.SUPPRESSED) : mammosae.MISSING;
+      return column.hidden?.(table, row) ? el("i", { title: `Hidden: ${mammosae.fewerThan(table)} behind it` }, mammosae.SUPPRESSED) : mammosae.MISSING;
     };
 
     const draw = () => {
@@ -339,7 +341,10 @@ mammosae.pages.latents = (() => {
       const sorted = shown.find((column) => column.key === state.sort);
       status.textContent = tally(found, tables)
         + `${rows.length ? `, ${mammosae.count(start + 1)}–${mammosae.count(start + rows.length)} shown, sorted by ${sorted?.sorted ?? mammosae.inSentence(sorted?.text ?? "Rank")} (${direction === "up" ? "rising" : "falling"})` : ""}.`
-        + (found.silent ? ` ${mammosae.count(found.silent)} ${tables.length > 1 ? "rows of latents " : ""}that never ${found.silent === 1 ? "fires is" : "fire are"} hidden.` : "");
+        + (found.silent ? ` ${mammosae.count(found.silent)} ${tables.length > 1 ? "rows of latents " : ""}that never ${found.silent === 1 ? "fires is" : "fire are"} left out.` : "");
+      const few = rows.length && mammosae.fewerThan(tables[rows[0][0]]);
+      legend.textContent = box.querySelector("td i")
+        ? `“${mammosae.SUPPRESSED}”: a class has ${few}, or the latent fires, or is silent, in ${few}.` : "";
       const last = Math.ceil(found.rows.length / PAGE);
       const go = (page, text, id, wide) => el("button", { type: "button", id, class: wide && "wide", disabled: page < 1 || page > last || page === state.page, onclick: () => turn(page) }, text);
       pager.replaceChildren(...(last > 1 ? [

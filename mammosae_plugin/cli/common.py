@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -49,6 +50,20 @@ FindingsRepo = Annotated[
 ]
 SpaceRepo = Annotated[
     str | None, typer.Option("--space-repo", metavar="REPO", help="The same of its Space.", show_default=False)
+]
+WeightsLicence = Annotated[
+    str | None,
+    typer.Option("--licence", help="Of the weights, such as mit or cc-by-nc-sa-4.0; required.", show_default=False),
+]
+TrainedOn = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dataset", help="A dataset that it was trained on, such as vindr; may be repeated.", show_default=False
+    ),
+]
+IdsOf = Annotated[
+    Path | None,
+    typer.Option("--study", help="The study whose ids of patients and images must not get out.", show_default=False),
 ]
 Confirm = Annotated[
     bool, typer.Option("--confirm/--dry-run", help="Send it; by default only print exactly what would go out.")

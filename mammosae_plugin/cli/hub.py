@@ -4,7 +4,7 @@ What publishes is dry by default: it prints what would go out, and only `--confi
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,6 +16,7 @@ from mammosae_plugin.cli.common import (
     Description,
     FindingsRepo,
     ForcePoor,
+    IdsOf,
     Link,
     ModelRepo,
     Public,
@@ -24,13 +25,12 @@ from mammosae_plugin.cli.common import (
     SAERepo,
     SpaceRepo,
     Tag,
+    TrainedOn,
+    WeightsLicence,
     about_of,
     clear_errors,
     show_and_send,
 )
-
-if TYPE_CHECKING:
-    pass
 
 publish = typer.Typer(
     no_args_is_help=True,
@@ -58,25 +58,16 @@ def publish_sae_command(
         list[str] | None,
         typer.Option("--also", metavar="ID=SOURCE", help="Another SAE for the same repository; may be repeated."),
     ] = None,
-    licence: Annotated[
-        str | None,
-        typer.Option("--licence", help="Of the weights, such as mit or cc-by-nc-sa-4.0; required.", show_default=False),
-    ] = None,
+    licence: WeightsLicence = None,
     base_model: Annotated[
         str | None, typer.Option(help="The Hub's name of the model that the SAE reads.", show_default=False)
     ] = None,
-    dataset: Annotated[
-        list[str] | None,
-        typer.Option(help="A dataset that it was trained on, such as vindr; may be repeated.", show_default=False),
-    ] = None,
+    dataset: TrainedOn = None,
     evaluation: Annotated[
         Path | None,
         typer.Option(help="JSON file with measures for the card; by id where there are several.", show_default=False),
     ] = None,
-    study: Annotated[
-        Path | None,
-        typer.Option(help="The study whose ids of patients and images must not get out.", show_default=False),
-    ] = None,
+    study: IdsOf = None,
     author: Author = None,
     description: Description = None,
     link: Link = None,
@@ -150,21 +141,12 @@ def publish_model_command(
             "--id", help="Of a study, the only one to publish; of a file, what to call it.", show_default=False
         ),
     ] = None,
-    licence: Annotated[
-        str | None,
-        typer.Option("--licence", help="Of the weights, such as mit or cc-by-nc-sa-4.0; required.", show_default=False),
-    ] = None,
+    licence: WeightsLicence = None,
     base_model: Annotated[
         str | None, typer.Option(help="The Hub's name of the encoder that it started from.", show_default=False)
     ] = None,
-    dataset: Annotated[
-        list[str] | None,
-        typer.Option(help="A dataset that it was trained on, such as vindr; may be repeated.", show_default=False),
-    ] = None,
-    study: Annotated[
-        Path | None,
-        typer.Option(help="The study whose ids of patients and images must not get out.", show_default=False),
-    ] = None,
+    dataset: TrainedOn = None,
+    study: IdsOf = None,
     author: Author = None,
     description: Description = None,
     link: Link = None,

@@ -4,6 +4,7 @@ Whatever is a statistic of fewer patients than `min_group`, or gives one away, i
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -20,7 +21,7 @@ from mammosae_plugin.findings.notes import Note, read_notes, with_readers
 from mammosae_plugin.findings.study_folder import Encoder, LayerResults, StudyFolder
 from mammosae_plugin.privacy.small_groups import Firing, Mask, Weights, hidden_latents, is_few, rare_rows
 from mammosae_plugin.schema.findings import CONCEPT, FORMAT_VERSION, NOTE, SCHEMAS
-from mammosae_plugin.schema.results import ROLE_NUMBERS, stated_role
+from mammosae_plugin.schema.results import ROLE_NUMBERS, TRAINED_HERE, stated_role
 
 if TYPE_CHECKING:
     from mammosae_plugin.latents import LatentTable
@@ -486,6 +487,7 @@ def _study(study: StudyFolder, groups: GroupsOf, hidden: HiddenOf, min_group: in
     saes = {
         layer.name: {
             **layer.results["sae"],
+            "source": _origin(layer.results["sae"]),
             "published": layer.results["sae"].get("published") or published.get(layer.name),
             "hook_name": layer.hook_name,
             "quality": shared_quality(layer, min_group=min_group),
@@ -501,7 +503,7 @@ def _study(study: StudyFolder, groups: GroupsOf, hidden: HiddenOf, min_group: in
         "layers": [layer.name for layer in study.layers],
         "concepts": list(study.concepts),
         "config": _json(_shared_config(results["config"])),
-        "provenance": _json(results["provenance"]),
+        "provenance": _json(_shared_provenance(results["provenance"])),
         "data": _json(_shared_data(results["data"], groups, min_group)),
         "models": _json(models),
         "sae": _json(saes),
@@ -577,6 +579,21 @@ def _json(value: Any) -> str:
     return json.dumps(value, allow_nan=False, ensure_ascii=False)
 
 
+_FILE = re.compile(r".+\.(?:pt|pth|tar|ckpt|bin|safetensors|npz|json)", re.IGNORECASE)
+LOCAL_FOLDER = "a local folder"
+
+
+def _without_folder(name: Any) -> Any:
+    """The name of a file of weights, or a place on the Hub; of a folder on this machine not even its name."""
+    return name if not isinstance(name, str) or is_on_hub(name) or _FILE.fullmatch(name) else LOCAL_FOLDER
+
+
+def _origin(sae: Mapping[str, Any]) -> str:
+    """Where an SAE came from, as it may be told."""
+    source = str(sae["source"])
+    return source if sae.get("published") or source == TRAINED_HERE else str(_without_folder(source))
+
+
 def _shared_config(config: Mapping[str, Any]) -> Row:
     """The configuration without what is about the machine where it ran: folders, files of SAEs, its device.
 
@@ -592,7 +609,23 @@ def _shared_config(config: Mapping[str, Any]) -> Row:
         sae["path"] = config["sae"]["path"]
     if paths := {layer: place for layer, place in (config["sae"].get("paths") or {}).items() if is_on_hub(place)}:
         sae["paths"] = paths
-    return {**kept, "data": without(config["data"], "root"), "sae": sae}
+    models = [
+        {
+            **model,
+            "encoder": _without_folder(model.get("encoder")),
+            "classifiers": model.get("classifiers")
+            and {concept: _without_folder(place) for concept, place in model["classifiers"].items()},
+        }
+        for model in config["models"]
+    ]
+    data = without(config["data"], "root") | {"annotations": re.split(r"[/\\]", str(config["data"]["annotations"]))[-1]}
+    return {**kept, "data": data, "sae": sae, "models": models}
+
+
+def _shared_provenance(provenance: Mapping[str, Any]) -> Row:
+    """Versions and checksums, with the names of files of weights but of no folder."""
+    checkpoints = [{**row, "file": _without_folder(row["file"])} for row in provenance["checkpoints"]]
+    return {**provenance, "checkpoints": checkpoints}
 
 
 _DATA = ("image_size", "unit", "splits")

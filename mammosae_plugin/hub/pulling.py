@@ -164,7 +164,11 @@ def _record_of(snapshot: Path) -> Path:
 
 def _recorded(snapshot: Path) -> dict[str, FileHash]:
     record = _record_of(snapshot)
-    return {path: FileHash(*hashes) for path, hashes in (read_json(record) if record.exists() else {}).items()}
+    found = read_json(record) if record.exists() else {}
+    try:
+        return {path: FileHash(*hashes) for path, hashes in found.items()}
+    except (AttributeError, TypeError) as error:
+        raise InputError(f"{record} is damaged; delete it, and pull again") from error
 
 
 def _note_checked(snapshot: Path, hashes: Mapping[str, FileHash | None]) -> None:

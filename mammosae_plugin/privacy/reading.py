@@ -19,6 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
+from mammosae_plugin.files import parse_yaml
+
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 _ASSIGNMENT = re.compile(r"\A\s*(?:(?:const|var|let)\s+)?[\w.$\[\]\"'/-]+\s*=\s*(.*?);?\s*\Z", re.DOTALL)
 _COLUMN = re.compile(r"(?:(?:-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?|null),){16,}")
@@ -294,8 +296,8 @@ def _strict_json(text: str) -> Any:
 
 
 def _strict_yaml(text: str) -> Any:
-    """YAML of plain values; tags of other languages' objects are refused by the safe loader."""
-    return yaml.safe_load(text)
+    """YAML of plain values without a key twice; tags of other languages' objects are refused by the safe loader."""
+    return parse_yaml(text, where="it")
 
 
 def _text(value: bytes) -> str:

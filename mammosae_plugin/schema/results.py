@@ -17,6 +17,8 @@ from mammosae_plugin.schema.names import MINUS, RESULTS_FILE, digits
 from mammosae_plugin.validation import explain
 
 FORMAT_VERSION = 1
+TRAINED_HERE = "trained in this study"
+"""What results say of where an SAE is from that was neither given as a file nor as a place on the Hub."""
 MOST_DEAD = 0.9  # share of latents that never fire above which little of an SAE is in use
 NEAR_ZERO = 0.05  # average precision below which boxes are hardly ever met
 WEAK = 0.6  # AUROC below which a latent or a classifier does little better than guessing

@@ -173,7 +173,7 @@ def _study(encoder: str, size: _Size) -> dict[str, Any]:
             "gradcam": importlib.util.find_spec("captum") is not None,
         },
         "report": {
-            "title": "Concept latents of a small mammogram classifier, on phantoms",
+            "title": "Concept latents of a small classifier of phantoms",
             "n_images": size.n_images,
         },
         "batch_size": 8,

@@ -9,7 +9,7 @@ from mammosae_plugin.adapters.mammo_clip import classifier_weights
 from mammosae_plugin.config import portable_config
 from mammosae_plugin.files import sha256_of_file
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
-from mammosae_plugin.schema.results import FORMAT_VERSION, best_row, recovered
+from mammosae_plugin.schema.results import FORMAT_VERSION, TRAINED_HERE, best_row, recovered
 from mammosae_plugin.study.claims import claims
 from mammosae_plugin.study.inputs import (
     TEST,
@@ -195,7 +195,7 @@ def _models(layer: LayerStudy) -> list[Row]:
 def _sae(layer: LayerStudy) -> Row:
     cfg, config, given = layer.sae.cfg, layer.config.sae, layer.sae_source
     return {
-        "source": given.name if given is not None else "trained in this study",
+        "source": given.name if given is not None else TRAINED_HERE,
         "published": given.published() if given is not None else None,
         "architecture": cfg.architecture(),
         "d_in": cfg.d_in,
