@@ -81,7 +81,8 @@ class Upload:
             if place.endswith("of a note"):
                 _write_notes(study, place.split()[0], texts)
             elif place in _NAMES:
-                _rename(study, _NAMES[place](StudyFolder(study).results), "; ".join(texts))
+                ending = ".safetensors" if "file" in place else ""
+                _rename(study, _NAMES[place](StudyFolder(study).results), "; ".join(texts) + ending)
 
 
 _NAMES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {

@@ -579,7 +579,7 @@ def _json(value: Any) -> str:
     return json.dumps(value, allow_nan=False, ensure_ascii=False)
 
 
-_FILE = re.compile(r".+\.(?:pt|pth|tar|ckpt|bin|safetensors|npz|json)", re.IGNORECASE)
+_FILE = re.compile(r".+\.(?:pt|pth|tar|ckpt|bin|safetensors|npz|json)", re.IGNORECASE | re.DOTALL)
 LOCAL_FOLDER = "a local folder"
 
 
