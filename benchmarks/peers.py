@@ -1,16 +1,19 @@
 """The recommended SAE against those of dictionary_learning, sparsify and overcomplete, on the same batches.
 
     python benchmarks/peers.py [--half] [--seeds 2] [--steps 2500] [--rows offset ...] [--only "mammosae" ...]
+    python benchmarks/peers.py --store maps/rows/bn2.hook_out --d-sae 1024 --k 32 --steps 500 --window 50
 
 Rows are sparse sums of known directions and a little noise: with a constant offset, as feature maps after a swish have
-it, without one, and with features of very different frequency. Every method gets the same batches in the same order,
-as many steps, the width and the k; where its own settings leave the learning rate open, that of its own rule. The
-number of rows after which a latent counts as dead is ours for all: the peers' 10 million is more than a short run has.
+it, without one, and with features of very different frequency. Or they are those of an activation store (mean_share.py
+--keep makes one), scaled to a mean squared norm of 1 as dictionary_learning wants them; the last fifth of its images
+judges. Every method gets the same batches in the same order, as many steps, the width and the k; where its own settings
+leave the learning rate open, that of its own rule. The number of rows after which a latent counts as dead is ours for
+all: the peers' 10 million is more than a short run has.
 
 Judged is each SAE as its user runs it afterwards, on rows that nobody was trained on: explained variance, L0, and, on
 all training rows, the share of dead latents; and the share of the true directions that a decoder row meets with a
-cosine above 0.9. Prints a table in Markdown. benchmarks/README.md says how to install the peers; those that are missing
-are left out.
+cosine above 0.9, where they are known. Prints a table in Markdown. benchmarks/README.md says how to install the peers;
+those that are missing are left out.
 """
 
 import argparse
@@ -87,6 +90,16 @@ class Trained(NamedTuple):
     directions: torch.Tensor
 
 
+def rows_of_store(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows (n, d_in) of a store to train on, and those of the last fifth of its images."""
+    store = ActivationStore(folder)
+    n_images = len(store.image_ids)
+    first = n_images - max(1, n_images // 5)
+    training, held_out = store.rows_of(range(first)), store.rows_of(range(first, n_images))
+    scale = training.square().sum(1).mean().rsqrt()
+    return training * scale, held_out * scale
+
+
 def synthetic_rows(kind: str, seed: int, size: Size) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows (n, d_in) and the true directions (n_features, d_in), of which k are in a row, on average."""
     n_features, k = size.n_features, size.k
@@ -108,17 +121,27 @@ def synthetic_rows(kind: str, seed: int, size: Size) -> tuple[torch.Tensor, torc
     return rows, directions
 
 
+def recommended(size: Size, steps: int, window: int) -> dict[str, Any]:
+    """The settings that docs/choosing-an-sae.md says to start with, for rows of a size and a number of steps."""
+    return {
+        "architecture": "topk",
+        "k": size.k,
+        "d_sae": size.d_sae,
+        "lr": size.lr,
+        "lr_warm_up_steps": steps // 10,
+        "lr_decay_steps": steps // 5,
+        "normalize_activations": "expected_average_only_in",
+        "dead_feature_window": window,
+    }
+
+
 def ours(task: Task, **settings: Any) -> Trained:
     """`train_sae` as docs/choosing-an-sae.md recommends it."""
     config = SAETraining(
         **{
-            "architecture": "topk",
-            "k": task.size.k,
-            "d_sae": task.size.d_sae,
-            "epochs": task.steps * task.size.batch_size / N_ROWS,
+            **recommended(task.size, task.steps, task.window),
+            "epochs": (task.steps + 0.5) * task.size.batch_size / task.store.n_rows,
             "batch_size": task.size.batch_size,
-            "lr": task.size.lr,
-            "dead_feature_window": task.window,
             "checkpoint_every": task.steps,
             "evaluate_every": task.steps,
             "seed": task.seed,
@@ -226,11 +249,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--half", action="store_true", help="half of every size: width, latents, features, batch")
+    parser.add_argument("--store", type=Path, help="an activation store, in place of synthetic rows")
+    parser.add_argument("--d-sae", type=int, default=1024, help="with --store: latents")
+    parser.add_argument("--k", type=int, default=32, help="with --store: latents per row")
     parser.add_argument("--window", type=int, default=250, help="steps without firing after which a latent is dead")
     options = parser.parse_args()
     print("| rows | method | L0 | explained variance | dead latents | features found |")
     print("|---|---|---|---|---|---|", flush=True)
-    for kind in options.rows:
+    for kind in [options.store.name] if options.store else options.rows:
         for name, method in METHODS.items():
             if options.only and not name.startswith(tuple(options.only)):
                 continue
@@ -242,23 +268,31 @@ def main() -> None:
 
 
 def run(kind: str, method: Callable[[Task], Trained], seed: int, options: argparse.Namespace) -> dict[str, float]:
-    size = HALF if options.half else Size()
-    rows, directions = synthetic_rows(kind, seed, size)
+    directions: torch.Tensor | None = None
+    if options.store:
+        training, held_out = rows_of_store(options.store)
+        size = Size(training.shape[1], options.d_sae, 0, options.k)
+    else:
+        size = HALF if options.half else Size()
+        rows, directions = synthetic_rows(kind, seed, size)
+        training, held_out = rows.split([N_ROWS, N_HELD_OUT])
     with tempfile.TemporaryDirectory() as name:
-        store = store_of(rows[:N_ROWS], Path(name) / "rows")
+        store = store_of(training, Path(name) / "rows")
         task = Task(store, size, options.steps, options.window, seed, Path(name) / "sae")
         trained = method(task)
     with torch.no_grad():
-        held_out, on_all = (
-            measure(trained.encode, part.split(4096), size.d_in, size.d_sae, "cpu")
-            for part in (rows[N_ROWS:], rows[:N_ROWS])
+        on_others, on_all = (
+            measure(trained.encode, part.split(4096), size.d_in, size.d_sae, "cpu") for part in (held_out, training)
         )
-    cosines = normalize(directions, dim=1) @ normalize(trained.directions, dim=1).T
+    found = float("nan")
+    if directions is not None:
+        cosines = normalize(directions, dim=1) @ normalize(trained.directions, dim=1).T
+        found = float((cosines.amax(1) > FOUND).double().mean())
     return {
-        "l0": held_out["l0"],
-        "explained_variance": held_out["explained_variance"],
+        "l0": on_others["l0"],
+        "explained_variance": on_others["explained_variance"],
         "dead": on_all["dead_share"],
-        "found": float((cosines.amax(1) > FOUND).double().mean()),
+        "found": found,
     }
 
 
@@ -274,7 +308,7 @@ def store_of(rows: torch.Tensor, folder: Path) -> ActivationStore:
         "model": "synthetic",
         "architecture": "synthetic",
         "source": {},
-        "image_ids": [str(number) for number in range(len(rows) // 64)],
+        "image_ids": [str(number) for number in range(int(image[-1]) + 1)],
     }
     return write_store(
         folder, list(zip(rows.split(8192), image.split(8192), position.split(8192), strict=True)), described

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import pytest
 import typer.main
+import yaml
 from helpers_adapters import DATA
 from helpers_hub import LoopbackHub
 from helpers_study import random_sae
 
 from mammosae_plugin.cli import app
 from mammosae_plugin.latents import LatentTable
-from mammosae_plugin.training import save_sae
+from mammosae_plugin.training import SAETraining, save_sae
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -168,3 +169,14 @@ def test_the_errors_in_the_tables_are_those_of_the_code() -> None:
                 assert any(all(piece in text for piece in pieces) for text in known), f"{page.name}: {message}"
                 seen += 1
     assert seen > 20
+
+
+def test_the_recommended_sae_is_what_the_benchmark_holds_against_peers():
+    ((_, text),) = blocks(ROOT / "docs" / "choosing-an-sae.md", "yaml")
+    told = yaml.safe_load(text)["sae"]["train"]["training"]
+    benchmark = runpy.run_path(str(ROOT / "benchmarks" / "peers.py"))
+    size = benchmark["Size"](d_sae=told["d_sae"], k=told["k"])
+    window = told["dead_feature_window"]
+    measured = benchmark["recommended"](size, 10 * window, window)  # the window is a tenth of the steps
+    assert told == {**measured, "lr": pytest.approx(measured["lr"], rel=0.01)}
+    SAETraining(**told)
