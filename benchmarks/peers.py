@@ -1,14 +1,14 @@
 """The recommended SAE against those of dictionary_learning, sparsify and overcomplete, on the same batches.
 
     python benchmarks/peers.py [--half] [--seeds 2] [--steps 2500] [--rows offset ...] [--only "mammosae" ...]
-    python benchmarks/peers.py --store maps/rows/bn2.hook_out --d-sae 1024 --k 32 --steps 500 --window 50
+    python benchmarks/peers.py --store maps/rows/bn2.hook_out --d-sae 512 --steps 250 --window 25 --seeds 1
 
 Rows are sparse sums of known directions and a little noise: with a constant offset, as feature maps after a swish have
 it, without one, and with features of very different frequency. Or they are those of an activation store (mean_share.py
---keep makes one), scaled to a mean squared norm of 1 as dictionary_learning wants them; the last fifth of its images
-judges. Every method gets the same batches in the same order, as many steps, the width and the k; where its own settings
-leave the learning rate open, that of its own rule. The number of rows after which a latent counts as dead is ours for
-all: the peers' 10 million is more than a short run has.
+--keep makes one), scaled to a mean squared norm of 1 as dictionary_learning wants them; a fifth of them, of the same
+images, judges. Every method gets the same batches in the same order, as many steps, the width and the k; where its own
+settings leave the learning rate open, that of its own rule. The number of rows after which a latent counts as dead is
+ours for all: the peers' 10 million is more than a short run has.
 
 Judged is each SAE as its user runs it afterwards, on rows that nobody was trained on: explained variance, L0, and, on
 all training rows, the share of dead latents; and the share of the true directions that a decoder row meets with a
@@ -91,13 +91,12 @@ class Trained(NamedTuple):
 
 
 def rows_of_store(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows (n, d_in) of a store to train on, and those of the last fifth of its images."""
+    """Rows (n, d_in) of a store to train on, and a fifth to judge by, drawn from all images."""
     store = ActivationStore(folder)
-    n_images = len(store.image_ids)
-    first = n_images - max(1, n_images // 5)
-    training, held_out = store.rows_of(range(first)), store.rows_of(range(first, n_images))
-    scale = training.square().sum(1).mean().rsqrt()
-    return training * scale, held_out * scale
+    rows = store.rows_of(range(len(store.image_ids)))
+    rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
+    rows *= rows.square().sum(1).mean().rsqrt()
+    return rows[len(rows) // 5 :], rows[: len(rows) // 5]
 
 
 def synthetic_rows(kind: str, seed: int, size: Size) -> tuple[torch.Tensor, torch.Tensor]:
@@ -250,7 +249,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--half", action="store_true", help="half of every size: width, latents, features, batch")
     parser.add_argument("--store", type=Path, help="an activation store, in place of synthetic rows")
-    parser.add_argument("--d-sae", type=int, default=1024, help="with --store: latents")
+    parser.add_argument("--d-sae", type=int, default=512, help="with --store: latents")
     parser.add_argument("--k", type=int, default=32, help="with --store: latents per row")
     parser.add_argument("--window", type=int, default=250, help="steps without firing after which a latent is dead")
     options = parser.parse_args()
@@ -321,7 +320,7 @@ def line(results: list[dict[str, float]]) -> str:
     def cell(key: str, form: Callable[[float], str]) -> str:
         values = [result[key] for result in results]
         spread = f" ({form(min(values))} to {form(max(values))})" if len(values) > 1 else ""
-        return form(float(np.mean(values))) + spread
+        return form(float(np.mean(values))) + spread if not np.isnan(values).any() else "not known"
 
     return " | ".join(
         [
