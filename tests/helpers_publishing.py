@@ -137,7 +137,7 @@ import dataclasses, json, sys
 from pathlib import Path
 from typer.testing import CliRunner
 from mammosae_plugin.cli import app
-from mammosae_plugin.hub import guard
+from mammosae_plugin.privacy import guard
 
 found = []
 
