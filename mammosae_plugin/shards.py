@@ -207,23 +207,36 @@ def _is_whole(folder: Path, plan: Mapping[str, Any]) -> bool:
     """Whether a folder holds the whole result of a plan, by its digests; changes nothing.
 
     Raises:
-        InputError: It holds that of another plan.
+        InputError: It holds that of another plan, or its plan is damaged and not known to be this one.
     """
-    if not (folder / PLAN).exists():
-        return False
-    if differing := differences(read_json(folder / PLAN), plan):
+    there, seal = _plan_in(folder), _read_seal(folder) if is_done(folder) else {}
+    differing = differences(there, plan)
+    is_its_own = there is not None and seal.get("plan") in (None, sha256_of_json(there))
+    if is_its_own and not differing:
+        return is_done(folder) and not _damaged(folder)
+    written = [_header(path).get("plan_sha256") for path in sorted(folder.glob("shard-*.safetensors"))]
+    if sha256_of_json(plan) in ([seal["plan"]] if "plan" in seal else written) or (there is None and not written):
+        return False  # the plan is missing or damaged, and this is it
+    if is_its_own:
         raise InputError(
             f"{folder} holds the result of other settings ({differing}); name another folder or delete this one"
         )
-    return is_done(folder) and not _damaged(folder)
+    raise InputError(
+        f"{folder / PLAN} is missing or damaged, and these are not the settings that the shards there were made with; "
+        "give those, which writes it again, or name another folder"
+    )
 
 
 def _missing(folder: Path, plan: Mapping[str, Any], numbers: range) -> set[int] | None:
     """The shards that a folder lacks, after damaged ones are removed; None for a sealed folder that is whole."""
     if _is_whole(folder, plan):
         return None
-    if not (folder / PLAN).exists():
+    if differences(_plan_in(folder), plan):
+        if (folder / PLAN).exists():
+            logger.warning("%s is damaged; it is written again", folder / PLAN)
         write_json(folder / PLAN, plan)
+        if _is_whole(folder, plan):
+            return None
     remove_temporaries(folder, older_than=STALE_SECONDS)
     if is_done(folder):
         _unseal(folder)
@@ -318,6 +331,25 @@ def _read_seal(folder: Path) -> dict[str, Any]:
     return {}
 
 
+def _plan_in(folder: Path) -> Any:
+    """`plan.json`; None where it is missing or no JSON."""
+    try:
+        return read_json(folder / PLAN)
+    except InputError:
+        return None
+
+
+def require_plan(folder: Path) -> None:
+    """Compare the plan of a sealed folder with the SHA-256 in its seal, which those of earlier versions lack.
+
+    Raises:
+        InputError: The plan is missing or was changed.
+    """
+    digest = _read_seal(folder).get("plan")
+    if digest is not None and sha256_of_json(_plan_in(folder)) != digest:
+        raise InputError(f"{folder / PLAN} is missing or was changed (it is not the plan that {DONE} names); {_AGAIN}")
+
+
 def remove_shards(folder: Path) -> None:
     """Remove a job's files, and the folder itself if nothing else is in it."""
     if not (folder / PLAN).exists():
@@ -355,12 +387,13 @@ def shard_paths(folder: Path) -> list[Path]:
 
 
 def verify_shards(folder: Path) -> None:
-    """Compare every shard with its recorded SHA-256.
+    """Compare the plan and every shard with their recorded SHA-256.
 
     Raises:
-        InputError: A shard is missing, is another one, or its bytes have changed.
+        InputError: The plan or a shard is missing, is another one, or was changed.
     """
     recorded = recorded_digests(folder)
     for path in shard_paths(folder):
         if not is_whole(path, recorded[path.name]):
             raise InputError(f"{path} is damaged (its SHA-256 is not the recorded one); {_AGAIN}")
+    require_plan(folder)

@@ -107,6 +107,37 @@ def test_shards_of_another_plan_are_refused(tmp_path):
         run_shards(tmp_path, {"job": 2}, 4, 2, _squares, description="")
 
 
+@pytest.mark.parametrize("sealed", [True, False], ids=["sealed", "unfinished"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda plan: plan.write_text(plan.read_text().replace('"job": 1', '"job": 3')),
+        lambda plan: plan.write_text(plan.read_text().replace('"job": 1', '"job": 2')),  # what the other run asks for
+        lambda plan: plan.write_bytes(plan.read_bytes()[:9]),
+        lambda plan: plan.write_bytes(b"\xff\xfe"),
+        lambda plan: plan.write_bytes(b""),
+        lambda plan: plan.unlink(),
+    ],
+    ids=["flipped", "of-another", "cut", "no-text", "empty", "removed"],
+)
+def test_a_damaged_plan_is_told_and_written_again_and_costs_no_shard(tmp_path, spoil, sealed):
+    run_shards(tmp_path, {"job": 1}, 4, 2, _squares, description="")
+    whole = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    plan, done = tmp_path / "plan.json", tmp_path / "done.json"
+    spoil(plan)
+    with pytest.raises(InputError, match=r"plan\.json is missing or was changed .* run the step that writes it again"):
+        verify_shards(tmp_path)
+    if not sealed:
+        done.unlink()
+    spoiled = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    if sealed or spoiled.get("plan.json", b"").find(b'"job": 2') < 0:
+        with pytest.raises(InputError, match=r"is missing or damaged, and these are not|holds the result of other"):
+            run_shards(tmp_path, {"job": 2}, 4, 2, _squares, description="")
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == spoiled
+    run_shards(tmp_path, {"job": 1}, 4, 2, lambda _: pytest.fail("a whole shard was computed again"), description="")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == whole
+
+
 def test_damaged_and_missing_shards_are_computed_again_and_no_others(tmp_path):
     run_shards(tmp_path, {"job": 1}, 6, 2, _squares, description="")
     first, second, third = shard_paths(tmp_path)

@@ -282,6 +282,11 @@ def test_the_command_line_tells_checks_and_merges(parts, tmp_path):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
+    plan = (tmp_path / "m" / "plan.json").read_bytes()
+    (tmp_path / "m" / "plan.json").write_bytes(plan[:-3])
+    damaged = run(app, ["activations", "verify", str(tmp_path / "m")])
+    assert damaged.exit_code == 2 and "plan.json is missing or was changed" in damaged.output.replace("\n", " ")
+    (tmp_path / "m" / "plan.json").write_bytes(plan)
     damaged = run(app, ["activations", "verify", str(tmp_path / "m")])
     assert damaged.exit_code == 2
     assert "shard-00001.safetensors is damaged (its SHA-256 is not the recorded one)" in damaged.stderr.replace(

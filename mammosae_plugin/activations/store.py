@@ -28,7 +28,7 @@ from mammosae_plugin.files import (
     sha256_of_json,
     write_json,
 )
-from mammosae_plugin.shards import is_done, recorded_digests, run_shards, shard_paths
+from mammosae_plugin.shards import is_done, recorded_digests, require_plan, run_shards, shard_paths
 
 logger = logging.getLogger(__name__)
 
@@ -252,13 +252,14 @@ class ActivationStore:
             yield rows[order], torch.from_numpy(image)[order], torch.from_numpy(position)[order]
 
     def verify(self) -> None:
-        """Read everything: the SHA-256 of every file, every checksum, every row finite, every image number known.
+        """Read everything: the SHA-256 of plan and shards, every checksum, every row finite, every image number known.
 
         That the manifest is the one that was written, and every shard the one of its place, opening has found.
 
         Raises:
             InputError: Something is not what the manifest says.
         """
+        require_plan(self.folder)
         for entry, shard in zip(self.manifest["shards"], self._shards, strict=True):
             if sha256_of_file(shard.path) != entry["sha256"]:
                 raise _damaged(shard.path, "its SHA-256 is not the recorded one")
