@@ -214,9 +214,10 @@ def _is_whole(folder: Path, plan: Mapping[str, Any]) -> bool:
     is_its_own = there is not None and seal.get("plan") in (None, sha256_of_json(there))
     if is_its_own and not differing:
         return is_done(folder) and not _damaged(folder)
-    written = [_header(path).get("plan_sha256") for path in sorted(folder.glob("shard-*.safetensors"))]
-    if sha256_of_json(plan) in ([seal["plan"]] if "plan" in seal else written) or (there is None and not written):
-        return False  # the plan is missing or damaged, and this is it
+    if not (seal and is_its_own):
+        written = [_header(path).get("plan_sha256") for path in sorted(folder.glob("shard-*.safetensors"))]
+        if sha256_of_json(plan) in (seal.get("plan"), *written) or (there is None and not written):
+            return False  # what is damaged is the plan, or the seal
     if is_its_own:
         raise InputError(
             f"{folder} holds the result of other settings ({differing}); name another folder or delete this one"
