@@ -54,6 +54,14 @@ def test_help_names_every_command_and_every_command_explains_itself():
         assert "--debug" in mammosae(step, "--help").stdout
 
 
+@pytest.mark.parametrize("kind", ["sae", "model", "findings", "space"])
+def test_whatever_is_published_can_be_told_how_small_a_group_is_too_small(kind):
+    refused = mammosae("publish", kind, "nothing", "someone/name", "--min-group", "0")
+    assert refused.returncode == 2
+    assert "Invalid value" in refused.stderr
+    assert "min-group" in refused.stderr
+
+
 def test_a_study_prints_the_main_figures_and_the_reports_place(done):
     file, result = done
     assert result.returncode == 0, result.stderr

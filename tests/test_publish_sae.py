@@ -423,6 +423,8 @@ def test_the_saes_that_a_study_trained_go_out_under_the_names_of_their_layers(
     assert list(origins_of(tmp_path, "layer_10")) == ["layer_10"]
     with pytest.raises(InputError, match="trained no SAE at 'layer_7'; it has layer_6, layer_10"):
         origins_of(tmp_path, "layer_7")
+    with pytest.raises(InputError, match="is a study, whose own measures go onto the card; leave out --evaluation"):
+        origins_of(tmp_path, evaluation={"l0": 1.0})
     shutil.rmtree(tmp_path / "work" / "sae" / "0")
     hub = "hub://someone/saes@v1/bn2"
     for given, reason in {

@@ -188,6 +188,29 @@ def test_a_damaged_checkpoint_is_named(store, tmp_path, kills):
         train_sae(store, tmp_path, small_training())
 
 
+def test_a_finished_sae_that_was_changed_is_not_read_as_its_own(store, tmp_path, kills):
+    train_sae(store, tmp_path, small_training())
+    whole = {name: (tmp_path / name).read_bytes() for name in ("cfg.json", "sae_weights.safetensors")}
+    for name, changed in [
+        ("sae_weights.safetensors", whole["sae_weights.safetensors"][:-1] + b"\x01"),
+        ("cfg.json", whole["cfg.json"].replace(b'"bn2.hook_out"', b'"bn1.hook_out"')),
+    ]:
+        assert changed != whole[name]
+        (tmp_path / name).write_bytes(changed)
+        with pytest.raises(InputError, match=rf"{name} is missing or was changed after the training wrote it; restore"):
+            train_sae(store, tmp_path, small_training())
+        (tmp_path / name).write_bytes(whole[name])
+    train_sae(store, tmp_path, small_training())
+
+
+def test_the_card_of_an_sae_of_phantoms_does_not_call_them_mammography(store, tmp_path, kills, monkeypatch):
+    monkeypatch.setattr(sae_module, "_datasets", lambda manifest: ["phantom"])
+    train_sae(store, tmp_path, small_training())
+    card = (tmp_path / "README.md").read_text()
+    assert "- phantoms\n" in card
+    assert "mammography" not in card
+
+
 def test_metrics_that_were_cut_are_refused(store, tmp_path, kills):
     kills.append(20)
     with pytest.raises(KeyboardInterrupt):

@@ -65,6 +65,7 @@ IdsOf = Annotated[
     Path | None,
     typer.Option("--study", help="The study whose ids of patients and images must not get out.", show_default=False),
 ]
+MinGroup = Annotated[int, typer.Option(min=1, help="Leave out statistics of fewer patients than this.")]
 Confirm = Annotated[
     bool, typer.Option("--confirm/--dry-run", help="Send it; by default only print exactly what would go out.")
 ]

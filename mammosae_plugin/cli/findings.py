@@ -13,6 +13,7 @@ from mammosae_plugin.cli.common import (
     Description,
     ForcePoor,
     Link,
+    MinGroup,
     ModelRepo,
     Public,
     Replace,
@@ -49,7 +50,7 @@ def publish_findings(
     examples: Annotated[
         bool, typer.Option("--examples", help="Add heatmaps of single images, under hashed ids.")
     ] = False,
-    min_group: Annotated[int, typer.Option(min=1, help="Leave out statistics of fewer patients than this.")] = 5,
+    min_group: MinGroup = 5,
     data_licence: Annotated[
         str | None,
         typer.Option(

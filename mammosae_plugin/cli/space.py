@@ -14,6 +14,7 @@ from mammosae_plugin.cli.common import (
     FindingsRepo,
     ForcePoor,
     Link,
+    MinGroup,
     ModelRepo,
     Public,
     Replace,
@@ -55,7 +56,7 @@ def publish_space_command(
     title: Annotated[
         str | None, typer.Option(help="What the page is called; by default as the study.", show_default=False)
     ] = None,
-    min_group: Annotated[int, typer.Option(min=1, help="Statistics of fewer patients than this are left out.")] = 5,
+    min_group: MinGroup = 5,
     author: Author = None,
     description: Description = None,
     link: Link = None,

@@ -51,7 +51,7 @@ from mammosae_plugin.privacy.rules import RESTRICTED
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint, torch_generator
 from mammosae_plugin.schema.results import poor_sae, role_evidence
 from mammosae_plugin.training.metrics import draw_metrics, read_metrics, trained_l0
-from mammosae_plugin.training.saving import CFG, WEIGHTS, save_sae
+from mammosae_plugin.training.saving import CFG, FILES, WEIGHTS, save_sae
 from mammosae_plugin.version import __version__
 
 CONFOUNDER = "confounder"
@@ -98,6 +98,7 @@ def publish_sae(
     evaluation: Mapping[str, Any] | None = None,
     figures: Sequence[str | os.PathLike[str]] = (),
     context: PrivacyContext | None = None,
+    min_group: int = 5,
     tag: str | None = None,
     private: bool = True,
     replace: bool = False,
@@ -125,6 +126,7 @@ def publish_sae(
             there are several SAEs. By default the last line of its training's metrics, or the study's results.
         figures: figures of aggregates for the card, from a study's `results/figures`.
         context: what must not get out; by default the names of the datasets, for a study also its ids.
+        min_group: where no context says it: measures of fewer patients than this are left out.
         tag: a name for the published state, such as "v1".
         private: make a new repository private.
         replace: overwrite what is there otherwise; without it that is refused. Of the card, what people wrote stays.
@@ -154,8 +156,9 @@ def publish_sae(
     licence = licence.strip()
     study = StudyFolder(saes) if is_study_folder(saes) else None  # type: ignore[arg-type]
     if context is None and study is not None:
-        context = PrivacyContext.of_study(study.folder)
-    origins = origins_of(saes, sae_id, evaluation, min_group=(context or PrivacyContext()).min_group)
+        context = PrivacyContext.of_study(study.folder, min_group=min_group)
+    min_group = context.min_group if context is not None else min_group
+    origins = origins_of(saes, sae_id, evaluation, min_group=min_group)
     refuse_poor(
         (
             f"{name}: {flaw}"
@@ -194,7 +197,9 @@ def publish_sae(
             "about": about.facts(without="sae"),
         }
         write_text(folder / CARD, _card(card))
-        context = context or PrivacyContext(datasets=_distinct(one["datasets"] for one in facts.values()))
+        context = context or PrivacyContext(
+            datasets=_distinct(one["datasets"] for one in facts.values()), min_group=min_group
+        )
         publication = prepare(
             folder,
             repo_id,
@@ -246,6 +251,11 @@ def origins_of(
             raise InputError(f"evaluation is of {', '.join(unknown)}, but the SAEs are {', '.join(found) or 'none'}")
         by_id = dict(evaluation or {})
     elif is_study_folder(saes):
+        if evaluation:
+            raise InputError(
+                f"{saes} is a study, whose own measures go onto the card; leave out --evaluation (evaluation=), or "
+                "publish the SAE's folder by itself"
+            )
         found = _of_study(local_path(saes), min_group)
         if sae_id is not None and sae_id not in found:
             raise InputError(f"{saes} trained no SAE at {sae_id!r}; it has {', '.join(found)}")
@@ -464,6 +474,7 @@ def _stage_beside(source: Path, target: Path) -> dict[str, Any] | None:
     if not (source / TRAINING).exists():
         return None
     training: dict[str, Any] = portable(read_json(source / TRAINING))
+    training.pop(FILES, None)  # of what lies there; provenance.json says it of what is published
     write_json(target / TRAINING, training)
     return training
 

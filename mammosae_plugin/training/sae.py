@@ -42,12 +42,14 @@ from mammosae_plugin.files import (
     local_path,
     read_json,
     remove_temporaries,
+    sha256_of_file,
     sha256_of_json,
     write_json,
     write_text,
 )
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.provenance import plain, seed_everything, torch_generator
+from mammosae_plugin.shards import is_whole
 from mammosae_plugin.training.architectures import new_training_sae
 from mammosae_plugin.training.checkpoints import load_state, save_state
 from mammosae_plugin.training.metrics import (
@@ -69,7 +71,7 @@ from mammosae_plugin.training.resampling import (
     start_bias_at_median,
 )
 from mammosae_plugin.training.rows import TrainingRows, images_of_held_out_patients
-from mammosae_plugin.training.saving import CFG, save_sae
+from mammosae_plugin.training.saving import CFG, FILES, WEIGHTS, save_sae
 from mammosae_plugin.training.settings import SAETraining
 from mammosae_plugin.training.sparsity import hold_l0, set_l0
 from mammosae_plugin.training.trackers import TrackerName, new_tracker
@@ -473,6 +475,7 @@ def _finish(job: _Job, plan: Mapping[str, Any], rows: TrainingRows) -> Any:
     """Load a trained SAE; judge it in its final form, draw its course and write its card where that is not yet done."""
     folder = job.folder
     finished = distributed.on_main((folder / CARD).exists)  # which waits for the first process to have saved it
+    distributed.on_main(partial(_require_as_written, folder))
     try:
         sae = SAE.load_from_disk(str(folder), device=job.device)
     except (SafetensorError, RuntimeError, OSError, KeyError, ValueError) as error:
@@ -486,6 +489,16 @@ def _finish(job: _Job, plan: Mapping[str, Any], rows: TrainingRows) -> Any:
         distributed.on_main(partial(_write_end, job, plan, rows.kind, sae, measured))
     distributed.on_main(partial(_tidy, folder))
     return sae
+
+
+def _require_as_written(folder: Path) -> None:
+    """Refuse an SAE that was changed since its training ended; those of earlier versions have no digests."""
+    for name, digest in read_json(folder / PLAN).get(FILES, {}).items():
+        if not is_whole(folder / name, digest):
+            raise InputError(
+                f"{folder / name} is missing or was changed after the training wrote it; restore it, or delete "
+                f"{folder} and train again"
+            )
 
 
 def _tidy(folder: Path) -> None:
@@ -514,6 +527,8 @@ def _write_end(job: _Job, plan: Mapping[str, Any], kind: str, sae: Any, measured
         trim_blocks=True,
         lstrip_blocks=True,
     )  # Markdown: nothing to escape
+    digests = {name: sha256_of_file(folder / name) for name in (CFG, WEIGHTS)}
+    write_json(folder / PLAN, {**read_json(folder / PLAN), FILES: digests})
     cfg = {**sae.cfg.to_dict(), "metadata": sae.cfg.metadata.to_dict()}
     write_text(folder / CARD, cards.get_template("training.md.j2").render(cfg=cfg, config=plan["config"], last=last))
 

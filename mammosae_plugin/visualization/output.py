@@ -184,7 +184,12 @@ def write_tables(results: Results, results_folder: str | os.PathLike[str]) -> li
     folder = local_path(results_folder) / TABLES_FOLDER
     found = "each of the best latents" + (", raw channels and Grad-CAM" if results.get("baselines") else "")
     tables = (
-        (table_1(results), "table_1", "Classification on the test split without and with the SAE (95 % intervals)."),
+        (
+            table_1(results),
+            "table_1",
+            "Classification on the test split without and with the SAE (95 % intervals; none where a class has too few "
+            "patients, or where all resamples agree on 0 or 1, or on no difference).",
+        ),
         (table_2(results), "table_2", f"Localization: average precision of boxes from {found}."),
         (table_rankings(results), "rankings", f"The {n_best(results)} best latents of every class."),
         (
