@@ -1,7 +1,7 @@
 """The commands of `mammosae` about findings: publish them, note what latents show, compare two studies."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,19 +27,19 @@ from mammosae_plugin.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from mammosae_plugin.hub.publishing import Publication
+    pass
 
 StudyFolder = Annotated[Path, typer.Argument(metavar="STUDY", help="The study's output folder.", show_default=False)]
 
 
 def add_findings_commands(app: typer.Typer, publish: typer.Typer) -> None:
     """Add `note` and `compare` to `mammosae`, and `findings` to `mammosae publish`."""
-    publish.command("findings")(publish_findings)
+    publish.command("findings")(publish_findings_command)
     app.command("note")(note)
     app.command("compare")(compare)
 
 
-def publish_findings(
+def publish_findings_command(
     study: StudyFolder,
     repo: Repo,
     licence: Annotated[str, typer.Option(help="The licence of the findings, such as cc-by-4.0.", show_default=False)],
@@ -84,9 +84,9 @@ def publish_findings(
     By default nothing is sent: the folder is written, checked by the privacy guard, and what would go out is listed.
     """
     with clear_errors(debug):
-        from mammosae_plugin.hub.findings import publish_findings as run
+        from mammosae_plugin.hub.findings import prepare_findings
 
-        publication = run(
+        publication = prepare_findings(
             study,
             repo,
             licence=licence,
@@ -100,10 +100,9 @@ def publish_findings(
             replace=replace,
             force_poor=force_poor,
             allow=allow or (),
-            dry_run=True,
             about=about_of(author, description, link, sae=sae_repo, model=model_repo, space=space_repo),
         )
-        show_and_send(cast("Publication", publication), confirm)
+        show_and_send(publication, confirm)
 
 
 def note(

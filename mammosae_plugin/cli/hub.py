@@ -92,8 +92,7 @@ def publish_sae_command(
     with clear_errors(debug):
         from mammosae_plugin.errors import InputError
         from mammosae_plugin.files import read_json
-        from mammosae_plugin.hub.publishing import Publication
-        from mammosae_plugin.hub.saes import publish_sae
+        from mammosae_plugin.hub.saes import prepare_sae
         from mammosae_plugin.privacy.context import PrivacyContext
 
         saes: Path | dict[str, Path] = source
@@ -105,7 +104,7 @@ def publish_sae_command(
             if wrong:
                 raise InputError(f"--also {wrong[0]!r} is not of the form ID=SOURCE")
             saes = {sae_id: source, **{name: Path(path) for name, _, path in pairs}}
-        publication = publish_sae(
+        publication = prepare_sae(
             saes,
             repo,
             sae_id=None if also else sae_id,
@@ -120,10 +119,8 @@ def publish_sae_command(
             replace=replace,
             force_poor=force_poor,
             allow=allow or (),
-            dry_run=True,
             about=about_of(author, description, link, model=model_repo, findings=findings_repo, space=space_repo),
         )
-        assert isinstance(publication, Publication)
         show_and_send(publication, confirm)
 
 
@@ -170,11 +167,10 @@ def publish_model_command(
     and JSON with a card, checked by the privacy guard, read back and compared. Without --confirm, that is all.
     """
     with clear_errors(debug):
-        from mammosae_plugin.hub.models import publish_model
-        from mammosae_plugin.hub.publishing import Publication
+        from mammosae_plugin.hub.models import prepare_model
         from mammosae_plugin.privacy.context import PrivacyContext
 
-        publication = publish_model(
+        publication = prepare_model(
             source,
             repo,
             model_id=model_id,
@@ -187,10 +183,8 @@ def publish_model_command(
             private=not public,
             replace=replace,
             allow=allow or (),
-            dry_run=True,
             about=about_of(author, description, link, sae=sae_repo, findings=findings_repo, space=space_repo),
         )
-        assert isinstance(publication, Publication)
         show_and_send(publication, confirm)
 
 

@@ -79,7 +79,7 @@ def publish_space_command(
     with clear_errors(debug):
         from mammosae_plugin.cli.common import about_of, show_and_send
         from mammosae_plugin.errors import InputError
-        from mammosae_plugin.hub.space import build_space, publish_space, read_findings
+        from mammosae_plugin.hub.space import build_space, prepare_space, read_findings
 
         about = about_of(author, description, link, sae=sae_repo, model=model_repo, findings=findings_repo)
         if repo is None:
@@ -93,9 +93,8 @@ def publish_space_command(
             assert findings is not None
             typer.echo(build_space(findings, folder, compare=other, title=title, about=about) / "index.html")
             return
-        from mammosae_plugin.hub.publishing import Publication
 
-        publication = publish_space(
+        publication = prepare_space(
             source,
             repo,
             compare=compare,
@@ -107,8 +106,6 @@ def publish_space_command(
             replace=replace,
             force_poor=force_poor,
             allow=allow or (),
-            dry_run=True,
             about=about,
         )
-        assert isinstance(publication, Publication)
         show_and_send(publication, confirm)

@@ -19,17 +19,24 @@ from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import TEMPORARY, atomic_path, local_path, read_parquet, write_text
 from mammosae_plugin.findings.about import About
 from mammosae_plugin.findings.published import LATENT_KEY, Findings
-from mammosae_plugin.hub.publishing import recorder
+from mammosae_plugin.hub.publishing import Publication, prepare, publishing, recorder
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.own_files import replace_folder
 from mammosae_plugin.schema.findings import CONFIGS, parquet_path
 
 if TYPE_CHECKING:
     from mammosae_plugin.findings.study_folder import StudyFolder
-    from mammosae_plugin.hub.publishing import Publication, Published
     from mammosae_plugin.privacy.context import PrivacyContext
 
-__all__ = ["About", "Findings", "findings_facts", "load_findings", "publish_findings", "stage_findings"]
+__all__ = [
+    "About",
+    "Findings",
+    "findings_facts",
+    "load_findings",
+    "prepare_findings",
+    "publish_findings",
+    "stage_findings",
+]
 
 KEY_FILE = "publishing.key"
 STAGED_FOLDER = "findings"
@@ -255,7 +262,7 @@ def _write(path: Path, table: pa.Table) -> None:
         pq.write_table(table.replace_schema_metadata(None), temporary, compression="zstd", store_schema=False)
 
 
-def publish_findings(
+def prepare_findings(
     study_folder: str | Path,
     repo_id: str,
     *,
@@ -270,11 +277,10 @@ def publish_findings(
     tag: str | None = None,
     replace: bool = False,
     force_poor: bool = True,
-    dry_run: bool = False,
     about: About | None = None,
     token: str | None = None,
-) -> "Publication | Published":
-    """Publish what a study found as a dataset on the Hub: stage, check, send as one commit.
+) -> Publication:
+    """Stage and check what a study found, as a dataset for the Hub; `.send()` of the result sends it as one commit.
 
     Args:
         study_folder: The study's output folder.
@@ -290,19 +296,17 @@ def publish_findings(
         tag: A name for the published state, such as v1.
         replace: Overwrite what the repository holds of an earlier publication. Of the card, what people wrote stays.
         force_poor: Only warn where an SAE does poorly (`hub.quality`); with False, as the command has it, refuse.
-        dry_run: Send nothing; what would go out is in the folder and in the result's `describe()`.
         about: As for `stage_findings`.
         token: Of the Hub; by default that of `hf auth login` or HF_TOKEN.
 
     Returns:
-        The publication, not sent, for a dry run; else what is on the Hub now.
+        The publication, not sent: its `folder` holds what would go out, `describe()` lists it.
 
     Raises:
         InputError: As for `stage_findings`, or no licence, or what is in the way in the repository.
         PrivacyError: Something must not get out.
         HubError: The Hub refuses or cannot be reached.
     """
-    from mammosae_plugin.hub.publishing import prepare
     from mammosae_plugin.hub.quality import flaws_of_study, refuse_poor
     from mammosae_plugin.privacy.context import PrivacyContext
 
@@ -330,8 +334,10 @@ def publish_findings(
             related=about.names,
             on_sent=recorder(study_folder, "findings"),
         )
-    publication = dataclasses.replace(publication, folder=target)  # the same files, by their checksums
-    return publication if dry_run else publication.send(token=token)
+    return dataclasses.replace(publication, folder=target)  # the same files, by their checksums
+
+
+publish_findings = publishing(prepare_findings)
 
 
 def load_findings(place: str | Path, *, revision: str | None = None, min_group: int = 5) -> Findings:

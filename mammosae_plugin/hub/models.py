@@ -7,7 +7,6 @@ reads, with evaluation.json and provenance.json beside them, and one card for th
 import dataclasses
 import os
 import re
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,15 @@ from mammosae_plugin.files import read_json, sha256_of_file, write_json, write_t
 from mammosae_plugin.findings.about import About, places
 from mammosae_plugin.findings.study_folder import StudyFolder, is_study_folder
 from mammosae_plugin.findings.tables import separation_rows
-from mammosae_plugin.hub.publishing import Publication, Published, files_of_repo, look_at_head, prepare, recorder
+from mammosae_plugin.hub.publishing import (
+    Publication,
+    files_of_repo,
+    kept_until_staged,
+    look_at_head,
+    prepare,
+    publishing,
+    recorder,
+)
 from mammosae_plugin.hub.saes import portable, with_fingerprint
 from mammosae_plugin.hub.scratch import Scratch
 from mammosae_plugin.hub_requests import ask
@@ -54,7 +61,7 @@ class Origin:
     evaluation: Mapping[str, Any] | None = None
 
 
-def publish_model(
+def prepare_model(
     source: str | os.PathLike[str],
     repo_id: str,
     *,
@@ -68,11 +75,10 @@ def publish_model(
     private: bool = True,
     replace: bool = False,
     allow: Sequence[str] = (),
-    dry_run: bool = False,
     about: About | None = None,
     token: str | None = None,
-) -> Publication | Published:
-    """Publish classifiers in a repository on the Hub: one commit, and a tag.
+) -> Publication:
+    """Stage and check classifiers for a repository on the Hub; `.send()` of the result makes one commit, and a tag.
 
     Args:
         source: a study's output folder, whose trained classifiers go out as `<model>-<concept>`; or a classifier's file
@@ -88,12 +94,11 @@ def publish_model(
         private: make a new repository private.
         replace: overwrite what is there otherwise. Of the card, what people wrote stays.
         allow: texts that look private, and that a person has seen and lets out.
-        dry_run: send nothing; give the publication, which describes what would go out.
         about: authors, description and links for the card; the study's other repositories are linked by themselves.
         token: of the Hub; by default that of `hf auth login` or HF_TOKEN.
 
     Returns:
-        What is on the Hub now; with `dry_run` the `Publication`, which can be looked at and sent.
+        The publication, not sent: its `folder` holds what would go out, `describe()` lists it.
 
     Raises:
         InputError: no licence, no such classifier, or as `prepare`.
@@ -116,7 +121,7 @@ def publish_model(
         about = about.with_record(study.folder)
     said = {"licence": licence.strip(), "base_model": base_model, "datasets": list(datasets or context.datasets)}
     scratch = Scratch("publish")
-    try:
+    with kept_until_staged(scratch) as hand_over:
         facts = {
             name: _stage(origin, scratch.folder / name, study, said, min_group) for name, origin in origins.items()
         }
@@ -145,16 +150,10 @@ def publish_model(
             raise InputError(f"{repo_id} was changed while its card was written; run again to see what is there now")
         for name, origin in origins.items():
             _check(scratch.folder / name, origin.model)
-        if not dry_run:
-            return publication.send(token=token)
-    except BaseException:
-        scratch.remove()
-        raise
-    finally:
-        if not dry_run:
-            scratch.remove()
-    weakref.finalize(publication, scratch.remove)
-    return publication
+        return hand_over(publication)
+
+
+publish_model = publishing(prepare_model)
 
 
 # -- what is given -----------------------------------------------------------------------------------------------------

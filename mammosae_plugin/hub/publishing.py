@@ -9,15 +9,19 @@ was looked at, makes all of them appear. What is there already is not overwritte
 """
 
 import contextlib
+import dataclasses
+import functools
+import inspect
 import json
 import logging
 import os
 import re
-from collections.abc import Callable, Collection, Mapping
+import weakref
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, cast
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard, hf_hub_download
 from huggingface_hub.errors import RepositoryNotFoundError
@@ -28,6 +32,7 @@ from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path, sha256_of_file, write_json, write_text
 from mammosae_plugin.findings.about import RECORD, Part, published_places
 from mammosae_plugin.hub.card_parts import join_cards
+from mammosae_plugin.hub.scratch import Scratch
 from mammosae_plugin.hub_cache import FileHash
 from mammosae_plugin.hub_requests import REPOSITORY, HubError, ask
 
@@ -37,6 +42,8 @@ if TYPE_CHECKING:
     from mammosae_plugin.privacy.guard import StagedFile
 
 logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
 
 RepoKind = Literal["model", "dataset", "space"]
 Change = Literal["new", "same", "replaced", "removed"]
@@ -99,6 +106,7 @@ class Publication:
         space_sdk: the kind of a Space.
         card_changes: what becomes of the parts of a card that is there, a line each.
         on_sent: is told once it was sent.
+        scratch: where it was staged, if that goes when the publication does.
     """
 
     folder: Path
@@ -117,6 +125,7 @@ class Publication:
     space_sdk: str | None = None
     card_changes: tuple[str, ...] = ()
     on_sent: Callable[[Published], None] | None = field(default=None, compare=False, repr=False)
+    scratch: Scratch | None = field(default=None, compare=False, repr=False)
 
     def describe(self) -> str:
         """Exactly what would go out: repository, visibility, tag, every file with size and SHA-256, what is there."""
@@ -516,3 +525,58 @@ def recorder(
             logger.warning("%s cannot be written (%s): later cards will not link to this by themselves", RECORD, error)
 
     return record
+
+
+@contextlib.contextmanager
+def kept_until_staged(scratch: Scratch | None) -> Iterator[Callable[[Publication], Publication]]:
+    """A block that stages in a temporary folder, and hands the folder to the publication that it ends with.
+
+    The folder goes when `publish_*` has sent the publication, or else with the publication; at once, if the block
+    fails. None stands for a folder that stays.
+    """
+
+    def hand_over(publication: Publication) -> Publication:
+        if scratch is None:
+            return publication
+        own = dataclasses.replace(publication, scratch=scratch)
+        weakref.finalize(own, scratch.remove)
+        return own
+
+    try:
+        yield hand_over
+    except BaseException:
+        if scratch is not None:
+            scratch.remove()
+        raise
+
+
+def publishing(prepare: Callable[P, Publication]) -> Callable[P, Published]:
+    """What prepares an upload and sends it at once, as `publish_sae` does for `prepare_sae`.
+
+    Args:
+        prepare: one of the `prepare_*` functions. The other takes the same, and `dry_run`, with which it sends nothing
+            and gives the publication.
+    """
+
+    def publish(*given: Any, dry_run: bool = False, **settings: Any) -> Any:
+        publication = prepare(*given, **settings)
+        if dry_run:
+            return publication
+        try:
+            return publication.send(token=settings.get("token"))
+        finally:
+            if publication.scratch is not None:
+                publication.scratch.remove()
+
+    functools.update_wrapper(publish, prepare)
+    publish.__name__ = publish.__qualname__ = prepare.__name__.replace("prepare", "publish")
+    publish.__doc__ = (
+        f"`{prepare.__name__}`, which says what the settings are, and `.send()` at once.\n\n"
+        "    With `dry_run` nothing is sent, and the publication is what is given.\n    "
+    )
+    signature = inspect.signature(prepare)
+    dry = inspect.Parameter("dry_run", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=bool)
+    publish.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*signature.parameters.values(), dry], return_annotation="Publication | Published"
+    )
+    return cast("Callable[P, Published]", publish)

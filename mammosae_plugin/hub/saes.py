@@ -12,7 +12,6 @@ import os
 import re
 import subprocess
 import sys
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,7 +40,15 @@ from mammosae_plugin.files import (
 from mammosae_plugin.findings.about import About
 from mammosae_plugin.findings.study_folder import LayerResults, StudyFolder, is_study_folder
 from mammosae_plugin.findings.tables import shared_named_latents, shared_quality
-from mammosae_plugin.hub.publishing import Publication, Published, files_of_repo, look_at_head, prepare, recorder
+from mammosae_plugin.hub.publishing import (
+    Publication,
+    files_of_repo,
+    kept_until_staged,
+    look_at_head,
+    prepare,
+    publishing,
+    recorder,
+)
 from mammosae_plugin.hub.quality import refuse_poor
 from mammosae_plugin.hub.scratch import Scratch
 from mammosae_plugin.hub_requests import ask, first_line
@@ -87,7 +94,7 @@ class Origin:
     evaluation: Mapping[str, Any] = field(default_factory=dict)
 
 
-def publish_sae(
+def prepare_sae(
     saes: "SAE | str | os.PathLike[str] | Mapping[str, SAE | str | os.PathLike[str]]",
     repo_id: str,
     *,
@@ -104,13 +111,12 @@ def publish_sae(
     replace: bool = False,
     force_poor: bool = True,
     allow: Sequence[str] = (),
-    dry_run: bool = False,
     message: str | None = None,
     staging: str | os.PathLike[str] | None = None,
     about: About | None = None,
     token: str | None = None,
-) -> Publication | Published:
-    """Publish SAEs in a repository on the Hub: one commit, and a tag.
+) -> Publication:
+    """Stage and check SAEs for a repository on the Hub; `.send()` of the result makes one commit, and a tag.
 
     Args:
         saes: an SAE (a SAELens `SAE` or `TrainingSAE`); a folder that `train_sae` or SAELens wrote; a Mammo-SAE file; a
@@ -132,7 +138,6 @@ def publish_sae(
         replace: overwrite what is there otherwise; without it that is refused. Of the card, what people wrote stays.
         force_poor: only warn where an SAE does poorly (`hub.quality`); with False, as the command has it, refuse.
         allow: texts that look private, and that a person has seen and lets out.
-        dry_run: send nothing; give the publication, which describes what would go out.
         message: of the commit.
         staging: where to stage; by default a folder that is removed afterwards.
         about: authors, description and links for the card. Of a study the repositories in which its findings and the
@@ -140,7 +145,7 @@ def publish_sae(
         token: of the Hub; by default that of `hf auth login` or HF_TOKEN.
 
     Returns:
-        What is on the Hub now; with `dry_run` the `Publication`, which can be looked at and sent.
+        The publication, not sent: its `folder` holds what would go out, `describe()` lists it.
 
     Raises:
         InputError: no licence, or not that of the other SAEs of the repository; no SAE that plain SAELens can load and
@@ -171,8 +176,8 @@ def publish_sae(
     if study is not None:
         about = about.with_record(study.folder)
     scratch = Scratch("publish") if staging is None else None
-    folder = scratch.folder if scratch is not None else local_path(staging)  # type: ignore[arg-type]
-    try:
+    with kept_until_staged(scratch) as hand_over:
+        folder = scratch.folder if scratch is not None else local_path(staging)  # type: ignore[arg-type]
         facts = stage_saes(
             origins,
             folder,
@@ -217,18 +222,10 @@ def publish_sae(
         if publication.parent != there.commit:
             raise InputError(f"{repo_id} was changed while its card was written; run again to see what is there now")
         check_with_sae_lens({name: folder / name for name in facts}, {name: origins[name].sae for name in facts})
-        if not dry_run:
-            return publication.send(token=token)
-    except BaseException:
-        if scratch is not None:
-            scratch.remove()
-        raise
-    finally:
-        if scratch is not None and not dry_run:
-            scratch.remove()
-    if scratch is not None:
-        weakref.finalize(publication, scratch.remove)
-    return publication
+        return hand_over(publication)
+
+
+publish_sae = publishing(prepare_sae)
 
 
 # -- what is given -------------------------------------------------------------------------------------------------

@@ -9,9 +9,7 @@ import dataclasses
 import json
 import logging
 import math
-import shutil
 import tempfile
-import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -26,13 +24,13 @@ from mammosae_plugin.findings.about import About
 from mammosae_plugin.findings.published import Findings
 from mammosae_plugin.findings.study_folder import is_study_folder, sae_tensors
 from mammosae_plugin.hub.findings import load_findings
-from mammosae_plugin.hub.publishing import recorder
+from mammosae_plugin.hub.publishing import Publication, kept_until_staged, prepare, publishing, recorder
+from mammosae_plugin.hub.scratch import Scratch
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.own_files import replace_folder
 from mammosae_plugin.schema.results import role_evidence, stated_role
 
 if TYPE_CHECKING:
-    from mammosae_plugin.hub.publishing import Publication, Published
     from mammosae_plugin.privacy.context import PrivacyContext
 
 logger = logging.getLogger(__name__)
@@ -273,7 +271,7 @@ def _distinct(values: Iterable[str | None]) -> list[str]:
     return [value for value in dict.fromkeys(values) if value is not None]
 
 
-def publish_space(
+def prepare_space(
     source: Findings | str | Path,
     repo_id: str,
     *,
@@ -286,11 +284,10 @@ def publish_space(
     replace: bool = False,
     force_poor: bool = True,
     allow: Sequence[str] = (),
-    dry_run: bool = False,
     about: About | None = None,
     token: str | None = None,
-) -> "Publication | Published":
-    """Publish a static Space that shows findings: build, check, send as one commit.
+) -> Publication:
+    """Build and check a static Space that shows findings; `.send()` of the result sends it as one commit.
 
     Args:
         source: Findings, or what `load_findings` reads: a dataset on the Hub (owner/name, or owner/name@revision), a
@@ -305,19 +302,17 @@ def publish_space(
         replace: Overwrite what the Space holds otherwise. Of its README, what people wrote stays.
         force_poor: Only warn where an SAE does poorly (`hub.quality`); with False, as the command has it, refuse.
         allow: Texts that look private, and that a person has seen and lets out.
-        dry_run: Send nothing; give the publication, which describes what would go out.
         about: Authors, description and links. The repositories of the same study are linked by themselves.
         token: Of the Hub; by default that of `hf auth login` or HF_TOKEN.
 
     Returns:
-        The publication, not sent, for a dry run; else what is on the Hub now.
+        The publication, not sent: its `folder` holds what would go out, `describe()` lists it.
 
     Raises:
         InputError: As for `build_space` and `load_findings`, or what is in the way in the repository.
         PrivacyError: Something must not get out.
         HubError: The Hub refuses or cannot be reached.
     """
-    from mammosae_plugin.hub.publishing import prepare
     from mammosae_plugin.hub.quality import flaws_of, refuse_poor
 
     sources = [source] if compare is None else [source, compare]
@@ -328,10 +323,9 @@ def publish_space(
     if study is not None:
         about = about.with_record(study)
     about = _of_findings(about, read[0][0])
-    place = local_path(folder).parent if folder is not None else Path(tempfile.mkdtemp(prefix="mammosae-space-"))
-    building = local_path(folder) if folder is not None else place / "space"
-    publication = None
-    try:
+    scratch = Scratch("space") if folder is None else None
+    with kept_until_staged(scratch) as hand_over:
+        building = scratch.folder / "space" if scratch is not None else local_path(folder)  # type: ignore[arg-type]
         build_space(read[0][0], building, compare=read[1][0] if compare is not None else None, title=title, about=about)
         publication = prepare(
             building,
@@ -348,12 +342,10 @@ def publish_space(
             related=_distinct([*about.names, *(one.repo_id for one, _ in read)]),
             on_sent=recorder(study, "space") if study is not None else None,
         )
-        return publication if dry_run else publication.send(token=token)
-    finally:
-        if folder is None and dry_run and publication is not None:
-            weakref.finalize(publication, shutil.rmtree, place, ignore_errors=True)
-        elif folder is None:
-            shutil.rmtree(place, ignore_errors=True)
+        return hand_over(publication)
+
+
+publish_space = publishing(prepare_space)
 
 
 def read_findings(source: Findings | str | Path, *, min_group: int = 5) -> Findings:
