@@ -651,7 +651,8 @@ PUBLISH = """
 import sys
 from typer.testing import CliRunner
 from mammosae_plugin.cli import app
-from mammosae_plugin.hub import compare_findings, guard, load_findings, publish_findings
+from mammosae_plugin.hub import compare_findings, load_findings, publish_findings
+from mammosae_plugin.privacy import guard
 
 study, repo, folder = sys.argv[1:]
 
