@@ -17,7 +17,7 @@ from sae_lens import SAE
 from mammosae_plugin.activations import extract_activations
 from mammosae_plugin.adapters import HookedVisionModel, new_classifier
 from mammosae_plugin.datasets import VinDrMammo, make_phantoms
-from mammosae_plugin.hub import publish_sae
+from mammosae_plugin.hub import prepare_sae
 from mammosae_plugin.privacy.guard import PrivacyContext
 from mammosae_plugin.training import ClassifierTraining, SAETraining, train_classifier, train_sae
 
@@ -45,20 +45,19 @@ def main() -> None:
     sae = train_sae(rows, folder / "sae", SAETraining(d_sae=256, epochs=20, batch_size=32))
 
     # The context knows every id of the data: none of them may occur in any byte that goes out.
-    published = publish_sae(
+    publication = prepare_sae(
         folder / "sae",
         arguments.repo,
         sae_id=SAE_ID,
         licence="mit",
         context=PrivacyContext.of_dataset(dataset),
         tag="v1",
-        dry_run=not arguments.confirm,
     )
     if not arguments.confirm:
-        print(published.describe())
+        print(publication.describe())
         print("Nothing was sent. Add --confirm to send it.")
         return
-    print(published.as_text())
+    print(publication.send().as_text())
 
     again = SAE.from_pretrained(arguments.repo, SAE_ID)  # plain SAELens, as anybody would
     some = torch.randn(8, sae.cfg.d_in)

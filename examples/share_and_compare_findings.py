@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from mammosae_plugin.findings.notes import add_note
-from mammosae_plugin.hub import build_space, compare_findings, load_findings, publish_findings
+from mammosae_plugin.hub import build_space, compare_findings, load_findings, prepare_findings
 
 
 def main() -> None:
@@ -37,8 +37,8 @@ def main() -> None:
     )
 
     for study, repo in zip(arguments.studies, arguments.repos, strict=True):
-        published = publish_findings(study, repo, licence=arguments.licence, tag="v1", dry_run=not arguments.confirm)
-        print(published.as_text() if arguments.confirm else published.describe())
+        publication = prepare_findings(study, repo, licence=arguments.licence, tag="v1")
+        print(publication.send().as_text() if arguments.confirm else publication.describe())
 
     places = arguments.repos if arguments.confirm else arguments.studies
     findings, other = (load_findings(place) for place in places)

@@ -9,6 +9,8 @@ from .adapters import inspect_checkpoint as inspect_checkpoint
 from .adapters import load_mammo_clip as load_mammo_clip
 from .adapters import load_vision_sae as load_vision_sae
 from .adapters import new_classifier as new_classifier
+from .adapters import vision_sae_disk_loader as vision_sae_disk_loader
+from .adapters import vision_sae_huggingface_loader as vision_sae_huggingface_loader
 from .adapters import wrap_for_nnsight as wrap_for_nnsight
 from .analysis import average_precision as average_precision
 from .analysis import class_mean_latents as class_mean_latents
@@ -31,6 +33,10 @@ from .findings import add_note as add_note
 from .findings import read_notes as read_notes
 from .hub import compare_findings as compare_findings
 from .hub import load_findings as load_findings
+from .hub import prepare_findings as prepare_findings
+from .hub import prepare_model as prepare_model
+from .hub import prepare_sae as prepare_sae
+from .hub import prepare_space as prepare_space
 from .hub import publish_findings as publish_findings
 from .hub import publish_model as publish_model
 from .hub import publish_sae as publish_sae

@@ -39,7 +39,8 @@ PUBLIC = {
     "notes": "add_note agreement read_notes",
     "hub.guard": "PrivacyContext PrivacyError check_staged",
     "study": "Study run_study",
-    "hub": "publish_sae publish_findings load_findings compare_findings register_releases",
+    "hub": "publish_sae publish_findings load_findings compare_findings register_releases "
+    "prepare_sae prepare_findings prepare_space",
 }
 """The contract: what scripts outside the project import."""
 
@@ -129,3 +130,13 @@ def test_names_that_others_use_stay_importable(module, name):
     found = importlib.import_module(module)
     if not hasattr(found, name):
         importlib.import_module(f"{module}.{name}")
+
+
+def test_the_package_offers_the_main_names_itself():
+    package = importlib.import_module("mammosae_plugin")
+    told = {name for room, names in PUBLIC.items() if room not in ("notes", "hub.guard") for name in names.split()}
+    assert told <= set(dir(package)) and told <= set(package.__all__)
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+    with pytest.raises(AttributeError):
+        _ = package.no_such_name

@@ -285,6 +285,20 @@ def test_images_preprocessed_otherwise_into_the_same_folder_are_refused(hooked, 
         encode_latents(hooked, sae, few, tmp_path, heads={})
 
 
+def test_so_are_those_of_a_dataset_that_prepares_them_itself(hooked, sae, phantoms, tmp_path, monkeypatch):
+    few = phantoms.select(image_ids=phantoms.images["image_id"][:4])
+    encode_latents(hooked, sae, few, tmp_path, heads={})
+
+    class Darker(type(few)):
+        def __getitem__(self, index):
+            item = super().__getitem__(index)
+            return {**item, "image": item["image"] * 0.5}
+
+    monkeypatch.setattr(few, "__class__", Darker)
+    with pytest.raises(InputError, match="other settings .*dataset is"):
+        encode_latents(hooked, sae, few, tmp_path, heads={})
+
+
 def test_another_sae_into_the_same_folder_is_refused(hooked, sae, phantoms, tmp_path):
     _encode(hooked, sae, phantoms, tmp_path)
     with pytest.raises(InputError, match=r'other settings \(sae is "\w+\.\.\. there and "\w+\.\.\. here\)'):
