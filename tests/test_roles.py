@@ -143,10 +143,35 @@ def test_too_few_controls_or_no_interval_give_unclear(planted, settings, reason)
     assert roles["reason"].str.contains(reason).all()
 
 
-def test_few_patients_give_unclear():
-    roles = roles_of(planted_table(n_patients=32))
-    assert set(roles["reason"]) == {"only 8 test patients with the finding, fewer than 10"}
+_ENDS = [f"{name}_{end}" for name in ("auroc", "ablation", "place") for end in ("low", "high")]
+
+
+@pytest.mark.parametrize(("n_patients", "settings", "fewest"), [(32, {}, 10), (180, {"min_patients": 47}, 47)])
+def test_fewer_patients_than_the_minimum_give_unclear_and_no_interval(n_patients, settings, fewest):
+    roles = roles_of(planted_table(n_patients=n_patients), **settings)
+    reason = rf"only \d+ test patients with the finding, fewer than {fewest}"
+    assert roles["reason"].str.fullmatch(reason).all()
     assert set(roles["role"]) == {"unclear"}
+    assert roles["auroc"].notna().all()
+    assert roles[_ENDS].isna().all(axis=None)
+    evidence = [role_evidence(row) for row in roles.reset_index().to_dict("records")]
+    assert not any("[" in text for text in evidence)
+
+
+def test_a_lower_minimum_gives_intervals_but_no_role():
+    roles = roles_of(planted_table(n_patients=32), min_patients=5)
+    assert roles["auroc_low"].notna().all()
+    assert set(roles["role"]) == {"unclear"}
+
+
+def test_patients_who_all_say_the_same_give_no_interval(planted, roles):
+    assert roles["place"][BESIDE_IT] == 0
+    assert np.isnan(roles["place_high"][BESIDE_IT])
+    assert roles["place_low"][OF_THE_FINDING] > 1
+    weightless = replace(planted, head_weight={"Mass": np.zeros_like(planted.head_weight["Mass"])})
+    without = roles_of(weightless, top=1)
+    assert without["ablation"].tolist() == [0]
+    assert np.isnan(without["ablation_low"].iloc[0])
 
 
 def test_one_positive_patient_gives_unclear_and_no_error(planted):

@@ -4,7 +4,6 @@ A name is earned on test images, by all of the evidence that there is; latents a
 part is missing, or does not speak for the same thing, the role is `unclear`.
 """
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,13 +18,12 @@ from mammosae_plugin.errors import InputError
 from mammosae_plugin.latents.table import logit_error
 from mammosae_plugin.measures.statistics import (
     MIN_PATIENTS,
-    auroc_interval,
-    bootstrap_metrics,
-    interval,
+    Resamples,
     patient_bootstrap,
     ranking_metrics,
     settled,
     settled_columns,
+    spread_interval,
 )
 from mammosae_plugin.schema.results import BACKGROUND, CONCEPT, ROLE_NUMBERS, UNCLEAR, WEAK
 
@@ -50,17 +48,9 @@ _SUBCELLS = 8  # a box's share of a cell of the map is counted on 8 x 8 points
 Weights = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class _Measured:
+def _measured(name: str, value: float, ends: tuple[float, float]) -> dict[str, float]:
     """A value with its 95 % interval over patients."""
-
-    value: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, value: float, samples: NDArray[np.float64]) -> "_Measured":
-        return cls(float(value), *interval(samples))
+    return {name: float(value), f"{name}_low": ends[0], f"{name}_high": ends[1]}
 
 
 @checked_arguments
@@ -76,6 +66,7 @@ def latent_roles(
     n_bootstrap: int = 1000,
     seed: int = 0,
     passes: Passes | None = None,
+    min_patients: int = MIN_PATIENTS,
 ) -> pd.DataFrame:
     """The roles of the best latents of class 1, and the evidence.
 
@@ -95,7 +86,7 @@ def latent_roles(
     images of either class, its ablation effect is one that random groups have too, and its place is not the boxes'.
     Everything else is `unclear`; and so are all latents where the classifier itself does not tell the classes (AUROC
     below 0.6, or its interval not above 0.5), where the SAE explains less than half of the variance, and where fewer
-    than 10 patients are in a class.
+    than 10 patients, or `min_patients`, are in a class.
 
     Args:
         table: the latents table.
@@ -108,6 +99,8 @@ def latent_roles(
         n_bootstrap: resamples of patients; 0 leaves all roles unclear.
         seed: seed of resamples and controls.
         passes: as for `intervention.intervene`; with `n_controls` more masks per latent.
+        min_patients: patients that either class, or those with boxes, must have for an interval; with fewer its ends
+            are NaN.
 
     Returns:
         One row per latent, in the ranking's order: latent, role, reason (a line), and the numbers `ROLE_NUMBERS`.
@@ -123,9 +116,11 @@ def latent_roles(
     before = class_mean_latents(table, concept, split="training", unit=unit)
     latents = np.array([i for i in ranking.indices[1, :top] if before[1, i] != 0], dtype=np.int64)
     rows = table.rows(concept, split=split, unit=unit)
-    evidence = _evidence(table, latents, concept, rows, n_controls, n_bootstrap, seed, passes)
-    place = _places(table, latents, concept, split, n_bootstrap, seed)
-    obstacle = _obstacle(table, concept, split, rows, n_bootstrap, seed)
+    resamples = Resamples(rows.labels, rows.patient_ids, n_bootstrap=n_bootstrap, seed=seed, min_patients=min_patients)
+    fewest = max(FEWEST_PATIENTS, resamples.min_patients)
+    evidence = _evidence(table, latents, concept, rows, n_controls, resamples, seed, passes)
+    place = _places(table, latents, concept, split, n_bootstrap, seed, fewest)
+    obstacle = _obstacle(table, concept, split, rows, resamples, fewest)
     rises = before[1, latents] > before[0, latents]
     records = []
     for latent, rose, numbers, where in zip(latents, rises, evidence, place, strict=True):
@@ -136,29 +131,23 @@ def latent_roles(
 
 
 def _obstacle(
-    table: "LatentTable", concept: str, split: str, rows: "EvaluationRows", n_bootstrap: int, seed: int
+    table: "LatentTable", concept: str, split: str, rows: "EvaluationRows", resamples: Resamples, fewest: int
 ) -> str:
     """Why no latent of this classifier can be given a role; empty where nothing stands in the way."""
     for label, words in ((1, "with"), (0, "without")):
         n = len(set(rows.patient_ids[rows.labels == label]))
-        if n < FEWEST_PATIENTS:
-            return f"only {n} test patients {words} the finding, fewer than {FEWEST_PATIENTS}"
+        if n < fewest:
+            return f"only {n} test patients {words} the finding, fewer than {fewest}"
     explained = reconstruction_quality(table, split)["explained_variance"]
     if not explained >= LEAST_EXPLAINED:
         return f"the SAE explains {explained:.3f} of the variance, less than {LEAST_EXPLAINED:g}"
-    if n_bootstrap == 0:
+    if not len(resamples.multiplicities):
         return "no interval over patients was asked for (n_bootstrap is 0)"
     logits = settled(table.logits(concept)[rows.image_rows], logit_error(table, concept))
     auroc = ranking_metrics(logits, rows.labels)[0]
-    samples = bootstrap_metrics(logits, rows.labels, patient_bootstrap(rows.patient_ids, n_bootstrap, seed))["auroc"]
-    if not (auroc >= SEPARATES and auroc_interval(samples, *_patients(rows))[0] > 0.5):
+    if not (auroc >= SEPARATES and resamples.interval(resamples.metrics(logits)["auroc"], auroc=True)[0] > 0.5):
         return f"the classifier does not tell the classes on test images (AUROC {auroc:.3f})"
     return ""
-
-
-def _patients(rows: "EvaluationRows") -> tuple[int, int]:
-    """Patients with a row of the finding, and with one without."""
-    return len(set(rows.patient_ids[rows.labels == 1])), len(set(rows.patient_ids[rows.labels == 0]))
 
 
 def _role(row: dict[str, Any], rose: bool) -> tuple[str, str]:
@@ -169,7 +158,7 @@ def _role(row: dict[str, Any], rose: bool) -> tuple[str, str]:
         return UNCLEAR, f"only {n_controls} random groups beside it, fewer than {FEWEST_CONTROLS}"
     if not np.isfinite(row["auroc_low"]):
         return UNCLEAR, "no interval over patients"
-    if boxed and not np.isfinite(row["place_low"]):
+    if boxed and not (np.isfinite(row["place_low"]) or row["place"] < FOLLOWS):
         return UNCLEAR, f"its place is not known: it fires in too few images of the {boxed} test patients with boxes"
     follows = boxed > 0 and row["place"] >= FOLLOWS and row["place_low"] > 1
     if row["auroc_low"] > 0.5 and row["auroc"] >= SEPARATES:
@@ -202,7 +191,7 @@ def _evidence(
     concept: str,
     rows: "EvaluationRows",
     n_controls: int,
-    n_bootstrap: int,
+    resamples: Resamples,
     seed: int,
     passes: Passes | None,
 ) -> list[dict[str, Any]]:
@@ -216,18 +205,15 @@ def _evidence(
     n_random = n_controls if len(np.setdiff1d(table.live_latents("training"), latents)) else 0
     activity = table.mean_latents[rows.image_rows].tocsc()[:, latents].toarray().astype(np.float64)
     present = rows.labels == 1
-    resamples = patient_bootstrap(rows.patient_ids, n_bootstrap, seed)
     effect = _gap(losses[image_of_row], present)
-    sampled = _gap(losses[image_of_row], present, resamples)
+    sampled = _gap(losses[image_of_row], present, resamples.multiplicities)
     random = _gap(control_losses[image_of_row].reshape(len(present), -1), present).reshape(len(latents), n_controls)
     whole = float(_gap(table.logits(concept)[rows.image_rows], present)[0])
     found = []
     for column in range(len(latents)):
         values = activity[:, [column]]
         scores = settled_columns(values)
-        samples = bootstrap_metrics(scores, rows.labels, resamples)["auroc"]
-        auroc = _Measured(ranking_metrics(scores, rows.labels)[0], *auroc_interval(samples, *_patients(rows)))
-        ablation = _Measured.of(effect[column], sampled[:, column])
+        separated = resamples.interval(resamples.metrics(scores)["auroc"], auroc=True)
         fires = values[:, 0] != 0
         record: dict[str, Any] = {"n_random": n_random}
         for name, own in (("with", present), ("without", ~present)):
@@ -237,12 +223,12 @@ def _evidence(
                 f"mean_{name}": float(values[own, 0].mean()),
                 f"fires_{name}": float(fires[own].mean()),
             }
-        record |= {"auroc": auroc.value, "auroc_low": auroc.low, "auroc_high": auroc.high}
-        record |= {"ablation": ablation.value, "ablation_low": ablation.low, "ablation_high": ablation.high}
+        record |= _measured("auroc", ranking_metrics(scores, rows.labels)[0], separated)
+        record |= _measured("ablation", effect[column], resamples.interval(sampled[:, column]))
         record["ablation_random"] = (
             float(np.quantile(random[column], 0.95, method="higher")) if n_random else float("nan")
         )
-        record["ablation_share"] = ablation.value / whole if whole else float("nan")
+        record["ablation_share"] = float(effect[column]) / whole if whole else float("nan")
         found.append(record)
     return found
 
@@ -262,9 +248,9 @@ def _gap(
 
 
 def _places(
-    table: "LatentTable", latents: NDArray[np.int64], concept: str, split: str, n_bootstrap: int, seed: int
+    table: "LatentTable", latents: NDArray[np.int64], concept: str, split: str, n_bootstrap: int, seed: int, fewest: int
 ) -> list[dict[str, Any]]:
-    """Where every latent fires, beside the boxes; without an interval where too few patients have boxes."""
+    """Where every latent fires, beside the boxes; nothing where fewer than `fewest` patients have boxes."""
     unknown = {"place": np.nan, "place_low": np.nan, "place_high": np.nan}
     images = _boxed_images(table, concept, split)
     patients = table.images["patient_id"].to_numpy(dtype=object)[images]
@@ -272,7 +258,7 @@ def _places(
     if table.grid == (1, 1):  # one vector per image has no place
         return [unknown | {"n_patients_boxed": 0} for _ in latents]
     kept = all(set(latents.tolist()) <= set(table.map_latents(int(row)).tolist()) for row in images)
-    if boxed["n_patients_boxed"] < FEWEST_PATIENTS or not kept:
+    if boxed["n_patients_boxed"] < fewest or not kept:
         return [unknown | boxed for _ in latents]
     covered = np.stack([_covered(table.boxes(int(row), concept), table.grid, table.image_size) for row in images])
     others = _others(table.images.iloc[images], patients)
@@ -283,15 +269,15 @@ def _places(
     for column in range(len(latents)):
         mass = maps[:, column].sum(axis=1)
         used = usable & (mass > 0)
-        if len(set(patients[used])) < FEWEST_PATIENTS:
+        if len(set(patients[used])) < fewest:
             found.append(unknown | boxed)
             continue
         inside = maps[used, column] @ covered.T / mass[used, None]  # of each image, in the boxes of each
         own = inside[np.arange(used.sum()), np.flatnonzero(used)]
         chance = (inside * others[used]).sum(axis=1) / others[used].sum(axis=1)
         resamples = patient_bootstrap(patients[used], n_bootstrap, seed)
-        place = _Measured.of(_times(own.sum(), chance.sum()), _times(resamples @ own, resamples @ chance))
-        found.append({"place": place.value, "place_low": place.low, "place_high": place.high} | boxed)
+        ends = spread_interval(_times(resamples @ own, resamples @ chance))
+        found.append(_measured("place", float(_times(own.sum(), chance.sum())), ends) | boxed)
     return found
 
 

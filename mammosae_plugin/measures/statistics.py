@@ -278,6 +278,21 @@ def interval(samples: NDArray[np.float64], level: float = 0.95) -> tuple[float, 
     return float(low), float(high)
 
 
+def spread_interval(samples: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
+    """`interval`; NaN twice where the samples agree on a whole number, such as 0 or 1, which no sample could leave.
+
+    Args:
+        samples: (n_bootstrap,) values; NaN are left out.
+        level: as for `interval`.
+
+    Raises:
+        InputError: as `interval`.
+    """
+    low, high = interval(samples, level)
+    agreed = high - low <= _FLOAT64_ERROR and float(np.round(low, 9)).is_integer()
+    return (float("nan"), float("nan")) if agreed else (low, high)
+
+
 def auroc_interval(
     samples: NDArray[np.float64], n_positive: int, n_negative: int, level: float = 0.95
 ) -> tuple[float, float]:
@@ -406,14 +421,13 @@ class Resamples:
         difference of 0): patients who all say the same do not tell how sure that is. AUROCs of a binary concept
         (`auroc`) have the bound of `auroc_interval` there.
         """
-        low, high = interval(samples, level)
+        spread = spread_interval(samples, level)
         if not (len(self._classes) > 1 and self.patients_per_class.min() >= self.min_patients):
             return float("nan"), float("nan")
         if auroc and self._classes.tolist() == [0, 1]:
             n_negative, n_positive = self.patients_per_class.tolist()
             return auroc_interval(samples, n_positive, n_negative, level)
-        agreed = high - low <= _FLOAT64_ERROR and float(np.round(low, 9)).is_integer()
-        return (float("nan"), float("nan")) if agreed else (low, high)
+        return spread
 
 
 class _Ranking:

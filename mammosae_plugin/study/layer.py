@@ -358,7 +358,7 @@ class LayerStudy:
     @cached_property
     def roles(self) -> pd.DataFrame:
         """What the best latents of each finding are, and the evidence."""
-        settings = {**self._resampling, "top": self.config.analysis.top, "n_controls": self.n_role_controls}
+        settings = {**self._intervals, "top": self.config.analysis.top, "n_controls": self.n_role_controls}
         passes = _Latest(self._passes)
 
         def roles(table: LatentTable, pair: ModelPair) -> pd.DataFrame:
