@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
-from mammosae_plugin.arguments import between, entries, shown, whole
+from mammosae_plugin.arguments import between, shown, whole
 from mammosae_plugin.datasets.base import BOX_COLUMNS, DatasetError, MammogramDataset, Unit, describe
 from mammosae_plugin.datasets.box_forms import EXCHANGED_CORNERS, Form, best, forms
 from mammosae_plugin.datasets.boxes import (
@@ -179,7 +179,7 @@ class VinDrMammo(MammogramDataset):
 
 def checked_size(image_size: Any) -> tuple[int, int]:
     """Height and width as whole numbers."""
-    if len(entries(image_size, "image_size")) != 2:
+    if isinstance(image_size, str) or not hasattr(image_size, "__len__") or len(image_size) != 2:
         raise InputError(f"image_size is {shown(image_size)}: give (height, width) in pixels, such as (1520, 912)")
     return whole(image_size[0], "the height", least=1), whole(image_size[1], "the width", least=1)
 
