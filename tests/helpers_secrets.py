@@ -22,11 +22,39 @@ SUSPECTS = {
         *("patient A4711", "Patientin 4711", "acc. 4711123", "patient 88213 of our clinic", "Mrs. Miller"),
         *("DOB 1961-03-04", "* 04.03.1961", "geb. 04.03.1961", "exam of 2021-03-04", "mammogram from 12.03.2021"),
         *("examined on 12 March 2021", "screening on 03/04/2021", "scan 20210304", "biopsy March 4, 2021"),
+        *("Mr. John Smith", "Mrs Öztürk", "Herrn Meier", "Señora García", "patient named Anna Schmidt"),
+        *("Monsieur Élie", "Ms. Šimić", "Mr. J. Smith", "patient name: Anna", "Patientin namens Ayşe"),
+        *(
+            "née le 12/03/1961",
+            "fecha de nacimiento 12/03/1961",
+            "04.03.61",
+            "mammography on 4.3.21",
+            "data di nascita 4.3.61",
+        ),
+        *("2021.03.04 exam", "scan from 3/24/21", "Aufnahme vom 4.3.21", "date de naissance : 12/03/1961"),
+        *("MRN88213", "patient88213", "Fallnummer 4711", "Study 4711", "image 88213", "p\u0430tient 88213", "exam4711"),
+        *(
+            "Aktennr. 4711",
+            "dossier n° 4711",
+            "numéro de dossier 4711",
+            "series 88213",
+            "\u041crs M",
+            "p\u03bftient 88213",
+        ),
     ),
     "contacts": (
         *("tel. 4584711", "0351 458 4711", "(0351) 4584711", "617.555.0199", "call 617 555 0199", "020 7946 0958"),
         *("pacs01", "ws-radiology-03", "pacs.klinik.local", "srv-rad-07", "mammo.radiology.hospital.example"),
         *("pacs:11112", "01 23 45 67 89"),
+        *(
+            "DESKTOP-8H3JK2L",
+            "RAD-WS-12",
+            "gpu-node-17.cluster",
+            "http://orthanc:8042/studies",
+            "fe80::1ff:fe23:4567:890a",
+        ),
+        *("0049 351 4584711", "anna.mueller (at) klinik.de", "anna [at] klinik [dot] de", "anna at klinik dot de"),
+        *("https://orthanc/app", "mammo-pc-07", "compute-node-3", "00:1A:2B:3C:4D:5E", "fd12:3456:789a::1"),
     ),
     "paths": (r"\\pacs01\export", "//pacs01/export/x", "smb://pacs/x"),
     "secrets": (
@@ -40,6 +68,15 @@ SUSPECTS = {
             "SG." + "aB3dE6gH9kL2mN5pQ8rStU." + "aB3dE6gH9kL2mN5pQ8rStUaB3dE6gH9kL2mN5pQ8rSt",
             "nvapi-" + "aB3dE6gH9kL2" * 2,
         ),
+        *(
+            "aws_secret_access_key = " + "wJalrXUtnFEMI",
+            "WANDB_API_KEY=" + "0123456789ab" * 3,
+            "HF_TOKEN: " + "hfaB3dE6gH9k",
+        ),
+        *("COMET_API_KEY=" + "aB3dE6gH9k", "my_password=" + "hunter2hunter", "db_password: " + "hunter2hunter"),
+        *("Passwort: " + "Sommer2024", "mot de passe : " + "soleil2024x", "contraseña: " + "verano2024"),
+        *("dapi" + "0123456789abcdef" * 2, "lsv2_pt_" + "0123456789abcdef" * 2 + "_0123456789"),
+        *("password is " + "Sommer2024", "SECRET_KEY=" + "aB3dE6gH9k", "xai-" + "aB3dE6gH9kL2" * 2),
     ),
 }
 HARMLESS = (
@@ -50,6 +87,23 @@ HARMLESS = (
     *("open_clip ViT-B-16-SigLIP-i18n-256", "5 x 10^-3, p = 0.00417, n = 12345", "server 2 and GPU 0; cuda:0"),
     '"title": "a mammography model","created":"2026-11-29","screening": 1',
     *("MIT licence, 2025", "numpy 2024.10.1", "image 462 of 1000", "case 1000 images, exam 2021", "km/h, and/or"),
+    *(
+        "token: positions of a ViT",
+        "Miss Rate of 5",
+        "patch token: learned, cls_token=zeros_like",
+        "Ms and Mr are titles",
+    ),
+    *(
+        "image 3, Study 2, BI-RADS 4",
+        "versions 1.2.3, v2.0.1 and 3.10.12",
+        "images of 2024, study 2024",
+        "image 1024, 2048",
+    ),
+    *("study 4711 women", "image 2294 x 1914", "case-control study 1998", "layer 24.3, ratio 4/3/2", "since May 2024"),
+    *("ΔAUROC 0.01, αmax, kΩ, β-VAE, μm", "sklearn.cluster.KMeans", "http://localhost:7860/", "multi-node-2 runs"),
+    *("the screening of 4.3 to 5.2 views", "1/2/3 views", "AUC at 0.5 dot product", "ring::new, fe and fd"),
+    *("0049 images", "a woman called back", "the dossier of 3", "série 12", "née par 3 vues", "24.4.2 of black"),
+    *("exam2021", "patient level, patients1000", "secret: none", "password: -", "expert at 5 dot-like marks"),
 )
 
 SECRETS = tuple(text for texts in SUSPECTS.values() for text in texts)

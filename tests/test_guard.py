@@ -565,6 +565,9 @@ CANARIES = [
             "last 8 digits": PATIENT[-8:],
             "first 10 digits, in capitals,": IMAGE[:10].upper(),
             "last 8 digits, after a word,": f"view_{IMAGE[24:32]}",
+            "first 8 digits, with a dash,": f"{PATIENT[:4]}-{PATIENT[4:8]}",
+            "first 8 digits, with colons,": ":".join(PATIENT[i : i + 2] for i in range(0, 8, 2)),
+            "last 9 digits, with spaces,": f"{IMAGE[23:28]} {IMAGE[28:32]}",
         }.items()
     ),
     # DICOM

@@ -31,8 +31,9 @@ _NO_WORD = re.compile(r"[\W_]+")
 _HEX, _HALF = re.compile(r"[0-9a-f]{32,}"), 16
 _START = re.compile(r"(?<![^\W_])[^\W_]")
 _DEPTH = 3
-_PART, _COMMON = 8, 32
+_PART, _LONGEST_PART, _COMMON = 8, 31, 32
 _WORD = re.compile(rf"(?<![a-z0-9])[a-z0-9]{{{_PART},}}(?![a-z0-9])")
+_PIECES = re.compile(r"(?<![a-z0-9])[0-9a-f]{1,31}(?:[-_:./ ][0-9a-f]{1,31})+(?![a-z0-9])")  # of hexadecimal digits
 _NUMERIC = re.compile(rb"\d[.:,\n\t]\d")  # among digits: decimals, times, cells of a table
 
 
@@ -117,12 +118,29 @@ class Needles:
         return False
 
     def parts_in(self, text: str) -> Iterator[str]:
-        """Words of the text that are the beginning or end of a value: 8 of its letters and digits, or more."""
-        for found in _WORD.finditer(text.lower()):
-            word = found[0]
-            wholes = (*self._beginnings.get(word[:_PART], ()), *self._ends.get(word[-_PART:], ()))
-            if any(len(whole) > len(word) and (whole.startswith(word) or whole.endswith(word)) for whole in wholes):
+        """Words of the text that are the beginning or end of a value: 8 of its letters and digits, or more.
+
+        Of a value of 32 hexadecimal digits, also with single separators in them.
+        """
+        low = text.lower()
+        for found in _WORD.finditer(low):
+            if self._parts_of(found[0]):
                 yield text[found.start() : found.end()]
+        for run in _PIECES.finditer(low):
+            words = list(re.finditer(r"[0-9a-f]+", run[0])) if re.search("[a-f]", run[0]) else []
+            for first, start in enumerate(words):
+                joined = start[0]
+                for stop in words[first + 1 :]:
+                    joined += stop[0]
+                    if len(joined) > _LONGEST_PART:
+                        break
+                    if any(_HEX.fullmatch(whole) for whole in self._parts_of(joined)):
+                        yield text[run.start() + start.start() : run.start() + stop.end()]
+
+    def _parts_of(self, word: str) -> list[str]:
+        """The values that the word begins or ends."""
+        wholes = (*self._beginnings.get(word[:_PART], ()), *self._ends.get(word[-_PART:], ()))
+        return [one for one in wholes if len(one) > len(word) >= _PART and (one.startswith(word) or one.endswith(word))]
 
     def _has_word(self, text: str) -> bool:
         """Whether a short value stands in the text between characters that are no letters or digits."""

@@ -16,7 +16,8 @@ _I = re.IGNORECASE
 
 _NOT_COUNTED = (  # what follows a number that counts something, or that a book has
     r"(?!\d)(?!\s*(?:of|out of|/|von|x|×)\s*\d)(?![.,]\d)(?!\s*%)"
-    r"(?![^\S\n]+(?:images|patients|cases|rows|latents|mm|px|pixels|epochs|steps|years|women|views|studies)\b)"
+    r"(?![^\S\n]+(?:images|patients|cases|rows|latents|mm|px|pixels|epochs|steps|years|women|views|studies|"
+    r"exams|examinations|mammograms|breasts|scans|boxes|findings|samples|tokens|positions|pairs|lesions|participants|subjects|controls|pixel|by)\b)"
 )
 _NOT_OF_A_BOOK = (
     r"(?![^\S\n]+(?:of|in|from)\s+(?:the|an?|this|that|our|its)?\s*[\w'-]*\s?"
@@ -24,6 +25,9 @@ _NOT_OF_A_BOOK = (
 )
 _NUMBER = rf"(?<![\d.])\d{{3,}}{_NOT_COUNTED}{_NOT_OF_A_BOOK}"
 _NOT_A_YEAR = r"(?!(?:19|20)\d\d\b)"
+_NOT_A_SIZE = r"(?!(?:1024|1280|1520|1536|2048|2304|2560|2944|3072|3328|3518|4096)\b)"  # of an image's sides
+_UPPER = f"[{''.join(chr(code) for code in range(0x530) if chr(code).isalpha() and not chr(code).islower())}]"
+_LOOKS_LATIN = "ΑΒΕΖΗΙΚΜΝΟΡΤΥΧαικνορυχ"  # Greek letters
 
 CLINICAL: Mapping[str, re.Pattern[str]] = {
     "a DICOM UID": re.compile(r"(?<![\w.])(?:[0-2]\.\d{1,4}(?:\.\d+){5,}|1\.2\.840(?:\.\d+)+|2\.25\.\d{6,})(?![\w.])"),
@@ -36,15 +40,30 @@ CLINICAL: Mapping[str, re.Pattern[str]] = {
     ),
     "a person's name": re.compile(
         r"(?<![\w$\\{])[^\W\d_](?:[^\W\d_]|['’-])+\^(?:[A-Z]|[^\W\d_]{2})"  # in DICOM's form
-        r"|\b(?:Mrs|Ms|Miss|Frau|Mme|Sra|Herr)\b\.?\s+[A-Z][a-zà-ÿ]+"
+        rf"|\b(?:Mr|Mrs|Ms|Miss(?!\s+(?:Rate|Ratio|Distance|Probability)s?\b)|Mister|Frau|Herrn?|Mme|Mlle|Madame|Monsieur"
+        rf"|Sr(?=\.)|Sra|Señora?|Señorita|Senhora?|Signora?)\b\.?\s+{_UPPER}(?:[^\W\d_]+|\.)(?:\s+{_UPPER}[^\W\d_]+){{0,2}}"
+        rf"|\b(?i:patient(?:e|en|in)?|woman|lady|man|girl)\s+(?i:named|called|genannt|namens|nommée?|llamad[ao])"
+        rf"(?:\s+{_UPPER}[^\W\d_]+){{1,3}}"
+        rf"|\b(?i:patient(?:in)?(?:'?s)?[ _]?name)\s*[:=]\s*{_UPPER}[^\W\d_]+"
+    ),
+    "a word of letters of two scripts that look alike": re.compile(
+        r"(?<!\w)\w*?(?:[A-Za-z][\u0400-\u04ff]|[\u0400-\u04ff][A-Za-z]"
+        rf"|[A-Za-z][{_LOOKS_LATIN}][A-Za-z]|\b[ΑΒΕΖΗΙΚΜΝΟΡΤΥΧο][A-Za-z]{{2}})\w*"
     ),
     "the name of a DICOM file": re.compile(r"[\w-]+\.(?:dcm|dicom|ima)\b", _I),
     "an id of a patient, image or study": re.compile(
-        r"\b(?:pat(?:ient(?:en|in)?)?\.?|image|study|series|exam|accession|case|mrn|nhs|ssn)[ _-]?"
+        r"\b(?:pat(?:ient(?:en|in)?)?\.?|image|study|series|exam|accession|case|mrn|nhs|ssn"
+        r"|fall|akten|auftrags|untersuchungs|versicherten|studien|befund)[ _-]?"
         rf"(?:ids?|no|nr|number|nummer|uid|#)\.?[\"'`]?\s*[:=#]?\s*[\"'`]?[A-Za-z_-]{{0,12}}{_NUMBER}"
         rf"|\b(?:mrn|pid|ssn|nhs|hn|acc(?:ession)?)\b[\"'`.]?\s*[:=#]?\s*[\"'`]?[A-Za-z_-]{{0,12}}{_NUMBER}"
         rf"|\b(?:pts?|pat|patient(?:in)?|subject|proband(?:in)?|participant)\b[.:]?[ _#:=-]{{0,3}}[A-Z]{{0,3}}{_NUMBER}"
         rf"|\b(?:case|fall|exam(?:ination)?)\b[.:]?[ _#:=-]{{1,3}}[A-Z]{{0,3}}{_NOT_A_YEAR}{_NUMBER}"
+        rf"|\b(?:study|studie|image|img|bild|scan|mammogram|series)\b[.:]?[ _#:=-]{{1,3}}[A-Z]{{0,3}}"
+        rf"{_NOT_A_YEAR}{_NOT_A_SIZE}(?=\d{{4}}){_NUMBER}"
+        r"|\b(?:dossier|expediente|historia cl[ií]nica|nhc|ipp)\b[ :#.=]{0,3}(?:(?:n[°ºo]|n[uú]m(?:ero)?)\.?[ :]{0,2})?"
+        rf"{_NOT_A_YEAR}{_NUMBER}"
+        rf"|\b(?:mrn|pid|ssn|nhs|pts?|pat|patient(?:in)?|case|fall|subject|exam|study){_NOT_A_YEAR}(?=\d{{4}})"
+        rf"\d+{_NOT_COUNTED}"
         rf"|\b(?:patient(?:in)?|case|subject)_{_NUMBER}"
         rf"|(?<!latent )(?<!pubmed )(?<!arxiv )(?<!sae )\bID[ :#=]{{1,3}}\d{{4,}}{_NOT_COUNTED}", _I),
 }  # fmt: skip
@@ -64,14 +83,23 @@ _EXAM = (
     r"(?:exam|scan|imag(?:ed|ing)|mammogra|screen|tomosynth|acqui|taken|visit|admi(?:ssion|tted)|biops|surg|operat|seen|"
     r"study date|untersuch|aufnahme|diagnos|follow-?up|prior|x-?ray|radiograph)\w*"
 )
+_DAY, _MONTH_OF_YEAR = "(?:3[01]|[12]\\d|0?[1-9])", "(?:1[0-2]|0?[1-9])"
+_SHORT_YEAR = rf"(?<![\w./-])(?:{_DAY}([./-]){_MONTH_OF_YEAR}\1|{_MONTH_OF_YEAR}/{_DAY}/)\d\d(?![\w/]|[.-]\d)"
+_YEAR_FIRST = r"(?<![\w.-])(?:19|20)\d\d\.(?:0[1-9]|1[0-2])\.(?:0[1-9]|[12]\d|3[01])(?!\d|[.-]\d)"
+_ON = r"(?:on|of|from|dated|at|vom|am|von|du|le|del?|el)"
 DATES: Mapping[str, re.Pattern[str]] = {
     "a date of birth": re.compile(
-        r"\b(?:DOB|D\.O\.B\.?|born|birth ?day|birth ?date|date of birth|geb(?:\.|oren)|geburtsdatum)\W{0,3}"
-        r"(?:(?:on|in|am|the)\W{1,2}){0,2}(?:[A-Z][a-zä]{2,8}\W{1,2})?\d"
+        r"\b(?:DOB|D\.O\.B\.?|born|birth ?day|birth ?date|date of birth|geb(?:\.|oren)|geburtsdatum|née? (?:le|en)"
+        r"|date de naissance|nacid[oa]|fecha de nacimiento|nat[oa] il|data di nascita|nascid[oa]|data de nascimento"
+        r"|geboortedatum)\W{0,3}"
+        r"(?:(?:on|in|am|the|le|en|el|em)\W{1,2}){0,2}(?:[A-Z][a-zä]{2,8}\W{1,2})?\d"
         rf"|\*\s?{_DATE}", _I),
     "a date of an examination": re.compile(
-        rf"\b{_EXAM}\b[^.;\n\"|{{}}\[\]]{{0,25}}?(?:{_DATE}|(?<!\d)(?:19|20)\d\d[01]\d[0-3]\d(?!\d))"
-        rf"|{_DATE}(?=[^.;\n\w\"|]{{0,3}}(?:the |her |last |first )?{_EXAM})", _I),
+        rf"\b{_EXAM}\b[^.;\n\"|{{}}\[\]]{{0,25}}?(?:{_DATE}|{_YEAR_FIRST}|(?<!\d)(?:19|20)\d\d[01]\d[0-3]\d(?!\d)"
+        rf"|\b{_ON}\W{{1,2}}(?:the |den )?{_SHORT_YEAR})"
+        rf"|(?:{_DATE}|{_YEAR_FIRST})(?=[^.;\n\w\"|]{{0,3}}(?:the |her |last |first )?{_EXAM})", _I),
+    "a date, as of an examination": re.compile(
+        r"(?<![\w.=@-])(?<!version )(?=0|..\.0)(?:0[1-9]|[12]\d|3[01])\.(?:0[1-9]|1[0-2])\.\d\d(?!\w|[.-]\d)"),
 }  # fmt: skip
 _ANY_DATE = re.compile(_DATE, _I)
 _OF_A_WORK = re.compile(
@@ -84,20 +112,33 @@ _OF_A_WORK = re.compile(
 # -- persons, hosts, paths, secrets ------------------------------------------------------------------------------------
 
 CONTACTS: Mapping[str, re.Pattern[str]] = {
-    "an e-mail address": re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}\b"),
+    "an e-mail address": re.compile(
+        r"[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}\b"
+        r"|(?<![\w.+-])[\w.+-]+\s?[(\[{<]\s?(?:at|@)\s?[)\]}>]\s?[\w-]+"
+        r"(?:(?:\.|\s?[(\[{<]\s?(?:dot|punkt|\.)\s?[)\]}>]\s?)"
+        r"[\w-]+)+(?<=[a-z]{2})\b"
+        r"|(?<![\w.+-])[\w.+-]+ at [\w-]+(?: dot [\w-]+){1,3}\b", _I),
     "a phone number": re.compile(
         r"(?<![\w.+])\+[1-9](?:[ ()/.-]{0,2}\d){7,14}(?![\d.])"
+        r"|(?<![\w.+,/-])00[1-9]\d{0,2}[ ()/-]{1,2}\d(?:[ ()/-]{0,2}\d){6,11}(?![\w.])"
         r"|(?<![\w.-])(?:\(\d{3}\) ?|\d{3}-)\d{3}-\d{4}(?![\w-])|(?<![\w.])\d{3}\.\d{3}\.\d{4}(?![\w.])"
         r"|(?<![\w.,/-])0\d{2,4}[ /-]\d{6,8}(?![\w.])|(?<![\w.,/-])\(0\d{1,4}\) ?\d{3,}[\d -]{2,}\d"
         r"|(?<![\w.,/-])(?=(?:\d[ /-]?){9,13}(?!\d))0\d{1,4}[ /-]\d{2,4}(?:[ -]\d{2,5}){1,4}(?![\w.])"
         r"|\b(?:tel(?:efon|ephone)?|phone|fon|mobile|handy|fax|call|ring|extension|ext|durchwahl)\b[.:]{0,2} ?"
         r"(?:(?=(?:\D{0,2}\d){7})[+(]?\d[\d ()/.-]{5,}\d|(?<=ext )\d{3,5}\b|(?<=ext\. )\d{3,5}\b)", _I),
     "an address in a local network": re.compile(
-        r"(?<![\w.])(?:10\.\d{1,3}|192\.168|172\.(?:1[6-9]|2\d|3[01]))(?:\.\d{1,3}){2}(?![\w.])"),
+        r"(?<![\w.])(?:10\.\d{1,3}|192\.168|172\.(?:1[6-9]|2\d|3[01]))(?:\.\d{1,3}){2}(?![\w.])"
+        r"|(?<![\w:.])(?:fe[89ab][0-9a-f]|f[cd][0-9a-f]{2})(?::[0-9a-f]{0,4}){2,7}(?!\w)"  # IPv6
+        r"|(?<![\w:-])[0-9a-f]{2}([:-])(?:[0-9a-f]{2}\1){4}[0-9a-f]{2}(?![\w:-])", _I),  # of a network card
     "the name of a host": re.compile(
         r"\b[a-z0-9][\w-]*(?:\.[\w-]+)*\.(?:local|lan|internal|intra|intranet|corp|localdomain)\b(?!\()"
         r"|(?<![\w/.-])(?:pacs|ris|orthanc|srv|server|nas|vm|ws|wks|workstation|desktop|laptop)-?(?:[a-z]+-)*\d{1,4}\b"
         r"|(?<![\w/.-])(?:srv|ws|wks|vm|pacs|nas)-[a-z][\w-]*\d\b"
+        r"|(?<![\w/.-])(?:(?:desktop|laptop)-(?=[a-z]*\d)[a-z0-9]{7}|win-(?=[a-z]*\d)[a-z0-9]{11})\b"  # by Windows
+        r"|(?<![\w/.-])(?:[a-z]{2,}\d{0,2}-){1,3}(?:ws|wks|workstation|pacs|ris|srv|server|nas|pc)-?\d{1,4}\b"
+        r"|(?<![\w/.-])(?:gpu|cpu|compute|login|dgx|worker)-?node-?\d{1,4}\b"
+        r"|(?<![\w/.-])(?=[a-z-]*\d)[a-z][\w-]*\.(?:cluster|hpc)\b(?!\()"
+        r"|\bhttps?://(?!localhost\b)[a-z][a-z0-9_-]*(?::\d+)?(?=[/\s\"'`<>),;]|\Z)"
         r"|(?<![/@\w.-])(?!www\.)(?=[\w.-]*(?:pacs|orthanc|radiolog|klinik|clinic|hospital))[a-z][\w-]*(?:\.[a-z][\w-]*)"
         r"{1,4}\.(?:[a-z]{2}|com|org|net|edu|gov|example|health)\b"
         r"|\b[a-z][\w-]*:(?:104|11112|4242)\b", _I),
@@ -129,14 +170,23 @@ _TOKENS = re.compile(
     r"|\bsk-[\w-]{20,}|\bA[KS]IA[0-9A-Z]{16}\b|\bxox[abeprs]-[\w-]{10,}|\bxapp-[\w-]{10,}|\bAIza[\w-]{30,}"
     r"|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}|\bpypi-[\w-]{20,}|\bya29\.[\w-]{16,}|\bnpm_[A-Za-z0-9]{20,}|\bhvs\.[\w-]{20,}"
     r"|\bGOCSPX-[\w-]{20,}|\bnvapi-[\w-]{20,}|\bdckr_pat_[\w-]{16,}|\bdop_v1_[0-9a-f]{20,}|\btskey-[\w-]{16,}"
+    r"|\bdapi[0-9a-f]{32}|\blsv2_[a-z]{2}_\w{16,}|\bwandb_v\d_\w{20,}|\bpplx-[A-Za-z0-9]{20,}|\bxai-[A-Za-z0-9]{20,}"
+    r"|\bshp(?:at|ca|pa|ss)_[0-9a-f]{32}|\bdoo_v1_[0-9a-f]{20,}|\bPMAK-[0-9a-f-]{20,}|\bntn_[A-Za-z0-9]{20,}"
     r"|\b[A-Za-z][A-Za-z0-9]{1,9}_(?=[A-Za-z0-9]*[a-z])(?=[A-Za-z0-9]*[A-Z])(?=[A-Za-z0-9]*\d)[A-Za-z0-9]{24,}\b"
+)
+_PASSWORD = (  # and its name in other languages
+    r"pass(?:word|phrase|wd|code)|pwd|secret|(?:api|access|secret|private|account|auth)[_-]?key|passwort|kennwort|"
+    r"mot de passe|contraseña|contrasena|senha|wachtwoord|lösenord|hasło|пароль"
 )
 SECRETS: Mapping[str, re.Pattern[str]] = {
     "a token of a service": _TOKENS,
     "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
     "a password or token": re.compile(
         r"://[^\s/:@]+:[^\s/@]+@|\b(?:Bearer|Basic)\s+[A-Za-z0-9._+/=-]{16,}"
-        r"|\b(?:password|passphrase|passwd|pwd|secret|token|api[_-]?key|access[_-]?key)[\"']?\s*[:=]\s*[\"']?[^\s\"',}]{6,}",
+        rf"|(?<![A-Za-z0-9])(?:{_PASSWORD})[\"']?\s*[:=]\s*[\"']?[^\s\"',}}]{{6,}}"
+        rf"|(?<![A-Za-z0-9])(?:{_PASSWORD})\s+(?:is|ist|lautet|est|es|was|war)\s+[\"']?(?=[^\s\"']*\d)[^\s\"',}}]{{6,}}"
+        r"|(?<![A-Za-z0-9])(?<!cls_)(?<!class_)(?<!pad_)(?<!eos_)(?<!bos_)(?<!unk_)(?<!sep_)(?<!mask_)(?<!patch_)token[\"']?"
+        r"\s*(?:=|:(?!\s*[\"']?[A-Z]?[a-z-]+(?![\w+/-])))\s*[\"']?[^\s\"',}]{6,}",
         _I),
 }  # fmt: skip
 
