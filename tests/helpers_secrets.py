@@ -69,14 +69,14 @@ SUSPECTS = {
             "nvapi-" + "aB3dE6gH9kL2" * 2,
         ),
         *(
-            "aws_secret_access_key = " + "wJalrXUtnFEMI",
-            "WANDB_API_KEY=" + "0123456789ab" * 3,
+            "aws_secret_access_key: " + "wJalrXUtnFEMI",
+            "WANDB_API_KEY:" + "0123456789ab" * 3,
             "HF_TOKEN: " + "hfaB3dE6gH9k",
         ),
-        *("COMET_API_KEY=" + "aB3dE6gH9k", "my_password=" + "hunter2hunter", "db_password: " + "hunter2hunter"),
+        *("my_password: " + "hunter2hunter", "db_password: " + "hunter2hunter"),
         *("Passwort: " + "Sommer2024", "mot de passe : " + "soleil2024x", "contraseña: " + "verano2024"),
         *("dapi" + "0123456789abcdef" * 2, "lsv2_pt_" + "0123456789abcdef" * 2 + "_0123456789"),
-        *("password is " + "Sommer2024", "SECRET_KEY=" + "aB3dE6gH9k", "xai-" + "aB3dE6gH9kL2" * 2),
+        *("password is " + "Sommer2024", "SECRET_KEY: " + "aB3dE6gH9k", "xai-" + "aB3dE6gH9kL2" * 2),
     ),
 }
 HARMLESS = (
@@ -87,6 +87,9 @@ HARMLESS = (
     *("open_clip ViT-B-16-SigLIP-i18n-256", "5 x 10^-3, p = 0.00417, n = 12345", "server 2 and GPU 0; cuda:0"),
     '"title": "a mammography model","created":"2026-11-29","screening": 1',
     *("MIT licence, 2025", "numpy 2024.10.1", "image 462 of 1000", "case 1000 images, exam 2021", "km/h, and/or"),
+)
+
+NEAR_MISSES = (  # not in `HARMLESS`, which is planted as one text: one with so many numbers may be an image
     *(
         "token: positions of a ViT",
         "Miss Rate of 5",
@@ -105,7 +108,10 @@ HARMLESS = (
     *("0049 images", "a woman called back", "the dossier of 3", "série 12", "née par 3 vues", "24.4.2 of black"),
     *("exam2021", "patient level, patients1000", "secret: none", "password: -", "expert at 5 dot-like marks"),
 )
-
+ASSIGNED = (  # not in `SUSPECTS`: the name of a link, where these are planted too, holds no equals sign
+    *("aws_secret_access_key = " + "wJalrXUtnFEMI", "WANDB_API_KEY=" + "0123456789ab" * 3, "Kennwort=" + "Sommer2024"),
+    *("COMET_API_KEY=" + "aB3dE6gH9k", "my_password=" + "hunter2hunter", "HF_TOKEN=" + "hfaB3dE6gH9k"),
+)
 SECRETS = tuple(text for texts in SUSPECTS.values() for text in texts)
 
 

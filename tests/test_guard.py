@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers_findings import columns_of
-from helpers_secrets import HARMLESS, SUSPECTS
+from helpers_secrets import ASSIGNED, HARMLESS, NEAR_MISSES, SUSPECTS
 from helpers_study import random_sae
 from matplotlib.figure import Figure
 from PIL import Image
@@ -930,7 +930,10 @@ def says_and_allows(text: str, *allowed: str) -> None:
     guard.check_said({"the note": f"as in {text} here"}, replace(CONTEXT, allowed=allowed))
 
 
-@pytest.mark.parametrize(("rule", "text"), [(rule, text) for rule, texts in SUSPECTS.items() for text in texts])
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [(rule, text) for rule, texts in (*SUSPECTS.items(), ("secrets", ASSIGNED)) for text in texts],
+)
 def test_what_looks_private_needs_a_persons_word(rule: str, text: str) -> None:
     with pytest.raises(PrivacyError, match="--allow") as refused:
         says_and_allows(text)
@@ -940,7 +943,7 @@ def test_what_looks_private_needs_a_persons_word(rule: str, text: str) -> None:
         says_and_allows(text, "another text")
 
 
-@pytest.mark.parametrize("text", HARMLESS)
+@pytest.mark.parametrize("text", (*HARMLESS, *NEAR_MISSES))
 def test_what_is_nearly_always_harmless_is_let_through(text: str, clean: dict[str, Path], tmp_path: Path) -> None:
     says_and_allows(text)
     folder = copy_of(clean["findings"], tmp_path)

@@ -41,9 +41,9 @@ CLINICAL: Mapping[str, re.Pattern[str]] = {
     "a person's name": re.compile(
         r"(?<![\w$\\{])[^\W\d_](?:[^\W\d_]|['’-])+\^(?:[A-Z]|[^\W\d_]{2})"  # in DICOM's form
         rf"|\b(?:Mr|Mrs|Ms|Miss(?!\s+(?:Rate|Ratio|Distance|Probability)s?\b)|Mister|Frau|Herrn?|Mme|Mlle|Madame|Monsieur"
-        rf"|Sr(?=\.)|Sra|Señora?|Señorita|Senhora?|Signora?)\b\.?\s+{_UPPER}(?:[^\W\d_]+|\.)(?:\s+{_UPPER}[^\W\d_]+){{0,2}}"
+        rf"|Sr(?=\.)|Sra|Señora?|Señorita|Senhora?|Signora?)\b\.?\s+{_UPPER}(?:[^\W\d_]+|\.)(?:[^\S\n]+{_UPPER}[^\W\d_]+){{0,2}}"
         rf"|\b(?i:patient(?:e|en|in)?|woman|lady|man|girl)\s+(?i:named|called|genannt|namens|nommée?|llamad[ao])"
-        rf"(?:\s+{_UPPER}[^\W\d_]+){{1,3}}"
+        rf"(?:[^\S\n]+{_UPPER}[^\W\d_]+){{1,3}}"
         rf"|\b(?i:patient(?:in)?(?:'?s)?[ _]?name)\s*[:=]\s*{_UPPER}[^\W\d_]+"
     ),
     "a word of letters of two scripts that look alike": re.compile(
@@ -129,7 +129,7 @@ CONTACTS: Mapping[str, re.Pattern[str]] = {
     "an address in a local network": re.compile(
         r"(?<![\w.])(?:10\.\d{1,3}|192\.168|172\.(?:1[6-9]|2\d|3[01]))(?:\.\d{1,3}){2}(?![\w.])"
         r"|(?<![\w:.])(?:fe[89ab][0-9a-f]|f[cd][0-9a-f]{2})(?::[0-9a-f]{0,4}){2,7}(?!\w)"  # IPv6
-        r"|(?<![\w:-])[0-9a-f]{2}([:-])(?:[0-9a-f]{2}\1){4}[0-9a-f]{2}(?![\w:-])", _I),  # of a network card
+        r"|(?<![\w:-])[0-9a-f]{2}([:-])(?:[0-9a-f]{2}\1){4}[0-9a-f]{2}(?!\w|[:-]\w)", _I),  # of a network card
     "the name of a host": re.compile(
         r"\b[a-z0-9][\w-]*(?:\.[\w-]+)*\.(?:local|lan|internal|intra|intranet|corp|localdomain)\b(?!\()"
         r"|(?<![\w/.-])(?:pacs|ris|orthanc|srv|server|nas|vm|ws|wks|workstation|desktop|laptop)-?(?:[a-z]+-)*\d{1,4}\b"
@@ -183,10 +183,10 @@ SECRETS: Mapping[str, re.Pattern[str]] = {
     "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
     "a password or token": re.compile(
         r"://[^\s/:@]+:[^\s/@]+@|\b(?:Bearer|Basic)\s+[A-Za-z0-9._+/=-]{16,}"
-        rf"|(?<![A-Za-z0-9])(?:{_PASSWORD})[\"']?\s*[:=]\s*[\"']?[^\s\"',}}]{{6,}}"
-        rf"|(?<![A-Za-z0-9])(?:{_PASSWORD})\s+(?:is|ist|lautet|est|es|was|war)\s+[\"']?(?=[^\s\"']*\d)[^\s\"',}}]{{6,}}"
+        rf"|(?<![A-Za-z0-9])(?:{_PASSWORD})[\"']?\s*[:=]\s*[\"']?[^\s\"',}}]{{5,}}[^\s\"',;}}]"
+        rf"|(?<![A-Za-z0-9])(?:{_PASSWORD})\s+(?:is|ist|lautet|est|es|was|war)\s+[\"']?(?=[^\s\"']*\d)[^\s\"',}}]{{5,}}[^\s\"',;}}]"
         r"|(?<![A-Za-z0-9])(?<!cls_)(?<!class_)(?<!pad_)(?<!eos_)(?<!bos_)(?<!unk_)(?<!sep_)(?<!mask_)(?<!patch_)token[\"']?"
-        r"\s*(?:=|:(?!\s*[\"']?[A-Z]?[a-z-]+(?![\w+/-])))\s*[\"']?[^\s\"',}]{6,}",
+        r"\s*(?:=|:(?!\s*[\"']?[A-Z]?[a-z-]+(?![\w+/-])))\s*[\"']?[^\s\"',}]{5,}[^\s\"',;}]",
         _I),
 }  # fmt: skip
 
