@@ -178,14 +178,15 @@ _PASSWORD = (  # and its name in other languages
     r"pass(?:word|phrase|wd|code)|pwd|secret|(?:api|access|secret|private|account|auth)[_-]?key|passwort|kennwort|"
     r"mot de passe|contraseña|contrasena|senha|wachtwoord|lösenord|hasło|пароль"
 )
+_NAMED = r"(?<![A-Za-z0-9])(?:[A-Za-z0-9]{1,20}[_-]){0,3}"
 SECRETS: Mapping[str, re.Pattern[str]] = {
     "a token of a service": _TOKENS,
     "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
     "a password or token": re.compile(
         r"://[^\s/:@]+:[^\s/@]+@|\b(?:Bearer|Basic)\s+[A-Za-z0-9._+/=-]{16,}"
-        rf"|(?<![A-Za-z0-9])(?:{_PASSWORD})[\"']?\s*[:=]\s*[\"']?[^\s\"',}}]{{5,}}[^\s\"',;}}]"
-        rf"|(?<![A-Za-z0-9])(?:{_PASSWORD})\s+(?:is|ist|lautet|est|es|was|war)\s+[\"']?(?=[^\s\"']*\d)[^\s\"',}}]{{5,}}[^\s\"',;}}]"
-        r"|(?<![A-Za-z0-9])(?<!cls_)(?<!class_)(?<!pad_)(?<!eos_)(?<!bos_)(?<!unk_)(?<!sep_)(?<!mask_)(?<!patch_)token[\"']?"
+        rf"|{_NAMED}(?:{_PASSWORD})[\"']?\s*[:=]\s*[\"']?[^\s\"',}}]{{5,}}[^\s\"',;}}]"
+        rf"|{_NAMED}(?:{_PASSWORD})\s+(?:is|ist|lautet|est|es|was|war)\s+[\"']?(?=[^\s\"']*\d)[^\s\"',}}]{{5,}}[^\s\"',;}}]"
+        rf"|{_NAMED}(?<!cls_)(?<!class_)(?<!pad_)(?<!eos_)(?<!bos_)(?<!unk_)(?<!sep_)(?<!mask_)(?<!patch_)token[\"']?"
         r"\s*(?:=|:(?!\s*[\"']?[A-Z]?[a-z-]+(?![\w+/-])))\s*[\"']?[^\s\"',}]{5,}[^\s\"',;}]",
         _I),
 }  # fmt: skip
