@@ -109,8 +109,8 @@ def _write_notes(study: Path, field: str, texts: Sequence[str]) -> None:
     note |= {"label": None, "confidence": None, "created": "2026-01-31T10:00:00+00:00", "sae": layer.sae_tensors}
     (study / "notes").mkdir(exist_ok=True)
     with (study / "notes" / f"{field}.jsonl").open("a") as file:
-        for latent, text in enumerate(texts):
-            file.write(json.dumps({**note, "latent": latent, field: text}) + "\n")
+        for n, text in enumerate(texts):
+            file.write(json.dumps({**note, "latent": n % 32, field: text}) + "\n")  # there may be few latents
 
 
 def copy_of_study(study: Path, folder: Path) -> Path:
