@@ -435,7 +435,7 @@ def test_the_rows_of_all_layers_come_from_one_pass_into_a_store_each(tmp_path, p
     settings["sae"] = {"train": {"model": "pretrained", "concept": "Mass", "fraction": 0.5}}
     study = Study(load_config(write_study(tmp_path, settings)))
     study.extract()
-    (folder,) = (study.work / "activations").iterdir()
+    (folder,) = (path for path in (study.work / "activations").iterdir() if path.is_dir())
     assert {path.name for path in folder.iterdir()} == {layer.hook_name for layer in study.layers}
     assert [layer.extract().d_in for layer in study.layers] == list(LAYER_WIDTHS.values())
 
