@@ -1,6 +1,7 @@
 """The configuration of a study: every setting, its meaning and its default, checked before anything runs."""
 
 import importlib.util
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -78,7 +79,8 @@ class DataConfig(Settings):
     unmendable_boxes: UnmendableBoxes = Field(
         "drop_few",
         description="Boxes that reach further, or are inverted and cannot be mended. drop_few: go on without them (the "
-        "findings stay) and list them in work/, up to 2 % of the boxes; drop_and_list: up to a quarter; refuse: none.",
+        "findings stay) and list them in work/, up to 2 % of the boxes, or 1 of 8; drop_and_list: up to a quarter; "
+        "refuse: none.",
     )
     max_bad_share: float = Field(
         0.01,
@@ -232,6 +234,13 @@ class AnalysisConfig(Settings):
     contours: Literal["all", "outer"] = Field(
         "all", description="Regions that get a box: all, or, as in the release, those that no other region encloses."
     )
+
+    @field_validator("percentile")
+    @classmethod
+    def _in_percent(cls, percentile: float) -> float:
+        if percentile < 1:
+            raise ValueError(f"percentile is in percent: did you mean {100 * percentile:g}?")
+        return percentile
 
     @field_validator("gradcam")
     @classmethod
@@ -449,7 +458,15 @@ def _value(text: str) -> Any:
     Elsewhere than in brackets and quotes a colon or hash means nothing.
     """
     if text[:1] in ("[", "{", '"', "'"):
-        value = parse_yaml(text, where=f"the value {text!r}")
+        try:
+            value = parse_yaml(text, where=f"the value {text!r}")
+        except InputError as error:
+            if "is not valid YAML" not in str(error):
+                raise
+            quoted = json.dumps(text, ensure_ascii=False)
+            raise InputError(
+                f"the value {text!r} is no list or section; put it in quotes if it is text: {quoted}"
+            ) from error
         _refuse_names_that_are_no_text(value, f"the value {text!r}")
         return value
     if not _ONE_WORD.fullmatch(text):

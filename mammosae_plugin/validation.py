@@ -1,6 +1,7 @@
 """Settings that are checked when they are made, and what is wrong with them in one line of our own words."""
 
 import difflib
+import re
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_args, get_origin
@@ -148,8 +149,25 @@ def _words(item: Any) -> str:
     if kind == "string_type" and not isinstance(value, (list, tuple, Mapping)):
         return f"must be text, not {shown}, as which YAML reads it; write it in quotes"
     if wanted == "a list" and isinstance(value, str):
-        return f"must be a list, not {shown}; write [{', '.join(part.strip() for part in value.split(','))}]"
+        return f"must be a list, not {shown}; write [{', '.join(_entries(value))}]"
+    if wanted == "a whole number" and isinstance(value, str) and (number := _whole(value)) is not None:
+        return f"must be a whole number, not {shown}; write {number}"
     return f"must be {wanted}, not {shown}"
+
+
+def _entries(text: str) -> list[str]:
+    """What a list written as "a, b" or 1520x912 holds."""
+    numbers = re.fullmatch(r"(\d+)\s*[x*×\s]\s*(\d+)", text.strip())
+    return list(numbers.groups()) if numbers else [part.strip() for part in text.split(",")]
+
+
+def _whole(text: str) -> int | None:
+    """The whole number that a text such as 1e3, which is no number to YAML, means."""
+    try:
+        number = float(text)
+        return int(number) if number.is_integer() else None
+    except ValueError:
+        return None
 
 
 def _choices(context: Mapping[str, Any]) -> Iterable[str]:

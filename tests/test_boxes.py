@@ -70,7 +70,7 @@ def test_a_box_that_reaches_five_percent_over_the_edge_is_clipped(published):
     root, _ = published
     data = VinDrMammo(root)
     assert boxes_of(data)["xmax"].max() == 912
-    with pytest.raises(DatasetError, match=r"1 boxes reach more than 5% .*959\.65"):
+    with pytest.raises(DatasetError, match=r"1 box reaches more than 5% .*959\.65"):
         VinDrMammo(root, box_tolerance=0.05, unmendable_boxes="refuse")
     dropped = VinDrMammo(root, box_tolerance=0.05, unmendable_boxes="drop_and_list")
     assert (dropped.n_mended_boxes, dropped.n_dropped_boxes, dropped.n_findings_without_box) == (61, 1, 1)
@@ -131,13 +131,27 @@ def test_an_inverted_box_without_the_columns_that_mend_it_is_refused_or_dropped(
     rows = good_rows()
     rows[-1] |= {"resized_xmin": 20, "resized_xmax": 8}
     root = write_dataset(tmp_path, rows)
-    with pytest.raises(DatasetError, match=r"1 boxes are inverted or have no area \(such as line 7\)"):
+    with pytest.raises(
+        DatasetError, match=r"1 box is inverted or has no area \(such as line 7\); mend it .*drop_and_list"
+    ):
         VinDrMammo(root, image_size=SIZE)
     data = VinDrMammo(root, image_size=SIZE, unmendable_boxes="drop_and_list")
     assert data.n_dropped_boxes == 1
     assert data.box_changes.query("change == 'dropped'")["reason"].tolist() == ["inverted or without area"]
     assert len(data[3]["boxes"]["Suspicious_Calcification"]) == 0
     assert data[3]["labels"]["Suspicious_Calcification"] == 1
+
+
+def test_one_bad_box_of_eight_is_dropped_and_two_are_refused_with_a_way_out(tmp_path):
+    rows = [row(f"p{number}", f"i{number}.png", "Mass", box=(2, 2, 9, 9)) for number in range(8)]
+    rows[3] |= {"resized_xmax": 1}
+    data = VinDrMammo(write_dataset(tmp_path / "one", rows), image_size=SIZE)
+    assert data.n_dropped_boxes == 1
+    rows[5] |= {"resized_ymax": 90}
+    with pytest.raises(
+        DatasetError, match="1 box is inverted or .*1 box reaches .*without 2 of 8 boxes by data.unmend"
+    ):
+        VinDrMammo(write_dataset(tmp_path / "two", rows), image_size=SIZE)
 
 
 @pytest.mark.parametrize(

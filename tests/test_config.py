@@ -223,6 +223,7 @@ def test_yaml_may_merge_and_replace_what_it_merges(settings, tmp_path):
     [
         (["analysis.top=3", "seed=1", "analysis.top=4"], "--set gives analysis.top twice"),
         (["analysis.top=3", "analysis={percentile: 50}"], "--set gives analysis.top twice"),
+        (["report.title=[draft] Run 3"], 'no list or section; put it in quotes if it is text: "[draft] Run 3"'),
         (["analysis={top: 3, top: 4}"], "--set analysis: the value '{top: 3, top: 4}', line 1: 'top' is given twice"),
         (["output=other"], "output is given by --set and by its own flag"),
     ],
@@ -305,6 +306,9 @@ def test_empty_sections_are_those_of_the_defaults(settings, tmp_path):
         ("analysis.top", True, "must be a whole number, not 'true'"),
         ("analysis.ks", [1, False], "must be a whole number, not 'false'"),
         ("analysis.top", 2.5, "must be a whole number, not the number 2.5"),
+        ("analysis.n_bootstrap", "1e3", "must be a whole number, not '1e3'; write 1000"),
+        ("data.image_size", "1520x912", "must be a list, not '1520x912'; write [1520, 912]"),
+        ("analysis.percentile", 0.95, "percentile is in percent: did you mean 95?"),
         ("analysis.percentile", "high", "must be a number, not 'high'"),
         ("analysis.error_term", "perhaps", "must be true or false, not 'perhaps'"),
         ("data.root", None, "is empty, but must be a path; give a value, or leave the line out"),

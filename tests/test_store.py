@@ -120,6 +120,9 @@ def test_a_folder_that_is_not_what_its_manifest_says_is_refused(tmp_path):
     refused(r"is not a complete activation store \(no activations\.json\)")
     write_json(found.folder / "activations.json", sealed(found.manifest | {"n_rows": 121}))
     refused("n_rows is not the sum")
+    for damaged in ([], None):
+        write_json(found.folder / "activations.json", damaged)
+        refused("is damaged")
     write_json(found.folder / "activations.json", sealed({"format_version": 3}))
     refused(r"activations\.json is damaged \(KeyError\('n_rows'\)\)")
     write_json(found.folder / "activations.json", found.manifest | {"format_version": 1})

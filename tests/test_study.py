@@ -301,6 +301,9 @@ def test_the_layers_rows_are_the_numbers_of_each_layers_own_results(layered):
             own = [x for x in of(section, threshold="percentile 95") if method is None or x["method"] == method]
             assert row[column] == (max(x["average_precision"] for x in own) if own else None)
         assert row["single_latent_auroc_low"] is None  # too few patients for an interval
+        named = [one for of_pair in found["named_latents"].values() for one in of_pair]
+        assert named
+        assert all(one[f"{name}_high"] is None for one in named for name in ("auroc", "ablation", "place"))
         assert 0 <= row["single_latent_auroc"] <= 1
 
 

@@ -117,7 +117,7 @@ def test_a_split_can_be_loaded_when_only_its_images_are_there(tmp_path):
     (tmp_path / "images_png" / "bb" / "b1.png").unlink()
     data = load(tmp_path, split="test")
     assert data.images["image_id"].tolist() == ["c1.png"]
-    with pytest.raises(DatasetError, match=r"1 image files are missing .*bb/b1\.png"):
+    with pytest.raises(DatasetError, match=r"1 image file is missing .*bb/b1\.png"):
         load(tmp_path, split="training")
 
 
@@ -128,7 +128,7 @@ def test_row_numbers_of_another_program_and_a_byte_order_mark_do_no_harm(tmp_pat
     assert len(load(tmp_path, annotations="other.csv")) == 4
     assert len(load(tmp_path, annotations=tmp_path / "other.csv")) == 4
     pd.concat([table, table[:1]], ignore_index=True).to_csv(tmp_path / "other.csv")
-    with pytest.raises(DatasetError, match="1 rows repeat an earlier row exactly"):
+    with pytest.raises(DatasetError, match="1 row repeats an earlier row exactly"):
         load(tmp_path, annotations="other.csv")
 
 
@@ -201,32 +201,32 @@ def test_a_changed_image_file_changes_the_fingerprint(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
-        ({"Mass": 2}, r"1 Mass values are not 0\.\.1 \(such as '2' in line 7\)"),
-        ({"Mass": "yes"}, r"1 Mass values are not 0\.\.1 \(such as 'yes' in line 7\)"),
-        ({"density": 4}, r"density values are not 0\.\.3 \(such as '4'"),
-        ({"density": ""}, r"density values are not 0\.\.3 \(such as ''"),
-        ({"breast_birads": "BI-RADS 7"}, r"breast_birads values are not 1\.\.5 \(such as 'BI-RADS 7'"),
-        ({"split": "val"}, r"split other than training, test \(such as 'val' in line 7\)"),
+        ({"Mass": 2}, r"1 Mass value is not 0\.\.1 \(such as '2' in line 7\)"),
+        ({"Mass": "yes"}, r"1 Mass value is not 0\.\.1 \(such as 'yes' in line 7\): write 1 and 0"),
+        ({"density": 4}, r"density value is not 0\.\.3 \(such as '4'"),
+        ({"density": ""}, r"density value is not 0\.\.3 \(such as ''"),
+        ({"breast_birads": "BI-RADS 7"}, r"breast_birads value is not 1\.\.5 \(such as 'BI-RADS 7'"),
+        ({"split": "val"}, r"split other than training, test \(such as 'val' in line 7\): write training or test"),
         ({"laterality": "left"}, "laterality other than L, R"),
         ({"view": "AP"}, "view other than CC, MLO"),
-        ({"resized_xmin": 20, "resized_xmax": 8}, r"1 boxes are inverted or have no area \(such as line 7\)"),
-        ({"resized_ymin": 30}, "1 boxes are inverted or have no area"),
-        ({"resized_xmax": 27}, r"1 boxes reach more than 10% .* 40 x 24 image .*line 7: 8, 8, 27, 30"),
-        ({"resized_ymin": -5}, "1 boxes reach more than 10%"),
+        ({"resized_xmin": 20, "resized_xmax": 8}, r"1 box is inverted or has no area \(such as line 7\)"),
+        ({"resized_ymin": 30}, "1 box is inverted or has no area"),
+        ({"resized_xmax": 27}, r"1 box reaches more than 10% .* 40 x 24 image .*line 7: 8, 8, 27, 30"),
+        ({"resized_ymin": -5}, "1 box reaches more than 10%"),
         ({"resized_xmin": "8,5"}, r"write 12\.5 where a spreadsheet wrote 12,5 \(such as '8,5' in line 7\)"),
-        ({"patient_id": "1E+18"}, "rows have a patient_id that a spreadsheet made a number"),
-        ({"patient_id": "1.2E+35"}, "rows have a patient_id that a spreadsheet made a number"),
-        ({"resized_xmin": "eight"}, r"resized_xmin values are no numbers \(such as 'eight' in line 7\)"),
-        ({"resized_xmin": "inf"}, r"resized_xmin values are no numbers \(such as 'inf' in line 7\)"),
-        ({"resized_xmin": ""}, "1 rows have a box with missing corners"),
+        ({"patient_id": "1E+18"}, "row has a patient_id that a spreadsheet made a number"),
+        ({"patient_id": "1.2E+35"}, "row has a patient_id that a spreadsheet made a number"),
+        ({"resized_xmin": "eight"}, r"resized_xmin value is no number \(such as 'eight' in line 7\)"),
+        ({"resized_xmin": "inf"}, r"resized_xmin value is no number \(such as 'inf' in line 7\)"),
+        ({"resized_xmin": ""}, "1 row has a box with missing corners"),
         (dict.fromkeys(("resized_xmin", "resized_ymin", "resized_xmax", "resized_ymax"), ""), "no resized box"),
         ({"finding_categories": "['Mass']"}, r"disagrees with the 0/1 columns \(such as line 7\)"),
         ({"finding_categories": "['Cyst']"}, "no printed list of known findings"),
         ({"finding_categories": "Suspicious Calcification"}, "no printed list of known findings"),
-        ({"No_Finding": 1}, "1 rows have No_Finding together with a finding"),
-        ({"Suspicious_Calcification": 0}, "1 rows have neither a finding nor No_Finding"),
+        ({"No_Finding": 1}, "1 row has No_Finding together with a finding"),
+        ({"Suspicious_Calcification": 0}, "1 row has neither a finding nor No_Finding"),
         ({"patient_id": "../cc"}, "patient_id that is no plain file name"),
-        ({"patient_id": ""}, "rows have no patient_id"),
+        ({"patient_id": ""}, "row has no patient_id"),
     ],
 )
 def test_a_wrong_cell_is_refused_with_its_place(tmp_path, changed, expected):
@@ -235,24 +235,26 @@ def test_a_wrong_cell_is_refused_with_its_place(tmp_path, changed, expected):
 
 def test_a_patient_in_both_splits_is_refused(tmp_path):
     rows = [*good_rows(), row("cc", "c2.png", split="training")]
-    assert "1 patients are in both splits (such as cc)" in refusal(tmp_path, rows)
+    assert "1 patient is in both splits (such as cc): give all rows of a patient the same split" in refusal(
+        tmp_path, rows
+    )
 
 
 def test_an_image_id_under_two_patients_is_refused(tmp_path):
     rows = [*good_rows(), row("dd", "a1.png")]
-    assert "1 image ids stand under more than one patient (such as a1.png)" in refusal(tmp_path, rows)
+    assert "1 image id stands under more than one patient (such as a1.png)" in refusal(tmp_path, rows)
 
 
 def test_rows_of_one_image_that_contradict_each_other_are_refused(tmp_path):
     rows = [*good_rows(), row("bb", "b1.png", "Asymmetry", density=1, birads=2)]
     message = refusal(tmp_path, rows)
-    assert "images have rows with different breast_birads (such as b1.png)" in message
-    assert "images have rows with different density (such as b1.png)" in message
+    assert "image has rows with different breast_birads (such as b1.png)" in message
+    assert "image has rows with different density (such as b1.png)" in message
 
 
 def test_a_no_finding_row_beside_a_finding_row_of_the_same_image_is_refused(tmp_path):
     rows = [*good_rows(), row("bb", "b1.png", birads=4)]
-    assert "1 images have a No_Finding row beside a finding row (such as b1.png)" in refusal(tmp_path, rows)
+    assert "1 image has a No_Finding row beside a finding row (such as b1.png)" in refusal(tmp_path, rows)
 
 
 def test_repeated_rows_are_refused(tmp_path):
@@ -323,7 +325,7 @@ def test_a_few_missing_images_are_allowed_on_request(tmp_path, caplog):
     assert len(data) == 4
     with pytest.raises(BadImageError, match=r"b1\.png: the file does not exist"):
         data[2]
-    with pytest.raises(DatasetError, match="1 image files are missing"):
+    with pytest.raises(DatasetError, match="1 image file is missing"):
         load(tmp_path, max_missing_share=0.24)
 
 
@@ -350,7 +352,7 @@ def test_everything_wrong_is_said_at_once(tmp_path):
     with pytest.raises(DatasetError) as caught:
         load(tmp_path)
     message = str(caught.value)
-    for part in ("Mass values", "split other", "boxes reach", "density values", "image files are missing"):
+    for part in ("Mass value", "split other", "box reaches", "density value", "image file is missing"):
         assert part in message
     assert message.count("; ") >= 4
 
@@ -469,7 +471,7 @@ def test_what_spreadsheets_do_to_a_csv_is_read_all_the_same(tmp_path):
 def test_a_row_that_is_repeated_with_another_number_or_spelling_is_refused(tmp_path):
     rows = [*good_rows(), good_rows()[-1] | {"resized_xmin": "8.00"}]
     rows = [values | {"number": at} for at, values in enumerate(rows)]
-    assert "1 rows repeat an earlier row exactly (such as line 8)" in refusal(tmp_path, rows)
+    assert "1 row repeats an earlier row exactly (such as line 8)" in refusal(tmp_path, rows)
 
 
 def test_columns_in_another_spelling_are_named_as_such(tmp_path):

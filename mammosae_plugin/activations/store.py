@@ -76,7 +76,9 @@ class ActivationStore:
                 f"{self.folder} is not a complete activation store (no {MANIFEST}); run `mammosae extract` again"
             )
         self.manifest: dict[str, Any] = read_json(self.folder / MANIFEST)
-        version = self.manifest.get("format_version") if isinstance(self.manifest, dict) else None
+        if not isinstance(self.manifest, dict) or "format_version" not in self.manifest:
+            raise InputError(f"{self.folder / MANIFEST} is damaged: it is no manifest of a store; extract again")
+        version = self.manifest["format_version"]
         if version not in READABLE:
             raise InputError(
                 f"{self.folder} has activation format {version}; this version reads format {FORMAT_VERSION}, so "

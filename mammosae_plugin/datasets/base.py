@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -336,7 +337,33 @@ class MammogramDataset(Dataset[Item]):
         return labels, boxes
 
 
-def describe(count: int, what: str, examples: Iterable[Any]) -> str:
-    """A problem as "3 rows ... (such as a, b, c)"; at most three examples are shown."""
+def describe(count: int, what: str, examples: Iterable[Any], advice: str = "") -> str:
+    """A problem as "3 rows ... (such as a, b, c): advice"; at most three examples are shown."""
     shown = [str(example) for example in examples][:3]
-    return f"{count} {what}" + (f" (such as {', '.join(shown)})" if shown else "")
+    said = _of_one(what) if count == 1 else what
+    return f"{count} {said}" + (f" (such as {', '.join(shown)})" if shown else "") + (f": {advice}" if advice else "")
+
+
+def _of_one(what: str) -> str:
+    """What is said of several things, said of one: its first noun, and the verbs before a bracket or colon."""
+    said, *rest = re.split(r"(?=[(:;])", what, maxsplit=1)
+    said = re.sub(
+        r"\b(row|patient|image id|image file|image|value|boxe)s\b", lambda one: _ONE.get(one[1], one[1]), said, count=1
+    )
+    return re.sub(
+        r"\b(are shares|no numbers|are|have|cover|lie|reach|repeat|stand)\b", lambda one: _ONE[one[1]], said
+    ) + "".join(rest)
+
+
+_ONE = {
+    "boxe": "box",
+    "are shares": "is in shares",
+    "no numbers": "no number",
+    "are": "is",
+    "have": "has",
+    "cover": "covers",
+    "lie": "lies",
+    "reach": "reaches",
+    "repeat": "repeats",
+    "stand": "stands",
+}

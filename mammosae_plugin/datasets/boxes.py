@@ -145,8 +145,8 @@ def mend(boxes: Array, originals: Originals, image_size: tuple[int, int], tolera
 
 
 def few(n_odd: int, n_boxes: int) -> bool:
-    """Whether so few boxes are odd that they are slips of single rows, which stop nothing."""
-    return n_odd <= _FEW_SHARE * n_boxes
+    """Whether so few boxes are odd that they are slips of single rows, which stop nothing: one of 8 or more, or 2 %."""
+    return n_odd <= max(n_boxes >= _ENOUGH, _FEW_SHARE * n_boxes)
 
 
 def covers_image(boxes: Array, image_size: tuple[int, int]) -> Marks:

@@ -85,8 +85,9 @@ class VinDrMammo(MammogramDataset):
             was computed. Inverted boxes are then dropped and listed.
         unmendable_boxes: of boxes that are inverted and cannot be mended, reach further than `box_tolerance`, lack a
             corner or are shares of the image: "drop_few" leaves them out and lists them (`n_dropped_boxes`,
-            `box_changes`; the finding stays, without a box) where they are at most 2 % of all boxes, and refuses the
-            file where they are more; "refuse" refuses it for one; "drop_and_list" for more than a quarter.
+            `box_changes`; the finding stays, without a box) where they are at most 2 % of all boxes, or one of 8
+            or more, and refuses the file where they are more; "refuse" refuses it for one; "drop_and_list" for more
+            than a quarter.
         max_missing_share: the share of image files that may be missing (0 to 1). `screen_images` lists them.
 
     Raises:
@@ -240,11 +241,11 @@ class _Checked:
         )
         self.findings = findings
 
-    def _report(self, wrong: Marks, what: str, example: Callable[[int], str] | None = None) -> None:
+    def _report(self, wrong: Marks, what: str, example: Callable[[int], str] | None = None, advice: str = "") -> None:
         """Note `what` with the number of `wrong` rows; examples are line numbers unless `example` is given."""
         rows = np.flatnonzero(wrong)
         if len(rows):
-            self.problems.append(describe(len(rows), what, map(example or self._line, rows[:3].tolist())))
+            self.problems.append(describe(len(rows), what, map(example or self._line, rows[:3].tolist()), advice))
 
     def _line(self, row: int) -> str:
         return f"line {self._lines[row]}"
@@ -256,48 +257,63 @@ class _Checked:
         table = self._table
         for column in ("patient_id", "image_id"):
             text = table[column]
-            self._report((text == "").to_numpy(), f"rows have no {column}")
+            self._report((text == "").to_numpy(), f"rows have no {column}", advice="fill it in, or delete the rows")
             spoilt = text.str.fullmatch(r"\d([.,]\d+)?E\+\d+")
             self._report(
-                spoilt.to_numpy(), f"rows have a {column} that a spreadsheet made a number", self._cell(column)
+                spoilt.to_numpy(),
+                f"rows have a {column} that a spreadsheet made a number",
+                self._cell(column),
+                "export the column as text from where it is whole",
             )
             unsafe = text.str.contains(r"[/\\]", regex=True) | text.isin([".", ".."])
             self._report(unsafe.to_numpy(), f"rows have a {column} that is no plain file name")
         allowed = {"split": SPLITS, "laterality": ("L", "R"), "view": ("CC", "MLO")}
         for column, values in allowed.items():
             wrong = (~table[column].isin(values)).to_numpy()
-            self._report(wrong, f"rows have a {column} other than {', '.join(values)}", self._cell(column))
+            self._report(
+                wrong,
+                f"rows have a {column} other than {', '.join(values)}",
+                self._cell(column),
+                f"write {' or '.join(values)}",
+            )
         known = {*_REQUIRED, *_OPTIONAL}  # others that differ in every row only number the rows
         content = table[[name for name in table.columns if name in known or table[name].duplicated().any()]].copy()
         for column in set(_RESIZED + BOX_COLUMNS) & set(content.columns):  # 12.5 and 12.50 are the same
             content[column] = pd.to_numeric(content[column], errors="coerce").astype(object).fillna(content[column])
-        self._report(content.duplicated().to_numpy(), "rows repeat an earlier row exactly")
-        self._report_groups("patient_id", "split", "patients are in both splits", among=SPLITS)
-        self._report_groups("image_id", "patient_id", "image ids stand under more than one patient")
+        self._report(content.duplicated().to_numpy(), "rows repeat an earlier row exactly", advice="delete them")
+        one_split = "give all rows of a patient the same split"
+        self._report_groups("patient_id", "split", "patients are in both splits", one_split, among=SPLITS)
+        one_patient = "give every image an id of its own"
+        self._report_groups("image_id", "patient_id", "image ids stand under more than one patient", one_patient)
         for column in ("laterality", "view", "breast_birads", "density"):
-            self._report_groups("image_id", column, f"images have rows with different {column}")
+            self._report_groups("image_id", column, f"images have rows with different {column}", "give them the same")
 
-    def _report_groups(self, key: str, column: str, what: str, among: Sequence[str] | None = None) -> None:
+    def _report_groups(self, key: str, column: str, what: str, advice: str, among: Sequence[str] | None = None) -> None:
         """Note the keys whose rows disagree about `column`, of values other than these in no way."""
         pairs = self._table[[key, column]].drop_duplicates()
         if among is not None:
             pairs = pairs[pairs[column].isin(among)]
         repeated = pairs.loc[pairs[key].duplicated(), key].unique()
         if len(repeated):
-            self.problems.append(describe(len(repeated), what, repeated))
+            self.problems.append(describe(len(repeated), what, repeated, advice))
 
     def _whole_numbers(self, text: "pd.Series[str]", column: str, allowed: range) -> npt.NDArray[np.int64]:
         """The column as int64; cells that are no allowed whole number are noted and become the smallest allowed one."""
         values = pd.to_numeric(text, errors="coerce").to_numpy(dtype=np.float64)
         wrong = ~np.isin(values, np.asarray(allowed))
-        self._report(wrong, f"{column} values are not {allowed[0]}..{allowed[-1]}", self._cell(column))
+        advice = "write 1 and 0" if len(allowed) == 2 else f"write {allowed[0]} to {allowed[-1]}"
+        if column == "density":
+            advice += " for A to D"
+        self._report(wrong, f"{column} values are not {allowed[0]}..{allowed[-1]}", self._cell(column), advice)
         return np.where(wrong, allowed[0], values).astype(np.int64)
 
     def _check_labels(self, findings: pd.DataFrame, no_finding: Marks) -> None:
         present = findings[list(CONCEPTS)].to_numpy() == 1
         positive = _any_of(present)
-        self._report(positive & no_finding, "rows have No_Finding together with a finding")
-        self._report(~positive & ~no_finding, "rows have neither a finding nor No_Finding")
+        self._report(
+            positive & no_finding, "rows have No_Finding together with a finding", advice="set one of them to 0"
+        )
+        self._report(~positive & ~no_finding, "rows have neither a finding nor No_Finding", advice="set one to 1")
         of_image = pd.DataFrame({"id": findings["image_id"], "positive": positive, "none": no_finding})
         mixed = of_image[~(positive & no_finding)].groupby("id", sort=False)[["positive", "none"]].any().all(axis=1)
         if mixed.any():
@@ -392,16 +408,23 @@ class _Checked:
         always = {_INVERTED: inverted} if wanted == "as_published" else {}
         n_lost = sum(int(marks.sum()) for name, marks in dropped.items() if name not in always)
         n_boxes = int((~np.isnan(in_file[:, 0])).sum() + sum(marks.sum() for marks, _ in self._odd.values()))
+        at_most = max(_FEW, n_boxes / 4)  # more are no slips of single rows
         is_tolerable = {
             "drop_few": few(n_lost, n_boxes),
             "refuse": n_lost == 0,
-            "drop_and_list": n_lost <= max(_FEW, n_boxes / 4),  # more are no slips of single rows
+            "drop_and_list": n_lost <= at_most,
         }
         if not is_tolerable[unmendable_boxes]:
             dropped = always
             for name, (_, report) in odd.items():
                 if name not in always:
                     report()
+            if unmendable_boxes != "drop_and_list" and 0 < n_lost <= at_most:
+                them = "it" if n_lost == 1 else "these"
+                self.problems.append(
+                    f"mend {them} in the file, or go on without {n_lost} of {n_boxes} boxes by "
+                    "data.unmendable_boxes: drop_and_list"
+                )
             are_points = _any_of(high == low) & inverted
             if not few(int((inverted | outside).sum() - are_points.sum()), n_boxes) and self.wrong_boxes is None:
                 self.wrong_boxes = in_file
