@@ -122,7 +122,7 @@ def test_missing_images_count_as_bad_ones_and_come_back_when_they_are_there(tmp_
     overrides = ["data.max_bad_share=0.03"]  # one of 48 images, but not two
     with pytest.raises(InputError, match="2 of 48 images .* are bad"):
         _ = Study(load_config(file, overrides)).dataset
-    with pytest.raises(InputError, match="1 image files are missing"):
+    with pytest.raises(InputError, match="1 image file is missing"):
         _ = Study(load_config(file)).dataset
     study = Study(load_config(file, ["data.max_bad_share=0.05"]))
     assert study.quarantine["reason"].tolist()[0] == "the file does not exist"
