@@ -72,7 +72,7 @@ def test_settings_of_the_environment_are_left_alone(name, value, kept):
 @glibc
 def test_the_command_keeps_its_memory(monkeypatch):
     called = []
-    monkeypatch.setattr("mammosae_plugin.cli.main.keep_freed_memory", lambda: called.append(1))
+    monkeypatch.setattr("mammosae_plugin.cli.steps.keep_freed_memory", lambda: called.append(1))
     monkeypatch.setattr(sys, "argv", ["mammosae", "--help"])
     with pytest.raises(SystemExit):
         main()
