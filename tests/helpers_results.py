@@ -209,6 +209,7 @@ def named_latent(latent: int, role: str, **changed: Any) -> dict[str, Any]:
     row |= {"auroc": auroc, "auroc_low": auroc - 0.05, "auroc_high": auroc + 0.05}
     row |= {"ablation": 0.41, "ablation_low": 0.3, "ablation_high": 0.52, "ablation_share": 0.2}
     row |= {"ablation_random": 0.08, "n_random": 99, "place": place, "n_patients_boxed": 55}
+    row |= {"undefined_share": 0.0, "place_undefined_share": place and 0.0}
     return row | {f"place_{end}": place and place * by for end, by in (("low", 0.8), ("high", 1.2))} | changed
 
 

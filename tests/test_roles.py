@@ -182,6 +182,16 @@ def test_one_positive_patient_gives_unclear_and_no_error(planted):
     assert roles["reason"].str.startswith("only 1 test patients with the finding").all()
 
 
+def test_the_share_of_resamples_without_a_class_stands_beside_the_intervals(planted):
+    rows = planted.rows("Mass", split="test")
+    two, n = list(dict.fromkeys(rows.patient_ids[rows.labels == 1]))[:2], len(set(rows.patient_ids))
+    kept = planted.images["patient_id"].isin(two) | (planted.images["split"] == "training")
+    images = planted.images.assign(Mass=planted.images["Mass"].where(kept, 0))
+    findings = planted.findings.assign(Mass=images["Mass"].to_numpy())
+    roles = roles_of(replace(planted, images=images, findings=findings), n_bootstrap=2000, top=2, min_patients=1)
+    assert roles["undefined_share"].to_list() == pytest.approx([(1 - 2 / n) ** n] * 2, abs=0.04)
+
+
 def test_an_inverted_classifier_gives_unclear(planted):
     roles = roles_of(replace(planted, head_weight={"Mass": -planted.head_weight["Mass"]}))
     assert set(roles["role"]) == {"unclear"}
@@ -195,12 +205,16 @@ def test_roles_are_for_findings_and_rankings_of_the_table():
         latent_roles(table, rank_latents(np.zeros((2, 3))), "Mass")
 
 
+LACKED = ("0.0 % of resamples lacked a class", "0.0 % of resamples lacked boxes of others")
+
+
 def test_the_evidence_is_one_line_that_holds_every_number(roles):
     row = roles.reset_index().to_dict("records")[0]
     assert set(ROLE_NUMBERS) <= set(row)
     assert stated_role(row) == "concept"
     text = role_evidence(row)
-    for part in ("AUROC 0.99 [", "95 % of 99 random groups below", "times as much in the boxes", "46 patients with"):
+    told = ("AUROC 0.99 [", "95 % of 99 random groups below", "times as much in the boxes", "46 patients with")
+    for part in (*told, *LACKED):
         assert part in text
     assert "\n" not in text
 

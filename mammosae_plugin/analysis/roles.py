@@ -215,7 +215,7 @@ def _evidence(
         scores = settled_columns(values)
         separated = resamples.interval(resamples.metrics(scores)["auroc"], auroc=True)
         fires = values[:, 0] != 0
-        record: dict[str, Any] = {"n_random": n_random}
+        record: dict[str, Any] = {"n_random": n_random, "undefined_share": resamples.undefined_share}
         for name, own in (("with", present), ("without", ~present)):
             record |= {
                 f"n_patients_{name}": len(set(rows.patient_ids[own])),
@@ -251,7 +251,7 @@ def _places(
     table: "LatentTable", latents: NDArray[np.int64], concept: str, split: str, n_bootstrap: int, seed: int, fewest: int
 ) -> list[dict[str, Any]]:
     """Where every latent fires, beside the boxes; nothing where fewer than `fewest` patients have boxes."""
-    unknown = {"place": np.nan, "place_low": np.nan, "place_high": np.nan}
+    unknown = dict.fromkeys(("place", "place_low", "place_high", "place_undefined_share"), np.nan)
     images = _boxed_images(table, concept, split)
     patients = table.images["patient_id"].to_numpy(dtype=object)[images]
     boxed = {"n_patients_boxed": len(set(patients))}
@@ -276,8 +276,10 @@ def _places(
         own = inside[np.arange(used.sum()), np.flatnonzero(used)]
         chance = (inside * others[used]).sum(axis=1) / others[used].sum(axis=1)
         resamples = patient_bootstrap(patients[used], n_bootstrap, seed)
-        ends = spread_interval(_times(resamples @ own, resamples @ chance))
-        found.append(_measured("place", float(_times(own.sum(), chance.sum())), ends) | boxed)
+        sampled = _times(resamples @ own, resamples @ chance)
+        undefined = float(np.isnan(sampled).mean()) if len(sampled) else np.nan
+        place = _measured("place", float(_times(own.sum(), chance.sum())), spread_interval(sampled))
+        found.append(place | boxed | {"place_undefined_share": undefined})
     return found
 
 

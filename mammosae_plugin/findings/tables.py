@@ -571,7 +571,7 @@ def shared_role(named: Row, min_group: int) -> Row:
             kept |= dict.fromkeys(("fires_with", "fires_without"))
     kept = {name: value for name, value in kept.items() if name not in ("n_firing_with", "n_firing_without")}
     if "place" in kept and (kept.get("n_patients_boxed") or 0) < min_group:
-        kept |= dict.fromkeys(("place", "place_low", "place_high", "n_patients_boxed"))
+        kept |= dict.fromkeys(name for name in ROLE_NUMBERS if name.startswith("place") or name == "n_patients_boxed")
     return kept | {"role": stated_role(kept)}
 
 

@@ -30,11 +30,15 @@ CONCEPT, BACKGROUND, UNCLEAR = "concept", "background", "unclear"
 ROLE_NUMBERS = (
     *("n_patients_with", "n_patients_without", "n_firing_with", "n_firing_without"),
     *("mean_with", "mean_without", "fires_with", "fires_without"),
-    *("auroc", "auroc_low", "auroc_high"),
+    *("undefined_share", "auroc", "auroc_low", "auroc_high"),
     *("ablation", "ablation_low", "ablation_high", "ablation_share", "ablation_random", "n_random"),
-    *("place", "place_low", "place_high", "n_patients_boxed"),
+    *("place", "place_low", "place_high", "n_patients_boxed", "place_undefined_share"),
 )
-"""The numbers behind a role; those of the place are null where the concept has no boxes."""
+"""The numbers behind a role; those of the place are null where the concept has no boxes.
+
+`undefined_share` of the resampled patients lack a class, and `place_undefined_share` have no chance to compare the
+place with; the intervals are what the others agree on.
+"""
 _DECISIVE = ("mean_with", "mean_without", "auroc", "auroc_low", "auroc_high", "ablation", "ablation_random")
 
 Row = dict[str, Any]
@@ -388,6 +392,9 @@ def role_evidence(named: Row) -> str:
         parts.append(f"{_with_interval(named, 'place')} times as much in the boxes as by chance")
     if math.isfinite(number(named.get("n_patients_with"))):
         parts.append(f"{int(named['n_patients_with'])} patients with, {int(named['n_patients_without'])} without")
+    for name, lacked in (("undefined_share", "a class"), ("place_undefined_share", "boxes of others to compare with")):
+        if math.isfinite(number(named.get(name))):
+            parts.append(f"{100 * number(named[name]):.1f} % of resamples lacked {lacked}")
     return "; ".join(parts) or "no numbers"
 
 
