@@ -1,5 +1,6 @@
 """Mammograms with labels and boxes: VinDr-Mammo, phantoms in its format, preprocessing, screening of bad images."""
 
+from mammosae_plugin.datasets.about import DatasetAbout
 from mammosae_plugin.datasets.base import Batch, DatasetError, Item, MammogramDataset, collate
 from mammosae_plugin.datasets.concepts import CONCEPTS, GRADED_CONCEPTS, n_classes_of
 from mammosae_plugin.datasets.phantoms import make_phantoms
@@ -19,6 +20,7 @@ __all__ = [
     "PREPROCESSING",
     "BadImageError",
     "Batch",
+    "DatasetAbout",
     "DatasetError",
     "Item",
     "MammogramDataset",

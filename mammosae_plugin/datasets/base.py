@@ -17,6 +17,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from mammosae_plugin.arguments import entries, text
+from mammosae_plugin.datasets.about import DatasetAbout
 from mammosae_plugin.datasets.concepts import GRADED_CONCEPTS
 from mammosae_plugin.datasets.preprocessing import preprocess, preprocessing_fingerprint, read_png
 from mammosae_plugin.errors import InputError
@@ -212,9 +213,14 @@ class MammogramDataset(Dataset[Item]):
         return subset
 
     @property
+    def about(self) -> DatasetAbout:
+        """What the images are, whose they are, and whether they may be passed on."""
+        return DatasetAbout(name="mammograms", title="mammograms")
+
+    @property
     def name(self) -> str:
         """Short name of the data, for file names and metadata."""
-        return "mammograms"
+        return self.about.name
 
     # -- facts about the whole ---------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ import pandas as pd
 from PIL import Image
 
 from mammosae_plugin.arguments import between, shown, whole
+from mammosae_plugin.datasets.about import PHANTOMS, VINDR_MAMMO, DatasetAbout
 from mammosae_plugin.datasets.base import BOX_COLUMNS, DatasetError, MammogramDataset, Unit, describe
 from mammosae_plugin.datasets.box_forms import EXCHANGED_CORNERS, Form, best, forms
 from mammosae_plugin.datasets.boxes import (
@@ -172,10 +173,10 @@ class VinDrMammo(MammogramDataset):
             logger.info("%d rows name a finding but have no box", self.n_findings_without_box)
 
     @property
-    def name(self) -> str:
-        """`vindr`, or `phantom` where every patient was drawn, which the ids say."""
+    def about(self) -> DatasetAbout:
+        """VinDr-Mammo (name `vindr`), or phantoms (`phantom`) where every patient was drawn, which the ids say."""
         drawn = self.images["patient_id"].astype(str).str.startswith(PHANTOM_ID)
-        return "phantom" if drawn.all() else "vindr"
+        return PHANTOMS if drawn.all() else VINDR_MAMMO
 
 
 def checked_size(image_size: Any) -> tuple[int, int]:

@@ -1,0 +1,67 @@
+"""What is known of a dataset as a whole: its name, whose it is, how to cite it, whether its rows may be passed on."""
+
+from dataclasses import dataclass
+
+from mammosae_plugin.errors import InputError
+
+
+@dataclass(frozen=True)
+class DatasetAbout:
+    """A dataset's name and terms, which reports, cards and the privacy rules take from here.
+
+    Attributes:
+        name: Its short name in metadata and file names, such as "vindr"; lower case.
+        title: Its name for readers, such as "VinDr-Mammo".
+        citation: How to cite it; None where nothing is to be cited.
+        licence: The licence of its images; None where none is known.
+        url: Where its terms are.
+        restricted: Whether its images and rows per image may not be passed on, or only under a licence that says so.
+        why: Why they may not, in a clause; empty where they may.
+        licence_words: What the name of a licence under which rows may go out must contain, in lower case.
+
+    Raises:
+        InputError: The name is no short name, or the title is empty.
+    """
+
+    name: str
+    title: str
+    citation: str | None = None
+    licence: str | None = None
+    url: str | None = None
+    restricted: bool = True
+    why: str = ""
+    licence_words: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the names, which files bear."""
+        if not self.name or not all(letter.isascii() and (letter.isalnum() or letter in "-_.") for letter in self.name):
+            raise InputError(f"a dataset's name is {self.name!r}; give letters, digits and -_. such as 'my-clinic'")
+        if not self.title.strip():
+            raise InputError(f"the title of the dataset {self.name} is empty; say how readers know it")
+
+
+VINDR_MAMMO = DatasetAbout(
+    name="vindr",
+    title="VinDr-Mammo",
+    citation="H. T. Nguyen, H. Q. Nguyen, H. H. Pham, K. Lam, L. T. Le, M. Dao, V. Vu. VinDr-Mammo: A large-scale "
+    "benchmark dataset for computer-aided diagnosis in full-field digital mammography. Scientific Data 10, 277, 2023.",
+    licence="PhysioNet Restricted Health Data License 1.5.0",
+    url="https://physionet.org/content/vindr-mammo/",
+    why="its users have signed not to share the data, and a row per image is data",
+    licence_words=("physionet", "1.5.0"),
+)
+
+RSNA_SCREENING = DatasetAbout(
+    name="rsna",
+    title="RSNA screening mammography",
+    licence="RSNA Screening Mammography competition rules",
+    url="https://www.kaggle.com/competitions/rsna-breast-cancer-detection/rules",
+    why="its competition rules forbid passing the data on, and a row per image is data",
+    licence_words=("rsna",),
+)
+
+PHANTOMS = DatasetAbout(name="phantom", title="generated phantom images", restricted=False)
+"""Images that were drawn: of no patient, and anybody's."""
+
+KNOWN = {about.name: about for about in (VINDR_MAMMO, RSNA_SCREENING, PHANTOMS)}
+"""The collections whose terms this package knows, by their short names."""
