@@ -5,7 +5,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from helpers_results import synthetic_results, write_results
+from helpers_results import named_latent, synthetic_results, write_results
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.report import write_report
@@ -137,6 +137,14 @@ def test_latents_raw_channels_and_grad_cam_stand_in_one_table_2_and_none_is_bold
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     table = html[html.index('id="table-2"') :]
     assert not re.findall(r"<strong>([^<]+)</strong>", table)
+
+
+def test_a_role_stands_above_its_reason_and_beside_its_numbers_and_the_share_of_undefined_resamples(tmp_path):
+    results = synthetic_results()
+    results["named_latents"] = {"finetuned/Mass": [named_latent(1, "concept") | {"by": "AB"}]}
+    row = report(tmp_path, results).cells("rankings")[-1]
+    assert row[3] == "concept as a concept latent; said by AB"
+    assert row[-2:] == ["57 + 183", "0.0 %, 0.0 %"]
 
 
 def test_the_report_says_where_the_sae_marks_boxes_better_and_where_it_does_not():

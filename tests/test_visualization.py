@@ -512,6 +512,7 @@ def test_no_role_is_stated_without_its_numbers():
     assert str(table["auroc"][0]) == "0.830 [0.780, 0.880]"
     assert table["said_by"].tolist() == [None, None, "AB"]
     assert table["n_patients"].tolist() == ["57 + 183", None, None]
+    assert table["undefined_resamples"].tolist() == ["0.0 %, 0.0 %", None, None]
     for lost in ("auroc_low", "mean_without", "ablation", "ablation_random"):
         assert stated_role(named_latent(1, "concept", **{lost: None})) == "unclear"
 

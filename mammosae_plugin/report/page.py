@@ -19,7 +19,7 @@ from mammosae_plugin.findings.notes import NOTES_FOLDER, results_with_readers
 from mammosae_plugin.findings.study_folder import RESULTS_FOLDER
 from mammosae_plugin.report.paper import compare_figure_2, compare_table_1, compare_table_2
 from mammosae_plugin.report.summary import RESTORED, Finding, baselines_summary, findings, layers_summary, summary
-from mammosae_plugin.report.views import TableView, rankings_view, shared_latents, sweep_view, table_view
+from mammosae_plugin.report.views import TableView, rankings_view, roles_view, shared_latents, sweep_view, table_view
 from mammosae_plugin.schema.names import (
     FIGURE_LAYERS,
     FIGURES_FOLDER,
@@ -44,7 +44,7 @@ from mammosae_plugin.schema.results import (
     number,
     pairs,
 )
-from mammosae_plugin.visualization.tables import MISSING, Estimate, table_1, table_2, table_layers, table_roles
+from mammosae_plugin.visualization.tables import MISSING, Estimate, table_1, table_2, table_layers
 
 _DATA_KINDS = {"phantom": "generated phantom images", "vindr": "VinDr-Mammo"}
 _SIGNS = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}
@@ -111,7 +111,7 @@ def _content(results: Results, figures_folder: Path) -> dict[str, Any]:
         "table_1": table_view(table_1(results), n_labels=3),
         "paper_table_1": table_view(compare_table_1(results), n_labels=4) if paper else None,
         "rankings": _rankings(results),
-        "roles": table_view(_role_columns(table_roles(results)), n_labels=3),
+        "roles": roles_view(results),
         "scores": {row["score"] for row in results["rankings"]},
         "figures_2": _figures_2(results, figures_folder),
         "sweep": sweep_view(results, error_term=False),
@@ -398,11 +398,6 @@ def _quality(results: Results) -> pd.DataFrame:
         for row in results["sae_quality"]
     ]
     return pd.DataFrame(rows)
-
-
-def _role_columns(roles: pd.DataFrame) -> pd.DataFrame:
-    """The roles without the readers' column where no reader has said anything."""
-    return roles.drop(columns="said_by") if roles["said_by"].isna().all() else roles
 
 
 def _rankings(results: Results) -> list[Row]:

@@ -6,7 +6,14 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from mammosae_plugin.schema.results import Results, Row, frame, n_best, number, pairs
-from mammosae_plugin.visualization.tables import MISSING, Estimate, cell_text, heading, is_numeric
+from mammosae_plugin.visualization.tables import (
+    MISSING,
+    Estimate,
+    cell_text,
+    heading,
+    is_numeric,
+    table_roles,
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,11 @@ class TableView:
         """Too long to be kept on one printed page."""
         return len(self.rows) > 26
 
+    @property
+    def wide(self) -> bool:
+        """Too wide for a printed page that stands upright."""
+        return len(self.headings) > 10
+
 
 def table_view(table: pd.DataFrame, *, n_labels: int = 0) -> TableView | None:
     """The frame for printing; the first `n_labels` columns are labels, shown once per group. `None` without rows.
@@ -62,6 +74,19 @@ def _cell(column: str, value: object) -> Cell:
     if isinstance(value, Estimate):
         return Cell(value.point, below=value.interval, strong=value.best)
     return Cell(cell_text(column, value))
+
+
+def roles_view(results: Results) -> TableView | None:
+    """The leading latents and their roles, each with its reason, and who said it, below."""
+    roles = table_roles(results)
+    view = table_view(roles.drop(columns=["said_by", "reason"]), n_labels=3)
+    if view is None:
+        return None
+    column = list(roles.columns).index("role")
+    for cells, by, reason in zip(view.rows, roles["said_by"], roles["reason"], strict=True):
+        said = [reason, by and f"said by {by}"]
+        cells[column] = replace(cells[column], below="; ".join(str(part) for part in said if part))
+    return view
 
 
 def rankings_view(results: Results, model: str, concept: str, score: str) -> TableView | None:

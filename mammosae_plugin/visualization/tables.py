@@ -429,7 +429,10 @@ def table_rankings(results: Results) -> pd.DataFrame:
 
 
 def table_roles(results: Results) -> pd.DataFrame:
-    """What the named latents are, and the numbers behind it: a row per model, concept and latent."""
+    """What the named latents are, and the numbers behind it: a row per model, concept and latent.
+
+    `undefined_resamples` is the share that lacked a class, then that in which the place could be compared with nothing.
+    """
     rows: list[Row] = []
     for pair, named in results["named_latents"].items():
         model, _, concept = pair.rpartition("/")
@@ -439,10 +442,12 @@ def table_roles(results: Results) -> pd.DataFrame:
                 | {name: estimate(one, name) for name in ("auroc", "ablation", "place")}
                 | {"ablation_random": number(one.get("ablation_random"))}
                 | {name: number(one.get(name)) for name in _OF_CLASSES}
-                | {"n_patients": _patients(one), "said_by": one.get("by"), "reason": one.get("reason")}
+                | {"n_patients": _patients(one), "undefined_resamples": _undefined(one)}
+                | {"said_by": one.get("by"), "reason": one.get("reason")}
             )
     columns = ["model", "concept", "latent", "role", "auroc", *_OF_CLASSES, "ablation", "ablation_random", "place"]
-    return pd.DataFrame(rows, columns=[*columns, "n_patients", "said_by", "reason"], dtype=object)
+    behind = ["n_patients", "undefined_resamples", "said_by", "reason"]
+    return pd.DataFrame(rows, columns=[*columns, *behind], dtype=object)
 
 
 _OF_CLASSES = ("mean_with", "mean_without", "fires_with", "fires_without")
@@ -451,6 +456,11 @@ _OF_CLASSES = ("mean_with", "mean_without", "fires_with", "fires_without")
 def _patients(named: Row) -> str | None:
     counts = [named.get(f"n_patients_{name}") for name in ("with", "without")]
     return None if None in counts else f"{counts[0]:g} + {counts[1]:g}"
+
+
+def _undefined(named: Row) -> str | None:
+    shares = [number(named.get(name)) for name in ("undefined_share", "place_undefined_share")]
+    return ", ".join(f"{100 * share:.1f} %" for share in shares if math.isfinite(share)) or None
 
 
 def _at(values: list[Any], position: int) -> Any:
