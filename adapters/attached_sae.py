@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from sae_lens import SAE, MatchingPursuitSAE
+from sae_lens import SAE
 from torch import nn
 from transformer_lens.hook_points import HookPoint
 
@@ -42,6 +42,7 @@ class AttachedSAE(nn.Module):
         self.use_error_term = use_error_term
         self.exclude_special_tokens = exclude_special_tokens
         self.n_special = n_special if exclude_special_tokens else 0
+        self._shows_latents = shows_latents(sae)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., d_in) -> (..., d_in); as SAELens does, excluded tokens are encoded too, and put back at the end."""
@@ -62,8 +63,8 @@ class AttachedSAE(nn.Module):
 
     def _encode(self, x: torch.Tensor) -> torch.Tensor:
         acts: torch.Tensor = self.sae.encode(x)
-        # SAELens's matching pursuit does not call its own hook: an edit of its latents would silently do nothing.
-        return self.sae.hook_sae_acts_post(acts) if isinstance(self.sae, MatchingPursuitSAE) else acts
+        # Where the SAE does not call its own hook, an edit of its latents would silently do nothing.
+        return acts if self._shows_latents else self.sae.hook_sae_acts_post(acts)
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy: the SAE as class, config and weights, because SAELens's objects hold a lambda."""
@@ -87,14 +88,37 @@ class AttachedSAE(nn.Module):
         return self
 
 
+@torch.no_grad()
+def shows_latents(sae: SAE[Any]) -> bool:
+    """Whether encoding calls the hook point of the latents; SAELens's matching pursuit does not."""
+    with _hooks_bypassed(sae) as stand_ins:
+        calls: list[None] = []
+        stand_ins["hook_sae_acts_post"].register_forward_hook(lambda *_: calls.append(None))
+        row = torch.zeros(1, sae.cfg.d_in, device=sae.device, dtype=sae.dtype)
+        sae.decode(sae.encode(row))  # what encoding left for decoding is taken away again
+    return bool(calls)
+
+
+@torch.no_grad()
+def reads_positions_together(sae: SAE[Any]) -> bool:
+    """Whether what the SAE makes of a position changes with what stands at another position."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(1, 3, sae.cfg.d_in, generator=generator).to(sae.device, sae.dtype)
+    others = torch.cat([8 * rows[:, :2].flip(1), rows[:, 2:]], dim=1)
+    with _hooks_bypassed(sae):
+        one, other = (sae.decode(sae.encode(value))[:, 2] for value in (rows, others))
+    return not torch.allclose(one, other, rtol=1e-4, atol=1e-5 * float(one.abs().max()), equal_nan=True)
+
+
 @contextmanager
-def _hooks_bypassed(sae: SAE[Any]) -> Iterator[None]:
+def _hooks_bypassed(sae: SAE[Any]) -> Iterator[dict[str, nn.Module]]:
     """Run the SAE without its hooks, so that an edit of latents is not taken for error. Not thread-safe."""
     points = {name: getattr(sae, name) for name in sae.hook_dict}
+    stand_ins: dict[str, nn.Module] = {name: nn.Identity() for name in points}
     try:
-        for name in points:
-            setattr(sae, name, nn.Identity())
-        yield
+        for name, stand_in in stand_ins.items():
+            setattr(sae, name, stand_in)
+        yield stand_ins
     finally:
         for name, point in points.items():
             setattr(sae, name, point)

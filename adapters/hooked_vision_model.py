@@ -12,12 +12,12 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 import torch
-from sae_lens import SAE, TemporalSAE, Transcoder
+from sae_lens import SAE
 from torch import nn
 from transformer_lens import ActivationCache, HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
-from mammosae_plugin.adapters.attached_sae import AttachedSAE
+from mammosae_plugin.adapters.attached_sae import AttachedSAE, reads_positions_together
 from mammosae_plugin.adapters.layouts import HookLayout, MapLayout, PrefixTokens, layout_of, settle_grids
 from mammosae_plugin.adapters.nnsight import wrap_for_nnsight
 from mammosae_plugin.adapters.recording import Call, Recording, is_compiled_in_place, record, seen_by_hooks
@@ -455,8 +455,8 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
 
         Raises:
             InputError: no or unknown hook name; another width than the hook point's; metadata that names another layout
-                than "channels_last"; a transcoder, a temporal SAE or one for attention heads; an SAE that is attached
-                elsewhere; hooks at the point that the SAE would displace.
+                than "channels_last"; a transcoder, an SAE that reads positions together or one for attention heads;
+                an SAE that is attached elsewhere; hooks at the point that the SAE would displace.
         """
         self.require_open()
         if not isinstance(sae, SAE):
@@ -677,18 +677,22 @@ def refuse_what_no_map_fits(sae: SAE[Any], name: str) -> None:
     """Refuse what is no function of one position's channels to themselves, or not the function that was trained.
 
     Raises:
-        InputError: A transcoder, a temporal SAE, one for attention heads, or an SAE whose input was scaled in training
-            by numbers that are not in its weights.
+        InputError: A transcoder, an SAE that reads positions together, one for attention heads, or an SAE whose input
+            was scaled in training by numbers that are not in its weights.
     """
     out = sae.cfg.metadata.hook_name_out
-    if isinstance(sae, Transcoder) or out not in (None, sae.cfg.metadata.hook_name):
+    if hasattr(sae.cfg, "d_out") or out not in (None, sae.cfg.metadata.hook_name):
         raise InputError(f"the SAE for {name!r} is a transcoder, from one layer to another; attach SAEs only")
-    if isinstance(sae, TemporalSAE):
-        raise InputError(f"the SAE for {name!r} is temporal: it reads positions one after another, as a text has them")
     if sae.cfg.reshape_activations != "none":
         raise InputError(
             f"the SAE for {name!r} reshapes its input ({sae.cfg.reshape_activations}), which is for attention heads; "
             "attach SAEs of whole channels only"
+        )
+    if reads_positions_together(sae):
+        raise InputError(
+            f"the SAE for {name!r} ({sae.cfg.architecture()}) reads positions together, as a text or a batch has them: "
+            "one position's latents change with another's; attach an SAE of single positions (a training SAE as "
+            "save_sae saves it)"
         )
     scaling = sae.cfg.normalize_activations
     probe = torch.linspace(-1, 2, sae.cfg.d_in, device=sae.device, dtype=sae.dtype)[None]

@@ -16,6 +16,7 @@ from typing import Any
 import sae_lens
 import torch
 from sae_lens import SAE, StandardSAE
+from sae_lens.registry import SAE_CLASS_REGISTRY
 
 from mammosae_plugin.adapters.checkpoints import (
     CheckpointFormatError,
@@ -159,6 +160,8 @@ def load_saelens_folder(folder: Path) -> Any:
     config = read_json(folder / "cfg.json")
     if not isinstance(config, dict) or "d_in" not in config or "d_sae" not in config:
         raise CheckpointFormatError(f"{folder / 'cfg.json'} is not a SAELens config: it has no d_in and d_sae")
+    if (architecture := config.get("architecture", "standard")) not in SAE_CLASS_REGISTRY:
+        raise CheckpointFormatError(f"{folder}: {unregistered(architecture)}")
     refuse_what_was_never_a_checkpoint(folder / "sae_weights.safetensors")
     try:
         return SAE.load_from_disk(folder)
@@ -166,6 +169,14 @@ def load_saelens_folder(folder: Path) -> Any:
         raise CheckpointFormatError(
             f"{folder} is not an SAE that sae-lens {sae_lens.__version__} can load: {_first_line(error)}"
         ) from error
+
+
+def unregistered(architecture: str) -> str:
+    """What to do about an architecture of which sae-lens has no SAE for use."""
+    return (
+        f"sae-lens {sae_lens.__version__} has no inference SAE of the architecture {architecture!r}; register it with "
+        "sae_lens.register_sae_class"
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -14,6 +14,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "standard": {"sparsity": 3e-3},
     "gated": {"sparsity": 3e-3},
     "topk": {"k": 4},
+    "abstopk": {"k": 4},
     "batchtopk": {"k": 4},
     "jumprelu": {"sparsity": 1e-2, "sparsity_warm_up_steps": 5, "pre_act_loss": 3e-6},
     "matryoshka_batchtopk": {"k": 4},

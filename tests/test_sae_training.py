@@ -17,8 +17,8 @@ from mammosae_plugin.errors import InputError
 from mammosae_plugin.provenance import seed_everything
 from mammosae_plugin.training import SAETraining, final_metrics_of, grid, train_sae, train_saes
 from mammosae_plugin.training import sae as sae_module
-from mammosae_plugin.training.architectures import new_training_sae
 from mammosae_plugin.training.metrics import Measures, problems_of, read_metrics
+from mammosae_plugin.training.new_sae import new_training_sae
 from mammosae_plugin.training.rows import TrainingRows, images_of_held_out_patients
 
 SAVED_AS = {name: name for name in ARCHITECTURES} | {"batchtopk": "jumprelu", "matryoshka_batchtopk": "jumprelu"}
@@ -172,7 +172,11 @@ def test_an_sae_whose_latents_are_all_dead_is_told(store, tmp_path, no_figure, c
         ({"architecture": "matryoshka_batchtopk", "k": 1, "d_sae": 4}, "too few for nested eighths"),
         ({"resample_every": 500}, "dead only after more than dead_feature_window = 1000 steps"),
         ({"resample_every": 5000, "resample_epochs": 10}, "not both"),
-        ({"architecture": "topk_absolute"}, "'standard'"),
+        ({"architecture": "topk_absolute"}, "does not know it; take one of 'standard'"),
+        ({"architecture": "transcoder"}, "loads SAEs of it, but cannot train them"),
+        ({"architecture_settings": {"lp_nor": 2.0}}, "has no setting 'lp_nor'; it has decoder_init_norm, lp_norm"),
+        ({"architecture_settings": {"l1_coefficient": 2.0}}, "l1_coefficient follows from sparsity"),
+        ({"architecture_settings": {"lp_norm": float("nan")}}, "must be plain JSON"),
         ({"validation_share": 1.0}, "below 1"),
     ],
 )  # fmt: skip

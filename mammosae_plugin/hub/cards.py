@@ -38,6 +38,7 @@ from mammosae_plugin.provenance import plain
 from mammosae_plugin.schema.findings import MEANINGS
 from mammosae_plugin.schema.names import MINUS, digits, file_part, readable
 from mammosae_plugin.schema.results import BACKGROUND, CONCEPT, UNCLEAR
+from mammosae_plugin.training.architectures import taking
 
 Row = dict[str, Any]
 Facts = Mapping[str, Any]
@@ -401,7 +402,7 @@ def _sparsity(sae: Row) -> str | None:
     training, measured = sae["training"], sae["evaluation"].get("l0")
     if training.get("k"):
         asked = f"trained for {training['k']:g} active latents per position"
-    elif training.get("architecture") in ("standard", "gated", "jumprelu") and training.get("sparsity") is not None:
+    elif training.get("architecture") in taking("sparsity") and training.get("sparsity") is not None:
         asked = f"trained with lambda {training['sparsity']} (mean over channels)"
     else:
         asked = None

@@ -98,9 +98,9 @@ def encode_latents(
         num_workers: Processes that read images beside the network.
 
     Raises:
-        InputError: The SAE does not fit the layer (another width; a transcoder, a temporal SAE, one for attention
-            heads; a scaling of its input that is not in its weights), the layer has no grid or other values flow around
-            it, a head does not fit the model, or the folder holds another table.
+        InputError: The SAE does not fit the layer (another width; a transcoder, an SAE that reads positions together,
+            one for attention heads; a scaling of its input that is not in its weights), the layer has no grid or other
+            values flow around it, a head does not fit the model, or the folder holds another table.
     """
     require_hooked(model)
     if not hasattr(sae, "cfg") or not hasattr(sae, "encode"):

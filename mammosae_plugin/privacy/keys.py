@@ -160,7 +160,7 @@ def _of_file(name: str) -> Entries:
             keys = frozenset((*_CLASSIFIER, *_SOURCE, *_settings_of_training()))
             return Entries(keys, named=frozenset({"static_padding"}))
         case "training.json":
-            return Entries(frozenset(("plan_sha256", "config", "steps", *_settings_of_training())))
+            return Entries(frozenset(("plan_sha256", "config", "steps", *_sae_lens(), *_settings_of_training())))
         case "metrics.jsonl":
             return Entries(frozenset(_COURSE), pattern=r"inner_mse_loss_\d{1,6}")
         case "evaluation.json":

@@ -141,7 +141,7 @@ def problems_of(config: SAETraining, last: Row) -> list[str]:
     if last["l0"] == 0:
         return [f"no latent fires at any of {last['rows']} rows: the SAE is dead; {advice}, or scale the rows"]
     found = []
-    if config.k is not None and config.architecture != "matching_pursuit" and not 0.8 <= last["l0"] / config.k <= 1.25:
+    if config.k is not None and not config.kind.k_is_a_limit and not 0.8 <= last["l0"] / config.k <= 1.25:
         found.append(f"{last['l0']:.3g} latents fire per row, but k is {config.k:g}")
     if last["explained_variance"] is not None and last["explained_variance"] < 0:
         found.append(f"the explained variance is {last['explained_variance']:.3g}: a constant would explain more")

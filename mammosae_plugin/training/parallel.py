@@ -12,7 +12,7 @@ clipping and Adam see what they would see in one process. What is not a mean ove
 from typing import Any
 
 import torch
-from sae_lens import BatchTopKTrainingSAE, MatryoshkaBatchTopKTrainingSAE
+from sae_lens import BatchTopKTrainingSAE, TrainingSAE
 from sae_lens.saes.batchtopk_sae import BatchTopK
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -116,9 +116,11 @@ class _OverProcesses:
         super().update_topk_threshold(least.nan_to_num(posinf=0.0)[None])  # type: ignore[misc]
 
 
-class ParallelBatchTopKTrainingSAE(_OverProcesses, BatchTopKTrainingSAE):  # type: ignore[misc]
-    """SAELens's batch top-k SAE, whose batch is that of all processes."""
+def over_processes(kind: type[TrainingSAE[Any]]) -> type[TrainingSAE[Any]]:
+    """The class of a training SAE whose batch is that of all processes.
 
-
-class ParallelMatryoshkaBatchTopKTrainingSAE(_OverProcesses, MatryoshkaBatchTopKTrainingSAE):  # type: ignore[misc]
-    """SAELens's Matryoshka batch top-k SAE, whose batch is that of all processes."""
+    Of other than batch top-k SAEs it is the class itself: their losses are means over rows.
+    """
+    if not issubclass(kind, BatchTopKTrainingSAE):
+        return kind
+    return type(f"Parallel{kind.__name__}", (_OverProcesses, kind), {"__doc__": kind.__doc__})

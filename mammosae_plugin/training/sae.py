@@ -27,6 +27,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from sae_lens import SAE
 from sae_lens import __version__ as sae_lens_version
 from sae_lens.config import SAETrainerConfig
+from sae_lens.registry import SAE_CLASS_REGISTRY
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import SafetensorError
@@ -35,6 +36,7 @@ from tqdm.auto import tqdm
 from mammosae_plugin import distributed
 from mammosae_plugin.activations import ActivationStore
 from mammosae_plugin.activations.saelens_format import NOT_KNOWN
+from mammosae_plugin.adapters.vision_sae import unregistered
 from mammosae_plugin.datasets.vindr import PHANTOM_ID
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import (
@@ -50,7 +52,6 @@ from mammosae_plugin.files import (
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.provenance import plain, seed_everything, torch_generator
 from mammosae_plugin.shards import is_whole
-from mammosae_plugin.training.architectures import new_training_sae
 from mammosae_plugin.training.checkpoints import load_state, save_state
 from mammosae_plugin.training.metrics import (
     MetricsFile,
@@ -62,6 +63,7 @@ from mammosae_plugin.training.metrics import (
     read_metrics,
     step_row,
 )
+from mammosae_plugin.training.new_sae import new_training_sae
 from mammosae_plugin.training.parallel import ParallelStep, check_batch_size
 from mammosae_plugin.training.resampling import (
     SAMPLE_ROWS,
@@ -476,6 +478,8 @@ def _finish(job: _Job, plan: Mapping[str, Any], rows: TrainingRows) -> Any:
     folder = job.folder
     finished = distributed.on_main((folder / CARD).exists)  # which waits for the first process to have saved it
     distributed.on_main(partial(_require_as_written, folder))
+    if (architecture := read_json(folder / CFG).get("architecture")) not in SAE_CLASS_REGISTRY:
+        raise InputError(f"{folder}: {unregistered(architecture)}")
     try:
         sae = SAE.load_from_disk(str(folder), device=job.device)
     except (SafetensorError, RuntimeError, OSError, KeyError, ValueError) as error:
@@ -530,7 +534,8 @@ def _write_end(job: _Job, plan: Mapping[str, Any], kind: str, sae: Any, measured
     digests = {name: sha256_of_file(folder / name) for name in (CFG, WEIGHTS)}
     write_json(folder / PLAN, {**read_json(folder / PLAN), FILES: digests})
     cfg = {**sae.cfg.to_dict(), "metadata": sae.cfg.metadata.to_dict()}
-    write_text(folder / CARD, cards.get_template("training.md.j2").render(cfg=cfg, config=plan["config"], last=last))
+    card = cards.get_template("training.md.j2")
+    write_text(folder / CARD, card.render(cfg=cfg, config=plan["config"], acting=job.config.acting(), last=last))
 
 
 def _latents_and_reconstruction(sae: Any, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

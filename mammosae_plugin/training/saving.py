@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import sae_lens
 from sae_lens import SAE, TrainingSAE
 
+from mammosae_plugin.adapters.vision_sae import unregistered
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import TEMPORARY, local_path, sha256_of_file
 
@@ -82,10 +82,7 @@ def _write_inference_form(sae: Any, folder: Path, metadata: Mapping[str, Any]) -
     try:
         inference: Any = SAE.load_from_disk(folder)
     except KeyError as error:  # SAELens's registry of architectures
-        raise InputError(
-            f"sae-lens {sae_lens.__version__} has no inference SAE of the architecture {error}; register it with "
-            "sae_lens.register_sae_class"
-        ) from error
+        raise InputError(unregistered(error.args[0])) from error
     with contextlib.suppress(NotImplementedError):  # SAELens's word for: not without changing which latents are active
         inference.fold_W_dec_norm()
     for key, value in metadata.items():

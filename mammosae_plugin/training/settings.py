@@ -1,34 +1,24 @@
 """The settings of an SAE training, checked when they are made: what cannot work fails in the first second."""
 
+import json
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
+from mammosae_plugin.training.architectures import Architecture, architecture, taking
 from mammosae_plugin.validation import Settings
-
-Architecture = Literal["standard", "gated", "topk", "batchtopk", "jumprelu", "matryoshka_batchtopk", "matching_pursuit"]
-TOP_K_FAMILY = ("topk", "batchtopk", "matryoshka_batchtopk")
-_OF_SOME: dict[str, tuple[str, ...]] = {
-    "sparsity": ("standard", "gated", "jumprelu"),
-    "sparsity_warm_up_steps": ("standard", "gated", "jumprelu"),
-    "k": (*TOP_K_FAMILY, "jumprelu", "matching_pursuit"),
-    "aux_loss": TOP_K_FAMILY,
-    "threshold_lr": ("batchtopk", "matryoshka_batchtopk"),
-    "matryoshka_widths": ("matryoshka_batchtopk",),
-    "jumprelu_threshold": ("jumprelu",),
-    "jumprelu_bandwidth": ("jumprelu",),
-    "pre_act_loss": ("jumprelu",),
-    "residual_threshold": ("matching_pursuit",),
-    "resample_every": ("standard",),
-    "resample_epochs": ("standard",),
-}
-"""Which architectures a setting acts on, where it does not act on all."""
 
 
 class SAETraining(Settings):
     """How an SAE is trained. The defaults are the paper's."""
 
-    architecture: Architecture = Field("standard", description="The SAE's architecture, by SAELens's name.")
+    architecture: str = Field(
+        "standard",
+        description="The SAE's architecture, by SAELens's name; any that SAELens trains, your own registered ones too.",
+    )
+    architecture_settings: dict[str, Any] | None = Field(
+        None, description="Further settings of the architecture, by SAELens's names of them, such as lp_norm."
+    )
     d_sae: int | None = Field(None, gt=0, description="Number of latents; None means expansion_factor times the width.")
     expansion_factor: int = Field(8, gt=0, description="Latents per feature of the map, where d_sae is not given.")
     epochs: float = Field(200.0, gt=0, description="Passes over the stored rows.")
@@ -102,6 +92,33 @@ class SAETraining(Settings):
         None, ge=0, description="Seeds the order of the rows alone; SAEs trained in one pass share it."
     )
 
+    @field_validator("architecture")
+    @classmethod
+    def _is_trained_by_saelens(cls, name: str) -> str:
+        return architecture(name).name
+
+    @field_validator("architecture_settings")
+    @classmethod
+    def _are_plain(cls, settings: dict[str, Any] | None) -> dict[str, Any] | None:
+        try:
+            json.dumps(settings, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"must be plain JSON: {error}") from error
+        return settings or None
+
+    @model_serializer(mode="wrap")
+    def _as_before_where_none_is_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what earlier versions did not know, so that their plans are still those of the same SAEs."""
+        values: dict[str, Any] = handler(self)
+        if self.architecture_settings is None:
+            values.pop("architecture_settings", None)
+        return values
+
+    @property
+    def kind(self) -> Architecture:
+        """What SAELens knows of the architecture."""
+        return architecture(self.architecture)
+
     @model_validator(mode="after")
     def _fits_together(self) -> "SAETraining":
         self._check_that_all_settings_act()
@@ -116,17 +133,18 @@ class SAETraining(Settings):
         return self
 
     def _check_that_all_settings_act(self) -> None:
-        for name, architectures in _OF_SOME.items():
-            if self.architecture not in architectures and getattr(self, name) != default_of(name):
+        for name in type(self).model_fields:
+            if not self.kind.takes(name) and getattr(self, name) != default_of(name):
                 raise ValueError(
                     f"{name} does nothing for the architecture {self.architecture!r}; leave it out (it is for "
-                    f"{', '.join(architectures)})"
+                    f"{', '.join(taking(name))})"
                 )
+        self.kind.check_further(self.architecture_settings or {})
 
     def _check_latents(self) -> None:
-        if self.architecture in TOP_K_FAMILY and self.k is None:
+        if self.kind.needs_k and self.k is None:
             raise ValueError(f"the architecture {self.architecture!r} needs k, the number of latents that fire per row")
-        if self.k is not None and self.architecture in ("topk", "matching_pursuit") and self.k != int(self.k):
+        if self.k is not None and self.kind.k_is_whole and self.k != int(self.k):
             raise ValueError(f"k is {self.k:g}, but {self.architecture} fires a whole number of latents per row")
         if self.d_sae is not None:
             self.check_d_sae(self.d_sae)
@@ -146,7 +164,7 @@ class SAETraining(Settings):
             raise ValueError(
                 f"the last of matryoshka_widths is {self.matryoshka_widths[-1]}, but it must be all {d_sae} latents"
             )
-        if self.architecture == "matryoshka_batchtopk" and not self.matryoshka_widths and d_sae < 8:
+        if self.kind.takes("matryoshka_widths") and not self.matryoshka_widths and d_sae < 8:
             raise ValueError(f"{d_sae} latents are too few for nested eighths; give matryoshka_widths")
 
     @property
@@ -164,7 +182,7 @@ class SAETraining(Settings):
     @property
     def held_l0(self) -> float | None:
         """The L0 at which thresholds are held; None where they are not."""
-        return self.k if self.architecture == "jumprelu" else None
+        return self.k if self.kind.holds_l0 else None
 
     def d_sae_for(self, d_in: int) -> int:
         """The number of latents for rows of width `d_in`."""
@@ -186,7 +204,7 @@ class SAETraining(Settings):
                 f"sparsity_warm_up_steps is {self.sparsity_warm_up_steps}, but the run has only {steps} steps: lambda "
                 "would never be reached"
             )
-        revives = (self.architecture in TOP_K_FAMILY and self.aux_loss > 0) or self.pre_act_loss is not None
+        revives = (self.kind.revives and self.aux_loss > 0) or self.pre_act_loss is not None
         if revives and self.dead_feature_window >= steps:
             raise ValueError(
                 f"dead_feature_window is {self.dead_feature_window}, but the run has only {steps} steps: no latent "
@@ -198,8 +216,7 @@ class SAETraining(Settings):
         return {
             name: value
             for name, value in self.model_dump().items()
-            if self.architecture in _OF_SOME.get(name, (self.architecture,))
-            and not (name == "expansion_factor" and self.d_sae is not None)
+            if self.kind.takes(name) and not (name == "expansion_factor" and self.d_sae is not None)
         }
 
     def resample_steps(self, steps_per_epoch: float) -> int | None:
