@@ -1,6 +1,7 @@
 """The parts of one study on the Hub: each names the others, and a stranger can run them."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from mammosae_plugin.files import read_json, sha256_of_file
 from mammosae_plugin.findings.about import About, parse_links
 from mammosae_plugin.hub.models import publish_model
 from mammosae_plugin.privacy.guard import PrivacyContext, PrivacyError, check_staged
-from mammosae_plugin.schema.findings import MEANINGS, SCHEMAS
+from mammosae_plugin.schema.findings import COLUMNS, dictionary, leaves
 
 PUBLISH = r"""
 import sys
@@ -220,10 +221,13 @@ def test_what_cannot_be_published_as_a_classifier_is_refused(study: Path, tmp_pa
         publish_model(tmp_path / "e", "someone/nets", model_id="x", licence="mit")
 
 
-def test_every_column_of_the_findings_has_a_meaning() -> None:
-    for config, schema in SCHEMAS.items():
-        told = {name.strip() for names in MEANINGS[config] for name in names.split(",")}
-        for column in schema.names:
-            family = any(column.startswith(name.removesuffix("*")) for name in told if name.endswith("*"))
-            base = column.removesuffix("_low").removesuffix("_high")
-            assert column in told or base in told or family, f"{config}: {column}"
+def test_the_card_and_the_docs_explain_every_column_of_the_findings() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "findings.md").read_text()
+    for config in COLUMNS:
+        rows = dictionary(config)
+        told = [name for names, _, _ in rows for name in names.split(", ")]
+        nested = {name.partition(".")[0] for name in leaves(config) if "." in name}
+        assert set(told) == {*leaves(config), *nested} and len(told) == len(set(told)), config
+        assert all(meaning for _, _, meaning in rows), config
+    for name in (*leaves("latents"), *leaves("study")):
+        assert re.search(rf"\b{name.rpartition('.')[2]}\b", page), name

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -14,14 +14,19 @@ import pyarrow.parquet as pq
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path
-from mammosae_plugin.schema.findings import CONFIGS, FORMAT_VERSION, JSON_COLUMNS, OPTIONAL, SCHEMAS, parquet_path
-
-if TYPE_CHECKING:
-    pass
-
+from mammosae_plugin.schema.findings import (
+    CONCEPT,
+    CONFIGS,
+    FORMAT_VERSION,
+    JSON_COLUMNS,
+    OPTIONAL,
+    SCHEMAS,
+    parquet_path,
+)
 
 LATENT_KEY = ["layer", "encoder", "latent"]
-_PER_CLASS = {"n_images": "n_images", "class_means": "class_mean", "scores": "score", "ranks": "rank"}
+_PER_CLASS = {field.name: field.each for field in CONCEPT if field.each}
+_PER_CONCEPT = tuple(field.name for field in CONCEPT if not field.each)
 
 
 @dataclass(frozen=True)
@@ -144,7 +149,7 @@ def _tidy_concepts(latents: pa.Table) -> pd.DataFrame:
     nested = latents["concepts"].combine_chunks()
     flat = nested.flatten()
     by_concept = latents.select(LATENT_KEY).take(pc.list_parent_indices(nested))
-    for name in ("concept", "average_precision", "ablation_effect"):
+    for name in _PER_CONCEPT:
         by_concept = by_concept.append_column(name, pc.struct_field(flat, name))
     lists = {name: pc.struct_field(flat, name) for name in _PER_CLASS}
     parents = pc.list_parent_indices(lists["class_means"])
@@ -153,7 +158,13 @@ def _tidy_concepts(latents: pa.Table) -> pd.DataFrame:
     tidy = tidy.append_column("class", pa.array(rows.groupby(rows).cumcount().to_numpy(), type=pa.int64()))
     for name, column in _PER_CLASS.items():
         tidy = tidy.append_column(column, lists[name].flatten())
-    order = [*LATENT_KEY, "concept", "class", *_PER_CLASS.values(), "average_precision", "ablation_effect"]
+    order = [
+        *LATENT_KEY,
+        "concept",
+        "class",
+        *_PER_CLASS.values(),
+        *(name for name in _PER_CONCEPT if name != "concept"),
+    ]
     return _frame(tidy.select(order))
 
 

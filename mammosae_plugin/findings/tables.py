@@ -20,7 +20,7 @@ from mammosae_plugin.findings.about import About, places
 from mammosae_plugin.findings.notes import Note, read_notes, with_readers
 from mammosae_plugin.findings.study_folder import Encoder, LayerResults, StudyFolder
 from mammosae_plugin.privacy.small_groups import Firing, Mask, Weights, hidden_latents, is_few, rare_rows
-from mammosae_plugin.schema.findings import CONCEPT, FORMAT_VERSION, NOTE, SCHEMAS
+from mammosae_plugin.schema.findings import CONCEPT, FORMAT_VERSION, NOTE, SCHEMAS, names_of, struct_of
 from mammosae_plugin.schema.results import ROLE_NUMBERS, TRAINED_HERE, stated_role
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 TRAINING, TEST = "training", "test"
-_METRIC_COLUMNS = [field.name for field in SCHEMAS["interventions"] if field.type == pa.float64()]
 
 
 def findings_tables(study: StudyFolder, *, min_group: int = 5, about: About | None = None) -> dict[str, pa.Table]:
@@ -286,7 +285,7 @@ def _latents(
         "latent": pa.array(np.arange(n)),
         **_activity(table, hidden),
         "concepts": _interleaved(of_concept, n),
-        "notes": pa.array(_notes_of_latents(own, n), type=pa.list_(NOTE)),
+        "notes": pa.array(_notes_of_latents(own, n), type=pa.list_(struct_of(NOTE))),
     }
     return pa.table(columns, schema=SCHEMAS["latents"])
 
@@ -390,7 +389,7 @@ def _interleaved(of_concept: Sequence[_OfConcept], n: int) -> pa.ListArray:
         "average_precision": per_concept(lambda one: one.average_precision),
         "ablation_effect": per_concept(lambda one: one.ablation_effect),
     }
-    structs = pa.StructArray.from_arrays(list(fields.values()), fields=list(CONCEPT))
+    structs = pa.StructArray.from_arrays(list(fields.values()), fields=list(struct_of(CONCEPT)))
     offsets = np.arange(n + 1, dtype=np.int32) * len(of_concept)
     return pa.ListArray.from_arrays(pa.array(offsets), structs)
 
@@ -420,7 +419,7 @@ def _rows(config: str, study: StudyFolder, groups: GroupsOf, hidden: HiddenOf, m
             shown = (
                 _localization(row, group, not_told, min_group)
                 if config == "localization"
-                else _without(row, (*_METRIC_COLUMNS, "n_positive") if group.are_small(TEST, min_group) else ())
+                else _without(row, names_of(config, "count", "group") if group.are_small(TEST, min_group) else ())
             )
             if shown is not None:
                 found.append({"layer": layer.name, **shown})
@@ -440,7 +439,7 @@ def _localization(row: Row, group: Groups, hidden: Hidden, min_group: int) -> Ro
     if group.are_small(TRAINING, min_group) or (of_latent and hidden.class_means[row["concept"]][row["latent"]]):
         return None
     if not group.tells_precision(min_group):
-        return _without(row, ("average_precision", *_COUNTS))
+        return _without(row, names_of("localization", "count", "group"))
     few = of_latent and hidden.boxes[row["concept"]][row["latent"]]
     return _without(row, ("average_precision", "n_predictions") if few else ())
 
@@ -451,9 +450,6 @@ def _renumber(rows: Sequence[Row]) -> None:
     for row in rows:
         place = tuple(row[name] for name in ("layer", "model", "concept", "method", "threshold", "iou_threshold"))
         row["rank"] = last[place] = last.get(place, 0) + 1
-
-
-_COUNTS = ("n_images", "n_boxes", "n_predictions")
 
 
 def _rows_of(config: str, layer: LayerResults) -> list[Row]:

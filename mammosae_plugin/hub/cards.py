@@ -35,7 +35,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from mammosae_plugin.hub.card_parts import mark
 from mammosae_plugin.privacy.rules import RESTRICTED
 from mammosae_plugin.provenance import plain
-from mammosae_plugin.schema.findings import MEANINGS
+from mammosae_plugin.schema.findings import CONFIGS, dictionary
 from mammosae_plugin.schema.names import MINUS, digits, file_part, readable
 from mammosae_plugin.schema.results import BACKGROUND, CONCEPT, UNCLEAR
 from mammosae_plugin.training.architectures import taking
@@ -207,8 +207,9 @@ def render_findings_card(facts: Facts) -> str:
         ],
     )
     restricted = [RESTRICTED[name].name for name in known["datasets"] if name in RESTRICTED]
+    columns = {config: dictionary(config) for config in CONFIGS}
     return _card(
-        DatasetCard, data, _render("findings.md.j2", **_of_study(known), restricted=restricted, columns=MEANINGS)
+        DatasetCard, data, _render("findings.md.j2", **_of_study(known), restricted=restricted, columns=columns)
     )
 
 

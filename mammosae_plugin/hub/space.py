@@ -28,6 +28,7 @@ from mammosae_plugin.hub.publishing import Publication, kept_until_staged, prepa
 from mammosae_plugin.hub.scratch import Scratch
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.own_files import replace_folder
+from mammosae_plugin.schema.findings import COLUMNS, CONCEPT, NOTE, SCHEMAS
 from mammosae_plugin.schema.results import role_evidence, stated_role
 
 if TYPE_CHECKING:
@@ -45,12 +46,10 @@ INDEX = "index"
 
 Row = dict[str, Any]
 
-_LATENT = ("latent", "firing_rate", "max_activation", "mean_activation")
-_NOTE = ("layer", "encoder", "latent", "author", "text", "label", "concept", "confidence", "created")
-_LOCALIZATION = (
-    *("layer", "model", "concept", "method", "threshold", "iou_threshold", "rank", "latent"),
-    *("n_images", "n_boxes", "n_predictions", "average_precision"),
-)
+_LATENT = ("latent", *(column.name for column in COLUMNS["latents"] if column.privacy == "group"))
+_NOTE = ("layer", "encoder", "latent", *(field.name for field in NOTE))
+_LOCALIZATION = SCHEMAS["localization"].names
+# Of these two tables the page draws a part.
 _INTERVENTION = (
     *("layer", "model", "concept", "error_term", "mode", "k", "n_latents", "auroc", "auroc_low", "auroc_high"),
     *("random_auroc_mean", "random_auroc_low", "random_auroc_high"),
@@ -208,11 +207,9 @@ def _concept(rows: pd.DataFrame, latents: np.ndarray[Any, Any]) -> Row:
     """What the latents of a table are for one concept, in the table's order: lists per class, and single values."""
     per_class = [own.set_index("latent").loc[latents] for _, own in rows.groupby("class")]
     return {
-        "class_means": [_values(own["class_mean"]) for own in per_class],
-        "scores": [_values(own["score"]) for own in per_class],
-        "ranks": [_values(own["rank"]) for own in per_class],
-        "average_precision": _values(per_class[0]["average_precision"]),
-        "ablation_effect": _values(per_class[0]["ablation_effect"]),
+        one.name: [_values(own[one.each]) for own in per_class] if one.each else _values(per_class[0][one.name])
+        for one in CONCEPT
+        if one.privacy == "group"
     }
 
 

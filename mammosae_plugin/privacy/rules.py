@@ -29,6 +29,8 @@ from mammosae_plugin.privacy.keys import entries_of, lists_numbers, too_many_num
 from mammosae_plugin.privacy.reading import ARROW_SCHEMA, Opened, Passage
 from mammosae_plugin.privacy.search import Needles, readings
 from mammosae_plugin.privacy.text import FINDERS, bare_dates, looks_private
+from mammosae_plugin.schema.findings import COLUMNS as FINDINGS_COLUMNS
+from mammosae_plugin.schema.findings import CONFIGS, Column, leaves, names_of
 
 logger = logging.getLogger(__name__)
 
@@ -40,60 +42,20 @@ DRAWN_HERE: set[str] = set()
 _HASH = re.compile(r"[0-9a-f]{16,64}")
 HASH_DIGITS = 32
 
-_METRICS = ("auroc", "average_precision", "precision", "recall", "f1", "accuracy")
-_INTERVALS = tuple(f"{metric}{end}" for metric in _METRICS for end in ("", "_low", "_high"))
-_CONTROLS = tuple(
-    f"{kind}_{metric}_{end}"
-    for kind in ("random", "mass")
-    for metric in ("auroc", "average_precision")
-    for end in ("mean", "low", "high")
-)
-
-COLUMNS: Mapping[str, frozenset[str]] = {
-    "latents": frozenset(
-        {
-            *("layer", "hook_name", "encoder", "latent", "firing_rate", "max_activation", "mean_activation"),
-            *("concepts.concept", "concepts.n_images", "concepts.class_means", "concepts.scores", "concepts.ranks"),
-            *("concepts.average_precision", "concepts.ablation_effect"),
-            *("notes.author", "notes.text", "notes.label", "notes.concept", "notes.confidence", "notes.created"),
-        }
-    ),
-    "interventions": frozenset(
-        {"layer", "model", "concept", "error_term", "mode", "k", "n_latents", "n_live", *_INTERVALS, *_CONTROLS}
-    ),
-    "reconstruction": frozenset(
-        {"layer", "model", "concept", "variant", "n_rows", "n_positive", "n_patients", *_INTERVALS}
-    ),
-    "localization": frozenset(
-        {
-            *("layer", "model", "concept", "method", "threshold", "iou_threshold", "rank", "latent"),
-            *("n_images", "n_boxes", "n_predictions", "average_precision"),
-        }
-    ),
-    "study": frozenset(
-        {
-            *("format_version", "title", "created", "data_kind", "min_group", "layers", "concepts"),
-            *("config", "provenance", "data", "models", "sae", "named_latents"),
-        }
-    ),
-    "examples": frozenset({"image", "patient", "layer", "encoder", "latent", "concept", "label", "heatmap"}),
+ALLOWED: Mapping[str, Mapping[str, Column]] = {
+    config: {name: column for name, column in leaves(config).items() if column.privacy != "secret"}
+    for config in CONFIGS
 }
+COLUMNS: Mapping[str, frozenset[str]] = {config: frozenset(columns) for config, columns in ALLOWED.items()}
 """The columns that may go out, per config of a findings dataset; fields of structs are dotted."""
 
-_TEXT_COLUMNS = frozenset(
-    {
-        *("layer", "hook_name", "encoder", "model", "concept", "mode", "variant", "method", "threshold"),
-        *("concepts.concept", "notes.author", "notes.text", "notes.label", "notes.concept", "notes.created"),
-        *("title", "created", "data_kind", "layers", "concepts", "config", "provenance", "data", "models", "sae"),
-        *("named_latents", "image", "patient"),
-    }
-)
-"""Of these, the ones that hold text; all others hold numbers or flags."""
-
-_PER_IMAGE = "examples"
-_LONGEST = {"concepts": 64, "notes": 1000, "layers": 256, "heatmap": 64}
-"""How long a list in a column may be; in others 16, the classes of a concept. A map beyond 64 x 64 is a picture."""
+_LONGEST = {(config, column.name): column.longest for config, columns in FINDINGS_COLUMNS.items() for column in columns}
 _CLASSES = 16
+"""How long a list in a column may be that is none of ours, and in a field of a struct: the classes of a concept."""
+
+_HASHED = sorted(
+    {name for columns in ALLOWED.values() for name, one in columns.items() if one.privacy == "image" and one.holds_text}
+)
 
 _FINDINGS_FILE = re.compile(rf"({'|'.join(COLUMNS)})/train-00000-of-00001\.parquet")
 _FIGURE = r"figures/[A-Za-z0-9][A-Za-z0-9._-]*\.png"
@@ -316,9 +278,9 @@ def _columns(staged: Staged) -> Iterator[Problem]:
             if column not in allowed:
                 name = column if re.fullmatch(r"[A-Za-z_.]{1,40}", column) else "whose name is not shown here"
                 yield Problem(file.path, f"the config {file.config} has no column {name}; drop it")
-            elif column in _TEXT_COLUMNS and not pa.types.is_string(kind):
+            elif ALLOWED[file.config][column].holds_text and not pa.types.is_string(kind):
                 yield Problem(file.path, f"the column {column} is {kind} and must be plain text; write it so")
-            elif column not in _TEXT_COLUMNS and not (
+            elif not ALLOWED[file.config][column].holds_text and not (
                 pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
             ):
                 yield Problem(file.path, f"the column {column} is {kind} and must hold numbers; write it so")
@@ -435,8 +397,8 @@ def _numbers(staged: Staged) -> Iterator[Problem]:
 def _pixels(staged: Staged) -> Iterator[Problem]:
     for file in staged.of(".parquet"):
         for name, column in zip(*_top_columns(file), strict=True):
-            most = _LONGEST.get(name, _CLASSES)
-            if any(_longest(chunk, name) > most for chunk in column.chunks):
+            most = _LONGEST.get((file.config, name), _CLASSES)
+            if any(_longest(chunk, most) > most for chunk in column.chunks):
                 yield Problem(file.path, f"a list in the column {name} is longer than {most}: it may be an image")
     for file, place, value in _json_values(staged):
         if _holds_pixels(value):
@@ -455,15 +417,15 @@ def _top_columns(file: Opened) -> tuple[list[str], list[Any]]:
     return ([], []) if file.table is None else (file.table.column_names, file.table.columns)
 
 
-def _longest(array: Any, name: str) -> int:
-    """The longest list in an array, at any depth of lists; in structs, of fields that may hold no more than classes."""
+def _longest(array: Any, most: int) -> int:
+    """The longest list in an array, at any depth; more than `most` where one in a struct is longer than classes."""
     kind = array.type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         own = pc.max(pc.list_value_length(array)).as_py() or 0
-        return max(own, _longest(array.flatten(), name))
+        return max(own, _longest(array.flatten(), most))
     if pa.types.is_struct(kind):
-        inner = [_longest(array.field(i), "") for i in range(kind.num_fields)]
-        return _LONGEST.get(name, _CLASSES) + 1 if any(length > _CLASSES for length in inner) else 0
+        inner = [_longest(array.field(i), _CLASSES) for i in range(kind.num_fields)]
+        return most + 1 if any(length > _CLASSES for length in inner) else 0
     return 0
 
 
@@ -630,7 +592,7 @@ def _parts_of_ids(staged: Staged) -> Iterator[Problem]:
 def _keyed_hashes(staged: Staged) -> Iterator[Problem]:
     """`private values` finds unkeyed digests of known ids; here, what cannot be a keyed hash at all."""
     for file in staged.of(".parquet"):
-        for column in ("image", "patient"):
+        for column in _HASHED:
             for array in file.leaves.get(column, []):
                 texts = array.drop_null().to_pylist() if pa.types.is_string(array.type) else []
                 if not all(_HASH.fullmatch(text) and len(text) == HASH_DIGITS for text in texts):
@@ -639,7 +601,7 @@ def _keyed_hashes(staged: Staged) -> Iterator[Problem]:
 
 def _per_image_rows(staged: Staged) -> Iterator[Problem]:
     for file in staged.of(".parquet"):
-        if file.config != _PER_IMAGE:
+        if not any(column.privacy == "image" for column in ALLOWED.get(file.config, {}).values()):
             continue
         if not staged.context.datasets:
             yield Problem(file.path, "it has a row per image, and whose images they are is not known; name the dataset")
@@ -662,25 +624,25 @@ def _small_groups(staged: Staged) -> Iterator[Problem]:
     message = f"it has a statistic of fewer than {least} images or patients; set it to null"
     groups: dict[tuple[Any, ...], bool] = {}
     for file in staged.of(".parquet"):
-        rows = file.table.to_pylist() if file.table is not None and file.config in _GROUPED else []
+        rows = file.table.to_pylist() if file.table is not None and file.config in _COUNTED else []
         if file.config == "reconstruction":
             groups = {_group(row): _small_row(row, least) for row in rows}
-        if any(_small_row(row, least) and _has_statistic(row) for row in rows):
+        if any(_small_row(row, least) and _tells(file.config, row) for row in rows):
             yield Problem(file.path, message)
-        if file.config == "latents" and any(_small_class(row, least) for row in rows):
+        if any(_small_class(file.config, row, least) for row in rows):
             yield Problem(file.path, message)
     for file in staged.of(".parquet"):
         if file.config == "interventions" and file.table is not None:
             known = {"layer", "model", "concept"} <= set(file.table.column_names)
             rows = file.table.to_pylist() if known else []
-            if any(groups.get(_group(row), True) and _has_statistic(row) for row in rows):
+            if any(groups.get(_group(row), True) and _tells(file.config, row) for row in rows):
                 yield Problem(file.path, f"{message}, as in the table of reconstruction")
     for file, _, value in _json_values(staged):
         if file.suffix != ".parquet" and any(_small_row(one, least) and _has_statistic(one) for one in _objects(value)):
             yield Problem(file.path, message)
 
 
-_GROUPED = ("latents", "reconstruction", "localization")
+_COUNTED = tuple(config for config in CONFIGS if names_of(config, "count"))
 
 
 def _group(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -695,7 +657,13 @@ def _small_row(row: Mapping[str, Any], least: int) -> bool:
     return any(is_small(count, least) for count in counts)
 
 
+def _tells(config: str, row: Mapping[str, Any]) -> bool:
+    """Whether a row of a table has a statistic of a group."""
+    return any(row.get(name) is not None for name in names_of(config, "group"))
+
+
 def _has_statistic(row: Mapping[str, Any]) -> bool:
+    """Whether an object of JSON, whose entries no schema declares, has one."""
     return any(isinstance(value, float) and math.isfinite(value) and key not in _SETTINGS for key, value in row.items())
 
 
@@ -707,14 +675,16 @@ def is_small(count: Any, min_group: int) -> bool:
     return count is None or not count >= min_group
 
 
-def _small_class(row: Mapping[str, Any], least: int) -> bool:
-    for concept in row.get("concepts") or []:
-        for index, count in enumerate(concept.get("n_images") or []):
-            if is_small(count, least) and any(
-                values[index] is not None
-                for name in ("class_means", "scores", "ranks")
-                if (values := concept.get(name)) is not None and index < len(values)
-            ):
+def _small_class(config: str, row: Mapping[str, Any], least: int) -> bool:
+    """Whether lists over classes, in a column of structs, tell something of a class that is too small."""
+    for column in FINDINGS_COLUMNS[config]:
+        counts, told = (
+            [one.name for one in column.fields if one.privacy == privacy and pa.types.is_list(one.dtype)]
+            for privacy in ("count", "group")
+        )
+        for entry in (row.get(column.name) or []) if counts else []:
+            small = {n for name in counts for n, one in enumerate(entry.get(name) or []) if is_small(one, least)}
+            if any(one is not None and n in small for name in told for n, one in enumerate(entry.get(name) or [])):
                 return True
     return False
 

@@ -1,130 +1,262 @@
-"""What a findings dataset holds: its configs, their columns and types, and where each file lies.
+"""What a findings dataset holds: its configs and their columns, each declared once.
 
-`docs/findings.md` says what the columns mean. The tables are written without any metadata beside these columns.
+Whoever has to know a column takes it from here: the types of the parquet files, the dictionary on the card, what is
+null where a group of patients is small, which columns the privacy guard lets out, and what a Space shows.
+`docs/findings.md` says how the numbers are computed. The tables are written without any metadata beside these columns.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Literal
 
 import pyarrow as pa
 
 FORMAT_VERSION = 1
 
-_METRICS = ("auroc", "average_precision", "precision", "recall", "f1", "accuracy")
-_CONTROLS = tuple(f"{kind}_{metric}" for kind in ("random", "mass") for metric in ("auroc", "average_precision"))
+Privacy = Literal["public", "count", "group", "image", "secret"]
+"""What a column may tell.
+
+- `public`: names, settings, and numbers behind which no patient stands.
+- `count`: how many images, boxes or patients there are; null where these are few.
+- `group`: a statistic of a group of patients; null where the group is small.
+- `image`: something of a single image; goes out only where examples were asked for and the dataset's owner allows it.
+- `secret`: stays on this machine; what says which of the others are of few patients.
+"""
 
 
-def _with_ends(*names: str, middle: str = "") -> list[tuple[str, pa.DataType]]:
-    return [(f"{name}{part}", pa.float64()) for name in names for part in (middle, "_low", "_high")]
+@dataclass(frozen=True)
+class Column:
+    """One column of a config, or one field of a column that is a list of structs.
+
+    Attributes:
+        name: Its name.
+        dtype: The type of its values; of lists that of the whole list. `STRUCTS` where it has fields.
+        meaning: What it says, in a clause for the card; columns side by side with the same meaning are explained once.
+        unit: Of its numbers; empty for texts, flags and pure numbers.
+        privacy: What it may tell.
+        fields: Where it is a list of structs, their fields.
+        longest: How many entries a list in it may have; classes of a concept, where nothing else is said.
+        is_json: Whether it is a text that holds JSON.
+        each: Of a list over classes, what its entries are called where every class has a row of its own.
+    """
+
+    name: str
+    dtype: pa.DataType
+    meaning: str
+    unit: str = ""
+    privacy: Privacy = "public"
+    fields: tuple["Column", ...] = ()
+    longest: int = 16
+    is_json: bool = False
+    each: str = ""
+
+    @property
+    def field(self) -> pa.Field:
+        """It as a field of a schema of pyarrow."""
+        return pa.field(self.name, pa.list_(struct_of(self.fields)) if self.fields else self.dtype)
+
+    @property
+    def holds_text(self) -> bool:
+        """Whether its innermost values are texts."""
+        kind = self.dtype
+        while pa.types.is_list(kind):
+            kind = kind.value_type
+        return bool(pa.types.is_string(kind))
 
 
-CONCEPT = pa.struct(
-    [
-        ("concept", pa.string()),
-        ("n_images", pa.list_(pa.int64())),
-        ("class_means", pa.list_(pa.float64())),
-        ("scores", pa.list_(pa.float64())),
-        ("ranks", pa.list_(pa.int64())),
-        ("average_precision", pa.float64()),
-        ("ablation_effect", pa.float64()),
-    ]
+def struct_of(fields: Sequence[Column]) -> pa.StructType:
+    """The type of a struct."""
+    return pa.struct([one.field for one in fields])
+
+
+_TEXT, _WHOLE, _REAL, _FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+_STRUCTS = pa.null()  # its type is that of its fields
+
+
+def _with_interval(name: str, meaning: str, middle: str = "") -> Iterator[Column]:
+    """A statistic with both ends of its 95 % interval over patients."""
+    for end in (middle, "_low", "_high"):
+        told = f"{meaning}, with its 95 % interval over patients (`_low`, `_high`)"
+        yield Column(f"{name}{end}", _REAL, told, "0 to 1", "group")
+
+
+_METRICS = (
+    *_with_interval("auroc", "area under the ROC curve, of images"),
+    *_with_interval("average_precision", "area under the precision-recall curve, of images"),
+    *_with_interval("precision", "precision at a logit of 0, of images"),
+    *_with_interval("recall", "recall at a logit of 0, of images"),
+    *_with_interval("f1", "F1 at a logit of 0, of images"),
+    *_with_interval("accuracy", "accuracy at a logit of 0, of images"),
 )
-NOTE = pa.struct(
-    [
-        ("author", pa.string()),
-        ("text", pa.string()),
-        ("label", pa.string()),
-        ("concept", pa.string()),
-        ("confidence", pa.int64()),
-        ("created", pa.string()),
-    ]
+_CONTROLS = tuple(
+    column
+    for kind, chosen in (("random", "of the same size"), ("mass", "of the same activation mass"))
+    for metric in ("auroc", "average_precision")
+    for column in (
+        replace(one, meaning=f"mean {metric} of random groups {chosen}, and between which 95 % of them lie")
+        for one in _with_interval(f"{kind}_{metric}", "", middle="_mean")
+    )
 )
-_PAIR = [("layer", pa.string()), ("model", pa.string()), ("concept", pa.string())]
+_LAYER = Column("layer", _TEXT, "the layer as the study names it")
+_HOOK = Column("hook_name", _TEXT, "the hook point at which the SAE reads")
+_ENCODER = Column(
+    "encoder", _TEXT, "the model whose images were read, or `model/finding` where each classifier has its own encoder"
+)
+_LATENT = Column("latent", _WHOLE, "the latent's number, from 0")
+_PAIR = (_LAYER, Column("model", _TEXT, "the model"), Column("concept", _TEXT, "the finding"))
 
-SCHEMAS: dict[str, pa.Schema] = {
-    "latents": pa.schema(
-        [
-            ("layer", pa.string()),
-            ("hook_name", pa.string()),
-            ("encoder", pa.string()),
-            ("latent", pa.int64()),
-            ("firing_rate", pa.float64()),
-            ("max_activation", pa.float32()),
-            ("mean_activation", pa.float64()),
-            ("concepts", pa.list_(CONCEPT)),
-            ("notes", pa.list_(NOTE)),
-        ]
+CONCEPT = (
+    Column("concept", _TEXT, "the finding"),
+    Column(
+        *("n_images", pa.list_(_WHOLE), "training images of each class, class 0 (absent) first", "images", "count"),
+        each="n_images",
     ),
-    "interventions": pa.schema(
-        [
-            *_PAIR,
-            ("error_term", pa.bool_()),
-            ("mode", pa.string()),
-            ("k", pa.int64()),
-            ("n_latents", pa.int64()),
-            ("n_live", pa.int64()),
-            *_with_ends(*_METRICS),
-            *_with_ends(*_CONTROLS, middle="_mean"),
-        ]
+    Column(
+        *("class_means", pa.list_(_REAL), "mean activation over all positions of the training images of each class"),
+        *("the SAE's", "group"),
+        each="class_mean",
     ),
-    "reconstruction": pa.schema(
-        [
-            *_PAIR,
-            ("variant", pa.string()),
-            ("n_rows", pa.int64()),
-            ("n_positive", pa.int64()),
-            ("n_patients", pa.int64()),
-            *_with_ends(*_METRICS),
-        ]
+    Column(
+        *(
+            "scores",
+            pa.list_(_REAL),
+            "what ranks it for each class: the class mean, by default less that of all images",
+        ),
+        *("the SAE's", "group"),
+        each="score",
     ),
-    "localization": pa.schema(
-        [
-            *_PAIR,
-            ("method", pa.string()),
-            ("threshold", pa.string()),
-            ("iou_threshold", pa.float64()),
-            ("rank", pa.int64()),
-            ("latent", pa.int64()),
-            ("n_images", pa.int64()),
-            ("n_boxes", pa.int64()),
-            ("n_predictions", pa.int64()),
-            ("average_precision", pa.float64()),
-        ]
+    Column(
+        *("ranks", pa.list_(_WHOLE), "its place by that score, for each class; 1 is best", "", "group"), each="rank"
     ),
-    "study": pa.schema(
-        [
-            ("format_version", pa.int64()),
-            ("title", pa.string()),
-            ("created", pa.string()),
-            ("data_kind", pa.string()),
-            ("min_group", pa.int64()),
-            ("layers", pa.list_(pa.string())),
-            ("concepts", pa.list_(pa.string())),
-            ("config", pa.string()),
-            ("provenance", pa.string()),
-            ("data", pa.string()),
-            ("models", pa.string()),
-            ("sae", pa.string()),
-            ("named_latents", pa.string()),
-        ]
+    Column(
+        *("average_precision", _REAL, "of its boxes against the annotated ones in test images; of the best only"),
+        *("0 to 1", "group"),
     ),
-    "examples": pa.schema(
-        [
-            ("image", pa.string()),
-            ("patient", pa.string()),
-            ("layer", pa.string()),
-            ("encoder", pa.string()),
-            ("latent", pa.int64()),
-            ("concept", pa.string()),
-            ("label", pa.int64()),
-            ("heatmap", pa.list_(pa.list_(pa.float32()))),
-        ]
+    Column(
+        *("ablation_effect", _REAL, "mean change of the logit in test images with the finding, when it is set to 0"),
+        *("logit", "group"),
+    ),
+)
+NOTE = (
+    Column("author", _TEXT, "the reader who wrote the note, as they sign"),
+    Column("text", _TEXT, "the note in the reader's words"),
+    Column("label", _TEXT, "a label that readers share"),
+    Column("concept", _TEXT, "the finding that the note is about"),
+    Column("confidence", _WHOLE, "how sure the reader is", "1 to 5"),
+    Column("created", _TEXT, "when it was written"),
+)
+
+COLUMNS: Mapping[str, tuple[Column, ...]] = {
+    "latents": (
+        _LAYER,
+        _HOOK,
+        _ENCODER,
+        _LATENT,
+        Column(
+            "firing_rate",
+            _REAL,
+            "share of the test images in which it is not 0 at every position",
+            "0 to 1",
+            "group",
+        ),
+        Column("max_activation", pa.float32(), "its largest value in a test image", "the SAE's", "group"),
+        Column(
+            "mean_activation",
+            _REAL,
+            "its mean over all positions of all test images",
+            "the SAE's",
+            "group",
+        ),
+        Column("concepts", _STRUCTS, "a list with an entry per finding: the fields below", fields=CONCEPT, longest=64),
+        Column("notes", _STRUCTS, "readers' notes: the fields below", fields=NOTE, longest=1000),
+    ),
+    "interventions": (
+        *_PAIR,
+        Column("error_term", _FLAG, "whether the SAE's error was added back"),
+        Column("mode", _TEXT, "activate: only the group is kept; deactivate: the group is set to 0"),
+        Column("k", _WHOLE, "latents taken per class", "latents"),
+        Column("n_latents", _WHOLE, "latents in the group, the union over the classes", "latents"),
+        Column("n_live", _WHOLE, "those of them that fire at all", "latents"),
+        *_METRICS,
+        *_CONTROLS,
+    ),
+    "reconstruction": (
+        *_PAIR,
+        Column("variant", _TEXT, "without_sae, with_sae, or their difference"),
+        Column("n_rows", _WHOLE, "test images, or rows where rows are the unit", "images or rows"),
+        Column("n_positive", _WHOLE, "those with the finding", "images or rows", "count"),
+        Column("n_patients", _WHOLE, "their patients", "patients"),
+        *_METRICS,
+    ),
+    "localization": (
+        *_PAIR,
+        Column("method", _TEXT, "whose boxes: latent, channel or grad_cam"),
+        Column("threshold", _TEXT, "what part of the map was kept for the boxes"),
+        Column("iou_threshold", _REAL, "overlap (intersection over union) that counts as found", "0 to 1"),
+        Column("rank", _WHOLE, "place of the latent or channel by score"),
+        Column("latent", _WHOLE, "number of the latent or channel; -1 for Grad-CAM"),
+        Column("n_images", _WHOLE, "test images with a box", "images", "count"),
+        Column("n_boxes", _WHOLE, "annotated boxes in them", "boxes", "count"),
+        Column("n_predictions", _WHOLE, "boxes that were drawn", "boxes", "count"),
+        Column("average_precision", _REAL, "of the boxes", "0 to 1", "group"),
+    ),
+    "study": (
+        Column("format_version", _WHOLE, "of this layout"),
+        Column("title", _TEXT, "the study's title"),
+        Column("created", _TEXT, "the date of the study"),
+        Column("data_kind", _TEXT, "the name of the dataset, or phantom"),
+        Column("min_group", _WHOLE, "statistics of fewer patients are null", "patients"),
+        Column("layers", pa.list_(_TEXT), "names of the layers", longest=256),
+        Column("concepts", pa.list_(_TEXT), "names of the findings", longest=64),
+        Column("config", _TEXT, "JSON: the settings, without paths of a machine", is_json=True),
+        Column(
+            "provenance",
+            _TEXT,
+            "JSON: versions, checksums of the checkpoints, the fingerprint of the dataset",
+            is_json=True,
+        ),
+        Column("data", _TEXT, "JSON: images and patients by split", is_json=True),
+        Column("models", _TEXT, "JSON: classifiers, and where they are published", is_json=True),
+        Column(
+            "sae",
+            _TEXT,
+            "JSON by layer: SHA-256 of the weights file, where it is published (repo, revision, id), quality",
+            is_json=True,
+        ),
+        Column("named_latents", _TEXT, "JSON by layer: the latents that the study names", is_json=True),
+    ),
+    "examples": (
+        Column("image", _TEXT, "keyed hash of the image's id", privacy="image"),
+        Column("patient", _TEXT, "keyed hash of the patient's id", privacy="image"),
+        _LAYER,
+        _ENCODER,
+        _LATENT,
+        Column("concept", _TEXT, "the finding"),
+        Column("label", _WHOLE, "class of the image", privacy="image"),
+        Column(
+            "heatmap",
+            pa.list_(pa.list_(pa.float32())),
+            "the latent's activation at each position, rows from above",
+            "the SAE's",
+            "image",
+            longest=64,  # a map beyond 64 x 64 is a picture
+        ),
     ),
 }
-"""The columns of every config, in order; a config's table has exactly these."""
+"""The columns of every config, in order; the table of a config that is published has exactly these."""
 
-CONFIGS = tuple(SCHEMAS)
+CONFIGS = tuple(COLUMNS)
 OPTIONAL = ("examples",)
-JSON_COLUMNS = ("config", "provenance", "data", "models", "sae", "named_latents")
+
+
+def schema_of(columns: Sequence[Column]) -> pa.Schema:
+    """The types of a table, in the order of its columns."""
+    return pa.schema([column.field for column in columns])
+
+
+SCHEMAS: Mapping[str, pa.Schema] = {config: schema_of(columns) for config, columns in COLUMNS.items()}
+JSON_COLUMNS = tuple(column.name for column in COLUMNS["study"] if column.is_json)
 """The columns of `study` that are JSON texts."""
 
 
@@ -133,80 +265,28 @@ def parquet_path(config: str) -> str:
     return f"{config}/train-00000-of-00001.parquet"
 
 
-_PLACE = {"layer": "the layer as the study names it"}
-_OF_PAIR = {**_PLACE, "model": "the model", "concept": "the finding"}
-_COUNTED = {
-    "auroc": "area under the ROC curve, with its 95 % interval over patients (`_low`, `_high`); and so for the others",
-    "average_precision": "area under the precision-recall curve, of images",
-    "precision, recall, f1, accuracy": "at a logit of 0, of images",
-}
+def leaves(config: str) -> dict[str, Column]:
+    """The columns of a config that hold values, fields of structs dotted: "layer", "concepts.ranks", ..."""
+    found: dict[str, Column] = {}
+    for column in COLUMNS[config]:
+        found |= {f"{column.name}.{one.name}": one for one in column.fields} or {column.name: column}
+    return found
 
-MEANINGS: Mapping[str, Mapping[str, str]] = {
-    "latents": {
-        **_PLACE,
-        "hook_name": "the hook point at which the SAE reads",
-        "encoder": "the model whose images were read, or `model/finding` where each classifier has its own encoder",
-        "latent": "the latent's number, from 0",
-        "firing_rate": "share (0 to 1) of the test images in which it is not 0 at every position",
-        "max_activation": "its largest value in a test image, in the SAE's units",
-        "mean_activation": "its mean over all positions of all test images, in the SAE's units",
-        "concepts": "a list with an entry per finding: the fields below",
-        "concepts.concept": "the finding",
-        "concepts.n_images": "training images of each class, class 0 (absent) first",
-        "concepts.class_means": "mean activation over all positions of the training images of each class",
-        "concepts.scores": "what ranks it for each class: the class mean, by default less the mean over all images",
-        "concepts.ranks": "its place by that score, for each class; 1 is best",
-        "concepts.average_precision": "of its boxes against the annotated ones in test images; of the best only",
-        "concepts.ablation_effect": "mean change of the logit in test images with the finding, when it is set to 0",
-        "notes": "readers' notes: author, text, label, concept, confidence (1 to 5), created",
-    },
-    "interventions": {
-        **_OF_PAIR,
-        "error_term": "whether the SAE's error was added back",
-        "mode": "activate: only the group is kept; deactivate: the group is set to 0",
-        "k": "latents taken per class",
-        "n_latents": "latents in the group, the union over the classes",
-        "n_live": "those of them that fire at all",
-        **_COUNTED,
-        "random_*, mass_*": "the same of random groups of the same size, and of the same activation mass",
-    },
-    "reconstruction": {
-        **_OF_PAIR,
-        "variant": "without_sae, with_sae, or their difference",
-        "n_rows": "test images, or rows where rows are the unit",
-        "n_positive": "those with the finding",
-        "n_patients": "their patients",
-        **_COUNTED,
-    },
-    "localization": {
-        **_OF_PAIR,
-        "method": "whose boxes: latent, channel or grad_cam",
-        "threshold": "what part of the map was kept for the boxes",
-        "iou_threshold": "overlap (intersection over union) that counts as found",
-        "rank": "place of the latent or channel by score",
-        "latent": "number of the latent or channel; -1 for Grad-CAM",
-        "n_images": "test images with a box",
-        "n_boxes": "annotated boxes in them",
-        "n_predictions": "boxes that were drawn",
-        "average_precision": "of the boxes, 0 to 1",
-    },
-    "study": {
-        "format_version": "of this layout",
-        "title, created, data_kind": "the study's title, its date, and phantom or vindr",
-        "min_group": "statistics of fewer patients are null",
-        "layers, concepts": "their names",
-        "config": "JSON: the settings, without paths of a machine",
-        "provenance": "JSON: versions, checksums of the checkpoints, the fingerprint of the dataset",
-        "data, models": "JSON: images and patients by split; classifiers, and where they are published",
-        "sae": "JSON by layer: SHA-256 of the weights file, where it is published (repo, revision, id), quality",
-        "named_latents": "JSON by layer: the latents that the study names",
-    },
-    "examples": {
-        "image, patient": "keyed hashes of their ids",
-        **_PLACE,
-        "encoder, latent, concept": "as in `latents`",
-        "label": "class of the image",
-        "heatmap": "the latent's activation at each position, rows from above",
-    },
-}
-"""What the columns mean, for the card; a column without an entry here is explained by one that names its family."""
+
+def names_of(config: str, *privacy: Privacy) -> tuple[str, ...]:
+    """The columns of a config of some classes of privacy."""
+    return tuple(name for name, column in leaves(config).items() if column.privacy in privacy)
+
+
+def dictionary(config: str) -> list[tuple[str, str, str]]:
+    """What the columns of a config mean, for the card: names, unit and meaning.
+
+    Fields of structs stand below their column, and columns side by side with the same meaning in one row.
+    """
+    parts = [
+        (name, one)
+        for column in COLUMNS[config]
+        for name, one in ((column.name, column), *((f"{column.name}.{one.name}", one) for one in column.fields))
+    ]
+    rows = groupby(parts, key=lambda part: (part[1].unit, part[1].meaning))
+    return [(", ".join(name for name, _ in own), unit, meaning) for (unit, meaning), own in rows]
