@@ -728,9 +728,12 @@ def test_a_state_of_other_settings_and_a_damaged_one_are_refused(few_images, cla
     with pytest.raises(InputError, match=r"other settings; delete it to start anew \(config\.\w+ is .* there and"):
         train_classifier(classifier, few_images, "Mass", path, config.model_copy(update={"lr": 2e-3}))
     state = tmp_path / "m.unfinished.safetensors"
-    state.write_bytes(state.read_bytes()[:1000])
-    with pytest.raises(InputError, match=r"m\.unfinished\.safetensors is damaged; delete it"):
-        train_classifier(classifier, few_images, "Mass", path, config)
+    whole = state.read_bytes()
+    for damaged in (whole[:1000], whole[:-1] + bytes([whole[-1] ^ 1]), whole.replace(b'\\"step\\"', b'\\"stap\\"', 1)):
+        assert damaged != whole
+        state.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"m\.unfinished\.safetensors is damaged; delete it"):
+            train_classifier(classifier, few_images, "Mass", path, config)
 
 
 # What is saved

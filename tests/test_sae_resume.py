@@ -183,9 +183,16 @@ def test_a_damaged_checkpoint_is_named(store, tmp_path, kills):
     with pytest.raises(KeyboardInterrupt):
         train_sae(store, tmp_path, small_training())
     checkpoint = tmp_path / "checkpoint.safetensors"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
-    with pytest.raises(InputError, match=r"checkpoint\.safetensors is damaged; delete it"):
-        train_sae(store, tmp_path, small_training())
+    whole = checkpoint.read_bytes()
+    for damaged in (
+        whole[:5000],
+        whole[:-1] + bytes([whole[-1] ^ 1]),
+        whole.replace(b"n_training_samples", b"n_training_samplez"),
+    ):
+        assert damaged != whole
+        checkpoint.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"checkpoint\.safetensors is damaged; delete it"):
+            train_sae(store, tmp_path, small_training())
 
 
 def test_a_finished_sae_that_was_changed_is_not_read_as_its_own(store, tmp_path, kills):

@@ -5,17 +5,19 @@ public attributes of its trainer: tensors as tensors, and everything else as JSO
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import write_safetensors
+from mammosae_plugin.files import sha256_of_json, write_safetensors
+from mammosae_plugin.provenance import tensors_fingerprint
 
 COUNTERS = ("n_training_steps", "n_training_samples", "n_frac_active_samples", "started_fine_tuning")
+_SEAL = "mammosae_sha256"
 TENSORS = ("act_freq_scores", "n_forward_passes_since_fired")
 
 
@@ -40,7 +42,7 @@ def save_state(trainer: Any, file: Path, *, extra: dict[str, Any]) -> None:
         "scaling_factor": trainer.activation_scaler.scaling_factor,
         "extra": extra,
     }
-    write_safetensors(file, tensors, {"state": json.dumps(rest)})
+    write_state(file, tensors, {"state": json.dumps(rest)})
 
 
 def load_state(trainer: Any, file: Path) -> dict[str, Any]:
@@ -52,10 +54,9 @@ def load_state(trainer: Any, file: Path) -> dict[str, Any]:
     Raises:
         InputError: The file is damaged, or belongs to an SAE of another shape.
     """
+    tensors, said = read_state(file)  # on the CPU, where Adam keeps its count of steps
     try:
-        with safe_open(file, framework="pt") as opened:
-            rest = json.loads(opened.metadata()["state"])
-        tensors = load_file(file)  # on the CPU, where Adam keeps its count of steps
+        rest = json.loads(said["state"])
         trainer.sae.load_state_dict(_below("sae.", tensors))
         moments: dict[int, dict[str, torch.Tensor]] = {}
         for name, tensor in _below("optimizer.", tensors).items():
@@ -70,10 +71,40 @@ def load_state(trainer: Any, file: Path) -> dict[str, Any]:
         for name in TENSORS:
             setattr(trainer, name, tensors[f"trainer.{name}"].to(trainer.cfg.device))
         trainer.activation_scaler.scaling_factor = rest["scaling_factor"]
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{file} is damaged; delete it, and the training starts anew") from error
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise _damaged(file) from error
     extra: dict[str, Any] = rest["extra"]
     return extra
+
+
+def write_state(file: Path, tensors: Mapping[str, torch.Tensor], said: Mapping[str, str]) -> None:
+    """Write the state of a running training, with a checksum over everything in it."""
+    write_safetensors(file, tensors, {**said, _SEAL: _checksum(tensors, said)})
+
+
+def read_state(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors of a state, on the CPU, and what it says beside them; those of earlier versions have no checksum.
+
+    Raises:
+        InputError: The file is damaged, down to a single bit.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+            said = dict(opened.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise _damaged(file) from error
+    if (seal := said.pop(_SEAL, None)) is not None and seal != _checksum(tensors, said):
+        raise _damaged(file)
+    return tensors, said
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor], said: Mapping[str, str]) -> str:
+    return sha256_of_json([tensors_fingerprint(tensors), dict(said)])
+
+
+def _damaged(file: Path) -> InputError:
+    return InputError(f"{file} is damaged; delete it, and the training starts anew")
 
 
 def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import Field, field_validator, model_validator
-from safetensors import SafetensorError, safe_open
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from timm.layers import DropPath
@@ -26,12 +25,13 @@ from mammosae_plugin.adapters import MammoClipClassifier, load_mammo_clip, save_
 from mammosae_plugin.datasets import MammogramDataset, collate, n_classes_of
 from mammosae_plugin.datasets.concepts import nearest_names
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import differences, local_path, sha256_of_json, write_safetensors, write_text
+from mammosae_plugin.files import differences, local_path, sha256_of_json, write_text
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.measures.statistics import NETWORK_ERROR, ranking_metrics, settled
 from mammosae_plugin.provenance import seed_everything, tensors_fingerprint, torch_generator
 from mammosae_plugin.shards import remove_shards, run_shards, shard_paths
 from mammosae_plugin.training.augmentation import Augmentation, EpochImages, Kind
+from mammosae_plugin.training.checkpoints import read_state, write_state
 from mammosae_plugin.training.held_out import hold_out_patients
 from mammosae_plugin.validation import Settings
 
@@ -418,7 +418,7 @@ def _fit_head(model: MammoClipClassifier, task: _Task) -> dict[str, Any]:
     folder = _features_folder(task.path)
     plan = {"plan": sha256_of_json(task.plan)}
     run_shards(folder, plan, len(task.labels), shard_size, pooled_features, description="features")
-    features = torch.cat([_read_tensors(shard)[0]["pooled"] for shard in shard_paths(folder)]).numpy()
+    features = torch.cat([read_state(shard)[0]["pooled"] for shard in shard_paths(folder)]).numpy()
 
     training, validation = task.sides.training, task.sides.validation
     scaler = StandardScaler()
@@ -590,14 +590,14 @@ class _Run:
             "progress": json.dumps(vars(self.progress)),
             "scaler": json.dumps(self.scaler.state_dict()),
         }
-        write_safetensors(_state_file(self.task.path), tensors, said)
+        write_state(_state_file(self.task.path), tensors, said)
 
     def _restore(self) -> None:
         """Take over the last state of a killed run, if there is one."""
         file = _state_file(self.task.path)
         if not file.exists():
             return
-        tensors, said = _read_tensors(file)
+        tensors, said = read_state(file)
         if differing := differences(_plan_in(said), self.task.plan):
             raise InputError(f"{file} belongs to a training of other settings; delete it to start anew ({differing})")
         self.scaler.load_state_dict(json.loads(said["scaler"]))
@@ -693,13 +693,3 @@ def _rate(step: int, total: int, config: ClassifierTraining) -> float:
 
 def _below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _read_tensors(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
-            return tensors, dict(opened.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file} is damaged; delete it and run again") from error
