@@ -21,7 +21,7 @@ from mammosae_plugin.adapters.attached_sae import AttachedSAE, reads_positions_t
 from mammosae_plugin.adapters.layouts import HookLayout, MapLayout, PrefixTokens, layout_of, settle_grids
 from mammosae_plugin.adapters.nnsight import wrap_for_nnsight
 from mammosae_plugin.adapters.recording import Call, Recording, is_compiled_in_place, record, seen_by_hooks
-from mammosae_plugin.adapters.rest_of_network import RestOfNetwork
+from mammosae_plugin.adapters.rest_of_network import RestOfNetwork, noise_for
 from mammosae_plugin.arguments import text
 from mammosae_plugin.errors import InputError
 
@@ -172,6 +172,8 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
         self.compiled = False
         self._attached: dict[str, AttachedSAE] = {}
         self._handles: list[Any] = []
+        self._passes: dict[tuple[tuple[int, int], torch.device], Recording] = {}
+        self._rests: dict[tuple[str, tuple[int, int]], RestOfNetwork] = {}
         self.is_closed = False
         self._aliases: dict[str, str] = dict(getattr(model, "layer_aliases", None) or {})
         images = default_images(model) if example_input is None else example_input
@@ -227,15 +229,46 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
         if layout is not None and layout.kind == "tokens":
             grid = layout.grid_at(image_size)
         elif layout is not None and layout.shows_grid:
-            parameter = next(self.model.parameters(), torch.zeros(()))
-            images = torch.zeros(1, self.n_channels, *image_size, device=parameter.device, dtype=parameter.dtype)
-            shape = record(self.model, images).of(name.removesuffix(f".{HOOK_SUFFIX}"))[0].shape
+            shape = self.call_at(name, image_size).shape
             assert shape is not None  # the constructor has seen that it gives a tensor
             height, width = shape[2:] if layout.channels_first else shape[1:3]
             grid = (height, width)
         if grid is None:
             raise InputError(f"{name!r} has no grid of positions; choose a hook point that shows a map")
         return grid
+
+    def call_at(self, hook_name: str, image_size: tuple[int, int]) -> Call:
+        """What is known of the output of a hook point's module for one image of `image_size` (H, W), but the output.
+
+        Raises:
+            InputError: an unknown hook name, or a size that the model does not take.
+        """
+        path = self.resolve_hook_name(hook_name).removesuffix(f".{HOOK_SUFFIX}")
+        return self.look([], image_size).of(path)[0]
+
+    def look(self, hook_names: Sequence[str], image_size: tuple[int, int]) -> Recording:
+        """One pass, after which `grid`, `call_at` and `rest_from` at these hook points and this size need none.
+
+        The outputs of the modules are held until `rest_from` has been asked for each.
+
+        Args:
+            hook_names: where `rest_from` will start.
+            image_size: (H, W).
+
+        Raises:
+            InputError: an unknown hook name, a size that the model does not take, or attached SAEs.
+        """
+        if hook_names and self.acts_to_saes:
+            raise InputError("make the rest of a network without SAEs attached; attach them afterwards")
+        names = [self.resolve_hook_name(name) for name in hook_names]
+        paths = [name.removesuffix(f".{HOOK_SUFFIX}") for name in names if (name, image_size) not in self._rests]
+        noise = noise_for(self, image_size)
+        place = (image_size, noise.device)  # in a GPU's memory a map may lie otherwise
+        known = self._passes.get(place)
+        if known is None or any(known.of(path)[0].output is None for path in paths):
+            known = self._passes[place] = record(self.model, noise, keep=paths)
+            known.features = None  # a whole map
+        return known
 
     def read(self, images: torch.Tensor, hook_name: str) -> Reading:
         """One pass over images (B, 3, H, W): the value at a hook point, the module's own output, the head's input.
@@ -266,19 +299,27 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
         Raises:
             InputError: the model's output does not come from a linear layer.
         """
-        if self.head_path is None:
-            raise InputError(
-                f"the output of {type(self.model).__name__} does not come from a linear layer, so there is "
-                "nothing that a linear classifier reads"
-            )
         seen: list[torch.Tensor] = []
-        head = self.model.get_submodule(self.head_path)
+        head = self.model.get_submodule(self.require_head())
         handle = head.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
         try:
             with seen_by_hooks(self):
                 yield seen
         finally:
             handle.remove()
+
+    def require_head(self) -> str:
+        """The module path of the linear classifier.
+
+        Raises:
+            InputError: the model's output does not come from a linear layer.
+        """
+        if self.head_path is None:
+            raise InputError(
+                f"the output of {type(self.model).__name__} does not come from a linear layer, so there is "
+                "nothing that a linear classifier reads"
+            )
+        return self.head_path
 
     def encoder_state(self) -> dict[str, torch.Tensor]:
         """The state dict without the linear classifier: what decides every activation and what the classifier reads."""
@@ -295,7 +336,12 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
         Raises:
             InputError: an unknown hook name, or one around which other values flow to the output.
         """
-        return RestOfNetwork(self, self.resolve_hook_name(hook_name), image_size)
+        name = self.resolve_hook_name(hook_name)
+        if (name, image_size) not in self._rests:
+            recording = self.look([name], image_size)
+            self._rests[name, image_size] = RestOfNetwork(self, name, image_size, recording)
+            recording.of(name.removesuffix(f".{HOOK_SUFFIX}"))[0].output = None
+        return self._rests[name, image_size]
 
     # -- names ---------------------------------------------------------------------------------------------------------
 
@@ -652,6 +698,8 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._passes.clear()
+        self._rests.clear()
         for name in () if self.is_closed else self.hook_shapes:
             delattr(self.model.get_submodule(name.removesuffix(f".{HOOK_SUFFIX}")), _MARK)
         self.is_closed = True

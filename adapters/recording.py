@@ -27,6 +27,7 @@ class Call:
         kind: the output's type name.
         dtype: of an output that is a tensor.
         address: of its memory; may belong to another tensor later.
+        channels_last: whether a map lies in memory as torch's channels_last; one of a single channel or position does.
     """
 
     path: str
@@ -39,6 +40,7 @@ class Call:
     kind: str = "nothing"
     dtype: torch.dtype | None = None
     address: int = 0
+    channels_last: bool = False
 
 
 @dataclass
@@ -94,6 +96,7 @@ def record(model: nn.Module, images: torch.Tensor, *, keep: Collection[str] = ()
             if isinstance(output, torch.Tensor):
                 call.shape, call.dtype = tuple(output.shape), output.dtype
                 call.version, call.address = output._version, output.data_ptr()
+                call.channels_last = output.dim() == 4 and output.is_contiguous(memory_format=torch.channels_last)
             if path in keep:
                 call.output = output
 

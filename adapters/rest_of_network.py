@@ -7,16 +7,18 @@ intervention costs the rest of the network alone.
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import nn
 
 from mammosae_plugin.adapters.layouts import HookLayout
-from mammosae_plugin.adapters.recording import Call, Recording, evaluation, record, seen_by_hooks
+from mammosae_plugin.adapters.recording import Call, Recording, evaluation, seen_by_hooks
 from mammosae_plugin.errors import InputError
 
 _AGREEMENT = 1e-4  # relative, of the rest of the network with the whole on an image of noise
+# Relative error up to which what the classifier reads is the mean over positions: float32 sums differ by 1e-6.
+_LINEAR = 1e-4
 
 
 class Rooted(Protocol):
@@ -27,10 +29,7 @@ class Rooted(Protocol):
     hook_shapes: dict[str, tuple[int, ...]]
     hook_layouts: dict[str, HookLayout]
     passed_by: frozenset[str]
-
-    @property
-    def acts_to_saes(self) -> dict[str, Any]:
-        """The attached SAEs."""
+    head_path: str | None
 
     def head_input(self) -> AbstractContextManager[list[torch.Tensor]]:
         """Notes what the head reads."""
@@ -52,10 +51,20 @@ class RestOfNetwork:
     Attributes:
         hook_name: the full hook name.
         image_size: (H, W) of the images.
+        readout: "linear" where what the model's linear classifier reads is the mean of the value over positions, found
+            by trying it; else "network". None where the output does not come from a linear classifier.
+        reaches_head: whether what the classifier reads changes with the value; None as above.
+        n_features: how many numbers the classifier reads, 0 where there is none.
     """
 
-    def __init__(self, root: Rooted, hook_name: str, image_size: tuple[int, int]):
-        """Record one pass over noise, find the modules to skip, and compare with the whole network.
+    def __init__(self, root: Rooted, hook_name: str, image_size: tuple[int, int], recording: Recording):
+        """Find the modules to skip, and compare with the whole network.
+
+        Args:
+            root: the hooked model.
+            hook_name: the full hook name.
+            image_size: (H, W).
+            recording: a pass over `noise_for(root, image_size)` that kept the output of the module at the hook point.
 
         Raises:
             InputError: other values than the activation flow to the output.
@@ -63,19 +72,19 @@ class RestOfNetwork:
         self.hook_name, self.image_size = hook_name, image_size
         self._root = root
         self._path = hook_name.rpartition(".")[0]
-        parameter = next(root.model.parameters(), torch.zeros(()))
-        noise = torch.randn(1, root.n_channels, *image_size, generator=torch.Generator().manual_seed(0))
-        noise = noise.to(parameter.device, parameter.dtype)
-        if root.acts_to_saes:
-            raise InputError("make the rest of a network without SAEs attached; attach them afterwards")
-        recording = record(root.model, noise, keep=[self._path])
         point = recording.of(self._path)[0]
         self._skipped = _calls_before(recording, point)
         self._passed_by = frozenset(
             name for name in root.hook_shapes if _ends_before(recording, name.rpartition(".")[0], point)
         )
         self._expand = True  # placeholders take no memory, unless something writes into them
-        self._check(point.output, recording.output)
+        self.readout: Literal["linear", "network"] | None = None
+        self.reaches_head: bool | None = None
+        self.n_features = 0
+        with evaluation(root.model), torch.no_grad():
+            self._check(point.output, recording.output)
+            if root.head_path is not None:
+                self._measure(point.output)
 
     def __call__(self, raw: torch.Tensor) -> Any:
         """What the model gives if the module at the hook point puts out `raw`, the first axis being the images."""
@@ -124,13 +133,30 @@ class RestOfNetwork:
             for module, forward in own.items():
                 module.forward = forward
 
+    def _measure(self, raw: torch.Tensor) -> None:
+        """Find out what the classifier reads of the value.
+
+        The value is disturbed: behind a ReLU another ReLU does nothing to the network's own output, but it would cut a
+        reconstruction.
+        """
+        own = self.show(raw)
+        noise = torch.randn(own.shape, generator=torch.Generator().manual_seed(0)).to(own)
+        value = own + own.std() * noise
+        found = self.head_input(self.replace(raw, value)).double()
+        self.n_features = int(found.shape[1])
+        self.reaches_head = not torch.equal(found, self.head_input(raw).double())
+        self.readout = "network"
+        if value.dim() == 4:
+            means = value.mean((1, 2), dtype=torch.float64)
+            if found.shape == means.shape and (found - means).norm() <= _LINEAR * means.norm():
+                self.readout = "linear"
+
     def _check(self, raw: torch.Tensor, expected: Any) -> None:
-        with evaluation(self._root.model), torch.no_grad():
-            try:
-                found = self(raw)
-            except RuntimeError:  # torch refuses to write in place into a tensor whose elements share memory
-                self._expand = False
-                found = self(raw)
+        try:
+            found = self(raw)
+        except RuntimeError:  # torch refuses to write in place into a tensor whose elements share memory
+            self._expand = False
+            found = self(raw)
         if not _tensors(expected):
             raise InputError(
                 f"the network cannot be continued from {self.hook_name!r}: it gives a {type(expected).__name__}, in "
@@ -145,6 +171,13 @@ class RestOfNetwork:
                     f"the network cannot be continued from {self.hook_name!r}: other values than its output flow "
                     f"around it to the end, such as a shortcut or another branch; {instead}"
                 )
+
+
+def noise_for(root: Rooted, image_size: tuple[int, int]) -> torch.Tensor:
+    """One image of noise (1, C, H, W), the same each time, where the model is."""
+    parameter = next(root.model.parameters(), torch.zeros(()))
+    noise = torch.randn(1, root.n_channels, *image_size, generator=torch.Generator().manual_seed(0))
+    return noise.to(parameter.device, parameter.dtype)
 
 
 class _Stub:

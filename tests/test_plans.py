@@ -33,7 +33,7 @@ def make(tmp_path, phantom_root):
             place[last] = value
         config = load_config(write_study(tmp_path, settings))
         images = read.get("images") or VinDrMammo(phantom_root, image_size=config.data.image_size)
-        content, network = read.get("content", "c"), read.get("network", encoder)
+        content, network = read.get("content", "c"), read.get("network", "n")
         layer = {"hook_name": read.get("hook_name", "bn2.hook_out"), "encoder": read.get("encoder", "e")}
         heads = {"Mass": read.get("head", nn.Linear(2, 1)).requires_grad_(False)}
         nn.init.constant_(heads["Mass"].weight, read.get("weight", 1.0))
@@ -79,7 +79,7 @@ CHANGES = [
 ]
 READ = [
     ({"content": "another"}, IMAGES),
-    ({"network": {"weight": torch.ones(4)}}, "classifier rows"),
+    ({"network": "another"}, "classifier rows"),
     ({"encoder": "another"}, "table outputs"),
     ({"hook_name": "blocks.3.hook_out"}, "table outputs"),
     ({"store": {"shards": ["b"]}}, "sae"),

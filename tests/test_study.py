@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -28,15 +30,16 @@ from helpers_study import (
     write_study,
 )
 
-from mammosae_plugin.adapters import save_classifier
+from mammosae_plugin.adapters import MammoClipClassifier, save_classifier
 from mammosae_plugin.adapters.fast_inference import compiled
 from mammosae_plugin.adapters.sources import Source
 from mammosae_plugin.config import load_config
 from mammosae_plugin.datasets import preprocessing
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.own_files import replace_files
-from mammosae_plugin.study import Study, run_study
+from mammosae_plugin.study import Study, networks, run_study
 from mammosae_plugin.study.claims import claims
+from mammosae_plugin.study.study import STEPS
 
 
 def _training_settings(folder, phantom_root):
@@ -229,16 +232,58 @@ def test_a_graded_concept_runs_through_the_whole_study(tmp_path):
 # Several layers
 
 
+@contextmanager
+def networks_counted():
+    """What is read, by file, and the sizes of what runs through a whole network that is no image of the data."""
+    loads, looks = Counter(), Counter()
+    load, forward = networks.load_mammo_clip, MammoClipClassifier.forward
+
+    def counting_load(*files):
+        loads[files[-1].stem] += 1
+        return load(*files)
+
+    def counting_forward(self, images):
+        range_of_data = 1 / 0.25053555  # of every preprocessed image; what is skipped gets NaN
+        ranges = images.flatten(1).amax(1) - images.flatten(1).amin(1)
+        if not images.isnan().any() and not torch.allclose(ranges, torch.full_like(ranges, range_of_data), atol=1e-3):
+            looks[tuple(images.shape[-2:])] += 1
+        return forward(self, images)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(networks, "load_mammo_clip", counting_load)
+        patch.setattr(MammoClipClassifier, "forward", counting_forward)
+        yield loads, looks
+
+
 @pytest.fixture(scope="module")
-def layered(tmp_path_factory, phantom_root):
-    """A study of an inner layer and the final map, run in this process, and its configuration file."""
+def layered_and_counted(tmp_path_factory, phantom_root):
+    """A study of an inner layer and the final map, run in this process, its configuration file, and `Counter`s."""
     folder = tmp_path_factory.mktemp("layered")
     settings = layered_settings(folder, phantom_root)
     settings["analysis"]["gradcam"] = importlib.util.find_spec("captum") is not None
     file = write_study(folder, settings)
     study = Study(load_config(file))
-    study.run()
-    return study, file
+    with networks_counted() as counted:
+        study.run()
+    return study, file, counted
+
+
+@pytest.fixture(scope="module")
+def layered(layered_and_counted):
+    return layered_and_counted[:2]
+
+
+def test_a_network_is_read_once_per_step_and_looked_at_once_for_all_layers(layered_and_counted):
+    _, file, (loads, looks) = layered_and_counted
+    once = {"pretrained-Mass": 1, "pretrained-Suspicious_Calcification": 1}
+    at_once = {(106, 106): 1, (64, 96): 1, (64, 64): 1}  # for the hook points, for a second size, for what is behind
+    assert loads == once
+    assert looks == at_once | {(96, 64): 1}  # of the data's size: what is behind, for tables and interventions
+    for step in STEPS:  # each in a run of its own, as by its command
+        with networks_counted() as (loads, looks):
+            Study(load_config(file))._run(step)
+        assert set(loads.values()) <= {1}, step
+        assert set(looks.values()) <= {1}, step
 
 
 def layer_results(study, name):
@@ -529,7 +574,8 @@ def test_large_layer_outputs_are_announced_before_they_are_written(layered, monk
     monkeypatch.setattr("mammosae_plugin.study.layer.cache_layer_outputs", lambda *_, **__: 1 / 0)
     monkeypatch.setattr(study.layers[0], "work", study.work / "empty")
     with pytest.raises(ZeroDivisionError):
-        study.layers[0]._passes(study.encoder_groups[0])
+        layer, group = study.layers[0], study.encoder_groups[0]
+        layer._passes(group, layer._hooked(group))
     n_images = len(study.split("test"))
     assert f"layer_6 for {n_images} test images take {n_images * 0.3:.1f} GB" in caplog.text
     assert "can be deleted" in caplog.text

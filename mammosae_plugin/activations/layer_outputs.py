@@ -4,6 +4,7 @@ import logging
 import shutil
 from dataclasses import dataclass
 from functools import cached_property, partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -182,13 +183,11 @@ def cache_layer_outputs(
     return LayerOutputs(folder)
 
 
-@torch.inference_mode()
 def _stored(model: HookedVisionModel, hook_name: str, image_size: tuple[int, int]) -> _Stored:
-    parameter = next(model.parameters(), torch.zeros(()))
-    raw = model.read(torch.zeros(1, 3, *image_size, device=parameter.device), hook_name).raw
+    call = model.call_at(hook_name, image_size)
+    assert call.shape is not None and call.dtype is not None  # a hook point gives a tensor
     # A map of one channel or one position counts as both orders; it does not matter then.
-    last = raw.dim() == 4 and raw.is_contiguous(memory_format=torch.channels_last)
-    return _Stored(raw.numel() * raw.element_size(), last)
+    return _Stored(prod(call.shape) * call.dtype.itemsize, call.channels_last)
 
 
 def _check_room(folder: Path, hook_name: str, n_images: int, shard_size: int, nbytes: int) -> None:

@@ -39,14 +39,11 @@ from mammosae_plugin.latents.table import (
     READOUT,
     TABLE,
     LatentTable,
-    ReadoutKind,
     changed_file,
 )
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
 from mammosae_plugin.shards import DONE, run_shards
 
-# Relative error up to which what the classifier reads is the mean over positions: float32 sums differ by 1e-6.
-_LINEAR = 1e-4
 # Numbers in one block of latents: 512 rows x 16384 latents, 34 MB of float32, whatever the width of the SAE.
 NUMBERS_AT_ONCE = 512 * 16384
 
@@ -299,37 +296,22 @@ class _Layer:
                 f"the SAE takes vectors of width {sae.cfg.d_in}, but {self.hook_name} of this model has width {d_in}; "
                 "use an SAE that was trained on this architecture"
             )
+        model.require_head()
         self.rest: RestOfNetwork = model.rest_from(self.hook_name, image_size)
-        self.readout_kind, n_features, self.grid = self._measured(image_size)
+        assert self.rest.readout is not None  # there is a head
+        self.readout_kind, self.grid = self.rest.readout, model.grid(self.hook_name, image_size)
         if self.readout_kind == "linear" and not decodes_linearly(sae):
             raise InputError(
                 f"the SAE ({sae.cfg.architecture()}) does not decode as latents @ W_dec + b_dec, on which the table of "
                 f"{self.hook_name} relies; fold its normalisation or its decoder norms into the weights first"
             )
         for concept, head in heads.items():
-            if head.in_features != n_features:
+            if head.in_features != self.rest.n_features:
                 raise InputError(
                     f"the classifier for {concept} reads {head.in_features} features, but this model's own reads "
-                    f"{n_features}"
+                    f"{self.rest.n_features}"
                 )
         self.heads = {concept: weight_and_bias(head, device) for concept, head in heads.items()}
-
-    @torch.inference_mode()
-    def _measured(self, image_size: tuple[int, int]) -> tuple[ReadoutKind, int, tuple[int, int]]:
-        """The kind of readout, how many features the classifier reads, and the grid, from one image of noise.
-
-        The value is disturbed first: behind a ReLU another ReLU does nothing to the network's own output, but it would
-        cut a reconstruction.
-        """
-        generator = torch.Generator().manual_seed(0)
-        reading = self.model.read(torch.randn(1, 3, *image_size, generator=generator).to(self.device), self.hook_name)
-        value = reading.value + reading.value.std() * torch.randn(reading.value.shape, generator=generator).to(
-            self.device
-        )
-        found = self.rest.head_input(self.rest.replace(reading.raw, value)).double()
-        means = value.mean((1, 2), dtype=torch.float64)
-        linear = found.shape == means.shape and bool((found - means).norm() <= _LINEAR * means.norm())
-        return "linear" if linear else "network", found.shape[1], (int(value.shape[1]), int(value.shape[2]))
 
 
 def _write_readout(path: Path, sae: Any, heads: Mapping[str, nn.Linear]) -> None:

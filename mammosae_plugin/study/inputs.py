@@ -15,9 +15,11 @@ from tqdm.auto import tqdm
 from mammosae_plugin import distributed
 from mammosae_plugin.activations import ActivationStore, extract_activations
 from mammosae_plugin.activations.extraction import capture_several
-from mammosae_plugin.adapters import HookedVisionModel, MammoClipClassifier, load_mammo_clip
+from mammosae_plugin.adapters import HookedVisionModel, MammoClipClassifier
 from mammosae_plugin.adapters.fast_inference import compiled, fold_batch_norms
+from mammosae_plugin.adapters.hooked_vision_model import HOOK_SUFFIX
 from mammosae_plugin.adapters.mammo_clip import CLASSIFIER_FILES
+from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.adapters.sources import Source, find_source
 from mammosae_plugin.config import ModelConfig, StudyConfig
 from mammosae_plugin.datasets import (
@@ -32,8 +34,8 @@ from mammosae_plugin.datasets import (
 )
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, sha256_of_file, sha256_of_json, write_json, write_text
-from mammosae_plugin.provenance import tensors_fingerprint
 from mammosae_plugin.study import plans
+from mammosae_plugin.study.networks import Files, NetworkFacts, Networks
 from mammosae_plugin.training import Augmentation, train_classifier
 
 TRAINING, TEST = "training", "test"
@@ -112,7 +114,8 @@ class StudyInputs:
         self.folding_errors: dict[str, float] = {}  # of features by hook name, where batch norms are folded
         self.compiling_errors: dict[str, float] = {}  # the same of torch.compile
         self.pairs = tuple(ModelPair(model.name, concept) for model in config.models for concept in config.concepts)
-        self._start: tuple[str, MammoClipClassifier] | None = None
+        self.networks = Networks()
+        self._start_files: dict[str, Files] = {}
         for concept in config.concepts:
             n_classes_of(concept)
 
@@ -240,15 +243,15 @@ class StudyInputs:
         """The configuration of a model."""
         return next(model for model in self.config.models if model.name == name)
 
-    def start_network(self, name: str) -> MammoClipClassifier:
-        """The network that a model starts from: its encoder, or else its first classifier. The last one is kept."""
-        if self._start is None or self._start[0] != name:
+    def start_files(self, name: str) -> Files:
+        """The file of the network that a model starts from: its encoder, or else its first classifier."""
+        if name not in self._start_files:
             model = self.model_config(name)
             first = model.classifiers[self.config.concepts[0]] if model.classifiers is not None else None
             file = model.encoder or first
             assert file is not None  # the configuration has been validated
-            self._start = name, load_mammo_clip(_classifier(file))
-        return self._start[1]
+            self._start_files[name] = (_classifier(file),)
+        return self._start_files[name]
 
     @property
     def has_several_layers(self) -> bool:
@@ -262,17 +265,32 @@ class StudyInputs:
         Raises:
             InputError: The first model has no such layer, it cannot be hooked, or two are the same.
         """
-        network = self.start_network(self.config.models[0].name)
-        hook_names = {name: _hook_name(network, name) for name in self.config.layers or [_final_module(network)]}
+        files = self.start_files(self.config.models[0].name)
+        names = self.config.layers or (self.final_hook,)
+        try:
+            hooked = self.networks.hooked(files, names)
+        except InputError:
+            for name in names:  # which one is it?
+                try:
+                    self.networks.hooked(files, [name])
+                except InputError as error:
+                    raise InputError(f"layer {name}: {error}") from error
+            raise
+        hook_names = {name: hooked.resolve_hook_name(name) for name in names}
         if len(set(hook_names.values())) < len(hook_names):
             raise InputError(f"two of the layers {', '.join(hook_names)} are the same; name each once")
         return hook_names
 
+    @property
+    def modules(self) -> list[str]:
+        """The module of each of the study's layers."""
+        return [name.removesuffix(f".{HOOK_SUFFIX}") for name in self.hook_names.values()]
+
     @cached_property
     def final_hook(self) -> str:
         """The hook point of the final map."""
-        network = self.start_network(self.config.models[0].name)
-        return _hook_name(network, _final_module(network))
+        start = self.start_files(self.config.models[0].name)
+        return f"{self.networks.facts(start).final_module}.{HOOK_SUFFIX}"
 
     @cached_property
     def classifier_files(self) -> dict[ModelPair, tuple[Path, ...]]:
@@ -288,13 +306,14 @@ class StudyInputs:
             return (file,) if config.encoder is None else (_classifier(config.encoder), file)
         assert config.encoder is not None and config.train is not None  # the configuration has been validated
         images = self.split(TRAINING)
-        encoder = load_mammo_clip(_classifier(config.encoder))
-        plan = plans.of_classifier(config.train, encoder.state_dict(), pair.concept, images, self.content)
+        start = self.start_files(pair.model)
+        encoder = self.networks.facts(start).weights
+        plan = plans.of_classifier(config.train, encoder, pair.concept, images, self.content)
         name = f"{pair.model}-{pair.concept}-{plans.digest(plan)}.safetensors"
         path = plans.keep(plan, self.work / "classifiers" / name)
         if not path.exists():
-            train_classifier(
-                encoder,
+            trained = train_classifier(
+                self.networks.plain(start),
                 images,
                 pair.concept,
                 path,
@@ -303,58 +322,72 @@ class StudyInputs:
                 device=self.config.device,
                 num_workers=self.config.num_workers,
             )
+            self.networks.note((path,), trained)
         return (path,)
 
-    def classifier(self, pair: ModelPair) -> MammoClipClassifier:
-        """The pair's classifier, in evaluation mode on the CPU.
+    def facts(self, pair: ModelPair) -> NetworkFacts:
+        """What is known of the pair's classifier.
 
         Raises:
             InputError: A file cannot be read, its number of outputs is not that of the concept's classes, or its
                 metadata name another concept.
         """
         files = self.classifier_files[pair]
-        model = load_mammo_clip(*files)
+        facts = self.networks.facts(files)
         classes = n_classes_of(pair.concept)
-        if model.n_class != (1 if classes == 2 else classes):
+        if facts.n_class != (1 if classes == 2 else classes):
             raise InputError(
-                f"{files[-1].name} has {model.n_class} outputs, but {pair.concept} has {classes} classes"
-                + ("; is it the pretraining checkpoint instead of a classifier?" if model.n_class == 0 else "")
+                f"{files[-1].name} has {facts.n_class} outputs, but {pair.concept} has {classes} classes"
+                + ("; is it the pretraining checkpoint instead of a classifier?" if facts.n_class == 0 else "")
             )
-        said = _said_concepts(model)
-        if said and said != [pair.concept]:
+        if facts.concepts and facts.concepts != (pair.concept,):
             raise InputError(
                 f"{files[-1].name} is given as the classifier for {pair.concept} of model {pair.model}, but its own "
-                f"metadata say that it is for {', '.join(said)}; give the file for {pair.concept}"
+                f"metadata say that it is for {', '.join(facts.concepts)}; give the file for {pair.concept}"
             )
-        return model
+        return facts
+
+    def classifier(self, pair: ModelPair) -> MammoClipClassifier:
+        """The pair's classifier without hooks, in evaluation mode on the CPU; another one takes its place in memory.
+
+        Raises:
+            InputError: As `facts`.
+        """
+        _ = self.facts(pair)
+        return self.networks.plain(self.classifier_files[pair])
+
+    def hooked(self, pair: ModelPair) -> HookedVisionModel:
+        """The pair's classifier with a hook point at each of the study's layers, on the CPU; kept as `classifier`."""
+        _ = self.facts(pair)
+        return self.networks.hooked(self.classifier_files[pair], self.modules)
 
     @cached_property
     def encoder_groups(self) -> list[EncoderGroup]:
         """The classifiers, those of a model with bit-identical encoders together."""
         heads: dict[tuple[str, str], dict[ModelPair, nn.Linear]] = {}
         for pair in self.pairs:
-            model = self.classifier(pair)
-            linear = model.classifier
-            assert isinstance(linear, nn.Linear)  # `classifier` has checked the number of outputs
-            heads.setdefault((pair.model, tensors_fingerprint(encoder_state(model))), {})[pair] = linear
+            facts = self.facts(pair)
+            assert facts.head is not None  # it has outputs
+            heads.setdefault((pair.model, facts.encoder), {})[pair] = facts.head
         return [EncoderGroup(name, encoder, linears) for (name, encoder), linears in heads.items()]
+
+    def group_of(self, pair: ModelPair) -> EncoderGroup:
+        """The group that a classifier belongs to."""
+        return next(group for group in self.encoder_groups if pair in group.heads)
 
     @cached_property
     def stores(self) -> dict[str, ActivationStore]:
         """The rows on which the SAEs are trained, by hook name, from one pass over the training images."""
         source = self.config.sae.train
         assert source is not None  # the layers ask only where the study trains its SAEs
-        model = self.classifier(ModelPair(source.model, source.concept))
+        pair = ModelPair(source.model, source.concept)
         images = self.split(TRAINING)
-        plan = plans.of_rows(self.config, model.state_dict(), images, self.content)
+        plan = plans.of_rows(self.config, self.facts(pair).weights, images, self.content)
         folder = plans.keep(plan, self.work / "activations" / plans.digest(plan))
         hook_names = list(self.hook_names.values())
-        modules = [name.rpartition(".")[0] for name in hook_names]
-        hooked = (
-            self._folded(model, images, hook_names) if source.fold_batch_norms else HookedVisionModel(model, modules)
-        )
-        hooked.to(distributed.place(self.config.device))
+        hooked = self._folded(pair, images, hook_names) if source.fold_batch_norms else self.hooked(pair)
         with ExitStack() as stack:
+            stack.enter_context(evaluation(hooked, device=distributed.place(self.config.device)))
             if source.compile:
                 self.compiling_errors = stack.enter_context(compiled(hooked, images[0]["image"][None]))
             return extract_activations(
@@ -375,18 +408,18 @@ class StudyInputs:
                 num_workers=self.config.num_workers,
             )
 
-    def _folded(self, model: MammoClipClassifier, images: VinDrMammo, hook_names: list[str]) -> HookedVisionModel:
-        """The model with folded batch norms, hooked, after its features have been compared with the model's own.
+    def _folded(self, pair: ModelPair, images: VinDrMammo, hook_names: list[str]) -> HookedVisionModel:
+        """A copy of the model with folded batch norms, hooked, after its features have been compared with the model's.
 
         Raises:
             InputError: A layer gives other features, by more than rounding.
         """
-        modules = [name.rpartition(".")[0] for name in hook_names]
         example = images[0]["image"][None]
+        model = self.classifier(pair)
         folded, _ = fold_batch_norms(model, example)
-        with HookedVisionModel(model, modules) as hooked, torch.inference_mode():
-            expected = capture_several(hooked, hook_names, example)
-        faster = HookedVisionModel(folded, modules)
+        with torch.inference_mode():
+            expected = capture_several(self.hooked(pair), hook_names, example)
+        faster = HookedVisionModel(folded, self.modules)
         with torch.inference_mode():
             found = capture_several(faster, hook_names, example)
         for name in hook_names:
@@ -402,36 +435,6 @@ class StudyInputs:
         return faster
 
 
-def encoder_state(model: MammoClipClassifier) -> dict[str, torch.Tensor]:
-    """The state dict without the linear head."""
-    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("classifier.")}
-
-
 def _classifier(checkpoint: str | Path) -> Path:
     """The file or folder of an encoder or a classifier."""
     return existing(checkpoint, CLASSIFIER_FILES).path
-
-
-def _final_module(model: MammoClipClassifier) -> str:
-    """The module path of the final map: the last of the release's layer names."""
-    return list(model.layer_aliases.values())[-1]
-
-
-def _hook_name(network: MammoClipClassifier, name: str) -> str:
-    """The hook point that a layer's name stands for.
-
-    Raises:
-        InputError: The network has no such layer, or it cannot be hooked.
-    """
-    try:
-        with HookedVisionModel(network, [name]) as hooked:
-            return hooked.resolve_hook_name(name)
-    except InputError as error:
-        raise InputError(f"layer {name}: {error}") from error
-
-
-def _said_concepts(model: MammoClipClassifier) -> list[str]:
-    """The concepts that a saved classifier's own metadata name; empty where they name none."""
-    metadata = model.source.get("metadata") or {}
-    said = metadata.get("concepts", metadata.get("concept"))
-    return [said] if isinstance(said, str) else [str(concept) for concept in said or ()]

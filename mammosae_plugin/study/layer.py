@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from mammosae_plugin.activations import ActivationStore, cache_layer_outputs, layer_output_nbytes
-from mammosae_plugin.adapters import HookedVisionModel, MammoClipClassifier, load_vision_sae
+from mammosae_plugin.adapters import HookedVisionModel, load_vision_sae
 from mammosae_plugin.adapters.sources import Source
 from mammosae_plugin.adapters.vision_sae import SAELENS_FILES
 from mammosae_plugin.analysis import intervention, localization, probing, reconstruction
@@ -70,6 +70,8 @@ class LayerStudy:
         self.hook_name = hook_name
         self.module = hook_name.rpartition(".")[0]
         self.is_final = is_final
+        self._made: dict[tuple[str, str], LatentTable] = {}
+        self._latest: tuple[HookedVisionModel, MaskedPasses] | None = None
 
     @contextmanager
     def errors_name_it(self) -> Iterator[None]:
@@ -83,19 +85,24 @@ class LayerStudy:
 
     # The network
 
-    def check(self, network: MammoClipClassifier, model: str) -> None:
+    def check(self, model: str) -> None:
         """See that a model has the layer, that it has positions, can be intervened on, and fits a given SAE.
 
         Raises:
             InputError: It does not.
         """
+        networks, files = self.study.networks, self.study.start_files(model)
         try:
-            with HookedVisionModel(network, [self.module]) as hooked:
-                hooked.grid(self.hook_name, _SMALL_IMAGE)
-                hooked.rest_from(self.hook_name, _SMALL_IMAGE)
-                width = hooked.hook_shapes[self.hook_name][-1]
-                if self.sae_file is not None:
-                    self._check_sae(hooked, width)
+            try:
+                hooked = networks.hooked(files, self.study.modules)
+            except InputError:  # perhaps not because of this layer
+                hooked = networks.hooked(files, [self.module])
+            hooked.look(list(hooked.hook_shapes), _SMALL_IMAGE)  # once for all layers
+            hooked.grid(self.hook_name, _SMALL_IMAGE)
+            hooked.rest_from(self.hook_name, _SMALL_IMAGE)
+            width = hooked.hook_shapes[self.hook_name][-1]
+            if self.sae_file is not None:
+                self._check_sae(hooked, width)
         except InputError as error:
             raise InputError(f"layer {self.name} of model {model}: {error}") from error
         self._check_top(width)
@@ -122,8 +129,11 @@ class LayerStudy:
         if self.config.analysis.top > d_sae:
             raise InputError(f"analysis.top is {self.config.analysis.top}, but {where} only {d_sae} latents; lower it")
 
-    def _hooked(self, pair: ModelPair) -> HookedVisionModel:
-        return HookedVisionModel(self.study.classifier(pair), [self.module])
+    def _hooked(self, group: EncoderGroup) -> HookedVisionModel:
+        """The group's network, looked at once for all layers."""
+        hooked = self.study.hooked(group.pair)
+        hooked.look(list(hooked.hook_shapes), self.config.data.image_size)
+        return hooked
 
     # The SAE
 
@@ -181,41 +191,45 @@ class LayerStudy:
     @cached_property
     def tables(self) -> dict[ModelPair, LatentTable]:
         """The latents table of each pair; a model's classifiers with bit-identical encoders share one."""
-        analysis = self.config.analysis
-        tables: dict[ModelPair, LatentTable] = {}
-        for group in self.study.encoder_groups:
-            heads = group.named_heads
-            plan = plans.of_table(
-                self.config,
-                hook_name=self.hook_name,
-                encoder=group.encoder,
-                sae=self.sae.state_dict(),
-                heads=heads,
-                with_boxes=self.study.findings,
-                scores=self._scores,
-                images=self.study.dataset,
-                content=self.study.content,
-            )
-            table = encode_latents(
-                self._hooked(group.pair),
-                self.sae,
-                self.study.dataset,
-                plans.keep(plan, self.work / "latents" / f"{group.model}-{plans.digest(plan)}"),
-                heads=heads,
-                map_latents=lambda table: self._to_map(table, self._ranking),
-                map_channels=lambda table: self._to_map(table, self._channel_ranking),
-                map_splits=(TEST,),
-                gradcam=analysis.gradcam,
-                device=self.config.device,
-                batch_size=self.config.batch_size,
-                num_workers=self.config.num_workers,
-            )
-            tables |= dict.fromkeys(group.heads, table)
-        return tables
+        return {pair: self._table(group) for group in self.study.encoder_groups for pair in group.heads}
 
-    def encode(self) -> None:
-        """Make the latents tables."""
-        _ = self.tables
+    def _table(self, group: EncoderGroup) -> LatentTable:
+        key = (group.model, group.encoder)
+        if key not in self._made:
+            self._made[key] = self._encode(group)
+        return self._made[key]
+
+    def _encode(self, group: EncoderGroup) -> LatentTable:
+        heads = group.named_heads
+        plan = plans.of_table(
+            self.config,
+            hook_name=self.hook_name,
+            encoder=group.encoder,
+            sae=self.sae.state_dict(),
+            heads=heads,
+            with_boxes=self.study.findings,
+            scores=self._scores,
+            images=self.study.dataset,
+            content=self.study.content,
+        )
+        return encode_latents(
+            self._hooked(group),
+            self.sae,
+            self.study.dataset,
+            plans.keep(plan, self.work / "latents" / f"{group.model}-{plans.digest(plan)}"),
+            heads=heads,
+            map_latents=lambda table: self._to_map(table, self._ranking),
+            map_channels=lambda table: self._to_map(table, self._channel_ranking),
+            map_splits=(TEST,),
+            gradcam=self.config.analysis.gradcam,
+            device=self.config.device,
+            batch_size=self.config.batch_size,
+            num_workers=self.config.num_workers,
+        )
+
+    def encode(self, group: EncoderGroup) -> None:
+        """Make the latents table of the classifiers on one encoder."""
+        self._table(group)
 
     def _to_map(
         self, table: LatentTable, rank: Callable[[LatentTable, str, probing.Score], probing.RankedLatents]
@@ -358,22 +372,23 @@ class LayerStudy:
     @cached_property
     def roles(self) -> pd.DataFrame:
         """What the best latents of each finding are, and the evidence."""
+        return self._roles(self.study.pairs)
+
+    def _roles(self, pairs: Sequence[ModelPair]) -> pd.DataFrame:
         settings = {**self._intervals, "top": self.config.analysis.top, "n_controls": self.n_role_controls}
-        passes = _Latest(self._passes)
 
         def roles(table: LatentTable, pair: ModelPair) -> pd.DataFrame:
-            group = next(group for group in self.study.encoder_groups if pair in group.heads)
             return latent_roles(
                 table,
                 self._ranking(table, pair.concept),
                 pair.concept,
                 split=TEST,
-                passes=passes(group) if table.readout_kind == "network" else None,
+                passes=self._passes_for(table, pair),
                 **settings,
             )
 
-        pairs = [pair for pair in self.study.pairs if pair.concept in self.study.findings]
-        return self._each("roles", {**settings, "score": self.config.analysis.score}, roles, pairs)
+        findings = [pair for pair in pairs if pair.concept in self.study.findings]
+        return self._each("roles", {**settings, "score": self.config.analysis.score}, roles, findings)
 
     @property
     def n_role_controls(self) -> int:
@@ -410,16 +425,17 @@ class LayerStudy:
     @cached_property
     def interventions(self) -> pd.DataFrame:
         """Figure 2: one row per pair, mode, k, without and with the error term."""
+        return self._interventions(self.study.pairs)
+
+    def _interventions(self, pairs: Sequence[ModelPair]) -> pd.DataFrame:
         analysis = self.config.analysis
         settings = {
             **self._intervals,
             "n_controls": self.n_controls,
             "ks": sorted({*(analysis.ks or intervention.DEFAULT_KS), analysis.top}),
         }
-        passes = _Latest(self._passes)
 
         def sweeps(table: LatentTable, pair: ModelPair) -> pd.DataFrame:
-            group = next(group for group in self.study.encoder_groups if pair in group.heads)
             frames = []
             for error_term in (False, True) if analysis.error_term else (False,):
                 frame = intervention.sweep(
@@ -428,7 +444,7 @@ class LayerStudy:
                     concept=pair.concept,
                     split=TEST,
                     error_term=error_term,
-                    passes=passes(group) if table.readout_kind == "network" else None,
+                    passes=self._passes_for(table, pair),
                     **settings,
                 )
                 frame.insert(0, "error_term", error_term)
@@ -436,12 +452,26 @@ class LayerStudy:
             return pd.concat(frames, ignore_index=True)
 
         return self._each(
-            "interventions", {**settings, "error_term": analysis.error_term, "score": analysis.score}, sweeps
+            "interventions", {**settings, "error_term": analysis.error_term, "score": analysis.score}, sweeps, pairs
         )
 
-    def _passes(self, group: EncoderGroup) -> MaskedPasses:
+    def _passes_for(self, table: LatentTable, pair: ModelPair) -> MaskedPasses | None:
+        """What interventions at an inner layer need; the last is kept until `intervene` or another group ends its use.
+
+        They hold a network and a layer's outputs, which are too large to keep them all.
+        """
+        if table.readout_kind != "network":
+            return None
+        group = self.study.group_of(pair)
+        model = self._hooked(group)
+        if self._latest is None or model is not self._latest[0]:
+            self._latest = None  # the old one goes before the new one comes
+            self._latest = model, self._passes(group, model)
+        return self._latest[1]
+
+    def _passes(self, group: EncoderGroup, model: HookedVisionModel) -> MaskedPasses:
         """What runs the network behind the layer under masks, from the layer's outputs kept on disk."""
-        model, images = self._hooked(group.pair), self.study.split(TEST)
+        images = self.study.split(TEST)
         plan = plans.of_layer_outputs(
             self.config,
             hook_name=self.hook_name,
@@ -475,9 +505,12 @@ class LayerStudy:
                 *(self.name, len(images), size),
             )
 
-    def intervene(self) -> None:
-        """Figure 2, and the roles of latents."""
-        _ = self.interventions, self.roles
+    def intervene(self, group: EncoderGroup) -> None:
+        """Figure 2, and the roles of latents, of the classifiers on one encoder."""
+        pairs = list(group.heads)
+        self._interventions(pairs)
+        self._roles(pairs)
+        self._latest = None
 
     @property
     def _thresholds(self) -> list[localization.Threshold]:
@@ -594,18 +627,3 @@ class LayerStudy:
         finally:
             shutil.rmtree(staged)
         return folder / report.name
-
-
-class _Latest:
-    """Remembers the passes of the last group only: a network and a layer's outputs are too large to keep them all."""
-
-    def __init__(self, make: Callable[[EncoderGroup], MaskedPasses]) -> None:
-        self._make = make
-        self._group: EncoderGroup | None = None
-        self._passes: MaskedPasses | None = None
-
-    def __call__(self, group: EncoderGroup) -> MaskedPasses:
-        if self._passes is None or group is not self._group:
-            self._group, self._passes = group, None  # the old one goes before the new one comes
-            self._passes = self._make(group)
-        return self._passes

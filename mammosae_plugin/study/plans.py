@@ -55,13 +55,13 @@ def _images(images: MammogramDataset, content: str) -> Plan:
 
 
 def of_classifier(
-    training: ClassifierTraining, encoder: Tensors, concept: str, images: MammogramDataset, content: str
+    training: ClassifierTraining, encoder: str, concept: str, images: MammogramDataset, content: str
 ) -> Plan:
     """A classifier that the study trains.
 
     Args:
         training: The model's `train` section.
-        encoder: The weights of the network that it starts from.
+        encoder: The fingerprint of the network that it starts from.
         concept: What it tells.
         images: The training images.
         content: The digest of the annotations and of every image file.
@@ -69,18 +69,18 @@ def of_classifier(
     return {
         "step": "classify",
         "concept": concept,
-        "encoder": tensors_fingerprint(encoder),
+        "encoder": encoder,
         "training": training.model_dump(),
         "images": _images(images, content),
     }
 
 
-def of_rows(config: StudyConfig, network: Tensors, images: MammogramDataset, content: str) -> Plan:
+def of_rows(config: StudyConfig, network: str, images: MammogramDataset, content: str) -> Plan:
     """The rows on which SAEs are trained.
 
     Args:
         config: The study's configuration, with a section `sae.train`.
-        network: The weights of the classifier whose features they are.
+        network: The fingerprint of the classifier whose features they are.
         images: The training images.
         content: As in `of_classifier`.
     """
@@ -88,7 +88,7 @@ def of_rows(config: StudyConfig, network: Tensors, images: MammogramDataset, con
     return {
         "step": "extract",
         "format_version": STORE_FORMAT,
-        "network": tensors_fingerprint(network),
+        "network": network,
         "images": _images(images, content),
         "rows": config.sae.train.model_dump(include=_OF_ROWS),
         "seed": config.seed,

@@ -177,7 +177,7 @@ def _data(study: StudyInputs) -> Row:
 def _models(layer: LayerStudy) -> list[Row]:
     described = []
     for pair in layer.study.pairs:
-        model, train = layer.study.classifier(pair), layer.study.model_config(pair.model).train
+        model, train = layer.study.facts(pair), layer.study.model_config(pair.model).train
         described.append(
             {
                 "name": pair.model,

@@ -24,9 +24,7 @@ from mammosae_plugin.locks import only_run
 from mammosae_plugin.own_files import remove_files
 from mammosae_plugin.schema.names import LAYERS_FOLDER, layer_folder
 from mammosae_plugin.study import results as study_results
-from mammosae_plugin.study.inputs import (
-    StudyInputs,
-)
+from mammosae_plugin.study.inputs import EncoderGroup, StudyInputs
 from mammosae_plugin.study.layer import LayerStudy
 
 STEPS = ("classify", "extract", "train", "encode", "probe", "intervene", "localize", "report")
@@ -60,7 +58,7 @@ class Study(StudyInputs):
         )
         for model in self.config.models:
             for layer in layers:
-                layer.check(self.start_network(model.name), model.name)
+                layer.check(model.name)
         return layers
 
     @property
@@ -73,13 +71,19 @@ class Study(StudyInputs):
     def classify(self) -> None:
         """Train the classifiers that the configuration does not give as files; check those that it gives."""
         _ = self.layers  # a layer that cannot be studied is told before hours of training
-        for pair in self.pairs:
-            self.classifier(pair)
+        _ = self.encoder_groups
 
     def _at_each_layer(self, do: Callable[[LayerStudy], Any]) -> None:
         for layer in self.layers:
             with layer.errors_name_it():
                 do(layer)
+
+    def _with_each_network(self, do: Callable[[LayerStudy, EncoderGroup], Any]) -> None:
+        """At all layers of one network before the next, which takes its place in memory."""
+        for group in self.encoder_groups:
+            for layer in self.layers:
+                with layer.errors_name_it():
+                    do(layer, group)
 
     def extract(self) -> None:
         """The rows on which the SAEs are trained; nothing where the configuration gives the SAEs as files."""
@@ -91,15 +95,15 @@ class Study(StudyInputs):
 
     def encode(self) -> None:
         """Make the latents tables."""
-        self._at_each_layer(LayerStudy.encode)
+        self._with_each_network(LayerStudy.encode)
 
     def probe(self) -> None:
         """Table 1, class means and rankings."""
         self._at_each_layer(LayerStudy.probe)
 
     def intervene(self) -> None:
-        """Figure 2."""
-        self._at_each_layer(LayerStudy.intervene)
+        """Figure 2, and the roles of latents."""
+        self._with_each_network(LayerStudy.intervene)
 
     def localize(self) -> None:
         """Table 2."""
