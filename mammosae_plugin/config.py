@@ -362,6 +362,8 @@ def load_config(
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name the study's YAML file")
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:

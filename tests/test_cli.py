@@ -58,8 +58,34 @@ def test_help_names_every_command_and_every_command_explains_itself():
 def test_whatever_is_published_can_be_told_how_small_a_group_is_too_small(kind):
     refused = mammosae("publish", kind, "nothing", "someone/name", "--min-group", "0")
     assert refused.returncode == 2
-    assert "Invalid value" in refused.stderr
-    assert "min-group" in refused.stderr
+    assert "invalid value for '--min-group': must be at least 1, not '0'" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["study", "a.yaml", "b.yaml"], "b.yaml"),
+        (["study", "--nosuch"], "no such option: --nosuch; see `mammosae study --help`"),
+        (["study", "--set"], "--set"),
+        (["stud"], "no such command 'stud'"),
+        (["publish", "saes"], "no such command 'saes'"),
+        (["note", "abc"], "must be a whole number, not 'abc'; see `mammosae note --help`"),
+        (["publish", "sae", "x", "a/b", "--min-group", "five"], "must be a whole number, not 'five'"),
+        (["compare", "a"], "missing argument"),
+        (["report", "."], "is a folder; name the study's YAML file"),
+    ],
+)
+def test_a_wrong_use_ends_with_one_line_of_our_own(arguments, said):
+    refused = mammosae(*arguments)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("mammosae: ")
+    assert said in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+def test_a_group_of_commands_alone_answers_with_its_help():
+    for said in ([], ["publish"]):
+        assert "Commands" in "".join([(done := mammosae(*said)).stdout, done.stderr])
 
 
 def test_a_study_prints_the_main_figures_and_the_reports_place(done):

@@ -2,16 +2,20 @@
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from mammosae_plugin.findings.about import About
     from mammosae_plugin.hub.publishing import Publication
+
+UsageError: Any = typer.BadParameter.__base__
+"""Every wrong use of a command; typer has no public name for it."""
 
 Debug = Annotated[bool, typer.Option("--debug", help="On an error, show the whole traceback.")]
 Repo = Annotated[str, typer.Argument(metavar="REPO", help="The Hub's repository, owner/name.", show_default=False)]
@@ -79,6 +83,39 @@ Allow = Annotated[
         show_default=False,
     ),
 ]
+
+
+class Commands(TyperGroup):
+    """Commands of which a wrong use, too, ends with one line of our own words and exit code 2."""
+
+    def main(self, args: Sequence[str] | None = None, *given: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Run a command, and end the process unless `standalone_mode` is false."""
+        extra["standalone_mode"] = False
+        if not standalone_mode:
+            return super().main(args, *given, **extra)
+        try:
+            code = super().main(args, *given, **extra)
+        except UsageError as error:
+            _refuse(error)
+            sys.exit(2)
+        except typer.Abort:
+            sys.exit(1)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse(error: UsageError) -> None:
+    if type(error).__name__ == "NoArgsIsHelpError":  # nothing was said: the help is the answer
+        error.show()
+        return
+    said = error.format_message()
+    cause = error.__cause__
+    if cause is not None and hasattr(cause, "errors"):  # what pydantic says of a value, which typer passes on
+        from mammosae_plugin.validation import explain
+
+        said = said.replace(error.message, explain(cause, None))
+    command = error.ctx.command_path if error.ctx is not None else "mammosae"
+    said = " ".join(said.split()).rstrip(".")
+    typer.secho(f"mammosae: {said[:1].lower()}{said[1:]}; see `{command} --help`", err=True, fg="red")
 
 
 @contextmanager

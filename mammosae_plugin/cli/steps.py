@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mammosae_plugin.cli.common import Debug, clear_errors
+from mammosae_plugin.cli.common import Commands, Debug, clear_errors
 from mammosae_plugin.cli.hub import add_hub_commands
 from mammosae_plugin.memory import keep_freed_memory
 from mammosae_plugin.version import __version__
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mammosae_plugin.config import StudyConfig
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
