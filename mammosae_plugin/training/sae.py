@@ -267,7 +267,7 @@ def _claim(folder: Path, plan: Mapping[str, Any]) -> None:
     said = {"plan_sha256": sha256_of_json(plan), **told}
     if not (folder / PLAN).exists():
         write_json(folder / PLAN, said)
-    elif (there := read_json(folder / PLAN))["plan_sha256"] != said["plan_sha256"]:
+    elif (there := read_json(folder / PLAN)).get("plan_sha256") != said["plan_sha256"]:
         same = "the same settings on other rows, or with other metadata"
         differing = differences({key: there.get(key) for key in told}, told) or same
         raise InputError(
