@@ -12,7 +12,6 @@ from .adapters import new_classifier as new_classifier
 from .adapters import vision_sae_disk_loader as vision_sae_disk_loader
 from .adapters import vision_sae_huggingface_loader as vision_sae_huggingface_loader
 from .adapters import wrap_for_nnsight as wrap_for_nnsight
-from .analysis import average_precision as average_precision
 from .analysis import class_mean_latents as class_mean_latents
 from .analysis import heatmap_boxes as heatmap_boxes
 from .analysis import intervene as intervene
@@ -45,6 +44,7 @@ from .hub import pull as pull
 from .hub import register_releases as register_releases
 from .latents import LatentTable as LatentTable
 from .latents import encode_latents as encode_latents
+from .measures.boxes import average_precision as average_precision
 from .study import Study as Study
 from .study import run_study as run_study
 from .training import ClassifierTraining as ClassifierTraining

@@ -1,16 +1,16 @@
-"""The public place of `analysis.localization`."""
+"""The public place of `analysis.localization`, and of the average precision by which it judges."""
 
 from mammosae_plugin.analysis.localization import (
     BoxScore,
     Contours,
     Threshold,
-    average_precision,
     heatmap,
     heatmap_boxes,
     localize,
     localize_baselines,
     localize_thresholds,
 )
+from mammosae_plugin.measures.boxes import average_precision
 
 __all__ = [
     "BoxScore",

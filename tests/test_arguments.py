@@ -11,7 +11,6 @@ from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.analysis.intervention import intervene, latent_group, sweep, sweep_controls
 from mammosae_plugin.analysis.localization import (
     Threshold,
-    average_precision,
     heatmap,
     heatmap_boxes,
     localize,
@@ -31,6 +30,7 @@ from mammosae_plugin.arguments import entries, indices, numbers, whole
 from mammosae_plugin.datasets import make_phantoms, n_classes_of
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.latents import LatentTable
+from mammosae_plugin.measures.boxes import average_precision
 from mammosae_plugin.measures.statistics import Resamples, classification_metrics, patient_bootstrap, settled
 
 TABLE = make_table(n_patients=12, d_sae=12, n_dead=2)

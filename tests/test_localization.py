@@ -9,7 +9,6 @@ from torchmetrics.detection import MeanAveragePrecision
 from mammosae_plugin.analysis.localization import (
     BOX_SCORES,
     Threshold,
-    average_precision,
     heatmap,
     heatmap_boxes,
     localize,
@@ -17,6 +16,7 @@ from mammosae_plugin.analysis.localization import (
     localize_thresholds,
 )
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.measures.boxes import average_precision
 
 
 def flood_fill_boxes(values, threshold, min_area):

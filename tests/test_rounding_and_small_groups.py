@@ -14,13 +14,14 @@ from sklearn.metrics import roc_auc_score
 
 from mammosae_plugin.adapters import HookedVisionModel, MammoClipClassifier
 from mammosae_plugin.analysis.intervention import sweep
-from mammosae_plugin.analysis.localization import average_precision, heatmap, heatmap_boxes
+from mammosae_plugin.analysis.localization import heatmap, heatmap_boxes
 from mammosae_plugin.analysis.probing import best_single_latent, class_mean_latents, rank_latents
 from mammosae_plugin.analysis.reconstruction import reconstruction_metrics
 from mammosae_plugin.datasets import VinDrMammo
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.latents import encode_latents
 from mammosae_plugin.latents.table import logit_error
+from mammosae_plugin.measures.boxes import average_precision
 from mammosae_plugin.measures.statistics import (
     NETWORK_ERROR,
     Resamples,

@@ -10,7 +10,6 @@ from .intervention import sweep_controls as sweep_controls
 from .localization import BoxScore as BoxScore
 from .localization import Contours as Contours
 from .localization import Threshold as Threshold
-from .localization import average_precision as average_precision
 from .localization import heatmap as heatmap
 from .localization import heatmap_boxes as heatmap_boxes
 from .localization import localize as localize
