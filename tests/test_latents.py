@@ -2,6 +2,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,10 @@ from scipy import sparse
 
 from mammosae_plugin.activations import capture
 from mammosae_plugin.adapters import HookedVisionModel, new_classifier
+from mammosae_plugin.adapters.preprocessing import MAMMO_CLIP
 from mammosae_plugin.analysis.intervention import intervene, latent_group
 from mammosae_plugin.analysis.probing import class_mean_latents, rank_latents
 from mammosae_plugin.analysis.reconstruction import reconstruction_quality
-from mammosae_plugin.datasets import preprocessing
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import write_json
 from mammosae_plugin.latents import LatentTable, encode_latents
@@ -277,12 +278,11 @@ def test_a_table_of_the_first_format_is_refused_by_name(encoded, tmp_path):
         LatentTable(tmp_path)
 
 
-def test_images_preprocessed_otherwise_into_the_same_folder_are_refused(hooked, sae, phantoms, tmp_path, monkeypatch):
+def test_images_preprocessed_otherwise_into_the_same_folder_are_refused(hooked, sae, phantoms, tmp_path):
     few = phantoms.select(image_ids=phantoms.images["image_id"][:4])
     encode_latents(hooked, sae, few, tmp_path, heads={})
-    monkeypatch.setattr(preprocessing, "MEAN", 0.4)
     with pytest.raises(InputError, match="other settings .*preprocessing is"):
-        encode_latents(hooked, sae, few, tmp_path, heads={})
+        encode_latents(hooked, sae, few.with_preprocessing(replace(MAMMO_CLIP, mean=0.4)), tmp_path, heads={})
 
 
 def test_so_are_those_of_a_dataset_that_prepares_them_itself(hooked, sae, phantoms, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from helpers_study import study_settings, write_study
 from torch import nn
 
+from mammosae_plugin.adapters.preprocessing import MAMMO_CLIP
 from mammosae_plugin.config import load_config
-from mammosae_plugin.datasets import VinDrMammo, preprocessing
+from mammosae_plugin.datasets import VinDrMammo
 from mammosae_plugin.study import plans
 
 TRAINED = {"train": {"model": "pretrained", "concept": "Mass", "count": 3, "training": {"d_sae": 32}}}
@@ -103,13 +105,12 @@ def test_so_does_what_a_step_reads(make, read, steps):
     assert {step for step in before if before[step] != after[step]} == set(steps.split())
 
 
-def test_so_do_the_images_and_how_they_are_prepared(make, phantom_root, monkeypatch):
+def test_so_do_the_images_and_how_they_are_prepared(make, phantom_root):
     before = make()
     images = VinDrMammo(phantom_root, image_size=(96, 64))
     fewer = make(images=images.select(image_ids=images.images["image_id"][1:]))
     assert {step for step in before if before[step] != fewer[step]} == set(IMAGES.split())
-    monkeypatch.setattr(preprocessing, "MEAN", 0.5)
-    prepared = make()
+    prepared = make(images=images.with_preprocessing(replace(MAMMO_CLIP, mean=0.5)))
     assert {step for step in before if before[step] != prepared[step]} == set(IMAGES.split())
 
 

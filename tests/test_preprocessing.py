@@ -1,8 +1,10 @@
 import gzip
 import io
+import json
 import struct
 import zipfile
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,15 +12,15 @@ import torch
 from helpers_datasets import SIZE, good_rows, write_dataset
 from PIL import Image
 
+from mammosae_plugin.adapters.preprocessing import MAMMO_CLIP, Preprocessing
 from mammosae_plugin.datasets import (
     PREPROCESSING,
     BadImageError,
     VinDrMammo,
     preprocess,
-    preprocessing,
-    preprocessing_fingerprint,
 )
 from mammosae_plugin.datasets.preprocessing import read_png
+from mammosae_plugin.errors import InputError
 
 RNG = np.random.default_rng(0)
 
@@ -198,11 +200,32 @@ def test_an_image_that_is_no_png_and_does_not_say_so_is_read(tmp_path):
     assert "is an HTML page" in bad_reason(tmp_path / "x.jpg")
 
 
-@pytest.mark.parametrize("setting", ["MEAN", "STD"])
-def test_the_fingerprints_of_preprocessing_and_data_follow_every_setting(tmp_path, monkeypatch, setting):
+RGB = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), scale="full_range")
+OTHERS = [replace(MAMMO_CLIP, mean=0.4), replace(MAMMO_CLIP, std=0.4), replace(MAMMO_CLIP, scale="full_range"), RGB]
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=["mean", "std", "scale", "timm's"])
+def test_the_fingerprints_of_preprocessing_and_data_follow_every_setting(tmp_path, other):
     data = VinDrMammo(write_dataset(tmp_path, good_rows()), image_size=SIZE)
-    before = preprocessing_fingerprint(), data.fingerprint
-    assert (preprocessing_fingerprint(), data.fingerprint) == before
-    monkeypatch.setattr(preprocessing, setting, 0.5)
-    assert preprocessing_fingerprint() != before[0]
-    assert data.fingerprint != before[1]
+    same, changed = data.with_preprocessing(replace(MAMMO_CLIP)), data.with_preprocessing(other)
+    assert (same.preprocessing.fingerprint, same.fingerprint) == (MAMMO_CLIP.fingerprint, data.fingerprint)
+    assert other.fingerprint != MAMMO_CLIP.fingerprint
+    assert changed.fingerprint != data.fingerprint
+    assert changed.select(split="training").preprocessing == other
+    assert Preprocessing.described(json.loads(json.dumps(other.describe()))) == other
+
+
+def test_the_fingerprint_is_that_of_files_made_so_far():
+    assert MAMMO_CLIP.fingerprint == "23bb3a02075b4b02170b2a47203bc6b0323531fa38d4245eb983e3b195ba93fc"
+    with pytest.raises(InputError, match="none that this release knows"):
+        Preprocessing.described(MAMMO_CLIP.describe() | {"resize": 5})
+
+
+@pytest.mark.parametrize("shape", [(31, 17), (31, 17, 3)])
+def test_a_network_of_timms_gets_shares_of_the_full_range_per_channel(shape):
+    array = RNG.integers(30, 200, shape, dtype=np.uint8)
+    image = RGB(array)
+    values = (np.stack([array] * 3, axis=-1) if array.ndim == 2 else array) / 255
+    expected = (values - np.array(RGB.mean)) / np.array(RGB.std)
+    np.testing.assert_allclose(image.permute(1, 2, 0).numpy(), expected, atol=2e-6)
+    assert image.is_contiguous()

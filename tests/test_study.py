@@ -34,7 +34,6 @@ from mammosae_plugin.adapters import MammoClipClassifier, save_classifier
 from mammosae_plugin.adapters.fast_inference import compiled
 from mammosae_plugin.adapters.sources import Source
 from mammosae_plugin.config import load_config
-from mammosae_plugin.datasets import preprocessing
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.own_files import replace_files
 from mammosae_plugin.study import Study, networks, run_study
@@ -135,16 +134,6 @@ def test_missing_images_count_as_bad_ones_and_come_back_when_they_are_there(tmp_
     study = Study(load_config(file, overrides))
     assert study.quarantine["image_id"].tolist() == [unreadable.name]
     assert study.content != before
-
-
-@pytest.mark.parametrize("setting", ["MEAN", "STD"])
-def test_other_preprocessing_makes_new_results(tmp_path, phantom_root, monkeypatch, setting):
-    file = write_study(tmp_path, study_settings(tmp_path, phantom_root))
-    before = Study(load_config(file)).content
-    monkeypatch.setattr(preprocessing, setting, 0.4)
-    assert Study(load_config(file)).content != before
-    monkeypatch.undo()
-    assert Study(load_config(file)).content == before
 
 
 def test_concepts_can_be_taken_away_between_runs(tmp_path, phantom_root):

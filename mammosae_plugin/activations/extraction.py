@@ -21,7 +21,7 @@ from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.adapters.hooked_vision_model import require_hooked
 from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.arguments import between, entries, one_of, whole
-from mammosae_plugin.datasets import PREPROCESSING, MammogramDataset
+from mammosae_plugin.datasets import MammogramDataset
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path, sha256_of_json
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
@@ -86,7 +86,9 @@ class _Images(Dataset[torch.Tensor | InputError]):
     """
 
     def __init__(self, dataset: MammogramDataset, augmentation: Augment | None, seed: int) -> None:
-        self.dataset, self.augmentation, self.seed = dataset, augmentation, seed
+        self.dataset, self.seed = dataset, seed
+        bound = getattr(augmentation, "for_preprocessing", None)
+        self.augmentation: Augment | None = augmentation if bound is None else bound(dataset.preprocessing)
 
     def __getitem__(self, index: int) -> torch.Tensor | InputError:
         try:
@@ -351,7 +353,7 @@ def _extract(
         "format_version": FORMAT_VERSION,
         "dataset": dataset.fingerprint,
         "image_size": list(dataset.image_size),
-        "preprocessing": PREPROCESSING,
+        "preprocessing": dataset.preprocessing.describe(),
         "fraction": fraction if count is None else None,
         "count": count,
         "sample_from": sample_from,

@@ -16,7 +16,7 @@ from mammosae_plugin import distributed
 from mammosae_plugin.activations.extraction import image_batches
 from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.adapters.recording import evaluation
-from mammosae_plugin.datasets import MammogramDataset, preprocessing_fingerprint
+from mammosae_plugin.datasets import MammogramDataset
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import SEAL, is_sealed, local_path, read_json, sealed, sha256_of_json, write_json
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
@@ -154,7 +154,7 @@ def cache_layer_outputs(
         "model": tensors_fingerprint(model.encoder_state()),
         "hook_name": hook_name,
         "dataset": dataset.fingerprint,
-        "preprocessing": preprocessing_fingerprint(),
+        "preprocessing": dataset.preprocessing.fingerprint,
         "images": sha256_of_json(dataset.images["image_id"].tolist()),
         "image_size": list(dataset.image_size),
         "batch_size": batch_size,

@@ -1,10 +1,11 @@
 """Mammograms with labels and boxes: VinDr-Mammo, phantoms in its format, preprocessing, screening of bad images."""
 
+from mammosae_plugin.adapters.preprocessing import BadImageError
 from mammosae_plugin.datasets.about import DatasetAbout
 from mammosae_plugin.datasets.base import Batch, DatasetError, Item, MammogramDataset, collate
 from mammosae_plugin.datasets.concepts import CONCEPTS, GRADED_CONCEPTS, n_classes_of
 from mammosae_plugin.datasets.phantoms import make_phantoms
-from mammosae_plugin.datasets.preprocessing import PREPROCESSING, BadImageError, preprocess, preprocessing_fingerprint
+from mammosae_plugin.datasets.preprocessing import PREPROCESSING, preprocess
 from mammosae_plugin.datasets.screening import (
     check_suspects,
     leave_out_bad,
@@ -31,7 +32,6 @@ __all__ = [
     "make_phantoms",
     "n_classes_of",
     "preprocess",
-    "preprocessing_fingerprint",
     "read_quarantine",
     "read_suspects",
     "screen_images",

@@ -16,10 +16,11 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from mammosae_plugin.adapters.preprocessing import MAMMO_CLIP, Preprocessing
 from mammosae_plugin.arguments import entries, text
 from mammosae_plugin.datasets.about import DatasetAbout
 from mammosae_plugin.datasets.concepts import GRADED_CONCEPTS
-from mammosae_plugin.datasets.preprocessing import preprocess, preprocessing_fingerprint, read_png
+from mammosae_plugin.datasets.preprocessing import read_png
 from mammosae_plugin.errors import InputError
 
 Unit = Literal["image", "finding_row"]
@@ -83,6 +84,7 @@ class MammogramDataset(Dataset[Item]):
         image_size: (H, W) of every image.
         unit: "image" (one item per image) or "finding_row" (one item per annotation row, as the released code
             evaluates).
+        preprocessing: how the pixels of an item become its image; Mammo-CLIP's, unless `with_preprocessing` said other.
     """
 
     images: pd.DataFrame
@@ -90,6 +92,7 @@ class MammogramDataset(Dataset[Item]):
     concepts: tuple[str, ...]
     image_size: tuple[int, int]
     unit: Unit
+    preprocessing: Preprocessing = MAMMO_CLIP
 
     def __init__(
         self,
@@ -128,7 +131,7 @@ class MammogramDataset(Dataset[Item]):
         labels, boxes = self._labels_and_boxes(index)
         pixels = read_png(self._paths[image_row], self.image_size)
         return {
-            "image": preprocess(pixels, image_id),
+            "image": self.preprocessing(pixels, image_id),
             "image_id": image_id,
             "patient_id": str(self.images.at[image_row, "patient_id"]),
             "split": str(self.images.at[image_row, "split"]),
@@ -153,6 +156,12 @@ class MammogramDataset(Dataset[Item]):
         """
         pixels = read_png(self.path(index), self.image_size)
         return pixels if pixels.ndim == 2 else np.asarray(Image.fromarray(pixels).convert("L"))
+
+    def with_preprocessing(self: _Self, preprocessing: Preprocessing) -> _Self:
+        """The same images as another network wants them."""
+        same = copy.copy(self)
+        same.preprocessing = preprocessing
+        return same
 
     # -- selection ---------------------------------------------------------------------------------------------------
 
@@ -273,7 +282,7 @@ class MammogramDataset(Dataset[Item]):
         It does not depend on where the files lie, on the unit, or on the annotation file's layout. Of somebody's
         subclass that makes its items itself it also holds three of them: what it does to images is not known otherwise.
         """
-        parts = [self._content, preprocessing_fingerprint()]
+        parts = [self._content, self.preprocessing.fingerprint]
         maker = next(kind for kind in type(self).__mro__ if "__getitem__" in vars(kind))
         if maker.__module__.partition(".")[0] != __name__.partition(".")[0]:
             for index in sorted({0, len(self) // 2, len(self) - 1} & set(range(len(self)))):

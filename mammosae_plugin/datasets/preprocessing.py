@@ -1,6 +1,5 @@
-"""From a PNG on disk to the network's input, exactly as the released Mammo-SAE and Mammo-CLIP code does it."""
+"""From a PNG on disk to pixels, and to Mammo-CLIP's input."""
 
-import hashlib
 import os
 import struct
 import zlib
@@ -12,42 +11,13 @@ import numpy.typing as npt
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from mammosae_plugin.errors import InputError
+from mammosae_plugin.adapters.preprocessing import MAMMO_CLIP, BadImageError
 from mammosae_plugin.file_kinds import kind_of
 
-MEAN = 0.3089279
-STD = 0.25053555408335154
 _TAIL = 4096  # bytes of a file in which the end of a PNG is looked for
 
-PREPROCESSING: dict[str, Any] = {
-    "read_as": "8-bit RGB",
-    "steps": ["to float32", "minus its minimum", "over its new maximum", f"minus {MEAN}", f"over {STD}"],
-    "mean": MEAN,
-    "std": STD,
-    "resize": None,
-}
-"""The preprocessing in plain JSON, for the metadata of whatever is made from preprocessed images."""
-
-
-def preprocessing_fingerprint() -> str:
-    """SHA-256 of what `preprocess` makes of a fixed ramp: it changes with every setting that changes the pixels.
-
-    What is made from preprocessed images must be kept under it; a dataset's `fingerprint` holds it.
-    """
-    ramp = np.arange(5, 250, dtype=np.uint8).reshape(7, 35)
-    return hashlib.sha256(preprocess(ramp).numpy().tobytes()).hexdigest()
-
-
-class BadImageError(InputError):
-    """One image that cannot be used: unreadable, wrongly sized, not 8-bit, or constant.
-
-    Attributes:
-        reason: the cause alone, without the image's name (what a quarantine file lists).
-    """
-
-    def __init__(self, message: str, reason: str | None = None) -> None:
-        super().__init__(message)  # one required argument, because DataLoader workers rebuild errors from their text
-        self.reason = message if reason is None else reason
+PREPROCESSING: dict[str, Any] = MAMMO_CLIP.describe()
+"""Mammo-CLIP's preprocessing in plain JSON."""
 
 
 def read_png(path: str | os.PathLike[str], image_size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
@@ -128,20 +98,13 @@ def _other_format(path: str | os.PathLike[str]) -> str:
     return f"is {kind}, not a{'n' if wanted[0] == 'i' else ''} {wanted}: {way_out}"
 
 
-def check_contrast(array: npt.NDArray[np.uint8], name: str = "") -> None:
-    """Raise `BadImageError` when all values of the image are equal, which the preprocessing would divide by zero."""
-    if array.size == 0 or array.min() == array.max():
-        reason = "has no pixels" if array.size == 0 else f"is constant (every value is {array.flat[0]})"
-        raise BadImageError(f"image {name}: {reason}" if name else f"the image {reason}", reason)
-
-
 def preprocess(array: npt.NDArray[np.uint8], name: str = "") -> torch.Tensor:
-    """An 8-bit image as the network's input: x - min(x), over its new maximum, minus MEAN, over STD, in float32.
+    """An 8-bit image as Mammo-CLIP's input: x - min(x), over its new maximum, minus MEAN, over STD, in float32.
 
     Minimum and maximum are taken over the whole image. Source: the dataset class of the released Mammo-SAE code.
 
     Args:
-        array: uint8, (H, W) grayscale (replicated to three channels) or (H, W, 3) RGB.
+        array: uint8, (H, W) grayscale (repeated to three channels) or (H, W, 3) RGB.
         name: the image's name, for the error message.
 
     Returns:
@@ -151,13 +114,4 @@ def preprocess(array: npt.NDArray[np.uint8], name: str = "") -> torch.Tensor:
         BadImageError: the image is constant.
         TypeError: the array has another type or shape.
     """
-    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
-        raise TypeError(f"expected a uint8 array (H, W) or (H, W, 3), got {array.dtype} {array.shape}")
-    check_contrast(array, name)
-    values = array.astype(np.float32)
-    values -= values.min()
-    values /= values.max()
-    values -= np.float32(MEAN)
-    values /= np.float32(STD)
-    image = torch.from_numpy(values)
-    return image.expand(3, -1, -1).contiguous() if image.ndim == 2 else image.permute(2, 0, 1).contiguous()
+    return MAMMO_CLIP(array, name)

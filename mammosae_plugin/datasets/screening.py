@@ -13,8 +13,9 @@ import numpy.typing as npt
 import pandas as pd
 from tqdm import tqdm
 
+from mammosae_plugin.adapters.preprocessing import BadImageError, check_contrast
 from mammosae_plugin.datasets.base import BOX_COLUMNS, DatasetError, MammogramDataset
-from mammosae_plugin.datasets.preprocessing import BadImageError, check_contrast, read_png
+from mammosae_plugin.datasets.preprocessing import read_png
 from mammosae_plugin.datasets.suspects import (
     AT_SKIN,
     ON_BACKGROUND,

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
+from mammosae_plugin.adapters.preprocessing import BadImageError
 from mammosae_plugin.arguments import between, shown, whole
 from mammosae_plugin.datasets.about import PHANTOMS, VINDR_MAMMO, DatasetAbout
 from mammosae_plugin.datasets.base import BOX_COLUMNS, DatasetError, MammogramDataset, Unit, describe
@@ -31,7 +32,7 @@ from mammosae_plugin.datasets.boxes import (
 )
 from mammosae_plugin.datasets.concepts import CONCEPTS, nearest_names
 from mammosae_plugin.datasets.csv_files import plain_name, read_csv
-from mammosae_plugin.datasets.preprocessing import BadImageError, read_png
+from mammosae_plugin.datasets.preprocessing import read_png
 from mammosae_plugin.datasets.suspects import box_scores
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path

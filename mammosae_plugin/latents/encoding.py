@@ -17,7 +17,7 @@ from mammosae_plugin.adapters.hooked_vision_model import refuse_what_no_map_fits
 from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.adapters.rest_of_network import RestOfNetwork
 from mammosae_plugin.arguments import entries, flag, indices, shown, text, whole
-from mammosae_plugin.datasets import MammogramDataset, preprocessing_fingerprint
+from mammosae_plugin.datasets import MammogramDataset
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import (
     local_path,
@@ -155,7 +155,7 @@ def _encode(
         "sae": tensors_fingerprint(sae.state_dict()),
         "heads": {concept: tensors_fingerprint(head.state_dict()) for concept, head in heads.items()},
         "dataset": dataset.fingerprint,
-        "preprocessing": preprocessing_fingerprint(),
+        "preprocessing": dataset.preprocessing.fingerprint,
         "image_size": list(dataset.image_size),
         "hook_name": layer.hook_name,
         "gradcam": cams,

@@ -16,7 +16,7 @@ from mammosae_plugin import distributed
 from mammosae_plugin.activations.layer_outputs import FORMAT_VERSION as OUTPUTS_FORMAT
 from mammosae_plugin.activations.store import FORMAT_VERSION as STORE_FORMAT
 from mammosae_plugin.config import StudyConfig
-from mammosae_plugin.datasets import MammogramDataset, preprocessing_fingerprint
+from mammosae_plugin.datasets import MammogramDataset
 from mammosae_plugin.files import sha256_of_json, write_json
 from mammosae_plugin.latents.table import FORMAT_VERSION as TABLE_FORMAT
 from mammosae_plugin.provenance import package_versions, plain, tensors_fingerprint
@@ -50,7 +50,7 @@ def _images(images: MammogramDataset, content: str) -> Plan:
         "n": len(ids),
         "ids_sha256": sha256_of_json(ids),
         "content": content,
-        "preprocessing": preprocessing_fingerprint(),
+        "preprocessing": images.preprocessing.fingerprint,
     }
 
 

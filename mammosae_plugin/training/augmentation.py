@@ -1,7 +1,8 @@
 """Augmented mammograms: what a training image looks like follows from seed, epoch and image, not from who reads it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 from zlib import crc32
 
@@ -14,8 +15,8 @@ from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as v2
 
+from mammosae_plugin.adapters.preprocessing import MAMMO_CLIP, Preprocessing
 from mammosae_plugin.datasets import MammogramDataset
-from mammosae_plugin.datasets.preprocessing import MEAN, STD
 from mammosae_plugin.provenance import torch_generator
 
 Kind = Literal["none", "flips", "affine", "mammo_clip"]
@@ -47,27 +48,35 @@ class Augmentation:
     elastic_sigma: float = 15.0
     elastic_affine: float = 50.0
 
-    def __call__(self, image: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
-        """A changed copy of a preprocessed image (3, H, W); `generator` decides how.
+    def __call__(
+        self, image: torch.Tensor, generator: np.random.Generator, preprocessing: Preprocessing = MAMMO_CLIP
+    ) -> torch.Tensor:
+        """A changed copy of an image (3, H, W) under a preprocessing; `generator` decides how.
 
-        What enters from outside the frame has the image's background value, its minimum; in the affine part of the
-        elastic map it is the image's reflection.
+        What enters from outside the frame has the image's background value, each channel's minimum; in the affine part
+        of the elastic map it is the image's reflection.
         """
         if self.kind == "none":
             return image
         image = flipped(image, *(generator.random(2) < 0.5))
         if self.kind == "affine":
             return affine(image, generator)
-        return self._as_mammo_clip(image, generator) if self.kind == "mammo_clip" else image
+        return self._as_mammo_clip(image, generator, preprocessing) if self.kind == "mammo_clip" else image
 
-    def _as_mammo_clip(self, image: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
+    def for_preprocessing(self, preprocessing: Preprocessing) -> Callable[..., torch.Tensor]:
+        """The augmentation of images under a preprocessing, to be called with an image and a generator."""
+        return partial(self, preprocessing=preprocessing)
+
+    def _as_mammo_clip(
+        self, image: torch.Tensor, generator: np.random.Generator, preprocessing: Preprocessing
+    ) -> torch.Tensor:
         if generator.random() < 0.5:
             image = fixed_affine(image, generator)
         if generator.random() < 0.5:
             if self.elastic_affine:
                 image = three_points_moved(image, generator, self.elastic_affine)
             image = elastic(image, generator, self.elastic_alpha, self.elastic_sigma)
-        return stretched(image)
+        return preprocessing.again(image)
 
 
 class EpochImages(Dataset[torch.Tensor]):
@@ -99,7 +108,7 @@ class EpochImages(Dataset[torch.Tensor]):
         if self.augmentation.kind == "flips":
             return flipped(item["image"], *self._flips[place].tolist())
         generator = np.random.default_rng([self.seed, self.epoch, crc32(item["image_id"].encode())])
-        return self.augmentation(item["image"], generator)
+        return self.augmentation(item["image"], generator, self.dataset.preprocessing)
 
 
 def flipped(image: torch.Tensor, horizontally: bool, vertically: bool) -> torch.Tensor:
@@ -113,7 +122,7 @@ def affine(image: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
     """(3, H, W) after a random rotation, shift, scale and shear about its centre, bilinear."""
     height, width = image.shape[-2:]
     shift = generator.uniform(-SHIFT, SHIFT, 2) * (width, height)
-    background = image.min()
+    background = _background(image)
     moved: torch.Tensor = (
         v2.affine(  # zeros come in from outside, so the background is made zero; `fill` would leave a bright seam
             image - background,
@@ -147,7 +156,7 @@ def fixed_affine_matrix(image_size: tuple[int, int], scale_x: float, scale_y: fl
 
 def fixed_affine(image: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
     """(3, H, W) under `fixed_affine_matrix`; the scales along x and y are drawn independently from 0.8 to 1.2."""
-    background = image.min()
+    background = _background(image)
     matrix = fixed_affine_matrix((image.shape[-2], image.shape[-1]), *generator.uniform(*SCALE, 2))
     return _warped(image - background, matrix, "zeros") + background
 
@@ -194,17 +203,11 @@ def elastic(image: torch.Tensor, generator: np.random.Generator, alpha: float, s
     pixels = alpha * gaussian_filter(noise, (0, sigma, sigma))
     # A displacement is in units in which the image is 2 wide and 2 high.
     displacement = torch.from_numpy(np.stack([pixels[0] * (2 / width), pixels[1] * (2 / height)], axis=-1))[None]
-    background = image.min()
+    background = _background(image)
     moved: torch.Tensor = v2.elastic(image - background, displacement.float(), InterpolationMode.BILINEAR)
     return moved + background
 
 
-def stretched(image: torch.Tensor) -> torch.Tensor:
-    """A preprocessed image over its full range again: minimum to 0, maximum to 1, then minus MEAN and over STD.
-
-    Mammo-CLIP augments before it preprocesses. A warp that left nothing but background changes nothing here.
-    """
-    low, high = image.min(), image.max()
-    if low == high:
-        return image
-    return ((image - low) / (high - low) - MEAN) / STD
+def _background(image: torch.Tensor) -> torch.Tensor:
+    """(3, 1, 1), the least value of each channel."""
+    return image.amin((-2, -1), keepdim=True)

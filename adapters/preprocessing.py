@@ -1,0 +1,139 @@
+"""How 8-bit pixels become a network's input. It belongs to the network, and to the fingerprint of all that is made."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mammosae_plugin.errors import InputError
+
+Number = float | tuple[float, float, float]
+"""One for all channels, or one for each of red, green and blue."""
+
+
+class BadImageError(InputError):
+    """One image that cannot be used: unreadable, wrongly sized, not 8-bit, or constant.
+
+    Attributes:
+        reason: the cause alone, without the image's name (what a quarantine file lists).
+    """
+
+    def __init__(self, message: str, reason: str | None = None) -> None:
+        super().__init__(message)  # one required argument, because DataLoader workers rebuild errors from their text
+        self.reason = message if reason is None else reason
+
+
+def check_contrast(array: npt.NDArray[np.uint8], name: str = "") -> None:
+    """Raise `BadImageError` when all values of the image are equal, which the preprocessing would divide by zero."""
+    if array.size == 0 or array.min() == array.max():
+        reason = "has no pixels" if array.size == 0 else f"is constant (every value is {array.flat[0]})"
+        raise BadImageError(f"image {name}: {reason}" if name else f"the image {reason}", reason)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """A network's own preprocessing; gray images are repeated to three channels, and nothing is resized.
+
+    Attributes:
+        mean: what is taken off after scaling.
+        std: what the rest is divided by.
+        scale: "own_range": minus the image's minimum, over its new maximum, as the released Mammo-SAE code does it;
+            "full_range": over 255, as timm's networks expect it.
+    """
+
+    mean: Number
+    std: Number
+    scale: Literal["own_range", "full_range"]
+
+    def __post_init__(self) -> None:
+        """See that a range of the image's own goes with one mean for all channels, since it is that of all of them."""
+        if self.scale == "own_range" and (isinstance(self.mean, tuple) or isinstance(self.std, tuple)):
+            raise InputError("a preprocessing to the image's own range has one mean and one std, not one per channel")
+
+    def __call__(self, array: npt.NDArray[np.uint8], name: str = "") -> torch.Tensor:
+        """An 8-bit image as the network's input, computed in float32.
+
+        Args:
+            array: uint8, (H, W) grayscale or (H, W, 3) RGB.
+            name: the image's name, for the error message.
+
+        Returns:
+            float32 tensor (3, H, W), contiguous.
+
+        Raises:
+            BadImageError: the image is constant.
+            TypeError: the array has another type or shape.
+        """
+        if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
+            raise TypeError(f"expected a uint8 array (H, W) or (H, W, 3), got {array.dtype} {array.shape}")
+        check_contrast(array, name)
+        values = array.astype(np.float32)
+        if self.scale == "own_range":
+            values -= values.min()
+            values /= values.max()
+        else:
+            values /= np.float32(255)
+        if values.ndim == 2 and isinstance(self.mean, tuple):
+            values = np.repeat(values[..., None], 3, axis=2)
+        values -= np.asarray(self.mean, dtype=np.float32)
+        values /= np.asarray(self.std, dtype=np.float32)
+        image = torch.from_numpy(values)
+        return image.expand(3, -1, -1).contiguous() if image.ndim == 2 else image.permute(2, 0, 1).contiguous()
+
+    def again(self, image: torch.Tensor) -> torch.Tensor:
+        """A preprocessed image (3, H, W) that was changed, as if its pixels had been changed before.
+
+        An image in its own range is stretched to the full range again, as Mammo-CLIP does it, which augments before it
+        preprocesses; one without any contrast left stays.
+        """
+        low, high = image.min(), image.max()
+        if self.scale == "full_range" or low == high:
+            return image
+        assert not isinstance(self.mean, tuple) and not isinstance(self.std, tuple)  # the constructor has seen to it
+        stretched: torch.Tensor = ((image - low) / (high - low) - self.mean) / self.std
+        return stretched
+
+    def describe(self) -> dict[str, Any]:
+        """It in plain JSON, for the metadata of whatever is made from preprocessed images."""
+        mean, std = (list(value) if isinstance(value, tuple) else value for value in (self.mean, self.std))
+        scaling = ["minus its minimum", "over its new maximum"] if self.scale == "own_range" else ["over 255"]
+        return {
+            "read_as": "8-bit RGB",
+            "steps": ["to float32", *scaling, f"minus {mean}", f"over {std}"],
+            "mean": mean,
+            "std": std,
+            "resize": None,
+        }
+
+    @classmethod
+    def described(cls, said: Any) -> "Preprocessing":
+        """The preprocessing that `describe` described.
+
+        Raises:
+            InputError: it is none that this release knows.
+        """
+        if isinstance(said, Mapping):
+            mean, std = (
+                tuple(value) if isinstance(value, list) and len(value) == 3 else value
+                for value in (said.get("mean"), said.get("std"))
+            )
+            scale = "full_range" if "over 255" in str(said.get("steps")) else "own_range"
+            found = cls(mean, std, scale)  # type: ignore[arg-type]  # what it is is compared
+            if found.describe() == dict(said):
+                return found
+        raise InputError(f"the preprocessing {said!r} is none that this release knows; update it")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of what it makes of a fixed ramp: it changes with every setting that changes the pixels."""
+        ramp = np.arange(5, 250, dtype=np.uint8).reshape(7, 35)
+        return hashlib.sha256(self(ramp).numpy().tobytes()).hexdigest()
+
+
+MAMMO_CLIP = Preprocessing(mean=0.3089279, std=0.25053555408335154, scale="own_range")
+"""Exactly what the released Mammo-SAE and Mammo-CLIP code does."""
