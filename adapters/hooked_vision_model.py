@@ -99,7 +99,7 @@ class _NoteImageSize:
         self.root.image_size = (int(images[0].shape[-2]), int(images[0].shape[-1])) if images else None
 
 
-class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
+class HookedVisionModel(HookedRootModule):
     """A timm or plain torch image model with a hook point `<module path>.hook_out` after each chosen module.
 
     At hook points and in SAEs activations are channels last. A module's map, (B, C, h, w) or (B, h, w, C), is shown as
@@ -212,7 +212,7 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
         self._handles.append(model.register_forward_pre_hook(_NoteImageSize(self), with_kwargs=True))
         for path in paths:
             self._add_point(path, clone=path in cloned)
-        self.setup()
+        self.setup()  # type: ignore[no-untyped-call]  # TransformerLens says no type
 
     # -- places --------------------------------------------------------------------------------------------------------
 
@@ -450,12 +450,9 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
 
     def get_caching_hooks(
         self, names_filter: NamesFilter = None, *args: Any, **kwargs: Any
-    ) -> tuple[dict[str, torch.Tensor], HookList, HookList]:
+    ) -> tuple[dict[str, torch.Tensor], list[Any], list[Any]]:
         """TransformerLens's `get_caching_hooks`, which `run_with_cache` uses; raises `InputError` as `hooks` does."""
-        hooks: tuple[dict[str, torch.Tensor], HookList, HookList] = super().get_caching_hooks(
-            self._checked_filter(names_filter), *args, **kwargs
-        )
-        return hooks
+        return super().get_caching_hooks(self._checked_filter(names_filter), *args, **kwargs)
 
     def _checked_filter(self, names_filter: NamesFilter) -> NamesFilter:
         """Full names for names, so that a misspelt one raises, where TransformerLens gives a cache without it."""
@@ -666,7 +663,7 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
         parent, _, leaf = name.rpartition(".")
         self.get_submodule(parent).add_module(leaf, module)
         self.attachment_count += 1
-        self.setup()
+        self.setup()  # type: ignore[no-untyped-call]
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -744,7 +741,8 @@ def refuse_what_no_map_fits(sae: SAE[Any], name: str) -> None:
         )
     scaling = sae.cfg.normalize_activations
     probe = torch.linspace(-1, 2, sae.cfg.d_in, device=sae.device, dtype=sae.dtype)[None]
-    if scaling != "none" and torch.equal(sae.run_time_activation_norm_fn_in(probe), probe):
+    scaled = sae.run_time_activation_norm_fn_in  # type: ignore[has-type]  # SAELens sets lambdas without a type
+    if scaling != "none" and torch.equal(scaled(probe), probe):
         raise InputError(
             f"the SAE for {name!r} was trained on scaled rows ({scaling}) and would see them unscaled: the scale is "
             "not in its weights; fold it in first (fold_activation_norm_scaling_factor or fold_activation_whitening)"

@@ -15,7 +15,7 @@ from typing import Any
 
 import sae_lens
 import torch
-from sae_lens import SAE, StandardSAE
+from sae_lens import SAE
 from sae_lens.registry import SAE_CLASS_REGISTRY
 
 from mammosae_plugin.adapters.checkpoints import (
@@ -41,7 +41,7 @@ SAELENS_FILES = ("cfg.json", "sae_weights.safetensors")
 
 def load_vision_sae(
     path_or_repo: str | os.PathLike[str], *, filename: str = DEFAULT_FILENAME, revision: str | None = None
-) -> StandardSAE:
+) -> SAE[Any]:
     """Load a Mammo-SAE checkpoint, or an SAE that SAELens saved, as a SAELens SAE on the CPU.
 
     Args:
@@ -52,9 +52,9 @@ def load_vision_sae(
         revision: branch, tag or commit of the repo; only for the Hub. Name a commit where results must be reproducible.
 
     Returns:
-        A `StandardSAE` with float32 weights; its metadata names the hook point, the layout, and the file with its
-        SHA-256, repo, revision and commit. A SAELens folder of another architecture gives that architecture's class,
-        with the metadata that it was saved with.
+        Of a Mammo-SAE file a `StandardSAE` with float32 weights; its metadata names the hook point, the layout, and the
+        file with its SHA-256, repo, revision and commit. Of a SAELens folder the class of its architecture, with the
+        metadata that it was saved with.
 
     Raises:
         UnsafeCheckpointError: the file asks for code; none of it was run.
@@ -74,11 +74,14 @@ def load_vision_sae(
         return load_saelens_folder(source.path)
 
     def convert(
-        _path: str | Path, device: str, cfg_overrides: dict[str, Any] | None = None
+        path: str | Path,  # noqa: ARG001  # SAELens names it
+        device: str,
+        cfg_overrides: dict[str, Any] | None,
     ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         return _convert(source, device, cfg_overrides)
 
-    return SAE.load_from_disk(source.path, converter=convert)
+    sae: SAE[Any] = SAE.load_from_disk(source.path, converter=convert)
+    return sae
 
 
 def vision_sae_disk_loader(
@@ -146,7 +149,7 @@ def vision_sae_huggingface_config(
     return _config(weights, source, device or "cpu", cfg_overrides)
 
 
-def load_saelens_folder(folder: Path) -> Any:
+def load_saelens_folder(folder: Path) -> SAE[Any]:
     """The SAE in a folder that SAELens wrote, with SAELens's errors as ours.
 
     Raises:
@@ -164,11 +167,12 @@ def load_saelens_folder(folder: Path) -> Any:
         raise CheckpointFormatError(f"{folder}: {unregistered(architecture)}")
     refuse_what_was_never_a_checkpoint(folder / "sae_weights.safetensors")
     try:
-        return SAE.load_from_disk(folder)
+        sae: SAE[Any] = SAE.load_from_disk(folder)
     except Exception as error:  # SAELens has no error type of its own
         raise CheckpointFormatError(
             f"{folder} is not an SAE that sae-lens {sae_lens.__version__} can load: {_first_line(error)}"
         ) from error
+    return sae
 
 
 def unregistered(architecture: str) -> str:

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import os
 import re
 from collections.abc import Iterator
@@ -140,3 +141,20 @@ def test_the_package_offers_the_main_names_itself():
         assert getattr(package, name) is not None
     with pytest.raises(AttributeError):
         _ = package.no_such_name
+
+
+def test_signatures_of_public_functions_show_their_settings():
+    package = importlib.import_module("mammosae_plugin")
+    functions = {name: found for name in package.__all__ if inspect.isfunction(found := getattr(package, name))}
+    hidden = {
+        name
+        for name, function in functions.items()
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+    }
+    assert len(functions) > 12 and not hidden
+    for name in functions:
+        if name.startswith("publish_"):
+            settings = inspect.signature(functions[name]).parameters
+            prepared = inspect.signature(getattr(package, name.replace("publish", "prepare"))).parameters
+            assert [*settings] == [*prepared, "dry_run"] and "licence" in settings

@@ -1,7 +1,6 @@
 """From images to activations: reading through hook points, the stores on disk, the shuffled stream of rows."""
 
 from mammosae_plugin.activations.extraction import (
-    Extraction,
     capture,
     extract_activations,
     extract_together,
@@ -14,7 +13,6 @@ from mammosae_plugin.activations.store import ActivationStore, merge_stores, wri
 
 __all__ = [
     "ActivationStore",
-    "Extraction",
     "LayerOutputs",
     "cache_layer_outputs",
     "capture",

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypedDict, get_args, overload
+from typing import Any, ClassVar, Literal, Protocol, get_args, overload
 from zlib import crc32
 
 import numpy as np
@@ -27,9 +27,6 @@ from mammosae_plugin.files import local_path, sha256_of_json
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
 from mammosae_plugin.shards import ShardTask, Tensors, run_shards_together
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
 IMAGES_PER_SHARD = 64
 _AUGMENTED = 1  # a stream of its own beside the one that chooses positions
 BYTES_PER_SHARD = 256 * 2**20  # the shards of one range of images are in memory while they are made
@@ -48,23 +45,9 @@ class Augment(Protocol):
     def __call__(self, image: torch.Tensor, generator: np.random.Generator) -> torch.Tensor: ...
 
 
-class Extraction(TypedDict, total=False):
-    """The settings of an extraction, all optional.
-
-    dtype: Type of the stored rows: "float32" (default), "float16" or "bfloat16".
-    fraction: Share of each image's positions to keep, in (0, 1]; 1 by default, the released code keeps 0.25.
-    count: Or the number of positions to keep of each image.
-    sample_from: What the fraction is drawn from: "image" (default), the same number of every image; "batch", all
-        positions of the images of one forward pass together, as the released code draws its 25 %.
-    limit: Extract the first so many images of the dataset only; the release takes 4,000.
-    augmentation: How images are changed first: a `training.Augmentation`, or a dataclass of your own that is called
-        with an image (3, H, W) and a NumPy generator. What an image looks like depends on seed and image id alone.
-    seed: Chooses the positions, the augmentation, and the order of rows within a shard.
-    device: Where the networks run; under torchrun "cuda" is each process's own GPU.
-    batch_size: Images per forward pass.
-    num_workers: Processes that decode and preprocess images while the networks run.
-    autocast: Run the networks under autocast to "bfloat16" or "float16"; None is the weights' own type.
-    """
+@dataclass(frozen=True)
+class _Settings:
+    """The settings of an extraction, which `extract_activations` explains, checked."""
 
     dtype: str
     fraction: float
@@ -77,6 +60,38 @@ class Extraction(TypedDict, total=False):
     batch_size: int
     num_workers: int
     autocast: Autocast | None
+
+    def __post_init__(self) -> None:
+        one_of(self.dtype, "dtype", DTYPES)
+        if self.autocast is not None:
+            one_of(self.autocast, "autocast", get_args(Autocast))
+        for name, least in (("seed", 0), ("batch_size", 1), ("num_workers", 0)):
+            object.__setattr__(self, name, whole(getattr(self, name), name, least=least))
+        between(self.fraction, "fraction", 0, 1, with_low=False)
+        object.__setattr__(self, "fraction", float(self.fraction))
+        for name in ("count", "limit"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, whole(getattr(self, name), name, least=1))
+        if self.count is not None and self.fraction != 1:
+            raise InputError("give the positions to keep per image as a fraction or as a count, not as both")
+        one_of(self.sample_from, "sample_from", get_args(SampleFrom))
+        if self.sample_from == "batch" and self.count is not None:
+            raise InputError("a count of positions is of each image; with sample_from 'batch' give a fraction")
+
+    def chosen(self, ids: Sequence[str], n_positions: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(n,) places of images among `ids`, which pass the network together, and (n,) positions that are kept."""
+        if self.sample_from == "image":
+            n_kept = self.n_kept(n_positions)
+            positions = [sampled_positions(image_id, n_positions, n_kept, self.seed) for image_id in ids]
+            return np.repeat(np.arange(len(ids)), n_kept), np.concatenate(positions)
+        n_all = len(ids) * n_positions
+        together = "\n".join(ids)
+        kept = sampled_positions(together, n_all, max(1, round(n_all * self.fraction)), self.seed)
+        return kept // n_positions, kept % n_positions
+
+    def n_kept(self, n_positions: int) -> int:
+        """How many of an image's positions are kept."""
+        return min(n_positions, self.count or max(1, round(n_positions * self.fraction)))
 
 
 class _Images(Dataset[torch.Tensor | InputError]):
@@ -174,49 +189,25 @@ def sampled_positions(image_id: str, n_positions: int, n_kept: int, seed: int) -
     return np.sort(generator.choice(n_positions, n_kept, replace=False))
 
 
-@dataclass(frozen=True)
-class _Sampling:
-    """How many of an image's positions are kept."""
-
-    fraction: float
-    count: int | None
-    seed: int
-    sample_from: SampleFrom = "image"
-
-    def __post_init__(self) -> None:
-        between(self.fraction, "fraction", 0, 1, with_low=False)
-        if self.count is not None:
-            whole(self.count, "count", least=1)
-        if self.count is not None and self.fraction != 1:
-            raise InputError("give the positions to keep per image as a fraction or as a count, not as both")
-        one_of(self.sample_from, "sample_from", get_args(SampleFrom))
-        if self.sample_from == "batch" and self.count is not None:
-            raise InputError("a count of positions is of each image; with sample_from 'batch' give a fraction")
-
-    def chosen(self, ids: Sequence[str], n_positions: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(n,) places of images among `ids`, which pass the network together, and (n,) positions that are kept."""
-        if self.sample_from == "image":
-            n_kept = self.n_kept(n_positions)
-            positions = [sampled_positions(image_id, n_positions, n_kept, self.seed) for image_id in ids]
-            return np.repeat(np.arange(len(ids)), n_kept), np.concatenate(positions)
-        n_all = len(ids) * n_positions
-        together = "\n".join(ids)
-        kept = sampled_positions(together, n_all, max(1, round(n_all * self.fraction)), self.seed)
-        return kept // n_positions, kept % n_positions
-
-    def n_kept(self, n_positions: int) -> int:
-        return min(n_positions, self.count or max(1, round(n_positions * self.fraction)))
-
-
 @overload
 def extract_activations(
     model: HookedVisionModel,
     dataset: MammogramDataset,
     folder: str | Path,
     *,
-    hook_name: str | None = None,
-    hook_names: None = None,
-    **settings: "Unpack[Extraction]",
+    hook_name: str | None = ...,
+    hook_names: None = ...,
+    dtype: str = ...,
+    fraction: float = ...,
+    count: int | None = ...,
+    sample_from: SampleFrom = ...,
+    limit: int | None = ...,
+    augmentation: Augment | None = ...,
+    seed: int = ...,
+    device: str = ...,
+    batch_size: int = ...,
+    num_workers: int = ...,
+    autocast: Autocast | None = ...,
 ) -> ActivationStore: ...
 
 
@@ -226,8 +217,19 @@ def extract_activations(
     dataset: MammogramDataset,
     folder: str | Path,
     *,
+    hook_name: None = ...,
     hook_names: Sequence[str],
-    **settings: "Unpack[Extraction]",
+    dtype: str = ...,
+    fraction: float = ...,
+    count: int | None = ...,
+    sample_from: SampleFrom = ...,
+    limit: int | None = ...,
+    augmentation: Augment | None = ...,
+    seed: int = ...,
+    device: str = ...,
+    batch_size: int = ...,
+    num_workers: int = ...,
+    autocast: Autocast | None = ...,
 ) -> dict[str, ActivationStore]: ...
 
 
@@ -238,7 +240,17 @@ def extract_activations(
     *,
     hook_name: str | None = None,
     hook_names: Sequence[str] | None = None,
-    **settings: "Unpack[Extraction]",
+    dtype: str = "float32",
+    fraction: float = 1.0,
+    count: int | None = None,
+    sample_from: SampleFrom = "image",
+    limit: int | None = None,
+    augmentation: Augment | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    batch_size: int = 1,
+    num_workers: int = 0,
+    autocast: Autocast | None = None,
 ) -> ActivationStore | dict[str, ActivationStore]:
     """Write the activations at a hook point, one row per kept position, to a store on disk.
 
@@ -253,8 +265,19 @@ def extract_activations(
         hook_name: A hook point or alias; None means the final map. Rows are (C,): one per position of a map
             (B, h, w, C), one per token of (B, n, C), one per image of a vector (B, C).
         hook_names: Several hook points, read in one pass: each gets a store of its own, `folder/<full hook name>`.
-        settings: As in `Extraction`: dtype, fraction or count, sample_from, limit, augmentation, seed, device,
-            batch_size, num_workers, autocast.
+        dtype: Type of the stored rows: "float32", "float16" or "bfloat16".
+        fraction: Share of each image's positions to keep, in (0, 1]; the released code keeps 0.25.
+        count: Or the number of positions to keep of each image.
+        sample_from: What the fraction is drawn from: "image", the same number of every image; "batch", all positions of
+            the images of one forward pass together, as the released code draws its 25 %.
+        limit: Extract the first so many images of the dataset only; the release takes 4,000.
+        augmentation: How images are changed first: a `training.Augmentation`, or a dataclass of your own that is called
+            with an image (3, H, W) and a NumPy generator. What an image looks like depends on seed and image id alone.
+        seed: Chooses the positions, the augmentation, and the order of rows within a shard.
+        device: Where the networks run; under torchrun "cuda" is each process's own GPU.
+        batch_size: Images per forward pass.
+        num_workers: Processes that decode and preprocess images while the networks run.
+        autocast: Run the networks under autocast to "bfloat16" or "float16"; None is the weights' own type.
 
     Returns:
         The store; with `hook_names` the stores by full hook name.
@@ -265,22 +288,38 @@ def extract_activations(
         OSError: A file cannot be written; the call can be made again and continues.
     """
     require_hooked(model)
+    settings = _Settings(
+        dtype, fraction, count, sample_from, limit, augmentation, seed, device, batch_size, num_workers, autocast
+    )
     if hook_names is not None:
         if hook_name is not None:
             raise InputError("give hook_name or hook_names, not both")
-        names = [model.resolve_hook_name(name) for name in entries(hook_names, "hook_names")]
-        return extract_together({name: (model, name) for name in names}, dataset, folder, **settings)
+        names = list(dict.fromkeys(model.resolve_hook_name(name) for name in entries(hook_names, "hook_names")))
+        if not names:
+            raise InputError("name at least one hook point to extract")
+        return _extract([_Source(name, model, name, local_path(folder) / name) for name in names], dataset, settings)
     if hook_name is None and model.final_hook is None:
         raise InputError("the model has no hook point at its final map; name the layer to extract (hook_name)")
     name = model.resolve_hook_name(str(model.final_hook) if hook_name is None else hook_name)
-    return _extract([_Source(name, model, name, local_path(folder))], dataset, **settings)[name]
+    return _extract([_Source(name, model, name, local_path(folder))], dataset, settings)[name]
 
 
 def extract_together(
     sources: Mapping[str, tuple[HookedVisionModel, str]],
     dataset: MammogramDataset,
     folder: str | Path,
-    **settings: "Unpack[Extraction]",
+    *,
+    dtype: str = "float32",
+    fraction: float = 1.0,
+    count: int | None = None,
+    sample_from: SampleFrom = "image",
+    limit: int | None = None,
+    augmentation: Augment | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    batch_size: int = 1,
+    num_workers: int = 0,
+    autocast: Autocast | None = None,
 ) -> dict[str, ActivationStore]:
     """Write the activations at hook points of one or several models, reading each image once.
 
@@ -288,7 +327,8 @@ def extract_together(
         sources: By name, a model and a hook point of it. A model that occurs several times runs once per image.
         dataset: The images; all of them are read.
         folder: Each source's store goes to `folder/<name>`.
-        settings: As in `Extraction`.
+        dtype, fraction, count, sample_from, limit, augmentation, seed, device, batch_size, num_workers, autocast:
+            As for `extract_activations`.
 
     Returns:
         The stores by name.
@@ -303,7 +343,10 @@ def extract_together(
         _Source(name, model, model.resolve_hook_name(hook_name), local_path(folder) / name)
         for name, (model, hook_name) in sources.items()
     ]
-    return _extract(found, dataset, **settings)
+    settings = _Settings(
+        dtype, fraction, count, sample_from, limit, augmentation, seed, device, batch_size, num_workers, autocast
+    )
+    return _extract(found, dataset, settings)
 
 
 @dataclass(frozen=True)
@@ -317,35 +360,17 @@ class _Source:
 def _extract(
     sources: Sequence[_Source],
     dataset: MammogramDataset,
-    *,
-    dtype: str = "float32",
-    fraction: float = 1.0,
-    count: int | None = None,
-    sample_from: SampleFrom = "image",
-    limit: int | None = None,
-    augmentation: Augment | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-    batch_size: int = 1,
-    num_workers: int = 0,
-    autocast: Autocast | None = None,
+    settings: _Settings,
 ) -> dict[str, ActivationStore]:
     if not isinstance(dataset, MammogramDataset):
         raise InputError(f"the dataset is a {type(dataset).__name__}: give images, such as VinDrMammo(root)")
-    one_of(dtype, "dtype", DTYPES)
-    if autocast is not None:
-        one_of(autocast, "autocast", get_args(Autocast))
-    seed, batch_size = whole(seed, "seed", least=0), whole(batch_size, "batch_size", least=1)
-    num_workers = whole(num_workers, "num_workers", least=0)
-    sampling = _Sampling(fraction, count, seed, sample_from)
-    fraction, count = float(fraction), None if count is None else int(count)
-    limit = None if limit is None else whole(limit, "limit", least=1)
-    dataset = _limited(dataset, limit)
+    dtype = settings.dtype
+    dataset = _limited(dataset, settings.limit)
     if len(dataset) == 0:
         raise InputError("there is no image to extract activations from; check the split and the quarantine file")
     if dataset.unit != "image":
         raise InputError("the dataset counts rows of its annotation file; open it with unit='image' to extract")
-    device = distributed.place(device)
+    device = distributed.place(settings.device)
     models = {id(source.model): source.model for source in sources}
     fingerprints = {key: tensors_fingerprint(model.encoder_state()) for key, model in models.items()}
     ids = dataset.images["image_id"].tolist()
@@ -354,15 +379,15 @@ def _extract(
         "dataset": dataset.fingerprint,
         "image_size": list(dataset.image_size),
         "preprocessing": dataset.preprocessing.describe(),
-        "fraction": fraction if count is None else None,
-        "count": count,
-        "sample_from": sample_from,
-        "limit": limit,
-        "augmentation": _described(augmentation),
-        "seed": seed,
+        "fraction": settings.fraction if settings.count is None else None,
+        "count": settings.count,
+        "sample_from": settings.sample_from,
+        "limit": settings.limit,
+        "augmentation": _described(settings.augmentation),
+        "seed": settings.seed,
         "dtype": dtype,
-        "autocast": autocast,
-        "batch_size": batch_size,
+        "autocast": settings.autocast,
+        "batch_size": settings.batch_size,
     }
     plans = {
         source.name: {
@@ -374,7 +399,7 @@ def _extract(
         }
         for source in sources
     }
-    n_bytes = sum(_nbytes_per_image(source, dataset.image_size, sampling, DTYPES[dtype]) for source in sources)
+    n_bytes = sum(_nbytes_per_image(source, dataset.image_size, settings) for source in sources)
     with evaluation(*models.values(), device=device):
         run_shards_together(
             {source.name: (source.folder, plans[source.name] | {"images": sha256_of_json(ids)}) for source in sources},
@@ -385,13 +410,8 @@ def _extract(
                 sources,
                 dataset,
                 ids,
-                sampling,
-                augmentation=augmentation,
-                dtype=dtype,
+                settings,
                 device=device,
-                batch_size=batch_size,
-                num_workers=num_workers,
-                autocast=autocast,
             ),
             description="extract activations",
         )
@@ -449,12 +469,12 @@ def _layout(source: _Source, image_size: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def _nbytes_per_image(source: _Source, image_size: tuple[int, int], sampling: _Sampling, dtype: torch.dtype) -> int:
+def _nbytes_per_image(source: _Source, image_size: tuple[int, int], settings: _Settings) -> int:
     """Bytes of one image's rows: an early layer has hundreds of times the final map's."""
     *positions, width = source.model.hook_shapes[source.hook_name]
     if source.model.hook_layouts[source.hook_name].shows_grid:
         positions = list(source.model.grid(source.hook_name, image_size))
-    return sampling.n_kept(prod(positions)) * width * dtype.itemsize
+    return settings.n_kept(prod(positions)) * width * DTYPES[settings.dtype].itemsize
 
 
 @torch.inference_mode()
@@ -462,25 +482,20 @@ def _stream(
     sources: Sequence[_Source],
     dataset: MammogramDataset,
     ids: Sequence[str],
-    sampling: _Sampling,
+    settings: _Settings,
     tasks: Sequence[ShardTask],
     *,
-    augmentation: Augment | None,
-    dtype: str,
     device: str,
-    batch_size: int,
-    num_workers: int,
-    autocast: Autocast | None,
 ) -> Generator[Mapping[str, Tensors], None, None]:
     """The shards of all tasks in order, while worker processes read ahead, over the borders of shards too."""
     batches = image_batches(
         dataset,
         [task.items for task in tasks],
-        batch_size,
-        num_workers,
+        settings.batch_size,
+        settings.num_workers,
         pin_memory=torch.device(device).type == "cuda",
-        augmentation=augmentation,
-        seed=sampling.seed,
+        augmentation=settings.augmentation,
+        seed=settings.seed,
     )
     for task in tasks:
         wanted = [source for source in sources if source.name in task.names]
@@ -491,15 +506,15 @@ def _stream(
         while n_seen < len(task.items):
             first, images = next(batches)
             n_seen += len(images)
-            values = _values(wanted, images.to(device, non_blocking=True), device, autocast)
+            values = _values(wanted, images.to(device, non_blocking=True), device, settings.autocast)
             for source in wanted:
                 _refuse_not_finite(values[source.name], ids[first : first + len(images)])
-                pieces[source.name].append(_kept(values[source.name], first, ids, sampling, DTYPES[dtype]))
+                pieces[source.name].append(_kept(values[source.name], first, ids, settings))
             del values
         shards = {}
         for name, found in pieces.items():
             rows, image, position = zip(*found, strict=True)
-            shards[name] = shard_tensors(rows, image, position, seed=[sampling.seed, task.items.start])
+            shards[name] = shard_tensors(rows, image, position, seed=[settings.seed, task.items.start])
             found.clear()
             del rows, image, position
         yield shards
@@ -532,10 +547,11 @@ def _refuse_not_finite(values: torch.Tensor, ids: Sequence[str]) -> None:
 
 
 def _kept(
-    values: torch.Tensor, first: int, ids: Sequence[str], sampling: _Sampling, dtype: torch.dtype
+    values: torch.Tensor, first: int, ids: Sequence[str], settings: _Settings
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rows, image numbers and positions of a batch (B, n, C), chosen and converted where the network runs."""
-    place, position = map(torch.from_numpy, sampling.chosen(ids[first : first + len(values)], values.shape[1]))
+    dtype = DTYPES[settings.dtype]
+    place, position = map(torch.from_numpy, settings.chosen(ids[first : first + len(values)], values.shape[1]))
     rows = values[place.to(values.device), position.to(values.device)].to(dtype)
     if dtype == torch.float16:
         too_large = torch.isinf(rows).any(1).nonzero()

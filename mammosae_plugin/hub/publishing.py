@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, cast
+from typing import TYPE_CHECKING, Literal, ParamSpec, cast
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard, hf_hub_download
 from huggingface_hub.errors import RepositoryNotFoundError
@@ -558,12 +558,13 @@ def publishing(prepare: Callable[P, Publication]) -> Callable[P, Published]:
             and gives the publication.
     """
 
-    def publish(*given: Any, dry_run: bool = False, **settings: Any) -> Any:
-        publication = prepare(*given, **settings)
+    def publish(*args: P.args, **kwargs: P.kwargs) -> Published | Publication:
+        dry_run, token = kwargs.pop("dry_run", False), kwargs.get("token")
+        publication = prepare(*args, **kwargs)
         if dry_run:
             return publication
         try:
-            return publication.send(token=settings.get("token"))
+            return publication.send(token=None if token is None else str(token))
         finally:
             if publication.scratch is not None:
                 publication.scratch.remove()

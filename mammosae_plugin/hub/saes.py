@@ -88,14 +88,14 @@ class Origin:
         evaluation: what is known of its quality.
     """
 
-    sae: Any
+    sae: SAE[Any]
     folder: Path | None = None
     beside: Path | None = None
     evaluation: Mapping[str, Any] = field(default_factory=dict)
 
 
 def prepare_sae(
-    saes: "SAE | str | os.PathLike[str] | Mapping[str, SAE | str | os.PathLike[str]]",
+    saes: SAE[Any] | str | os.PathLike[str] | Mapping[str, SAE[Any] | str | os.PathLike[str]],
     repo_id: str,
     *,
     sae_id: str | None = None,
@@ -701,7 +701,7 @@ def _computed_by_sae_lens(
     return computed, errors
 
 
-def _fixed_rows(sae: Any) -> torch.Tensor:
+def _fixed_rows(sae: SAE[Any]) -> torch.Tensor:
     """(32, d_in) float32: sums of eight decoder rows with random weights, plus the decoder's bias."""
     d_sae = int(sae.cfg.d_sae)
     generator = torch_generator(0)
@@ -715,7 +715,7 @@ def _fixed_rows(sae: Any) -> torch.Tensor:
 
 
 @contextmanager
-def _evaluating(sae: Any) -> Iterator[None]:
+def _evaluating(sae: SAE[Any]) -> Iterator[None]:
     before = sae.training
     sae.eval()
     try:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sae_lens import SAE
 from torch import nn
 
 from mammosae_plugin import distributed
@@ -53,7 +54,7 @@ MapChoice = Sequence[int] | Callable[[LatentTable], Sequence[int]]
 
 def encode_latents(
     model: HookedVisionModel,
-    sae: Any,
+    sae: SAE[Any],
     dataset: MammogramDataset,
     folder: str | Path,
     *,
@@ -132,7 +133,7 @@ def encode_latents(
 
 def _encode(
     model: HookedVisionModel,
-    sae: Any,
+    sae: SAE[Any],
     dataset: MammogramDataset,
     folder: Path,
     heads: Mapping[str, nn.Linear],
@@ -241,13 +242,13 @@ def _chosen(choice: MapChoice, before: LatentTable, name: str, width: int) -> tu
     return tuple(np.unique(indices(wanted, name, width)).tolist())
 
 
-def rows_at_once(sae: Any) -> int:
+def rows_at_once(sae: SAE[Any]) -> int:
     """Rows that are encoded together, so that latents and reconstruction take about 34 MB each at any width."""
     return max(1, NUMBERS_AT_ONCE // max(int(sae.cfg.d_sae), int(sae.cfg.d_in)))
 
 
 @torch.no_grad()
-def decodes_linearly(sae: Any) -> bool:
+def decodes_linearly(sae: SAE[Any]) -> bool:
     """Whether the SAE decodes as latents @ W_dec + b_dec, found by trying it on noise."""
     rows = torch.randn(8, sae.cfg.d_in, generator=torch.Generator().manual_seed(0)).to(sae.device, sae.dtype)
     latents = sae.encode(rows)
@@ -273,7 +274,7 @@ class _Layer:
     def __init__(
         self,
         model: HookedVisionModel,
-        sae: Any,
+        sae: SAE[Any],
         heads: Mapping[str, nn.Linear],
         image_size: tuple[int, int],
         device: str,
@@ -314,7 +315,7 @@ class _Layer:
         self.heads = {concept: weight_and_bias(head, device) for concept, head in heads.items()}
 
 
-def _write_readout(path: Path, sae: Any, heads: Mapping[str, nn.Linear]) -> None:
+def _write_readout(path: Path, sae: SAE[Any], heads: Mapping[str, nn.Linear]) -> None:
     decoder = sae.W_dec.detach().double().cpu()
     decoder_bias = sae.b_dec.detach().double().cpu()
     tensors = {}

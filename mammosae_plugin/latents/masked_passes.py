@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sae_lens import SAE
 from torch import nn
 from torch.nn import functional
 from tqdm.auto import tqdm
@@ -50,7 +51,7 @@ class MaskedPasses:
     def __init__(
         self,
         model: HookedVisionModel,
-        sae: Any,
+        sae: SAE[Any],
         outputs: LayerOutputs,
         heads: Mapping[str, nn.Linear],
         *,
@@ -265,7 +266,7 @@ class _Codes:
     starts: torch.Tensor
     shape: torch.Size
 
-    def decoded(self, mask: torch.Tensor, sae: Any) -> torch.Tensor:
+    def decoded(self, mask: torch.Tensor, sae: SAE[Any]) -> torch.Tensor:
         """The reconstruction (h, w, d_in) from the latents of `mask` (n_fired,) alone."""
         reconstruction: torch.Tensor = self._sums(mask) + sae.b_dec
         return reconstruction
@@ -280,7 +281,7 @@ class _Codes:
         return rows.reshape(self.shape[1:])
 
 
-def _encoded(sae: Any, value: torch.Tensor) -> _Codes:
+def _encoded(sae: SAE[Any], value: torch.Tensor) -> _Codes:
     """Encode the value (1, h, w, d_in) of one image, a block of positions at a time."""
     activations, columns, counts = [], [], []
     for chunk in torch.split(value.reshape(-1, value.shape[-1]), rows_at_once(sae)):

@@ -11,6 +11,7 @@ from zlib import crc32
 
 import numpy as np
 import pandas as pd
+from sae_lens import SAE
 
 from mammosae_plugin.activations import ActivationStore, cache_layer_outputs, layer_output_nbytes
 from mammosae_plugin.adapters import HookedVisionModel, load_vision_sae
@@ -160,7 +161,7 @@ class LayerStudy:
         return None if self.config.sae.train is None else self.study.stores[self.hook_name]
 
     @cached_property
-    def sae(self) -> Any:
+    def sae(self) -> SAE[Any]:
         """The layer's SAE, which all models share: a SAELens SAE on the CPU."""
         if self.sae_file is not None:
             found = load_vision_sae(self.sae_file)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import SafetensorError, safe_open
 
 from mammosae_plugin.errors import InputError
@@ -21,7 +22,7 @@ _SEAL = "mammosae_sha256"
 TENSORS = ("act_freq_scores", "n_forward_passes_since_fired")
 
 
-def save_state(trainer: Any, file: Path, *, extra: dict[str, Any]) -> None:
+def save_state(trainer: SAETrainer[Any, Any], file: Path, *, extra: dict[str, Any]) -> None:
     """Write the state of a SAELens `SAETrainer` and of its SAE, whole or not at all.
 
     Args:
@@ -45,7 +46,7 @@ def save_state(trainer: Any, file: Path, *, extra: dict[str, Any]) -> None:
     write_state(file, tensors, {"state": json.dumps(rest)})
 
 
-def load_state(trainer: Any, file: Path) -> dict[str, Any]:
+def load_state(trainer: SAETrainer[Any, Any], file: Path) -> dict[str, Any]:
     """Give a fresh trainer of the same settings the state that `save_state` wrote.
 
     Returns:

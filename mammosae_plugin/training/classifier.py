@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-from timm.layers import DropPath
+from timm.layers.drop import DropPath
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Subset

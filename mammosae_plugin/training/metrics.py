@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from sae_lens import SAE
+from sae_lens.saes.sae import TrainStepOutput
+from sae_lens.training.sae_trainer import SAETrainer
 
 from mammosae_plugin import distributed
 from mammosae_plugin.errors import InputError
@@ -161,7 +164,7 @@ def density_histogram(share: torch.Tensor) -> Row:
 
 
 @torch.no_grad()
-def step_row(trainer: Any, output: Any) -> Row:
+def step_row(trainer: SAETrainer[Any, Any], output: TrainStepOutput) -> Row:
     """What a training step says about its own batch, and about the latents that have not fired for the window.
 
     Args:
@@ -224,7 +227,7 @@ def read_metrics(file: str | Path) -> list[Row]:
     return [json.loads(line) for line in local_path(file).read_text(encoding="utf-8").splitlines()]
 
 
-def trained_l0(sae: Any) -> float | None:
+def trained_l0(sae: SAE[Any]) -> float | None:
     """Latents per row that an SAE was trained for: its k, or else the L0 at the end of training; None where unknown."""
     metadata = sae.cfg.metadata.to_dict()
     training = metadata.get("training")

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from sae_lens import BatchTopKTrainingSAE, TrainingSAE
 from sae_lens.saes.batchtopk_sae import BatchTopK
+from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
+from sae_lens.training.sae_trainer import SAETrainer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -44,14 +46,14 @@ class ParallelStep:
         trainer: The trainer, with its state and weights set; all processes get the weights of the first.
     """
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: SAETrainer[Any, Any]) -> None:
         self._trainer = trainer
         if distributed.world_size() > 1:
             # The trainer asks its SAE for the forward pass of training, and gets that of torch's wrapper.
             wrapped = DistributedDataParallel(_ForwardPass(trainer.sae), gradient_as_bucket_view=True)
             trainer.sae.training_forward_pass = lambda step_input: wrapped(step_input)  # as a module it would be a part
 
-    def __call__(self, rows: torch.Tensor) -> Any:
+    def __call__(self, rows: torch.Tensor) -> TrainStepOutput:
         """Step on this process's rows (b / world_size, d_in); returns SAELens's output for these rows."""
         trainer, size = self._trainer, distributed.world_size()
         if size == 1:
@@ -71,15 +73,15 @@ class ParallelStep:
 
 
 class _ForwardPass(nn.Module):
-    def __init__(self, sae: Any) -> None:
+    def __init__(self, sae: TrainingSAE[Any]) -> None:
         super().__init__()
         self.sae = sae
 
-    def forward(self, step_input: Any) -> Any:
+    def forward(self, step_input: TrainStepInput) -> TrainStepOutput:
         return type(self.sae).training_forward_pass(self.sae, step_input)
 
 
-class GlobalBatchTopK(BatchTopK):  # type: ignore[misc]
+class GlobalBatchTopK(BatchTopK):
     """Batch top-k among the rows of all processes, while gradients are recorded: evaluations are each process's own."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from sae_lens.training.sae_trainer import SAETrainer
 
 from mammosae_plugin import distributed
 from mammosae_plugin.errors import InputError
@@ -30,7 +31,7 @@ def sample_of(batches: Iterator[torch.Tensor], n_rows: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def resample_dead(trainer: Any, rows: torch.Tensor, generator: torch.Generator) -> int:
+def resample_dead(trainer: SAETrainer[Any, Any], rows: torch.Tensor, generator: torch.Generator) -> int:
     """Start the dead latents of a `standard` SAE anew.
 
     Args:
@@ -46,7 +47,7 @@ def resample_dead(trainer: Any, rows: torch.Tensor, generator: torch.Generator) 
     if n_dead == 0:
         return 0
     scaled = trainer.activation_scaler(rows.to(sae.device))
-    losses = torch.cat([(sae(part) - part).square().sum(1) for part in scaled.split(4096)])
+    losses = torch.cat([(sae(part) - part).square().sum(1) for part in torch.split(scaled, 4096)])
     weights = losses.double().square().cpu()
     if not weights.sum() > 0:
         weights = torch.ones_like(weights)
@@ -71,14 +72,14 @@ def resample_dead(trainer: Any, rows: torch.Tensor, generator: torch.Generator) 
 
 
 @torch.no_grad()
-def start_bias_at_median(trainer: Any, rows: torch.Tensor) -> None:
+def start_bias_at_median(trainer: SAETrainer[Any, Any], rows: torch.Tensor) -> None:
     """Set the decoder's bias to the geometric median of raw rows (n, d_in)."""
     sae = trainer.sae
     sae.b_dec.copy_(geometric_median(trainer.activation_scaler(rows.to(sae.device))))
 
 
 @torch.no_grad()
-def start_at_data_points(trainer: Any, rows: torch.Tensor, generator: torch.Generator) -> None:
+def start_at_data_points(trainer: SAETrainer[Any, Any], rows: torch.Tensor, generator: torch.Generator) -> None:
     """Set every latent's direction to that of a different row, seen from the decoder's bias; norms stay the first ones.
 
     Args:

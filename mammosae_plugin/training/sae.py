@@ -98,9 +98,9 @@ def train_sae(
     metadata: Mapping[str, Any] | None = None,
     device: str = "cpu",
     validation_images: Sequence[int] = (),
-    final_metrics: Callable[[Any], Mapping[str, float]] | None = None,
+    final_metrics: Callable[[SAE[Any]], Mapping[str, float]] | None = None,
     tracker: TrackerName | None = None,
-) -> Any:
+) -> SAE[Any]:
     """Train a SAELens SAE on the rows of a store and save it in SAELens's format.
 
     The run can be killed at any moment and made again: it continues from its last checkpoint and ends with the same
@@ -143,9 +143,9 @@ def train_saes(
     metadata: Mapping[str, Any] | None = None,
     device: str = "cpu",
     validation_images: Sequence[int] = (),
-    final_metrics: Callable[[Any], Mapping[str, float]] | None = None,
+    final_metrics: Callable[[SAE[Any]], Mapping[str, float]] | None = None,
     tracker: TrackerName | None = None,
-) -> dict[str, Any]:
+) -> dict[str, SAE[Any]]:
     """Train several SAEs in one pass over the rows; each becomes what `train_sae` makes of the same settings alone.
 
     All of them, with Adam's two moments each, are in memory at once. Whichever are finished or further than others
@@ -189,7 +189,7 @@ class _Job:
     config: SAETraining
     metadata: Mapping[str, Any]
     device: str
-    final_metrics: Callable[[Any], Mapping[str, float]] | None
+    final_metrics: Callable[[SAE[Any]], Mapping[str, float]] | None
     tracker: TrackerName | None
 
     @property
@@ -202,7 +202,7 @@ class _Job:
         return self.is_trained and (self.folder / CARD).exists() and not (self.folder / CHECKPOINT).exists()
 
 
-def _train(store: ActivationStore, jobs: Sequence[_Job], validation_images: Sequence[int]) -> list[Any]:
+def _train(store: ActivationStore, jobs: Sequence[_Job], validation_images: Sequence[int]) -> list[SAE[Any]]:
     first = jobs[0].config
     for job in jobs[1:]:
         _require_same_batches(first, job.config)
@@ -216,7 +216,7 @@ def _train(store: ActivationStore, jobs: Sequence[_Job], validation_images: Sequ
         return _train_rest(jobs, plans, rows)
 
 
-def _train_rest(jobs: Sequence[_Job], plans: Sequence[Mapping[str, Any]], rows: TrainingRows) -> list[Any]:
+def _train_rest(jobs: Sequence[_Job], plans: Sequence[Mapping[str, Any]], rows: TrainingRows) -> list[SAE[Any]]:
     def claim() -> list[bool]:
         for job, plan in zip(jobs, plans, strict=True):
             _claim(job.folder, plan)
@@ -425,7 +425,7 @@ class _Run:
 
 def _make_trainer(
     store: ActivationStore, config: SAETraining, steps: int, metadata: Mapping[str, Any], device: str
-) -> Any:
+) -> SAETrainer[Any, Any]:
     manifest = store.manifest
     trained_on = _datasets(manifest)
     described = {
@@ -473,7 +473,7 @@ def _datasets(manifest: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys([*(["phantom"] if any(drawn) else []), *names]))
 
 
-def _finish(job: _Job, plan: Mapping[str, Any], rows: TrainingRows) -> Any:
+def _finish(job: _Job, plan: Mapping[str, Any], rows: TrainingRows) -> SAE[Any]:
     """Load a trained SAE; judge it in its final form, draw its course and write its card where that is not yet done."""
     folder = job.folder
     finished = distributed.on_main((folder / CARD).exists)  # which waits for the first process to have saved it
@@ -481,7 +481,7 @@ def _finish(job: _Job, plan: Mapping[str, Any], rows: TrainingRows) -> Any:
     if (architecture := read_json(folder / CFG).get("architecture")) not in SAE_CLASS_REGISTRY:
         raise InputError(f"{folder}: {unregistered(architecture)}")
     try:
-        sae = SAE.load_from_disk(str(folder), device=job.device)
+        sae: SAE[Any] = SAE.load_from_disk(str(folder), device=job.device)
     except (SafetensorError, RuntimeError, OSError, KeyError, ValueError) as error:
         raise InputError(f"the SAE in {folder} is damaged; delete it and run again") from error
     if not finished:
@@ -510,7 +510,7 @@ def _tidy(folder: Path) -> None:
     remove_temporaries(folder)
 
 
-def _write_end(job: _Job, plan: Mapping[str, Any], kind: str, sae: Any, measured: Row) -> None:
+def _write_end(job: _Job, plan: Mapping[str, Any], kind: str, sae: SAE[Any], measured: Row) -> None:
     """The last line of the metrics, their figure and the card of a trained SAE."""
     folder = job.folder
     course = [row for row in read_metrics(folder / METRICS) if not row.get("final")]
@@ -538,6 +538,6 @@ def _write_end(job: _Job, plan: Mapping[str, Any], kind: str, sae: Any, measured
     write_text(folder / CARD, card.render(cfg=cfg, config=plan["config"], acting=job.config.acting(), last=last))
 
 
-def _latents_and_reconstruction(sae: Any, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _latents_and_reconstruction(sae: SAE[Any], batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     latents = sae.encode(batch)
     return latents, sae.decode(latents)

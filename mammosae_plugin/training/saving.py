@@ -25,7 +25,7 @@ FILES = "files"  # in training.json beside them: their SHA-256, since SAELens's 
 _NOT_FOLDED = ("expected_average_only_in", "covariance_whitening")
 
 
-def save_sae(sae: Any, folder: str | os.PathLike[str], *, metadata: Mapping[str, Any] | None = None) -> Path:
+def save_sae(sae: SAE[Any], folder: str | os.PathLike[str], *, metadata: Mapping[str, Any] | None = None) -> Path:
     """Save an SAE in SAELens's format, in the form in which it is used.
 
     A training SAE is saved as its inference SAE (batch top-k and Matryoshka batch top-k as JumpReLU). The norms of the
@@ -74,7 +74,7 @@ def save_sae(sae: Any, folder: str | os.PathLike[str], *, metadata: Mapping[str,
     return folder
 
 
-def _write_inference_form(sae: Any, folder: Path, metadata: Mapping[str, Any]) -> None:
+def _write_inference_form(sae: SAE[Any], folder: Path, metadata: Mapping[str, Any]) -> None:
     if isinstance(sae, TrainingSAE):
         sae.save_inference_model(folder)
     else:

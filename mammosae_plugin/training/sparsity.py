@@ -5,9 +5,8 @@ the run. So the thresholds themselves are held there, by one factor for all of t
 the gradient; and at the end the factor is set that gives k on a sample of the rows.
 """
 
-from typing import Any
-
 import torch
+from sae_lens import JumpReLUTrainingSAE
 
 from mammosae_plugin import distributed
 
@@ -16,7 +15,7 @@ _GAIN = 0.01  # the thresholds' largest relative change in a step, where L0 is e
 
 
 @torch.no_grad()
-def hold_l0(sae: Any, latents: torch.Tensor, k: float) -> None:
+def hold_l0(sae: JumpReLUTrainingSAE, latents: torch.Tensor, k: float) -> None:
     """Move the thresholds of a JumpReLU SAE in training towards those at which k latents fire.
 
     Args:
@@ -29,7 +28,7 @@ def hold_l0(sae: Any, latents: torch.Tensor, k: float) -> None:
 
 
 @torch.no_grad()
-def set_l0(sae: Any, rows: torch.Tensor, k: float) -> None:
+def set_l0(sae: JumpReLUTrainingSAE, rows: torch.Tensor, k: float) -> None:
     """Scale the thresholds of a JumpReLU SAE in training so that k latents per row fire, on average.
 
     Args:
