@@ -152,9 +152,9 @@ def test_signatures_of_public_functions_show_their_settings():
         for parameter in inspect.signature(function).parameters.values()
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
     }
-    assert len(functions) > 12 and not hidden
+    assert len(functions) > 20 and not hidden
     for name in functions:
         if name.startswith("publish_"):
             settings = inspect.signature(functions[name]).parameters
             prepared = inspect.signature(getattr(package, name.replace("publish", "prepare"))).parameters
-            assert [*settings] == [*prepared, "dry_run"] and "licence" in settings
+            assert [*settings] == [*prepared, "dry_run"] and "repo_id" in settings
