@@ -1,4 +1,6 @@
 # What the package offers; each name is imported when it is asked for, because torch, SAELens and datasets take seconds.
+from .froc import FrocResult as FrocResult
+from .froc import froc_of as froc_of
 from .intervention import DEFAULT_KS as DEFAULT_KS
 from .intervention import Mode as Mode
 from .intervention import Passes as Passes
@@ -15,6 +17,8 @@ from .localization import heatmap_boxes as heatmap_boxes
 from .localization import localize as localize
 from .localization import localize_baselines as localize_baselines
 from .localization import localize_thresholds as localize_thresholds
+from .monosemanticity import activation_similarity_of as activation_similarity_of
+from .monosemanticity import monosemanticity_of as monosemanticity_of
 from .probing import RankedLatents as RankedLatents
 from .probing import Score as Score
 from .probing import best_single_latent as best_single_latent
@@ -24,4 +28,6 @@ from .probing import rank_latents as rank_latents
 from .reconstruction import auroc_cost as auroc_cost
 from .reconstruction import reconstruction_metrics as reconstruction_metrics
 from .reconstruction import reconstruction_quality as reconstruction_quality
+from .recovery import recovery_thresholds as recovery_thresholds
+from .retrieval import retrieve_of as retrieve_of
 from .roles import latent_roles as latent_roles

@@ -46,8 +46,8 @@ def average_precision(
     for image, prediction in enumerate(predictions):
         if not isinstance(prediction, (tuple, list)) or len(prediction) != 2:
             raise InputError(f"the prediction for image {image} is no pair: give (boxes (n, 4), scores (n,))")
-    truths = [_as_boxes(truth, image, "ground truth") for image, truth in enumerate(ground_truth)]
-    found = [_as_boxes(boxes, image, "predictions") for image, (boxes, _) in enumerate(predictions)]
+    truths = [as_boxes(truth, image, "ground truth") for image, truth in enumerate(ground_truth)]
+    found = [as_boxes(boxes, image, "predictions") for image, (boxes, _) in enumerate(predictions)]
     given = [
         _as_scores(scores, len(boxes), image)
         for image, ((_, scores), boxes) in enumerate(zip(predictions, found, strict=True))
@@ -69,7 +69,8 @@ def average_precision(
     return float(best_from_here[hits].sum() / n_truth)
 
 
-def _as_boxes(boxes: ArrayLike, image: int, what: str) -> NDArray[np.float64]:
+def as_boxes(boxes: ArrayLike, image: int, what: str) -> NDArray[np.float64]:
+    """Boxes of an image as (n, 4) xyxy; the impossible is refused."""
     array = numbers(boxes, f"{what} of image {image}")
     if array.size == 0:
         return np.zeros((0, 4))
