@@ -32,8 +32,8 @@ from torch.nn.functional import normalize
 
 from mammosae_plugin.activations import ActivationStore
 from mammosae_plugin.activations.store import write_store
+from mammosae_plugin.measures.reconstruction import measure
 from mammosae_plugin.training import SAETraining, train_sae
-from mammosae_plugin.training.metrics import measure
 
 N_ROWS, N_HELD_OUT = 65536, 16384
 FOUND = 0.9

@@ -14,10 +14,11 @@ from sae_lens.saes.sae import SAEMetadata
 from sae_lens.training.sae_trainer import SAETrainer
 
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.measures.reconstruction import Measures
 from mammosae_plugin.provenance import seed_everything
 from mammosae_plugin.training import SAETraining, final_metrics_of, grid, train_sae, train_saes
 from mammosae_plugin.training import sae as sae_module
-from mammosae_plugin.training.metrics import Measures, problems_of, read_metrics
+from mammosae_plugin.training.metrics import problems_of, read_metrics
 from mammosae_plugin.training.new_sae import new_training_sae
 from mammosae_plugin.training.rows import TrainingRows, images_of_held_out_patients
 

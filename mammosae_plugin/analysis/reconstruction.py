@@ -8,6 +8,7 @@ import pandas as pd
 from mammosae_plugin.arguments import checked_arguments
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.latents.table import logit_error
+from mammosae_plugin.measures.reconstruction import explained_variance
 from mammosae_plugin.measures.statistics import (
     METRICS,
     MIN_PATIENTS,
@@ -119,10 +120,11 @@ def reconstruction_quality(table: "LatentTable", split: str) -> dict[str, float]
     n_positions = int(sums["n_positions"])
     squared_error = float(np.sum(sums["sse"]))
     variation = float(np.sum(sums["sum_sq"] - np.square(sums["sum"]) / n_positions))
+    explained = explained_variance(squared_error, variation)
     n_live = len(table.live_latents(split))
     n_dead = table.d_sae - n_live
     return {
-        "explained_variance": 1 - squared_error / variation if variation > 0 else float("nan"),
+        "explained_variance": float("nan") if explained is None else explained,
         "mse": squared_error / (n_positions * len(sums["sse"])),
         "l0": float(sums["l0"]) / n_positions,
         "n_live": n_live,

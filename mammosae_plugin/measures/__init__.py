@@ -1,4 +1,4 @@
-"""The one definition of every measure: AUROC and intervals over patients, average precision of boxes."""
+"""The one definition of every measure: AUROC and intervals over patients, precision of boxes, reconstruction."""
 
 import lazy_loader
 

@@ -50,15 +50,14 @@ from mammosae_plugin.files import (
     write_text,
 )
 from mammosae_plugin.locks import only_run
+from mammosae_plugin.measures.reconstruction import dead_share, measure
 from mammosae_plugin.provenance import plain, seed_everything, torch_generator
 from mammosae_plugin.shards import is_whole
 from mammosae_plugin.training.checkpoints import load_state, save_state
 from mammosae_plugin.training.metrics import (
     MetricsFile,
     Row,
-    dead_share,
     draw_metrics,
-    measure,
     problems_of,
     read_metrics,
     step_row,
