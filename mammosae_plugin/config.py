@@ -3,16 +3,24 @@
 import importlib.util
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    field_validator,
+    model_validator,
+)
 
 from mammosae_plugin.adapters.recording import require_device
 from mammosae_plugin.adapters.sources import HUB_SCHEMES
-from mammosae_plugin.datasets.boxes import Boxes, UnmendableBoxes
+from mammosae_plugin.datasets.registry import DataSettings, LocalPath, dataset_kinds, of_its_kind
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path, parse_yaml
 from mammosae_plugin.training.augmentation import Kind
@@ -44,60 +52,12 @@ def _file_name(name: str) -> str:
 
 # A local path, or "hub://owner/name[@revision]/path/in/repo", which stays a string.
 Checkpoint = Annotated[str | Path, AfterValidator(_path_or_hub)]
-LocalPath = Annotated[Path, AfterValidator(local_path)]
+# The section of the kind of dataset that it names, with that kind's own settings.
+Data = Annotated[SerializeAsAny[DataSettings], BeforeValidator(of_its_kind)]
 
 
 def _is_empty(section: Settings, name: str) -> bool:
     return name in section.model_fields_set and getattr(section, name) is None
-
-
-class DataConfig(Settings):
-    """The images and their annotations, in VinDr-Mammo's format."""
-
-    root: LocalPath = Field(description="Folder that holds images_png/<patient_id>/<image_id>.")
-    annotations: str = Field(
-        "vindr_detection_v1_folds.csv",
-        description="The annotation CSV, relative to root or absolute; one row per finding.",
-    )
-    image_size: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] = Field(
-        (1520, 912), description="Height and width of the images in pixels."
-    )
-    unit: Literal["image", "finding_row"] = Field(
-        "image", description="What a metric counts: images, or rows of the annotation file as the released code does."
-    )
-    boxes: Boxes = Field(
-        "mended",
-        description="mended: boxes that the published file has cut or inverted are mended from its own columns; "
-        "as_published: the file's own numbers, inverted boxes dropped, to compare with the paper's Table 2.",
-    )
-    box_tolerance: float = Field(
-        0.1,
-        ge=0,
-        le=1,
-        description="A box may reach over its image's edge by this share of the image's side, and is clipped to it.",
-    )
-    unmendable_boxes: UnmendableBoxes = Field(
-        "drop_few",
-        description="Boxes that reach further, or are inverted and cannot be mended. drop_few: go on without them (the "
-        "findings stay) and list them in work/, up to 2 % of the boxes, or 1 of 8; drop_and_list: up to a quarter; "
-        "refuse: none.",
-    )
-    max_bad_share: float = Field(
-        0.01,
-        ge=0,
-        le=1,
-        description="The study stops if more than this share of the images is missing, unreadable or constant.",
-    )
-    max_suspect_share: float = Field(
-        0.4,
-        ge=0,
-        le=1,
-        description="The study stops if more than this share of the images seems inverted, or of the images with boxes "
-        "seems to have them on the background. Fewer are listed in work/ and kept.",
-    )
-    phantom: bool = Field(
-        False, description="True for generated images: only then may the report show images by default."
-    )
 
 
 class ModelConfig(Settings):
@@ -267,8 +227,8 @@ class StudyConfig(Settings):
     """A whole study. Relative paths count from the folder of the configuration file."""
 
     output: LocalPath = Field(description="The one folder that everything is written to.")
-    data: DataConfig
-    concepts: tuple[str, ...] = Field(min_length=1, description="Findings (such as Mass), density or birads.")
+    data: Data
+    concepts: tuple[str, ...] = Field(min_length=1, description="Labels of the data, such as Mass, density or birads.")
     models: tuple[ModelConfig, ...] = Field(min_length=1, description="The models to compare.")
     layers: tuple[str, ...] | None = Field(
         None,
@@ -483,6 +443,10 @@ def _value(text: str) -> Any:
 _ONE_WORD = re.compile(r"[\w.+~-]+")  # what YAML may read as something else than text
 
 
+BELOW_ROOT = frozenset({"annotations", "table", "images"})
+"""Settings of `data` that are files and folders relative to its root."""
+
+
 def _make_absolute(raw: dict[str, Any], base: Path) -> None:
     """Make relative paths of the raw settings absolute; what is not of the expected form is left for validation."""
 
@@ -500,8 +464,9 @@ def _make_absolute(raw: dict[str, Any], base: Path) -> None:
     data = raw.get("data")
     resolve(raw, "output")
     resolve(data, "root")
-    if isinstance(data, dict) and str(data.get("annotations", "")).startswith("~"):  # else relative to root
-        resolve(data, "annotations")
+    for name in BELOW_ROOT:
+        if isinstance(data, dict) and str(data.get(name, "")).startswith("~"):  # else relative to root
+            resolve(data, name)
     sae = raw.get("sae")
     resolve(sae, "path")
     paths = sae.get("paths") if isinstance(sae, dict) else None
@@ -526,8 +491,9 @@ def portable_config(config: StudyConfig) -> Mapping[str, Any]:
         return value.name if isinstance(value, Path) else value
 
     shown: dict[str, Any] = strip(config.model_dump())
-    if Path(shown["data"]["annotations"]).is_absolute():
-        shown["data"]["annotations"] = Path(shown["data"]["annotations"]).name
+    for name in BELOW_ROOT:
+        if Path(place := shown["data"].get(name) or "").is_absolute():
+            shown["data"][name] = Path(place).name
     return shown
 
 
@@ -535,8 +501,10 @@ def describe_settings() -> str:
     """Every setting of a study, one per line: its place, default and meaning."""
     lines: list[str] = []
 
-    def walk(section: type[BaseModel], prefix: str) -> None:
+    def walk(section: type[BaseModel], prefix: str, but: Collection[str] = ()) -> None:
         for name, field in section.model_fields.items():
+            if name in but:
+                continue
             inner = next(iter(sections_in(field.annotation)), None)
             place = f"{prefix}{name}" + ("[]" if name == "models" else "")
             default = "required" if field.is_required() else f"default {field.default}"
@@ -545,6 +513,10 @@ def describe_settings() -> str:
                 lines.append(f"{place}: {field.description or ''} ({shown})")
             if inner is not None:
                 walk(inner, f"{place}.")
+            if inner is DataSettings:
+                for kind in dataset_kinds().values():
+                    lines.append(f"{place} of kind {kind.name}:")
+                    walk(kind.settings, f"{place}.", but=DataSettings.model_fields)
 
     walk(StudyConfig, "")
     return "\n".join(lines)

@@ -85,9 +85,10 @@ def sections_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def names_in(section: type[BaseModel]) -> set[str]:
-    """The names of all settings in a section and in those below it."""
-    below = (names_in(inner) for field in section.model_fields.values() for inner in sections_in(field.annotation))
-    return set(section.model_fields).union(*below)
+    """The names of all settings in a section, in those below it and in the kinds of it."""
+    below = [inner for field in section.model_fields.values() for inner in sections_in(field.annotation)]
+    kinds = section.__subclasses__()  # of which one stands in its place
+    return set(section.model_fields).union(*map(names_in, below + kinds))
 
 
 def explain(error: ValidationError, values: Any, section: type[BaseModel] | None = None) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from mammosae_plugin.datasets import CONCEPTS
+from mammosae_plugin.datasets import CONCEPTS, VinDrMammo
 
 SIZE = (40, 24)  # (H, W)
 NO_BOX = ("", "", "", "")
@@ -123,3 +123,35 @@ def author_box(
     xmin, ymin = original[0] - 5, original[1] - 5
     xmax, ymax = min(height - 10, original[2] - 5), min(width - 10, original[3] - 5)
     return (xmin - left) * sx, (ymin - top) * sy, (xmax - left) * sx, (ymax - top) * sy
+
+
+def csv_folder(root: Path, phantom_root: Path, *, boxes: bool = False) -> pd.DataFrame:
+    """The phantoms as a folder of images and a table: Cancer is a mass, Grade is the density up to three classes.
+
+    There is no laterality, view, density or BI-RADS. Returns the table, as it was written to `images.csv`.
+    """
+    data = VinDrMammo(phantom_root, image_size=(96, 64))
+    (root / "images").mkdir(parents=True, exist_ok=True)
+    for path in data.image_paths:
+        target = root / "images" / path.name
+        if not target.exists():
+            target.hardlink_to(path)
+    rows = data.findings if boxes else data.images
+    of_image = data.images.set_index("image_id").loc[rows["image_id"]]
+    grades = np.minimum(of_image["density"].to_numpy(), 2)
+    table = pd.DataFrame(
+        {
+            "image_id": [name.removesuffix(".png") for name in rows["image_id"]],
+            "patient_id": of_image["patient_id"].to_numpy(),
+            "split": of_image["split"].to_numpy(),
+            "Cancer": rows["Mass"].to_numpy(),
+            "Grade": [("low", "middle", "high")[grade] for grade in grades],
+            "age": 40 + np.arange(len(rows)) % 7 if not boxes else 50,
+        }
+    )
+    if boxes:
+        corners = rows[["xmin", "ymin", "xmax", "ymax"]].where(rows["Mass"] == 1).reset_index(drop=True)
+        table = table.join(corners)
+    table = table.drop_duplicates(ignore_index=True)
+    table.to_csv(root / "images.csv", index=False)
+    return table

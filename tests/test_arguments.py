@@ -27,7 +27,7 @@ from mammosae_plugin.analysis.probing import (
 from mammosae_plugin.analysis.reconstruction import auroc_cost, reconstruction_metrics, reconstruction_quality
 from mammosae_plugin.analysis.roles import latent_roles
 from mammosae_plugin.arguments import entries, indices, numbers, whole
-from mammosae_plugin.datasets import make_phantoms, n_classes_of
+from mammosae_plugin.datasets import make_phantoms
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.latents import LatentTable
 from mammosae_plugin.measures.boxes import average_precision
@@ -88,7 +88,6 @@ CALLS = {
     classification_metrics: {"logits": LOGITS, "labels": LABELS},
     patient_bootstrap: {"patient_ids": PATIENTS, "n_bootstrap": 2, "seed": 0},
     Resamples: {"labels": LABELS, "patient_ids": PATIENTS, "n_bootstrap": 2, "seed": 0, "min_patients": 2},
-    n_classes_of: {"concept": "Mass"},
 }
 # For every argument nonsense: no number, no name, no list of either, no table.
 NONSENSE = (object(), 1j, float("nan"), b"x", {"a": 1}, [[1], [2, 3]], [object()], np.full((2, 2), np.nan))

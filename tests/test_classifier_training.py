@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from mammosae_plugin.adapters import load_mammo_clip, new_classifier, save_classifier
-from mammosae_plugin.datasets import PREPROCESSING, VinDrMammo
+from mammosae_plugin.datasets import PREPROCESSING, VinDrMammo, Vocabulary
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.training import ClassifierTraining, augmentation, train_classifier
 from mammosae_plugin.training import classifier as classifier_module
@@ -854,7 +854,7 @@ def unreadable(few_images, monkeypatch):
     ("concept", "message"),
     [
         ("Suspicious_Lymph_Node", "no training image has class 1 of Suspicious_Lymph_Node"),
-        ("Masss", r"'Masss' is not a known concept \(nearest: Mass\)"),
+        ("Masss", r"the dataset phantom has no labels for 'Masss' \(nearest: Mass\)"),
         (["Mass", "density"], "density has 4 classes and needs a classifier of its own"),
         ([], "no concept is given"),
     ],
@@ -873,8 +873,8 @@ def test_a_concept_without_a_negative_image_is_refused(unreadable, classifier, t
 def test_a_dataset_without_labels_for_the_concept_is_refused(unreadable, classifier, tmp_path):
     without = unreadable.select()
     without.images = without.images.drop(columns="Mass")
-    without.concepts = tuple(name for name in without.concepts if name != "Mass")
-    with pytest.raises(InputError, match="has no labels for Mass"):
+    without.vocabulary = Vocabulary(concept for name, concept in without.vocabulary.items() if name != "Mass")
+    with pytest.raises(InputError, match="has no labels for 'Mass'"):
         train_classifier(classifier, without, "Mass", tmp_path / "m.safetensors")
 
 

@@ -340,11 +340,12 @@ def test_a_table_of_format_2_is_still_read(encoded, tmp_path):
             save_file(load_file(shard), shard)
         digests = {path.name: "not read" for path in (tmp_path / "old" / part).glob("shard-*")}
         write_json(tmp_path / "old" / part / "done.json", {"shards": digests})
-    header = {key: value for key, value in encoded.header.items() if key not in ("files", "sha256")}
+    header = {key: value for key, value in encoded.header.items() if key not in ("files", "sha256", "vocabulary")}
     write_json(tmp_path / "old" / "table.json", header | {"format_version": 2})
     old = LatentTable(tmp_path / "old")
     assert (old.mean_latents != encoded.mean_latents).nnz == 0
     assert old.images.equals(encoded.images)
+    assert old.vocabulary == encoded.vocabulary and old.classes("birads") == (0, 1, 2, 3, 4)
 
 
 def test_unknown_concepts_splits_and_heads_are_named(encoded):

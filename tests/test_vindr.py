@@ -12,7 +12,7 @@ import torch
 from helpers_datasets import SIZE, good_rows, row, write_dataset
 from torch.utils.data import DataLoader
 
-from mammosae_plugin.datasets import CONCEPTS, BadImageError, DatasetError, VinDrMammo, collate, n_classes_of
+from mammosae_plugin.datasets import CONCEPTS, BadImageError, DatasetError, VinDrMammo, collate
 from mammosae_plugin.errors import InputError
 
 
@@ -512,12 +512,14 @@ def test_an_item_whose_image_is_bad_raises_with_its_name(tmp_path):
         data[3]
 
 
-def test_number_of_classes_and_nearest_names_of_concepts():
-    assert [n_classes_of(name) for name in ("Mass", "density", "birads")] == [2, 4, 5]
+def test_number_of_classes_and_nearest_names_of_concepts(phantoms):
+    named = phantoms.vocabulary.named
+    assert [named(name).n_classes for name in ("Mass", "density", "birads")] == [2, 4, 5]
+    assert [named(name).n_outputs for name in ("Mass", "density", "birads")] == [1, 4, 5]
     with pytest.raises(InputError, match=r"'mas' .*nearest: Mass"):
-        n_classes_of("mas")
+        named("mas")
     with pytest.raises(InputError, match="nearest: Suspicious_Calcification"):
-        n_classes_of("Suspicious Calcifications")
+        named("Suspicious Calcifications")
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.adapters.hooked_vision_model import require_hooked
 from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.arguments import between, entries, one_of, whole
-from mammosae_plugin.datasets import MammogramDataset
+from mammosae_plugin.datasets import StudyDataset, require_study_dataset
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path, sha256_of_json
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
@@ -100,7 +100,7 @@ class _Images(Dataset[torch.Tensor | InputError]):
     An error raised in a worker process would arrive as a traceback in a message of many lines.
     """
 
-    def __init__(self, dataset: MammogramDataset, augmentation: Augment | None, seed: int) -> None:
+    def __init__(self, dataset: StudyDataset, augmentation: Augment | None, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
         bound = getattr(augmentation, "for_preprocessing", None)
         self.augmentation: Augment | None = augmentation if bound is None else bound(dataset.preprocessing)
@@ -123,7 +123,7 @@ def _stack(items: Sequence[torch.Tensor | InputError]) -> torch.Tensor | InputEr
 
 
 def image_batches(
-    dataset: MammogramDataset,
+    dataset: StudyDataset,
     items: range | Sequence[range],
     batch_size: int,
     num_workers: int = 0,
@@ -192,7 +192,7 @@ def sampled_positions(image_id: str, n_positions: int, n_kept: int, seed: int) -
 @overload
 def extract_activations(
     model: HookedVisionModel,
-    dataset: MammogramDataset,
+    dataset: StudyDataset,
     folder: str | Path,
     *,
     hook_name: str | None = ...,
@@ -214,7 +214,7 @@ def extract_activations(
 @overload
 def extract_activations(
     model: HookedVisionModel,
-    dataset: MammogramDataset,
+    dataset: StudyDataset,
     folder: str | Path,
     *,
     hook_name: None = ...,
@@ -235,7 +235,7 @@ def extract_activations(
 
 def extract_activations(
     model: HookedVisionModel,
-    dataset: MammogramDataset,
+    dataset: StudyDataset,
     folder: str | Path,
     *,
     hook_name: str | None = None,
@@ -306,7 +306,7 @@ def extract_activations(
 
 def extract_together(
     sources: Mapping[str, tuple[HookedVisionModel, str]],
-    dataset: MammogramDataset,
+    dataset: StudyDataset,
     folder: str | Path,
     *,
     dtype: str = "float32",
@@ -359,11 +359,10 @@ class _Source:
 
 def _extract(
     sources: Sequence[_Source],
-    dataset: MammogramDataset,
+    dataset: StudyDataset,
     settings: _Settings,
 ) -> dict[str, ActivationStore]:
-    if not isinstance(dataset, MammogramDataset):
-        raise InputError(f"the dataset is a {type(dataset).__name__}: give images, such as VinDrMammo(root)")
+    require_study_dataset(dataset)
     dtype = settings.dtype
     dataset = _limited(dataset, settings.limit)
     if len(dataset) == 0:
@@ -436,7 +435,7 @@ def _extract(
     return stores
 
 
-def _limited(dataset: MammogramDataset, limit: int | None) -> MammogramDataset:
+def _limited(dataset: StudyDataset, limit: int | None) -> StudyDataset:
     """The first `limit` images of a dataset."""
     if limit is None or limit >= len(dataset):
         return dataset
@@ -480,7 +479,7 @@ def _nbytes_per_image(source: _Source, image_size: tuple[int, int], settings: _S
 @torch.inference_mode()
 def _stream(
     sources: Sequence[_Source],
-    dataset: MammogramDataset,
+    dataset: StudyDataset,
     ids: Sequence[str],
     settings: _Settings,
     tasks: Sequence[ShardTask],

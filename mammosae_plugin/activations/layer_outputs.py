@@ -16,7 +16,7 @@ from mammosae_plugin import distributed
 from mammosae_plugin.activations.extraction import image_batches
 from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.adapters.recording import evaluation
-from mammosae_plugin.datasets import MammogramDataset
+from mammosae_plugin.datasets import StudyDataset
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import SEAL, is_sealed, local_path, read_json, sealed, sha256_of_json, write_json
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
@@ -115,7 +115,7 @@ def layer_output_nbytes(model: HookedVisionModel, hook_name: str, image_size: tu
 
 def cache_layer_outputs(
     model: HookedVisionModel,
-    dataset: MammogramDataset,
+    dataset: StudyDataset,
     folder: str | Path,
     *,
     hook_name: str,
@@ -209,7 +209,7 @@ def _check_room(folder: Path, hook_name: str, n_images: int, shard_size: int, nb
 @torch.inference_mode()
 def _read_shard(
     model: HookedVisionModel,
-    dataset: MammogramDataset,
+    dataset: StudyDataset,
     hook_name: str,
     stored: _Stored,
     device: str,

@@ -1,11 +1,14 @@
-"""Mammograms with labels and boxes: VinDr-Mammo, phantoms in its format, preprocessing, screening of bad images."""
+"""Images with labels and boxes: kinds of datasets, phantoms, preprocessing, screening of bad images."""
 
 from mammosae_plugin.adapters.preprocessing import BadImageError
 from mammosae_plugin.datasets.about import DatasetAbout
 from mammosae_plugin.datasets.base import Batch, DatasetError, Item, MammogramDataset, collate
-from mammosae_plugin.datasets.concepts import CONCEPTS, GRADED_CONCEPTS, n_classes_of
+from mammosae_plugin.datasets.concepts import Concept, Vocabulary
+from mammosae_plugin.datasets.csv_folder import CsvFolder, LabelSettings
 from mammosae_plugin.datasets.phantoms import make_phantoms
 from mammosae_plugin.datasets.preprocessing import PREPROCESSING, preprocess
+from mammosae_plugin.datasets.protocol import StudyDataset, is_study_dataset, require_study_dataset
+from mammosae_plugin.datasets.registry import DatasetKind, DataSettings, dataset_kinds, open_dataset, register_dataset
 from mammosae_plugin.datasets.screening import (
     check_suspects,
     leave_out_bad,
@@ -13,26 +16,36 @@ from mammosae_plugin.datasets.screening import (
     read_suspects,
     screen_images,
 )
-from mammosae_plugin.datasets.vindr import VinDrMammo
+from mammosae_plugin.datasets.vindr import CONCEPTS, VinDrMammo
 
 __all__ = [
     "CONCEPTS",
-    "GRADED_CONCEPTS",
     "PREPROCESSING",
     "BadImageError",
     "Batch",
+    "Concept",
+    "CsvFolder",
+    "DataSettings",
     "DatasetAbout",
     "DatasetError",
+    "DatasetKind",
     "Item",
+    "LabelSettings",
     "MammogramDataset",
+    "StudyDataset",
     "VinDrMammo",
+    "Vocabulary",
     "check_suspects",
     "collate",
+    "dataset_kinds",
+    "is_study_dataset",
     "leave_out_bad",
     "make_phantoms",
-    "n_classes_of",
+    "open_dataset",
     "preprocess",
     "read_quarantine",
     "read_suspects",
+    "register_dataset",
+    "require_study_dataset",
     "screen_images",
 ]

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from mammosae_plugin.adapters.preprocessing import MAMMO_CLIP, Preprocessing
 from mammosae_plugin.arguments import entries, text
 from mammosae_plugin.datasets.about import DatasetAbout
-from mammosae_plugin.datasets.concepts import GRADED_CONCEPTS
+from mammosae_plugin.datasets.concepts import Concept, Vocabulary
 from mammosae_plugin.datasets.preprocessing import read_png
 from mammosae_plugin.errors import InputError
 
@@ -36,9 +36,9 @@ class DatasetError(InputError):
 class Item(TypedDict):
     """One item of a dataset.
 
-    `image` is float32 (3, H, W), preprocessed. `labels` maps every concept, "density" and "birads" to a class id (in
-    unit "image" a finding is 1 when any row of the image has it, in unit "finding_row" when this row has it). `boxes`
-    maps every concept to float32 (n, 4), xyxy in pixels of `image`, of the image or of this row, as the unit says.
+    `image` is float32 (3, H, W), preprocessed. `labels` maps every concept to a class number (in unit "image" a finding
+    is 1 when any row of the image has it, in unit "finding_row" when this row has it). `boxes` maps every finding to
+    float32 (n, 4), xyxy in pixels of `image`, of the image or of this row, as the unit says.
     """
 
     image: torch.Tensor
@@ -76,11 +76,13 @@ class MammogramDataset(Dataset[Item]):
     """Mammograms with labels and boxes; the readers of file formats derive from it.
 
     Attributes:
-        images: one row per image; columns image_id, patient_id, split, laterality, view, density (0..3), birads (0..4,
-            the BI-RADS category minus 1), then one 0/1 column per concept. No paths.
-        findings: one row per row of the annotation file; columns image_id, density, birads, one 0/1 column per concept,
-            xmin, ymin, xmax, ymax in pixels of the network's input (NaN without a box).
-        concepts: the findings, as named in the columns.
+        images: one row per image; columns image_id, patient_id, split, what else the reader knows of images, then the
+            class number of every concept. No paths.
+        findings: one row per row of the annotation file; columns image_id, the class number of every concept, xmin,
+            ymin, xmax, ymax in pixels of the network's input (NaN without a box).
+        vocabulary: every concept that images are labelled with, by name.
+        concepts: the names of the findings: concepts that are absent or present, and may have boxes.
+        at_skin: the findings whose boxes lie half outside of the breast, by rights.
         image_size: (H, W) of every image.
         unit: "image" (one item per image) or "finding_row" (one item per annotation row, as the released code
             evaluates).
@@ -89,7 +91,9 @@ class MammogramDataset(Dataset[Item]):
 
     images: pd.DataFrame
     findings: pd.DataFrame
+    vocabulary: Vocabulary
     concepts: tuple[str, ...]
+    at_skin: frozenset[str] = frozenset()
     image_size: tuple[int, int]
     unit: Unit
     preprocessing: Preprocessing = MAMMO_CLIP
@@ -99,7 +103,7 @@ class MammogramDataset(Dataset[Item]):
         *,
         images: pd.DataFrame,
         findings: pd.DataFrame,
-        concepts: Sequence[str],
+        concepts: Iterable[Concept],
         image_size: tuple[int, int],
         unit: Unit,
         paths: Sequence[str],
@@ -109,7 +113,8 @@ class MammogramDataset(Dataset[Item]):
             raise InputError(f"unit is {unit!r}; it must be 'image' or 'finding_row'")
         self.images = images.reset_index(drop=True)
         self.findings = findings.reset_index(drop=True)
-        self.concepts = tuple(concepts)
+        self.vocabulary = Vocabulary(concepts)
+        self.concepts = self.vocabulary.binary
         self.image_size = image_size
         self.unit = unit
         self._paths = np.asarray(paths, dtype=object)
@@ -289,9 +294,14 @@ class MammogramDataset(Dataset[Item]):
                 parts.append(hashlib.sha256(self[index]["image"].contiguous().numpy().tobytes()).hexdigest())
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
+    @property
+    def _identity(self) -> tuple[Any, ...]:
+        """What the fingerprint holds beside tables and files."""
+        return (self.name, tuple(self.image_size), self.vocabulary.to_json())
+
     @cached_property
     def _content(self) -> str:
-        digest = hashlib.sha256(repr((self.name, tuple(self.image_size), self.concepts)).encode())
+        digest = hashlib.sha256(repr(self._identity).encode())
         for table in (self.images, self.findings):
             digest.update(table.to_csv(index=False, lineterminator="\n").encode())
         for path in self._paths:
@@ -322,7 +332,7 @@ class MammogramDataset(Dataset[Item]):
     @cached_property
     def _label_table(self) -> npt.NDArray[np.int64]:
         table = self.images if self.unit == "image" else self.findings
-        return table[[*self.concepts, *GRADED_CONCEPTS]].to_numpy(dtype=np.int64)
+        return table[list(self.vocabulary)].to_numpy(dtype=np.int64)
 
     @cached_property
     def _presence_table(self) -> npt.NDArray[np.bool_]:
@@ -340,8 +350,7 @@ class MammogramDataset(Dataset[Item]):
 
     def _labels_and_boxes(self, index: int) -> tuple[dict[str, int], dict[str, torch.Tensor]]:
         index %= len(self)
-        names: list[str] = [*self.concepts, *GRADED_CONCEPTS]
-        labels = dict(zip(names, self._label_table[index].tolist(), strict=True))
+        labels = dict(zip(self.vocabulary, self._label_table[index].tolist(), strict=True))
         rows = self._rows_by_image[index] if self.unit == "image" else np.array([index])
         has_box = ~np.isnan(self._box_table[rows, 0])
         boxed = rows[has_box]

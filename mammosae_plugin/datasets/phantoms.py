@@ -21,8 +21,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from mammosae_plugin.arguments import between, whole
-from mammosae_plugin.datasets.concepts import CONCEPTS
-from mammosae_plugin.datasets.vindr import ANNOTATION_FILE, IMAGE_FOLDER, PHANTOM_ID, checked_size
+from mammosae_plugin.datasets.vindr import ANNOTATION_FILE, CONCEPTS, IMAGE_FOLDER, PHANTOM_ID, checked_size
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import atomic_path, local_path, read_json, write_json, write_text
 

@@ -14,10 +14,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from mammosae_plugin.adapters.preprocessing import BadImageError, check_contrast
-from mammosae_plugin.datasets.base import BOX_COLUMNS, DatasetError, MammogramDataset
+from mammosae_plugin.datasets.base import BOX_COLUMNS, DatasetError
 from mammosae_plugin.datasets.preprocessing import read_png
+from mammosae_plugin.datasets.protocol import StudyDataset
 from mammosae_plugin.datasets.suspects import (
-    AT_SKIN,
     ON_BACKGROUND,
     Look,
     look,
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 _MANY = 8
 _NO_BOXES = np.zeros((0, 4))
 _SUSPECTS = ["image_id", "suspicion", "detail"]
-_Data = TypeVar("_Data", bound=MammogramDataset)
+_Data = TypeVar("_Data", bound=StudyDataset)
 
 
 def screen_images(
@@ -95,7 +95,7 @@ def screen_images(
             bar.update()
     bad = [(image_id, found) for image_id, found in zip(image_ids, looks, strict=True) if isinstance(found, str)]
     usable = {image_id: found for image_id, found in zip(image_ids, looks, strict=True) if isinstance(found, Look)}
-    side_of = dict(zip(image_ids, dataset.images["laterality"], strict=True))
+    side_of = dict(zip(image_ids, dataset.images.get("laterality", ()), strict=False))
     suspicious = pd.DataFrame(suspects(usable, side_of), columns=_SUSPECTS)
     of_pixels = suspicious[suspicious["suspicion"] != ON_BACKGROUND]["suspicion"].value_counts()
     _refuse_placeholders(dataset)
@@ -112,10 +112,10 @@ def screen_images(
 
 
 def _boxes_by_image(
-    dataset: MammogramDataset,
+    dataset: StudyDataset,
 ) -> tuple[dict[str, npt.NDArray[np.float64]], dict[str, npt.NDArray[np.bool_]]]:
     """By image id: its boxes (n, 4), and which of them mark a finding of the skin or the nipple (n,)."""
-    at_skin = [concept for concept in AT_SKIN if concept in dataset.concepts]
+    at_skin = sorted(dataset.at_skin.intersection(dataset.concepts))
     boxes, marks = {}, {}
     for image_id, own in dataset.findings.dropna(subset=list(BOX_COLUMNS)).groupby("image_id", sort=False):
         boxes[str(image_id)] = own[list(BOX_COLUMNS)].to_numpy(dtype=np.float64)
@@ -123,7 +123,7 @@ def _boxes_by_image(
     return boxes, marks
 
 
-def _refuse_placeholders(dataset: MammogramDataset) -> None:
+def _refuse_placeholders(dataset: StudyDataset) -> None:
     """Refuse boxes of which most are one and the same in many images."""
     boxes = dataset.findings.dropna(subset=list(BOX_COLUMNS)).drop_duplicates(["image_id", *BOX_COLUMNS])
     if len(boxes) < _MANY:
@@ -138,12 +138,13 @@ def _refuse_placeholders(dataset: MammogramDataset) -> None:
 
 
 def _boxes_of_another(
-    dataset: MammogramDataset, boxes: Mapping[str, npt.NDArray[np.float64]]
+    dataset: StudyDataset, boxes: Mapping[str, npt.NDArray[np.float64]]
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """By image id, the boxes of the next image of another patient with boxes and the same side and view."""
+    """By image id, the boxes of the next image of another patient with boxes, of the same side and view if known."""
     boxed = dataset.images[dataset.images["image_id"].astype(str).isin(list(boxes))]
     others = {}
-    for _, own in boxed.groupby(["laterality", "view"], sort=False):
+    alike = [name for name in ("laterality", "view") if name in boxed]
+    for _, own in boxed.groupby(alike, sort=False) if alike else [((), boxed)]:
         ids, patients = own["image_id"].astype(str).tolist(), own["patient_id"].tolist()
         for at, image_id in enumerate(ids):
             following = next((n for n in range(at + 1, at + len(ids)) if patients[n % len(ids)] != patients[at]), None)
@@ -212,7 +213,7 @@ def leave_out_bad(
 
 
 def check_suspects(
-    dataset: MammogramDataset,
+    dataset: StudyDataset,
     suspicious: pd.DataFrame,
     *,
     max_suspect_share: float = 0.4,

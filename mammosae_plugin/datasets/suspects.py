@@ -27,9 +27,6 @@ INVERTED, TURNED, NO_MAMMOGRAM, WHOLE_IMAGE, ON_BACKGROUND, REPEATED, OTHER_SIDE
     "breast on the other side",
 )
 
-AT_SKIN = ("Nipple_Retraction", "Skin_Retraction", "Skin_Thickening")
-"""Findings whose boxes lie half outside of the breast."""
-
 _DARK = 0.1  # of the image's range: up to here a pixel is background
 _BORDER = 0.02  # of the shorter side: the frame in which a mammogram shows its background
 _MUCH_BORDER = 0.3  # of the frame; what is background there covers at least half of it in most mammograms
@@ -175,7 +172,7 @@ def suspects(looks: Mapping[str, Look], laterality: Mapping[str, str]) -> Iterat
 
     Args:
         looks: by image id.
-        laterality: "L" or "R" by image id.
+        laterality: "L" or "R" by image id, as far as it is known.
     """
     usual = {letter: _usual_side(looks, laterality, letter) for letter in ("L", "R")}
     first: dict[bytes, str] = {}
@@ -191,7 +188,7 @@ def suspects(looks: Mapping[str, Look], laterality: Mapping[str, str]) -> Iterat
         shares = found.tissue[:, 0]
         if (shares < _LITTLE_TISSUE).any():
             yield image_id, ON_BACKGROUND, f"{100 * np.nanmin(shares):.0f} % of the box is tissue"
-        expected = usual.get(laterality[image_id], "")
+        expected = usual.get(laterality.get(image_id, ""), "")
         if expected and found.side and found.side != expected:
             yield image_id, OTHER_SIDE, f"those of laterality {laterality[image_id]} have it on the {expected}"
         if found.digest in first:
@@ -200,7 +197,7 @@ def suspects(looks: Mapping[str, Look], laterality: Mapping[str, str]) -> Iterat
 
 
 def _usual_side(looks: Mapping[str, Look], laterality: Mapping[str, str], letter: str) -> str:
-    sides = [found.side for image_id, found in looks.items() if laterality[image_id] == letter and found.side]
+    sides = [found.side for image_id, found in looks.items() if laterality.get(image_id) == letter and found.side]
     if len(sides) < _ENOUGH:
         return ""
     most = next((side for side in ("left", "right") if sides.count(side) >= _MAJORITY * len(sides)), None)
@@ -227,7 +224,7 @@ def refuse_mirrored(
 
     Args:
         looks: by image id.
-        laterality: "L" or "R" by image id.
+        laterality: "L" or "R" by image id, as far as it is known.
         at_skin: by image id, (n_boxes,) which of its boxes mark such findings.
 
     Raises:
@@ -236,7 +233,7 @@ def refuse_mirrored(
     if not at_skin:
         return
     boxed = [image_id for image_id in looks if image_id in at_skin]
-    of_side = {side: [image_id for image_id in boxed if laterality[image_id] == side] for side in ("L", "R")}
+    of_side = {side: [image_id for image_id in boxed if laterality.get(image_id) == side] for side in ("L", "R")}
     names = {"L": " of left breasts", "R": " of right breasts"}
     whole = _wrong_form(looks, boxed, at_skin)
     if whole is not None:

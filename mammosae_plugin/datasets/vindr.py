@@ -3,16 +3,14 @@
 import ast
 import logging
 import os
-import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from PIL import Image
+from pydantic import Field
 
 from mammosae_plugin.adapters.preprocessing import BadImageError
 from mammosae_plugin.arguments import between, shown, whole
@@ -30,10 +28,13 @@ from mammosae_plugin.datasets.boxes import (
     mend,
     report_other_pixels,
 )
-from mammosae_plugin.datasets.concepts import CONCEPTS, nearest_names
+from mammosae_plugin.datasets.concepts import Concept, nearest_names
 from mammosae_plugin.datasets.csv_files import plain_name, read_csv
+from mammosae_plugin.datasets.image_files import find_images
 from mammosae_plugin.datasets.preprocessing import read_png
+from mammosae_plugin.datasets.registry import DatasetKind, DataSettings, register_dataset
 from mammosae_plugin.datasets.suspects import box_scores
+from mammosae_plugin.datasets.table_checks import SPLITS, Marks, TableChecks, any_of
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path
 
@@ -41,7 +42,25 @@ logger = logging.getLogger(__name__)
 
 ANNOTATION_FILE = "vindr_detection_v1_folds.csv"
 IMAGE_FOLDER = "images_png"
-SPLITS = ("training", "test")
+CONCEPTS: tuple[str, ...] = (
+    "Architectural_Distortion",
+    "Asymmetry",
+    "Focal_Asymmetry",
+    "Global_Asymmetry",
+    "Mass",
+    "Nipple_Retraction",
+    "Skin_Retraction",
+    "Skin_Thickening",
+    "Suspicious_Calcification",
+    "Suspicious_Lymph_Node",
+)
+"""The ten findings, under the names of their 0/1 columns in the annotation file."""
+VINDR_CONCEPTS: tuple[Concept, ...] = (
+    *(Concept(name, boxes=True) for name in CONCEPTS),
+    Concept("density", "graded", ("A", "B", "C", "D")),
+    Concept("birads", "graded", ("1", "2", "3", "4", "5")),
+)
+"""All that VinDr-Mammo's images are labelled with."""
 PHANTOM_ID = "phantom_"
 """How the ids of phantom patients and images begin, and those of no hospital."""
 _RESIZED = tuple(f"resized_{column}" for column in BOX_COLUMNS)
@@ -61,8 +80,6 @@ _OPTIONAL = (*BOX_COLUMNS, "width", "height", "breast_density", "finding_categor
 _INVERTED = "inverted or without area"
 _FEW = 8  # boxes that may be dropped whatever their share
 _N_LOOKED_AT = 64  # boxes whose images are read to find out how they were written
-Marks = npt.NDArray[np.bool_]
-_MISSING_TEXT = ("", "nan", "none", "null", "na")
 
 
 class VinDrMammo(MammogramDataset):
@@ -74,6 +91,9 @@ class VinDrMammo(MammogramDataset):
     `box_tolerance` of the image's side is clipped and counted (`n_clipped_boxes`). `box_changes` lists both. The rows
     of both splits are checked, the images only of the split that is asked for; every problem found is named in one
     error. Whether an image can be read, and fits its boxes, shows when it is read: see `screen_images`.
+
+    `images` has laterality, view, density (0..3 for A..D), birads (0..4 for the categories 1..5), then a 0/1 column per
+    finding; `findings` has density, birads and the findings' columns.
 
     Args:
         root: the folder that holds `images_png`.
@@ -96,6 +116,8 @@ class VinDrMammo(MammogramDataset):
         DatasetError: the file or folder is missing or wrong; the message lists everything that is wrong.
         InputError: an argument is wrong.
     """
+
+    at_skin = frozenset({"Nipple_Retraction", "Skin_Retraction", "Skin_Thickening"})
 
     def __init__(
         self,
@@ -129,7 +151,8 @@ class VinDrMammo(MammogramDataset):
         if not rows.any() and not checked.problems:
             checked.problems.append(f"no row has split {split!r}")
         first = rows & ~table["image_id"].duplicated().to_numpy()
-        paths = _find_images(folder / IMAGE_FOLDER, table[first], size, checked.problems, max_missing_share)
+        relative = list(table.loc[first, ["patient_id", "image_id"]].itertuples(index=False, name=None))
+        paths = find_images(folder / IMAGE_FOLDER, relative, size, checked.problems, max_missing_share)
         if checked.wrong_boxes is not None:
             form = _likely_form(checked, folder / IMAGE_FOLDER, table, size)
             if form is not None:
@@ -146,13 +169,18 @@ class VinDrMammo(MammogramDataset):
         super().__init__(
             images=images,
             findings=findings,
-            concepts=CONCEPTS,
+            concepts=VINDR_CONCEPTS,
             image_size=size,
             unit=unit,
             paths=paths,
             box_changes=checked.box_changes[rows],
         )
         self._log_boxes()
+
+    @property
+    def _identity(self) -> tuple[Any, ...]:
+        """As ever, so that what was made from these images stays theirs; all else follows from the name."""
+        return (self.name, tuple(self.image_size), self.concepts)
 
     def _log_boxes(self) -> None:
         if self.n_mended_boxes:
@@ -210,7 +238,7 @@ def _read_table(file: Path) -> pd.DataFrame:
     return table
 
 
-class _Checked:
+class _Checked(TableChecks):
     """The findings table made from the text of the annotation file, and every problem met on the way."""
 
     def __init__(
@@ -221,20 +249,19 @@ class _Checked:
         boxes: Boxes,
         unmendable_boxes: UnmendableBoxes,
     ) -> None:
-        self.problems: list[str] = []
+        super().__init__(table)
+        table = self.table
         self.wrong_boxes: npt.NDArray[np.float64] | None = None
         """(n, 4) boxes as in the file, NaN where a row has none, if so many are wrong that they have one cause."""
-        self._lines = table.index.to_numpy(dtype=np.int64)
-        self._table = table = table.reset_index(drop=True)
         self._check_texts()
         findings = pd.DataFrame({"image_id": table["image_id"]})
-        findings["density"] = self._whole_numbers(table["density"], "density", range(4))
+        findings["density"] = self.whole_numbers(table["density"], "density", range(4), "write 0 to 3 for A to D")
         birads = table["breast_birads"].str.replace(r"^bi-?rads\s*", "", case=False, regex=True)
-        findings["birads"] = self._whole_numbers(birads, "breast_birads", range(1, 6)) - 1
+        findings["birads"] = self.whole_numbers(birads, "breast_birads", range(1, 6)) - 1
         n_problems = len(self.problems)
         for concept in CONCEPTS:
-            findings[concept] = self._whole_numbers(table[concept], concept, range(2))
-        no_finding = self._whole_numbers(table["No_Finding"], "No_Finding", range(2)).astype(bool)
+            findings[concept] = self.whole_numbers(table[concept], concept, range(2))
+        no_finding = self.whole_numbers(table["No_Finding"], "No_Finding", range(2)).astype(bool)
         if len(self.problems) == n_problems:  # else it would find the same again, under other names
             self._check_labels(findings, no_finding)
         in_file = self._boxes_of_file(findings, image_size)
@@ -243,125 +270,67 @@ class _Checked:
         )
         self.findings = findings
 
-    def _report(self, wrong: Marks, what: str, example: Callable[[int], str] | None = None, advice: str = "") -> None:
-        """Note `what` with the number of `wrong` rows; examples are line numbers unless `example` is given."""
-        rows = np.flatnonzero(wrong)
-        if len(rows):
-            self.problems.append(describe(len(rows), what, map(example or self._line, rows[:3].tolist()), advice))
-
-    def _line(self, row: int) -> str:
-        return f"line {self._lines[row]}"
-
-    def _cell(self, column: str) -> Callable[[int], str]:
-        return lambda row: f"{self._table[column].iloc[row]!r} in {self._line(row)}"
-
     def _check_texts(self) -> None:
-        table = self._table
-        for column in ("patient_id", "image_id"):
-            text = table[column]
-            self._report((text == "").to_numpy(), f"rows have no {column}", advice="fill it in, or delete the rows")
-            spoilt = text.str.fullmatch(r"\d([.,]\d+)?E\+\d+")
-            self._report(
-                spoilt.to_numpy(),
-                f"rows have a {column} that a spreadsheet made a number",
-                self._cell(column),
-                "export the column as text from where it is whole",
-            )
-            unsafe = text.str.contains(r"[/\\]", regex=True) | text.isin([".", ".."])
-            self._report(unsafe.to_numpy(), f"rows have a {column} that is no plain file name")
-        allowed = {"split": SPLITS, "laterality": ("L", "R"), "view": ("CC", "MLO")}
-        for column, values in allowed.items():
-            wrong = (~table[column].isin(values)).to_numpy()
-            self._report(
-                wrong,
-                f"rows have a {column} other than {', '.join(values)}",
-                self._cell(column),
-                f"write {' or '.join(values)}",
-            )
+        self.check_ids()
+        table = self.table
+        for column, values in {"split": SPLITS, "laterality": ("L", "R"), "view": ("CC", "MLO")}.items():
+            self.check_values(column, values)
         known = {*_REQUIRED, *_OPTIONAL}  # others that differ in every row only number the rows
         content = table[[name for name in table.columns if name in known or table[name].duplicated().any()]].copy()
         for column in set(_RESIZED + BOX_COLUMNS) & set(content.columns):  # 12.5 and 12.50 are the same
             content[column] = pd.to_numeric(content[column], errors="coerce").astype(object).fillna(content[column])
-        self._report(content.duplicated().to_numpy(), "rows repeat an earlier row exactly", advice="delete them")
-        one_split = "give all rows of a patient the same split"
-        self._report_groups("patient_id", "split", "patients are in both splits", one_split, among=SPLITS)
-        one_patient = "give every image an id of its own"
-        self._report_groups("image_id", "patient_id", "image ids stand under more than one patient", one_patient)
+        self.report(content.duplicated().to_numpy(), "rows repeat an earlier row exactly", advice="delete them")
+        self.check_patients()
         for column in ("laterality", "view", "breast_birads", "density"):
-            self._report_groups("image_id", column, f"images have rows with different {column}", "give them the same")
-
-    def _report_groups(self, key: str, column: str, what: str, advice: str, among: Sequence[str] | None = None) -> None:
-        """Note the keys whose rows disagree about `column`, of values other than these in no way."""
-        pairs = self._table[[key, column]].drop_duplicates()
-        if among is not None:
-            pairs = pairs[pairs[column].isin(among)]
-        repeated = pairs.loc[pairs[key].duplicated(), key].unique()
-        if len(repeated):
-            self.problems.append(describe(len(repeated), what, repeated, advice))
-
-    def _whole_numbers(self, text: "pd.Series[str]", column: str, allowed: range) -> npt.NDArray[np.int64]:
-        """The column as int64; cells that are no allowed whole number are noted and become the smallest allowed one."""
-        values = pd.to_numeric(text, errors="coerce").to_numpy(dtype=np.float64)
-        wrong = ~np.isin(values, np.asarray(allowed))
-        advice = "write 1 and 0" if len(allowed) == 2 else f"write {allowed[0]} to {allowed[-1]}"
-        if column == "density":
-            advice += " for A to D"
-        self._report(wrong, f"{column} values are not {allowed[0]}..{allowed[-1]}", self._cell(column), advice)
-        return np.where(wrong, allowed[0], values).astype(np.int64)
+            self.check_groups("image_id", column, f"images have rows with different {column}", "give them the same")
 
     def _check_labels(self, findings: pd.DataFrame, no_finding: Marks) -> None:
         present = findings[list(CONCEPTS)].to_numpy() == 1
-        positive = _any_of(present)
-        self._report(
+        positive = any_of(present)
+        self.report(
             positive & no_finding, "rows have No_Finding together with a finding", advice="set one of them to 0"
         )
-        self._report(~positive & ~no_finding, "rows have neither a finding nor No_Finding", advice="set one to 1")
+        self.report(~positive & ~no_finding, "rows have neither a finding nor No_Finding", advice="set one to 1")
         of_image = pd.DataFrame({"id": findings["image_id"], "positive": positive, "none": no_finding})
         mixed = of_image[~(positive & no_finding)].groupby("id", sort=False)[["positive", "none"]].any().all(axis=1)
         if mixed.any():
             what = "images have a No_Finding row beside a finding row"
             self.problems.append(describe(int(mixed.sum()), what, mixed.index[mixed]))
-        if "breast_density" in self._table.columns:
-            letter = self._table["breast_density"].str.upper().str.extract(r"\b([A-D])$", expand=False)
+        if "breast_density" in self.table.columns:
+            letter = self.table["breast_density"].str.upper().str.extract(r"\b([A-D])$", expand=False)
             other = (letter.notna() & (letter != findings["density"].map(dict(enumerate("ABCD"))))).sum()
             if other:  # the two are read by different people's code; the number is what the classifiers were trained on
                 logger.warning("%d rows have a density that disagrees with their breast_density", other)
-        if "finding_categories" in self._table.columns:
-            codes, texts = pd.factorize(self._table["finding_categories"])
+        if "finding_categories" in self.table.columns:
+            codes, texts = pd.factorize(self.table["finding_categories"])
             named = [_categories(str(text)) for text in texts]
             readable = np.array([names is not None for names in named])
             what = "rows have a finding_categories that is no printed list of known findings"
-            self._report(~readable[codes], what, self._cell("finding_categories"))
+            self.report(~readable[codes], what, self.cell("finding_categories"))
             expected = np.array([[concept in (names or ()) for concept in CONCEPTS] for names in named])
-            disagree = readable[codes] & _any_of(expected[codes] != present)
-            self._report(disagree, "rows have a finding_categories that disagrees with the 0/1 columns")
+            disagree = readable[codes] & any_of(expected[codes] != present)
+            self.report(disagree, "rows have a finding_categories that disagrees with the 0/1 columns")
 
     def _boxes_of_file(self, findings: pd.DataFrame, image_size: tuple[int, int]) -> npt.NDArray[np.float64]:
         """Boxes (n, 4) as the file has them, NaN where a row has none; those that are no pixels are noted."""
-        positive = _any_of(findings[list(CONCEPTS)].to_numpy() == 1)
-        resized, empty, no_numbers = self._numbers(_RESIZED, positive)
+        positive = any_of(findings[list(CONCEPTS)].to_numpy() == 1)
+        resized, empty, no_numbers = self.numbers(_RESIZED, positive)
         boxes = np.where(positive[:, None], resized, np.nan)  # what a row without a finding holds is no box
         incomplete = positive & empty.any(axis=1) & ~empty.all(axis=1)
         corners = sides = np.full_like(boxes, np.nan)
         lost = np.zeros_like(positive)
-        if set(BOX_COLUMNS) <= set(self._table.columns):
-            corners, original_empty, _ = self._numbers(BOX_COLUMNS, positive)
+        if set(BOX_COLUMNS) <= set(self.table.columns):
+            corners, original_empty, _ = self.numbers(BOX_COLUMNS, positive)
             lost = positive & empty.all(axis=1) & ~original_empty.all(axis=1)
-        if {"width", "height"} <= set(self._table.columns):
-            sides = self._numbers(("width", "height"), positive)[0]
+        if {"width", "height"} <= set(self.table.columns):
+            sides = self.numbers(("width", "height"), positive)[0]
         self.originals = Originals(corners, sides[:, :2])
-        wrong, shares = report_other_pixels(boxes, self.originals, image_size, self._report)
+        wrong, shares = report_other_pixels(boxes, self.originals, image_size, self.report)
         if wrong.any() and not covers_image(boxes, image_size)[wrong].all():
             self.wrong_boxes = boxes.copy()
 
-        def report_no_numbers() -> None:
-            for at, column in enumerate(_RESIZED):
-                commas = self._table[column][no_numbers[:, at]].str.fullmatch(r"-?\d*,\d+").any()
-                hint = "; write 12.5 where a spreadsheet wrote 12,5" if commas else ""
-                self._report(no_numbers[:, at], f"{column} values are no numbers{hint}", self._cell(column))
-
         self._odd: dict[str, tuple[Marks, Callable[[], None]]] = {
-            "no numbers": (_any_of(no_numbers), report_no_numbers),
+            "no numbers": (any_of(no_numbers), lambda: self.report_no_numbers(_RESIZED, no_numbers)),
             "without all corners": self._odd_boxes(incomplete, "rows have a box with missing corners"),
             "lost beside an original box": self._odd_boxes(lost, "rows have an original box but no resized box"),
             "shares of the image instead of pixels": self._odd_boxes(shares, "boxes are shares of the image (0 to 1)"),
@@ -373,7 +342,7 @@ class _Checked:
     def _odd_boxes(
         self, marks: Marks, what: str, example: Callable[[int], str] | None = None
     ) -> tuple[Marks, Callable[[], None]]:
-        return marks, lambda: self._report(marks, what, example)
+        return marks, lambda: self.report(marks, what, example)
 
     def _usable_boxes(
         self,
@@ -390,10 +359,10 @@ class _Checked:
         low, high = boxes[:, :2], boxes[:, 2:]
         side = np.array(image_size[::-1], dtype=np.float64)
         with np.errstate(invalid="ignore"):
-            inverted = _any_of(high <= low)
+            inverted = any_of(high <= low)
             slack = tolerance * side
-            outside = _any_of((low < -slack) | (high > side + slack) | (low >= side) | (high <= 0)) & ~inverted
-            overhang = _any_of((low < 0) | (high > side)) & ~outside & ~inverted
+            outside = any_of((low < -slack) | (high > side + slack) | (low >= side) | (high <= 0)) & ~inverted
+            overhang = any_of((low < 0) | (high > side)) & ~outside & ~inverted
         height, width = image_size
         beyond = (
             f"boxes reach more than {tolerance:.0%} of a side beyond the {height} x {width} image (are the resized_* "
@@ -403,7 +372,7 @@ class _Checked:
             **self._odd,
             _INVERTED: self._odd_boxes(inverted, "boxes are inverted or have no area"),
             f"more than {tolerance:.0%} of a side beyond the image": self._odd_boxes(
-                outside, beyond, lambda row: f"{self._line(row)}: {', '.join(f'{value:.6g}' for value in boxes[row])}"
+                outside, beyond, lambda row: f"{self.line(row)}: {', '.join(f'{value:.6g}' for value in boxes[row])}"
             ),
         }
         dropped = {name: marks for name, (marks, _) in odd.items()}
@@ -427,30 +396,14 @@ class _Checked:
                     f"mend {them} in the file, or go on without {n_lost} of {n_boxes} boxes by "
                     "data.unmendable_boxes: drop_and_list"
                 )
-            are_points = _any_of(high == low) & inverted
+            are_points = any_of(high == low) & inverted
             if not few(int((inverted | outside).sum() - are_points.sum()), n_boxes) and self.wrong_boxes is None:
                 self.wrong_boxes = in_file
         clipped = overhang if wanted == "mended" else np.zeros(len(boxes), dtype=bool)
         used = np.concatenate([low.clip(0, side), high.clip(0, side)], axis=1) if wanted == "mended" else boxes.copy()
         for marks in dropped.values():
             used[marks] = np.nan
-        return used, changes(self._lines, self._as_written, mended=mended, clipped=clipped, dropped=dropped)
-
-    def _numbers(self, columns: Sequence[str], needed: Marks) -> tuple[npt.NDArray[np.float64], Marks, Marks]:
-        """The columns as floats (n, n_columns), NaN where not finite; which cells are empty, and which are no numbers.
-
-        The last of `needed` rows only.
-        """
-        text = self._table[list(columns)]
-        empty = text.apply(lambda column: column.str.lower().isin(_MISSING_TEXT)).to_numpy(dtype=bool)
-        values = text.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
-        values = np.where(np.isfinite(values), values, np.nan)
-        return values, empty, needed[:, None] & ~empty & np.isnan(values)
-
-
-def _any_of(marks: Marks) -> Marks:
-    """(n, m) -> (n,): whether any mark of the row is set."""
-    return np.asarray(marks.any(axis=1), dtype=bool)
+        return used, changes(self.lines, self._as_written, mended=mended, clipped=clipped, dropped=dropped)
 
 
 def _categories(text: str) -> frozenset[str] | None:
@@ -488,103 +441,41 @@ def _likely_form(checked: _Checked, folder: Path, table: pd.DataFrame, image_siz
     return likely.form if likely else None
 
 
-def _find_images(
-    folder: Path,
-    rows: pd.DataFrame,
-    image_size: tuple[int, int],
-    problems: list[str],
-    max_missing_share: float,
-    n_probed: int = 8,
-) -> list[str]:
-    """The image file of every row; too many missing files, and images that are all of another size, are problems."""
-    if not folder.is_dir():
-        problems.append(f"the image folder {folder} does not exist")
-        return []
-    names: dict[
-        str, set[str]
-    ] = {}  # one listing per patient is far cheaper than one look-up per image on network disks
-    for patient in rows["patient_id"].unique():
-        try:
-            names[patient] = set(os.listdir(folder / patient))
-        except OSError:
-            names[patient] = set()
-    relative = [(str(patient), str(image)) for patient, image in zip(rows["patient_id"], rows["image_id"], strict=True)]
-    missing = [(patient, image) for patient, image in relative if image not in names[patient]]
-    if len(missing) > max_missing_share * len(relative):
-        why = _why_missing(folder, missing, names)
-        what = f"image files are missing under {folder}" + (f": {why}" if why else "")
-        problems.append(describe(len(missing), what, [f"{patient}/{image}" for patient, image in missing]))
-    elif missing:
-        logger.warning("%d of %d image files are missing under %s", len(missing), len(relative), folder)
-    prefix = str(folder)
-    paths = [os.path.join(prefix, patient, image) for patient, image in relative]
-    present = [path for path, (patient, image) in zip(paths, relative, strict=True) if image in names[patient]]
-    sizes = (
-        {_size_of(present[at]) for at in np.linspace(0, len(present) - 1, n_probed).astype(int)} if present else set()
+class VinDrSettings(DataSettings):
+    """VinDr-Mammo as Mammo-CLIP prepares it."""
+
+    kind: str = "vindr"
+    annotations: str = Field(
+        ANNOTATION_FILE, description="The annotation CSV, relative to root or absolute; one row per finding."
     )
-    sizes.discard(None)
-    if len(sizes) == 1 and sizes != {image_size}:
-        height, width = cast(tuple[int, int], sizes.pop())
-        problems.append(
-            f"the images are {height} x {width} pixels (height x width) but image_size is "
-            f"{image_size[0]} x {image_size[1]}: set image_size to the size of the prepared images"
-        )
-    return paths
+    boxes: Boxes = Field(
+        "mended",
+        description="mended: boxes that the published file has cut or inverted are mended from its own columns; "
+        "as_published: the file's own numbers, inverted boxes dropped, to compare with the paper's Table 2.",
+    )
+    unmendable_boxes: UnmendableBoxes = Field(
+        "drop_few",
+        description="Boxes that reach further, or are inverted and cannot be mended. drop_few: go on without them (the "
+        "findings stay) and list them in work/, up to 2 % of the boxes, or 1 of 8; drop_and_list: up to a quarter; "
+        "refuse: none.",
+    )
+
+    @property
+    def described(self) -> DatasetAbout:
+        """VinDr-Mammo."""
+        return VINDR_MAMMO
 
 
-def _why_missing(folder: Path, missing: Sequence[tuple[str, str]], names: Mapping[str, set[str]]) -> str | None:
-    """The commonest of the causes that can be told from what lies there instead; None where none can."""
-    folders = os.listdir(folder)
-    causes = Counter(_cause(folder, patient, image, names[patient], folders) for patient, image in missing[:200])
-    del causes[None]
-    return causes.most_common(1)[0][0] if causes else None
+def _open(settings: VinDrSettings) -> VinDrMammo:
+    return VinDrMammo(
+        settings.root,
+        annotations=settings.annotations,
+        image_size=settings.image_size,
+        boxes=settings.boxes,
+        box_tolerance=settings.box_tolerance,
+        unmendable_boxes=settings.unmendable_boxes,
+        max_missing_share=settings.max_bad_share,
+    )
 
 
-_DIFFERENCES: dict[str, Callable[[str], str]] = {
-    "{} and {} differ in upper and lower case": str.casefold,
-    "{} have leading zeros that {} lacks; a spreadsheet drops them": lambda name: name.lstrip("0"),
-    "{} lack the .0 that {} ends in; a program took them for numbers": lambda name: name.removesuffix(".0"),
-    "{} lack the quotation marks or equals signs of {}": lambda name: name.strip("'\"="),
-    "{} and {} differ in blanks, underscores or hyphens": lambda name: re.sub(r"[\s_-]+", "", name),
-}
-
-
-def _difference(name: str, there: Iterable[str]) -> str | None:
-    """In what alone a name differs from one of those that are there, to be formatted with the names of both."""
-    others = list(there)
-    return next((how for how, plain in _DIFFERENCES.items() if plain(name) in {plain(other) for other in others}), None)
-
-
-def _cause(folder: Path, patient: str, image: str, there: set[str], folders: Sequence[str]) -> str | None:
-    if not (folder / patient).is_dir():
-        if (folder / image).is_file():
-            return "the images lie directly in that folder, not in a folder for each patient_id"
-        how = _difference(patient, folders)
-        if how:
-            return how.format("the folders' names", "patient_id")
-        return "there are no folders of these patient_id" if folders else "the folder is empty"
-    how = _difference(image, there)
-    if how:
-        return how.format("the files' names", "image_id")
-    stem, suffix = os.path.splitext(image)
-    for name in sorted(there):
-        other_stem, other_suffix = os.path.splitext(name)
-        if suffix == ".0" and other_stem == stem:
-            return f"image_id ends in .0 as numbers of a spreadsheet do, the files in {other_suffix}"
-        if other_stem == image and other_suffix:
-            return f"the files have the ending {other_suffix}, which image_id lacks; add it there"
-        if name == stem and suffix:
-            return f"image_id has the ending {suffix}, which the files lack; take it away or rename the files"
-        if other_stem == stem:
-            return (
-                f"the files end in {other_suffix}, image_id in {suffix}; the images must be PNG and named as image_id"
-            )
-    return None
-
-
-def _size_of(path: str) -> tuple[int, int] | None:
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return None
+VINDR = register_dataset(DatasetKind("vindr", VinDrSettings, _open))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mammosae_plugin.adapters.sources import is_on_hub
 from mammosae_plugin.analysis.probing import Score, class_mean_latents, rank_latents
+from mammosae_plugin.config import BELOW_ROOT
 from mammosae_plugin.findings.about import About, places
 from mammosae_plugin.findings.notes import Note, read_notes, with_readers
 from mammosae_plugin.findings.study_folder import Encoder, LayerResults, StudyFolder
@@ -614,7 +615,9 @@ def _shared_config(config: Mapping[str, Any]) -> Row:
         }
         for model in config["models"]
     ]
-    data = without(config["data"], "root") | {"annotations": re.split(r"[/\\]", str(config["data"]["annotations"]))[-1]}
+    data = without(config["data"], "root")
+    for name in BELOW_ROOT & data.keys():
+        data[name] = re.split(r"[/\\]", str(data[name]))[-1]
     return {**kept, "data": data, "sae": sae, "models": models}
 
 

@@ -18,7 +18,7 @@ from mammosae_plugin.adapters.hooked_vision_model import refuse_what_no_map_fits
 from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.adapters.rest_of_network import RestOfNetwork
 from mammosae_plugin.arguments import entries, flag, indices, shown, text, whole
-from mammosae_plugin.datasets import MammogramDataset
+from mammosae_plugin.datasets import StudyDataset, require_study_dataset
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import (
     local_path,
@@ -39,6 +39,7 @@ from mammosae_plugin.latents.table import (
     MOMENTS,
     READOUT,
     TABLE,
+    VOCABULARY,
     LatentTable,
     changed_file,
 )
@@ -55,7 +56,7 @@ MapChoice = Sequence[int] | Callable[[LatentTable], Sequence[int]]
 def encode_latents(
     model: HookedVisionModel,
     sae: SAE[Any],
-    dataset: MammogramDataset,
+    dataset: StudyDataset,
     folder: str | Path,
     *,
     heads: Mapping[str, nn.Linear],
@@ -105,8 +106,7 @@ def encode_latents(
         raise InputError(f"the SAE is a {type(sae).__name__}: give a SAELens SAE, such as load_vision_sae(path)")
     if not isinstance(heads, Mapping) or not all(isinstance(head, nn.Linear) for head in heads.values()):
         raise InputError(f"heads are {shown(heads)}: give a torch.nn.Linear for each concept, {{'Mass': head}}")
-    if not isinstance(dataset, MammogramDataset):
-        raise InputError(f"the dataset is a {type(dataset).__name__}: give images, such as VinDrMammo(root)")
+    require_study_dataset(dataset)
     batch_size, shard_size = whole(batch_size, "batch_size", least=1), whole(shard_size, "shard_size", least=1)
     num_workers, map_splits = whole(num_workers, "num_workers", least=0), entries(map_splits, "map_splits")
     for split in map_splits:
@@ -134,7 +134,7 @@ def encode_latents(
 def _encode(
     model: HookedVisionModel,
     sae: SAE[Any],
-    dataset: MammogramDataset,
+    dataset: StudyDataset,
     folder: Path,
     heads: Mapping[str, nn.Linear],
     *,
@@ -165,6 +165,7 @@ def _encode(
         "format_version": FORMAT_VERSION,
         "splits": splits,
         "concepts": list(dataset.concepts),
+        VOCABULARY: dataset.vocabulary.to_json(),
         "heads": list(heads),
         "hook_name": layer.hook_name,
         "readout": layer.readout_kind,
@@ -232,7 +233,7 @@ def _is_whole(folder: Path) -> bool:
     return changed_file(folder, read_json(folder / TABLE)) is None
 
 
-def _write_labels(folder: Path, part: MammogramDataset) -> None:
+def _write_labels(folder: Path, part: StudyDataset) -> None:
     for name, frame in ((IMAGES, part.images), (FINDINGS, part.findings)):
         write_parquet(folder / name, frame)
 
@@ -365,7 +366,7 @@ class _Encoder:
 
     @torch.inference_mode()
     def encode(
-        self, part: MammogramDataset, items: range, *, kept: _Maps, batch_size: int, num_workers: int
+        self, part: StudyDataset, items: range, *, kept: _Maps, batch_size: int, num_workers: int
     ) -> dict[str, torch.Tensor]:
         layer = self.layer
         has_box = set(part.findings.dropna(subset=["xmin"])["image_id"])

@@ -19,7 +19,8 @@ from safetensors.numpy import load_file
 from scipy import sparse
 
 from mammosae_plugin.arguments import checked_arguments, index, indices, one_of, text
-from mammosae_plugin.datasets import GRADED_CONCEPTS, n_classes_of
+from mammosae_plugin.datasets.concepts import Vocabulary
+from mammosae_plugin.datasets.vindr import VINDR_CONCEPTS
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import (
     is_sealed,
@@ -38,6 +39,7 @@ ReadoutKind = Literal["linear", "network"]
 MOMENTS = ("sse", "sum", "sum_sq")  # sums over positions per feature
 BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
 FILES = "files"  # in table.json: the SHA-256 of the files beside it
+VOCABULARY = "vocabulary"  # in table.json: the concepts; tables of earlier versions lack it
 TABLE, IMAGES, FINDINGS, READOUT = "table.json", "images.parquet", "findings.parquet", "readout.safetensors"
 
 
@@ -81,10 +83,11 @@ class LatentTable:
 
     Attributes:
         images: One row per image (the row number is the image row used everywhere): image_id, patient_id, split,
-            laterality, view, density, birads, and a 0/1 column per concept.
+            what else the dataset knows of images, and the class number of every concept.
         findings: One row per row of the annotation file: image_id, image_row, labels, xmin, ymin, xmax, ymax in pixels
             of the model's input (NaN without a box).
-        concepts: The findings that have a column.
+        vocabulary: The concepts that images are labelled with, by name.
+        concepts: The names of those that are absent or present, and may have boxes.
         heads: The concepts whose classifier's logits the table holds.
         d_sae: Number of latents.
         d_in: Number of channels of the layer.
@@ -119,6 +122,7 @@ class LatentTable:
         self.header: dict[str, Any] = header
         self.provenance: dict[str, Any] = header["provenance"]
         self.concepts: tuple[str, ...] = tuple(header["concepts"])
+        self.vocabulary = _vocabulary(header)
         self.heads: tuple[str, ...] = tuple(header["heads"])
         self.d_sae: int = header["d_sae"]
         self.d_in: int = header["d_in"]
@@ -224,8 +228,12 @@ class LatentTable:
         return Readout(tensors[f"offset.{head}"], tensors[f"weight.{head}"])
 
     def classes(self, concept: str) -> tuple[int, ...]:
-        """The class numbers of a concept: (0, 1) for a finding, (0, 1, 2, 3) for density, (0, ..., 4) for birads."""
-        return tuple(range(n_classes_of(concept)))
+        """The class numbers of a concept: (0, 1) for a finding, (0, 1, 2, 3) for a density of four classes.
+
+        Raises:
+            InputError: An unknown concept.
+        """
+        return tuple(range(self.vocabulary.named(concept, str(self.folder)).n_classes))
 
     def rows(self, concept: str, *, split: str, unit: str = "image") -> EvaluationRows:
         """The rows to evaluate `concept` on.
@@ -240,11 +248,7 @@ class LatentTable:
         Raises:
             InputError: Unknown concept, split or unit.
         """
-        text(concept, "the concept")
-        if concept not in (*self.concepts, *GRADED_CONCEPTS) or concept not in self.images.columns:
-            raise InputError(
-                f"{self.folder} has no labels for {concept!r}; it has {', '.join(self.concepts)}, density, birads"
-            )
+        self.vocabulary.named(concept, str(self.folder))
         self._check_split(split)
         one_of(unit, "unit", ("image", "finding_row"))
         in_split = (self.images["split"] == split).to_numpy()
@@ -383,6 +387,15 @@ class LatentTable:
                 key = name.removeprefix("total.")
                 totals[key] = totals.get(key, 0) + value
         return {**totals, "n_positions": int(totals["n_positions"]), "l0": int(totals["l0"])}
+
+
+def _vocabulary(header: Mapping[str, Any]) -> Vocabulary:
+    """The concepts that a header describes; an older one only names its findings, which are VinDr-Mammo's."""
+    if VOCABULARY in header:
+        return Vocabulary.of_json(header[VOCABULARY])
+    return Vocabulary(
+        concept for concept in VINDR_CONCEPTS if concept.name in header["concepts"] or not concept.is_binary
+    )
 
 
 def _read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:

@@ -219,6 +219,8 @@ def _settings_of_study() -> frozenset[str]:
             found.update(kind.model_fields)
             for field in kind.model_fields.values():
                 walk(field.annotation)
+            for one in kind.__subclasses__():
+                walk(one)
         for inner in get_args(kind):
             walk(inner)
 

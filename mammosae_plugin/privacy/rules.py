@@ -22,7 +22,7 @@ import huggingface_hub
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mammosae_plugin.datasets.concepts import CONCEPTS, GRADED_CONCEPTS
+from mammosae_plugin.datasets.vindr import VINDR_CONCEPTS
 from mammosae_plugin.files import sha256_of_file
 from mammosae_plugin.privacy.context import PrivacyContext
 from mammosae_plugin.privacy.keys import entries_of, lists_numbers, too_many_numbers
@@ -515,9 +515,10 @@ def _names_of_this_machine() -> list[tuple[str, str]]:
 def _ordinary_words() -> frozenset[str]:
     """The words that our own cards, pages and columns are made of."""
     words: set[str] = set()
-    for text in [*_package_texts(), *(column for columns in COLUMNS.values() for column in columns), *CONCEPTS]:
+    names = [concept.name for concept in VINDR_CONCEPTS]
+    for text in [*_package_texts(), *(column for columns in COLUMNS.values() for column in columns), *names]:
         words |= set(re.findall(r"[a-z0-9]{3,}", text.lower()))
-    return frozenset(words | set(GRADED_CONCEPTS) | set(RESTRICTED) | {"phantom"})
+    return frozenset(words | set(RESTRICTED) | {"phantom"})
 
 
 _COMMON = (

@@ -5,6 +5,7 @@ import math
 import os
 import posixpath
 from collections import Counter
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pandas as pd
 import yaml
 from markupsafe import Markup
 
+from mammosae_plugin.datasets.about import KNOWN, DatasetAbout
 from mammosae_plugin.files import local_path, write_text
 from mammosae_plugin.findings.notes import NOTES_FOLDER, results_with_readers
 from mammosae_plugin.findings.study_folder import RESULTS_FOLDER
@@ -46,7 +48,6 @@ from mammosae_plugin.schema.results import (
 )
 from mammosae_plugin.visualization.tables import MISSING, Estimate, table_1, table_2, table_layers
 
-_DATA_KINDS = {"phantom": "generated phantom images", "vindr": "VinDr-Mammo"}
 _SIGNS = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}
 
 
@@ -90,7 +91,7 @@ def _content(results: Results, figures_folder: Path) -> dict[str, Any]:
     return {
         "results": results,
         "title": results["title"],
-        "data_kind": _DATA_KINDS[results["data_kind"]],
+        "data": _about(results),
         "summary": summary(results),
         "restored": RESTORED,
         "n_test": _n(results, "test"),
@@ -315,6 +316,12 @@ def _comparison_note(results: Results) -> str:
             "say nothing about patients and are not comparable with the paper's, which are therefore not shown."
         )
     return "The config does not mark this run as the paper's setting, so the paper's numbers are not shown beside ours."
+
+
+def _about(results: Results) -> Row:
+    """What the images are; results of earlier versions name nothing but a collection that we know."""
+    found: Row | None = results["data"].get("about")
+    return found or asdict(KNOWN.get(results["data_kind"]) or DatasetAbout(results["data_kind"], results["data_kind"]))
 
 
 def _prevalence(results: Results) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from mammosae_plugin.schema.results import Results, Row, frame, n_best, number, pairs
+from mammosae_plugin.schema.results import Results, Row, class_names, frame, n_best, number, pairs
 from mammosae_plugin.visualization.tables import (
     MISSING,
     Estimate,
@@ -96,11 +96,12 @@ def rankings_view(results: Results, model: str, concept: str, score: str) -> Tab
     ]
     if not of_class:
         return None
-    binary = len(of_class) == 2
+    names = class_names(results, concept) or (["absent", "present"] if len(of_class) == 2 else [])
+    words = {"absent": "without finding", "present": "with finding"}
     headings = [("Rank", True)]
-    for row in of_class:
-        words = {"0": "without finding", "1": "with finding"}.get(str(row["class"])) if binary else None
-        headings += [("Latent, " + (words or f"class {row['class']}"), True), ("Score", True)]
+    for place, row in enumerate(of_class):
+        name = names[place] if len(names) == len(of_class) else f"class {row['class']}"
+        headings += [(f"Latent, {words.get(name, name)}", True), ("Score", True)]
     rows = []
     for position in range(min(n_best(results), max(len(row["latents"]) for row in of_class))):
         cells = [Cell(str(position + 1))]

@@ -64,7 +64,7 @@ class Results(_Optional):
     format_version: Literal[1]
     title: str
     paper_setting: bool
-    data_kind: Literal["phantom", "vindr"]
+    data_kind: str
     created: str
     config: dict[str, Any]
     provenance: dict[str, Any]
@@ -215,7 +215,7 @@ class _ResultsCheck(_Section):
     format_version: Literal[1]
     title: str
     paper_setting: bool
-    data_kind: Literal["phantom", "vindr"]
+    data_kind: str
     created: str
     config: dict[str, Any]
     provenance: _Provenance
@@ -289,6 +289,12 @@ def pairs(results: Results) -> list[tuple[str, str]]:
 def concepts(results: Results) -> list[str]:
     """The concepts of the study's models, in order, each once."""
     return list(dict.fromkeys(concept for _, concept in pairs(results)))
+
+
+def class_names(results: Results, concept: str) -> list[str]:
+    """The names of a concept's classes, in the order of their numbers; empty where the results say none."""
+    told: list[Row] = results["data"].get("vocabulary") or []
+    return next((list(row["classes"]) for row in told if row["name"] == concept), [])
 
 
 def model_names(results: Results, concept: str) -> list[str]:

@@ -6,8 +6,6 @@ from typing import Any
 
 import pandas as pd
 
-from mammosae_plugin.datasets import n_classes_of
-
 
 def claims(results: Mapping[str, Any], *, top: int) -> list[dict[str, Any]]:
     """The paper's claims as yes-or-no questions about a study's results, each with the value and the bar.
@@ -37,8 +35,9 @@ def claims(results: Mapping[str, Any], *, top: int) -> list[dict[str, Any]]:
     localized = pd.DataFrame(results["localization"])
     sweeps = pd.DataFrame(results["interventions"])
     variants = pd.DataFrame(results["reconstruction"])
+    classes = {(row["concept"], row["class"]) for row in results["rankings"]}
     for (model, concept), rows in variants.groupby(["model", "concept"], sort=False):
-        if n_classes_of(str(concept)) != 2:
+        if sum(one == concept for one, _ in classes) != 2:
             continue
         auroc = dict(zip(rows["variant"], rows["auroc"], strict=True))
         whole = auroc["without_sae"]

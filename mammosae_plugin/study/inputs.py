@@ -24,10 +24,11 @@ from mammosae_plugin.adapters.sources import Source, find_source
 from mammosae_plugin.config import ModelConfig, StudyConfig
 from mammosae_plugin.datasets import (
     PREPROCESSING,
-    VinDrMammo,
+    StudyDataset,
+    Vocabulary,
     check_suspects,
     leave_out_bad,
-    n_classes_of,
+    open_dataset,
     read_quarantine,
     read_suspects,
     screen_images,
@@ -116,23 +117,23 @@ class StudyInputs:
         self.pairs = tuple(ModelPair(model.name, concept) for model in config.models for concept in config.concepts)
         self.networks = Networks()
         self._start_files: dict[str, Files] = {}
-        for concept in config.concepts:
-            n_classes_of(concept)
 
     # Data
 
     @cached_property
-    def _all_images(self) -> VinDrMammo:
-        data = self.config.data
-        return VinDrMammo(
-            data.root,
-            annotations=data.annotations,
-            image_size=data.image_size,
-            boxes=data.boxes,
-            box_tolerance=data.box_tolerance,
-            unmendable_boxes=data.unmendable_boxes,
-            max_missing_share=data.max_bad_share,
-        )
+    def _all_images(self) -> StudyDataset:
+        return open_dataset(self.config.data)
+
+    @cached_property
+    def concepts(self) -> Vocabulary:
+        """The study's concepts, in the order of the configuration.
+
+        Raises:
+            InputError: The dataset is labelled with no such concept.
+        """
+        images = self._all_images
+        where = f"the dataset {images.name}"
+        return Vocabulary(images.vocabulary.named(concept, where) for concept in self.config.concepts)
 
     @cached_property
     def _file_stats(self) -> str:
@@ -160,7 +161,7 @@ class StudyInputs:
         return self.work / f"{name}-{self._file_stats}.csv"
 
     @cached_property
-    def dataset(self) -> VinDrMammo:
+    def dataset(self) -> StudyDataset:
         """The images without those in quarantine, each read once to find out."""
         images, data = self._all_images, self.config.data
         quarantine, listed = self._list_file("quarantine"), self._list_file("suspects")
@@ -198,14 +199,14 @@ class StudyInputs:
         """Which boxes the study uses, and how many are not as in the annotation file."""
         images = self._all_images
         return {
-            "boxes": self.config.data.boxes,
+            "boxes": getattr(self.config.data, "boxes", "as_annotated"),
             "n_mended_boxes": images.n_mended_boxes,
             "n_inverted_boxes": images.n_inverted_boxes,
             "n_dropped_boxes": images.n_dropped_boxes,
             "n_clipped_boxes": images.n_clipped_boxes,
         }
 
-    def split(self, split: str) -> VinDrMammo:
+    def split(self, split: str) -> StudyDataset:
         """The images of one split, without those in quarantine."""
         part = self.dataset.select(split=split)
         if len(part) == 0:
@@ -218,7 +219,7 @@ class StudyInputs:
         for concept in self.config.concepts:
             for split in (TRAINING, TEST):
                 labels = self.split(split).images[concept]
-                missing = sorted(set(range(n_classes_of(concept))) - set(labels.unique()))
+                missing = sorted(set(range(self.concepts[concept].n_classes)) - set(labels.unique()))
                 if missing:
                     what = "no positive image" if missing == [1] else f"no image of class {missing[0]}"
                     raise InputError(
@@ -227,8 +228,8 @@ class StudyInputs:
 
     @property
     def findings(self) -> list[str]:
-        """The study's concepts that have boxes: those with two classes."""
-        return [concept for concept in self.config.concepts if n_classes_of(concept) == 2]
+        """The names of the study's concepts that are absent or present, and may have boxes."""
+        return list(self.concepts.binary)
 
     @cached_property
     def pairs_with_boxes(self) -> list[ModelPair]:
@@ -334,10 +335,10 @@ class StudyInputs:
         """
         files = self.classifier_files[pair]
         facts = self.networks.facts(files)
-        classes = n_classes_of(pair.concept)
-        if facts.n_class != (1 if classes == 2 else classes):
+        concept = self.concepts[pair.concept]
+        if facts.n_class != concept.n_outputs:
             raise InputError(
-                f"{files[-1].name} has {facts.n_class} outputs, but {pair.concept} has {classes} classes"
+                f"{files[-1].name} has {facts.n_class} outputs, but {pair.concept} has {concept.n_classes} classes"
                 + ("; is it the pretraining checkpoint instead of a classifier?" if facts.n_class == 0 else "")
             )
         if facts.concepts and facts.concepts != (pair.concept,):
@@ -408,7 +409,7 @@ class StudyInputs:
                 num_workers=self.config.num_workers,
             )
 
-    def _folded(self, pair: ModelPair, images: VinDrMammo, hook_names: list[str]) -> HookedVisionModel:
+    def _folded(self, pair: ModelPair, images: StudyDataset, hook_names: list[str]) -> HookedVisionModel:
         """A copy of the model with folded batch norms, hooked, after its features have been compared with the model's.
 
         Raises:

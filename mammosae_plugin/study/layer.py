@@ -19,7 +19,7 @@ from mammosae_plugin.adapters.sources import Source
 from mammosae_plugin.adapters.vision_sae import SAELENS_FILES
 from mammosae_plugin.analysis import intervention, localization, probing, reconstruction
 from mammosae_plugin.analysis.roles import latent_roles
-from mammosae_plugin.datasets import PREPROCESSING, MammogramDataset
+from mammosae_plugin.datasets import PREPROCESSING, StudyDataset
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_parquet, write_json, write_parquet
 from mammosae_plugin.findings.notes import results_with_readers
@@ -496,7 +496,7 @@ class LayerStudy:
         heads, device = group.named_heads, self.config.device
         return MaskedPasses(model, self.sae, outputs, heads, device=device, masks_at_once=at_once)
 
-    def _announce(self, model: HookedVisionModel, images: MammogramDataset) -> None:
+    def _announce(self, model: HookedVisionModel, images: StudyDataset) -> None:
         """Say how large the layer's outputs will be on disk, before they are written there."""
         size = layer_output_nbytes(model, self.hook_name, images.image_size) * len(images) / _GIGABYTE
         if size >= 1:
@@ -598,7 +598,7 @@ class LayerStudy:
             dataset = self.study.dataset
             number_of = {image_id: number for number, image_id in enumerate(dataset.images["image_id"])}
             ids = [table.images["image_id"][row] for row in chosen]
-            views = table.images.loc[chosen, ["laterality", "view"]]
+            views = [name for name in ("laterality", "view") if name in table.images]
             yield HeatmapPanels(
                 model=pair.model,
                 concept=pair.concept,
@@ -607,7 +607,7 @@ class LayerStudy:
                 boxes=[table.boxes(row, pair.concept) for row in chosen],
                 latents=[int(latent) for latent in latents],
                 activations=table.mean_latents[chosen][:, latents].toarray(),
-                titles=[f"{row.laterality} {row.view}" for row in views.itertuples()],
+                titles=[" ".join(map(str, row)) for row in table.images.loc[chosen, views].itertuples(index=False)],
             )
 
     def write_report(self, results: dict[str, Any], folder: Path) -> Path:

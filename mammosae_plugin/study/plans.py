@@ -16,7 +16,7 @@ from mammosae_plugin import distributed
 from mammosae_plugin.activations.layer_outputs import FORMAT_VERSION as OUTPUTS_FORMAT
 from mammosae_plugin.activations.store import FORMAT_VERSION as STORE_FORMAT
 from mammosae_plugin.config import StudyConfig
-from mammosae_plugin.datasets import MammogramDataset
+from mammosae_plugin.datasets import StudyDataset
 from mammosae_plugin.files import sha256_of_json, write_json
 from mammosae_plugin.latents.table import FORMAT_VERSION as TABLE_FORMAT
 from mammosae_plugin.provenance import package_versions, plain, tensors_fingerprint
@@ -43,7 +43,7 @@ def keep(plan: Plan, result: Path) -> Path:
     return result
 
 
-def _images(images: MammogramDataset, content: str) -> Plan:
+def _images(images: StudyDataset, content: str) -> Plan:
     """Which images, what is in their files, and how they are prepared; `content` covers annotations and image size."""
     ids = images.images["image_id"].tolist()
     return {
@@ -54,9 +54,7 @@ def _images(images: MammogramDataset, content: str) -> Plan:
     }
 
 
-def of_classifier(
-    training: ClassifierTraining, encoder: str, concept: str, images: MammogramDataset, content: str
-) -> Plan:
+def of_classifier(training: ClassifierTraining, encoder: str, concept: str, images: StudyDataset, content: str) -> Plan:
     """A classifier that the study trains.
 
     Args:
@@ -75,7 +73,7 @@ def of_classifier(
     }
 
 
-def of_rows(config: StudyConfig, network: str, images: MammogramDataset, content: str) -> Plan:
+def of_rows(config: StudyConfig, network: str, images: StudyDataset, content: str) -> Plan:
     """The rows on which SAEs are trained.
 
     Args:
@@ -116,7 +114,7 @@ def of_table(
     heads: Mapping[str, nn.Linear],
     with_boxes: Sequence[str],
     scores: Sequence[str],
-    images: MammogramDataset,
+    images: StudyDataset,
     content: str,
 ) -> Plan:
     """A latents table.
@@ -152,9 +150,7 @@ def of_table(
     }
 
 
-def of_layer_outputs(
-    config: StudyConfig, *, hook_name: str, encoder: str, images: MammogramDataset, content: str
-) -> Plan:
+def of_layer_outputs(config: StudyConfig, *, hook_name: str, encoder: str, images: StudyDataset, content: str) -> Plan:
     """The outputs of a layer, on which interventions at it are computed.
 
     Args:

@@ -1,6 +1,7 @@
 """What a study found at a layer, as the JSON values of `results.json`; see `visualization.results` for the format."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
@@ -36,7 +37,7 @@ def results(layer: LayerStudy, side_by_side: list[Row], primary: str) -> Row:
         "format_version": FORMAT_VERSION,
         "title": config.report.title,
         "paper_setting": config.report.paper_setting,
-        "data_kind": "phantom" if config.data.phantom else "vindr",
+        "data_kind": config.data.about.name,
         "config": portable_config(config),
         "provenance": {
             "packages": package_versions(),
@@ -163,6 +164,8 @@ def _data(study: StudyInputs) -> Row:
         "image_size": list(config.image_size),
         "unit": config.unit,
         "splits": splits,
+        "about": asdict(config.about),
+        "vocabulary": study.concepts.to_json(),
         "concepts": concepts,
         "n_quarantined": len(quarantine),
         "quarantine": listed,

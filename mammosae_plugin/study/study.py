@@ -70,7 +70,7 @@ class Study(StudyInputs):
 
     def classify(self) -> None:
         """Train the classifiers that the configuration does not give as files; check those that it gives."""
-        _ = self.layers  # a layer that cannot be studied is told before hours of training
+        _ = self.concepts, self.layers  # what cannot be studied is told before hours of training
         _ = self.encoder_groups
 
     def _at_each_layer(self, do: Callable[[LayerStudy], Any]) -> None:

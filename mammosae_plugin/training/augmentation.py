@@ -16,7 +16,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as v2
 
 from mammosae_plugin.adapters.preprocessing import MAMMO_CLIP, Preprocessing
-from mammosae_plugin.datasets import MammogramDataset
+from mammosae_plugin.datasets import StudyDataset
 from mammosae_plugin.provenance import torch_generator
 
 Kind = Literal["none", "flips", "affine", "mammo_clip"]
@@ -87,7 +87,7 @@ class EpochImages(Dataset[torch.Tensor]):
     """
 
     def __init__(
-        self, dataset: MammogramDataset, order: Sequence[int], augmentation: Augmentation, *, seed: int, epoch: int
+        self, dataset: StudyDataset, order: Sequence[int], augmentation: Augmentation, *, seed: int, epoch: int
     ) -> None:
         self.dataset = dataset
         self.order = order

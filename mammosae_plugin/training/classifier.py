@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +18,11 @@ from sklearn.preprocessing import StandardScaler
 from timm.layers.drop import DropPath
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from mammosae_plugin.adapters import MammoClipClassifier, load_mammo_clip, save_classifier
-from mammosae_plugin.datasets import MammogramDataset, collate, n_classes_of
-from mammosae_plugin.datasets.concepts import nearest_names
+from mammosae_plugin.datasets import Item, StudyDataset, collate
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import differences, local_path, sha256_of_json, write_text
 from mammosae_plugin.locks import only_run
@@ -109,7 +108,7 @@ class ClassifierTraining(Settings):
     )
     class_weights: Literal["balanced", "none"] = Field(
         "balanced",
-        description="'balanced': positives of a finding count negatives / positives, classes of density and birads by "
+        description="'balanced': positives of a finding count negatives / positives, classes of others by "
         "their rarity. 'none': every image counts the same.",
     )
     augmentation: Kind = Field(
@@ -190,7 +189,7 @@ def _default(name: str) -> Any:
 
 def train_classifier(
     encoder: MammoClipClassifier,
-    dataset: MammogramDataset,
+    dataset: StudyDataset,
     concept: str | Sequence[str],
     path: str | Path,
     config: ClassifierTraining | None = None,
@@ -208,7 +207,8 @@ def train_classifier(
     Args:
         encoder: Where the weights start; it is not changed.
         dataset: Training images with labels; with `validation_share`, part of its patients are held out.
-        concept: A finding (one logit), "density" or "birads" (a logit per class), or several findings (a logit each).
+        concept: A concept of the dataset: a finding (one logit), one of more classes such as "density" (a logit per
+            class), or several findings (a logit each).
         path: Where the classifier goes, a `.safetensors` file that `load_mammo_clip` reads. Its metadata say how it was
             trained and, under "outcome", the patients and images on each side, the epoch chosen and its validation
             AUROC (a mean over several findings, or over classes against the rest).
@@ -251,7 +251,7 @@ def train_classifier(
 def _train(encoder: MammoClipClassifier, task: "_Task") -> None:
     """Train the classifier and write its file."""
     seed_everything(task.config.seed)
-    model = with_new_head(encoder, _n_outputs(task.plan["concepts"])).to(task.device)
+    model = with_new_head(encoder, _n_outputs(task.dataset, task.plan["concepts"])).to(task.device)
     chosen = _fit_head(model, task) if task.config.kind == "pretrained" else _Run(model, task).train()
     save_classifier(model, task.path, metadata={**task.plan, "outcome": {**_sizes(task.dataset, task.sides), **chosen}})
 
@@ -276,7 +276,7 @@ class _Sides:
 class _Task:
     """What is trained on what, and where it goes."""
 
-    dataset: MammogramDataset
+    dataset: StudyDataset
     labels: Integers
     """(n, m) classes of m concepts."""
     sides: _Sides
@@ -290,14 +290,13 @@ class _Task:
     def targets(self) -> torch.Tensor:
         """What a loss compares with: (n, m) float for m findings, (n,) int64 for one concept of more classes."""
         labels = torch.tensor(self.labels)
-        graded = n_classes_of(self.plan["concepts"][0]) > 2
-        return labels[:, 0] if graded else labels.float()
+        is_finding = self.dataset.vocabulary[self.plan["concepts"][0]].is_binary
+        return labels.float() if is_finding else labels[:, 0]
 
     def images(self, items: Sequence[int]) -> Iterator[torch.Tensor]:
         """Batches of images (b, 3, H, W) on the device, as they are."""
-        loader = DataLoader(
-            Subset(self.dataset, items), self.config.batch_size, num_workers=self.num_workers, collate_fn=collate
-        )
+        part = Subset(cast(Dataset[Item], self.dataset), items)
+        loader = DataLoader(part, self.config.batch_size, num_workers=self.num_workers, collate_fn=collate)
         for batch in loader:
             yield batch["image"].to(self.device)
 
@@ -312,28 +311,24 @@ class _Task:
         return torch.autocast(torch.device(self.device).type, dtype, enabled=enabled)
 
 
-def _n_outputs(concepts: Sequence[str]) -> int:
-    classes = n_classes_of(concepts[0])
-    return len(concepts) if classes == 2 else classes
+def _n_outputs(dataset: StudyDataset, concepts: Sequence[str]) -> int:
+    return sum(dataset.vocabulary[concept].n_outputs for concept in concepts)
 
 
-def _labels(dataset: MammogramDataset, concepts: Sequence[str]) -> Integers:
+def _labels(dataset: StudyDataset, concepts: Sequence[str]) -> Integers:
     """The class of every item for every concept, (n, m).
 
     Raises:
         InputError: Concepts that are unknown or do not go together, or a class without an item.
     """
     if not concepts:
-        raise InputError("no concept is given; name a finding, several findings, 'density' or 'birads'")
+        raise InputError("no concept is given; name a finding, several findings, or another concept of the dataset")
     table = dataset.images if dataset.unit == "image" else dataset.findings
     for concept in concepts:
-        n_classes = n_classes_of(concept)
-        if n_classes > 2 and len(concepts) > 1:
-            raise InputError(f"{concept} has {n_classes} classes and needs a classifier of its own")
-        if concept not in table:
-            hint = nearest_names(concept, dataset.concepts)
-            raise InputError(f"the dataset {dataset.name} has no labels for {concept}{hint}")
-        counts = np.bincount(table[concept].to_numpy(), minlength=n_classes)
+        found = dataset.vocabulary.named(concept, f"the dataset {dataset.name}")
+        if not found.is_binary and len(concepts) > 1:
+            raise InputError(f"{concept} has {found.n_classes} classes and needs a classifier of its own")
+        counts = np.bincount(table[concept].to_numpy(), minlength=found.n_classes)
         if (counts == 0).any():
             raise InputError(
                 f"no training image has class {int(np.flatnonzero(counts == 0)[0])} of {concept}; "
@@ -342,14 +337,14 @@ def _labels(dataset: MammogramDataset, concepts: Sequence[str]) -> Integers:
     return table[list(concepts)].to_numpy(dtype=np.int64)
 
 
-def _item_patients(dataset: MammogramDataset) -> list[str]:
+def _item_patients(dataset: StudyDataset) -> list[str]:
     patients = dataset.images["patient_id"]
     if dataset.unit == "finding_row":
         patients = dataset.findings["image_id"].map(dataset.images.set_index("image_id")["patient_id"])
     return [str(patient) for patient in patients]
 
 
-def _sides(dataset: MammogramDataset, labels: Integers, concepts: Sequence[str], config: ClassifierTraining) -> _Sides:
+def _sides(dataset: StudyDataset, labels: Integers, concepts: Sequence[str], config: ClassifierTraining) -> _Sides:
     """Hold patients out by seed, so that both sides show every class where that is possible.
 
     Raises:
@@ -357,7 +352,9 @@ def _sides(dataset: MammogramDataset, labels: Integers, concepts: Sequence[str],
     """
     if config.validation_share == 0:
         return _Sides(np.arange(len(labels)), np.arange(0))
-    of_class = [labels[:, [m]] == np.arange(n_classes_of(concept)) for m, concept in enumerate(concepts)]
+    of_class = [
+        labels[:, [m]] == np.arange(dataset.vocabulary[concept].n_classes) for m, concept in enumerate(concepts)
+    ]
     held = hold_out_patients(
         _item_patients(dataset), np.concatenate(of_class, axis=1), config.validation_share, config.seed
     )
@@ -372,7 +369,7 @@ def _sides(dataset: MammogramDataset, labels: Integers, concepts: Sequence[str],
     return _Sides(np.flatnonzero(~held), np.flatnonzero(held))
 
 
-def _sizes(dataset: MammogramDataset, sides: _Sides) -> dict[str, Any]:
+def _sizes(dataset: StudyDataset, sides: _Sides) -> dict[str, Any]:
     """Patients and images on each side; no identifiers."""
     patients = np.array(_item_patients(dataset))
     items = {"training": sides.training, "validation": sides.validation}

@@ -22,6 +22,7 @@ from mammosae_plugin.schema.names import (
 )
 from mammosae_plugin.schema.results import (
     Results,
+    class_names,
     concepts,
     frame,
     may_show_images,
@@ -167,15 +168,19 @@ def _class_means(results: Results, rows: pd.DataFrame, model: str, concept: str)
     named = results["named_latents"].get(f"{model}/{concept}", [])
     marked = [(row["latent"], stated_role(row), number(row.get("auroc"))) for row in named]
     live = set(rows["latent"])
-    words = readable(concept)
+    words, told = readable(concept), class_names(results, concept)
     names = (f"images without {words.lower()}", f"images with {words.lower()}")
+    if told and told != ["absent", "present"]:
+        names = (f"{words}: {told[0]}", f"{words}: {told[-1]}")
+    elif last > 1:
+        names = (f"class 0 of {words.lower()}", f"class {last} of {words.lower()}")
     return plot_class_means(
         rows["score_mean_0"].to_numpy(),
         rows[f"score_mean_{last}"].to_numpy(),
         rows["latent"].to_numpy(),
         [(latent, role, auroc) for latent, role, auroc in marked if latent in live],
         title=f"{model}, {words}: class means",
-        class_names=names if last == 1 else (f"class 0 of {words.lower()}", f"class {last} of {words.lower()}"),
+        class_names=names,
     )
 
 

@@ -1,0 +1,145 @@
+"""The kinds of datasets that a study can open: each has a name, settings of its own, and a reader.
+
+`data.kind` of a study names one. Another is added with `register_dataset`, before the study's configuration is read.
+"""
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from mammosae_plugin.datasets.about import PHANTOMS, DatasetAbout
+from mammosae_plugin.datasets.protocol import StudyDataset
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import local_path
+from mammosae_plugin.validation import Settings
+
+LocalPath = Annotated[Path, AfterValidator(local_path)]
+
+
+class DataSettings(Settings):
+    """What every kind of dataset is told; a kind's own settings derive from it."""
+
+    kind: str = Field(
+        "vindr",
+        description="How the data lie on the disk: vindr, VinDr-Mammo as Mammo-CLIP prepares it; csv, a folder of PNG "
+        "images and a table of labels.",
+    )
+    root: LocalPath = Field(description="The data's folder; of vindr that which holds images_png.")
+    image_size: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] = Field(
+        (1520, 912), description="Height and width of the images in pixels."
+    )
+    unit: Literal["image", "finding_row"] = Field(
+        "image", description="What a metric counts: images, or rows of the annotation file as the released code does."
+    )
+    box_tolerance: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="A box may reach over its image's edge by this share of the image's side, and is clipped to it.",
+    )
+    max_bad_share: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="The study stops if more than this share of the images is missing, unreadable or constant.",
+    )
+    max_suspect_share: float = Field(
+        0.4,
+        ge=0,
+        le=1,
+        description="The study stops if more than this share of the images seems inverted, or of the images with boxes "
+        "seems to have them on the background. Fewer are listed in work/ and kept.",
+    )
+    phantom: bool = Field(
+        False, description="True for generated images: only then may the report show images by default."
+    )
+
+    @property
+    def about(self) -> DatasetAbout:
+        """What the images are: phantoms where `phantom` says so, else what the kind says of its own."""
+        return PHANTOMS if self.phantom else self.described
+
+    @property
+    def described(self) -> DatasetAbout:
+        """What images of this kind are, if they are no phantoms."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what its images are")
+
+
+@dataclass(frozen=True)
+class DatasetKind:
+    """One kind of dataset.
+
+    Attributes:
+        name: What `data.kind` names it.
+        settings: Its section `data` of a study.
+        open: From such settings to the dataset, all splits; raises `InputError`, in one line, for what is wrong.
+    """
+
+    name: str
+    settings: type[DataSettings]
+    open: Callable[[Any], StudyDataset]
+
+
+_KINDS: dict[str, DatasetKind] = {}
+
+
+def register_dataset(kind: DatasetKind) -> DatasetKind:
+    """Let studies open datasets of this kind.
+
+    Args:
+        kind: The kind; its settings' `kind` has its name as the default.
+
+    Returns:
+        The same.
+
+    Raises:
+        InputError: Another kind has the name, or the settings have another.
+    """
+    if _KINDS.get(kind.name, kind) != kind:
+        raise InputError(f"there is a kind of dataset named {kind.name!r} already; choose another name")
+    if kind.settings.model_fields["kind"].default != kind.name:
+        raise InputError(f"the settings of the datasets {kind.name!r} must have kind: str = {kind.name!r}")
+    _KINDS[kind.name] = kind
+    return kind
+
+
+def dataset_kinds() -> Mapping[str, DatasetKind]:
+    """All kinds by name."""
+    return dict(_KINDS)
+
+
+def dataset_kind(name: Any) -> DatasetKind:
+    """The kind of this name.
+
+    Raises:
+        InputError: There is none.
+    """
+    if not isinstance(name, str) or name not in _KINDS:
+        near = difflib.get_close_matches(str(name), _KINDS, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise InputError(f"kind must be one of {', '.join(_KINDS)}, not {name!r}{hint}")
+    return _KINDS[name]
+
+
+def open_dataset(settings: DataSettings) -> StudyDataset:
+    """The dataset that a study's section `data` is about, all splits.
+
+    Raises:
+        InputError: Anything that is wrong with it, in one line.
+    """
+    return dataset_kind(settings.kind).open(settings)
+
+
+def of_its_kind(section: Any) -> Any:
+    """A section `data` checked by the settings of its kind."""
+    if not isinstance(section, Mapping):
+        return section
+    try:
+        kind = dataset_kind(section.get("kind", DataSettings.model_fields["kind"].default))
+    except InputError as error:
+        raise ValueError(str(error)) from error
+    return kind.settings.model_validate(section)
