@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -501,22 +501,21 @@ def describe_settings() -> str:
     """Every setting of a study, one per line: its place, default and meaning."""
     lines: list[str] = []
 
-    def walk(section: type[BaseModel], prefix: str, but: Collection[str] = ()) -> None:
+    def walk(section: type[BaseModel], prefix: str, kind: str = "") -> None:
         for name, field in section.model_fields.items():
-            if name in but:
+            if kind and name in DataSettings.model_fields:
                 continue
             inner = next(iter(sections_in(field.annotation)), None)
             place = f"{prefix}{name}" + ("[]" if name == "models" else "")
             default = "required" if field.is_required() else f"default {field.default}"
             if inner is None or field.description:
                 shown = default if inner is None or field.is_required() else "optional section"
-                lines.append(f"{place}: {field.description or ''} ({shown})")
+                lines.append(f"{place}: {field.description or ''} ({shown}{f'; kind {kind}' if kind else ''})")
             if inner is not None:
                 walk(inner, f"{place}.")
             if inner is DataSettings:
-                for kind in dataset_kinds().values():
-                    lines.append(f"{place} of kind {kind.name}:")
-                    walk(kind.settings, f"{place}.", but=DataSettings.model_fields)
+                for one in dataset_kinds().values():
+                    walk(one.settings, f"{place}.", one.name)
 
     walk(StudyConfig, "")
     return "\n".join(lines)
