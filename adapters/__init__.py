@@ -5,10 +5,15 @@ are in TransformerLens, and a Mammo-SAE file becomes a SAELens SAE.
 """
 
 from mammosae_plugin.adapters.checkpoints import CheckpointFormatError, UnsafeCheckpointError
+from mammosae_plugin.adapters.classifier import Classifier
 from mammosae_plugin.adapters.hooked_vision_model import HookedVisionModel
 from mammosae_plugin.adapters.inspection import CheckpointReport, inspect_checkpoint
-from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier, load_mammo_clip, new_classifier, save_classifier
+from mammosae_plugin.adapters.loading import load_classifier, load_mammo_clip
+from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier, new_classifier
 from mammosae_plugin.adapters.nnsight import StaleWrappingError, wrap_for_nnsight
+from mammosae_plugin.adapters.preprocessing import Preprocessing
+from mammosae_plugin.adapters.saved_classifiers import save_classifier
+from mammosae_plugin.adapters.timm_classifier import TimmClassifier, new_timm_classifier
 from mammosae_plugin.adapters.vision_sae import (
     load_vision_sae,
     vision_sae_disk_loader,
@@ -18,14 +23,19 @@ from mammosae_plugin.adapters.vision_sae import (
 __all__ = [
     "CheckpointFormatError",
     "CheckpointReport",
+    "Classifier",
     "HookedVisionModel",
     "MammoClipClassifier",
+    "Preprocessing",
     "StaleWrappingError",
+    "TimmClassifier",
     "UnsafeCheckpointError",
     "inspect_checkpoint",
+    "load_classifier",
     "load_mammo_clip",
     "load_vision_sae",
     "new_classifier",
+    "new_timm_classifier",
     "save_classifier",
     "vision_sae_disk_loader",
     "vision_sae_huggingface_loader",

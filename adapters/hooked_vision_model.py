@@ -208,7 +208,7 @@ class HookedVisionModel(HookedRootModule):
         }
         final = _final_path(model, probe, paths)
         self.final_hook = None if final is None else f"{final}.{HOOK_SUFFIX}"
-        self.head_path = _head_path(model, probe)
+        self.head_path = find_head_path(model, probe)
         self._handles.append(model.register_forward_pre_hook(_NoteImageSize(self), with_kwargs=True))
         for path in paths:
             self._add_point(path, clone=path in cloned)
@@ -876,7 +876,7 @@ def _final_path(model: nn.Module, recording: Recording, paths: Sequence[str] | N
     return next((call.path for call in reversed(same) if call.path in paths), None)
 
 
-def _head_path(model: nn.Module, recording: Recording) -> str | None:
+def find_head_path(model: nn.Module, recording: Recording) -> str | None:
     """The linear layer, or, of a model without classes, the identity, whose output is the model's."""
     output = recording.output
     if not isinstance(output, torch.Tensor) or output.dim() != 2:

@@ -21,12 +21,9 @@ from mammosae_plugin.adapters.checkpoints import (
     refuse_unpacked,
     unwrapped_key,
 )
-from mammosae_plugin.adapters.mammo_clip import (
-    check_mammo_clip,
-    parse_mammo_clip,
-    read_saved_classifier,
-    saved_classifier_header,
-)
+from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier
+from mammosae_plugin.adapters.mammo_clip_files import check_mammo_clip, parse_mammo_clip
+from mammosae_plugin.adapters.saved_classifiers import read_saved_classifier, saved_classifier_header
 from mammosae_plugin.adapters.sources import Source, find_source
 from mammosae_plugin.adapters.vision_sae import SAELENS_FILES, load_saelens_folder, parse_mammo_sae
 from mammosae_plugin.errors import InputError
@@ -279,8 +276,8 @@ def _safetensors_file(source: Source) -> dict[str, Any]:
             "outputs_hint": OUTPUT_HINTS.get(n_class) if isinstance(n_class, int) else None,
         }
         try:
-            read_saved_classifier(source, device="meta")
-            facts["loads_with"] = "load_mammo_clip"
+            found = read_saved_classifier(source, device="meta")
+            facts["loads_with"] = "load_mammo_clip" if isinstance(found, MammoClipClassifier) else "load_classifier"
         except InputError as error:
             facts["problem"] = str(error)
         return facts

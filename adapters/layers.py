@@ -15,7 +15,8 @@ from mammosae_plugin.adapters.hooked_vision_model import (
     examine,
 )
 from mammosae_plugin.adapters.layouts import HookLayout, settle_grids
-from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier, load_mammo_clip
+from mammosae_plugin.adapters.loading import load_classifier
+from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier
 from mammosae_plugin.adapters.recording import Recording, record
 from mammosae_plugin.adapters.sources import HUB_SCHEMES
 from mammosae_plugin.errors import InputError
@@ -49,7 +50,7 @@ def open_model(name: str) -> nn.Module:
     """The model behind a name that a user gives, in evaluation mode.
 
     Args:
-        name: a checkpoint that `load_mammo_clip` reads (a path, or "hub://owner/name/file"), or timm's name of an
+        name: a checkpoint that `load_classifier` reads (a path, or "hub://owner/name/file"), or timm's name of an
             architecture, which gets random weights.
 
     Raises:
@@ -62,7 +63,7 @@ def open_model(name: str) -> nn.Module:
             f"{name} is a folder; give a checkpoint file of the network, or timm's name of an architecture"
         )
     if name.startswith(HUB_SCHEMES) or local_path(name).exists():
-        return load_mammo_clip(name)
+        return load_classifier(name).network
     known = timm.list_models()
     architecture = name.split(".")[0]  # a tag after the dot names pretrained weights, which are not read here
     if architecture not in known:

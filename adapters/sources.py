@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import unquote
 
 from huggingface_hub import HfApi, constants, hf_hub_download
@@ -28,7 +29,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from mammosae_plugin.adapters.checkpoints import CHECKPOINT_SUFFIXES
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import local_path
+from mammosae_plugin.files import local_path, sha256_of_file
 from mammosae_plugin.hub_cache import FileHash, download_anew, named_by_cache
 from mammosae_plugin.hub_requests import REFUSED_LOGIN, REPOSITORY, HubError, again, explain, refused_login
 
@@ -300,3 +301,23 @@ def _commit_of(path: Path, revision: str | None) -> str | None:
         if before == "snapshots" and _COMMIT.fullmatch(part):
             return part
     return revision if revision is not None and _COMMIT.fullmatch(revision) else None
+
+
+CLASSIFIER_FILES = ("config.json", "model.safetensors")
+"""What makes up a classifier's folder, the form in which it lies on the Hub: the header as JSON, and the tensors."""
+
+
+def classifier_weights(path: Path) -> Path:
+    """The file that holds the weights of a classifier."""
+    return path / CLASSIFIER_FILES[1] if path.is_dir() else path
+
+
+def origin_of(sources: Sequence[Source]) -> dict[str, Any]:
+    """The part of a classifier's `source` that says which files were read: plain JSON."""
+    origin: dict[str, Any] = {
+        "files": [source.name for source in sources],
+        "sha256": [sha256_of_file(classifier_weights(source.path)) for source in sources],
+    }
+    if any(source.repo for source in sources):
+        origin["hub"] = [source.hub_record() for source in sources]
+    return origin

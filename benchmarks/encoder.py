@@ -28,7 +28,8 @@ from torch.nn import functional
 
 from mammosae_plugin.adapters import new_classifier
 from mammosae_plugin.adapters.fast_inference import fold_batch_norms
-from mammosae_plugin.adapters.mammo_clip import _VARIANTS, MammoClipClassifier
+from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier
+from mammosae_plugin.adapters.mammo_clip_files import _VARIANTS
 from mammosae_plugin.memory import keep_freed_memory
 
 PASSES = 3

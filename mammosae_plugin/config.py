@@ -56,8 +56,27 @@ Checkpoint = Annotated[str | Path, AfterValidator(_path_or_hub)]
 Data = Annotated[SerializeAsAny[DataSettings], BeforeValidator(of_its_kind)]
 
 
+def _weights(value: str | Path) -> str | Path:
+    return value if value in WEIGHTS_OF_TIMM else _path_or_hub(value)
+
+
+WEIGHTS_OF_TIMM = ("pretrained", "random")
+
+
 def _is_empty(section: Settings, name: str) -> bool:
     return name in section.model_fields_set and getattr(section, name) is None
+
+
+class TimmStart(Settings):
+    """One of timm's architectures, which the study trains classifiers from."""
+
+    architecture: str = Field(description="timm's name, such as resnet18 or vit_small_patch16_224.")
+    weights: Annotated[str | Path, AfterValidator(_weights)] = Field(
+        "pretrained",
+        description="'pretrained': timm's own, from the Hub or its cache on this machine; 'random'; or a file of a "
+        "state dict under timm's names.",
+    )
+    seed: int = Field(0, ge=0, description="Of random weights.")
 
 
 class ModelConfig(Settings):
@@ -66,23 +85,36 @@ class ModelConfig(Settings):
     name: Annotated[str, AfterValidator(_file_name)] = Field(description="How tables and figures call the model.")
     encoder: Checkpoint | None = Field(
         None,
-        description="Mammo-CLIP pretraining checkpoint, or an encoder saved by this package. As everywhere, a path or "
-        "hub://owner/name[@revision]/path/in/repo.",
+        description="Mammo-CLIP pretraining checkpoint, or an encoder of any kind saved by this package. As "
+        "everywhere, a path or hub://owner/name[@revision]/path/in/repo.",
+    )
+    timm: TimmStart | None = Field(
+        None,
+        description="Or one of timm's architectures for `train` to start from: its name, or its name and weights.",
     )
     classifiers: dict[str, Checkpoint] | None = Field(
         None, description="A downstream classifier file for each concept."
     )
     train: ClassifierTraining | None = Field(
-        None, description="Train the classifiers here instead, starting from `encoder`."
+        None, description="Train the classifiers here instead, starting from `encoder` or `timm`."
     )
+
+    @field_validator("timm", mode="before")
+    @classmethod
+    def _by_name_alone(cls, timm: Any) -> Any:
+        return {"architecture": timm} if isinstance(timm, str) else timm
 
     @model_validator(mode="after")
     def _one_source(self) -> "ModelConfig":
         if (self.classifiers is None) == (self.train is None):
             empty = "; `train:` is empty, so say which, such as {kind: finetuned}" if _is_empty(self, "train") else ""
             raise ValueError(f"give either `classifiers` (files) or `train` (settings){empty}")
-        if self.train is not None and self.encoder is None:
-            raise ValueError("`train` needs an `encoder` to start from")
+        if self.train is not None and (self.encoder is None) == (self.timm is None):
+            raise ValueError("`train` needs an `encoder` to start from, or `timm`, the name of an architecture")
+        if self.classifiers is not None and self.timm is not None:
+            raise ValueError(
+                "`timm` is an architecture for `train` to start from; files of classifiers say what they are"
+            )
         return self
 
 
@@ -475,6 +507,9 @@ def _make_absolute(raw: dict[str, Any], base: Path) -> None:
     models = raw.get("models")
     for model in models if isinstance(models, list) else []:
         resolve(model, "encoder")
+        timm = model.get("timm") if isinstance(model, dict) else None
+        if isinstance(timm, dict) and timm.get("weights") not in WEIGHTS_OF_TIMM:
+            resolve(timm, "weights")
         files = model.get("classifiers") if isinstance(model, dict) else None
         for concept in files if isinstance(files, dict) else {}:
             resolve(files, concept)

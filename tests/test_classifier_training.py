@@ -143,7 +143,7 @@ def test_finetuning_equals_a_plain_loop_written_with_torchs_own_parts(few_images
     found = train_classifier(classifier, few_images, "Mass", tmp_path / "m.safetensors", config)
 
     torch.manual_seed(0)
-    model = classifier_module.with_new_head(classifier, 1).train()
+    model = classifier.with_head(1).train()
     labels = torch.tensor(few_images.images["Mass"].to_numpy()).float()[:, None]
     loss_of = torch.nn.BCEWithLogitsLoss(pos_weight=(labels == 0).sum() / labels.sum())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
@@ -203,7 +203,7 @@ def test_without_class_weights_every_image_counts_the_same(few_images, classifie
         train_classifier(classifier, rare, "Mass", path, config)
         losses[weights] = log_of(path)[-1]["training_loss"]
     torch.manual_seed(0)
-    model = classifier_module.with_new_head(classifier, 1)
+    model = classifier.with_head(1)
     with torch.inference_mode():
         p = np.array([model(rare[i]["image"][None]).double().sigmoid().item() for i in range(16)])
     each = -np.where(rare.images["Mass"] == 1, np.log(p), np.log(1 - p))
@@ -541,7 +541,7 @@ def test_a_warm_up_from_zero_begins_with_rate_0_and_reaches_lr_after_one_epoch(e
 
 
 def test_regularisation_is_in_the_training_network_and_not_in_the_saved_one(few_images, classifier, tmp_path):
-    model = classifier_module.with_new_head(classifier, 1)
+    model = classifier.with_head(1)
     config = ClassifierTraining(recipe="mammo_clip", epochs=1)
     classifier_module._regularise(model, config)
     blocks = [block for stage in model.blocks for block in stage]

@@ -13,7 +13,7 @@ from helpers_hub import LoopbackHub, run_on_hub
 from helpers_study import mammosae
 
 from mammosae_plugin.adapters import load_mammo_clip, new_classifier
-from mammosae_plugin.adapters.mammo_clip import save_classifier_folder
+from mammosae_plugin.adapters.saved_classifiers import save_classifier_folder
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, sha256_of_file
 from mammosae_plugin.findings.about import About, parse_links

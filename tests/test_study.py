@@ -225,7 +225,7 @@ def test_a_graded_concept_runs_through_the_whole_study(tmp_path):
 def networks_counted():
     """What is read, by file, and the sizes of what runs through a whole network that is no image of the data."""
     loads, looks = Counter(), Counter()
-    load, forward = networks.load_mammo_clip, MammoClipClassifier.forward
+    load, forward = networks.load_classifier, MammoClipClassifier.forward
 
     def counting_load(*files):
         loads[files[-1].stem] += 1
@@ -239,7 +239,7 @@ def networks_counted():
         return forward(self, images)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(networks, "load_mammo_clip", counting_load)
+        patch.setattr(networks, "load_classifier", counting_load)
         patch.setattr(MammoClipClassifier, "forward", counting_forward)
         yield loads, looks
 

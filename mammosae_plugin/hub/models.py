@@ -1,6 +1,6 @@
 """Publishing classifiers, so that a stranger can run the SAEs that read them.
 
-What is staged is `<id>/config.json` and `<id>/model.safetensors`, which `load_mammo_clip("hub://owner/name/<id>")`
+What is staged is `<id>/config.json` and `<id>/model.safetensors`, which `load_classifier("hub://owner/name/<id>")`
 reads, with evaluation.json and provenance.json beside them, and one card for the repository.
 """
 
@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi, hf_hub_download
 
-from mammosae_plugin.adapters import MammoClipClassifier, load_mammo_clip
-from mammosae_plugin.adapters.mammo_clip import CLASSIFIER_FILES, save_classifier_folder
+from mammosae_plugin.adapters import Classifier, load_classifier
+from mammosae_plugin.adapters.saved_classifiers import save_classifier_folder
+from mammosae_plugin.adapters.sources import CLASSIFIER_FILES
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, sha256_of_file, write_json, write_text
 from mammosae_plugin.findings.about import About, places
@@ -41,7 +42,7 @@ from mammosae_plugin.version import __version__
 CONFIG, WEIGHTS = CLASSIFIER_FILES
 EVALUATION, PROVENANCE, CARD = "evaluation.json", "provenance.json", "README.md"
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*")
-_SMALL_IMAGE = (1, 3, 64, 64)
+_SMALL_IMAGE = (64, 64)
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Origin:
         evaluation: AUROC on the test images with its interval and counts, where it is known.
     """
 
-    model: MammoClipClassifier
+    model: Classifier
     key: str | None = None
     weights: str | None = None
     evaluation: Mapping[str, Any] | None = None
@@ -82,7 +83,7 @@ def prepare_model(
 
     Args:
         source: a study's output folder, whose trained classifiers go out as `<model>-<concept>`; or a classifier's file
-            or folder, as `load_mammo_clip` reads it.
+            or folder, as `load_classifier` reads it.
         repo_id: owner/name. It is made if need be; classifiers of other ids in it stay, and stand in the card too.
         model_id: of a study, the only classifier to publish; of a file, what to call it.
         licence: of the weights, as the Hub names it; nothing is published without one.
@@ -177,12 +178,12 @@ def _of_study(study: StudyFolder, model_id: str | None, min_group: int) -> dict[
                 f"{study.folder} cannot publish the classifier {key}: the study did not train it, or it is no longer "
                 f"in work/classifiers; publish its own file, or leave it out by naming another (--id {'|'.join(known)})"
             )
-        found[name] = Origin(load_mammo_clip(files[weights]), key, weights, rows.get(key))
+        found[name] = Origin(load_classifier(files[weights]), key, weights, rows.get(key))
     return found
 
 
 def _of_file(path: Path, model_id: str | None) -> dict[str, Origin]:
-    model = load_mammo_clip(path)
+    model = load_classifier(path)
     if model.n_class == 0:
         raise InputError(f"{path} holds an encoder without a classifier; give a classifier's file, or a study's folder")
     if model_id is None:
@@ -229,7 +230,7 @@ def _stage(
         "images": images,
         "image_size": size,
         "weights_sha256": sha256_of_file(folder / WEIGHTS),
-        "tensors": tensors_fingerprint(model.state_dict()),
+        "tensors": tensors_fingerprint(model.network.state_dict()),
         "dataset_fingerprint": study.dataset_fingerprint if study is not None else shared.get("dataset"),
         "published_with": {"mammosae_plugin": __version__, "packages": package_versions(), **environment()},
     }
@@ -277,15 +278,16 @@ def _card(facts: Mapping[str, Any]) -> str:
     return render_model_card(facts)
 
 
-def _check(folder: Path, model: MammoClipClassifier) -> None:
+def _check(folder: Path, model: Classifier) -> None:
     """See that what is staged, read back, answers as what was given does.
 
     Raises:
         InputError: it does not.
     """
-    images = torch.rand(_SMALL_IMAGE, generator=torch_generator(0))
+    images = torch.rand(1, 3, *(model.image_size or _SMALL_IMAGE), generator=torch_generator(0))
+    model.network.eval()
     with torch.no_grad():
-        same = torch.equal(load_mammo_clip(folder)(images), model.eval()(images))
+        same = torch.equal(load_classifier(folder)(images), model(images))
     if not same:
         raise InputError(f"not published: {folder.name} answers otherwise once it is written and read back")
 

@@ -44,7 +44,10 @@ _METADATA = (
     *("context_size", "seqpos_slice", "prepend_bos", "exclude_special_tokens", "sequence_separator_token"),
     *("disable_concat_sequences", "neuronpedia_id"),
 )
-_CLASSIFIER = ("format_version", "architecture", "n_class", "static_padding", "source", "metadata", "trained_from")
+_CLASSIFIER = (
+    *("format_version", "architecture", "n_class", "static_padding", "image_size", "source", "metadata"),
+    "trained_from",
+)
 _MEASURES = (
     *("explained_variance", "mse", "l0", "dead_share", "slope", "rows", "measured_on", "n_images", "n_positions"),
     "auroc_cost",

@@ -342,7 +342,7 @@ def _tensors(staged: Staged) -> Iterator[Problem]:
 
 def _tensors_of_classifier(file: Opened) -> Iterator[Problem]:
     """A classifier has the tensors of the network that config.json names, all of them and no others."""
-    from mammosae_plugin.adapters.mammo_clip import read_saved_classifier
+    from mammosae_plugin.adapters.saved_classifiers import read_saved_classifier
     from mammosae_plugin.adapters.sources import Source
     from mammosae_plugin.errors import InputError
 

@@ -15,15 +15,13 @@ from tqdm.auto import tqdm
 from mammosae_plugin import distributed
 from mammosae_plugin.activations import ActivationStore, extract_activations
 from mammosae_plugin.activations.extraction import capture_several
-from mammosae_plugin.adapters import HookedVisionModel, MammoClipClassifier
+from mammosae_plugin.adapters import Classifier, HookedVisionModel, Preprocessing
 from mammosae_plugin.adapters.fast_inference import compiled, fold_batch_norms
 from mammosae_plugin.adapters.hooked_vision_model import HOOK_SUFFIX
-from mammosae_plugin.adapters.mammo_clip import CLASSIFIER_FILES
 from mammosae_plugin.adapters.recording import evaluation
-from mammosae_plugin.adapters.sources import Source, find_source
+from mammosae_plugin.adapters.sources import CLASSIFIER_FILES, Source, find_source
 from mammosae_plugin.config import ModelConfig, StudyConfig
 from mammosae_plugin.datasets import (
-    PREPROCESSING,
     StudyDataset,
     Vocabulary,
     check_suspects,
@@ -36,7 +34,7 @@ from mammosae_plugin.datasets import (
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, sha256_of_file, sha256_of_json, write_json, write_text
 from mammosae_plugin.study import plans
-from mammosae_plugin.study.networks import Files, NetworkFacts, Networks
+from mammosae_plugin.study.networks import NetworkFacts, Networks, OfTimm, Origin
 from mammosae_plugin.training import Augmentation, train_classifier
 
 TRAINING, TEST = "training", "test"
@@ -79,11 +77,13 @@ class EncoderGroup:
     Attributes:
         model: the model's name.
         encoder: fingerprint of the encoder's weights.
+        preprocessing: how images become the encoder's input.
         heads: the linear head of each classifier.
     """
 
     model: str
     encoder: str
+    preprocessing: Preprocessing
     heads: Mapping[ModelPair, nn.Linear]
 
     @property
@@ -116,7 +116,7 @@ class StudyInputs:
         self.compiling_errors: dict[str, float] = {}  # the same of torch.compile
         self.pairs = tuple(ModelPair(model.name, concept) for model in config.models for concept in config.concepts)
         self.networks = Networks()
-        self._start_files: dict[str, Files] = {}
+        self._starts: dict[str, Origin] = {}
 
     # Data
 
@@ -244,15 +244,23 @@ class StudyInputs:
         """The configuration of a model."""
         return next(model for model in self.config.models if model.name == name)
 
-    def start_files(self, name: str) -> Files:
-        """The file of the network that a model starts from: its encoder, or else its first classifier."""
-        if name not in self._start_files:
+    def start(self, name: str) -> Origin:
+        """Where the network comes from that a model starts from: its encoder, or else its first classifier.
+
+        Raises:
+            InputError: The file is not there.
+        """
+        if name not in self._starts:
             model = self.model_config(name)
-            first = model.classifiers[self.config.concepts[0]] if model.classifiers is not None else None
-            file = model.encoder or first
-            assert file is not None  # the configuration has been validated
-            self._start_files[name] = (_classifier(file),)
-        return self._start_files[name]
+            if model.timm is not None:
+                size, timm = self.config.data.image_size, model.timm
+                self._starts[name] = OfTimm(timm.architecture, timm.weights, size, timm.seed)
+            else:
+                first = model.classifiers[self.config.concepts[0]] if model.classifiers is not None else None
+                file = model.encoder or first
+                assert file is not None  # the configuration has been validated
+                self._starts[name] = (_classifier(file),)
+        return self._starts[name]
 
     @property
     def has_several_layers(self) -> bool:
@@ -266,14 +274,15 @@ class StudyInputs:
         Raises:
             InputError: The first model has no such layer, it cannot be hooked, or two are the same.
         """
-        files = self.start_files(self.config.models[0].name)
-        names = self.config.layers or (self.final_hook,)
+        start = self.start(self.config.models[0].name)
+        final = self.final_hook
+        names = self.config.layers or (final,)
         try:
-            hooked = self.networks.hooked(files, names)
+            hooked = self.networks.hooked(start, names)
         except InputError:
             for name in names:  # which one is it?
                 try:
-                    self.networks.hooked(files, [name])
+                    self.networks.hooked(start, [name])
                 except InputError as error:
                     raise InputError(f"layer {name}: {error}") from error
             raise
@@ -290,12 +299,12 @@ class StudyInputs:
     @cached_property
     def final_hook(self) -> str:
         """The hook point of the final map."""
-        start = self.start_files(self.config.models[0].name)
-        return f"{self.networks.facts(start).final_module}.{HOOK_SUFFIX}"
+        start = self.start(self.config.models[0].name)
+        return f"{self.networks.final_module(start)}.{HOOK_SUFFIX}"
 
     @cached_property
     def classifier_files(self) -> dict[ModelPair, tuple[Path, ...]]:
-        """What `load_mammo_clip` is given for each pair; classifiers that the study trains are trained here."""
+        """What `load_classifier` is given for each pair; classifiers that the study trains are trained here."""
         self._check_classes()
         with distributed.main_first():
             return {pair: self._classifier_file(pair) for pair in self.pairs}
@@ -305,11 +314,11 @@ class StudyInputs:
         if config.classifiers is not None:
             file = _classifier(config.classifiers[pair.concept])
             return (file,) if config.encoder is None else (_classifier(config.encoder), file)
-        assert config.encoder is not None and config.train is not None  # the configuration has been validated
-        images = self.split(TRAINING)
-        start = self.start_files(pair.model)
-        encoder = self.networks.facts(start).weights
-        plan = plans.of_classifier(config.train, encoder, pair.concept, images, self.content)
+        assert config.train is not None  # the configuration has been validated
+        start = self.start(pair.model)
+        facts = self.networks.facts(start)
+        images = self.split(TRAINING).with_preprocessing(facts.preprocessing)
+        plan = plans.of_classifier(config.train, facts.weights, pair.concept, images, self.content)
         name = f"{pair.model}-{pair.concept}-{plans.digest(plan)}.safetensors"
         path = plans.keep(plan, self.work / "classifiers" / name)
         if not path.exists():
@@ -319,7 +328,7 @@ class StudyInputs:
                 pair.concept,
                 path,
                 config.train,
-                metadata={"preprocessing": PREPROCESSING},
+                metadata={"preprocessing": facts.preprocessing.describe()},
                 device=self.config.device,
                 num_workers=self.config.num_workers,
             )
@@ -348,7 +357,7 @@ class StudyInputs:
             )
         return facts
 
-    def classifier(self, pair: ModelPair) -> MammoClipClassifier:
+    def classifier(self, pair: ModelPair) -> Classifier:
         """The pair's classifier without hooks, in evaluation mode on the CPU; another one takes its place in memory.
 
         Raises:
@@ -365,12 +374,12 @@ class StudyInputs:
     @cached_property
     def encoder_groups(self) -> list[EncoderGroup]:
         """The classifiers, those of a model with bit-identical encoders together."""
-        heads: dict[tuple[str, str], dict[ModelPair, nn.Linear]] = {}
+        heads: dict[tuple[str, str, Preprocessing], dict[ModelPair, nn.Linear]] = {}
         for pair in self.pairs:
             facts = self.facts(pair)
             assert facts.head is not None  # it has outputs
-            heads.setdefault((pair.model, facts.encoder), {})[pair] = facts.head
-        return [EncoderGroup(name, encoder, linears) for (name, encoder), linears in heads.items()]
+            heads.setdefault((pair.model, facts.encoder, facts.preprocessing), {})[pair] = facts.head
+        return [EncoderGroup(*shared, linears) for shared, linears in heads.items()]
 
     def group_of(self, pair: ModelPair) -> EncoderGroup:
         """The group that a classifier belongs to."""
@@ -382,8 +391,9 @@ class StudyInputs:
         source = self.config.sae.train
         assert source is not None  # the layers ask only where the study trains its SAEs
         pair = ModelPair(source.model, source.concept)
-        images = self.split(TRAINING)
-        plan = plans.of_rows(self.config, self.facts(pair).weights, images, self.content)
+        facts = self.facts(pair)
+        images = self.split(TRAINING).with_preprocessing(facts.preprocessing)
+        plan = plans.of_rows(self.config, facts.weights, images, self.content)
         folder = plans.keep(plan, self.work / "activations" / plans.digest(plan))
         hook_names = list(self.hook_names.values())
         hooked = self._folded(pair, images, hook_names) if source.fold_batch_norms else self.hooked(pair)
@@ -417,7 +427,7 @@ class StudyInputs:
         """
         example = images[0]["image"][None]
         model = self.classifier(pair)
-        folded, _ = fold_batch_norms(model, example)
+        folded, _ = fold_batch_norms(model.network, example)
         with torch.inference_mode():
             expected = capture_several(self.hooked(pair), hook_names, example)
         faster = HookedVisionModel(folded, self.modules)
@@ -431,8 +441,7 @@ class StudyInputs:
                     "convolution and its batch norm; set sae.train.fold_batch_norms to false"
                 )
             self.folding_errors[name] = error
-        source = dict(getattr(model, "source", {}))
-        folded.source = source | {"folded_batch_norms": dict(self.folding_errors)}  # type: ignore[assignment]
+        folded.source = model.source | {"folded_batch_norms": dict(self.folding_errors)}  # type: ignore[assignment]
         return faster
 
 

@@ -19,7 +19,7 @@ from mammosae_plugin.adapters.sources import Source
 from mammosae_plugin.adapters.vision_sae import SAELENS_FILES
 from mammosae_plugin.analysis import intervention, localization, probing, reconstruction
 from mammosae_plugin.analysis.roles import latent_roles
-from mammosae_plugin.datasets import PREPROCESSING, StudyDataset
+from mammosae_plugin.datasets import StudyDataset
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_parquet, write_json, write_parquet
 from mammosae_plugin.findings.notes import results_with_readers
@@ -92,15 +92,25 @@ class LayerStudy:
         Raises:
             InputError: It does not.
         """
-        networks, files = self.study.networks, self.study.start_files(model)
+        networks, start = self.study.networks, self.study.start(model)
         try:
             try:
-                hooked = networks.hooked(files, self.study.modules)
+                hooked = networks.hooked(start, self.study.modules)
             except InputError:  # perhaps not because of this layer
-                hooked = networks.hooked(files, [self.module])
-            hooked.look(list(hooked.hook_shapes), _SMALL_IMAGE)  # once for all layers
-            hooked.grid(self.hook_name, _SMALL_IMAGE)
-            hooked.rest_from(self.hook_name, _SMALL_IMAGE)
+                hooked = networks.hooked(start, [self.module])
+            size = networks.facts(start).image_size or _SMALL_IMAGE
+            if size not in (_SMALL_IMAGE, self.config.data.image_size):
+                raise InputError(
+                    f"the network takes images of {size[0]} x {size[1]} pixels alone; set data.image_size to that"
+                )
+            hooked.look(list(hooked.hook_shapes), size)  # once for all layers
+            hooked.grid(self.hook_name, size)
+            if hooked.rest_from(self.hook_name, size).reaches_head is False:
+                final = networks.final_module(start)
+                raise InputError(
+                    "what the classifier reads does not depend on its positions (it reads a class token, or what goes "
+                    f"around the layer), so no intervention at it means anything; choose {final} or an earlier one"
+                )
             width = hooked.hook_shapes[self.hook_name][-1]
             if self.sae_file is not None:
                 self._check_sae(hooked, width)
@@ -171,7 +181,12 @@ class LayerStudy:
         source = self.config.sae.train
         store = self.extract()
         assert source is not None and store is not None
-        described = {"preprocessing": PREPROCESSING, "trained_on_model": source.model, "concept": source.concept}
+        preprocessing = self.study.facts(ModelPair(source.model, source.concept)).preprocessing
+        described = {
+            "preprocessing": preprocessing.describe(),
+            "trained_on_model": source.model,
+            "concept": source.concept,
+        }
         sae = train_sae(store, self._trained_folder, source.training, metadata=described, device=self.config.device)
         return sae.to("cpu")
 
@@ -201,7 +216,7 @@ class LayerStudy:
         return self._made[key]
 
     def _encode(self, group: EncoderGroup) -> LatentTable:
-        heads = group.named_heads
+        heads, images = group.named_heads, self.study.dataset.with_preprocessing(group.preprocessing)
         plan = plans.of_table(
             self.config,
             hook_name=self.hook_name,
@@ -210,13 +225,13 @@ class LayerStudy:
             heads=heads,
             with_boxes=self.study.findings,
             scores=self._scores,
-            images=self.study.dataset,
+            images=images,
             content=self.study.content,
         )
         return encode_latents(
             self._hooked(group),
             self.sae,
-            self.study.dataset,
+            images,
             plans.keep(plan, self.work / "latents" / f"{group.model}-{plans.digest(plan)}"),
             heads=heads,
             map_latents=lambda table: self._to_map(table, self._ranking),
@@ -472,7 +487,7 @@ class LayerStudy:
 
     def _passes(self, group: EncoderGroup, model: HookedVisionModel) -> MaskedPasses:
         """What runs the network behind the layer under masks, from the layer's outputs kept on disk."""
-        images = self.study.split(TEST)
+        images = self.study.split(TEST).with_preprocessing(group.preprocessing)
         plan = plans.of_layer_outputs(
             self.config,
             hook_name=self.hook_name,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from mammosae_plugin.adapters.mammo_clip import classifier_weights
+from mammosae_plugin.adapters.sources import classifier_weights
 from mammosae_plugin.config import portable_config
 from mammosae_plugin.files import sha256_of_file
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint

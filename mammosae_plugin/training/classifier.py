@@ -1,13 +1,12 @@
 """Classifiers on an image encoder: the linear head alone, or the whole network ("finetuned")."""
 
-import copy
 import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,19 +14,19 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-from timm.layers.drop import DropPath
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
-from mammosae_plugin.adapters import MammoClipClassifier, load_mammo_clip, save_classifier
+from mammosae_plugin.adapters import Classifier, load_classifier, save_classifier
+from mammosae_plugin.adapters.classifier import head_of
 from mammosae_plugin.datasets import Item, StudyDataset, collate
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import differences, local_path, sha256_of_json, write_text
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.measures.statistics import NETWORK_ERROR, ranking_metrics, settled
-from mammosae_plugin.provenance import seed_everything, tensors_fingerprint, torch_generator
+from mammosae_plugin.provenance import seed_everything, torch_generator
 from mammosae_plugin.shards import remove_shards, run_shards, shard_paths
 from mammosae_plugin.training.augmentation import Augmentation, EpochImages, Kind
 from mammosae_plugin.training.checkpoints import read_state, write_state
@@ -40,6 +39,7 @@ LOG_EVERY = 10
 """Steps between two rows of the training log."""
 
 Integers = npt.NDArray[np.int64]
+AnyClassifier = TypeVar("AnyClassifier", bound=Classifier)
 
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -188,7 +188,7 @@ def _default(name: str) -> Any:
 
 
 def train_classifier(
-    encoder: MammoClipClassifier,
+    encoder: AnyClassifier,
     dataset: StudyDataset,
     concept: str | Sequence[str],
     path: str | Path,
@@ -197,7 +197,7 @@ def train_classifier(
     metadata: Mapping[str, Any] | None = None,
     device: str = "cpu",
     num_workers: int = 0,
-) -> MammoClipClassifier:
+) -> AnyClassifier:
     """Train a classifier for one concept, or for several findings at once, and save it.
 
     Classes are weighed by their rarity: positives of a finding by negatives / positives. A killed run is made again and
@@ -205,11 +205,13 @@ def train_classifier(
     file has a row for every 10 steps and for every epoch.
 
     Args:
-        encoder: Where the weights start; it is not changed.
-        dataset: Training images with labels; with `validation_share`, part of its patients are held out.
+        encoder: Where the weights start: a Mammo-CLIP network, one of timm's, or any other `adapters.Classifier`. It is
+            not changed.
+        dataset: Training images with labels, which are prepared as the encoder wants them; with `validation_share`,
+            part of its patients are held out.
         concept: A concept of the dataset: a finding (one logit), one of more classes such as "density" (a logit per
             class), or several findings (a logit each).
-        path: Where the classifier goes, a `.safetensors` file that `load_mammo_clip` reads. Its metadata say how it was
+        path: Where the classifier goes, a `.safetensors` file that `load_classifier` reads. Its metadata say how it was
             trained and, under "outcome", the patients and images on each side, the epoch chosen and its validation
             AUROC (a mean over several findings, or over classes against the rest).
         config: How to train.
@@ -223,12 +225,14 @@ def train_classifier(
     """
     config, path = config or ClassifierTraining(), local_path(path)
     concepts = [concept] if isinstance(concept, str) else list(concept)
+    if dataset.preprocessing != encoder.preprocessing:
+        dataset = dataset.with_preprocessing(encoder.preprocessing)
     labels = _labels(dataset, concepts)
     sides = _sides(dataset, labels, concepts, config)
     plan = {
         "concepts": concepts,
         "config": config.model_dump(),
-        "encoder": tensors_fingerprint(encoder.state_dict()),
+        "encoder": encoder.fingerprint(),
         "dataset": dataset.fingerprint,
         "images": sha256_of_json(dataset.images["image_id"].tolist()),
         **(metadata or {}),
@@ -237,7 +241,7 @@ def train_classifier(
         with only_run(file=path):
             if not path.exists():  # another run may have ended just now
                 _train(encoder, _Task(dataset, labels, sides, config, path, plan, device, num_workers))
-    model = load_mammo_clip(path, device=device)
+    model = load_classifier(path, device=device)
     found = {name: value for name, value in model.source["metadata"].items() if name != "outcome"}
     if differing := differences(found, plan):
         raise InputError(
@@ -245,23 +249,22 @@ def train_classifier(
         )
     remove_shards(_features_folder(path))
     _state_file(path).unlink(missing_ok=True)
-    return model
+    return cast(AnyClassifier, model)  # of the encoder's class, whose plan is in the file
 
 
-def _train(encoder: MammoClipClassifier, task: "_Task") -> None:
+def _train(encoder: Classifier, task: "_Task") -> None:
     """Train the classifier and write its file."""
     seed_everything(task.config.seed)
-    model = with_new_head(encoder, _n_outputs(task.dataset, task.plan["concepts"])).to(task.device)
+    model = encoder.with_head(_n_outputs(task.dataset, task.plan["concepts"]))
+    model.network.to(task.device)
     chosen = _fit_head(model, task) if task.config.kind == "pretrained" else _Run(model, task).train()
     save_classifier(model, task.path, metadata={**task.plan, "outcome": {**_sizes(task.dataset, task.sides), **chosen}})
 
 
-def with_new_head(encoder: MammoClipClassifier, n_class: int) -> MammoClipClassifier:
-    """A copy of the encoder's network with a fresh linear head of `n_class` outputs."""
-    model = copy.deepcopy(encoder)
-    model.classifier = nn.Linear(model.num_features, n_class)
-    model.n_class = n_class
-    return model
+def _head(model: Classifier) -> nn.Linear:
+    head = head_of(model)
+    assert head is not None  # it was put there
+    return head
 
 
 @dataclass(frozen=True)
@@ -392,13 +395,13 @@ def _features_folder(path: Path) -> Path:
     return path.with_name(f"{path.stem}.unfinished")
 
 
-def _fit_head(model: MammoClipClassifier, task: _Task) -> dict[str, Any]:
+def _fit_head(model: Classifier, task: _Task) -> dict[str, Any]:
     """Logistic regression on standardised pooled features, folded into the linear layer.
 
     Returns:
         The validation AUROC; there is no epoch to choose.
     """
-    model.eval()
+    model.network.eval()
     config = task.config
 
     @torch.inference_mode()
@@ -406,8 +409,7 @@ def _fit_head(model: MammoClipClassifier, task: _Task) -> dict[str, Any]:
         pooled = []
         for images in task.images(items):
             with task.autocast():
-                maps = model.forward_features(images)
-            pooled.append(maps.mean(dim=(2, 3)).double().cpu())
+                pooled.append(model.features(images).double().cpu())
         return {"pooled": torch.cat(pooled)}
 
     # Whole batches: what a network gives for an image can differ in the last bits with the images beside it.
@@ -429,7 +431,7 @@ def _fit_head(model: MammoClipClassifier, task: _Task) -> dict[str, Any]:
         weights.append(weight)
         biases.append(fitted.intercept_ - weight @ scaler.mean_)
     weight, bias = np.concatenate(weights), np.concatenate(biases)
-    model.classifier.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
+    _head(model).load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
     if not len(validation):
         return {"validation_auroc": None, "epoch": None}
     auroc = _auroc(features[validation] @ weight.T + bias, task.labels[validation])
@@ -454,15 +456,14 @@ class _Progress:
 class _Run:
     """Gradient descent on the whole network, or on its head with everything else frozen."""
 
-    def __init__(self, model: MammoClipClassifier, task: _Task) -> None:
+    def __init__(self, model: Classifier, task: _Task) -> None:
         config = task.config
-        self.model = model.eval()
-        self.task = task
-        self.trained: nn.Module = model if config.kind == "finetuned" else model.classifier
-        model.requires_grad_(False)
-        self.trained.requires_grad_(True)
         if config.kind == "finetuned":
             _regularise(model, config)
+        self.model, self.task = model, task
+        model.network.eval().requires_grad_(False)
+        self.trained: nn.Module = model.network if config.kind == "finetuned" else _head(model)
+        self.trained.requires_grad_(True)
         self.scaler = torch.amp.GradScaler(enabled=task.scales_gradients)
         self.optimizer = torch.optim.AdamW(self.trained.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self.targets = task.targets
@@ -493,7 +494,7 @@ class _Run:
                 self._epoch(epoch, bar)
         if self.best:
             self.trained.load_state_dict(self.best)
-        self.model.eval()
+        self.model.network.eval()
         return {"validation_auroc": progress.best_auroc, "epoch": progress.best_epoch or config.epochs}
 
     def _epoch(self, epoch: int, bar: "tqdm[Any]") -> None:
@@ -565,7 +566,7 @@ class _Run:
 
     def _validate(self, epoch: int) -> tuple[float, float]:
         """Loss and AUROC on the images of the patients held out, as they are, in evaluation mode."""
-        self.model.eval()
+        self.model.network.eval()
         task, items = self.task, self.task.sides.validation
         with torch.inference_mode(), task.autocast():
             logits = torch.cat([self.model(images).float().cpu() for images in task.images(items.tolist())])
@@ -623,18 +624,13 @@ def _plan_in(said: Mapping[str, str]) -> Any:
         return said["plan"]
 
 
-def _regularise(model: MammoClipClassifier, config: ClassifierTraining) -> None:
+def _regularise(model: Classifier, config: ClassifierTraining) -> None:
     """Put dropout, drop-connect and the momentum of batch norms into a network that is to be trained.
 
-    Drop-connect falls in a line from the last block to 0 at the first (Huang et al., ECCV 2016, as in EfficientNet).
     None of them is in the state dict: the saved classifier has none.
     """
-    model.drop_rate = config.dropout
-    blocks = [block for stage in model.blocks.children() for block in stage.children()]
-    for number, block in enumerate(blocks):
-        if config.drop_connect and hasattr(block, "drop_path"):
-            block.drop_path = DropPath(config.drop_connect * number / len(blocks))
-    for module in model.modules():
+    model.regularise(dropout=config.dropout, drop_connect=config.drop_connect)
+    for module in model.network.modules():
         if config.batch_norm_momentum is not None and isinstance(module, nn.BatchNorm2d):
             module.momentum = config.batch_norm_momentum
 

@@ -1,0 +1,156 @@
+"""The files that this package saves classifiers in: any network of the protocol, as it says itself what it is."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from mammosae_plugin.adapters.checkpoints import CheckpointFormatError, check_keys
+from mammosae_plugin.adapters.classifier import Classifier
+from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier
+from mammosae_plugin.adapters.sources import CLASSIFIER_FILES, Source, classifier_weights, origin_of
+from mammosae_plugin.adapters.timm_classifier import TimmClassifier
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import write_safetensors, write_text
+
+_HEADER_KEY = "mammosae_classifier"
+_FIRST_KIND = "mammo_clip"  # of files that name none
+_KINDS: dict[str, type[MammoClipClassifier] | type[TimmClassifier]] = {
+    _FIRST_KIND: MammoClipClassifier,
+    "timm": TimmClassifier,
+}
+_VERSION_OF_KIND = {_FIRST_KIND: 1, "timm": 2}  # releases that know Mammo-CLIP alone ask to be updated
+
+
+def is_classifier_folder(path: Path) -> bool:
+    """Whether `save_classifier_folder` wrote a folder."""
+    return all((path / name).is_file() for name in CLASSIFIER_FILES)
+
+
+def save_classifier_folder(
+    model: Classifier,
+    folder: str | os.PathLike[str],
+    *,
+    source: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+) -> None:
+    """Write a classifier as a folder of `CLASSIFIER_FILES`, to be read by `load_classifier`.
+
+    The tensors are the model's state dict, without metadata; what `save_classifier` has in its header is `config.json`.
+
+    Args:
+        model: the classifier.
+        folder: where to write.
+        source: as the model's `source`, as far as it is to be told.
+        metadata: as for `save_classifier`.
+
+    Raises:
+        InputError: `metadata` is not plain JSON.
+    """
+    config, weights = (Path(folder) / name for name in CLASSIFIER_FILES)
+    write_text(config, json.dumps(_header(model, source, metadata), indent=1) + "\n")
+    write_safetensors(weights, _tensors(model))
+
+
+def save_classifier(model: Classifier, path: str | os.PathLike[str], *, metadata: Mapping[str, Any]) -> None:
+    """Write a classifier as safetensors, to be read by `load_classifier`.
+
+    The tensors are the network's state dict under timm's names. The header's only metadata entry,
+    `mammosae_classifier`, is a JSON object: format_version, what the network's `description` says, source, and
+    `metadata` as given.
+
+    Args:
+        model: the classifier, in whatever mode.
+        path: where to write; a killed process leaves the old file or the new one.
+        metadata: plain JSON that says what the classifier is: concept, classes, preprocessing, ...; it comes back as
+            `source["metadata"]`.
+
+    Raises:
+        InputError: `metadata` is not plain JSON.
+    """
+    write_safetensors(path, _tensors(model), {_HEADER_KEY: json.dumps(_header(model, model.source, metadata))})
+
+
+def _tensors(model: Classifier) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu() for name, tensor in model.network.state_dict().items()}
+
+
+def _header(model: Classifier, source: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    said = model.description()
+    header = {
+        "format_version": _VERSION_OF_KIND[said.get("kind", _FIRST_KIND)],
+        **said,
+        "source": dict(source),
+        "metadata": dict(metadata),
+    }
+    try:
+        json.dumps(header, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the classifier's metadata is not plain JSON: {error}") from error
+    return header
+
+
+def saved_classifier_header(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """What `save_classifier` says in a safetensors file's metadata; None for a file that it did not write.
+
+    A damaged header is an empty one.
+    """
+    text = metadata.get(_HEADER_KEY)
+    if text is None:
+        return None
+    try:
+        header = json.loads(text)
+    except json.JSONDecodeError:
+        return {}
+    return header if isinstance(header, dict) else {}
+
+
+def read_saved_classifier(source: Source, *, device: str = "cpu") -> Classifier:
+    """The classifier in a file that `save_classifier`, or a folder that `save_classifier_folder` wrote.
+
+    Args:
+        source: the file or folder.
+        device: "meta" checks all that loading checks, and gives a network without weights.
+
+    Raises:
+        CheckpointFormatError: the file is another or a damaged one.
+        InputError: timm has no network of the file's architecture.
+    """
+    path = source.path
+    config = path / CLASSIFIER_FILES[0] if path.is_dir() else None
+    try:
+        with safe_open(classifier_weights(path), framework="pt") as file:
+            header_text = config.read_text(encoding="utf-8") if config else (file.metadata() or {}).get(_HEADER_KEY)
+            state_dict = {name: file.get_tensor(name).to(device) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, UnicodeDecodeError) as error:
+        raise CheckpointFormatError(f"{path} is damaged or no safetensors file: {error}") from error
+    if header_text is None:
+        raise CheckpointFormatError(f"{path} is a safetensors file, but not one that save_classifier wrote")
+    try:
+        header = json.loads(header_text)
+        kind = header.get("kind", _FIRST_KIND)
+        if header["format_version"] != _VERSION_OF_KIND.get(kind):
+            known = max(_VERSION_OF_KIND.values())
+            raise CheckpointFormatError(
+                f"{path} has format version {header['format_version']}; this release reads {known}, update it"
+            )
+        origin = {
+            "kind": "saved_classifier",
+            **origin_of([source]),
+            "metadata": header["metadata"],
+            "trained_from": header["source"],
+        }
+        with torch.device(device):
+            model: Classifier = _KINDS[kind].described(header, origin)
+    except (KeyError, TypeError, IndexError, AttributeError, json.JSONDecodeError) as error:
+        raise CheckpointFormatError(
+            f"{path} has a damaged header at {config.name if config else _HEADER_KEY}: {type(error).__name__}: {error}"
+        ) from error
+    expected = {name: tensor.shape for name, tensor in model.network.state_dict().items()}
+    check_keys(state_dict, expected, where=str(path), what=f"a {header['architecture']} classifier")
+    model.network.load_state_dict(state_dict)
+    return model
