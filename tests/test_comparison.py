@@ -10,8 +10,8 @@ from helpers_study import random_sae, save_random_sae
 from scipy.stats import spearmanr
 
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.hub.comparison import compare_findings, match_latents
-from mammosae_plugin.hub.findings import Findings
+from mammosae_plugin.findings.comparison import match_latents
+from mammosae_plugin.hub.findings import Findings, compare_findings
 from mammosae_plugin.provenance import tensors_fingerprint
 
 D_SAE, DEAD = 64, 8
@@ -220,7 +220,7 @@ def test_matching_in_blocks_is_the_same_as_at_once(monkeypatch):
         for i in range(50)
         if cosines[:, cosines[i].argmax()].argmax() == i and cosines[i].max() >= 0.7
     ]
-    monkeypatch.setattr("mammosae_plugin.hub.comparison._ROWS", 7)
+    monkeypatch.setattr("mammosae_plugin.findings.comparison._ROWS", 7)
     assert match_latents(a, b)[["latent_a", "latent_b"]].to_numpy().tolist() == expected
 
 

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers_findings import columns_of
 from helpers_hub import LoopbackHub, run_on_hub
 from helpers_results import synthetic_results
 from helpers_tables import PLANTED, make_table
@@ -24,12 +23,19 @@ from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.cli import app
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import sha256_of_file, write_json
+from mammosae_plugin.findings.kept import Kept, write_kept
 from mammosae_plugin.findings.notes import Note, add_note, agreement, withdraw_notes
 from mammosae_plugin.findings.study_folder import Encoder, StudyFolder
-from mammosae_plugin.findings.tables import Groups, Hidden, _latents, _rows
-from mammosae_plugin.hub.comparison import compare_findings
-from mammosae_plugin.hub.findings import Findings, _write, load_findings, publish_findings, stage_findings
-from mammosae_plugin.privacy.guard import COLUMNS, PrivacyContext, PrivacyError
+from mammosae_plugin.findings.tables import Groups, Tellable, latents_table, rows_table, tellable
+from mammosae_plugin.hub.findings import (
+    Findings,
+    _write,
+    compare_findings,
+    load_findings,
+    publish_findings,
+    stage_findings,
+)
+from mammosae_plugin.privacy.guard import PrivacyContext, PrivacyError
 from mammosae_plugin.schema.findings import SCHEMAS, parquet_path
 
 CONCEPTS = ("Mass", "Suspicious_Calcification")
@@ -196,13 +202,6 @@ def test_the_study_says_what_made_the_rows_and_nothing_of_the_machine(study, fin
     assert str(study.output.parent) not in json.dumps(told)
 
 
-def test_the_columns_are_those_that_the_guard_lets_through():
-    for config, schema in SCHEMAS.items():
-        nested = {name.partition(".")[0] for name in columns_of(config) if "." in name}
-        assert {name for name in columns_of(config) if name not in nested} == COLUMNS[config], config
-        assert schema.metadata is None
-
-
 def test_without_the_tables_that_the_results_name_the_study_is_asked_for_again(study, tmp_path):
     results = json.loads((study.output / "results" / "results.json").read_text())
     results.pop("tables")
@@ -211,6 +210,28 @@ def test_without_the_tables_that_the_results_name_the_study_is_asked_for_again(s
         Findings.of_study(tmp_path)
     with pytest.raises(InputError, match="holds no finished study"):
         Findings.of_study(tmp_path / "nowhere")
+
+
+def test_publishing_reads_no_latents_table_and_a_rerun_writes_what_an_earlier_version_did_not_keep(study, tmp_path):
+    """All but the weights and the maps of single images is in the results; of what is kept nothing is made twice."""
+    folder = shutil.copytree(study.output, tmp_path / "study", ignore=shutil.ignore_patterns("work"))
+    whole, found = (Findings.of_study(one, min_group=3) for one in (study.output, folder))
+    for name in ("latents", "concepts", "interventions", "reconstruction", "localization"):
+        pd.testing.assert_frame_equal(getattr(found, name), getattr(whole, name))
+    assert {**found.study} == {**whole.study}
+    kept = folder / "results" / "findings"
+    before = {path.relative_to(kept): path.read_bytes() for path in kept.rglob("*.parquet")}
+    assert len(before) == 3 * 2  # two layers, at each of which the classifiers share an encoder
+    (folder / "work").symlink_to(study.output / "work")
+    files = sorted(kept.rglob("latents.parquet"))
+    (kept / "mine.txt").write_text("a user's")
+    files[0].unlink()
+    with pytest.raises(InputError, match="does not hold the findings.*run `mammosae study`"):
+        Findings.of_study(folder)
+    times = files[1].stat().st_mtime_ns
+    write_kept(StudyFolder(folder))
+    assert {path.relative_to(kept): path.read_bytes() for path in kept.rglob("*.parquet")} == before
+    assert files[1].stat().st_mtime_ns == times and (kept / "mine.txt").exists()
 
 
 # Small groups
@@ -267,18 +288,11 @@ def test_what_the_test_split_says_of_few_patients_is_suppressed(study):
 @pytest.mark.parametrize(("in_test", "boxed", "suppressed"), [([9, 9], 4, True), ([4, 9], 9, True), ([9, 9], 9, False)])
 def test_localization_is_told_of_enough_patients_with_boxes_whose_number_may_be_told(study, in_test, boxed, suppressed):
     folder, nine = StudyFolder(study.output), np.array([9, 9])
-    groups = {
-        (layer.name, encoder.name, concept): Groups(nine, nine, np.array(in_test), boxed)
-        for layer in folder.layers
-        for encoder in layer.encoders.values()
-        for concept in encoder.concepts
+    told = {
+        place: replace(one, min_group=5, groups=dict.fromkeys(one.groups, Groups(nine, np.array(in_test), boxed)))
+        for place, one in tellable(folder.layers, 1).items()
     }
-    hidden = {
-        (layer.name, encoder.name): Hidden.of(encoder, "image", 1)
-        for layer in folder.layers
-        for encoder in layer.encoders.values()
-    }
-    table = _rows("localization", folder, groups, hidden, 5)
+    table = rows_table("localization", folder, told)
     assert len(table) > 0
     for column in ("average_precision", "n_predictions", "n_images", "n_boxes"):
         assert table[column].null_count == (len(table) if suppressed else 0), column
@@ -317,15 +331,15 @@ class FakeLayer:
         }
 
 
-def hidden_of(layer, min_group):
-    return Hidden.of(layer.encoders["finetuned"], layer.results["data"]["unit"], min_group)
+def told_of(layer, min_group):
+    encoder = layer.encoders["finetuned"]
+    return Tellable.of(Kept.of(layer, encoder), encoder.concepts, min_group)
 
 
 def test_concepts_of_two_and_four_classes_lie_side_by_side():
     table, concepts = make_table(), ("Mass", "density", "Suspicious_Calcification")
     layer = FakeLayer(table, concepts, unit="finding_row")
-    groups = {("layer_39", "finetuned", one): Groups.of(table, one, "finding_row") for one in concepts}
-    rows = _latents(layer, layer.encoders["finetuned"], groups, hidden_of(layer, 1), [], 1).to_pylist()
+    rows = latents_table(layer, layer.encoders["finetuned"], told_of(layer, 1), []).to_pylist()
     own = table.rows("density", split="training", unit="finding_row")
     image_of = table.mean_latents.toarray().astype(np.float64)[own.image_rows]
     for latent in (0, 7, 39):
@@ -345,7 +359,6 @@ def test_concepts_of_two_and_four_classes_lie_side_by_side():
 def test_a_note_stands_with_the_encoder_and_layer_that_it_names():
     table = make_table()
     layer = FakeLayer(table, ["Mass"])
-    groups = {("layer_39", "finetuned", "Mass"): Groups.of(table, "Mass", "image")}
     made = {
         "author": "AB",
         "latent": 7,
@@ -358,7 +371,7 @@ def test_a_note_stands_with_the_encoder_and_layer_that_it_names():
     places = {"all": ("layer_39", None), "own": ("layer_39", "finetuned"), "other": ("layer_39", "pretrained")}
     notes = [Note(text=text, layer=on, encoder=of, **made) for text, (on, of) in places.items()]
     notes.append(Note(text="elsewhere", layer="layer_6", encoder=None, **made))
-    rows = _latents(layer, layer.encoders["finetuned"], groups, hidden_of(layer, 1), notes, 1).to_pylist()
+    rows = latents_table(layer, layer.encoders["finetuned"], told_of(layer, 1), notes).to_pylist()
     assert [note["text"] for note in rows[7]["notes"]] == ["all", "own"]
     assert not any(row["notes"] for row in rows if row["latent"] != 7)
 
@@ -392,11 +405,10 @@ def test_sixteen_thousand_latents_of_four_concepts_are_staged(tmp_path):
         table.head_bias[f"concept_{number}"] = table.head_bias["Mass"]
     table.classes = lambda concept: (0, 1)
     layer = FakeLayer(table, [f"concept_{number}" for number in range(4)])
-    groups = {
-        ("layer_39", "finetuned", concept): Groups(np.array([20, 20]), np.array([9, 9]), np.array([9, 9]), 9)
-        for concept in layer.encoders["finetuned"].concepts
-    }
-    latents = _latents(layer, layer.encoders["finetuned"], groups, hidden_of(layer, 5), [], 5)
+    told = told_of(layer, 5)
+    nine = np.array([9, 9])
+    told = replace(told, groups=dict.fromkeys(told.groups, Groups(nine, nine, 9)))
+    latents = latents_table(layer, layer.encoders["finetuned"], told, [])
     _write(tmp_path / parquet_path("latents"), latents)
     back = pq.read_table(tmp_path / parquet_path("latents"))
     assert back.num_rows == 16384 and back.schema.metadata is None

@@ -37,25 +37,23 @@ from safetensors.numpy import load_file, save_file
 
 from mammosae_plugin.config import StudyConfig
 from mammosae_plugin.datasets import VinDrMammo
+from mammosae_plugin.datasets.about import KNOWN, DatasetAbout
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.hub import policies
+from mammosae_plugin.hub.guard import check_staged
 from mammosae_plugin.privacy import guard
 from mammosae_plugin.privacy import rules as guard_rules
 from mammosae_plugin.privacy.guard import (
-    COLUMNS,
-    RESTRICTED,
     RULES,
-    Kind,
     PrivacyContext,
     PrivacyError,
-    check_staged,
     copy_figure,
     hash_ids,
     let_out,
     load_or_make_key,
 )
-from mammosae_plugin.privacy.keys import entries_of
 from mammosae_plugin.privacy.search import Needles
-from mammosae_plugin.schema.findings import SCHEMAS
+from mammosae_plugin.schema.findings import SCHEMAS, names_of
 from mammosae_plugin.training.settings import SAETraining
 from mammosae_plugin.visualization import save_figure
 from mammosae_plugin.visualization.output import record_figures
@@ -98,7 +96,7 @@ NOTE = {
     "created": "2026-01-31T10:00:00+00:00",
 }
 PAIR = {"layer": "layer_10", "model": "finetuned", "concept": "Mass"}
-METRICS = {column: 0.75 for column in COLUMNS["reconstruction"] if re.match("auroc|av|prec|rec|f1|acc", column)}
+METRICS = dict.fromkeys(names_of("reconstruction", "group"), 0.75)
 ROWS: dict[str, list[dict[str, Any]]] = {
     "latents": [
         {
@@ -237,8 +235,8 @@ MAKERS: dict[str, Callable[[Path], None]] = {
 }
 
 
-def kind_of(base: str) -> Kind:
-    return "findings" if base == "examples" else base  # type: ignore[return-value]
+def kind_of(base: str) -> str:
+    return "findings" if base == "examples" else base
 
 
 def check(base: str, folder: Path, context: PrivacyContext = CONTEXT) -> None:
@@ -890,10 +888,12 @@ def passes(canary: Canary, folder: Path) -> bool:
 
 
 def test_the_schema_of_the_findings_is_within_the_allow_list_and_the_list_is_no_wider() -> None:
-    assert set(COLUMNS) == set(SCHEMAS)
-    for config, allowed in COLUMNS.items():
-        inner = {column.partition(".")[0] for column in allowed if "." in column}
-        assert allowed == set(columns_of(config)) - inner
+    allowed = policies.FINDINGS.leaves
+    assert set(allowed) == set(SCHEMAS)
+    for config, columns in allowed.items():
+        inner = {column.partition(".")[0] for column in columns if "." in column}
+        assert set(columns) == set(columns_of(config)) - inner
+        assert all(column.privacy != "secret" for column in columns.values())
 
 
 def test_a_link_or_an_empty_folder_is_refused(clean: dict[str, Path], tmp_path: Path) -> None:
@@ -971,7 +971,7 @@ def test_all_texts_to_decide_upon_are_shown_at_once_and_of_a_token_the_first_let
 
 
 def test_every_setting_of_every_architecture_of_saelens_may_go_out() -> None:
-    allowed = entries_of("layer_10/cfg.json", "")
+    allowed = policies.SAE.entries_of("layer_10/cfg.json", "")
     assert allowed is not None
     for registry in (SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY):
         for _, config in registry.values():
@@ -981,8 +981,8 @@ def test_every_setting_of_every_architecture_of_saelens_may_go_out() -> None:
 
 
 def test_every_setting_of_a_study_may_go_out_and_names_of_layers_and_models_too() -> None:
-    config = entries_of("study/train-00000-of-00001.parquet", "column config")
-    named = entries_of("study/train-00000-of-00001.parquet", "column named_latents")
+    config = policies.FINDINGS.entries_of("study/train-00000-of-00001.parquet", "column config")
+    named = policies.FINDINGS.entries_of("study/train-00000-of-00001.parquet", "column named_latents")
     assert config is not None and named is not None
     training = dict.fromkeys(SAETraining.model_fields, 1)
     settings = {**dict.fromkeys(StudyConfig.model_fields, 1), "sae": {"train": {"training": training}}}
@@ -1019,7 +1019,7 @@ def test_an_unknown_entry_is_named_unless_its_name_is_private(clean: dict[str, P
 
 def test_an_unknown_kind_is_refused(clean: dict[str, Path]) -> None:
     with pytest.raises(PrivacyError, match="no kind of upload"):
-        check_staged(clean["sae"], "weights", CONTEXT)  # type: ignore[arg-type]
+        check_staged(clean["sae"], "weights", CONTEXT)
 
 
 @pytest.mark.parametrize("what", ["the commit message", "the tag"])
@@ -1066,9 +1066,9 @@ def test_rows_per_image_of_a_restricted_dataset_go_out_only_under_its_licence(
     context = replace(CONTEXT, datasets=(name,))
     with pytest.raises(PrivacyError) as refused:
         check_staged(clean["examples"], "findings", context)
-    for part in (RESTRICTED[name].name, RESTRICTED[name].why, RESTRICTED[name].licence, RESTRICTED[name].url):
-        assert part in str(refused.value)
-    check_staged(clean["examples"], "findings", replace(context, licence=RESTRICTED[name].licence.upper()))
+    for part in (KNOWN[name].title, KNOWN[name].why, KNOWN[name].licence, KNOWN[name].url):
+        assert part and part in str(refused.value)
+    check_staged(clean["examples"], "findings", replace(context, licence=(KNOWN[name].licence or "").upper()))
 
 
 def test_the_guard_takes_no_words_of_a_stager_for_it(clean: dict[str, Path], tmp_path: Path) -> None:
@@ -1159,7 +1159,9 @@ def test_the_context_of_a_dataset_has_every_id_and_knows_that_phantoms_are_drawn
         PrivacyContext.of_dataset(phantoms, min_group=0)
 
 
-def test_the_context_of_a_study_comes_from_its_tables_and_fails_without_them(tmp_path: Path) -> None:
+def test_the_context_of_a_study_of_an_earlier_version_comes_from_its_tables_and_fails_without_them(
+    tmp_path: Path,
+) -> None:
     with pytest.raises(PrivacyError, match="the ids that must not get out are unknown"):
         PrivacyContext.of_study(tmp_path)
     for split, ids in {"training": [PATIENT, SHORT], "test": ["other-patient"]}.items():
@@ -1171,7 +1173,28 @@ def test_the_context_of_a_study_comes_from_its_tables_and_fails_without_them(tmp
     (tmp_path / "work" / "quarantine-1.csv").write_text("image_id,reason\nbad-image.png,constant\n")
     context = PrivacyContext.of_study(tmp_path, licence="x")
     assert context.private_values >= {PATIENT, "other-patient", f"image-{SHORT}", "bad-image.png", "bad-image"}
-    assert (context.datasets, context.licence) == (("vindr",), "x")
+    assert (context.datasets, context.licence) == ((), "x")  # whose data they are nobody has said
+
+
+def test_a_study_keeps_the_ids_and_the_terms_of_its_dataset_and_rows_of_images_stay_unless_it_allows_them(
+    tmp_path: Path, clean: dict[str, Path]
+) -> None:
+    words = ("consent", "2026")
+    about = DatasetAbout(
+        "clinic-7", "Clinic 7", restricted=True, why="its patients were not asked", licence_words=words
+    )
+    PrivacyContext(frozenset({PATIENT}), (about.name,), about=(about,)).keep(tmp_path)
+    assert (tmp_path / "private.json").stat().st_mode & 0o777 == 0o600
+    context = PrivacyContext.of_study(tmp_path, min_group=3)
+    assert (context.private_values, context.datasets, context.about) == ({PATIENT}, ("clinic-7",), (about,))
+    with pytest.raises(PrivacyError, match="a row per image of Clinic 7: its patients were not asked"):
+        check_staged(clean["examples"], "findings", context)
+    check_staged(clean["examples"], "findings", replace(context, licence="Consent form of 2026"))
+    free = dataclasses.replace(about, restricted=False)
+    check_staged(clean["examples"], "findings", replace(context, about=(free,)))
+    (tmp_path / "private.json").write_text('{"values": []}')
+    with pytest.raises(PrivacyError, match="private.json is damaged"):
+        PrivacyContext.of_study(tmp_path)
 
 
 # -- the search --------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from mammosae_plugin.activations.store import MANIFEST
 from mammosae_plugin.adapters import load_vision_sae
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import sealed, write_json, write_text
+from mammosae_plugin.hub.guard import PrivacyContext, check_staged
 from mammosae_plugin.hub.saes import (
     check_with_sae_lens,
     datasets_of,
@@ -34,7 +35,6 @@ from mammosae_plugin.hub.saes import (
     publish_sae,
     stage_saes,
 )
-from mammosae_plugin.privacy.guard import PrivacyContext, check_staged
 from mammosae_plugin.provenance import tensors_fingerprint
 from mammosae_plugin.training import save_sae, train_sae, train_saes
 

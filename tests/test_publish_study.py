@@ -17,8 +17,8 @@ from mammosae_plugin.adapters.saved_classifiers import save_classifier_folder
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, sha256_of_file
 from mammosae_plugin.findings.about import About, parse_links
+from mammosae_plugin.hub.guard import PrivacyContext, PrivacyError, check_staged
 from mammosae_plugin.hub.models import publish_model
-from mammosae_plugin.privacy.guard import PrivacyContext, PrivacyError, check_staged
 from mammosae_plugin.schema.findings import COLUMNS, dictionary, leaves
 
 PUBLISH = r"""
@@ -226,8 +226,8 @@ def test_the_card_and_the_docs_explain_every_column_of_the_findings() -> None:
     for config in COLUMNS:
         rows = dictionary(config)
         told = [name for names, _, _ in rows for name in names.split(", ")]
-        nested = {name.partition(".")[0] for name in leaves(config) if "." in name}
-        assert set(told) == {*leaves(config), *nested} and len(told) == len(set(told)), config
+        nested = {name.partition(".")[0] for name in leaves(COLUMNS[config]) if "." in name}
+        assert set(told) == {*leaves(COLUMNS[config]), *nested} and len(told) == len(set(told)), config
         assert all(meaning for _, _, meaning in rows), config
-    for name in (*leaves("latents"), *leaves("study")):
+    for name in (*leaves(COLUMNS["latents"]), *leaves(COLUMNS["study"])):
         assert re.search(rf"\b{name.rpartition('.')[2]}\b", page), name

@@ -22,10 +22,9 @@ from mammosae_plugin.cli import app
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import sha256_of_file
 from mammosae_plugin.findings.about import About
-from mammosae_plugin.hub.comparison import compare_findings
-from mammosae_plugin.hub.findings import Findings
+from mammosae_plugin.hub.findings import Findings, compare_findings
+from mammosae_plugin.hub.guard import PrivacyContext, PrivacyError, check_staged
 from mammosae_plugin.hub.space import PAGES, build_space, read_findings
-from mammosae_plugin.privacy.guard import PrivacyContext, PrivacyError, check_staged
 
 PRETRAINED = "#/latent/final/pretrained"
 BEST = 77  # first for Mass in `pretrained`, and named by the study

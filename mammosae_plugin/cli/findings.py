@@ -185,7 +185,7 @@ def compare(
     """
     with clear_errors(debug):
         from mammosae_plugin.errors import InputError
-        from mammosae_plugin.hub.comparison import compare_findings
+        from mammosae_plugin.hub.findings import compare_findings
 
         if bool(sae_a) != bool(sae_b):
             raise InputError("give the SAEs of both studies (--sae-a and --sae-b), or of neither")

@@ -190,9 +190,10 @@ def _check_form(parts: dict[str, str]) -> None:
 
 def _check_privacy(study: StudyFolder, parts: dict[str, str], allow: Sequence[str]) -> None:
     """Refuse now what would stop the whole publication later."""
+    from mammosae_plugin.privacy.context import PRIVATE_FILE
     from mammosae_plugin.privacy.guard import check_said
 
-    tables = sorted((study.folder / "work" / "latents").glob("*/*/images.parquet"))
+    tables = [*study.folder.glob(PRIVATE_FILE), *sorted((study.folder / "work" / "latents").glob("*/*/images.parquet"))]
     versions = tuple((file.stat().st_mtime_ns, file.stat().st_size) for file in tables)
     said = {f"the note's {name}": value for name, value in parts.items() if value}
     check_said(said, dataclasses.replace(_privacy_context(study.folder, versions), allowed=tuple(allow)))

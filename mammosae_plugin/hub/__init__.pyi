@@ -1,8 +1,8 @@
 # What the package offers; each name is imported when it is asked for, because torch, SAELens and datasets take seconds.
-from .comparison import Comparison as Comparison
-from .comparison import compare_findings as compare_findings
 from .findings import About as About
+from .findings import Comparison as Comparison
 from .findings import Findings as Findings
+from .findings import compare_findings as compare_findings
 from .findings import load_findings as load_findings
 from .findings import prepare_findings as prepare_findings
 from .findings import publish_findings as publish_findings

@@ -32,8 +32,8 @@ from huggingface_hub.repocard import RepoCard
 from huggingface_hub.repocard_data import CardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from mammosae_plugin.datasets.about import KNOWN, PHANTOMS
 from mammosae_plugin.hub.card_parts import mark
-from mammosae_plugin.privacy.rules import RESTRICTED
 from mammosae_plugin.provenance import plain
 from mammosae_plugin.schema.findings import CONFIGS, dictionary
 from mammosae_plugin.schema.names import MINUS, digits, file_part, readable
@@ -48,15 +48,6 @@ PROJECT_URL = f"https://huggingface.co/models?other={_TAG}"
 """What was made with this package: every card of ours has its name as a tag."""
 _TAGS = ("sparse-autoencoder", "interpretability", _TAG)
 _DASH = "–"
-
-DATA: Mapping[str, str] = {
-    "vindr": "[VinDr-Mammo](https://physionet.org/content/vindr-mammo/) "
-    "(PhysioNet Restricted Health Data License 1.5.0: the images are not part of this repository)",
-    "rsna": "[RSNA screening mammography](https://www.kaggle.com/competitions/rsna-breast-cancer-detection) "
-    "(competition rules: the images are not part of this repository)",
-    "phantom": "phantoms: images drawn by a program, of no patient and without clinical meaning",
-}
-"""What is said of a dataset that this package knows."""
 
 MEASURES: Mapping[str, str] = {
     "explained_variance": "explained variance",
@@ -206,7 +197,7 @@ def render_findings_card(facts: Facts) -> str:
             for number, config in enumerate(known["configs"])
         ],
     )
-    restricted = [RESTRICTED[name].name for name in known["datasets"] if name in RESTRICTED]
+    restricted = [KNOWN[name].title for name in known["datasets"] if name in KNOWN and KNOWN[name].restricted]
     columns = {config: dictionary(config) for config in CONFIGS}
     return _card(
         DatasetCard, data, _render("findings.md.j2", **_of_study(known), restricted=restricted, columns=columns)
@@ -322,7 +313,7 @@ def _render(template: str, **facts: Any) -> str:
         "percent": _percent,
         "cell": _cell,
         "readable": readable,
-        "dataset": lambda name: DATA.get(name, f"{_cell(_dataset_name(name))} (its terms are its owner's)"),
+        "dataset": _dataset,
         "grouped": _grouped,
         "interval": _interval,
         "caption": _caption,
@@ -395,7 +386,7 @@ def _tags(datasets: Sequence[str]) -> list[str]:
 
 def is_phantom(datasets: Sequence[str]) -> bool:
     """Whether all the images behind something were drawn by a program."""
-    return bool(datasets) and all(name == "phantom" for name in datasets)
+    return bool(datasets) and all(name == PHANTOMS.name for name in datasets)
 
 
 def _sparsity(sae: Row) -> str | None:
@@ -436,7 +427,17 @@ def _distinct(values: Any) -> list[Any]:
 
 
 def _dataset_name(name: str) -> str:
-    return RESTRICTED[name].name if name in RESTRICTED else "phantoms" if name == "phantom" else name
+    return "phantoms" if name == PHANTOMS.name else KNOWN[name].title if name in KNOWN else name
+
+
+def _dataset(name: str) -> str:
+    """What is said of a dataset: of those that this package knows, their terms."""
+    if name == PHANTOMS.name:
+        return "phantoms: images drawn by a program, of no patient and without clinical meaning"
+    if name not in KNOWN:
+        return f"{_cell(name)} (its terms are its owner's)"
+    one = KNOWN[name]
+    return f"[{one.title}]({one.url}) ({one.licence}: the images are not part of this repository)"
 
 
 def _size(n: int) -> str:

@@ -6,7 +6,7 @@ A staged folder is the dataset: a card and one parquet file per config (`schema.
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,9 @@ import pyarrow.parquet as pq
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import TEMPORARY, atomic_path, local_path, read_parquet, write_text
 from mammosae_plugin.findings.about import About
+from mammosae_plugin.findings.comparison import Comparison, Match, Saes, compare
 from mammosae_plugin.findings.published import LATENT_KEY, Findings
+from mammosae_plugin.hub.policies import FINDINGS
 from mammosae_plugin.hub.publishing import Publication, prepare, publishing, recorder
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.own_files import replace_folder
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "About",
+    "Comparison",
     "Findings",
+    "compare_findings",
     "findings_facts",
     "load_findings",
     "prepare_findings",
@@ -96,7 +100,7 @@ def stage_findings(
         examples=examples,
         key_file=key_file,
     ) as staged:
-        check_staged(staged, "findings", context, repo_id=repo_id, related=about.names)
+        check_staged(staged, FINDINGS, context, repo_id=repo_id, related=about.names)
     return local_path(folder)
 
 
@@ -247,12 +251,10 @@ def _draw_figures(study: "StudyFolder", findings: Findings, staged: Path) -> lis
 
 def _check_replaceable(folder: Path) -> None:
     """See that a folder may be replaced: only a dataset staged earlier may."""
-    from mammosae_plugin.privacy.guard import is_allowed_name
-
     if not folder.exists():
         return
     files = [path for path in folder.rglob("*") if not path.is_dir()] if folder.is_dir() else [folder]
-    if not all(is_allowed_name("findings", path.relative_to(folder).as_posix()) for path in files):
+    if not all(FINDINGS.allows(path.relative_to(folder).as_posix()) for path in files):
         raise InputError(f"{folder} holds other files than findings staged earlier; name a new folder")
 
 
@@ -370,3 +372,47 @@ def load_findings(place: str | Path, *, revision: str | None = None, min_group: 
         raise InputError(f"{place} names {path} in a repository; findings are a whole one: owner/name[@revision]")
     origin = repo_id if revision is None else f"{repo_id}@{revision}"
     return Findings.load(pull(repo_id, revision=revision, kind="dataset"), origin=origin, repo_id=repo_id)
+
+
+def compare_findings(
+    a: Findings | str | Path,
+    b: Findings | str | Path,
+    *,
+    top: int = 10,
+    match: Match = "index",
+    saes: tuple[Saes, Saes] | None = None,
+    min_cosine: float = 0.7,
+    models: Mapping[str, str] | None = None,
+) -> Comparison:
+    """Compare the findings of two studies.
+
+    Rows are compared where both studies have the same hook point, model and concept. With `match="index"` latents of
+    equal number are compared, which asks for one and the same SAE. With `match="decoder"` those of two SAEs of one
+    layer are matched first (`findings.comparison.match_latents`); latents without a partner are left out, and the best
+    are the best of the rest.
+
+    Args:
+        a: Findings, or what `load_findings` reads.
+        b: The same of the other study.
+        top: How many of the best latents per class to compare.
+        match: "index" or "decoder".
+        saes: For "decoder" the SAEs of a and of b: an SAE or its place, or a mapping of layer to either.
+        min_cosine: For "decoder" the least cosine of a pair.
+        models: Names of models in a -> their names in b, where they differ.
+
+    Raises:
+        InputError: Nothing in common; different scores; different SAEs with match "index"; SAEs that are missing or not
+            those of the findings with match "decoder"; findings that cannot be loaded.
+    """
+    first, second = (one if isinstance(one, Findings) else load_findings(one) for one in (a, b))
+    given = [one.origin if isinstance(one, Findings) else str(one) for one in (a, b)]
+    return compare(
+        first,
+        second,
+        top=top,
+        match=match,
+        saes=saes,
+        min_cosine=min_cosine,
+        models=models,
+        places=(given[0], given[1]),  # two folders of one name: as they were given
+    )

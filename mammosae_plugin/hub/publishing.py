@@ -38,7 +38,6 @@ from mammosae_plugin.hub_requests import REPOSITORY, HubError, ask
 
 if TYPE_CHECKING:
     from mammosae_plugin.privacy.context import PrivacyContext
-    from mammosae_plugin.privacy.guard import Kind as Contents
     from mammosae_plugin.privacy.guard import StagedFile
 
 logger = logging.getLogger(__name__)
@@ -49,7 +48,7 @@ RepoKind = Literal["model", "dataset", "space"]
 Change = Literal["new", "same", "replaced", "removed"]
 
 _TAG = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")
-_REMOVED: "Mapping[Contents, re.Pattern[str]]" = {
+_REMOVED: Mapping[str, re.Pattern[str]] = {
     "sae": re.compile(r"(?!)"),  # a repository may hold SAEs of several uploads
     "model": re.compile(r"(?!)"),  # and classifiers
     "findings": re.compile(r"\w+/train-\d{5}-of-\d{5}\.parquet|figures/[^/]+\.png"),
@@ -275,7 +274,7 @@ def prepare(
     repo_id: str,
     *,
     kind: RepoKind,
-    contents: "Contents",
+    contents: str,
     context: "PrivacyContext",
     tag: str | None = None,
     private: bool = True,
@@ -292,7 +291,7 @@ def prepare(
         folder: what to upload, as it is to lie in the repository.
         repo_id: owner/name.
         kind: of the repository.
-        contents: what the privacy guard checks it as.
+        contents: what it is, by which the privacy guard knows its policy: sae, model, findings or space.
         context: what the guard must not let out.
         tag: a name for the published state; a tag that is there is never moved.
         private: make a new repository private. A repository that is public is refused then.
@@ -310,7 +309,7 @@ def prepare(
         InputError: a name that cannot be; a card that the Hub would not accept, for a licence that it does not know;
             content or a tag in the way; a public repository where private was asked for.
     """
-    from mammosae_plugin.privacy.guard import check_staged
+    from mammosae_plugin.hub.guard import check_staged
 
     if not REPOSITORY.fullmatch(repo_id):
         raise InputError(f"{repo_id!r} is no name of a Hub repository; give it as owner/name")
@@ -499,9 +498,7 @@ def _changes(folder: Path, files: "tuple[StagedFile, ...]", there: Mapping[str, 
     return {file.path: change(file) for file in files}
 
 
-def _no_longer_part(
-    contents: "Contents", files: "tuple[StagedFile, ...]", there: Mapping[str, FileHash]
-) -> tuple[str, ...]:
+def _no_longer_part(contents: str, files: "tuple[StagedFile, ...]", there: Mapping[str, FileHash]) -> tuple[str, ...]:
     staged = {file.path for file in files}
     return tuple(path for path in there if path not in staged and _REMOVED[contents].fullmatch(path))
 

@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 
 from mammosae_plugin.adapters.sources import is_on_hub
 from mammosae_plugin.adapters.vision_sae import load_vision_sae
+from mammosae_plugin.datasets.about import KNOWN
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import (
     atomic_path,
@@ -54,7 +55,6 @@ from mammosae_plugin.hub.scratch import Scratch
 from mammosae_plugin.hub_requests import ask, first_line
 from mammosae_plugin.privacy.context import PrivacyContext
 from mammosae_plugin.privacy.guard import copy_figure, let_out
-from mammosae_plugin.privacy.rules import RESTRICTED
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint, torch_generator
 from mammosae_plugin.schema.results import poor_sae, role_evidence
 from mammosae_plugin.training.metrics import draw_metrics, read_metrics, trained_l0
@@ -126,8 +126,8 @@ def prepare_sae(
         licence: of the weights, as the Hub names it ("mit", "cc-by-4.0", ...); nothing is published without one. SAEs
             on Mammo-CLIP's features are cc-by-nc-sa-4.0, as Mammo-CLIP is, unless their author decides otherwise.
         base_model: the Hub's name of the model whose activations the SAE reads.
-        datasets: names of the datasets that it was trained on ("vindr", ...); by default those of the study or of the
-            context, or else what each SAE's metadata says for certain.
+        datasets: names of the datasets that it was trained on, as they call themselves; by default the study's or the
+            context's, or else what each SAE's metadata says for certain.
         evaluation: measures for `evaluation.json` and the card (explained_variance, l0, dead_share, ...); by id where
             there are several SAEs. By default the last line of its training's metrics, or the study's results.
         figures: figures of aggregates for the card, from a study's `results/figures`.
@@ -536,7 +536,11 @@ def datasets_of(cfg: Mapping[str, Any]) -> tuple[str, ...]:
     if metadata.get("trained_on"):
         return tuple(str(name) for name in metadata["trained_on"])
     named = metadata.get("dataset_path")
-    return (str(named),) if named and not set(str(named).split(" + ")) & set(RESTRICTED) else ()
+    return (
+        (str(named),)
+        if named and not set(str(named).split(" + ")) & {name for name, one in KNOWN.items() if one.restricted}
+        else ()
+    )
 
 
 def _distinct(names: Iterable[Sequence[str]]) -> tuple[str, ...]:

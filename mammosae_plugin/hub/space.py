@@ -378,4 +378,5 @@ def _joined(contexts: "Sequence[PrivacyContext]", min_group: int) -> "PrivacyCon
         frozenset().union(*(context.private_values for context in contexts)),
         tuple(dict.fromkeys(name for context in contexts for name in context.datasets)),
         min_group,
+        about=tuple(dict.fromkeys(one for context in contexts for one in context.about)),
     )

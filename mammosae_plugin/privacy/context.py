@@ -1,19 +1,25 @@
 """What must not get out of this machine, and what is known of the data behind an upload."""
 
+import dataclasses
+import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from mammosae_plugin.datasets.about import KNOWN, DatasetAbout
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import local_path
+from mammosae_plugin.files import atomic_path, local_path, read_json
 
 
 class PrivacyError(InputError):
     """Something in a staged folder must not get out. The message names file, rule and remedy, never the secret."""
+
+
+PRIVATE_FILE = "private.json"
+"""In a study's folder, beside its results: what must not get out with them, and whose data they are from."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +28,11 @@ class PrivacyContext:
 
     Attributes:
         private_values: ids of patients, images, studies and series; none may occur in any staged byte.
-        datasets: names of the datasets behind the upload: "vindr", "rsna", "phantom", or a name of the user's own.
+        datasets: names of the datasets behind the upload, of those in `datasets.about.KNOWN` or of the user's own.
         min_group: statistics of fewer images or patients than this must be null.
         licence: the licence, named by whoever publishes, under which rows per image of a restricted dataset may go out.
         allowed: texts that look private, and that a person has seen and lets out.
+        about: what datasets say of themselves, where that is known beyond their names.
     """
 
     private_values: frozenset[str] = field(default=frozenset(), repr=False)
@@ -33,6 +40,7 @@ class PrivacyContext:
     min_group: int = 5
     licence: str | None = None
     allowed: tuple[str, ...] = ()
+    about: tuple[DatasetAbout, ...] = ()
 
     def __post_init__(self) -> None:
         if self.min_group < 1:
@@ -42,22 +50,31 @@ class PrivacyContext:
         """Whether a person has let a text out, alone or as part of a longer one."""
         return any(_folded(text) in _folded(one) for one in self.allowed)
 
+    @property
+    def restricted(self) -> tuple[DatasetAbout, ...]:
+        """Of the datasets those whose rows per image may not be passed on, or only under a licence."""
+        known = KNOWN | {one.name: one for one in self.about}
+        named = {name.lower(): known.get(name.lower()) for name in self.datasets}
+        return tuple(one for one in named.values() if one is not None and one.restricted)
+
     @classmethod
     def of_dataset(cls, dataset: Any, *, min_group: int = 5, licence: str | None = None) -> "PrivacyContext":
-        """The context of a `MammogramDataset`: its ids and the names of its files."""
+        """The context of a `MammogramDataset`: its ids and the names of its files, and what it says of itself."""
         values: set[str] = set()
         for table in (dataset.images, dataset.findings):
             values |= _ids_of(table)
         for path in dataset.image_paths:
             values |= {path.name, path.stem}
-        patients = [str(patient) for patient in dataset.images["patient_id"]]
-        return cls(frozenset(values), (_dataset_name(dataset.name, patients),), min_group, licence)
+        about: DatasetAbout = dataset.about
+        return cls(frozenset(values), (about.name,), min_group, licence, about=(about,))
 
     @classmethod
     def of_study(
         cls, study: str | os.PathLike[str] | Any, *, min_group: int = 5, licence: str | None = None
     ) -> "PrivacyContext":
-        """The context of a study: every id in its latents tables and its quarantine.
+        """The context of a study: every id of its dataset, and what the dataset says of itself.
+
+        Of a study that an earlier version ran, the ids in its latents tables and its quarantine.
 
         Args:
             study: A study's folder, or an object whose `output` or `folder` is one.
@@ -65,24 +82,46 @@ class PrivacyContext:
             licence: As in the class.
 
         Raises:
-            PrivacyError: The folder holds no latents table, so that the ids that must stay are unknown.
+            PrivacyError: The folder does not say which ids must stay.
         """
         where = local_path(getattr(study, "output", None) or getattr(study, "folder", None) or study)
+        if (where / PRIVATE_FILE).is_file():
+            return _read(where / PRIVATE_FILE, min_group, licence)
         tables = sorted((where / "work" / "latents").glob("*/*/images.parquet"))
         if not tables:
             raise PrivacyError(
-                f"{where} holds no latents table in work/latents, so the ids that must not get out are unknown; run "
-                "the study again, or keep its work folder until it is published"
+                f"{where} holds neither {PRIVATE_FILE} nor a latents table in work/latents, so the ids that must not "
+                "get out are unknown; run the study again"
             )
         values: set[str] = set()
-        patients: list[str] = []
         for file in tables:
-            table = pd.read_parquet(file)
-            values |= _ids_of(table)
-            patients += [str(patient) for patient in table["patient_id"]]
+            values |= _ids_of(pd.read_parquet(file))
         for file in sorted((where / "work").glob("quarantine-*.csv")):
             values |= _ids_of(pd.read_csv(file, dtype=str))
-        return cls(frozenset(values), (_dataset_name("vindr", patients),), min_group, licence)
+        results = where / "results" / "results.json"
+        named = (str(read_json(results)["data_kind"]),) if results.is_file() else ()
+        return cls(frozenset(values), named, min_group, licence)
+
+    def keep(self, study_folder: str | os.PathLike[str]) -> None:
+        """Write what `of_study` reads into a study's folder, readable for its owner only."""
+        (about,) = self.about
+        kept = {"dataset": dataclasses.asdict(about), "values": sorted(self.private_values)}
+        with atomic_path(local_path(study_folder) / PRIVATE_FILE) as temporary:
+            temporary.chmod(0o600)
+            temporary.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read(file: Path, min_group: int, licence: str | None) -> PrivacyContext:
+    found = read_json(file)
+    try:
+        said = found["dataset"]
+        about = DatasetAbout(**{**said, "licence_words": tuple(said["licence_words"])})
+        values = frozenset(str(one) for one in found["values"])
+    except (KeyError, TypeError) as error:
+        raise PrivacyError(
+            f"{file} is damaged, so the ids that must not get out are unknown; run the study again"
+        ) from error
+    return PrivacyContext(values, (about.name,), min_group, licence, about=(about,))
 
 
 def _folded(text: str) -> str:
@@ -93,8 +132,3 @@ def _ids_of(table: pd.DataFrame) -> set[str]:
     columns = [column for column in table.columns if str(column).endswith("_id")]
     values = {str(value) for column in columns for value in table[column].dropna().unique()}
     return values | {Path(value).stem for value in values if value.endswith((".png", ".dcm", ".dicom", ".jpg"))}
-
-
-def _dataset_name(name: str, patients: Sequence[str]) -> str:
-    """Phantoms are read by VinDr's reader; their ids, which no hospital gives, say that they are drawn."""
-    return "phantom" if patients and all(patient.startswith("phantom_") for patient in patients) else name

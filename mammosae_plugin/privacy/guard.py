@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import io
 import os
+import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,43 +21,28 @@ from PIL import Image
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import atomic_path, local_path, read_json, sha256_of_file
 from mammosae_plugin.privacy.context import PrivacyContext, PrivacyError
+from mammosae_plugin.privacy.policy import Policy
 from mammosae_plugin.privacy.reading import Opened
-from mammosae_plugin.privacy.rules import (
-    COLUMNS,
-    DRAWN_HERE,
-    HASH_DIGITS,
-    RESTRICTED,
-    RULES,
-    Kind,
-    Problem,
-    Restricted,
-    Rule,
-    Staged,
-    is_allowed_name,
-    shown,
-)
+from mammosae_plugin.privacy.rules import DRAWN_HERE, HASH_DIGITS, RULES, Problem, Rule, Staged, shown
 from mammosae_plugin.schema.names import FIGURES_RECORD
 
 __all__ = [
-    "COLUMNS",
-    "RESTRICTED",
     "RULES",
-    "Kind",
+    "Policy",
     "PrivacyContext",
     "PrivacyError",
-    "Restricted",
     "Rule",
     "StagedFile",
     "check_said",
     "check_staged",
     "copy_figure",
     "hash_ids",
-    "is_allowed_name",
     "let_out",
     "load_or_make_key",
 ]
 
-KINDS: tuple[Kind, ...] = ("sae", "model", "findings", "space")
+_SAYING = Policy("text", re.compile(r"(?!)"))
+"""Of what is said, without a file."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +56,7 @@ class StagedFile:
 
 def check_staged(
     folder: str | os.PathLike[str],
-    kind: Kind,
+    policy: Policy,
     context: PrivacyContext,
     *,
     repo_id: str | None = None,
@@ -81,7 +67,7 @@ def check_staged(
 
     Args:
         folder: What would go out, whole: each file under the path that it would have.
-        kind: What it is.
+        policy: What such an upload may hold.
         context: What must not get out.
         repo_id: Where it would go; the name is public and is not taken for a user's name.
         said: What else would be said with it, by what it is: the commit's message, a tag.
@@ -95,8 +81,6 @@ def check_staged(
             rule and what to do, and says how many more problems there are.
     """
     root = local_path(folder)
-    if kind not in KINDS:
-        raise PrivacyError(f"{kind!r} is no kind of upload; known are {', '.join(KINDS)}")
     if not root.is_dir():
         raise PrivacyError(f"there is no staged folder {root.name}; stage it first")
     found = sorted(path for path in root.rglob("*") if path.is_symlink() or not path.is_dir())
@@ -106,7 +90,7 @@ def check_staged(
         raise PrivacyError(f"the staged folder is or holds {what}; stage plain files. Nothing was sent")
     opened = tuple(Opened(path.relative_to(root).as_posix(), path) for path in found)
     before = {file.path: sha256_of_file(file.file) for file in opened}
-    staged = Staged(root, kind, context, opened, repo_id, said or {}, tuple(related))
+    staged = Staged(root, policy, context, opened, repo_id, said or {}, tuple(related))
     problems = [(rule, problem) for rule in RULES for problem in rule.check(staged)]
     if problems:
         (rule, first), more = problems[0], len(problems) - 1
@@ -129,7 +113,7 @@ def check_said(said: Mapping[str, str], context: PrivacyContext) -> None:
     Raises:
         PrivacyError: One line, which says what holds what, and what to do; never the secret.
     """
-    staged = Staged(Path(), "findings", context, (), None, said)
+    staged = Staged(Path(), _SAYING, context, (), None, said)
     problem = next(((rule, problem) for rule in RULES for problem in rule.check(staged)), None)
     if problem is not None:
         first = problem[1]

@@ -11,30 +11,29 @@ import math
 import os
 import re
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import huggingface_hub
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mammosae_plugin.datasets.about import KNOWN, DatasetAbout
 from mammosae_plugin.datasets.vindr import VINDR_CONCEPTS
 from mammosae_plugin.files import sha256_of_file
 from mammosae_plugin.privacy.context import PrivacyContext
-from mammosae_plugin.privacy.keys import entries_of, lists_numbers, too_many_numbers
+from mammosae_plugin.privacy.numbers import lists_numbers, too_many_numbers
+from mammosae_plugin.privacy.policy import Policy
 from mammosae_plugin.privacy.reading import ARROW_SCHEMA, Opened, Passage
 from mammosae_plugin.privacy.search import Needles, readings
 from mammosae_plugin.privacy.text import FINDERS, bare_dates, looks_private
-from mammosae_plugin.schema.findings import COLUMNS as FINDINGS_COLUMNS
-from mammosae_plugin.schema.findings import CONFIGS, Column, leaves, names_of
+from mammosae_plugin.schema.findings import COLUMNS, Column, leaves
 
 logger = logging.getLogger(__name__)
-
-Kind = Literal["sae", "model", "findings", "space"]
 
 DRAWN_HERE: set[str] = set()
 """SHA-256 of the images of aggregates that this process drew, or re-encoded, as they were staged: see `let_out`."""
@@ -42,37 +41,8 @@ DRAWN_HERE: set[str] = set()
 _HASH = re.compile(r"[0-9a-f]{16,64}")
 HASH_DIGITS = 32
 
-ALLOWED: Mapping[str, Mapping[str, Column]] = {
-    config: {name: column for name, column in leaves(config).items() if column.privacy != "secret"}
-    for config in CONFIGS
-}
-COLUMNS: Mapping[str, frozenset[str]] = {config: frozenset(columns) for config, columns in ALLOWED.items()}
-"""The columns that may go out, per config of a findings dataset; fields of structs are dotted."""
-
-_LONGEST = {(config, column.name): column.longest for config, columns in FINDINGS_COLUMNS.items() for column in columns}
 _CLASSES = 16
 """How long a list in a column may be that is none of ours, and in a field of a struct: the classes of a concept."""
-
-_HASHED = sorted(
-    {name for columns in ALLOWED.values() for name, one in columns.items() if one.privacy == "image" and one.holds_text}
-)
-
-_FINDINGS_FILE = re.compile(rf"({'|'.join(COLUMNS)})/train-00000-of-00001\.parquet")
-_FIGURE = r"figures/[A-Za-z0-9][A-Za-z0-9._-]*\.png"
-_NAMES: Mapping[Kind, re.Pattern[str]] = {
-    "sae": re.compile(
-        r"README\.md|\.eval_results/[\w.-]+\.yaml|" + _FIGURE + r"|[A-Za-z0-9][\w.-]*/(?:cfg\.json|sae_weights\."
-        r"safetensors|sparsity\.safetensors|training\.json|metrics\.jsonl|metrics\.png|evaluation\.json|provenance\.json)"
-    ),
-    "model": re.compile(
-        r"README\.md|\.eval_results/[\w.-]+\.yaml|[A-Za-z0-9][\w.-]*/(?:config\.json|model\.safetensors|evaluation\.json"
-        r"|provenance\.json)"
-    ),
-    "findings": re.compile(rf"README\.md|{_FIGURE}|{_FINDINGS_FILE.pattern}"),
-    "space": re.compile(r"README\.md|index\.html|[A-Za-z0-9][\w-]*\.(?:css|js)|data/[A-Za-z0-9][\w.-]*\.js"),
-}
-
-_TENSORS = re.compile(r"[WbB]_(?:enc|dec|gate|mag)|r_mag|threshold|log_threshold|rescale_acts_by_decoder_norm|sparsity")
 
 _IMAGE_KEYS = frozenset(
     {
@@ -97,43 +67,6 @@ _IMAGE_KEYS = frozenset(
 )
 """Keys (without case and punctuation) under which something stands about one image, patient, person or machine."""
 _COUNT_KEYS = ("n_images", "n_patients", "n_positive", "n_negative", "n_rows")
-
-
-@dataclass(frozen=True)
-class Restricted:
-    """A dataset whose images and per-image rows may not be passed on.
-
-    Attributes:
-        name: its name for readers.
-        licence: the licence, as `licence=` should name it.
-        words: what a licence that is named must contain, in lower case.
-        why: why its rows stay, in a clause.
-        url: where the licence is.
-    """
-
-    name: str
-    licence: str
-    words: tuple[str, ...]
-    why: str
-    url: str
-
-
-RESTRICTED: Mapping[str, Restricted] = {
-    "vindr": Restricted(
-        name="VinDr-Mammo",
-        licence="PhysioNet Restricted Health Data License 1.5.0",
-        words=("physionet", "1.5.0"),
-        why="its users have signed not to share the data, and a row per image is data",
-        url="https://physionet.org/content/vindr-mammo/",
-    ),
-    "rsna": Restricted(
-        name="RSNA screening mammography",
-        licence="RSNA Screening Mammography competition rules",
-        words=("rsna",),
-        why="its competition rules forbid passing the data on, and a row per image is data",
-        url="https://www.kaggle.com/competitions/rsna-breast-cancer-detection/rules",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -168,7 +101,7 @@ class Staged:
     """A staged folder as the rules see it."""
 
     folder: Path
-    kind: Kind
+    policy: Policy
     context: PrivacyContext
     files: tuple[Opened, ...]
     repo_id: str | None = None
@@ -189,7 +122,7 @@ class Staged:
             (file, passage, tuple(dict.fromkeys(readings(self._without_repo(passage.text)))))
             for file in self.files
             for passage in file.passages
-            if passage.where == "its name" or not _is_own_code(file)
+            if passage.where == "its name" or not self.is_own_code(file)
         ] + [
             (Opened(what, self.folder), Passage("", text), tuple(dict.fromkeys(readings(self._without_repo(text)))))
             for what, text in self.said.items()
@@ -216,6 +149,13 @@ class Staged:
             for text in readings(name)
         )
 
+    def is_own_code(self, file: Opened) -> bool:
+        """Whether a file is a page that comes with this package, byte for byte."""
+        if self.policy.pages is None or file.suffix not in _CODE or "/" in file.path:
+            return False
+        own = self.policy.pages / file.path
+        return own.is_file() and own.read_bytes() == bytes(file.data)
+
     def of(self, suffix: str) -> Iterator[Opened]:
         """The files of one ending."""
         return (file for file in self.files if file.suffix == suffix)
@@ -232,14 +172,9 @@ def shown(name: str, staged: Staged) -> str:
     secret = any(staged.needles.in_text(reading) for reading in readings(name))
     if secret or next(FINDERS["secrets"](name), None) is not None:
         return "a file whose name is itself private"
-    if is_allowed_name(staged.kind, name):
+    if staged.policy.allows(name):
         return name
     return re.sub(r"(?=[0-9a-fA-F]*\d)[0-9a-fA-F]{6,}|\d{4,}", "…", name)
-
-
-def is_allowed_name(kind: Kind, path: str) -> bool:
-    """Whether a file of this path belongs into an upload of this kind."""
-    return _NAMES[kind].fullmatch(path) is not None
 
 
 # -- rules: files and formats ------------------------------------------------------------------------------------------
@@ -247,7 +182,7 @@ def is_allowed_name(kind: Kind, path: str) -> bool:
 
 def _file_names(staged: Staged) -> Iterator[Problem]:
     for file in staged.files:
-        if not is_allowed_name(staged.kind, file.path):
+        if not staged.policy.allows(file.path):
             yield Problem(file.path, "no such file belongs into this upload; take it out")
 
 
@@ -271,16 +206,16 @@ def _figures(staged: Staged) -> Iterator[Problem]:
 
 def _columns(staged: Staged) -> Iterator[Problem]:
     for file in staged.of(".parquet"):
-        allowed = COLUMNS.get(file.config, frozenset())
+        allowed = staged.policy.leaves.get(file.config, {})
         if file.parquet is None:
             continue
         for column, kind in _types(file.parquet.schema_arrow):
             if column not in allowed:
                 name = column if re.fullmatch(r"[A-Za-z_.]{1,40}", column) else "whose name is not shown here"
                 yield Problem(file.path, f"the config {file.config} has no column {name}; drop it")
-            elif ALLOWED[file.config][column].holds_text and not pa.types.is_string(kind):
+            elif allowed[column].holds_text and not pa.types.is_string(kind):
                 yield Problem(file.path, f"the column {column} is {kind} and must be plain text; write it so")
-            elif not ALLOWED[file.config][column].holds_text and not (
+            elif not allowed[column].holds_text and not (
                 pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
             ):
                 yield Problem(file.path, f"the column {column} is {kind} and must hold numbers; write it so")
@@ -320,52 +255,10 @@ def _parquet_metadata(staged: Staged) -> Iterator[Problem]:
 
 def _tensors(staged: Staged) -> Iterator[Problem]:
     for file in staged.of(".safetensors"):
-        if staged.kind == "model":
-            yield from _tensors_of_classifier(file)
-            continue
-        header = file.values[0][1] if file.values else {}
-        metadata = header.get("__metadata__") or {}
-        if set(metadata.items()) - {("format", "pt"), ("format", "np")}:
-            yield Problem(file.path, "the header of its tensors has metadata; save them without")
-        sizes = _sizes_of(file)
-        for name, tensor in header.items():
-            if name == "__metadata__":
-                continue
-            shape = tensor["shape"]
-            if not _TENSORS.fullmatch(name):
-                yield Problem(file.path, "it has a tensor that no SAE has; save the SAE alone")
-            elif not str(tensor["dtype"]).startswith(("F", "BF")):
-                yield Problem(file.path, f"its tensor {name} is {tensor['dtype']} and not floating point")
-            elif len(shape) > 2 or any(size not in sizes for size in shape):
-                yield Problem(file.path, f"its tensor {name} has not the shape that cfg.json says")
-
-
-def _tensors_of_classifier(file: Opened) -> Iterator[Problem]:
-    """A classifier has the tensors of the network that config.json names, all of them and no others."""
-    from mammosae_plugin.adapters.saved_classifiers import read_saved_classifier
-    from mammosae_plugin.adapters.sources import Source
-    from mammosae_plugin.errors import InputError
-
-    try:
-        read_saved_classifier(Source(file.file.parent, file.file.parent.name), device="meta")
-    except InputError:
-        yield Problem(file.path, "its tensors are not those of the network in config.json; stage the classifier again")
-    header = file.values[0][1] if file.values else {}
-    if set((header.get("__metadata__") or {}).items()) - {("format", "pt"), ("format", "np")}:
-        yield Problem(file.path, "the header of its tensors has metadata; save them without")
-    for name, tensor in header.items():
-        kinds = ("I64",) if name.endswith("num_batches_tracked") else ("F", "BF")
-        if name != "__metadata__" and not str(tensor["dtype"]).startswith(kinds):
-            yield Problem(file.path, f"its tensor {name} is {tensor['dtype']}; stage the classifier again")
-
-
-def _sizes_of(file: Opened) -> set[int]:
-    """The lengths that an SAE's tensors have by the cfg.json beside them."""
-    beside = Opened("cfg.json", file.file.with_name("cfg.json"))
-    cfg = beside.values[0][1] if beside.file.is_file() and beside.values else {}
-    if not isinstance(cfg, dict):
-        return set()
-    return {size for key in ("d_in", "d_sae", "d_out") if isinstance(size := cfg.get(key), int)}
+        if staged.policy.tensors is None:
+            yield Problem(file.path, "no tensors belong into this upload; take them out")
+        else:
+            yield from (Problem(file.path, message) for message in staged.policy.tensors(file))
 
 
 def _json_keys(staged: Staged) -> Iterator[Problem]:
@@ -377,7 +270,7 @@ def _json_keys(staged: Staged) -> Iterator[Problem]:
 
 def _entries(staged: Staged) -> Iterator[Problem]:
     for file, place, value in _json_values(staged):
-        allowed = entries_of(file.path, place)
+        allowed = staged.policy.entries_of(file.path, place)
         for key in dict.fromkeys(allowed.unknown(value)) if allowed is not None else ():
             name = repr(key) if staged.may_be_said(key) else "whose name is not shown here"
             yield Problem(file.path, f"{place or 'it'} has an entry {name}, which is not known to be harmless; drop it")
@@ -396,8 +289,9 @@ def _numbers(staged: Staged) -> Iterator[Problem]:
 
 def _pixels(staged: Staged) -> Iterator[Problem]:
     for file in staged.of(".parquet"):
+        longest = {column.name: column.longest for column in staged.policy.columns.get(file.config, ())}
         for name, column in zip(*_top_columns(file), strict=True):
-            most = _LONGEST.get((file.config, name), _CLASSES)
+            most = longest.get(name, _CLASSES)
             if any(_longest(chunk, most) > most for chunk in column.chunks):
                 yield Problem(file.path, f"a list in the column {name} is longer than {most}: it may be an image")
     for file, place, value in _json_values(staged):
@@ -515,10 +409,10 @@ def _names_of_this_machine() -> list[tuple[str, str]]:
 def _ordinary_words() -> frozenset[str]:
     """The words that our own cards, pages and columns are made of."""
     words: set[str] = set()
-    names = [concept.name for concept in VINDR_CONCEPTS]
-    for text in [*_package_texts(), *(column for columns in COLUMNS.values() for column in columns), *names]:
+    columns = [column for of_config in COLUMNS.values() for column in leaves(of_config)]
+    for text in [*_package_texts(), *columns, *(concept.name for concept in VINDR_CONCEPTS)]:
         words |= set(re.findall(r"[a-z0-9]{3,}", text.lower()))
-    return frozenset(words | set(RESTRICTED) | {"phantom"})
+    return frozenset(words | set(KNOWN))
 
 
 _COMMON = (
@@ -592,8 +486,10 @@ def _parts_of_ids(staged: Staged) -> Iterator[Problem]:
 
 def _keyed_hashes(staged: Staged) -> Iterator[Problem]:
     """`private values` finds unkeyed digests of known ids; here, what cannot be a keyed hash at all."""
+    every = (item for columns in staged.policy.leaves.values() for item in columns.items())
+    hashed = sorted({name for name, one in every if one.privacy == "image" and one.holds_text})
     for file in staged.of(".parquet"):
-        for column in _HASHED:
+        for column in hashed:
             for array in file.leaves.get(column, []):
                 texts = array.drop_null().to_pylist() if pa.types.is_string(array.type) else []
                 if not all(_HASH.fullmatch(text) and len(text) == HASH_DIGITS for text in texts):
@@ -602,48 +498,54 @@ def _keyed_hashes(staged: Staged) -> Iterator[Problem]:
 
 def _per_image_rows(staged: Staged) -> Iterator[Problem]:
     for file in staged.of(".parquet"):
-        if not any(column.privacy == "image" for column in ALLOWED.get(file.config, {}).values()):
+        if not staged.policy.names(file.config, "image"):
             continue
         if not staged.context.datasets:
             yield Problem(file.path, "it has a row per image, and whose images they are is not known; name the dataset")
-        for name in staged.context.datasets:
-            restricted = RESTRICTED.get(name.lower())
-            if restricted is not None and not _names_licence(staged.context.licence, restricted):
+        for dataset in staged.context.restricted:
+            if not _names_licence(staged.context.licence, dataset):
+                where = f" ({dataset.url})" if dataset.url else ""
                 yield Problem(
                     file.path,
-                    f"it has a row per image of {restricted.name}: {restricted.why}. Leave the examples out, or, "
-                    f"if you have the right, say licence='{restricted.licence}' ({restricted.url})",
+                    f"it has a row per image of {dataset.title}: {dataset.why or 'its owner has not allowed that'}. "
+                    "Leave the examples out, or, if you have the right, say "
+                    f"licence='{dataset.licence or '...'}'{where}",
                 )
 
 
-def _names_licence(licence: str | None, restricted: Restricted) -> bool:
-    return licence is not None and all(word in licence.lower() for word in restricted.words)
+def _names_licence(licence: str | None, dataset: DatasetAbout) -> bool:
+    return licence is not None and all(word in licence.lower() for word in dataset.licence_words)
 
 
 def _small_groups(staged: Staged) -> Iterator[Problem]:
     least = staged.context.min_group
     message = f"it has a statistic of fewer than {least} images or patients; set it to null"
     groups: dict[tuple[Any, ...], bool] = {}
+    statistics, counts = (
+        {config: staged.policy.names(config, privacy) for config in staged.policy.columns}
+        for privacy in ("group", "count")
+    )
+
+    def tells(config: str, row: Mapping[str, Any]) -> bool:
+        return any(row.get(name) is not None for name in statistics.get(config, ()))
+
     for file in staged.of(".parquet"):
-        rows = file.table.to_pylist() if file.table is not None and file.config in _COUNTED else []
+        rows = file.table.to_pylist() if file.table is not None and counts.get(file.config) else []
         if file.config == "reconstruction":
             groups = {_group(row): _small_row(row, least) for row in rows}
-        if any(_small_row(row, least) and _tells(file.config, row) for row in rows):
+        if any(_small_row(row, least) and tells(file.config, row) for row in rows):
             yield Problem(file.path, message)
-        if any(_small_class(file.config, row, least) for row in rows):
+        if any(_small_class(staged.policy.columns[file.config], row, least) for row in rows):
             yield Problem(file.path, message)
     for file in staged.of(".parquet"):
         if file.config == "interventions" and file.table is not None:
             known = {"layer", "model", "concept"} <= set(file.table.column_names)
             rows = file.table.to_pylist() if known else []
-            if any(groups.get(_group(row), True) and _tells(file.config, row) for row in rows):
+            if any(groups.get(_group(row), True) and tells(file.config, row) for row in rows):
                 yield Problem(file.path, f"{message}, as in the table of reconstruction")
     for file, _, value in _json_values(staged):
         if file.suffix != ".parquet" and any(_small_row(one, least) and _has_statistic(one) for one in _objects(value)):
             yield Problem(file.path, message)
-
-
-_COUNTED = tuple(config for config in CONFIGS if names_of(config, "count"))
 
 
 def _group(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -656,11 +558,6 @@ def _small_row(row: Mapping[str, Any], least: int) -> bool:
     if isinstance(row.get("n_rows"), int) and isinstance(row.get("n_positive"), int):
         counts.append(row["n_rows"] - row["n_positive"])
     return any(is_small(count, least) for count in counts)
-
-
-def _tells(config: str, row: Mapping[str, Any]) -> bool:
-    """Whether a row of a table has a statistic of a group."""
-    return any(row.get(name) is not None for name in names_of(config, "group"))
 
 
 def _has_statistic(row: Mapping[str, Any]) -> bool:
@@ -676,9 +573,9 @@ def is_small(count: Any, min_group: int) -> bool:
     return count is None or not count >= min_group
 
 
-def _small_class(config: str, row: Mapping[str, Any], least: int) -> bool:
+def _small_class(columns: Sequence[Column], row: Mapping[str, Any], least: int) -> bool:
     """Whether lists over classes, in a column of structs, tell something of a class that is too small."""
-    for column in FINDINGS_COLUMNS[config]:
+    for column in columns:
         counts, told = (
             [one.name for one in column.fields if one.privacy == privacy and pa.types.is_list(one.dtype)]
             for privacy in ("count", "group")
@@ -690,24 +587,20 @@ def _small_class(config: str, row: Mapping[str, Any], least: int) -> bool:
     return False
 
 
+_CODE = (".html", ".css", ".js")
+
+
 def _own_code(staged: Staged) -> Iterator[Problem]:
     for file in staged.files:
-        if file.suffix in (".html", ".css", ".js") and not file.path.startswith("data/") and not _is_own_code(file):
+        if file.suffix in _CODE and not file.path.startswith("data/") and not staged.is_own_code(file):
             yield Problem(file.path, "it is not the page that comes with this package; build the Space again")
-
-
-def _is_own_code(file: Opened) -> bool:
-    if file.suffix not in (".html", ".css", ".js") or "/" in file.path:
-        return False
-    own = files("mammosae_plugin.hub_cards") / "space" / file.path
-    return own.is_file() and own.read_bytes() == bytes(file.data)
 
 
 RULES: tuple[Rule, ...] = (
     Rule("file names", "only files that belong into such an upload", _file_names),
     Rule("formats", "a file is what its ending says, and nothing stands behind or between", _formats),
     Rule("figures", "images are those that the stager drew, or re-encoded from a study's own", _figures),
-    Rule("columns", "only the columns of `COLUMNS`, of their kind", _columns),
+    Rule("columns", "only the columns that are declared, of their kind", _columns),
     Rule(
         "table metadata", "tables have no metadata: indexes, attributes and schemas of pandas stay", _parquet_metadata
     ),

@@ -5,7 +5,8 @@ with a mass". So a sum of a latent is shown only if, between it and every other 
 the latent fires in no patient or in at least `min_group` of those that count differently in the two.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -59,43 +60,93 @@ class Firing:
         return np.asarray(len(n_images) - np.bincount(always, minlength=self.d_sae))
 
 
-def hidden_latents(firing: Firing, sums: Mapping[str, Sequence[Weights]], min_group: int) -> dict[str, Mask]:
-    """Of which latents each of several published statistics must be hidden.
+NOTHING = ""
+"""What a sum that is told alone is told beside."""
 
-    Args:
-        firing: In whom latents fire.
-        sums: By the name of a statistic, the sums over images that it shows, or from which it can be computed: of class
-            means those of the classes. Their total counts as shown too. Of two that would give a few patients away by
-            subtraction, the one that is named later is hidden.
-        min_group: The fewest patients of whom something may be shown.
 
-    Returns:
-        Name -> (d_sae,) bool.
+@dataclass(frozen=True)
+class Differences:
+    """In how many patients' images latents fire, of those by which any two published sums differ.
+
+    With these alone, and no image at hand, `hidden` says for any smallest group what must not be told.
+
+    Attributes:
+        d_sae: Number of latents.
+        sums: By the name of a statistic, the names of the sums that it shows, or from which it can be computed.
+        patients: (one sum, a later one) -> (d_sae,) patients; the first is `NOTHING` for those of a sum told alone.
     """
-    known: dict[bytes, Mask] = {}
 
-    def few(difference: Weights) -> Mask:
-        images = difference != 0
-        key = images.tobytes()
-        if key not in known:
-            known[key] = np.asarray(is_few(firing.n_patients(images), min_group))
-        return known[key]
+    d_sae: int
+    sums: Mapping[str, Sequence[str]]
+    patients: Mapping[tuple[str, str], NDArray[np.int64]]
 
-    shown: list[tuple[Weights, Mask]] = []
-    hidden: dict[str, Mask] = {}
-    for name, parts in sums.items():
-        own = list(_distinct([*parts, np.sum(parts, axis=0)]))
-        mask = np.zeros(firing.d_sae, dtype=np.bool_)
-        for part in own:
-            mask |= few(part)
-        for one, other in combinations(own, 2):
-            mask |= few(one - other)
-        for part in own:
-            for other, without in shown:
-                mask |= few(part - other) & ~without
-        shown += [(part, mask) for part in own]
-        hidden[name] = mask
-    return hidden
+    @classmethod
+    def of(cls, firing: Firing, sums: Mapping[str, Sequence[Weights]]) -> "Differences":
+        """Count them.
+
+        Args:
+            firing: In whom latents fire.
+            sums: By the name of a statistic its sums: of class means those of the classes. Their total counts as shown
+                too.
+        """
+        weights = {
+            f"{name}/{number}": one
+            for name, parts in sums.items()
+            for number, one in enumerate(_distinct([*parts, np.sum(parts, axis=0)]))
+        }
+        known: dict[bytes, NDArray[np.int64]] = {}
+
+        def count(images: Mask) -> NDArray[np.int64]:
+            key = images.tobytes()
+            if key not in known:
+                known[key] = firing.n_patients(images)
+            return known[key]
+
+        pairs = combinations({NOTHING: 0, **weights}.items(), 2)
+        patients = {(one, other): count(np.asarray(a != b)) for (one, a), (other, b) in pairs}
+        return cls(firing.d_sae, _by_statistic(weights), patients)
+
+    @classmethod
+    def read(cls, d_sae: int, patients: Mapping[tuple[str, str], NDArray[Any]]) -> "Differences":
+        """From `patients`, in their order."""
+        return cls(d_sae, _by_statistic(other for one, other in patients if one == NOTHING), patients)
+
+    def hidden(self, min_group: int) -> dict[str, Mask]:
+        """Of which latents each statistic must be hidden: name -> (d_sae,) bool.
+
+        Of two that would give a few patients away by subtraction, the one that is named later is hidden.
+
+        Args:
+            min_group: The fewest patients of whom something may be shown.
+        """
+
+        def few(one: str, other: str) -> Mask:
+            return np.asarray(is_few(self.patients[one, other], min_group))
+
+        shown: list[tuple[str, Mask]] = []
+        hidden: dict[str, Mask] = {}
+        for name, own in self.sums.items():
+            mask = np.zeros(self.d_sae, dtype=np.bool_)
+            for one, other in combinations((NOTHING, *own), 2):
+                mask |= few(one, other)
+            for part in own:
+                for other, without in shown:
+                    mask |= few(other, part) & ~without
+            shown += [(part, mask) for part in own]
+            hidden[name] = mask
+        return hidden
+
+
+def hidden_latents(firing: Firing, sums: Mapping[str, Sequence[Weights]], min_group: int) -> dict[str, Mask]:
+    """Of which latents each of several published statistics must be hidden; see `Differences`."""
+    return Differences.of(firing, sums).hidden(min_group)
+
+
+def _by_statistic(sums: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for one in sums:
+        found.setdefault(one.rpartition("/")[0], []).append(one)
+    return found
 
 
 def _distinct(weights: Sequence[Weights]) -> Iterator[Weights]:

@@ -244,18 +244,53 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         ),
     ),
 }
-"""The columns of every config, in order; the table of a config that is published has exactly these."""
+"""The columns of every config, in order; the table of a config that is published has exactly these, none is secret."""
+
+_SPLIT = Column("split", _TEXT, "training or test", privacy="secret")
+_SUM = "a sum over images: a statistic (a finding, or nothing for all images) and the number of its sum"
+KEPT_CONCEPT = (
+    *CONCEPT,
+    Column(
+        *("n_boxed", _WHOLE, "patients in whose test images with a box of the finding the latent fires"),
+        *("patients", "secret"),
+    ),
+)
+KEPT: Mapping[str, tuple[Column, ...]] = {
+    "latents": (
+        *(column for column in COLUMNS["latents"] if column == _LATENT or column.privacy == "group"),
+        Column("n_silent", _WHOLE, "patients with a test image in which it does not fire", "patients", "secret"),
+        Column("concepts", _STRUCTS, "a list with an entry per finding", fields=KEPT_CONCEPT, longest=64),
+    ),
+    "classes": (
+        Column("concept", _TEXT, "the finding", privacy="secret"),
+        _SPLIT,
+        Column("n_images", pa.list_(_WHOLE), "images of each class, class 0 first", "images", "secret"),
+        Column("n_patients", pa.list_(_WHOLE), "patients of each class", "patients", "secret"),
+        Column("n_boxed", _WHOLE, "patients with a box of the finding", "patients", "secret"),
+    ),
+    "sums": (
+        _SPLIT,
+        Column("one", _TEXT, f"{_SUM}; nothing where `other` is told alone", privacy="secret"),
+        Column("other", _TEXT, _SUM, privacy="secret"),
+        Column(
+            *(
+                "n_patients",
+                pa.list_(pa.int32()),
+                "patients in whose images, by which the two differ, each latent fires",
+            ),
+            *("patients", "secret"),
+        ),
+    ),
+}
+"""The tables that a study keeps of one encoder at one layer: every number, and of how few patients some of them are."""
 
 CONFIGS = tuple(COLUMNS)
 OPTIONAL = ("examples",)
-
-
-def schema_of(columns: Sequence[Column]) -> pa.Schema:
-    """The types of a table, in the order of its columns."""
-    return pa.schema([column.field for column in columns])
-
-
-SCHEMAS: Mapping[str, pa.Schema] = {config: schema_of(columns) for config, columns in COLUMNS.items()}
+SCHEMAS, KEPT_SCHEMAS = (
+    {name: pa.schema([column.field for column in columns]) for name, columns in tables.items()}
+    for tables in (COLUMNS, KEPT)
+)
+"""The types of the columns, in order, of what is published and of what is kept."""
 JSON_COLUMNS = tuple(column.name for column in COLUMNS["study"] if column.is_json)
 """The columns of `study` that are JSON texts."""
 
@@ -265,17 +300,17 @@ def parquet_path(config: str) -> str:
     return f"{config}/train-00000-of-00001.parquet"
 
 
-def leaves(config: str) -> dict[str, Column]:
-    """The columns of a config that hold values, fields of structs dotted: "layer", "concepts.ranks", ..."""
+def leaves(columns: Sequence[Column]) -> dict[str, Column]:
+    """The columns that hold values, fields of structs dotted: "layer", "concepts.ranks", ..."""
     found: dict[str, Column] = {}
-    for column in COLUMNS[config]:
+    for column in columns:
         found |= {f"{column.name}.{one.name}": one for one in column.fields} or {column.name: column}
     return found
 
 
 def names_of(config: str, *privacy: Privacy) -> tuple[str, ...]:
     """The columns of a config of some classes of privacy."""
-    return tuple(name for name, column in leaves(config).items() if column.privacy in privacy)
+    return tuple(name for name, column in leaves(COLUMNS[config]).items() if column.privacy in privacy)
 
 
 def dictionary(config: str) -> list[tuple[str, str, str]]:

@@ -190,6 +190,7 @@ def _models(layer: LayerStudy) -> list[Row]:
                 "hook_name": layer.hook_name,
                 "grid": list(layer.tables[pair].grid),
                 "d_in": layer.tables[pair].d_in,
+                "readout": layer.tables[pair].readout_kind,
             }
         )
     return described

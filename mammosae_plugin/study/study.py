@@ -20,8 +20,11 @@ import pandas as pd
 from mammosae_plugin import distributed
 from mammosae_plugin.config import StudyConfig
 from mammosae_plugin.files import read_json, write_json
+from mammosae_plugin.findings.kept import write_kept
+from mammosae_plugin.findings.study_folder import StudyFolder
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.own_files import remove_files
+from mammosae_plugin.privacy.context import PrivacyContext
 from mammosae_plugin.schema.names import LAYERS_FOLDER, layer_folder
 from mammosae_plugin.study import results as study_results
 from mammosae_plugin.study.inputs import EncoderGroup, StudyInputs
@@ -114,7 +117,7 @@ class Study(StudyInputs):
         return self.results_folder / layer_folder(layer.name, self.primary.name)
 
     def report(self) -> Path:
-        """Write every layer's figures, tables, results and report; returns the primary layer's report."""
+        """Write every layer's figures, tables, results and report, and the findings; returns the primary report."""
         side_by_side = study_results.side_by_side(self.layers) if self.has_several_layers else []
         folders = {layer: self.report_folder(layer) for layer in self.layers}
         # As of figures: a layer that is no longer studied must not leave a report behind.
@@ -127,6 +130,8 @@ class Study(StudyInputs):
             layer.write_report(_dated(found, folders[layer]), folders[layer])
 
         self._at_each_layer(write)
+        write_kept(StudyFolder(self.output))
+        PrivacyContext.of_dataset(self._all_images).keep(self.output)
         return self.results_folder / "report.html"
 
     # Running

@@ -13,7 +13,6 @@ from scipy.stats import hypergeom, spearmanr
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.findings.published import Findings
 from mammosae_plugin.findings.study_folder import sae_tensors
-from mammosae_plugin.hub.findings import load_findings
 
 Match = Literal["index", "decoder"]
 Decoder = NDArray[Any]
@@ -67,58 +66,52 @@ class Comparison:
         )
 
 
-def compare_findings(
-    a: "Findings | str | Path",
-    b: "Findings | str | Path",
+def compare(
+    a: Findings,
+    b: Findings,
     *,
     top: int = 10,
     match: Match = "index",
     saes: tuple[Saes, Saes] | None = None,
     min_cosine: float = 0.7,
     models: Mapping[str, str] | None = None,
+    places: tuple[str, str] | None = None,
 ) -> Comparison:
-    """Compare the findings of two studies.
-
-    Rows are compared where both studies have the same hook point, model and concept. With `match="index"` latents of
-    equal number are compared, which asks for one and the same SAE. With `match="decoder"` those of two SAEs of one
-    layer are matched first (`match_latents`); latents without a partner are left out, and the best are the best of the
-    rest.
+    """Compare the findings of two studies: `hub.compare_findings`, which says what is compared, of findings at hand.
 
     Args:
-        a: Findings, or what `load_findings` reads.
-        b: The same of the other study.
+        a: Findings.
+        b: Those of the other study.
         top: How many of the best latents per class to compare.
         match: "index" or "decoder".
         saes: For "decoder" the SAEs of a and of b: an SAE or its place, or a mapping of layer to either.
         min_cosine: For "decoder" the least cosine of a pair.
         models: Names of models in a -> their names in b, where they differ.
+        places: What to call them where both have the same origin.
 
     Raises:
         InputError: Nothing in common; different scores; different SAEs with match "index"; SAEs that are missing or not
-            those of the findings with match "decoder"; findings that cannot be loaded.
+            those of the findings with match "decoder".
     """
     if top < 1:
         raise InputError(f"top is {top}; give a number of latents from 1")
     if match not in ("index", "decoder"):
         raise InputError(f"match is {match!r}; give 'index' or 'decoder'")
-    first, second = (one if isinstance(one, Findings) else load_findings(one) for one in (a, b))
-    common = _common_rows(first, second, models or {})
-    _check_same_score(first, second)
-    names = [first.origin, second.origin]
-    if names[0] == names[1]:  # two folders of one name: as they were given
-        names = [one.origin if isinstance(one, Findings) else str(one) for one in (a, b)]
+    common = _common_rows(a, b, models or {})
+    _check_same_score(a, b)
+    names = places if places is not None and a.origin == b.origin else (a.origin, b.origin)
     matching = None
     if match == "index":
-        _check_same_sae(first, second, common)
+        _check_same_sae(a, b, common)
     else:
-        matching = _matching(first, second, common, saes, min_cosine)
+        matching = _matching(a, b, common, saes, min_cosine)
     return Comparison(
         a=names[0],
         b=names[1],
         top=top,
         match=match,
-        latents=_compare_latents(first, second, common, matching, top),
-        localization=_compare_localization(first, second, common),
+        latents=_compare_latents(a, b, common, matching, top),
+        localization=_compare_localization(a, b, common),
         matching=matching,
     )
 
