@@ -24,7 +24,8 @@ from mammosae_plugin.analysis.probing import class_mean_latents, rank_latents
 from mammosae_plugin.analysis.reconstruction import reconstruction_quality
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import write_json
-from mammosae_plugin.latents import LatentTable, encode_latents
+from mammosae_plugin.latents import LatentTable, encode_latents, encoding
+from mammosae_plugin.latents import table as table_format
 
 
 @pytest.fixture(scope="module")
@@ -346,6 +347,49 @@ def test_a_table_of_format_2_is_still_read(encoded, tmp_path):
     assert (old.mean_latents != encoded.mean_latents).nnz == 0
     assert old.images.equals(encoded.images)
     assert old.vocabulary == encoded.vocabulary and old.classes("birads") == (0, 1, 2, 3, 4)
+
+
+def test_a_new_statistic_asks_for_no_image_again_but_of_what_reads_it(hooked, sae, phantoms, tmp_path, monkeypatch):
+    few = phantoms.select(image_ids=phantoms.images["image_id"][:4])
+    first = encode_latents(hooked, sae, few, tmp_path / "table", heads={})
+    before = {path: path.read_bytes() for path in (tmp_path / "table").rglob("*") if path.is_file()}
+    monkeypatch.setattr(table_format, "ELEMENTS", {**table_format.ELEMENTS, "entropies": 1, "channels": 2})
+    monkeypatch.setattr(encoding, "ELEMENTS", table_format.ELEMENTS)
+    monkeypatch.setattr(encoding, "image_batches", lambda *_: pytest.fail("an image was read again"))
+    again = encode_latents(hooked, sae, few, tmp_path / "table", heads={})
+    assert (again.mean_latents != first.mean_latents).nnz == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "table").rglob("*") if path.is_file()} == before
+    with pytest.raises(InputError, match="had no entropies of version 1 yet; encode again, into another folder"):
+        again.need("entropies")
+    with pytest.raises(InputError, match="had no channels of version 2 yet"):
+        _ = again.mean_channels
+    monkeypatch.undo()
+    made = encode_latents(hooked, sae, few, tmp_path / "new", heads={})
+    assert made.elements == table_format.ELEMENTS == made.header["elements"]
+
+
+@pytest.mark.parametrize(
+    ("element", "read"),
+    [
+        ("labels", lambda table: table.images),
+        ("latents", lambda table: table.max_latents),
+        ("channels", lambda table: table.mean_channels),
+        ("logits", lambda table: table.logits("Mass")),
+        ("readout", lambda table: table.readout("Mass")),
+        ("maps", lambda table: table.maps([0], int(next(iter(table._map_places))))),
+        ("channel_maps", lambda table: table.channel_maps([5], int(next(iter(table._map_places))))),
+        ("sums", lambda table: table.reconstruction_sums("test")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_of_a_table_of_a_newer_version_the_elements_that_are_known_are_read(encoded, element, read):
+    header = {**encoded.header, "elements": {**encoded.elements, element: 2, "unheard_of": 1}}
+    table = LatentTable(encoded.folder, header=header)
+    if element != "labels":
+        assert table.images.equals(encoded.images)
+    with pytest.raises(InputError, match=f"holds its {element} in version 2; this version of mammosae-plugin reads 1"):
+        read(table)
+    assert read(LatentTable(encoded.folder)) is not None
 
 
 def test_unknown_concepts_splits_and_heads_are_named(encoded):

@@ -32,6 +32,8 @@ from mammosae_plugin.files import (
 )
 from mammosae_plugin.latents.gradcam import GradCam
 from mammosae_plugin.latents.table import (
+    ELEMENTS,
+    ELEMENTS_KEY,
     FILES,
     FINDINGS,
     FORMAT_VERSION,
@@ -42,6 +44,8 @@ from mammosae_plugin.latents.table import (
     VOCABULARY,
     LatentTable,
     changed_file,
+    elements_beyond_the_first,
+    elements_of,
 )
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
 from mammosae_plugin.shards import DONE, run_shards
@@ -150,6 +154,9 @@ def _encode(
     layer = _Layer(model, sae, heads, dataset.image_size, device)
     cams = [name for name, head in heads.items() if gradcam and head.out_features == 1 and name in dataset.concepts]
     splits = sorted(dataset.images["split"].unique(), key=lambda name: (name != "training", name))
+    whole = distributed.on_main(partial(_is_whole, folder))
+    # A table stays what it is: a statistic that it lacks is no reason to encode every image again.
+    elements = elements_of(read_json(folder / TABLE)) if (folder / TABLE).exists() else ELEMENTS
     fixed = {
         "format_version": FORMAT_VERSION,
         "model": tensors_fingerprint(model.encoder_state()),
@@ -161,8 +168,11 @@ def _encode(
         "hook_name": layer.hook_name,
         "gradcam": cams,
     }
+    if new := elements_beyond_the_first(elements):
+        fixed[ELEMENTS_KEY] = new
     header = {
         "format_version": FORMAT_VERSION,
+        ELEMENTS_KEY: dict(elements),
         "splits": splits,
         "concepts": list(dataset.concepts),
         VOCABULARY: dataset.vocabulary.to_json(),
@@ -184,7 +194,6 @@ def _encode(
         },
     }
     encoder = _Encoder(layer, {name: GradCam(layer.rest, heads[name], device=device) for name in cams})
-    whole = distributed.on_main(partial(_is_whole, folder))
     for number, split in enumerate(splits):
         part = dataset.select(split=split)
         kept = _Maps()

@@ -34,6 +34,18 @@ from mammosae_plugin.shards import is_whole, shard_paths, verify_shards
 FORMAT_VERSION = 3
 READABLE = (2, FORMAT_VERSION)  # format 2 said nothing of the files beside table.json, and its shards not their place
 
+ELEMENTS = {
+    **dict.fromkeys(("labels", "latents", "channels", "logits", "sums", "readout"), 1),
+    **dict.fromkeys(("maps", "channel_maps", "gradcam"), 1),
+}
+"""What a table is made of, each with the version of its own form (`docs/latents-table.md`).
+
+A new statistic is a new element, and one that is computed otherwise a new version of its element: tables without it
+stay as they are, and only what reads it asks for encoding again.
+"""
+_FIRST = dict(ELEMENTS)  # what tables hold that do not say so
+ELEMENTS_KEY = "elements"
+
 ReadoutKind = Literal["linear", "network"]
 
 MOMENTS = ("sse", "sum", "sum_sq")  # sums over positions per feature
@@ -97,6 +109,7 @@ class LatentTable:
         gradcam_heads: The heads whose Grad-CAM maps were kept.
         grid: (h, w) of the layer's map.
         image_size: (H, W) of the model's input in pixels.
+        elements: What the table is made of, with the version of each.
         provenance: What made the table.
 
     Raises:
@@ -120,6 +133,7 @@ class LatentTable:
                 "which writes it anew"
             )
         self.header: dict[str, Any] = header
+        self.elements: dict[str, int] = elements_of(header)
         self.provenance: dict[str, Any] = header["provenance"]
         self.concepts: tuple[str, ...] = tuple(header["concepts"])
         self.vocabulary = _vocabulary(header)
@@ -134,7 +148,26 @@ class LatentTable:
         self.splits: tuple[str, ...] = tuple(header["splits"])
         self._parts = [self.folder / split for split in self.splits]
 
+    def need(self, element: str) -> None:
+        """See that an element can be read.
+
+        Raises:
+            InputError: The table was made before there was such an element, or holds it in another version.
+        """
+        version, known = self.elements.get(element), ELEMENTS[element]
+        if version is None or version < known:
+            raise InputError(
+                f"{self.folder} was made when tables had no {element} of version {known} yet; encode again, into "
+                "another folder, to have them"
+            )
+        if version > known:
+            raise InputError(
+                f"{self.folder} holds its {element} in version {version}; this version of mammosae-plugin reads "
+                f"{known}, so install the one that wrote it"
+            )
+
     def _concatenated(self, name: str) -> pd.DataFrame:
+        self.need("labels")
         return pd.concat([read_parquet(part / name) for part in self._parts], ignore_index=True)
 
     @cached_property
@@ -173,6 +206,7 @@ class LatentTable:
         return {name: np.concatenate(pieces) for name, pieces in columns.items()}
 
     def _csr(self, values: str) -> sparse.csr_array:
+        self.need("latents")
         found = self._statistics
         indptr = np.concatenate([[0], np.cumsum(found["counts"], dtype=np.int64)])
         shape = (len(indptr) - 1, self.d_sae)
@@ -195,6 +229,7 @@ class LatentTable:
     @cached_property
     def mean_channels(self) -> np.ndarray:
         """(n_images, d_in) float32: the mean over positions of every channel of the layer itself, without the SAE."""
+        self.need("channels")
         return np.concatenate([_read(path, ["mean_channels"])["mean_channels"] for path in self._shards()])
 
     def _check_head(self, head: str) -> None:
@@ -205,11 +240,13 @@ class LatentTable:
     def logits(self, head: str) -> np.ndarray:
         """(n_images, n_out) float64: the unmodified model's logits."""
         self._check_head(head)
+        self.need("logits")
         return np.asarray(self._statistics[f"logits.{head}"], dtype=np.float64)
 
     def logits_with_sae(self, head: str) -> np.ndarray:
         """(n_images, n_out) float64: logits with the SAE's reconstruction in place of the layer's output."""
         self._check_head(head)
+        self.need("logits")
         return np.asarray(self._statistics[f"logits_with_sae.{head}"], dtype=np.float64)
 
     def readout(self, head: str) -> Readout:
@@ -224,6 +261,7 @@ class LatentTable:
                 f"{self.folder} was made at {self.hook_name}, where logits are not linear in the mean latents; "
                 "run the rest of the network (mammosae_plugin.latents.masked_passes)"
             )
+        self.need("readout")
         tensors = load_file(self.folder / READOUT)
         return Readout(tensors[f"offset.{head}"], tensors[f"weight.{head}"])
 
@@ -324,6 +362,7 @@ class LatentTable:
         self, name: str, what: str, kept: np.ndarray, wanted: Sequence[int] | np.ndarray, image_row: int
     ) -> np.ndarray:
         width = {"latent": self.d_sae, "channel": self.d_in}[what]
+        self.need(name)
         numbers = indices(wanted, f"the {what}s", width).tolist()
         column_of = {int(number): column for column, number in enumerate(kept)}
         missing = [number for number in numbers if number not in column_of]
@@ -344,6 +383,7 @@ class LatentTable:
         """
         if head not in self.gradcam_heads:
             raise InputError(f"{self.folder} keeps no Grad-CAM of {head!r}; encode again with gradcam=True")
+        self.need("gradcam")
         if self._checked_row(image_row) not in self._map_places:
             raise InputError(
                 f"{self.folder} keeps no Grad-CAM for image row {image_row}, which has no box or is in another split"
@@ -381,6 +421,7 @@ class LatentTable:
             sse (squared error of the reconstruction), sum and sum_sq (of the model's own features).
         """
         self._check_split(split)
+        self.need("sums")
         totals: dict[str, Any] = {}
         for path in (path for path in self._shards() if path.parent == self.folder / split):
             for name, value in _read(path, [f"total.{name}" for name in ("n_positions", "l0", *MOMENTS)]).items():
@@ -402,6 +443,16 @@ def _read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Some tensors of a shard; the maps beside them are not read."""
     with safe_open(path, framework="numpy") as file:
         return {name: file.get_tensor(name) for name in names}
+
+
+def elements_of(header: Mapping[str, Any]) -> dict[str, int]:
+    """What a table is made of, with the version of each; a header of before there were elements does not say so."""
+    return dict(header.get(ELEMENTS_KEY, _FIRST))
+
+
+def elements_beyond_the_first(elements: Mapping[str, int]) -> dict[str, int]:
+    """Those that not every table has, as plans name them: what was made by an earlier version is by the same plan."""
+    return {name: version for name, version in elements.items() if _FIRST.get(name) != version}
 
 
 def changed_file(folder: Path, header: Mapping[str, Any]) -> Path | None:
