@@ -26,15 +26,9 @@ from mammosae_plugin.adapters import load_vision_sae
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import sealed, write_json, write_text
 from mammosae_plugin.hub.guard import PrivacyContext, check_staged
-from mammosae_plugin.hub.saes import (
-    check_with_sae_lens,
-    datasets_of,
-    origin_of,
-    origins_of,
-    portable,
-    publish_sae,
-    stage_saes,
-)
+from mammosae_plugin.hub.plain_sae_lens import check_with_sae_lens
+from mammosae_plugin.hub.portable import portable
+from mammosae_plugin.hub.saes import datasets_of, origin_of, origins_of, publish_sae, stage_saes
 from mammosae_plugin.provenance import tensors_fingerprint
 from mammosae_plugin.training import save_sae, train_sae, train_saes
 

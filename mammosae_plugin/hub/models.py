@@ -23,6 +23,7 @@ from mammosae_plugin.files import read_json, sha256_of_file, write_json, write_t
 from mammosae_plugin.findings.about import About, places
 from mammosae_plugin.findings.study_folder import StudyFolder, is_study_folder
 from mammosae_plugin.findings.tables import separation_rows
+from mammosae_plugin.hub.portable import portable, with_fingerprint
 from mammosae_plugin.hub.publishing import (
     Publication,
     files_of_repo,
@@ -32,7 +33,6 @@ from mammosae_plugin.hub.publishing import (
     publishing,
     recorder,
 )
-from mammosae_plugin.hub.saes import portable, with_fingerprint
 from mammosae_plugin.hub.scratch import Scratch
 from mammosae_plugin.hub_requests import ask
 from mammosae_plugin.privacy.context import PrivacyContext

@@ -10,16 +10,11 @@ import dataclasses
 import json
 import os
 import re
-import subprocess
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
-import sae_lens
-import torch
 from huggingface_hub import HfApi, ModelCard, hf_hub_download
 from sae_lens import SAE, TrainingSAE
 from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
@@ -41,6 +36,8 @@ from mammosae_plugin.files import (
 from mammosae_plugin.findings.about import About
 from mammosae_plugin.findings.study_folder import LayerResults, StudyFolder, is_study_folder
 from mammosae_plugin.findings.tables import shared_named_latents, shared_quality
+from mammosae_plugin.hub.plain_sae_lens import check_with_sae_lens
+from mammosae_plugin.hub.portable import portable, with_fingerprint
 from mammosae_plugin.hub.publishing import (
     Publication,
     files_of_repo,
@@ -55,7 +52,7 @@ from mammosae_plugin.hub.scratch import Scratch
 from mammosae_plugin.hub_requests import ask, first_line
 from mammosae_plugin.privacy.context import PrivacyContext
 from mammosae_plugin.privacy.guard import copy_figure, let_out
-from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint, torch_generator
+from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
 from mammosae_plugin.schema.results import poor_sae, role_evidence
 from mammosae_plugin.training.metrics import draw_metrics, read_metrics, trained_l0
 from mammosae_plugin.training.saving import CFG, FILES, WEIGHTS, save_sae
@@ -68,9 +65,6 @@ TRAINING, METRICS, FIGURE = "training.json", "metrics.jsonl", "metrics.png"
 EVALUATION, PROVENANCE, CARD = "evaluation.json", "provenance.json", "README.md"
 SAID = ("licence", "base_model", "datasets", "images", "confounders")
 """What is said of an SAE in its provenance.json, from which later cards of the same repository take it."""
-TOLERANCE = 1e-5
-"""How far latents of plain SAELens may be from ours, relative to the largest."""
-_ROWS, _ACTIVE = 32, 8
 _SAE_ID = re.compile(r"[A-Za-z0-9][\w.-]*")
 _TAKEN = {"readme.md": "file", "figures": "folder"}
 """What lies beside the SAEs in a repository, in lower case, since some file systems do not tell it apart."""
@@ -476,30 +470,6 @@ def _stage_beside(source: Path, target: Path) -> dict[str, Any] | None:
     return training
 
 
-def with_fingerprint(value: Any, before: str | None, now: str) -> Any:
-    """A JSON value in which the fingerprint of a part of a dataset is that of the study's whole dataset."""
-    if isinstance(value, Mapping):
-        return {key: with_fingerprint(item, before, now) for key, item in value.items()}
-    if isinstance(value, list):
-        return [with_fingerprint(item, before, now) for item in value]
-    return now if before is not None and value == before else value
-
-
-def portable(value: Any) -> Any:
-    """A JSON value in which of paths of this machine only the names of files are left, and of folders nothing."""
-    if isinstance(value, Mapping):
-        return {key: portable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [portable(item) for item in value]
-    if not isinstance(value, str):
-        return value
-    for flavour in (PurePosixPath, PureWindowsPath):
-        path = flavour(value)
-        if (path.is_absolute() or value.startswith(("~", "./", "../"))) and len(path.parts) > 1:
-            return path.name if re.fullmatch(r"\.[a-z][a-z0-9]{1,11}", path.suffix.lower()) else "a local folder"
-    return value
-
-
 def _provenance(folder: Path, cfg: Mapping[str, Any]) -> dict[str, Any]:
     metadata = cfg.get("metadata", {})
     came_from = {key: metadata[key] for key in sorted(metadata) if key.startswith("source_")}
@@ -610,119 +580,3 @@ def _what_is_there(repo_id: str, staged: Iterable[str], token: str | None) -> _T
     licences = [on_page or one.get("licence") for one in saes.values()]
     figures = tuple(path for path in files if path.startswith("figures/") and path.endswith(".png"))
     return _There(repo_id, commit, saes, tuple(dict.fromkeys(licences)), figures)
-
-
-# -- the check with plain SAELens ----------------------------------------------------------------------------------
-
-_PROGRAM = """
-import json, sys
-import torch
-from safetensors.torch import load_file, save_file
-from sae_lens import SAE
-
-work = json.loads(sys.argv[1])
-found, errors = {}, {}
-for number, folder in enumerate(work["folders"]):
-    try:
-        sae = SAE.load_from_disk(folder, device="cpu")
-        rows = load_file(work["rows"])[str(number)]
-        with torch.no_grad():
-            latents = sae.encode(rows)
-            found[f"{number}.latents"] = latents.contiguous()
-            found[f"{number}.reconstruction"] = sae.decode(latents).contiguous()
-    except Exception as error:
-        errors[number] = f"{type(error).__name__}: {error}"
-assert not any(name.startswith("mammosae") for name in sys.modules)
-save_file(found, work["found"])
-print(json.dumps(errors))
-"""
-
-
-def check_with_sae_lens(folders: Mapping[str, Path], saes: Mapping[str, Any]) -> None:
-    """Let a fresh process that imports sae_lens and nothing of ours load folders, and compare what it computes.
-
-    Each SAE encodes 32 fixed rows, made of eight of its decoder's directions each. The latents must agree with those of
-    `load_vision_sae`, and the reconstruction with that of the SAE given, to 1e-5 of the largest value.
-
-    Args:
-        folders: by id, what is to be published.
-        saes: by id, the SAE that was given.
-
-    Raises:
-        InputError: it cannot be loaded, or computes something else.
-    """
-    rows = {name: _fixed_rows(sae) for name, sae in saes.items()}
-    found, errors = _computed_by_sae_lens(folders, rows)
-    problems = [f"cannot load {name}: {' '.join(reason.split())}" for name, reason in errors.items()]
-    for name, folder in folders.items():
-        if name in errors:
-            continue
-        with torch.no_grad(), _evaluating(saes[name]):
-            expected = {"latents": load_vision_sae(folder).encode(rows[name])}
-            if not isinstance(saes[name], TrainingSAE):  # which may answer otherwise in training than in use
-                expected["reconstruction"] = saes[name](rows[name])
-        for what, tensor in expected.items():
-            off = float((found[name][what] - tensor).abs().max() / tensor.abs().max().clamp_min(1.0))
-            if not off <= TOLERANCE:
-                problems.append(
-                    f"computes other {what} with {name} than this package (off by {off:.2g} of the largest)"
-                )
-    if problems:
-        raise InputError(f"not published: plain sae-lens {sae_lens.__version__} {'; it '.join(problems)}")
-
-
-def _computed_by_sae_lens(
-    folders: Mapping[str, Path], rows: Mapping[str, torch.Tensor]
-) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, str]]:
-    """By id, the latents and the reconstruction; and why others could not be loaded."""
-    names = list(folders)
-    scratch = Scratch("check")
-    try:
-        given, answer = scratch.folder / "rows.safetensors", scratch.folder / "found.safetensors"
-        paths = [str(folders[name].resolve()) for name in names]
-        work = {"folders": paths, "rows": str(given), "found": str(answer)}
-        write_safetensors(given, {str(number): rows[name] for number, name in enumerate(names)})
-        done = subprocess.run(
-            [sys.executable, "-c", _PROGRAM, json.dumps(work)],
-            capture_output=True,
-            text=True,
-            cwd=scratch.folder,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-            check=False,
-        )
-        if done.returncode != 0:
-            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise InputError(f"the process that imports sae-lens alone failed, so nothing was published: {reason}")
-        errors = {names[int(number)]: reason for number, reason in json.loads(done.stdout.splitlines()[-1]).items()}
-        tensors = load_file(answer)
-    finally:
-        scratch.remove()
-    computed = {
-        name: {what: tensors[f"{number}.{what}"] for what in ("latents", "reconstruction")}
-        for number, name in enumerate(names)
-        if name not in errors
-    }
-    return computed, errors
-
-
-def _fixed_rows(sae: SAE[Any]) -> torch.Tensor:
-    """(32, d_in) float32: sums of eight decoder rows with random weights, plus the decoder's bias."""
-    d_sae = int(sae.cfg.d_sae)
-    generator = torch_generator(0)
-    latents = torch.zeros(_ROWS, d_sae)
-    for row in latents:
-        chosen = torch.randperm(d_sae, generator=generator)[:_ACTIVE]
-        row[chosen] = 1 + torch.rand(len(chosen), generator=generator)
-    with torch.no_grad():
-        rows: torch.Tensor = latents @ sae.W_dec.float() + sae.b_dec.float()
-    return rows.contiguous()
-
-
-@contextmanager
-def _evaluating(sae: SAE[Any]) -> Iterator[None]:
-    before = sae.training
-    sae.eval()
-    try:
-        yield
-    finally:
-        sae.train(before)
