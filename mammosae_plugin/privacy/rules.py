@@ -4,34 +4,28 @@ A rule names file and place, never what it found. To add one, write a function f
 `RULES`; tests/test_guard.py then asks for a planted secret that only this rule finds.
 """
 
-import contextlib
-import getpass
 import logging
 import math
-import os
 import re
-import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property, lru_cache
-from importlib.resources import files
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mammosae_plugin.datasets.about import KNOWN, DatasetAbout
-from mammosae_plugin.datasets.vindr import VINDR_CONCEPTS
+from mammosae_plugin.datasets.about import DatasetAbout
 from mammosae_plugin.files import sha256_of_file
 from mammosae_plugin.privacy.context import PrivacyContext
+from mammosae_plugin.privacy.machine import live_secrets, names_of_this_machine, ordinary_words
 from mammosae_plugin.privacy.numbers import lists_numbers, too_many_numbers
 from mammosae_plugin.privacy.policy import Policy
 from mammosae_plugin.privacy.reading import ARROW_SCHEMA, Opened, Passage
 from mammosae_plugin.privacy.search import Needles, readings
 from mammosae_plugin.privacy.text import FINDERS, bare_dates, looks_private
-from mammosae_plugin.schema.findings import COLUMNS, Column, leaves
+from mammosae_plugin.schema.findings import Column
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +104,7 @@ class Staged:
 
     @cached_property
     def needles(self) -> Needles:
-        words = {v for v in self.context.private_values if v.isalpha() and v.lower() in _ordinary_words()}
+        words = {v for v in self.context.private_values if v.isalpha() and v.lower() in ordinary_words()}
         if words:
             logger.warning("%d ids are ordinary words here and are not looked for in what is published", len(words))
         return _needles(self.context.private_values - words)
@@ -143,7 +137,7 @@ class Staged:
         """Whether a name that stands in a file may stand in a message: it is short and holds nothing private."""
         if not re.fullmatch(r"[^\W\d][\w .'/-]{0,79}", name) or re.search(r"\d{4}", name):
             return False
-        names = [_whole_word(one) for _, one in _names_of_this_machine()]
+        names = [_whole_word(one) for _, one in names_of_this_machine()]
         return not any(
             self.needles.in_text(text) or looks_private(text) or any(word.search(text) for word in names)
             for text in readings(name)
@@ -368,7 +362,7 @@ def _private_values(staged: Staged) -> Iterator[Problem]:
 
 
 def _this_machine(staged: Staged) -> Iterator[Problem]:
-    for what, name in _names_of_this_machine():
+    for what, name in names_of_this_machine():
         pattern = _whole_word(name)
         for file, passage, texts in staged.texts:
             if any(pattern.search(text) for text in texts) and not staged.context.allows(name):
@@ -383,60 +377,9 @@ def _whole_word(name: str) -> re.Pattern[str]:
     return re.compile(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", re.IGNORECASE)
 
 
-def _names_of_this_machine() -> list[tuple[str, str]]:
-    """(what, name) of the user and the host; names that are ordinary words are left out, with a warning."""
-    names: dict[str, str] = {}
-    with contextlib.suppress(OSError, KeyError, ImportError):
-        names[getpass.getuser()] = "user"
-    with contextlib.suppress(RuntimeError):
-        names[Path.home().name] = "user"
-    host = socket.gethostname()
-    names |= {host: "host", host.partition(".")[0]: "host"}
-    kept = []
-    for name, what in names.items():
-        if len(name) < 3:
-            continue
-        if name.lower() in _COMMON.split():
-            continue
-        if name.lower() in _ordinary_words():
-            logger.warning("the %s's name is an ordinary word here and is not looked for in what is published", what)
-            continue
-        kept.append((what, name))
-    return kept
-
-
-@cache
-def _ordinary_words() -> frozenset[str]:
-    """The words that our own cards, pages and columns are made of."""
-    words: set[str] = set()
-    columns = [column for of_config in COLUMNS.values() for column in leaves(of_config)]
-    for text in [*_package_texts(), *columns, *(concept.name for concept in VINDR_CONCEPTS)]:
-        words |= set(re.findall(r"[a-z0-9]{3,}", text.lower()))
-    return frozenset(words | set(KNOWN))
-
-
-_COMMON = (
-    "root user users admin administrator ubuntu debian centos fedora home local localhost localdomain jovyan runner "
-    "app data test guest docker container node server host build work worker main nobody default vagrant ec2 student "
-    "researcher python torch cuda linux windows macbook desktop laptop"
-)
-
-
-def _package_texts() -> list[str]:
-    """The package's own templates and pages."""
-    texts, folders = [], [files("mammosae_plugin.hub_cards")]
-    while folders:
-        for entry in folders.pop().iterdir():
-            if entry.is_dir():
-                folders.append(entry)
-            elif entry.name.endswith((".j2", ".html", ".css", ".js")):
-                texts.append(entry.read_text(encoding="utf-8"))
-    return texts
-
-
 def _secrets(staged: Staged) -> Iterator[Problem]:
     yield from _tokens(staged)
-    live = Needles(_live_secrets(), separated=False)
+    live = Needles(live_secrets(), separated=False)
     advice = "a token or password of this computer; take it out"
     for file in staged.files:
         if live.in_bytes(file.data) is not None:
@@ -444,14 +387,6 @@ def _secrets(staged: Staged) -> Iterator[Problem]:
     for file, passage, texts in staged.texts:
         if any(live.in_text(text) for text in texts):
             yield Problem(file.path, f"{staged.place(passage)} holds {advice}")
-
-
-def _live_secrets() -> set[str]:
-    """The tokens and passwords of this process: none of them may go out, whatever they look like."""
-    pattern = re.compile(r"TOKEN$|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|CREDENTIAL")
-    found = {value for name, value in os.environ.items() if pattern.search(name.upper()) and len(value) >= 8}
-    token = huggingface_hub.get_token()
-    return found | ({token} if token else set())
 
 
 def _free_text(name: str, advice: str) -> Callable[[Staged], Iterator[Problem]]:
