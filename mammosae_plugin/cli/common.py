@@ -4,85 +4,18 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
-    from mammosae_plugin.findings.about import About
-    from mammosae_plugin.hub.publishing import Publication
+    pass
 
 UsageError: Any = typer.BadParameter.__base__
 """Every wrong use of a command; typer has no public name for it."""
 
 Debug = Annotated[bool, typer.Option("--debug", help="On an error, show the whole traceback.")]
-Repo = Annotated[str, typer.Argument(metavar="REPO", help="The Hub's repository, owner/name.", show_default=False)]
-Tag = Annotated[str | None, typer.Option(help="Name the published state so, such as v1.", show_default=False)]
-Public = Annotated[bool, typer.Option("--public", help="Make a new repository public; by default it is private.")]
-Replace = Annotated[
-    bool,
-    typer.Option("--replace", help="Overwrite what the repository has otherwise, but what people wrote into its card."),
-]
-ForcePoor = Annotated[
-    bool,
-    typer.Option(
-        "--force-poor",
-        help="Publish although an SAE explains less than nothing of the variance, or fires far from as many latents as "
-        "it was trained for; without it that is refused.",
-    ),
-]
-Author = Annotated[
-    list[str] | None,
-    typer.Option("--author", help="An author, as the card is to name them; may be repeated.", show_default=False),
-]
-Description = Annotated[str | None, typer.Option(help="A few sentences for the card.", show_default=False)]
-Link = Annotated[
-    list[str] | None,
-    typer.Option("--link", metavar="NAME=URL", help="A link for the card, such as paper=https://...; may be repeated."),
-]
-SAERepo = Annotated[
-    str | None,
-    typer.Option("--sae-repo", metavar="REPO", help="Where the study's SAEs are published, if not from its folder."),
-]
-ModelRepo = Annotated[
-    str | None, typer.Option("--model-repo", metavar="REPO", help="The same of its classifiers.", show_default=False)
-]
-FindingsRepo = Annotated[
-    str | None, typer.Option("--findings-repo", metavar="REPO", help="The same of its findings.", show_default=False)
-]
-SpaceRepo = Annotated[
-    str | None, typer.Option("--space-repo", metavar="REPO", help="The same of its Space.", show_default=False)
-]
-WeightsLicence = Annotated[
-    str | None,
-    typer.Option("--licence", help="Of the weights, such as mit or cc-by-nc-sa-4.0; required.", show_default=False),
-]
-TrainedOn = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--dataset", help="A dataset that it was trained on, such as vindr; may be repeated.", show_default=False
-    ),
-]
-IdsOf = Annotated[
-    Path | None,
-    typer.Option("--study", help="The study whose ids of patients and images must not get out.", show_default=False),
-]
-MinGroup = Annotated[int, typer.Option(min=1, help="Leave out statistics of fewer patients than this.")]
-Confirm = Annotated[
-    bool, typer.Option("--confirm/--dry-run", help="Send it; by default only print exactly what would go out.")
-]
-
-Allow = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="TEXT",
-        help="Let this text out, though it looks private (an id, a date, a number to call, a path, a token): you have "
-        "seen it where the refusal says. May be repeated.",
-        show_default=False,
-    ),
-]
 
 
 class Commands(TyperGroup):
@@ -147,18 +80,3 @@ def _tell(message: str, exit_code: int) -> int:
     if tells:
         typer.secho(f"mammosae: {message}", err=True, fg="red")
     return exit_code
-
-
-def show_and_send(publication: "Publication", confirm: bool) -> None:
-    """Print exactly what would go out; with `confirm`, send it and print where it is."""
-    typer.echo(publication.describe())
-    typer.echo(publication.send().as_text() if confirm else "Nothing was sent (dry run); --confirm sends it.")
-
-
-def about_of(
-    author: list[str] | None, description: str | None, link: list[str] | None, **repositories: str | None
-) -> "About":
-    """What the options of publishing say for the card; repositories by part: sae, model, findings, space."""
-    from mammosae_plugin.findings.about import About, parse_links
-
-    return About(tuple(author or ()), description, parse_links(link or ()), **repositories)

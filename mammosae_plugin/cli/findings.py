@@ -5,29 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mammosae_plugin.cli.common import (
-    Allow,
-    Author,
-    Confirm,
-    Debug,
-    Description,
-    ForcePoor,
-    Link,
-    MinGroup,
-    ModelRepo,
-    Public,
-    Replace,
-    Repo,
-    SAERepo,
-    SpaceRepo,
-    Tag,
-    about_of,
-    clear_errors,
-    show_and_send,
-)
+from mammosae_plugin.cli.common import Debug, clear_errors
+from mammosae_plugin.cli.publishing import Allow, MinGroup, Repo, Upload, publishes
 
 if TYPE_CHECKING:
-    pass
+    from mammosae_plugin.hub.publishing import Publication
 
 StudyFolder = Annotated[Path, typer.Argument(metavar="STUDY", help="The study's output folder.", show_default=False)]
 
@@ -39,6 +21,7 @@ def add_findings_commands(app: typer.Typer, publish: typer.Typer) -> None:
     app.command("compare")(compare)
 
 
+@publishes("findings")
 def publish_findings_command(
     study: StudyFolder,
     repo: Repo,
@@ -61,20 +44,9 @@ def publish_findings_command(
         Path | None,
         typer.Option(help="The file of the key that ids are hashed with. Default: in STUDY.", show_default=False),
     ] = None,
-    author: Author = None,
-    description: Description = None,
-    link: Link = None,
-    sae_repo: SAERepo = None,
-    model_repo: ModelRepo = None,
-    space_repo: SpaceRepo = None,
-    tag: Tag = None,
-    public: Public = False,
-    replace: Replace = False,
-    force_poor: ForcePoor = False,
-    allow: Allow = None,
-    confirm: Confirm = False,
-    debug: Debug = False,
-) -> None:
+    *,
+    upload: Upload,
+) -> "Publication":
     """Publish what a study found as a dataset: which latents mean what, and readers' notes on them.
 
     Aggregates only: class means, scores, ranks and average precision of every latent, the interventions, the
@@ -83,26 +55,20 @@ def publish_findings_command(
 
     By default nothing is sent: the folder is written, checked by the privacy guard, and what would go out is listed.
     """
-    with clear_errors(debug):
-        from mammosae_plugin.hub.findings import prepare_findings
+    from mammosae_plugin.hub.findings import prepare_findings
 
-        publication = prepare_findings(
-            study,
-            repo,
-            licence=licence,
-            folder=folder,
-            examples=examples,
-            min_group=min_group,
-            data_licence=data_licence,
-            key_file=key,
-            private=not public,
-            tag=tag,
-            replace=replace,
-            force_poor=force_poor,
-            allow=allow or (),
-            about=about_of(author, description, link, sae=sae_repo, model=model_repo, space=space_repo),
-        )
-        show_and_send(publication, confirm)
+    return prepare_findings(
+        study,
+        repo,
+        licence=licence,
+        folder=folder,
+        examples=examples,
+        min_group=min_group,
+        data_licence=data_licence,
+        key_file=key,
+        about=upload.about,
+        **upload.settings,
+    )
 
 
 def note(

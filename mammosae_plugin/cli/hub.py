@@ -4,34 +4,15 @@ What publishes is dry by default: it prints what would go out, and only `--confi
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mammosae_plugin.cli.common import (
-    Allow,
-    Author,
-    Confirm,
-    Debug,
-    Description,
-    FindingsRepo,
-    ForcePoor,
-    IdsOf,
-    Link,
-    MinGroup,
-    ModelRepo,
-    Public,
-    Replace,
-    Repo,
-    SAERepo,
-    SpaceRepo,
-    Tag,
-    TrainedOn,
-    WeightsLicence,
-    about_of,
-    clear_errors,
-    show_and_send,
-)
+from mammosae_plugin.cli.common import Debug, clear_errors
+from mammosae_plugin.cli.publishing import IdsOf, MinGroup, Repo, TrainedOn, Upload, WeightsLicence, publishes
+
+if TYPE_CHECKING:
+    from mammosae_plugin.hub.publishing import Publication
 
 publish = typer.Typer(
     no_args_is_help=True,
@@ -40,6 +21,7 @@ publish = typer.Typer(
 
 
 @publish.command("sae")
+@publishes("sae")
 def publish_sae_command(
     source: Annotated[
         Path,
@@ -70,61 +52,45 @@ def publish_sae_command(
     ] = None,
     study: IdsOf = None,
     min_group: MinGroup = 5,
-    author: Author = None,
-    description: Description = None,
-    link: Link = None,
-    model_repo: ModelRepo = None,
-    findings_repo: FindingsRepo = None,
-    space_repo: SpaceRepo = None,
-    tag: Tag = None,
-    public: Public = False,
-    replace: Replace = False,
-    force_poor: ForcePoor = False,
-    allow: Allow = None,
-    confirm: Confirm = False,
-    debug: Debug = False,
-) -> None:
+    *,
+    upload: Upload,
+) -> "Publication":
     """Publish SAEs, so that `SAE.from_pretrained(REPO, ID)` loads them with nothing but SAELens.
 
     They are staged with a card, their evaluation, training settings and provenance, checked by the privacy guard, and
     loaded by a process that imports sae_lens alone. Without --confirm, that is all: what would go out is printed.
     """
-    with clear_errors(debug):
-        from mammosae_plugin.errors import InputError
-        from mammosae_plugin.files import read_json
-        from mammosae_plugin.hub.saes import prepare_sae
-        from mammosae_plugin.privacy.context import PrivacyContext
+    from mammosae_plugin.errors import InputError
+    from mammosae_plugin.files import read_json
+    from mammosae_plugin.hub.saes import prepare_sae
+    from mammosae_plugin.privacy.context import PrivacyContext
 
-        saes: Path | dict[str, Path] = source
-        if also:
-            if sae_id is None:
-                raise InputError("with --also, say with --id what the first SAE is called")
-            pairs = [item.partition("=") for item in also]
-            wrong = [name for name, equals, path in pairs if not (name and equals and path)]
-            if wrong:
-                raise InputError(f"--also {wrong[0]!r} is not of the form ID=SOURCE")
-            saes = {sae_id: source, **{name: Path(path) for name, _, path in pairs}}
-        publication = prepare_sae(
-            saes,
-            repo,
-            sae_id=None if also else sae_id,
-            licence=licence,
-            base_model=base_model,
-            datasets=dataset or (),
-            evaluation=read_json(evaluation) if evaluation is not None else None,
-            context=PrivacyContext.of_study(study, min_group=min_group) if study is not None else None,
-            min_group=min_group,
-            tag=tag,
-            private=not public,
-            replace=replace,
-            force_poor=force_poor,
-            allow=allow or (),
-            about=about_of(author, description, link, model=model_repo, findings=findings_repo, space=space_repo),
-        )
-        show_and_send(publication, confirm)
+    saes: Path | dict[str, Path] = source
+    if also:
+        if sae_id is None:
+            raise InputError("with --also, say with --id what the first SAE is called")
+        pairs = [item.partition("=") for item in also]
+        wrong = [name for name, equals, path in pairs if not (name and equals and path)]
+        if wrong:
+            raise InputError(f"--also {wrong[0]!r} is not of the form ID=SOURCE")
+        saes = {sae_id: source, **{name: Path(path) for name, _, path in pairs}}
+    return prepare_sae(
+        saes,
+        repo,
+        sae_id=None if also else sae_id,
+        licence=licence,
+        base_model=base_model,
+        datasets=dataset or (),
+        evaluation=read_json(evaluation) if evaluation is not None else None,
+        context=PrivacyContext.of_study(study, min_group=min_group) if study is not None else None,
+        min_group=min_group,
+        about=upload.about,
+        **upload.settings,
+    )
 
 
 @publish.command("model")
+@publishes("model", poor=False)
 def publish_model_command(
     source: Annotated[
         Path,
@@ -148,44 +114,29 @@ def publish_model_command(
     dataset: TrainedOn = None,
     study: IdsOf = None,
     min_group: MinGroup = 5,
-    author: Author = None,
-    description: Description = None,
-    link: Link = None,
-    sae_repo: SAERepo = None,
-    findings_repo: FindingsRepo = None,
-    space_repo: SpaceRepo = None,
-    tag: Tag = None,
-    public: Public = False,
-    replace: Replace = False,
-    allow: Allow = None,
-    confirm: Confirm = False,
-    debug: Debug = False,
-) -> None:
+    *,
+    upload: Upload,
+) -> "Publication":
     """Publish the classifiers whose features SAEs read, so that others can run these on images of their own.
 
     `load_mammo_clip("hub://REPO/ID")` loads one, and so does a study's configuration. They are staged as safetensors
     and JSON with a card, checked by the privacy guard, read back and compared. Without --confirm, that is all.
     """
-    with clear_errors(debug):
-        from mammosae_plugin.hub.models import prepare_model
-        from mammosae_plugin.privacy.context import PrivacyContext
+    from mammosae_plugin.hub.models import prepare_model
+    from mammosae_plugin.privacy.context import PrivacyContext
 
-        publication = prepare_model(
-            source,
-            repo,
-            model_id=model_id,
-            licence=licence,
-            base_model=base_model,
-            datasets=dataset or (),
-            context=PrivacyContext.of_study(study, min_group=min_group) if study is not None else None,
-            min_group=min_group,
-            tag=tag,
-            private=not public,
-            replace=replace,
-            allow=allow or (),
-            about=about_of(author, description, link, sae=sae_repo, findings=findings_repo, space=space_repo),
-        )
-        show_and_send(publication, confirm)
+    return prepare_model(
+        source,
+        repo,
+        model_id=model_id,
+        licence=licence,
+        base_model=base_model,
+        datasets=dataset or (),
+        context=PrivacyContext.of_study(study, min_group=min_group) if study is not None else None,
+        min_group=min_group,
+        about=upload.about,
+        **upload.settings,
+    )
 
 
 def pull_command(
