@@ -19,7 +19,7 @@ from PIL import Image
 from mammosae_plugin.findings import tables as findings_tables
 from mammosae_plugin.hub.findings import Findings
 from mammosae_plugin.privacy.guard import hash_ids
-from mammosae_plugin.privacy.small_groups import Firing, hidden_latents, rare_rows
+from mammosae_plugin.privacy.small_groups import Differences, Firing, rare_rows
 from mammosae_plugin.study import Study
 
 OF_TABLES = (
@@ -206,7 +206,7 @@ def firing(*images: int) -> Firing:
 def test_a_class_mean_is_hidden_where_a_latent_fires_in_few_of_its_patients(
     fires_in: tuple[int, ...], classes: list[np.ndarray], hidden: bool
 ) -> None:
-    assert hidden_latents(firing(*fires_in), {"Mass": classes}, 2)["Mass"].tolist() == [hidden]
+    assert Differences.of(firing(*fires_in), {"Mass": classes}).hidden(2)["Mass"].tolist() == [hidden]
 
 
 def test_of_two_concepts_that_differ_by_one_patient_the_later_is_hidden() -> None:
@@ -215,7 +215,7 @@ def test_of_two_concepts_that_differ_by_one_patient_the_later_is_hidden() -> Non
         "Calcification": [weights(0, 1), weights(2, 3, 4, 5)],  # less the mass: the third patient
         "Asymmetry": [weights(0, 3, 4), weights(1, 2, 5)],
     }
-    hidden = hidden_latents(firing(0, 1, 2, 3, 4, 5), sums, 2)
+    hidden = Differences.of(firing(0, 1, 2, 3, 4, 5), sums).hidden(2)
     assert {name: bool(mask[0]) for name, mask in hidden.items()} == {
         "Mass": False,
         "Calcification": True,

@@ -69,7 +69,7 @@ class Kept:
     @classmethod
     def of(cls, layer: LayerResults, encoder: Encoder) -> "Kept":
         """Compute it from the encoder's latents table and the layer's results."""
-        table, unit = encoder.table, unit_of(layer)
+        table, unit = encoder.table, _unit(layer)
         counted = {name: _of_split(encoder, unit, name) for name in (TRAINING, TEST)}
         latents = _latents(layer, encoder, counted[TEST].firing)
         classes = list(_classes(table, encoder.concepts, unit))
@@ -102,7 +102,7 @@ class Kept:
                 pq.write_table(table, temporary, compression="zstd", store_schema=False)
 
 
-def unit_of(layer: LayerResults) -> str:
+def _unit(layer: LayerResults) -> str:
     """What the study counts: image, or finding_row."""
     return str(layer.results["data"]["unit"])
 
@@ -147,7 +147,7 @@ def _plan(layer: LayerResults, encoder: Encoder) -> dict[str, Any]:
         "mammosae_plugin": __version__,
         "table": sha256_of_file(encoder.table_folder / TABLE),
         "concepts": list(encoder.concepts),
-        "unit": unit_of(layer),
+        "unit": _unit(layer),
         "score": layer.results["config"]["analysis"]["score"],
         "localization": [row for row in layer.results["localization"] if row["model"] == encoder.model],
         "columns": {name: [str(field) for field in schema] for name, schema in KEPT_SCHEMAS.items()},
@@ -233,7 +233,7 @@ def _latents(layer: LayerResults, encoder: Encoder, in_test: Firing) -> pa.Table
         "latent": pa.array(np.arange(n)),
         **_activity(table),
         "n_silent": pa.array(in_test.n_silent_patients()),
-        "concepts": interleaved([_of_concept(layer, encoder, one, in_test) for one in encoder.concepts], n),
+        "concepts": _interleaved([_of_concept(layer, encoder, one, in_test) for one in encoder.concepts], n),
     }
     return pa.table(columns, schema=KEPT_SCHEMAS["latents"])
 
@@ -260,7 +260,7 @@ OfConcept = dict[str, Any]
 
 
 def _of_concept(layer: LayerResults, encoder: Encoder, concept: str, in_test: Firing) -> OfConcept:
-    table, unit = encoder.table, unit_of(layer)
+    table, unit = encoder.table, _unit(layer)
     score: Score = layer.results["config"]["analysis"]["score"]
     means = class_mean_latents(table, concept, split=TRAINING, unit=unit)
     ranking = rank_latents(class_mean_latents(table, concept, split=TRAINING, unit=unit, score=score))
@@ -305,7 +305,7 @@ def _effects(table: "LatentTable", concept: str, unit: str) -> NDArray[np.float6
     return np.asarray(0.0 - mean / len(image_rows) * table.readout(concept).weight[:, 0])
 
 
-def interleaved(of_concepts: Sequence[OfConcept], n: int) -> pa.ListArray:
+def _interleaved(of_concepts: Sequence[OfConcept], n: int) -> pa.ListArray:
     """The column `concepts`: for every latent the list of what it is for each concept, without a loop over latents."""
 
     def column(name: str, kind: pa.DataType) -> pa.Array:

@@ -137,11 +137,6 @@ class Differences:
         return hidden
 
 
-def hidden_latents(firing: Firing, sums: Mapping[str, Sequence[Weights]], min_group: int) -> dict[str, Mask]:
-    """Of which latents each of several published statistics must be hidden; see `Differences`."""
-    return Differences.of(firing, sums).hidden(min_group)
-
-
 def _by_statistic(sums: Iterable[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for one in sums:
