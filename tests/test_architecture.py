@@ -5,6 +5,7 @@ import importlib
 import inspect
 import os
 import re
+import runpy
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -158,3 +159,11 @@ def test_signatures_of_public_functions_show_their_settings():
             settings = inspect.signature(functions[name]).parameters
             prepared = inspect.signature(getattr(package, name.replace("publish", "prepare"))).parameters
             assert [*settings] == [*prepared, "dry_run"] and "repo_id" in settings
+
+
+def test_every_mutant_of_the_mutation_check_can_be_made():
+    """What a mutant changes must stand in its file, or `benchmarks/mutants.py` would no longer check it."""
+    mutants = runpy.run_path(str(ROOT / "benchmarks" / "mutants.py"))
+    assert len(mutants["MUTANTS"]) >= 30
+    lost = [(mutant.file, mutant.old) for mutant in mutants["MUTANTS"] if not mutants["found_once"](mutant)]
+    assert not lost and all(mutant.old != mutant.new for mutant in mutants["MUTANTS"])

@@ -46,11 +46,12 @@ def make(tmp_path, phantom_root):
             "sae": plans.of_sae(config, read.get("store", {"shards": ["a"]})),
             "table": plans.of_table(
                 config, **layer, sae=read.get("sae", encoder), heads=heads, with_boxes=read.get("boxes", ["Mass"]),
-                scores=["mean"], images=images, content=content,
+                scores=read.get("scores", ["mean"]), images=images, content=content,
             ),
             "outputs": plans.of_layer_outputs(config, **layer, images=images, content=content),
             "analysis": plans.of_analysis(
-                "roles", table=read.get("table", "t"), model="m", concept="Mass", settings=read.get("settings", {})
+                "roles", table=read.get("table", "t"), model=read.get("model", "m"), concept="Mass",
+                settings=read.get("settings", {}),
             ),
         }  # fmt: skip
         return {step: plans.digest(plan) for step, plan in made.items()}
@@ -76,6 +77,8 @@ CHANGES = [
     ({"sae.train.augmentation": "flips"}, "rows"),
     ({"sae.train.autocast": "bfloat16"}, "rows"),
     ({"sae.train.fold_batch_norms": True}, "rows"),
+    ({"sae.train.compile": True}, "rows"),
+    ({"sae.train.fraction": 0.5, "sae.train.count": None}, "rows"),
     ({"sae.train.training.d_sae": 64}, "sae"),
     ({"sae.train.training.seed": 3}, "sae"),
 ]
@@ -88,6 +91,8 @@ READ = [
     ({"sae": {"weight": torch.ones(4)}}, "table"),
     ({"weight": 2.0}, "table"),
     ({"boxes": []}, "table"),
+    ({"scores": ["max"]}, "table"),
+    ({"model": "another"}, "analysis"),
     ({"table": "another"}, "analysis"),
     ({"settings": {"seed": 1}}, "analysis"),
 ]
@@ -112,6 +117,17 @@ def test_so_do_the_images_and_how_they_are_prepared(make, phantom_root):
     assert {step for step in before if before[step] != fewer[step]} == set(IMAGES.split())
     prepared = make(images=images.with_preprocessing(replace(MAMMO_CLIP, mean=0.5)))
     assert {step for step in before if before[step] != prepared[step]} == set(IMAGES.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"), [("STORE_FORMAT", "rows"), ("TABLE_FORMAT", "table"), ("OUTPUTS_FORMAT", "outputs")]
+)
+def test_so_do_formats_of_files_and_of_analyses_the_version(make, monkeypatch, name, steps):
+    before = make()
+    monkeypatch.setattr(plans, name, getattr(plans, name) + 1)
+    monkeypatch.setattr(plans, "package_versions", lambda: {"mammosae-plugin": "0"})
+    after = make()
+    assert {step for step in before if before[step] != after[step]} == {steps, "analysis"}
 
 
 def test_a_plan_lies_beside_its_result_for_people(tmp_path):

@@ -223,6 +223,22 @@ def test_of_two_concepts_that_differ_by_one_patient_the_later_is_hidden() -> Non
     }
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "hidden"),
+    [
+        # The classes' total, less the second sum, is the last patient.
+        ([weights(0, 1, 2), weights(3, 4, 5)], [weights(0, 1, 2, 3, 4)], [False, True]),
+        # The first patient is hidden already, so that the second sum gives nobody away.
+        ([weights(0), weights(1, 2, 3, 4, 5)], [weights(0, 1), weights(2, 3, 4, 5)], [True, False]),
+    ],
+)
+def test_a_total_counts_as_shown_and_what_is_hidden_does_not(
+    first: list[np.ndarray], second: list[np.ndarray], hidden: list[bool]
+) -> None:
+    found = hidden_latents(firing(0, 1, 2, 3, 4, 5), {"first": first, "second": second}, 2)
+    assert [bool(mask[0]) for mask in found.values()] == hidden
+
+
 def test_the_images_of_one_patient_count_as_one() -> None:
     from scipy.sparse import csr_array
 

@@ -16,6 +16,8 @@ from mammosae_plugin.schema.results import poor_sae, sae_flaw
         ({"explained_variance": 0.7, "l0": 0.0}, 8, "L0 0, trained for 8.00"),
         ({"explained_variance": -1.0, "l0": 54.0}, 8, "explained variance −1.000, L0 54.0, trained for 8.00"),
         ({"explained_variance": 0.0, "l0": 15.9}, 8, ""),
+        ({"explained_variance": 0.7, "l0": 16.0}, 8, ""),
+        ({"explained_variance": 0.7, "l0": 4.0}, 8, ""),
         ({"explained_variance": 0.7, "l0": 54.0}, None, ""),
         ({"explained_variance": None, "l0": None}, 8, ""),
         ({}, None, ""),

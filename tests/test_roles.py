@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 
 from mammosae_plugin.analysis.intervention import intervene
 from mammosae_plugin.analysis.probing import RankedLatents, rank_latents
-from mammosae_plugin.analysis.roles import _covered, latent_roles
+from mammosae_plugin.analysis.roles import _covered, _role, latent_roles
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.findings.notes import Note, with_readers
 from mammosae_plugin.findings.tables import shared_role
@@ -256,3 +256,45 @@ def test_what_a_reader_says_outranks_the_rule(notes, role, by):
     found = with_readers({"finetuned/Mass": [named_latent(1, "concept")]}, notes, layer)["finetuned/Mass"][0]
     assert (stated_role(found), found.get("by")) == (role, by)
     assert "AUROC 0.83" in role_evidence(found)
+
+
+CERTAIN = {
+    "n_random": 99, "n_patients_boxed": 20, "ablation": 1.0, "ablation_random": 0.5, "ablation_low": 0.1,
+    "ablation_share": 0.5, "auroc": 0.8, "auroc_low": 0.7, "auroc_high": 0.9, "place": 3.0, "place_low": 2.0,
+    "mean_with": 2.0, "mean_without": 1.0, "fires_with": 0.9, "fires_without": 0.9,
+}  # fmt: skip
+ALIKE = {"auroc": 0.5, "auroc_low": 0.45, "auroc_high": 0.55, "ablation": 0.4, "ablation_low": -0.1, "place": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("changed", "role"),
+    [
+        ({}, "concept"),
+        ({"n_random": 19}, "concept"),
+        ({"n_random": 18}, "unclear"),
+        ({"auroc": 0.6}, "concept"),
+        ({"auroc": 0.5999}, "unclear"),
+        ({"auroc_low": 0.5}, "unclear"),
+        ({"mean_without": 2.0}, "unclear"),
+        ({"ablation_low": 0.0}, "unclear"),
+        ({"ablation_random": 1.0}, "unclear"),
+        ({"ablation_share": 0.01}, "concept"),
+        ({"ablation_share": 0.0099}, "unclear"),
+        ({"place": 1.5}, "concept"),
+        ({"place": 1.4999}, "unclear"),
+        ({"place_low": 1.0}, "unclear"),
+        ({"n_patients_boxed": 0, "place": np.nan, "place_low": np.nan}, "concept"),
+        (ALIKE, "background"),
+        (ALIKE | {"auroc_high": 0.6}, "unclear"),
+        (ALIKE | {"auroc_low": 0.4}, "unclear"),
+        (ALIKE | {"fires_without": 0.5}, "background"),
+        (ALIKE | {"fires_without": 0.4999}, "unclear"),
+        (ALIKE | {"ablation": 0.5}, "background"),
+        (ALIKE | {"ablation": 0.6, "ablation_low": 0.1}, "unclear"),
+        (ALIKE | {"place": 1.5}, "unclear"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_the_thresholds_of_a_role_are_where_its_definition_puts_them(changed, role):
+    assert _role(CERTAIN | changed, True)[0] == role
+    assert _role(CERTAIN | changed, False)[0] == ("unclear" if role == "concept" else role)

@@ -59,6 +59,12 @@ def test_settled_scores_are_grouped_from_the_lowest_up(error):
         assert (np.diff(found[np.argsort(scores)]) >= 0).all()
 
 
+def test_scores_at_the_error_are_zero_and_those_beyond_it_keep_their_sign():
+    beyond = 0.5 * (1 + 2.0**-45)
+    assert settled([-0.5, 0.0, 0.5], 0.5).tolist() == [0.0] * 3
+    assert settled([-beyond, 0.0, beyond], 0.5).tolist() == [-beyond, 0.0, beyond]
+
+
 def test_a_long_chain_of_close_scores_does_not_become_one():
     scores = np.linspace(0, 1, 100_001)
     assert len(np.unique(settled(scores, 2.5e-5))) == pytest.approx(100_001 / 3, rel=0.01)
