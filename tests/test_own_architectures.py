@@ -13,7 +13,7 @@ from sae_lens import BatchTopKTrainingSAE, TopKTrainingSAE
 
 from mammosae_plugin.adapters import CheckpointFormatError, load_vision_sae
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.privacy.keys import entries_of
+from mammosae_plugin.hub.policies import SAE as POLICY
 from mammosae_plugin.training import SAETraining, train_sae
 from mammosae_plugin.training.parallel import over_processes
 
@@ -58,7 +58,7 @@ def test_a_registered_architecture_trains_and_is_spliced_in_another_process(tmp_
         assert isinstance(sae, ShrinkingSAE) and sae.cfg.shrink == 0.2
         assert sae.cfg.metadata.training_architecture_details["l1_coefficient"] == pytest.approx(3e-3 * 16)
         assert json.loads((folder / "training.json").read_text())["config"]["architecture_settings"] == {"shrink": 0.2}
-        assert not [*entries_of("sae/training.json", "").unknown({"config": config.model_dump()})]
+        assert not [*POLICY.entries_of("sae/training.json", "").unknown({"config": config.model_dump()})]
         assert "lambda" in (folder / "README.md").read_text()
         again = train_sae(store, folder, config)
         torch.testing.assert_close(again.W_dec, sae.W_dec, rtol=0, atol=0)

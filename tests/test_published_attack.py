@@ -235,7 +235,7 @@ def test_of_two_concepts_that_differ_by_one_patient_the_later_is_hidden() -> Non
 def test_a_total_counts_as_shown_and_what_is_hidden_does_not(
     first: list[np.ndarray], second: list[np.ndarray], hidden: list[bool]
 ) -> None:
-    found = hidden_latents(firing(0, 1, 2, 3, 4, 5), {"first": first, "second": second}, 2)
+    found = Differences.of(firing(0, 1, 2, 3, 4, 5), {"first": first, "second": second}).hidden(2)
     assert [bool(mask[0]) for mask in found.values()] == hidden
 
 
