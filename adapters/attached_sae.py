@@ -9,6 +9,8 @@ from sae_lens import SAE
 from torch import nn
 from transformer_lens.hook_points import HookPoint
 
+from mammosae_plugin.errors import InputError
+
 
 class AttachedSAE(nn.Module):
     """An SAE in the place of a hook point: x -> decode(encode(x)), plus the error term where wanted, in x's dtype.
@@ -122,3 +124,34 @@ def _hooks_bypassed(sae: SAE[Any]) -> Iterator[dict[str, nn.Module]]:
     finally:
         for name, point in points.items():
             setattr(sae, name, point)
+
+
+def refuse_what_no_map_fits(sae: SAE[Any], name: str) -> None:
+    """Refuse what is no function of one position's channels to themselves, or not the function that was trained.
+
+    Raises:
+        InputError: A transcoder, an SAE that reads positions together, one for attention heads, or an SAE whose input
+            was scaled in training by numbers that are not in its weights.
+    """
+    out = sae.cfg.metadata.hook_name_out
+    if hasattr(sae.cfg, "d_out") or out not in (None, sae.cfg.metadata.hook_name):
+        raise InputError(f"the SAE for {name!r} is a transcoder, from one layer to another; attach SAEs only")
+    if sae.cfg.reshape_activations != "none":
+        raise InputError(
+            f"the SAE for {name!r} reshapes its input ({sae.cfg.reshape_activations}), which is for attention heads; "
+            "attach SAEs of whole channels only"
+        )
+    if reads_positions_together(sae):
+        raise InputError(
+            f"the SAE for {name!r} ({sae.cfg.architecture()}) reads positions together, as a text or a batch has them: "
+            "one position's latents change with another's; attach an SAE of single positions (a training SAE as "
+            "save_sae saves it)"
+        )
+    scaling = sae.cfg.normalize_activations
+    probe = torch.linspace(-1, 2, sae.cfg.d_in, device=sae.device, dtype=sae.dtype)[None]
+    scaled = sae.run_time_activation_norm_fn_in  # type: ignore[has-type]  # SAELens sets lambdas without a type
+    if scaling != "none" and torch.equal(scaled(probe), probe):
+        raise InputError(
+            f"the SAE for {name!r} was trained on scaled rows ({scaling}) and would see them unscaled: the scale is "
+            "not in its weights; fold it in first (fold_activation_norm_scaling_factor or fold_activation_whitening)"
+        )

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from mammosae_plugin.adapters.hooked_vision_model import HOOK_SUFFIX, HookedVisionModel
+from mammosae_plugin.adapters.hook_points import HOOK_SUFFIX
+from mammosae_plugin.adapters.hooked_vision_model import HookedVisionModel
 from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.errors import InputError
 

@@ -2,12 +2,14 @@
 
 Verbs and argument names are those of SAELens's `HookedSAETransformer`. Only public names of both libraries are used:
 the attachment is our own, because upstream's changes between minor releases and expects a transformer.
+
+The file is long because it is one class, whose verbs are those of another library: what it has of its own, finding and
+describing what can be hooked, lies in `hook_points`, `layouts` and `recording`.
 """
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from math import prod
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
@@ -17,20 +19,27 @@ from torch import nn
 from transformer_lens import ActivationCache, HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
-from mammosae_plugin.adapters.attached_sae import AttachedSAE, reads_positions_together
-from mammosae_plugin.adapters.layouts import HookLayout, MapLayout, PrefixTokens, layout_of, settle_grids
+from mammosae_plugin.adapters.attached_sae import AttachedSAE, refuse_what_no_map_fits
+from mammosae_plugin.adapters.hook_points import (
+    HOOK_SUFFIX,
+    at_another_size,
+    default_images,
+    examine,
+    final_path,
+    find_head_path,
+    outermost,
+    overwritten_in_place,
+    stages,
+    submodule,
+)
+from mammosae_plugin.adapters.layouts import HookLayout, MapLayout, PrefixTokens, settle_grids
 from mammosae_plugin.adapters.nnsight import wrap_for_nnsight
 from mammosae_plugin.adapters.recording import Call, Recording, is_compiled_in_place, record, seen_by_hooks
 from mammosae_plugin.adapters.rest_of_network import RestOfNetwork, noise_for
 from mammosae_plugin.arguments import text
 from mammosae_plugin.errors import InputError
 
-HOOK_SUFFIX = "hook_out"
 _MARK = "_mammosae_hooked"
-_DEFAULT_INPUT_SIZE = (3, 64, 64)
-_SMALL_SIZES = ((64, 96), (96, 64), (128, 160), (160, 128))  # of a second look, of which only shapes are wanted
-_STEM_CHANNELS = 16  # more than that are no image
-_FEW = 3  # with fewer hook points a plain network's list is looked for one level further inside
 
 NamesFilter = Callable[[str], bool] | Sequence[str] | str | None
 HookList = Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]
@@ -198,7 +207,7 @@ class HookedVisionModel(HookedRootModule):
             )
             if call.output._version != call.version:
                 if overwritten == "refuse":
-                    raise _overwritten(path)
+                    raise overwritten_in_place(path)
                 cloned.add(path)
         settle_grids(model, found, images)
         self.hook_layouts = {f"{path}.{HOOK_SUFFIX}": layout for path, layout in found.items()}
@@ -206,7 +215,7 @@ class HookedVisionModel(HookedRootModule):
             f"{path}.{HOOK_SUFFIX}": tuple(layout.show(probe.of(path)[0].output).shape[1:])
             for path, layout in found.items()
         }
-        final = _final_path(model, probe, paths)
+        final = final_path(model, probe, paths)
         self.final_hook = None if final is None else f"{final}.{HOOK_SUFFIX}"
         self.head_path = find_head_path(model, probe)
         self._handles.append(model.register_forward_pre_hook(_NoteImageSize(self), with_kwargs=True))
@@ -379,7 +388,7 @@ class HookedVisionModel(HookedRootModule):
         for name in [names] if isinstance(names, str) else names:
             path = next(iter(self._without_alias(name)), name).removesuffix(f".{HOOK_SUFFIX}")
             if path and path not in modules:
-                path = path_of.get(_submodule(self.model, path), path)  # a module that goes by two names
+                path = path_of.get(submodule(self.model, path), path)  # a module that goes by two names
             if not path or path not in modules:
                 known = [*filter(None, modules), *self._aliases]
                 near = difflib.get_close_matches(path, [*known, *(f"{one}.{HOOK_SUFFIX}" for one in known)], n=3)
@@ -718,37 +727,6 @@ def require_hooked(model: Any) -> None:
         raise InputError(f"the model is a {type(model).__name__}: wrap it, HookedVisionModel(model, ['layer'])")
 
 
-def refuse_what_no_map_fits(sae: SAE[Any], name: str) -> None:
-    """Refuse what is no function of one position's channels to themselves, or not the function that was trained.
-
-    Raises:
-        InputError: A transcoder, an SAE that reads positions together, one for attention heads, or an SAE whose input
-            was scaled in training by numbers that are not in its weights.
-    """
-    out = sae.cfg.metadata.hook_name_out
-    if hasattr(sae.cfg, "d_out") or out not in (None, sae.cfg.metadata.hook_name):
-        raise InputError(f"the SAE for {name!r} is a transcoder, from one layer to another; attach SAEs only")
-    if sae.cfg.reshape_activations != "none":
-        raise InputError(
-            f"the SAE for {name!r} reshapes its input ({sae.cfg.reshape_activations}), which is for attention heads; "
-            "attach SAEs of whole channels only"
-        )
-    if reads_positions_together(sae):
-        raise InputError(
-            f"the SAE for {name!r} ({sae.cfg.architecture()}) reads positions together, as a text or a batch has them: "
-            "one position's latents change with another's; attach an SAE of single positions (a training SAE as "
-            "save_sae saves it)"
-        )
-    scaling = sae.cfg.normalize_activations
-    probe = torch.linspace(-1, 2, sae.cfg.d_in, device=sae.device, dtype=sae.dtype)[None]
-    scaled = sae.run_time_activation_norm_fn_in  # type: ignore[has-type]  # SAELens sets lambdas without a type
-    if scaling != "none" and torch.equal(scaled(probe), probe):
-        raise InputError(
-            f"the SAE for {name!r} was trained on scaled rows ({scaling}) and would see them unscaled: the scale is "
-            "not in its weights; fold it in first (fold_activation_norm_scaling_factor or fold_activation_whitening)"
-        )
-
-
 def _refuse(model: nn.Module, prefix_tokens: str, overwritten: str) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"the model is a {type(model).__name__} and no torch.nn.Module; create or load it first")
@@ -780,12 +758,12 @@ def _refuse(model: nn.Module, prefix_tokens: str, overwritten: str) -> None:
 def default_hooks(model: nn.Module, images: torch.Tensor) -> list[str]:
     """timm's feature modules and the last map; of other networks the outermost modules that give maps or tokens."""
     recording = record(model, images)
-    candidates = [path for path in _stages(model) if recording.of(path)]
+    candidates = [path for path in stages(model) if recording.of(path)]
     if candidates:
-        final = _final_path(model, recording, None)
+        final = final_path(model, recording, None)
         candidates += [final] if final is not None else []
     else:
-        candidates = _outermost(model, recording)
+        candidates = outermost(model, recording)
     probe, other = record(model, images, keep=set(candidates)), at_another_size(model, images)
     names = []
     for path in dict.fromkeys(candidates):
@@ -803,203 +781,7 @@ def default_hooks(model: nn.Module, images: torch.Tensor) -> list[str]:
     return names
 
 
-def _stages(model: nn.Module) -> list[str]:
-    """The paths in timm's `feature_info`, where the model has one of that form."""
-    info = getattr(model, "feature_info", None) or []
-    paths = [entry.get("module") for entry in info if isinstance(entry, Mapping)]
-    return [path for path in paths if isinstance(path, str) and path]
-
-
 def _collides(path: str) -> bool:
     """Whether a hook point of this path would hide a name of the wrapper."""
     first = path.split(".")[0]
     return first in ("model", "image_size", "passed_by", "n_channels") or hasattr(HookedVisionModel, first)
-
-
-def _submodule(model: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        return None
-
-
-def _outermost(model: nn.Module, recording: Recording) -> list[str]:
-    """The outermost modules that give maps or tokens, inside them where these are few.
-
-    A sequence is looked into when it is a whole network (its parts give maps of several shapes) or a stack of
-    transformer blocks.
-    """
-    shapes = {call.path: call.shape for call in recording.calls}
-
-    def parts(path: str) -> list[str]:
-        names = [f"{path}.{name}".lstrip(".") for name, _ in model.get_submodule(path).named_children()]
-        return [name for name in names if _has_positions(shapes.get(name))]
-
-    def unfolded(path: str) -> list[str]:
-        found = {shapes[part] for part in parts(path)}
-        is_stack = any(shape is not None and len(shape) == 3 for shape in found)
-        sequence = isinstance(model.get_submodule(path), nn.Sequential | nn.ModuleList)
-        return parts(path) if sequence and (len(found) > 1 or is_stack) else [path]
-
-    paths = [part for path in parts("") for part in unfolded(path)]
-    if len(paths) < _FEW:
-        paths = [deeper for path in paths for part in parts(path) or [path] for deeper in unfolded(part)]
-    return paths
-
-
-def _has_positions(shape: tuple[int, ...] | None) -> bool:
-    """Whether a map or tokens, of more than one position."""
-    return shape is not None and len(shape) in (3, 4) and sum(length > 1 for length in shape[1:]) > 1
-
-
-def _final_path(model: nn.Module, recording: Recording, paths: Sequence[str] | None) -> str | None:
-    """The module that gives what `forward_features` gives; without that method the last hooked map or tokens."""
-    found = [call for call in recording.calls if call.path and _has_positions(call.shape)]
-    if isinstance(recording.features, torch.Tensor):
-        same = [
-            call
-            for call in found
-            if call.end < recording.features_end
-            and call.shape == tuple(recording.features.shape)
-            and call.address == recording.features.data_ptr()
-        ]
-        stages = _stages(model)[-1:]
-        same.sort(key=lambda call: (call.path in stages, call.path in (paths or ()), call.end))
-        if same and (paths is None or same[-1].path in paths):
-            return same[-1].path
-        return None
-    last = max(found, key=lambda call: call.end, default=None)
-    if last is None or last.shape is None or paths is None:
-        return None if last is None else last.path
-    # A module around the last one gives the same tensor, and so does a permutation.
-    same = [call for call in found if call.address == last.address and sorted(call.shape or ()) == sorted(last.shape)]
-    return next((call.path for call in reversed(same) if call.path in paths), None)
-
-
-def find_head_path(model: nn.Module, recording: Recording) -> str | None:
-    """The linear layer, or, of a model without classes, the identity, whose output is the model's."""
-    output = recording.output
-    if not isinstance(output, torch.Tensor) or output.dim() != 2:
-        return None
-    last = [
-        call.path
-        for call in sorted(recording.calls, key=lambda call: call.end)
-        if call.path and call.shape == tuple(output.shape) and call.address == output.data_ptr()
-    ]
-    for kind in (nn.Linear, nn.Identity):
-        of_kind = [path for path in last if isinstance(model.get_submodule(path), kind)]
-        if of_kind:
-            return of_kind[-1]
-    return None
-
-
-def _n_prefix(model: nn.Module) -> int | None:
-    """Class and register tokens: timm says how many; torchvision's transformers have one class token."""
-    said = getattr(model, "num_prefix_tokens", None)
-    if isinstance(said, int):
-        return said
-    return 1 if isinstance(getattr(model, "class_token", None), nn.Parameter) else None
-
-
-def default_images(model: nn.Module) -> torch.Tensor:
-    """One black image of the size that the model says it wants, else of 64 x 64."""
-    config = getattr(model, "default_cfg", None) or {}
-    channels, height, width = config.get("input_size") or _DEFAULT_INPUT_SIZE
-    for module in model.modules():  # a transformer may be built for another size than its architecture's own
-        size = getattr(module, "img_size", None)
-        if isinstance(size, tuple) and len(size) == 2 and hasattr(module, "grid_size"):
-            height, width = size
-            break
-    stem = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    if stem is not None and stem.in_channels <= _STEM_CHANNELS:
-        channels = stem.in_channels
-    parameter = next(model.parameters(), torch.zeros(()))
-    return torch.zeros(1, channels, height, width, device=parameter.device, dtype=parameter.dtype)
-
-
-def at_another_size(model: nn.Module, images: torch.Tensor) -> Recording | None:
-    """The calls for two images of another height, width and area, or of the same where the model takes no other.
-
-    The attribute `image_size` of the recording says which.
-    """
-    height, width = int(images.shape[-2]), int(images.shape[-1])
-    others = [size for size in _SMALL_SIZES if size[0] != height and size[1] != width and prod(size) != height * width]
-    for size in (*others[:1], (height + 64, width + 32), (height, width)):
-        try:
-            return record(model, images.new_zeros(2, images.shape[1], *size))
-        except InputError:
-            continue
-    return None
-
-
-def examine(
-    model: nn.Module,
-    path: str,
-    probe: Recording,
-    other: Recording | None,
-    images: torch.Tensor,
-    *,
-    said: str | None = None,
-    prefix_tokens: PrefixTokens = "drop",
-    n_prefix: int | None = None,
-) -> tuple[Call, HookLayout]:
-    """The only call of a module in `probe`, and the layout of its output.
-
-    Args:
-        model: the model.
-        path: the module.
-        probe: a pass over `images`.
-        other: what `at_another_size` gave.
-        images: (B, 3, H, W).
-        said: as `layout_of`'s.
-        prefix_tokens: as for `HookedVisionModel`.
-        n_prefix: how many prefix tokens, where the model does not say so.
-
-    Raises:
-        InputError: it cannot be hooked.
-    """
-    call = _hookable_call(path, probe, other, len(images))
-    assert call.shape is not None
-    return call, layout_of(
-        model.get_submodule(path),
-        path,
-        call.shape,
-        other.of(path)[0].shape if other is not None and other.of(path) else None,
-        (int(images.shape[-2]), int(images.shape[-1])),
-        other.image_size if other is not None else None,
-        said=said,
-        n_prefix=_n_prefix(model) if n_prefix is None else n_prefix,
-        prefix_tokens=prefix_tokens,
-        model_format=getattr(model, "output_fmt", None),
-    )
-
-
-def _hookable_call(path: str, probe: Recording, other: Recording | None, n_images: int) -> Call:
-    """The only call of a module, whose output is a tensor of images.
-
-    An output that a later module overwrites in place is another matter: what a hook sees, and what a cache holds, would
-    turn into something else during the same pass. torch counts such writes in the tensor's version.
-    """
-    runs = probe.of(path)
-    if len(runs) != 1:
-        raise InputError(f"{path!r} cannot be hooked: it ran {len(runs)} times in one forward pass, not once")
-    call = runs[0]
-    if call.shape is None:
-        raise InputError(f"{path!r} cannot be hooked: it gives a {call.kind} and not a tensor")
-    if len(call.shape) not in (2, 3, 4):
-        raise InputError(f"{path!r} cannot be hooked: its output has {len(call.shape)} dimensions, not 2, 3 or 4")
-    again = other.of(path)[0].shape if other is not None and other.of(path) else None
-    if call.shape[0] != n_images or (again is not None and again[0] != 2):
-        raise InputError(
-            f"{path!r} cannot be hooked: its output {call.shape} has no axis for the images in front (windows, or the "
-            "sequence first); hook the module around it"
-        )
-    return call
-
-
-def _overwritten(path: str) -> InputError:
-    instead = f"the enclosing {path.rpartition('.')[0]!r}" if "." in path else "a later module"
-    return InputError(
-        f"{path!r} cannot be hooked: a later module overwrites its output in place; hook the output of {instead}, or "
-        "wrap with overwritten='clone'"
-    )

@@ -7,13 +7,8 @@ from dataclasses import dataclass
 import timm
 from torch import nn
 
-from mammosae_plugin.adapters.hooked_vision_model import (
-    HOOK_SUFFIX,
-    at_another_size,
-    default_hooks,
-    default_images,
-    examine,
-)
+from mammosae_plugin.adapters.hook_points import HOOK_SUFFIX, at_another_size, default_images, examine
+from mammosae_plugin.adapters.hooked_vision_model import default_hooks
 from mammosae_plugin.adapters.layouts import HookLayout, settle_grids
 from mammosae_plugin.adapters.loading import load_classifier
 from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier

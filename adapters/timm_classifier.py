@@ -15,12 +15,8 @@ from typing_extensions import Self
 
 from mammosae_plugin.adapters.checkpoints import CheckpointFormatError, is_safetensors, read_torch_checkpoint
 from mammosae_plugin.adapters.classifier import encoder_state
-from mammosae_plugin.adapters.hooked_vision_model import (
-    HookedVisionModel,
-    default_hooks,
-    default_images,
-    find_head_path,
-)
+from mammosae_plugin.adapters.hook_points import default_images, find_head_path
+from mammosae_plugin.adapters.hooked_vision_model import HookedVisionModel, default_hooks
 from mammosae_plugin.adapters.preprocessing import Preprocessing
 from mammosae_plugin.adapters.recording import record
 from mammosae_plugin.adapters.sources import find_source, origin_of

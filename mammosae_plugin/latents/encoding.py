@@ -14,7 +14,8 @@ from torch import nn
 from mammosae_plugin import distributed
 from mammosae_plugin.activations import image_batches
 from mammosae_plugin.adapters import HookedVisionModel
-from mammosae_plugin.adapters.hooked_vision_model import refuse_what_no_map_fits, require_hooked
+from mammosae_plugin.adapters.attached_sae import refuse_what_no_map_fits
+from mammosae_plugin.adapters.hooked_vision_model import require_hooked
 from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.adapters.rest_of_network import RestOfNetwork
 from mammosae_plugin.arguments import entries, flag, indices, shown, text, whole

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from mammosae_plugin.activations import LayerOutputs
 from mammosae_plugin.adapters import HookedVisionModel
-from mammosae_plugin.adapters.hooked_vision_model import refuse_what_no_map_fits
+from mammosae_plugin.adapters.attached_sae import refuse_what_no_map_fits
 from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.arguments import between, indices, whole
 from mammosae_plugin.errors import InputError

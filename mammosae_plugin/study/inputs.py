@@ -17,7 +17,7 @@ from mammosae_plugin.activations import ActivationStore, extract_activations
 from mammosae_plugin.activations.extraction import capture_several
 from mammosae_plugin.adapters import Classifier, HookedVisionModel, Preprocessing
 from mammosae_plugin.adapters.fast_inference import compiled, fold_batch_norms
-from mammosae_plugin.adapters.hooked_vision_model import HOOK_SUFFIX
+from mammosae_plugin.adapters.hook_points import HOOK_SUFFIX
 from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.adapters.sources import CLASSIFIER_FILES, Source, find_source
 from mammosae_plugin.config import ModelConfig, StudyConfig

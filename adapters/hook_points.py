@@ -1,0 +1,213 @@
+"""Which modules of a network can be hooked, how their outputs lie, and which of them is the last map and the head."""
+
+from collections.abc import Mapping, Sequence
+from math import prod
+
+import torch
+from torch import nn
+
+from mammosae_plugin.adapters.layouts import HookLayout, PrefixTokens, layout_of
+from mammosae_plugin.adapters.recording import Call, Recording, record
+from mammosae_plugin.errors import InputError
+
+HOOK_SUFFIX = "hook_out"
+_DEFAULT_INPUT_SIZE = (3, 64, 64)
+_SMALL_SIZES = ((64, 96), (96, 64), (128, 160), (160, 128))  # of a second look, of which only shapes are wanted
+_STEM_CHANNELS = 16  # more than that are no image
+_FEW = 3  # with fewer hook points a plain network's list is looked for one level further inside
+
+
+def stages(model: nn.Module) -> list[str]:
+    """The paths in timm's `feature_info`, where the model has one of that form."""
+    info = getattr(model, "feature_info", None) or []
+    paths = [entry.get("module") for entry in info if isinstance(entry, Mapping)]
+    return [path for path in paths if isinstance(path, str) and path]
+
+
+def submodule(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def outermost(model: nn.Module, recording: Recording) -> list[str]:
+    """The outermost modules that give maps or tokens, inside them where these are few.
+
+    A sequence is looked into when it is a whole network (its parts give maps of several shapes) or a stack of
+    transformer blocks.
+    """
+    shapes = {call.path: call.shape for call in recording.calls}
+
+    def parts(path: str) -> list[str]:
+        names = [f"{path}.{name}".lstrip(".") for name, _ in model.get_submodule(path).named_children()]
+        return [name for name in names if _has_positions(shapes.get(name))]
+
+    def unfolded(path: str) -> list[str]:
+        found = {shapes[part] for part in parts(path)}
+        is_stack = any(shape is not None and len(shape) == 3 for shape in found)
+        sequence = isinstance(model.get_submodule(path), nn.Sequential | nn.ModuleList)
+        return parts(path) if sequence and (len(found) > 1 or is_stack) else [path]
+
+    paths = [part for path in parts("") for part in unfolded(path)]
+    if len(paths) < _FEW:
+        paths = [deeper for path in paths for part in parts(path) or [path] for deeper in unfolded(part)]
+    return paths
+
+
+def _has_positions(shape: tuple[int, ...] | None) -> bool:
+    """Whether a map or tokens, of more than one position."""
+    return shape is not None and len(shape) in (3, 4) and sum(length > 1 for length in shape[1:]) > 1
+
+
+def final_path(model: nn.Module, recording: Recording, paths: Sequence[str] | None) -> str | None:
+    """The module that gives what `forward_features` gives; without that method the last hooked map or tokens."""
+    found = [call for call in recording.calls if call.path and _has_positions(call.shape)]
+    if isinstance(recording.features, torch.Tensor):
+        same = [
+            call
+            for call in found
+            if call.end < recording.features_end
+            and call.shape == tuple(recording.features.shape)
+            and call.address == recording.features.data_ptr()
+        ]
+        last_stage = stages(model)[-1:]
+        same.sort(key=lambda call: (call.path in last_stage, call.path in (paths or ()), call.end))
+        if same and (paths is None or same[-1].path in paths):
+            return same[-1].path
+        return None
+    last = max(found, key=lambda call: call.end, default=None)
+    if last is None or last.shape is None or paths is None:
+        return None if last is None else last.path
+    # A module around the last one gives the same tensor, and so does a permutation.
+    same = [call for call in found if call.address == last.address and sorted(call.shape or ()) == sorted(last.shape)]
+    return next((call.path for call in reversed(same) if call.path in paths), None)
+
+
+def find_head_path(model: nn.Module, recording: Recording) -> str | None:
+    """The linear layer, or, of a model without classes, the identity, whose output is the model's."""
+    output = recording.output
+    if not isinstance(output, torch.Tensor) or output.dim() != 2:
+        return None
+    last = [
+        call.path
+        for call in sorted(recording.calls, key=lambda call: call.end)
+        if call.path and call.shape == tuple(output.shape) and call.address == output.data_ptr()
+    ]
+    for kind in (nn.Linear, nn.Identity):
+        of_kind = [path for path in last if isinstance(model.get_submodule(path), kind)]
+        if of_kind:
+            return of_kind[-1]
+    return None
+
+
+def _n_prefix(model: nn.Module) -> int | None:
+    """Class and register tokens: timm says how many; torchvision's transformers have one class token."""
+    said = getattr(model, "num_prefix_tokens", None)
+    if isinstance(said, int):
+        return said
+    return 1 if isinstance(getattr(model, "class_token", None), nn.Parameter) else None
+
+
+def default_images(model: nn.Module) -> torch.Tensor:
+    """One black image of the size that the model says it wants, else of 64 x 64."""
+    config = getattr(model, "default_cfg", None) or {}
+    channels, height, width = config.get("input_size") or _DEFAULT_INPUT_SIZE
+    for module in model.modules():  # a transformer may be built for another size than its architecture's own
+        size = getattr(module, "img_size", None)
+        if isinstance(size, tuple) and len(size) == 2 and hasattr(module, "grid_size"):
+            height, width = size
+            break
+    stem = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    if stem is not None and stem.in_channels <= _STEM_CHANNELS:
+        channels = stem.in_channels
+    parameter = next(model.parameters(), torch.zeros(()))
+    return torch.zeros(1, channels, height, width, device=parameter.device, dtype=parameter.dtype)
+
+
+def at_another_size(model: nn.Module, images: torch.Tensor) -> Recording | None:
+    """The calls for two images of another height, width and area, or of the same where the model takes no other.
+
+    The attribute `image_size` of the recording says which.
+    """
+    height, width = int(images.shape[-2]), int(images.shape[-1])
+    others = [size for size in _SMALL_SIZES if size[0] != height and size[1] != width and prod(size) != height * width]
+    for size in (*others[:1], (height + 64, width + 32), (height, width)):
+        try:
+            return record(model, images.new_zeros(2, images.shape[1], *size))
+        except InputError:
+            continue
+    return None
+
+
+def examine(
+    model: nn.Module,
+    path: str,
+    probe: Recording,
+    other: Recording | None,
+    images: torch.Tensor,
+    *,
+    said: str | None = None,
+    prefix_tokens: PrefixTokens = "drop",
+    n_prefix: int | None = None,
+) -> tuple[Call, HookLayout]:
+    """The only call of a module in `probe`, and the layout of its output.
+
+    Args:
+        model: the model.
+        path: the module.
+        probe: a pass over `images`.
+        other: what `at_another_size` gave.
+        images: (B, 3, H, W).
+        said: as `layout_of`'s.
+        prefix_tokens: as for `HookedVisionModel`.
+        n_prefix: how many prefix tokens, where the model does not say so.
+
+    Raises:
+        InputError: it cannot be hooked.
+    """
+    call = _hookable_call(path, probe, other, len(images))
+    assert call.shape is not None
+    return call, layout_of(
+        model.get_submodule(path),
+        path,
+        call.shape,
+        other.of(path)[0].shape if other is not None and other.of(path) else None,
+        (int(images.shape[-2]), int(images.shape[-1])),
+        other.image_size if other is not None else None,
+        said=said,
+        n_prefix=_n_prefix(model) if n_prefix is None else n_prefix,
+        prefix_tokens=prefix_tokens,
+        model_format=getattr(model, "output_fmt", None),
+    )
+
+
+def _hookable_call(path: str, probe: Recording, other: Recording | None, n_images: int) -> Call:
+    """The only call of a module, whose output is a tensor of images.
+
+    An output that a later module overwrites in place is another matter: what a hook sees, and what a cache holds, would
+    turn into something else during the same pass. torch counts such writes in the tensor's version.
+    """
+    runs = probe.of(path)
+    if len(runs) != 1:
+        raise InputError(f"{path!r} cannot be hooked: it ran {len(runs)} times in one forward pass, not once")
+    call = runs[0]
+    if call.shape is None:
+        raise InputError(f"{path!r} cannot be hooked: it gives a {call.kind} and not a tensor")
+    if len(call.shape) not in (2, 3, 4):
+        raise InputError(f"{path!r} cannot be hooked: its output has {len(call.shape)} dimensions, not 2, 3 or 4")
+    again = other.of(path)[0].shape if other is not None and other.of(path) else None
+    if call.shape[0] != n_images or (again is not None and again[0] != 2):
+        raise InputError(
+            f"{path!r} cannot be hooked: its output {call.shape} has no axis for the images in front (windows, or the "
+            "sequence first); hook the module around it"
+        )
+    return call
+
+
+def overwritten_in_place(path: str) -> InputError:
+    instead = f"the enclosing {path.rpartition('.')[0]!r}" if "." in path else "a later module"
+    return InputError(
+        f"{path!r} cannot be hooked: a later module overwrites its output in place; hook the output of {instead}, or "
+        "wrap with overwritten='clone'"
+    )
