@@ -23,8 +23,7 @@ from mammosae_plugin.adapters import (
 from mammosae_plugin.adapters.preprocessing import MAMMO_CLIP
 from mammosae_plugin.adapters.saved_classifiers import save_classifier_folder
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.privacy.context import PrivacyContext
-from mammosae_plugin.privacy.guard import check_staged
+from mammosae_plugin.hub.guard import PrivacyContext, check_staged
 
 SIZE = (96, 64)
 IMAGES = torch.randn(2, 3, *SIZE, generator=torch.Generator().manual_seed(0))
