@@ -12,7 +12,7 @@ from mammosae_plugin.report import write_report
 from mammosae_plugin.report.paper import compare_figure_2, compare_table_1, compare_table_2, paper_results
 from mammosae_plugin.report.summary import baselines_summary, findings, layers_summary, summary
 from mammosae_plugin.study.claims import claims
-from mammosae_plugin.study.demo import _line
+from mammosae_plugin.study.demo import _verdict
 from mammosae_plugin.visualization import figure_2_name, figure_3_name, figure_4_name, table_layers
 
 PNG = base64.b64decode(
@@ -503,8 +503,12 @@ def test_checks_that_cannot_be_asked_are_not_applicable_and_not_failed(tmp_path)
     page = report(tmp_path, results)
     (cost,) = [row for row in page.cells("checks") if row[0] == "pretrained/Mass: AUROC that the SAE costs"]
     assert cost[1:] == ["–", "at most 0.02", "not applicable"]
-    assert "n/a" in _line(results["checks"][0])
-    assert "n/a" not in _line(checks[-1])
+    *lines, count, advice = _verdict(results["checks"])
+    said = [line.split()[0] for line in lines]
+    assert (said.count("n/a"), said.count("MISSED"), said.count("ok")) == (7, 1, 8)
+    assert count == "8 of 16 criteria hold, 7 could not be asked."
+    assert "--seed 1" in advice
+    assert _verdict([check for check in checks if check["passed"]])[8:] == ["8 of 8 criteria hold."]
 
 
 def test_provenance_holds_hashes_versions_config_and_seed(tmp_path):

@@ -204,6 +204,9 @@ def demo(
         bool,
         typer.Option("--quick", help="A small version that only shows that everything runs; its results mean little."),
     ] = False,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Of the first weights and the order of training; phantoms stay.")
+    ] = 0,
     debug: Debug = False,
 ) -> None:
     """Run the whole study on generated mammograms: no data, no checkpoint and no network needed.
@@ -215,7 +218,7 @@ def demo(
     with clear_errors(debug):
         from mammosae_plugin.study.demo import run_demo
 
-        typer.echo(run_demo(output, quick=quick))
+        typer.echo(run_demo(output, quick=quick, seed=seed))
 
 
 @app.command()
