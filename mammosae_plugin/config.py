@@ -24,7 +24,7 @@ from mammosae_plugin.datasets.registry import DataSettings, LocalPath, dataset_k
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path, parse_yaml
 from mammosae_plugin.training.augmentation import Kind
-from mammosae_plugin.training.classifier import ClassifierTraining
+from mammosae_plugin.training.classifier_settings import ClassifierTraining
 from mammosae_plugin.training.settings import SAETraining
 from mammosae_plugin.validation import Settings, sections_in
 

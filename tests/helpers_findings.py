@@ -12,8 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from mammosae_plugin.config import load_config
 from mammosae_plugin.schema.findings import SCHEMAS
-from mammosae_plugin.study import Study
-from mammosae_plugin.study import layer as study_layer
+from mammosae_plugin.study import Study, layer_report
 from mammosae_plugin.visualization.output import record_figures
 
 FIGURES = ("figure_2_Mass.png", "figure_3_pretrained_Mass.png", "figure_4_pretrained_Mass.png", "layers.png")
@@ -25,9 +24,9 @@ def small_study(folder: Path, phantom_root: Path) -> Study:
     settings["analysis"] |= {"inner_controls": 1}
     study = Study(load_config(write_study(folder, settings)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study_layer, "write_figures", _draw_quickly)
-        patch.setattr(study_layer, "write_tables", lambda *_: [])
-        patch.setattr(study_layer, "write_report", lambda folder: folder)
+        patch.setattr(layer_report, "write_figures", _draw_quickly)
+        patch.setattr(layer_report, "write_tables", lambda *_: [])
+        patch.setattr(layer_report, "write_report", lambda folder: folder)
         study.run()
     return study
 

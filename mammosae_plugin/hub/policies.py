@@ -110,7 +110,7 @@ def _sae_lens() -> set[str]:
 
 @cache
 def _settings_of_training() -> frozenset[str]:
-    from mammosae_plugin.training.classifier import ClassifierTraining
+    from mammosae_plugin.training.classifier_settings import ClassifierTraining
     from mammosae_plugin.training.settings import SAETraining
 
     return frozenset((*SAETraining.model_fields, *ClassifierTraining.model_fields))

@@ -1,13 +1,11 @@
 """A study at one layer of the network: its SAE, its latents tables, and every analysis of them."""
 
 import logging
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -21,12 +19,9 @@ from mammosae_plugin.analysis import intervention, localization, probing, recons
 from mammosae_plugin.analysis.roles import latent_roles
 from mammosae_plugin.datasets import StudyDataset
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import read_parquet, write_json, write_parquet
-from mammosae_plugin.findings.notes import results_with_readers
+from mammosae_plugin.files import read_parquet, write_parquet
 from mammosae_plugin.latents import LatentTable, encode_latents
 from mammosae_plugin.latents.masked_passes import MaskedPasses
-from mammosae_plugin.own_files import empty_staging, replace_files
-from mammosae_plugin.report import write_report
 from mammosae_plugin.study import plans
 from mammosae_plugin.study.inputs import (
     TEST,
@@ -38,7 +33,6 @@ from mammosae_plugin.study.inputs import (
 )
 from mammosae_plugin.training import train_sae
 from mammosae_plugin.training.saving import WEIGHTS
-from mammosae_plugin.visualization import HeatmapPanels, validate_results, write_figures, write_tables
 
 logger = logging.getLogger(__name__)
 
@@ -234,7 +228,7 @@ class LayerStudy:
             images,
             plans.keep(plan, self.work / "latents" / f"{group.model}-{plans.digest(plan)}"),
             heads=heads,
-            map_latents=lambda table: self._to_map(table, self._ranking),
+            map_latents=lambda table: self._to_map(table, self.ranking),
             map_channels=lambda table: self._to_map(table, self._channel_ranking),
             map_splits=(TEST,),
             gradcam=self.config.analysis.gradcam,
@@ -262,7 +256,8 @@ class LayerStudy:
         """The scores whose best latents have maps."""
         return sorted({*SCORES, self.config.analysis.score})
 
-    def _ranking(self, table: LatentTable, concept: str, score: probing.Score | None = None) -> probing.RankedLatents:
+    def ranking(self, table: LatentTable, concept: str, score: probing.Score | None = None) -> probing.RankedLatents:
+        """The latents of a table by the study's score, or another."""
         scores = probing.class_mean_latents(
             table, concept, split=TRAINING, unit=self.config.data.unit, score=score or self.config.analysis.score
         )
@@ -368,7 +363,7 @@ class LayerStudy:
         rows = []
         n_best = max(20, self.config.analysis.top)
         for pair, table in self.tables.items():
-            ranking = self._ranking(table, pair.concept)
+            ranking = self.ranking(table, pair.concept)
             test = probing.class_mean_latents(table, pair.concept, split=TEST, unit=self.config.data.unit, score="mean")
             for number in range(len(ranking.indices)):
                 latents = ranking.indices[number, :n_best]
@@ -396,7 +391,7 @@ class LayerStudy:
         def roles(table: LatentTable, pair: ModelPair) -> pd.DataFrame:
             return latent_roles(
                 table,
-                self._ranking(table, pair.concept),
+                self.ranking(table, pair.concept),
                 pair.concept,
                 split=TEST,
                 passes=self._passes_for(table, pair),
@@ -456,7 +451,7 @@ class LayerStudy:
             for error_term in (False, True) if analysis.error_term else (False,):
                 frame = intervention.sweep(
                     table,
-                    self._ranking(table, pair.concept),
+                    self.ranking(table, pair.concept),
                     concept=pair.concept,
                     split=TEST,
                     error_term=error_term,
@@ -560,7 +555,7 @@ class LayerStudy:
             "localization",
             lambda table, pair: localization.localize_thresholds(
                 table,
-                self._ranking(table, pair.concept).indices[1, : analysis.top],
+                self.ranking(table, pair.concept).indices[1, : analysis.top],
                 pair.concept,
                 split=TEST,
                 thresholds=self._thresholds,
@@ -589,57 +584,3 @@ class LayerStudy:
     def localize(self) -> None:
         """Table 2."""
         _ = self.localization, self.baselines
-
-    # The report
-
-    def _heatmap_panels(self) -> Iterator[HeatmapPanels]:
-        for pair in self.study.pairs:
-            if pair.concept not in self.study.findings:
-                continue
-            table = self.tables[pair]
-            rows = table.rows(pair.concept, split=TEST)
-            with_box = [
-                int(r)
-                for r, y in zip(rows.image_rows, rows.labels, strict=True)
-                if y and len(table.boxes(r, pair.concept))
-            ]
-            if not with_box:
-                continue
-            # Drawn at random, the same for every model and layer of a concept: not the images that look best.
-            generator = np.random.default_rng([self.config.seed, crc32(pair.concept.encode())])
-            size = min(self.config.report.n_images, len(with_box))
-            chosen = np.sort(generator.choice(with_box, size, replace=False))
-            latents = self._ranking(table, pair.concept).indices[1, : self.config.analysis.top]
-            dataset = self.study.dataset
-            number_of = {image_id: number for number, image_id in enumerate(dataset.images["image_id"])}
-            ids = [table.images["image_id"][row] for row in chosen]
-            views = [name for name in ("laterality", "view") if name in table.images]
-            yield HeatmapPanels(
-                model=pair.model,
-                concept=pair.concept,
-                images=[dataset.gray(number_of[image_id]) for image_id in ids],
-                heatmaps=np.stack([table.maps(latents, row) for row in chosen]),
-                boxes=[table.boxes(row, pair.concept) for row in chosen],
-                latents=[int(latent) for latent in latents],
-                activations=table.mean_latents[chosen][:, latents].toarray(),
-                titles=[" ".join(map(str, row)) for row in table.images.loc[chosen, views].itertuples(index=False)],
-            )
-
-    def write_report(self, results: dict[str, Any], folder: Path) -> Path:
-        """Write figures, tables, results.json, class_means.parquet and report.html; returns the report's path.
-
-        Those of an earlier run go. What a user has put there stays, and what they edited is kept under another name.
-        """
-        staged = empty_staging(folder)
-        try:
-            checked = results_with_readers(validate_results(results), self.config.output)
-            write_figures(checked, self.class_means, self._heatmap_panels(), staged)
-            write_tables(checked, staged)
-            write_parquet(staged / "class_means.parquet", self.class_means)
-            write_json(staged / "results.json", results)
-            report = write_report(staged)
-            # What an earlier configuration drew and this one does not must not stay: it may be images of patients.
-            replace_files(staged, folder)
-        finally:
-            shutil.rmtree(staged)
-        return folder / report.name

@@ -29,6 +29,7 @@ from mammosae_plugin.schema.names import LAYERS_FOLDER, layer_folder
 from mammosae_plugin.study import results as study_results
 from mammosae_plugin.study.inputs import EncoderGroup, StudyInputs
 from mammosae_plugin.study.layer import LayerStudy
+from mammosae_plugin.study.layer_report import write_layer_report
 
 STEPS = ("classify", "extract", "train", "encode", "probe", "intervene", "localize", "report")
 _OF_ALL_PROCESSES = ("classify", "extract", "train", "encode")
@@ -127,7 +128,7 @@ class Study(StudyInputs):
 
         def write(layer: LayerStudy) -> None:
             found = study_results.results(layer, side_by_side, self.primary.name)
-            layer.write_report(_dated(found, folders[layer]), folders[layer])
+            write_layer_report(layer, _dated(found, folders[layer]), folders[layer])
 
         self._at_each_layer(write)
         write_kept(StudyFolder(self.output))

@@ -1,7 +1,8 @@
 """Training: sparse autoencoders on activation rows, and the classifiers whose features they explain."""
 
 from mammosae_plugin.training.augmentation import Augmentation
-from mammosae_plugin.training.classifier import ClassifierTraining, train_classifier
+from mammosae_plugin.training.classifier import train_classifier
+from mammosae_plugin.training.classifier_settings import ClassifierTraining
 from mammosae_plugin.training.sae import train_sae, train_saes
 from mammosae_plugin.training.saving import save_sae
 from mammosae_plugin.training.settings import SAETraining

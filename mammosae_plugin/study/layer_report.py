@@ -1,0 +1,69 @@
+"""The report of a layer, and its figures, tables and results beside it."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+from mammosae_plugin.files import write_json, write_parquet
+from mammosae_plugin.findings.notes import results_with_readers
+from mammosae_plugin.own_files import empty_staging, replace_files
+from mammosae_plugin.report import write_report
+from mammosae_plugin.study.inputs import TEST
+from mammosae_plugin.study.layer import LayerStudy
+from mammosae_plugin.visualization import HeatmapPanels, validate_results, write_figures, write_tables
+
+
+def _heatmap_panels(layer: LayerStudy) -> Iterator[HeatmapPanels]:
+    for pair in layer.study.pairs:
+        if pair.concept not in layer.study.findings:
+            continue
+        table = layer.tables[pair]
+        rows = table.rows(pair.concept, split=TEST)
+        with_box = [
+            int(r) for r, y in zip(rows.image_rows, rows.labels, strict=True) if y and len(table.boxes(r, pair.concept))
+        ]
+        if not with_box:
+            continue
+        # Drawn at random, the same for every model and layer of a concept: not the images that look best.
+        generator = np.random.default_rng([layer.config.seed, crc32(pair.concept.encode())])
+        size = min(layer.config.report.n_images, len(with_box))
+        chosen = np.sort(generator.choice(with_box, size, replace=False))
+        latents = layer.ranking(table, pair.concept).indices[1, : layer.config.analysis.top]
+        dataset = layer.study.dataset
+        number_of = {image_id: number for number, image_id in enumerate(dataset.images["image_id"])}
+        ids = [table.images["image_id"][row] for row in chosen]
+        views = [name for name in ("laterality", "view") if name in table.images]
+        yield HeatmapPanels(
+            model=pair.model,
+            concept=pair.concept,
+            images=[dataset.gray(number_of[image_id]) for image_id in ids],
+            heatmaps=np.stack([table.maps(latents, row) for row in chosen]),
+            boxes=[table.boxes(row, pair.concept) for row in chosen],
+            latents=[int(latent) for latent in latents],
+            activations=table.mean_latents[chosen][:, latents].toarray(),
+            titles=[" ".join(map(str, row)) for row in table.images.loc[chosen, views].itertuples(index=False)],
+        )
+
+
+def write_layer_report(layer: LayerStudy, results: dict[str, Any], folder: Path) -> Path:
+    """Write a layer's figures, tables, results.json, class_means.parquet and report.html; returns the report's path.
+
+    Those of an earlier run go. What a user has put there stays, and what they edited is kept under another name.
+    """
+    staged = empty_staging(folder)
+    try:
+        checked = results_with_readers(validate_results(results), layer.config.output)
+        write_figures(checked, layer.class_means, _heatmap_panels(layer), staged)
+        write_tables(checked, staged)
+        write_parquet(staged / "class_means.parquet", layer.class_means)
+        write_json(staged / "results.json", results)
+        report = write_report(staged)
+        # What an earlier configuration drew and this one does not must not stay: it may be images of patients.
+        replace_files(staged, folder)
+    finally:
+        shutil.rmtree(staged)
+    return folder / report.name
