@@ -92,11 +92,14 @@ class AttachedSAE(nn.Module):
 
 @torch.no_grad()
 def shows_latents(sae: SAE[Any]) -> bool:
-    """Whether encoding calls the hook point of the latents; SAELens's matching pursuit does not."""
+    """Whether encoding calls the hook point of the latents; SAELens's matching pursuit does not.
+
+    `sae.device` is not asked: `sae.cuda()` does not change it.
+    """
     with _hooks_bypassed(sae) as stand_ins:
         calls: list[None] = []
         stand_ins["hook_sae_acts_post"].register_forward_hook(lambda *_: calls.append(None))
-        row = torch.zeros(1, sae.cfg.d_in, device=sae.device, dtype=sae.dtype)
+        row = torch.zeros(1, sae.cfg.d_in, device=sae.b_dec.device)
         sae.decode(sae.encode(row))  # what encoding left for decoding is taken away again
     return bool(calls)
 
@@ -105,7 +108,7 @@ def shows_latents(sae: SAE[Any]) -> bool:
 def reads_positions_together(sae: SAE[Any]) -> bool:
     """Whether what the SAE makes of a position changes with what stands at another position."""
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(1, 3, sae.cfg.d_in, generator=generator).to(sae.device, sae.dtype)
+    rows = torch.randn(1, 3, sae.cfg.d_in, generator=generator).to(sae.b_dec.device)
     others = torch.cat([8 * rows[:, :2].flip(1), rows[:, 2:]], dim=1)
     with _hooks_bypassed(sae):
         one, other = (sae.decode(sae.encode(value))[:, 2] for value in (rows, others))

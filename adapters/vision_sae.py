@@ -16,7 +16,7 @@ from typing import Any
 import sae_lens
 import torch
 from sae_lens import SAE
-from sae_lens.registry import SAE_CLASS_REGISTRY
+from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 
 from mammosae_plugin.adapters.checkpoints import (
     CheckpointFormatError,
@@ -163,8 +163,11 @@ def load_saelens_folder(folder: Path) -> SAE[Any]:
     config = read_json(folder / "cfg.json")
     if not isinstance(config, dict) or "d_in" not in config or "d_sae" not in config:
         raise CheckpointFormatError(f"{folder / 'cfg.json'} is not a SAELens config: it has no d_in and d_sae")
-    if (architecture := config.get("architecture", "standard")) not in SAE_CLASS_REGISTRY:
-        raise CheckpointFormatError(f"{folder}: {unregistered(architecture)}")
+    architecture = str(config.get("architecture", "standard"))
+    if architecture not in SAE_CLASS_REGISTRY:
+        of_training = "; of an SAE in training, save_sae(TrainingSAE.load_from_disk(folder), other_folder) makes one"
+        more = of_training if architecture in SAE_TRAINING_CLASS_REGISTRY else ""
+        raise CheckpointFormatError(f"{folder}: {unregistered(architecture)}{more}")
     refuse_what_was_never_a_checkpoint(folder / "sae_weights.safetensors")
     try:
         sae: SAE[Any] = SAE.load_from_disk(folder)

@@ -6,6 +6,8 @@ import inspect
 import os
 import re
 import runpy
+import subprocess
+import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -142,6 +144,14 @@ def test_the_package_offers_the_main_names_itself():
         assert getattr(package, name) is not None
     with pytest.raises(AttributeError):
         _ = package.no_such_name
+
+
+def test_the_package_shows_its_names_before_anything_heavy_is_imported():
+    script = (
+        "import sys, mammosae_plugin as mp; assert 'train_sae' in dir(mp);"
+        "assert not {'numpy', 'pandas', 'sae_lens', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_signatures_of_public_functions_show_their_settings():

@@ -104,6 +104,12 @@ def test_a_changed_setting_changes_the_steps_that_depend_on_it_and_no_other(make
     assert {step for step in before if before[step] != after[step]} == set(steps.split())
 
 
+def test_what_a_fraction_is_drawn_from_decides_the_rows(make):
+    share = {"sae.train.fraction": 0.5, "sae.train.count": None}
+    before, after = make(share), make(share | {"sae.train.sample_from": "batch"})
+    assert {step for step in before if before[step] != after[step]} == {"rows"}
+
+
 @pytest.mark.parametrize(("read", "steps"), READ, ids=lambda value: str(value)[:60])
 def test_so_does_what_a_step_reads(make, read, steps):
     before, after = make(), make(**read)

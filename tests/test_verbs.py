@@ -352,6 +352,14 @@ def test_matching_pursuit_shows_its_latents_to_hooks_where_saelens_does_not() ->
     assert cache[f"{POINT}.hook_sae_acts_post"].shape[-1] == 24
 
 
+def test_an_sae_is_tried_where_its_weights_are_and_not_where_it_says() -> None:
+    """`sae.cuda()` moves the weights, and SAELens's `sae.device` stays what it was."""
+    hooked, sae = network(), build_sae()
+    sae.device = torch.device("meta")
+    with torch.no_grad():
+        hooked.run_with_saes(images(), saes=sae)
+
+
 # -- metadata that contradicts -----------------------------------------------------------------------------------------
 
 
