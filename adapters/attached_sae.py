@@ -9,11 +9,14 @@ from sae_lens import SAE
 from torch import nn
 from transformer_lens.hook_points import HookPoint
 
+from mammosae_plugin.adapters.input_normalization import input_normalization, normalized, rescaled
 from mammosae_plugin.errors import InputError
 
 
 class AttachedSAE(nn.Module):
     """An SAE in the place of a hook point: x -> decode(encode(x)), plus the error term where wanted, in x's dtype.
+
+    Where the SAE's metadata names a normalisation of its input, the SAE sees x so, and its output is scaled back.
 
     The SAE's own hook points are children, so their names are upstream's: `bn2.hook_out.hook_sae_acts_post`. The SAE
     itself is no submodule: its parameters stay out of the model's state dict. It follows the model to another device
@@ -32,7 +35,11 @@ class AttachedSAE(nn.Module):
             use_error_term: add what the SAE does not reconstruct.
             exclude_special_tokens: let class and register tokens pass by the SAE.
             n_special: how many of them lead the sequence.
+
+        Raises:
+            InputError: the SAE wants its input normalised in a way that is not known.
         """
+        input_normalization(sae)
         super().__init__()
         object.__setattr__(self, "sae", sae)
         for name, point in sae.hook_dict.items():
@@ -48,11 +55,12 @@ class AttachedSAE(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., d_in) -> (..., d_in); as SAELens does, excluded tokens are encoded too, and put back at the end."""
-        out = self.sae.decode(self._encode(x))
+        rows, lengths = normalized(self.sae, x)
+        out = rescaled(self.sae.decode(self._encode(rows)), lengths)
         if self.use_error_term:
             with torch.no_grad():
                 with _hooks_bypassed(self.sae):
-                    clean = self.sae.decode(self.sae.encode(x))
+                    clean = rescaled(self.sae.decode(self.sae.encode(rows)), lengths)
                 error = x - clean
                 if self.n_special:
                     error[:, : self.n_special] = 0

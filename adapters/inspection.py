@@ -23,6 +23,7 @@ from mammosae_plugin.adapters.checkpoints import (
 )
 from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier
 from mammosae_plugin.adapters.mammo_clip_files import check_mammo_clip, parse_mammo_clip
+from mammosae_plugin.adapters.sail import is_sail, parse_sail
 from mammosae_plugin.adapters.saved_classifiers import read_saved_classifier, saved_classifier_header
 from mammosae_plugin.adapters.sources import Source, find_source
 from mammosae_plugin.adapters.vision_sae import SAELENS_FILES, load_saelens_folder, parse_mammo_sae
@@ -47,8 +48,8 @@ class CheckpointReport:
 
     Attributes:
         source: the path or name that was inspected.
-        kind: "mammo-clip pretraining", "downstream classifier", "text encoder only", "mammo-sae", "saelens folder",
-            "saelens weights", "saved classifier" (written by `save_classifier`), or "unknown".
+        kind: "mammo-clip pretraining", "downstream classifier", "text encoder only", "mammo-sae", "sail",
+            "saelens folder", "saelens weights", "saved classifier" (written by `save_classifier`), or "unknown".
         loads_with: the function of `mammosae_plugin.adapters` that reads it; None where none does.
         problem: why no function reads a file of this kind, or what `loads_with` needs besides, in one line.
         variant: "b5" or "b2", of Mammo-CLIP's image encoders.
@@ -186,6 +187,8 @@ def _torch_file(path: Path) -> dict[str, Any]:
     encoder = next((value for key, value in weights.items() if unwrapped_key(str(key)) == "encoder._weight"), None)
     if encoder is not None:
         return facts | _mammo_sae(content, encoder, path)
+    if is_sail(content):
+        return facts | _sail(content, path)
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         return facts | _mammo_clip(content, path)
     return facts
@@ -253,6 +256,16 @@ def _mammo_sae(content: Any, encoder: Any, path: Path) -> dict[str, Any]:
     try:
         parse_mammo_sae(content, path)
         facts |= {"architecture": "standard", "loads_with": "load_vision_sae"}
+    except InputError as error:
+        facts["problem"] = str(error)
+    return facts
+
+
+def _sail(content: Any, path: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = {"kind": "sail"}
+    try:
+        d_in, d_sae = parse_sail(content, path)[0]["W_enc"].shape
+        facts |= {"d_in": d_in, "d_sae": d_sae, "architecture": "standard", "loads_with": "load_vision_sae"}
     except InputError as error:
         facts["problem"] = str(error)
     return facts

@@ -1,4 +1,4 @@
-"""Mammo-SAE checkpoints as plain SAELens SAEs.
+"""Checkpoints of Mammo-SAE and of SAIL (`sail.py`) as plain SAELens SAEs.
 
 The file of the Mammo-SAE release (Nakka, arXiv 2507.15227) is a state dict whose tensors may carry a leading component
 axis of length 1. Its formula, with a bias b that is taken from the input and added to the output again,
@@ -26,6 +26,7 @@ from mammosae_plugin.adapters.checkpoints import (
     refuse_what_was_never_a_checkpoint,
     unwrapped,
 )
+from mammosae_plugin.adapters.sail import is_sail, parse_sail
 from mammosae_plugin.adapters.sources import HUB_SCHEME, Source, find_source
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, sha256_of_file
@@ -42,19 +43,20 @@ SAELENS_FILES = ("cfg.json", "sae_weights.safetensors")
 def load_vision_sae(
     path_or_repo: str | os.PathLike[str], *, filename: str = DEFAULT_FILENAME, revision: str | None = None
 ) -> SAE[Any]:
-    """Load a Mammo-SAE checkpoint, or an SAE that SAELens saved, as a SAELens SAE on the CPU.
+    """Load a checkpoint of Mammo-SAE or of SAIL, or an SAE that SAELens saved, as a SAELens SAE on the CPU.
 
     Args:
         path_or_repo: a checkpoint file; a folder that holds `filename`; a folder that SAELens wrote (`cfg.json`);
-            where no such path exists, a Hugging Face repo ("KKNakka/MammoSAE"); or
+            where no such path exists, a Hugging Face repo ("KKNakka/MammoSAE", or "pwesp/sail" with a filename); or
             "hub://owner/name[@revision]/path/in/repo", of a checkpoint or of a folder that SAELens wrote.
         filename: the checkpoint's or folder's name inside a folder or repo.
         revision: branch, tag or commit of the repo; only for the Hub. Name a commit where results must be reproducible.
 
     Returns:
-        Of a Mammo-SAE file a `StandardSAE` with float32 weights; its metadata names the hook point, the layout, and the
-        file with its SHA-256, repo, revision and commit. Of a SAELens folder the class of its architecture, with the
-        metadata that it was saved with.
+        Of a checkpoint a `StandardSAE` with float32 weights, whose metadata names the file with its SHA-256, repo,
+        revision and commit; of a Mammo-SAE file the hook point and the layout too; of a SAIL file `levels`, `k` and
+        `input_normalization` "unit_l2": it wants rows of length 1, which this package gives it and SAELens does not.
+        Of a SAELens folder the class of its architecture, with the metadata that it was saved with.
 
     Raises:
         UnsafeCheckpointError: the file asks for code; none of it was run.
@@ -87,10 +89,10 @@ def load_vision_sae(
 def vision_sae_disk_loader(
     path: str | Path, device: str = "cpu", cfg_overrides: dict[str, Any] | None = None
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """For `SAE.load_from_disk(path, converter=vision_sae_disk_loader)`: config and state dict of a Mammo-SAE file.
+    """For `SAE.load_from_disk(path, converter=vision_sae_disk_loader)`: config and state dict of a checkpoint.
 
     Args:
-        path: the checkpoint, or a folder that holds `sparse_autoencoder_final.pt`.
+        path: the checkpoint of Mammo-SAE or of SAIL, or a folder that holds `sparse_autoencoder_final.pt`.
         device: goes into the config; SAELens moves the weights.
         cfg_overrides: applied last.
 
@@ -145,8 +147,8 @@ def vision_sae_huggingface_config(
     The file is downloaded, because the shapes are in it; nothing of it is copied into memory.
     """
     source = find_source(HUB_SCHEME + repo_id, folder_name, revision=revision, force_download=force_download)
-    weights = parse_mammo_sae(read_torch_checkpoint(source.path), source.path)
-    return _config(weights, source, device or "cpu", cfg_overrides)
+    weights, said = _parse(source.path)
+    return _config(weights, said, source, device or "cpu", cfg_overrides)
 
 
 def load_saelens_folder(folder: Path) -> SAE[Any]:
@@ -193,24 +195,38 @@ def _first_line(error: Exception) -> str:
 def _convert(
     source: Source, device: str, cfg_overrides: Mapping[str, Any] | None
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    weights = parse_mammo_sae(read_torch_checkpoint(source.path), source.path)
+    weights, said = _parse(source.path)
+    # Copies, because the tensors read are mapped from the file and SAELens adopts what it is given.
+    copies = {
+        key: tensor.to(torch.float32).clone(memory_format=torch.contiguous_format) for key, tensor in weights.items()
+    }
+    return _config(weights, said, source, device, cfg_overrides), copies
+
+
+def _parse(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """SAELens's state dict, of views, and what the metadata say of it."""
+    content = read_torch_checkpoint(path)
+    if is_sail(content):
+        return parse_sail(content, path)
+    weights = parse_mammo_sae(content, path)
     state_dict = {
         "W_enc": weights["encoder._weight"].T,
         "b_enc": weights["encoder._bias"],
         "W_dec": weights["decoder._weight"].T,
         "b_dec": weights["tied_bias"],
     }
-    # Copies, because the tensors read are mapped from the file and SAELens adopts what it is given.
-    copies = {
-        key: tensor.to(torch.float32).clone(memory_format=torch.contiguous_format) for key, tensor in state_dict.items()
-    }
-    return _config(weights, source, device, cfg_overrides), copies
+    model = _MODEL_NAMES.get(len(state_dict["W_enc"]), "mammo_clip")
+    return state_dict, {"model_name": model, "hook_name": HOOK_NAME, "layout": "channels_last"}
 
 
 def _config(
-    weights: Mapping[str, torch.Tensor], source: Source, device: str, cfg_overrides: Mapping[str, Any] | None
+    weights: Mapping[str, torch.Tensor],
+    said: Mapping[str, Any],
+    source: Source,
+    device: str,
+    cfg_overrides: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    d_sae, d_in = weights["encoder._weight"].shape
+    d_in, d_sae = weights["W_enc"].shape
     hub = {f"source_{key}": value for key, value in (source.hub_record() or {}).items()}
     return {
         "architecture": "standard",
@@ -224,9 +240,7 @@ def _config(
             # Without its version here SAELens takes the config for one of before 6.0 and drops our metadata.
             "sae_lens_version": sae_lens.__version__,
             "mammosae_plugin_version": __version__,
-            "model_name": _MODEL_NAMES.get(d_in, "mammo_clip"),
-            "hook_name": HOOK_NAME,
-            "layout": "channels_last",
+            **said,
             "source_file": source.name,
             "source_sha256": sha256_of_file(source.path),
             **hub,

@@ -64,6 +64,7 @@ def run_on_a_hub(script: Path) -> None:
     with LoopbackHub() as hub:
         hub.commit("your-name/mammo-saes", files, tag="v1")
         hub.commit("KKNakka/MammoSAE", {"sparse_autoencoder_final.pt": DATA / "vision_sae_tiny.pt"})
+        hub.commit("pwesp/sail", {"dinov3_sae.ckpt": DATA / "sail" / "sae" / "last.ckpt"})
         environment = hub.environment(folder / "home")
         done = subprocess.run(
             [sys.executable, script], env=environment, cwd=folder, capture_output=True, text=True, check=False
@@ -71,7 +72,7 @@ def run_on_a_hub(script: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-ON_HUB = ('"your-name/', 'load_vision_sae("KKNakka/')
+ON_HUB = ('"your-name/', 'load_vision_sae("KKNakka/', 'load_vision_sae("pwesp/')
 SCRIPTS = scripts()
 
 

@@ -16,6 +16,12 @@ from mammosae_plugin.activations import image_batches
 from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.adapters.attached_sae import refuse_what_no_map_fits
 from mammosae_plugin.adapters.hooked_vision_model import require_hooked
+from mammosae_plugin.adapters.input_normalization import (
+    INPUT_NORMALIZATION,
+    input_normalization,
+    normalized,
+    rescaled,
+)
 from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.adapters.rest_of_network import RestOfNetwork
 from mammosae_plugin.arguments import entries, flag, indices, shown, text, whole
@@ -158,6 +164,7 @@ def _encode(
     whole = distributed.on_main(partial(_is_whole, folder))
     # A table stays what it is: a statistic that it lacks is no reason to encode every image again.
     elements = elements_of(read_json(folder / TABLE)) if (folder / TABLE).exists() else ELEMENTS
+    normalization = {INPUT_NORMALIZATION: name} if (name := input_normalization(sae)) else {}
     fixed = {
         "format_version": FORMAT_VERSION,
         "model": tensors_fingerprint(model.encoder_state()),
@@ -168,6 +175,7 @@ def _encode(
         "image_size": list(dataset.image_size),
         "hook_name": layer.hook_name,
         "gradcam": cams,
+        **normalization,
     }
     if new := elements_beyond_the_first(elements):
         fixed[ELEMENTS_KEY] = new
@@ -185,6 +193,7 @@ def _encode(
         "d_in": int(sae.cfg.d_in),
         "grid": list(layer.grid),
         "image_size": list(dataset.image_size),
+        **normalization,
         "provenance": {
             "inputs": fixed,
             "dataset": dataset.name,
@@ -260,7 +269,12 @@ def rows_at_once(sae: SAE[Any]) -> int:
 
 @torch.no_grad()
 def decodes_linearly(sae: SAE[Any]) -> bool:
-    """Whether the SAE decodes as latents @ W_dec + b_dec, found by trying it on noise."""
+    """Whether the SAE decodes as latents @ W_dec + b_dec, found by trying it on noise.
+
+    One whose input is normalised does not: what a latent adds to the layer changes with the row's length.
+    """
+    if input_normalization(sae) is not None:
+        return False
     rows = torch.randn(8, sae.cfg.d_in, generator=torch.Generator().manual_seed(0)).to(sae.device, sae.dtype)
     latents = sae.encode(rows)
     linear = latents @ sae.W_dec + sae.b_dec
@@ -315,7 +329,8 @@ class _Layer:
         if self.readout_kind == "linear" and not decodes_linearly(sae):
             raise InputError(
                 f"the SAE ({sae.cfg.architecture()}) does not decode as latents @ W_dec + b_dec, on which the table of "
-                f"{self.hook_name} relies; fold its normalisation or its decoder norms into the weights first"
+                f"{self.hook_name} relies; fold its normalisation or its decoder norms into the weights first (an "
+                "input_normalization cannot be folded: it changes with each row)"
             )
         for concept, head in heads.items():
             if head.in_features != self.rest.n_features:
@@ -450,8 +465,9 @@ class _Encoder:
         maps = []
         for start in range(0, len(rows), rows_at_once(sae)):
             chunk = rows[start : start + rows_at_once(sae)]
-            latents = sae.encode(chunk)
-            output = sae.decode(latents)
+            rows_in, lengths = normalized(sae, chunk)
+            latents = sae.encode(rows_in)
+            output = rescaled(sae.decode(latents), lengths)
             decoded[start : start + len(chunk)] = output
             decoded_sum += output.sum(0, dtype=torch.float64)
             total += latents.sum(0, dtype=torch.float64)

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 from scipy import sparse
 
+from mammosae_plugin.adapters.input_normalization import INPUT_NORMALIZATION
 from mammosae_plugin.arguments import checked_arguments, index, indices, one_of, text
 from mammosae_plugin.datasets.concepts import Vocabulary
 from mammosae_plugin.datasets.vindr import VINDR_CONCEPTS
@@ -131,6 +132,12 @@ class LatentTable:
             raise InputError(
                 f"{changed} was changed after it was written; run `mammosae encode` again with the same settings, "
                 "which writes it anew"
+            )
+        named = (header["provenance"].get("sae") or {}).get("metadata", {}).get(INPUT_NORMALIZATION)
+        if named not in (None, "none", header.get(INPUT_NORMALIZATION)):
+            raise InputError(
+                f"{self.folder} was made without the {INPUT_NORMALIZATION} {named!r} that its SAE wants, so its "
+                "latents are not that SAE's; encode again, into another folder"
             )
         self.header: dict[str, Any] = header
         self.elements: dict[str, int] = elements_of(header)
