@@ -729,7 +729,10 @@ def require_hooked(model: Any) -> None:
 
 def _refuse(model: nn.Module, prefix_tokens: str, overwritten: str) -> None:
     if not isinstance(model, nn.Module):
-        raise InputError(f"the model is a {type(model).__name__} and no torch.nn.Module; create or load it first")
+        raise InputError(
+            f"the model is a {type(model).__name__} and no torch.nn.Module; "
+            + ("wrap its .network" if hasattr(model, "network") else "create or load it first")
+        )
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError("this model is scripted, and scripts run no hooks; wrap the Python model that it was made of")
     if isinstance(model, HookedVisionModel):

@@ -6,9 +6,11 @@ from .adapters import HookedVisionModel as HookedVisionModel
 from .adapters import MammoClipClassifier as MammoClipClassifier
 from .adapters import UnsafeCheckpointError as UnsafeCheckpointError
 from .adapters import inspect_checkpoint as inspect_checkpoint
+from .adapters import load_classifier as load_classifier
 from .adapters import load_mammo_clip as load_mammo_clip
 from .adapters import load_vision_sae as load_vision_sae
 from .adapters import new_classifier as new_classifier
+from .adapters import new_timm_classifier as new_timm_classifier
 from .adapters import vision_sae_disk_loader as vision_sae_disk_loader
 from .adapters import vision_sae_huggingface_loader as vision_sae_huggingface_loader
 from .adapters import wrap_for_nnsight as wrap_for_nnsight

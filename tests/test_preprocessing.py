@@ -21,6 +21,7 @@ from mammosae_plugin.datasets import (
 )
 from mammosae_plugin.datasets.preprocessing import read_png
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.training import Augmentation
 
 RNG = np.random.default_rng(0)
 
@@ -229,3 +230,16 @@ def test_a_network_of_timms_gets_shares_of_the_full_range_per_channel(shape):
     expected = (values - np.array(RGB.mean)) / np.array(RGB.std)
     np.testing.assert_allclose(image.permute(1, 2, 0).numpy(), expected, atol=2e-6)
     assert image.is_contiguous()
+
+
+@pytest.mark.parametrize("kind", ["affine", "mammo_clip"])
+def test_what_enters_an_augmented_image_is_the_background_of_every_channel(kind):
+    array = np.zeros((64, 48), dtype=np.uint8)
+    array[20:44, 16:30] = RNG.integers(60, 200, (24, 14), dtype=np.uint8)
+    background = RGB(array)[:, :1, :1]
+    augment = Augmentation(kind, elastic_affine=0).for_preprocessing(RGB)
+    for seed in range(4):
+        image = augment(RGB(array), np.random.default_rng(seed))
+        assert torch.allclose(image.amin((1, 2), keepdim=True), background, atol=1e-6)
+        assert torch.allclose(image[:, 0, :2], background[:, 0].expand(3, 2), atol=1e-6)
+        assert image.amax() <= RGB(array).amax() + 1e-6  # and its range is not stretched, as Mammo-CLIP's is

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from mammosae_plugin.adapters import (
     Classifier,
+    HookedVisionModel,
     Preprocessing,
     UnsafeCheckpointError,
     inspect_checkpoint,
@@ -68,6 +69,11 @@ def test_the_head_reads_the_features_and_is_all_that_with_head_changes(network):
     assert (network.n_class, other.n_class, other(IMAGES).shape) == (2, 5, (2, 5))
     same, changed = (network.fingerprint(with_head=head) == other.fingerprint(with_head=head) for head in (False, True))
     assert same and not changed
+
+
+def test_hooks_go_into_the_network(network):
+    with pytest.raises(InputError, match=r"is a TimmClassifier and no torch.nn.Module; wrap its .network"):
+        HookedVisionModel(network)
 
 
 def test_regularisation_is_for_training_alone(network):

@@ -6,9 +6,16 @@ import pytest
 import torch
 from helpers_study import study_settings, write_study
 
-from mammosae_plugin.adapters import HookedVisionModel, TimmClassifier, load_classifier
+from mammosae_plugin.adapters import (
+    HookedVisionModel,
+    TimmClassifier,
+    load_classifier,
+    new_timm_classifier,
+    save_classifier,
+)
 from mammosae_plugin.adapters.preprocessing import MAMMO_CLIP
 from mammosae_plugin.config import load_config
+from mammosae_plugin.errors import InputError
 from mammosae_plugin.latents import LatentTable
 from mammosae_plugin.study import Study
 
@@ -65,3 +72,60 @@ def test_any_classifier_of_timms_is_trained_studied_and_reported(architecture, t
     assert set(prepared) == {"classify", "extract", "encode"} | ({"intervene"} if readout == "network" else set())
     assert set(prepared.values()) == {network.preprocessing.fingerprint} != {MAMMO_CLIP.fingerprint}
     assert sae.preprocessing == network.preprocessing.describe() == network.source["metadata"]["preprocessing"]
+
+
+def refused(folder, settings):
+    """The line with which a study is refused before it has read an image."""
+    with pytest.raises(InputError) as caught:
+        Study(load_config(write_study(folder, settings))).run()
+    assert not list((folder / "out" / "work").glob("*"))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_layer_that_the_head_does_not_hear_of_is_refused(tmp_path, phantom_root):
+    settings = settings_of(tmp_path, phantom_root, "test_vit") | {"layers": ["blocks.2", "blocks.5"]}
+    line = refused(tmp_path, settings)
+    assert line.startswith("layer blocks.5 of model net: what the classifier reads does not depend on its positions")
+    assert line.endswith("choose blocks.4 or an earlier one")
+
+
+def test_a_network_for_images_of_another_size_is_refused(tmp_path, phantom_root):
+    other = new_timm_classifier("test_vit", image_size=(64, 48))
+    save_classifier(other, tmp_path / "vit.safetensors", metadata={})
+    settings = settings_of(tmp_path, phantom_root, "test_vit")
+    settings["models"][0] = {"name": "net", "encoder": str(tmp_path / "vit.safetensors"), "train": {"epochs": 1}}
+    assert "the network takes images of 64 x 48 pixels alone" in refused(tmp_path, settings)
+
+
+def test_weights_that_cannot_be_had_are_one_line(tmp_path, phantom_root, monkeypatch):
+    def unreachable(*_, **settings):
+        raise OSError(f"cannot reach the Hub\nfor {settings['pretrained']}")
+
+    settings = settings_of(tmp_path, phantom_root, "test_resnet")
+    settings["models"][0]["timm"] = "test_resnet"
+    monkeypatch.setattr("timm.create_model", unreachable)
+    line = refused(tmp_path, settings)
+    assert "timm cannot make test_resnet: cannot reach the Hub for True; give a file of its weights, or" in line
+
+
+def test_where_a_model_starts_from_is_said_once(tmp_path, phantom_root):
+    def read(**model):
+        settings = settings_of(tmp_path, phantom_root, "test_resnet")
+        settings["models"][0] = {"name": "net", **model}
+        return load_config(write_study(tmp_path, settings)).models[0].timm
+
+    by_name = read(timm="test_resnet", train={"epochs": 1})
+    assert (by_name.architecture, by_name.weights) == ("test_resnet", "pretrained")
+    from_file = read(timm={"architecture": "test_resnet", "weights": "a/net.safetensors"}, train={"epochs": 1})
+    assert from_file.weights == tmp_path / "a" / "net.safetensors"
+    for model, said in (
+        ({"timm": "test_resnet", "encoder": "a.tar", "train": {"epochs": 1}}, "needs an `encoder` to start from, or"),
+        ({"timm": "test_resnet", "classifiers": {"Mass": "a.pth"}}, "`timm` is .*for `train` to start from"),
+        (
+            {"timm": {"architecture": "test_resnet", "weight": "random"}, "train": {"epochs": 1}},
+            "did you mean 'weights'",
+        ),
+    ):
+        with pytest.raises(InputError, match=said):
+            read(**model)
