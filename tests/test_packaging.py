@@ -27,6 +27,7 @@ def test_the_wheel_holds_plain_files_under_one_package(wheel):
     assert all(name.startswith(("mammosae_plugin/", "mammosae_plugin-")) for name in names)
     for name in (
         "mammosae_plugin/adapters/mammo_clip.py",
+        "mammosae_plugin/datasets/totalsegmentator.json",
         "mammosae_plugin/hub_cards/sae.md.j2",
         "mammosae_plugin/hub_cards/training.md.j2",
         "mammosae_plugin/hub_cards/space/index.html",

@@ -16,7 +16,11 @@ from mammosae_plugin.datasets.screening import (
     read_suspects,
     screen_images,
 )
+from mammosae_plugin.datasets.slices import Slicing, hounsfield_windows, organ_regions
+from mammosae_plugin.datasets.splits import age_bins, make_split, read_split, write_split
 from mammosae_plugin.datasets.vindr import CONCEPTS, VinDrMammo
+from mammosae_plugin.datasets.volume_folders import TotalSegmentator, VolumeFolder
+from mammosae_plugin.datasets.volumes import VolumeSlices
 
 __all__ = [
     "CONCEPTS",
@@ -32,20 +36,30 @@ __all__ = [
     "Item",
     "LabelSettings",
     "MammogramDataset",
+    "Slicing",
     "StudyDataset",
+    "TotalSegmentator",
     "VinDrMammo",
     "Vocabulary",
+    "VolumeFolder",
+    "VolumeSlices",
+    "age_bins",
     "check_suspects",
     "collate",
     "dataset_kinds",
+    "hounsfield_windows",
     "is_study_dataset",
     "leave_out_bad",
     "make_phantoms",
+    "make_split",
     "open_dataset",
+    "organ_regions",
     "preprocess",
     "read_quarantine",
+    "read_split",
     "read_suspects",
     "register_dataset",
     "require_study_dataset",
     "screen_images",
+    "write_split",
 ]
