@@ -93,6 +93,7 @@ FINDINGS: dict[str, Any] = {
     "repo_id": "someone/findings",
     "licence": "cc-by-4.0",
     "datasets": ["vindr"],
+    "restricted": ["VinDr-Mammo"],
     "figures": ["figures/figure_2_Mass.png"],
     "title": "Latents | of a\nclassifier",
     "study": {
@@ -318,10 +319,12 @@ def test_a_study_lists_every_latent_under_one_heading_with_its_numbers(card: str
 
 
 def test_phantoms_are_called_phantoms() -> None:
-    facts = copy.deepcopy(FINDINGS) | {"datasets": ["phantom"]}
+    facts = copy.deepcopy(FINDINGS) | {"datasets": ["phantom"], "restricted": []}
     facts["study"]["data_kind"] = "phantom"
     assert "**Phantoms.**" in render_findings_card(facts)
     assert "may not be passed on" not in render_findings_card(facts)
+    own = render_findings_card(facts | {"datasets": ["clinic-7"], "restricted": ["Clinic | 7"]})
+    assert "Clinic &#124; 7 is not part of this repository and may not be passed on" in own
     assert "**Phantoms.**" not in CARDS["dataset"]
     assert "VinDr-Mammo is not part of this repository and may not be passed on" in CARDS["dataset"]
 

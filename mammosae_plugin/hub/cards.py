@@ -197,11 +197,8 @@ def render_findings_card(facts: Facts) -> str:
             for number, config in enumerate(known["configs"])
         ],
     )
-    restricted = [KNOWN[name].title for name in known["datasets"] if name in KNOWN and KNOWN[name].restricted]
     columns = {config: dictionary(config) for config in CONFIGS}
-    return _card(
-        DatasetCard, data, _render("findings.md.j2", **_of_study(known), restricted=restricted, columns=columns)
-    )
+    return _card(DatasetCard, data, _render("findings.md.j2", **_of_study(known), columns=columns))
 
 
 def render_study_card(facts: Facts) -> str:

@@ -136,7 +136,13 @@ def _staged(
         findings = Findings.of_tables(repo_id or study.results["title"], tables)
         figures = _draw_figures(study, findings, staged)
         facts = findings_facts(
-            findings, repo_id=repo_id, licence=licence, datasets=context.datasets, figures=figures, about=about
+            findings,
+            repo_id=repo_id,
+            licence=licence,
+            datasets=context.datasets,
+            restricted=[one.title for one in context.restricted],
+            figures=figures,
+            about=about,
         )
         write_text(staged / "README.md", render_findings_card(facts))
         yield staged
@@ -149,17 +155,18 @@ def findings_facts(
     repo_id: str | None,
     licence: str | None,
     datasets: Sequence[str],
+    restricted: Sequence[str] = (),
     figures: Sequence[str] = (),
     about: About | None = None,
 ) -> dict[str, Any]:
     """What the card of a findings dataset says, as plain values.
 
     Returns:
-        repo_id, licence, datasets and figures as given; about (see `About.facts`); title and study (see `Findings`);
-        configs (name, path in the repository and number of rows of each; the first is the default); n_latents (rows of
-        the config latents); best (layer, model, concept, latent, role, reason, evidence, average_precision and
-        ablation_effect of the latents that the study names); reconstruction (rows); readers, n_notes and agreement (a
-        line, None without labels of two readers).
+        repo_id, licence, datasets, restricted (titles of those whose rows may not be passed on) and figures as given;
+        about (see `About.facts`); title and study (see `Findings`); configs (name, path in the repository and number of
+        rows of each; the first is the default); n_latents (rows of the config latents); best (layer, model, concept,
+        latent, role, reason, evidence, average_precision and ablation_effect of the latents that the study names);
+        reconstruction (rows); readers, n_notes and agreement (a line, None without labels of two readers).
     """
     from mammosae_plugin.findings.notes import agreement
     from mammosae_plugin.provenance import plain
@@ -173,6 +180,7 @@ def findings_facts(
         "repo_id": repo_id,
         "licence": licence,
         "datasets": list(datasets),
+        "restricted": list(restricted),
         "figures": list(figures),
         "about": (about or About()).facts(without="findings"),
         "title": study["title"],

@@ -99,8 +99,10 @@ class PrivacyContext:
         for file in sorted((where / "work").glob("quarantine-*.csv")):
             values |= _ids_of(pd.read_csv(file, dtype=str))
         results = where / "results" / "results.json"
-        named = (str(read_json(results)["data_kind"]),) if results.is_file() else ()
-        return cls(frozenset(values), named, min_group, licence)
+        found = read_json(results) if results.is_file() else {}
+        named = (str(found["data_kind"]),) if "data_kind" in found else ()
+        about = (_about(found["data"]["about"]),) if "about" in found.get("data", {}) else ()
+        return cls(frozenset(values), named, min_group, licence, about=about)
 
     def keep(self, study_folder: str | os.PathLike[str]) -> None:
         """Write what `of_study` reads into a study's folder, readable for its owner only."""
@@ -114,14 +116,17 @@ class PrivacyContext:
 def _read(file: Path, min_group: int, licence: str | None) -> PrivacyContext:
     found = read_json(file)
     try:
-        said = found["dataset"]
-        about = DatasetAbout(**{**said, "licence_words": tuple(said["licence_words"])})
+        about = _about(found["dataset"])
         values = frozenset(str(one) for one in found["values"])
     except (KeyError, TypeError) as error:
         raise PrivacyError(
             f"{file} is damaged, so the ids that must not get out are unknown; run the study again"
         ) from error
     return PrivacyContext(values, (about.name,), min_group, licence, about=(about,))
+
+
+def _about(said: dict[str, Any]) -> DatasetAbout:
+    return DatasetAbout(**{**said, "licence_words": tuple(said["licence_words"])})
 
 
 def _folded(text: str) -> str:
