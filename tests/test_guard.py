@@ -1051,6 +1051,17 @@ def test_a_user_whose_name_is_short_or_an_ordinary_word_can_publish(
     assert ("ordinary word" in caplog.text) == (name in ("mass", "Latents"))
 
 
+def test_the_name_of_a_concept_is_nobodys_where_the_data_have_it(
+    clean: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("getpass.getuser", lambda: "effusion")
+    folder = copy_of(clean["sae"], tmp_path)
+    appends(folder / "README.md", b"fires at Effusion\n")
+    with pytest.raises(PrivacyError, match="name of this computer's user"):
+        check_staged(folder, "sae", CONTEXT)
+    check_staged(folder, "sae", replace(CONTEXT, concepts=frozenset({"Effusion"})))
+
+
 def test_an_image_whose_name_is_an_ordinary_word_does_not_stop_everything(
     clean: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -1147,7 +1158,7 @@ def test_a_copied_figure_has_the_same_pixels_and_nothing_else(clean: dict[str, P
 
 def test_the_context_of_a_dataset_has_every_id_and_knows_that_phantoms_are_drawn(phantoms: VinDrMammo) -> None:
     context = PrivacyContext.of_dataset(phantoms)
-    assert context.datasets == ("phantom",)
+    assert context.datasets == ("phantom",) and "Mass" in context.concepts
     assert context.private_values >= set(phantoms.images["patient_id"]) | set(phantoms.images["image_id"])
     assert context.private_values >= {Path(name).stem for name in phantoms.images["image_id"]}
     assert str(phantoms.images["patient_id"][0]) not in repr(context)

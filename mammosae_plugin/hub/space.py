@@ -368,7 +368,8 @@ def _read(source: Findings | str | Path, min_group: int) -> "tuple[Findings, Pri
         "an id, a name or a date alone. Read the notes before you publish them",
         findings.repo_id or "these findings",
     )
-    return findings, PrivacyContext(datasets=(findings.study["data_kind"],), min_group=min_group)
+    concepts = frozenset(findings.study["concepts"])
+    return findings, PrivacyContext(datasets=(findings.study["data_kind"],), min_group=min_group, concepts=concepts)
 
 
 def _joined(contexts: "Sequence[PrivacyContext]", min_group: int) -> "PrivacyContext":
@@ -379,4 +380,5 @@ def _joined(contexts: "Sequence[PrivacyContext]", min_group: int) -> "PrivacyCon
         tuple(dict.fromkeys(name for context in contexts for name in context.datasets)),
         min_group,
         about=tuple(dict.fromkeys(one for context in contexts for one in context.about)),
+        concepts=frozenset().union(*(context.concepts for context in contexts)),
     )

@@ -33,6 +33,7 @@ class PrivacyContext:
         licence: the licence, named by whoever publishes, under which rows per image of a restricted dataset may go out.
         allowed: texts that look private, and that a person has seen and lets out.
         about: what datasets say of themselves, where that is known beyond their names.
+        concepts: names of the concepts in the data: their words are ordinary ones, and nobody's name.
     """
 
     private_values: frozenset[str] = field(default=frozenset(), repr=False)
@@ -41,6 +42,7 @@ class PrivacyContext:
     licence: str | None = None
     allowed: tuple[str, ...] = ()
     about: tuple[DatasetAbout, ...] = ()
+    concepts: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if self.min_group < 1:
@@ -66,7 +68,8 @@ class PrivacyContext:
         for path in dataset.image_paths:
             values |= {path.name, path.stem}
         about: DatasetAbout = dataset.about
-        return cls(frozenset(values), (about.name,), min_group, licence, about=(about,))
+        concepts = frozenset(dataset.vocabulary)
+        return cls(frozenset(values), (about.name,), min_group, licence, about=(about,), concepts=concepts)
 
     @classmethod
     def of_study(
@@ -102,12 +105,14 @@ class PrivacyContext:
         found = read_json(results) if results.is_file() else {}
         named = (str(found["data_kind"]),) if "data_kind" in found else ()
         about = (_about(found["data"]["about"]),) if "about" in found.get("data", {}) else ()
-        return cls(frozenset(values), named, min_group, licence, about=about)
+        concepts = frozenset(str(row["concept"]) for row in found.get("models", []))
+        return cls(frozenset(values), named, min_group, licence, about=about, concepts=concepts)
 
     def keep(self, study_folder: str | os.PathLike[str]) -> None:
         """Write what `of_study` reads into a study's folder, readable for its owner only."""
         (about,) = self.about
-        kept = {"dataset": dataclasses.asdict(about), "values": sorted(self.private_values)}
+        concepts, values = sorted(self.concepts), sorted(self.private_values)
+        kept = {"dataset": dataclasses.asdict(about), "concepts": concepts, "values": values}
         with atomic_path(local_path(study_folder) / PRIVATE_FILE) as temporary:
             temporary.chmod(0o600)
             temporary.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -117,12 +122,12 @@ def _read(file: Path, min_group: int, licence: str | None) -> PrivacyContext:
     found = read_json(file)
     try:
         about = _about(found["dataset"])
-        values = frozenset(str(one) for one in found["values"])
+        values, concepts = (frozenset(str(one) for one in found[name]) for name in ("values", "concepts"))
     except (KeyError, TypeError) as error:
         raise PrivacyError(
             f"{file} is damaged, so the ids that must not get out are unknown; run the study again"
         ) from error
-    return PrivacyContext(values, (about.name,), min_group, licence, about=(about,))
+    return PrivacyContext(values, (about.name,), min_group, licence, about=(about,), concepts=concepts)
 
 
 def _about(said: dict[str, Any]) -> DatasetAbout:

@@ -13,14 +13,17 @@ from pathlib import Path
 import huggingface_hub
 
 from mammosae_plugin.datasets.about import KNOWN
-from mammosae_plugin.datasets.vindr import VINDR_CONCEPTS
 from mammosae_plugin.schema.findings import COLUMNS, leaves
 
 logger = logging.getLogger(__name__)
 
 
-def names_of_this_machine() -> list[tuple[str, str]]:
-    """(what, name) of the user and the host; names that are ordinary words are left out, with a warning."""
+def names_of_this_machine(concepts: frozenset[str]) -> list[tuple[str, str]]:
+    """(what, name) of the user and the host; names that are ordinary words are left out, with a warning.
+
+    Args:
+        concepts: As for `ordinary_words`.
+    """
     names: dict[str, str] = {}
     with contextlib.suppress(OSError, KeyError, ImportError):
         names[getpass.getuser()] = "user"
@@ -34,7 +37,7 @@ def names_of_this_machine() -> list[tuple[str, str]]:
             continue
         if name.lower() in _COMMON.split():
             continue
-        if name.lower() in ordinary_words():
+        if name.lower() in ordinary_words(concepts):
             logger.warning("the %s's name is an ordinary word here and is not looked for in what is published", what)
             continue
         kept.append((what, name))
@@ -42,11 +45,15 @@ def names_of_this_machine() -> list[tuple[str, str]]:
 
 
 @cache
-def ordinary_words() -> frozenset[str]:
-    """The words that our own cards, pages and columns are made of."""
+def ordinary_words(concepts: frozenset[str]) -> frozenset[str]:
+    """The words that our own cards, pages and columns are made of.
+
+    Args:
+        concepts: The names of the concepts in the data, which stand in every table.
+    """
     words: set[str] = set()
     columns = [column for of_config in COLUMNS.values() for column in leaves(of_config)]
-    for text in [*_package_texts(), *columns, *(concept.name for concept in VINDR_CONCEPTS)]:
+    for text in [*_package_texts(), *columns, *concepts]:
         words |= set(re.findall(r"[a-z0-9]{3,}", text.lower()))
     return frozenset(words | set(KNOWN))
 

@@ -104,7 +104,9 @@ class Staged:
 
     @cached_property
     def needles(self) -> Needles:
-        words = {v for v in self.context.private_values if v.isalpha() and v.lower() in ordinary_words()}
+        words = {
+            v for v in self.context.private_values if v.isalpha() and v.lower() in ordinary_words(self.context.concepts)
+        }
         if words:
             logger.warning("%d ids are ordinary words here and are not looked for in what is published", len(words))
         return _needles(self.context.private_values - words)
@@ -137,7 +139,7 @@ class Staged:
         """Whether a name that stands in a file may stand in a message: it is short and holds nothing private."""
         if not re.fullmatch(r"[^\W\d][\w .'/-]{0,79}", name) or re.search(r"\d{4}", name):
             return False
-        names = [_whole_word(one) for _, one in names_of_this_machine()]
+        names = [_whole_word(one) for _, one in names_of_this_machine(self.context.concepts)]
         return not any(
             self.needles.in_text(text) or looks_private(text) or any(word.search(text) for word in names)
             for text in readings(name)
@@ -362,7 +364,7 @@ def _private_values(staged: Staged) -> Iterator[Problem]:
 
 
 def _this_machine(staged: Staged) -> Iterator[Problem]:
-    for what, name in names_of_this_machine():
+    for what, name in names_of_this_machine(staged.context.concepts):
         pattern = _whole_word(name)
         for file, passage, texts in staged.texts:
             if any(pattern.search(text) for text in texts) and not staged.context.allows(name):
