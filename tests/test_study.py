@@ -287,9 +287,9 @@ def test_every_layer_has_a_whole_report_and_leads_to_the_others(layered):
     inner = study.results_folder / "layers" / "layer_6"
     names = {path.name for path in (inner / "figures").iterdir()}
     assert {"layers.png", "figure_2_Mass.png", "figure_3_pretrained_Mass.png", "figure_4_pretrained_Mass.png"} <= names
-    assert {path.name for path in inner.iterdir()} == {path.name for path in study.results_folder.iterdir()} - {
-        "layers"
-    }
+    of_all_layers = {"layers", "findings"}
+    at_the_top = {path.name for path in study.results_folder.iterdir()}
+    assert {path.name for path in inner.iterdir()} == at_the_top - of_all_layers and of_all_layers < at_the_top
     for page, link in ((study.results_folder / "report.html", "layers/layer_6/report.html"),
                        (inner / "report.html", "../../report.html")):  # fmt: skip
         assert f'href="{link}"' in page.read_text()
