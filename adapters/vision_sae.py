@@ -40,6 +40,10 @@ _MODEL_NAMES = {2048: "mammo_clip_b5", 1408: "mammo_clip_b2"}
 SAELENS_FILES = ("cfg.json", "sae_weights.safetensors")
 
 
+TRAINING, DIGESTS = "training.json", "files"
+"""What `train_sae` leaves beside an SAE, and where in it the SHA-256 of the SAE's files stand."""
+
+
 def load_vision_sae(
     path_or_repo: str | os.PathLike[str], *, filename: str = DEFAULT_FILENAME, revision: str | None = None
 ) -> SAE[Any]:
@@ -171,6 +175,7 @@ def load_saelens_folder(folder: Path) -> SAE[Any]:
         more = of_training if architecture in SAE_TRAINING_CLASS_REGISTRY else ""
         raise CheckpointFormatError(f"{folder}: {unregistered(architecture)}{more}")
     refuse_what_was_never_a_checkpoint(folder / "sae_weights.safetensors")
+    _refuse_changed(folder)
     try:
         sae: SAE[Any] = SAE.load_from_disk(folder)
     except Exception as error:  # SAELens has no error type of its own
@@ -178,6 +183,18 @@ def load_saelens_folder(folder: Path) -> SAE[Any]:
             f"{folder} is not an SAE that sae-lens {sae_lens.__version__} can load: {_first_line(error)}"
         ) from error
     return sae
+
+
+def _refuse_changed(folder: Path) -> None:
+    """Refuse an SAE of which `train_sae` says that it wrote other files; SAELens's format has no checksum."""
+    said = read_json(folder / TRAINING) if (folder / TRAINING).is_file() else None
+    digests = said.get(DIGESTS) if isinstance(said, dict) else None
+    for name, digest in digests.items() if isinstance(digests, dict) else ():
+        if (folder / name).is_file() and sha256_of_file(folder / name) != digest:
+            raise CheckpointFormatError(
+                f"{folder / name} was changed after the training wrote it; restore it, or move {TRAINING} away "
+                "to load it as it is"
+            )
 
 
 def unregistered(architecture: str) -> str:

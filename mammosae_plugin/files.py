@@ -54,7 +54,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     A process killed inside the block leaves at most a hidden `.tmp-mammosae-*` file, never a half-written `path`.
     """
     target = local_path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     # The suffix stays the same, because savers such as matplotlib choose the format by it.
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=TEMPORARY, suffix=target.suffix)
     os.close(handle)
@@ -67,8 +67,27 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # a full disk does not say where it is
+            error.filename = str(target)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        InputError: One of them is a file.
+        OSError: It cannot be made.
+    """
+    for part in (path, *path.parents):
+        if part.is_dir():
+            break
+        if part.exists():
+            raise InputError(f"{part} is no folder; name another place for what is written")
+    path.mkdir(parents=True, exist_ok=True)
 
 
 def remove_temporaries(folder: Path, *, older_than: float = 0) -> None:

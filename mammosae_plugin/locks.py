@@ -23,6 +23,7 @@ from typing import Any
 
 from mammosae_plugin import distributed
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import make_folder
 
 if sys.platform == "win32":
     import msvcrt
@@ -75,7 +76,7 @@ def _locked(lock: Path, place: Path) -> Iterator[None]:
         raise InputError(f"{place} is being written by another thread of this process; wait for it, or name another")
     folder, was_there = lock.parent, lock.parent.exists()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         handle = _acquire(lock, place)
         try:
             yield

@@ -6,7 +6,7 @@ entry was never ours; both are the user's.
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from mammosae_plugin.errors import InputError
@@ -50,14 +50,32 @@ def replace_files(staged: Path, folder: Path, *, record: Path | None = None) -> 
         if target.exists() and not target.is_dir() and sha256_of_file(target) == digest:
             continue
         if target.exists() and not _is_own(target, both[name]):
-            logger.warning("%s was edited; it is kept as %s", target, _put_aside(target).name)
+            logger.warning("%s was edited; it is kept as %s", target, put_aside(target).name)
         for parent in target.parents[: len(Path(name).parents) - 1]:
             if parent.is_file():
-                logger.warning("%s is no folder of ours; it is kept as %s", parent, _put_aside(parent).name)
+                logger.warning("%s is no folder of ours; it is kept as %s", parent, put_aside(parent).name)
         with atomic_path(target) as temporary:
             shutil.copyfile(staged / name, temporary)
     _remove(folder, {name: digests for name, digests in before.items() if name not in now})
     write_json(record, {name: [digest] for name, digest in now.items()})
+
+
+def require_unclaimed(folder: Path, begun: Iterable[str], written: Iterable[str]) -> None:
+    """Refuse a folder in which a file of somebody else's would be overwritten.
+
+    Args:
+        folder: Where a job is to write.
+        begun: Files of which one is there as soon as the job has begun: then the rest are its own.
+        written: Files that it writes, or that are of another job which needs the folder for itself.
+
+    Raises:
+        InputError: One of these is there, and the job has not begun.
+    """
+    if any((folder / name).exists() for name in begun):
+        return
+    for name in written:
+        if (folder / name).exists():
+            raise InputError(f"{folder / name} is in the way, and of no earlier run; move it, or name another folder")
 
 
 def remove_files(folder: Path) -> None:
@@ -113,7 +131,7 @@ def _is_own(path: Path, digests: list[str]) -> bool:
     return path.is_file() and sha256_of_file(path) in digests
 
 
-def _put_aside(path: Path) -> Path:
+def put_aside(path: Path) -> Path:
     """Rename a file or folder to a free name beside it."""
     number = 1
     while True:

@@ -37,6 +37,7 @@ from mammosae_plugin.files import (
     write_safetensors,
 )
 from mammosae_plugin.locks import only_run
+from mammosae_plugin.own_files import put_aside
 from mammosae_plugin.provenance import tensors_fingerprint
 
 logger = logging.getLogger(__name__)
@@ -234,7 +235,9 @@ def _missing(folder: Path, plan: Mapping[str, Any], numbers: range) -> set[int] 
         return None
     if differences(_plan_in(folder), plan):
         if (folder / PLAN).exists():
-            logger.warning("%s is damaged; it is written again", folder / PLAN)
+            has_begun = is_done(folder) or any(folder.glob("shard-*.safetensors"))
+            kept = "" if has_begun else f" (somebody's file of that name is kept as {put_aside(folder / PLAN).name})"
+            logger.warning("%s is damaged; it is written again%s", folder / PLAN, kept)
         write_json(folder / PLAN, plan)
         if _is_whole(folder, plan):
             return None

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import torch
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import atomic_path, read_json, sha256_of_json, write_json, write_text
+from mammosae_plugin.locks import only_run
 from mammosae_plugin.provenance import plain, tensors_fingerprint, torch_generator
 from mammosae_plugin.shards import run_shards, shard_paths, verify_shards
 
@@ -35,6 +37,29 @@ def test_a_process_killed_while_writing_leaves_the_old_file(tmp_path):
     """
     assert subprocess.run([sys.executable, "-c", textwrap.dedent(script)]).returncode == -9
     assert path.read_text() == "old"
+
+
+def test_a_file_where_a_folder_goes_is_named(tmp_path):
+    (tmp_path / "table.csv").write_text("mine")
+    for inside in ("a.txt", "b/c/a.txt"):
+        with pytest.raises(InputError, match=r"table\.csv is no folder; name another place for what is written"):
+            write_text(tmp_path / "table.csv" / inside, "x")
+    with pytest.raises(InputError, match=r"table\.csv is no folder"), only_run(tmp_path / "table.csv"):
+        pass
+    assert (tmp_path / "table.csv").read_text() == "mine"
+
+
+def test_a_full_disk_is_told_with_the_file_that_was_written(tmp_path):
+    with pytest.raises(OSError, match="No space left") as told, atomic_path(tmp_path / "a.bin"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert told.value.filename == str(tmp_path / "a.bin")
+
+
+def test_somebodys_plan_is_kept_under_another_name(tmp_path):
+    (tmp_path / "plan.json").write_text("mine")
+    run_shards(tmp_path, {"a": 1}, 1, 1, lambda items: {"x": torch.zeros(len(items))}, description="x")
+    assert (tmp_path / "plan.edited.json").read_text() == "mine"
+    verify_shards(tmp_path)
 
 
 def test_json_with_nan_is_refused(tmp_path):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.own_files import RECORD, remove_files, replace_files, replace_folder
+from mammosae_plugin.own_files import RECORD, remove_files, replace_files, replace_folder, require_unclaimed
 
 
 def staged(folder, **files):
@@ -94,3 +94,12 @@ def test_a_damaged_record_is_named(tmp_path):
     out = staged(tmp_path / "out", **{RECORD: "[1]"})
     with pytest.raises(InputError, match=f"{RECORD} is damaged"):
         replace_files(staged(tmp_path / "one", a="1"), out)
+
+
+def test_a_folder_with_a_file_in_the_way_is_refused_until_the_job_has_begun(tmp_path):
+    (tmp_path / "metrics.png").write_text("mine")
+    with pytest.raises(InputError, match=r"metrics\.png is in the way, and of no earlier run; move it, or"):
+        require_unclaimed(tmp_path, ["plan.json"], ["cfg.json", "metrics.png"])
+    (tmp_path / "plan.json").write_text("{}")
+    require_unclaimed(tmp_path, ["plan.json"], ["cfg.json", "metrics.png"])
+    require_unclaimed(tmp_path / "none", [], ["cfg.json"])

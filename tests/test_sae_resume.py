@@ -12,6 +12,7 @@ from helpers_training import ARCHITECTURES, assert_same_weights, rows_store, sma
 from sae_lens.training.sae_trainer import SAETrainer
 
 from mammosae_plugin.activations import ActivationStore
+from mammosae_plugin.adapters import CheckpointFormatError, load_vision_sae
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.training import checkpoints, train_sae, train_saes
 from mammosae_plugin.training import sae as sae_module
@@ -206,7 +207,12 @@ def test_a_finished_sae_that_was_changed_is_not_read_as_its_own(store, tmp_path,
         (tmp_path / name).write_bytes(changed)
         with pytest.raises(InputError, match=rf"{name} is missing or was changed after the training wrote it; restore"):
             train_sae(store, tmp_path, small_training())
+        with pytest.raises(
+            CheckpointFormatError, match=rf"{name} was changed after the training wrote it; restore it, or"
+        ):
+            load_vision_sae(tmp_path)
         (tmp_path / name).write_bytes(whole[name])
+    load_vision_sae(tmp_path)
     train_sae(store, tmp_path, small_training())
 
 

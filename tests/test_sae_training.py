@@ -424,3 +424,11 @@ def test_a_grid_says_which_of_its_settings_do_not_go_together():
 def test_final_metrics_of_an_empty_folder_are_refused(tmp_path):
     with pytest.raises(InputError, match="holds no finished SAE"):
         final_metrics_of(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["metrics.png", "metrics.jsonl", "README.md", "activations.json"])
+def test_a_folder_in_which_something_else_lies_is_refused_before_the_first_step(store, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match=rf"{name} is in the way, and of no earlier run"):
+        train_sae(store, tmp_path, small_training())
+    assert [path.name for path in tmp_path.iterdir()] == [name]

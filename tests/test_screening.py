@@ -68,3 +68,13 @@ def test_each_image_is_read_once_whatever_the_unit(data, tmp_path, monkeypatch):
 def test_arguments_out_of_range_are_refused(data, tmp_path, options):
     with pytest.raises(InputError, match="must"):
         screen_images(data, tmp_path / "bad.csv", **options)
+
+
+def test_a_file_of_the_users_is_not_written_over(data, tmp_path):
+    mine = tmp_path / "mine.csv"
+    mine.write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match=r"mine\.csv is there, and is no list of image_id and reason; name another"):
+        screen_images(data, mine)
+    with pytest.raises(InputError, match=r"mine\.csv is there, and is no list of image_id and suspicion"):
+        screen_images(data, tmp_path / "quarantine.csv", suspects_file=mine)
+    assert mine.read_text() == "a,b\n1,2\n"

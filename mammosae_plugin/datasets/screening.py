@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -154,6 +155,8 @@ def _boxes_of_another(
 
 
 def _write_csv(file: str | os.PathLike[str], columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    if Path(file).is_file() and (Path(file).read_bytes().splitlines() or [b""])[0] != ",".join(columns).encode():
+        raise InputError(f"{file} is there, and is no list of {columns[0]} and {columns[1]}; name another file")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)

@@ -21,7 +21,7 @@ from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 from safetensors.torch import load_file, save_file
 
 from mammosae_plugin.adapters.sources import is_on_hub
-from mammosae_plugin.adapters.vision_sae import load_vision_sae
+from mammosae_plugin.adapters.vision_sae import DIGESTS, load_vision_sae
 from mammosae_plugin.datasets.about import KNOWN
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import (
@@ -55,7 +55,7 @@ from mammosae_plugin.privacy.guard import copy_figure, let_out
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
 from mammosae_plugin.schema.results import poor_sae, role_evidence
 from mammosae_plugin.training.metrics import draw_metrics, read_metrics, trained_l0
-from mammosae_plugin.training.saving import CFG, FILES, WEIGHTS, save_sae
+from mammosae_plugin.training.saving import CFG, WEIGHTS, save_sae
 from mammosae_plugin.version import __version__
 
 CONFOUNDER = "confounder"
@@ -465,7 +465,7 @@ def _stage_beside(source: Path, target: Path) -> dict[str, Any] | None:
     if not (source / TRAINING).exists():
         return None
     training: dict[str, Any] = portable(read_json(source / TRAINING))
-    training.pop(FILES, None)  # of what lies there; provenance.json says it of what is published
+    training.pop(DIGESTS, None)  # of what lies there; provenance.json says it of what is published
     write_json(target / TRAINING, training)
     return training
 

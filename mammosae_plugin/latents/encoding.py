@@ -13,6 +13,7 @@ from torch import nn
 
 from mammosae_plugin import distributed
 from mammosae_plugin.activations import image_batches
+from mammosae_plugin.activations.store import MANIFEST
 from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.adapters.attached_sae import refuse_what_no_map_fits
 from mammosae_plugin.adapters.hooked_vision_model import require_hooked
@@ -54,8 +55,9 @@ from mammosae_plugin.latents.table import (
     elements_beyond_the_first,
     elements_of,
 )
+from mammosae_plugin.own_files import require_unclaimed
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
-from mammosae_plugin.shards import DONE, run_shards
+from mammosae_plugin.shards import DONE, PLAN, run_shards
 
 # Numbers in one block of latents: 512 rows x 16384 latents, 34 MB of float32, whatever the width of the SAE.
 NUMBERS_AT_ONCE = 512 * 16384
@@ -161,6 +163,9 @@ def _encode(
     layer = _Layer(model, sae, heads, dataset.image_size, device)
     cams = [name for name, head in heads.items() if gradcam and head.out_features == 1 and name in dataset.concepts]
     splits = sorted(dataset.images["split"].unique(), key=lambda name: (name != "training", name))
+    begun = [TABLE, *(f"{split}/{PLAN}" for split in splits)]
+    written = [READOUT, MANIFEST, *(f"{split}/{name}" for split in splits for name in (IMAGES, FINDINGS))]
+    distributed.on_main(partial(require_unclaimed, folder, begun, written))
     whole = distributed.on_main(partial(_is_whole, folder))
     # A table stays what it is: a statistic that it lacks is no reason to encode every image again.
     elements = elements_of(read_json(folder / TABLE)) if (folder / TABLE).exists() else ELEMENTS

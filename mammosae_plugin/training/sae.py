@@ -36,7 +36,8 @@ from tqdm.auto import tqdm
 from mammosae_plugin import distributed
 from mammosae_plugin.activations import ActivationStore
 from mammosae_plugin.activations.saelens_format import NOT_KNOWN
-from mammosae_plugin.adapters.vision_sae import unregistered
+from mammosae_plugin.activations.store import MANIFEST
+from mammosae_plugin.adapters.vision_sae import DIGESTS, TRAINING, unregistered
 from mammosae_plugin.datasets.vindr import PHANTOM_ID
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import (
@@ -51,6 +52,7 @@ from mammosae_plugin.files import (
 )
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.measures.reconstruction import dead_share, measure
+from mammosae_plugin.own_files import require_unclaimed
 from mammosae_plugin.provenance import plain, seed_everything, torch_generator
 from mammosae_plugin.shards import is_whole
 from mammosae_plugin.training.checkpoints import load_state, save_state
@@ -72,7 +74,7 @@ from mammosae_plugin.training.resampling import (
     start_bias_at_median,
 )
 from mammosae_plugin.training.rows import TrainingRows, images_of_held_out_patients
-from mammosae_plugin.training.saving import CFG, FILES, WEIGHTS, save_sae
+from mammosae_plugin.training.saving import CFG, WEIGHTS, save_sae
 from mammosae_plugin.training.settings import SAETraining
 from mammosae_plugin.training.sparsity import hold_l0, set_l0
 from mammosae_plugin.training.trackers import TrackerName, new_tracker
@@ -82,9 +84,8 @@ __all__ = ["SAETraining", "train_sae", "train_saes"]
 
 logger = logging.getLogger(__name__)
 
-PLAN, CHECKPOINT, METRICS, FIGURE, CARD = (
-    "training.json", "checkpoint.safetensors", "metrics.jsonl", "metrics.png", "README.md",
-)  # fmt: skip
+PLAN = TRAINING
+CHECKPOINT, METRICS, FIGURE, CARD = "checkpoint.safetensors", "metrics.jsonl", "metrics.png", "README.md"
 _NORM_BATCHES, _CALIBRATION_ROWS = 100, 8192
 _INIT, _RESAMPLING = 1, 2  # their random streams
 
@@ -265,6 +266,7 @@ def _claim(folder: Path, plan: Mapping[str, Any]) -> None:
     told = {"config": plan["config"], "steps": plan["steps"]}
     said = {"plan_sha256": sha256_of_json(plan), **told}
     if not (folder / PLAN).exists():
+        require_unclaimed(folder, (), (CHECKPOINT, METRICS, FIGURE, CARD, CFG, WEIGHTS, MANIFEST))
         write_json(folder / PLAN, said)
     elif (there := read_json(folder / PLAN)).get("plan_sha256") != said["plan_sha256"]:
         same = "the same settings on other rows, or with other metadata"
@@ -496,7 +498,7 @@ def _finish(job: _Job, plan: Mapping[str, Any], rows: TrainingRows) -> SAE[Any]:
 
 def _require_as_written(folder: Path) -> None:
     """Refuse an SAE that was changed since its training ended; those of earlier versions have no digests."""
-    for name, digest in read_json(folder / PLAN).get(FILES, {}).items():
+    for name, digest in read_json(folder / PLAN).get(DIGESTS, {}).items():
         if not is_whole(folder / name, digest):
             raise InputError(
                 f"{folder / name} is missing or was changed after the training wrote it; restore it, or delete "
@@ -531,7 +533,7 @@ def _write_end(job: _Job, plan: Mapping[str, Any], kind: str, sae: SAE[Any], mea
         lstrip_blocks=True,
     )  # Markdown: nothing to escape
     digests = {name: sha256_of_file(folder / name) for name in (CFG, WEIGHTS)}
-    write_json(folder / PLAN, {**read_json(folder / PLAN), FILES: digests})
+    write_json(folder / PLAN, {**read_json(folder / PLAN), DIGESTS: digests})
     cfg = {**sae.cfg.to_dict(), "metadata": sae.cfg.metadata.to_dict()}
     card = cards.get_template("training.md.j2")
     write_text(folder / CARD, card.render(cfg=cfg, config=plan["config"], acting=job.config.acting(), last=last))

@@ -20,7 +20,6 @@ from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import TEMPORARY, local_path, sha256_of_file
 
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
-FILES = "files"  # in training.json beside them: their SHA-256, since SAELens's format has no checksum
 # Their scale is no part of the weights: what is saved would be another function of the raw rows.
 _NOT_FOLDED = ("expected_average_only_in", "covariance_whitening")
 
