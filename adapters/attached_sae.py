@@ -1,5 +1,7 @@
 """An SAE in the place of a hook point."""
 
+__all__ = ["AttachedSAE", "reads_positions_together", "refuse_what_no_map_fits", "shows_latents"]
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any

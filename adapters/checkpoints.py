@@ -5,6 +5,12 @@ containers and a few numpy scalars and arrays, so they are read with `weights_on
 allowed, for the length of the call. Everything else is refused by name.
 """
 
+__all__ = [
+    "check_keys", "CHECKPOINT_SUFFIXES", "CheckpointFormatError", "is_safetensors", "read_torch_checkpoint",
+    "refuse_unpacked", "refuse_what_was_never_a_checkpoint", "UnsafeCheckpointError", "unwrapped", "unwrapped_key",
+    "without_prefix",
+]  # fmt: skip
+
 import codecs
 import json
 import os

@@ -1,5 +1,7 @@
 """What training and studies need of a network: a protocol, whatever the network is."""
 
+__all__ = ["Classifier", "encoder_state", "head_of"]
+
 from typing import Any, Protocol, runtime_checkable
 
 import torch

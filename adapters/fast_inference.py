@@ -4,6 +4,8 @@ In evaluation mode a batch norm is y = (x - m) / sqrt(v + eps) * g + b per chann
 do itself: weight * g / sqrt(v + eps), bias (c - m) * g / sqrt(v + eps) + b. That saves one pass over every map.
 """
 
+__all__ = ["compiled", "fold_batch_norms", "FoldedNorm"]
+
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

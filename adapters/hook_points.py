@@ -1,5 +1,10 @@
 """Which modules of a network can be hooked, how their outputs lie, and which of them is the last map and the head."""
 
+__all__ = [
+    "at_another_size", "default_images", "examine", "final_path", "find_head_path", "HOOK_SUFFIX", "outermost",
+    "overwritten_in_place", "stages", "submodule",
+]  # fmt: skip
+
 from collections.abc import Mapping, Sequence
 from math import prod
 

@@ -7,6 +7,8 @@ The file is long because it is one class, whose verbs are those of another libra
 describing what can be hooked, lies in `hook_points`, `layouts` and `recording`.
 """
 
+__all__ = ["default_hooks", "HookedVisionModel", "HookList", "NamesFilter", "Reading", "require_hooked"]
+
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -5,6 +5,8 @@ just before, and not linearly), so plain SAELens computes on rows as they are gi
 goes through `normalized`.
 """
 
+__all__ = ["INPUT_NORMALIZATION", "input_normalization", "normalized", "of_unit_length", "rescaled", "UNIT_L2"]
+
 from typing import Any
 
 import torch

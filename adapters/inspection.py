@@ -1,5 +1,7 @@
 """What a checkpoint is, told without running anything in it and without building its network in memory."""
 
+__all__ = ["CheckpointReport", "FileFacts", "inspect_checkpoint", "OUTPUT_HINTS"]
+
 import json
 import math
 import os

@@ -1,5 +1,7 @@
 """Which layers of a model can carry an SAE: what `mammosae layers` prints."""
 
+__all__ = ["describe_layers", "Layer", "layers_table", "MAMMOGRAM_SIZE", "open_model"]
+
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

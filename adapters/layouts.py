@@ -1,5 +1,7 @@
 """How a module lays out its output, and the channels-last view of it that hook points, SAEs and heatmaps share."""
 
+__all__ = ["HookLayout", "is_proportional", "Kind", "layout_of", "MapLayout", "PrefixTokens", "settle_grids"]
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -1,5 +1,7 @@
 """Loading networks: a Mammo-CLIP file or one of this package's own, by what it is."""
 
+__all__ = ["load_classifier", "load_mammo_clip"]
+
 import os
 
 import torch

@@ -8,6 +8,8 @@ no detail: the final map of timm's own padding differs from the original's by mo
 `static_padding`.
 """
 
+__all__ = ["blocks_of", "create_efficientnet", "MammoClipClassifier", "new_classifier", "Padding", "StaticPadConv2d"]
+
 import copy
 import difflib
 from collections.abc import Mapping

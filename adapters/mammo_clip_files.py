@@ -1,5 +1,7 @@
 """Mammo-CLIP's and Mammo-FM's own files: pretraining checkpoints and downstream classifiers, under original names."""
 
+__all__ = ["check_mammo_clip", "MammoClipFile", "parse_mammo_clip", "read_mammo_clip"]
+
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

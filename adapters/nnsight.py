@@ -4,6 +4,8 @@ nnsight is the extra `mammosae-plugin[nnsight]`, and is imported at the first wr
 object a method `save` and changes `Tensor.backward`. Only its public names NNsight, trace and edit are used.
 """
 
+__all__ = ["Hookable", "StaleWrappingError", "wrap_for_nnsight"]
+
 import functools
 from typing import Any, Protocol
 

@@ -1,5 +1,7 @@
 """How 8-bit pixels become a network's input. It belongs to the network, and to the fingerprint of all that is made."""
 
+__all__ = ["BadImageError", "check_contrast", "MAMMO_CLIP", "Number", "Preprocessing"]
+
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass

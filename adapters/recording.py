@@ -1,5 +1,7 @@
 """One pass through a network with every module call written down: what ran when, inside what, and what it gave."""
 
+__all__ = ["Call", "evaluation", "is_compiled_in_place", "record", "Recording", "require_device", "seen_by_hooks"]
+
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field

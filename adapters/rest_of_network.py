@@ -4,6 +4,8 @@ An intervention at an inner layer changes nothing before the layer, so its outpu
 intervention costs the rest of the network alone.
 """
 
+__all__ = ["noise_for", "RestOfNetwork", "Rooted"]
+
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager

@@ -10,6 +10,8 @@ so W_enc = W^T, b_enc = c - theta, W_dec = W (D^T), b_dec = b with `apply_b_dec_
 latents.
 """
 
+__all__ = ["is_sail", "parse_sail"]
+
 import math
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,5 +1,10 @@
 """The files that this package saves classifiers in: any network of the protocol, as it says itself what it is."""
 
+__all__ = [
+    "is_classifier_folder", "read_saved_classifier", "save_classifier", "save_classifier_folder",
+    "saved_classifier_header",
+]  # fmt: skip
+
 import json
 import os
 from collections.abc import Mapping

@@ -5,6 +5,11 @@ on the Hub, or an SAE in SAELens's format by its id; `hf://` means the same. A r
 with `%2F`, as in `hub://owner/name@refs%2Fpr%2F1/sae.pt`.
 """
 
+__all__ = [
+    "CLASSIFIER_FILES", "classifier_weights", "find_source", "HUB_SCHEME", "HUB_SCHEMES", "is_hub_name", "is_on_hub",
+    "origin_of", "parse_hub_name", "Source", "URLS",
+]  # fmt: skip
+
 import difflib
 import logging
 import os

@@ -1,5 +1,7 @@
 """Any of timm's architectures as a classifier that is trained and studied."""
 
+__all__ = ["new_timm_classifier", "TimmClassifier"]
+
 import copy
 import difflib
 import os

@@ -8,6 +8,11 @@ axis of length 1. Its formula, with a bias b that is taken from the input and ad
 is SAELens's `standard` architecture with `apply_b_dec_to_input=True`: W_enc = E^T, b_enc = c, W_dec = D^T, b_dec = b.
 """
 
+__all__ = [
+    "DEFAULT_FILENAME", "HOOK_NAME", "load_saelens_folder", "load_vision_sae", "parse_mammo_sae", "SAELENS_FILES",
+    "unregistered", "vision_sae_disk_loader", "vision_sae_huggingface_config", "vision_sae_huggingface_loader",
+]  # fmt: skip
+
 import os
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,5 +1,10 @@
 """Checks of the arguments of public functions: the impossible is refused in one line, before anything is computed."""
 
+__all__ = [
+    "as_array", "between", "checked_arguments", "class_labels", "entries", "flag", "index", "indices", "numbers",
+    "one_of", "shown", "text", "whole",
+]  # fmt: skip
+
 import inspect
 import math
 from collections.abc import Callable, Collection, Mapping

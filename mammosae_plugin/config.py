@@ -1,5 +1,10 @@
 """The configuration of a study: every setting, its meaning and its default, checked before anything runs."""
 
+__all__ = [
+    "AnalysisConfig", "BELOW_ROOT", "Checkpoint", "Data", "describe_settings", "load_config", "ModelConfig",
+    "portable_config", "ReportConfig", "SAEConfig", "SAETrainingSource", "StudyConfig", "TimmStart", "WEIGHTS_OF_TIMM",
+]  # fmt: skip
+
 import importlib.util
 import json
 import re

@@ -9,6 +9,11 @@ wrong in one is raised in all, at the latest when they meet at the block's end, 
 process that fails elsewhere just ends, upon which torchrun ends the others.
 """
 
+__all__ = [
+    "add_up", "alone", "check", "ending", "gathered", "give_to_all", "is_first", "is_main", "least", "main_first",
+    "mean", "on_main", "place", "rank", "require_same", "share", "start", "stop", "together", "world_size",
+]  # fmt: skip
+
 import os
 import time
 import uuid

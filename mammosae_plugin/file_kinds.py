@@ -1,5 +1,7 @@
 """What a file really is, whatever its name says: for errors that name the cause."""
 
+__all__ = ["kind_of"]
+
 import os
 import re
 import zipfile

@@ -1,5 +1,11 @@
 """Files that are whole or absent: every write goes to a temporary name first and is renamed when complete."""
 
+__all__ = [
+    "atomic_path", "differences", "is_sealed", "local_path", "parse_json", "parse_yaml", "read_json", "read_parquet",
+    "remove_temporaries", "SEAL", "sealed", "sha256_of_file", "sha256_of_json", "TEMPORARY", "write_json",
+    "write_parquet", "write_safetensors", "write_text",
+]  # fmt: skip
+
 import hashlib
 import json
 import os

@@ -4,6 +4,8 @@ The Hub knows a large file by its SHA-256 and a small one by git's hash. Where l
 snapshots/<commit>/<path>, is one to blobs/<hash>, which tells the hash without the Hub.
 """
 
+__all__ = ["download_anew", "FileHash", "git_hash", "named_by_cache"]
+
 import hashlib
 import os
 import re

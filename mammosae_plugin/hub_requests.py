@@ -5,6 +5,11 @@ does not where a repository is made, a commit or a tag is set, or a list is read
 Here each of these is bounded: `ask` for a request, `explain` for the error that ends it.
 """
 
+__all__ = [
+    "again", "ask", "ATTEMPTS", "explain", "first_line", "HubError", "REFUSED_LOGIN", "refused_login", "REPOSITORY",
+    "TIMEOUT_S",
+]  # fmt: skip
+
 import json
 import logging
 import re

@@ -8,6 +8,8 @@ there is the lock, and it is stale if its process no longer runs; of a process o
 Under torchrun the processes are one run: the first of them holds the lock for all.
 """
 
+__all__ = ["LOCK", "only_run"]
+
 import contextlib
 import errno
 import json

@@ -1,5 +1,7 @@
 """Memory that a process has freed, kept for its next buffers instead of given back to the system."""
 
+__all__ = ["keep_freed_memory"]
+
 import ctypes
 import os
 import sys

@@ -4,6 +4,8 @@ A record says with which SHA-256 each file was written. A file that has another 
 entry was never ours; both are the user's.
 """
 
+__all__ = ["Digests", "empty_staging", "RECORD", "remove_files", "replace_files", "replace_folder", "STAGING"]
+
 import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping

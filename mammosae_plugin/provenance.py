@@ -1,5 +1,9 @@
 """What made a result: package versions, weights' fingerprints, one seed."""
 
+__all__ = [
+    "environment", "package_versions", "PACKAGES", "plain", "seed_everything", "tensors_fingerprint", "torch_generator",
+]  # fmt: skip
+
 import hashlib
 import platform
 import random

@@ -9,6 +9,12 @@ Under torchrun every process calls the same, and each computes its share of the 
 same bytes.
 """
 
+__all__ = [
+    "DONE", "is_done", "is_intact", "is_whole", "PLAN", "recorded_digests", "remove_shards", "require_plan",
+    "run_shards", "run_shards_together", "shard_name", "shard_paths", "ShardTask", "STALE_SECONDS", "Tensors",
+    "verify_shards",
+]  # fmt: skip
+
 import json
 import logging
 import re

@@ -1,5 +1,7 @@
 """Settings that are checked when they are made, and what is wrong with them in one line of our own words."""
 
+__all__ = ["explain", "names_in", "sections_in", "Settings"]
+
 import difflib
 import re
 import types

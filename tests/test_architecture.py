@@ -179,3 +179,14 @@ def test_every_mutant_of_the_mutation_check_can_be_made():
     assert len(mutants["MUTANTS"]) >= 30
     lost = [(mutant.file, mutant.old) for mutant in mutants["MUTANTS"] if not mutants["found_once"](mutant)]
     assert not lost and all(mutant.old != mutant.new for mutant in mutants["MUTANTS"])
+
+
+PUBLIC_MODULES = [name for name in MODULES if not any(part.startswith("_") for part in name.split("."))]
+
+
+@pytest.mark.parametrize("name", PUBLIC_MODULES)
+def test_every_public_module_says_what_it_offers(name):
+    module = importlib.import_module(name)
+    offered = module.__all__
+    assert len(set(offered)) == len(offered)
+    assert not [one for one in offered if not hasattr(module, one)]

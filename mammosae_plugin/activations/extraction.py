@@ -1,5 +1,10 @@
 """One pass of networks over a dataset, writing the rows of hook points to activation stores."""
 
+__all__ = [
+    "Augment", "Autocast", "BYTES_PER_SHARD", "capture", "capture_several", "extract_activations", "extract_together",
+    "image_batches", "IMAGES_PER_SHARD", "patient_number", "sampled_positions", "SampleFrom",
+]  # fmt: skip
+
 import hashlib
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext

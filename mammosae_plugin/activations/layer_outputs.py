@@ -1,5 +1,10 @@
 """The output of one layer for every image, on disk: an intervention there starts from it and runs only what follows."""
 
+__all__ = [
+    "BYTES_PER_SHARD", "cache_layer_outputs", "FORMAT_VERSION", "IMAGES_PER_SHARD", "layer_output_nbytes",
+    "LayerOutputs", "MANIFEST",
+]  # fmt: skip
+
 import logging
 import shutil
 from dataclasses import dataclass

@@ -6,6 +6,8 @@ function of (seed, epoch, number of the filling) alone, so the state of a run is
 taken, and going on from there reads no more than one filling.
 """
 
+__all__ = ["BlockReader", "READERS", "shuffled_batches"]
+
 import os
 import weakref
 from collections.abc import Callable, Generator, Iterator

@@ -6,6 +6,8 @@ sequence is an image and its context the image's positions, so every image must 
 ignores the other columns, `image_id` and `positions`, and the manifest beside the data: they say what the rows are.
 """
 
+__all__ = ["BYTES_PER_SHARD", "IMAGE_ID", "NOT_KNOWN", "POSITIONS", "read_saelens_dataset", "write_saelens_dataset"]
+
 import os
 import shutil
 import tempfile

@@ -1,5 +1,10 @@
 """Rows of activations on disk (docs/activations.md): written once, checked at every read, streamed in random order."""
 
+__all__ = [
+    "ActivationStore", "BLOCK_BYTES", "DTYPES", "FORMAT_VERSION", "MANIFEST", "merge_stores", "READABLE",
+    "RESERVOIR_BYTES", "rows_per_block", "SAME_IN_A_MERGE", "seal_store", "shard_tensors", "write_store",
+]  # fmt: skip
+
 import json
 import logging
 import re

@@ -1,5 +1,7 @@
 """Codes as plain arrays or sparse matrices, and the strongest rows of every latent."""
 
+__all__ = ["as_codes", "as_groups", "strongest_rows"]
+
 from typing import Any
 
 import numpy as np

@@ -1,5 +1,7 @@
 """FROC: how many lesions points find, against how many false positives each image has."""
 
+__all__ = ["FPPI", "froc_of", "FrocResult"]
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

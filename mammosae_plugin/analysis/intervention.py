@@ -11,6 +11,8 @@ alpha, so the same sum holds. At an inner layer the part of the network behind i
 every mask; what runs it is handed in as `passes`, so that the analysis itself needs no network.
 """
 
+__all__ = ["DEFAULT_KS", "intervene", "latent_group", "Mode", "Passes", "single_ablations", "sweep", "sweep_controls"]
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol

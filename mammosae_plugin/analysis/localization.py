@@ -7,6 +7,11 @@ of the heatmap in the box's region unless another rule is asked for, and every r
 `BOX_SCORES`.
 """
 
+__all__ = [
+    "BOX_SCORES", "Boxes", "BoxScore", "Contours", "heatmap", "heatmap_boxes", "localize", "localize_baselines",
+    "localize_thresholds", "Threshold",
+]  # fmt: skip
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args

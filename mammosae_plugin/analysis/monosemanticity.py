@@ -4,6 +4,8 @@ The score by labels is that of SAIL (arXiv 2603.23794), with a null for every la
 Pach et al. (arXiv 2504.02821).
 """
 
+__all__ = ["activation_similarity_of", "benjamini_hochberg", "monosemanticity_of", "Null"]
+
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 

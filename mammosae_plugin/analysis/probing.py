@@ -3,6 +3,8 @@
 Everything reads the latents table; no image and no network is touched.
 """
 
+__all__ = ["best_single_latent", "class_mean_latents", "rank_channels", "rank_latents", "RankedLatents", "Score"]
+
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 

@@ -1,5 +1,7 @@
 """What the SAE costs: the classifier's metrics with and without it (Table 1), and the quality of the reconstruction."""
 
+__all__ = ["auroc_cost", "reconstruction_metrics", "reconstruction_quality"]
+
 from typing import TYPE_CHECKING
 
 import numpy as np

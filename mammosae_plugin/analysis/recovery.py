@@ -1,5 +1,7 @@
 """How few latents recover what a probe on the dense layer tells (SAIL, arXiv 2603.23794, section on recovery)."""
 
+__all__ = ["LEAST_DENSE", "recovery_thresholds"]
+
 from collections.abc import Sequence
 
 import numpy as np

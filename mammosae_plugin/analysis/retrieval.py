@@ -1,5 +1,7 @@
 """Images that are like one: by its strongest latents (SAIL's fingerprints), by all of them, or by latents as words."""
 
+__all__ = ["fingerprint", "Method", "METHODS", "retrieve_of"]
+
 from typing import Any, Literal
 
 import numpy as np

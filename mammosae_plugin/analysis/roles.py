@@ -4,6 +4,11 @@ A name is earned on test images, by all of the evidence that there is; latents a
 part is missing, or does not speak for the same thing, the role is `unclear`.
 """
 
+__all__ = [
+    "FEWEST_CONTROLS", "FEWEST_PATIENTS", "FOLLOWS", "latent_roles", "LEAST_EXPLAINED", "MATTERS", "SEPARATES",
+    "Weights",
+]  # fmt: skip
+
 from typing import TYPE_CHECKING, Any
 
 import numpy as np

@@ -1,5 +1,7 @@
 """What commands of `mammosae` have alike: the flag --debug, the options of publishing, and how errors are shown."""
 
+__all__ = ["clear_errors", "Commands", "Debug", "UsageError"]
+
 import logging
 import sys
 from collections.abc import Iterator, Sequence

@@ -1,5 +1,7 @@
 """The commands of `mammosae` about findings: publish them, note what latents show, compare two studies."""
 
+__all__ = ["add_findings_commands", "compare", "note", "publish_findings_command", "StudyFolder"]
+
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 

@@ -3,6 +3,8 @@
 What publishes is dry by default: it prints what would go out, and only `--confirm` sends it.
 """
 
+__all__ = ["add_hub_commands", "publish", "publish_model_command", "publish_sae_command", "pull_command"]
+
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 

@@ -1,5 +1,11 @@
 """What the commands of `mammosae publish` have alike: their options, and that nothing is sent unless confirmed."""
 
+__all__ = [
+    "Allow", "Author", "Confirm", "Description", "FindingsRepo", "ForcePoor", "IdsOf", "Link", "MinGroup", "ModelRepo",
+    "Prepare", "Public", "publishes", "Replace", "Repo", "SAERepo", "SpaceRepo", "Tag", "TrainedOn", "Upload",
+    "WeightsLicence",
+]  # fmt: skip
+
 import functools
 import inspect
 from collections.abc import Callable

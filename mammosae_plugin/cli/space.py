@@ -1,5 +1,7 @@
 """The command `mammosae publish space`: findings as pages to browse, on the Hub or in a local folder."""
 
+__all__ = ["add_space_command", "publish_space_command"]
+
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 

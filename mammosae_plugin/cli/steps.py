@@ -1,5 +1,10 @@
 """The `mammosae` command: one thin function per command; the rooms are imported when a command needs them."""
 
+__all__ = [
+    "activations", "activations_info", "activations_merge", "activations_verify", "app", "ConfigFile", "demo", "Device",
+    "extract", "inspect", "layers", "main", "Output", "Settings", "StoreFolder", "study", "StudyFile",
+]  # fmt: skip
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

@@ -1,5 +1,7 @@
 """What is known of a dataset as a whole: its name, whose it is, how to cite it, whether its rows may be passed on."""
 
+__all__ = ["DatasetAbout", "KNOWN", "PHANTOMS", "RSNA_SCREENING", "VINDR_MAMMO"]
+
 from dataclasses import dataclass
 
 from mammosae_plugin.errors import InputError

@@ -1,5 +1,7 @@
 """What every mammogram dataset here shares: two tables (images, findings), items for the network, selection."""
 
+__all__ = ["Batch", "BOX_COLUMNS", "collate", "DatasetError", "describe", "Item", "MammogramDataset", "Unit"]
+
 import copy
 import hashlib
 import os

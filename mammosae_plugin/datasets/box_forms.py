@@ -4,6 +4,8 @@ What a box marks is mostly brighter than what lies around it, and is tissue. So 
 score for each box, and the way whose boxes score best is the likely one, whatever was done to the file.
 """
 
+__all__ = ["Array", "best", "EXCHANGED_CORNERS", "Finding", "Form", "forms", "scores"]
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache

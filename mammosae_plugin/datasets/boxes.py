@@ -5,6 +5,11 @@ The author's code cut 5 pixels from each side of the original image, then took t
 `vindr_detection_v1_folds.csv` 12 of 2,254 boxes therefore end above where they begin and 49 more are cut at the bottom.
 """
 
+__all__ = [
+    "Array", "BORDER", "Boxes", "changes", "covers_image", "few", "fit_by_originals", "Marks", "mend", "Originals",
+    "Report", "report_other_pixels", "UnmendableBoxes",
+]  # fmt: skip
+
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass

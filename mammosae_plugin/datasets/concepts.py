@@ -1,5 +1,7 @@
 """What can be told of an image: a concept, its classes, and whether boxes or masks say where it is."""
 
+__all__ = ["ABSENT", "Concept", "Kind", "nearest_names", "PRESENT", "Vocabulary"]
+
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass

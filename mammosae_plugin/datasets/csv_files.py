@@ -1,5 +1,7 @@
 """Read a CSV file as text, and say in one line what it is where it is none."""
 
+__all__ = ["plain_name", "read_csv"]
+
 import csv
 import io
 import re

@@ -1,5 +1,7 @@
 """A folder of PNG images and one table of labels, with any concepts: what is needed to study images of one's own."""
 
+__all__ = ["CSV_FOLDER", "CsvFolder", "CsvFolderSettings", "IMAGE_FOLDER", "Labels", "LabelSettings", "TABLE_FILE"]
+
 import logging
 import os
 from collections.abc import Mapping, Sequence

@@ -1,5 +1,7 @@
 """Where the image files of a dataset lie, and in what their names differ from the table's where they do not."""
 
+__all__ = ["find_images"]
+
 import logging
 import os
 import re

@@ -6,6 +6,8 @@ random streams, and the findings have streams apart from the anatomy: the same b
 finding.
 """
 
+__all__ = ["Array", "Box", "draw_phantom", "make_phantoms", "PHANTOM_VERSION"]
+
 import os
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor

@@ -1,5 +1,7 @@
 """From a PNG on disk to pixels, and to Mammo-CLIP's input."""
 
+__all__ = ["preprocess", "PREPROCESSING", "read_png"]
+
 import os
 import struct
 import zlib

@@ -1,5 +1,7 @@
 """What a study needs of a dataset: an object that has these parts can be extracted, encoded, trained on, studied."""
 
+__all__ = ["is_study_dataset", "require_study_dataset", "StudyDataset"]
+
 import inspect
 from collections.abc import Iterable
 from pathlib import Path

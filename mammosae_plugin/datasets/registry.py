@@ -3,6 +3,11 @@
 `data.kind` of a study names one. Another is added with `register_dataset`, before the study's configuration is read.
 """
 
+__all__ = [
+    "dataset_kind", "dataset_kinds", "DatasetKind", "DataSettings", "LocalPath", "of_its_kind", "open_dataset",
+    "register_dataset",
+]  # fmt: skip
+
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """Read every image once before a long run, and leave out the bad ones with a written reason."""
 
+__all__ = ["check_suspects", "leave_out_bad", "read_quarantine", "read_suspects", "screen_images"]
+
 import csv
 import io
 import logging

@@ -4,6 +4,12 @@ The rules are SAIL's (arXiv 2603.23794, its released code), but for grey levels,
 not those of each volume, so that a grey value means one Hounsfield unit. Arrays are indexed [x, y, z].
 """
 
+__all__ = [
+    "AXES", "blank", "centre_square", "deepened", "first_to_last", "gray_volume", "hounsfield_windows", "is_half_depth",
+    "Levels", "organ_regions", "picture", "presence", "resampled", "Slicing", "Spacing", "STUDY_TYPE", "Volume",
+    "Window", "window_of",
+]  # fmt: skip
+
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

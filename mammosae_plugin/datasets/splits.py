@@ -1,5 +1,10 @@
 """Training, validation and test: by group, stratified, with whole sites held out, in a file that all models share."""
 
+__all__ = [
+    "age_bins", "checked_split", "make_split", "read_split", "split_word", "SPLITS", "TEST", "TRAINING", "VALIDATION",
+    "VOLUME", "write_split",
+]  # fmt: skip
+
 import logging
 import os
 from collections.abc import Mapping, Sequence

@@ -1,5 +1,10 @@
 """Whether the pixels of an image fit its annotations: what one look tells, and what many looks tell together."""
 
+__all__ = [
+    "box_scores", "INVERTED", "Look", "look", "NO_MAMMOGRAM", "ON_BACKGROUND", "OTHER_SIDE", "refuse_mirrored",
+    "REPEATED", "suspects", "TURNED", "warn_of_sides", "warn_of_weak_boxes", "WHOLE_IMAGE",
+]  # fmt: skip
+
 import hashlib
 import logging
 import math

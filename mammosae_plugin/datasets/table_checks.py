@@ -1,5 +1,7 @@
 """Checks of annotation tables that every reader makes: each problem is noted with its lines; all are told at once."""
 
+__all__ = ["any_of", "Marks", "MISSING_TEXT", "SPLITS", "TableChecks"]
+
 from collections.abc import Callable, Sequence
 
 import numpy as np

@@ -1,5 +1,10 @@
 """VinDr-Mammo in the form in which Mammo-CLIP's users have it: one CSV with a row per finding, and 8-bit PNG images."""
 
+__all__ = [
+    "ANNOTATION_FILE", "checked_size", "CONCEPTS", "IMAGE_FOLDER", "PHANTOM_ID", "VINDR", "VINDR_CONCEPTS",
+    "VinDrMammo", "VinDrSettings",
+]  # fmt: skip
+
 import ast
 import logging
 import os

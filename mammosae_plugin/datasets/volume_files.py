@@ -1,5 +1,7 @@
 """NIfTI volumes, their masks and table on disk. nibabel is the extra `[volumes]`, imported at the first volume."""
 
+__all__ = ["find_volumes", "read_table", "read_volume", "require_nibabel", "VolumeFiles"]
+
 import csv
 import io
 import re

@@ -1,5 +1,7 @@
 """Where volumes lie: TotalSegmentator's CT and MRI, and any folder of NIfTI volumes with masks and a table."""
 
+__all__ = ["TOTALSEGMENTATOR", "TotalSegmentator", "VolumeFolder"]
+
 import logging
 import os
 from collections.abc import Sequence

@@ -1,5 +1,7 @@
 """What lies in which slice of every volume, and which volumes cannot be used: read once, kept as a file per volume."""
 
+__all__ = ["Indexed", "read_gray", "run_jobs", "Source", "survey"]
+
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

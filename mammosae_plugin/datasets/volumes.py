@@ -6,6 +6,8 @@ who that is. Every volume and mask is read once for the index (what lies in whic
 are cut when they are asked for, from the one volume that a process holds.
 """
 
+__all__ = ["IMAGENET", "KEY", "NOT_SPLIT", "VolumeSlices"]
+
 import copy
 import hashlib
 import logging

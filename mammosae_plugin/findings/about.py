@@ -4,6 +4,10 @@ A study's folder keeps in `published.json` where its parts were published last: 
 them by itself, and what was published before once it is published again.
 """
 
+__all__ = [
+    "About", "hub_place", "parse_links", "Part", "PARTS", "places", "published_places", "RECORD", "repository_url",
+]  # fmt: skip
+
 import dataclasses
 import logging
 import os

@@ -1,5 +1,7 @@
 """Two studies side by side: do the same latents stand out, and do they localize as well? The base for replication."""
 
+__all__ = ["compare", "Comparison", "Decoder", "Match", "match_latents", "Saes"]
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

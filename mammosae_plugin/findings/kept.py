@@ -5,6 +5,8 @@ they were made. Whoever publishes or compares takes the numbers from here, and l
 they name asks for (`tables`); nobody ranks, counts or reads a latents table again.
 """
 
+__all__ = ["FINDINGS_FOLDER", "Kept", "OfConcept", "PLAN", "read_kept", "TEST", "TRAINING", "with_boxes", "write_kept"]
+
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -6,6 +6,11 @@ keeps the fingerprint of the SAE whose latent it is about, so that it is never s
 happens to have the same number.
 """
 
+__all__ = [
+    "add_note", "Agreement", "agreement", "cohen_kappa", "CONFIDENCES", "fleiss_kappa", "LONGEST", "merge_notes",
+    "Note", "NOTES_FOLDER", "read_notes", "results_with_readers", "SEE_NOTE", "with_readers", "withdraw_notes",
+]  # fmt: skip
+
 import dataclasses
 import json
 import logging

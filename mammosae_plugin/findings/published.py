@@ -1,5 +1,7 @@
 """Findings of a study in memory, the same from a staged folder, the Hub or the study itself."""
 
+__all__ = ["Findings", "LATENT_KEY"]
+
 import dataclasses
 import json
 from collections.abc import Mapping

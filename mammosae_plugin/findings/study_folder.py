@@ -3,6 +3,11 @@
 Nothing is computed here and no configuration file is needed: what a study's folder holds is enough.
 """
 
+__all__ = [
+    "Encoder", "is_study_folder", "LayerResults", "primary_layer", "RESULTS_FOLDER", "sae_tensors", "StudyFolder",
+    "TABLES_FOLDER",
+]  # fmt: skip
+
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass

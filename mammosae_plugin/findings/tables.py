@@ -4,6 +4,11 @@ Whatever is a statistic of fewer patients than `min_group`, or gives one away, i
 `schema.findings` says which columns are such statistics.
 """
 
+__all__ = [
+    "examples_table", "findings_tables", "Groups", "latents_table", "LOCAL_FOLDER", "Row", "rows_table",
+    "separation_rows", "shared_named_latents", "shared_quality", "shared_role", "Tellable", "tellable", "ToldOf",
+]  # fmt: skip
+
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -5,6 +5,8 @@ it is published again, these are written anew, and everything between and around
 without marks is all theirs, and stays below ours.
 """
 
+__all__ = ["ABOUT", "FRONT_MATTER", "join_cards", "Joined", "mark"]
+
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -23,6 +23,11 @@ classifiers), kinds (`data_kind` of the studies).
 All of them, but for a study's: about, what `about.About.facts` gives; without it nothing is said.
 """
 
+__all__ = [
+    "Facts", "is_phantom", "MEASURES", "PROJECT_URL", "render_findings_card", "render_model_card", "render_sae_card",
+    "render_space_readme", "render_study_card", "Row",
+]  # fmt: skip
+
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

@@ -4,6 +4,10 @@ What is staged is `<id>/config.json` and `<id>/model.safetensors`, which `load_c
 reads, with evaluation.json and provenance.json beside them, and one card for the repository.
 """
 
+__all__ = [
+    "CARD", "CONFIG", "EVALUATION", "model_facts", "Origin", "prepare_model", "PROVENANCE", "publish_model", "WEIGHTS",
+]  # fmt: skip
+
 import dataclasses
 import os
 import re

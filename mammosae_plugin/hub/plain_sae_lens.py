@@ -1,5 +1,7 @@
 """Whether SAEs that are to be published load with plain SAELens and compute the same there, in a process of its own."""
 
+__all__ = ["check_with_sae_lens", "TOLERANCE"]
+
 import json
 import os
 import subprocess

@@ -4,6 +4,8 @@ The entries of JSON and YAML are those that this package and SAELens write: sett
 define them, so that a new setting is known here too; the rest is listed. The columns of findings are their schema's.
 """
 
+__all__ = ["FINDINGS", "MODEL", "POLICIES", "SAE", "SPACE"]
+
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping

@@ -1,5 +1,7 @@
 """What files that lie beside weights say of a machine and of a dataset's part, as it may go out."""
 
+__all__ = ["portable", "with_fingerprint"]
+
 import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath, PureWindowsPath

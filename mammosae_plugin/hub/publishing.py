@@ -8,6 +8,11 @@ The repository is before or after, never between: files go to the Hub's store fi
 was looked at, makes all of them appear. What is there already is not overwritten, unless `replace` says so.
 """
 
+__all__ = [
+    "Change", "files_of_repo", "kept_until_staged", "look_at_head", "prepare", "Publication", "Published", "publishing",
+    "recorder", "RepoKind",
+]  # fmt: skip
+
 import contextlib
 import dataclasses
 import functools

@@ -4,6 +4,8 @@ The hashes are the Hub's, and without the Hub those by which the cache names its
 pull (`hub_cache`).
 """
 
+__all__ = ["CFG", "pull", "saes_in"]
+
 import difflib
 import shutil
 from collections.abc import Mapping

@@ -1,5 +1,7 @@
 """What keeps SAEs, and findings about their latents, from being published unless somebody insists."""
 
+__all__ = ["flaws_of", "flaws_of_study", "refuse_poor"]
+
 import logging
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -7,6 +7,8 @@ documented way, which needs no registration and takes a revision, is
     SAE.from_pretrained("KKNakka/MammoSAE", "sparse_autoencoder_final.pt", converter=vision_sae_huggingface_loader)
 """
 
+__all__ = ["LOADER", "register_releases", "Release", "RELEASES"]
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

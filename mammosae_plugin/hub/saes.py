@@ -5,6 +5,11 @@ the SAE beside it: training.json, metrics, evaluation.json, provenance.json; and
 may go out, a process of its own that imports sae_lens and nothing of ours loads it and computes the same latents.
 """
 
+__all__ = [
+    "CARD", "CONFOUNDER", "datasets_of", "EVALUATION", "FIGURE", "METRICS", "Origin", "origin_of", "origins_of",
+    "prepare_sae", "PROVENANCE", "publish_sae", "SAID", "SPARSITY", "stage_saes", "TRAINING",
+]  # fmt: skip
+
 import copy
 import dataclasses
 import json

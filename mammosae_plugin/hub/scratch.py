@@ -4,6 +4,8 @@ A process id would not tell whose a folder is: it may be another's by now, or me
 on a file does: the system lets go of it when its process ends, however it ends.
 """
 
+__all__ = ["PREFIX", "Scratch", "tidy"]
+
 import contextlib
 import os
 import shutil

@@ -5,6 +5,11 @@ per file, because a page that is opened from a folder may read scripts but no ot
 page.
 """
 
+__all__ = [
+    "build_space", "DATA_FOLDER", "FORMAT_VERSION", "INDEX", "PAGES", "prepare_space", "publish_space", "read_findings",
+    "Row",
+]  # fmt: skip
+
 import dataclasses
 import json
 import logging

@@ -1,5 +1,7 @@
 """Making a latents table: one pass over the images through a network and an SAE."""
 
+__all__ = ["decodes_linearly", "encode_latents", "MapChoice", "NUMBERS_AT_ONCE", "rows_at_once", "weight_and_bias"]
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -1,5 +1,7 @@
 """Grad-CAM at a layer: what a reader would draw without an SAE, as a map over the same positions."""
 
+__all__ = ["GradCam", "require_captum"]
+
 from importlib.util import find_spec
 from typing import Any
 

@@ -5,6 +5,8 @@ image is encoded once. A mask then costs a sparse decode, over the latents that 
 of the network behind the layer; masks that differ only in latents that do not fire there are one mask.
 """
 
+__all__ = ["MaskedPasses"]
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property

@@ -6,6 +6,12 @@ holds the same, and logits under the SAE come from running the rest of the netwo
 interventions there. `encode_latents` passes over the images once. The format is described in `docs/latents-table.md`.
 """
 
+__all__ = [
+    "BOX_COLUMNS", "changed_file", "ELEMENTS", "elements_beyond_the_first", "ELEMENTS_KEY", "elements_of",
+    "EvaluationRows", "FILES", "FINDINGS", "FORMAT_VERSION", "IMAGES", "LatentTable", "logit_error", "MOMENTS",
+    "READABLE", "READOUT", "Readout", "ReadoutKind", "TABLE", "VOCABULARY",
+]  # fmt: skip
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,5 +1,7 @@
 """Boxes that were found, held against boxes that are there: average precision over intersection over union."""
 
+__all__ = ["as_boxes", "average_precision"]
+
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,5 +1,9 @@
 """How well an SAE reconstructs, and how many latents it uses: explained variance, L0, dead latents, slope, density."""
 
+__all__ = [
+    "dead_share", "DENSITY_EDGES", "density_histogram", "explained_variance", "Function", "measure", "Measures", "Row",
+]  # fmt: skip
+
 from collections.abc import Callable, Iterable
 from typing import Any
 

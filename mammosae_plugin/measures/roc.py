@@ -1,5 +1,7 @@
 """AUROC with its standard error, and the difference of two on the same rows, by DeLong, DeLong and Clarke-Pearson."""
 
+__all__ = ["DeLong", "delong", "DeLongDifference"]
+
 import math
 from dataclasses import dataclass
 from typing import overload

@@ -7,6 +7,12 @@ metric: the rows are sorted once, and all resamples are evaluated together from 
 Scores are ranked after `settled` has made those equal that differ by no more than rounding.
 """
 
+__all__ = [
+    "auroc_interval", "bootstrap_metrics", "classification_metrics", "interval", "METRICS", "MIN_PATIENTS",
+    "NETWORK_ERROR", "patient_bootstrap", "ranking_metrics", "require_two_classes", "Resamples", "separation_bound",
+    "settled", "settled_columns", "spread_interval",
+]  # fmt: skip
+
 import math
 from typing import TYPE_CHECKING, Any
 

@@ -1,5 +1,7 @@
 """What must not get out of this machine, and what is known of the data behind an upload."""
 
+__all__ = ["PrivacyContext", "PrivacyError", "PRIVATE_FILE"]
+
 import dataclasses
 import json
 import os

@@ -1,5 +1,7 @@
 """What this machine is called, which secrets it holds, and which words are too common to be looked for."""
 
+__all__ = ["live_secrets", "names_of_this_machine", "ordinary_words"]
+
 import contextlib
 import getpass
 import logging

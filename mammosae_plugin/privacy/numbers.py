@@ -1,5 +1,7 @@
 """How many numbers may stand together in JSON, YAML or a text: what settings and aggregates have, and no picture."""
 
+__all__ = ["lists_numbers", "MOST_ENTRIES", "MOST_NUMBERS", "MOST_OBJECTS", "too_many_numbers"]
+
 import json
 import re
 from collections.abc import Mapping

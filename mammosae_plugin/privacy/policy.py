@@ -3,6 +3,8 @@
 What is not in a policy is not known to be harmless, and stops the upload.
 """
 
+__all__ = ["Entries", "Policy", "Tensors"]
+
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field

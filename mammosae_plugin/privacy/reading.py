@@ -3,6 +3,8 @@
 Nothing here trusts a name or a claim. What cannot be read is a flaw, and a flaw stops the upload.
 """
 
+__all__ = ["ARROW_SCHEMA", "Opened", "Passage", "strings"]
+
 import json
 import math
 import mmap

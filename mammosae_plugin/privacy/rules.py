@@ -4,6 +4,8 @@ A rule names file and place, never what it found. To add one, write a function f
 `RULES`; tests/test_guard.py then asks for a planted secret that only this rule finds.
 """
 
+__all__ = ["DRAWN_HERE", "HASH_DIGITS", "is_small", "Problem", "Rule", "RULES", "shown", "Staged"]
+
 import logging
 import math
 import re

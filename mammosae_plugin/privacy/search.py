@@ -1,5 +1,7 @@
 """Looking for what must not get out: many known values at once in any bytes, and text under its disguises."""
 
+__all__ = ["Buffer", "Needles", "readings", "SHORTEST_VALUE", "spellings"]
+
 import base64
 import binascii
 import gzip

@@ -5,6 +5,8 @@ with a mass". So a sum of a latent is shown only if, between it and every other 
 the latent fires in no patient or in at least `min_group` of those that count differently in the two.
 """
 
+__all__ = ["Differences", "Firing", "is_few", "Mask", "NOTHING", "rare_rows", "Weights"]
+
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations

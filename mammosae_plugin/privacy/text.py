@@ -5,6 +5,8 @@ always harmless ("patient 100 of 200") is let through here. Tokens of services a
 found by their form alone: nothing is looked up, and nothing leaves the machine.
 """
 
+__all__ = ["bare_dates", "CLINICAL", "CONTACTS", "DATES", "Finder", "FINDERS", "looks_private", "PATHS", "SECRETS"]
+
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache

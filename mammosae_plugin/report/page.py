@@ -1,5 +1,7 @@
 """Turns a study's results folder into `report.html`."""
 
+__all__ = ["render_report", "write_report"]
+
 import base64
 import math
 import os

@@ -4,6 +4,8 @@
 the released part of Figure 2 (finetuned model, suspicious calcification, latents activated).
 """
 
+__all__ = ["compare_figure_2", "compare_table_1", "compare_table_2", "paper_results"]
+
 import json
 import math
 from importlib import resources

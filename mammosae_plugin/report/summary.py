@@ -1,5 +1,7 @@
 """What a study found, in numbers and in sentences made from those numbers."""
 
+__all__ = ["baselines_summary", "Finding", "findings", "Group", "layers_summary", "RESTORED", "summary"]
+
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """Data frames as the report's template shows them: cells with an interval below, repeated labels set back."""
 
+__all__ = ["Cell", "rankings_view", "roles_view", "shared_latents", "sweep_view", "table_view", "TableView"]
+
 import math
 from dataclasses import dataclass, replace
 

@@ -5,6 +5,11 @@ null where a group of patients is small, which columns the privacy guard lets ou
 `docs/findings.md` says how the numbers are computed. The tables are written without any metadata beside these columns.
 """
 
+__all__ = [
+    "Column", "COLUMNS", "CONCEPT", "CONFIGS", "dictionary", "FORMAT_VERSION", "JSON_COLUMNS", "KEPT", "KEPT_CONCEPT",
+    "KEPT_SCHEMAS", "leaves", "names_of", "NOTE", "OPTIONAL", "parquet_path", "Privacy", "SCHEMAS", "struct_of",
+]  # fmt: skip
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby

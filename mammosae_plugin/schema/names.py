@@ -1,5 +1,10 @@
 """Names of the files that a study writes and the report reads; how concepts and numbers are written for readers."""
 
+__all__ = [
+    "digits", "figure_2_name", "figure_3_name", "figure_4_name", "FIGURE_LAYERS", "FIGURES_FOLDER", "FIGURES_RECORD",
+    "file_part", "layer_folder", "LAYERS_FOLDER", "MINUS", "readable", "REPORT_FILE", "RESULTS_FILE", "TABLES_FOLDER",
+]  # fmt: skip
+
 import re
 
 FIGURES_FOLDER = "figures"

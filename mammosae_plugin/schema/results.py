@@ -4,6 +4,13 @@ Everything that figures, tables and the report know about a study comes from thi
 computed (one class only, no boxes) is `null` in the file and NaN here. A check that does not apply has `passed` null.
 """
 
+__all__ = [
+    "BACKGROUND", "best_row", "class_names", "CONCEPT", "concepts", "FAR_L0", "FORMAT_VERSION", "frame", "layer_names",
+    "load_results", "may_show_images", "METRICS", "model_names", "MOST_DEAD", "n_best", "NEAR_ZERO", "number", "pairs",
+    "poor_sae", "reconstruction_row", "recovered", "reference_auroc", "Results", "role_evidence", "ROLE_NUMBERS", "Row",
+    "sae_flaw", "stated_role", "TRAINED_HERE", "UNCLEAR", "validate_results", "WEAK",
+]  # fmt: skip
+
 import math
 import os
 from typing import Any, Literal, TypedDict, cast

@@ -1,5 +1,7 @@
 """The paper's claims, asked of a study's results."""
 
+__all__ = ["claims"]
+
 import math
 from collections.abc import Mapping
 from typing import Any

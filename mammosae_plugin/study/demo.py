@@ -1,5 +1,7 @@
 """`mammosae demo`: phantoms, a small EfficientNet, an SAE on its features, and the same study as on real data."""
 
+__all__ = ["CONCEPTS", "ENCODER", "FULL", "LAYERS", "N_LATENTS", "QUICK", "run_demo"]
+
 import importlib.util
 import logging
 from dataclasses import dataclass

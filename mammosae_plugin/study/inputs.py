@@ -1,5 +1,7 @@
 """What all layers of a study share: its data, its networks, and the rows that its SAEs are trained on."""
 
+__all__ = ["EncoderGroup", "existing", "ModelPair", "StudyInputs", "TEST", "TRAINING"]
+
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass

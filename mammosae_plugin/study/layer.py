@@ -1,5 +1,7 @@
 """A study at one layer of the network: its SAE, its latents tables, and every analysis of them."""
 
+__all__ = ["Compute", "LayerStudy", "SCORES"]
+
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,5 +1,7 @@
 """The report of a layer, and its figures, tables and results beside it."""
 
+__all__ = ["write_layer_report"]
+
 import shutil
 from collections.abc import Iterator
 from pathlib import Path

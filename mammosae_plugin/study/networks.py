@@ -4,6 +4,8 @@ The last one that something was computed with stays in memory, with the study's 
 know of the others, their heads and fingerprints, is noted when they are read.
 """
 
+__all__ = ["Files", "NetworkFacts", "Networks", "OfTimm", "Origin"]
+
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass

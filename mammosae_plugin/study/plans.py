@@ -5,6 +5,11 @@ A result bears its plan's digest in its name, and the plan lies beside it as JSO
 processes, where files lie.
 """
 
+__all__ = [
+    "digest", "keep", "of_analysis", "of_classifier", "of_layer_outputs", "of_rows", "of_sae", "of_table", "Plan",
+    "Tensors",
+]  # fmt: skip
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,7 @@
 """What a study found at a layer, as the JSON values of `results.json`; see `visualization.results` for the format."""
 
+__all__ = ["results", "Row", "side_by_side"]
+
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any

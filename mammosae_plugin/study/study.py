@@ -8,6 +8,8 @@ Under torchrun every process runs the same study. Extraction, SAE training and e
 is made is made by the first process, for which the others wait where they need it.
 """
 
+__all__ = ["run_study", "STEPS", "Study"]
+
 import time
 from collections.abc import Callable
 from datetime import date

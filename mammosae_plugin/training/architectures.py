@@ -5,6 +5,8 @@ architecture has which settings, so one that a user registered (`sae_lens.regist
 SAELens's own are.
 """
 
+__all__ = ["Architecture", "architecture", "FIELDS", "taking"]
+
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import cached_property

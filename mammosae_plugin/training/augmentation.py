@@ -1,5 +1,10 @@
 """Augmented mammograms: what a training image looks like follows from seed, epoch and image, not from who reads it."""
 
+__all__ = [
+    "affine", "Augmentation", "DEGREES", "elastic", "EpochImages", "fixed_affine", "fixed_affine_matrix", "flipped",
+    "Kind", "SCALE", "SHIFT", "three_points_matrix", "three_points_moved",
+]  # fmt: skip
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial

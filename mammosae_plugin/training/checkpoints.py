@@ -4,6 +4,8 @@ SAELens's own checkpoint is a pickle beside four other files. This one holds the
 public attributes of its trainer: tensors as tensors, and everything else as JSON in the file's metadata.
 """
 
+__all__ = ["COUNTERS", "load_state", "read_state", "save_state", "TENSORS", "write_state"]
+
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Classifiers on an image encoder: the linear head alone, or the whole network ("finetuned")."""
 
+__all__ = ["Integers", "LOG_EVERY", "train_classifier"]
+
 import json
 import logging
 import math

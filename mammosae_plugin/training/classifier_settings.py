@@ -1,5 +1,7 @@
 """How a classifier is trained: every setting, and the recipes that set several of them."""
 
+__all__ = ["ClassifierTraining", "RECIPES"]
+
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator

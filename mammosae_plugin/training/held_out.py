@@ -1,5 +1,7 @@
 """Patients held out of training, chosen by seed so that every class is on both sides where that is possible."""
 
+__all__ = ["hold_out_patients"]
+
 from collections.abc import Sequence
 
 import numpy as np

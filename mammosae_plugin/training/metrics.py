@@ -1,5 +1,7 @@
 """What is measured about an SAE while it is trained and at the end, as JSON lines and as a figure."""
 
+__all__ = ["draw_metrics", "MetricsFile", "problems_of", "read_metrics", "Row", "step_row", "trained_l0"]
+
 import json
 import math
 import os

@@ -4,6 +4,8 @@ Our coefficients belong to the mean of the squared error over the features of a 
 there is ours times the width d_in.
 """
 
+__all__ = ["new_training_sae"]
+
 from typing import Any
 
 from sae_lens import TrainingSAE

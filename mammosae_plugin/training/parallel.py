@@ -9,6 +9,8 @@ clipping and Adam see what they would see in one process. What is not a mean ove
 - a latent has fired if it did in any process, which decides what counts as dead, and how often it fired is added up.
 """
 
+__all__ = ["check_batch_size", "GlobalBatchTopK", "over_processes", "ParallelStep"]
+
 from typing import Any
 
 import torch

@@ -7,6 +7,11 @@ forgets what it knew of it. SAELens has no constraint on the norm of a decoder r
 the live ones.
 """
 
+__all__ = [
+    "ENCODER_SHARE", "geometric_median", "resample_dead", "sample_of", "SAMPLE_ROWS", "start_at_data_points",
+    "start_bias_at_median",
+]  # fmt: skip
+
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,5 +1,7 @@
 """The rows of a store as a training reads them: batches to train on, and rows of other patients to judge by."""
 
+__all__ = ["DEAD_ROWS", "EVALUATION_ROWS", "images_of_held_out_patients", "TrainingRows"]
+
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Literal

@@ -1,5 +1,7 @@
 """The settings of an SAE training, checked when they are made: what cannot work fails in the first second."""
 
+__all__ = ["default_of", "SAETraining"]
+
 import json
 from typing import Any, Literal
 

@@ -5,6 +5,8 @@ the run. So the thresholds themselves are held there, by one factor for all of t
 the gradient; and at the end the factor is set that gives k on a sample of the rows.
 """
 
+__all__ = ["hold_l0", "set_l0"]
+
 import torch
 from sae_lens import JumpReLUTrainingSAE
 

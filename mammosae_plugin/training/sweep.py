@@ -1,5 +1,7 @@
 """Settings of many SAEs that differ in a few values, and their results side by side."""
 
+__all__ = ["final_metrics_of", "grid"]
+
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path

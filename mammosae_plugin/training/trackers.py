@@ -1,5 +1,7 @@
 """Sending the metrics of a training to wandb or TensorBoard, for those who ask for it."""
 
+__all__ = ["new_tracker", "Tracker", "TrackerName"]
+
 import importlib
 from collections.abc import Mapping
 from pathlib import Path

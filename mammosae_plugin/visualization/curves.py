@@ -1,5 +1,7 @@
 """Figure 2: how well the classifier still works when only the best latents are kept, or when they are switched off."""
 
+__all__ = ["MODES", "plot_sweep", "plot_sweeps"]
+
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Figure 3: where in a mammogram the best latents fire, over the image, with the annotated boxes."""
 
+__all__ = ["plot_heatmaps"]
+
 from collections.abc import Sequence
 from typing import Literal
 

@@ -1,5 +1,7 @@
 """The layers of a study side by side: which separates the classes best, and which localizes best."""
 
+__all__ = ["plot_layers"]
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes

@@ -1,5 +1,7 @@
 """Everything a study draws and tabulates, in two calls: `write_figures` and `write_tables`."""
 
+__all__ = ["draw_class_means", "HeatmapPanels", "record_figures", "write_figures", "write_tables"]
+
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass

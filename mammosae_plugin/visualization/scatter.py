@@ -1,5 +1,7 @@
 """Figures 4 and 5: mean activation of every live latent in images with the finding against images without it."""
 
+__all__ = ["plot_class_means"]
+
 import textwrap
 from collections.abc import Sequence
 from typing import Any

@@ -1,5 +1,10 @@
 """One look for all figures: fonts, sizes and a palette that stays apart for colour-blind readers and in grey print."""
 
+__all__ = [
+    "ACTIVATE", "BACKGROUND_LATENT", "CONCEPT_LATENT", "DEACTIVATE", "figure_style", "GRID", "HEATMAP_COLORS", "INK",
+    "MASS", "MUTED", "OTHER_LATENT", "PREDICTED_BOX", "RANDOM", "save_figure", "SERIES", "TRUTH_BOX",
+]  # fmt: skip
+
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -5,6 +5,12 @@ the interval into columns of their own (`auroc`, `auroc_low`, `auroc_high`); Mar
 0.951 [0.940, 0.962], with an en dash where there is no value.
 """
 
+__all__ = [
+    "cell_text", "escape_latex", "Estimate", "estimate", "heading", "is_numeric", "leader", "METHODS", "MISSING",
+    "table_1", "table_2", "table_interventions", "table_layers", "table_rankings", "table_roles", "to_csv", "to_latex",
+    "to_markdown", "write_table",
+]  # fmt: skip
+
 import csv
 import io
 import math
