@@ -5,7 +5,7 @@ instead of as the JumpReLU SAE that it becomes). Here every SAE is saved in its 
 before anything appears under the name that was asked for.
 """
 
-__all__ = ["CFG", "FILES", "save_sae", "WEIGHTS"]
+__all__ = ["CFG", "save_sae", "WEIGHTS"]
 
 import contextlib
 import json
