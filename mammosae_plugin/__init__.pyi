@@ -25,6 +25,7 @@ from .analysis import reconstruction_metrics as reconstruction_metrics
 from .analysis import sweep as sweep
 from .config import StudyConfig as StudyConfig
 from .config import load_config as load_config
+from .datasets import CsvFolder as CsvFolder
 from .datasets import TotalSegmentator as TotalSegmentator
 from .datasets import VinDrMammo as VinDrMammo
 from .datasets import make_phantoms as make_phantoms

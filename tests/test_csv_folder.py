@@ -22,6 +22,7 @@ from mammosae_plugin.datasets import (
     open_dataset,
     register_dataset,
     require_study_dataset,
+    screen_images,
 )
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.latents import LatentTable
@@ -66,6 +67,7 @@ def test_boxes_are_of_the_labels_that_are_present_in_their_row(phantom_root, pha
     for index in range(len(data)):
         own, same = data[index]["boxes"]["Cancer"], phantoms[index]["boxes"]["Mass"]
         assert np.allclose(sorted(own.tolist()), sorted(same.tolist()), atol=1e-3)
+    assert len(screen_images(data, tmp_path / "bad.csv", suspects_file=tmp_path / "suspects.csv")) == len(data)
 
 
 def test_other_labels_make_another_fingerprint(folder, tmp_path):

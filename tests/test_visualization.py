@@ -613,7 +613,7 @@ def test_results_are_read_back_as_they_were_written(tmp_path):
         (lambda r: r["interventions"][2].pop("auroc"), r"interventions\.2\.auroc"),
         (lambda r: r["localization"][0].update(rank="first"), r"localization\.0\.rank"),
         (lambda r: r.update(format_version=2), "format_version"),
-        (lambda r: r.update(data_kind="mri"), "data_kind"),
+        (lambda r: r.update(data_kind=5), "data_kind"),
         (lambda r: r["rankings"][0].pop("class"), r"rankings\.0\.class"),
         (lambda r: r["baselines"][3].update(method="guess"), r"baselines\.3\.method"),
         (lambda r: r["layers"][1].pop("d_sae"), r"layers\.1\.d_sae"),

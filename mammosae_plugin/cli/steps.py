@@ -124,10 +124,10 @@ def study(
     """Run a whole study: images, classifiers and an SAE in; Tables 1 and 2, Figures 2 to 5 and report.html out.
 
     The configuration names a folder in VinDr-Mammo's format (images_png/<patient_id>/<image_id> and
-    vindr_detection_v1_folds.csv), one or more models with a classifier per concept (Mammo-CLIP checkpoints, or `train`
-    to make them here) and a sparse autoencoder (a Mammo-SAE file, a SAELens folder, or `train`) for the final feature
-    map, or for each of several `layers`, which are then compared. examples/study.yaml in the repository is a commented
-    one for VinDr-Mammo.
+    vindr_detection_v1_folds.csv) or one of your own (data.kind: csv; images and a table of labels), one or more models
+    with a classifier per concept (Mammo-CLIP checkpoints, or `train` to make them here) and a sparse autoencoder (a
+    Mammo-SAE file, a SAELens folder, or `train`) for the final feature map, or for each of several `layers`, which are
+    then compared. examples/study.yaml in the repository is a commented one for VinDr-Mammo.
 
     Everything is written to the output folder. A study that is stopped or killed is run again with the same command and
     continues. Its steps are also commands of their own: classify, extract, train, encode, probe, intervene, localize,

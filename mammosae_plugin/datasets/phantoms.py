@@ -17,12 +17,21 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import scipy.fft
 from PIL import Image
 from scipy import ndimage
 from tqdm import tqdm
 
 from mammosae_plugin.arguments import between, whole
+from mammosae_plugin.datasets.phantom_textures import (
+    STROKES,
+    Array,
+    contour_lines,
+    distance_to_segment,
+    noise,
+    polar_noise,
+    sigmoid,
+    speck,
+)
 from mammosae_plugin.datasets.vindr import ANNOTATION_FILE, CONCEPTS, IMAGE_FOLDER, PHANTOM_ID, checked_size
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import atomic_path, local_path, read_json, write_json, write_text
@@ -35,7 +44,6 @@ _GLAND_SHARES = (0.08, 0.22, 0.42, 0.62)  # of the breast's area that is glandul
 _LESION_LEVEL = 1.0  # the brightness towards which a finding lifts the tissue
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
-Array = npt.NDArray[np.float32]
 Box = tuple[float, float, float, float]
 
 
@@ -382,8 +390,8 @@ class _Phantom:
         angle, distance = np.arctan2(dy, dx), np.hypot(dx, dy)
         edge = outline(angle)
         soft = rng.uniform(0.07, 0.14)
-        body = _sigmoid((edge - distance / radius) / soft)
-        grain = _noise(body.shape, 1.4, rng, low=1.5)
+        body = sigmoid((edge - distance / radius) / soft)
+        grain = noise(body.shape, 1.4, rng, low=1.5)
         layer = body * (1 + 0.1 * grain) * (1.0 - 0.22 * np.clip(distance / radius, 0, 1.2) ** 2)
         if spiculated:
             for _ in range(rng.integers(9, 16)):
@@ -415,7 +423,7 @@ class _Phantom:
         places = ((places - low) / (high - low) - 0.5) * spread
         for x, y in places:
             diameter = float(np.clip(rng.lognormal(np.log(2.0), 0.25), 1.5, 3.0)) * scale
-            layer = np.maximum(layer, rng.uniform(0.55, 1.0) * _speck(dx - x, dy - y, diameter, rng))
+            layer = np.maximum(layer, rng.uniform(0.55, 1.0) * speck(dx - x, dy - y, diameter, rng))
         return rows, columns, layer
 
     def _benign_specks(self, rng: np.random.Generator) -> list[tuple[slice, slice, Array]]:
@@ -426,7 +434,7 @@ class _Phantom:
         for y, x in inside[rng.integers(0, len(inside), rng.poisson(4))] if len(inside) else []:
             diameter = rng.uniform(1.5, 2.6) * scale
             rows, columns, dx, dy = self._window((x + 0.5, y + 0.5), 2 * diameter + 1)
-            layers.append((rows, columns, rng.uniform(0.5, 0.95) * _speck(dx, dy, diameter, rng)))
+            layers.append((rows, columns, rng.uniform(0.5, 0.95) * speck(dx, dy, diameter, rng)))
         return layers
 
     def _asymmetry(
@@ -437,7 +445,7 @@ class _Phantom:
         turn, stretch = rng.uniform(0, np.pi), rng.uniform(1.2, 1.6)
         along, across = dx * np.cos(turn) + dy * np.sin(turn), dy * np.cos(turn) - dx * np.sin(turn)
         blob = np.exp(-4 * ((along / side) ** 2 + (across * stretch / side) ** 2))
-        layer = np.clip(blob * (1 + 0.4 * _noise(blob.shape, 1.6, rng, low=2)) - 0.03, 0, None)
+        layer = np.clip(blob * (1 + 0.4 * noise(blob.shape, 1.6, rng, low=2)) - 0.03, 0, None)
         return rows, columns, (rng.uniform(0.13, 0.2) * layer * (self._depth[rows, columns] > 0)).astype(np.float32)
 
     def _skin_thickening(self, rng: np.random.Generator) -> tuple[slice, slice, Array]:
@@ -446,7 +454,7 @@ class _Phantom:
         y = (np.arange(height, dtype=np.float32) + 0.5)[:, None]
         middle = self._nipple[1] + rng.choice([-1, 1]) * rng.uniform(0.1, 0.18) * height
         stretch = np.exp(-(((y - middle) / (rng.uniform(0.07, 0.12) * height)) ** 4))
-        band = _sigmoid((rng.uniform(0.022, 0.03) * self.u - self._depth) / (0.003 * self.u)) * (self._depth > 0)
+        band = sigmoid((rng.uniform(0.022, 0.03) * self.u - self._depth) / (0.003 * self.u)) * (self._depth > 0)
         band = band * (np.abs(y - middle) < 0.25 * height)
         return slice(0, height), slice(0, width), (0.38 * band * stretch).astype(np.float32)
 
@@ -499,21 +507,21 @@ class _Phantom:
             dy = dy + 0.25 * dx  # the gland points up and back, towards the armpit
         radius, angle = np.hypot(dx, dy), np.arctan2(dy, dx)
 
-        cloud = _noise(self.shape, 2.3, rng, low=2.5)
-        lobes = _noise(self.shape, 3.2, rng, low=9.0)
-        net = _noise(self.shape, 1.3, rng, low=14.0)
-        drift = _noise(self.shape, 4.0, rng, low=3.0)
-        ducts = _polar_noise(radius / u, angle, rng)
+        cloud = noise(self.shape, 2.3, rng, low=2.5)
+        lobes = noise(self.shape, 3.2, rng, low=9.0)
+        net = noise(self.shape, 1.3, rng, low=14.0)
+        drift = noise(self.shape, 4.0, rng, low=3.0)
+        ducts = polar_noise(radius / u, angle, rng)
         reach = radius / nipple_x
         fan = np.exp(-(((reach - 0.42) / 0.40) ** 4)) * np.exp(-((angle / 1.0) ** 4))
-        under_skin = _sigmoid((self._depth / u - 0.055) / 0.012)
+        under_skin = sigmoid((self._depth / u - 0.055) / 0.012)
         field = 2.4 * fan * under_skin + 0.42 * cloud + 0.26 * lobes + 0.30 * ducts * fan + 0.07 * net
         sample = field[::4, ::4][self._inside[::4, ::4]]
         cut = np.quantile(sample, 1 - _GLAND_SHARES[self.patient.density])
-        gland = _sigmoid((field - cut) / 0.27) * under_skin
+        gland = sigmoid((field - cut) / 0.27) * under_skin
         bright = 0.245 + 0.02 * self.patient.density
-        ligaments = _contour_lines(lobes, 0.0022 * u) * np.clip(0.6 + 0.5 * cloud, 0, 1)
-        vessels = _contour_lines(drift, 0.0035 * u) * np.clip(0.3 + 0.7 * cloud, 0, 1)
+        ligaments = contour_lines(lobes, 0.0022 * u) * np.clip(0.6 + 0.5 * cloud, 0, 1)
+        vessels = contour_lines(drift, 0.0035 * u) * np.clip(0.3 + 0.7 * cloud, 0, 1)
         tissue = 0.22 + 0.02 * cloud + 0.008 * net + 0.025 * ligaments + 0.045 * vessels
         tissue += 0.02 * np.clip(ducts, 0, None) * fan
         tissue += gland * (bright + 0.03 * cloud + 0.025 * lobes + 0.04 * ducts + 0.022 * net)
@@ -523,7 +531,7 @@ class _Phantom:
             across, down = rng.uniform(0.3, 0.42) * width, rng.uniform(0.48, 0.66) * height
             bulge = rng.uniform(0.02, 0.06) * width * np.sin(np.pi * np.clip(y / down, 0, 1))
             border = across * (1 - y / down) + bulge
-            muscle = _sigmoid((border - x) / (0.006 * u))
+            muscle = sigmoid((border - x) / (0.006 * u))
             tissue = tissue * (1 - 0.75 * muscle) + muscle * (0.40 + 0.025 * cloud + 0.012 * net + 0.02 * lobes)
         return np.asarray(tissue, dtype=np.float32)
 
@@ -542,10 +550,10 @@ class _Phantom:
         y, x = np.mgrid[rows, columns].astype(np.float32)
         nearest = np.full(y.shape, np.inf, dtype=np.float32)
         for at, character in enumerate(text):
-            for stroke in _STROKES[character]:
+            for stroke in STROKES[character]:
                 points = np.asarray(stroke) * letter + (left + at * pitch, top)
                 for start, end in zip(points[:-1], points[1:], strict=True):
-                    nearest = np.minimum(nearest, _distance_to_segment(x + 0.5, y + 0.5, start, end))
+                    nearest = np.minimum(nearest, distance_to_segment(x + 0.5, y + 0.5, start, end))
         ink = np.clip(0.085 * letter + 0.5 - nearest, 0, 1)
         image[rows, columns] = np.maximum(image[rows, columns], rng.uniform(0.8, 0.95) * ink)
 
@@ -587,76 +595,3 @@ class _Phantom:
 
 
 # -- noise and shapes --------------------------------------------------------------------------------------------------
-
-
-def _sigmoid(values: npt.NDArray[np.floating]) -> Array:
-    return np.asarray(0.5 + 0.5 * np.tanh(0.5 * values), dtype=np.float32)
-
-
-def _noise(shape: tuple[int, ...], exponent: float, rng: np.random.Generator, low: float) -> Array:
-    """Noise of mean 0, deviation 1, its amplitude falling as frequency**-exponent above `low` cycles per length u."""
-    height, width = shape
-    grid = scipy.fft.next_fast_len(height, real=True), scipy.fft.next_fast_len(width, real=True)
-    white = rng.standard_normal(grid, dtype=np.float32)
-    unit = np.sqrt(height * width)
-    fy, fx = scipy.fft.fftfreq(grid[0]) * unit, scipy.fft.rfftfreq(grid[1]) * unit
-    frequency = np.hypot(fy[:, None], fx[None, :]).astype(np.float32)
-    amplitude = (frequency**2 + low**2) ** (-exponent / 2)
-    amplitude[0, 0] = 0
-    field = scipy.fft.irfft2(scipy.fft.rfft2(white) * amplitude, s=grid)[:height, :width]
-    return np.asarray((field - field.mean()) / field.std(), dtype=np.float32)
-
-
-def _contour_lines(values: Array, width: float) -> Array:
-    """The zero contours of a smooth field as lines about `width` pixels wide, curved and branching like ligaments."""
-    slope_y, slope_x = np.gradient(values)
-    distance = np.abs(values) / (np.hypot(slope_x, slope_y) + 1e-6)
-    return np.asarray(np.exp(-((distance / max(width, 0.8)) ** 2)), dtype=np.float32)
-
-
-def _polar_noise(radius: Array, angle: Array, rng: np.random.Generator) -> Array:
-    """Noise in the frame of the nipple, drawn out along the radius: strands that run to the nipple."""
-    n_radius, n_angle = 96, 256
-    white = rng.standard_normal((n_radius, n_angle), dtype=np.float32)
-    fine, coarse = (ndimage.gaussian_filter(white, sigma, mode="wrap") for sigma in ((6.0, 1.3), (9.0, 4.0)))
-    streaks = fine / fine.std() + coarse / coarse.std()
-    streaks /= streaks.std()
-    swirl = 0.08 * np.sin(9 * radius)  # ducts are not straight
-    rows = radius * (n_radius / 1.2)
-    columns = (angle + swirl + np.pi) * (n_angle / (2 * np.pi))
-    return np.asarray(ndimage.map_coordinates(streaks, [rows, columns], order=1, mode="grid-wrap"), dtype=np.float32)
-
-
-def _speck(dx: Array, dy: Array, diameter: float, rng: np.random.Generator) -> Array:
-    """One calcification: a small irregular grain with a soft rim."""
-    turn, stretch = rng.uniform(0, np.pi), rng.uniform(1.0, 1.7)
-    along, across = dx * np.cos(turn) + dy * np.sin(turn), dy * np.cos(turn) - dx * np.sin(turn)
-    distance = np.hypot(along / np.sqrt(stretch), across * np.sqrt(stretch))
-    return np.asarray(np.clip(0.5 * diameter + 0.5 - distance, 0, 1), dtype=np.float32)
-
-
-def _distance_to_segment(x: Array, y: Array, start: npt.NDArray[np.float64], end: npt.NDArray[np.float64]) -> Array:
-    step = end - start
-    share = np.clip(((x - start[0]) * step[0] + (y - start[1]) * step[1]) / max(float(step @ step), 1e-9), 0, 1)
-    return np.asarray(np.hypot(x - start[0] - share * step[0], y - start[1] - share * step[1]), dtype=np.float32)
-
-
-def _arc(
-    center: tuple[float, float], radii: tuple[float, float], start: float, end: float
-) -> list[tuple[float, float]]:
-    angles = np.radians(np.linspace(start, end, 13))
-    return [(float(center[0] + radii[0] * np.cos(a)), float(center[1] + radii[1] * np.sin(a))) for a in angles]
-
-
-# Letters as polylines in a cell one letter high (y down).
-_STROKES: dict[str, list[list[tuple[float, float]]]] = {
-    " ": [],
-    "L": [[(0.1, 0.0), (0.1, 1.0), (0.6, 1.0)]],
-    "R": [
-        [(0.1, 1.0), (0.1, 0.0), (0.35, 0.0), *_arc((0.35, 0.26), (0.25, 0.26), -90, 90), (0.1, 0.52)],
-        [(0.35, 0.52), (0.62, 1.0)],
-    ],
-    "C": [_arc((0.4, 0.5), (0.33, 0.5), -50, -310)],
-    "M": [[(0.05, 1.0), (0.05, 0.0), (0.37, 0.6), (0.7, 0.0), (0.7, 1.0)]],
-    "O": [_arc((0.4, 0.5), (0.35, 0.5), 0, 360)],
-}

@@ -519,7 +519,7 @@ def _shared_config(config: Mapping[str, Any]) -> Row:
         }
         for model in config["models"]
     ]
-    data = without(config["data"], "root")
+    data = without(config["data"], "root", "labels")  # what labels there are is told by `_shared_data`
     for name in BELOW_ROOT & data.keys():
         data[name] = re.split(r"[/\\]", str(data[name]))[-1]
     return {**kept, "data": data, "sae": sae, "models": models}
@@ -531,7 +531,7 @@ def _shared_provenance(provenance: Mapping[str, Any]) -> Row:
     return {**provenance, "checkpoints": checkpoints}
 
 
-_DATA = ("image_size", "unit", "splits")
+_DATA = ("image_size", "unit", "splits", "vocabulary")
 
 
 def _shared_data(data: Mapping[str, Any], told: ToldOf, min_group: int) -> Row:
@@ -545,4 +545,7 @@ def _shared_data(data: Mapping[str, Any], told: ToldOf, min_group: int) -> Row:
         told = {name: value for name, value in row.items() if name != "n_positive_patients"}
         return _without(told, (*(("n_positive",) if small else ()), *(("n_boxes",) if no_boxes else ())))
 
-    return {**{name: data[name] for name in _DATA}, "concepts": [shared(row) for row in data["concepts"]]}
+    return {
+        **{name: data[name] for name in _DATA if name in data},
+        "concepts": [shared(row) for row in data["concepts"]],
+    }
