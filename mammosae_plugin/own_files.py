@@ -80,6 +80,15 @@ def require_unclaimed(folder: Path, begun: Iterable[str], written: Iterable[str]
             raise InputError(f"{folder / name} is in the way, and of no earlier run; move it, or name another folder")
 
 
+def are_untouched(folder: Path) -> bool:
+    """Whether all files that `replace_files` has put into a folder last are there as they were written."""
+    record = folder / RECORD
+    recorded = _recorded(record) if record.exists() else {}
+    return bool(recorded) and all(
+        len(digests) == 1 and _is_own(folder / name, digests) for name, digests in recorded.items()
+    )
+
+
 def remove_files(folder: Path) -> None:
     """Remove our files from a folder, and the folder itself if nothing else is in it."""
     record = folder / RECORD

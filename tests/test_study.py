@@ -36,7 +36,7 @@ from mammosae_plugin.adapters.sources import Source
 from mammosae_plugin.config import load_config
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.own_files import replace_files
-from mammosae_plugin.study import Study, networks, run_study
+from mammosae_plugin.study import Study, layer_report, networks, run_study
 from mammosae_plugin.study.claims import claims
 from mammosae_plugin.study.study import STEPS
 
@@ -169,7 +169,7 @@ def test_images_of_patients_are_drawn_on_request_only_and_removed_without_it(tmp
     assert "phantom_000" not in page + (tmp_path / "out" / "results" / "results.json").read_text()
 
 
-def test_a_rerun_leaves_what_the_user_put_or_edited_among_the_results(tmp_path, phantom_root):
+def test_a_rerun_leaves_what_the_user_put_or_edited_among_the_results(tmp_path, phantom_root, monkeypatch):
     settings = study_settings(tmp_path, phantom_root)
     settings["concepts"] = ["Mass"]
     settings["analysis"] |= {"error_term": False, "top": 2}
@@ -186,6 +186,10 @@ def test_a_rerun_leaves_what_the_user_put_or_edited_among_the_results(tmp_path, 
     table.mkdir()
     (table / "inner.txt").write_text("mine")
     run_study(load_config(file))
+    drawings = []
+    monkeypatch.setattr(layer_report, "write_figures", lambda *_: drawings.append("drawn"))
+    run_study(load_config(file))
+    assert drawings == []  # all is there, and would be the same again
     assert [(results / name).read_text() for name in mine] == mine
     assert (results / "figures" / "figure_2_Mass.edited.png").read_bytes() == b"with my arrows"
     assert figure.read_bytes() == drawn
