@@ -340,12 +340,12 @@ def test_pictures_are_written_whole_and_a_killed_run_continues(folder, tmp_path,
 
 
 def test_patients_of_the_table_are_the_groups(folder):
-    (folder / "people.csv").write_text("id,subject,age\nv0,p1,40\nv1,p1,40\nv2,p2,61\n")
+    (folder / "people.csv").write_text("id,subject,age\nv0,007,40\nv1,007,40\nv2,,61\n")
     data = open_folder(folder, table="people.csv", id_column="id", patient="subject")
     assert data.images.groupby("volume")["patient_id"].unique().map(list).to_dict() == {
-        "v0": ["mri/p1"],
-        "v1": ["mri/p1"],
-        "v2": ["mri/p2"],
+        "v0": ["mri/007"],
+        "v1": ["mri/007"],
+        "v2": ["mri/v2"],
     }
     assert data.volumes["age"].tolist() == [40, 40, 61] and data.images["age"].max() == 61
 
@@ -493,6 +493,16 @@ def test_ids_of_a_table_stay_text_whatever_separates_the_cells(tmp_path):
         )
         table = volume_files.read_table(tmp_path / "t.csv", "image_id")
         assert table.index.tolist() == ["007"] and table["age"].tolist() == [3]
+
+
+def test_columns_that_are_numbers_in_one_table_and_text_in_another_become_text(root, tmp_path):
+    for modality, age in (("ct", "65"), ("mri", "over 60")):
+        shutil.copytree(root / modality / "s0003", tmp_path / modality / "s0003")
+        (tmp_path / modality / "meta.csv").write_text(f"image_id;age;kvp;study_type\ns0003;{age};120;ct head\n")
+    data = TotalSegmentator(tmp_path / "ct", tmp_path / "mri", image_size=8)
+    assert data.volumes["age"].tolist() == ["65", "over 60"] and data.volumes["kvp"].tolist() == [120, 120]
+    data.write_png(tmp_path / "out")
+    assert set(pd.read_parquet(tmp_path / "out" / "metadata.parquet")["age"]) == {"65", "over 60"}
 
 
 def test_without_nibabel_one_line_names_the_extra(root, monkeypatch):

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -137,11 +137,11 @@ def read_volume(path: Path, *, canonical: bool = False) -> tuple[Volume, tuple[f
     return values.reshape(values.shape[:3], order="F"), (edges[0], edges[1], edges[2])
 
 
-def read_table(file: Path, id_column: str) -> pd.DataFrame:
+def read_table(file: Path, id_column: str, text_columns: Sequence[str] = ()) -> pd.DataFrame:
     """A CSV with a row per volume, its cells separated by semicolons, commas or tabs.
 
     Returns:
-        Its columns, numbers where all cells are numbers, indexed by the ids as text.
+        Its columns, numbers where all cells are numbers, but for `text_columns`; indexed by the ids as text.
 
     Raises:
         DatasetError: it is missing, is no such table, or names a volume or column twice.
@@ -171,7 +171,10 @@ def read_table(file: Path, id_column: str) -> pd.DataFrame:
     for line, row in rows:
         if len(row) != len(header):
             raise DatasetError(f"{file.name}: line {line} has {len(row)} cells, the header {len(header)}")
-    table = pd.read_csv(io.StringIO(text), sep=separator, names=header, header=0, dtype={id_column: str})
+    as_text = dict.fromkeys((id_column, *text_columns), str)
+    table = pd.read_csv(
+        io.StringIO(text), sep=separator, names=header, header=0, dtype=as_text, low_memory=False
+    )  # in one piece: else a column may be numbers here and text there
     ids: list[Any] = [name.strip() if isinstance(name, str) else "" for name in table[id_column]]
     if "" in ids:
         raise DatasetError(f"{file.name}: line {ids.index('') + 2} has no {id_column}")

@@ -159,7 +159,7 @@ class VolumeFolder(VolumeSlices):
         slicing = slicing or Slicing()
         folder = local_path(root)
         files = find_volumes(folder, modality, image, masks)
-        known = None if table is None else read_table(folder / local_path(table), id_column)
+        known = None if table is None else read_table(folder / local_path(table), id_column, [patient or id_column])
         needed = [] if slicing.window != slices.STUDY_TYPE else [slices.STUDY_TYPE]
         for column in [*needed, *([] if patient is None else [patient])]:
             if known is None or column not in known.columns:

@@ -566,7 +566,14 @@ def _volumes(usable: Sequence[Indexed]) -> pd.DataFrame:
             known = source.table.drop(columns=[c for c in ("modality", "image_id") if c in source.table.columns])
             table = table.join(known.reindex(ids).reset_index(drop=True))
         parts.append(table)
-    return pd.concat(parts, ignore_index=True)
+    together = pd.concat(parts, ignore_index=True)
+    for name in together.columns:  # numbers in one table and text in another: no file takes such a column
+        kinds = {
+            pd.api.types.is_numeric_dtype(part[name]) for part in parts if name in part and part[name].notna().any()
+        }
+        if len(kinds) > 1:
+            together[name] = together[name].map(str, na_action="ignore")
+    return together
 
 
 def _side(image_size: Any) -> int:
