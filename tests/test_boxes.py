@@ -226,6 +226,93 @@ def test_exchanged_columns_of_width_and_height_are_named(tmp_path):
         VinDrMammo(root, image_size=(96, 64))
 
 
+# -- causes that are named in a file with the author's defect ----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def with_defect(tmp_path_factory) -> Path:
+    """Phantoms whose annotation file has the author's defect, images cropped."""
+    root = small_phantoms(tmp_path_factory.mktemp("defect"))
+    assert (publish_boxes(root, (96, 64))["defect"] != "").sum() >= 8
+    return root
+
+
+def rewritten(source: Path, root: Path, change) -> Path:
+    """The same images beside a changed annotation file."""
+    root.mkdir(exist_ok=True)
+    (root / "images_png").symlink_to(source / "images_png")
+    file = root / "vindr_detection_v1_folds.csv"
+    table = pd.read_csv(source / file.name, dtype=str, keep_default_na=False)
+    boxes = table.loc[table["resized_xmin"] != "", [f"resized_{corner}" for corner in CORNERS]].astype(float)
+    changed, boxes = change(table, boxes)
+    if boxes is not None:
+        changed.loc[boxes.index, boxes.columns] = boxes.astype(str)
+    changed.to_csv(file, index=False)
+    return root
+
+
+def upside_down(table, boxes):
+    low = 96 - boxes["resized_ymax"]
+    return table.drop(columns=["height", "width"]), boxes.assign(
+        resized_ymax=96 - boxes["resized_ymin"], resized_ymin=low
+    )
+
+
+@pytest.mark.parametrize("lacking", [["height", "width"], list(CORNERS), ["height", "width", *CORNERS]], ids="-".join)
+def test_the_authors_defect_is_named_where_the_columns_that_mend_it_are_lacking(with_defect, tmp_path, lacking):
+    root = rewritten(with_defect, tmp_path, lambda table, _: (table.drop(columns=lacking), None))
+    with pytest.raises(
+        DatasetError, match="exchange of height and width by the author's code.*: as_published"
+    ) as caught:
+        VinDrMammo(root, image_size=(96, 64))
+    assert "fit better" not in str(caught.value)
+    assert VinDrMammo(root, image_size=(96, 64), boxes="as_published").n_mended_boxes == 0
+
+
+def test_boxes_that_are_wrong_in_another_way_are_not_called_cut_by_the_author(tmp_path):
+    root = rewritten(small_phantoms(tmp_path / "right"), tmp_path / "wrong", upside_down)
+    with pytest.raises(DatasetError, match="turned upside down") as caught:
+        VinDrMammo(root, image_size=(96, 64))
+    assert "author" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wanted", ["mended", "as_published"])
+def test_exchanged_columns_are_named_in_a_file_with_the_authors_defect_too(with_defect, tmp_path, wanted):
+    turned = {"width": "height", "height": "width"}
+    root = rewritten(with_defect, tmp_path, lambda table, _: (table.rename(columns=turned), None))
+    with pytest.raises(DatasetError, match="only if the columns width and height are exchanged") as caught:
+        VinDrMammo(root, image_size=(96, 64), boxes=wanted)
+    assert "fit better" not in str(caught.value)
+
+
+def tenth_as_shares(table, boxes):
+    boxes.iloc[::10] /= np.array([64, 96, 64, 96])
+    return table, boxes
+
+
+def test_boxes_as_shares_of_the_image_are_left_out_as_the_setting_says(with_defect, tmp_path):
+    root = rewritten(with_defect, tmp_path, tenth_as_shares)
+    with pytest.raises(DatasetError, match=r"are shares of the image \(0 to 1\): multiply .* or go on without"):
+        VinDrMammo(root, image_size=(96, 64))
+    data = VinDrMammo(root, image_size=(96, 64), unmendable_boxes="drop_and_list")
+    reasons = data.box_changes.query("change == 'dropped'")["reason"].value_counts()
+    assert reasons["shares of the image instead of pixels"] == 6
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_boxes_that_fit_no_image_get_no_hint(with_defect, tmp_path, seed):
+    def nowhere(table, boxes):
+        rng = np.random.default_rng(seed)
+        low, size = rng.uniform(0, [40, 60], (len(boxes), 2)), rng.uniform(5, 25, (len(boxes), 2))
+        size[::6] *= -1  # inverted, so that the file is refused
+        boxes[:] = np.concatenate([low, low + size], axis=1)
+        return table.drop(columns=[*CORNERS, "height", "width"]), boxes
+
+    with pytest.raises(DatasetError, match="inverted or have no area") as caught:
+        VinDrMammo(rewritten(with_defect, tmp_path, nowhere), image_size=(96, 64))
+    assert "fit better" not in str(caught.value)
+
+
 # -- a whole study -----------------------------------------------------------------------------------------------------
 
 

@@ -95,6 +95,10 @@ def test_other_labels_make_another_fingerprint(folder, tmp_path):
         (lambda t: t.assign(xmin="1"), r"3 columns are missing: ymin .*xmax .*ymax"),
         (lambda t: t.assign(xmin="9", ymin="9", xmax="3", ymax="30"), "inverted or have no area"),
         (lambda t: t.assign(xmin="9", ymin="9", xmax="99", ymax="30"), "beyond the 96 x 64 image"),
+        (
+            lambda t: t.assign(xmin=["0.1"] + [""] * (len(t) - 1)).assign(ymin=lambda t: t.xmin, xmax=0.5, ymax=0.5),
+            "box is in shares of the image",
+        ),
         (lambda t: t.assign(xmin="9", ymin="9", xmax="20", ymax=""), "have a box with missing corners"),
         (lambda t: t.assign(xmin="9", ymin="9", xmax="20", ymax="3O"), "ymax values are no numbers"),
         (lambda t: t.assign(xmin="9", ymin="9", xmax="20", ymax="30"), "have a box but no label that is 1"),

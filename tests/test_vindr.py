@@ -226,6 +226,10 @@ def test_a_changed_image_file_changes_the_fingerprint(tmp_path):
         ({"No_Finding": 1}, "1 row has No_Finding together with a finding"),
         ({"Suspicious_Calcification": 0}, "1 row has neither a finding nor No_Finding"),
         ({"patient_id": "../cc"}, "patient_id that is no plain file name"),
+        (
+            {"image_id": "images_png\\cc\\c1.png"},
+            r"no plain file name \(such as .* in line 7\): write the last part of the",
+        ),
         ({"patient_id": ""}, "row has no patient_id"),
     ],
 )
@@ -383,6 +387,7 @@ def zipped(*names: str) -> bytes:
 
 
 GOOD = pd.DataFrame(good_rows()).to_csv(index=False)
+HEADER, ROWS = GOOD.partition("\n")[0].encode() + b"\n", GOOD.partition("\n")[2]
 
 
 @pytest.mark.parametrize(
@@ -415,6 +420,15 @@ GOOD = pd.DataFrame(good_rows()).to_csv(index=False)
         (GOOD.replace("DENSITY C", "DENSITY\0C").encode(), "holds zero bytes"),
         (GOOD.encode("utf-32"), "is UTF-32 text"),
         ((GOOD + GOOD).encode(), "line 8 repeats the header; were two files put together"),
+        (
+            HEADER + ROWS.replace(",", ";").encode(),
+            r"header has commas between its names, line 2 has semicolons \(';'\)",
+        ),
+        (HEADER + ROWS.replace(",", "\t").replace("7", "7,5").encode(), "header has commas .*, line 2 has tabs"),
+        (
+            HEADER.replace(b",", b";") + ROWS.encode(),
+            r"header has semicolons \(';'\) between its names, the rows have commas",
+        ),
         (GOOD.replace("\n", ",\n").replace(",\n", "\n", 1).encode(), "every row has 34 cells, the header 33"),
         (pd.DataFrame(good_rows()).map("'{}'".format).to_csv(index=False).encode(), "single quotation marks"),
         (

@@ -13,7 +13,7 @@ __all__ = [
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,8 +35,15 @@ _ENOUGH = 8  # boxes, before a file is refused for what they are together
 _FEW = 3
 _FEW_SHARE = 0.02  # of all boxes: so many may be odd before a file is refused
 _NEARLY_ALL = 0.9
+_MENDABLE = 0.25  # the share of boxes that fit as they are, from which the author's defect is looked for in the others
+_NEAR = 1.25  # the scales of images of one file differ by less
+_SLIGHT = 0.1  # of the side: how far mended boxes may overhang where it is only asked what they are
 _SLACK = 2.0  # pixels by which the rounding of two corners may change a length
 _WHOLE = 0.003  # of the side: the 5 pixels above, and rounding
+LOOKS_CUT = (
+    "this looks like the exchange of height and width by the author's code, which is mended where the file has the "
+    "columns height, width, xmin, ymin, xmax and ymax; add them, or use data.boxes: as_published"
+)
 _AXES = ((0, 2), (1, 3))  # columns of low and high corner, of x and of y
 
 
@@ -149,6 +156,11 @@ def mend(boxes: Array, originals: Originals, image_size: tuple[int, int], tolera
     return mended, marks
 
 
+def most_left_out(n_boxes: int) -> float:
+    """How many odd boxes may be left out when asked for: a quarter, or 8; more are no slips of single rows."""
+    return max(_ENOUGH, n_boxes / 4)
+
+
 def few(n_odd: int, n_boxes: int) -> bool:
     """Whether so few boxes are odd that they are slips of single rows, which stop nothing: one of 8 or more, or 2 %."""
     return n_odd <= max(n_boxes >= _ENOUGH, _FEW_SHARE * n_boxes)
@@ -161,29 +173,46 @@ def covers_image(boxes: Array, image_size: tuple[int, int]) -> Marks:
         return _all(boxes[:, :2] < 0.1 * sides) & _all(boxes[:, 2:] > 0.9 * sides)
 
 
+class OtherPixels(NamedTuple):
+    """Which boxes are no pixels of the prepared images.
+
+    Attributes:
+        reported: (n,) those that were reported.
+        shares: (n,) others that are shares of the image, at most half of all and no more than may be left out on
+            request.
+        cause_is_told: whether the report says what is to be done, so that no other way to read the boxes is looked for.
+    """
+
+    reported: Marks
+    shares: Marks
+    cause_is_told: bool = False
+
+
 def report_other_pixels(
-    boxes: Array, originals: Originals, image_size: tuple[int, int], report: Report
-) -> tuple[Marks, Marks]:
+    boxes: Array, originals: Originals, image_size: tuple[int, int], report: Report, *, wanted: Boxes = "mended"
+) -> OtherPixels:
     """Report boxes that cannot be pixels of the prepared images.
 
-    Returns:
-        Two marks (n,): which were reported, and which others are so few that they need only be dropped.
+    Args:
+        boxes: (n, 4) as in the file, NaN without a box.
+        originals: The boxes in the original images.
+        image_size: (height, width) of the prepared images.
+        report: Takes marks (n,) and what is wrong with the boxes so marked.
+        wanted: With "as_published", boxes that only the author's code spoilt are not reported.
     """
     height, width = image_size
     nothing = np.zeros(len(boxes), dtype=bool)
     has_box = _all(~np.isnan(boxes))
     n_boxes = int(has_box.sum())
 
-    def told(marks: Marks, what: str) -> tuple[Marks, Marks]:
+    def told(marks: Marks, what: str, *, is_cause: bool = False) -> OtherPixels:
         report(marks, what)
-        return marks, nothing
+        return OtherPixels(marks, nothing, is_cause)
 
     with np.errstate(invalid="ignore", divide="ignore"):
         shares = has_box & _all(boxes > -0.5) & _all(boxes < 1.05) & ~_all(boxes <= 0)
-        if not few(int(shares.sum()), n_boxes):
-            return told(
-                shares, f"boxes are shares of the image (0 to 1): multiply x by {width} and y by {height} pixels"
-            )
+        if shares.sum() > min(most_left_out(n_boxes), max(1, n_boxes / 2)):
+            return told(shares, are_shares(image_size))
         rest = has_box & ~shares
         copied = rest & _all(np.abs(boxes - originals.corners) < 0.5)
         copied &= ~_all(~(np.abs(originals.sides - (width, height)) > 1))  # images that were resized
@@ -198,19 +227,22 @@ def report_other_pixels(
             return told(
                 whole,
                 f"boxes cover the whole {height} x {width} image: give those of the findings, or leave the cells empty",
+                is_cause=True,
             )
-        turned = Originals(originals.corners, originals.sides[:, ::-1])
-        if _whole_share(boxes, originals, image_size) < _NEARLY_ALL <= _whole_share(boxes, turned, image_size):
-            return told(rest, "original boxes fit only if the columns width and height are exchanged")
+        if _sides_are_exchanged(boxes[rest], originals.of(rest), image_size):
+            return told(rest, "original boxes fit only if the columns width and height are exchanged", is_cause=True)
         if fit_by_originals(boxes[rest], originals.of(rest), image_size) is not None:
             return told(rest, f"boxes cannot be the original boxes in {height} x {width} images")
         short = nothing.copy()
         for axis in _axes(boxes, originals, image_size):
             short |= rest & ~axis.is_candidate & axis.is_too_short(axis.shown_high)
-    if short.sum() >= _ENOUGH and short.sum() > rest.sum() / 10:
-        return told(
-            short, f"boxes cannot be the original boxes in {height} x {width} images, however these were cropped"
-        )
+    if _are_many(short, rest):
+        if not looks_cut_by_the_author(boxes[rest], originals.of(rest), image_size):
+            return told(
+                short, f"boxes cannot be the original boxes in {height} x {width} images, however these were cropped"
+            )
+        if wanted == "mended":
+            return told(short, f"boxes are too short for the original boxes beside them: {LOOKS_CUT}", is_cause=True)
     if short.any():
         logger.warning("%d boxes do not fit the original boxes beside them, at any crop of the image", short.sum())
     extent = boxes[rest, 2:].max(axis=0) / (width, height) if rest.any() else np.ones(2)
@@ -219,7 +251,67 @@ def report_other_pixels(
             f"lie in the upper left ninth of the {height} x {width} images" if (extent > 0).any() else "are negative"
         )
         return told(rest, f"boxes all {where if extent.any() else 'are zero'}")
-    return nothing, shares
+    return OtherPixels(nothing, shares)
+
+
+def are_shares(image_size: tuple[int, int]) -> str:
+    """What is wrong with boxes that are shares of images of this (height, width)."""
+    return f"boxes are shares of the image (0 to 1): multiply x by {image_size[1]} and y by {image_size[0]} pixels"
+
+
+def _are_many(wrong: Marks, of: Marks) -> bool:
+    """Whether so many boxes are wrong that they are no slips of single rows."""
+    return bool(wrong.sum() >= _ENOUGH and wrong.sum() > of.sum() / 10)
+
+
+def _too_short(boxes: Array, originals: Originals, image_size: tuple[int, int]) -> list[Marks]:
+    """Per axis, which boxes are inverted or would show more of the original image than there is."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return [
+            (axis.shown_high < axis.shown) | axis.is_too_short(axis.shown_high)
+            for axis in _axes(boxes, originals, image_size)
+        ]
+
+
+def looks_cut_by_the_author(boxes: Array, originals: Originals, image_size: tuple[int, int]) -> bool:
+    """Whether the boxes (n, 4) are wrong in the way of the author's code, where the file lacks what would mend them.
+
+    Wrong are lower edges alone, or right ones alone; where original boxes are known, the edge opposite lies where it
+    lies at the scale of the other boxes or, for crops, before that.
+    """
+    known = ~np.isnan(originals.corners).any(axis=1)
+    if (known & ~np.isnan(originals.sides).any(axis=1)).any():
+        return False  # nothing is lacking
+    x, y = _too_short(boxes, originals, image_size)
+    if x.any() == y.any():
+        return False
+    short, low, high = (x, 0, 2) if x.any() else (y, 1, 3)
+    if not (short & known).any():
+        return not known.any() and bool(short.mean() <= _MENDABLE)
+    right = ~short & known & ~np.isnan(boxes[:, low])
+    if not right.any():
+        return False
+    lengths, shown = ((of[:, high] - of[:, low])[right] for of in (originals.corners, boxes))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        expected = originals.corners[:, low] * np.nanmedian(shown / lengths)
+    return bool((boxes[:, low] <= _NEAR * expected)[short & known].mean() >= _NEARLY_ALL)
+
+
+def _sides_are_exchanged(boxes: Array, originals: Originals, image_size: tuple[int, int]) -> bool:
+    """Whether boxes (n, 4), the author's defect mended, fit the original ones only with width and height exchanged."""
+    turned = Originals(originals.corners, originals.sides[:, ::-1])
+    (share, n_short), (turned_share, n_turned_short) = (
+        (
+            _whole_share(mended, known, image_size),
+            np.logical_or.reduce(_too_short(mended, known, image_size)).sum(),
+        )
+        for known in (originals, turned)
+        for mended in [mend(boxes, known, image_size, _SLIGHT)[0]]
+    )
+    if share < _NEARLY_ALL <= turned_share:
+        return True
+    # Of images that were cropped.
+    return bool(n_short >= max(_ENOUGH, len(boxes) / 2) and few(n_turned_short, len(boxes)))
 
 
 def fit_by_originals(boxes: Array, originals: Originals, image_size: tuple[int, int]) -> Form | None:
@@ -228,9 +320,15 @@ def fit_by_originals(boxes: Array, originals: Originals, image_size: tuple[int, 
     whole = _whole_share(boxes, originals, image_size)
     if (~np.isnan(boxes[:, 0])).sum() < _FEW or whole > 1 / 2:
         return None
-    share, at = max(
-        (_whole_share(form.read(boxes, image_size), originals, image_size), -number) for number, form in enumerate(ways)
-    )
+
+    def share_read(form: Form) -> float:
+        read = form.read(boxes, image_size)
+        found = _whole_share(read, originals, image_size)
+        if found < _MENDABLE:
+            return found
+        return max(found, _whole_share(mend(read, originals, image_size, _SLIGHT)[0], originals, image_size))
+
+    share, at = max((share_read(form), -number) for number, form in enumerate(ways))
     form = ways[-at]
     # Images that were cropped at the right and at the bottom have boxes that only seem to be of larger images.
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -34,7 +34,8 @@ def read_csv(file: Path, columns: Collection[str]) -> pd.DataFrame:
         DatasetError: the file is missing, is no CSV (the message says what it is), names a column twice, or has rows of
             another length than its header.
     """
-    header, *rows = _rows(_text(file), file, columns)
+    text = _text(file)
+    header, *rows = _rows(text, file, columns)
     names = [name.strip(_BLANKS) for name in header[1]]
     if len(names) == 1 and "," in names[0]:
         raise DatasetError(f"{file.name}: each line stands in quotation marks as a whole; {_SAVE_AS}")
@@ -49,6 +50,16 @@ def read_csv(file: Path, columns: Collection[str]) -> pd.DataFrame:
         if [cell.strip(_BLANKS) for cell in cells] == names:
             raise DatasetError(f"{file.name}: line {line} repeats the header; were two files put together?")
     other = [(line, cells) for line, cells in rows if len(cells) != len(names)]
+    for separator, name in _SEPARATORS.items() if other else ():
+        try:
+            n_cells = {line: len(cells) for line, cells in _split(text, separator)}
+        except csv.Error:
+            continue
+        if all(n_cells.get(line) == len(names) for line, _ in other):
+            raise DatasetError(
+                f"{file.name}: the header has commas between its names, line {other[0][0]} has {name} ({separator!r}) "
+                f"between its cells: {_SAVE_AS}"
+            )
     if len(other) == len(rows) > 1 and len({len(cells) for _, cells in rows}) == 1:
         raise DatasetError(
             f"{file.name}: every row has {len(rows[0][1])} cells, the header {len(names)}; does a column lack its "
@@ -126,14 +137,28 @@ def _rows(text: str, file: Path, columns: Collection[str]) -> list[tuple[int, li
     found = {separator: len(set(columns) & set(_cells(first, separator))) for separator in (",", *_SEPARATORS)}
     best = max(found, key=lambda separator: found[separator])
     if found[best] > found[","]:
+        second = next(iter(text.lstrip().splitlines()[1:]), "")
+        if len(_cells(second, best)) == 1 and len(next(csv.reader([second]), [])) == len(_cells(first, best)):
+            raise DatasetError(
+                f"{file.name}: the header has {_SEPARATORS[best]} ({best!r}) between its names, the rows have commas: "
+                "write commas in the header too"
+            )
         raise DatasetError(
             f"{file.name} has {_SEPARATORS[best]} ({best!r}) as separators between its cells: {_SAVE_AS}"
         )
-    reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
+    try:
+        return _split(text, ",")
+    except csv.Error as error:
+        raise DatasetError(f"{file.name}: {error} is no row of a CSV; {_SAVE_AS}") from error
+
+
+def _split(text: str, separator: str) -> list[tuple[int, list[str]]]:
+    """The rows as `_rows` gives them; the error of a row that is none names its line."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
     try:
         return [(reader.line_num, cells) for cells in reader if any(cell.strip(_BLANKS) for cell in cells)]
     except csv.Error as error:
-        raise DatasetError(f"{file.name}: line {reader.line_num} is no row of a CSV; {_SAVE_AS}") from error
+        raise csv.Error(f"line {reader.line_num}") from error
 
 
 def _cells(line: str, separator: str) -> list[str]:

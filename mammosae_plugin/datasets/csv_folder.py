@@ -17,7 +17,7 @@ from typing_extensions import Self
 from mammosae_plugin.arguments import between
 from mammosae_plugin.datasets.about import PHANTOMS, DatasetAbout
 from mammosae_plugin.datasets.base import BOX_COLUMNS, DatasetError, MammogramDataset, Unit
-from mammosae_plugin.datasets.boxes import Originals, changes, report_other_pixels
+from mammosae_plugin.datasets.boxes import Originals, are_shares, changes, report_other_pixels
 from mammosae_plugin.datasets.concepts import ABSENT, PRESENT, Concept, Kind, nearest_names
 from mammosae_plugin.datasets.csv_files import read_csv
 from mammosae_plugin.datasets.image_files import find_images
@@ -242,7 +242,8 @@ class _Checked(TableChecks):
         nothing = ~any_of((self.findings[binary] == 1).to_numpy())
         self.report(some & nothing, "rows have a box but no label that is 1", advice="say what it is a box of")
         unknown = np.full((n, 4), np.nan)
-        report_other_pixels(boxes, Originals(unknown, unknown[:, :2]), image_size, self.report)
+        found = report_other_pixels(boxes, Originals(unknown, unknown[:, :2]), image_size, self.report)
+        self.report(found.shares, are_shares(image_size))
         return boxes
 
     def _usable(

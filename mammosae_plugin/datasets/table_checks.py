@@ -59,7 +59,12 @@ class TableChecks:
                 "export the column as text from where it is whole",
             )
             unsafe = text.str.contains(r"[/\\]", regex=True) | text.isin([".", ".."])
-            self.report(unsafe.to_numpy(), f"rows have a {column} that is no plain file name")
+            self.report(
+                unsafe.to_numpy(),
+                f"rows have a {column} that is no plain file name",
+                self.cell(column),
+                "write the last part of the path alone, without folders, / and \\",
+            )
 
     def check_values(self, column: str, allowed: Sequence[str]) -> None:
         """Note the rows whose cell of this column is none of these."""

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from pydantic import Field
+from scipy.stats import mannwhitneyu
 
 from mammosae_plugin.adapters.preprocessing import BadImageError
 from mammosae_plugin.arguments import between, shown, whole
@@ -23,14 +24,17 @@ from mammosae_plugin.datasets.about import PHANTOMS, VINDR_MAMMO, DatasetAbout
 from mammosae_plugin.datasets.base import BOX_COLUMNS, DatasetError, MammogramDataset, Unit, describe
 from mammosae_plugin.datasets.box_forms import EXCHANGED_CORNERS, Form, best, forms
 from mammosae_plugin.datasets.boxes import (
+    LOOKS_CUT,
     Boxes,
     Originals,
     UnmendableBoxes,
+    are_shares,
     changes,
-    covers_image,
     few,
     fit_by_originals,
+    looks_cut_by_the_author,
     mend,
+    most_left_out,
     report_other_pixels,
 )
 from mammosae_plugin.datasets.concepts import Concept, nearest_names
@@ -83,7 +87,7 @@ _REQUIRED = (
 )
 _OPTIONAL = (*BOX_COLUMNS, "width", "height", "breast_density", "finding_categories")
 _INVERTED = "inverted or without area"
-_FEW = 8  # boxes that may be dropped whatever their share
+_SURE = 1e-4  # p-value for boxes, read in another way, that fit their own images better than they do others
 _N_LOOKED_AT = 64  # boxes whose images are read to find out how they were written
 
 
@@ -269,7 +273,7 @@ class _Checked(TableChecks):
         no_finding = self.whole_numbers(table["No_Finding"], "No_Finding", range(2)).astype(bool)
         if len(self.problems) == n_problems:  # else it would find the same again, under other names
             self._check_labels(findings, no_finding)
-        in_file = self._boxes_of_file(findings, image_size)
+        in_file = self._boxes_of_file(findings, image_size, boxes)
         findings[list(BOX_COLUMNS)], self.box_changes = self._usable_boxes(
             in_file, image_size, box_tolerance, boxes, unmendable_boxes
         )
@@ -316,7 +320,9 @@ class _Checked(TableChecks):
             disagree = readable[codes] & any_of(expected[codes] != present)
             self.report(disagree, "rows have a finding_categories that disagrees with the 0/1 columns")
 
-    def _boxes_of_file(self, findings: pd.DataFrame, image_size: tuple[int, int]) -> npt.NDArray[np.float64]:
+    def _boxes_of_file(
+        self, findings: pd.DataFrame, image_size: tuple[int, int], wanted: Boxes
+    ) -> npt.NDArray[np.float64]:
         """Boxes (n, 4) as the file has them, NaN where a row has none; those that are no pixels are noted."""
         positive = any_of(findings[list(CONCEPTS)].to_numpy() == 1)
         resized, empty, no_numbers = self.numbers(_RESIZED, positive)
@@ -330,15 +336,17 @@ class _Checked(TableChecks):
         if {"width", "height"} <= set(self.table.columns):
             sides = self.numbers(("width", "height"), positive)[0]
         self.originals = Originals(corners, sides[:, :2])
-        wrong, shares = report_other_pixels(boxes, self.originals, image_size, self.report)
-        if wrong.any() and not covers_image(boxes, image_size)[wrong].all():
+        wrong, shares, cause_is_told = report_other_pixels(
+            boxes, self.originals, image_size, self.report, wanted=wanted
+        )
+        if wrong.any() and not cause_is_told:
             self.wrong_boxes = boxes.copy()
 
         self._odd: dict[str, tuple[Marks, Callable[[], None]]] = {
             "no numbers": (any_of(no_numbers), lambda: self.report_no_numbers(_RESIZED, no_numbers)),
             "without all corners": self._odd_boxes(incomplete, "rows have a box with missing corners"),
             "lost beside an original box": self._odd_boxes(lost, "rows have an original box but no resized box"),
-            "shares of the image instead of pixels": self._odd_boxes(shares, "boxes are shares of the image (0 to 1)"),
+            "shares of the image instead of pixels": self._odd_boxes(shares, are_shares(image_size)),
         }
         self._as_written = boxes.copy()
         boxes[np.logical_or.reduce([wrong, *(marks for marks, _ in self._odd.values())])] = np.nan
@@ -384,7 +392,7 @@ class _Checked(TableChecks):
         always = {_INVERTED: inverted} if wanted == "as_published" else {}
         n_lost = sum(int(marks.sum()) for name, marks in dropped.items() if name not in always)
         n_boxes = int((~np.isnan(in_file[:, 0])).sum() + sum(marks.sum() for marks, _ in self._odd.values()))
-        at_most = max(_FEW, n_boxes / 4)  # more are no slips of single rows
+        at_most = most_left_out(n_boxes)
         is_tolerable = {
             "drop_few": few(n_lost, n_boxes),
             "refuse": n_lost == 0,
@@ -401,8 +409,12 @@ class _Checked(TableChecks):
                     f"mend {them} in the file, or go on without {n_lost} of {n_boxes} boxes by "
                     "data.unmendable_boxes: drop_and_list"
                 )
+            looks_cut = inverted.any() and looks_cut_by_the_author(in_file, self.originals, image_size)
+            if looks_cut:
+                self.problems.append(LOOKS_CUT)
             are_points = any_of(high == low) & inverted
-            if not few(int((inverted | outside).sum() - are_points.sum()), n_boxes) and self.wrong_boxes is None:
+            n_odd = int((inverted | outside).sum() - are_points.sum())
+            if not few(n_odd, n_boxes) and self.wrong_boxes is None and not looks_cut:
                 self.wrong_boxes = in_file
         clipped = overhang if wanted == "mended" else np.zeros(len(boxes), dtype=bool)
         used = np.concatenate([low.clip(0, side), high.clip(0, side)], axis=1) if wanted == "mended" else boxes.copy()
@@ -435,15 +447,25 @@ def _likely_form(checked: _Checked, folder: Path, table: pd.DataFrame, image_siz
         # Exchanged corners invert all boxes; a few are inverted by the author's code (`boxes`) or by another order.
         ways = [way for way in ways if way.order != EXCHANGED_CORNERS]
     rows = np.flatnonzero(has_box)
+    rows = rows[np.unique(np.linspace(0, len(rows) - 1, _N_LOOKED_AT).astype(int))]
     found = []
-    for row in rows[np.unique(np.linspace(0, len(rows) - 1, _N_LOOKED_AT).astype(int))]:
+    for at, row in enumerate(rows):
         try:
             pixels = read_png(folder / table["patient_id"].iloc[row] / table["image_id"].iloc[row], image_size)
         except BadImageError:
             continue
-        found.append(box_scores(pixels, boxes[row : row + 1], ways))
-    likely = best(np.concatenate(found), ways) if found else None
-    return likely.form if likely else None
+        others = [rows[(at + len(rows) * n // 4) % len(rows)] for n in (1, 2, 3)]
+        found.append(box_scores(pixels, boxes[[row, *others]], ways))
+    if not found:
+        return None
+    own, of_others = np.stack(found)[:, 0], np.concatenate([scores[1:] for scores in found])
+    likely = best(own, ways)
+    if likely is None or not likely.is_sure:
+        return None
+    # Boxes that fit no image can also lie better on any breast when read in another way.
+    way = ways.index(likely.form)
+    p_value = mannwhitneyu(own[:, way], of_others[:, way], alternative="greater").pvalue
+    return likely.form if p_value < _SURE else None
 
 
 class VinDrSettings(DataSettings):
