@@ -183,7 +183,7 @@ def test_a_saelens_folder_is_told_and_one_in_training_form_is_said_not_to_load(t
     BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=4, d_sae=8, k=2)).save_model(tmp_path / "bad")
     report = inspect_checkpoint(tmp_path / "bad")
     assert (report.kind, report.architecture, report.loads_with) == ("saelens folder", "batchtopk", None)
-    assert "can load" in str(report.problem)
+    assert "has no inference SAE of the architecture" in str(report.problem)
     alone = inspect_checkpoint(tmp_path / "good" / "sae_weights.safetensors")
     assert (alone.kind, alone.d_in, alone.d_sae) == ("saelens weights", 64, 512)
     assert "cfg.json" in str(alone.problem)
