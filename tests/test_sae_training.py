@@ -22,7 +22,9 @@ from mammosae_plugin.training.metrics import problems_of, read_metrics
 from mammosae_plugin.training.new_sae import new_training_sae
 from mammosae_plugin.training.rows import TrainingRows, images_of_held_out_patients
 
-SAVED_AS = {name: name for name in ARCHITECTURES} | {"batchtopk": "jumprelu", "matryoshka_batchtopk": "jumprelu"}
+SAVED_AS = {name: name for name in ARCHITECTURES} | dict.fromkeys(
+    ("batchtopk", "matryoshka_batchtopk", "matryoshka_independent"), "jumprelu"
+)
 
 
 @pytest.fixture(scope="module")

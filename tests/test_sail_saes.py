@@ -12,7 +12,11 @@ import torch
 from helpers_adapters import DATA
 from helpers_layers import Layer, layer_of
 from helpers_study import random_sae
-from sae_lens import SAE, StandardSAE
+from helpers_training import rows_store, small_training, store_of
+from sae_lens import SAE, JumpReLUSAE, StandardSAE, TrainingSAE
+from sae_lens.config import SAETrainerConfig
+from sae_lens.saes.sae import TrainStepInput
+from sae_lens.training.sae_trainer import SAETrainer
 from safetensors.torch import load_file, save_file
 
 from mammosae_plugin.adapters import (
@@ -24,7 +28,8 @@ from mammosae_plugin.adapters import (
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, sealed, write_json
 from mammosae_plugin.latents import LatentTable
-from mammosae_plugin.training import save_sae
+from mammosae_plugin.training import SAETraining, save_sae, train_sae
+from mammosae_plugin.training.metrics import read_metrics
 
 SAIL = DATA / "sail" / "sae"
 CKPT = SAIL / "last.ckpt"
@@ -202,3 +207,140 @@ def test_where_latents_are_added_up_linearly_such_an_sae_is_refused(tmp_path: Pa
         fitted = Layer(layer.model, layer.hook_name, unit_sae(layer), layer.dataset, layer.head)
         with pytest.raises(InputError, match="an input_normalization cannot be folded"):
             fitted.encode(tmp_path / "table")
+
+
+# The architecture
+
+
+def fixture_sae(budgets: list[float], **settings: Any) -> tuple[TrainingSAE[Any], torch.Tensor]:
+    """The fixture's weights, by its rule, in a training SAE that SAELens makes by name; and its rows (24, 96)."""
+    random = np.random.RandomState(11)  # noqa: NPY002  # the fixture's own
+    d_in, d_sae = 96, 512
+    weight = (random.standard_normal((d_sae, d_in)) / np.sqrt(d_in)).astype(np.float32)
+    weight *= random.uniform(0.8, 1.2, (d_sae, 1)).astype(np.float32)
+    encoder_bias = (0.05 * random.standard_normal(d_sae)).astype(np.float32)
+    bias = (0.03 * random.standard_normal(d_in)).astype(np.float32)
+    rows = random.standard_normal((6, 24, d_in)).astype(np.float32)[0]
+    sizes = {"d_in": d_in, "d_sae": d_sae, "k": budgets[-1], "matryoshka_widths": [16, 64, 128, 512]}
+    cfg = {"architecture": "matryoshka_independent", **sizes, "matryoshka_k": budgets, **settings}
+    sae = TrainingSAE.from_dict(cfg)
+    values = {"W_enc": weight.T, "W_dec": weight, "b_enc": encoder_bias, "b_dec": bias}
+    sae.load_state_dict({name: torch.from_numpy(value) for name, value in values.items()}, strict=False)
+    return sae, torch.from_numpy(rows * (2 / np.linalg.norm(rows, axis=1, keepdims=True)))
+
+
+def step_on(sae: TrainingSAE[Any], rows: torch.Tensor) -> Any:
+    return sae.training_forward_pass(TrainStepInput(rows, {}, None, 0, False))
+
+
+@pytest.mark.parametrize(
+    ("mode", "budgets"),
+    [("train", [4, 8, 12, 20]), ("train_large_k_relu", [12, 40, 80, 300])],
+    ids=lambda each: str(each),
+)
+@pytest.mark.parametrize("tied", [True, False])
+def test_levels_choose_as_sails_do(mode: str, budgets: list[float], tied: bool) -> None:
+    sae, rows = fixture_sae(budgets, tied_weights=tied)
+    expected = load_file(SAIL / "forward.safetensors")
+    output = step_on(sae, rows)
+    found = [*sae.levels(output.hidden_pre), (output.feature_acts, output.sae_out)]
+    for level, (latents, reconstruction) in enumerate(found):
+        torch.testing.assert_close(reconstruction, expected[f"{mode}.recon.{level}"], rtol=0, atol=1e-5)
+        if mode == "train":
+            torch.testing.assert_close(latents, expected[f"train.acts.{level}"], rtol=0, atol=1e-5)
+        assert (latents >= 0).all()
+    if mode == "train":
+        assert output.loss.item() / 96 == pytest.approx(0.040588222444057465, rel=1e-5)  # forward.json, loss, plain
+
+
+def test_gradients_go_through_encoder_and_decoder() -> None:
+    expected = load_file(SAIL / "forward.safetensors")
+    tied, rows = fixture_sae([4, 8, 12, 20], tied_weights=True)
+    untied, _ = fixture_sae([4, 8, 12, 20])
+    for sae in (tied, untied):
+        (step_on(sae, rows).loss / 96).backward()  # SAELens sums over features, SAIL takes the mean
+        close = {"rtol": 1e-4, "atol": 1e-7}
+        torch.testing.assert_close(sae.b_enc.grad, expected["grad_c"], **close)
+        torch.testing.assert_close(sae.b_dec.grad, expected["grad_b"], **close)
+    torch.testing.assert_close(tied.W_dec.grad, expected["grad_W.full"], **close)
+    torch.testing.assert_close(untied.W_dec.grad + untied.W_enc.grad.T, expected["grad_W.full"], **close)
+    assert tied.W_enc.grad is None and float(untied.W_dec.grad.norm()) > 1e-4
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("scaled", ["none", "expected_average_only_in"])
+def test_a_trained_one_is_a_jumprelu_sae_of_plain_sae_lens(tied: bool, scaled: str, tmp_path: Path) -> None:
+    store = rows_store(tmp_path / "rows")
+    config = small_training(
+        architecture="matryoshka_independent",
+        architecture_settings={"tied_weights": tied},
+        normalize_activations=scaled,
+        epochs=16,
+        lr=5e-3,
+    )
+    sae = train_sae(store, tmp_path / "sae", config)
+    assert type(sae) is JumpReLUSAE
+    rows = store.rows_of(range(8))
+    with torch.no_grad():
+        latents = sae.encode(rows)
+        reconstruction = sae.decode(latents)
+    found = in_plain_sae_lens(tmp_path / "sae", rows, tmp_path)
+    torch.testing.assert_close(found["latents"], latents, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found["reconstruction"], reconstruction, rtol=1e-5, atol=1e-5)
+    if tied:  # decoder rows are of norm 1, and encoder columns the same directions
+        cosine = torch.nn.functional.cosine_similarity(sae.W_enc.T, sae.W_dec)
+        torch.testing.assert_close(cosine, torch.ones(48), rtol=0, atol=1e-5)
+    last = read_metrics(tmp_path / "sae" / "metrics.jsonl")[-1]
+    assert last["explained_variance"] > 0.5 and last["l0"] == pytest.approx(4, rel=0.25)
+    assert [level["width"] for level in last["levels"]] == [6, 12, 24, 48]
+    assert {name: last[name] for name in ("mse", "explained_variance", "l0")}.items() <= last["levels"][-1].items()
+    assert last["levels"][0]["explained_variance"] < last["levels"][-1]["explained_variance"]
+    with torch.no_grad():
+        prefix = sae.encode(rows)
+        prefix[:, 6:] = 0
+        error = float((sae.decode(prefix) - rows).square().mean())
+    assert last["levels"][0]["mse"] == pytest.approx(error, rel=0.5)
+
+
+def test_saelens_own_trainer_takes_it_by_name(tmp_path: Path) -> None:
+    store, settings = rows_store(tmp_path / "rows"), {"d_in": 16, "d_sae": 48, "k": 4, "matryoshka_widths": [12, 48]}
+    sae = TrainingSAE.from_dict({"architecture": "matryoshka_independent", **settings, "tied_weights": True})
+    config = SAETrainerConfig(total_training_samples=320, train_batch_size_samples=32, lr=1e-3, lr_end=1e-3)
+    SAETrainer(config, sae, store.batches(32, seed=0)).fit()
+    sae.save_inference_model(tmp_path / "sae")
+    inference = SAE.load_from_disk(tmp_path / "sae")
+    assert type(inference) is JumpReLUSAE and torch.equal(inference.W_enc, inference.W_dec.T)
+    assert inference.cfg.metadata.training_architecture == "matryoshka_independent"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"matryoshka_k": (1, 4)}, "matryoshka_k has 2 budgets, but there are 4 levels"),
+        ({"matryoshka_k": (7, 7, 7, 4)}, "gives 7 latents per row to a level of 6"),
+        ({"matryoshka_k": (1, 2, 3, 5)}, "the last of matryoshka_k is 5, but k is 4"),
+        ({"matryoshka_widths": (6, 12)}, "must be all 48 latents"),
+        ({"architecture": "batchtopk", "k": 4, "matryoshka_widths": None, "matryoshka_k": (4,)}, "matryoshka_k does"),
+    ],
+    ids=lambda value: None if isinstance(value, dict) else value[:20],
+)
+def test_levels_that_do_not_fit_are_refused_when_set(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        small_training(**{"architecture": "matryoshka_independent", **settings})
+
+
+def test_plans_without_budgets_are_as_before_and_default_budgets_fit_their_levels() -> None:
+    assert "matryoshka_k" not in SAETraining().model_dump()
+    sae = TrainingSAE.from_dict(
+        {"architecture": "matryoshka_independent", "d_in": 4, "d_sae": 8, "k": 3, "matryoshka_widths": [2, 8]}
+    )
+    assert sae.cfg.matryoshka_k == [2, 3]
+
+
+def test_rows_of_other_lengths_are_not_trained_on_as_rows_of_length_1(tmp_path: Path) -> None:
+    store, said = rows_store(tmp_path / "rows"), {"input_normalization": "unit_l2"}
+    with pytest.raises(InputError, match="has rows of length .*; store them divided, or leave input_normalization out"):
+        train_sae(store, tmp_path / "refused", small_training(), metadata=said)
+    unit = store_of(torch.nn.functional.normalize(store.rows_of(range(40)), dim=1), tmp_path / "unit")
+    trained = train_sae(unit, tmp_path / "sae", small_training(), metadata=said)
+    assert trained.cfg.metadata.input_normalization == "unit_l2"

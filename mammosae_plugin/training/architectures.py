@@ -23,6 +23,7 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "aux_loss": ("aux_loss_coefficient",),
     "threshold_lr": ("topk_threshold_lr",),
     "matryoshka_widths": ("matryoshka_widths",),
+    "matryoshka_k": ("matryoshka_k",),
     "jumprelu_threshold": ("jumprelu_init_threshold",),
     "jumprelu_bandwidth": ("jumprelu_bandwidth",),
     "pre_act_loss": ("pre_act_loss_coefficient",),

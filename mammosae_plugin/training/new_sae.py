@@ -60,6 +60,8 @@ def _own_settings(config: SAETraining, found: Architecture, d_in: int, d_sae: in
     if found.k_is_whole and config.k is not None:
         values["k"] = int(config.k)
     values["matryoshka_widths"] = list(config.matryoshka_widths or (d_sae // 8, d_sae // 4, d_sae // 2, d_sae))
+    if config.matryoshka_k is not None:
+        values["matryoshka_k"] = list(config.matryoshka_k)
     own = {field: values[name] for name, names in FIELDS.items() for field in names if field in found.fields}
     if found.needs_k or found.k_is_a_limit:
         # Rows of norm 1: a step of Adam turns shorter ones far, and at SAELens's 0.1 half of the latents die early.

@@ -15,6 +15,7 @@ from mammosae_plugin.errors import InputError
 from mammosae_plugin.training.held_out import hold_out_patients
 
 EVALUATION_ROWS, DEAD_ROWS = 32768, 262144
+_OFF_LENGTH = 5e-3  # of rows of length 1 that were stored in 16 bits
 
 
 class TrainingRows:
@@ -83,6 +84,20 @@ class TrainingRows:
             raise InputError(
                 f"{self.store.folder}: all of the first {len(rows)} rows are {alike}, so there is nothing to learn at "
                 f"{self.store.manifest['hook_name']}; choose another layer, or look at the network and its weights"
+            )
+
+    def require_unit_length(self) -> None:
+        """See that the first batch's rows have length 1, as metadata say that they have.
+
+        Raises:
+            InputError: They have not.
+        """
+        lengths = next(self.batches()).float().norm(dim=1)
+        if bool(((lengths - 1).abs() > _OFF_LENGTH).any()):
+            raise InputError(
+                f"the metadata say that rows are divided by their length, but {self.store.folder} has rows of length "
+                f"{float(lengths.min()):.3g} to {float(lengths.max()):.3g}; store them divided, or leave "
+                "input_normalization out"
             )
 
     def _read_held_out(self, counts: npt.NDArray[np.int64]) -> torch.Tensor:

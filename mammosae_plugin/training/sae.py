@@ -37,6 +37,7 @@ from mammosae_plugin import distributed
 from mammosae_plugin.activations import ActivationStore
 from mammosae_plugin.activations.saelens_format import NOT_KNOWN
 from mammosae_plugin.activations.store import MANIFEST
+from mammosae_plugin.adapters.input_normalization import INPUT_NORMALIZATION
 from mammosae_plugin.adapters.vision_sae import DIGESTS, TRAINING, unregistered
 from mammosae_plugin.datasets.vindr import PHANTOM_ID
 from mammosae_plugin.errors import InputError
@@ -87,6 +88,7 @@ logger = logging.getLogger(__name__)
 PLAN = TRAINING
 CHECKPOINT, METRICS, FIGURE, CARD = "checkpoint.safetensors", "metrics.jsonl", "metrics.png", "README.md"
 _NORM_BATCHES, _CALIBRATION_ROWS = 100, 8192
+_OF_LEVELS = ("mse", "explained_variance", "l0")
 _INIT, _RESAMPLING = 1, 2  # their random streams
 
 
@@ -128,7 +130,7 @@ def train_sae(
 
     Raises:
         InputError: Settings that cannot work on these rows, an SAE of other settings or another run in the folder,
-            rows fewer than one batch, or a loss that is not finite.
+            rows fewer than one batch or not of the length that the metadata say, or a loss that is not finite.
     """
     device = distributed.place(device)
     job = _Job(local_path(folder), config or SAETraining(), metadata or {}, device, final_metrics, tracker)
@@ -253,6 +255,8 @@ def _make_plan(job: _Job, rows: TrainingRows) -> dict[str, Any]:
         raise
     except ValueError as error:
         raise InputError(str(error)) from error
+    if job.metadata.get(INPUT_NORMALIZATION) is not None:
+        rows.require_unit_length()
     return {
         "config": config.model_dump(),
         "activations": store.manifest,
@@ -490,7 +494,7 @@ def _finish(job: _Job, plan: Mapping[str, Any], rows: TrainingRows) -> SAE[Any]:
             partial(_latents_and_reconstruction, sae), rows.evaluation(), sae.cfg.d_in, sae.cfg.d_sae, job.device
         )
         n_rows, dead = dead_share(sae.encode, rows.training_sample(), sae.cfg.d_sae, job.device)
-        measured |= {"dead_share_in_training": dead, "rows_in_training": n_rows}
+        measured |= {"dead_share_in_training": dead, "rows_in_training": n_rows, **_of_levels(sae, rows, job.device)}
         distributed.on_main(partial(_write_end, job, plan, rows.kind, sae, measured))
     distributed.on_main(partial(_tidy, folder))
     return sae
@@ -539,6 +543,22 @@ def _write_end(job: _Job, plan: Mapping[str, Any], kind: str, sae: SAE[Any], mea
     write_text(folder / CARD, card.render(cfg=cfg, config=plan["config"], acting=job.config.acting(), last=last))
 
 
-def _latents_and_reconstruction(sae: SAE[Any], batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _latents_and_reconstruction(
+    sae: SAE[Any], batch: torch.Tensor, *, width: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the SAE, or of its first `width` latents alone."""
     latents = sae.encode(batch)
-    return latents, sae.decode(latents)
+    if width is not None:
+        latents[:, width:] = 0
+    return latents[:, :width], sae.decode(latents)
+
+
+def _of_levels(sae: SAE[Any], rows: TrainingRows, device: str) -> Row:
+    """The measures of every level of nested SAEs, as it is used: the latents up to its width."""
+    found = []
+    for width in (sae.cfg.metadata.training_architecture_details or {}).get("matryoshka_widths", ()):
+        function = partial(_latents_and_reconstruction, sae, width=width)
+        row = measure(function, rows.evaluation(), sae.cfg.d_in, width, device)
+        alive = round(width * (1 - row["dead_share"]))
+        found.append({"width": width, **{name: row[name] for name in _OF_LEVELS}, "alive": alive})
+    return {"levels": found} if found else {}

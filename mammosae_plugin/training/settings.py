@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from mammosae_plugin.training.architectures import Architecture, architecture, taking
+from mammosae_plugin.training.matryoshka import level_budgets
 from mammosae_plugin.validation import Settings
 
 
@@ -49,6 +50,11 @@ class SAETraining(Settings):
     )
     matryoshka_widths: tuple[int, ...] | None = Field(
         None, description="matryoshka: nested numbers of latents; None means an eighth, a quarter, a half and all."
+    )
+    matryoshka_k: tuple[float, ...] | None = Field(
+        None,
+        description="matryoshka_independent: latents that fire per row at each of matryoshka_widths, of which the last "
+        "is k; None means k for each, but no more than its width.",
     )
     jumprelu_threshold: float = Field(0.01, gt=0, description="jumprelu: the thresholds' first value.")
     jumprelu_bandwidth: float = Field(0.05, gt=0, description="jumprelu: width of the gradient around a threshold.")
@@ -112,8 +118,9 @@ class SAETraining(Settings):
     def _as_before_where_none_is_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out what earlier versions did not know, so that their plans are still those of the same SAEs."""
         values: dict[str, Any] = handler(self)
-        if self.architecture_settings is None:
-            values.pop("architecture_settings", None)
+        for name in ("architecture_settings", "matryoshka_k"):
+            if getattr(self, name) is None:
+                values.pop(name, None)
         return values
 
     @property
@@ -153,6 +160,8 @@ class SAETraining(Settings):
         widths = self.matryoshka_widths
         if widths is not None and (not widths or widths[0] <= 0 or list(widths) != sorted(set(widths))):
             raise ValueError(f"matryoshka_widths {list(widths)} must be positive and rise from each to the next")
+        if widths is not None and self.k is not None and self.kind.takes("matryoshka_k"):
+            level_budgets(widths, self.k, self.matryoshka_k)
 
     def check_d_sae(self, d_sae: int) -> None:
         """Compare k and the nested widths with the number of latents, which may follow from the width of the rows.
