@@ -26,7 +26,7 @@ TOTALSEGMENTATOR = DatasetAbout(
     title="TotalSegmentator",
     citation="J. Wasserthal et al. TotalSegmentator: Robust segmentation of 104 anatomic structures in CT images. "
     "Radiology: Artificial Intelligence 5(5), 2023; T. Akinci D'Antonoli et al. TotalSegmentator MRI. Radiology, 2025.",
-    licence="that of each part, on its page on Zenodo",
+    licence="as stated on the page of each part on Zenodo",
     url="https://zenodo.org/records/10047292",
     why="its parts are passed on under their own licences, and a row per image is data",
     licence_words=("cc", "by"),
