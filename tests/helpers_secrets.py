@@ -41,6 +41,11 @@ SUSPECTS = {
             "\u041crs M",
             "p\u03bftient 88213",
         ),
+        *("Fall-Nr. 88213/21", "Fall-Nr. 88213/2021", "Fallnummer 21/88213", "pat.-nr 471123/5", "case no. 4711/21"),
+        *("hospital number 88213", "hospital no. 88213", "hosp. no. 88213", "clinic number 88213", "chart #88213"),
+        *("Krankenhausnummer 88213", "Kliniknummer: 88213", "medical record number 88213", "numéro d'hôpital 88213"),
+        *("Geburtstag 4.3.1961", "Geburtsjahr 1961", "birth year 1961", "year of birth: 1961", "Eva (*1961)"),
+        *("Eva (b. 1961)", "Jahrgang 1961", "exam 2021-03-04T10:22:01Z", "Frau Öztürk’s CT"),
     ),
     "contacts": (
         *("tel. 4584711", "0351 458 4711", "(0351) 4584711", "617.555.0199", "call 617 555 0199", "020 7946 0958"),
@@ -106,11 +111,31 @@ NEAR_MISSES = (  # not in `HARMLESS`, which is planted as one text: one with so 
     *("ΔAUROC 0.01, αmax, kΩ, β-VAE, μm", "sklearn.cluster.KMeans", "http://localhost:7860/", "multi-node-2 runs"),
     *("the screening of 4.3 to 5.2 views", "1/2/3 views", "AUC at 0.5 dot product", "ring::new, fe and fd"),
     *("0049 images", "a woman called back", "the dossier of 3", "série 12", "née par 3 vues", "24.4.2 of black"),
+    *("ORCID 0000-0002-1825-0097", "ORCID iD: 0000-0002-1694-233X", "ISNI 0000 0001 2103 2683", "neuron ID 13867"),
+    *("ID 13867 in the table of latents", "ID 13867 of the SAE", "ID: 13867 in our dictionary", "patient 100/200"),
+    *("Patient 1000 resamples", "patient 1000 bootstraps", "case 500 permutations", "Mr. Nakka's code"),
+    *(
+        "Ms. Öztürk’s released SAEs",
+        "the code of Mr. Nakka",
+        "the *2021* and *2022 sets*",
+        "birth years",
+        "case 1204/2000",
+    ),
+    *(
+        "made at 2026-01-31T10:00:00Z",
+        "Version 1.0.0 of 2022-03-11",
+        "trained 2026-01-31T10:00:00",
+        "unit number 512",
+        "chart 88213",
+    ),
     *("exam2021", "patient level, patients1000", "secret: none", "password: -", "expert at 5 dot-like marks"),
 )
 ASSIGNED = (  # not in `SUSPECTS`: the name of a link, where these are planted too, holds no equals sign
     *("aws_secret_access_key = " + "wJalrXUtnFEMI", "WANDB_API_KEY=" + "0123456789ab" * 3, "Kennwort=" + "Sommer2024"),
     *("COMET_API_KEY=" + "aB3dE6gH9k", "my_password=" + "hunter2hunter", "HF_TOKEN=" + "hfaB3dE6gH9k"),
+)
+DATED = (  # not in `SUSPECTS`: dates without a word that says of what are looked for in notes only
+    *("CC view, 2021-03-04", "CC view, 2021-03-04T10:22:01", "MLO, 2021-03-04T10:22", "MLO, 20210304T102201"),
 )
 SECRETS = tuple(text for texts in SUSPECTS.values() for text in texts)
 
@@ -126,6 +151,9 @@ def disguised(ids: Sequence[str]) -> dict[str, str]:
         "as it is": one,
         "in capitals": one.upper(),
         "with a dash": one.replace("_", "-"),
+        "with an en dash": one.replace("_", "–"),
+        "with an ellipsis": one.replace("_", "…"),
+        "with a dash between spaces": one.replace("_", " — "),
         "with invisible letters": "\u200b".join(one),
         "in base64": base64.b64encode(f"see {one}.".encode()).decode(),
         "in hexadecimal": f"see {one}!".encode().hex(),

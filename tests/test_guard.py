@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers_findings import columns_of
-from helpers_secrets import ASSIGNED, HARMLESS, NEAR_MISSES, SUSPECTS
+from helpers_secrets import ASSIGNED, DATED, HARMLESS, NEAR_MISSES, SUSPECTS
 from helpers_study import random_sae
 from matplotlib.figure import Figure
 from PIL import Image
@@ -544,6 +544,10 @@ CANARIES = [
             "a dash": "P-00417",
             "a space": "P 00417",
             "no separator": "P00417",
+            "an en dash": "P–00417",
+            "a dash between spaces": "P — 00417",
+            "an ellipsis": "P…00417",
+            "three dots": "P...00417",
             "the dashes of a UUID": "-".join(
                 (PATIENT[:8], PATIENT[8:12], PATIENT[12:16], PATIENT[16:20], PATIENT[20:])
             ),
@@ -565,6 +569,9 @@ CANARIES = [
             "last 8 digits, after a word,": f"view_{IMAGE[24:32]}",
             "first 8 digits, with a dash,": f"{PATIENT[:4]}-{PATIENT[4:8]}",
             "first 8 digits, with colons,": ":".join(PATIENT[i : i + 2] for i in range(0, 8, 2)),
+            "first half of its digits, with an ellipsis,": f"{PATIENT[:4]}…{PATIENT[4:16]}",
+            "first 8 digits, with an ellipsis,": f"{PATIENT[:4]}…{PATIENT[4:8]}",
+            "first 9 digits, with dots,": f"{PATIENT[:4]}...{PATIENT[4:9]}",
             "last 9 digits, with spaces,": f"{IMAGE[23:28]} {IMAGE[28:32]}",
         }.items()
     ),
@@ -932,7 +939,7 @@ def says_and_allows(text: str, *allowed: str) -> None:
 
 @pytest.mark.parametrize(
     ("rule", "text"),
-    [(rule, text) for rule, texts in (*SUSPECTS.items(), ("secrets", ASSIGNED)) for text in texts],
+    [(rule, text) for rule, texts in (*SUSPECTS.items(), ("secrets", ASSIGNED), ("clinical", DATED)) for text in texts],
 )
 def test_what_looks_private_needs_a_persons_word(rule: str, text: str) -> None:
     with pytest.raises(PrivacyError, match="--allow") as refused:

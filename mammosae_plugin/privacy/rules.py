@@ -121,8 +121,12 @@ class Staged:
             for file in self.files
             for passage in file.passages
             if passage.where == "its name" or not self.is_own_code(file)
-        ] + [
-            (Opened(what, self.folder), Passage("", text), tuple(dict.fromkeys(readings(self._without_repo(text)))))
+        ] + [  # without files, what is said is what a reader writes
+            (
+                Opened(what, self.folder),
+                Passage("", text, is_free=not self.files),
+                tuple(dict.fromkeys(readings(self._without_repo(text)))),
+            )
             for what, text in self.said.items()
         ]
 

@@ -29,13 +29,16 @@ _SELECTORS = re.compile(
 )  # invisible, but no format characters
 _TAGS = {0xE0000 + code: code for code in range(0x20, 0x7F)}  # invisible doubles of ASCII
 _SEPARATORS = np.isin(np.arange(256), np.frombuffer(b" \t\n_-./:", np.uint8))
+_DASHES = "\u00b7\u2010-\u2015\u2020-\u2027\u2030-\u205e\u2212\u22c5\u22ef\u2e3a\u2e3b\u30fb"  # and dots, slashes
+_AS_SEPARATOR = re.compile(rf"[^\S\n]{{0,3}}(?:[-{_DASHES}~#]|\.{{2,}})+[^\S\n]{{0,3}}")
+_ONE_DASH = re.compile(f"[{_DASHES}]")
 _NO_WORD = re.compile(r"[\W_]+")
 _HEX, _HALF = re.compile(r"[0-9a-f]{32,}"), 16
 _START = re.compile(r"(?<![^\W_])[^\W_]")
 _DEPTH = 3
 _PART, _LONGEST_PART, _COMMON = 8, 31, 32
 _WORD = re.compile(rf"(?<![a-z0-9])[a-z0-9]{{{_PART},}}(?![a-z0-9])")
-_PIECES = re.compile(r"(?<![a-z0-9])[0-9a-f]{1,31}(?:[-_:./ ][0-9a-f]{1,31})+(?![a-z0-9])")  # of hexadecimal digits
+_PIECES = re.compile(r"(?<![a-z0-9])[0-9a-f]{1,31}(?:[-_:./ ]{1,3}[0-9a-f]{1,31})+(?![a-z0-9])")  # hexadecimal digits
 _NUMERIC = re.compile(rb"\d[.:,\n\t]\d")  # among digits: decimals, times, cells of a table
 
 
@@ -45,8 +48,9 @@ class Needles:
     In bytes a value of 8 characters or more is found as UTF-8, UTF-16, hexadecimal, base64 (at any offset) and as its
     unkeyed MD5, SHA-1 or SHA-256 (the first 16 hexadecimal digits are enough). In text, shorter values count as whole
     words, and numbers of fewer than 7 digits only where they are all of a text: others are counts too often. An id is
-    also found in text with other separators between its parts, or without (P-00417 and P00417 for P_00417); one of 8
-    letters and digits or more, not all digits, also with single separators where it has none, as a UUID has them.
+    also found in text with other separators between its parts, dashes and ellipses among them, or without (P-00417,
+    P…00417 and P00417 for P_00417); one of 8 letters and digits or more, not all digits, also with single separators
+    where it has none, as a UUID has them.
 
     Args:
         values: what to look for; shorter than 4 characters are left out.
@@ -97,6 +101,10 @@ class Needles:
 
     def in_text(self, text: str) -> bool:
         """Whether the text holds a value."""
+        plain = _AS_SEPARATOR.sub("-", text)
+        return self._is_in(text) or (plain != text and self._is_in(plain))
+
+    def _is_in(self, text: str) -> bool:
         if text.strip() in self._whole:
             return True
         if self._words and self._has_word(text.lower()):
@@ -124,7 +132,7 @@ class Needles:
 
         Of a value of 32 hexadecimal digits, also with single separators in them.
         """
-        low = text.lower()
+        low = _ONE_DASH.sub("-", text.lower())
         for found in _WORD.finditer(low):
             if self._parts_of(found[0]):
                 yield text[found.start() : found.end()]

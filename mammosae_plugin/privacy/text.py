@@ -17,13 +17,23 @@ _I = re.IGNORECASE
 # -- ids ---------------------------------------------------------------------------------------------------------------
 
 _NOT_COUNTED = (  # what follows a number that counts something, or that a book has
-    r"(?!\d)(?!\s*(?:of|out of|/|von|x|×)\s*\d)(?![.,]\d)(?!\s*%)"
+    r"(?!\d)(?!\s*(?:of|out of|von|x|×)\s*\d)(?!\s*/\s*(?!(?:19\d\d|20(?!00)\d\d)\b)\d{3,})(?![.,]\d)(?!\s*%)"
     r"(?![^\S\n]+(?:images|patients|cases|rows|latents|mm|px|pixels|epochs|steps|years|women|views|studies|"
-    r"exams|examinations|mammograms|breasts|scans|boxes|findings|samples|tokens|positions|pairs|lesions|participants|subjects|controls|pixel|by)\b)"
+    r"exams|examinations|mammograms|breasts|scans|boxes|findings|samples|tokens|positions|pairs|lesions|participants|subjects|controls|pixel|by|"
+    r"resampl(?:es|ings)|bootstraps?|replicat(?:es|ions)|iterations|permutations|simulations|folds|neurons|channels|people|persons|volunteers|files|bins)\b)"
 )
 _NOT_OF_A_BOOK = (
     r"(?![^\S\n]+(?:of|in|from)\s+(?:the|an?|this|that|our|its)?\s*[\w'-]*\s?"
     r"(?:atlas|book|textbook|paper|article|figure|table|list|tutorial|teaching|supplement|appendix|lexicon)\b)"
+)
+_NOT_OF_A_NETWORK = (  # latents have ids too
+    r"(?![^\S\n]+(?:of|in|from)\s+(?:the|an?|this|that|our|its)?\s*[\w'-]*\s?"
+    r"(?:saes?|dictionary|codebook|latents?|features?|neurons?|layer|network|model|vocabulary)\b)"
+)
+_NOT_AN_ORCID = r"(?!000\d([ -])\d{4}\1\d{4}\1\d{3}[\dX](?![\w-]))"
+_BY_AN_AUTHOR = (  # what a person is named as the author of
+    r"(?:code|scripts?|software|package|library|repo(?:sitory)?|release|checkpoints?|weights|models?|SAEs?|autoencoders?"
+    r"|networks?|papers?|article|preprint|thesis|method|algorithm|implementation|notebooks?)\b(?!\s*[:#]?\s*\d)"
 )
 _NUMBER = rf"(?<![\d.])\d{{3,}}{_NOT_COUNTED}{_NOT_OF_A_BOOK}"
 _NOT_A_YEAR = r"(?!(?:19|20)\d\d\b)"
@@ -42,8 +52,12 @@ CLINICAL: Mapping[str, re.Pattern[str]] = {
     ),
     "a person's name": re.compile(
         r"(?<![\w$\\{])[^\W\d_](?:[^\W\d_]|['’-])+\^(?:[A-Z]|[^\W\d_]{2})"  # in DICOM's form
-        rf"|\b(?:Mr|Mrs|Ms|Miss(?!\s+(?:Rate|Ratio|Distance|Probability)s?\b)|Mister|Frau|Herrn?|Mme|Mlle|Madame|Monsieur"
-        rf"|Sr(?=\.)|Sra|Señora?|Señorita|Senhora?|Signora?)\b\.?\s+{_UPPER}(?:[^\W\d_]+|\.)(?:[^\S\n]+{_UPPER}[^\W\d_]+){{0,2}}"
+        rf"|(?<!code of )(?<!code by )(?<!paper of )(?<!paper by )\b(?:Mr|Mrs|Ms|Mister|"
+        r"Miss(?!\s+(?:Rate|Ratio|Distance|Probability)s?\b)|Frau|Herrn?|Mme|Mlle|Madame|Monsieur"
+        rf"|Sr(?=\.)|Sra|Señora?|Señorita|Senhora?|Signora?)\b\.?\s+"
+        rf"(?!{_UPPER}[\w.-]*(?:\s+{_UPPER}[\w-]+){{0,2}}['’]s?\s+"
+        rf"(?:(?:released|published|public|open|own|original|new|old|first|earlier)\s+)?{_BY_AN_AUTHOR})"
+        rf"{_UPPER}(?:[^\W\d_]+|\.)(?:[^\S\n]+{_UPPER}[^\W\d_]+){{0,2}}"
         rf"|\b(?i:patient(?:e|en|in)?|woman|lady|man|girl)\s+(?i:named|called|genannt|namens|nommée?|llamad[ao])"
         rf"(?:[^\S\n]+{_UPPER}[^\W\d_]+){{1,3}}"
         rf"|\b(?i:patient(?:in)?(?:'?s)?[ _]?name)\s*[:=]\s*{_UPPER}[^\W\d_]+"
@@ -55,8 +69,13 @@ CLINICAL: Mapping[str, re.Pattern[str]] = {
     "the name of a DICOM file": re.compile(r"[\w-]+\.(?:dcm|dicom|ima)\b", _I),
     "an id of a patient, image or study": re.compile(
         r"\b(?:pat(?:ient(?:en|in)?)?\.?|image|study|series|exam|accession|case|mrn|nhs|ssn"
-        r"|fall|akten|auftrags|untersuchungs|versicherten|studien|befund)[ _-]?"
-        rf"(?:ids?|no|nr|number|nummer|uid|#)\.?[\"'`]?\s*[:=#]?\s*[\"'`]?[A-Za-z_-]{{0,12}}{_NUMBER}"
+        r"|fall|akten|auftrags|untersuchungs|versicherten|studien|befund"
+        r"|hosp(?:ital)?\.?|clinic(?:al)?|chart|ward|admission|encounter"
+        r"|(?:medical|health|clinical|patient|hospital) record|krankenhaus|klinik|kranken|aufnahme)[ _-]?"
+        rf"(?:ids?|no|nr|number|nummer|uid|#)\.?[\"'`]?\s*[:=#]?\s*[\"'`]?[A-Za-z_-]{{0,12}}"
+        rf"(?:\d{{1,4}}[/-](?=\d{{5}}))?{_NUMBER}"
+        r"|\b(?:num[eé]ro|número|n[°º])\s+d(?:e |['’])(?:l['’]|la )?"
+        rf"(?:h[oô]pital|clinique|cl[ií]nica|patiente?|paciente)\s*:?\s*{_NUMBER}"
         rf"|\b(?:mrn|pid|ssn|nhs|hn|acc(?:ession)?)\b[\"'`.]?\s*[:=#]?\s*[\"'`]?[A-Za-z_-]{{0,12}}{_NUMBER}"
         rf"|\b(?:pts?|pat|patient(?:in)?|subject|proband(?:in)?|participant)\b[.:]?[ _#:=-]{{0,3}}[A-Z]{{0,3}}{_NUMBER}"
         rf"|\b(?:case|fall|exam(?:ination)?)\b[.:]?[ _#:=-]{{1,3}}[A-Z]{{0,3}}{_NOT_A_YEAR}{_NUMBER}"
@@ -67,7 +86,8 @@ CLINICAL: Mapping[str, re.Pattern[str]] = {
         rf"|\b(?:mrn|pid|ssn|nhs|pts?|pat|patient(?:in)?|case|fall|subject|exam|study){_NOT_A_YEAR}(?=\d{{4}})"
         rf"\d+{_NOT_COUNTED}"
         rf"|\b(?:patient(?:in)?|case|subject)_{_NUMBER}"
-        rf"|(?<!latent )(?<!pubmed )(?<!arxiv )(?<!sae )\bID[ :#=]{{1,3}}\d{{4,}}{_NOT_COUNTED}", _I),
+        rf"|(?<!latent )(?<!pubmed )(?<!arxiv )(?<!sae )(?<!neuron )(?<!feature )(?<!zenodo )\bID"
+        rf"[ :#=]{{1,3}}{_NOT_AN_ORCID}\d{{4,}}{_NOT_COUNTED}{_NOT_OF_A_BOOK}{_NOT_OF_A_NETWORK}", _I),
 }  # fmt: skip
 
 # -- dates -------------------------------------------------------------------------------------------------------------
@@ -79,7 +99,7 @@ _MONTH = (
 _DATE = (
     r"(?<![\w.-])(?:(?:19|20)\d\d[-/]\d{1,2}[-/]\d{1,2}|\d{1,2}[./-]\s?\d{1,2}[./-]\s?(?:19|20)\d\d"
     rf"|\d{{1,2}}(?:\.|st|nd|rd|th)?[ -]{_MONTH}[ ,-]{{0,2}}(?:19|20)\d\d"
-    rf"|{_MONTH} \d{{1,2}}(?:st|nd|rd|th)?,? (?:19|20)\d\d)(?![\dT]|[.-]\d)"
+    rf"|{_MONTH} \d{{1,2}}(?:st|nd|rd|th)?,? (?:19|20)\d\d)(?:(?=T\d\d:?\d\d)|(?![\dT]|[.-]\d))"
 )
 _EXAM = (
     r"(?:exam|scan|imag(?:ed|ing)|mammogra|screen|tomosynth|acqui|taken|visit|admi(?:ssion|tted)|biops|surg|operat|seen|"
@@ -91,11 +111,14 @@ _YEAR_FIRST = r"(?<![\w.-])(?:19|20)\d\d\.(?:0[1-9]|1[0-2])\.(?:0[1-9]|[12]\d|3[
 _ON = r"(?:on|of|from|dated|at|vom|am|von|du|le|del?|el)"
 DATES: Mapping[str, re.Pattern[str]] = {
     "a date of birth": re.compile(
-        r"\b(?:DOB|D\.O\.B\.?|born|birth ?day|birth ?date|date of birth|geb(?:\.|oren)|geburtsdatum|née? (?:le|en)"
+        r"\b(?:DOB|D\.O\.B\.?|born|birth ?day|birth ?date|date of birth|geb(?:\.|oren)|geburts(?:datum|tag|jahr)"
+        r"|jahrgang|birth ?year|year of birth|yob|année de naissance|año de nacimiento|anno di nascita"
+        r"|ano de nascimento|geboortejaar|née? (?:le|en)"
         r"|date de naissance|nacid[oa]|fecha de nacimiento|nat[oa] il|data di nascita|nascid[oa]|data de nascimento"
         r"|geboortedatum)\W{0,3}"
         r"(?:(?:on|in|am|the|le|en|el|em)\W{1,2}){0,2}(?:[A-Z][a-zä]{2,8}\W{1,2})?\d"
-        rf"|\*\s?{_DATE}", _I),
+        rf"|\*\s?{_DATE}|\(\s?(?:\*|b\.)\s?(?:19|20)\d\d\b(?!\*)\)?"
+        rf"|(?-i:{_UPPER}[^\W\d_]+),? \*\s?(?:19|20)\d\d(?=[),;.\n](?!\*)|\s*\Z)", _I),
     "a date of an examination": re.compile(
         rf"\b{_EXAM}\b[^.;\n\"|{{}}\[\]]{{0,25}}?(?:{_DATE}|{_YEAR_FIRST}|(?<!\d)(?:19|20)\d\d[01]\d[0-3]\d(?!\d)"
         rf"|\b{_ON}\W{{1,2}}(?:the |den )?{_SHORT_YEAR})"
@@ -103,11 +126,12 @@ DATES: Mapping[str, re.Pattern[str]] = {
     "a date, as of an examination": re.compile(
         r"(?<![\w.=@-])(?<!version )(?=0|..\.0)(?:0[1-9]|[12]\d|3[01])\.(?:0[1-9]|1[0-2])\.\d\d(?!\w|[.-]\d)"),
 }  # fmt: skip
-_ANY_DATE = re.compile(_DATE, _I)
+_ANY_DATE = re.compile(rf"{_DATE}|(?<![\w.-])(?:19|20)\d\d[01]\d[0-3]\d(?=T\d{{4}}(?:\d\d)?(?![\w:]))", _I)
+_IN_A_ZONE = re.compile(r"T[\d:.]+(?:Z\b|[+-]\d\d)", _I)  # as programs write it, and scanners do not
 _OF_A_WORK = re.compile(
     r"(?:access|retriev|publish|releas|version|updat|revis|creat|writ|comput|train|ran|run|made|print|since|arxiv|"
     r"conferen|workshop|submi|receiv|accept|licen|commit|tag|deadline|cite|edition|copyright|checked|downloaded)\w*"
-    r"\W+(?:\w+\W+){0,2}\Z",
+    r"\W+(?:\w[\w.]*\W+){0,2}\Z",
     _I,
 )
 
@@ -125,7 +149,8 @@ CONTACTS: Mapping[str, re.Pattern[str]] = {
         r"|(?<![\w.+,/-])00[1-9]\d{0,2}[ ()/-]{1,2}\d(?:[ ()/-]{0,2}\d){6,11}(?![\w.])"
         r"|(?<![\w.-])(?:\(\d{3}\) ?|\d{3}-)\d{3}-\d{4}(?![\w-])|(?<![\w.])\d{3}\.\d{3}\.\d{4}(?![\w.])"
         r"|(?<![\w.,/-])0\d{2,4}[ /-]\d{6,8}(?![\w.])|(?<![\w.,/-])\(0\d{1,4}\) ?\d{3,}[\d -]{2,}\d"
-        r"|(?<![\w.,/-])(?=(?:\d[ /-]?){9,13}(?!\d))0\d{1,4}[ /-]\d{2,4}(?:[ -]\d{2,5}){1,4}(?![\w.])"
+        rf"|(?<![\w.,/-])(?<!\b0000 ){_NOT_AN_ORCID}"
+        r"(?=(?:\d[ /-]?){9,13}(?!\d))0\d{1,4}[ /-]\d{2,4}(?:[ -]\d{2,5}){1,4}(?![\w.])"
         r"|\b(?:tel(?:efon|ephone)?|phone|fon|mobile|handy|fax|call|ring|extension|ext|durchwahl)\b[.:]{0,2} ?"
         r"(?:(?=(?:\D{0,2}\d){7})[+(]?\d[\d ()/.-]{5,}\d|(?<=ext )\d{3,5}\b|(?<=ext\. )\d{3,5}\b)", _I),
     "an address in a local network": re.compile(
@@ -251,8 +276,11 @@ def _clinical(text: str) -> Iterator[tuple[str, str]]:
 def bare_dates(text: str) -> Iterator[tuple[str, str]]:
     """Dates in what a person wrote that are not said to be a publication's or a program's."""
     for found in _ANY_DATE.finditer(text):
-        if found[0] != text.strip() and not _OF_A_WORK.search(text[max(0, found.start() - 60) : found.start()]):
-            yield "a date, as of an examination", found[0]
+        if _IN_A_ZONE.match(text, found.end()) or _OF_A_WORK.search(text[max(0, found.start() - 60) : found.start()]):
+            continue
+        whole = _whole(text, found)
+        if whole != text.strip():
+            yield "a date, as of an examination", whole
 
 
 FINDERS: Mapping[str, Finder] = {
