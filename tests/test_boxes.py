@@ -303,7 +303,7 @@ def test_boxes_as_shares_of_the_image_are_left_out_as_the_setting_says(with_defe
 def test_boxes_that_fit_no_image_get_no_hint(with_defect, tmp_path, seed):
     def nowhere(table, boxes):
         rng = np.random.default_rng(seed)
-        low, size = rng.uniform(0, [40, 60], (len(boxes), 2)), rng.uniform(5, 25, (len(boxes), 2))
+        low, size = rng.uniform([20, 40], [45, 75], (len(boxes), 2)), rng.uniform(5, 20, (len(boxes), 2))
         size[::6] *= -1  # inverted, so that the file is refused
         boxes[:] = np.concatenate([low, low + size], axis=1)
         return table.drop(columns=[*CORNERS, "height", "width"]), boxes
