@@ -7,8 +7,8 @@ allowed, for the length of the call. Everything else is refused by name.
 
 __all__ = [
     "check_keys", "CHECKPOINT_SUFFIXES", "CheckpointFormatError", "is_safetensors", "read_torch_checkpoint",
-    "refuse_unpacked", "refuse_what_was_never_a_checkpoint", "UnsafeCheckpointError", "unwrapped", "unwrapped_key",
-    "without_prefix",
+    "refuse_not_finite", "refuse_unpacked", "refuse_what_was_never_a_checkpoint", "UnsafeCheckpointError", "unwrapped",
+    "unwrapped_key", "without_prefix",
 ]  # fmt: skip
 
 import codecs
@@ -91,15 +91,21 @@ def read_torch_checkpoint(path: str | os.PathLike[str]) -> Any:
 
 
 def refuse_what_was_never_a_checkpoint(path: Path) -> None:
-    """Refuse the three things that failed downloads leave under a checkpoint's name.
+    """Refuse the four things that failed downloads leave under a checkpoint's name.
 
     Raises:
-        CheckpointFormatError: the file is empty, a web page, or the pointer that Git keeps in place of a large file.
+        CheckpointFormatError: the file is empty, holds only zeros, is a web page, or the pointer that Git keeps in
+            place of a large file.
     """
     with path.open("rb") as file:
         head = file.read(512)
     if not head:
         raise CheckpointFormatError(f"{path} is empty, the most truncated of downloads; get it again")
+    if not any(head) and _holds_only_zeros(path):
+        raise CheckpointFormatError(
+            f"{path} holds only zeros ({path.stat().st_size:,} bytes): a download that broke off after its space was "
+            "reserved; get it again"
+        )
     if head.startswith(b"version https://git-lfs.github.com/spec/"):
         raise CheckpointFormatError(
             f"{path} is a Git LFS pointer, not the file itself; get that with `git lfs pull` or through the Hub"
@@ -108,6 +114,11 @@ def refuse_what_was_never_a_checkpoint(path: Path) -> None:
         raise CheckpointFormatError(
             f"{path} is a web page, not a torch checkpoint; download the file itself, not the page about it"
         )
+
+
+def _holds_only_zeros(path: Path) -> bool:
+    with path.open("rb") as file:
+        return not any(any(block) for block in iter(lambda: file.read(1 << 20), b""))
 
 
 def refuse_unpacked(path: Path) -> None:
@@ -145,8 +156,15 @@ def check_keys(
         what: what the state dict should be, for the message, such as "an EfficientNet-B5 image encoder".
 
     Raises:
-        CheckpointFormatError: with the counts and the first three of the missing, unexpected and misshapen keys.
+        CheckpointFormatError: with the counts and the first three of the missing, unexpected and misshapen keys; or
+            the first tensor that is quantised, or holds a value that is not finite.
     """
+    quantised = [key for key in expected if isinstance(value := found.get(key), torch.Tensor) and value.is_quantized]
+    if quantised:
+        raise CheckpointFormatError(
+            f"{where} holds quantised weights ({quantised[0]} is {found[quantised[0]].dtype}), which this package does "
+            "not read; give the checkpoint that they were made from, or save value.dequantize() of each"
+        )
     missing = [key for key in expected if key not in found]
     extra = [key for key in found if key not in expected]
     misshapen = [
@@ -161,6 +179,31 @@ def check_keys(
     ]
     if problems:
         raise CheckpointFormatError(f"{where} is not {what}: of {len(expected)} keys, {', '.join(problems)}")
+    refuse_not_finite({key: found[key] for key in expected}, where=where)
+
+
+def refuse_not_finite(tensors: Mapping[str, torch.Tensor], *, where: str) -> None:
+    """Refuse weights of which some are NaN or infinite.
+
+    A threshold may be infinite, which no latent passes; single numbers are left to who reads them.
+
+    Args:
+        tensors: the weights by name; those without memory (meta) are not looked at.
+        where: the file, or what has them, for the message.
+
+    Raises:
+        CheckpointFormatError: naming the first such tensor.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_meta or tensor.dim() == 0 or not tensor.is_floating_point():
+            continue
+        fine = ~torch.isnan(tensor) if name.endswith("threshold") else torch.isfinite(tensor)
+        if not fine.all():
+            count = int((~fine).sum())
+            raise CheckpointFormatError(
+                f"{where} has {count} of {tensor.numel()} values in {name} that are NaN or infinite, as a training "
+                "that diverged or a damaged file leaves them; take an earlier checkpoint, or get the file again"
+            )
 
 
 def unwrapped(weights: Mapping[Any, Any], *, where: str) -> dict[str, Any]:

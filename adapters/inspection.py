@@ -25,6 +25,7 @@ from mammosae_plugin.adapters.checkpoints import (
 )
 from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier
 from mammosae_plugin.adapters.mammo_clip_files import check_mammo_clip, parse_mammo_clip
+from mammosae_plugin.adapters.other_forms import peers_sae, peers_sae_folder, wrapped_network
 from mammosae_plugin.adapters.sail import is_sail, parse_sail
 from mammosae_plugin.adapters.saved_classifiers import read_saved_classifier, saved_classifier_header
 from mammosae_plugin.adapters.sources import Source, find_source
@@ -192,8 +193,9 @@ def _torch_file(path: Path) -> dict[str, Any]:
     if is_sail(content):
         return facts | _sail(content, path)
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        return facts | _mammo_clip(content, path)
-    return facts
+        facts |= _mammo_clip(content, path)
+    form = (wrapped_network(content) or peers_sae(content)) if facts["kind"] == "unknown" else None
+    return facts | ({"problem": f"{path} is {form}"} if form else {})
 
 
 def _mammo_clip(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -296,16 +298,19 @@ def _safetensors_file(source: Source) -> dict[str, Any]:
         except InputError as error:
             facts["problem"] = str(error)
         return facts
-    if "W_dec" in shapes and len(shapes["W_dec"]) == 2:
+    if "W_dec" in shapes and "encoder.weight" not in shapes and len(shapes["W_dec"]) == 2:
         d_sae, d_in = shapes["W_dec"]
         problem = "the weights alone; give the folder that holds cfg.json beside them"
         return facts | {"kind": "saelens weights", "d_in": d_in, "d_sae": d_sae, "problem": problem}
-    return facts | {"kind": "unknown"}
+    form = peers_sae(list(shapes))
+    return facts | {"kind": "unknown", **({"problem": f"{source.path} is {form}"} if form else {})}
 
 
 def _saelens_folder(folder: Path) -> dict[str, Any]:
     refuse_unpacked(folder)
     missing = [name for name in SAELENS_FILES if not (folder / name).is_file()]
+    if missing and (peer := peers_sae_folder(folder)) is not None:
+        raise CheckpointFormatError(f"{folder} is {peer}")
     if missing:
         raise InputError(f"{folder} is a folder without {' and '.join(missing)}; name a checkpoint file in it")
     config = read_json(folder / "cfg.json")

@@ -18,6 +18,7 @@ from mammosae_plugin.adapters.checkpoints import (
     without_prefix,
 )
 from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier, Padding, blocks_of, create_efficientnet
+from mammosae_plugin.adapters.other_forms import wrapped_network
 from mammosae_plugin.adapters.sources import Source, origin_of
 
 _HEAD_PREFIX = "classifier.classification_head."
@@ -121,6 +122,8 @@ def parse_mammo_clip(content: Any, path: Path) -> MammoClipFile:
     """
     weights = content.get("model") if isinstance(content, Mapping) else None
     if not isinstance(weights, Mapping):
+        if (form := wrapped_network(content)) is not None:
+            raise CheckpointFormatError(f"{path} is {form}")
         held = ", ".join(map(str, list(content)[:4])) if isinstance(content, Mapping) else f"a {type(content).__name__}"
         raise CheckpointFormatError(f"{path} is no Mammo-CLIP checkpoint: it has no entry 'model', it holds {held}")
     weights = unwrapped(weights, where=str(path))

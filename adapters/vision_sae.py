@@ -13,6 +13,7 @@ __all__ = [
     "unregistered", "vision_sae_disk_loader", "vision_sae_huggingface_config", "vision_sae_huggingface_loader",
 ]  # fmt: skip
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,10 +28,12 @@ from mammosae_plugin.adapters.checkpoints import (
     CheckpointFormatError,
     check_keys,
     read_torch_checkpoint,
+    refuse_not_finite,
     refuse_unpacked,
     refuse_what_was_never_a_checkpoint,
     unwrapped,
 )
+from mammosae_plugin.adapters.other_forms import peers_sae, peers_sae_folder, safetensors_sae
 from mammosae_plugin.adapters.sail import is_sail, parse_sail
 from mammosae_plugin.adapters.sources import HUB_SCHEME, Source, find_source
 from mammosae_plugin.errors import InputError
@@ -169,6 +172,8 @@ def load_saelens_folder(folder: Path) -> SAE[Any]:
     """
     refuse_unpacked(folder)
     missing = [name for name in SAELENS_FILES if not (folder / name).is_file()]
+    if missing and (peer := peers_sae_folder(folder)) is not None:
+        raise CheckpointFormatError(f"{folder} is {peer}")
     if missing:
         raise InputError(f"{folder} holds no SAE: neither {DEFAULT_FILENAME} nor {' and '.join(missing)}")
     config = read_json(folder / "cfg.json")
@@ -183,10 +188,13 @@ def load_saelens_folder(folder: Path) -> SAE[Any]:
     _refuse_changed(folder)
     try:
         sae: SAE[Any] = SAE.load_from_disk(folder)
+    except KeyError as error:
+        raise CheckpointFormatError(_lacks(folder, architecture, error)) from error
     except Exception as error:  # SAELens has no error type of its own
         raise CheckpointFormatError(
             f"{folder} is not an SAE that sae-lens {sae_lens.__version__} can load: {_first_line(error)}"
         ) from error
+    refuse_not_finite(sae.state_dict(), where=str(folder / SAELENS_FILES[1]))
     return sae
 
 
@@ -200,6 +208,18 @@ def _refuse_changed(folder: Path) -> None:
                 f"{folder / name} was changed after the training wrote it; restore it, or move {TRAINING} away "
                 "to load it as it is"
             )
+
+
+def _lacks(folder: Path, architecture: str, error: KeyError) -> str:
+    """Which entry of its config or which tensor an SAE of SAELens lacks."""
+    name, example = str(error.args[0]), {"dtype": '"float32"', "device": '"cpu"'}
+    entries = {entry.name for entry in dataclasses.fields(SAE_CLASS_REGISTRY[architecture][1])}
+    if name not in entries:
+        return f"{folder / SAELENS_FILES[1]} lacks {name!r}, without which sae-lens {sae_lens.__version__} loads no SAE"
+    return (
+        f"{folder / SAELENS_FILES[0]} has no entry {name!r}, without which sae-lens {sae_lens.__version__} loads "
+        f'no SAE; add "{name}": {example.get(name, "...")} as the SAE was trained'
+    )
 
 
 def unregistered(architecture: str) -> str:
@@ -227,6 +247,8 @@ def _convert(
 
 def _parse(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """SAELens's state dict, of views, and what the metadata say of it."""
+    if (peer := safetensors_sae(path)) is not None:
+        raise CheckpointFormatError(f"{path} is {peer}")
     content = read_torch_checkpoint(path)
     if is_sail(content):
         return parse_sail(content, path)
@@ -289,6 +311,8 @@ def parse_mammo_sae(content: Any, path: Path) -> dict[str, torch.Tensor]:
             raise CheckpointFormatError(
                 f"{path} is not a Mammo-SAE checkpoint: its encoder._weight is {found}, not a tensor with 2 or 3 axes"
             )
+        if (peer := peers_sae(content)) is not None:
+            raise CheckpointFormatError(f"{path} is {peer}")
         held = ", ".join(map(str, list(content)[:4])) if isinstance(content, Mapping) else f"a {type(content).__name__}"
         raise CheckpointFormatError(f"{path} is not a Mammo-SAE checkpoint: it has no encoder._weight, it holds {held}")
     if encoder.dim() == 3 and len(encoder) != 1:

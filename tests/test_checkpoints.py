@@ -7,6 +7,7 @@ import lzma
 import os
 import pickle
 import random
+import re
 import tarfile
 import warnings
 import zipfile
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers_adapters import fixture_checkpoint
 from safetensors.torch import save_file
 
 from mammosae_plugin.adapters import CheckpointFormatError, UnsafeCheckpointError, load_mammo_clip, load_vision_sae
@@ -338,3 +340,150 @@ def test_key_errors_name_the_first_few_and_count_all() -> None:
     with pytest.raises(CheckpointFormatError, match=r"layer\.0 str instead of \(2, 3\)"):
         check_keys({**found, "layer.0": "text"}, expected, where="file.pt", what="a network")
     check_keys({key: torch.zeros(2, 3) for key in expected}, expected, where="file.pt", what="a network")
+
+
+# -- forms of others, and weights that nothing can be computed with ---------------------------------------------------
+
+
+def tensors_named(names: str) -> dict[str, torch.Tensor]:
+    return {name: torch.ones(4, 4) if "eight" in name or "W_" in name else torch.ones(4) for name in names.split()}
+
+
+PEERS = {
+    "a ReLU SAE as dictionary_learning": "bias encoder.weight encoder.bias decoder.weight",
+    "a top-k SAE as dictionary_learning": "b_dec k threshold encoder.weight encoder.bias decoder.weight",
+    "a gated SAE as dictionary_learning": "decoder_bias r_mag gate_bias mag_bias encoder.weight decoder.weight",
+    "an SAE as sparsify": "encoder.weight encoder.bias W_dec b_dec",
+    "an SAE as overcomplete": "dictionary._weights encoder.final_block.0.weight encoder.final_block.0.bias",
+    "an SAE as OpenAI's sparse_autoencoder": "pre_bias latent_bias encoder.weight decoder.weight",
+    "the bare weights of an SAE under SAELens's names": "W_enc b_enc W_dec b_dec",
+}
+
+
+def refused(load: Callable[[Path], Any], path: Path) -> str:
+    with pytest.raises(CheckpointFormatError) as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["pt", "wrapped.pt", "safetensors"])
+@pytest.mark.parametrize("kind", PEERS)
+def test_an_sae_of_another_library_is_called_that_with_the_way_out(kind: str, form: str, tmp_path: Path) -> None:
+    tensors, path = tensors_named(PEERS[kind]), tmp_path / f"ae.{form}"
+    if form == "safetensors":
+        save_file(tensors, path)
+    else:
+        torch.save({"state_dict": tensors} if form == "wrapped.pt" else tensors, path)
+    message = refused(load_vision_sae, path)
+    assert f"{path} is {kind}" in message
+    assert "give the folder that save_sae writes" in message
+    if not (form == "safetensors" and "SAELens" in kind):  # which is told as such
+        assert inspect_checkpoint(path).problem == message
+
+
+@pytest.mark.parametrize(
+    ("library", "config", "weights"),
+    [
+        ("dictionary_learning", "config.json", "ae.safetensors"),
+        ("dictionary_learning", "config.json", "ae.pt"),
+        ("sparsify", "cfg.json", "sae.safetensors"),
+    ],
+)
+def test_a_folder_of_another_library_is_called_that(library: str, config: str, weights: str, tmp_path: Path) -> None:
+    (tmp_path / config).write_text("{}")
+    save_file(tensors_named(PEERS["an SAE as sparsify"]), tmp_path / weights)
+    for load in (load_vision_sae, inspect_checkpoint):
+        assert f"is an SAE as {library} saves it ({config} and {weights})" in refused(load, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def mammo_clip() -> dict[str, Any]:
+    return fixture_checkpoint("b2")
+
+
+@pytest.mark.parametrize(
+    ("kind", "prefix", "wrap"),
+    [
+        ("a Lightning checkpoint", "model.", lambda s: {"state_dict": s, "pytorch-lightning_version": "2.1"}),
+        ("a Lightning checkpoint", "net.", lambda s: {"state_dict": s, "hyper_parameters": {}}),
+        ("a state dict in an entry", "module.", lambda s: {"state_dict": s}),
+        ("the moving average", "", lambda s: {"ema_state_dict": s, "epoch": 3}),
+        ("a DeepSpeed checkpoint", "", lambda s: {"module": s, "ds_version": "0.14"}),
+        ("a bare state dict", "", lambda s: s),
+        ("a bare state dict", "backbone.", lambda s: s),
+    ],
+)
+def test_a_wrapped_mammo_clip_is_called_what_it_is_and_loads_as_converted(
+    kind: str, prefix: str, wrap: Callable[[dict[str, Any]], Any], mammo_clip: dict[str, Any], tmp_path: Path
+) -> None:
+    old, new = tmp_path / "old.pt", tmp_path / "new.pt"
+    torch.save(wrap({prefix + key: value for key, value in mammo_clip["model"].items()}), old)
+    message = refused(load_mammo_clip, old)
+    assert f"{old} is {kind}" in message
+    assert inspect_checkpoint(old).problem == message
+    exec(message.partition("convert it: ")[2], {"torch": torch, "old": old, "new": new})
+    assert load_mammo_clip(new).n_class == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda weight: weight.index_fill_(0, torch.tensor([0]), torch.nan),
+            "has .* of .* values in {} that are NaN or infinite",
+        ),
+        (
+            lambda weight: weight.index_fill_(0, torch.tensor([3]), -torch.inf),
+            "has .* of .* values in {} that are NaN or infinite",
+        ),
+        (
+            lambda weight: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8),
+            r"quantised weights \({} is torch.qint8",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")  # of the writer
+def test_weights_that_are_not_finite_or_quantised_are_refused_by_name(
+    change: Callable[[torch.Tensor], torch.Tensor], said: str, mammo_clip: dict[str, Any], tmp_path: Path
+) -> None:
+    name = "_conv_head.weight"
+    weights = {**mammo_clip["model"]}
+    weights[f"image_encoder.{name}"] = change(weights[f"image_encoder.{name}"].clone())
+    torch.save({**mammo_clip, "model": weights}, tmp_path / "bad.pt")
+    message = refused(load_mammo_clip, tmp_path / "bad.pt")
+    assert re.search(f"{re.escape(str(tmp_path / 'bad.pt'))} .*{said.format(re.escape(name))}", message)
+    assert inspect_checkpoint(tmp_path / "bad.pt").problem == message
+
+
+@pytest.mark.parametrize("form", ["folder", "file"])
+def test_an_sae_with_a_nan_is_refused_with_its_tensor(form: str, tmp_path: Path) -> None:
+    tiny = DATA / "vision_sae_tiny.pt"
+    if form == "file":
+        content = torch.load(tiny, weights_only=True)
+        content["encoder._bias"].view(-1)[0] = torch.nan
+        torch.save(content, tmp_path / "sae.pt")
+        message = refused(load_vision_sae, tmp_path / "sae.pt")
+    else:
+        sae = load_vision_sae(tiny)
+        sae.get_parameter("b_enc").data[0] = torch.nan
+        sae.save_model(tmp_path)
+        message = refused(load_vision_sae, tmp_path)
+    assert re.search("has 1 of .* values in (encoder._bias|b_enc) that are NaN or infinite", message)
+
+
+def test_a_config_of_saelens_that_lacks_an_entry_is_told_which(tmp_path: Path) -> None:
+    load_vision_sae(DATA / "vision_sae_tiny.pt").save_model(tmp_path)
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    del config["dtype"]
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
+    message = refused(load_vision_sae, tmp_path)
+    assert "cfg.json has no entry 'dtype'" in message
+    assert 'add "dtype": "float32"' in message
+
+
+@pytest.mark.parametrize("size", [100, 5000])
+@pytest.mark.parametrize("load", [load_mammo_clip, load_vision_sae, inspect_checkpoint])
+def test_a_file_of_zeros_is_a_broken_download(size: int, load: Callable[[Path], Any], tmp_path: Path) -> None:
+    (tmp_path / "b5.tar").write_bytes(bytes(size))
+    assert f"holds only zeros ({size:,} bytes): a download that broke off" in refused(load, tmp_path / "b5.tar")

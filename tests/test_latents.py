@@ -1,3 +1,4 @@
+import copy
 import re
 import shutil
 import subprocess
@@ -265,6 +266,18 @@ def test_an_sae_without_a_layer_is_encoded_at_the_final_map(hooked, phantoms, tm
     sae.cfg.metadata.hook_name = None
     table = _encode(hooked, sae, phantoms.select(split="test"), tmp_path)
     assert (table.hook_name, table.readout_kind) == ("bn2.hook_out", "linear")
+
+
+@pytest.mark.parametrize(("what", "name"), [("SAE", "W_dec"), ("SAE", "b_enc"), ("classifier for Mass", "weight")])
+def test_weights_that_are_not_finite_are_refused_before_anything_is_written(
+    hooked, sae, phantoms, tmp_path, what, name
+):
+    sae, head = copy.deepcopy(sae), torch.nn.Linear(7, 1)
+    with torch.no_grad():
+        (sae if what == "SAE" else head).get_parameter(name).view(-1)[1] = torch.inf
+    with pytest.raises(InputError, match=f"the {what} has 1 of .* values in {name} that are NaN or infinite"):
+        encode_latents(hooked, sae, phantoms, tmp_path / "t", heads={"Mass": head})
+    assert not (tmp_path / "t").exists()
 
 
 def test_a_head_of_another_width_is_refused(hooked, sae, phantoms, tmp_path):

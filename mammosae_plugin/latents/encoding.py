@@ -18,6 +18,7 @@ from mammosae_plugin.activations import image_batches
 from mammosae_plugin.activations.store import MANIFEST
 from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.adapters.attached_sae import refuse_what_no_map_fits
+from mammosae_plugin.adapters.checkpoints import refuse_not_finite
 from mammosae_plugin.adapters.hooked_vision_model import require_hooked
 from mammosae_plugin.adapters.input_normalization import (
     INPUT_NORMALIZATION,
@@ -122,6 +123,9 @@ def encode_latents(
     if not isinstance(heads, Mapping) or not all(isinstance(head, nn.Linear) for head in heads.values()):
         raise InputError(f"heads are {shown(heads)}: give a torch.nn.Linear for each concept, {{'Mass': head}}")
     require_study_dataset(dataset)
+    refuse_not_finite(sae.state_dict(), where="the SAE")
+    for concept, head in heads.items():
+        refuse_not_finite(head.state_dict(), where=f"the classifier for {concept}")
     batch_size, shard_size = whole(batch_size, "batch_size", least=1), whole(shard_size, "shard_size", least=1)
     num_workers, map_splits = whole(num_workers, "num_workers", least=0), entries(map_splits, "map_splits")
     for split in map_splits:
