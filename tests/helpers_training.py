@@ -18,7 +18,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "batchtopk": {"k": 4},
     "jumprelu": {"sparsity": 1e-2, "sparsity_warm_up_steps": 5, "pre_act_loss": 3e-6},
     "matryoshka_batchtopk": {"k": 4},
-    "matryoshka_independent": {"k": 4, "matryoshka_widths": (6, 12, 24, 48), "matryoshka_k": (1, 1.5, 3, 4)},
+    "matryoshka_independent": {"k": 4, "matryoshka_k": (1, 1.5, 3, 4)},
     "matching_pursuit": {"k": 4},
 }
 """Every architecture that can be trained, with settings of its own."""

@@ -24,7 +24,7 @@ from mammosae_plugin.activations import ActivationStore
 from mammosae_plugin.activations.store import MANIFEST
 from mammosae_plugin.adapters import load_vision_sae
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import sealed, write_json, write_text
+from mammosae_plugin.files import sealed, sha256_of_file, write_json, write_text
 from mammosae_plugin.hub.guard import PrivacyContext, check_staged
 from mammosae_plugin.hub.plain_sae_lens import check_with_sae_lens
 from mammosae_plugin.hub.portable import portable
@@ -206,7 +206,7 @@ def test_a_process_with_only_sae_lens_loads_every_architecture_by_repo_and_id_an
     assert ours.count_nonzero() > len(rows)
     torch.testing.assert_close(found, ours, rtol=1e-5, atol=1e-5)
     assert visit.plain["ours"] == []
-    batch = "batchtopk" in architecture
+    batch = "batchtopk" in architecture or "matryoshka" in architecture
     assert visit.plain["architecture"][architecture] == ("jumprelu" if batch else architecture)
 
 
@@ -365,10 +365,11 @@ def test_what_lies_beside_an_sae_goes_out_without_what_programs_wrote_into_it(ro
         drawn.save(source / "metrics.png", pnginfo=texts)
     training = json.loads((source / "training.json").read_text())
     training["config"]["init"] = "/scratch/somewhere/rows"
-    (source / "training.json").write_text(json.dumps(training))
     save_file({"sparsity": torch.zeros(64)}, source / "sparsity.safetensors", {"made by": "somebody"})
     weights = load_file(source / "sae_weights.safetensors")
     save_file(weights, source / "sae_weights.safetensors", {"made by": "somebody"})
+    training["files"]["sae_weights.safetensors"] = sha256_of_file(source / "sae_weights.safetensors")
+    (source / "training.json").write_text(json.dumps(training))
     (source / "notes.txt").write_text("by somebody")
 
     facts = stage_saes({"gated": origin_of(source)}, tmp_path / "staged")

@@ -326,7 +326,7 @@ def test_saelens_own_trainer_takes_it_by_name(tmp_path: Path) -> None:
 )
 def test_levels_that_do_not_fit_are_refused_when_set(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        small_training(**{"architecture": "matryoshka_independent", **settings})
+        small_training(**{"architecture": "matryoshka_independent", "matryoshka_widths": (6, 12, 24, 48), **settings})
 
 
 def test_plans_without_budgets_are_as_before_and_default_budgets_fit_their_levels() -> None:

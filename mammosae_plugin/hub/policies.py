@@ -56,7 +56,7 @@ _COURSE = (
     *("auxiliary_reconstruction_loss", "explained_variance", "mse", "l0", "dead_share", "slope", "learning_rate"),
     *("shrinkage", "dead_window_steps", "dead_share_in_training", "rows_in_training", "n_dead"),
     *("l1_coefficient", "l0_coefficient"),
-    *("density", "log10_edges", "counts", "never", "auroc_cost"),
+    *("density", "log10_edges", "counts", "never", "auroc_cost", "levels", "width", "alive"),
 )
 _PROVENANCE = (
     *("weights_sha256", "cfg_sha256", "tensors", "published_with", "trained_with", "dataset_fingerprint"),
