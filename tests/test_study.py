@@ -582,6 +582,7 @@ def test_claims_are_what_their_names_say():
         }  # fmt: skip
 
     results = {
+        "rankings": [{"concept": "Mass", "class": number} for number in (0, 1)],
         "reconstruction": [
             {"model": "m", "concept": "Mass", "variant": "without_sae", "auroc": 0.9},
             {"model": "m", "concept": "Mass", "variant": "with_sae", "auroc": 0.87},
