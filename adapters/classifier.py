@@ -9,6 +9,7 @@ from torch import nn
 from typing_extensions import Self
 
 from mammosae_plugin.adapters.preprocessing import Preprocessing
+from mammosae_plugin.shapes import Images
 
 
 @runtime_checkable
@@ -49,13 +50,13 @@ class Classifier(Protocol):
     def final_module(self) -> str:
         """Module path in `network` of the last map, or patch tokens, that the head's input depends on."""
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+    def __call__(self, images: Images) -> torch.Tensor:
         """Images (B, 3, H, W) -> logits (B, n_class), or what a head would read."""
 
     def fingerprint(self, *, with_head: bool = True) -> str:
         """SHA-256 that changes with what decides the logits, or without the head with what decides what it reads."""
 
-    def features(self, images: torch.Tensor) -> torch.Tensor:
+    def features(self, images: Images) -> torch.Tensor:
         """What the head reads: images (B, 3, H, W) -> (B, d)."""
 
     def with_head(self, n_class: int) -> Self:

@@ -40,6 +40,7 @@ from mammosae_plugin.adapters.recording import Call, Recording, is_compiled_in_p
 from mammosae_plugin.adapters.rest_of_network import RestOfNetwork, noise_for
 from mammosae_plugin.arguments import text
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.shapes import Images
 
 _MARK = "_mammosae_hooked"
 
@@ -281,7 +282,7 @@ class HookedVisionModel(HookedRootModule):
             known.features = None  # a whole map
         return known
 
-    def read(self, images: torch.Tensor, hook_name: str) -> Reading:
+    def read(self, images: Images, hook_name: str) -> Reading:
         """One pass over images (B, 3, H, W): the value at a hook point, the module's own output, the head's input.
 
         Raises:
@@ -760,7 +761,7 @@ def _refuse(model: nn.Module, prefix_tokens: str, overwritten: str) -> None:
         raise InputError(f"overwritten is {overwritten!r}; it must be 'refuse' or 'clone'")
 
 
-def default_hooks(model: nn.Module, images: torch.Tensor) -> list[str]:
+def default_hooks(model: nn.Module, images: Images) -> list[str]:
     """timm's feature modules and the last map; of other networks the outermost modules that give maps or tokens."""
     recording = record(model, images)
     candidates = [path for path in stages(model) if recording.of(path)]

@@ -26,6 +26,7 @@ from mammosae_plugin.adapters.classifier import encoder_state
 from mammosae_plugin.adapters.preprocessing import MAMMO_CLIP, Preprocessing
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.provenance import tensors_fingerprint
+from mammosae_plugin.shapes import FeatureMap, Images
 
 Padding = tuple[int, int, int, int]
 """(left, right, top, bottom) in pixels of the convolution's input."""
@@ -169,7 +170,7 @@ class MammoClipClassifier(nn.Module):
         """SHA-256 of the weights, or of those that decide what the head reads."""
         return tensors_fingerprint(self.state_dict() if with_head else encoder_state(self))
 
-    def features(self, images: torch.Tensor) -> torch.Tensor:
+    def features(self, images: Images) -> torch.Tensor:
         """What the head reads: images (B, 3, H, W) -> (B, C)."""
         return self.forward_features(images).mean(dim=(2, 3))
 
@@ -192,13 +193,13 @@ class MammoClipClassifier(nn.Module):
             if drop_connect and hasattr(block, "drop_path"):
                 block.drop_path = DropPath(drop_connect * number / len(blocks))
 
-    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+    def forward_features(self, images: Images) -> FeatureMap:
         """The final map, after conv_head, batch norm and activation: images (B, 3, H, W) -> (B, C, h, w)."""
         x = images.contiguous(memory_format=torch.channels_last)
         x = self.bn1(self.conv_stem(x))
         return self.bn2(self.conv_head(self.blocks(x)))  # type: ignore[no-any-return]
 
-    def forward_head(self, feature_map: torch.Tensor) -> torch.Tensor:
+    def forward_head(self, feature_map: FeatureMap) -> torch.Tensor:
         """Global average pool, dropout (in training only), linear layer.
 
         The final map (B, C, h, w) -> logits (B, n_class), or pooled features (B, C) without head.
@@ -206,7 +207,7 @@ class MammoClipClassifier(nn.Module):
         pooled = functional.dropout(self.global_pool(feature_map), self.drop_rate, training=self.training)
         return self.classifier(pooled)  # type: ignore[no-any-return]
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Images) -> torch.Tensor:
         """Images (B, 3, H, W) -> logits (B, n_class), or pooled features (B, C) without head."""
         return self.forward_head(self.forward_features(images))
 

@@ -25,6 +25,7 @@ from mammosae_plugin.adapters.sources import find_source, origin_of
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import sha256_of_json
 from mammosae_plugin.provenance import tensors_fingerprint
+from mammosae_plugin.shapes import Images
 
 _WRAPPED_AS = ("state_dict_ema", "model_ema", "state_dict", "model")  # by timm's own training script
 
@@ -134,11 +135,11 @@ class TimmClassifier:
         tensors = self.network.state_dict() if with_head else encoder_state(self)
         return sha256_of_json([self.architecture.split(".")[0], self.image_size, tensors_fingerprint(tensors)])
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+    def __call__(self, images: Images) -> torch.Tensor:
         """Images (B, 3, H, W) -> logits (B, n_class), or what a head would read."""
         return self.network(images)  # type: ignore[no-any-return]
 
-    def features(self, images: torch.Tensor) -> torch.Tensor:
+    def features(self, images: Images) -> torch.Tensor:
         """What the head reads: images (B, 3, H, W) -> (B, d)."""
         seen: list[torch.Tensor] = []
         head = self.network.get_submodule(self.head_path)

@@ -193,9 +193,9 @@ def judged(model: HookedVisionModel, sae: Any, images: VinDrMammo, folder: Path)
         write_json(
             kept,
             {
-                "l0": quality["l0"],
-                "explained_variance": quality["explained_variance"],
-                "dead_share": reconstruction_quality(table, "training")["dead_share"],
+                "l0": quality.l0,
+                "explained_variance": quality.explained_variance,
+                "dead_share": reconstruction_quality(table, "training").dead_share,
                 "auroc_cost": float(np.mean(costs)),
                 "best_ap": float(np.mean(precisions)),
             },

@@ -1,5 +1,7 @@
 """Public functions and values that they cannot use: one line of ours, and nothing is computed."""
 
+from dataclasses import FrozenInstanceError
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,8 @@ from helpers_tables import make_table
 from mammosae_plugin import distributed
 from mammosae_plugin.activations import extract_activations
 from mammosae_plugin.adapters.recording import evaluation
-from mammosae_plugin.analysis.intervention import intervene, latent_group, sweep, sweep_controls
+from mammosae_plugin.analysis.froc import froc_of
+from mammosae_plugin.analysis.intervention import intervene, latent_group, single_ablations, sweep, sweep_controls
 from mammosae_plugin.analysis.localization import (
     Threshold,
     heatmap,
@@ -104,6 +107,41 @@ def test_nonsense_is_refused_in_one_line(function):
 
 
 @pytest.mark.parametrize(
+    ("compute", "settings", "columns"),
+    [
+        (
+            lambda: best_single_latent(**CALLS[best_single_latent]),
+            {"concept", "statistic", "unit"},
+            {"latent", "auroc_low"},
+        ),
+        (
+            lambda: localize_thresholds(**CALLS[localize_thresholds]),
+            {"concept", "split", "box_score"},
+            {"average_precision"},
+        ),
+        (
+            lambda: localize_baselines(**CALLS[localize_baselines]),
+            {"concept", "split", "min_area"},
+            {"method", "threshold"},
+        ),
+        (reconstruction_quality, {"split"}, {"split", "l0", "dead_share"}),
+        (lambda: single_ablations(TABLE, [1, 2], head="Mass", image_rows=[0, 1]), {"head"}, {"latent", "loss_random"}),
+        (lambda: froc_of([([[5, 5]], [0.5])], [BOX]), {"cpm", "fppi"}, {"fppi", "sensitivity"}),
+        (lambda: RANKING, set(), {"class", "rank", "latent", "score"}),
+    ],
+    ids=["single", "localized", "baselines", "quality", "ablations", "froc", "ranking"],
+)
+def test_results_tell_the_settings_that_their_numbers_depend_on_and_give_a_frame(compute, settings, columns):
+    result = compute(**CALLS.get(compute, {}))
+    frame = result.to_frame()
+    assert len(frame) and columns <= set(frame.columns)
+    told = repr(result)
+    assert all(f"{name}=" in told for name in settings) and len(told) < 2000
+    with pytest.raises(FrozenInstanceError):
+        setattr(result, next(iter(settings | {"scores"})), None)
+
+
+@pytest.mark.parametrize(
     ("function", "argument", "value"),
     [
         (sweep, "ks", 5),
@@ -163,8 +201,8 @@ def test_a_ranking_of_lists_is_one_of_arrays():
 
 
 def test_thresholds_given_twice_count_once():
-    twice = localize_thresholds(**CALLS[localize_thresholds] | {"thresholds": [Threshold(), Threshold()]})
-    once = localize_thresholds(**CALLS[localize_thresholds])
+    twice = localize_thresholds(**CALLS[localize_thresholds] | {"thresholds": [Threshold(), Threshold()]}).rows
+    once = localize_thresholds(**CALLS[localize_thresholds]).rows
     assert len(twice) == len(once) == 1 and twice.equals(once)
 
 

@@ -85,7 +85,7 @@ def test_the_table_keeps_grad_cam_of_findings_with_one_logit_for_images_with_a_b
     with pytest.raises(InputError, match="keeps no Grad-CAM of 'density'"):
         table.gradcam("density", rows["c1.png"])
     assert len(table.map_latents(rows["c1.png"])) == 0
-    assert localize_baselines(table, "Mass", channels=[])["method"].tolist() == ["grad_cam"]
+    assert localize_baselines(table, "Mass", channels=[]).rows["method"].tolist() == ["grad_cam"]
 
 
 def test_a_network_that_is_watched_by_grad_cam_gives_the_same_logits_afterwards(tmp_path):

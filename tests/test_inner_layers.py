@@ -139,8 +139,8 @@ def test_an_sae_trained_at_an_inner_layer_is_encoded_probed_and_localized_there(
     ranking = rank_latents(class_mean_latents(table, "Mass", score="centered_mean"))
     assert len(localize(table, ranking.indices[1, :3], "Mass")) == 3
     channels = rank_channels(table, "Mass").indices[1, :2]
-    assert localize_baselines(table, "Mass", channels=channels)["latent"].tolist() == channels.tolist()
-    assert best_single_latent(table, "Mass", n_bootstrap=5)["latent"][0] in table.live_latents()
+    assert localize_baselines(table, "Mass", channels=channels).rows["latent"].tolist() == channels.tolist()
+    assert best_single_latent(table, "Mass", n_bootstrap=5).latent in table.live_latents()
 
 
 def test_an_inner_table_killed_halfway_ends_byte_identical(tmp_path, monkeypatch):

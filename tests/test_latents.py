@@ -145,9 +145,9 @@ def test_reconstruction_quality_equals_the_formula(encoded, features, latents, s
     error = z @ sae.W_dec.double() + sae.b_dec.double() - x
     quality = reconstruction_quality(encoded, "test")
     expected = 1 - (error**2).sum() / ((x - x.mean(0)) ** 2).sum()
-    assert quality["explained_variance"] == pytest.approx(expected.item(), rel=1e-5)
-    assert quality["l0"] == pytest.approx(float((z > 0).sum(1).double().mean()), rel=1e-4)
-    assert quality["n_dead"] == int((z <= 0).all(0).sum()) >= sae.cfg.d_sae // 8
+    assert quality.explained_variance == pytest.approx(expected.item(), rel=1e-5)
+    assert quality.l0 == pytest.approx(float((z > 0).sum(1).double().mean()), rel=1e-4)
+    assert quality.n_dead == int((z <= 0).all(0).sum()) >= sae.cfg.d_sae // 8
 
 
 def test_live_latents_are_those_that_fire_in_the_split(encoded, latents):

@@ -287,7 +287,7 @@ def test_localize_judges_each_latent_on_the_images_with_boxes(options):
 def test_several_thresholds_at_once_equal_one_at_a_time():
     table = make_table()
     thresholds = [Threshold(), Threshold(relative=0.3)]
-    together = localize_thresholds(table, [3, 8], "Mass", thresholds=thresholds, iou_thresholds=[0.1, 0.25])
+    together = localize_thresholds(table, [3, 8], "Mass", thresholds=thresholds, iou_thresholds=[0.1, 0.25]).to_frame()
     assert len(together) == 8
     for name, options in (("percentile 95", {}), ("relative 0.3", {"relative": 0.3})):
         for iou_threshold in (0.1, 0.25):
@@ -343,12 +343,12 @@ def test_channels_and_grad_cam_are_judged_as_latents_are():
     table = make_table()
     table.gradcam_heads = ("Mass",)
     options = {"thresholds": [Threshold(), Threshold(relative=0.3)], "iou_thresholds": [0.05, 0.1]}
-    found = localize_baselines(table, "Mass", channels=[4, 0], **options)
+    found = localize_baselines(table, "Mass", channels=[4, 0], **options).to_frame()
     same = make_table()
     cam = np.maximum(table.features @ table.head_weight["Mass"], 0) / np.prod(table.grid)
     same.latents = np.concatenate([table.features, cam], axis=-1)
     for method, latents, numbers in (("channel", [4, 0], [4, 0]), ("grad_cam", [table.features.shape[-1]], [-1])):
-        expected = localize_thresholds(same, latents, "Mass", **options)
+        expected = localize_thresholds(same, latents, "Mass", **options).to_frame()
         own = found[found["method"] == method].drop(columns="method").reset_index(drop=True)
         assert own["latent"].tolist() == numbers * 4
         assert own.drop(columns="latent").equals(expected.drop(columns="latent"))
@@ -359,8 +359,8 @@ def test_channels_and_grad_cam_are_judged_as_latents_are():
 def test_baselines_leave_out_grad_cam_where_the_table_has_none():
     table = make_table()
     table.gradcam_heads = ("Suspicious_Calcification",)
-    assert set(localize_baselines(table, "Mass", channels=[1])["method"]) == {"channel"}
-    assert set(localize_baselines(table, "Suspicious_Calcification", channels=[])["method"]) == {"grad_cam"}
+    assert set(localize_baselines(table, "Mass", channels=[1]).rows["method"]) == {"channel"}
+    assert set(localize_baselines(table, "Suspicious_Calcification", channels=[]).rows["method"]) == {"grad_cam"}
     with pytest.raises(InputError, match="'density' is not a finding with boxes"):
         localize_baselines(table, "density", channels=[1])
 

@@ -143,32 +143,32 @@ def test_class_means_read_an_encoded_table(encoded):
 @pytest.mark.parametrize("statistic", ["max", "mean"])
 def test_the_best_single_latent_is_the_one_that_scikit_learn_finds(statistic):
     table = make_table(n_patients=60)
-    found = best_single_latent(table, "Mass", statistic=statistic, n_bootstrap=50, seed=4, min_patients=1).iloc[0]
+    found = best_single_latent(table, "Mass", statistic=statistic, n_bootstrap=50, seed=4, min_patients=1)
     scores = getattr(table.latents, statistic)(axis=(1, 2)).astype(np.float32)
     training, test = (table.rows("Mass", split=split) for split in ("training", "test"))
     aurocs = [roc_auc_score(training.labels, scores[training.image_rows, latent]) for latent in range(table.d_sae)]
-    assert found["latent"] == np.argmax(aurocs) == PLANTED["Mass"]
-    assert found["auroc_training"] == pytest.approx(max(aurocs), abs=1e-12)
-    chosen = scores[test.image_rows, int(found["latent"])]
-    assert found["auroc"] == pytest.approx(roc_auc_score(test.labels, chosen), abs=1e-12)
+    assert found.latent == np.argmax(aurocs) == PLANTED["Mass"]
+    assert found.auroc_training == pytest.approx(max(aurocs), abs=1e-12)
+    chosen = scores[test.image_rows, found.latent]
+    assert found.auroc == pytest.approx(roc_auc_score(test.labels, chosen), abs=1e-12)
     samples = [
         roc_auc_score(test.labels, chosen, sample_weight=weights)
         for weights in patient_bootstrap(test.patient_ids, 50, 4)
     ]
-    assert (found["auroc_low"], found["auroc_high"]) == pytest.approx(interval(np.array(samples)), abs=1e-9)
+    assert found.interval == pytest.approx(interval(np.array(samples)), abs=1e-9)
 
 
 def test_the_single_latent_is_chosen_without_the_test_split_and_in_any_block_size(monkeypatch):
     table = make_table()
     before = best_single_latent(table, "Mass", n_bootstrap=0)
-    assert before["auroc_low"].isna().all()
+    assert np.isnan(before.interval).all()
     monkeypatch.setattr(probing, "_LATENTS_PER_BLOCK", 7)
-    assert best_single_latent(table, "Mass", n_bootstrap=0).equals(before)
+    assert best_single_latent(table, "Mass", n_bootstrap=0).to_frame().equals(before.to_frame())
     test = (table.images["split"] == "test").to_numpy()
     table.latents[test] = np.random.default_rng(0).permutation(table.latents[test])
     after = best_single_latent(table, "Mass", n_bootstrap=0)
-    assert after["latent"].equals(before["latent"])
-    assert not after["auroc"].equals(before["auroc"])
+    assert after.latent == before.latent
+    assert after.auroc != before.auroc
 
 
 def test_a_single_latent_is_refused_where_it_cannot_be_chosen():

@@ -88,7 +88,8 @@ def test_quality_equals_its_definition_on_the_features():
     latents = table.latents[chosen].reshape(-1, 40)
     error = latents @ table.decoder + table.bias - features
     n_live = int((latents > 0).any(axis=0).sum())
-    assert reconstruction_quality(table, "test") == pytest.approx(
+    quality = reconstruction_quality(table, "test")
+    assert quality.split == "test" and quality.to_frame().drop(columns="split").iloc[0].to_dict() == pytest.approx(
         {
             "explained_variance": 1 - np.square(error).sum() / np.square(features - features.mean(axis=0)).sum(),
             "mse": np.square(error).mean(),
@@ -109,16 +110,16 @@ def test_a_reconstruction_by_the_mean_explains_nothing_and_a_perfect_one_everyth
     table.latents[:] = 0
     chosen = (table.images["split"] == "test").to_numpy()
     table.bias = table.features[chosen].mean(axis=(0, 1, 2))
-    assert reconstruction_quality(table, "test")["explained_variance"] == pytest.approx(0, abs=1e-12)
+    assert reconstruction_quality(table, "test").explained_variance == pytest.approx(0, abs=1e-12)
     table = make_table()
     table.features = table.latents @ table.decoder + table.bias
-    assert reconstruction_quality(table, "test")["explained_variance"] == 1
+    assert reconstruction_quality(table, "test").explained_variance == 1
 
 
 def test_features_that_do_not_vary_have_no_explained_variance():
     table = make_table()
     table.features[:] = 0
-    assert np.isnan(reconstruction_quality(table, "test")["explained_variance"])
+    assert np.isnan(reconstruction_quality(table, "test").explained_variance)
 
 
 def test_a_split_that_the_table_lacks_is_an_error():
@@ -132,6 +133,6 @@ def test_reconstruction_reads_an_encoded_table(encoded):
     without = classification_metrics(encoded.logits("Mass")[rows.image_rows], rows.labels)
     assert {name: results.loc["without_sae", name] for name in METRICS} == without
     quality = reconstruction_quality(encoded, "test")
-    assert quality["n_images"] == len(rows.image_rows)
-    assert quality["n_positions"] == len(rows.image_rows) * np.prod(encoded.grid)
-    assert quality["n_dead"] >= 8
+    assert quality.n_images == len(rows.image_rows)
+    assert quality.n_positions == len(rows.image_rows) * np.prod(encoded.grid)
+    assert quality.n_dead >= 8

@@ -143,8 +143,8 @@ def test_a_latent_that_differs_by_rounding_alone_is_no_classifier():
     noise = 1 + 1e-7 * np.random.default_rng(0).normal(size=(len(table.images), 1, 1))
     table.latents[:] = 0
     table.latents[..., 5] = 0.7 * noise
-    found = best_single_latent(table, "Mass", n_bootstrap=0).iloc[0]
-    assert (found["latent"], found["auroc_training"], found["auroc"]) == (5, 0.5, 0.5)
+    found = best_single_latent(table, "Mass", n_bootstrap=0)
+    assert (found.latent, found.auroc_training, found.auroc) == (5, 0.5, 0.5)
 
 
 def test_latents_whose_class_means_are_equal_to_rounding_rank_by_index():
@@ -277,7 +277,7 @@ def test_tables_carry_what_their_intervals_rest_on():
     frames = [
         reconstruction_metrics(table, "Mass", n_bootstrap=50),
         sweep(table, ranking, concept="Mass", ks=(1,), n_controls=0, n_bootstrap=50),
-        best_single_latent(table, "Mass", n_bootstrap=50),
+        best_single_latent(table, "Mass", n_bootstrap=50).to_frame(),
     ]
     for frame in frames:
         assert (frame["n_positive_patients"] == len(positive)).all()

@@ -2,6 +2,7 @@
 from .froc import FrocResult as FrocResult
 from .froc import froc_of as froc_of
 from .intervention import DEFAULT_KS as DEFAULT_KS
+from .intervention import Ablations as Ablations
 from .intervention import Mode as Mode
 from .intervention import Passes as Passes
 from .intervention import intervene as intervene
@@ -11,6 +12,7 @@ from .intervention import sweep as sweep
 from .intervention import sweep_controls as sweep_controls
 from .localization import BoxScore as BoxScore
 from .localization import Contours as Contours
+from .localization import Localization as Localization
 from .localization import Threshold as Threshold
 from .localization import heatmap as heatmap
 from .localization import heatmap_boxes as heatmap_boxes
@@ -21,10 +23,12 @@ from .monosemanticity import activation_similarity_of as activation_similarity_o
 from .monosemanticity import monosemanticity_of as monosemanticity_of
 from .probing import RankedLatents as RankedLatents
 from .probing import Score as Score
+from .probing import SingleLatent as SingleLatent
 from .probing import best_single_latent as best_single_latent
 from .probing import class_mean_latents as class_mean_latents
 from .probing import rank_channels as rank_channels
 from .probing import rank_latents as rank_latents
+from .reconstruction import ReconstructionQuality as ReconstructionQuality
 from .reconstruction import auroc_cost as auroc_cost
 from .reconstruction import reconstruction_metrics as reconstruction_metrics
 from .reconstruction import reconstruction_quality as reconstruction_quality

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from mammosae_plugin.arguments import between, entries, numbers
@@ -24,10 +25,16 @@ class FrocResult:
     Attributes:
         sensitivity: (len(fppi),) share of the boxes that are found, at each number of false positives per image.
         cpm: their mean, the competition performance metric.
+        fppi: (len(fppi),) those numbers.
     """
 
     sensitivity: NDArray[np.float64]
     cpm: float
+    fppi: NDArray[np.float64]
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row per number of false positives per image: fppi, sensitivity."""
+        return pd.DataFrame({"fppi": self.fppi, "sensitivity": self.sensitivity})
 
 
 def froc_of(
@@ -69,7 +76,8 @@ def froc_of(
     if not len(best):
         raise InputError("sensitivity is undefined without a ground-truth box: give images that have boxes")
     sensitivity = np.array([_sensitivity(best, false_scores, limit * len(predictions)) for limit in limits])
-    return FrocResult(sensitivity, float(sensitivity.mean()) if len(limits) else float("nan"))
+    cpm = float(sensitivity.mean()) if len(limits) else float("nan")
+    return FrocResult(sensitivity, cpm, np.array(limits, dtype=np.float64))
 
 
 def _sensitivity(best: NDArray[np.float64], false_scores: NDArray[np.float64], most: float) -> float:

@@ -11,10 +11,13 @@ alpha, so the same sum holds. At an inner layer the part of the network behind i
 every mask; what runs it is handed in as `passes`, so that the analysis itself needs no network.
 """
 
-__all__ = ["DEFAULT_KS", "intervene", "latent_group", "Mode", "Passes", "single_ablations", "sweep", "sweep_controls"]
+__all__ = [
+    "Ablations", "DEFAULT_KS", "intervene", "latent_group", "Mode", "Passes", "single_ablations", "sweep",
+    "sweep_controls",
+]  # fmt: skip
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -139,6 +142,32 @@ def intervene(
     return _logits(table, [(mode, group)], head, error_term, image_rows, passes, alpha)[:, 0]
 
 
+@dataclass(frozen=True)
+class Ablations:
+    """What latents that were zeroed one by one, and random groups beside each, took of a head's logit.
+
+    Attributes:
+        head: the head.
+        latents: (n_latents,).
+        image_rows: (n,) rows of the table.
+        losses: (n, n_latents), the unmodified model's logit minus what is left of it.
+        control_losses: (n, n_latents, n_controls), that of the groups.
+    """
+
+    head: str
+    latents: NDArray[np.int64]
+    image_rows: NDArray[np.int64]
+    losses: NDArray[np.float64] = field(repr=False)
+    control_losses: NDArray[np.float64] = field(repr=False)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row per latent: latent, n_images, loss (mean over the images), and loss_random, the mean of its groups."""
+        n_images, n_latents, n_controls = self.control_losses.shape
+        random = self.control_losses.mean(axis=(0, 2)) if n_images * n_controls else np.full(n_latents, np.nan)
+        loss = self.losses.mean(axis=0) if n_images else np.full(n_latents, np.nan)
+        return pd.DataFrame({"latent": self.latents, "n_images": n_images, "loss": loss, "loss_random": random})
+
+
 @checked_arguments
 def single_ablations(
     table: "LatentTable",
@@ -149,7 +178,7 @@ def single_ablations(
     n_controls: int = 99,
     seed: int = 0,
     passes: Passes | None = None,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+) -> Ablations:
     """How much of the unmodified model's logit goes when one latent is zeroed, and beside it random groups.
 
     A random group holds live latents that are not among those given, in random order until their mean activation in
@@ -163,9 +192,6 @@ def single_ablations(
         n_controls: random groups per latent.
         seed: seed of the groups.
         passes: as for `intervene`.
-
-    Returns:
-        Losses of logit (n, n_latents) of the latents, and (n, n_latents, n_controls) of their groups.
 
     Raises:
         InputError: as `intervene`.
@@ -183,7 +209,8 @@ def single_ablations(
     edits: list[tuple[Mode, NDArray[np.int64]]] = [("deactivate", group) for group in (*own, *controls)]
     left = _logits(table, edits, head, True, image_rows, passes, None)[:, :, 0]
     losses = table.logits(head)[image_rows] - left
-    return losses[:, : len(own)], losses[:, len(own) :].reshape(len(image_rows), len(own), n_controls)
+    control_losses = losses[:, len(own) :].reshape(len(image_rows), len(own), n_controls)
+    return Ablations(head, latents, image_rows, losses[:, : len(own)], control_losses)
 
 
 @checked_arguments

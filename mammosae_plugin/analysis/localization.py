@@ -8,12 +8,12 @@ of the heatmap in the box's region unless another rule is asked for, and every r
 """
 
 __all__ = [
-    "BOX_SCORES", "Boxes", "BoxScore", "Contours", "heatmap", "heatmap_boxes", "localize", "localize_baselines",
+    "BOX_SCORES", "BoxScore", "Contours", "heatmap", "heatmap_boxes", "Localization", "localize", "localize_baselines",
     "localize_thresholds", "Threshold",
 ]  # fmt: skip
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -36,11 +36,10 @@ from mammosae_plugin.arguments import (
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.measures.boxes import average_precision
 from mammosae_plugin.measures.statistics import NETWORK_ERROR, settled
+from mammosae_plugin.shapes import Boxes, LatentMaps
 
 if TYPE_CHECKING:
     from mammosae_plugin.latents import LatentTable
-
-Boxes = NDArray[np.float32]
 
 BoxScore = Literal["maximum", "mean", "sum", "area"]
 BOX_SCORES: tuple[BoxScore, ...] = get_args(BoxScore)
@@ -81,6 +80,31 @@ class Threshold:
 
     def __str__(self) -> str:
         return f"percentile {self.percentile:g}" if self.relative is None else f"relative {self.relative:g}"
+
+
+@dataclass(frozen=True)
+class Localization:
+    """How well heatmaps find a concept's boxes, and what made boxes of them.
+
+    Attributes:
+        concept: whose boxes are the ground truth.
+        split: the split evaluated.
+        box_score: by what `average_precision` in the rows ranks boxes.
+        contours: which regions got a box.
+        min_area: smaller boxes were dropped, in square pixels of the model's input.
+        rows: one per heatmap's subject, `threshold` and `iou_threshold`, as the function that made this says.
+    """
+
+    concept: str
+    split: str
+    box_score: BoxScore
+    contours: Contours
+    min_area: float
+    rows: pd.DataFrame = field(repr=False)
+
+    def to_frame(self) -> pd.DataFrame:
+        """The rows."""
+        return self.rows.copy()
 
 
 def heatmap(latent_map: ArrayLike, image_size: tuple[int, int]) -> NDArray[np.float32]:
@@ -191,7 +215,7 @@ def localize(
         min_area=min_area,
         box_score=box_score,
         contours=contours,
-    )
+    ).rows
     return results.drop(columns=["threshold", "iou_threshold"], errors="ignore")
 
 
@@ -207,7 +231,7 @@ def localize_thresholds(
     min_area: float = 10.0,
     box_score: BoxScore = "maximum",
     contours: Contours = "all",
-) -> pd.DataFrame:
+) -> Localization:
     """`localize` for several ways to cut a heatmap and several IoU thresholds, upsampling each map once.
 
     Returns:
@@ -216,7 +240,8 @@ def localize_thresholds(
     """
     chosen = indices(latents, "the latents", table.d_sae, distinct=True).tolist()
     rules = _Rules(thresholds, iou_thresholds, min_area, box_score, contours)
-    return _localized(table, concept, chosen, lambda image_row: table.maps(chosen, image_row), split, rules)
+    rows = _localized(table, concept, chosen, lambda image_row: table.maps(chosen, image_row), split, rules)
+    return Localization(concept, split, box_score, contours, min_area, rows)
 
 
 @checked_arguments
@@ -231,7 +256,7 @@ def localize_baselines(
     min_area: float = 10.0,
     box_score: BoxScore = "maximum",
     contours: Contours = "all",
-) -> pd.DataFrame:
+) -> Localization:
     """What localizes without an SAE: raw channels of the layer and Grad-CAM, through the very code that judges latents.
 
     Args:
@@ -255,7 +280,7 @@ def localize_baselines(
     """
     chosen = indices(channels, "the channels", table.mean_channels.shape[1], distinct=True).tolist()
     rules = _Rules(thresholds, iou_thresholds, min_area, box_score, contours)
-    maps: dict[str, tuple[list[int], Callable[[int], NDArray[np.float32]]]] = {
+    maps: dict[str, tuple[list[int], Callable[[int], LatentMaps]]] = {
         "channel": (chosen, lambda image_row: table.channel_maps(chosen, image_row))
     }
     if concept in table.gradcam_heads:
@@ -265,7 +290,8 @@ def localize_baselines(
         for method, (shown, maps_of) in maps.items()
         if shown
     ]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    rows = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    return Localization(concept, split, box_score, contours, min_area, rows)
 
 
 @dataclass(frozen=True)
@@ -340,7 +366,7 @@ def _localized(
     table: "LatentTable",
     concept: str,
     shown: list[int],
-    maps_of: Callable[[int], NDArray[np.float32]],
+    maps_of: Callable[[int], LatentMaps],
     split: str,
     rules: _Rules,
 ) -> pd.DataFrame:

@@ -3,10 +3,13 @@
 Everything reads the latents table; no image and no network is touched.
 """
 
-__all__ = ["best_single_latent", "class_mean_latents", "rank_channels", "rank_latents", "RankedLatents", "Score"]
+__all__ = [
+    "best_single_latent", "class_mean_latents", "rank_channels", "rank_latents", "RankedLatents", "Score",
+    "SingleLatent",
+]  # fmt: skip
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -72,6 +75,12 @@ class RankedLatents:
     def d_sae(self) -> int:
         """Number of latents."""
         return int(self.indices.shape[1])
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row per class and latent, best first: class, rank (from 1), latent, score."""
+        classes, ranks = np.repeat(np.arange(self.n_class), self.d_sae), np.tile(np.arange(self.d_sae), self.n_class)
+        latents, scores = self.indices.ravel(), self.scores.ravel()
+        return pd.DataFrame({"class": classes, "rank": ranks + 1, "latent": latents, "score": scores})
 
 
 @checked_arguments
@@ -193,6 +202,37 @@ def rank_latents(class_scores: NDArray[np.floating]) -> RankedLatents:
     return RankedLatents(indices=indices, scores=np.take_along_axis(scores, indices, axis=1))
 
 
+@dataclass(frozen=True)
+class SingleLatent:
+    """A latent as a classifier of one number: chosen on the training split, judged on the test split.
+
+    Attributes:
+        concept: what it tells.
+        latent: its index.
+        statistic: an image's score: its "max" or "mean" over positions.
+        unit: what counts as a row of the test split, "image" or "finding_row".
+        auroc_training: AUROC of class 1 on the training split, by which it was chosen.
+        auroc: AUROC on the test split.
+        interval: 95 % interval of that from resampled patients, low and high; NaN where there is none.
+        counts: what the interval rests on, the counts of `statistics.Resamples.counts`.
+    """
+
+    concept: str
+    latent: int
+    statistic: Literal["max", "mean"]
+    unit: str
+    auroc_training: float
+    auroc: float
+    interval: tuple[float, float]
+    counts: dict[str, float]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row: latent, auroc_training, auroc, auroc_low, auroc_high, and the counts."""
+        low, high = self.interval
+        row: dict[str, Any] = {"latent": self.latent, "auroc_training": self.auroc_training, "auroc": self.auroc}
+        return pd.DataFrame([{**row, "auroc_low": low, "auroc_high": high, **self.counts}])
+
+
 @checked_arguments
 def best_single_latent(
     table: "LatentTable",
@@ -203,7 +243,7 @@ def best_single_latent(
     n_bootstrap: int = 1000,
     seed: int = 0,
     min_patients: int = MIN_PATIENTS,
-) -> pd.DataFrame:
+) -> SingleLatent:
     """The one latent that alone tells the images with a finding from those without: a classifier of one number.
 
     The score of an image is the latent's maximum (or mean) over positions. The latent is chosen on the training split,
@@ -218,9 +258,7 @@ def best_single_latent(
         seed: seed of the resamples.
         min_patients: patients that either class must have for an interval; with fewer its ends are NaN.
 
-    Returns:
-        One row: latent, auroc_training, auroc, auroc_low, auroc_high, and the counts of `statistics.Resamples.counts`
-        of the test split. Activations that differ by no more than rounding tie.
+    Activations that differ by no more than rounding tie.
 
     Raises:
         InputError: an unknown statistic, a concept with more than two classes, a split without one of the classes, or a
@@ -245,16 +283,16 @@ def best_single_latent(
     chosen = int(aurocs.argmax())
     scores = settled_columns(values[:, [live[chosen]]].toarray()[test.image_rows])
     resamples = Resamples(test.labels, test.patient_ids, n_bootstrap=n_bootstrap, seed=seed, min_patients=min_patients)
-    low, high = resamples.interval(resamples.metrics(scores)["auroc"], auroc=True)
-    record = {
-        "latent": int(live[chosen]),
-        "auroc_training": float(aurocs[chosen]),
-        "auroc": ranking_metrics(scores, test.labels)[0],
-        "auroc_low": low,
-        "auroc_high": high,
-        **resamples.counts(binary=True),
-    }
-    return pd.DataFrame.from_records([record])
+    return SingleLatent(
+        concept=concept,
+        latent=int(live[chosen]),
+        statistic=statistic,
+        unit=unit,
+        auroc_training=float(aurocs[chosen]),
+        auroc=ranking_metrics(scores, test.labels).auroc,
+        interval=resamples.interval(resamples.metrics(scores)["auroc"], auroc=True),
+        counts=resamples.counts(binary=True),
+    )
 
 
 def _column_aurocs(scores: NDArray[np.float32], rows: "EvaluationRows") -> NDArray[np.float64]:

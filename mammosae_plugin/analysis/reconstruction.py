@@ -1,7 +1,8 @@
 """What the SAE costs: the classifier's metrics with and without it (Table 1), and the quality of the reconstruction."""
 
-__all__ = ["auroc_cost", "reconstruction_metrics", "reconstruction_quality"]
+__all__ = ["auroc_cost", "reconstruction_metrics", "reconstruction_quality", "ReconstructionQuality"]
 
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -95,21 +96,45 @@ def auroc_cost(table: "LatentTable", concept: str, *, split: str = "test", unit:
     return -float(metrics["auroc"]["difference"])
 
 
-@checked_arguments
-def reconstruction_quality(table: "LatentTable", split: str) -> dict[str, float]:
-    """How well the SAE reconstructs the feature map of a split, and how many latents it uses.
+@dataclass(frozen=True)
+class ReconstructionQuality:
+    """How well an SAE reconstructs the feature map of a split, and how many latents it uses there.
 
-    Args:
-        table: the latents table.
-        split: the split measured; it is also the window in which a latent that never fires counts as dead.
-
-    Returns:
+    Attributes:
+        split: the split measured, which is the window in which a latent that never fires counts as dead.
         explained_variance: 1 - (sum of squared errors) / (sum of squared deviations from the mean of each feature);
             NaN when the features do not vary.
         mse: squared error, mean over positions and features.
         l0: active latents per position.
-        n_live, n_dead, dead_share: latents that fire at any, or at no, position of the split.
-        n_positions, n_images: what was measured.
+        n_live: latents that fire at any position of the split.
+        n_dead: those that fire at none.
+        dead_share: their share of all latents.
+        n_positions: positions measured.
+        n_images: images measured.
+    """
+
+    split: str
+    explained_variance: float
+    mse: float
+    l0: float
+    n_live: int
+    n_dead: int
+    dead_share: float
+    n_positions: int
+    n_images: int
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row, a column for each attribute."""
+        return pd.DataFrame([asdict(self)])
+
+
+@checked_arguments
+def reconstruction_quality(table: "LatentTable", split: str) -> ReconstructionQuality:
+    """How well the SAE reconstructs the feature map of a split, and how many latents it uses.
+
+    Args:
+        table: the latents table.
+        split: the split measured.
 
     Raises:
         InputError: the table has no image of the split.
@@ -125,13 +150,14 @@ def reconstruction_quality(table: "LatentTable", split: str) -> dict[str, float]
     explained = explained_variance(squared_error, variation)
     n_live = len(table.live_latents(split))
     n_dead = table.d_sae - n_live
-    return {
-        "explained_variance": float("nan") if explained is None else explained,
-        "mse": squared_error / (n_positions * len(sums["sse"])),
-        "l0": float(sums["l0"]) / n_positions,
-        "n_live": n_live,
-        "n_dead": n_dead,
-        "dead_share": n_dead / table.d_sae,
-        "n_positions": n_positions,
-        "n_images": n_images,
-    }
+    return ReconstructionQuality(
+        split=split,
+        explained_variance=float("nan") if explained is None else explained,
+        mse=squared_error / (n_positions * len(sums["sse"])),
+        l0=float(sums["l0"]) / n_positions,
+        n_live=n_live,
+        n_dead=n_dead,
+        dead_share=n_dead / table.d_sae,
+        n_positions=n_positions,
+        n_images=n_images,
+    )

@@ -143,13 +143,13 @@ def _obstacle(
         n = len(set(rows.patient_ids[rows.labels == label]))
         if n < fewest:
             return f"only {n} test patients {words} the finding, fewer than {fewest}"
-    explained = reconstruction_quality(table, split)["explained_variance"]
+    explained = reconstruction_quality(table, split).explained_variance
     if not explained >= LEAST_EXPLAINED:
         return f"the SAE explains {explained:.3f} of the variance, less than {LEAST_EXPLAINED:g}"
     if not len(resamples.multiplicities):
         return "no interval over patients was asked for (n_bootstrap is 0)"
     logits = settled(table.logits(concept)[rows.image_rows], logit_error(table, concept))
-    auroc = ranking_metrics(logits, rows.labels)[0]
+    auroc = ranking_metrics(logits, rows.labels).auroc
     if not (auroc >= SEPARATES and resamples.interval(resamples.metrics(logits)["auroc"], auroc=True)[0] > 0.5):
         return f"the classifier does not tell the classes on test images (AUROC {auroc:.3f})"
     return ""
@@ -204,15 +204,16 @@ def _evidence(
     if not len(latents) or len(np.unique(rows.labels)) < 2:
         return [dict.fromkeys(ROLE_NUMBERS, np.nan) | {"n_random": 0} for _ in latents]
     images, image_of_row = np.unique(rows.image_rows, return_inverse=True)
-    losses, control_losses = single_ablations(
+    ablated = single_ablations(
         table, latents, head=concept, image_rows=images, n_controls=n_controls, seed=seed, passes=passes
     )
     n_random = n_controls if len(np.setdiff1d(table.live_latents("training"), latents)) else 0
     activity = table.mean_latents[rows.image_rows].tocsc()[:, latents].toarray().astype(np.float64)
     present = rows.labels == 1
-    effect = _gap(losses[image_of_row], present)
-    sampled = _gap(losses[image_of_row], present, resamples.multiplicities)
-    random = _gap(control_losses[image_of_row].reshape(len(present), -1), present).reshape(len(latents), n_controls)
+    effect = _gap(ablated.losses[image_of_row], present)
+    sampled = _gap(ablated.losses[image_of_row], present, resamples.multiplicities)
+    control_losses = ablated.control_losses[image_of_row].reshape(len(present), -1)
+    random = _gap(control_losses, present).reshape(len(latents), n_controls)
     whole = float(_gap(table.logits(concept)[rows.image_rows], present)[0])
     found = []
     for column in range(len(latents)):
@@ -228,7 +229,7 @@ def _evidence(
                 f"mean_{name}": float(values[own, 0].mean()),
                 f"fires_{name}": float(fires[own].mean()),
             }
-        record |= _measured("auroc", ranking_metrics(scores, rows.labels)[0], separated)
+        record |= _measured("auroc", ranking_metrics(scores, rows.labels).auroc, separated)
         record |= _measured("ablation", effect[column], resamples.interval(sampled[:, column]))
         record["ablation_random"] = (
             float(np.quantile(random[column], 0.95, method="higher")) if n_random else float("nan")

@@ -36,6 +36,7 @@ from mammosae_plugin.files import (
     read_parquet,
 )
 from mammosae_plugin.measures.statistics import NETWORK_ERROR
+from mammosae_plugin.shapes import Boxes, LatentMaps
 from mammosae_plugin.shards import is_whole, shard_paths, verify_shards
 
 FORMAT_VERSION = 3
@@ -355,7 +356,7 @@ class LatentTable:
         place = self._map_places.get(self._checked_row(image_row))
         return place[2][name] if place else np.zeros(0, dtype=np.int64)
 
-    def maps(self, latents: Sequence[int] | np.ndarray, image_row: int) -> np.ndarray:
+    def maps(self, latents: Sequence[int] | np.ndarray, image_row: int) -> LatentMaps:
         """(len(latents), h, w) float32: the latents' activations over the positions of one image.
 
         Raises:
@@ -409,7 +410,7 @@ class LatentTable:
             values: np.ndarray = file.get_slice(name)[place]
         return values
 
-    def boxes(self, image_row: int, concept: str) -> np.ndarray:
+    def boxes(self, image_row: int, concept: str) -> Boxes:
         """(n, 4) float32 xyxy: the concept's boxes in the image, in pixels of the model's input."""
         text(concept, "the concept")
         if concept not in self.concepts:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from mammosae_plugin import distributed
+from mammosae_plugin.shapes import Rows
 
 Row = dict[str, Any]
 Function = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -41,7 +42,7 @@ class Measures:
         self._fired = torch.zeros(d_sae, dtype=torch.int64, device=device)
 
     @torch.no_grad()
-    def add(self, rows: torch.Tensor, latents: torch.Tensor, reconstruction: torch.Tensor) -> None:
+    def add(self, rows: Rows, latents: torch.Tensor, reconstruction: torch.Tensor) -> None:
         """Add rows (n, d_in), their latents (n, d_sae) and their reconstruction (n, d_in)."""
         rows, reconstruction = rows.double(), reconstruction.double()
         self.n_rows += len(rows)
@@ -96,7 +97,7 @@ class Measures:
         return together / variation if variation > negligible else None
 
 
-def measure(function: Function, batches: Iterable[torch.Tensor], d_in: int, d_sae: int, device: str) -> Row:
+def measure(function: Function, batches: Iterable[Rows], d_in: int, d_sae: int, device: str) -> Row:
     """The measures of an SAE on batches of rows (b, d_in); `function` gives latents and reconstruction of a batch.
 
     Of several processes each looks at some of the batches, which are the same in all.
@@ -112,7 +113,7 @@ def measure(function: Function, batches: Iterable[torch.Tensor], d_in: int, d_sa
 
 
 def dead_share(
-    encode: Callable[[torch.Tensor], torch.Tensor], batches: Iterable[torch.Tensor], d_sae: int, device: str
+    encode: Callable[[torch.Tensor], torch.Tensor], batches: Iterable[Rows], d_sae: int, device: str
 ) -> tuple[int, float]:
     """How many rows batches of rows (b, d_in) have, and the share of the latents that fire at none of them.
 

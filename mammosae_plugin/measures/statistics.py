@@ -9,12 +9,12 @@ Scores are ranked after `settled` has made those equal that differ by no more th
 
 __all__ = [
     "auroc_interval", "bootstrap_metrics", "classification_metrics", "interval", "METRICS", "MIN_PATIENTS",
-    "NETWORK_ERROR", "patient_bootstrap", "ranking_metrics", "require_two_classes", "Resamples", "separation_bound",
-    "settled", "settled_columns", "spread_interval",
+    "NETWORK_ERROR", "patient_bootstrap", "ranking_metrics", "RankingMetrics", "require_two_classes", "Resamples",
+    "separation_bound", "settled", "settled_columns", "spread_interval",
 ]  # fmt: skip
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -245,7 +245,14 @@ def bootstrap_metrics(
     return values
 
 
-def ranking_metrics(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[float, float]:
+class RankingMetrics(NamedTuple):
+    """What depends on the order of the rows alone, each the mean over classes."""
+
+    auroc: float
+    average_precision: float
+
+
+def ranking_metrics(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> RankingMetrics:
     """AUROC and average precision alone: the values of `classification_metrics`, many times faster.
 
     Meant for the hundreds of control groups of a sweep; NaN where only one class occurs.
@@ -253,11 +260,11 @@ def ranking_metrics(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> t
     logits, labels = _checked(logits, labels)
     classes, scores, _ = _decisions(logits, labels)
     if len(classes) == 0:
-        return float("nan"), float("nan")
+        return RankingMetrics(float("nan"), float("nan"))
     ones = np.ones((len(labels), 1))
     ranked = np.array([_Ranking(scores[:, c], labels == c).metrics(ones) for c in classes])
     auroc, precision = ranked[:, :, 0].mean(axis=0)
-    return float(auroc), float(precision)
+    return RankingMetrics(float(auroc), float(precision))
 
 
 def interval(samples: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:

@@ -325,9 +325,9 @@ class LayerStudy:
         unit = self.config.data.unit
 
         def quality(table: LatentTable, pair: ModelPair) -> pd.DataFrame:
-            rows = [{"split": s, **reconstruction.reconstruction_quality(table, s)} for s in (TRAINING, TEST)]
-            rows[1]["auroc_cost"] = reconstruction.auroc_cost(table, pair.concept, split=TEST, unit=unit)
-            return pd.DataFrame(rows)
+            rows = [reconstruction.reconstruction_quality(table, split).to_frame() for split in (TRAINING, TEST)]
+            cost = reconstruction.auroc_cost(table, pair.concept, split=TEST, unit=unit)
+            return pd.concat([rows[0], rows[1].assign(auroc_cost=cost)], ignore_index=True)
 
         return self._each("sae-quality", {"unit": unit}, quality)
 
@@ -355,7 +355,7 @@ class LayerStudy:
         def single(table: LatentTable, pair: ModelPair) -> pd.DataFrame:
             if len(table.live_latents(TRAINING)) == 0:  # a dead SAE is a result of this layer, no end of the study
                 return pd.DataFrame({"latent": []})
-            return probing.best_single_latent(table, pair.concept, **settings)
+            return probing.best_single_latent(table, pair.concept, **settings).to_frame()
 
         pairs = [pair for pair in self.study.pairs if pair.concept in self.study.findings]
         return self._each("single-latent", settings, single, pairs)
@@ -563,7 +563,7 @@ class LayerStudy:
                 thresholds=self._thresholds,
                 iou_thresholds=[analysis.iou_threshold],
                 **self._boxes,
-            ),
+            ).to_frame(),
         )
 
     @cached_property
@@ -580,7 +580,7 @@ class LayerStudy:
                 thresholds=self._thresholds,
                 iou_thresholds=[analysis.iou_threshold],
                 **self._boxes,
-            ),
+            ).to_frame(),
         )
 
     def localize(self) -> None:

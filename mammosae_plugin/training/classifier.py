@@ -242,9 +242,9 @@ def _auroc(logits: npt.NDArray[np.float64], labels: Integers) -> float:
     """AUROC: of a finding, the mean over several, or the mean over the classes of one concept against the rest."""
     logits = settled(logits, NETWORK_ERROR * float(np.abs(logits).max(initial=0)))
     if labels.shape[1] == logits.shape[1]:
-        columns = [ranking_metrics(logits[:, [m]], labels[:, m])[0] for m in range(labels.shape[1])]
+        columns = [ranking_metrics(logits[:, [m]], labels[:, m]).auroc for m in range(labels.shape[1])]
         return float(np.mean(columns))
-    return ranking_metrics(logits, labels[:, 0])[0]
+    return ranking_metrics(logits, labels[:, 0]).auroc
 
 
 def _features_folder(path: Path) -> Path:

@@ -12,6 +12,7 @@ import torch
 
 from mammosae_plugin.activations import ActivationStore
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.shapes import Rows
 from mammosae_plugin.training.held_out import hold_out_patients
 
 EVALUATION_ROWS, DEAD_ROWS = 32768, 262144
@@ -50,7 +51,7 @@ class TrainingRows:
             self.n_rows = int(counts[self._training_images].sum())
             self._evaluation = self._read_held_out(counts)
 
-    def batches(self, start: int = 0, *, part: tuple[int, int] = (0, 1)) -> Iterator[torch.Tensor]:
+    def batches(self, start: int = 0, *, part: tuple[int, int] = (0, 1)) -> Iterator[Rows]:
         """An endless stream of (batch_size, d_in) batches of training rows, from batch number `start`.
 
         Args:
@@ -60,7 +61,7 @@ class TrainingRows:
         images = self._training_images if self.validation_images else None
         return self.store.batches(self.batch_size, seed=self.seed, start=start, images=images, part=part)
 
-    def evaluation(self) -> Iterator[torch.Tensor]:
+    def evaluation(self) -> Iterator[Rows]:
         """Batches (b, d_in) to judge by, always the same: held-out rows, else the first training rows."""
         if self._evaluation is not None:
             for start in range(0, len(self._evaluation), self.batch_size):
@@ -68,7 +69,7 @@ class TrainingRows:
         else:
             yield from islice(self.batches(), max(1, min(self.n_rows, EVALUATION_ROWS) // self.batch_size))
 
-    def training_sample(self) -> Iterator[torch.Tensor]:
+    def training_sample(self) -> Iterator[Rows]:
         """Batches (b, d_in) of training rows, all of them or the first many, to see which latents never fire."""
         yield from islice(self.batches(), max(1, min(self.n_rows, DEAD_ROWS) // self.batch_size))
 
