@@ -494,6 +494,8 @@ def test_the_reflection_enters_with_the_elastic_map_and_the_background_with_the_
     image[:, 0, 0] = BACKGROUND
     reflected = augmentation.three_points_moved(image, np.random.default_rng(0), 20.0)
     assert (reflected > 0.9).float().mean() > 0.98
+    # Tissue at the chest wall reaches the frame: nothing dark enters there.
+    assert (augmentation.elastic(image, np.random.default_rng(0), 400, 8)[:, 40:] > 0.99).all()
     assert (augmentation.fixed_affine(image, np.random.default_rng(0)) == BACKGROUND).float().mean() > 0.1
 
 
@@ -525,6 +527,7 @@ def test_the_recipe_of_mammo_clip_is_that_of_its_scripts_and_any_setting_replace
     other = ClassifierTraining(recipe="mammo_clip", epochs=20, batch_size=6, elastic_affine=0.0)
     assert (other.epochs, other.batch_size, other.warm_up, other.dropout) == (20, 6, 1 / 20, 0.4)
     assert ClassifierTraining(**other.model_dump()) == other
+    assert ClassifierTraining(recipe="mammo_clip", epochs="12") == ClassifierTraining(recipe="mammo_clip", epochs=12)
     assert ClassifierTraining().recipe == "mammosae"
 
 

@@ -58,8 +58,8 @@ class Augmentation:
     ) -> torch.Tensor:
         """A changed copy of an image (3, H, W) under a preprocessing; `generator` decides how.
 
-        What enters from outside the frame has the image's background value, each channel's minimum; in the affine part
-        of the elastic map it is the image's reflection.
+        What enters from outside the frame has the image's background value, each channel's minimum; in the elastic map
+        it is the image's reflection.
         """
         if self.kind == "none":
             return image
@@ -189,10 +189,14 @@ def three_points_moved(image: torch.Tensor, generator: np.random.Generator, reac
 
 def _warped(image: torch.Tensor, matrix: npt.NDArray[np.float64], outside: str) -> torch.Tensor:
     """(3, H, W) with every pixel (x, y) moved to matrix @ (x, y, 1), bilinear."""
-    height, width = image.shape[-2:]
     back = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))[:2]
-    rows, columns = np.mgrid[0:height, 0:width]
-    source = np.stack([columns, rows, np.ones_like(rows)], axis=-1) @ back.T
+    rows, columns = np.mgrid[0 : image.shape[-2], 0 : image.shape[-1]]
+    return _sampled(image, np.stack([columns, rows, np.ones_like(rows)], axis=-1) @ back.T, outside)
+
+
+def _sampled(image: torch.Tensor, source: npt.NDArray[np.float64], outside: str) -> torch.Tensor:
+    """(3, H, W), every pixel taken from where `source` (H, W, 2) says in pixels (x, y), bilinear."""
+    height, width = image.shape[-2:]
     grid = torch.from_numpy(2 * source / (width - 1, height - 1) - 1).to(image.dtype)
     return functional.grid_sample(image[None], grid[None], padding_mode=outside, align_corners=True)[0]
 
@@ -201,16 +205,15 @@ def elastic(image: torch.Tensor, generator: np.random.Generator, alpha: float, s
     """(3, H, W) with every pixel moved by smooth random numbers, bilinear (Simard et al., ICDAR 2003).
 
     The move along each axis, in pixels, is `alpha` times uniform noise from -1 to 1 under a Gaussian blur of standard
-    deviation `sigma` pixels.
+    deviation `sigma` pixels. What comes from outside the frame is the reflection at its border.
     """
     height, width = image.shape[-2:]
     noise = generator.uniform(-1, 1, (2, height, width)).astype(np.float32)
     pixels = alpha * gaussian_filter(noise, (0, sigma, sigma))
-    # A displacement is in units in which the image is 2 wide and 2 high.
-    displacement = torch.from_numpy(np.stack([pixels[0] * (2 / width), pixels[1] * (2 / height)], axis=-1))[None]
+    rows, columns = np.mgrid[0:height, 0:width]
     background = _background(image)
-    moved: torch.Tensor = v2.elastic(image - background, displacement.float(), InterpolationMode.BILINEAR)
-    return moved + background
+    source = np.stack([columns + pixels[0], rows + pixels[1]], axis=-1)
+    return _sampled(image - background, source, "reflection") + background
 
 
 def _background(image: torch.Tensor) -> torch.Tensor:

@@ -125,9 +125,11 @@ class ClassifierTraining(Settings):
         if not recipe:
             return given
         filled = {**recipe, **given}
-        epochs = filled["epochs"]
-        one_epoch = {"warm_up": 1 / epochs} if isinstance(epochs, int) and epochs > 1 else {}
-        return {**one_epoch, **filled}
+        try:
+            epochs = float(filled["epochs"])  # "12" counts as 12 there too
+        except (TypeError, ValueError):
+            return filled
+        return {**({"warm_up": 1 / epochs} if epochs > 1 else {}), **filled}
 
     @field_validator("autocast", mode="before")
     @classmethod
