@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from mammosae_plugin.datasets import CONCEPTS
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mammosae_plugin"
 
@@ -115,6 +117,32 @@ def test_report_hub_and_command_line_ask_no_analysis_and_no_adapter_knows_labels
             assert not rooms & {"hub", "config", "training", "latents", "analysis"}, name
         if name.startswith("mammosae_plugin.adapters"):
             assert not rooms & set(ROOMS[: ROOMS.index("adapters")]), name
+
+
+KNOW_VINDR = {"datasets.vindr", "datasets.phantoms", "study.demo", "report.paper"}
+"""The reader, what is drawn in its form, the demo on that, and the paper, whose numbers are of it."""
+
+
+def test_only_the_reader_of_vindr_knows_its_findings():
+    """Elsewhere concepts come with a dataset, a table or findings: no name in code, no import of the list."""
+    names = re.compile("|".join(name if "_" in name else rf"\A{name}\Z" for name in CONCEPTS))  # Mass is a word too
+    for name, path in MODULES.items():
+        if name.removeprefix("mammosae_plugin.") in KNOW_VINDR:
+            continue
+        tree = ast.parse(path.read_text())
+        told = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        texts = [one.value for one in ast.walk(tree) if isinstance(one, ast.Constant) and id(one) not in told]
+        assert not [text for text in texts if isinstance(text, str) and names.search(text)], name
+        if name != "mammosae_plugin.datasets":  # which offers the list, as scripts outside import it
+            imported = {one for module, one in imports_of(path.read_text()) if module.endswith("vindr")}
+            assert not imported & {"CONCEPTS", "VINDR_CONCEPTS"}, name
+
+
+def test_no_file_is_long_without_a_reason():
+    for name, path in MODULES.items():
+        source = path.read_text()
+        reason = "is long because" in (ast.get_docstring(ast.parse(source)) or "")
+        assert source.count("\n") <= 600 or reason, name
 
 
 def told_imports() -> list[tuple[str, str]]:

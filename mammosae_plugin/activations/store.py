@@ -38,10 +38,7 @@ from mammosae_plugin.shards import is_done, recorded_digests, require_plan, run_
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 3
-READABLE = (
-    2,
-    FORMAT_VERSION,
-)  # the manifest of format 2 had no checksum of its own, its shards did not know their place
+READABLE = (2, FORMAT_VERSION)  # in format 2 the manifest had no checksum, and shards did not know their place
 MANIFEST = "activations.json"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 BLOCK_BYTES = 2**20  # what is read and checked at once: large enough for a disk's full speed
@@ -530,19 +527,8 @@ def write_store(
 
 
 SAME_IN_A_MERGE = (
-    "model",
-    "hook_name",
-    "layout",
-    "image_size",
-    "preprocessing",
-    "dtype",
-    "d_in",
-    "fraction",
-    "count",
-    "sample_from",
-    "augmentation",
-    "seed",
-    "autocast",
+    *("model", "hook_name", "layout", "image_size", "preprocessing", "dtype", "d_in", "fraction", "count"),
+    *("sample_from", "augmentation", "seed", "autocast"),
 )
 
 

@@ -1,6 +1,6 @@
 """What is known of a dataset as a whole: its name, whose it is, how to cite it, whether its rows may be passed on."""
 
-__all__ = ["DatasetAbout", "KNOWN", "PHANTOMS", "RSNA_SCREENING", "VINDR_MAMMO"]
+__all__ = ["DatasetAbout", "KNOWN", "PHANTOM_ID", "PHANTOMS", "RSNA_SCREENING", "VINDR_MAMMO"]
 
 from dataclasses import dataclass
 
@@ -64,6 +64,8 @@ RSNA_SCREENING = DatasetAbout(
 
 PHANTOMS = DatasetAbout(name="phantom", title="generated phantom images", restricted=False)
 """Images that were drawn: of no patient, and anybody's."""
+PHANTOM_ID = "phantom_"
+"""How the ids of phantom patients and images begin, and those of no hospital."""
 
 KNOWN = {about.name: about for about in (VINDR_MAMMO, RSNA_SCREENING, PHANTOMS)}
 """The collections whose terms this package knows, by their short names."""

@@ -20,10 +20,9 @@ from mammosae_plugin.datasets.base import BOX_COLUMNS, DatasetError, MammogramDa
 from mammosae_plugin.datasets.boxes import Originals, are_shares, changes, report_other_pixels
 from mammosae_plugin.datasets.concepts import ABSENT, PRESENT, Concept, Kind, nearest_names
 from mammosae_plugin.datasets.csv_files import read_csv
-from mammosae_plugin.datasets.image_files import find_images
+from mammosae_plugin.datasets.image_files import checked_size, find_images
 from mammosae_plugin.datasets.registry import DatasetKind, DataSettings, register_dataset
 from mammosae_plugin.datasets.table_checks import MISSING_TEXT, SPLITS, TableChecks, any_of
-from mammosae_plugin.datasets.vindr import checked_size
 from mammosae_plugin.files import local_path
 from mammosae_plugin.validation import Settings
 

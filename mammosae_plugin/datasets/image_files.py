@@ -1,6 +1,6 @@
 """Where the image files of a dataset lie, and in what their names differ from the table's where they do not."""
 
-__all__ = ["find_images"]
+__all__ = ["checked_size", "find_images"]
 
 import logging
 import os
@@ -8,14 +8,23 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
 
+from mammosae_plugin.arguments import shown, whole
 from mammosae_plugin.datasets.base import describe
+from mammosae_plugin.errors import InputError
 
 logger = logging.getLogger(__name__)
+
+
+def checked_size(image_size: Any) -> tuple[int, int]:
+    """Height and width as whole numbers."""
+    if isinstance(image_size, str) or not hasattr(image_size, "__len__") or len(image_size) != 2:
+        raise InputError(f"image_size is {shown(image_size)}: give (height, width) in pixels, such as (1520, 912)")
+    return whole(image_size[0], "the height", least=1), whole(image_size[1], "the width", least=1)
 
 
 def find_images(

@@ -22,6 +22,8 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from mammosae_plugin.arguments import between, whole
+from mammosae_plugin.datasets.about import PHANTOM_ID
+from mammosae_plugin.datasets.image_files import checked_size
 from mammosae_plugin.datasets.phantom_textures import (
     STROKES,
     Array,
@@ -32,7 +34,7 @@ from mammosae_plugin.datasets.phantom_textures import (
     sigmoid,
     speck,
 )
-from mammosae_plugin.datasets.vindr import ANNOTATION_FILE, CONCEPTS, IMAGE_FOLDER, PHANTOM_ID, checked_size
+from mammosae_plugin.datasets.vindr import ANNOTATION_FILE, CONCEPTS, IMAGE_FOLDER
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import atomic_path, local_path, read_json, write_json, write_text
 

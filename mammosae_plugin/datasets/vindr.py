@@ -1,8 +1,8 @@
 """VinDr-Mammo in the form in which Mammo-CLIP's users have it: one CSV with a row per finding, and 8-bit PNG images."""
 
 __all__ = [
-    "ANNOTATION_FILE", "checked_size", "CONCEPTS", "IMAGE_FOLDER", "PHANTOM_ID", "VINDR", "VINDR_CONCEPTS",
-    "VinDrMammo", "VinDrSettings",
+    "ANNOTATION_FILE", "CONCEPTS", "IMAGE_FOLDER", "older_vocabulary", "VINDR", "VINDR_CONCEPTS", "VinDrMammo",
+    "VinDrSettings",
 ]  # fmt: skip
 
 import ast
@@ -19,8 +19,8 @@ from pydantic import Field
 from scipy.stats import mannwhitneyu
 
 from mammosae_plugin.adapters.preprocessing import BadImageError
-from mammosae_plugin.arguments import between, shown, whole
-from mammosae_plugin.datasets.about import PHANTOMS, VINDR_MAMMO, DatasetAbout
+from mammosae_plugin.arguments import between
+from mammosae_plugin.datasets.about import PHANTOM_ID, PHANTOMS, VINDR_MAMMO, DatasetAbout
 from mammosae_plugin.datasets.base import BOX_COLUMNS, DatasetError, MammogramDataset, Unit, describe
 from mammosae_plugin.datasets.box_forms import EXCHANGED_CORNERS, Form, best, forms
 from mammosae_plugin.datasets.boxes import (
@@ -37,9 +37,9 @@ from mammosae_plugin.datasets.boxes import (
     most_left_out,
     report_other_pixels,
 )
-from mammosae_plugin.datasets.concepts import Concept, nearest_names
+from mammosae_plugin.datasets.concepts import Concept, Vocabulary, nearest_names
 from mammosae_plugin.datasets.csv_files import plain_name, read_csv
-from mammosae_plugin.datasets.image_files import find_images
+from mammosae_plugin.datasets.image_files import checked_size, find_images
 from mammosae_plugin.datasets.preprocessing import read_png
 from mammosae_plugin.datasets.registry import DatasetKind, DataSettings, register_dataset
 from mammosae_plugin.datasets.suspects import box_scores
@@ -70,8 +70,6 @@ VINDR_CONCEPTS: tuple[Concept, ...] = (
     Concept("birads", "graded", ("1", "2", "3", "4", "5")),
 )
 """All that VinDr-Mammo's images are labelled with."""
-PHANTOM_ID = "phantom_"
-"""How the ids of phantom patients and images begin, and those of no hospital."""
 _RESIZED = tuple(f"resized_{column}" for column in BOX_COLUMNS)
 _REQUIRED = (
     "patient_id",
@@ -217,11 +215,9 @@ class VinDrMammo(MammogramDataset):
         return PHANTOMS if drawn.all() else VINDR_MAMMO
 
 
-def checked_size(image_size: Any) -> tuple[int, int]:
-    """Height and width as whole numbers."""
-    if isinstance(image_size, str) or not hasattr(image_size, "__len__") or len(image_size) != 2:
-        raise InputError(f"image_size is {shown(image_size)}: give (height, width) in pixels, such as (1520, 912)")
-    return whole(image_size[0], "the height", least=1), whole(image_size[1], "the width", least=1)
+def older_vocabulary(findings: Sequence[str]) -> Vocabulary:
+    """The concepts of a file written before files described theirs, and named VinDr-Mammo's findings only."""
+    return Vocabulary(concept for concept in VINDR_CONCEPTS if concept.name in findings or not concept.is_binary)
 
 
 def _read_table(file: Path) -> pd.DataFrame:

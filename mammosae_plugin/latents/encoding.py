@@ -121,7 +121,7 @@ def encode_latents(
     if not hasattr(sae, "cfg") or not hasattr(sae, "encode"):
         raise InputError(f"the SAE is a {type(sae).__name__}: give a SAELens SAE, such as load_vision_sae(path)")
     if not isinstance(heads, Mapping) or not all(isinstance(head, nn.Linear) for head in heads.values()):
-        raise InputError(f"heads are {shown(heads)}: give a torch.nn.Linear for each concept, {{'Mass': head}}")
+        raise InputError(f"heads are {shown(heads)}: give a torch.nn.Linear for each concept, {{concept: head}}")
     require_study_dataset(dataset)
     refuse_not_finite(sae.state_dict(), where="the SAE")
     for concept, head in heads.items():

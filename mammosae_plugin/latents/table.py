@@ -27,7 +27,7 @@ from scipy import sparse
 from mammosae_plugin.adapters.input_normalization import INPUT_NORMALIZATION
 from mammosae_plugin.arguments import checked_arguments, index, indices, one_of, text
 from mammosae_plugin.datasets.concepts import Vocabulary
-from mammosae_plugin.datasets.vindr import VINDR_CONCEPTS
+from mammosae_plugin.datasets.vindr import older_vocabulary
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import (
     is_sealed,
@@ -448,9 +448,7 @@ def _vocabulary(header: Mapping[str, Any]) -> Vocabulary:
     """The concepts that a header describes; an older one only names its findings, which are VinDr-Mammo's."""
     if VOCABULARY in header:
         return Vocabulary.of_json(header[VOCABULARY])
-    return Vocabulary(
-        concept for concept in VINDR_CONCEPTS if concept.name in header["concepts"] or not concept.is_binary
-    )
+    return older_vocabulary(header["concepts"])
 
 
 def _read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:

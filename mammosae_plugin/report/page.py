@@ -21,7 +21,7 @@ from mammosae_plugin.datasets.about import KNOWN, DatasetAbout
 from mammosae_plugin.files import local_path, write_text
 from mammosae_plugin.findings.notes import NOTES_FOLDER, results_with_readers
 from mammosae_plugin.findings.study_folder import RESULTS_FOLDER
-from mammosae_plugin.report.paper import compare_figure_2, compare_table_1, compare_table_2
+from mammosae_plugin.report.paper import compare_figure_2, compare_table_1, compare_table_2, paper_concepts
 from mammosae_plugin.report.summary import RESTORED, Finding, baselines_summary, findings, layers_summary, summary
 from mammosae_plugin.report.views import TableView, rankings_view, roles_view, shared_latents, sweep_view, table_view
 from mammosae_plugin.schema.names import (
@@ -303,7 +303,7 @@ def _comparison_note(results: Results) -> str:
         if compare_table_1(results).empty:
             return (
                 "The config marks this run as the paper's setting, but no model is named pretrained or finetuned with "
-                "one of the paper's concepts (Mass, Suspicious_Calcification), so there is nothing to compare."
+                f"one of the paper's concepts ({', '.join(paper_concepts())}), so there is nothing to compare."
             )
         unit = results["data"]["unit"]
         rows = "The paper evaluates one row per annotated finding (an image with two findings counts twice)" + (

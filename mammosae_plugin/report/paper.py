@@ -4,7 +4,7 @@
 the released part of Figure 2 (finetuned model, suspicious calcification, latents activated).
 """
 
-__all__ = ["compare_figure_2", "compare_table_1", "compare_table_2", "paper_results"]
+__all__ = ["compare_figure_2", "compare_table_1", "compare_table_2", "paper_concepts", "paper_results"]
 
 import json
 import math
@@ -31,6 +31,11 @@ def paper_results() -> dict[str, Any]:
     text = resources.files("mammosae_plugin.report").joinpath("paper_results.json").read_text(encoding="utf-8")
     content: dict[str, Any] = json.loads(text)
     return content
+
+
+def paper_concepts() -> list[str]:
+    """The concepts of the paper's Table 1."""
+    return list(dict.fromkeys(key.split()[0].rpartition("_")[0] for key in paper_results()["table_1_classification"]))
 
 
 def compare_table_1(results: Results) -> pd.DataFrame:
