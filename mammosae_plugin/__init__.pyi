@@ -48,6 +48,7 @@ from .hub import pull as pull
 from .hub import register_releases as register_releases
 from .latents import LatentTable as LatentTable
 from .latents import encode_latents as encode_latents
+from .latents import encode_rows as encode_rows
 from .measures.boxes import average_precision as average_precision
 from .study import Study as Study
 from .study import run_study as run_study

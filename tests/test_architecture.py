@@ -37,7 +37,7 @@ PUBLIC = {
     "datasets": "VinDrMammo make_phantoms TotalSegmentator",
     "activations": "extract_activations ActivationStore",
     "training": "train_sae train_saes train_classifier SAETraining ClassifierTraining",
-    "latents": "encode_latents LatentTable",
+    "latents": "encode_latents encode_rows LatentTable",
     "probing": "class_mean_latents rank_latents",
     "intervention": "latent_group intervene sweep",
     "localization": "heatmap_boxes average_precision localize",

@@ -243,13 +243,17 @@ class ActivationStore:
             return np.zeros(0, np.int32), np.zeros(0, np.int32)
         return np.concatenate([image for image, _ in pairs]), np.concatenate([position for _, position in pairs])
 
-    def shards(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    def shards(self, first: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """The rows (n, d_in), image (n,) and position (n,) of each shard, sorted by image and position.
+
+        Args:
+            first: The row to begin with; shards that end before it are not read.
 
         Raises:
             InputError: A shard is damaged or holds a row that is not finite.
         """
-        for shard in self._shards:
+        ends = np.cumsum([shard.n_rows for shard in self._shards])
+        for shard in (shard for shard, end in zip(self._shards, ends, strict=True) if end > first):
             image, position = self._labels(shard)
             rows = torch.cat([self._read_block(shard, block) for block in range(shard.n_blocks)])
             order = torch.from_numpy(np.lexsort((position, image)))

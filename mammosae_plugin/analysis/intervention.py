@@ -451,6 +451,11 @@ def _logits(
         return passes.logits(
             table, kept, head=head, error_term=error_term, image_rows=image_rows, set_latents=group, alpha=value
         )
+    if table.readout_kind == "none":
+        raise InputError(
+            f"the table was made of rows of {table.hook_name}, without the network behind them, so that there are no "
+            "logits to change; encode images with encode_latents"
+        )
     if table.readout_kind != "linear":
         raise InputError(
             f"the table was made at {table.hook_name}, behind which the network is not linear: give `passes`, "

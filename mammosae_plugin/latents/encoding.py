@@ -1,6 +1,9 @@
 """Making a latents table: one pass over the images through a network and an SAE."""
 
-__all__ = ["decodes_linearly", "encode_latents", "MapChoice", "NUMBERS_AT_ONCE", "rows_at_once", "weight_and_bias"]
+__all__ = [
+    "decodes_linearly", "encode_latents", "is_whole_table", "MapChoice", "NUMBERS_AT_ONCE", "rows_at_once",
+    "seal_table", "weight_and_bias",
+]  # fmt: skip
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +37,7 @@ from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import (
     local_path,
     read_json,
+    remove_temporaries,
     sealed,
     sha256_of_file,
     sha256_of_json,
@@ -172,7 +176,7 @@ def _encode(
     begun = [TABLE, *(f"{split}/{PLAN}" for split in splits)]
     written = [READOUT, MANIFEST, *(f"{split}/{name}" for split in splits for name in (IMAGES, FINDINGS))]
     distributed.on_main(partial(require_unclaimed, folder, begun, written))
-    whole = distributed.on_main(partial(_is_whole, folder))
+    whole = distributed.on_main(partial(is_whole_table, folder))
     # A table stays what it is: a statistic that it lacks is no reason to encode every image again.
     elements = elements_of(read_json(folder / TABLE)) if (folder / TABLE).exists() else ELEMENTS
     normalization = {INPUT_NORMALIZATION: name} if (name := input_normalization(sae)) else {}
@@ -239,15 +243,21 @@ def _encode(
             distributed.on_main(partial(_write_labels, folder / split, part))
 
     def complete() -> None:
-        if _is_whole(folder):
-            return
-        if layer.readout_kind == "linear":
+        if not is_whole_table(folder) and layer.readout_kind == "linear":
             _write_readout(folder / READOUT, sae, heads)
-        files = {name: sha256_of_file(folder / name) for name in _files_beside(header)}
-        write_json(folder / TABLE, sealed({**header, FILES: files}))  # last: a folder with it is complete
+        seal_table(folder, header)
 
     distributed.on_main(complete)
     return LatentTable(folder)
+
+
+def seal_table(folder: Path, header: Mapping[str, Any]) -> None:
+    """Write the header of a table whose parts are there, last: a folder with it is complete."""
+    if not is_whole_table(folder):
+        for place in (folder, *(folder / split for split in header["splits"])):
+            remove_temporaries(place)  # of a run that was killed between its shards and here
+        files = {name: sha256_of_file(folder / name) for name in _files_beside(header)}
+        write_json(folder / TABLE, sealed({**header, FILES: files}))
 
 
 def _files_beside(header: Mapping[str, Any]) -> list[str]:
@@ -256,7 +266,7 @@ def _files_beside(header: Mapping[str, Any]) -> list[str]:
     return [*of_splits, *([READOUT] if header["readout"] == "linear" else [])]
 
 
-def _is_whole(folder: Path) -> bool:
+def is_whole_table(folder: Path) -> bool:
     """Whether a table is complete and nothing in it was changed."""
     if not (folder / TABLE).exists():
         return False

@@ -7,9 +7,9 @@ interventions there. `encode_latents` passes over the images once. The format is
 """
 
 __all__ = [
-    "BOX_COLUMNS", "changed_file", "ELEMENTS", "elements_beyond_the_first", "ELEMENTS_KEY", "elements_of",
-    "EvaluationRows", "FILES", "FINDINGS", "FORMAT_VERSION", "IMAGES", "LatentTable", "logit_error", "MOMENTS",
-    "READABLE", "READOUT", "Readout", "ReadoutKind", "TABLE", "VOCABULARY",
+    "BOX_COLUMNS", "changed_file", "CODES", "ELEMENTS", "elements_beyond_the_first", "ELEMENTS_KEY", "elements_of",
+    "ELEMENTS_OF_ROWS", "EvaluationRows", "FILES", "FINDINGS", "FORMAT_VERSION", "IMAGES", "LatentTable", "logit_error",
+    "MOMENTS", "READABLE", "READOUT", "Readout", "ReadoutKind", "TABLE", "VOCABULARY",
 ]  # fmt: skip
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from safetensors.numpy import load_file
 from scipy import sparse
 
 from mammosae_plugin.adapters.input_normalization import INPUT_NORMALIZATION
-from mammosae_plugin.arguments import checked_arguments, index, indices, one_of, text
+from mammosae_plugin.arguments import checked_arguments, index, indices, one_of, shown, text
 from mammosae_plugin.datasets.concepts import Vocabulary
 from mammosae_plugin.datasets.vindr import older_vocabulary
 from mammosae_plugin.errors import InputError
@@ -51,10 +51,16 @@ ELEMENTS = {
 A new statistic is a new element, and one that is computed otherwise a new version of its element: tables without it
 stay as they are, and only what reads it asks for encoding again.
 """
+CODES = "codes"
+ELEMENTS_OF_ROWS = {"labels": 1, CODES: 1, "sums": 1}
+"""The same of a table of one vector per image, whose latents have one value in each image: no maximum beside a mean."""
+_NEEDED = dict.fromkeys(("maps", "channel_maps", "gradcam", "boxes"), "a map of positions") | {
+    "channels": "the rows themselves beside their codes"
+}
 _FIRST = dict(ELEMENTS)  # what tables hold that do not say so
 ELEMENTS_KEY = "elements"
 
-ReadoutKind = Literal["linear", "network"]
+ReadoutKind = Literal["linear", "network", "none"]
 
 MOMENTS = ("sse", "sum", "sum_sq")  # sums over positions per feature
 BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
@@ -113,10 +119,12 @@ class LatentTable:
         d_in: Number of channels of the layer.
         hook_name: The layer: the full hook name at which the SAE reads.
         readout_kind: "linear" where the classifiers read the mean of the layer over positions, so that mean latents
-            decide the logits; "network" where more of the network lies between.
+            decide the logits; "network" where more of the network lies between; "none" where none is known of.
         gradcam_heads: The heads whose Grad-CAM maps were kept.
         grid: (h, w) of the layer's map.
-        image_size: (H, W) of the model's input in pixels.
+        image_size: (H, W) of the model's input in pixels; (0, 0) where rows came without it.
+        levels: Of nested SAEs the numbers of latents of each, rising: level i is the first `levels[i]` latents. Of
+            others the number of latents alone.
         elements: What the table is made of, with the version of each.
         provenance: What made the table.
 
@@ -160,7 +168,13 @@ class LatentTable:
         self.grid: tuple[int, int] = (header["grid"][0], header["grid"][1])
         self.image_size: tuple[int, int] = (header["image_size"][0], header["image_size"][1])
         self.splits: tuple[str, ...] = tuple(header["splits"])
+        self.levels: tuple[int, ...] = tuple(header.get("levels", (self.d_sae,)))
         self._parts = [self.folder / split for split in self.splits]
+
+    @property
+    def is_of_rows(self) -> bool:
+        """Whether it was made by `encode_rows`, of one vector per image: there are no maps, boxes and logits."""
+        return CODES in self.elements
 
     def need(self, element: str) -> None:
         """See that an element can be read.
@@ -168,7 +182,12 @@ class LatentTable:
         Raises:
             InputError: The table was made before there was such an element, or holds it in another version.
         """
-        version, known = self.elements.get(element), ELEMENTS[element]
+        version, known = self.elements.get(element), {**ELEMENTS, **ELEMENTS_OF_ROWS}[element]
+        if version is None and self.is_of_rows:
+            raise InputError(
+                f"{self.folder} was made of rows, one vector per image, and so holds no {element}; what needs "
+                f"{_NEEDED.get(element, 'a network')} reads a table that encode_latents makes of images"
+            )
         if version is None or version < known:
             raise InputError(
                 f"{self.folder} was made when tables had no {element} of version {known} yet; encode again, into "
@@ -209,7 +228,7 @@ class LatentTable:
 
     @cached_property
     def _statistics(self) -> dict[str, Any]:
-        names = ["indices", "mean", "max"]
+        names = ["indices", "values"] if self.is_of_rows else ["indices", "mean", "max"]
         names += [f"{kind}.{head}" for kind in ("logits", "logits_with_sae") for head in self.heads]
         columns: dict[str, list[np.ndarray]] = {}
         for path in self._shards():
@@ -220,8 +239,8 @@ class LatentTable:
         return {name: np.concatenate(pieces) for name, pieces in columns.items()}
 
     def _csr(self, values: str) -> sparse.csr_array:
-        self.need("latents")
-        found = self._statistics
+        self.need(CODES if self.is_of_rows else "latents")
+        found, values = self._statistics, "values" if self.is_of_rows else values
         indptr = np.concatenate([[0], np.cumsum(found["counts"], dtype=np.int64)])
         shape = (len(indptr) - 1, self.d_sae)
         return sparse.csr_array((found[values], found["indices"], indptr), shape=shape)
@@ -240,6 +259,22 @@ class LatentTable:
         """
         return self._csr("max")
 
+    def codes(self, level: int | None = None) -> sparse.csr_array:
+        """(n_images, width) float32: the maximum over positions of the latents of one level of a nested SAE.
+
+        Args:
+            level: The number of latents of the level, one of `levels`; None means all.
+
+        Raises:
+            InputError: There is no such level.
+        """
+        if level is not None and level not in self.levels:
+            raise InputError(
+                f"{self.folder} has no level of {shown(level)} latents; it has {', '.join(map(str, self.levels))}"
+            )
+        codes = self.max_latents
+        return codes if level is None else codes[:, :level]
+
     @cached_property
     def mean_channels(self) -> np.ndarray:
         """(n_images, d_in) float32: the mean over positions of every channel of the layer itself, without the SAE."""
@@ -249,7 +284,7 @@ class LatentTable:
     def _check_head(self, head: str) -> None:
         text(head, "head")
         if head not in self.heads:
-            raise InputError(f"{self.folder} has no classifier for {head!r}; it has {', '.join(self.heads)}")
+            raise InputError(f"{self.folder} has no classifier for {head!r}; it has {', '.join(self.heads) or 'none'}")
 
     def logits(self, head: str) -> np.ndarray:
         """(n_images, n_out) float64: the unmodified model's logits."""
@@ -335,6 +370,7 @@ class LatentTable:
     @cached_property
     def _map_places(self) -> dict[int, tuple[Path, int, dict[str, np.ndarray]]]:
         """Of each image with maps: its shard, its place among the shard's, and what the maps there are of."""
+        self.need("maps")
         places: dict[int, tuple[Path, int, dict[str, np.ndarray]]] = {}
         row = 0
         for path in self._shards():
@@ -411,7 +447,13 @@ class LatentTable:
         return values
 
     def boxes(self, image_row: int, concept: str) -> Boxes:
-        """(n, 4) float32 xyxy: the concept's boxes in the image, in pixels of the model's input."""
+        """(n, 4) float32 xyxy: the concept's boxes in the image, in pixels of the model's input.
+
+        Raises:
+            InputError: No concept that can have boxes, or a table of rows, which have no positions.
+        """
+        if self.is_of_rows:
+            self.need("maps")
         text(concept, "the concept")
         if concept not in self.concepts:
             raise InputError(f"{self.folder} has no boxes of {concept!r}; it has those of {', '.join(self.concepts)}")
@@ -442,6 +484,24 @@ class LatentTable:
                 key = name.removeprefix("total.")
                 totals[key] = totals.get(key, 0) + value
         return {**totals, "n_positions": int(totals["n_positions"]), "l0": int(totals["l0"])}
+
+    def level_sums(self, split: str) -> dict[int, dict[str, Any]]:
+        """`reconstruction_sums` of each level of a nested SAE, by its number of latents; of a table of rows.
+
+        Raises:
+            InputError: Unknown split, or a table of maps, which knows the whole SAE's alone.
+        """
+        sums = self.reconstruction_sums(split)
+        if not self.is_of_rows:
+            raise InputError(f"{self.folder} was made of maps and sums up no levels; encode_rows does, of rows")
+        shared = {name: sums[name] for name in ("n_positions", "sum", "sum_sq")}
+        paths = [path for path in self._shards() if path.parent == self.folder / split]
+        found = [_read(path, ["total.level_l0", "total.level_sse"]) for path in paths]
+        l0 = np.sum([tensors["total.level_l0"] for tensors in found], axis=0)
+        sse = np.sum([tensors["total.level_sse"] for tensors in found], axis=0)
+        return {
+            width: {**shared, "l0": int(l0[number]), "sse": sse[number]} for number, width in enumerate(self.levels)
+        }
 
 
 def _vocabulary(header: Mapping[str, Any]) -> Vocabulary:
