@@ -21,6 +21,10 @@ from .localization import localize_baselines as localize_baselines
 from .localization import localize_thresholds as localize_thresholds
 from .monosemanticity import activation_similarity_of as activation_similarity_of
 from .monosemanticity import monosemanticity_of as monosemanticity_of
+from .probes import latent_aurocs as latent_aurocs
+from .probes import latent_aurocs_of as latent_aurocs_of
+from .probes import linear_probes as linear_probes
+from .probes import probe_of as probe_of
 from .probing import RankedLatents as RankedLatents
 from .probing import Score as Score
 from .probing import SingleLatent as SingleLatent
