@@ -310,6 +310,11 @@ class StudyConfig(Settings):
             raise ValueError(
                 f"the SAE is to be trained on {source.model}/{source.concept}, which the study does not have"
             )
+        if source is not None and source.training.normalize_activations == "unit_l2":
+            raise ValueError(
+                "sae.train.training.normalize_activations unit_l2 is for SAEs on one vector per image; a study adds "
+                "latents up over the positions of a map, where such an SAE does not decode linearly"
+            )
         self._layers_fit()
         return self
 

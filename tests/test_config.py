@@ -117,6 +117,11 @@ def test_overrides_replace_and_can_say_everything(settings, tmp_path):
             {"train": {"model": "other", "concept": "Mass"}},
             "trained on other/Mass, which the study does not have",
         ),
+        (
+            "sae",
+            {"train": {"model": "pretrained", "concept": "Mass", "training": {"normalize_activations": "unit_l2"}}},
+            "normalize_activations unit_l2 is for SAEs on one vector per image",
+        ),
         ("concepts", ["Mass", "Mass"], "a concept is named twice"),
     ],
 )

@@ -153,6 +153,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("saes")
     store = rows_store(root / "rows", n_images=12)
     settings = {name: small_training(architecture=name, d_sae=64, epochs=2.4) for name in ARCHITECTURES}
+    settings["matryoshka_independent"] = small_training(
+        architecture="matryoshka_independent", d_sae=64, epochs=2.4, normalize_activations="unit_l2"
+    )
     train_saes(store, root / "trained", settings)
     save_file({"rows": store.rows_of(range(4)).contiguous()}, root / "rows.safetensors")
     return root
@@ -250,6 +253,12 @@ def test_the_card_names_every_sae_with_its_measures(visit: Visit) -> None:
 
 
 # -- what is there already -----------------------------------------------------------------------------------------
+
+
+def test_the_card_says_of_rows_of_length_1_and_of_levels(visit: Visit) -> None:
+    card = (visit.root / "staged" / "README.md").read_text()
+    assert card.count("divided by their length first") == 1
+    assert card.count("the first 8, 16, 32, 64 latents are SAEs of their own") == 2  # of both nested architectures
 
 
 def test_another_sae_joins_those_that_are_there_and_the_card_names_all(visit: Visit) -> None:

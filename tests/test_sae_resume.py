@@ -1,5 +1,6 @@
 """A training that is killed and made again ends with the same bytes as one that was left alone."""
 
+import json
 import os
 import signal
 import subprocess
@@ -25,6 +26,10 @@ VARIANTS = {
     "from data points, schedules": {
         "init": "data_points", "init_bias": "geometric_median", "lr_warm_up_steps": 9, "lr_decay_steps": 12,
         "sparsity_warm_up_steps": 15,
+    },
+    "tied levels on rows of length 1": {
+        "architecture": "matryoshka_independent", "architecture_settings": {"tied_weights": True},
+        "normalize_activations": "unit_l2",
     },
     "bfloat16, held out": {"autocast": True, "validation_share": 0.2, "epochs": 3},
 }  # fmt: skip
@@ -88,6 +93,7 @@ def test_several_saes_killed_in_one_pass_continue_to_the_same_saes(store, tmp_pa
     settings = {
         "short": small_training(epochs=1, row_seed=0),
         "other": small_training(architecture="topk", checkpoint_every=5, row_seed=0, seed=3),
+        "nested": small_training(architecture="matryoshka_independent", row_seed=0, normalize_activations="unit_l2"),
     }
     whole = train_saes(store, tmp_path / "whole", settings)
     kills += [11, 23]
@@ -102,25 +108,41 @@ def test_several_saes_killed_in_one_pass_continue_to_the_same_saes(store, tmp_pa
         ).read_bytes()
 
 
-def test_a_process_killed_by_the_system_continues_to_the_same_sae(store, tmp_path, monkeypatch):
+def test_a_process_killed_by_the_system_continues_to_the_same_saes(store, tmp_path, monkeypatch):
     monkeypatch.setattr(sae_module, "draw_metrics", lambda rows, file: None)
-    config = small_training(epochs=40, checkpoint_every=3, architecture="batchtopk")
+    both = {"epochs": 4, "checkpoint_every": 3}
+    settings = {
+        "batchtopk": small_training(architecture="batchtopk", **both),
+        "nested": small_training(architecture="matryoshka_independent", normalize_activations="unit_l2", **both),
+    }
     script = (
-        "import os, sys; from mammosae_plugin.activations import ActivationStore\n"
-        "from mammosae_plugin.training import SAETraining, train_sae\n"
+        "import json, os, sys; from mammosae_plugin.activations import ActivationStore\n"
+        "from mammosae_plugin.training import SAETraining, train_saes\n"
         "from mammosae_plugin.training import sae\n"
         "step = sae._Run.step\n"
-        "sae._Run.step = lambda run, batch: os.kill(os.getpid(), 9) if run.done == 10 else step(run, batch)\n"
-        "train_sae(ActivationStore(sys.argv[1]), sys.argv[2], SAETraining.model_validate_json(sys.argv[3]))\n"
+        "def dying(run, batch):\n"
+        "    if run.done == 11 and run.job.folder.name == 'nested':\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "    step(run, batch)\n"
+        "sae._Run.step = dying\n"
+        "settings = {name: SAETraining(**each) for name, each in json.loads(sys.argv[3]).items()}\n"
+        "train_saes(ActivationStore(sys.argv[1]), sys.argv[2], settings)\n"
     )
-    folder = tmp_path / "killed"
+    given = json.dumps({name: config.model_dump() for name, config in settings.items()})
     process = subprocess.run(
-        [sys.executable, "-c", script, str(store.folder), str(folder), config.model_dump_json()],
+        [sys.executable, "-c", script, str(store.folder), str(tmp_path / "killed"), given],
         stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}, check=False,
     )  # fmt: skip
     assert process.returncode == -signal.SIGKILL
-    assert (folder / "checkpoint.safetensors").exists() and not (folder / "cfg.json").exists()
-    assert_same_weights(train_sae(store, folder, config), train_sae(store, tmp_path / "whole", config))
+    whole = train_saes(store, tmp_path / "whole", settings)
+    for name in settings:
+        folder = tmp_path / "killed" / name
+        assert (folder / "checkpoint.safetensors").exists() and not (folder / "cfg.json").exists()
+    continued = train_saes(store, tmp_path / "killed", settings)
+    for name in settings:
+        assert_same_weights(whole[name], continued[name])
+        for file in ("metrics.jsonl", "sae_weights.safetensors", "cfg.json"):
+            assert (tmp_path / "whole" / name / file).read_bytes() == (tmp_path / "killed" / name / file).read_bytes()
 
 
 def test_a_run_killed_while_a_checkpoint_is_written_has_the_one_before(store, tmp_path, monkeypatch):

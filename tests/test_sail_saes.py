@@ -12,7 +12,8 @@ import torch
 from helpers_adapters import DATA
 from helpers_layers import Layer, layer_of
 from helpers_study import random_sae
-from helpers_training import rows_store, small_training, store_of
+from helpers_training import assert_same_weights, rows_store, small_training, store_of
+from PIL import Image
 from sae_lens import SAE, JumpReLUSAE, StandardSAE, TrainingSAE
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import TrainStepInput
@@ -25,11 +26,15 @@ from mammosae_plugin.adapters import (
     load_vision_sae,
     vision_sae_disk_loader,
 )
+from mammosae_plugin.adapters.input_normalization import of_unit_length
+from mammosae_plugin.adapters.levels import levels_of
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, sealed, write_json
 from mammosae_plugin.latents import LatentTable
-from mammosae_plugin.training import SAETraining, save_sae, train_sae
+from mammosae_plugin.measures.reconstruction import Measures, mean_absolute_correlation
+from mammosae_plugin.training import SAETraining, published_grid, save_sae, train_sae
 from mammosae_plugin.training.metrics import read_metrics
+from mammosae_plugin.training.rows import TrainingRows, images_of_held_out_patients
 
 SAIL = DATA / "sail" / "sae"
 CKPT = SAIL / "last.ckpt"
@@ -295,11 +300,85 @@ def test_a_trained_one_is_a_jumprelu_sae_of_plain_sae_lens(tied: bool, scaled: s
     assert [level["width"] for level in last["levels"]] == [6, 12, 24, 48]
     assert {name: last[name] for name in ("mse", "explained_variance", "l0")}.items() <= last["levels"][-1].items()
     assert last["levels"][0]["explained_variance"] < last["levels"][-1]["explained_variance"]
-    with torch.no_grad():
-        prefix = sae.encode(rows)
-        prefix[:, 6:] = 0
-        error = float((sae.decode(prefix) - rows).square().mean())
-    assert last["levels"][0]["mse"] == pytest.approx(error, rel=0.5)
+
+
+@pytest.mark.parametrize("architecture", ["matryoshka_batchtopk", "matryoshka_independent"])
+def test_every_level_is_measured_while_training_and_at_the_end(architecture: str, tmp_path: Path) -> None:
+    store = rows_store(tmp_path / "rows")
+    config = small_training(architecture=architecture, validation_share=0.25, normalize_activations="unit_l2")
+    sae = train_sae(store, tmp_path / "sae", config)
+    assert levels_of(sae) == (6, 12, 24, 48) and sae.cfg.metadata.levels == [6, 12, 24, 48]
+    assert sae.cfg.metadata.k == ([1, 1.5, 3, 4] if architecture == "matryoshka_independent" else None)
+    course = [row for row in read_metrics(tmp_path / "sae" / "metrics.jsonl") if row["of"] == "validation"]
+    assert [row["step"] for row in course] == [10, 20, 22] and all(len(row["levels"]) == 4 for row in course)
+    images = images_of_held_out_patients(store, 0.25, config.order)
+    held_out = torch.nn.functional.normalize(store.rows_of(images), dim=1)
+    first = next(iter(TrainingRows(store, config.batch_size, config.order, images).divided().evaluation()))
+    for level in course[-1]["levels"]:
+        width = level["width"]
+        with torch.no_grad():
+            latents = sae.encode(held_out)
+            latents[:, width:] = 0
+            errors = (sae.decode(latents) - held_out).double()
+            codes = sae.encode(first)[:, :width].numpy()
+        assert level["mse"] == pytest.approx(float(errors.square().mean()), rel=1e-5)
+        variation = float((held_out.double() - held_out.double().mean(0)).square().mean())
+        assert level["explained_variance"] == pytest.approx(1 - level["mse"] / variation, abs=1e-5)
+        assert level["r2"] == pytest.approx(1 - level["mse"] / float(held_out.double().var(correction=0)), abs=1e-5)
+        assert level["l0"] == pytest.approx(int((latents != 0).sum()) / len(held_out))
+        assert level["alive"] == int((latents != 0).any(0).sum())
+        correlations = np.abs(np.corrcoef(codes[:, codes.std(0) > 0].T))
+        assert level["mean_absolute_correlation"] == pytest.approx(
+            correlations[np.triu_indices(len(correlations), 1)].mean(), abs=1e-5
+        )
+    with Image.open(tmp_path / "sae" / "metrics.png") as figure:
+        assert figure.size == (9 * 120, 12 * 120)  # a panel for each measure of the levels
+
+
+def test_measures_of_a_level_are_those_that_sail_logs() -> None:
+    """Of one batch in training; the numbers are `logged` in SAIL's forward.json."""
+    _, rows = fixture_sae([4, 8, 12, 20])
+    expected = load_file(SAIL / "forward.safetensors")
+    for level, (mse, r2, l0, alive, correlation) in enumerate(
+        [
+            (0.040129199624061584, 0.03689873218536377, 4, 16, 0.1785999834537506),
+            (0.03571287542581558, 0.14289051294326782, 8, 57, 0.16493602097034454),
+            (0.034070104360580444, 0.18231701850891113, 12, 114, 0.14662718772888184),
+            (0.052440717816352844, -0.25857794284820557, 20, 284, 0.1203058511018753),
+        ]
+    ):
+        latents = expected[f"train.acts.{level}"]
+        measures = Measures(96, latents.shape[1], "cpu")
+        measures.add(rows, latents, expected[f"train.recon.{level}"])
+        found = measures.row()
+        assert found["mse"] == pytest.approx(mse, rel=1e-5) and found["r2"] == pytest.approx(r2, abs=1e-5)
+        assert (found["l0"], round((1 - found["dead_share"]) * latents.shape[1])) == (l0, alive)
+        assert mean_absolute_correlation(latents) == pytest.approx(correlation, abs=1e-6)
+
+
+def test_latents_that_never_vary_have_no_correlation() -> None:
+    assert mean_absolute_correlation(torch.zeros(5, 3)) is None
+    codes = torch.tensor([[1.0, 0.3, 0.0], [1.0, 0.1, 0.0], [1.0, 0.0, 0.0]])
+    assert mean_absolute_correlation(codes) is None  # one always the same, one never fires
+
+
+# The published grid
+
+
+def test_the_published_grid_is_of_28_configurations() -> None:
+    found = published_grid()
+    assert len(found) == 28 and len({config.model_dump_json() for config in found.values()}) == 28
+    assert "D_16_64_256_1024_K_5_10_20_40" in found and "D_16_64_256_1024_K_20_20_20_20" not in found
+    config = found["D_128_512_2048_8192_K_20_40_80_160"]
+    assert (config.architecture, config.d_sae, config.k) == ("matryoshka_independent", 8192, 160)
+    assert (config.matryoshka_widths, config.matryoshka_k) == ((128, 512, 2048, 8192), (20, 40, 80, 160))
+    assert config.normalize_activations == "unit_l2" and config.architecture_settings == {"tied_weights": True}
+    theirs = published_grid(SAETraining(matryoshka_widths=(8, 16), d_sae=16, k=2, lr=1e-2))
+    assert theirs.keys() == found.keys()
+    config = theirs["D_16_64_256_1024_K_5_10_20_40"]
+    assert (config.architecture, config.k, config.matryoshka_k, config.lr) == ("matryoshka_batchtopk", 40, None, 1e-2)
+    with pytest.raises(InputError, match="the published grid is of nested SAEs, which 'standard' is not"):
+        published_grid(SAETraining())
 
 
 def test_saelens_own_trainer_takes_it_by_name(tmp_path: Path) -> None:
@@ -318,6 +397,7 @@ def test_saelens_own_trainer_takes_it_by_name(tmp_path: Path) -> None:
     [
         ({"matryoshka_k": (1, 4)}, "matryoshka_k has 2 budgets, but there are 4 levels"),
         ({"matryoshka_k": (7, 7, 7, 4)}, "gives 7 latents per row to a level of 6"),
+        ({"matryoshka_widths": (6, 24, 12, 48)}, "must be positive and rise from each to the next"),
         ({"matryoshka_k": (1, 2, 3, 5)}, "the last of matryoshka_k is 5, but k is 4"),
         ({"matryoshka_widths": (6, 12)}, "must be all 48 latents"),
         ({"architecture": "batchtopk", "k": 4, "matryoshka_widths": None, "matryoshka_k": (4,)}, "matryoshka_k does"),
@@ -339,8 +419,37 @@ def test_plans_without_budgets_are_as_before_and_default_budgets_fit_their_level
 
 def test_rows_of_other_lengths_are_not_trained_on_as_rows_of_length_1(tmp_path: Path) -> None:
     store, said = rows_store(tmp_path / "rows"), {"input_normalization": "unit_l2"}
-    with pytest.raises(InputError, match="has rows of length .*; store them divided, or leave input_normalization out"):
+    with pytest.raises(InputError, match="has rows of length .*; set normalize_activations: unit_l2, "):
         train_sae(store, tmp_path / "refused", small_training(), metadata=said)
     unit = store_of(torch.nn.functional.normalize(store.rows_of(range(40)), dim=1), tmp_path / "unit")
     trained = train_sae(unit, tmp_path / "sae", small_training(), metadata=said)
     assert trained.cfg.metadata.input_normalization == "unit_l2"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"init": "data_points", "resample_every": 6, "dead_feature_window": 3, "lr": 0.02, "sparsity": 0.1},
+        {"architecture": "jumprelu", "sparsity_warm_up_steps": 0, "k": 4, "validation_share": 0.25},
+    ],
+    ids=["resampled from data points", "jumprelu held at k, held out"],
+)
+def test_rows_are_divided_by_their_lengths_wherever_a_training_reads_them(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    store = rows_store(tmp_path / "rows")
+    unit = store_of(of_unit_length(store.rows_of(range(40)))[0], tmp_path / "unit")
+    sae = train_sae(store, tmp_path / "sae", small_training(normalize_activations="unit_l2", **settings))
+    assert sae.cfg.metadata.input_normalization == "unit_l2" and sae.cfg.normalize_activations == "none"
+    of_unit_rows = train_sae(unit, tmp_path / "of unit rows", small_training(**settings))
+    assert_same_weights(sae, of_unit_rows)
+    assert read_metrics(tmp_path / "sae/metrics.jsonl") == read_metrics(tmp_path / "of unit rows/metrics.jsonl")
+    with pytest.raises(InputError, match="the metadata say input_normalization 'none', the settings 'unit_l2'"):
+        said = {"input_normalization": "none"}
+        train_sae(store, tmp_path / "refused", small_training(normalize_activations="unit_l2"), metadata=said)
+
+
+def test_nested_saes_are_saelens_own_unless_told_otherwise() -> None:
+    assert SAETraining(matryoshka_widths=(8, 16), d_sae=16, k=2).architecture == "matryoshka_batchtopk"
+    with pytest.raises(ValueError, match="matryoshka_k does nothing for the architecture 'matryoshka_batchtopk'"):
+        SAETraining(matryoshka_widths=(8, 16), matryoshka_k=(1, 2), d_sae=16, k=2)

@@ -35,6 +35,7 @@ _METADATA = (
     *("model_fingerprint", "model_source", "seed", "training", "preprocessing", "trained_on_model", "concept"),
     *("training_architecture", "training_architecture_details", "l0", "num_dead_features", "dead_feature_window"),
     *("source_file", "source_sha256", "source_repo", "source_revision", "source_commit"),
+    *("input_normalization", "levels", "k"),
     # of SAEs that SAELens trained on language models
     *("model_class_name", "model_from_pretrained_kwargs", "hook_head_index", "hook_name_out", "hook_head_index_out"),
     *("context_size", "seqpos_slice", "prepend_bos", "exclude_special_tokens", "sequence_separator_token"),
@@ -56,7 +57,8 @@ _COURSE = (
     *("auxiliary_reconstruction_loss", "explained_variance", "mse", "l0", "dead_share", "slope", "learning_rate"),
     *("shrinkage", "dead_window_steps", "dead_share_in_training", "rows_in_training", "n_dead"),
     *("l1_coefficient", "l0_coefficient"),
-    *("density", "log10_edges", "counts", "never", "auroc_cost", "levels", "width", "alive"),
+    *("density", "log10_edges", "counts", "never", "auroc_cost"),
+    *("r2", "levels", "width", "alive", "mean_absolute_correlation"),
 )
 _PROVENANCE = (
     *("weights_sha256", "cfg_sha256", "tensors", "published_with", "trained_with", "dataset_fingerprint"),

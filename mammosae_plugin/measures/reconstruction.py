@@ -1,10 +1,12 @@
 """How well an SAE reconstructs, and how many latents it uses: explained variance, L0, dead latents, slope, density."""
 
 __all__ = [
-    "dead_share", "DENSITY_EDGES", "density_histogram", "explained_variance", "Function", "measure", "Measures", "Row",
+    "dead_share", "DENSITY_EDGES", "density_histogram", "explained_variance", "Function", "Levels",
+    "mean_absolute_correlation", "measure", "Measures", "Row",
 ]  # fmt: skip
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +16,8 @@ from mammosae_plugin.shapes import Rows
 
 Row = dict[str, Any]
 Function = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+_OF_LEVELS = ("mse", "explained_variance", "r2", "l0")
+_CORRELATED_ROWS, _COLUMNS_AT_ONCE = 2048, 1024
 DENSITY_EDGES = tuple(-7 + 0.5 * step for step in range(15))  # log10 of the share of rows at which a latent fires
 
 
@@ -69,6 +73,7 @@ class Measures:
             rows: how many.
             explained_variance: 1 - (sum of squared errors) / (sum of squared deviations from each channel's mean);
                 None where the rows do not vary.
+            r2: the same with the one mean of all numbers in the place of each channel's, as SAIL has it.
             mse: squared error, mean over rows and channels.
             l0: latents that fire per row.
             dead_share: share of the latents that fire at none of the rows.
@@ -78,10 +83,12 @@ class Measures:
             density: how many latents fire at what share of the rows: `counts` between `log10_edges`, and `never`.
         """
         variation = float((self._sum_of_squares - self._sum.square() / self.n_rows).sum())
+        around_one_mean = float(self._sum_of_squares.sum() - self._sum.sum().square() / (self.n_rows * len(self._sum)))
         error = float(self._squared_error.sum())
         return {
             "rows": self.n_rows,
             "explained_variance": explained_variance(error, variation),
+            "r2": explained_variance(error, around_one_mean),
             "mse": error / (self.n_rows * len(self._sum)),
             "l0": int(self._fired.sum()) / self.n_rows,
             "dead_share": float((self._fired == 0).double().mean()),
@@ -97,19 +104,88 @@ class Measures:
         return together / variation if variation > negligible else None
 
 
-def measure(function: Function, batches: Iterable[Rows], d_in: int, d_sae: int, device: str) -> Row:
+@dataclass(frozen=True)
+class Levels:
+    """The levels of nested SAEs, each the first so many latents.
+
+    Attributes:
+        widths: how many, rising; the last are all.
+        decode: the reconstruction (b, d_in) from the first latents (b, width) alone.
+    """
+
+    widths: Sequence[int]
+    decode: Callable[[torch.Tensor], torch.Tensor]
+
+
+def measure(
+    function: Function,
+    batches: Iterable[Rows],
+    d_in: int,
+    d_sae: int,
+    device: str,
+    levels: Levels | None = None,
+) -> Row:
     """The measures of an SAE on batches of rows (b, d_in); `function` gives latents and reconstruction of a batch.
+
+    Those of nested SAEs have `levels` too, a row for each: width, mse, explained_variance, r2, l0, alive (latents that
+    fire at any of the rows) and mean_absolute_correlation (of the first batch, of at most 2,048 rows).
 
     Of several processes each looks at some of the batches, which are the same in all.
     """
-    measures = Measures(d_in, d_sae, device)
+    widths = () if levels is None else tuple(levels.widths)
+    measures = [Measures(d_in, width, device) for width in (*widths[:-1], d_sae)]
+    correlations = torch.zeros(len(widths), dtype=torch.float64, device=device)
     with torch.no_grad():
         for number, batch in enumerate(batches):
             if number % distributed.world_size() == distributed.rank():
                 batch = batch.to(device)
-                measures.add(batch, *function(batch))
-    measures.add_up()
-    return measures.row()
+                latents, reconstruction = function(batch)
+                measures[-1].add(batch, latents, reconstruction)
+                for width, of_level in zip(widths[:-1], measures, strict=False):
+                    assert levels is not None
+                    of_level.add(batch, latents[:, :width], levels.decode(latents[:, :width]))
+                if number == 0:
+                    found = [mean_absolute_correlation(latents[:_CORRELATED_ROWS, :width]) for width in widths]
+                    correlations += correlations.new_tensor([torch.nan if one is None else one for one in found])
+    for one in measures:
+        one.add_up()
+    row = measures[-1].row()
+    if not widths:
+        return row
+    distributed.add_up([correlations])
+    row["levels"] = []
+    for width, one, correlation in zip(widths, measures, correlations.tolist(), strict=True):
+        whole = one.row()
+        row["levels"].append(
+            {
+                "width": width,
+                **{name: whole[name] for name in _OF_LEVELS},
+                "alive": round(width * (1 - whole["dead_share"])),
+                "mean_absolute_correlation": None if correlation != correlation else correlation,
+            }
+        )
+    return row
+
+
+def mean_absolute_correlation(latents: torch.Tensor) -> float | None:
+    """The mean of |Pearson's r| over pairs of latents (n, m) that fire and vary; None where there is no pair."""
+    columns = latents[:, (latents != 0).any(0)].double()
+    sizes = columns.norm(dim=0)
+    columns = columns - columns.mean(0)
+    lengths = columns.norm(dim=0)
+    varies = lengths > 1e-7 * sizes  # less is rounding
+    unit = (columns[:, varies] / lengths[varies]).float()
+    n_latents = int(unit.shape[1])
+    if n_latents < 2:
+        return None
+    total = 0.0
+    for start in range(0, n_latents, _COLUMNS_AT_ONCE):
+        block = unit[:, start : start + _COLUMNS_AT_ONCE]
+        products = (block.T @ unit[:, start:]).abs_()  # each pair once, but those within the block twice
+        own = products[:, : block.shape[1]]
+        total += float(products.sum(dtype=torch.float64) - own.sum(dtype=torch.float64))
+        total += float(own.triu(1).sum(dtype=torch.float64))
+    return float(total / (n_latents * (n_latents - 1) / 2))
 
 
 def dead_share(

@@ -6,7 +6,7 @@ from mammosae_plugin.training.classifier_settings import ClassifierTraining
 from mammosae_plugin.training.sae import train_sae, train_saes
 from mammosae_plugin.training.saving import save_sae
 from mammosae_plugin.training.settings import SAETraining
-from mammosae_plugin.training.sweep import final_metrics_of, grid
+from mammosae_plugin.training.sweep import final_metrics_of, grid, published_grid
 
 __all__ = [
     "Augmentation",
@@ -14,6 +14,7 @@ __all__ = [
     "SAETraining",
     "final_metrics_of",
     "grid",
+    "published_grid",
     "save_sae",
     "train_classifier",
     "train_sae",

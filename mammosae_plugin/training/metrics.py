@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from sae_lens import SAE
 from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
@@ -24,6 +24,14 @@ from mammosae_plugin.provenance import plain
 from mammosae_plugin.training.settings import SAETraining
 
 Row = dict[str, Any]
+_OF_LEVELS = {
+    "mse": "MSE",
+    "explained_variance": "Explained variance",
+    "r2": "R²",
+    "l0": "Latents per row (L0)",
+    "alive": "Latents that fire",
+    "mean_absolute_correlation": "Mean |correlation|",
+}
 
 
 def problems_of(config: SAETraining, last: Row) -> list[str]:
@@ -123,15 +131,21 @@ def trained_l0(sae: SAE[Any]) -> float | None:
 
 
 def draw_metrics(rows: Sequence[Row], file: Path) -> None:
-    """Draw the course of a training, and at last how often latents fire, as a PNG.
+    """Draw the course of a training, how often latents fire at last, and of nested SAEs that of each level, as a PNG.
 
     Args:
         rows: The rows of a `metrics.jsonl`, of which the last is the final one.
         file: Where the figure goes.
     """
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    nested = [row for row in rows if row.get("levels")]
+    figure = Figure(figsize=(9, 12 if nested else 6), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(2, 2).flat
+    above: Figure | SubFigure = figure
+    if nested:
+        parts: Any = figure.subfigures(2, 1)
+        above = parts[0]
+        _draw_levels(nested, parts[1])
+    panels = above.subplots(2, 2).flatten()
     for axes, name, title in zip(
         panels,
         ("explained_variance", "l0", "dead_share"),
@@ -147,7 +161,7 @@ def draw_metrics(rows: Sequence[Row], file: Path) -> None:
                 axes.axvline(row["step"], color="0.8", linewidth=0.7, zorder=0)
         axes.set(title=title, xlabel="step")
         axes.legend(fontsize="small")
-    density, axes = rows[-1]["density"], figure.axes[3]
+    density, axes = rows[-1]["density"], panels[3]
     edges = density["log10_edges"]
     axes.bar(edges[:-1], density["counts"], width=edges[1] - edges[0], align="edge")
     axes.set(
@@ -158,3 +172,14 @@ def draw_metrics(rows: Sequence[Row], file: Path) -> None:
     )
     with atomic_path(file) as temporary:
         figure.savefig(temporary, dpi=120, metadata={"Software": None})
+
+
+def _draw_levels(rows: Sequence[Row], figure: SubFigure) -> None:
+    """The course of every level of nested SAEs, each the first so many latents."""
+    for axes, (name, title) in zip(figure.subplots(2, 3).flat, _OF_LEVELS.items(), strict=True):
+        for number, level in enumerate(rows[-1]["levels"]):
+            points = [(row["step"], value) for row in rows if (value := row["levels"][number][name]) is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=str(level["width"]), marker="o", markersize=3)
+        axes.set(title=title, xlabel="step")
+    figure.axes[0].legend(title="latents", fontsize="small")

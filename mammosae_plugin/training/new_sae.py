@@ -12,6 +12,7 @@ from sae_lens import TrainingSAE
 from sae_lens.saes.sae import SAEMetadata
 
 from mammosae_plugin import distributed
+from mammosae_plugin.adapters.input_normalization import UNIT_L2
 from mammosae_plugin.adapters.vision_sae import unregistered
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.training.architectures import FIELDS, Architecture
@@ -37,7 +38,7 @@ def new_training_sae(config: SAETraining, d_in: int, *, metadata: SAEMetadata, d
     given = {
         "d_in": d_in,
         "d_sae": d_sae,
-        "normalize_activations": config.normalize_activations,
+        "normalize_activations": "none" if config.normalize_activations == UNIT_L2 else config.normalize_activations,
         "apply_b_dec_to_input": True,
         "device": device,
         "metadata": metadata,

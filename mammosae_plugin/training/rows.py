@@ -2,6 +2,7 @@
 
 __all__ = ["DEAD_ROWS", "EVALUATION_ROWS", "images_of_held_out_patients", "TrainingRows"]
 
+import copy
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Literal
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from mammosae_plugin.activations import ActivationStore
+from mammosae_plugin.adapters.input_normalization import of_unit_length
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.shapes import Rows
 from mammosae_plugin.training.held_out import hold_out_patients
@@ -32,6 +34,7 @@ class TrainingRows:
         n_rows: Number of rows to train on.
         kind: What evaluations are made on: "validation", or "training" where nothing is held out.
         validation_images: The images held out.
+        are_divided: Whether rows are divided by their lengths as they are read (`divided`).
 
     Raises:
         InputError: An image that the store lacks, no image left on a side, or a patient on both.
@@ -44,12 +47,23 @@ class TrainingRows:
         self.validation_images = sorted({int(image) for image in validation_images})
         self.kind: Literal["validation", "training"] = "validation" if self.validation_images else "training"
         self.n_rows = store.n_rows
+        self.are_divided = False
         self._evaluation: torch.Tensor | None = None
         if self.validation_images:
             counts = np.bincount(store.labels()[0], minlength=len(store.image_ids))
             self._training_images = _other_images(store, self.validation_images)
             self.n_rows = int(counts[self._training_images].sum())
             self._evaluation = self._read_held_out(counts)
+
+    def divided(self) -> "TrainingRows":
+        """The same rows, each divided by its length."""
+        rows = copy.copy(self)
+        rows.are_divided = True
+        return rows
+
+    def prepared(self, batch: Rows) -> Rows:
+        """Rows (b, d_in) of the store as the SAE is to see them."""
+        return of_unit_length(batch)[0] if self.are_divided else batch
 
     def batches(self, start: int = 0, *, part: tuple[int, int] = (0, 1)) -> Iterator[Rows]:
         """An endless stream of (batch_size, d_in) batches of training rows, from batch number `start`.
@@ -59,13 +73,14 @@ class TrainingRows:
             part: Number r of n: give only the r-th of n equal parts of each batch.
         """
         images = self._training_images if self.validation_images else None
-        return self.store.batches(self.batch_size, seed=self.seed, start=start, images=images, part=part)
+        batches = self.store.batches(self.batch_size, seed=self.seed, start=start, images=images, part=part)
+        return map(self.prepared, batches)
 
     def evaluation(self) -> Iterator[Rows]:
         """Batches (b, d_in) to judge by, always the same: held-out rows, else the first training rows."""
         if self._evaluation is not None:
             for start in range(0, len(self._evaluation), self.batch_size):
-                yield self._evaluation[start : start + self.batch_size]
+                yield self.prepared(self._evaluation[start : start + self.batch_size])
         else:
             yield from islice(self.batches(), max(1, min(self.n_rows, EVALUATION_ROWS) // self.batch_size))
 
@@ -97,8 +112,8 @@ class TrainingRows:
         if bool(((lengths - 1).abs() > _OFF_LENGTH).any()):
             raise InputError(
                 f"the metadata say that rows are divided by their length, but {self.store.folder} has rows of length "
-                f"{float(lengths.min()):.3g} to {float(lengths.max()):.3g}; store them divided, or leave "
-                "input_normalization out"
+                f"{float(lengths.min()):.3g} to {float(lengths.max()):.3g}; set normalize_activations: unit_l2, "
+                "which divides them, or leave input_normalization out"
             )
 
     def _read_held_out(self, counts: npt.NDArray[np.int64]) -> torch.Tensor:

@@ -37,7 +37,8 @@ from mammosae_plugin import distributed
 from mammosae_plugin.activations import ActivationStore
 from mammosae_plugin.activations.saelens_format import NOT_KNOWN
 from mammosae_plugin.activations.store import MANIFEST
-from mammosae_plugin.adapters.input_normalization import INPUT_NORMALIZATION
+from mammosae_plugin.adapters.input_normalization import INPUT_NORMALIZATION, UNIT_L2
+from mammosae_plugin.adapters.levels import LEVELS, decode_level, levels_of
 from mammosae_plugin.adapters.vision_sae import DIGESTS, TRAINING, unregistered
 from mammosae_plugin.datasets.about import PHANTOM_ID
 from mammosae_plugin.errors import InputError
@@ -52,7 +53,7 @@ from mammosae_plugin.files import (
     write_text,
 )
 from mammosae_plugin.locks import only_run
-from mammosae_plugin.measures.reconstruction import dead_share, measure
+from mammosae_plugin.measures.reconstruction import Levels, dead_share, measure
 from mammosae_plugin.own_files import require_unclaimed
 from mammosae_plugin.provenance import plain, seed_everything, torch_generator
 from mammosae_plugin.shards import is_whole
@@ -88,7 +89,6 @@ logger = logging.getLogger(__name__)
 PLAN = TRAINING
 CHECKPOINT, METRICS, FIGURE, CARD = "checkpoint.safetensors", "metrics.jsonl", "metrics.png", "README.md"
 _NORM_BATCHES, _CALIBRATION_ROWS = 100, 8192
-_OF_LEVELS = ("mse", "explained_variance", "l0")
 _INIT, _RESAMPLING = 1, 2  # their random streams
 
 
@@ -194,6 +194,10 @@ class _Job:
     final_metrics: Callable[[SAE[Any]], Mapping[str, float]] | None
     tracker: TrackerName | None
 
+    def rows_of(self, rows: TrainingRows) -> TrainingRows:
+        """Rows as this SAE is to see them."""
+        return rows.divided() if self.config.normalize_activations == UNIT_L2 else rows
+
     @property
     def is_trained(self) -> bool:
         return (self.folder / CFG).exists()
@@ -255,8 +259,11 @@ def _make_plan(job: _Job, rows: TrainingRows) -> dict[str, Any]:
         raise
     except ValueError as error:
         raise InputError(str(error)) from error
-    if job.metadata.get(INPUT_NORMALIZATION) is not None:
+    said = job.metadata.get(INPUT_NORMALIZATION)
+    if config.normalize_activations != UNIT_L2 and said is not None:
         rows.require_unit_length()
+    elif config.normalize_activations == UNIT_L2 and said not in (None, UNIT_L2):
+        raise InputError(f"the metadata say {INPUT_NORMALIZATION} {said!r}, the settings {UNIT_L2!r}; leave one out")
     return {
         "config": config.model_dump(),
         "activations": store.manifest,
@@ -313,7 +320,7 @@ class _Run:
     """One SAE in training."""
 
     def __init__(self, job: _Job, plan: Mapping[str, Any], rows: TrainingRows) -> None:
-        self.job, self.config, self.rows = job, job.config, rows
+        self.job, self.config, self.rows = job, job.config, job.rows_of(rows)
         self.steps: int = plan["steps"]
         self.resample_steps = job.config.resample_steps(rows.n_rows / job.config.batch_size)
         self.progress: dict[str, str] = {}
@@ -360,7 +367,7 @@ class _Run:
     def step(self, batch: torch.Tensor) -> None:
         trainer, config = self.trainer, self.config
         trainer.maybe_reset_sparsity()
-        output = self.step_together(batch)
+        output = self.step_together(self.rows.prepared(batch))
         if config.held_l0 is not None:
             hold_l0(trainer.sae, output.feature_acts, config.held_l0)
         trainer.n_training_steps += 1
@@ -394,7 +401,11 @@ class _Run:
             latents = sae.encode(scaler(batch))
             return latents, scaler.unscale(sae.decode(latents))
 
-        return measure(function, self.rows.evaluation(), sae.cfg.d_in, sae.cfg.d_sae, self.job.device)
+        def decoded(latents: torch.Tensor) -> torch.Tensor:
+            return scaler.unscale(decode_level(sae, latents))
+
+        levels = Levels(widths, decoded) if (widths := levels_of(sae)) else None
+        return measure(function, self.rows.evaluation(), sae.cfg.d_in, sae.cfg.d_sae, self.job.device, levels)
 
     def _note(self, row: Row) -> None:
         if self.metrics is not None:
@@ -444,6 +455,7 @@ def _make_trainer(
         "splits": manifest["splits"],
         "model_fingerprint": manifest["model"],
         "model_source": manifest["source"],
+        **({INPUT_NORMALIZATION: UNIT_L2} if config.normalize_activations == UNIT_L2 else {}),
         "seed": config.seed,
         "training": config.model_dump(mode="json"),
         "mammosae_version": __version__,
@@ -452,6 +464,10 @@ def _make_trainer(
     }
     json.dumps(described)  # SAELens would find out only after the weights are written
     sae = new_training_sae(config, store.d_in, metadata=SAEMetadata(**described), device=device)
+    if levels := levels_of(sae):
+        sae.cfg.metadata[LEVELS] = list(levels)
+        if getattr(sae.cfg, "matryoshka_k", None):
+            sae.cfg.metadata["k"] = list(sae.cfg.matryoshka_k)
     trainer_config = SAETrainerConfig(
         total_training_samples=steps * config.batch_size,
         train_batch_size_samples=config.batch_size,
@@ -490,11 +506,12 @@ def _finish(job: _Job, plan: Mapping[str, Any], rows: TrainingRows) -> SAE[Any]:
     except (SafetensorError, RuntimeError, OSError, KeyError, ValueError) as error:
         raise InputError(f"the SAE in {folder} is damaged; delete it and run again") from error
     if not finished:
-        measured = measure(
-            partial(_latents_and_reconstruction, sae), rows.evaluation(), sae.cfg.d_in, sae.cfg.d_sae, job.device
-        )
+        rows = job.rows_of(rows)
+        levels = Levels(widths, partial(decode_level, sae)) if (widths := levels_of(sae)) else None
+        function = partial(_latents_and_reconstruction, sae)
+        measured = measure(function, rows.evaluation(), sae.cfg.d_in, sae.cfg.d_sae, job.device, levels)
         n_rows, dead = dead_share(sae.encode, rows.training_sample(), sae.cfg.d_sae, job.device)
-        measured |= {"dead_share_in_training": dead, "rows_in_training": n_rows, **_of_levels(sae, rows, job.device)}
+        measured |= {"dead_share_in_training": dead, "rows_in_training": n_rows}
         distributed.on_main(partial(_write_end, job, plan, rows.kind, sae, measured))
     distributed.on_main(partial(_tidy, folder))
     return sae
@@ -543,22 +560,6 @@ def _write_end(job: _Job, plan: Mapping[str, Any], kind: str, sae: SAE[Any], mea
     write_text(folder / CARD, card.render(cfg=cfg, config=plan["config"], acting=job.config.acting(), last=last))
 
 
-def _latents_and_reconstruction(
-    sae: SAE[Any], batch: torch.Tensor, *, width: int | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of the SAE, or of its first `width` latents alone."""
+def _latents_and_reconstruction(sae: SAE[Any], batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     latents = sae.encode(batch)
-    if width is not None:
-        latents[:, width:] = 0
-    return latents[:, :width], sae.decode(latents)
-
-
-def _of_levels(sae: SAE[Any], rows: TrainingRows, device: str) -> Row:
-    """The measures of every level of nested SAEs, as it is used: the latents up to its width."""
-    found = []
-    for width in (sae.cfg.metadata.training_architecture_details or {}).get("matryoshka_widths", ()):
-        function = partial(_latents_and_reconstruction, sae, width=width)
-        row = measure(function, rows.evaluation(), sae.cfg.d_in, width, device)
-        alive = round(width * (1 - row["dead_share"]))
-        found.append({"width": width, **{name: row[name] for name in _OF_LEVELS}, "alive": alive})
-    return {"levels": found} if found else {}
+    return latents, sae.decode(latents)

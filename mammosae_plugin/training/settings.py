@@ -17,7 +17,8 @@ class SAETraining(Settings):
 
     architecture: str = Field(
         "standard",
-        description="The SAE's architecture, by SAELens's name; any that SAELens trains, your own registered ones too.",
+        description="The SAE's architecture, by SAELens's name; any that SAELens trains, your own registered ones too. "
+        "Where matryoshka_widths are given and this is not, matryoshka_batchtopk.",
     )
     architecture_settings: dict[str, Any] | None = Field(
         None, description="Further settings of the architecture, by SAELens's names of them, such as lp_norm."
@@ -65,9 +66,11 @@ class SAETraining(Settings):
         1e-2, ge=0, description="matching_pursuit: a row takes no more latents once its error's norm is below this."
     )
     batch_size: int = Field(4096, gt=0, description="Rows per step.")
-    normalize_activations: Literal["none", "expected_average_only_in"] = Field(
+    normalize_activations: Literal["none", "expected_average_only_in", "unit_l2"] = Field(
         "none",
-        description="Scale rows to a mean norm of sqrt(width) while training; folded into the weights afterwards.",
+        description="expected_average_only_in: scale rows to a mean norm of sqrt(width) while training; folded into "
+        "the weights afterwards. unit_l2: divide each row by its length, as SAIL does; the saved SAE's metadata say "
+        "so, and whatever of this package applies it does it too.",
     )
     init: Literal["random", "data_points"] = Field(
         "random", description="Where the latents' directions start: at random, or at rows of the store."
@@ -127,6 +130,13 @@ class SAETraining(Settings):
     def kind(self) -> Architecture:
         """What SAELens knows of the architecture."""
         return architecture(self.architecture)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nested_saes_are_saelens_own_by_default(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("matryoshka_widths") and "architecture" not in given:
+            return {**given, "architecture": "matryoshka_batchtopk"}
+        return given
 
     @model_validator(mode="after")
     def _fits_together(self) -> "SAETraining":
