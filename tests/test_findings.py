@@ -313,6 +313,23 @@ def test_the_activity_of_a_latent_that_fires_in_few_patients_is_suppressed(study
         assert own.loc[few, "firing_rate"].isna().all()
 
 
+def test_what_two_concepts_say_of_the_test_images_gives_away_no_few_patients_who_have_neither():
+    """The mean without a mass, which a role states, less the mean with a calcification, which is an effect."""
+    table = make_table(n_patients=40)
+    images, names = table.images, ["Mass", "Suspicious_Calcification"]
+    images["split"] = ["test" if number % 2 else "training" for number in pd.factorize(images["patient_id"])[0]]
+    images.loc[images["split"] == "test", names] = 0
+    test = images.loc[images["split"] == "test", "patient_id"].unique()
+    parts = {"Mass": test[:6], "Suspicious_Calcification": test[6:12], "neither": test[12:14]}
+    for name in names:
+        images.loc[images["patient_id"].isin(parts[name]), name] = 1
+    table.latents[:] = 0
+    for latent, firing in enumerate((("Mass", "Suspicious_Calcification", "neither"), names)):
+        table.latents[images["patient_id"].isin(np.concatenate([parts[one] for one in firing])), :, :, latent] = 1.0
+    effects = told_of(FakeLayer(table, names), 5).effects
+    assert [effects[name][:2].tolist() for name in names] == [[False, False], [True, False]]
+
+
 # At full width, and with more than two classes
 
 

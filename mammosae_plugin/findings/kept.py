@@ -150,6 +150,7 @@ def _plan(layer: LayerResults, encoder: Encoder) -> dict[str, Any]:
         "table": sha256_of_file(encoder.table_folder / TABLE),
         "concepts": list(encoder.concepts),
         "unit": _unit(layer),
+        "sums": "both classes of the test split",
         "score": layer.results["config"]["analysis"]["score"],
         "localization": [row for row in layer.results["localization"] if row["model"] == encoder.model],
         "columns": {name: [str(field) for field in schema] for name, schema in KEPT_SCHEMAS.items()},
@@ -210,8 +211,8 @@ def _of_split(encoder: Encoder, unit: str, name: str) -> _OfSplit:
 
     if name == TRAINING:
         sums = {concept: class_sums(concept) for concept in encoder.concepts}
-    else:  # activity; and effects, which are a known weight times a mean over the images of class 1
-        effects = {one: class_sums(one)[1:] for one in encoder.concepts if len(table.classes(one)) == 2}
+    else:  # activity; effects, a known weight times a mean over the images of class 1; roles state that of class 0 too
+        effects = {one: class_sums(one) for one in encoder.concepts if len(table.classes(one)) == 2}
         sums = {"": [np.ones(int((split == name).sum()), dtype=np.int64)], **effects}
     return _OfSplit(firing, Differences.of(firing, sums))
 
