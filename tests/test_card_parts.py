@@ -69,6 +69,30 @@ def test_what_was_said_by_options_stays_where_none_are_given() -> None:
     assert "Authors: C. D." in other and "A. B." not in other
 
 
+OURS, PAPER, CODE = (f"- {name}: [x](https://example.org/{name})" for name in ("SAEs", "paper", "code"))
+
+
+@pytest.mark.parametrize(
+    ("there", "now", "kept", "gone"),
+    [
+        (("## About\n\nOld words.\n\nAuthors: A. B.",), ("## About\n\nNew words.",), ["New words.", "A. B."], ["Old"]),
+        (("## About\n\nOld words.",), ("## About\n\nAuthors: C. D.",), ["Old words.\n\nAuthors: C. D."], []),
+        ((f"## Links\n\n{OURS}\n{PAPER}",), (f"## Links\n\n{OURS}",), [f"{OURS}\n{PAPER}"], []),
+        ((f"## Links\n\n{PAPER}",), (f"## Links\n\n{OURS}\n{CODE}",), [f"{OURS}\n{CODE}"], [PAPER]),
+        ((f"## Links\n\n{OURS}\n{PAPER}",), (), [f"## Links\n\n{PAPER}"], [OURS]),
+        (("## About\n\nOld words.", f"## Links\n\n{PAPER}"), (), ["Old words.", PAPER], []),
+    ],
+)
+def test_authors_description_and_links_stay_each_by_itself(
+    there: tuple[str, ...], now: tuple[str, ...], kept: list[str], gone: list[str]
+) -> None:
+    old, new = (card("\n\n".join(["# SAEs", *parts, "## Load\n\nSo."])) for parts in (there, now))
+    joined = join_cards(old, new).text
+    assert all(words in joined for words in kept) and not any(words in joined for words in gone)
+    assert joined.count("begin about") + joined.count("begin links") == len(there)
+    assert joined.index("begin load") > max(joined.find(f"begin {name}") for name in ("about", "links"))
+
+
 @pytest.mark.parametrize(
     ("there", "key", "value", "said"),
     [

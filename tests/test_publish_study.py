@@ -129,6 +129,7 @@ def test_every_card_links_the_other_parts(visit: dict[str, Any]) -> None:
 
 def test_a_republished_card_keeps_what_people_wrote_and_what_they_had_said(visit: dict[str, Any]) -> None:
     assert "Written by hand." in visit["card"] and "Authors: A. B. and C. D." in visit["card"]
+    assert "- paper: [https://example.org/paper](https://example.org/paper)" in visit["card"]
     assert "of the card, new: links" in visit["described"] or "written anew: links" in visit["described"]
     assert "of the card, kept as people wrote it" in visit["described"]
 

@@ -6,6 +6,7 @@ them by itself, and what was published before once it is published again.
 
 __all__ = [
     "About", "hub_place", "parse_links", "Part", "PARTS", "places", "published_places", "RECORD", "repository_url",
+    "TITLES",
 ]  # fmt: skip
 
 import dataclasses
@@ -29,7 +30,8 @@ _NOT_IN_LINKS = frozenset(" \n<>()[]\"'`|\\")
 Part = Literal["sae", "model", "findings", "space"]
 PARTS: tuple[Part, ...] = get_args(Part)
 _KINDS = {"sae": "model", "model": "model", "findings": "dataset", "space": "space"}
-_TITLES = {"sae": "SAEs", "model": "classifiers", "findings": "findings", "space": "pages to browse them"}
+TITLES = {"sae": "SAEs", "model": "classifiers", "findings": "findings", "space": "pages to browse them"}
+"""What links to the parts of a study are called on a card."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class About:
             without: the part that the card is of.
         """
         rows: list[dict[str, Any]] = [
-            {"name": _TITLES[part], "text": repo, "url": repository_url(part, repo), "part": part}
+            {"name": TITLES[part], "text": repo, "url": repository_url(part, repo), "part": part}
             for part, (repo, _) in self.repositories(without).items()
         ]
         rows += [{"name": name, "text": url, "url": url, "part": None} for name, url in self.links.items()]

@@ -5,7 +5,7 @@ it is published again, these are written anew, and everything between and around
 without marks is all theirs, and stays below ours.
 """
 
-__all__ = ["ABOUT", "FRONT_MATTER", "join_cards", "Joined", "mark"]
+__all__ = ["ABOUT", "FRONT_MATTER", "join_cards", "Joined", "LINKS", "mark"]
 
 import re
 from collections.abc import Iterator, Mapping
@@ -15,10 +15,13 @@ from typing import Any
 import yaml
 
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.findings.about import TITLES
 
 FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
-ABOUT = "about"
-"""The part with what people had said by options: without options it stays as it is."""
+ABOUT, LINKS = "about", "links"
+"""The parts with what people had said by options: authors, description, links. What no option says anew stays."""
+
+_AUTHORS = "Authors: "
 
 _PART = re.compile(
     r"<!-- mammosae:begin (?P<name>[\w-]+) -->\n?(?P<text>.*?)\n?<!-- mammosae:end (?P=name) -->", re.DOTALL
@@ -66,11 +69,13 @@ def join_cards(there: str, new: str) -> Joined:
         return Joined(new, ())
     their_front, their_text = _split(there)
     before = {found["name"]: found["text"] for found in _PART.finditer(their_text)}
-    if ABOUT in before and ABOUT not in ours:
-        names = list(ours)
-        ours = (
-            {name: ours[name] for name in names[:1]} | {ABOUT: before[ABOUT]} | {name: ours[name] for name in names[1:]}
-        )
+    said = {
+        ABOUT: _joined_about(before.get(ABOUT, ""), ours.get(ABOUT, "")),
+        LINKS: _joined_links(before.get(LINKS, ""), ours.get(LINKS, "")),
+    }
+    first = next(iter(ours))
+    added = {name: part for name, part in said.items() if part and name not in ours}
+    ours = {first: ours[first]} | added | {name: said.get(name) or part for name, part in ours.items()}
     body, kept = _joined_text(their_text, ours)
     joined_front, front_changes = _joined_front(their_front, front)
     words = {
@@ -141,6 +146,28 @@ def _joined_text(there: str, ours: Mapping[str, str]) -> tuple[str, list[str]]:
         place = at + 1
     text = "\n\n".join(part.strip() if name is None else _marked(name, part) for name, part in pieces)
     return text, [part for name, part in pieces if name is None]
+
+
+def _joined_about(there: str, new: str) -> str:
+    """The section on authors and description; each of them that is not said anew as it was."""
+
+    def parts(text: str) -> tuple[list[str], list[str]]:
+        said = [part.strip() for part in text.strip().split("\n\n")[1:] if part.strip()]
+        return [one for one in said if not one.startswith(_AUTHORS)], [one for one in said if one.startswith(_AUTHORS)]
+
+    joined = [part for old, now in zip(parts(there), parts(new), strict=True) for part in now or old]
+    return "\n\n".join(["## About", *joined]) if joined else ""
+
+
+def _joined_links(there: str, new: str) -> str:
+    """The section on links; those of people, which lead to no part of the study, stay unless other ones are given."""
+
+    def lines(text: str, *, of_people: bool) -> list[str]:
+        rows = [line for line in text.splitlines() if line.startswith("- ")]
+        return [row for row in rows if (row[2:].partition(":")[0] not in TITLES.values()) == of_people]
+
+    links = lines(new, of_people=False) + (lines(new, of_people=True) or lines(there, of_people=True))
+    return "\n".join(["## Links", "", *links]) if links else ""
 
 
 def _joined_front(there: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, list[str]]:
