@@ -292,6 +292,24 @@ def test_labels_lie_over_no_other_points():
     assert sum(int(box.count_contains(points)) for box in boxes) == 0
 
 
+@pytest.mark.parametrize("height", [0.0085, 0.02, 0.05])
+def test_no_label_and_no_mark_lies_over_the_notes_in_a_class_means_figure(height):
+    mean_0 = np.array([1e-4, height, 0.018, 0.08, *np.geomspace(0.003, 0.09, 40)])
+    names = ("images without suspicious calcification", "images with suspicious calcification")
+    named = [(latent, "unclear", 0.6) for latent in range(1, 4)]
+    figure = plot_class_means(mean_0, 1.03 * mean_0, np.arange(44), named, title="t", class_names=names)
+    figure.draw_without_rendering()
+    axes = figure.get_axes()[0]
+    labels, notes = (
+        [matplotlib.text.Text.get_window_extent(text) for text in axes.texts if text.get_text().isdigit() == number]
+        for number in (True, False)
+    )
+    assert len(labels) == 3 and len(notes) == 2
+    assert not any(label.overlaps(note) for label in labels for note in notes)
+    points = axes.transData.transform(np.column_stack([mean_0, 1.03 * mean_0]))
+    assert not any(note.padded(3).count_contains(points) for note in notes)
+
+
 def test_a_latent_that_fires_in_one_class_only_is_inside_the_axes():
     mean_0, mean_1, latents = class_means()
     mean_0[5] = 0.0

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
+from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
@@ -30,6 +31,8 @@ _ROLES = {
     BACKGROUND: (BACKGROUND_LATENT, "s", "background latent (AUROC beside it)"),
 }
 _NO_ROLE = (INK, "o", "leading latent without a role")
+_NOTE_PLACES = (0.68, 0.82, 0.95)
+"""Heights for the note above the dashed line; the first that covers the fewest points is taken."""
 
 
 def plot_class_means(
@@ -103,12 +106,14 @@ def plot_class_means(
         axes.set_xlabel(f"mean activation, {class_names[0]}")
         axes.set_ylabel(f"mean activation, {class_names[1]}")
         note: dict[str, Any] = {"transform": axes.transAxes, "fontsize": 8, "color": MUTED, "fontstyle": "italic"}
-        axes.text(0.02, 0.68, f"more in {class_names[1]} ↑", va="center", **note)  # the leaders are above it
-        axes.text(0.98, 0.025, f"more in {class_names[0]} →", ha="right", **note)
+        notes = [
+            axes.text(0.02, _NOTE_PLACES[0], f"more in {class_names[1]} ↑", va="center", **note),
+            axes.text(0.98, 0.025, f"more in {class_names[0]} →", ha="right", **note),
+        ]
         figure.suptitle(textwrap.fill(title, 50), x=0.01, ha="left")
         figure.legend(loc="outside lower left", ncols=2)
         labels = [(x[index[one[0]]], y[index[one[0]]], _name(*one), one[1]) for one in named]
-        _label(figure, axes, labels, np.column_stack([x[~marked], y[~marked]]))
+        _label(figure, axes, labels, np.column_stack([x[~marked], y[~marked]]), notes)
     return figure
 
 
@@ -143,7 +148,13 @@ def _name(latent: int, role: str, auroc: float) -> str:
     return f"{latent} ({auroc:.2f})" if role in _ROLES and np.isfinite(auroc) else str(latent)
 
 
-def _label(figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str, str]], others: np.ndarray) -> None:
+def _label(
+    figure: Figure,
+    axes: Axes,
+    points: Sequence[tuple[float, float, str, str]],
+    others: np.ndarray,
+    notes: Sequence[Text],
+) -> None:
     """Write each point's name beside it, at the nearest place free of labels, marks, points, lines and the frame.
 
     Args:
@@ -151,6 +162,7 @@ def _label(figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str,
         axes: Where the points are.
         points: (x, y, name, role) of the points to name.
         others: (n, 2) x and y of the points without a name.
+        notes: Texts that labels keep away from; the first is moved to where it covers the fewest points.
     """
     figure.draw_without_rendering()
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
@@ -160,6 +172,13 @@ def _label(figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str,
     cloud = axes.transData.transform(others) if len(others) else np.empty((0, 2))
     lines: list[np.ndarray] = []  # points along the lines that lead from labels to marks
     taken = [Bbox.from_bounds(px - 4 * unit, py - 4 * unit, 8 * unit, 8 * unit) for px, py in marks]
+
+    def covered_at(height: float) -> int:
+        notes[0].set_y(height)
+        return _inside(notes[0].get_window_extent(renderer).padded(4 * unit), np.vstack([cloud, *marks]))
+
+    notes[0].set_y(min(_NOTE_PLACES, key=covered_at))
+    taken += [note.get_window_extent(renderer) for note in notes]
     angles = np.deg2rad([20, 160, -20, -160, 60, 120, -60, -120, 90, -90, 0, 180])
     order = sorted(range(len(points)), key=lambda i: (-marks[i][1], marks[i][0]))
     for i in order:
