@@ -21,9 +21,10 @@ def levels_of(sae: SAE[Any]) -> tuple[int, ...]:
     details = metadata.training_architecture_details
     named = metadata.levels or (details.get("matryoshka_widths") if isinstance(details, dict) else None)
     named = named or getattr(sae.cfg, "matryoshka_widths", None)
-    if not isinstance(named, (list, tuple)) or not named or named[-1] != sae.cfg.d_sae:
+    if not isinstance(named, (list, tuple)) or not named:
         return ()
-    return tuple(int(width) for width in named)
+    widths = tuple(int(width) for width in named)
+    return widths if widths[-1] == sae.cfg.d_sae else (*widths, int(sae.cfg.d_sae))
 
 
 def decode_level(sae: SAE[Any], latents: torch.Tensor) -> torch.Tensor:

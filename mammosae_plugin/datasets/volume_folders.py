@@ -24,11 +24,12 @@ logger = logging.getLogger(__name__)
 TOTALSEGMENTATOR = DatasetAbout(
     name="totalsegmentator",
     title="TotalSegmentator",
-    citation="J. Wasserthal et al. TotalSegmentator: Robust segmentation of 104 anatomic structures in CT images. "
-    "Radiology: Artificial Intelligence 5(5), 2023; T. Akinci D'Antonoli et al. TotalSegmentator MRI. Radiology, 2025.",
+    citation="J. Wasserthal et al. TotalSegmentator: Robust Segmentation of 104 Anatomic Structures in CT Images. "
+    "Radiology: Artificial Intelligence, 2023, doi:10.1148/ryai.230024; T. Akinci D'Antonoli et al. TotalSegmentator "
+    "MRI: Robust Sequence-independent Segmentation of Multiple Anatomic Structures in MRI. Radiology 314(2), 2025.",
     licence="as stated on the page of each part on Zenodo",
-    url="https://zenodo.org/records/10047292",
-    why="its parts are passed on under their own licences, and a row per image is data",
+    url="https://github.com/wasserth/TotalSegmentator",
+    why="its parts are passed on under licences of their own, and a row per image is data",
     licence_words=("cc", "by"),
 )
 

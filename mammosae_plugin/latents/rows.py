@@ -1,6 +1,6 @@
 """Making a latents table of rows, one vector per image, without a network: what an SAE says of stored embeddings."""
 
-__all__ = ["encode_rows", "levels_of", "write_sparse_features"]
+__all__ = ["encode_rows", "write_sparse_features"]
 
 import hashlib
 import os
@@ -28,6 +28,7 @@ from mammosae_plugin.adapters.input_normalization import (
     normalized,
     rescaled,
 )
+from mammosae_plugin.adapters.levels import levels_of
 from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.arguments import whole
 from mammosae_plugin.datasets import StudyDataset
@@ -119,16 +120,6 @@ def encode_rows(
         return _encode(rows, sae, local_path(folder), shard_size)
 
 
-def levels_of(sae: SAE[Any]) -> list[int]:
-    """The numbers of latents of a nested SAE's levels, rising, as its metadata say; of another that of all latents."""
-    metadata = sae.cfg.metadata
-    for said in (metadata.levels, metadata.matryoshka_widths, getattr(sae.cfg, "matryoshka_widths", None)):
-        if said:
-            levels = [int(width) for width in said]
-            return levels if levels[-1] == sae.cfg.d_sae else [*levels, int(sae.cfg.d_sae)]
-    return [int(sae.cfg.d_sae)]
-
-
 def _encode(rows: RowSource, sae: SAE[Any], folder: Path, shard_size: int) -> LatentTable:
     in_order = sorted(rows.images["split"].unique(), key=lambda name: (name != TRAINING, name))
     places = {split: np.flatnonzero((rows.images["split"] == split).to_numpy()) for split in in_order}
@@ -137,7 +128,7 @@ def _encode(rows: RowSource, sae: SAE[Any], folder: Path, shard_size: int) -> La
     distributed.on_main(partial(require_unclaimed, folder, begun, written))
     done = distributed.on_main(partial(is_whole_table, folder))
     normalization = {INPUT_NORMALIZATION: name} if (name := input_normalization(sae)) else {}
-    levels = levels_of(sae)
+    levels = list(levels_of(sae)) or [int(sae.cfg.d_sae)]
     fixed = {
         "format_version": FORMAT_VERSION,
         ELEMENTS_KEY: ELEMENTS_OF_ROWS,
