@@ -366,6 +366,9 @@ def test_drawing_leaves_the_callers_matplotlib_settings_alone_and_ignores_them(t
         (Estimate(math.nan), "–"),
         (Estimate(-0.0213, -0.03, 0.004, signed=True), "−0.021 [−0.030, +0.004]"),
         (Estimate(-0.0001, signed=True), "0.000"),
+        (Estimate(0.99993, 0.99957, 1.0), "1.000 [0.9996, 1.0000]"),
+        (Estimate(0.0, -0.00001, 0.00002, signed=True), "0.000 [−0.00001, +0.00002]"),
+        (Estimate(1.0, 1.0, 1.0), "1.000 [1.000, 1.000]"),
     ],
 )
 def test_an_estimate_prints_to_three_digits_with_its_interval(cell, text):

@@ -228,9 +228,14 @@ mammosae.percent = (share) => {
 // It is measured of every latent.
 mammosae.firingRate = (share) => (share === 0 ? "never" : Number.isNaN(share) ? mammosae.SUPPRESSED : mammosae.percent(share));
 
-mammosae.interval = (row, name) =>
-  (row[`${name}_low`] === null || row[`${name}_low`] === undefined ? ""
-    : ` [${mammosae.fixed(row[`${name}_low`])}, ${mammosae.fixed(row[`${name}_high`])}]`);
+// To three decimals, or to as many as tell the ends apart.
+mammosae.interval = (row, name) => {
+  const ends = [row[`${name}_low`], row[`${name}_high`]];
+  if (ends[0] === null || ends[0] === undefined) return "";
+  let places = 3;
+  while (places < 6 && ends[0].toFixed(places) === ends[1].toFixed(places)) places += 1;
+  return ` [${ends.map((end) => mammosae.fixed(end, places)).join(", ")}]`;
+};
 
 // Suppression: the findings hold nothing where fewer than `min_group` patients stand behind a number: in a class, or among those in
 // whose images a latent fires. How often latents fire, their class means, scores and ranks are of all of them: what is missing there is hidden.

@@ -41,7 +41,7 @@ from mammosae_plugin.datasets.about import KNOWN, PHANTOMS
 from mammosae_plugin.hub.card_parts import mark
 from mammosae_plugin.provenance import plain
 from mammosae_plugin.schema.findings import CONFIGS, dictionary
-from mammosae_plugin.schema.names import MINUS, digits, file_part, readable
+from mammosae_plugin.schema.names import MINUS, digits, ends, file_part, readable
 from mammosae_plugin.schema.results import BACKGROUND, CONCEPT, UNCLEAR
 from mammosae_plugin.training.architectures import taking
 
@@ -349,7 +349,7 @@ def _interval(value: Row | None) -> str:
         return _DASH
     text = f"{value['']:.3f}"
     if value["_low"] is not None:
-        text += f" ({value['_low']:.3f} to {value['_high']:.3f})"
+        text += " ({} to {})".format(*ends(value["_low"], value["_high"]))
     return f"{text}, inverted" if value[""] < 0.5 else text
 
 

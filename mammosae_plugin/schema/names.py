@@ -1,8 +1,9 @@
 """Names of the files that a study writes and the report reads; how concepts and numbers are written for readers."""
 
 __all__ = [
-    "digits", "figure_2_name", "figure_3_name", "figure_4_name", "FIGURE_LAYERS", "FIGURES_FOLDER", "FIGURES_RECORD",
-    "file_part", "layer_folder", "LAYERS_FOLDER", "MINUS", "readable", "REPORT_FILE", "RESULTS_FILE", "TABLES_FOLDER",
+    "digits", "ends", "figure_2_name", "figure_3_name", "figure_4_name", "FIGURE_LAYERS", "FIGURES_FOLDER",
+    "FIGURES_RECORD", "file_part", "layer_folder", "LAYERS_FOLDER", "MINUS", "readable", "REPORT_FILE", "RESULTS_FILE",
+    "TABLES_FOLDER",
 ]  # fmt: skip
 
 import re
@@ -54,3 +55,15 @@ def digits(value: float) -> str:
     """A number to three significant digits, trailing zeros kept; thousands and more as whole numbers."""
     text = f"{value:,.0f}" if value == 0 or abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
     return text.replace("-", MINUS)
+
+
+def ends(low: float, high: float) -> tuple[str, str]:
+    """The ends of an interval to three decimals, or to as many as tell them apart: of 0.99957 and 1 not 1.000 twice."""
+    pairs = [tuple(_decimal(end, decimals) for end in (low, high)) for decimals in range(3, 7)]
+    first, second = next((pair for pair in pairs if pair[0] != pair[1]), pairs[0])
+    return first, second
+
+
+def _decimal(value: float, decimals: int) -> str:
+    text = f"{value:.{decimals}f}"
+    return text.replace("-", MINUS if float(text) else "")

@@ -24,7 +24,7 @@ import pandas as pd
 
 from mammosae_plugin.analysis.localization import BOX_SCORES
 from mammosae_plugin.files import local_path, write_text
-from mammosae_plugin.schema.names import MINUS, digits, readable
+from mammosae_plugin.schema.names import MINUS, digits, ends, readable
 from mammosae_plugin.schema.results import (
     METRICS,
     NEAR_ZERO,
@@ -146,7 +146,11 @@ class Estimate:
         """The interval in square brackets, or nothing."""
         if math.isnan(self.low) or math.isnan(self.high):
             return ""
-        return f"[{_fixed(self.low, self.signed)}, {_fixed(self.high, self.signed)}]"
+        low, high = ends(self.low, self.high)
+        plus = [
+            "+" if self.signed and end > 0 and float(text) else "" for end, text in ((self.low, low), (self.high, high))
+        ]
+        return f"[{plus[0]}{low}, {plus[1]}{high}]"
 
     def __str__(self) -> str:
         return f"{self.point} {self.interval}".rstrip()
