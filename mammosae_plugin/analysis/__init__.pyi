@@ -37,5 +37,11 @@ from .reconstruction import auroc_cost as auroc_cost
 from .reconstruction import reconstruction_metrics as reconstruction_metrics
 from .reconstruction import reconstruction_quality as reconstruction_quality
 from .recovery import recovery_thresholds as recovery_thresholds
+from .replication import Replication as Replication
+from .replication import replication as replication
+from .replication import replication_of as replication_of
 from .retrieval import retrieve_of as retrieve_of
 from .roles import latent_roles as latent_roles
+from .spatial import energy_share_of as energy_share_of
+from .spatial import moran_of as moran_of
+from .spatial import position_entropy_of as position_entropy_of
