@@ -81,7 +81,7 @@ def _moran(maps: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def position_entropy_of(maps: ArrayLike) -> NDArray[np.float64]:
-    """Over how many positions the activation of every map is spread: its entropy in nats, 0 at one position, ln P at most.
+    """Over how many positions every map is spread: its entropy in nats, 0 at one position, ln P at most.
 
     Args:
         maps: (n, h, w), 0 or more.
@@ -98,7 +98,7 @@ def position_entropy_of(maps: ArrayLike) -> NDArray[np.float64]:
 
 
 def energy_share_of(maps: ArrayLike, region: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The share of every map's activation that lies in a region (a breast, a lesion), and the region's share of the area.
+    """The share of every map that lies in a region (a breast, a lesion), and the region's share of the area.
 
     Args:
         maps: (n, h, w), 0 or more.
