@@ -232,6 +232,13 @@ def test_publishing_reads_no_latents_table_and_a_rerun_writes_what_an_earlier_ve
     write_kept(StudyFolder(folder))
     assert {path.relative_to(kept): path.read_bytes() for path in kept.rglob("*.parquet")} == before
     assert files[1].stat().st_mtime_ns == times and (kept / "mine.txt").exists()
+    plan = files[0].with_name("plan.json")
+    written = json.loads(plan.read_text())
+    plan.write_text(json.dumps({name: value for name, value in written.items() if name != "sums"}))
+    with pytest.raises(InputError, match="compared fewer sums.*run `mammosae study`"):
+        Findings.of_study(folder)
+    write_kept(StudyFolder(folder))
+    assert json.loads(plan.read_text()) == written
 
 
 # Small groups

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 FINDINGS_FOLDER, PLAN = "findings", "plan.json"
 TRAINING, TEST = "training", "test"
+COMPARED_SUMS = (
+    "both classes of the test split"  # of what small groups are looked for in; findings of less are not read
+)
 
 
 @dataclass(frozen=True)
@@ -113,9 +116,16 @@ def read_kept(study_folder: Path, encoder: Encoder) -> Kept:
     """What a study kept of an encoder.
 
     Raises:
-        InputError: The study was run with an earlier version.
+        InputError: The study was run with an earlier version, which did not keep as much or did not compare as much.
     """
-    return Kept.read(study_folder / RESULTS_FOLDER / FINDINGS_FOLDER / encoder.table_folder.name)
+    folder = study_folder / RESULTS_FOLDER / FINDINGS_FOLDER / encoder.table_folder.name
+    kept = Kept.read(folder)
+    if not (folder / PLAN).is_file() or read_json(folder / PLAN).get("sums") != COMPARED_SUMS:
+        raise InputError(
+            f"{folder} was written by an earlier version, which compared fewer sums when it looked for those that give "
+            "few patients away; run `mammosae study` with its configuration again, which writes it from what it kept"
+        )
+    return kept
 
 
 def write_kept(study: StudyFolder) -> Path:
@@ -150,7 +160,7 @@ def _plan(layer: LayerResults, encoder: Encoder) -> dict[str, Any]:
         "table": sha256_of_file(encoder.table_folder / TABLE),
         "concepts": list(encoder.concepts),
         "unit": _unit(layer),
-        "sums": "both classes of the test split",
+        "sums": COMPARED_SUMS,
         "score": layer.results["config"]["analysis"]["score"],
         "localization": [row for row in layer.results["localization"] if row["model"] == encoder.model],
         "columns": {name: [str(field) for field in schema] for name, schema in KEPT_SCHEMAS.items()},
