@@ -1,5 +1,6 @@
 # What the package offers; each name is imported when it is asked for, because torch, SAELens and datasets take seconds.
 from .activations import ActivationStore as ActivationStore
+from .activations import embed as embed
 from .activations import extract_activations as extract_activations
 from .adapters import CheckpointFormatError as CheckpointFormatError
 from .adapters import HookedVisionModel as HookedVisionModel

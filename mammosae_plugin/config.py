@@ -1,8 +1,9 @@
 """The configuration of a study: every setting, its meaning and its default, checked before anything runs."""
 
 __all__ = [
-    "AnalysisConfig", "BELOW_ROOT", "Checkpoint", "Data", "describe_settings", "load_config", "ModelConfig",
-    "portable_config", "ReportConfig", "SAEConfig", "SAETrainingSource", "StudyConfig", "TimmStart", "WEIGHTS_OF_TIMM",
+    "AnalysisConfig", "BELOW_ROOT", "Checkpoint", "Data", "describe_settings", "load_config", "load_data",
+    "ModelConfig", "portable_config", "ReportConfig", "SAEConfig", "SAETrainingSource", "StudyConfig", "TimmStart",
+    "WEIGHTS_OF_TIMM",
 ]  # fmt: skip
 
 import importlib.util
@@ -361,6 +362,37 @@ def load_config(
     raw |= replace or {}
     _make_absolute(raw, Path.cwd())
     return StudyConfig.checked(raw, where=str(file) if file is not None else "the flags")
+
+
+def load_data(
+    file: str | Path | None, overrides: Sequence[str] = (), *, replace: Mapping[str, Any] | None = None
+) -> DataSettings:
+    """The section `data` of a study's configuration alone, for what needs images and no study.
+
+    Args:
+        file: As for `load_config`; other sections are not looked at.
+        overrides: The same, `data.key=value`.
+        replace: Settings of `data` that replace all others.
+
+    Raises:
+        InputError: As `load_config`, or nothing says what the data are.
+    """
+    raw: dict[str, Any] = {} if file is None else _read(path := local_path(file))
+    if file is not None:
+        _make_absolute(raw, path.resolve().parent)
+    given: list[str] = []
+    for override in overrides:
+        _apply(raw, override, given)
+    section = raw.get("data") or {}
+    raw = {"data": {**section, **(replace or {})} if isinstance(section, dict) else section}
+    if not raw["data"]:
+        raise InputError("say what the images are: a study's YAML with a section `data`, or the folder (--data ROOT)")
+    _make_absolute(raw, Path.cwd())
+    return _OnlyData.checked(raw, where=str(file) if file is not None else "the flags").data
+
+
+class _OnlyData(Settings):
+    data: Data
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -35,7 +35,7 @@ PUBLIC = {
     "adapters": "load_mammo_clip MammoClipClassifier HookedVisionModel load_vision_sae vision_sae_disk_loader "
     "vision_sae_huggingface_loader UnsafeCheckpointError CheckpointFormatError",
     "datasets": "VinDrMammo make_phantoms TotalSegmentator",
-    "activations": "extract_activations ActivationStore",
+    "activations": "embed extract_activations ActivationStore",
     "training": "train_sae train_saes train_classifier SAETraining ClassifierTraining",
     "latents": "encode_latents encode_rows LatentTable",
     "probing": "class_mean_latents rank_latents",

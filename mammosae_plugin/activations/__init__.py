@@ -1,5 +1,6 @@
 """From images to activations: reading through hook points, the stores on disk, the shuffled stream of rows."""
 
+from mammosae_plugin.activations.embedding import embed
 from mammosae_plugin.activations.extraction import (
     capture,
     extract_activations,
@@ -16,6 +17,7 @@ __all__ = [
     "LayerOutputs",
     "cache_layer_outputs",
     "capture",
+    "embed",
     "extract_activations",
     "extract_together",
     "image_batches",

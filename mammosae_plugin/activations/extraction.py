@@ -2,11 +2,11 @@
 
 __all__ = [
     "Augment", "Autocast", "BYTES_PER_SHARD", "capture", "capture_several", "extract_activations", "extract_together",
-    "image_batches", "IMAGES_PER_SHARD", "patient_number", "sampled_positions", "SampleFrom",
+    "extract_vectors", "image_batches", "IMAGES_PER_SHARD", "patient_number", "sampled_positions", "SampleFrom",
 ]  # fmt: skip
 
 import hashlib
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -354,6 +354,38 @@ def extract_together(
     return _extract(found, dataset, settings)
 
 
+def extract_vectors(
+    model: HookedVisionModel,
+    dataset: StudyDataset,
+    folder: Path,
+    *,
+    hook_name: str,
+    about: Callable[[StudyDataset], Mapping[str, Any]],
+    images_per_shard: int,
+    dtype: str,
+    limit: int | None,
+    seed: int,
+    device: str,
+    batch_size: int,
+    num_workers: int,
+    autocast: Autocast | None,
+) -> ActivationStore:
+    """`extract_activations` at a hook point that shows one vector per image.
+
+    Args:
+        model, dataset, folder, hook_name, dtype, limit, seed, device, batch_size, num_workers, autocast: As for
+            `extract_activations`.
+        about: Called with the images once the rows are there; gives more fields for the manifest.
+        images_per_shard: Vectors in a file.
+    """
+    settings = _Settings(dtype, 1.0, None, "image", limit, None, seed, device, batch_size, num_workers, autocast)
+    name = model.resolve_hook_name(hook_name)
+    if model.hook_layouts[name].kind != "vector":
+        raise InputError(f"{name} shows {model.hook_shapes[name]} and no vector; extract_activations takes maps")
+    source = _Source(name, model, name, folder)
+    return _extract([source], dataset, settings, about=about, images_per_shard=images_per_shard)[name]
+
+
 @dataclass(frozen=True)
 class _Source:
     name: str
@@ -366,6 +398,9 @@ def _extract(
     sources: Sequence[_Source],
     dataset: StudyDataset,
     settings: _Settings,
+    *,
+    about: Callable[[StudyDataset], Mapping[str, Any]] = lambda _images: {},
+    images_per_shard: int | None = None,
 ) -> dict[str, ActivationStore]:
     require_study_dataset(dataset)
     dtype = settings.dtype
@@ -408,7 +443,7 @@ def _extract(
         run_shards_together(
             {source.name: (source.folder, plans[source.name] | {"images": sha256_of_json(ids)}) for source in sources},
             len(dataset),
-            min(IMAGES_PER_SHARD, max(1, BYTES_PER_SHARD // n_bytes)),
+            min(images_per_shard or IMAGES_PER_SHARD, max(1, BYTES_PER_SHARD // n_bytes)),
             partial(
                 _stream,
                 sources,
@@ -426,6 +461,7 @@ def _extract(
         "splits": sorted(dataset.images["split"].unique()),
         "packages": package_versions(),
         **environment(),
+        **about(dataset),
     }
     stores = {}
     for source in sources:

@@ -2,12 +2,12 @@
 
 __all__ = [
     "activations", "activations_info", "activations_merge", "activations_verify", "app", "ConfigFile", "demo", "Device",
-    "extract", "inspect", "layers", "main", "Output", "Settings", "StoreFolder", "study", "StudyFile",
+    "embed", "extract", "inspect", "layers", "main", "Output", "Settings", "StoreFolder", "study", "StudyFile",
 ]  # fmt: skip
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -192,6 +192,98 @@ def extract(
     given = {"limit": limit, "augmentation": augmentation}
     extra = [f"sae.train.{name}={value}" for name, value in given.items() if value is not None]
     _run_until("extract", _Study(file, config, output, device, [*(settings or ()), *extra]), debug)
+
+
+@app.command()
+def embed(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="timm's name of an architecture (vit_large_patch16_dinov3.lvd1689m, resnet50), hf:NAME of a model of "
+            "transformers (its name on the Hub, or a folder), or a checkpoint: Mammo-CLIP's, or one of ours.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the vectors.", show_default=False)],
+    data: Annotated[
+        Path | None, typer.Option(help="The folder of the images (data.root of a study).", show_default=False)
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="How the images lie there: vindr or csv (data.kind).", show_default=False)
+    ] = None,
+    image_size: Annotated[
+        tuple[int, int] | None,
+        typer.Option(help="Height and width of the images (data.image_size).", show_default=False),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="A study's YAML file instead; its section `data`.", show_default=False),
+    ] = None,
+    settings: Settings = None,
+    split: Annotated[str | None, typer.Option(help="The images of this split only.", show_default=False)] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many images.", show_default=False)] = None,
+    pooling: Annotated[
+        Literal["model", "class_token", "mean_of_patches", "projected"],
+        typer.Option(
+            help="The vector: model (the network's own), class_token, mean_of_patches, or projected (Mammo-CLIP's)."
+        ),
+    ] = "model",
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="random: the same network with random weights, as a control. pretrained, or a file of weights, for "
+            "timm's. By default the model's own.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of random weights.")] = 0,
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"], typer.Option(help="Type of the stored rows.")
+    ] = "float32",
+    autocast: Annotated[
+        Literal["bfloat16", "float16"] | None,
+        typer.Option(help="Run the network under autocast to this type.", show_default=False),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 8,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
+    device: Annotated[str, typer.Option(help="Where the network runs (cpu, cuda, cuda:1).")] = "cpu",
+    debug: Debug = False,
+) -> None:
+    """Write one vector per image, its embedding, of any network; SAEs are then trained on these (docs/embeddings.md).
+
+    mammosae embed resnet50 --data images --kind csv --set data.labels=[liver] --image-size 512 512 -o embeddings
+
+    The folder is an activation store with one row per image, beside which lies what is known of the images. A run that
+    is stopped or killed is made again with the same command and continues. torchrun runs it in several processes:
+    torchrun --nproc-per-node 2 -m mammosae_plugin embed ...
+    """
+    with clear_errors(debug):
+        from mammosae_plugin import distributed
+        from mammosae_plugin.activations import embed as run
+        from mammosae_plugin.config import load_data
+        from mammosae_plugin.datasets import open_dataset
+
+        flags = {"root": data and data.expanduser().absolute(), "kind": kind, "image_size": image_size}
+        given = {name: value for name, value in flags.items() if value is not None}
+        distributed.start()
+        images = open_dataset(load_data(config, settings or (), replace=given))
+        store = run(
+            model,
+            images if split is None else images.select(split=split),
+            output,
+            pooling=pooling,
+            weights=weights,
+            seed=seed,
+            dtype=dtype,
+            limit=limit,
+            autocast=autocast,
+            batch_size=batch_size,
+            num_workers=workers,
+            device=device,
+        )
+        if distributed.is_main():
+            typer.echo(store.summary())
+        distributed.stop()
 
 
 _add_step("train", "Train the study's sparse autoencoders with SAELens.")

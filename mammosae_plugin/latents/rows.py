@@ -237,7 +237,7 @@ class _RowEncoder:
             "values": joined.data,
             "total.n_positions": np.int64(len(rows)),
             "total.l0": l0[-1],
-            "total.sse": sse[-1],
+            "total.sse": sse[-1].copy(),  # of an SAE of one level these would be one tensor
             "total.level_l0": l0,
             "total.level_sse": sse,
             **{f"total.{name}": value for name, value in sums.items()},
