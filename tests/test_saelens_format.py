@@ -1,8 +1,15 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from datasets import Array2D, Dataset, Features, load_from_disk
 from helpers_stores import labelled_rows, labelled_store
+from helpers_training import rows_store
+from sae_lens import SAE
 from sae_lens.training.activations_store import ActivationsStore
 
 from mammosae_plugin.activations import read_saelens_dataset, write_saelens_dataset, write_store
@@ -113,3 +120,25 @@ def test_images_with_different_numbers_of_rows_and_damaged_stores_are_refused(tm
     with pytest.raises(InputError, match="exists; name a folder that does not"):
         write_saelens_dataset(store, tmp_path / "dataset")
     assert load_from_disk(str(tmp_path / "dataset")).column_names == ["layer.hook_out", "image_id", "positions"]
+
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "train_with_plain_saelens.py"
+RUN = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+assert not any(name.startswith("mammosae") for name in sys.modules)
+"""
+
+
+def test_the_example_trains_with_plain_saelens_on_exported_rows(tmp_path):
+    store = rows_store(tmp_path / "rows", n_images=400, rows_per_image=1)  # one vector per image
+    write_saelens_dataset(store, tmp_path / "dataset")
+    given = [str(EXAMPLE), str(tmp_path / "dataset"), "--output", str(tmp_path / "sae"), "--rows", "6400"]
+    ran = subprocess.run([sys.executable, "-c", RUN, *given], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "a jumprelu SAE of 16 x 64 at bn2.hook_out" in ran.stdout
+    explained = float(re.search(r"([-\d.]+) is explained", ran.stdout)[1])
+    assert explained > 0.3
+    sae = SAE.load_from_disk(tmp_path / "sae")
+    assert sae.cfg.metadata.training_architecture == "batchtopk" and sae.cfg.metadata.hook_name == "bn2.hook_out"

@@ -1,6 +1,7 @@
 """SAIL's checkpoints become SAELens's `standard` SAEs, which see rows of length 1 wherever ours applies them."""
 
 import copy
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +114,20 @@ def test_sae_lens_reads_it_through_the_converter_and_inspect_tells_what_it_is() 
     assert torch.equal(same.b_enc, load_vision_sae(CKPT).b_enc)
     report = inspect_checkpoint(CKPT)
     assert (report.kind, report.loads_with, report.d_in, report.d_sae) == ("sail", "load_vision_sae", 24, 64)
+
+
+def test_the_example_opens_a_sail_sae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    expected = load_file(SAIL / "expected.safetensors")
+    np.save(tmp_path / "rows.npy", 3 * expected["x_unit"].numpy())  # of length 3: the example divides them
+    example = Path(__file__).parent.parent / "examples" / "open_a_sail_sae.py"
+    monkeypatch.setattr(sys, "argv", [str(example), str(CKPT), "--embeddings", str(tmp_path / "rows.npy")])
+    runpy.run_path(str(example), run_name="__main__")
+    said = capsys.readouterr().out
+    assert "24 x 64, levels [8, 16, 32, 64], trained with k [2, 3, 4, 6]" in said
+    for level, width in enumerate(LEVELS):
+        fires = float((expected[f"latents.{level}"] > 0).sum(1).float().mean())
+        error = float((expected[f"reconstruction.{level}"] - expected["x_unit"]).square().mean())
+        assert f"level of {width:5d}: {fires:7.1f} latents fire per row, mean squared error {error:.3g}" in said
 
 
 def test_an_untied_decoder_and_a_file_that_says_nothing_of_levels(tmp_path: Path) -> None:

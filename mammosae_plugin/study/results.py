@@ -1,4 +1,4 @@
-"""What a study found at a layer, as plain values that `findings.layers` writes."""
+"""What a study found at a layer, as the JSON values of `results.json`; see `visualization.results` for the format."""
 
 __all__ = ["results", "Row", "side_by_side"]
 
