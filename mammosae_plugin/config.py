@@ -251,7 +251,7 @@ class AnalysisConfig(Settings):
 class ReportConfig(Settings):
     """What the report says and shows."""
 
-    title: str = Field("Concept latents of a mammography model", description="The report's heading.")
+    title: str = Field("Concept latents of an image classifier", description="The report's heading.")
     include_images: bool = Field(
         False, description="Draw heatmaps over images of real patients. They stay on your disk."
     )

@@ -34,11 +34,11 @@ def small_study(folder: Path, phantom_root: Path) -> Study:
 def whole_study(study: Study, folder: Path) -> Path:
     """A copy of a study as if it had trained its SAEs and classifiers itself."""
     shutil.copytree(study.output, folder)
-    for number, place in enumerate(study.config.sae.paths.values()):
+    for number, place in enumerate((study.config.sae.paths or {"": study.config.sae.path}).values()):
         shutil.copytree(place, folder / "work" / "sae" / str(number))
     (folder / "work" / "classifiers").mkdir(exist_ok=True)
     for model in study.config.models:
-        for file in model.classifiers.values():
+        for file in (model.classifiers or {}).values():
             shutil.copy(file, folder / "work" / "classifiers")
     return folder
 

@@ -94,6 +94,7 @@ FINDINGS: dict[str, Any] = {
     "licence": "cc-by-4.0",
     "datasets": ["vindr"],
     "restricted": ["VinDr-Mammo"],
+    "citations": [],
     "figures": ["figures/figure_2_Mass.png"],
     "title": "Latents | of a\nclassifier",
     "study": {

@@ -1,12 +1,18 @@
 """A folder of images and a table of labels: what it reads, what it refuses, and a whole study on it."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from helpers_datasets import csv_folder
+from helpers_findings import whole_study
+from helpers_hub import LoopbackHub, run_on_hub
 from helpers_study import results_of, save_random_sae
 
+from mammosae_plugin import hub_cards
 from mammosae_plugin.adapters import new_classifier, save_classifier
 from mammosae_plugin.config import StudyConfig, describe_settings, load_config
 from mammosae_plugin.datasets import (
@@ -26,7 +32,7 @@ from mammosae_plugin.datasets import (
 )
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.latents import LatentTable
-from mammosae_plugin.study import run_study
+from mammosae_plugin.study import Study
 
 SIZE = (96, 64)
 GRADES = ["low", "middle", "high"]
@@ -183,25 +189,71 @@ def test_a_kind_of_dataset_can_be_added(monkeypatch, folder):
         require_study_dataset([])
 
 
-@pytest.mark.slow
-def test_a_study_of_cancer_without_density_birads_laterality_and_view(folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    save_classifier(new_classifier("tinynet_e", 0, seed=0), tmp_path / "encoder.safetensors", metadata={})
-    save_random_sae(tmp_path / "sae")
-    settings = settings_of(folder, tmp_path / "out", labels={"Cancer": "binary", "Grade": GRADES})
+@pytest.fixture(scope="module")
+def study(folder, tmp_path_factory):
+    """A study of a finding without boxes and a grade, run here."""
+    place = tmp_path_factory.mktemp("study")
+    save_classifier(new_classifier("tinynet_e", 0, seed=0), place / "encoder.safetensors", metadata={})
+    save_random_sae(place / "sae")
+    settings = settings_of(folder, place / "out", labels={"Cancer": "binary", "Grade": GRADES})
     settings["data"] |= {"name": "clinic", "title": "Images of a clinic", "citation": "Somebody, 2026"}
     settings["concepts"] = ["Cancer", "Grade"]
+    settings["models"][0]["encoder"], settings["sae"] = str(place / "encoder.safetensors"), {"path": str(place / "sae")}
     settings |= {"analysis": {"n_bootstrap": 100, "ks": [0, 1, 64], "top": 3}, "batch_size": 8}
-    report = run_study(load_config(None, replace=settings))
-    results = results_of(tmp_path / "out")
+    done = Study(load_config(None, replace=settings))
+    done.run()
+    return done
+
+
+@pytest.mark.slow
+def test_a_study_of_cancer_without_density_birads_laterality_and_view(study):
+    results = results_of(study.output)
     assert results["data_kind"] == "clinic" and results["data"]["about"]["restricted"]
     assert [one["classes"] for one in results["data"]["vocabulary"]] == [["absent", "present"], GRADES]
     assert results["localization"] == [] and {row["n_boxes"] for row in results["data"]["concepts"]} == {0}
-    table = LatentTable(next((tmp_path / "out" / "work" / "latents").glob("a-*[0-9a-f]")))
+    table = LatentTable(next((study.output / "work" / "latents").glob("a-*[0-9a-f]")))
     assert table.classes("Grade") == (0, 1, 2) and "density" not in table.images
     with pytest.raises(InputError, match="no labels for 'density'"):
         table.rows("density", split="test")
-    page = report.read_text()
+    page = (study.output / "results" / "report.html").read_text()
     for text in ("Images of a clinic", "Somebody, 2026", "Latent, middle"):
         assert text in page
     assert "VinDr" not in page
+
+
+STAGE = """
+import sys
+from mammosae_plugin.hub import prepare_findings, prepare_model, prepare_sae, prepare_space
+
+study, out = sys.argv[1:]
+staged = {
+    "findings": prepare_findings(study, "someone/findings", licence="mit", min_group=2, folder=out + "/findings"),
+    "saes": prepare_sae(study, "someone/saes", licence="mit", staging=out + "/saes"),
+    "nets": prepare_model(study, "someone/nets", licence="mit"),
+    "space": prepare_space(study, "someone/space", min_group=2, folder=out + "/space"),
+}
+texts = {}
+for name, one in staged.items():
+    files = [path for path in one.folder.rglob("*") if path.is_file()]
+    assert files and "README.md" in {path.name for path in files}, name
+    texts[name] = {path.relative_to(one.folder).as_posix(): path.read_bytes().decode("latin-1") for path in files}
+again = dict(licence="mit", examples=True, folder=out + "/examples")
+seen = {"texts": texts, "examples": attempt(lambda: prepare_findings(study, "someone/more", **again))}
+"""
+
+
+@pytest.mark.slow
+def test_what_a_study_of_such_a_folder_publishes_is_of_its_dataset_alone(study, tmp_path):
+    copy = whole_study(study, tmp_path / "study")
+    with LoopbackHub() as hub:
+        seen = run_on_hub(hub, tmp_path / "home", STAGE, copy, tmp_path / "staged", timeout=1800)
+    own_code = {path.name for path in (Path(hub_cards.__file__).parent / "space").iterdir()}
+    for part, files in seen["texts"].items():
+        for name, text in files.items():
+            if part != "space" or name not in own_code:
+                assert not re.search("vindr|nguyen|bi-?rads|mammograms", text, re.I), (part, name)
+        assert part == "space" or "clinic" in files["README.md"], part
+    assert "Images of a clinic is not part of this repository" in seen["texts"]["findings"]["README.md"]
+    assert "To be cited for the data: Somebody, 2026." in seen["texts"]["findings"]["README.md"]
+    assert seen["examples"]["error"] == "PrivacyError"
+    assert "Images of a clinic" in seen["examples"]["message"] and "licence" in seen["examples"]["message"]

@@ -1,7 +1,8 @@
 """What is known of a dataset as a whole: its name, whose it is, how to cite it, whether its rows may be passed on."""
 
-__all__ = ["DatasetAbout", "KNOWN", "PHANTOM_ID", "PHANTOMS", "RSNA_SCREENING", "VINDR_MAMMO"]
+__all__ = ["DatasetAbout", "images_called", "KNOWN", "PHANTOM_ID", "PHANTOMS", "RSNA_SCREENING", "VINDR_MAMMO"]
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mammosae_plugin.errors import InputError
@@ -69,3 +70,11 @@ PHANTOM_ID = "phantom_"
 
 KNOWN = {about.name: about for about in (VINDR_MAMMO, RSNA_SCREENING, PHANTOMS)}
 """The collections whose terms this package knows, by their short names."""
+_MAMMOGRAPHY = {VINDR_MAMMO.name, RSNA_SCREENING.name}
+
+
+def images_called(names: Sequence[str]) -> str:
+    """What readers are told that the images of datasets of these names are; of other collections only that they are."""
+    if names and set(names) <= {PHANTOMS.name}:
+        return "phantom images"
+    return "mammograms" if names and set(names) <= {PHANTOMS.name, *_MAMMOGRAPHY} else "images"

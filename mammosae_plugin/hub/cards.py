@@ -37,7 +37,7 @@ from huggingface_hub.repocard import RepoCard
 from huggingface_hub.repocard_data import CardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from mammosae_plugin.datasets.about import KNOWN, PHANTOMS
+from mammosae_plugin.datasets.about import KNOWN, PHANTOMS, images_called
 from mammosae_plugin.hub.card_parts import mark
 from mammosae_plugin.provenance import plain
 from mammosae_plugin.schema.findings import CONFIGS, dictionary
@@ -325,6 +325,7 @@ def _render(template: str, **facts: Any) -> str:
         "names": _names,
         "place": _place,
         "phantoms": is_phantom,
+        "images": images_called,
     }
     environment.globals["project_url"] = PROJECT_URL
     text = environment.get_template(template).render(facts)
@@ -382,8 +383,9 @@ _NOTHING_SAID: Mapping[str, Any] = {"authors": [], "description": None, "links":
 
 
 def _tags(datasets: Sequence[str]) -> list[str]:
-    """Tags of a card; phantoms are no mammograms."""
-    return [*_TAGS, "phantoms" if is_phantom(datasets) else "mammography"]
+    """Tags of a card, with what its images are, where that is known."""
+    tags = {"phantom images": ["phantoms"], "mammograms": ["mammography"]}
+    return [*_TAGS, *tags.get(images_called(datasets), [])]
 
 
 def is_phantom(datasets: Sequence[str]) -> bool:

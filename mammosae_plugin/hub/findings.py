@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mammosae_plugin.datasets.about import KNOWN
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import TEMPORARY, atomic_path, local_path, read_parquet, write_text
 from mammosae_plugin.findings.about import About
@@ -141,6 +142,7 @@ def _staged(
             licence=licence,
             datasets=context.datasets,
             restricted=[one.title for one in context.restricted],
+            citations=[one.citation for one in context.about if one.citation and one.name not in KNOWN],
             figures=figures,
             about=about,
         )
@@ -156,17 +158,19 @@ def findings_facts(
     licence: str | None,
     datasets: Sequence[str],
     restricted: Sequence[str] = (),
+    citations: Sequence[str] = (),
     figures: Sequence[str] = (),
     about: About | None = None,
 ) -> dict[str, Any]:
     """What the card of a findings dataset says, as plain values.
 
     Returns:
-        repo_id, licence, datasets, restricted (titles of those whose rows may not be passed on) and figures as given;
-        about (see `About.facts`); title and study (see `Findings`); configs (name, path in the repository and number of
-        rows of each; the first is the default); n_latents (rows of the config latents); best (layer, model, concept,
-        latent, role, reason, evidence, average_precision and ablation_effect of the latents that the study names);
-        reconstruction (rows); readers, n_notes and agreement (a line, None without labels of two readers).
+        repo_id, licence, datasets, restricted (titles of those whose rows may not be passed on), citations (of those
+        that this package does not know itself) and figures as given; about (see `About.facts`); title and study (see
+        `Findings`); configs (name, path in the repository and number of rows of each; the first is the default);
+        n_latents (rows of the config latents); best (layer, model, concept, latent, role, reason, evidence,
+        average_precision and ablation_effect of the latents that the study names); reconstruction (rows); readers,
+        n_notes and agreement (a line, None without labels of two readers).
     """
     from mammosae_plugin.findings.notes import agreement
     from mammosae_plugin.provenance import plain
@@ -181,6 +185,7 @@ def findings_facts(
         "licence": licence,
         "datasets": list(datasets),
         "restricted": list(restricted),
+        "citations": list(citations),
         "figures": list(figures),
         "about": (about or About()).facts(without="findings"),
         "title": study["title"],

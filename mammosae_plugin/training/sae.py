@@ -40,7 +40,7 @@ from mammosae_plugin.activations.store import MANIFEST
 from mammosae_plugin.adapters.input_normalization import INPUT_NORMALIZATION, UNIT_L2
 from mammosae_plugin.adapters.levels import LEVELS, decode_level, levels_of
 from mammosae_plugin.adapters.vision_sae import DIGESTS, TRAINING, unregistered
-from mammosae_plugin.datasets.about import PHANTOM_ID
+from mammosae_plugin.datasets.about import PHANTOM_ID, images_called
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import (
     differences,
@@ -557,7 +557,8 @@ def _write_end(job: _Job, plan: Mapping[str, Any], kind: str, sae: SAE[Any], mea
     write_json(folder / PLAN, {**read_json(folder / PLAN), DIGESTS: digests})
     cfg = {**sae.cfg.to_dict(), "metadata": sae.cfg.metadata.to_dict()}
     card = cards.get_template("training.md.j2")
-    write_text(folder / CARD, card.render(cfg=cfg, config=plan["config"], acting=job.config.acting(), last=last))
+    told = {"images": images_called(cfg["metadata"].get("trained_on") or []), "acting": job.config.acting()}
+    write_text(folder / CARD, card.render(cfg=cfg, config=plan["config"], last=last, **told))
 
 
 def _latents_and_reconstruction(sae: SAE[Any], batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
