@@ -2,11 +2,12 @@
 
 __all__ = [
     "at_another_size", "default_images", "examine", "final_path", "find_head_path", "HOOK_SUFFIX", "outermost",
-    "overwritten_in_place", "stages", "submodule",
+    "overwritten_in_place", "require_images", "stages", "submodule",
 ]  # fmt: skip
 
 from collections.abc import Mapping, Sequence
 from math import prod
+from typing import Any
 
 import torch
 from torch import nn
@@ -112,6 +113,21 @@ def _n_prefix(model: nn.Module) -> int | None:
     if isinstance(said, int):
         return said
     return 1 if isinstance(getattr(model, "class_token", None), nn.Parameter) else None
+
+
+def require_images(images: Any, n_channels: int | None = None) -> None:
+    """Refuse what is no batch of images, in a line of ours instead of one of torch's.
+
+    Raises:
+        InputError: no tensor, not (B, C, H, W), no floating-point numbers, or another number of channels.
+    """
+    wanted = f"give a tensor (B, {n_channels or 'C'}, H, W) of floating-point numbers"
+    if not isinstance(images, torch.Tensor):
+        raise InputError(f"images are a {type(images).__name__}: {wanted}")
+    if images.ndim != 4 or not images.is_floating_point() or n_channels not in (None, images.shape[1]):
+        kind = str(images.dtype).removeprefix("torch.")
+        hint = ", with [None] for a single image" if images.ndim == 3 else ""
+        raise InputError(f"images are {kind} of shape {tuple(images.shape)}: {wanted}{hint}")
 
 
 def default_images(model: nn.Module) -> torch.Tensor:

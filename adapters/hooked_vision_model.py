@@ -31,6 +31,7 @@ from mammosae_plugin.adapters.hook_points import (
     find_head_path,
     outermost,
     overwritten_in_place,
+    require_images,
     stages,
     submodule,
 )
@@ -189,6 +190,7 @@ class HookedVisionModel(HookedRootModule):
         self.is_closed = False
         self._aliases: dict[str, str] = dict(getattr(model, "layer_aliases", None) or {})
         images = default_images(model) if example_input is None else example_input
+        require_images(images)
         self.n_channels = int(images.shape[1])
         if hook_names is None:
             hook_names = list(self._aliases.values()) or default_hooks(model, images)
@@ -430,6 +432,8 @@ class HookedVisionModel(HookedRootModule):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The wrapped model's forward, through the hook points and attached SAEs."""
         self.require_open()
+        if args:
+            require_images(args[0], self.n_channels)
         return self.model(*args, **kwargs)
 
     @contextmanager

@@ -24,6 +24,7 @@ from typing_extensions import Self
 
 from mammosae_plugin.adapters.classifier import encoder_state
 from mammosae_plugin.adapters.preprocessing import MAMMO_CLIP, Preprocessing
+from mammosae_plugin.arguments import whole
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.provenance import tensors_fingerprint
 from mammosae_plugin.shapes import FeatureMap, Images
@@ -231,8 +232,7 @@ def new_classifier(architecture: str, n_class: int, *, seed: int) -> MammoClipCl
     Raises:
         InputError: timm has no such model, or it is no EfficientNet; or `n_class` is negative.
     """
-    if n_class < 0:
-        raise InputError(f"n_class must be 0 or more, not {n_class}")
+    n_class, seed = whole(n_class, "n_class", least=0), whole(seed, "seed", least=0)
     network = create_efficientnet(architecture, n_class, seed=seed)
     return MammoClipClassifier(network, architecture=architecture, source={"kind": "random", "seed": seed}).eval()
 

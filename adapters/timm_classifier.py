@@ -22,6 +22,7 @@ from mammosae_plugin.adapters.hooked_vision_model import HookedVisionModel, defa
 from mammosae_plugin.adapters.preprocessing import Preprocessing
 from mammosae_plugin.adapters.recording import record
 from mammosae_plugin.adapters.sources import find_source, origin_of
+from mammosae_plugin.arguments import whole
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import sha256_of_json
 from mammosae_plugin.provenance import tensors_fingerprint
@@ -217,8 +218,7 @@ def new_timm_classifier(
             one linear layer; the file does not fit.
         UnsafeCheckpointError: the file asks for code; none of it was run.
     """
-    if n_class < 0:
-        raise InputError(f"n_class must be 0 or more, not {n_class}")
+    n_class, seed = whole(n_class, "n_class", least=0), whole(seed, "seed", least=0)
     config = timm.get_pretrained_cfg(_known(architecture))
     fixed: tuple[int, int] | None = None
     if config is not None and config.fixed_input_size:

@@ -5,6 +5,7 @@ import functools
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -249,6 +250,25 @@ def test_examples_that_do_not_fit_are_refused() -> None:
 
 
 # -- wrapping twice, closing, copying ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((1, 3, 64, 64), np.float32), "images are a ndarray: give a tensor"),
+        (torch.zeros(3, 64, 64), r"float32 of shape \(3, 64, 64\): give a tensor \(B, 3, H, W\).*with \[None\]"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "uint8 of shape .*: give a tensor .* of floating-point numbers"),
+        (torch.zeros(1, 1, 64, 64), r"float32 of shape \(1, 1, 64, 64\): give a tensor \(B, 3, H, W\)"),
+    ],
+    ids=["array", "one image", "integers", "channels"],
+)
+def test_what_is_no_batch_of_images_is_refused_in_one_line(
+    hooked: HookedVisionModel, images: Any, message: str
+) -> None:
+    for run in (hooked, hooked.run_with_cache, lambda images: hooked.run_with_hooks(images, fwd_hooks=[])):
+        with pytest.raises(InputError, match=message) as error:
+            run(images)
+        assert "\n" not in str(error.value)
 
 
 def test_a_model_is_hooked_once_at_a_time() -> None:

@@ -31,7 +31,8 @@ from mammosae_plugin.latents import table as table_format
 
 @pytest.fixture(scope="module")
 def hooked(classifier):
-    with HookedVisionModel(classifier, ["bn2"]) as model:
+    """Of a copy: a model that others share would be hooked as long as this module's tests run."""
+    with HookedVisionModel(copy.deepcopy(classifier), ["bn2"]) as model:
         yield model
 
 
@@ -249,6 +250,24 @@ def test_an_sae_of_another_width_is_refused_before_anything_is_written(hooked, p
     with pytest.raises(InputError, match="width 32, but bn2.hook_out of this model has width 1280"):
         _encode(hooked, random_sae(32), phantoms, tmp_path / "table")
     assert not (tmp_path / "table").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs", "message"),
+    [
+        ("Nope", 1, "no labels for 'Nope'"),
+        ("Mas", 1, r"no labels for 'Mas' \(nearest: Mass"),
+        ("Mass", 3, "the head of Mass has 3 outputs, but Mass has 2 classes: give one with 1 or 2"),
+        ("density", 2, "the head of density has 2 outputs, but density has 4 classes: give one with 1 or 4"),
+    ],
+)
+def test_a_head_that_is_of_no_concept_is_refused_before_anything_is_written(
+    hooked, sae, phantoms, tmp_path, name, outputs, message
+):
+    heads = {name: torch.nn.Linear(hooked.model.num_features, outputs)}
+    with pytest.raises(InputError, match=message) as error:
+        encode_latents(hooked, sae, phantoms, tmp_path / "table", heads=heads)
+    assert "\n" not in str(error.value) and not (tmp_path / "table").exists()
 
 
 def test_an_sae_that_does_not_decode_linearly_is_refused(hooked, phantoms, tmp_path):

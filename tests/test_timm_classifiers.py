@@ -142,9 +142,10 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
         ({"architecture": "resnett18"}, "'resnett18' is no model that timm .*did you mean .*resnet18"),
         ({"architecture": "deit_tiny_distilled_patch16_224"}, "do not come from one linear layer"),
         ({"architecture": "test_maxvit", "n_class": 1, "image_size": (90, 64)}, "images of shape"),
-        ({"architecture": "test_vit", "n_class": -1}, "n_class must be 0 or more"),
+        ({"architecture": "test_vit", "n_class": -1}, "n_class is -1: give a whole number, 0 or more"),
+        ({"architecture": "test_vit", "n_class": 1.5}, "n_class is 1.5: give a whole number, 0 or more"),
     ],
-    ids=["name", "two heads", "size", "classes"],
+    ids=["name", "two heads", "size", "classes", "half a class"],
 )
 def test_what_cannot_be_studied_is_refused_in_one_line(settings, said):
     with pytest.raises(InputError, match=said) as caught:

@@ -272,7 +272,7 @@ def extract_activations(
         hook_names: Several hook points, read in one pass: each gets a store of its own, `folder/<full hook name>`.
         dtype: Type of the stored rows: "float32", "float16" or "bfloat16".
         fraction: Share of each image's positions to keep, in (0, 1]; the released code keeps 0.25.
-        count: Or the number of positions to keep of each image.
+        count: Or how many positions to keep of each image, at most; of one that has fewer, all.
         sample_from: What the fraction is drawn from: "image", the same number of every image; "batch", all positions of
             the images of one forward pass together, as the released code draws its 25 %.
         limit: Extract the first so many images of the dataset only; the release takes 4,000.

@@ -119,7 +119,8 @@ def encode_latents(
     Raises:
         InputError: The SAE does not fit the layer (another width; a transcoder, an SAE that reads positions together,
             one for attention heads; a scaling of its input that is not in its weights), the layer has no grid or other
-            values flow around it, a head does not fit the model, or the folder holds another table.
+            values flow around it, a head does not fit the model or its concept, the dataset has no such concept, or the
+            folder holds another table.
     """
     require_hooked(model)
     if not hasattr(sae, "cfg") or not hasattr(sae, "encode"):
@@ -128,8 +129,14 @@ def encode_latents(
         raise InputError(f"heads are {shown(heads)}: give a torch.nn.Linear for each concept, {{concept: head}}")
     require_study_dataset(dataset)
     refuse_not_finite(sae.state_dict(), where="the SAE")
-    for concept, head in heads.items():
-        refuse_not_finite(head.state_dict(), where=f"the classifier for {concept}")
+    for name, head in heads.items():
+        concept = dataset.vocabulary.named(name)
+        if head.out_features not in (1, concept.n_classes):
+            raise InputError(
+                f"the head of {name} has {head.out_features} outputs, but {name} has {concept.n_classes} classes: give "
+                f"one with 1 or {concept.n_classes}"
+            )
+        refuse_not_finite(head.state_dict(), where=f"the classifier for {name}")
     batch_size, shard_size = whole(batch_size, "batch_size", least=1), whole(shard_size, "shard_size", least=1)
     num_workers, map_splits = whole(num_workers, "num_workers", least=0), entries(map_splits, "map_splits")
     for split in map_splits:
