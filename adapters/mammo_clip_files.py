@@ -33,29 +33,19 @@ class _Variant:
     static_padding: Mapping[str, Padding]
 
 
+def _padding(third_stage: Padding) -> dict[str, Padding]:
+    return {
+        "conv_stem": (0, 1, 0, 1),
+        "blocks.1.0.conv_dw": (0, 1, 0, 1),
+        "blocks.2.0.conv_dw": third_stage,
+        "blocks.3.0.conv_dw": (1, 1, 1, 1),
+        "blocks.5.0.conv_dw": (2, 2, 2, 2),
+    }
+
+
 _VARIANTS = {
-    "b5": _Variant(
-        name="b5",
-        architecture="tf_efficientnet_b5",
-        static_padding={
-            "conv_stem": (0, 1, 0, 1),
-            "blocks.1.0.conv_dw": (0, 1, 0, 1),
-            "blocks.2.0.conv_dw": (1, 2, 1, 2),
-            "blocks.3.0.conv_dw": (1, 1, 1, 1),
-            "blocks.5.0.conv_dw": (2, 2, 2, 2),
-        },
-    ),
-    "b2": _Variant(
-        name="b2",
-        architecture="tf_efficientnet_b2",
-        static_padding={
-            "conv_stem": (0, 1, 0, 1),
-            "blocks.1.0.conv_dw": (0, 1, 0, 1),
-            "blocks.2.0.conv_dw": (2, 2, 2, 2),
-            "blocks.3.0.conv_dw": (1, 1, 1, 1),
-            "blocks.5.0.conv_dw": (2, 2, 2, 2),
-        },
-    ),
+    "b5": _Variant("b5", "tf_efficientnet_b5", _padding((1, 2, 1, 2))),
+    "b2": _Variant("b2", "tf_efficientnet_b2", _padding((2, 2, 2, 2))),
 }
 # The names that Mammo-CLIP's configuration files give their encoders; the second one is no EfficientNetV2.
 _CONFIG_NAMES = {"tf_efficientnet_b5_ns-detect": "b5", "tf_efficientnetv2-detect": "b2"}

@@ -19,10 +19,10 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from mammosae_plugin.adapters.preprocessing import MAMMO_CLIP, Preprocessing
-from mammosae_plugin.arguments import entries, text
 from mammosae_plugin.datasets.about import DatasetAbout
 from mammosae_plugin.datasets.concepts import Concept, Vocabulary
 from mammosae_plugin.datasets.preprocessing import read_png
+from mammosae_plugin.datasets.selection import Selectable
 from mammosae_plugin.errors import InputError
 
 Unit = Literal["image", "finding_row"]
@@ -74,7 +74,7 @@ def collate(items: Sequence[Item]) -> Batch:
     }
 
 
-class MammogramDataset(Dataset[Item]):
+class MammogramDataset(Selectable, Dataset[Item]):
     """Mammograms with labels and boxes; the readers of file formats derive from it.
 
     Attributes:
@@ -172,43 +172,6 @@ class MammogramDataset(Dataset[Item]):
 
     # -- selection ---------------------------------------------------------------------------------------------------
 
-    def select(
-        self: _Self,
-        *,
-        split: str | None = None,
-        image_ids: Iterable[str] | None = None,
-        exclude: Iterable[str] = (),
-    ) -> _Self:
-        """The dataset with fewer images, in unchanged order.
-
-        Args:
-            split: keep this split only.
-            image_ids: keep these images only.
-            exclude: drop these images.
-
-        Raises:
-            InputError: an unknown split or image id, or nothing is left.
-        """
-        keep = np.ones(len(self.images), dtype=bool)
-        if split is not None:
-            text(split, "split")
-            keep &= (self.images["split"] == split).to_numpy(dtype=bool)
-            if not keep.any():
-                raise InputError(f"no image has split {split!r}; there are {sorted(set(self.images['split']))}")
-        if image_ids is not None:
-            keep &= self._is_among(image_ids)
-        keep &= ~self._is_among(exclude)
-        if not keep.any():
-            raise InputError("the selection leaves no image")
-        return self._subset(keep)
-
-    def _is_among(self, image_ids: Iterable[str]) -> npt.NDArray[np.bool_]:
-        wanted = {image_ids} if isinstance(image_ids, str) else set(map(str, entries(image_ids, "image ids")))
-        unknown = sorted(wanted - set(self._ids))
-        if unknown:
-            raise InputError(f"{len(unknown)} image ids are not in the dataset, such as {unknown[0]!r}")
-        return self.images["image_id"].isin(wanted).to_numpy(dtype=bool)
-
     def _subset(self: _Self, keep: npt.NDArray[np.bool_]) -> _Self:
         rows = keep[self._finding_image_rows]
         subset = copy.copy(self)
@@ -232,11 +195,6 @@ class MammogramDataset(Dataset[Item]):
     def about(self) -> DatasetAbout:
         """What the images are, whose they are, and whether they may be passed on."""
         return DatasetAbout(name="mammograms", title="mammograms")
-
-    @property
-    def name(self) -> str:
-        """Short name of the data, for file names and metadata."""
-        return self.about.name
 
     # -- facts about the whole ---------------------------------------------------------------------------------------
 
@@ -315,10 +273,6 @@ class MammogramDataset(Dataset[Item]):
         return digest.hexdigest()
 
     # -- tables in the form that items need --------------------------------------------------------------------------
-
-    @cached_property
-    def _ids(self) -> list[str]:
-        return [str(image_id) for image_id in self.images["image_id"]]
 
     @cached_property
     def _finding_image_rows(self) -> npt.NDArray[np.intp]:

@@ -12,7 +12,7 @@ import copy
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,11 +25,12 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from mammosae_plugin.adapters.preprocessing import BadImageError, Preprocessing
-from mammosae_plugin.arguments import entries, flag, shown, text, whole
+from mammosae_plugin.arguments import flag, shown, whole
 from mammosae_plugin.datasets import slices, splits
 from mammosae_plugin.datasets.about import DatasetAbout
 from mammosae_plugin.datasets.base import BOX_COLUMNS, DatasetError, Item, Unit, describe
 from mammosae_plugin.datasets.concepts import Concept, Vocabulary
+from mammosae_plugin.datasets.selection import Selectable
 from mammosae_plugin.datasets.slices import Volume
 from mammosae_plugin.datasets.volume_files import (
     VolumeFiles,
@@ -58,7 +59,7 @@ class _Held:
     gray: Volume = field(default_factory=lambda: np.zeros((0, 0, 0), dtype=np.uint8))
 
 
-class VolumeSlices(Dataset[Item]):
+class VolumeSlices(Selectable, Dataset[Item]):
     """Slices of volumes with what lies in them; `TotalSegmentator` and `VolumeFolder` are such.
 
     It has the parts that extraction and encoding need of a dataset (`StudyDataset`).
@@ -326,43 +327,7 @@ class VolumeSlices(Dataset[Item]):
 
     # -- selection ---------------------------------------------------------------------------------------------------
 
-    def select(
-        self: _Self,
-        *,
-        split: str | None = None,
-        image_ids: Iterable[str] | None = None,
-        exclude: Iterable[str] = (),
-    ) -> _Self:
-        """The dataset with fewer slices, in unchanged order.
-
-        Args:
-            split: keep this split only.
-            image_ids: keep these slices only.
-            exclude: drop these slices.
-
-        Raises:
-            InputError: an unknown split or image id, or nothing is left.
-        """
-        keep = np.ones(len(self), dtype=bool)
-        if split is not None:
-            text(split, "split")
-            keep &= (self.images["split"] == split).to_numpy(dtype=bool)
-            if not keep.any():
-                raise InputError(f"no image has split {split!r}; there are {sorted(set(self.images['split']))}")
-        if image_ids is not None:
-            keep &= self._is_among(image_ids)
-        return self._subset(keep & ~self._is_among(exclude))
-
-    def _is_among(self, image_ids: Iterable[str]) -> npt.NDArray[np.bool_]:
-        wanted = {image_ids} if isinstance(image_ids, str) else set(map(str, entries(image_ids, "image ids")))
-        unknown = sorted(wanted - set(self._ids))
-        if unknown:
-            raise InputError(f"{len(unknown)} image ids are not in the dataset, such as {unknown[0]!r}")
-        return self.images["image_id"].isin(wanted).to_numpy(dtype=bool)
-
     def _subset(self: _Self, keep: npt.NDArray[np.bool_]) -> _Self:
-        if not keep.any():
-            raise InputError("the selection leaves no image")
         subset = copy.copy(self)
         for cached in ("_ids", "_content", "_pictures", "_places"):
             subset.__dict__.pop(cached, None)
@@ -463,11 +428,6 @@ class VolumeSlices(Dataset[Item]):
         return self._about
 
     @property
-    def name(self) -> str:
-        """Short name of the data, for file names and metadata."""
-        return self.about.name
-
-    @property
     def concepts(self) -> tuple[str, ...]:
         """The labels that all modalities have."""
         return self.vocabulary.binary
@@ -502,10 +462,6 @@ class VolumeSlices(Dataset[Item]):
             digest.update("\n".join(map(str, self.images[column])).encode())
         digest.update(np.ascontiguousarray(self._present).tobytes())
         return digest.hexdigest()
-
-    @cached_property
-    def _ids(self) -> list[str]:
-        return self.images["image_id"].tolist()
 
     @cached_property
     def _places(self) -> list[tuple[str, int]]:
