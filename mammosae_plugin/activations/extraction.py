@@ -37,8 +37,6 @@ _AUGMENTED = 1  # a stream of its own beside the one that chooses positions
 BYTES_PER_SHARD = 256 * 2**20  # the shards of one range of images are in memory while they are made
 
 Autocast = Literal["bfloat16", "float16"]
-
-
 SampleFrom = Literal["image", "batch"]
 
 
@@ -348,10 +346,8 @@ def extract_together(
         _Source(name, model, model.resolve_hook_name(hook_name), local_path(folder) / name)
         for name, (model, hook_name) in sources.items()
     ]
-    settings = _Settings(
-        dtype, fraction, count, sample_from, limit, augmentation, seed, device, batch_size, num_workers, autocast
-    )
-    return _extract(found, dataset, settings)
+    given = (dtype, fraction, count, sample_from, limit, augmentation, seed, device, batch_size, num_workers, autocast)
+    return _extract(found, dataset, _Settings(*given))
 
 
 def extract_vectors(
