@@ -17,6 +17,7 @@ from helpers_training import store_of
 from safetensors.torch import load_file
 
 from mammosae_plugin.activations.embedding_files import EmbeddingFile, read_sparse_features, write_vectors
+from mammosae_plugin.activations.row_sources import write_embeddings
 from mammosae_plugin.adapters import load_vision_sae
 from mammosae_plugin.analysis import class_mean_latents, localize, monosemanticity_of, rank_latents, sweep
 from mammosae_plugin.analysis.reconstruction import reconstruction_quality
@@ -135,6 +136,24 @@ def test_codes_written_as_sails_sparse_features_are_the_same_codes(table: Latent
     assert EmbeddingFile(files[2]).split == "validation"
     assert np.array_equal(codes.toarray(), table.codes()[22:].toarray())
     assert known["image_id"].tolist()[:2] == ["s0000", "s0001"] and "volume" not in known.columns
+
+
+def test_embeddings_written_as_sails_files_give_the_same_table(
+    table: LatentTable, embeddings: Path, tmp_path: Path
+) -> None:
+    files = write_embeddings(embeddings, tmp_path / "out", "dinov3")
+    assert [file.name for file in files] == [f"dinov3_{word}.parquet" for word in ("test", "train", "valid")]
+    assert (
+        EmbeddingFile(files[0])
+        .metadata()
+        .equals(
+            EmbeddingFile(next(embeddings.glob("*_test*")))
+            .metadata()
+            .drop(columns="split")[EmbeddingFile(files[0]).names]
+        )
+    )
+    again = encode_rows(tmp_path / "out", load_vision_sae(CKPT), tmp_path / "table", shard_size=5)
+    assert (again.codes() != table.codes()).nnz == 0 and again.images["image_id"].equals(table.images["image_id"])
 
 
 @pytest.mark.parametrize("form", ["list", "fixed list", "large list", "npy", "store", "several row groups"])

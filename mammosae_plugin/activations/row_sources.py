@@ -1,6 +1,6 @@
 """Rows of one vector per image, wherever they lie: an activation store, or files of embeddings; read in order."""
 
-__all__ = ["IMAGES", "open_rows", "ROW_KEY", "RowSource"]
+__all__ = ["as_sails", "IMAGES", "open_rows", "ROW_KEY", "RowSource", "Source", "write_embeddings"]
 
 import logging
 import os
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from mammosae_plugin.activations.embedding_files import EmbeddingFile, Vectors
+from mammosae_plugin.activations.embedding_files import EmbeddingFile, Vectors, write_vectors
 from mammosae_plugin.activations.store import MANIFEST, ActivationStore
 from mammosae_plugin.arguments import entries, shown
 from mammosae_plugin.datasets.concepts import Concept, Vocabulary
@@ -165,6 +165,40 @@ def open_rows(
         )
     found = _table(known, images, files[0].path, known["image_id"].tolist())
     return _FileRows(files, *_labelled(found, vocabulary, concepts))
+
+
+def write_embeddings(source: Source, folder: str | os.PathLike[str], name: str = "embeddings") -> list[Path]:
+    """Write the rows of a store, or of other files, as SAIL's files of embeddings, one per split; streaming.
+
+    Args:
+        source: As for `open_rows`.
+        folder: Where the files go: `<name>_train.parquet`, `<name>_valid.parquet`, `<name>_test.parquet`.
+        name: How their names begin.
+
+    Returns:
+        The files.
+
+    Raises:
+        InputError: As `open_rows`.
+    """
+    rows = open_rows(source)
+    words, files = {"training": "train", "validation": "valid"}, []
+    for split in sorted(rows.images["split"].unique()):
+        numbers = np.flatnonzero((rows.images["split"] == split).to_numpy())
+        files.append(local_path(folder) / f"{name}_{words.get(split, split)}.parquet")
+        write_vectors(files[-1], as_sails(rows.images.iloc[numbers]), rows.blocks(numbers))
+    return files
+
+
+def as_sails(images: pd.DataFrame) -> pd.DataFrame:
+    """A table of images without its split, under SAIL's key where the rows are slices of volumes.
+
+    There, image_id is unique within its modality alone.
+    """
+    known = images.drop(columns="split").reset_index(drop=True)
+    if not {"volume", *ROW_KEY} <= set(known.columns):
+        return known
+    return known.drop(columns=["image_id", "patient_id"]).rename(columns={"volume": "image_id"})
 
 
 def _several_positions(store: ActivationStore) -> InputError:

@@ -18,7 +18,7 @@ from scipy import sparse
 
 from mammosae_plugin import distributed
 from mammosae_plugin.activations.embedding_files import VECTOR_COLUMNS, write_vectors
-from mammosae_plugin.activations.row_sources import RowSource, Source, open_rows
+from mammosae_plugin.activations.row_sources import RowSource, Source, as_sails, open_rows
 from mammosae_plugin.activations.store import MANIFEST
 from mammosae_plugin.adapters.attached_sae import refuse_what_no_map_fits
 from mammosae_plugin.adapters.checkpoints import refuse_not_finite
@@ -295,15 +295,7 @@ def write_sparse_features(
     files = []
     for split in table.splits:
         rows = np.flatnonzero((table.images["split"] == split).to_numpy())
-        known = table.images.iloc[rows].drop(columns="split").reset_index(drop=True)
         blocks = (codes[rows[start : start + 1024]].toarray() for start in range(0, len(rows), 1024))
         files.append(local_path(folder) / f"{name}_{words.get(split, split)}.parquet")
-        write_vectors(files[-1], _as_sails(known), blocks, column=VECTOR_COLUMNS[1])
+        write_vectors(files[-1], as_sails(table.images.iloc[rows]), blocks, column=VECTOR_COLUMNS[1])
     return files
-
-
-def _as_sails(known: pd.DataFrame) -> pd.DataFrame:
-    """The key as SAIL has it, where the rows are slices of volumes: image_id is unique within its modality."""
-    if not {"volume", "modality"} <= set(known.columns):
-        return known
-    return known.drop(columns=["image_id", "patient_id"]).rename(columns={"volume": "image_id"})
