@@ -130,7 +130,7 @@ class SAETrainingSource(Settings):
     model: str = Field(description="Name of the model whose features are used.")
     concept: str = Field(description="Which of its classifiers.")
     fraction: float = Field(0.25, gt=0, le=1, description="Share of each training image's positions to keep.")
-    count: int | None = Field(None, gt=0, description="Or the number of positions to keep of each training image.")
+    count: int | None = Field(None, gt=0, description="Or how many positions to keep of each training image, at most.")
     sample_from: Literal["image", "batch"] = Field(
         "image",
         description="What the fraction is drawn from: 'image', each image by itself; 'batch', all positions of the "

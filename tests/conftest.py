@@ -1,5 +1,6 @@
 """Shared fixtures: small phantoms, a small network and a random SAE, each made once."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def encoded(
     phantoms: VinDrMammo, classifier: MammoClipClassifier, tmp_path_factory: pytest.TempPathFactory
 ) -> LatentTable:
     """A latents table of the phantoms under a random network and a random SAE, all maps kept."""
-    with HookedVisionModel(classifier, ["bn2"]) as model:
+    with HookedVisionModel(copy.deepcopy(classifier), ["bn2"]) as model:  # the module that asks may have hooked it
         return encode_latents(
             model,
             random_sae(classifier.num_features),

@@ -31,8 +31,7 @@ from mammosae_plugin.latents import table as table_format
 
 @pytest.fixture(scope="module")
 def hooked(classifier):
-    """Of a copy: a model that others share would be hooked as long as this module's tests run."""
-    with HookedVisionModel(copy.deepcopy(classifier), ["bn2"]) as model:
+    with HookedVisionModel(classifier, ["bn2"]) as model:
         yield model
 
 
