@@ -40,6 +40,8 @@ from .recovery import recovery_thresholds as recovery_thresholds
 from .replication import Replication as Replication
 from .replication import replication as replication
 from .replication import replication_of as replication_of
+from .retrieval import retrieval_scores_of as retrieval_scores_of
+from .retrieval import retrieve as retrieve
 from .retrieval import retrieve_of as retrieve_of
 from .roles import latent_roles as latent_roles
 from .spatial import energy_share_of as energy_share_of
