@@ -26,7 +26,7 @@ def small_study(folder: Path, phantom_root: Path) -> Study:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layer_report, "write_figures", _draw_quickly)
         patch.setattr(layer_report, "write_tables", lambda *_: [])
-        patch.setattr(layer_report, "write_report", lambda folder: folder)
+        patch.setattr(layer_report, "write_report", lambda _, folder: folder)
         study.run()
     return study
 

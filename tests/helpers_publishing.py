@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers_hub import LoopbackHub, run_on_hub
+from helpers_results import edit_study
 
 from mammosae_plugin.findings.study_folder import StudyFolder
 from mammosae_plugin.hub.findings import KEY_FILE
@@ -95,11 +96,14 @@ _NAMES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
 
 def _rename(study: Path, name: str, new: str) -> None:
     """Write another name wherever results have it, alone or before the concept."""
-    for file in study.glob("results/**/results.json"):
-        text = file.read_text()
+
+    def renamed(results: dict[str, Any]) -> None:
+        text = json.dumps(results, ensure_ascii=False)
         for end in ('"', "/"):
             text = text.replace(f'"{name}{end}', json.dumps(new)[:-1] + end)
-        file.write_text(text)
+        results.update(json.loads(text))
+
+    edit_study(study, renamed)
 
 
 def _write_notes(study: Path, field: str, texts: Sequence[str]) -> None:
@@ -119,14 +123,15 @@ def copy_of_study(study: Path, folder: Path) -> Path:
     shutil.copytree(study / "results", copy / "results", ignore=shutil.ignore_patterns("report.html", "tables"))
     (copy / "work").symlink_to(study.resolve() / "work")
     (copy / KEY_FILE).write_text(f"{KEY}\n")
-    for file in copy.glob("results/**/results.json"):  # as if its SAEs, networks and labels had come from that folder
-        results = json.loads(file.read_text())
+
+    def came_from_that_folder(results: dict[str, Any]) -> None:
         results["sae"]["source"] = FOLDER
         results["provenance"]["checkpoints"][-1]["file"] = FOLDER
         results["config"]["data"]["annotations"] = f"{FOLDER}/annotations.csv"
         for model in results["config"]["models"]:
             model |= {"encoder": FOLDER, "classifiers": {"Mass": FOLDER}}
-        file.write_text(json.dumps(results))
+
+    edit_study(copy, came_from_that_folder)
     return copy
 
 

@@ -1,13 +1,13 @@
-"""Builders of a synthetic study: results as `results.json` holds them, class means, and phantom-like heatmap panels."""
+"""Builders of a synthetic study: what was found at a layer, class means, and phantom-like heatmap panels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from mammosae_plugin.files import write_json
+from mammosae_plugin.findings.layers import read_layers, write_layers
 from mammosae_plugin.visualization import HeatmapPanels
 
 MODELS = ("pretrained", "finetuned")
@@ -31,7 +31,7 @@ def synthetic_results(
     baselines: bool = False,
     layers: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Results of two models on two concepts with plausible numbers, in the format of `results.json`.
+    """Results of two models on two concepts with plausible numbers, as a study finds them at a layer.
 
     With `baselines` there are raw channels and Grad-CAM; `layers` are the layers of the study, the last one primary.
     """
@@ -103,6 +103,7 @@ def synthetic_results(
             }
             for model, concept in pairs
         ],
+        "tables": [{"model": model, "concept": concept, "table": f"{model}-{concept}"} for model, concept in pairs],
         "sae": {
             "source": "trained in this study",
             "architecture": "standard",
@@ -372,7 +373,21 @@ def synthetic_panels(
     return panels
 
 
-def write_results(results: dict[str, Any], folder: Path) -> Path:
-    """Write `results.json` into `folder` and give the folder back."""
-    write_json(folder / "results.json", results)
+def write_study(results: dict[str, Any], folder: Path, *others: dict[str, Any]) -> Path:
+    """Write the findings of a study of a layer, or of several, into the study's `folder`, and give it back."""
+    found = {one.get("layer", {"name": "bn2"})["name"]: one for one in (results, *others)}
+    write_layers(found, findings_of(folder))
     return folder
+
+
+def findings_of(folder: Path) -> Path:
+    """Where the findings of the study in `folder` lie."""
+    return folder / "results" / "findings"
+
+
+def edit_study(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change what the study in `folder` found at each layer."""
+    found = read_layers(findings_of(folder))
+    for results in found.values():
+        change(results)
+    write_layers(found, findings_of(folder))

@@ -145,6 +145,14 @@ def test_no_file_is_long_without_a_reason():
         assert source.count("\n") <= 600 or reason, name
 
 
+def test_report_and_visualization_read_the_findings_and_no_file_of_results():
+    for name, path in MODULES.items():
+        if name.split(".")[1:2] in (["report"], ["visualization"]):
+            assert not {"RESULTS_FILE", "results.json", "read_json", "read_parquet"} & set(
+                re.findall(r"[\w.]+", path.read_text())
+            ), name
+
+
 def told_imports() -> list[tuple[str, str]]:
     """What README, docs, cards and examples import of ours."""
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "hub_cards").rglob("*.j2")]

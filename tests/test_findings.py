@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers_hub import LoopbackHub, run_on_hub
-from helpers_results import synthetic_results
+from helpers_results import findings_of, synthetic_results, write_study
 from helpers_tables import PLANTED, make_table
 from PIL import Image
 from typer.testing import CliRunner
@@ -22,8 +22,9 @@ from typer.testing import CliRunner
 from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.cli import app
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import sha256_of_file, write_json
-from mammosae_plugin.findings.kept import Kept, write_kept
+from mammosae_plugin.files import sha256_of_file
+from mammosae_plugin.findings.kept import Kept, write_findings
+from mammosae_plugin.findings.layers import read_layers, write_layers
 from mammosae_plugin.findings.notes import Note, add_note, agreement, withdraw_notes
 from mammosae_plugin.findings.study_folder import Encoder, StudyFolder
 from mammosae_plugin.findings.tables import Groups, Tellable, latents_table, rows_table, tellable
@@ -36,7 +37,7 @@ from mammosae_plugin.hub.findings import (
     stage_findings,
 )
 from mammosae_plugin.privacy.guard import PrivacyContext, PrivacyError
-from mammosae_plugin.schema.findings import SCHEMAS, parquet_path
+from mammosae_plugin.schema.findings import LAYERS, SCHEMAS, parquet_path
 
 CONCEPTS = ("Mass", "Suspicious_Calcification")
 
@@ -202,11 +203,10 @@ def test_the_study_says_what_made_the_rows_and_nothing_of_the_machine(study, fin
     assert str(study.output.parent) not in json.dumps(told)
 
 
-def test_without_the_tables_that_the_results_name_the_study_is_asked_for_again(study, tmp_path):
-    results = json.loads((study.output / "results" / "results.json").read_text())
-    results.pop("tables")
-    write_json(tmp_path / "results" / "results.json", {**results, "layers": []})
-    with pytest.raises(InputError, match="run `mammosae report` with its configuration once more"):
+def test_a_study_of_a_version_that_wrote_no_findings_is_asked_to_run_again(study, tmp_path):
+    (tmp_path / "results").mkdir()
+    shutil.copy(study.results_folder / "results.json", tmp_path / "results")
+    with pytest.raises(InputError, match="earlier version.*run `mammosae study` with its configuration again"):
         Findings.of_study(tmp_path)
     with pytest.raises(InputError, match="holds no finished study"):
         Findings.of_study(tmp_path / "nowhere")
@@ -214,14 +214,14 @@ def test_without_the_tables_that_the_results_name_the_study_is_asked_for_again(s
 
 def test_publishing_reads_no_latents_table_and_a_rerun_writes_what_an_earlier_version_did_not_keep(study, tmp_path):
     """All but the weights and the maps of single images is in the results; of what is kept nothing is made twice."""
-    folder = shutil.copytree(study.output, tmp_path / "study", ignore=shutil.ignore_patterns("work"))
+    folder = shutil.copytree(study.output, tmp_path / "study", ignore=shutil.ignore_patterns("work", "results.json"))
     whole, found = (Findings.of_study(one, min_group=3) for one in (study.output, folder))
     for name in ("latents", "concepts", "interventions", "reconstruction", "localization"):
         pd.testing.assert_frame_equal(getattr(found, name), getattr(whole, name))
     assert {**found.study} == {**whole.study}
     kept = folder / "results" / "findings"
     before = {path.relative_to(kept): path.read_bytes() for path in kept.rglob("*.parquet")}
-    assert len(before) == 3 * 2  # two layers, at each of which the classifiers share an encoder
+    assert len(before) == len(LAYERS) + 3 * 2  # two layers, at each of which the classifiers share an encoder
     (folder / "work").symlink_to(study.output / "work")
     files = sorted(kept.rglob("latents.parquet"))
     (kept / "mine.txt").write_text("a user's")
@@ -229,7 +229,7 @@ def test_publishing_reads_no_latents_table_and_a_rerun_writes_what_an_earlier_ve
     with pytest.raises(InputError, match="does not hold the findings.*run `mammosae study`"):
         Findings.of_study(folder)
     times = files[1].stat().st_mtime_ns
-    write_kept(StudyFolder(folder))
+    write_findings(folder, read_layers(kept))
     assert {path.relative_to(kept): path.read_bytes() for path in kept.rglob("*.parquet")} == before
     assert files[1].stat().st_mtime_ns == times and (kept / "mine.txt").exists()
     plan = files[0].with_name("plan.json")
@@ -237,7 +237,7 @@ def test_publishing_reads_no_latents_table_and_a_rerun_writes_what_an_earlier_ve
     plan.write_text(json.dumps({name: value for name, value in written.items() if name != "sums"}))
     with pytest.raises(InputError, match="compared fewer sums.*run `mammosae study`"):
         Findings.of_study(folder)
-    write_kept(StudyFolder(folder))
+    write_findings(folder, read_layers(kept))
     assert json.loads(plan.read_text()) == written
 
 
@@ -400,6 +400,48 @@ def test_a_note_stands_with_the_encoder_and_layer_that_it_names():
     assert not any(row["notes"] for row in rows if row["latent"] != 7)
 
 
+def known(value):
+    """The value without what is None."""
+    if isinstance(value, dict):
+        return {key: known(one) for key, one in value.items() if one is not None}
+    return [known(one) for one in value] if isinstance(value, list) else value
+
+
+def test_what_was_found_is_read_back_as_it_was_written(tmp_path):
+    late = synthetic_results(baselines=True, layers=("early", "late"))
+    early = {**synthetic_results(seed=1), "layer": {"name": "early", "primary": "late"}, "layers": late["layers"]}
+    found = read_layers(findings_of(write_study(early, tmp_path, late)))
+    assert list(found) == ["early", "late"]
+    assert known(found["late"]) == known(late)
+    assert known(found["early"]) == known({**early, "baselines": []})
+    (tmp_path / "again").mkdir()
+    write_layers(found, tmp_path / "again")
+    for file in findings_of(tmp_path).iterdir():
+        assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_column_that_the_schema_does_not_declare_is_not_dropped_in_silence(tmp_path):
+    results = synthetic_results()
+    results["interventions"][2]["half_of_it"] = 0.5
+    with pytest.raises(ValueError, match="declares no column half_of_it of interventions"):
+        write_study(results, tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut short", "of another version"])
+@pytest.mark.parametrize("name", ["study", "localization"])
+def test_damaged_findings_are_refused_in_one_line_that_says_what_to_do(tmp_path, name, damage):
+    file = findings_of(write_study(synthetic_results(), tmp_path)) / f"{name}.parquet"
+    if damage == "of another version":
+        pq.write_table(pq.read_table(file).drop_columns(["layer"]), file)
+    elif damage == "cut short":
+        file.write_bytes(file.read_bytes()[:-9])
+    else:
+        file.unlink()
+    with pytest.raises(InputError, match="run `mammosae study` with its configuration again") as caught:
+        StudyFolder(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_classifiers_that_share_a_table_are_one_encoder(tmp_path):
     results = synthetic_results()
     tables = {
@@ -409,8 +451,7 @@ def test_classifiers_that_share_a_table_are_one_encoder(tmp_path):
         ("finetuned", "Suspicious_Calcification"): "finetuned-2",
     }
     results["tables"] = [{"model": model, "concept": of, "table": table} for (model, of), table in tables.items()]
-    write_json(tmp_path / "results" / "results.json", results)
-    study = StudyFolder(tmp_path)
+    study = StudyFolder(write_study(results, tmp_path))
     (layer,) = study.layers
     assert layer.name == "bn2"  # a study of the final map alone does not name it
     assert {name: (one.model, one.concepts) for name, one in layer.encoders.items()} == {

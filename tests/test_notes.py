@@ -13,13 +13,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers_results import synthetic_results
+from helpers_results import synthetic_results, write_study
 from sklearn.metrics import cohen_kappa_score
 from typer.testing import CliRunner
 
 from mammosae_plugin.cli import app
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import write_json
 from mammosae_plugin.findings.notes import (
     add_note,
     agreement,
@@ -39,15 +38,11 @@ def study(tmp_path: Path) -> Path:
 def make_study(folder: Path, *, sae: str = "5ae" * 21 + "0") -> Path:
     """A study's folder with results of two layers, of which layer_10 is the primary one."""
     results = synthetic_results(layers=("layer_6", "layer_10"))
-    results["tables"] = [
-        {"model": row["name"], "concept": row["concept"], "table": f"{row['name']}-{row['concept']}"}
-        for row in results["models"]
-    ]
-    for layer, place in (("layer_10", "."), ("layer_6", "layers/layer_6")):
-        results["layer"] = {"name": layer, "primary": "layer_10"}
-        results["sae"]["sha256"] = sae if layer == "layer_10" else sae[::-1]
-        write_json(folder / "results" / place / "results.json", results)
-    return folder
+    inner, final = (
+        {**results, "layer": {"name": name, "primary": "layer_10"}, "sae": {**results["sae"], "sha256": sha256}}
+        for name, sha256 in (("layer_6", sae[::-1]), ("layer_10", sae))
+    )
+    return write_study(inner, folder, final)
 
 
 def test_a_note_is_read_back_as_it_was_given(study):

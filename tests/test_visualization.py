@@ -13,7 +13,6 @@ from helpers_results import (
     synthetic_class_means,
     synthetic_panels,
     synthetic_results,
-    write_results,
 )
 from matplotlib.colors import same_color
 from matplotlib.patches import Rectangle
@@ -26,7 +25,6 @@ from mammosae_plugin.visualization import (
     figure_2_name,
     figure_3_name,
     figure_4_name,
-    load_results,
     may_show_images,
     plot_class_means,
     plot_heatmaps,
@@ -40,7 +38,6 @@ from mammosae_plugin.visualization import (
     table_layers,
     table_rankings,
     table_roles,
-    validate_results,
     write_figures,
     write_table,
     write_tables,
@@ -620,33 +617,6 @@ def test_a_concept_of_many_classes_sets_its_outermost_classes_against_each_other
     means = means.assign(concept="density", score_mean_2=1.0, score_mean_3=means["score_mean_1"] * 2)
     written = write_figures(results, means, [], tmp_path)
     assert figure_4_name("pretrained", "density") in {path.name for path in written}
-
-
-def test_results_are_read_back_as_they_were_written(tmp_path):
-    results = synthetic_results()
-    assert load_results(write_results(results, tmp_path)) == results
-
-
-@pytest.mark.parametrize(
-    ("damage", "place"),
-    [
-        (lambda r: r.pop("reconstruction"), "reconstruction"),
-        (lambda r: r["interventions"][2].pop("auroc"), r"interventions\.2\.auroc"),
-        (lambda r: r["localization"][0].update(rank="first"), r"localization\.0\.rank"),
-        (lambda r: r.update(format_version=2), "format_version"),
-        (lambda r: r.update(data_kind=5), "data_kind"),
-        (lambda r: r["rankings"][0].pop("class"), r"rankings\.0\.class"),
-        (lambda r: r["baselines"][3].update(method="guess"), r"baselines\.3\.method"),
-        (lambda r: r["layers"][1].pop("d_sae"), r"layers\.1\.d_sae"),
-        (lambda r: r.pop("layer"), "layer is missing"),
-    ],
-)
-def test_damaged_results_are_refused_in_one_line_that_names_the_place(damage, place):
-    results = synthetic_results(baselines=True, layers=("early", "late"))
-    damage(results)
-    with pytest.raises(InputError, match=place) as caught:
-        validate_results(results)
-    assert "\n" not in str(caught.value)
 
 
 def test_null_in_the_results_is_not_a_number_in_frames():

@@ -5,7 +5,7 @@ they were made. Whoever publishes or compares takes the numbers from here, and l
 they name asks for (`tables`); nobody ranks, counts or reads a latents table again.
 """
 
-__all__ = ["FINDINGS_FOLDER", "Kept", "OfConcept", "PLAN", "read_kept", "TEST", "TRAINING", "with_boxes", "write_kept"]
+__all__ = ["class_means", "Kept", "OfConcept", "PLAN", "read_kept", "TEST", "TRAINING", "with_boxes", "write_findings"]
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,24 +16,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mammosae_plugin.analysis.probing import Score, class_mean_latents, rank_latents
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import atomic_path, read_json, sha256_of_file, write_json
-from mammosae_plugin.findings.study_folder import RESULTS_FOLDER, Encoder, LayerResults, StudyFolder
+from mammosae_plugin.files import read_json, sha256_of_file, write_json
+from mammosae_plugin.findings.layers import read_table, write_layers, write_table
+from mammosae_plugin.findings.study_folder import RESULTS_FOLDER, Encoder, LayerResults, StudyFolder, layers_of
 from mammosae_plugin.own_files import empty_staging, replace_files
 from mammosae_plugin.privacy.small_groups import Differences, Firing, Mask, Weights
 from mammosae_plugin.schema.findings import KEPT, KEPT_CONCEPT, KEPT_SCHEMAS, struct_of
+from mammosae_plugin.schema.names import FINDINGS_FOLDER
+from mammosae_plugin.schema.results import Results
 from mammosae_plugin.version import __version__
 
 if TYPE_CHECKING:
     from mammosae_plugin.latents import LatentTable
 
-FINDINGS_FOLDER, PLAN = "findings", "plan.json"
+PLAN = "plan.json"
 TRAINING, TEST = "training", "test"
 COMPARED_SUMS = (
     "both classes of the test split"  # of what small groups are looked for in; findings of less are not read
@@ -91,20 +94,12 @@ class Kept:
         Raises:
             InputError: It is not there, or is damaged.
         """
-        try:
-            tables = [pq.read_table(folder / f"{name}.parquet", schema=KEPT_SCHEMAS[name]) for name in KEPT]
-        except (OSError, pa.ArrowInvalid) as error:
-            raise InputError(
-                f"{folder} does not hold the findings of this study (it was run with an earlier version, or a file is "
-                "damaged); run `mammosae study` with its configuration again, which writes them from what it kept"
-            ) from error
-        return cls(*tables)
+        return cls(*(read_table(folder / f"{name}.parquet", KEPT_SCHEMAS[name]) for name in KEPT))
 
     def write(self, folder: Path) -> None:
         """Write a parquet file per table."""
         for name, table in zip(KEPT, (self.latents, self.classes, self.sums), strict=True):
-            with atomic_path(folder / f"{name}.parquet") as temporary:
-                pq.write_table(table, temporary, compression="zstd", store_schema=False)
+            write_table(table, folder / f"{name}.parquet")
 
 
 def _unit(layer: LayerResults) -> str:
@@ -128,16 +123,21 @@ def read_kept(study_folder: Path, encoder: Encoder) -> Kept:
     return kept
 
 
-def write_kept(study: StudyFolder) -> Path:
-    """Write what a finished study keeps of every layer and encoder; what was made by the same plan stays as it is.
+def write_findings(study_folder: Path, found: Mapping[str, Results]) -> StudyFolder:
+    """Write what a study found; what it keeps of an encoder and was made by the same plan stays as it is.
+
+    Args:
+        study_folder: The study's output folder.
+        found: What was found, by layer in the study's order.
 
     Returns:
-        The folder.
+        The study as whoever comes after reads it.
     """
-    folder = study.folder / RESULTS_FOLDER / FINDINGS_FOLDER
+    folder = study_folder / RESULTS_FOLDER / FINDINGS_FOLDER
     staged = empty_staging(folder)
     try:
-        for layer in study.layers:
+        write_layers(found, staged)
+        for layer in layers_of(study_folder, found):
             for encoder in layer.encoders.values():
                 name, plan = encoder.table_folder.name, _plan(layer, encoder)
                 if _is_made(folder / name, plan):
@@ -148,7 +148,21 @@ def write_kept(study: StudyFolder) -> Path:
         replace_files(staged, folder)
     finally:
         shutil.rmtree(staged)
-    return folder
+    return StudyFolder(study_folder)
+
+
+def class_means(layer: LayerResults) -> pd.DataFrame:
+    """Both classes' mean activations of every live latent: model, concept, latent, score_mean_0, score_mean_1, ..."""
+    frames = []
+    for encoder in layer.encoders.values():
+        nested = read_kept(layer.study_folder, encoder).latents["concepts"].combine_chunks().flatten()
+        for place, concept in enumerate(encoder.concepts):
+            own = nested.take(pa.array(np.arange(place, len(nested), len(encoder.concepts))))
+            means = pc.struct_field(own, "class_means").flatten().to_numpy().reshape(len(own), -1)
+            live = np.flatnonzero((means != 0).any(axis=1))
+            scores = {f"score_mean_{number}": column for number, column in enumerate(means[live].T)}
+            frames.append(pd.DataFrame({"model": encoder.model, "concept": concept, "latent": live, **scores}))
+    return pd.concat(frames, ignore_index=True)
 
 
 def _plan(layer: LayerResults, encoder: Encoder) -> dict[str, Any]:

@@ -29,8 +29,8 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import local_path, parse_json
-from mammosae_plugin.findings.study_folder import LayerResults, StudyFolder, primary_layer
+from mammosae_plugin.files import parse_json
+from mammosae_plugin.findings.study_folder import LayerResults, StudyFolder
 from mammosae_plugin.schema.names import file_part
 from mammosae_plugin.schema.results import BACKGROUND, CONCEPT, UNCLEAR, Results
 
@@ -262,12 +262,11 @@ def with_readers(
     return found
 
 
-def results_with_readers(results: Results, study_folder: str | Path) -> Results:
-    """The results of one layer, whose named latents are what the readers of the study say, where they say something."""
-    name = results["layer"]["name"] if "layer" in results else primary_layer(results)
-    layer = LayerResults(name, local_path(study_folder), results, local_path(study_folder))
+def results_with_readers(layer: LayerResults) -> Results:
+    """What was found at a layer, whose named latents are what the study's readers say, where they say something."""
     notes = [note for note in _in_force(_all_notes(layer.study_folder)) if _is_of(note, [layer], warn=False)]
-    return cast(Results, {**results, "named_latents": with_readers(results["named_latents"], notes, layer)})
+    named = with_readers(layer.results["named_latents"], notes, layer)
+    return cast(Results, {**layer.results, "named_latents": named})
 
 
 def _read(row: dict[str, Any], notes: Sequence[Note]) -> dict[str, Any]:

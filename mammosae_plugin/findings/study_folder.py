@@ -1,10 +1,10 @@
-"""A study on disk as it is found: the results of every layer and the latents tables behind them.
+"""A study on disk as it is found: its findings at every layer, and the latents tables behind them.
 
 Nothing is computed here and no configuration file is needed: what a study's folder holds is enough.
 """
 
 __all__ = [
-    "Encoder", "is_study_folder", "LayerResults", "primary_layer", "RESULTS_FOLDER", "sae_tensors", "StudyFolder",
+    "Encoder", "is_study_folder", "LayerResults", "layers_of", "RESULTS_FOLDER", "sae_tensors", "StudyFolder",
     "TABLES_FOLDER",
 ]  # fmt: skip
 
@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path
-from mammosae_plugin.schema.names import RESULTS_FILE, layer_folder
-from mammosae_plugin.schema.results import Results, load_results
+from mammosae_plugin.findings.layers import read_layers
+from mammosae_plugin.schema.names import FINDINGS_FOLDER, RESULTS_FILE, layer_folder
+from mammosae_plugin.schema.results import Results
 
 if TYPE_CHECKING:
     from mammosae_plugin.latents import LatentTable
@@ -57,7 +58,7 @@ class LayerResults:
     Attributes:
         name: The layer as the study's configuration names it.
         folder: Where its report lies.
-        results: Its `results.json`.
+        results: What was found.
         study_folder: The study's output folder.
     """
 
@@ -68,11 +69,7 @@ class LayerResults:
 
     @cached_property
     def encoders(self) -> Mapping[str, Encoder]:
-        """By name, in the study's order.
-
-        Raises:
-            InputError: The study is of a version that did not yet say which tables it read.
-        """
+        """By name, in the study's order."""
         return _encoders(self.results, self.study_folder)
 
     @property
@@ -91,12 +88,16 @@ class LayerResults:
         return int(self.results["sae"]["d_sae"])
 
 
-def primary_layer(results: Results) -> str:
-    """The layer whose report lies at the top of the study that results are of."""
-    if "layer" in results:
-        return results["layer"]["primary"]
-    listed = results["config"].get("layers")
-    return str(listed[0] if listed else results["models"][0]["hook_name"].rpartition(".")[0])
+def layers_of(study_folder: Path, found: Mapping[str, Results]) -> tuple[LayerResults, ...]:
+    """The layers of a study, from what was found at each."""
+    primary = _primary(found)
+    places = {name: study_folder / RESULTS_FOLDER / layer_folder(name, primary) for name in found}
+    return tuple(LayerResults(name, places[name], results, study_folder) for name, results in found.items())
+
+
+def _primary(found: Mapping[str, Results]) -> str:
+    name, results = next(iter(found.items()))
+    return results["layer"]["primary"] if "layer" in results else name
 
 
 def sae_tensors(sae: Mapping[str, Any]) -> str:
@@ -110,7 +111,10 @@ def sae_tensors(sae: Mapping[str, Any]) -> str:
 
 def is_study_folder(place: Any) -> bool:
     """Whether a finished study lies in a folder; False for what is no path."""
-    return isinstance(place, (str, os.PathLike)) and (local_path(place) / RESULTS_FOLDER / RESULTS_FILE).is_file()
+    marks = (FINDINGS_FOLDER, RESULTS_FILE)  # earlier versions wrote the latter alone
+    return isinstance(place, (str, os.PathLike)) and any(
+        (local_path(place) / RESULTS_FOLDER / mark).exists() for mark in marks
+    )
 
 
 class StudyFolder:
@@ -120,33 +124,25 @@ class StudyFolder:
         folder: The folder that the study's configuration calls `output`.
 
     Raises:
-        InputError: No finished study is there.
+        InputError: No finished study is there, or one of an earlier version.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = local_path(folder)
         if not is_study_folder(self.folder):
             raise InputError(
-                f"{self.folder} holds no finished study (no {RESULTS_FOLDER}/{RESULTS_FILE}); run `mammosae study`, or "
-                "name the folder that its configuration calls output"
+                f"{self.folder} holds no finished study (no {RESULTS_FOLDER}/{FINDINGS_FOLDER}); run `mammosae study`, "
+                "or name the folder that its configuration calls output"
             )
-        self.results = load_results(self.folder / RESULTS_FOLDER)
+        found = read_layers(self.folder / RESULTS_FOLDER / FINDINGS_FOLDER)
+        self.layers = layers_of(self.folder, found)
+        self.primary_name = _primary(found)
+        self.results = found[self.primary_name]
 
     @property
     def concepts(self) -> tuple[str, ...]:
         """The study's concepts, in order."""
         return tuple(dict.fromkeys(row["concept"] for row in self.results["models"]))
-
-    @cached_property
-    def layers(self) -> tuple[LayerResults, ...]:
-        """The layers in the study's order."""
-        primary, names = self.primary_name, dict.fromkeys(row["layer"] for row in self.results.get("layers", []))
-        return tuple(self._layer(name, layer_folder(name, primary)) for name in names or [primary])
-
-    @property
-    def primary_name(self) -> str:
-        """The layer whose report lies at the top."""
-        return primary_layer(self.results)
 
     @property
     def classifiers(self) -> dict[str, tuple[str, str]]:
@@ -188,21 +184,10 @@ class StudyFolder:
                 return layer
         raise InputError(f"{self.folder} has no layer {wanted!r}; it has {', '.join(x.name for x in self.layers)}")
 
-    def _layer(self, name: str, place: str) -> LayerResults:
-        folder = self.folder / RESULTS_FOLDER / place
-        results = self.results if place == "." else load_results(folder)
-        return LayerResults(name, folder, results, self.folder)
-
 
 def _encoders(results: Results, study: Path) -> dict[str, Encoder]:
-    rows: list[dict[str, Any]] = results.get("tables", [])
-    if not rows:
-        raise InputError(
-            f"{study} does not say which latents tables its results are from; run `mammosae report` with its "
-            "configuration once more, which takes seconds"
-        )
     concepts: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
+    for row in results["tables"]:
         concepts.setdefault((row["model"], Path(row["table"]).name), []).append(row["concept"])
     n_tables = {model: sum(model == other for other, _ in concepts) for model, _ in concepts}
     found = [

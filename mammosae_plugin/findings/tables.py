@@ -319,7 +319,7 @@ def _notes_of_latents(notes: Sequence[Note], n: int) -> list[list[Row]]:
     return rows
 
 
-# The rows of results.json
+# The rows of every layer
 
 
 def rows_table(config: str, study: StudyFolder, told: ToldOf) -> pa.Table:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from mammosae_plugin.datasets.about import KNOWN
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import TEMPORARY, atomic_path, local_path, read_parquet, write_text
+from mammosae_plugin.files import TEMPORARY, atomic_path, local_path, write_text
 from mammosae_plugin.findings.about import About
 from mammosae_plugin.findings.comparison import Comparison, Match, Saes, compare
 from mammosae_plugin.findings.published import LATENT_KEY, Findings
@@ -230,6 +230,7 @@ def _draw_figures(study: "StudyFolder", findings: Findings, staged: Path) -> lis
     Those of a study's groups are its own, re-encoded. Figure 4 has a mark for every latent and is drawn anew, of those
     whose class means are published.
     """
+    from mammosae_plugin.findings.kept import class_means
     from mammosae_plugin.privacy.guard import copy_figure, let_out
     from mammosae_plugin.schema.names import FIGURE_LAYERS, FIGURES_FOLDER, figure_2_name, figure_4_name
     from mammosae_plugin.visualization.output import draw_class_means
@@ -248,7 +249,7 @@ def _draw_figures(study: "StudyFolder", findings: Findings, staged: Path) -> lis
             copy_figure(layer.folder / FIGURES_FOLDER / name, staged / FIGURES_FOLDER / name)
             drawn.append(f"{FIGURES_FOLDER}/{name}")
     told = findings.concepts[(findings.concepts["layer"] == layer.name) & findings.concepts["score"].notna()]
-    means = read_parquet(layer.folder / "class_means.parquet")
+    means = class_means(layer)
     for encoder in layer.encoders.values():
         for concept in encoder.concepts:
             own = told[(told["encoder"] == encoder.name) & (told["concept"] == concept)]

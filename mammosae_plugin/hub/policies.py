@@ -18,8 +18,8 @@ from pydantic import BaseModel
 from mammosae_plugin.privacy.policy import Entries, Policy
 from mammosae_plugin.privacy.reading import Opened
 from mammosae_plugin.provenance import PACKAGES
-from mammosae_plugin.schema.findings import COLUMNS
-from mammosae_plugin.schema.results import METRICS, ROLE_NUMBERS
+from mammosae_plugin.schema.findings import COLUMNS, METRICS
+from mammosae_plugin.schema.results import ROLE_NUMBERS
 
 _SPLITS = ("training", "validation", "test")
 _HUB = ("repo", "revision", "commit")

@@ -1,4 +1,4 @@
-"""Turns a study's results folder into `report.html`."""
+"""Turns what a study found at a layer into `report.html`."""
 
 __all__ = ["render_report", "write_report"]
 
@@ -19,8 +19,6 @@ from markupsafe import Markup
 
 from mammosae_plugin.datasets.about import KNOWN, DatasetAbout
 from mammosae_plugin.files import local_path, write_text
-from mammosae_plugin.findings.notes import NOTES_FOLDER, results_with_readers
-from mammosae_plugin.findings.study_folder import RESULTS_FOLDER
 from mammosae_plugin.report.paper import compare_figure_2, compare_table_1, compare_table_2, paper_concepts
 from mammosae_plugin.report.summary import RESTORED, Finding, baselines_summary, findings, layers_summary, summary
 from mammosae_plugin.report.views import TableView, rankings_view, roles_view, shared_latents, sweep_view, table_view
@@ -41,7 +39,6 @@ from mammosae_plugin.schema.results import (
     Row,
     concepts,
     layer_names,
-    load_results,
     may_show_images,
     model_names,
     n_best,
@@ -53,20 +50,14 @@ from mammosae_plugin.visualization.tables import MISSING, Estimate, table_1, tab
 _SIGNS = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}
 
 
-def write_report(results_folder: str | os.PathLike[str]) -> Path:
-    """Write `<results_folder>/report.html` from the folder's `results.json` and `figures/`; returns its path.
+def write_report(results: Results, results_folder: str | os.PathLike[str]) -> Path:
+    """Write `<results_folder>/report.html` from what was found at a layer and the folder's figures; returns its path.
 
     The page holds everything that it shows: no script, no network, figures inside. Patients' images are left out unless
     the study's config asks for them (`report: {include_images: true}`). What the results lack is said in a sentence.
-    The same results give the same bytes.
-
-    Raises `InputError` when `results.json` is missing or is not a study's results.
+    The same findings give the same bytes.
     """
     folder = local_path(results_folder)
-    inside = folder.resolve()
-    results_folders = [place for place in (inside, *inside.parents[:3]) if place.name == RESULTS_FOLDER]
-    study = next((place.parent for place in results_folders if (place.parent / NOTES_FOLDER).is_dir()), None)
-    results = load_results(folder) if study is None else results_with_readers(load_results(folder), study)
     path = folder / REPORT_FILE
     write_text(path, render_report(results, folder / FIGURES_FOLDER))
     return path

@@ -6,8 +6,9 @@ null where a group of patients is small, which columns the privacy guard lets ou
 """
 
 __all__ = [
-    "Column", "COLUMNS", "CONCEPT", "CONFIGS", "dictionary", "FORMAT_VERSION", "JSON_COLUMNS", "KEPT", "KEPT_CONCEPT",
-    "KEPT_SCHEMAS", "leaves", "names_of", "NOTE", "OPTIONAL", "parquet_path", "Privacy", "SCHEMAS", "struct_of",
+    "BOX_PRECISIONS", "Column", "COLUMNS", "CONCEPT", "CONFIGS", "dictionary", "FORMAT_VERSION", "JSON_COLUMNS", "KEPT",
+    "KEPT_CONCEPT", "KEPT_SCHEMAS", "LABELS", "LAYER_SCHEMAS", "LAYERS", "leaves", "METRICS", "names_of", "NOTE",
+    "OPTIONAL", "parquet_path", "Privacy", "SCHEMAS", "struct_of",
 ]  # fmt: skip
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,6 +45,7 @@ class Column:
         longest: How many entries a list in it may have; classes of a concept, where nothing else is said.
         is_json: Whether it is a text that holds JSON.
         each: Of a list over classes, what its entries are called where every class has a row of its own.
+        label: What heads it in a table for people; where empty, its name in words.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Column:
     longest: int = 16
     is_json: bool = False
     each: str = ""
+    label: str = ""
 
     @property
     def field(self) -> pa.Field:
@@ -79,20 +82,25 @@ _TEXT, _WHOLE, _REAL, _FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 _STRUCTS = pa.null()  # its type is that of its fields
 
 
-def _with_interval(name: str, meaning: str, middle: str = "") -> Iterator[Column]:
+def _with_interval(name: str, meaning: str, middle: str = "", label: str = "") -> Iterator[Column]:
     """A statistic with both ends of its 95 % interval over patients."""
     for end in (middle, "_low", "_high"):
         told = f"{meaning}, with its 95 % interval over patients (`_low`, `_high`)"
-        yield Column(f"{name}{end}", _REAL, told, "0 to 1", "group")
+        yield Column(f"{name}{end}", _REAL, told, "0 to 1", "group", label=label)
 
 
-_METRICS = (
-    *_with_interval("auroc", "area under the ROC curve, of images"),
-    *_with_interval("average_precision", "area under the precision-recall curve, of images"),
-    *_with_interval("precision", "precision at a logit of 0, of images"),
-    *_with_interval("recall", "recall at a logit of 0, of images"),
-    *_with_interval("f1", "F1 at a logit of 0, of images"),
-    *_with_interval("accuracy", "accuracy at a logit of 0, of images"),
+_MEASURED = {
+    "auroc": ("area under the ROC curve, of images", "AUROC"),
+    "average_precision": ("area under the precision-recall curve, of images", "AP"),
+    "precision": ("precision at a logit of 0, of images", ""),
+    "recall": ("recall at a logit of 0, of images", ""),
+    "f1": ("F1 at a logit of 0, of images", "F1"),
+    "accuracy": ("accuracy at a logit of 0, of images", ""),
+}
+METRICS = tuple(_MEASURED)
+"""What a classifier is measured by, in order."""
+_METRICS = tuple(
+    column for name, (meaning, label) in _MEASURED.items() for column in _with_interval(name, meaning, label=label)
 )
 _CONTROLS = tuple(
     column
@@ -104,9 +112,14 @@ _CONTROLS = tuple(
     )
 )
 _LAYER = Column("layer", _TEXT, "the layer as the study names it")
-_HOOK = Column("hook_name", _TEXT, "the hook point at which the SAE reads")
+_HOOK = Column("hook_name", _TEXT, "the hook point at which the SAE reads", label="Hook point")
 _ENCODER = Column(
     "encoder", _TEXT, "the model whose images were read, or `model/finding` where each classifier has its own encoder"
+)
+_BEHIND = (
+    Column("n_rows", _WHOLE, "test images, or rows where rows are the unit", "images or rows", label="Rows"),
+    Column("n_positive", _WHOLE, "those with the finding", "images or rows", "count", label="Positive"),
+    Column("n_patients", _WHOLE, "their patients", "patients", label="Patients"),
 )
 _LATENT = Column("latent", _WHOLE, "the latent's number, from 0")
 _PAIR = (_LAYER, Column("model", _TEXT, "the model"), Column("concept", _TEXT, "the finding"))
@@ -180,29 +193,27 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         *_PAIR,
         Column("error_term", _FLAG, "whether the SAE's error was added back"),
         Column("mode", _TEXT, "activate: only the group is kept; deactivate: the group is set to 0"),
-        Column("k", _WHOLE, "latents taken per class", "latents"),
-        Column("n_latents", _WHOLE, "latents in the group, the union over the classes", "latents"),
-        Column("n_live", _WHOLE, "those of them that fire at all", "latents"),
+        Column("k", _WHOLE, "latents taken per class", "latents", label="k"),
+        Column("n_latents", _WHOLE, "latents in the group, the union over the classes", "latents", label="Latents"),
+        Column("n_live", _WHOLE, "those of them that fire at all", "latents", label="Live latents"),
         *_METRICS,
         *_CONTROLS,
     ),
     "reconstruction": (
         *_PAIR,
         Column("variant", _TEXT, "without_sae, with_sae, or their difference"),
-        Column("n_rows", _WHOLE, "test images, or rows where rows are the unit", "images or rows"),
-        Column("n_positive", _WHOLE, "those with the finding", "images or rows", "count"),
-        Column("n_patients", _WHOLE, "their patients", "patients"),
+        *_BEHIND,
         *_METRICS,
     ),
     "localization": (
         *_PAIR,
         Column("method", _TEXT, "whose boxes: latent, channel or grad_cam"),
         Column("threshold", _TEXT, "what part of the map was kept for the boxes"),
-        Column("iou_threshold", _REAL, "overlap (intersection over union) that counts as found", "0 to 1"),
+        Column("iou_threshold", _REAL, "overlap (intersection over union) that counts as found", "0 to 1", label="IoU"),
         Column("rank", _WHOLE, "place of the latent or channel by score"),
         Column("latent", _WHOLE, "number of the latent or channel; -1 for Grad-CAM"),
-        Column("n_images", _WHOLE, "test images with a box", "images", "count"),
-        Column("n_boxes", _WHOLE, "annotated boxes in them", "boxes", "count"),
+        Column("n_images", _WHOLE, "test images with a box", "images", "count", label="Images"),
+        Column("n_boxes", _WHOLE, "annotated boxes in them", "boxes", "count", label="Boxes"),
         Column("n_predictions", _WHOLE, "boxes that were drawn", "boxes", "count"),
         Column("average_precision", _REAL, "of the boxes", "0 to 1", "group"),
     ),
@@ -289,13 +300,88 @@ KEPT: Mapping[str, tuple[Column, ...]] = {
 }
 """The tables that a study keeps of one encoder at one layer: every number, and of how few patients some of them are."""
 
+_SECRET_BEHIND = (
+    Column("n_positive_patients", _WHOLE, "patients with the finding", "patients", "secret"),
+    Column("n_negative_patients", _WHOLE, "patients without it", "patients", "secret"),
+    Column("fewest_patients", _WHOLE, "patients of the class with the fewest", "patients", "secret"),
+    Column("undefined_share", _REAL, "share of the resamples that lacked a class", "0 to 1", "secret"),
+)
+BOX_PRECISIONS = tuple(
+    Column(f"average_precision_{rule}", _REAL, f"of the boxes, each scored by the {what}", "0 to 1", "secret")
+    for rule, what in (
+        *(("maximum", "largest value in it"), ("mean", "mean value in it")),
+        *(("sum", "sum of the values in it"), ("area", "size of its region")),
+    )
+)
+"""A row's average precision under each rule by which a box can be scored."""
+
+
+def _kept(column: Column) -> Column:
+    """A published column before what must not get out is taken from it."""
+    return replace(column, privacy="secret") if column.is_json else column
+
+
+def _json(name: str, meaning: str) -> Column:
+    return Column(name, _TEXT, f"JSON: {meaning}", privacy="secret", is_json=True)
+
+
+_OF_STUDY = {column.name: _kept(column) for column in COLUMNS["study"]}
+LAYERS: Mapping[str, tuple[Column, ...]] = {
+    "study": (
+        *(_LAYER, Column("primary", _TEXT, "the layer whose report lies at the top"), _OF_STUDY["title"]),
+        Column("paper_setting", _FLAG, "whether the paper's numbers may stand beside the study's"),
+        *(_OF_STUDY[name] for name in ("data_kind", "config", "provenance", "data", "models")),
+        _json("tables", "the latents table, in work/latents, of each model and finding"),
+        _OF_STUDY["sae"],
+        _json("sae_quality", "how well the SAE reconstructs, by model, finding and split"),
+        Column("n_controls", _WHOLE, "random groups of either kind beside every group of latents", "groups"),
+        _OF_STUDY["named_latents"],
+        _json("checks", "the paper's claims: value, threshold, direction, and whether it passed"),
+        _OF_STUDY["created"],
+    ),
+    "reconstruction": (*COLUMNS["reconstruction"], *_SECRET_BEHIND),
+    "rankings": (
+        *_PAIR,
+        Column("score", _TEXT, "by what latents are ranked", privacy="secret"),
+        Column("class", _WHOLE, "the class", privacy="secret"),
+        Column("latents", pa.list_(_WHOLE), "its best latents, best first", privacy="secret"),
+        Column("scores", pa.list_(_REAL), "their scores", "the SAE's", "secret"),
+        Column("test_mean_activation", pa.list_(_REAL), "their means in its test images", "the SAE's", "secret"),
+    ),
+    "interventions": (*COLUMNS["interventions"], *_BEHIND, *_SECRET_BEHIND),
+    "localization": (*COLUMNS["localization"], *BOX_PRECISIONS),
+    "layers": (
+        *(_LAYER, _HOOK, *_PAIR[1:]),
+        Column("grid", pa.list_(_WHOLE), "rows and columns of positions", "positions"),
+        Column("d_in", _WHOLE, "width of the layer", "channels"),
+        Column("d_sae", _WHOLE, "size of the SAE", "latents"),
+        Column("explained_variance", _REAL, "share of the features' variance that the SAE explains"),
+        Column("l0", _REAL, "latents that fire at a position", "latents", label="L0"),
+        Column("dead_share", _REAL, "share of latents that never fire", "0 to 1"),
+        Column("trained_l0", _REAL, "latents per position that the SAE was trained for", "latents"),
+        Column("auroc_without_sae", _REAL, "AUROC without the SAE", "0 to 1", "group", label="AUROC without SAE"),
+        Column("auroc_with_sae", _REAL, "AUROC with it", "0 to 1", "group", label="AUROC with SAE"),
+        Column("single_latent", _WHOLE, "the latent that separates best", label="Best single latent"),
+        *_with_interval("single_latent_auroc", "its AUROC", label="AUROC, single latent"),
+        Column("recovered", _REAL, "share of the AUROC above chance that the best recover", label="AUROC recovered"),
+        Column("removal_excess", _REAL, "AUROC lost beyond random groups", label="AUROC lost beyond random"),
+        Column("best_latent", _WHOLE, "the latent that localizes best"),
+        Column("best_latent_ap", _REAL, "average precision of its boxes", "0 to 1", "group", label="AP, best latent"),
+        Column("best_channel_ap", _REAL, "of the best raw channel", "0 to 1", "group", label="AP, best raw channel"),
+        Column("gradcam_ap", _REAL, "of Grad-CAM", "0 to 1", "group", label="AP, Grad-CAM"),
+    ),
+}
+"""The tables that a study keeps of its layers: a row per layer, and the rows of all layers, with every number."""
+
 CONFIGS = tuple(COLUMNS)
 OPTIONAL = ("examples",)
-SCHEMAS, KEPT_SCHEMAS = (
+SCHEMAS, KEPT_SCHEMAS, LAYER_SCHEMAS = (
     {name: pa.schema([column.field for column in columns]) for name, columns in tables.items()}
-    for tables in (COLUMNS, KEPT)
+    for tables in (COLUMNS, KEPT, LAYERS)
 )
 """The types of the columns, in order, of what is published and of what is kept."""
+LABELS = {column.name: column.label for columns in LAYERS.values() for column in columns if column.label}
+"""What heads a column in a table for people, where it is not its name in words."""
 JSON_COLUMNS = tuple(column.name for column in COLUMNS["study"] if column.is_json)
 """The columns of `study` that are JSON texts."""
 

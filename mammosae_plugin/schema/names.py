@@ -2,14 +2,15 @@
 
 __all__ = [
     "digits", "ends", "figure_2_name", "figure_3_name", "figure_4_name", "FIGURE_LAYERS", "FIGURES_FOLDER",
-    "FIGURES_RECORD", "file_part", "layer_folder", "LAYERS_FOLDER", "MINUS", "readable", "REPORT_FILE", "RESULTS_FILE",
-    "TABLES_FOLDER",
+    "FIGURES_RECORD", "file_part", "FINDINGS_FOLDER", "layer_folder", "LAYERS_FOLDER", "MINUS", "readable",
+    "REPORT_FILE", "RESULTS_FILE", "TABLES_FOLDER",
 ]  # fmt: skip
 
 import re
 
 FIGURES_FOLDER = "figures"
 TABLES_FOLDER = "tables"
+FINDINGS_FOLDER = "findings"
 FIGURES_RECORD = "figures.json"
 """In the results folder: the SHA-256 of every figure of aggregates, as it was when it was drawn."""
 RESULTS_FILE = "results.json"

@@ -1,27 +1,22 @@
-"""The format of a study's `results.json`, its check on reading, and small helpers to look things up in it.
+"""What a study finds at a layer, as figures, tables, the report and the Hub read it, and helpers to look it up.
 
-Everything that figures, tables and the report know about a study comes from this file. A number that could not be
-computed (one class only, no boxes) is `null` in the file and NaN here. A check that does not apply has `passed` null.
+`schema.findings` declares the columns of its rows. `results.json` is the same for scripts. A number that could not be
+computed (one class only, no boxes) is None there and NaN as a `number`. A check that does not apply has `passed` None.
 """
 
 __all__ = [
     "BACKGROUND", "best_row", "class_names", "CONCEPT", "concepts", "FAR_L0", "FORMAT_VERSION", "frame", "layer_names",
-    "load_results", "may_show_images", "METRICS", "model_names", "MOST_DEAD", "n_best", "NEAR_ZERO", "number", "pairs",
+    "may_show_images", "model_names", "MOST_DEAD", "n_best", "NEAR_ZERO", "number", "pairs",
     "poor_sae", "reconstruction_row", "recovered", "reference_auroc", "Results", "role_evidence", "ROLE_NUMBERS", "Row",
-    "sae_flaw", "stated_role", "TRAINED_HERE", "UNCLEAR", "validate_results", "WEAK",
+    "sae_flaw", "stated_role", "TRAINED_HERE", "UNCLEAR", "WEAK",
 ]  # fmt: skip
 
 import math
-import os
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, TypedDict
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import local_path, read_json
-from mammosae_plugin.schema.names import MINUS, RESULTS_FILE, digits
-from mammosae_plugin.validation import explain
+from mammosae_plugin.schema.names import MINUS, digits
 
 FORMAT_VERSION = 1
 TRAINED_HERE = "trained in this study"
@@ -30,7 +25,6 @@ MOST_DEAD = 0.9  # share of latents that never fire above which little of an SAE
 NEAR_ZERO = 0.05  # average precision below which boxes are hardly ever met
 WEAK = 0.6  # AUROC below which a latent or a classifier does little better than guessing
 FAR_L0 = 2  # times as many latents per position as it was trained for, or as few, are far from it
-METRICS = ("auroc", "average_precision", "precision", "recall", "f1", "accuracy")
 
 CONCEPT, BACKGROUND, UNCLEAR = "concept", "background", "unclear"
 """What the study's rule may call a latent (`mammosae_plugin.analysis.roles`); readers may call it anything."""
@@ -55,13 +49,12 @@ class _Optional(TypedDict, total=False):
     checks: list[Row]
     baselines: list[Row]
     n_controls: int
-    tables: list[Row]
     layer: dict[str, str]
     layers: list[Row]
 
 
 class Results(_Optional):
-    """The content of `results.json`, format version 1; `checks`, `baselines`, `n_controls` and `tables` may be absent.
+    """What was found at a layer; what has no value is absent. `results.json` holds the same, in format version 1.
 
     `tables` names the folder in `work/latents` of each model and concept's latents table.
     `layers` (a row per layer, model and concept) and `layer` (`name` of the layer that the other parts are about, and
@@ -77,6 +70,7 @@ class Results(_Optional):
     provenance: dict[str, Any]
     data: dict[str, Any]
     models: list[Row]
+    tables: list[Row]
     sae: dict[str, Any]
     sae_quality: list[Row]
     reconstruction: list[Row]
@@ -84,191 +78,6 @@ class Results(_Optional):
     interventions: list[Row]
     localization: list[Row]
     named_latents: dict[str, list[Row]]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-
-
-class _Of(_Section):
-    model: str
-    concept: str
-
-
-class _Model(_Section):
-    name: str
-    concept: str
-    architecture: str
-    kind: str
-    hook_name: str
-
-
-class _Interval(_Of):
-    auroc: float | None
-    auroc_low: float | None
-    auroc_high: float | None
-
-
-class _Reconstruction(_Interval):
-    variant: Literal["without_sae", "with_sae", "difference"]
-
-
-class _Intervention(_Interval):
-    error_term: bool
-    mode: Literal["activate", "deactivate"]
-    k: int
-    n_latents: int
-    random_auroc_mean: float | None
-    random_auroc_low: float | None
-    random_auroc_high: float | None
-
-
-class _Quality(_Of):
-    split: str
-
-
-class _Ranking(_Of):
-    class_: int | str = Field(alias="class")
-    score: str
-    latents: list[int]
-    scores: list[float | None]
-
-
-class _Localization(_Of):
-    threshold: str
-    iou_threshold: float
-    rank: int
-    latent: int
-    average_precision: float | None
-
-
-class _Baseline(_Localization):
-    method: Literal["channel", "grad_cam"]
-
-
-class _Layer(_Of):
-    layer: str
-    hook_name: str
-    grid: list[int]
-    d_in: int
-    d_sae: int
-    explained_variance: float | None
-    l0: float | None
-    dead_share: float | None
-    auroc_without_sae: float | None
-    auroc_with_sae: float | None
-    single_latent: int | None
-    single_latent_auroc: float | None
-    single_latent_auroc_low: float | None
-    single_latent_auroc_high: float | None
-    recovered: float | None
-    removal_excess: float | None
-    best_latent: int | None
-    best_latent_ap: float | None
-    best_channel_ap: float | None
-    gradcam_ap: float | None
-
-
-class _WhichLayer(_Section):
-    name: str
-    primary: str
-
-
-class _Check(_Section):
-    name: str
-    value: float | None
-    threshold: float
-    direction: Literal[">=", "<=", ">", "<"]
-    passed: bool | None
-
-
-class _Split(_Section):
-    split: str
-    n_images: int
-    n_patients: int
-
-
-class _Concept(_Section):
-    concept: str
-    split: str
-    n_positive: int
-    n_images: int
-
-
-class _Data(_Section):
-    image_size: list[int]
-    unit: str
-    splits: list[_Split]
-    concepts: list[_Concept]
-    quarantine: list[Row]
-
-
-class _Sae(_Section):
-    d_in: int
-    d_sae: int
-
-
-class _Named(_Section):
-    latent: int
-    role: str
-
-
-class _Provenance(_Section):
-    packages: dict[str, str]
-    checkpoints: list[Row]
-
-
-class _ResultsCheck(_Section):
-    format_version: Literal[1]
-    title: str
-    paper_setting: bool
-    data_kind: str
-    created: str
-    config: dict[str, Any]
-    provenance: _Provenance
-    data: _Data
-    models: list[_Model]
-    sae: _Sae
-    sae_quality: list[_Quality]
-    reconstruction: list[_Reconstruction]
-    rankings: list[_Ranking]
-    interventions: list[_Intervention]
-    localization: list[_Localization]
-    named_latents: dict[str, list[_Named]]
-    checks: list[_Check] = []
-    baselines: list[_Baseline] = []
-    n_controls: int = 0
-    layer: _WhichLayer | None = None
-    layers: list[_Layer] = []
-
-    @model_validator(mode="after")
-    def _layers_are_named(self) -> "_ResultsCheck":
-        if self.layers and self.layer is None:
-            raise ValueError("layer is missing, which says whose results these are")
-        return self
-
-
-_CHECK = TypeAdapter(_ResultsCheck)
-
-
-def validate_results(results: Any, *, where: str = RESULTS_FILE) -> Results:
-    """Give `results` back, typed, when it has the format; otherwise raise `InputError` that names the first flaw."""
-    try:
-        _CHECK.validate_python(results)
-    except ValidationError as error:
-        first, *others = explain(error, results).split("; ")
-        more = f" (and {len(others)} more)" if others else ""
-        raise InputError(f"{where} is not a study's results: {first}{more}; run the study again") from None
-    return cast(Results, results)
-
-
-def load_results(results_folder: str | os.PathLike[str]) -> Results:
-    """Read and check `results.json` of a study's results folder.
-
-    Raises `InputError` when the file is missing, is no JSON, or lacks what the format asks for.
-    """
-    path = local_path(results_folder) / RESULTS_FILE
-    return validate_results(read_json(path), where=str(path))
 
 
 def number(value: Any) -> float:

@@ -15,8 +15,10 @@ from mammosae_plugin.arguments import whole
 from mammosae_plugin.config import load_config
 from mammosae_plugin.datasets import VinDrMammo, make_phantoms
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import local_path, read_json, write_text
+from mammosae_plugin.files import local_path, write_text
+from mammosae_plugin.findings.study_folder import StudyFolder
 from mammosae_plugin.locks import only_run
+from mammosae_plugin.schema.results import Results
 from mammosae_plugin.study import run_study
 from mammosae_plugin.training import ClassifierTraining, train_classifier
 
@@ -93,7 +95,7 @@ def _run_demo(output: Path, quick: bool, seed: int) -> str:
     _pretrain(phantoms, output / ENCODER, size, seed)
     write_text(config_file, settings)
     report = run_study(load_config(config_file))
-    results = read_json(report.parent / "results.json")
+    results = StudyFolder(report.parents[1]).results
     lines = ["The quick demo only shows that everything runs; its numbers mean little."]
     if not quick:
         lines = _verdict([*_classifiers_work(results), *results["checks"]])
@@ -113,7 +115,7 @@ def _verdict(checks: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _classifiers_work(results: dict[str, Any]) -> list[dict[str, Any]]:
+def _classifiers_work(results: Results) -> list[dict[str, Any]]:
     """Whether the finetuned classifiers tell their concept on images of patients that they have not seen."""
     return [
         {

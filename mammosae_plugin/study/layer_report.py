@@ -5,20 +5,21 @@ __all__ = ["write_layer_report"]
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from zlib import crc32
 
 import numpy as np
 
-from mammosae_plugin import report, schema, visualization
+from mammosae_plugin import findings, report, schema, visualization
 from mammosae_plugin.files import read_json, sha256_of_file, sha256_of_json, write_json, write_parquet
+from mammosae_plugin.findings.kept import class_means
 from mammosae_plugin.findings.notes import results_with_readers
+from mammosae_plugin.findings.study_folder import LayerResults
 from mammosae_plugin.own_files import are_untouched, empty_staging, replace_files
 from mammosae_plugin.report import write_report
-from mammosae_plugin.schema.names import REPORT_FILE
+from mammosae_plugin.schema.names import REPORT_FILE, RESULTS_FILE
 from mammosae_plugin.study.inputs import TEST
 from mammosae_plugin.study.layer import LayerStudy
-from mammosae_plugin.visualization import HeatmapPanels, validate_results, write_figures, write_tables
+from mammosae_plugin.visualization import HeatmapPanels, write_figures, write_tables
 
 _DRAWN = ".mammosae-drawn.json"  # what the figures, tables and the report in a folder were made from
 
@@ -55,23 +56,27 @@ def _heatmap_panels(layer: LayerStudy) -> Iterator[HeatmapPanels]:
         )
 
 
-def write_layer_report(layer: LayerStudy, results: dict[str, Any], folder: Path) -> Path:
+def write_layer_report(layer: LayerStudy, found: LayerResults) -> Path:
     """Write a layer's figures, tables, results.json, class_means.parquet and report.html; returns the report's path.
 
     Where all of them lie there and would be the same again, nothing is drawn. Those of an earlier run go. What a user
     has put there stays, and what they edited is kept under another name.
+
+    Args:
+        layer: The layer, of which figures show a few images.
+        found: Its findings.
     """
-    checked = results_with_readers(validate_results(results), layer.config.output)
-    drawn_from = {"results": sha256_of_json(checked), "code": _code()}
+    results, folder = results_with_readers(found), found.folder
+    drawn_from = {"results": sha256_of_json(results), "code": _code()}
     if (folder / _DRAWN).exists() and read_json(folder / _DRAWN) == drawn_from and are_untouched(folder):
         return folder / REPORT_FILE
     staged = empty_staging(folder)
     try:
-        write_figures(checked, layer.class_means, _heatmap_panels(layer), staged)
-        write_tables(checked, staged)
+        write_figures(results, class_means(found), _heatmap_panels(layer), staged)
+        write_tables(results, staged)
         write_parquet(staged / "class_means.parquet", layer.class_means)
-        write_json(staged / "results.json", results)
-        write_report(staged)
+        write_json(staged / RESULTS_FILE, found.results)
+        write_report(results, staged)
         write_json(staged / _DRAWN, drawn_from)
         # What an earlier configuration drew and this one does not must not stay: it may be images of patients.
         replace_files(staged, folder)
@@ -82,6 +87,6 @@ def write_layer_report(layer: LayerStudy, results: dict[str, Any], folder: Path)
 
 def _code() -> str:
     """A digest of what draws and writes: another version of it draws anew."""
-    rooms = [Path(str(room.__file__)).parent for room in (report, schema, visualization)]
+    rooms = [Path(str(room.__file__)).parent for room in (findings, report, schema, visualization)]
     files = [file for room in rooms for file in sorted(room.iterdir()) if file.is_file()]
     return sha256_of_json([sha256_of_file(file) for file in files])

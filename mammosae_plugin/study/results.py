@@ -1,4 +1,4 @@
-"""What a study found at a layer, as the JSON values of `results.json`; see `visualization.results` for the format."""
+"""What a study found at a layer, as plain values that `findings.layers` writes."""
 
 __all__ = ["results", "Row", "side_by_side"]
 

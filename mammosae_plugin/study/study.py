@@ -22,8 +22,7 @@ import pandas as pd
 from mammosae_plugin import distributed
 from mammosae_plugin.config import StudyConfig
 from mammosae_plugin.files import read_json, write_json
-from mammosae_plugin.findings.kept import write_kept
-from mammosae_plugin.findings.study_folder import StudyFolder
+from mammosae_plugin.findings.kept import write_findings
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.own_files import remove_files
 from mammosae_plugin.privacy.context import PrivacyContext
@@ -120,7 +119,7 @@ class Study(StudyInputs):
         return self.results_folder / layer_folder(layer.name, self.primary.name)
 
     def report(self) -> Path:
-        """Write every layer's figures, tables, results and report, and the findings; returns the primary report."""
+        """Write the findings and, from them, every layer's figures, tables and report; returns the primary report."""
         side_by_side = study_results.side_by_side(self.layers) if self.has_several_layers else []
         folders = {layer: self.report_folder(layer) for layer in self.layers}
         # As of figures: a layer that is no longer studied must not leave a report behind.
@@ -128,12 +127,16 @@ class Study(StudyInputs):
             if folder.is_dir() and folder not in folders.values():
                 remove_files(folder)
 
-        def write(layer: LayerStudy) -> None:
-            found = study_results.results(layer, side_by_side, self.primary.name)
-            write_layer_report(layer, _dated(found, folders[layer]), folders[layer])
+        names = {layer: layer.name if self.config.layers else layer.module for layer in self.layers}
+        found: dict[str, Any] = {}
 
-        self._at_each_layer(write)
-        write_kept(StudyFolder(self.output))
+        def collect(layer: LayerStudy) -> None:
+            results = study_results.results(layer, side_by_side, self.primary.name)
+            found[names[layer]] = _dated(results, folders[layer])
+
+        self._at_each_layer(collect)
+        study = write_findings(self.output, found)
+        self._at_each_layer(lambda layer: write_layer_report(layer, study.layer(names[layer])))
         PrivacyContext.of_dataset(self._all_images).keep(self.output)
         return self.results_folder / "report.html"
 

@@ -1,11 +1,11 @@
 """Figures and tables of a study: matplotlib figures without global state, tables as CSV, Markdown and LaTeX.
 
-`write_figures` and `write_tables` make everything from a study's results; the single plots take plain data frames and
+`write_figures` and `write_tables` make everything from a study's findings; the single plots take plain data frames and
 arrays and return a matplotlib `Figure`. File names come from `names`, so that the report finds what was written.
 """
 
 from mammosae_plugin.schema.names import figure_2_name, figure_3_name, figure_4_name
-from mammosae_plugin.schema.results import Results, load_results, may_show_images, validate_results
+from mammosae_plugin.schema.results import Results, may_show_images
 from mammosae_plugin.visualization.curves import plot_sweep, plot_sweeps
 from mammosae_plugin.visualization.heatmaps import plot_heatmaps
 from mammosae_plugin.visualization.layers import plot_layers
@@ -30,7 +30,6 @@ __all__ = [
     "figure_2_name",
     "figure_3_name",
     "figure_4_name",
-    "load_results",
     "may_show_images",
     "plot_class_means",
     "plot_heatmaps",
@@ -44,7 +43,6 @@ __all__ = [
     "table_layers",
     "table_rankings",
     "table_roles",
-    "validate_results",
     "write_figures",
     "write_table",
     "write_tables",

@@ -87,7 +87,7 @@ def write_figures(
     The digests of those that show aggregates are kept in `<results_folder>/figures.json`; no other file is published.
 
     Args:
-        results: the content of `results.json`.
+        results: what was found at a layer.
         class_means: columns model, concept, latent, score_mean_0, score_mean_1, ... (live latents only).
         heatmap_panels: one entry per Figure 3, consumed one at a time (a generator keeps memory small). It is not
             touched at all when the images are patients' and the config does not ask for images.

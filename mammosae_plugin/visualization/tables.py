@@ -1,4 +1,4 @@
-"""Tables of a study as data frames, and their three printed forms: CSV for machines, Markdown and LaTeX for people.
+"""What a study found as tables, and their three printed forms: CSV for machines, Markdown and LaTeX for people.
 
 Cells that are measured values are `Estimate`s: a number with its interval. CSV keeps all digits and puts the ends of
 the interval into columns of their own (`auroc`, `auroc_low`, `auroc_high`); Markdown and LaTeX write
@@ -22,11 +22,10 @@ from typing import Any
 
 import pandas as pd
 
-from mammosae_plugin.analysis.localization import BOX_SCORES
 from mammosae_plugin.files import local_path, write_text
+from mammosae_plugin.schema.findings import BOX_PRECISIONS, LABELS, METRICS
 from mammosae_plugin.schema.names import MINUS, digits, ends, readable
 from mammosae_plugin.schema.results import (
-    METRICS,
     NEAR_ZERO,
     WEAK,
     Results,
@@ -57,26 +56,13 @@ _LAYER_PRECISIONS = ("best_latent_ap", "best_channel_ap", "gradcam_ap")
 _LAYER_LOCALIZATION = ("best_latent", *_LAYER_PRECISIONS)
 _VARIANTS = {"without_sae": "without SAE", "with_sae": "with SAE", "difference": "difference"}
 _HEADINGS = {
-    "auroc": "AUROC",
-    "average_precision": "AP",
-    "f1": "F1",
-    "n_rows": "Rows",
-    "n_images": "Images",
-    "n_boxes": "Boxes",
-    "n_positive": "Positive",
-    "n_patients": "Patients",
     "positive_patients": "Positive (patients)",
     "undefined_resamples": "Undefined resamples",
     "lowest": "Highest, under the least favourable box score",
     "highest": "Highest, under the most favourable box score",
-    "n_latents": "Latents",
-    "n_live": "Live latents",
     "random_auroc": "AUROC, random groups",
     "mass_auroc": "AUROC, random groups of same activation",
-    "iou_threshold": "IoU",
-    "k": "k",
     "best_number": "Highest",
-    "l0": "L0",
     "ablation": "Effect of ablation",
     "ablation_random": "95 % of random groups below",
     "place": "In its boxes, times chance",
@@ -84,16 +70,6 @@ _HEADINGS = {
     "mean_without": "Mean, without",
     "fires_with": "Fires, with",
     "fires_without": "Fires, without",
-    "hook_name": "Hook point",
-    "auroc_without_sae": "AUROC without SAE",
-    "auroc_with_sae": "AUROC with SAE",
-    "single_latent": "Best single latent",
-    "single_latent_auroc": "AUROC, single latent",
-    "recovered": "AUROC recovered",
-    "removal_excess": "AUROC lost beyond random",
-    "best_latent_ap": "AP, best latent",
-    "best_channel_ap": "AP, best raw channel",
-    "gradcam_ap": "AP, Grad-CAM",
 }
 _LATEX_WIDTH = 95  # characters of a row that fit on a page; a wider table is scaled down
 _LATEX = {
@@ -181,7 +157,7 @@ def cell_text(column: str, cell: Any) -> str:
 def heading(column: str) -> str:
     """A column's heading for people: "average_precision" is "AP", "rank_1" is "Rank 1"."""
     words = column.replace("_", " ")
-    return _HEADINGS.get(column, words[:1].upper() + words[1:])
+    return _HEADINGS.get(column) or LABELS.get(column) or words[:1].upper() + words[1:]
 
 
 def is_numeric(frame: pd.DataFrame, column: str) -> bool:
@@ -297,7 +273,8 @@ def table_1(results: Results) -> pd.DataFrame:
                 signed = variant == "difference"
                 values = {metric: estimate(row, metric, signed=signed) for metric in METRICS}
                 rows.append({"model": model, "concept": concept, "variant": words, **_behind(row), **values})
-    behind = list(_behind({})) if any("undefined_share" in row for row in results["reconstruction"]) else []
+    known = any(row.get("undefined_share") is not None for row in results["reconstruction"])
+    behind = list(_behind({})) if known else []
     return pd.DataFrame(rows, columns=["model", "concept", "variant", *behind, *METRICS])
 
 
@@ -351,8 +328,9 @@ def table_2(results: Results) -> pd.DataFrame:
 
 def _over_box_scores(row: Row) -> Row:
     """The range of a row's average precision over the rules by which boxes can be scored; empty without them."""
-    values = [number(row[f"average_precision_{rule}"]) for rule in BOX_SCORES if f"average_precision_{rule}" in row]
-    return {"lowest": Estimate(min(values)), "highest": Estimate(max(values))} if values else {}
+    values = [number(row.get(column.name)) for column in BOX_PRECISIONS]
+    known = not all(map(math.isnan, values))
+    return {"lowest": Estimate(min(values)), "highest": Estimate(max(values))} if known else {}
 
 
 def _precision(row: Row) -> float:
