@@ -18,11 +18,15 @@ from .adapters import wrap_for_nnsight as wrap_for_nnsight
 from .analysis import class_mean_latents as class_mean_latents
 from .analysis import heatmap_boxes as heatmap_boxes
 from .analysis import intervene as intervene
+from .analysis import latent_aurocs as latent_aurocs
 from .analysis import latent_group as latent_group
 from .analysis import latent_roles as latent_roles
+from .analysis import linear_probes as linear_probes
 from .analysis import localize as localize
 from .analysis import rank_latents as rank_latents
 from .analysis import reconstruction_metrics as reconstruction_metrics
+from .analysis import replication as replication
+from .analysis import retrieve as retrieve
 from .analysis import sweep as sweep
 from .config import StudyConfig as StudyConfig
 from .config import load_config as load_config

@@ -192,6 +192,19 @@ def test_the_package_shows_its_names_before_anything_heavy_is_imported():
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+def test_no_module_bears_the_name_of_what_its_room_hands_on():
+    """Else the room's name would be the function or the module, by which of them is asked for first."""
+    for name in MODULES:
+        stub = MODULES[name].with_suffix(".pyi")
+        froms = (
+            [node for node in ast.parse(stub.read_text()).body if isinstance(node, ast.ImportFrom)]
+            if stub.exists()
+            else []
+        )
+        handed_on = {f"{name}.{alias.asname or alias.name}" for node in froms for alias in node.names}
+        assert not handed_on & set(MODULES), name
+
+
 def test_signatures_of_public_functions_show_their_settings():
     package = importlib.import_module("mammosae_plugin")
     functions = {name: found for name in package.__all__ if inspect.isfunction(found := getattr(package, name))}

@@ -19,6 +19,9 @@ from .localization import heatmap_boxes as heatmap_boxes
 from .localization import localize as localize
 from .localization import localize_baselines as localize_baselines
 from .localization import localize_thresholds as localize_thresholds
+from .matching import Replication as Replication
+from .matching import replication as replication
+from .matching import replication_of as replication_of
 from .monosemanticity import activation_similarity_of as activation_similarity_of
 from .monosemanticity import monosemanticity_of as monosemanticity_of
 from .probes import latent_aurocs as latent_aurocs
@@ -37,9 +40,6 @@ from .reconstruction import auroc_cost as auroc_cost
 from .reconstruction import reconstruction_metrics as reconstruction_metrics
 from .reconstruction import reconstruction_quality as reconstruction_quality
 from .recovery import recovery_thresholds as recovery_thresholds
-from .replication import Replication as Replication
-from .replication import replication as replication
-from .replication import replication_of as replication_of
 from .retrieval import retrieval_scores_of as retrieval_scores_of
 from .retrieval import retrieve as retrieve
 from .retrieval import retrieve_of as retrieve_of
