@@ -251,7 +251,8 @@ def embed(
 ) -> None:
     """Write one vector per image, its embedding, of any network; SAEs are then trained on these (docs/embeddings.md).
 
-    mammosae embed resnet50 --data images --kind csv --set data.labels=[liver] --image-size 512 512 -o embeddings
+    mammosae embed resnet50 --config study.yaml -o embeddings
+    mammosae embed resnet50 --data vindr --image-size 1520 912 --pooling mean_of_patches -o embeddings
 
     The folder is an activation store with one row per image, beside which lies what is known of the images. A run that
     is stopped or killed is made again with the same command and continues. torchrun runs it in several processes:
