@@ -19,6 +19,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.schema.names import file_part
 from mammosae_plugin.schema.results import frame, recovered, stated_role
 from mammosae_plugin.visualization import (
     Estimate,
@@ -642,3 +643,10 @@ def test_the_legend_of_figure_2_lies_inside_the_figure(n_models: int) -> None:
     box = figure.legends[0].get_window_extent()
     assert box.x0 >= 0
     assert box.x1 <= figure.bbox.x1
+
+
+def test_a_name_of_any_length_gives_a_file_that_can_be_written():
+    long = [file_part("Läsion " * 60 + end) for end in "ab"]
+    assert file_part("Suspicious_Calcification") == "Suspicious_Calcification"
+    assert [len(part) for part in long] == [100, 100]
+    assert long[0] != long[1]

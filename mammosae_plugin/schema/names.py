@@ -7,6 +7,7 @@ __all__ = [
 ]  # fmt: skip
 
 import re
+from hashlib import sha256
 
 FIGURES_FOLDER = "figures"
 TABLES_FOLDER = "tables"
@@ -18,12 +19,20 @@ REPORT_FILE = "report.html"
 LAYERS_FOLDER = "layers"
 FIGURE_LAYERS = "layers.png"
 
+_LONGEST_PART = 100  # characters; names of files have 255 bytes, and two parts and words of ours stand in one
+
 MINUS = "−"  # the typographic minus sign, as wide as a plus
 
 
 def file_part(name: str) -> str:
-    """`name` with everything but letters, digits, dot, underscore and minus replaced by a minus."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+    """`name` with everything but letters, digits, dot, underscore and minus replaced by a minus.
+
+    Of a name that no file system would take only the beginning is left, with a digest that tells it from others.
+    """
+    part = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+    return (
+        part if len(part) <= _LONGEST_PART else f"{part[: _LONGEST_PART - 9]}-{sha256(name.encode()).hexdigest()[:8]}"
+    )
 
 
 def figure_2_name(concept: str, *, error_term: bool = False) -> str:
