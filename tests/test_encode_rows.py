@@ -271,6 +271,10 @@ def test_another_sae_is_refused_in_the_same_folder_and_the_same_changes_nothing(
     assert contents(tmp_path / "table") == before
     with pytest.raises(InputError, match="other settings"):
         encode_rows(embeddings, random_sae(24), tmp_path / "table")
+    set_otherwise = load_vision_sae(CKPT)
+    set_otherwise.cfg.apply_b_dec_to_input = not set_otherwise.cfg.apply_b_dec_to_input
+    with pytest.raises(InputError, match="other settings"):
+        encode_rows(embeddings, set_otherwise, tmp_path / "table")
 
 
 def test_a_giant_row_group_is_streamed(tmp_path: Path) -> None:

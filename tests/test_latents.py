@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers_study import random_sae
-from sae_lens import SAE, StandardSAE, StandardSAEConfig
+from sae_lens import SAE, StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
 from sae_lens.saes.abstopk_sae import AbsTopKSAE, AbsTopKSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 from safetensors.torch import load_file, save_file
@@ -335,6 +335,30 @@ def test_another_sae_into_the_same_folder_is_refused(hooked, sae, phantoms, tmp_
     _encode(hooked, sae, phantoms, tmp_path)
     with pytest.raises(InputError, match=r'other settings \(sae is "\w+\.\.\. there and "\w+\.\.\. here\)'):
         _encode(hooked, random_sae(1280, seed=1), phantoms, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"k": 2}, {"apply_b_dec_to_input": False}, {"metadata.input_normalization": "unit_l2"}]
+)
+def test_so_is_one_of_the_same_weights_and_another_setting_but_beside_what_an_older_version_made(
+    hooked, sae, phantoms, tmp_path, monkeypatch, change
+):
+    few = phantoms.select(image_ids=phantoms.images["image_id"][:4])
+    one = TopKSAE(TopKSAEConfig(d_in=sae.cfg.d_in, d_sae=sae.cfg.d_sae, k=3))
+    one.load_state_dict(sae.state_dict())
+    other = copy.deepcopy(one)
+    for name, value in change.items():
+        *section, last = name.split(".")
+        setattr(other.cfg.metadata if section else other.cfg, last, value)
+    encode_latents(hooked, one, few, tmp_path / "new", heads={})
+    with pytest.raises(InputError, match="other settings"):
+        encode_latents(hooked, other, few, tmp_path / "new", heads={})
+    with monkeypatch.context() as older:
+        older.setattr(encoding, "settings_in", lambda *_: None)
+        encode_latents(hooked, one, few, tmp_path / "old", heads={})
+    before = _bytes_of(tmp_path / "old")
+    encode_latents(hooked, one, few, tmp_path / "old", heads={})
+    assert _bytes_of(tmp_path / "old") == before
 
 
 def test_what_was_exchanged_or_edited_in_a_table_is_named_and_made_again(hooked, sae, phantoms, tmp_path):

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 
 import numpy as np
@@ -278,6 +279,11 @@ def test_passes_of_something_else_than_the_table_are_refused(cnn):
     other = random_sae(layer.sae.cfg.d_in, 48, seed=1, hook_name=layer.hook_name)
     passes = MaskedPasses(layer.model, other, outputs, heads)
     with pytest.raises(InputError, match="was made with another sae than these passes run"):
+        intervene(table, GROUPS[1], mode="activate", head="Mass", passes=passes)
+    other = copy.deepcopy(layer.sae)
+    other.cfg.apply_b_dec_to_input = not other.cfg.apply_b_dec_to_input
+    passes = MaskedPasses(layer.model, other, outputs, heads)
+    with pytest.raises(InputError, match="was made with another sae setting than these passes run"):
         intervene(table, GROUPS[1], mode="activate", head="Mass", passes=passes)
     outputs = LayerOutputs(outputs.folder)
     outputs.manifest = {**outputs.manifest, "preprocessing": "of other images"}

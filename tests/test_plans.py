@@ -45,7 +45,8 @@ def make(tmp_path, phantom_root):
             "rows": plans.of_rows(config, network, images, content),
             "sae": plans.of_sae(config, read.get("store", {"shards": ["a"]})),
             "table": plans.of_table(
-                config, **layer, sae=read.get("sae", encoder), heads=heads, with_boxes=read.get("boxes", ["Mass"]),
+                config, **layer, sae=read.get("sae", encoder), sae_settings=read.get("sae_settings", {}), heads=heads,
+                with_boxes=read.get("boxes", ["Mass"]),
                 scores=read.get("scores", ["mean"]), images=images, content=content,
             ),
             "outputs": plans.of_layer_outputs(config, **layer, images=images, content=content),
@@ -89,6 +90,7 @@ READ = [
     ({"hook_name": "blocks.3.hook_out"}, "table outputs"),
     ({"store": {"shards": ["b"]}}, "sae"),
     ({"sae": {"weight": torch.ones(4)}}, "table"),
+    ({"sae_settings": {"k": 2}}, "table"),
     ({"weight": 2.0}, "table"),
     ({"boxes": []}, "table"),
     ({"scores": ["max"]}, "table"),

@@ -2,7 +2,7 @@
 
 __all__ = [
     "decodes_linearly", "encode_latents", "is_whole_table", "MapChoice", "NUMBERS_AT_ONCE", "rows_at_once",
-    "seal_table", "weight_and_bias",
+    "seal_table", "settings_in", "weight_and_bias",
 ]  # fmt: skip
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +31,7 @@ from mammosae_plugin.adapters.input_normalization import (
 )
 from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.adapters.rest_of_network import RestOfNetwork
+from mammosae_plugin.adapters.sae_settings import sae_settings
 from mammosae_plugin.arguments import entries, flag, indices, shown, text, whole
 from mammosae_plugin.datasets import StudyDataset, require_study_dataset
 from mammosae_plugin.errors import InputError
@@ -55,6 +56,7 @@ from mammosae_plugin.latents.table import (
     IMAGES,
     MOMENTS,
     READOUT,
+    SETTINGS,
     TABLE,
     VOCABULARY,
     LatentTable,
@@ -201,6 +203,8 @@ def _encode(
     }
     if new := elements_beyond_the_first(elements):
         fixed[ELEMENTS_KEY] = new
+    if (settings := settings_in(folder, sae)) is not None:
+        fixed[SETTINGS] = settings
     header = {
         "format_version": FORMAT_VERSION,
         ELEMENTS_KEY: dict(elements),
@@ -256,6 +260,13 @@ def _encode(
 
     distributed.on_main(complete)
     return LatentTable(folder)
+
+
+def settings_in(folder: Path, sae: SAE[Any]) -> dict[str, Any] | None:
+    """The SAE's settings for a table's plan; None in the folder of an older table, whose plan does not have them."""
+    header = folder / TABLE
+    is_older = header.exists() and SETTINGS not in read_json(header)["provenance"]["inputs"]
+    return None if is_older else sae_settings(sae)
 
 
 def seal_table(folder: Path, header: Mapping[str, Any]) -> None:

@@ -24,10 +24,11 @@ from mammosae_plugin.activations import LayerOutputs
 from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.adapters.attached_sae import refuse_what_no_map_fits
 from mammosae_plugin.adapters.recording import evaluation
+from mammosae_plugin.adapters.sae_settings import sae_settings
 from mammosae_plugin.arguments import between, indices, whole
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.latents.encoding import decodes_linearly, rows_at_once, weight_and_bias
-from mammosae_plugin.latents.table import LatentTable
+from mammosae_plugin.latents.table import SETTINGS, LatentTable
 from mammosae_plugin.provenance import tensors_fingerprint
 
 # Fewer passes than this are done before a progress bar would be read.
@@ -84,6 +85,7 @@ class MaskedPasses:
         self._inputs = {
             "model": tensors_fingerprint(model.encoder_state()),
             "sae": tensors_fingerprint(sae.state_dict()),
+            SETTINGS: sae_settings(sae),
             "hook_name": outputs.hook_name,
             "preprocessing": outputs.manifest.get("preprocessing"),
         }
@@ -176,10 +178,10 @@ class MaskedPasses:
         made_of = table.provenance["inputs"]
         same = {**{name: made_of.get(name) for name in self._inputs}, "head": made_of["heads"].get(head)}
         for name, fingerprint in {**self._inputs, "head": self._head_fingerprints[head]}.items():
-            if same[name] != fingerprint:
+            if same[name] != fingerprint and (name in made_of or name != SETTINGS):  # which older tables do not say
                 raise InputError(
-                    f"{table.folder} was made with another {name.replace('_', ' ')} than these passes run; "
-                    "give the passes of the table's own model, SAE, layer and heads"
+                    f"{table.folder} was made with another {name.replace('_', ' ').removesuffix('s')} than these "
+                    "passes run; give the passes of the table's own model, SAE, layer and heads"
                 )
 
     @torch.inference_mode()

@@ -36,7 +36,7 @@ from mammosae_plugin.datasets.concepts import Concept, Vocabulary
 from mammosae_plugin.datasets.splits import TRAINING
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path, sha256_of_json, write_parquet
-from mammosae_plugin.latents.encoding import is_whole_table, rows_at_once, seal_table
+from mammosae_plugin.latents.encoding import is_whole_table, rows_at_once, seal_table, settings_in
 from mammosae_plugin.latents.table import (
     BOX_COLUMNS,
     ELEMENTS_KEY,
@@ -44,6 +44,7 @@ from mammosae_plugin.latents.table import (
     FINDINGS,
     FORMAT_VERSION,
     IMAGES,
+    SETTINGS,
     TABLE,
     VOCABULARY,
     LatentTable,
@@ -138,6 +139,8 @@ def _encode(rows: RowSource, sae: SAE[Any], folder: Path, shard_size: int) -> La
         "levels": levels,
         **normalization,
     }
+    if (settings := settings_in(folder, sae)) is not None:
+        fixed[SETTINGS] = settings
     header = {
         "format_version": FORMAT_VERSION,
         ELEMENTS_KEY: ELEMENTS_OF_ROWS,

@@ -9,7 +9,8 @@ interventions there. `encode_latents` passes over the images once. The format is
 __all__ = [
     "BOX_COLUMNS", "changed_file", "CODES", "ELEMENTS", "elements_beyond_the_first", "ELEMENTS_KEY", "elements_of",
     "ELEMENTS_OF_ROWS", "EvaluationRows", "FILES", "FINDINGS", "FORMAT_VERSION", "IMAGES", "LatentTable", "logit_error",
-    "MOMENTS", "READABLE", "READOUT", "Readout", "ReadoutKind", "TABLE", "VOCABULARY",
+    "MOMENTS", "READABLE", "READOUT", "Readout", "ReadoutKind", "SETTINGS", "TABLE",
+    "VOCABULARY",
 ]  # fmt: skip
 
 from collections.abc import Mapping, Sequence
@@ -65,6 +66,7 @@ ReadoutKind = Literal["linear", "network", "none"]
 MOMENTS = ("sse", "sum", "sum_sq")  # sums over positions per feature
 BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
 FILES = "files"  # in table.json: the SHA-256 of the files beside it
+SETTINGS = "sae_settings"  # among the inputs in table.json; tables of earlier versions lack them
 VOCABULARY = "vocabulary"  # in table.json: the concepts; tables of earlier versions lack it
 TABLE, IMAGES, FINDINGS, READOUT = "table.json", "images.parquet", "findings.parquet", "readout.safetensors"
 

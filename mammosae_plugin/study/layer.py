@@ -15,6 +15,7 @@ from sae_lens import SAE
 
 from mammosae_plugin.activations import ActivationStore, cache_layer_outputs, layer_output_nbytes
 from mammosae_plugin.adapters import HookedVisionModel, load_vision_sae
+from mammosae_plugin.adapters.sae_settings import sae_settings
 from mammosae_plugin.adapters.sources import Source
 from mammosae_plugin.adapters.vision_sae import SAELENS_FILES
 from mammosae_plugin.analysis import intervention, localization, probing, reconstruction
@@ -218,6 +219,7 @@ class LayerStudy:
             hook_name=self.hook_name,
             encoder=group.encoder,
             sae=self.sae.state_dict(),
+            sae_settings=sae_settings(self.sae),
             heads=heads,
             with_boxes=self.study.findings,
             scores=self._scores,

@@ -116,6 +116,7 @@ def of_table(
     hook_name: str,
     encoder: str,
     sae: Tensors,
+    sae_settings: Mapping[str, Any],
     heads: Mapping[str, nn.Linear],
     with_boxes: Sequence[str],
     scores: Sequence[str],
@@ -129,6 +130,7 @@ def of_table(
         hook_name: The layer.
         encoder: The fingerprint of the network up to its heads.
         sae: The SAE's weights.
+        sae_settings: What its latents depend on beside them.
         heads: The linear heads by concept.
         with_boxes: The concepts whose best latents have maps.
         scores: The scores that say which are best.
@@ -142,6 +144,7 @@ def of_table(
         "hook_name": hook_name,
         "encoder": encoder,
         "sae": tensors_fingerprint(sae),
+        "sae_settings": dict(sae_settings),
         "heads": {concept: tensors_fingerprint(linear.state_dict()) for concept, linear in heads.items()},
         "images": _images(images, content),
         "batch_size": config.batch_size,
