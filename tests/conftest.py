@@ -1,6 +1,5 @@
 """Shared fixtures: small phantoms, a small network and a random SAE, each made once."""
 
-import copy
 from pathlib import Path
 
 import pytest
@@ -43,11 +42,10 @@ def classifier() -> MammoClipClassifier:
 
 
 @pytest.fixture(scope="session")
-def encoded(
-    phantoms: VinDrMammo, classifier: MammoClipClassifier, tmp_path_factory: pytest.TempPathFactory
-) -> LatentTable:
+def encoded(phantoms: VinDrMammo, tmp_path_factory: pytest.TempPathFactory) -> LatentTable:
     """A latents table of the phantoms under a random network and a random SAE, all maps kept."""
-    with HookedVisionModel(copy.deepcopy(classifier), ["bn2"]) as model:  # the module that asks may have hooked it
+    classifier = calibrated_classifier(1)  # as the fixture, which the module that asks may have hooked
+    with HookedVisionModel(classifier, ["bn2"]) as model:
         return encode_latents(
             model,
             random_sae(classifier.num_features),
