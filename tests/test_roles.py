@@ -56,7 +56,7 @@ def test_latents_get_the_role_that_was_planted_and_never_another(roles):
 @pytest.mark.parametrize(
     ("latent", "reason"),
     [
-        (BESIDE_IT, "does not fire where the boxes are"),
+        (BESIDE_IT, "not enough of it lies in the boxes"),
         (UNUSED, "rests on it no more than on random groups"),
         (RARE, "fires in few images"),
     ],

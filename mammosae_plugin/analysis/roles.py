@@ -172,10 +172,10 @@ def _role(row: dict[str, Any], rose: bool) -> tuple[str, str]:
         if not (row["ablation_low"] > 0 and beyond_random and row["ablation_share"] >= MATTERS):
             return (
                 UNCLEAR,
-                "it goes with the finding, but the classifier rests on it no more than on random groups",
+                "it goes with the finding, but the classifier rests on it no more than on random groups, or too little",
             )
         if boxed and not follows:
-            return UNCLEAR, "it goes with the finding, but does not fire where the boxes are"
+            return UNCLEAR, "it goes with the finding, but not enough of it lies in the boxes"
         return CONCEPT, "goes with the finding, the classifier rests on it, " + (
             "and it fires in the boxes" if boxed else "no boxes: its place was not examined"
         )
