@@ -192,8 +192,13 @@ def test_the_package_shows_its_names_before_anything_heavy_is_imported():
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+VERBS = "monosemanticity activation_similarity recovery rank_saes retrieve replication audit froc confounders explain"
+"""Main verbs of the analysis room, whether or not they exist yet: no module of it bears such a name."""
+
+
 def test_no_module_bears_the_name_of_what_its_room_hands_on():
     """Else the room's name would be the function or the module, by which of them is asked for first."""
+    assert not {f"mammosae_plugin.analysis.{verb}" for verb in VERBS.split()} & set(MODULES)
     for name in MODULES:
         stub = MODULES[name].with_suffix(".pyi")
         froms = (

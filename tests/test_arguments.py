@@ -10,7 +10,7 @@ from helpers_tables import make_table
 from mammosae_plugin import distributed
 from mammosae_plugin.activations import extract_activations
 from mammosae_plugin.adapters.recording import evaluation
-from mammosae_plugin.analysis.froc import froc_of
+from mammosae_plugin.analysis import froc_of
 from mammosae_plugin.analysis.intervention import intervene, latent_group, single_ablations, sweep, sweep_controls
 from mammosae_plugin.analysis.localization import (
     Threshold,

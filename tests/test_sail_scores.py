@@ -75,7 +75,7 @@ def test_dense_and_sparse_codes_and_any_block_give_the_same(organs, monkeypatch)
     codes, groups = codes_of("monosemanticity", (600, 200)), groups_of("monosemanticity", ["modality", "image_id"])
     whole = monosemanticity_of(codes, organs, groups)
     monkeypatch.setattr("mammosae_plugin.analysis.codes._BLOCK", 500)
-    monkeypatch.setattr("mammosae_plugin.analysis.monosemanticity._BLOCK", 7)
+    monkeypatch.setattr("mammosae_plugin.analysis.coherence._BLOCK", 7)
     pd.testing.assert_frame_equal(whole, monosemanticity_of(codes.toarray(), organs.astype(int), groups))
 
 

@@ -1,6 +1,8 @@
 # What the package offers; each name is imported when it is asked for, because torch, SAELens and datasets take seconds.
-from .froc import FrocResult as FrocResult
-from .froc import froc_of as froc_of
+from .coherence import activation_similarity_of as activation_similarity_of
+from .coherence import monosemanticity_of as monosemanticity_of
+from .free_response import FrocResult as FrocResult
+from .free_response import froc_of as froc_of
 from .intervention import DEFAULT_KS as DEFAULT_KS
 from .intervention import Ablations as Ablations
 from .intervention import Mode as Mode
@@ -22,8 +24,6 @@ from .localization import localize_thresholds as localize_thresholds
 from .matching import Replication as Replication
 from .matching import replication as replication
 from .matching import replication_of as replication_of
-from .monosemanticity import activation_similarity_of as activation_similarity_of
-from .monosemanticity import monosemanticity_of as monosemanticity_of
 from .probes import latent_aurocs as latent_aurocs
 from .probes import latent_aurocs_of as latent_aurocs_of
 from .probes import linear_probes as linear_probes
@@ -39,11 +39,11 @@ from .reconstruction import ReconstructionQuality as ReconstructionQuality
 from .reconstruction import auroc_cost as auroc_cost
 from .reconstruction import reconstruction_metrics as reconstruction_metrics
 from .reconstruction import reconstruction_quality as reconstruction_quality
-from .recovery import recovery_thresholds as recovery_thresholds
 from .retrieval import retrieval_scores_of as retrieval_scores_of
 from .retrieval import retrieve as retrieve
 from .retrieval import retrieve_of as retrieve_of
 from .roles import latent_roles as latent_roles
+from .sparse_recovery import recovery_thresholds as recovery_thresholds
 from .spatial import energy_share_of as energy_share_of
 from .spatial import moran_of as moran_of
 from .spatial import position_entropy_of as position_entropy_of

@@ -24,7 +24,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 
 from mammosae_plugin.analysis.codes import as_codes, as_groups
-from mammosae_plugin.analysis.monosemanticity import benjamini_hochberg
+from mammosae_plugin.analysis.coherence import benjamini_hochberg
 from mammosae_plugin.arguments import checked_arguments, entries, numbers, one_of, whole
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.measures.statistics import (
