@@ -40,6 +40,8 @@ _RUN = 16
 """How many pixels in a row say that an image is there."""
 _LONG = 6
 """Digits from which a number tells which computation it comes from."""
+_LOSS = re.compile(r"(\w+_)?loss(_\d+)?")
+"""What SAELens calls a loss, and the parts of it."""
 
 
 @dataclass(frozen=True)
@@ -148,11 +150,18 @@ def is_long(value: Any) -> bool:
 
 
 def numbers_in(path: Path) -> set[float]:
-    """The long numbers that a file says, in tables, JSON or text; of the examples no heatmap."""
+    """The long numbers that a file says, in tables, JSON or text; of the examples no heatmap.
+
+    Nor losses of a training's batches: thousands of float32 are of many rows each, and some equal an activation by
+    chance.
+    """
     found = set()
     for value in values_of(path):
+        of_batch = path.suffix == ".jsonl" and isinstance(value, dict) and value.get("of") == "batch"
         for _, key, item in walk(value):
-            if key != "heatmap" and is_long(item):
+            if key == "heatmap" or (of_batch and _LOSS.fullmatch(key)):
+                continue
+            if is_long(item):
                 found.add(item)
             elif isinstance(item, str):
                 found |= {float(text) for text in re.findall(r"-?\d+\.\d{6,}(?:e-?\d+)?", item)}

@@ -1,5 +1,6 @@
 """Shared fixtures: small phantoms, a small network and a random SAE, each made once."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,13 @@ from mammosae_plugin.adapters import HookedVisionModel, MammoClipClassifier
 from mammosae_plugin.datasets import VinDrMammo
 from mammosae_plugin.latents import LatentTable, encode_latents
 from mammosae_plugin.study import Study
+
+
+def pytest_configure() -> None:
+    """Help is written as for a wide pipe, whatever the terminal or the service that runs the tests would have of it."""
+    for name in ("GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS", "TERMINAL_WIDTH"):
+        os.environ.pop(name, None)
+    os.environ["COLUMNS"] = "120"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

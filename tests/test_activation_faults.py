@@ -4,13 +4,13 @@ import errno
 import os
 import shutil
 import subprocess
-import sys
 import time
 from contextlib import contextmanager
 from itertools import islice
 
 import pytest
 import torch
+from helpers_kills import ended
 from helpers_stores import labelled_rows, labelled_store
 from typer.testing import CliRunner
 
@@ -85,11 +85,11 @@ def test_an_extraction_interrupted_again_and_again_ends_byte_identical(tmp_path,
 
 
 KILLED = """
-import os, random, signal, sys
+import random, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from mammosae_plugin import files
+from helpers_kills import killed_at
 from mammosae_plugin.activations import extract_activations, extraction
 from mammosae_plugin.adapters import HookedVisionModel, new_classifier
 from mammosae_plugin.datasets import VinDrMammo
@@ -99,52 +99,25 @@ root, out, n_kills = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 model = HookedVisionModel(new_classifier("tinynet_e", 1, seed=0), ["blocks.3"])
 images = VinDrMammo(root, image_size=(96, 64)).select(split="test")
 
-def run(folder, num_workers=0):
-    extract_activations(model, images, folder, hook_name="blocks.3", count=2, num_workers=num_workers)
+def run(folder, moment, num_workers=0):
+    def work():
+        extract_activations(model, images, folder, hook_name="blocks.3", count=2, num_workers=num_workers)
+    return killed_at(moment, work, [(extraction, "capture_several")])
 
-def die_at(moment):
-    calls = 0
-    def counted(call):
-        def count(*args, **settings):
-            nonlocal calls
-            calls += 1
-            if calls == moment:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(*args, **settings)
-        return count
-    for module, name in ((extraction, "capture_several"), (os, "replace"), (files, "save_file"), (os, "fsync")):
-        setattr(module, name, counted(getattr(module, name)))
-
-def in_a_child(folder, num_workers, moment):
-    child = os.fork()
-    if child == 0:
-        die_at(moment)
-        run(folder, num_workers)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-assert in_a_child(out / "whole", 0, None) == 0
+run(out / "whole", None)
 chance, killed = random.Random(0), 0
 for number in range(n_kills):
-    killed += in_a_child(out / f"broken-{number % 2}", number % 2, chance.randint(1, 12)) == -signal.SIGKILL
+    killed += run(out / f"broken-{number % 2}", chance.randint(1, 12), num_workers=number % 2)
 for number in range(2):
-    assert in_a_child(out / f"broken-{number}", 0, None) == 0
+    run(out / f"broken-{number}", None)
 print("killed", killed)
 """
 
 
 def test_extractions_killed_outright_at_random_moments_end_byte_identical(tmp_path, phantom_root):
     """SIGKILL, in a process of its own, of which every second has a worker process; MAMMOSAE_KILLS sets how often."""
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(phantom_root), str(tmp_path), str(N_KILLS)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout.split()[-1]) >= N_KILLS // 2
+    told = ended(KILLED, phantom_root, tmp_path, N_KILLS)
+    assert int(told.split()[-1]) >= N_KILLS // 2
     whole = contents(tmp_path / "whole")
     assert len(whole) == 7 + 3  # 14 images, two in a shard
     assert contents(tmp_path / "broken-0") == contents(tmp_path / "broken-1") == whole

@@ -1,8 +1,5 @@
 """One vector per image of any backbone, as rows of an activation store."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +8,7 @@ import pytest
 import timm
 import torch
 from helpers_adapters import fixture_checkpoint, fixture_tensor
+from helpers_kills import ended
 from helpers_study import random_sae
 from torch import nn
 from typer.testing import CliRunner
@@ -281,11 +279,11 @@ def test_the_command_line_embeds_and_says_what_is_wrong(phantom_root: Path, tmp_
 
 
 KILLED = """
-import os, signal, sys
+import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from mammosae_plugin import files
+from helpers_kills import killed_at
 from mammosae_plugin.activations import embed, embedding, extraction
 from mammosae_plugin.datasets import VinDrMammo
 
@@ -293,42 +291,20 @@ embedding.IMAGES_PER_SHARD = 3
 images = VinDrMammo(sys.argv[1], image_size=(96, 64)).select(split="test")
 out = Path(sys.argv[2])
 
-def die_at(moment):
-    calls = 0
-    def counted(call):
-        def count(*args, **settings):
-            nonlocal calls
-            calls += 1
-            if calls == moment:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(*args, **settings)
-        return count
-    for module, name in ((extraction, "capture_several"), (os, "replace"), (files, "save_file"), (os, "fsync")):
-        setattr(module, name, counted(getattr(module, name)))
-
-def in_a_child(folder, moment):
-    child = os.fork()
-    if child == 0:
-        die_at(moment)
+def killed(folder, moment):
+    def work():
         embed("test_resnet", images, folder, weights="random", batch_size=2)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return killed_at(moment, work, [(extraction, "capture_several")])
 
-assert in_a_child(out / "whole", None) == 0
-killed, moment = 0, 2
-while in_a_child(out / "broken", moment) == -signal.SIGKILL:
-    killed, moment = killed + 1, moment + 2
-assert killed >= 4, killed
-assert in_a_child(out / "broken", None) == 0
+killed(out / "whole", None)
+moment = 2
+while killed(out / "broken", moment):
+    moment += 2
+assert moment >= 10, moment
+killed(out / "broken", None)
 """
 
 
 def test_killed_outright_again_and_again_it_ends_with_the_same_bytes(phantom_root: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(phantom_root), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    ended(KILLED, phantom_root, tmp_path)
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")

@@ -1,8 +1,5 @@
 """A latents table of rows without a network, and the files of embeddings that it reads and writes."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers_adapters import DATA
+from helpers_kills import ended
 from helpers_study import random_sae
 from helpers_training import store_of
 from safetensors.torch import load_file
@@ -293,46 +291,26 @@ def test_a_giant_row_group_is_streamed(tmp_path: Path) -> None:
 
 
 KILLED = """
-import os, signal, sys
+import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from mammosae_plugin import files
+from helpers_kills import killed_at
 from mammosae_plugin.adapters import load_vision_sae
 from mammosae_plugin.latents import encode_rows, rows
 
 source, sae, out = sys.argv[1], load_vision_sae(sys.argv[2]), Path(sys.argv[3])
 
-def die_at(moment):
-    calls = 0
-    def counted(call):
-        def count(*args, **settings):
-            nonlocal calls
-            calls += 1
-            if calls == moment:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(*args, **settings)
-        return count
-    for module, name in ((rows, "normalized"), (os, "replace"), (files, "save_file"), (os, "fsync")):
-        setattr(module, name, counted(getattr(module, name)))
+def killed(moment):
+    return killed_at(moment, lambda: encode_rows(source, sae, out, shard_size=5), [(rows, "normalized")])
 
-def in_a_child(moment):
-    child = os.fork()
-    if child == 0:
-        die_at(moment)
-        encode_rows(source, sae, out, shard_size=5)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-assert [in_a_child(moment) for moment in (2, 5, 9, 14, 20)] == [-signal.SIGKILL] * 5
-assert in_a_child(None) == 0
+assert all(killed(moment) for moment in (2, 5, 9, 14, 20))
+killed(None)
 """
 
 
 def test_killed_outright_again_and_again_it_ends_with_the_same_bytes(
     table: LatentTable, embeddings: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-c", KILLED, str(embeddings), str(CKPT), str(tmp_path / "table")]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
+    ended(KILLED, embeddings, CKPT, tmp_path / "table")
     assert contents(tmp_path / "table") == contents(table.folder)

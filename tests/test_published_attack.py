@@ -152,6 +152,18 @@ def test_an_attack_tells_what_it_is_for(what: str, case: Case, tmp_path: Path) -
     assert ATTACKS[what](LEAKS[what](clean)) > before
 
 
+@pytest.mark.parametrize(
+    ("of", "key", "tells"), [("batch", "mse_loss", 0), ("batch", "mse", 1), ("training", "loss", 1)]
+)
+def test_a_batchs_loss_equals_an_activation_by_chance_and_nothing_else_does(
+    of: str, key: str, tells: int, case: Case, tmp_path: Path
+) -> None:
+    folders = {part: Path(shutil.copytree(folder, tmp_path / part)) for part, folder in case.folders.items()}
+    row = {"step": 1, "of": of, key: an_activation(case), "inner_mse_loss_16": 0.12345678}
+    (folders["sae"] / "layer_10" / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    assert ATTACKS["numbers of one image or patient"](dataclasses.replace(case, folders=folders)) == tells
+
+
 # What people write
 
 
