@@ -29,7 +29,10 @@ from mammosae_plugin.visualization import (
     may_show_images,
     plot_class_means,
     plot_heatmaps,
+    plot_hits,
+    plot_k_sweep,
     plot_layers,
+    plot_score_decay,
     plot_sweep,
     plot_sweeps,
     save_figure,
@@ -650,3 +653,95 @@ def test_a_name_of_any_length_gives_a_file_that_can_be_written():
     assert file_part("Suspicious_Calcification") == "Suspicious_Calcification"
     assert [len(part) for part in long] == [100, 100]
     assert long[0] != long[1]
+
+
+# Retrieval
+
+
+def retrieval_rows() -> pd.DataFrame:
+    ways = [
+        ("latents", "fingerprint", 1),
+        ("latents", "fingerprint", 5),
+        ("latents", "cosine", 0),
+        ("random", "random", 0),
+    ]
+    rows = [
+        {"label": label, "source": source, "method": method, "k": k, "n": 10, "precision": value,
+         "precision_low": value - 0.1, "precision_high": value + 0.1, "n_queries": 40, "n_query_groups": 30,
+         "reason": ""}
+        for label, level in (("Mass", 0.6), ("density=C", 0.4))
+        for (source, method, k), value in zip(ways, (level, level + 0.1, level + 0.2, 0.2), strict=True)
+    ]  # fmt: skip
+    lacking = [
+        {**row, "label": "rare", "precision": np.nan, "precision_low": np.nan, "precision_high": np.nan, "n_queries": 0,
+         "n_query_groups": 0, "reason": "no image has this label"}
+        for row in rows[:4]
+    ]  # fmt: skip
+    return pd.DataFrame([*rows, *lacking])
+
+
+def test_k_sweep_has_a_panel_per_label_with_chance_the_sweep_and_all_latents():
+    figure = plot_k_sweep(retrieval_rows())
+    panels = figure.get_axes()
+    assert [axes.get_title(loc="left") for axes in panels] == ["Mass", "density: C", "rare"]
+    lines = lines_by_label(panels[0])
+    assert lines["fingerprint"].get_ydata().tolist() == [0.6, 0.7] and lines["fingerprint"].get_xdata().tolist() == [
+        0,
+        1,
+    ]
+    assert lines["cosine of all latents"].get_xdata().tolist() == [2]
+    assert lines["random images (chance)"].get_ydata()[0] == 0.2
+    assert [label.get_text() for label in panels[0].get_xticklabels()] == ["1", "5", "all"]
+    assert "40 queries of 30 groups" in {text.get_text() for text in panels[0].texts}
+    assert [text.get_text() for text in panels[2].texts] == ["no image has this label"]
+    assert panels[0].get_ylabel() == "precision of the first 10"
+    with pytest.raises(InputError, match="measure is 'auc'"):
+        plot_k_sweep(retrieval_rows(), measure="auc")
+    with pytest.raises(InputError, match="no score to draw"):
+        plot_k_sweep(retrieval_rows()[:0])
+
+
+def test_hits_show_the_querys_latents_in_every_image_on_one_scale():
+    latents = pd.DataFrame(
+        {
+            "place": np.repeat(np.arange(11), 2),
+            "image_id": np.repeat([f"patient/a_very_long_name/{number:04d}" for number in range(11)], 2),
+            "latent": [7, 3] * 11,
+            "activation": [2.0, 1.0, *([1.5, 0.0] * 10)],
+        }
+    )
+    figure = plot_hits(latents, title="Images like one", captions=["query"] + [f"likeness {n}" for n in range(10)])
+    panels = figure.get_axes()
+    assert len(panels) == 9 and "the first 8 of 10 hits" in figure.get_suptitle()
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["latent 7", "latent 3"]
+    assert len({axes.get_xlim() for axes in panels}) == 1
+    assert [bar.get_width() for bar in panels[1].patches] == [1.5, 0.0]
+    said = [text.get_text() for text in panels[1].texts]
+    assert said[0] == "silent" and said[1].startswith("patient/") and "likeness 0" in said[1]
+    with_images = plot_hits(latents[:6], title="x", images=[np.zeros((4, 3), np.uint8)] * 3)
+    assert len(with_images.get_axes()) == 6
+    with pytest.raises(InputError, match="11 images need as many captions, got 1"):
+        plot_hits(latents, title="x", captions=["one"])
+
+
+def test_score_decay_shows_scores_from_the_best_on_beside_images_at_random():
+    rows = pd.DataFrame({"latent": [4, 5, 6]})
+    for score, values in (
+        ("coherence", [0.2, 0.9, np.nan]),
+        ("specificity", [0.5] * 3),
+        ("monosemanticity", [0, 0.4, 0.1]),
+    ):
+        rows[f"{score}_10"] = values
+    rows["null_10"] = 0.1
+    panels = plot_score_decay({"trained": rows, "untrained": rows[:1]}).get_axes()
+    assert [axes.get_title(loc="left") for axes in panels] == [
+        "Coherence, 10 images", "Specificity, 10 images", "Monosemanticity, 10 images",
+    ]  # fmt: skip
+    lines = lines_by_label(panels[0])
+    assert lines["trained"].get_ydata().tolist() == [0.9, 0.2] and lines["untrained"].get_ydata().tolist() == [0.2]
+    assert lines["images at random"].get_ydata()[0] == pytest.approx(0.1)
+    assert panels[0].texts[0].get_text() == "latents: trained 2, untrained 1"
+    with pytest.raises(InputError, match="no scores to draw"):
+        plot_score_decay(rows[["latent"]])
+    with pytest.raises(InputError, match="of other numbers of images"):
+        plot_score_decay({"a": rows, "b": rows.rename(columns={"coherence_10": "coherence_50"})})

@@ -39,9 +39,11 @@ from .reconstruction import ReconstructionQuality as ReconstructionQuality
 from .reconstruction import auroc_cost as auroc_cost
 from .reconstruction import reconstruction_metrics as reconstruction_metrics
 from .reconstruction import reconstruction_quality as reconstruction_quality
-from .retrieval import retrieval_scores_of as retrieval_scores_of
+from .retrieval import fingerprints as fingerprints
 from .retrieval import retrieve as retrieve
 from .retrieval import retrieve_of as retrieve_of
+from .retrieval_quality import retrieval_scores as retrieval_scores
+from .retrieval_quality import retrieval_scores_of as retrieval_scores_of
 from .roles import latent_roles as latent_roles
 from .sparse_recovery import recovery_thresholds as recovery_thresholds
 from .spatial import energy_share_of as energy_share_of

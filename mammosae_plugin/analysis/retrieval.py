@@ -1,27 +1,202 @@
 """Images that are like one: by its strongest latents (SAIL's fingerprints), by all of them, or by latents as words."""
 
-__all__ = ["fingerprint", "Method", "METHODS", "retrieval_scores_of", "retrieve", "retrieve_of"]
+__all__ = [
+    "ALL", "codes_of", "fingerprints", "first_of_each", "LatentIndex", "Method", "METHODS", "retrieve", "retrieve_of",
+    "row_of_image", "rows_of_split", "VectorIndex",
+]  # fmt: skip
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+import difflib
+import heapq
+import re
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
-from sklearn.metrics import average_precision_score, ndcg_score
 
 from mammosae_plugin.analysis.codes import as_codes, as_groups
-from mammosae_plugin.arguments import checked_arguments, entries, index, numbers, one_of, whole
+from mammosae_plugin.arguments import as_array, checked_arguments, index, one_of, shown, whole
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.measures.statistics import MIN_PATIENTS, patient_bootstrap, spread_interval
+from mammosae_plugin.measures.statistics import settled
 
 if TYPE_CHECKING:
     from mammosae_plugin.latents import LatentTable
 
 Method = Literal["fingerprint", "cosine", "bm25"]
+ALL = "all"
+"""Images of every split."""
 METHODS = ("fingerprint", "cosine", "bm25")
 _K1, _B = 1.5, 0.75  # of BM25, as bm25s and Lucene-like libraries have them
+_QUERIES, _ROWS = 32, 4096  # dense vectors compared at once
+
+
+class LatentIndex:
+    """Codes that many images are looked up in; what does not depend on the query is computed once.
+
+    Args:
+        codes: (N, D) array or scipy.sparse.
+    """
+
+    def __init__(self, codes: Any) -> None:
+        """Take the codes."""
+        self.columns = as_codes(codes)
+        self.rows = sparse.csr_array(self.columns)
+        self.n_images = self.columns.shape[0]
+
+    @cached_property
+    def _always(self) -> NDArray[np.bool_]:
+        n_positive = np.bincount(self.rows.indices[self.rows.data > 0], minlength=self.rows.shape[1])
+        found: NDArray[np.bool_] = n_positive == self.n_images
+        return found
+
+    @cached_property
+    def _lengths(self) -> NDArray[np.float64]:
+        found: NDArray[np.float64] = np.sqrt(np.asarray((self.columns * self.columns).sum(axis=1)).ravel())
+        return found
+
+    @cached_property
+    def _words(self) -> tuple[sparse.csr_array, sparse.csc_array, NDArray[np.float64]]:
+        """Latents as words: how often each is in each image, what each is worth there, and how rare it is."""
+        words = self.rows.copy()
+        words.data = np.maximum(words.data, 0)
+        words.eliminate_zeros()
+        words.data = words.data / (words.data.mean() if len(words.data) else 1)
+        frequency = np.bincount(words.indices, minlength=words.shape[1])
+        rarity = np.log1p((self.n_images - frequency + 0.5) / (frequency + 0.5))
+        lengths = np.asarray(words.sum(axis=1)).ravel()
+        own = _K1 * (1 - _B + _B * lengths / (lengths.mean() or 1))
+        worth = words.copy()
+        worth.data = words.data * (_K1 + 1) / (words.data + np.repeat(own, np.diff(words.indptr)))
+        return words, sparse.csc_array(worth), rarity
+
+    def fingerprint(self, query: int, k: int) -> NDArray[np.int64]:
+        """The query's strongest latents, at most `k` and strongest first, without those above 0 in every image."""
+        columns, values = _of_row(self.rows, query)
+        usable = (values > 0) & ~self._always[columns]
+        columns, values = columns[usable], values[usable]
+        return columns[np.lexsort((columns, -values))[:k]]
+
+    def likeness(self, query: int, method: Method, k: int) -> NDArray[np.float64]:
+        """How like the query every image is, (N,), as `retrieve_of` says.
+
+        Raises:
+            InputError: The query has no latent to go by.
+        """
+        if method == "fingerprint":
+            return self._by_fingerprint(query, k)
+        if method == "bm25":
+            words, worth, rarity = self._words
+            columns, often = _of_row(words, query)
+            if not len(columns):
+                raise InputError(f"image {query} has no latent above 0: nothing to go by")
+            return np.asarray(worth[:, columns] @ (often * rarity[columns]))
+        columns, values = _of_row(self.rows, query)
+        if not len(columns):
+            raise InputError(f"image {query} has no active latent: nothing to go by")
+        return _cosines(np.asarray(self.columns[:, columns] @ values), self._lengths, float(self._lengths[query]))
+
+    def likenesses(
+        self, queries: Sequence[int], method: Method, k: int
+    ) -> Iterator[tuple[int, NDArray[np.float64] | None]]:
+        """Every query with its likeness to every image, None where it has no latent to go by."""
+        for query in queries:
+            try:
+                yield query, self.likeness(query, method, k)
+            except InputError:
+                yield query, None
+
+    def _by_fingerprint(self, query: int, k: int) -> NDArray[np.float64]:
+        chosen = self.fingerprint(query, k)
+        if not len(chosen):
+            raise InputError(
+                f"image {query} has no latent above 0 that is not above 0 in every image: nothing to go by"
+            )
+        part, values = self.columns[:, chosen], self.rows[[query]].tocsc()[:, chosen].toarray().ravel()
+        if len(chosen) == 1:
+            alone: NDArray[np.float64] = 1 / (1 + np.abs(part.toarray().ravel() - values))
+            return alone
+        lengths = np.sqrt(np.asarray((part * part).sum(axis=1)).ravel())
+        return _cosines(np.asarray(part @ values), lengths, float(np.linalg.norm(values)))
+
+
+class VectorIndex:
+    """Dense vectors that many images are looked up in, by cosine.
+
+    Args:
+        vectors: (N, d) array, kept in the type that it has.
+
+    Raises:
+        InputError: not (N, d), or not finite.
+    """
+
+    def __init__(self, vectors: ArrayLike, n_images: int) -> None:
+        """Take the vectors."""
+        array = as_array(vectors, "embeddings")
+        if array.ndim != 2 or array.dtype.kind not in "fiub":
+            raise InputError(f"embeddings are {array.dtype} of shape {array.shape}: expected numbers (N, d)")
+        if len(array) != n_images:
+            raise InputError(f"embeddings are of {len(array)} images, codes of {n_images}: give one for each")
+        self.vectors = array
+        lengths = [np.linalg.norm(block.astype(np.float64), axis=1) for block in self._blocks()]
+        self.lengths: NDArray[np.float64] = np.concatenate([*lengths, np.zeros(0)])
+        if not np.isfinite(self.lengths).all():
+            raise InputError("embeddings hold a value that is not finite")
+
+    def _blocks(self) -> Iterator[NDArray[Any]]:
+        return (self.vectors[start : start + _ROWS] for start in range(0, len(self.vectors), _ROWS))
+
+    def cosines(self, query: int, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The cosine (n,) of the query's vector with those of some rows."""
+        one = self.vectors[query].astype(np.float64)
+        return _cosines(self.vectors[rows].astype(np.float64) @ one, self.lengths[rows], float(self.lengths[query]))
+
+    def likenesses(
+        self, queries: Sequence[int], method: str, k: int
+    ) -> Iterator[tuple[int, NDArray[np.float64] | None]]:
+        """Every query with its cosine to every image, None where its vector is zero.
+
+        Args:
+            queries: their rows.
+            method: "dense", over the whole vector, or "dense_fingerprint", over the query's `k` largest coordinates,
+                whatever their sign.
+            k: how many coordinates.
+        """
+        if method == "dense_fingerprint":
+            for query in queries:
+                one = self.vectors[query].astype(np.float64)
+                chosen = np.argsort(-np.abs(one), kind="stable")[:k]
+                part = self.vectors[:, chosen].astype(np.float64)
+                found = _cosines(part @ one[chosen], np.linalg.norm(part, axis=1), float(np.linalg.norm(one[chosen])))
+                yield query, found if one.any() else None
+            return
+        for start in range(0, len(queries), _QUERIES):
+            asked = list(queries[start : start + _QUERIES])
+            ones = self.vectors[asked].astype(np.float64).T
+            products = np.concatenate([block.astype(np.float64) @ ones for block in self._blocks()]).T
+            for query, product in zip(asked, products, strict=True):
+                length = float(self.lengths[query])
+                yield query, _cosines(product, self.lengths, length) if length > 0 else None
+
+
+def _of_row(codes: sparse.csr_array, row: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    span = slice(codes.indptr[row], codes.indptr[row + 1])
+    return codes.indices[span].astype(np.int64), codes.data[span]
+
+
+def _cosines(products: NDArray[np.float64], lengths: NDArray[np.float64], own: float) -> NDArray[np.float64]:
+    both = lengths * own
+    cosines: NDArray[np.float64] = np.divide(products, both, out=np.zeros(len(products)), where=both > 0)
+    return cosines
+
+
+def first_of_each(groups: NDArray[np.int64], n_groups: int) -> NDArray[np.int64]:
+    """The places, rising, where each group stands for the first time in a list of groups, numbered from 0."""
+    first = np.full(n_groups, -1, dtype=np.int64)
+    first[groups[::-1]] = np.arange(len(groups))[::-1]  # of several values for one place NumPy keeps the last
+    return np.sort(first[first >= 0])
 
 
 def retrieve_of(
@@ -51,249 +226,202 @@ def retrieve_of(
     Raises:
         InputError: arrays that do not fit, a query that is no row or has no latent to go by, no other group.
     """
-    found = sparse.csr_array(as_codes(codes))
+    found = LatentIndex(codes)
     one_of(method, "method", METHODS)
-    query, k, n = index(query, "query", found.shape[0]), whole(k, "k", least=1), whole(n, "n", least=1)
-    of_row = as_groups(groups, found.shape[0])
-    others = np.flatnonzero(of_row != of_row[query])
-    if not len(others):
+    query, k, n = index(query, "query", found.n_images), whole(k, "k", least=1), whole(n, "n", least=1)
+    of_row = as_groups(groups, found.n_images)
+    _require_others(of_row, query)
+    return _best(found.likeness(query, method, k), query, of_row, n)
+
+
+def _require_others(of_row: NDArray[np.int64], query: int) -> None:
+    if (of_row == of_row[query]).all():
         raise InputError("every row is of the query's own group: there is no other image to give")
-    likeness = {"fingerprint": _fingerprint, "cosine": _cosine, "bm25": _bm25}[method](found, query, k)
+
+
+def _best(
+    likeness: NDArray[np.float64], query: int, of_row: NDArray[np.int64], n: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    others = np.flatnonzero(of_row != of_row[query])
+    likeness = settled(likeness)
     order = others[np.argsort(-likeness[others], kind="stable")]
-    _, first = np.unique(of_row[order], return_index=True)
-    rows = order[np.sort(first)][:n]
+    rows = order[first_of_each(of_row[order], int(of_row.max()) + 1)][:n]
     return rows, likeness[rows]
 
 
-def fingerprint(codes: sparse.csr_array, query: int, k: int) -> NDArray[np.int64]:
-    """The query's strongest latents, at most `k`, without those above 0 in every image."""
-    own = codes[[query]].tocoo()
-    columns, values = own.col, own.data
-    positive = codes.copy()
-    positive.data = (positive.data > 0).astype(np.int64)
-    always = np.asarray(positive.sum(axis=0)).ravel() == codes.shape[0]
-    usable = (values > 0) & ~always[columns]
-    columns, values = columns[usable], values[usable]
-    order = np.lexsort((columns, -values))[:k]
-    if not len(order):
-        raise InputError(f"image {query} has no latent above 0 that is not above 0 in every image: nothing to go by")
-    chosen: NDArray[np.int64] = columns[order].astype(np.int64)
-    return chosen
+def row_of_image(table: "LatentTable", image: str | int) -> int:
+    """The row of an image in a latents table.
+
+    Args:
+        table: the latents table.
+        image: its image_id; or parts of one between slashes, such as `s0012/x/31` of `ct/s0012/x/0031`; or the number
+            of its row, as a number or as `row:31`.
+
+    Raises:
+        InputError: no such image, with the nearest ids, or several, with the first of them.
+    """
+    ids = table.images["image_id"].astype(str).tolist()
+    numbered = re.fullmatch(r"row:([0-9]+)", image) if isinstance(image, str) else None
+    if numbered or not isinstance(image, str):
+        return index(int(numbered[1]) if numbered else image, "the image's row", len(ids))
+    rows = [row for row, one in enumerate(ids) if one == image]
+    where = "" if rows else ", in part"
+    if not rows:
+        asked = _parts(image)
+        rows = [row for row, one in enumerate(ids) if _holds(_parts(one), asked)] if asked else []
+    if len(rows) == 1:
+        return rows[0]
+    if not rows:
+        near = _nearest(image, ids)
+        said = f"the nearest are {', '.join(near)}" if near else f"its ids are like {ids[0]}"
+        raise InputError(f"{table.folder} has no image {shown(image)}; {said}")
+    splits = table.images["split"]
+    some = ", ".join(f"{ids[row]} (row:{row}, {splits[row]})" for row in rows[:3])
+    raise InputError(
+        f"{shown(image)} names {len(rows)} images of {table.folder}{where}: {some}{', ...' if len(rows) > 3 else ''}; "
+        "give the whole id, or the row as row:NUMBER"
+    )
 
 
-def _fingerprint(codes: sparse.csr_array, query: int, k: int) -> NDArray[np.float64]:
-    part = codes[:, fingerprint(codes, query, k)].toarray()
-    if part.shape[1] == 1:
-        alone: NDArray[np.float64] = 1 / (1 + np.abs(part[:, 0] - part[query, 0]))
-        return alone
-    return _cosines(part @ part[query], np.linalg.norm(part, axis=1), query)
+def _parts(image_id: str) -> list[str]:
+    """The parts of a key; numbers are the same with and without zeros before them."""
+    return [part.lstrip("0") or "0" if part.isdigit() else part for part in image_id.split("/") if part]
 
 
-def _cosine(codes: sparse.csr_array, query: int, _: int) -> NDArray[np.float64]:
-    lengths = np.sqrt(np.asarray(codes.multiply(codes).sum(axis=1)).ravel())
-    if lengths[query] == 0:
-        raise InputError(f"image {query} has no active latent: nothing to go by")
-    return _cosines(np.asarray(codes @ codes[[query]].toarray().ravel()), lengths, query)
+def _holds(parts: list[str], asked: list[str]) -> bool:
+    size = len(asked)
+    return any(parts[start : start + size] == asked for start in range(len(parts) - size + 1))
 
 
-def _cosines(products: NDArray[np.float64], lengths: NDArray[np.float64], query: int) -> NDArray[np.float64]:
-    both = lengths * lengths[query]
-    cosines: NDArray[np.float64] = np.divide(products, both, out=np.zeros(len(products)), where=both > 0)
-    return cosines
+def _nearest(image_id: str, ids: Sequence[str]) -> list[str]:
+    """The three ids that are most like one; of many, those that share the most triples of letters are compared."""
 
+    def triples(text: str) -> set[str]:
+        return {text[start : start + 3] for start in range(max(len(text) - 2, 1))}
 
-def _bm25(codes: sparse.csr_array, query: int, _: int) -> NDArray[np.float64]:
-    words = codes.copy()
-    words.data = np.maximum(words.data, 0)
-    words.eliminate_zeros()
-    if not len(words[[query]].data):
-        raise InputError(f"image {query} has no latent above 0: nothing to go by")
-    words.data = words.data / words.data.mean()
-    n_images = codes.shape[0]
-    frequency = np.bincount(words.indices, minlength=codes.shape[1])
-    rarity = np.log1p((n_images - frequency + 0.5) / (frequency + 0.5))
-    lengths = np.asarray(words.sum(axis=1)).ravel()
-    asked = words[[query]].toarray().ravel() * rarity
-    own = _K1 * (1 - _B + _B * lengths / lengths.mean())
-    weighted = words.copy()
-    weighted.data = words.data * (_K1 + 1) / (words.data + np.repeat(own, np.diff(words.indptr)))
-    return np.asarray(weighted @ asked)
+    asked = triples(image_id)
+    close = heapq.nlargest(100, dict.fromkeys(ids), key=lambda one: len(asked & triples(one)))
+    return difflib.get_close_matches(image_id, close, n=3, cutoff=0.3)
 
 
 @checked_arguments
 def retrieve(
     table: "LatentTable",
-    image_id: str,
+    image_id: str | int,
     *,
-    method: Method = "fingerprint",
+    method: str = "fingerprint",
     k: int = 5,
     n: int = 5,
     statistic: str = "max",
+    split: str = ALL,
+    embeddings: ArrayLike | None = None,
 ) -> pd.DataFrame:
     """The images of a table that are most like one of them, of other patients (`retrieve_of` has the formulas).
 
     Args:
-        table: the latents table.
-        image_id: the image that is asked for.
-        method: as for `retrieve_of`.
+        table: the latents table, of a map or of one vector per image.
+        image_id: the image that is asked for, as for `row_of_image`.
+        method: as for `retrieve_of`; or "dense", the cosine of `embeddings`.
         k: as for `retrieve_of`.
         n: as for `retrieve_of`.
         statistic: "max" or "mean" of a latent over positions.
+        split: give images of this split only; by default of "all".
+        embeddings: (n_images, d), the dense vectors of the table's images, such as `table.mean_channels`.
 
     Returns:
-        One row per image by falling likeness: image_id, patient_id, split, likeness, shared (the query's `k` strongest
-        latents that fire there too, strongest first) and the classes of every concept.
+        One row per image by falling likeness: image_id, patient_id, split, likeness, shared (of the query's `k`
+        strongest latents those that fire there too, strongest first), activations (theirs in that image), row (its
+        number in the table) and the classes of every concept.
 
     Raises:
-        InputError: an image that the table lacks, and as `retrieve_of`.
+        InputError: an image that the table lacks, an unknown split, "dense" without embeddings, and as `retrieve_of`.
+
+    Example:
+        >>> retrieve(table, "8269f5971eaca3e5d3772d1796e6bd7a", n=10)  # doctest: +SKIP
     """
-    one_of(statistic, "statistic", ("max", "mean"))
+    one_of(method, "method", (*METHODS, "dense"))
+    k, n = whole(k, "k", least=1), whole(n, "n", least=1)
     images = table.images
-    found = np.flatnonzero((images["image_id"] == image_id).to_numpy())
-    if not len(found):
-        raise InputError(f"{table.folder} has no image {image_id!r}; its ids are like {images['image_id'].iloc[0]!r}")
-    codes = table.max_latents if statistic == "max" else table.mean_latents
-    query, patients = int(found[0]), images["patient_id"].to_numpy(dtype=object)
-    rows, likeness = retrieve_of(codes, query, patients, method=method, k=k, n=n)
-    asked = fingerprint(sparse.csr_array(as_codes(codes)), query, k)
-    fires = codes[rows].tocsc()[:, asked].toarray() > 0
+    query = row_of_image(table, image_id)
+    searched = np.union1d(rows_of_split(table, split), [query])
+    found = LatentIndex(codes_of(table, statistic)[searched])
+    place = int(np.searchsorted(searched, query))
+    groups = as_groups(images["patient_id"].to_numpy(dtype=object)[searched], len(searched))
+    _require_others(groups, place)
+    if method != "dense":
+        likeness = found.likeness(place, cast(Method, method), k)
+    elif embeddings is None:
+        raise InputError("dense retrieval compares the images' own vectors: give them as embeddings (n_images, d)")
+    else:
+        _, cosines = next(VectorIndex(embeddings, len(images)).likenesses([query], "dense", k))
+        if cosines is None:
+            raise InputError(f"the vector of image {images['image_id'][query]} is zero: nothing to go by")
+        likeness = cosines[searched]
+    places, values = _best(likeness, place, groups, n)
+    asked = found.fingerprint(place, k)
+    fires = found.columns[:, asked].toarray()[places]
+    rows = searched[places]
     about = images.loc[rows, ["image_id", "patient_id", "split"]].assign(
-        likeness=likeness, shared=[asked[own].tolist() for own in fires]
+        likeness=values,
+        shared=[asked[own > 0].tolist() for own in fires],
+        activations=[own[own > 0].tolist() for own in fires],
+        row=rows,
     )
     return pd.concat([about, images.loc[rows, list(table.vocabulary)]], axis=1).reset_index(drop=True)
 
 
-def retrieval_scores_of(
-    codes: Any,
-    labels: Mapping[str, ArrayLike],
-    groups: ArrayLike,
-    *,
-    methods: Sequence[str] = METHODS,
-    embeddings: ArrayLike | None = None,
-    k: int = 5,
-    n: int = 5,
-    n_queries: int = 200,
-    n_bootstrap: int = 1000,
-    min_patients: int = MIN_PATIENTS,
-    seed: int = 0,
+@checked_arguments
+def fingerprints(
+    table: "LatentTable", image_id: str | int, rows: Sequence[int], *, k: int = 5, statistic: str = "max"
 ) -> pd.DataFrame:
-    """How often the images that are found share the query's labels, beside what images at random share.
-
-    SAIL judges by cosine in the dense space, which an untrained network wins; this judges by labels. Every query ranks
-    one image of each other group; of a label the queries are images that have it, and an image is right if it has it.
+    """The strongest latents of an image, there and in others.
 
     Args:
-        codes: (N, D) array or scipy.sparse.
-        labels: name -> (N,) 0 or 1, NaN where it is missing: such images are neither asked for nor found.
-        groups: (N,) which images belong together; no group is given to its own query.
-        methods: some of `METHODS`.
-        embeddings: (N, d), the dense vectors; given them, a method "dense" is their cosine.
-        k: latents in a fingerprint.
-        n: how many images are looked at.
-        n_queries: queries of each label, drawn at random where there are more.
-        n_bootstrap: resamples of the queries' groups for 95 % intervals; 0 gives NaN.
-        min_patients: groups of queries that an interval needs.
-        seed: of queries and resamples.
+        table: the latents table.
+        image_id: the image, as for `row_of_image`.
+        rows: the rows of the others, such as `row` of `retrieve`.
+        k: how many latents.
+        statistic: as for `retrieve`.
 
     Returns:
-        One row per label and method, "random" last: label, method, precision (share of the first `n` that are right)
-        with precision_low and precision_high, recall (of all right ones, the share among the first `n`),
-        average_precision (its mean over queries is mAP), ndcg (of the first `n`), n_queries, n_query_groups,
-        n_unanswered (queries with no latent to go by, left out) and reason: why a row is NaN, else empty.
+        One row per image and latent: place (0 is the image itself), row, image_id, latent, activation; the latents
+        strongest first.
 
     Raises:
-        InputError: arrays that do not fit, a method that there is not, or labels that are not 0, 1 or NaN.
+        InputError: as `retrieve`, or the image has no latent above 0 that is not above 0 in every image.
     """
-    found = sparse.csr_array(as_codes(codes))
-    of_row = as_groups(groups, found.shape[0])
-    chosen = [str(method) for method in entries(methods, "methods")]
-    for method in chosen:
-        one_of(method, "methods", METHODS)
-    k, n, n_queries = whole(k, "k", least=1), whole(n, "n", least=1), whole(n_queries, "n_queries", least=1)
-    n_bootstrap, seed = whole(n_bootstrap, "n_bootstrap", least=0), whole(seed, "seed", least=0)
-    min_patients = whole(min_patients, "min_patients", least=1)
-    dense = None if embeddings is None else sparse.csr_array(as_codes(embeddings, "embeddings"))
-    if dense is not None and dense.shape[0] != found.shape[0]:
-        raise InputError(f"embeddings are of {dense.shape[0]} images, codes of {found.shape[0]}: give one for each")
-    sources: dict[str, tuple[Any, Any]] = {method: (found, method) for method in chosen}
-    if dense is not None:
-        sources["dense"] = (dense, "cosine")
-    records = []
-    for name, given in labels.items():
-        values = numbers(given, f"labels of {name}")
-        if values.shape != of_row.shape or not np.isin(values[~np.isnan(values)], (0, 1)).all():
-            raise InputError(f"labels of {name}: expected ({len(of_row)},), 0 or 1 of every image, NaN where missing")
-        known = np.flatnonzero(~np.isnan(values))
-        right, own = values[known] == 1, of_row[known]
-        generator = np.random.default_rng(seed)
-        queries = np.flatnonzero(right)
-        if len(queries) > n_queries:
-            queries = np.sort(generator.choice(queries, n_queries, replace=False))
-        for method in (*sources, "random"):
-            about: dict[str, Any] = {"label": name, "method": method}
-            if not len(queries) or len(np.unique(own)) < 2:
-                reason = "no image has this label" if not len(queries) else "all images are of one group"
-                records.append({**about, "precision": np.nan, "reason": reason})
-                continue
-            scores, asked = [], []
-            for query in queries.tolist():
-                if method == "random":
-                    others = np.flatnonzero(own != own[query])
-                    order = generator.permutation(others)
-                    _, first = np.unique(own[order], return_index=True)
-                    rows = order[np.sort(first)]
-                else:
-                    source, way = sources[method]
-                    try:
-                        rows, _ = retrieve_of(source[known], query, own, method=way, k=k, n=len(own))
-                    except InputError:  # nothing to go by, which is counted
-                        continue
-                scores.append(_judged(right[rows], n))
-                asked.append(own[query])
-            record = {
-                **about,
-                **_summary(np.array(scores).reshape(-1, 4), np.array(asked), n_bootstrap, min_patients, seed),
-            }
-            records.append({**record, "n_unanswered": len(queries) - len(asked)})
-    return pd.DataFrame(records)
-
-
-def _judged(right: NDArray[np.bool_], n: int) -> tuple[float, float, float, float]:
-    """Precision, recall, average precision and nDCG of one ranking; NaN where nothing right is to be found."""
-    precision = float(right[:n].mean())
-    if not right.any():
-        return precision, float("nan"), float("nan"), float("nan")
-    places = -np.arange(len(right), dtype=np.float64)
-    gain = ndcg_score([right.astype(float)], [places], k=n) if len(right) > 1 else float(right[0])
-    return precision, float(right[:n].sum() / right.sum()), float(average_precision_score(right, places)), float(gain)
-
-
-def _summary(
-    scores: NDArray[np.float64], asked: NDArray[np.int64], n_bootstrap: int, min_patients: int, seed: int
-) -> dict[str, Any]:
-    names = ("precision", "recall", "average_precision", "ndcg")
-    n_groups = len(np.unique(asked))
-    low = high = float("nan")
-    if not len(scores):
-        return {
-            **dict.fromkeys(names, np.nan),
-            "n_queries": 0,
-            "n_query_groups": 0,
-            "reason": "no query has a latent to go by",
+    query = row_of_image(table, image_id)
+    found = LatentIndex(codes_of(table, statistic))
+    latents = found.fingerprint(query, whole(k, "k", least=1))
+    if not len(latents):
+        raise InputError(f"image {table.images['image_id'][query]} has no latent of its own to show: none is above 0")
+    shown_rows = [query, *(index(row, "rows", found.n_images) for row in rows)]
+    values = found.rows[shown_rows].tocsc()[:, latents].toarray()
+    ids = table.images["image_id"].astype(str).to_numpy()[shown_rows]
+    return pd.DataFrame(
+        {
+            "place": np.repeat(np.arange(len(shown_rows)), len(latents)),
+            "row": np.repeat(shown_rows, len(latents)),
+            "image_id": np.repeat(ids, len(latents)),
+            "latent": np.tile(latents, len(shown_rows)),
+            "activation": values.ravel(),
         }
-    if n_bootstrap and n_groups >= min_patients:
-        weights = patient_bootstrap(asked, n_bootstrap, seed).astype(np.float64)
-        low, high = spread_interval(weights @ scores[:, 0] / weights.sum(axis=1))
-    known = np.isfinite(scores)
-    means = np.divide(
-        np.where(known, scores, 0).sum(axis=0), known.sum(axis=0), out=np.full(4, np.nan), where=known.any(axis=0)
     )
-    return {
-        "precision": means[0],
-        "precision_low": low,
-        "precision_high": high,
-        **dict(zip(names[1:], means[1:].tolist(), strict=True)),
-        "n_queries": len(scores),
-        "n_query_groups": n_groups,
-        "reason": "",
-    }
+
+
+def rows_of_split(table: "LatentTable", split: str) -> NDArray[np.int64]:
+    """The rows of a split's images, or of "all".
+
+    Raises:
+        InputError: no such split.
+    """
+    there = table.images["split"]
+    if split != ALL and split not in set(there):
+        raise InputError(f"{table.folder} has no split {split!r}; it has {', '.join(there.unique())}, or name all")
+    return np.flatnonzero(((there == split) | (split == ALL)).to_numpy())
+
+
+def codes_of(table: "LatentTable", statistic: str) -> sparse.csr_array:
+    """The codes (n_images, d_sae) of a table: "max" or "mean" of each latent over positions."""
+    one_of(statistic, "statistic", ("max", "mean"))
+    return table.max_latents if statistic == "max" else table.mean_latents

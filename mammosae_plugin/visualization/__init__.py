@@ -7,9 +7,11 @@ arrays and return a matplotlib `Figure`. File names come from `names`, so that t
 from mammosae_plugin.schema.names import figure_2_name, figure_3_name, figure_4_name
 from mammosae_plugin.schema.results import Results, may_show_images
 from mammosae_plugin.visualization.curves import plot_sweep, plot_sweeps
+from mammosae_plugin.visualization.decay import plot_score_decay
 from mammosae_plugin.visualization.heatmaps import plot_heatmaps
 from mammosae_plugin.visualization.layers import plot_layers
 from mammosae_plugin.visualization.output import HeatmapPanels, write_figures, write_tables
+from mammosae_plugin.visualization.retrieval import plot_hits, plot_k_sweep
 from mammosae_plugin.visualization.scatter import plot_class_means
 from mammosae_plugin.visualization.style import save_figure
 from mammosae_plugin.visualization.tables import (
@@ -33,7 +35,10 @@ __all__ = [
     "may_show_images",
     "plot_class_means",
     "plot_heatmaps",
+    "plot_hits",
+    "plot_k_sweep",
     "plot_layers",
+    "plot_score_decay",
     "plot_sweep",
     "plot_sweeps",
     "save_figure",
