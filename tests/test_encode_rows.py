@@ -314,3 +314,12 @@ def test_killed_outright_again_and_again_it_ends_with_the_same_bytes(
 ) -> None:
     ended(KILLED, embeddings, CKPT, tmp_path / "table")
     assert contents(tmp_path / "table") == contents(table.folder)
+
+
+def test_an_image_without_a_label_is_no_row_of_that_concept(embeddings: Path, tmp_path: Path) -> None:
+    table = encode_rows(embeddings, load_vision_sae(CKPT), tmp_path / "table", concepts=["gender", "liver"])
+    in_split = table.images["split"] == "training"
+    assert (table.images["gender"][in_split] == -1).sum() == 1
+    rows = table.rows("gender", split="training")
+    assert len(rows.image_rows) == len(rows.labels) == len(rows.patient_ids) == in_split.sum() - 1
+    assert set(rows.labels.tolist()) == {0, 1} and len(table.rows("liver", split="training").labels) == in_split.sum()

@@ -325,7 +325,7 @@ class LatentTable:
         return tuple(range(self.vocabulary.named(concept, str(self.folder)).n_classes))
 
     def rows(self, concept: str, *, split: str, unit: str = "image") -> EvaluationRows:
-        """The rows to evaluate `concept` on.
+        """The rows to evaluate `concept` on: those whose label is known.
 
         Args:
             concept: A label column of `images`.
@@ -348,6 +348,8 @@ class LatentTable:
             chosen = self.findings[in_split[self.findings["image_row"].to_numpy()]]
             image_rows = chosen["image_row"].to_numpy()
             labels = chosen[concept].to_numpy()
+        known = np.nan_to_num(labels.astype(np.float64), nan=-1) >= 0  # a missing label is missing, and not "absent"
+        image_rows, labels = image_rows[known], labels[known]
         patients = self.images["patient_id"].to_numpy(dtype=object)[image_rows]
         return EvaluationRows(image_rows.astype(np.int64), labels.astype(np.int64), patients)
 
