@@ -15,6 +15,8 @@ from .adapters import new_timm_classifier as new_timm_classifier
 from .adapters import vision_sae_disk_loader as vision_sae_disk_loader
 from .adapters import vision_sae_huggingface_loader as vision_sae_huggingface_loader
 from .adapters import wrap_for_nnsight as wrap_for_nnsight
+from .analysis import SaeScores as SaeScores
+from .analysis import activation_similarity as activation_similarity
 from .analysis import class_mean_latents as class_mean_latents
 from .analysis import heatmap_boxes as heatmap_boxes
 from .analysis import intervene as intervene
@@ -23,8 +25,11 @@ from .analysis import latent_group as latent_group
 from .analysis import latent_roles as latent_roles
 from .analysis import linear_probes as linear_probes
 from .analysis import localize as localize
+from .analysis import monosemanticity as monosemanticity
 from .analysis import rank_latents as rank_latents
+from .analysis import rank_saes as rank_saes
 from .analysis import reconstruction_metrics as reconstruction_metrics
+from .analysis import recovery as recovery
 from .analysis import replication as replication
 from .analysis import retrieve as retrieve
 from .analysis import sweep as sweep

@@ -1,5 +1,6 @@
 """An in-memory latents table made by a small real SAE on random features, so that all its numbers are consistent."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -7,6 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array
 
+from mammosae_plugin.datasets.concepts import Concept, Vocabulary
 from mammosae_plugin.errors import InputError
 
 N_CLASS = {"Mass": 2, "Suspicious_Calcification": 2, "density": 4}
@@ -198,3 +200,48 @@ def _findings(images: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame.from_records(records)
+
+
+class CodesTable:
+    """What analyses ask of a `LatentTable` of rows, made of plain arrays.
+
+    Args:
+        codes: (n, d_sae).
+        labels: class numbers (n,) of each concept, -1 where one is missing; more than two are multi-class.
+        patients: (n,) the patient of each row.
+        embeddings: (n, d) the rows themselves, of a table that keeps them.
+        split: the split of all rows, or (n,).
+    """
+
+    def __init__(
+        self,
+        codes: np.ndarray | csr_array,
+        labels: Mapping[str, np.ndarray],
+        patients: np.ndarray,
+        *,
+        embeddings: np.ndarray | None = None,
+        split: str | np.ndarray = "test",
+    ) -> None:
+        self.folder = "TABLE"
+        self.is_of_rows = embeddings is None
+        self.max_latents = self.mean_latents = csr_array(codes)
+        self.d_sae = self.max_latents.shape[1]
+        self.mean_channels = embeddings
+        known = {"image_id": [f"image{i}" for i in range(self.max_latents.shape[0])], "patient_id": patients}
+        self.images = pd.DataFrame({**known, "split": split, **labels})
+        self.splits = tuple(dict.fromkeys(self.images["split"]))
+        self.vocabulary = Vocabulary(
+            Concept(name)
+            if max(values) < 2
+            else Concept(name, "multiclass", tuple(f"c{number}" for number in range(int(max(values)) + 1)))
+            for name, values in labels.items()
+        )
+
+    def classes(self, concept: str) -> tuple[int, ...]:
+        return tuple(range(self.vocabulary[concept].n_classes))
+
+    def rows(self, concept: str, *, split: str) -> EvaluationRows:
+        chosen = np.flatnonzero((self.images["split"] == split) & (self.images[concept] >= 0))
+        return EvaluationRows(
+            chosen, self.images[concept].to_numpy()[chosen], self.images["patient_id"].to_numpy(dtype=object)[chosen]
+        )

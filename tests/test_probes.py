@@ -10,7 +10,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mammosae_plugin.analysis import latent_aurocs, latent_aurocs_of, linear_probes, probe_of
-from mammosae_plugin.analysis.probes import BASES, _Problem
+from mammosae_plugin.analysis.probes import BASES, Problem
 from mammosae_plugin.errors import InputError
 
 GROUPS = np.repeat(np.arange(60), 2)
@@ -72,7 +72,7 @@ def test_random_labels_give_chance():
 @pytest.mark.parametrize("form", [np.asarray, sparse.csr_array])
 def test_a_probe_is_the_pipeline_of_scikit_learn(problem, form):
     codes, labels = problem
-    tried = _Problem(form(codes), labels, GROUPS, 4, [0.1], BASES["features"], 3)
+    tried = Problem(form(codes), labels, GROUPS, 4, [0.1], BASES["features"], 3)
     sizes, scores = tried.scores([5])
     assert sizes == [5]
     for training, held_out in tried.folds:

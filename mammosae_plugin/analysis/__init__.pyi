@@ -1,5 +1,4 @@
 # What the package offers; each name is imported when it is asked for, because torch, SAELens and datasets take seconds.
-from .coherence import activation_similarity_of as activation_similarity_of
 from .coherence import monosemanticity_of as monosemanticity_of
 from .free_response import FrocResult as FrocResult
 from .free_response import froc_of as froc_of
@@ -24,6 +23,9 @@ from .localization import localize_thresholds as localize_thresholds
 from .matching import Replication as Replication
 from .matching import replication as replication
 from .matching import replication_of as replication_of
+from .meaning import LatentScores as LatentScores
+from .meaning import activation_similarity as activation_similarity
+from .meaning import monosemanticity as monosemanticity
 from .probes import latent_aurocs as latent_aurocs
 from .probes import latent_aurocs_of as latent_aurocs_of
 from .probes import linear_probes as linear_probes
@@ -45,6 +47,11 @@ from .retrieval import retrieve_of as retrieve_of
 from .retrieval_quality import retrieval_scores as retrieval_scores
 from .retrieval_quality import retrieval_scores_of as retrieval_scores_of
 from .roles import latent_roles as latent_roles
+from .sae_ranking import SaeScores as SaeScores
+from .sae_ranking import rank_saes as rank_saes
+from .similarity import activation_similarity_of as activation_similarity_of
+from .sparse_recovery import Recovery as Recovery
+from .sparse_recovery import recovery as recovery
 from .sparse_recovery import recovery_thresholds as recovery_thresholds
 from .spatial import energy_share_of as energy_share_of
 from .spatial import moran_of as moran_of

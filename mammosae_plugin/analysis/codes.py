@@ -1,6 +1,6 @@
 """Codes as plain arrays or sparse matrices, and the strongest rows of every latent."""
 
-__all__ = ["as_codes", "as_groups", "strongest_rows"]
+__all__ = ["as_codes", "as_groups", "settled_codes", "strongest_rows"]
 
 from typing import Any
 
@@ -10,6 +10,7 @@ from scipy import sparse
 
 from mammosae_plugin.arguments import as_array, numbers
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.measures.statistics import settled_columns
 
 _BLOCK = 4_000_000  # stored values whose places are sorted at once
 
@@ -37,6 +38,13 @@ def as_codes(codes: Any, name: str = "codes", *, negative: bool = True) -> spars
         raise InputError(f"{name} hold {found.data.min():g}: give activations of 0 or more")
     columns: sparse.csc_array = found
     return columns
+
+
+def settled_codes(codes: sparse.csc_array) -> sparse.csc_array:
+    """Codes (N, D) of a float32 network, where values of a latent that differ by rounding are equal."""
+    columns = np.split(codes.data, codes.indptr[1:-1])
+    values = np.concatenate([settled_columns(column[:, None]).ravel() for column in columns])
+    return sparse.csc_array((values, codes.indices, codes.indptr), shape=codes.shape)
 
 
 def as_groups(groups: Any, n_rows: int) -> NDArray[np.int64]:

@@ -1,17 +1,18 @@
-"""Whether a latent stands for one thing: by the labels of its strongest images, and by how alike these are.
+"""Whether a latent stands for one thing, by the labels of its strongest images: SAIL's score (arXiv 2603.23794)."""
 
-The score by labels is that of SAIL (arXiv 2603.23794), with a null for every latent; the label-free score is that of
-Pach et al. (arXiv 2504.02821).
-"""
+__all__ = [
+    "as_labels", "benjamini_hochberg", "CoherenceNull", "coherence_null", "monosemanticity_of", "Null", "p_values",
+    "resampled_monosemanticity", "score_latents",
+]  # fmt: skip
 
-__all__ = ["activation_similarity_of", "benjamini_hochberg", "monosemanticity_of", "Null"]
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
 from scipy.stats import false_discovery_control
 
 from mammosae_plugin.analysis.codes import as_codes, as_groups, strongest_rows
@@ -19,6 +20,7 @@ from mammosae_plugin.arguments import as_array, between, entries, numbers, whole
 from mammosae_plugin.errors import InputError
 
 _BLOCK = 512  # latents whose images are compared at once
+_RESAMPLED = 8_000_000  # weights or label counts of resamples held at once
 Null = Literal["groups", "rows"]
 
 
@@ -72,36 +74,81 @@ def monosemanticity_of(
         1.0
     """
     found = as_codes(codes)
-    has = _as_labels(labels, found.shape[0])
+    has = as_labels(labels, found.shape[0])
     of_row = as_groups(groups, found.shape[0])
     sizes = [whole(size, "n", least=2) for size in entries(n, "n")]
     if not sizes:
         raise InputError("n is empty: name how many images are looked at, such as (10, 50)")
     n_draws, seed = whole(n_draws, "n_draws", least=1), whole(seed, "seed", least=0)
     min_groups = whole(min_groups, "min_groups", least=1)
-    nulls = {size: _null(null, size, has, of_row, n_draws, seed) for size in sizes}
-    top, n_groups = strongest_rows(found, of_row, max(sizes))
-    positive = found.copy()
-    positive.data = (positive.data > 0).astype(np.int64)
-    n_images = np.asarray(positive.sum(axis=0)).ravel().astype(np.int64)
-    scored = np.flatnonzero((n_groups >= min_groups) & (n_images < found.shape[0]))
+    nulls = {size: coherence_null(null, size, has, of_row, n_draws, seed) for size in sizes}
+    return score_latents(found, has, of_row, nulls, min_groups)[0]
+
+
+@dataclass(frozen=True)
+class CoherenceNull:
+    """What images drawn at random have.
+
+    Attributes:
+        mean: their mean coherence; NaN where there are too few images or groups to draw from.
+        coherence: (n_draws,) that of every draw; empty for a value that was given.
+        specificity: (n_draws,) likewise.
+        drawn: (n_draws, n) rows of every draw.
+    """
+
+    mean: float
+    coherence: NDArray[np.float64]
+    specificity: NDArray[np.float64]
+    drawn: NDArray[np.int64]
+
+    @property
+    def monosemanticity(self) -> NDArray[np.float64]:
+        """(n_draws,) that of every draw."""
+        return np.maximum(self.coherence - self.mean, 0) * self.specificity
+
+
+def score_latents(
+    codes: sparse.csc_array,
+    labels: NDArray[np.bool_],
+    groups: NDArray[np.int64],
+    nulls: Mapping[int, CoherenceNull],
+    min_groups: int,
+    n_listed: int = 0,
+) -> tuple[pd.DataFrame, NDArray[np.int64]]:
+    """The rows of `monosemanticity_of`, and of each scored latent its strongest rows, as `strongest_rows` gives them.
+
+    Args:
+        codes: (N, D) as `as_codes` gives them.
+        labels: (N, L).
+        groups: (N,) as `as_groups` numbers them.
+        nulls: of each number of images.
+        min_groups: as for `monosemanticity_of`.
+        n_listed: how many strongest rows to list, if more than are looked at.
+    """
+    top, n_groups = strongest_rows(codes, groups, max(*nulls, n_listed))
+    column = np.repeat(np.arange(codes.shape[1]), np.diff(codes.indptr))
+    n_images = np.bincount(column[codes.data > 0], minlength=codes.shape[1])
+    scored = np.flatnonzero((n_groups >= min_groups) & (n_images < codes.shape[0]))
     table = pd.DataFrame({"latent": scored, "n_images": n_images[scored], "n_groups": n_groups[scored]})
-    for size in sizes:
-        mean, draws = nulls[size]
-        coherence, specificity = _of_images(top[scored, :size], has)
-        excess = np.maximum(coherence - mean, 0)
+    for size, null in nulls.items():
+        coherence, specificity = _of_images(top[scored, :size], labels)
         table[f"coherence_{size}"] = coherence
-        table[f"null_{size}"] = mean
+        table[f"null_{size}"] = null.mean
         table[f"specificity_{size}"] = specificity
-        table[f"monosemanticity_{size}"] = excess * specificity
-        p = np.full(len(scored), np.nan)
-        if draws is not None:
-            known = np.isfinite(coherence)
-            as_high = len(draws) - np.searchsorted(np.sort(draws), coherence[known] - 1e-12)
-            p[known] = (1 + as_high) / (1 + len(draws))
-        table[f"p_{size}"] = p
+        table[f"monosemanticity_{size}"] = np.maximum(coherence - null.mean, 0) * specificity
+        table[f"p_{size}"] = p = p_values(coherence, null)
         table[f"q_{size}"] = benjamini_hochberg(p)
-    return table
+    return table, top[scored]
+
+
+def p_values(coherence: NDArray[np.float64], null: CoherenceNull) -> NDArray[np.float64]:
+    """Share of the draws (m,), with the latent as one of them, whose coherence is as high; NaN without draws."""
+    p = np.full(len(coherence), np.nan)
+    known = np.isfinite(coherence)
+    draws = np.sort(null.coherence)
+    if len(draws):
+        p[known] = (1 + len(draws) - np.searchsorted(draws, coherence[known] - 1e-12)) / (1 + len(draws))
+    return p
 
 
 def benjamini_hochberg(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -113,7 +160,12 @@ def benjamini_hochberg(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
     return q
 
 
-def _as_labels(labels: ArrayLike, n_rows: int) -> NDArray[np.bool_]:
+def as_labels(labels: ArrayLike, n_rows: int) -> NDArray[np.bool_]:
+    """Labels (N, L) as true and false.
+
+    Raises:
+        InputError: another shape, or something else than true and false.
+    """
     array = as_array(labels, "labels")
     if array.ndim != 2 or len(array) != n_rows or array.shape[1] == 0:
         raise InputError(f"labels have shape {array.shape}: expected ({n_rows}, L), one row for each image")
@@ -125,31 +177,39 @@ def _as_labels(labels: ArrayLike, n_rows: int) -> NDArray[np.bool_]:
     return array
 
 
-def _null(
+def coherence_null(
     null: Any, size: int, labels: NDArray[np.bool_], groups: NDArray[np.int64], n_draws: int, seed: int
-) -> tuple[float, NDArray[np.float64] | None]:
-    """The mean coherence of `size` images drawn at random, and that of every draw."""
+) -> CoherenceNull:
+    """What `size` images drawn at random have; the arguments are those of `monosemanticity_of`.
+
+    Raises:
+        InputError: no such null, or one that has no value for this number of images.
+    """
     if isinstance(null, Mapping):
         if size not in null:
             raise InputError(f"the null has no value for n = {size}; it has {', '.join(map(str, null)) or 'none'}")
-        return between(null[size], f"the null of n = {size}", 0, 1), None
+        return _null_of(between(null[size], f"the null of n = {size}", 0, 1))
     if null not in ("groups", "rows"):
         raise InputError(f"null is {null!r}: choose 'groups' or 'rows', or give a value for each n")
     n_groups = int(groups.max(initial=-1)) + 1
     if size > (n_groups if null == "groups" else len(labels)):
-        return float("nan"), None  # then no latent fires in so many groups either
+        return _null_of(float("nan"))  # then no latent fires in so many groups either
     generator = np.random.default_rng(seed)
     if null == "rows":
         drawn = np.stack([generator.choice(len(labels), size, replace=False) for _ in range(n_draws)])
-        draws, _ = _of_images(drawn, labels)
-        return round(float(draws.mean()), 6), draws
-    order = np.argsort(groups, kind="stable")
-    counts = np.bincount(groups, minlength=n_groups)
-    starts = np.cumsum(counts) - counts
-    chosen = np.stack([generator.choice(n_groups, size, replace=False) for _ in range(n_draws)])
-    drawn = order[starts[chosen] + generator.integers(0, counts[chosen])]
-    draws, _ = _of_images(drawn, labels)
-    return float(draws.mean()), draws
+    else:
+        order = np.argsort(groups, kind="stable")
+        counts = np.bincount(groups, minlength=n_groups)
+        starts = np.cumsum(counts) - counts
+        chosen = np.stack([generator.choice(n_groups, size, replace=False) for _ in range(n_draws)])
+        drawn = order[starts[chosen] + generator.integers(0, counts[chosen])]
+    coherence, specificity = _of_images(drawn, labels)
+    mean = float(coherence.mean())
+    return CoherenceNull(round(mean, 6) if null == "rows" else mean, coherence, specificity, drawn)
+
+
+def _null_of(mean: float) -> CoherenceNull:
+    return CoherenceNull(mean, np.zeros(0), np.zeros(0), np.zeros((0, 0), dtype=np.int64))
 
 
 def _of_images(rows: NDArray[np.int64], labels: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -164,50 +224,93 @@ def _of_images(rows: NDArray[np.int64], labels: NDArray[np.bool_]) -> tuple[NDAr
         both = np.matmul(own, own.transpose(0, 2, 1))[:, upper[0], upper[1]].astype(np.float64)
         either = (sizes[:, upper[0]] + sizes[:, upper[1]]).astype(np.float64) - both
         coherence[block] = np.divide(both, either, out=np.ones_like(both), where=either > 0).mean(axis=1)
-        counts = own.sum(axis=1, dtype=np.float64)
-        total = counts.sum(axis=1, keepdims=True)
-        share = np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
-        entropy = -(share * np.log(share, out=np.zeros_like(share), where=share > 0)).sum(axis=1)
-        if labels.shape[1] > 1:
-            specificity[block] = np.where(total[:, 0] > 0, 1 - entropy / np.log(labels.shape[1]), 0)
+        specificity[block] = _specificity(own.sum(axis=1, dtype=np.float64))
     return coherence, specificity
 
 
-def activation_similarity_of(codes: Any, embeddings: ArrayLike) -> NDArray[np.float64]:
-    """The label-free monosemanticity of every latent: how alike the images are in which it fires (Pach et al., 2025).
+def resampled_monosemanticity(
+    top: NDArray[np.int64],
+    labels: NDArray[np.bool_],
+    groups: NDArray[np.int64],
+    null: CoherenceNull,
+    size: int,
+    weights: NDArray[np.float32],
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Monosemanticity of latents in resamples of the groups, whose null is resampled with them.
 
-    The mean cosine of the embeddings of all pairs of images, weighted by the product of the latent's activations. With
-    a (N,) the activations and E (N, d) unit embeddings it is (|E^T a|^2 - sum a^2) / ((sum a)^2 - sum a^2), which takes
-    O(nnz d) instead of O(N^2 d). Chance is the mean cosine over all pairs, which depends on the embedding:
-    `activation_similarity_of(np.ones((N, 1)), embeddings)`.
+    A group that a resample holds w times counts as w of the `size` strongest images. Pairs within a group are left out:
+    an image is always like itself, which says nothing of the latent.
 
     Args:
-        codes: (N, D) array or scipy.sparse, 0 or more.
-        embeddings: (N, d), of any length above 0.
+        top: (m, l) strongest rows, one of each group, -1 where there are no more; more than `size` of them, as a
+            resample leaves groups out.
+        labels: (N, L).
+        groups: (N,) as `as_groups` numbers them.
+        null: of `size` images.
+        size: number of images.
+        weights: (n_groups, n_bootstrap) how often a resample holds a group.
 
     Returns:
-        (D,) float64, from -1 to 1; NaN where a latent fires in fewer than two images.
-
-    Raises:
-        InputError: arrays that do not fit, negative activations, an embedding that is zero or not finite.
+        (m, n_bootstrap), NaN where a resample holds less than half of `size` images, or one group only; and (m,)
+        whether the coherence of all resamples is the same, so that they do not tell how sure it is.
     """
-    found = as_codes(codes, negative=False)
-    vectors = numbers(embeddings, "embeddings")
-    if vectors.ndim != 2 or len(vectors) != found.shape[0]:
-        raise InputError(f"embeddings have shape {vectors.shape}: expected ({found.shape[0]}, d), one for each image")
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    if not np.isfinite(lengths).all() or (lengths == 0).any():
-        raise InputError("an embedding is zero or not finite, so that it has no direction: leave that image out")
-    # The score does not change with the scale of a latent; without it tiny activations would underflow.
-    largest = np.maximum(np.asarray(abs(found).max(axis=0).todense()).ravel(), np.finfo(float).tiny)
-    scaled = found.copy()
-    scaled.data = found.data / np.repeat(largest, np.diff(found.indptr))
-    sums = np.asarray(scaled.sum(axis=0)).ravel()
-    squares = np.asarray(scaled.multiply(scaled).sum(axis=0)).ravel()
-    together = scaled.T @ (vectors / lengths)
-    between_images = np.square(together).sum(axis=1) - squares
-    weights = np.square(sums) - squares
-    several = np.diff(found.indptr) > 1
-    unknown = np.full(len(sums), np.nan)
-    score: NDArray[np.float64] = np.divide(between_images, weights, out=unknown, where=several & (weights > 0))
-    return score
+    by_chance = np.full(weights.shape[1], null.mean)
+    if len(null.drawn):
+        alike, pairs = np.zeros(weights.shape[1]), np.zeros(weights.shape[1])
+        for rows in _blocks_of(null.drawn, labels, weights):
+            _, of_draw, n_pairs, _ = _weighed(rows, labels, groups, weights, None)
+            alike, pairs = alike + of_draw.sum(axis=0), pairs + n_pairs.sum(axis=0)
+        by_chance = np.divide(alike, pairs, out=by_chance, where=pairs > 0)
+    found, agree = [np.zeros((0, weights.shape[1]))], [np.zeros(0, dtype=bool)]
+    for rows in _blocks_of(top, labels, weights):
+        n_held, alike, pairs, counts = _weighed(rows, labels, groups, weights, size)
+        known = (n_held >= size / 2) & (pairs > 0)
+        coherence = np.where(known, alike / np.where(known, pairs, 1), np.nan)
+        found.append(np.maximum(coherence - by_chance, 0) * _specificity(counts))
+        agree.append(np.where(known, coherence, -1).max(axis=1) - np.where(known, coherence, 2).min(axis=1) < 1e-6)
+    return np.concatenate(found), np.concatenate(agree)
+
+
+def _blocks_of(
+    rows: NDArray[np.int64], labels: NDArray[np.bool_], weights: NDArray[np.float32]
+) -> Iterator[NDArray[np.int64]]:
+    block = max(1, _RESAMPLED // (weights.shape[1] * max(rows.shape[1], labels.shape[1], 1)))
+    for start in range(0, len(rows), block):
+        yield rows[start : start + block]
+
+
+def _weighed(
+    rows: NDArray[np.int64],
+    labels: NDArray[np.bool_],
+    groups: NDArray[np.int64],
+    weights: NDArray[np.float32],
+    size: int | None,
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Of sets of images (b, l) in every resample, the first `size` of them: how many there are, the sum of Jaccard
+    indices over pairs, the number of pairs, each (b, n_bootstrap), and label counts (b, n_bootstrap, L)."""
+    there = rows >= 0
+    rows = np.maximum(rows, 0)
+    own = labels[rows].astype(np.float32) * there[:, :, None]
+    both = np.matmul(own, own.transpose(0, 2, 1))
+    sizes = own.sum(axis=2)
+    either = sizes[:, :, None] + sizes[:, None] - both
+    alike = np.divide(both, either, out=np.ones_like(both), where=either > 0)
+    alike[:, np.arange(rows.shape[1]), np.arange(rows.shape[1])] = 0
+    held = (weights[groups[rows]] * there[:, :, None]).transpose(0, 2, 1)  # (b, n_bootstrap, l)
+    if size is not None:
+        before = held.cumsum(axis=2) - held
+        held = np.clip(size - before, 0, held)
+    n_held = held.sum(axis=2)
+    pairs = np.square(n_held) - np.square(held).sum(axis=2)
+    return n_held, (np.matmul(held, alike) * held).sum(axis=2), pairs, np.matmul(held, own)
+
+
+def _specificity(counts: NDArray[Any]) -> NDArray[Any]:
+    """1 - H / ln L of label counts (..., L); 0 without any label, NaN with a single one."""
+    if counts.shape[-1] < 2:
+        return np.full(counts.shape[:-1], np.nan)
+    total = counts.sum(axis=-1, keepdims=True)
+    share = np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
+    entropy = -(share * np.log(share, out=np.zeros_like(share), where=share > 0)).sum(axis=-1)
+    found: NDArray[Any] = np.where(total[..., 0] > 0, 1 - entropy / np.log(counts.shape[-1]), 0)
+    return found

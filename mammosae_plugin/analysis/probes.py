@@ -4,7 +4,10 @@ Selection, scaling and regularisation see the training rows of a fold only, and 
 whole. Choosing features before splitting gives AUROC .82 on random labels (a public benchmark does); this gives .5.
 """
 
-__all__ = ["ARMS", "BASES", "KS", "latent_aurocs", "latent_aurocs_of", "linear_probes", "probe_of", "STRENGTHS"]
+__all__ = [
+    "ARMS", "BASES", "feature_matrix", "known_labels", "KS", "latent_aurocs", "latent_aurocs_of", "linear_probes",
+    "permuted", "probe_of", "Problem", "STRENGTHS",
+]  # fmt: skip
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +26,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 
-from mammosae_plugin.analysis.codes import as_codes, as_groups
+from mammosae_plugin.analysis.codes import as_codes, as_groups, settled_codes
 from mammosae_plugin.analysis.coherence import benjamini_hochberg
 from mammosae_plugin.arguments import checked_arguments, entries, numbers, one_of, whole
 from mammosae_plugin.errors import InputError
@@ -32,7 +35,6 @@ from mammosae_plugin.measures.statistics import (
     Resamples,
     auroc_interval,
     settled,
-    settled_columns,
 )
 
 if TYPE_CHECKING:
@@ -79,7 +81,7 @@ def latent_aurocs_of(
         1.0
     """
     found = as_codes(codes)
-    known, positive = _known(labels, found.shape[0])
+    known, positive = known_labels(labels, found.shape[0])
     of_row = as_groups(groups, found.shape[0])[known]
     n_permutations, seed = whole(n_permutations, "n_permutations", least=1), whole(seed, "seed", least=0)
     ranks, base, varies = _ranks(sparse.csc_array(found[known]))
@@ -110,8 +112,12 @@ def latent_aurocs_of(
     )
 
 
-def _known(labels: ArrayLike, n_rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The rows that have a label, and 0 or 1 of each."""
+def known_labels(labels: ArrayLike, n_rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows that have a label, and 0 or 1 of each.
+
+    Raises:
+        InputError: labels that do not fit, that are not 0, 1 or NaN, or of one class only.
+    """
     values = numbers(labels, "labels")
     if values.shape != (n_rows,):
         raise InputError(f"labels have shape {values.shape}: expected ({n_rows},), 0 or 1 of every row, NaN if missing")
@@ -219,8 +225,8 @@ def probe_of(
         >>> found.loc[0, "auroc"]
         1.0
     """
-    matrix = sparse.csr_array(as_codes(features, "features")) if sparse.issparse(features) else _dense(features)
-    known, positive = _known(labels, matrix.shape[0])
+    matrix = feature_matrix(features)
+    known, positive = known_labels(labels, matrix.shape[0])
     of_row = as_groups(groups, matrix.shape[0])[known]
     one_of(basis, "basis", tuple(BASES))
     wanted = [None if k is None else whole(k, "ks", least=1) for k in entries(ks, "ks")]
@@ -240,11 +246,9 @@ def probe_of(
         unknown = dict.fromkeys(("auroc", "auroc_low", "auroc_high", "auroc_permuted", "calibration_slope"), np.nan)
         reason = "a class has a single group, so that it cannot both teach and test"
         return pd.DataFrame([{"k": k, **unknown, "chance": 0.5, **counts, "reason": reason} for k in wanted])
-    problem = _Problem(matrix[known], positive, of_row, min(n_folds, few), penalties.tolist(), BASES[basis], seed)
+    problem = Problem(matrix[known], positive, of_row, min(n_folds, few), penalties.tolist(), BASES[basis], seed)
     sizes, scores = problem.scores(wanted)
-    order = _between_groups(of_row, np.random.default_rng(seed))
-    shuffled = np.empty_like(positive)
-    shuffled[order] = positive[np.argsort(of_row, kind="stable")]
+    shuffled = permuted(positive, of_row, seed)
     permuted_few = min(len(np.unique(of_row[shuffled == label])) for label in (0, 1))
     controls = np.full(len(wanted), np.nan)
     if permuted_few >= 2:
@@ -269,13 +273,27 @@ def probe_of(
     return pd.DataFrame(records)
 
 
-def _dense(features: Any) -> NDArray[np.float64]:
+def feature_matrix(features: Any) -> Any:
+    """Features (N, F), finite, as an array or, if they are sparse, as a csr_array.
+
+    Raises:
+        InputError: another shape, or a value that is not finite.
+    """
+    if sparse.issparse(features):
+        return sparse.csr_array(as_codes(features, "features"))
     array = numbers(features, "features")
     if array.ndim != 2 or array.shape[1] == 0:
         raise InputError(f"features have shape {array.shape}: expected (N, F), one row for each image")
     if not np.isfinite(array).all():
         raise InputError("features hold a value that is not finite")
     return array
+
+
+def permuted(positive: NDArray[np.int64], groups: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """Labels (N,) permuted between groups: groups in a random order take them in the order of the rows."""
+    shuffled = np.empty_like(positive)
+    shuffled[_between_groups(groups, np.random.default_rng(seed))] = positive[np.argsort(groups, kind="stable")]
+    return shuffled
 
 
 def _between_groups(groups: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
@@ -286,7 +304,7 @@ def _between_groups(groups: NDArray[np.int64], generator: np.random.Generator) -
 
 
 @dataclass(frozen=True)
-class _Problem:
+class Problem:
     """What is told from what, and how it is cut into folds."""
 
     features: Any
@@ -502,16 +520,9 @@ def latent_aurocs(
     rows = table.rows(concept, split=split)
     found = []
     for statistic, values in (("max", table.max_latents), ("mean", table.mean_latents)):
-        codes = values[rows.image_rows].tocsc()
-        codes.data = _settled(codes)
+        codes = settled_codes(as_codes(values[rows.image_rows]))
         for label, positive in _against_the_rest(table.classes(concept), rows.labels):
             scored = latent_aurocs_of(codes, positive, rows.patient_ids, n_permutations=n_permutations, seed=seed)
             about = {"concept": concept, "label": label, "statistic": statistic}
             found.append(pd.concat([pd.DataFrame([about] * len(scored)), scored], axis=1))
     return pd.concat(found, ignore_index=True)
-
-
-def _settled(codes: Any) -> NDArray[np.float64]:
-    """Stored values of every column, those equal that differ by rounding."""
-    columns = np.split(codes.data, codes.indptr[1:-1])
-    return np.concatenate([settled_columns(column[:, None]).ravel() for column in columns])
