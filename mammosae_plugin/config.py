@@ -517,7 +517,7 @@ def _value(text: str) -> Any:
 _ONE_WORD = re.compile(r"[\w.+~-]+")  # what YAML may read as something else than text
 
 
-BELOW_ROOT = frozenset({"annotations", "table", "images"})
+BELOW_ROOT = frozenset({"annotations", "table", "images", "image", "masks", "ct", "mri", "split_file", "index"})
 """Settings of `data` that are files and folders relative to its root."""
 
 

@@ -1,5 +1,6 @@
 """A latents table of rows without a network, and the files of embeddings that it reads and writes."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from helpers_adapters import DATA
 from helpers_kills import ended
-from helpers_study import random_sae
+from helpers_study import mammosae, random_sae
 from helpers_training import store_of
 from safetensors.torch import load_file
 
@@ -290,19 +291,72 @@ def test_a_giant_row_group_is_streamed(tmp_path: Path) -> None:
     assert most < rows.nbytes / 4
 
 
+def test_the_command_encodes_rows_without_a_study_and_says_what_the_table_holds(
+    table: LatentTable, embeddings: Path, tmp_path: Path
+) -> None:
+    done = mammosae("encode", "--rows", embeddings, "--sae", CKPT, "-o", tmp_path / "table", "--concepts", "gender")
+    assert done.returncode == 0, done.stderr
+    first, training, *_ = done.stdout.splitlines()
+    assert first == f"{tmp_path / 'table'}: 28 rows, 64 latents; gender"
+    n_fire = [table.level_sums("training")[width]["l0"] / 12 for width in LEVELS]
+    assert training == "training: 12 rows, latents active per row " + ", ".join(
+        f"{n:.1f} of {width}" for n, width in zip(n_fire, LEVELS, strict=True)
+    )
+    found = LatentTable(tmp_path / "table")
+    np.testing.assert_allclose(found.codes().toarray(), table.codes().toarray(), rtol=0, atol=1e-6)
+    assert found.concepts == ("gender",)
+    files = sorted(embeddings.glob("*_t*.parquet"))
+    several = mammosae("encode", *(f"--rows={file}" for file in files), "--sae", CKPT, "-o", tmp_path / "two")
+    assert several.returncode == 0 and LatentTable(tmp_path / "two").splits == ("training", "test"), several.stderr
+    told = mammosae("encode", "--help").stdout
+    assert all(word in told for word in ("--rows", "--sae", "--concepts", "--split", "embeddings.md", "--config"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rows", "ROWS"], "--rows needs --sae"),
+        (["--rows", "ROWS", "--sae", "SAE"], "--rows needs -o"),
+        (["--sae", "SAE", "-o", "OUT"], "--sae goes with --rows"),
+        (["--rows", "ROWS", "--sae", "SAE", "-o", "OUT", "--config", "s.yaml"], "--config is of a study"),
+        (["--rows", "ROWS", "--sae", "SAE", "-o", "OUT", "--set", "seed=1"], "--set is of a study"),
+        (["--rows", "ROWS", "--sae", "gone.ckpt", "-o", "OUT"], "gone.ckpt"),
+        (["--rows", "ROWS", "--sae", "SAE", "-o", "OUT", "--device", "gpu"], "device is 'gpu': name one"),
+        (["--rows", "ROWS", "--sae", "SAE", "-o", "OUT", "--concepts", "lung"], "there is no column 'lung'"),
+        (["--rows", "ROWS", "--sae", "SAE", "-o", "OUT", "--column", "vector"], "the column 'vector' is missing"),
+        *(
+            (["--rows", case, "--sae", "SAE", "-o", "OUT"], BAD[case][1])
+            for case in ("no column", "mixed dimensions", "NaN", "another width", "a split that is none")
+        ),
+    ],
+)
+def test_what_the_command_cannot_encode_is_one_line(
+    arguments: list[str], message: str, embeddings: Path, tmp_path: Path
+) -> None:
+    for case in set(arguments) & set(BAD):
+        write_parquet(tmp_path / f"{case}.parquet", **BAD[case][0])
+    places = {"ROWS": str(embeddings), "SAE": str(CKPT), "OUT": str(tmp_path / "table")}
+    places |= {case: str(tmp_path / f"{case}.parquet") for case in BAD}
+    refused = mammosae("encode", *(places.get(one, one) for one in arguments))
+    line = refused.stderr.replace("\r", "\n").strip().splitlines()[-1]  # behind a progress bar
+    assert refused.returncode == 2 and line.startswith("mammosae: ") and re.search(message, line), line
+    assert not (tmp_path / "table" / "table.json").exists()
+
+
 KILLED = """
 import sys
-from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from helpers_kills import killed_at
-from mammosae_plugin.adapters import load_vision_sae
+from mammosae_plugin.cli import app
 from mammosae_plugin.latents import encode_rows, rows
 
-source, sae, out = sys.argv[1], load_vision_sae(sys.argv[2]), Path(sys.argv[3])
+source, sae, out = sys.argv[1:]
+encode_rows.__kwdefaults__["shard_size"] = 5
 
 def killed(moment):
-    return killed_at(moment, lambda: encode_rows(source, sae, out, shard_size=5), [(rows, "normalized")])
+    command = ["encode", "--rows", source, "--sae", sae, "-o", out]
+    return killed_at(moment, lambda: app(command, standalone_mode=False), [(rows, "normalized")])
 
 assert all(killed(moment) for moment in (2, 5, 9, 14, 20))
 killed(None)

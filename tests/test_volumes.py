@@ -9,12 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers_study import mammosae
 from safetensors.numpy import load_file
 from torch.utils.data import DataLoader
 
-from mammosae_plugin.activations import extract_activations
+from mammosae_plugin.activations import ActivationStore, extract_activations
 from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.adapters.preprocessing import BadImageError
+from mammosae_plugin.config import StudyConfig, load_data
 from mammosae_plugin.datasets import (
     DatasetError,
     Slicing,
@@ -23,12 +25,14 @@ from mammosae_plugin.datasets import (
     collate,
     hounsfield_windows,
     is_study_dataset,
+    open_dataset,
     organ_regions,
     slices,
     volume_files,
     volume_index,
 )
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.study.inputs import StudyInputs
 
 nibabel = pytest.importorskip("nibabel")
 
@@ -503,6 +507,95 @@ def test_columns_that_are_numbers_in_one_table_and_text_in_another_become_text(r
     assert data.volumes["age"].tolist() == ["65", "over 60"] and data.volumes["kvp"].tolist() == [120, 120]
     data.write_png(tmp_path / "out")
     assert set(pd.read_parquet(tmp_path / "out" / "metadata.parquet")["age"]) == {"65", "over 60"}
+
+
+# From a study's YAML
+
+
+def embed_from(file, out, *settings):
+    given = [argument for one in settings for argument in ("--set", one)]
+    return mammosae("embed", "test_resnet", "--weights", "random", "--config", file, "-o", out, *given)
+
+
+def test_a_folder_of_volumes_in_yaml_is_embedded_with_its_split_and_labels(folder, tmp_path):
+    (folder / "people.csv").write_text("image_id,sex\nv0,f\nv1,m\nv2,f\n")
+    (folder / "split.csv").write_text("modality,image_id,split\nmri,v0,train\nmri,v1,test\n")
+    file = tmp_path / "study.yaml"
+    file.write_text(
+        "data:\n  kind: volumes\n  root: .\n  modality: mri\n  masks: masks/{id}/{label}.nii.gz\n  table: people.csv\n"
+        "  axes: z\n  window: null\n  image_size: 32\n  split_file: split.csv\n  index: index\n"
+    )
+    done = embed_from(file, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    store = ActivationStore(tmp_path / "out")
+    known = pd.read_parquet(tmp_path / "out" / "images.parquet")
+    wanted = open_folder(folder, table="people.csv").with_split(folder / "split.csv").images
+    pd.testing.assert_frame_equal(known, wanted, check_dtype=False)
+    assert (
+        set(known["split"]) == {"training", "test"} and set(known["sex"]) == {"f", "m"} and store.n_rows == len(known)
+    )
+    assert (folder / "index" / "mri" / "v2.json").exists()
+
+
+def test_a_folder_of_totalsegmentators_in_yaml_is_found_by_what_it_holds(root, tmp_path):
+    file = tmp_path / "study.yaml"
+    for data, modalities in (
+        (f"root: {root}/ct\n  axes: [z]", {"ct"}),
+        (f"root: {root}\n  ct: ct\n  mri: {root}/mri", {"ct", "mri"}),
+    ):
+        file.write_text(f"data:\n  kind: total-segmentator\n  {data}\n  image_size: [16, 16]\n")
+        found = open_dataset(load_data(file))
+        assert isinstance(found, TotalSegmentator) and set(found.images["modality"]) == modalities
+        assert found.about.title == "TotalSegmentator" and found.image_size == (16, 16)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("image_size=[32, 48]",), "slices are squares, give one edge and not 32 x 48"),
+        (("unit=finding_row",), "data.unit: volumes have slices and no rows of findings"),
+        (("axes=[x, w]",), "axes are ('x', 'w'): give some of 'x', 'y', 'z'"),
+        (("axes=3",), "data.axes: must be"),
+        (("window=[40, 0]",), "give (center, width) in Hounsfield units"),
+        (("window=thorax",), "data.window: must be"),
+        (("image=/data/{id}.nii.gz",), "give it from the folder of the volumes"),
+        (("masks=../{id}/{label}.nii.gz",), "give it from the folder of the volumes"),
+        (("window=study_type",), "must have a column 'study_type'"),
+        (("split_file=no.csv",), "no.csv does not exist"),
+        (("table=no.csv",), "no.csv does not exist"),
+        (("orientation=x",), "unknown setting 'data.orientation'"),
+        (("kind=total-segmentator", "modality=mri"), "unknown setting 'data.modality'"),
+        (("kind=total-segmentator",), "holds no s0000/ct.nii.gz or s0000/mri.nii.gz"),
+        (("kind=total-segmentator", "ct=gone"), "gone does not exist"),
+        (("kind=volume",), "kind must be one of csv, vindr, total-segmentator, volumes, not 'volume' (did you mean"),
+        (
+            ("max_bad_share=0.1",),
+            "1 of 3 volumes cannot be used (such as: all of it is 7), more than max_bad_share 0.1",
+        ),
+    ],
+)
+def test_what_is_wrong_with_volumes_in_yaml_is_one_line(folder, tmp_path, settings, message):
+    BROKEN["flat"](folder / "v1.nii.gz")
+    file, given = tmp_path / "study.yaml", [f"data.{one}" for one in settings]
+    plain = {"kind": "volumes", "root": str(folder), "modality": "mri", "window": None, "image_size": 32}
+    plain = {"kind": "", "root": str(folder)} if "kind" in settings[0] else plain
+    file.write_text(json.dumps({"data": plain}))
+    refused = embed_from(file, tmp_path / "out", *given)
+    assert refused.returncode == 2 and message in refused.stderr, refused.stderr
+    assert refused.stderr.strip().splitlines()[-1].startswith("mammosae: ")
+    assert not (tmp_path / "out" / "activations.json").exists()
+
+
+def test_a_study_of_feature_maps_says_that_it_takes_no_volumes(folder):
+    config = StudyConfig(
+        output=folder / "out",
+        data={"kind": "volumes", "root": folder, "window": None},
+        concepts=["ball"],
+        models=[{"name": "m", "classifiers": {"ball": "x.pt"}}],
+        sae={"path": "sae"},
+    )
+    with pytest.raises(InputError, match=ONE_LINE.format("a study of feature maps screens PNG files")):
+        _ = StudyInputs(config)._all_images
 
 
 def test_without_nibabel_one_line_names_the_extra(root, monkeypatch):

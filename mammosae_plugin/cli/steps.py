@@ -2,9 +2,11 @@
 
 __all__ = [
     "activations", "activations_info", "activations_merge", "activations_verify", "app", "ConfigFile", "demo", "Device",
-    "embed", "extract", "inspect", "layers", "main", "Output", "Settings", "StoreFolder", "study", "StudyFile",
+    "embed", "encode", "extract", "inspect", "layers", "main", "Output", "Settings", "StoreFolder", "study",
+    "StudyFile",
 ]  # fmt: skip
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -209,7 +211,10 @@ def embed(
         Path | None, typer.Option(help="The folder of the images (data.root of a study).", show_default=False)
     ] = None,
     kind: Annotated[
-        str | None, typer.Option(help="How the images lie there: vindr or csv (data.kind).", show_default=False)
+        str | None,
+        typer.Option(
+            help="How they lie there: vindr, csv, total-segmentator or volumes (data.kind).", show_default=False
+        ),
     ] = None,
     image_size: Annotated[
         tuple[int, int] | None,
@@ -288,7 +293,87 @@ def embed(
 
 
 _add_step("train", "Train the study's sparse autoencoders with SAELens.")
-_add_step("encode", "Make the latents tables: one pass over the images, after which no analysis needs a network.")
+
+
+@app.command()
+def encode(
+    file: StudyFile = None,
+    config: ConfigFile = None,
+    output: Output = None,
+    device: Device = None,
+    settings: Settings = None,
+    rows: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Instead of a study: stored vectors, one per image. A folder that `embed` wrote, a parquet or .npy "
+            "file (docs/embeddings.md), or a folder with such files. May be repeated, for files of several splits.",
+            show_default=False,
+        ),
+    ] = None,
+    sae: Annotated[
+        str | None,
+        typer.Option(
+            help="With --rows: the SAE; a file of SAIL's or Mammo-SAE, a folder that SAELens wrote, or "
+            "hub://owner/name/path.",
+            show_default=False,
+        ),
+    ] = None,
+    concepts: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --rows: a column of the rows' table that is a label; may be repeated. By default those that "
+            "hold 0 and 1 alone.",
+            show_default=False,
+        ),
+    ] = None,
+    column: Annotated[
+        str | None,
+        typer.Option(help="With --rows: the column with the vectors, where there are several.", show_default=False),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="With --rows: the split of rows of which neither a file's name nor its table says one (training).",
+            show_default=False,
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Make the latents tables: one pass over the images, after which no analysis needs a network.
+
+    mammosae encode --config study.yaml
+    mammosae encode --rows embeddings --sae dinov3_sae.ckpt -o codes
+
+    The first is a step of a study; steps before it that are not done yet are done first (see `mammosae study --help`).
+    The second needs no study, no image and no network: it writes the latents table of stored vectors, one per image,
+    under one SAE, which every analysis reads that needs no map (docs/embeddings.md). Memory holds a few thousand rows,
+    whatever their number.
+
+    A run that is stopped or killed is made again with the same command and continues.
+    """
+    study = _Study(file, config, output, device, settings)
+    of_rows = {"--sae": sae, "--concepts": concepts, "--column": column, "--split": split}
+    if not rows:
+        with clear_errors(debug):
+            _refuse(of_rows, "goes with --rows; a study says these things itself")
+        _run_until("encode", study, debug)
+        return
+    with clear_errors(debug):
+        _refuse({"STUDY.YAML": file, "--config": config, "--set": settings}, "is of a study, and --rows needs none")
+        from mammosae_plugin.cli.rows import encode_stored
+
+        encode_stored(
+            rows, sae, output, concepts=concepts, column=column, split=split or "training", device=device or "cpu"
+        )
+
+
+def _refuse(options: Mapping[str, object], why: str) -> None:
+    from mammosae_plugin.errors import InputError
+
+    if given := [name for name, value in options.items() if value]:
+        raise InputError(f"{given[0]} {why}; leave one out")
+
+
 _add_step("probe", "Table 1, the class means of every latent and their ranking (Eq. 2).")
 _add_step("intervene", "Figure 2: keep or remove each class's best latents, beside random groups (Eq. 3 and 4).")
 _add_step("localize", "Table 2: how well the best latents' heatmaps find the radiologists' boxes.")

@@ -20,6 +20,7 @@ from mammosae_plugin.datasets.slices import Slicing, hounsfield_windows, organ_r
 from mammosae_plugin.datasets.splits import age_bins, make_split, read_split, write_split
 from mammosae_plugin.datasets.vindr import CONCEPTS, VinDrMammo
 from mammosae_plugin.datasets.volume_folders import TotalSegmentator, VolumeFolder
+from mammosae_plugin.datasets.volume_settings import TotalSegmentatorSettings, VolumeFolderSettings
 from mammosae_plugin.datasets.volumes import VolumeSlices
 
 __all__ = [
@@ -39,9 +40,11 @@ __all__ = [
     "Slicing",
     "StudyDataset",
     "TotalSegmentator",
+    "TotalSegmentatorSettings",
     "VinDrMammo",
     "Vocabulary",
     "VolumeFolder",
+    "VolumeFolderSettings",
     "VolumeSlices",
     "age_bins",
     "check_suspects",

@@ -193,8 +193,9 @@ class MammogramDataset(Selectable, Dataset[Item]):
 
     @property
     def about(self) -> DatasetAbout:
-        """What the images are, whose they are, and whether they may be passed on."""
-        return DatasetAbout(name="mammograms", title="mammograms")
+        """What the images are, whose they are, and whether they may be passed on; else the class."""
+        own = type(self).__name__
+        return DatasetAbout(name=own.lower(), title=own)
 
     # -- facts about the whole ---------------------------------------------------------------------------------------
 

@@ -15,13 +15,13 @@ from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
 from mammosae_plugin.arguments import between
-from mammosae_plugin.datasets.about import PHANTOMS, DatasetAbout
+from mammosae_plugin.datasets.about import DatasetAbout
 from mammosae_plugin.datasets.base import BOX_COLUMNS, DatasetError, MammogramDataset, Unit
 from mammosae_plugin.datasets.boxes import Originals, are_shares, changes, report_other_pixels
 from mammosae_plugin.datasets.concepts import ABSENT, PRESENT, Concept, Kind, nearest_names
 from mammosae_plugin.datasets.csv_files import read_csv
 from mammosae_plugin.datasets.image_files import checked_size, find_images
-from mammosae_plugin.datasets.registry import DatasetKind, DataSettings, register_dataset
+from mammosae_plugin.datasets.registry import DatasetKind, OwnDataSettings, register_dataset
 from mammosae_plugin.datasets.table_checks import MISSING_TEXT, SPLITS, TableChecks, any_of
 from mammosae_plugin.files import local_path
 from mammosae_plugin.validation import Settings
@@ -271,7 +271,7 @@ def _typed(text: "pd.Series[str]") -> "pd.Series[Any]":
     return numbers if numbers[~missing].notna().all() and not missing.all() else text
 
 
-class CsvFolderSettings(DataSettings):
+class CsvFolderSettings(OwnDataSettings):
     """A folder of PNG images and a table of labels."""
 
     kind: str = "csv"
@@ -285,30 +285,6 @@ class CsvFolderSettings(DataSettings):
         "split (training, test), the labels and, where there are boxes, xmin, ymin, xmax, ymax.",
     )
     images: str = Field(IMAGE_FOLDER, description="The folder of the images, relative to root or absolute.")
-    name: str = Field("images", description="The data's short name, for metadata.")
-    title: str = Field("images of one's own", description="The data's name for readers.")
-    citation: str | None = Field(None, description="How to cite the data.")
-    licence: str | None = Field(None, description="The images' licence.")
-    restricted: bool = Field(True, description="Whether images and rows per image may not be passed on.")
-
-    @model_validator(mode="after")
-    def _terms_fit(self) -> Self:
-        if self.name == PHANTOMS.name and not self.phantom:
-            raise ValueError(f"name: {PHANTOMS.name} is for generated images; set phantom: true if these are")
-        _ = self.described
-        return self
-
-    @property
-    def described(self) -> DatasetAbout:
-        """What the settings say of the images."""
-        return DatasetAbout(
-            name=self.name,
-            title=self.title,
-            citation=self.citation,
-            licence=self.licence,
-            restricted=self.restricted,
-            why="they are of patients, and a row per image is data" if self.restricted else "",
-        )
 
 
 def _open(settings: CsvFolderSettings) -> CsvFolder:

@@ -5,7 +5,7 @@
 
 __all__ = [
     "dataset_kind", "dataset_kinds", "DatasetKind", "DataSettings", "LocalPath", "of_its_kind", "open_dataset",
-    "register_dataset",
+    "OwnDataSettings", "register_dataset",
 ]  # fmt: skip
 
 import difflib
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
+from typing_extensions import Self
 
 from mammosae_plugin.datasets.about import PHANTOMS, DatasetAbout
 from mammosae_plugin.datasets.protocol import StudyDataset
@@ -31,7 +32,8 @@ class DataSettings(Settings):
     kind: str = Field(
         "vindr",
         description="How the data lie on the disk: vindr, VinDr-Mammo as Mammo-CLIP prepares it; csv, a folder of PNG "
-        "images and a table of labels.",
+        "images and a table of labels; total-segmentator and volumes, slices of NIfTI volumes, of which embeddings are "
+        "made.",
     )
     root: LocalPath = Field(description="The data's folder; of vindr that which holds images_png.")
     image_size: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] = Field(
@@ -74,6 +76,35 @@ class DataSettings(Settings):
         raise NotImplementedError(f"{type(self).__name__} does not say what its images are")
 
 
+class OwnDataSettings(DataSettings):
+    """What is told of data that nobody knows but their owner."""
+
+    name: str = Field("images", description="The data's short name, for metadata.")
+    title: str = Field("images of one's own", description="The data's name for readers.")
+    citation: str | None = Field(None, description="How to cite the data.")
+    licence: str | None = Field(None, description="The images' licence.")
+    restricted: bool = Field(True, description="Whether images and rows per image may not be passed on.")
+
+    @model_validator(mode="after")
+    def _terms_fit(self) -> Self:
+        if self.name == PHANTOMS.name and not self.phantom:
+            raise ValueError(f"name: {PHANTOMS.name} is for generated images; set phantom: true if these are")
+        _ = self.described
+        return self
+
+    @property
+    def described(self) -> DatasetAbout:
+        """What the settings say of the images."""
+        return DatasetAbout(
+            name=self.name,
+            title=self.title,
+            citation=self.citation,
+            licence=self.licence,
+            restricted=self.restricted,
+            why="they are of patients, and a row per image is data" if self.restricted else "",
+        )
+
+
 @dataclass(frozen=True)
 class DatasetKind:
     """One kind of dataset.
@@ -82,11 +113,13 @@ class DatasetKind:
         name: What `data.kind` names it.
         settings: Its section `data` of a study.
         open: From such settings to the dataset, all splits; raises `InputError`, in one line, for what is wrong.
+        of_files: Whether every image is a PNG file of its own, which a study of feature maps screens.
     """
 
     name: str
     settings: type[DataSettings]
     open: Callable[[Any], StudyDataset]
+    of_files: bool = True
 
 
 _KINDS: dict[str, DatasetKind] = {}

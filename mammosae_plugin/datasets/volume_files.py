@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,10 @@ def find_volumes(root: Path, modality: str, image: str, masks: str | None) -> li
     for pattern, name, parts in ((image, "image", ("{id}",)), (masks, "masks", ("{id}", "{label}"))):
         if pattern is not None and not (isinstance(pattern, str) and all(pattern.count(part) == 1 for part in parts)):
             raise InputError(f"{name} is {shown(pattern)}: give a path under the folder with {' and '.join(parts)}")
+        if pattern is not None and (PurePath(pattern).is_absolute() or ".." in PurePath(pattern).parts):
+            raise InputError(
+                f"{name} is {shown(pattern)}: give it from the folder of the volumes, such as {parts[0]}.nii.gz"
+            )
     if not root.is_dir():
         raise DatasetError(f"the folder of volumes {root} does not exist or is no folder")
     by_id: dict[str, dict[str, Path]] = {}

@@ -33,6 +33,7 @@ from mammosae_plugin.datasets import (
     read_suspects,
     screen_images,
 )
+from mammosae_plugin.datasets.registry import dataset_kind
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, sha256_of_file, sha256_of_json, write_json, write_text
 from mammosae_plugin.study import plans
@@ -124,6 +125,11 @@ class StudyInputs:
 
     @cached_property
     def _all_images(self) -> StudyDataset:
+        if not dataset_kind(self.config.data.kind).of_files:
+            raise InputError(
+                f"data.kind is {self.config.data.kind}, of which `mammosae embed` makes embeddings; a study of feature "
+                "maps screens PNG files: write the slices with write_png, and name them as kind csv"
+            )
         return open_dataset(self.config.data)
 
     @cached_property
