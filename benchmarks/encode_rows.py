@@ -2,17 +2,26 @@
 
     python benchmarks/encode_rows.py
     python benchmarks/encode_rows.py --rows 2000 --theirs 100
+    python benchmarks/encode_rows.py --sizes 50000 200000 900000 --d-in 1024 --l0 41
 
 The second way is that of SAIL's released script: a loader of single rows, the SAE's whole forward pass (every level
 encoded and decoded), and a parquet file of all latents of every row as raw float32 bytes. It is run on `--theirs` rows
 and its time and disk are told for all of them; both ways take the same rows and the same SAE, on the same threads.
+
+With `--sizes`, instead, the memory and disk of `encode_rows` alone: for each number of rows a file of noise with 121
+columns of labels, which is written and read in pieces, and a process of its own, whose largest memory is told.
 """
 
 import argparse
 import json
+import multiprocessing
+import re
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -55,6 +64,56 @@ def n_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+def noise(n: int, d_in: int, block: int = 1024) -> Iterator[np.ndarray]:
+    """Rows (n, d_in) of noise, a block at a time."""
+    drawn = np.random.default_rng(0)
+    for start in range(0, n, block):
+        yield drawn.standard_normal((min(block, n - start), d_in), dtype=np.float32)
+
+
+def megabytes_of_memory(which: str) -> float:
+    """Of this process: VmRSS, now, or VmHWM, at most; Linux alone tells."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{which}:\s+(\d+) kB", status)[1]) / 1e3
+
+
+def _encode_alone(source: Path, table_at: Path, d_in: int, levels: list[int], l0: float, to: Any) -> None:
+    sae = sae_of(d_in, levels, l0)
+    before, start, cpu = megabytes_of_memory("VmRSS"), time.perf_counter(), time.process_time()
+    table = encode_rows(source, sae, table_at)
+    (seconds, cpu_seconds), peak = (now - then for now, then in _times(start, cpu)), megabytes_of_memory("VmHWM")
+    fired = sum(table.reconstruction_sums(split)["l0"] for split in table.splits)
+    to.send(
+        {
+            "l0": fired / len(table.images),
+            "seconds": seconds,
+            "cpu_seconds": cpu_seconds,
+            "memory_before": before,
+            "memory_at_most": peak,
+        }
+    )
+
+
+def of_size(n: int, d_in: int, levels: list[int], l0: float, n_labels: int = 121) -> dict[str, float]:
+    """Memory (MB) of a process that encodes so many rows, and what files take (MB)."""
+    labels = np.random.default_rng(1).random((n, n_labels)) < 0.1
+    known = pd.DataFrame(labels.astype(np.int8), columns=[f"organ_{at}" for at in range(n_labels)])
+    known.insert(0, "image_id", [f"ct/s{row // 300:04d}/z/{row % 300:04d}" for row in range(n)])
+    with tempfile.TemporaryDirectory() as scratch:
+        source, table_at = Path(scratch) / "rows_train.parquet", Path(scratch) / "table"
+        write_vectors(source, known, noise(n, d_in))
+        context = multiprocessing.get_context("spawn")  # a process that inherits no memory
+        read, write = context.Pipe(duplex=False)
+        child = context.Process(target=_encode_alone, args=(source, table_at, d_in, levels, l0, write))
+        child.start()
+        write.close()
+        found: dict[str, float] = read.recv()
+        child.join()
+        of_labels = sum(path.stat().st_size for path in table_at.rglob("*.parquet"))
+        sizes = {"rows": source.stat().st_size, "table": n_bytes(table_at), "labels_in_it": of_labels}
+    return {"n": n, **found, **{f"disk_{name}": size / 1e6 for name, size in sizes.items()}}
+
+
 def _times(start: float, cpu: float) -> list[tuple[float, float]]:
     """Now and then, of the clock and of the process; the latter hardly feels what else the machine does."""
     return [(time.perf_counter(), start), (time.process_time(), cpu)]
@@ -67,7 +126,13 @@ def main() -> None:
     parser.add_argument("--d-in", type=int, default=1536)
     parser.add_argument("--levels", type=int, nargs="+", default=[128, 512, 2048, 8192])
     parser.add_argument("--l0", type=float, default=40.0, help="latents that fire per row, about")
+    parser.add_argument("--sizes", type=int, nargs="+", help="memory and disk at so many rows, instead")
     args = parser.parse_args()
+    if args.sizes:
+        for size in args.sizes:
+            print(json.dumps(of_size(size, args.d_in, args.levels, args.l0)))
+            sys.stdout.flush()
+        return
     rows = np.random.default_rng(0).standard_normal((args.rows, args.d_in), dtype=np.float32)
     sae = sae_of(args.d_in, args.levels, args.l0)
     with tempfile.TemporaryDirectory() as scratch:
