@@ -18,7 +18,18 @@ from safetensors.torch import load_file
 from mammosae_plugin.activations.embedding_files import EmbeddingFile, read_sparse_features, write_vectors
 from mammosae_plugin.activations.row_sources import write_embeddings
 from mammosae_plugin.adapters import load_vision_sae
-from mammosae_plugin.analysis import class_mean_latents, localize, monosemanticity_of, rank_latents, sweep
+from mammosae_plugin.analysis import (
+    class_mean_latents,
+    latent_aurocs,
+    latent_aurocs_of,
+    linear_probes,
+    localize,
+    monosemanticity_of,
+    nested_labels,
+    rank_latents,
+    splitting,
+    sweep,
+)
 from mammosae_plugin.analysis.reconstruction import reconstruction_quality
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, sealed, write_json
@@ -117,6 +128,43 @@ def test_what_needs_no_map_works_and_what_needs_one_says_so(table: LatentTable) 
         _ = table.mean_channels
     with pytest.raises(InputError, match="without the network behind them"):
         sweep(table, rank_latents(means), concept="liver")
+
+
+def test_latents_that_a_level_adds_are_looked_at_as_parts_of_the_level_below(table: LatentTable) -> None:
+    codes = table.codes().toarray()[:12]
+    found = splitting(table, level=16, split="training", n_draws=0, within=0)
+    assert found.latents["latent"].max() < 16 <= found.parts["part"].min() <= found.parts["part"].max() < 32
+    others = [codes[:, other] for other in range(16, 32)]
+    for latent, nearest, correlation in found.latents[["latent", "nearest", "correlation"]].to_numpy():
+        expected = [np.corrcoef(codes[:, int(latent)], other)[0, 1] if np.ptp(other) else -1 for other in others]
+        assert (nearest - 16, correlation) == (np.argmax(expected), pytest.approx(max(expected)))
+    assert len(splitting(table, split="training").latents) == 0  # no latent of the first level fires in these rows
+    with pytest.raises(InputError, match="no level above 64"):
+        splitting(table, level=64)
+    with pytest.raises(InputError, match="no level of 9 latents"):
+        splitting(table, level=9)
+
+
+def test_missing_labels_are_missing_to_probes_and_hierarchies(embeddings: Path, tmp_path: Path) -> None:
+    """Of the ten test rows half have no gender, which is neither class."""
+    table = encode_rows(embeddings, load_vision_sae(CKPT), tmp_path / "t", concepts=["gender", "liver"])
+    known = table.images["gender"].to_numpy() >= 0
+    in_test = (table.images["split"] == "test").to_numpy()
+    assert 0 < (~known & in_test).sum() < in_test.sum()
+    assert (nested_labels(table)["gender"].isna().to_numpy() == ~known[in_test]).all()
+    dense = np.random.default_rng(0).normal(size=(len(table.images), 6))
+    probed = linear_probes(table, ["gender", "liver"], embeddings=dense, ks=(2,), n_bootstrap=0)
+    assert probed["arm"].unique().tolist() == ["codes", "channels", "pca", "kmeans"]
+    n_rows = probed.groupby("concept")["n_rows"].max()
+    assert n_rows.tolist() == [(known & in_test).sum(), in_test.sum()]
+    assert linear_probes(table, ["liver"], ks=(2,), n_bootstrap=0)["arm"].tolist() == ["codes"]
+    with pytest.raises(InputError, match=r"expected \(28, d\)"):
+        linear_probes(table, ["liver"], embeddings=dense[:7])
+    found = latent_aurocs(table, "gender", n_permutations=5)
+    assert found["statistic"].unique().tolist() == ["code"]
+    labels = np.where(known, table.images["gender"], np.nan)[in_test]
+    groups = table.images["patient_id"].to_numpy()[in_test]
+    assert found["auroc"].tolist() == latent_aurocs_of(table.codes()[in_test], labels, groups)["auroc"].tolist()
 
 
 def test_a_table_made_without_the_normalisation_is_refused(table: LatentTable, tmp_path: Path) -> None:

@@ -69,6 +69,18 @@ def test_random_labels_give_chance():
     assert np.abs(np.mean(aurocs, axis=0) - 0.5).max() < 0.07
 
 
+def test_intervals_hold_chance_about_as_often_as_they_say():
+    """By the folds' own spread 15 of these 20 would hold 0.5."""
+    groups, held = np.repeat(np.arange(100), 2), []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        labels = rng.integers(0, 2, 100)[groups]
+        codes = rng.normal(size=(200, 10))
+        found = probe_of(codes, labels, groups, ks=(None,), n_bootstrap=100, strengths=(1.0,)).iloc[0]
+        held.append(found["auroc_low"] < 0.5 < found["auroc_high"])
+    assert sum(held) >= 17
+
+
 @pytest.mark.parametrize("form", [np.asarray, sparse.csr_array])
 def test_a_probe_is_the_pipeline_of_scikit_learn(problem, form):
     codes, labels = problem

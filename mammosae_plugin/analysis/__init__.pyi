@@ -1,7 +1,20 @@
 # What the package offers; each name is imported when it is asked for, because torch, SAELens and datasets take seconds.
 from .coherence import monosemanticity_of as monosemanticity_of
+from .dictionaries import FiringDensity as FiringDensity
+from .dictionaries import Redundancy as Redundancy
+from .dictionaries import clarity as clarity
+from .dictionaries import clarity_of as clarity_of
+from .dictionaries import code_redundancy_of as code_redundancy_of
+from .dictionaries import decoder_redundancy_of as decoder_redundancy_of
+from .dictionaries import firing_density as firing_density
+from .dictionaries import firing_density_of as firing_density_of
+from .dictionaries import redundancy as redundancy
 from .free_response import FrocResult as FrocResult
 from .free_response import froc_of as froc_of
+from .hierarchies import absorption as absorption
+from .hierarchies import absorption_of as absorption_of
+from .hierarchies import implied_hierarchy as implied_hierarchy
+from .hierarchies import nested_labels as nested_labels
 from .intervention import DEFAULT_KS as DEFAULT_KS
 from .intervention import Ablations as Ablations
 from .intervention import Mode as Mode
@@ -56,3 +69,6 @@ from .sparse_recovery import recovery_thresholds as recovery_thresholds
 from .spatial import energy_share_of as energy_share_of
 from .spatial import moran_of as moran_of
 from .spatial import position_entropy_of as position_entropy_of
+from .widths import Splitting as Splitting
+from .widths import splitting as splitting
+from .widths import splitting_of as splitting_of

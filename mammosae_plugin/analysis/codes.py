@@ -1,6 +1,6 @@
-"""Codes as plain arrays or sparse matrices, and the strongest rows of every latent."""
+"""Codes as plain arrays or sparse matrices, and what their scores share: groups in random order, ranks, top rows."""
 
-__all__ = ["as_codes", "as_groups", "settled_codes", "strongest_rows"]
+__all__ = ["as_codes", "as_groups", "in_random_groups", "mean_ranks", "settled_codes", "strongest_rows"]
 
 from typing import Any
 
@@ -103,3 +103,32 @@ def strongest_rows(
         rows[start + latent[top], place[top]] = row[top]
         start = stop
     return rows, n_groups
+
+
+def in_random_groups(groups: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
+    """The rows, group after group, the groups in a random order."""
+    rows = np.argsort(groups, kind="stable")
+    runs = np.split(rows, np.flatnonzero(np.diff(groups[rows])) + 1)
+    return np.concatenate([runs[run] for run in generator.permutation(len(runs))])
+
+
+def mean_ranks(codes: sparse.csc_array) -> tuple[sparse.csc_array, NDArray[np.float64], NDArray[np.bool_]]:
+    """Mean ranks of every column as base (D,), the rank of its zeros, plus what stored values differ from it (N, D);
+    and whether a column holds more than one value."""
+    n_rows, n_latents = codes.shape
+    column = np.repeat(np.arange(n_latents), np.diff(codes.indptr))
+    order = np.lexsort((codes.data, column))
+    values, of = codes.data[order], column[order]
+    n_zero = n_rows - np.diff(codes.indptr)
+    n_below = np.bincount(of[values < 0], minlength=n_latents)
+    place = np.arange(len(values)) - np.asarray(codes.indptr[:-1])[of] + np.where(values > 0, n_zero[of], 0)
+    new = np.ones(len(values), dtype=bool)
+    new[1:] = (np.diff(values) != 0) | (np.diff(of) != 0)
+    tie = np.cumsum(new) - 1
+    mean_place = np.bincount(tie, place, minlength=int(new.sum())) / np.maximum(np.bincount(tie), 1)
+    base = n_below + (n_zero + 1) / 2
+    difference = np.empty(len(values))
+    difference[order] = mean_place[tie] + 1 - base[of]
+    n_values = np.bincount(of[new], minlength=n_latents) + (n_zero > 0)
+    ranks: sparse.csc_array = sparse.csc_array((difference, codes.indices, codes.indptr), shape=codes.shape)
+    return ranks, base, n_values > 1

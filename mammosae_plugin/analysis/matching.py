@@ -1,6 +1,6 @@
 """Whether two SAEs have the same latents: matched by how their codes of shared images go together."""
 
-__all__ = ["Replication", "replication", "replication_of"]
+__all__ = ["Replication", "replication", "replication_of", "shared_images"]
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -167,6 +167,22 @@ def replication(
         InputError: tables that share fewer than 3 images of the split, an unknown split or statistic.
     """
     one_of(statistic, "statistic", ("mean", "max"))
+    rows = shared_images(table_a, table_b, split)
+    codes = [
+        (table.mean_latents if statistic == "mean" else table.max_latents)[row]
+        for table, row in zip((table_a, table_b), rows, strict=True)
+    ]
+    return replication_of(codes[0], codes[1], threshold=threshold, n_draws=n_draws, seed=seed)
+
+
+def shared_images(
+    table_a: "LatentTable", table_b: "LatentTable", split: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows of both tables that hold the same images of a split, in one order.
+
+    Raises:
+        InputError: an unknown split, or fewer than 3 images in both.
+    """
     rows = []
     for table in (table_a, table_b):
         if split not in table.splits:
@@ -176,11 +192,8 @@ def replication(
     shared = rows[0].index.intersection(rows[1].index)
     if len(shared) < 3:
         raise InputError(
-            f"{table_a.folder} and {table_b.folder} share {len(shared)} images of split {split!r}: replication is "
-            "seen on shared images; encode the same images with both"
+            f"{table_a.folder} and {table_b.folder} share {len(shared)} images of split {split!r}: they are "
+            "held together on shared images; encode the same images with both"
         )
-    codes = [
-        (table.mean_latents if statistic == "mean" else table.max_latents)[row.loc[shared].to_numpy()]
-        for table, row in zip((table_a, table_b), rows, strict=True)
-    ]
-    return replication_of(codes[0], codes[1], threshold=threshold, n_draws=n_draws, seed=seed)
+    first, second = (row.loc[shared].to_numpy() for row in rows)
+    return first, second
