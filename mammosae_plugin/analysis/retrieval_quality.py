@@ -97,8 +97,8 @@ def retrieval_scores_of(
         in precision on the same queries, with its interval, and over_untrained, from the same method and k there;
         dense_cosine (SAIL's measure: mean cosine of the dense vectors of the query and the first `n`); n_queries,
         n_query_groups, n_unanswered (queries with no latent to go by, left out); reason: why a row or its intervals
-        are NaN, else empty; and p, the share of draws in which labels dealt out anew to groups give such a precision:
-        intervals are over those who ask, p also allows for a few images that many of them find.
+        are NaN or mean little, else empty; and p, the share of draws in which labels dealt out anew to groups give
+        such a precision: intervals are over those who ask, p also allows for a few images that many of them find.
 
     Raises:
         InputError: arrays that do not fit, a method that there is not, or labels that are not 0, 1 or NaN.
@@ -144,6 +144,8 @@ def retrieval_scores_of(
         weights = np.zeros((0, len(label.queries)))
         if n_bootstrap and len(label.queries):
             weights = patient_bootstrap(of_row[label.queries], n_bootstrap, seed).astype(np.float64)
+        n_others = len(np.unique(of_row[label.known])) - 1
+        few = f"{n_others} other groups are fewer than the {n} images looked at" if n_others < n else ""
         for arm in arms:
             own = scores[(arm.source, arm.method, arm.k)][number]
             chance = scores[("random", "random", 0)][number]
@@ -152,7 +154,8 @@ def retrieval_scores_of(
                 beside = scores.get(("untrained", arm.method, arm.k)) if arm.source == "latents" else None
                 controls["over_untrained"] = np.full(len(own), np.nan) if beside is None else beside[number][:, 0]
             about = {"label": label.name, "source": arm.source, "method": arm.method, "k": arm.k, "n": n}
-            summary = _summary(own, controls, of_row[label.queries], weights, min_patients, label.reason)
+            groups_asked = of_row[label.queries]
+            summary = _summary(own, controls, groups_asked, weights, min_patients, label.reason, few)
             p = p_values[(arm.source, arm.method, arm.k)][number] if arm.index is not None else np.nan
             records.append({**about, **summary, "p": p})
     return pd.DataFrame(records)
@@ -210,7 +213,7 @@ class _Judge:
         return found, first
 
     def p_value(self, label: _Label, first: NDArray[np.int64], n_draws: int) -> float:
-        """How often the same images are as often right when every group gets the labels of another."""
+        """How often the same images are as often right when each has a label of another group, one group's of one."""
         there = first >= 0
         if not n_draws or not there.any():
             return float("nan")
@@ -225,13 +228,12 @@ class _Judge:
         _, start, group, size = np.unique(
             self.of_row[known], return_index=True, return_inverse=True, return_counts=True
         )
-        place = np.arange(len(known)) - start[group]
         generator, least = np.random.default_rng([self.seed, 2]), precision(label.right) - 1e-12
         as_high = 0
         for _ in range(n_draws):
             other = generator.permutation(len(start))[group]
             dealt = np.zeros(len(label.right), dtype=bool)
-            dealt[known] = label.right[known[start[other] + place % size[other]]]
+            dealt[known] = label.right[known[start[other] + generator.integers(size[other])]]
             as_high += precision(dealt) >= least
         return (1 + as_high) / (1 + n_draws)
 
@@ -287,14 +289,17 @@ def _summary(
     weights: NDArray[np.float64],
     min_patients: int,
     reason: str,
+    few: str,
 ) -> dict[str, Any]:
     answered = np.isfinite(scores[:, 0])
     n_groups = len(np.unique(groups[answered]))
     if not reason and not answered.any():
         reason = "no query has a latent to go by"
-    elif not reason and n_groups < min_patients:
-        reason = f"queries are of {n_groups} groups: an interval needs {min_patients}"
-        weights = weights[:0]
+    elif not reason:
+        reason = few
+        if n_groups < min_patients:
+            reason = f"queries are of {n_groups} groups: an interval needs {min_patients}" + (f"; {few}" if few else "")
+            weights = weights[:0]
     names = [*MEASURES, *controls]
     values = np.stack([*scores[:, :4].T, *(scores[:, 0] - beside for beside in controls.values())], axis=1)
     known = np.isfinite(values)

@@ -15,6 +15,7 @@ import typer
 
 from mammosae_plugin.cli.common import Commands, Debug, clear_errors
 from mammosae_plugin.cli.hub import add_hub_commands
+from mammosae_plugin.cli.retrieve import add_retrieve_command
 from mammosae_plugin.memory import keep_freed_memory
 from mammosae_plugin.version import __version__
 
@@ -510,6 +511,7 @@ def activations_merge(
         typer.echo(merge_stores(folders, output).summary())
 
 
+add_retrieve_command(app)
 add_hub_commands(app)
 
 

@@ -20,8 +20,8 @@ from mammosae_plugin.visualization.style import ACTIVATE, DEACTIVATE, GRID, MUTE
 
 _MOST_HITS = 8  # in one figure
 _MOST_LABELS = 9
-_PANEL = 1.3  # inches: width of one image's panel
-_LETTERS = 18  # of an image's id in its panel
+_PANEL = 1.45  # inches: width of one image's panel
+_LETTERS = 20  # of an image's id in its panel
 _MEASURES = {
     "precision": "precision of the first {n}",
     "recall": "recall of the first {n}",
@@ -79,12 +79,17 @@ def plot_hits(
             axes = grid[-1, column]
             _bars(axes, rows, own, limit, is_query=place == places[0], is_first=column == 0)
             heading = "query" if place == places[0] else f"hit {place}"
-            said = [_short(str(rows["image_id"].iloc[0])), *map(_short, told[column])]
+            said = [
+                _short(str(rows["image_id"].iloc[0])),
+                *(one if len(one) <= _LETTERS else f"{one[: _LETTERS - 1]}…" for one in told[column]),
+            ]
             grid[0, column].set_title(heading, loc="left", fontsize=8.5, pad=5 + 8.8 * lines)
-            grid[0, column].annotate(
+            beside = grid[0, column].annotate(
                 "\n".join(said + [""] * (lines - len(said))), (0, 1), xytext=(0, 3), xycoords="axes fraction",
                 textcoords="offset points", fontsize=6.8, color=MUTED, va="bottom", linespacing=1.25,
             )  # fmt: skip
+            beside.set_in_layout(False)  # or a long name would make its panel narrow
+        figure.get_layout_engine().set(h_pad=0.09)  # type: ignore[union-attr,call-arg]
         grid[-1, 0].set_xlabel(axis_label, loc="left")
         figure.legend(
             handles=[
@@ -225,7 +230,7 @@ def _sweep_panel(axes: Axes, rows: pd.DataFrame, ks: list[int], measure: str, la
     known = rows[rows["precision"].notna()]
     if len(known):
         n_queries, n_groups = (int(known[name].max()) for name in ("n_queries", "n_query_groups"))
-        few = ", too few for an interval" if (known["reason"] != "").all() else ""
+        few = ", too few for an interval" if known[f"{measure}_low"].isna().all() else ""
         axes.annotate(
             f"{n_queries:,} queries of {n_groups:,} groups{few}", (0, 1), xytext=(0, 4), xycoords="axes fraction",
             textcoords="offset points", fontsize=7, color=MUTED,
