@@ -29,7 +29,7 @@ VARIANTS = {
     },
     "tied levels on rows of length 1": {
         "architecture": "matryoshka_independent", "architecture_settings": {"tied_weights": True},
-        "normalize_activations": "unit_l2",
+        "normalize_activations": "unit_l2", "lr_schedule": "cosine", "lr_warm_up_share": 0.2,
     },
     "bfloat16, held out": {"autocast": True, "validation_share": 0.2, "epochs": 3},
 }  # fmt: skip

@@ -68,14 +68,25 @@ def test_every_architecture_learns_and_is_saved_as_what_saelens_loads(
         assert last["l0"] == pytest.approx(4, abs=2.5)
 
 
-def test_our_loop_gives_what_saelens_own_fit_gives(store, tmp_path, no_figure):
-    config = small_training(architecture="batchtopk", init_bias="zero", lr_warm_up_steps=5, lr_decay_steps=10)
+@pytest.mark.parametrize(
+    ("schedule", "saelens"),
+    [
+        ({}, {"lr_end": 3e-3}),
+        (
+            {"lr_schedule": "cosine", "lr_end": 1e-4},
+            {"lr_scheduler_name": "cosineannealing", "lr_end": 1e-4},
+        ),
+    ],
+)
+def test_our_loop_gives_what_saelens_own_fit_gives(schedule, saelens, store, tmp_path, no_figure):
+    both = {"lr": 3e-3, "lr_warm_up_steps": 5, "lr_decay_steps": 10}
+    config = small_training(architecture="batchtopk", init_bias="zero", **both, **schedule)
     ours = train_sae(store, tmp_path / "ours", config)
     seed_everything(config.seed)
     sae = new_training_sae(config, store.d_in, metadata=SAEMetadata(), device="cpu")
     theirs = SAETrainerConfig(
-        total_training_samples=30 * 32, train_batch_size_samples=32, lr=config.lr, lr_end=config.lr,
-        lr_warm_up_steps=5, lr_decay_steps=10, dead_feature_window=config.dead_feature_window,
+        total_training_samples=30 * 32, train_batch_size_samples=32, dead_feature_window=config.dead_feature_window,
+        **both, **saelens,
     )  # fmt: skip
     SAETrainer(theirs, sae, store.batches(32, seed=0)).fit()
     sae.save_inference_model(tmp_path / "theirs")
@@ -201,6 +212,7 @@ def test_acting_settings_are_those_of_the_architecture():
     [
         ({"architecture": "topk", "k": 200, "d_sae": None}, "k is 200, but the SAE has only 128 latents"),
         ({"lr_warm_up_steps": 20, "lr_decay_steps": 20}, "lr_warm_up_steps [+] lr_decay_steps is 40"),
+        ({"lr_schedule": "cosine", "lr_decay_steps": 20, "lr_warm_up_share": 0.34}, "none is left for the cosine"),
         ({"sparsity_warm_up_steps": 31}, "lambda would never be reached"),
         ({"architecture": "topk", "dead_feature_window": 30}, "no latent would count as dead"),
         ({"resample_epochs": 0.1}, "resample_epochs of 0.1 are 1 steps"),
@@ -348,9 +360,15 @@ def test_metrics_go_to_wandb_only_if_asked(store, tmp_path, no_figure, monkeypat
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **settings: run))
     train_sae(store, tmp_path / "not", small_training())
     assert not logged
-    train_sae(store, tmp_path / "asked", small_training(), tracker="wandb")
+    train_sae(store, tmp_path / "asked", small_training(architecture="matryoshka_batchtopk"), tracker="wandb")
     assert [step for step, row in logged if "batch/l0" in row] == list(range(3, 31, 3))
     assert finished
+    evaluated = [row for row in read_metrics(tmp_path / "asked" / "metrics.jsonl") if row["of"] == "training"]
+    last = next(row for step, row in reversed(logged) if step == evaluated[-2]["step"] and "training/l0" in row)
+    for level in evaluated[-2]["levels"]:
+        of_level = f"training/level_{level['width']}"
+        sent = {name: value for name, value in last.items() if name.startswith(f"{of_level}/")}
+        assert sent == {f"{of_level}/{name}": value for name, value in level.items() if name != "width" and value}
 
 
 @pytest.mark.parametrize(("tracker", "module"), [("wandb", "wandb"), ("tensorboard", "torch.utils.tensorboard")])

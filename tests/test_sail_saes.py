@@ -388,6 +388,8 @@ def test_the_published_grid_is_of_28_configurations() -> None:
     assert (config.architecture, config.d_sae, config.k) == ("matryoshka_independent", 8192, 160)
     assert (config.matryoshka_widths, config.matryoshka_k) == ((128, 512, 2048, 8192), (20, 40, 80, 160))
     assert config.normalize_activations == "unit_l2" and config.architecture_settings == {"tied_weights": True}
+    assert (config.lr_schedule, config.lr_end) == ("cosine", 1e-6)
+    assert [config.warm_up_steps(steps) for steps in (999, 30_000)] == [99, 1000]
     theirs = published_grid(SAETraining(matryoshka_widths=(8, 16), d_sae=16, k=2, lr=1e-2))
     assert theirs.keys() == found.keys()
     config = theirs["D_16_64_256_1024_K_5_10_20_40"]
@@ -425,7 +427,8 @@ def test_levels_that_do_not_fit_are_refused_when_set(settings: dict[str, Any], m
 
 
 def test_plans_without_budgets_are_as_before_and_default_budgets_fit_their_levels() -> None:
-    assert "matryoshka_k" not in SAETraining().model_dump()
+    known_later = {"matryoshka_k", "lr_schedule", "lr_end", "lr_warm_up_share"}
+    assert not known_later & SAETraining().model_dump().keys()
     sae = TrainingSAE.from_dict(
         {"architecture": "matryoshka_independent", "d_in": 4, "d_sae": 8, "k": 3, "matryoshka_widths": [2, 8]}
     )

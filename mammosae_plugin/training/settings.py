@@ -28,6 +28,18 @@ class SAETraining(Settings):
     epochs: float = Field(200.0, gt=0, description="Passes over the stored rows.")
     lr: float = Field(3e-4, gt=0, description="Adam's learning rate (the released scripts used 5e-4).")
     lr_warm_up_steps: int = Field(0, ge=0, description="Steps of linear warm-up of the learning rate.")
+    lr_warm_up_share: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Or the share of the run's steps; where both are given the smaller number of steps counts.",
+    )
+    lr_schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="The learning rate between warm-up and decay: constant, or half a cosine to lr_end."
+    )
+    lr_end: float | None = Field(
+        None, gt=0, description="cosine: the learning rate at its end; None means a tenth of lr, as SAELens has it."
+    )
     lr_decay_steps: int = Field(0, ge=0, description="Steps of linear decay of the learning rate to 0 at the end.")
     sparsity: float = Field(
         3e-5,
@@ -121,8 +133,8 @@ class SAETraining(Settings):
     def _as_before_where_none_is_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out what earlier versions did not know, so that their plans are still those of the same SAEs."""
         values: dict[str, Any] = handler(self)
-        for name in ("architecture_settings", "matryoshka_k"):
-            if getattr(self, name) is None:
+        for name in ("architecture_settings", "matryoshka_k", "lr_warm_up_share", "lr_schedule", "lr_end"):
+            if getattr(self, name) == default_of(name):
                 values.pop(name, None)
         return values
 
@@ -142,6 +154,10 @@ class SAETraining(Settings):
     def _fits_together(self) -> "SAETraining":
         self._check_that_all_settings_act()
         self._check_latents()
+        if self.lr_end is not None and (self.lr_schedule == "constant" or self.lr_end > self.lr):
+            raise ValueError(
+                f"lr_end is {self.lr_end:g}: it goes with lr_schedule: cosine, and is at most lr ({self.lr:g})"
+            )
         if self.resample_every is not None and self.resample_epochs is not None:
             raise ValueError("give resample_every (steps) or resample_epochs, not both")
         if self.resample_every is not None and self.resample_every <= self.dead_feature_window:
@@ -209,16 +225,24 @@ class SAETraining(Settings):
         """The number of latents for rows of width `d_in`."""
         return self.d_sae or self.expansion_factor * d_in
 
+    def warm_up_steps(self, steps: int) -> int:
+        """Steps of warm-up of the learning rate in a run of so many."""
+        if self.lr_warm_up_share is None:
+            return self.lr_warm_up_steps
+        share = int(self.lr_warm_up_share * steps)
+        return min(share, self.lr_warm_up_steps) if self.lr_warm_up_steps else share
+
     def check_steps(self, steps: int) -> None:
         """Compare schedules and windows with the length of the run, which follows from the number of rows.
 
         Raises:
             ValueError: A schedule is longer than the run, or nothing would ever count as dead where that matters.
         """
-        if self.lr_warm_up_steps + self.lr_decay_steps > steps:
+        schedule = self.warm_up_steps(steps) + self.lr_decay_steps
+        if schedule > steps or (schedule == steps and self.lr_schedule == "cosine"):
+            left = ", and none is left for the cosine" if schedule == steps else ""
             raise ValueError(
-                f"lr_warm_up_steps + lr_decay_steps is {self.lr_warm_up_steps + self.lr_decay_steps}, but the run has "
-                f"only {steps} steps"
+                f"lr_warm_up_steps + lr_decay_steps is {schedule}, but the run has only {steps} steps{left}"
             )
         if self.sparsity_warm_up_steps > steps:
             raise ValueError(

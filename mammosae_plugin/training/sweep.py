@@ -65,7 +65,7 @@ def published_grid(base: SAETraining | None = None) -> dict[str, SAETraining]:
         base: What all share; its `d_sae`, `k` and levels are replaced. Of SAELens's "matryoshka_batchtopk" k is the
             budget of the last level, which is the only one there. None means SAIL's own settings as far as there are
             such here: "matryoshka_independent" with tied weights on rows of length 1, 100 epochs of batches of 2,048
-            rows in bfloat16, learning rate 1e-4.
+            rows in bfloat16, learning rate 1e-4 after a tenth of the steps, at most 1,000, then by a cosine to 1e-6.
 
     Returns:
         The settings by SAIL's names of them, such as "D_16_64_256_1024_K_5_5_5_5".
@@ -82,6 +82,10 @@ def published_grid(base: SAETraining | None = None) -> dict[str, SAETraining]:
             epochs=100,
             batch_size=2048,
             lr=1e-4,
+            lr_warm_up_steps=1000,
+            lr_warm_up_share=0.1,
+            lr_schedule="cosine",
+            lr_end=1e-6,
             autocast=True,
         )
     if not base.kind.takes("matryoshka_widths"):

@@ -47,11 +47,14 @@ def new_tracker(name: TrackerName | None, folder: Path, settings: Mapping[str, A
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a row by name, those of each level of a nested SAE under the level's width."""
     prefix = str(row.get("of", ""))
+    parts = {prefix: row} | {f"{prefix}/level_{level['width']}": level for level in row.get("levels") or ()}
     return {
-        f"{prefix}/{name}": float(value)
-        for name, value in row.items()
-        if isinstance(value, (int, float)) and name != "step"
+        f"{part}/{name}": float(value)
+        for part, values in parts.items()
+        for name, value in values.items()
+        if isinstance(value, (int, float)) and name not in ("step", "width")
     }
 
 
