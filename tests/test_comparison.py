@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers_study import random_sae, save_random_sae
-from scipy.stats import spearmanr
+from scipy.stats import linregress, spearmanr
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.findings.comparison import match_latents
@@ -96,7 +96,10 @@ def test_a_study_compared_with_itself_agrees_in_all():
     assert found.latents["rank_correlation"].tolist() == pytest.approx([1] * 4)
     assert found.latents["shared_top"].tolist() == [5] * 4
     assert (found.latents["n_latents"] == D_SAE - DEAD).all()
-    assert found.matching is None
+    assert found.matching is None and found.replication is None
+    assert found.effects["class"].tolist() == [1, 1]  # the effect on class 0 is the same with the sign turned
+    assert found.effects[["slope", "r"]].to_numpy() == pytest.approx(np.ones((2, 2)))
+    assert (found.effects["p"] < 0.01).all() and (found.effects["n_latents"] == D_SAE - DEAD).all()
     mass = found.localization.set_index("concept").loc["Mass"]
     assert (mass["best_latent_a"], mass["best_latent_b"]) == (12, 12)  # the better-ranked of two with 0.3
     assert (mass["average_precision_a"], mass["average_precision_b"]) == (0.3, 0.3)
@@ -139,6 +142,31 @@ def test_independent_studies_share_what_chance_gives():
     assert 0.3 < np.mean(p_values) < 0.9
 
 
+def test_effects_of_independent_studies_do_not_go_together():
+    found = compare_findings(make_findings(random_means(0)), make_findings(random_means(1))).effects
+    assert (found["r"].abs() < 0.4).all()
+    assert ((found["r_low"] < found["r"]) & (found["r"] < found["r_high"])).all()
+    assert (found["p"] > 0.01).all()
+
+
+def test_an_effect_is_the_mean_in_a_class_less_that_in_all_other_images():
+    """Three classes of 10, 20 and 30 images; the second study's effects are half of the first's."""
+    rng = np.random.default_rng(0)
+    means = {"density": rng.random((3, D_SAE))}
+    a, b = make_findings(means), make_findings({"density": means["density"] / 2 + 1})
+    for one in (a, b):
+        one.concepts["n_images"] = one.concepts["class"].map({0: 10, 1: 20, 2: 30})
+    found = compare_findings(a, b).effects
+    assert found["class"].tolist() == [0, 1, 2]
+    assert found["slope"].tolist() == pytest.approx([0.5] * 3)
+    b.concepts.loc[b.concepts["class"] == 2, "class_mean"] += rng.random(D_SAE)
+    moved = compare_findings(a, b).effects.set_index("class")
+    of_a, of_b = (one.concepts.pivot(index="latent", columns="class", values="class_mean").to_numpy() for one in (a, b))
+    first, second = (of[:, 0] - (20 * of[:, 1] + 30 * of[:, 2]) / 50 for of in (of_a, of_b))
+    expected = linregress(first, second)
+    assert moved.loc[0, ["slope", "r"]].tolist() == pytest.approx([expected.slope, expected.rvalue])
+
+
 def test_latents_that_fire_in_neither_study_do_not_count():
     a, b = random_means(0), random_means(1)
     b["Mass"][:, -1] = 1.0  # one of the dead latents is alive in b
@@ -156,6 +184,8 @@ def test_suppressed_scores_give_no_number():
     found = compare_findings(replace(findings, concepts=concepts), findings).latents.set_index("concept")
     assert found.loc["Mass", ["rank_correlation", "shared_top", "expected_shared", "p_value"]].isna().all(axis=None)
     assert (found.loc["Suspicious_Calcification", "rank_correlation"] > 0.999).all()
+    effects = compare_findings(replace(findings, concepts=concepts), findings).effects.set_index("concept")
+    assert effects.loc["Mass", "n_latents"] == 0 and np.isnan(effects.loc["Mass", "r"])
 
 
 def test_different_saes_are_refused_in_one_line():
@@ -191,6 +221,13 @@ def test_latents_of_another_sae_are_matched_by_decoder_directions(tmp_path):
     assert found.latents["rank_correlation"].tolist() == pytest.approx([1] * 4)
     assert found.latents["shared_top"].tolist() == [5] * 4
     assert "matched by decoder directions" in found.as_text()
+    # The codes are the same, and each latent moves the layer three times as far.
+    assert found.effects["r"].tolist() == pytest.approx([1, 1])
+    assert found.effects[["slope", "slope_low", "slope_high"]].to_numpy() == pytest.approx(np.full((2, 3), 3.0))
+    assert found.replication is not None
+    replicated = found.replication.iloc[0]
+    assert (replicated["n_a"], replicated["n_b"], replicated["n_matched"], replicated["share"]) == (*[D_SAE] * 3, 1)
+    assert replicated["chance_share"] < 0.1
 
     folder = save_random_sae(tmp_path / "sae", 32)
     with pytest.raises(InputError, match="given for layer bn2 is not the one that a study used there"):

@@ -9,6 +9,10 @@ from .dictionaries import decoder_redundancy_of as decoder_redundancy_of
 from .dictionaries import firing_density as firing_density
 from .dictionaries import firing_density_of as firing_density_of
 from .dictionaries import redundancy as redundancy
+from .effects import EffectAgreement as EffectAgreement
+from .effects import effect_agreement as effect_agreement
+from .effects import effect_agreement_of as effect_agreement_of
+from .effects import effect_sizes_of as effect_sizes_of
 from .free_response import FrocResult as FrocResult
 from .free_response import froc_of as froc_of
 from .hierarchies import absorption as absorption
@@ -34,6 +38,7 @@ from .localization import localize as localize
 from .localization import localize_baselines as localize_baselines
 from .localization import localize_thresholds as localize_thresholds
 from .matching import Replication as Replication
+from .matching import decoder_replication_of as decoder_replication_of
 from .matching import replication as replication
 from .matching import replication_of as replication_of
 from .meaning import LatentScores as LatentScores

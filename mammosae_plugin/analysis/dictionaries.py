@@ -8,7 +8,7 @@ __all__ = [
     "FiringDensity", "redundancy", "Redundancy",
 ]  # fmt: skip
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -111,14 +111,21 @@ def decoder_redundancy_of(decoder: ArrayLike, *, threshold: float = 0.9, n_draws
     kept = np.flatnonzero(lengths > 0)
     unit = (rows[kept] / lengths[kept, None]).astype(np.float32)
     nearest, likeness = _nearest_direction(unit)
-    generator = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(n_draws if len(kept) > 1 else 0):
-        # A mixture of rows with normal weights has their second moments, whatever the rank.
-        mixed = np.linalg.qr(unit, mode="r") if len(unit) >= unit.shape[1] else unit
-        directions = generator.standard_normal((len(unit), len(mixed))).astype(np.float32) @ mixed
-        drawn.append(_nearest_direction(directions / np.linalg.norm(directions, axis=1, keepdims=True))[1])
+    drawn = [
+        _nearest_direction(alike_at_random(unit, seed=(seed, number)))[1]
+        for number in range(n_draws if len(kept) > 1 else 0)
+    ]
     return _redundancy(kept, nearest, likeness, drawn, threshold)
+
+
+def alike_at_random(directions: NDArray[Any], *, seed: int | Sequence[int] = 0) -> NDArray[np.float32]:
+    """As many random unit directions (n, d) with the second moments of these, whatever their rank."""
+    rows = np.asarray(directions, dtype=np.float32)
+    # A mixture of rows with normal weights has their second moments.
+    mixed = np.linalg.qr(rows, mode="r") if len(rows) >= rows.shape[1] else rows
+    drawn = np.random.default_rng(seed).standard_normal((len(rows), len(mixed))).astype(np.float32) @ mixed
+    lengths = np.linalg.norm(drawn, axis=1, keepdims=True)
+    return np.asarray(drawn / np.where(lengths > 0, lengths, 1), dtype=np.float32)
 
 
 def _redundancy(

@@ -1,18 +1,19 @@
 """Whether two SAEs have the same latents: matched by how their codes of shared images go together."""
 
-__all__ = ["Replication", "replication", "replication_of", "shared_images"]
+__all__ = ["decoder_replication_of", "Replication", "replication", "replication_of", "shared_images"]
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 
 from mammosae_plugin.analysis.codes import as_codes
-from mammosae_plugin.arguments import between, checked_arguments, one_of, whole
+from mammosae_plugin.analysis.dictionaries import alike_at_random
+from mammosae_plugin.arguments import between, checked_arguments, numbers, one_of, whole
 from mammosae_plugin.errors import InputError
 
 if TYPE_CHECKING:
@@ -96,11 +97,65 @@ def replication_of(
     n_draws, seed = whole(n_draws, "n_draws", least=0), whole(seed, "seed", least=0)
     live_a, live_b = _varying(first), _varying(second)
     one, other = sparse.csc_array(first[:, live_a]), sparse.csc_array(second[:, live_b])
-    rows, columns, found = _matched(_correlations(one, other))
+    generator = np.random.default_rng(seed)
+    matched = _matched(_correlations(one, other))
+    drawn = [_matched(_correlations(one, _reordered(other, generator)))[2] for _ in range(n_draws)]
+    return _replication(live_a, live_b, matched, drawn, threshold)
+
+
+def decoder_replication_of(
+    decoder_a: ArrayLike, decoder_b: ArrayLike, *, threshold: float = 0.7, n_draws: int = 1, seed: int = 0
+) -> Replication:
+    """Match latents of two SAEs of one layer by the cosine of their decoder rows, one to one; no image is needed.
+
+    The mean is that of SAELens's `mean_correlation_coefficient` for latents that only point one way: it takes the
+    amount of the cosine, this the cosine.
+
+    Args:
+        decoder_a: (D, d), a latent's direction per row, of any length; rows of zeros are left out.
+        decoder_b: (E, d).
+        threshold: the cosine above which a latent counts as replicated.
+        n_draws: for chance, draws of random directions with the second moments of B's rows.
+        seed: of the draws.
+
+    Returns:
+        `Replication`, whose `correlation` is the cosine.
+
+    Raises:
+        InputError: no (D, d) and (E, d) arrays, or not finite.
+    """
+    one, other = numbers(decoder_a, "decoder_a"), numbers(decoder_b, "decoder_b")
+    if one.ndim != 2 or other.ndim != 2 or one.shape[1] != other.shape[1]:
+        raise InputError(
+            f"decoders have shapes {one.shape} and {other.shape}: expected (D, d) and (E, d), of one layer"
+        )
+    if not (np.isfinite(one).all() and np.isfinite(other).all()):
+        raise InputError("a decoder holds a value that is not finite")
+    threshold = between(threshold, "threshold", -1, 1)
+    n_draws, seed = whole(n_draws, "n_draws", least=0), whole(seed, "seed", least=0)
+    live_a, live_b = (np.flatnonzero((rows != 0).any(axis=1)) for rows in (one, other))
+    first, second = (
+        rows[live] / np.linalg.norm(rows[live], axis=1, keepdims=True)
+        for rows, live in ((one, live_a), (other, live_b))
+    )
+    matched = _matched(np.clip(first @ second.T, -1, 1))
+    some = len(live_a) and len(live_b)
+    drawn = [
+        _matched(first @ alike_at_random(second, seed=(seed, number)).T)[2] for number in range(n_draws if some else 0)
+    ]
+    return _replication(live_a, live_b, matched, drawn, threshold)
+
+
+def _replication(
+    live_a: NDArray[np.int64],
+    live_b: NDArray[np.int64],
+    matched: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]],
+    drawn: list[NDArray[np.float64]],
+    threshold: float,
+) -> Replication:
+    rows, columns, found = matched
     pairs = pd.DataFrame({"latent_a": live_a[rows], "latent_b": live_b[columns], "correlation": found})
     pairs = pairs.sort_values(["correlation", "latent_a"], ascending=[False, True], ignore_index=True)
-    generator = np.random.default_rng(seed)
-    drawn = [_matched(_correlations(one, _reordered(other, generator)))[2] for _ in range(n_draws)]
     known = bool(drawn) and len(pairs) > 0
     return Replication(
         pairs,

@@ -2,8 +2,8 @@
 
 __all__ = ["compare", "Comparison", "Decoder", "Match", "match_latents", "Saes"]
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import hypergeom, spearmanr
 
+from mammosae_plugin.analysis.dictionaries import alike_at_random
+from mammosae_plugin.analysis.effects import EffectAgreement, effect_agreement_of
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.findings.published import Findings
 from mammosae_plugin.findings.study_folder import sae_tensors
@@ -41,6 +43,14 @@ class Comparison:
         localization: One row per layer, model and concept: best_latent_a, average_precision_a, best_latent_b,
             average_precision_b, by each study's own threshold; missing where nothing was localized.
         matching: Where match is "decoder", one row per pair of latents: layer, latent_a, latent_b, cosine.
+        effects: One row per layer, model, concept and class: n_latents, and slope and r of B's effect sizes on A's with
+            95 % intervals and p (`analysis.EffectAgreement`). An effect size is the mean activation in images of the
+            class less that in the others, of training images; where latents were matched by decoder directions it is
+            times the length of the decoder row: how far the latent moves the layer. Missing where class means are
+            suppressed.
+        replication: Where match is "decoder", one row per layer: n_a and n_b (latents with a direction), n_matched,
+            share (of the SAE that has fewer) and chance_share (of as many random directions in the place of B's, with
+            their second moments).
     """
 
     a: str
@@ -50,17 +60,27 @@ class Comparison:
     latents: pd.DataFrame
     localization: pd.DataFrame
     matching: pd.DataFrame | None = None
+    effects: pd.DataFrame = field(default_factory=pd.DataFrame)
+    replication: pd.DataFrame | None = None
 
     def as_text(self) -> str:
         """What a command prints."""
         how = "the same SAE" if self.match == "index" else "latents matched by decoder directions"
+        replicated: list[str] = []
+        if self.replication is not None:
+            shares = self.replication.to_string(index=False, float_format=lambda value: f"{value:.3f}")
+            replicated = ["Latents whose decoder directions are each other's nearest:", shares, ""]
         return "\n".join(
             [
                 f"a: {self.a}",
                 f"b: {self.b} ({how})",
                 "",
+                *replicated,
                 "Ranking of latents by score, and the best of each class:",
                 self.latents.to_string(index=False, float_format=lambda value: f"{value:.3g}"),
+                "",
+                "Effect sizes (mean with the class less mean without) of b on those of a; intervals over latents:",
+                self.effects.to_string(index=False, float_format=lambda value: f"{value:.3g}"),
                 "",
                 "The latent that localizes best:",
                 self.localization.to_string(index=False, float_format=lambda value: f"{value:.3f}"),
@@ -102,11 +122,12 @@ def compare(
     common = _common_rows(a, b, models or {})
     _check_same_score(a, b)
     names = places if places is not None and a.origin == b.origin else (a.origin, b.origin)
-    matching = None
+    matching, replication, decoders = None, None, None
     if match == "index":
         _check_same_sae(a, b, common)
     else:
-        matching = _matching(a, b, common, saes, min_cosine)
+        decoders = _decoders(a, b, common, saes)
+        matching, replication = _matching(decoders, min_cosine)
     return Comparison(
         a=names[0],
         b=names[1],
@@ -115,6 +136,8 @@ def compare(
         latents=_compare_latents(a, b, common, matching, top),
         localization=_compare_localization(a, b, common),
         matching=matching,
+        effects=_compare_effects(a, b, common, matching, decoders),
+        replication=replication,
     )
 
 
@@ -221,20 +244,27 @@ def _unit_rows(decoder: Decoder) -> NDArray[np.float32]:
     return np.asarray(rows / np.where(norms > 0, norms, 1), dtype=np.float32)
 
 
-def _matching(
-    a: Findings, b: Findings, common: Sequence[_Row], saes: tuple[Saes, Saes] | None, min_cosine: float
-) -> pd.DataFrame:
+_Decoders = dict[str, tuple[Decoder, Decoder]]  # by A's name of the layer
+
+
+def _decoders(a: Findings, b: Findings, common: Sequence[_Row], saes: tuple[Saes, Saes] | None) -> _Decoders:
     if saes is None:
         raise InputError("match='decoder' compares decoder directions; give the SAEs of both studies: saes=(a, b)")
-    frames = []
-    for in_a, in_b in _layers(common):
-        decoders = [
-            _decoder(sae, layer, findings) for sae, layer, findings in zip(saes, (in_a, in_b), (a, b), strict=True)
-        ]
-        frame = match_latents(*decoders, min_cosine=min_cosine)
-        frame.insert(0, "layer", in_a)
+    return {in_a: (_decoder(saes[0], in_a, a), _decoder(saes[1], in_b, b)) for in_a, in_b in _layers(common)}
+
+
+def _matching(decoders: _Decoders, min_cosine: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+    frames, records = [], []
+    for layer, (one, other) in decoders.items():
+        frame = match_latents(one, other, min_cosine=min_cosine)
+        by_chance = match_latents(one, alike_at_random(other), min_cosine=min_cosine)
+        n_a, n_b = (int(np.any(rows != 0, axis=1).sum()) for rows in (one, other))
+        few = max(min(n_a, n_b), 1)
+        shares = {"n_matched": len(frame), "share": len(frame) / few, "chance_share": len(by_chance) / few}
+        records.append({"layer": layer, "n_a": n_a, "n_b": n_b, **shares})
+        frame.insert(0, "layer", layer)
         frames.append(frame)
-    return pd.concat(frames, ignore_index=True)
+    return pd.concat(frames, ignore_index=True), pd.DataFrame(records)
 
 
 def _decoder(given: Saes, layer: str, findings: Findings) -> Decoder:
@@ -258,13 +288,29 @@ def _decoder(given: Saes, layer: str, findings: Findings) -> Decoder:
 def _compare_latents(
     a: Findings, b: Findings, common: Sequence[_Row], matching: pd.DataFrame | None, top: int
 ) -> pd.DataFrame:
-    of_a, of_b = (dict(iter(one.concepts.groupby(["layer", "encoder", "concept"]))) for one in (a, b))
     records = []
+    for row, own, other in _matched_latents(a, b, common, matching):
+        for number in own["score"].columns:
+            compared = _compare_class(
+                *(one[field][number].to_numpy(dtype=np.float64) for field in ("score", "rank") for one in (own, other)),
+                top=top,
+            )
+            records.append({**row.key, "class": number, **compared})
+    columns = ["n_latents", "rank_correlation", "shared_top", "top", "expected_shared", "p_value"]
+    frame = pd.DataFrame(records, columns=[*_KEY, "class", *columns])
+    return frame.astype({"shared_top": "Int64"})
+
+
+def _matched_latents(
+    a: Findings, b: Findings, common: Sequence[_Row], matching: pd.DataFrame | None
+) -> Iterator[tuple[_Row, pd.DataFrame, pd.DataFrame]]:
+    """For each row in common both studies' numbers of the latents that match, in one order, that fire in either."""
+    of_a, of_b = (dict(iter(one.concepts.groupby(["layer", "encoder", "concept"]))) for one in (a, b))
     for row in common:
         tables = [
             rows[row.layer[i], row.encoder[i], row.concept]
-            .astype({"rank": "float64"})  # a missing rank (suppressed) as NaN, like a missing score
-            .pivot(index="latent", columns="class", values=["score", "rank", "class_mean"])
+            .astype({"rank": "float64", "n_images": "float64"})  # what is missing (suppressed) as NaN, like a score
+            .pivot(index="latent", columns="class", values=["score", "rank", "class_mean", "n_images"])
             for i, rows in enumerate((of_a, of_b))
         ]
         if matching is None:
@@ -275,16 +321,37 @@ def _compare_latents(
             places = pairs["latent_a"].to_numpy(), pairs["latent_b"].to_numpy()
         own, other = (table.loc[place] for table, place in zip(tables, places, strict=True))
         fires = (own["class_mean"].to_numpy() != 0).any(1) | (other["class_mean"].to_numpy() != 0).any(1)
-        own, other = own[fires], other[fires]
-        for number in own["score"].columns:
-            compared = _compare_class(
-                *(one[field][number].to_numpy(dtype=np.float64) for field in ("score", "rank") for one in (own, other)),
-                top=top,
-            )
-            records.append({**row.key, "class": number, **compared})
-    columns = ["n_latents", "rank_correlation", "shared_top", "top", "expected_shared", "p_value"]
-    frame = pd.DataFrame(records, columns=[*_KEY, "class", *columns])
-    return frame.astype({"shared_top": "Int64"})
+        yield row, own[fires], other[fires]
+
+
+def _compare_effects(
+    a: Findings,
+    b: Findings,
+    common: Sequence[_Row],
+    matching: pd.DataFrame | None,
+    decoders: _Decoders | None,
+) -> pd.DataFrame:
+    records = []
+    for row, own, other in _matched_latents(a, b, common, matching):
+        effects = [_effects(one) for one in (own, other)]
+        if decoders is not None:
+            for effect, table, decoder in zip(effects, (own, other), decoders[row.layer[0]], strict=True):
+                effect *= np.linalg.norm(decoder[table.index.to_numpy()], axis=1)[:, None]
+        classes = own["class_mean"].columns
+        # Of two classes one effect is the other's with the sign turned.
+        for place, number in list(enumerate(classes))[1 if len(classes) == 2 else 0 :]:
+            found = asdict(effect_agreement_of(*(effect[:, place] for effect in effects)))
+            records.append({**row.key, "class": number, **found})
+    return pd.DataFrame(records, columns=[*_KEY, "class", *(one.name for one in fields(EffectAgreement))])
+
+
+def _effects(table: pd.DataFrame) -> NDArray[np.float64]:
+    """(n, n_class): the mean in images of each class less that in all others; NaN where one is suppressed."""
+    means, n_images = (table[name].to_numpy(dtype=np.float64) for name in ("class_mean", "n_images"))
+    sums, total = means * n_images, n_images.sum(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found: NDArray[np.float64] = means - (sums.sum(axis=1, keepdims=True) - sums) / (total - n_images)
+    return found
 
 
 def _compare_class(

@@ -403,7 +403,8 @@ def compare_findings(
     Rows are compared where both studies have the same hook point, model and concept. With `match="index"` latents of
     equal number are compared, which asks for one and the same SAE. With `match="decoder"` those of two SAEs of one
     layer are matched first (`findings.comparison.match_latents`); latents without a partner are left out, and the best
-    are the best of the rest.
+    are the best of the rest. `Comparison` says what is compared: ranks, effect sizes, localization, and of two SAEs the
+    share of latents that are paired.
 
     Args:
         a: Findings, or what `load_findings` reads.
