@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from mammosae_plugin.activations import ActivationStore, extract_activations
 from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.adapters.preprocessing import BadImageError
-from mammosae_plugin.config import StudyConfig, load_data
+from mammosae_plugin.config import StudyConfig, load_data, portable_config
 from mammosae_plugin.datasets import (
     DatasetError,
     Slicing,
@@ -32,6 +32,7 @@ from mammosae_plugin.datasets import (
     volume_index,
 )
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.findings.tables import _shared_config
 from mammosae_plugin.study.inputs import StudyInputs
 
 nibabel = pytest.importorskip("nibabel")
@@ -589,13 +590,16 @@ def test_what_is_wrong_with_volumes_in_yaml_is_one_line(folder, tmp_path, settin
 def test_a_study_of_feature_maps_says_that_it_takes_no_volumes(folder):
     config = StudyConfig(
         output=folder / "out",
-        data={"kind": "volumes", "root": folder, "window": None},
+        data={"kind": "volumes", "root": folder, "window": None, "split_file": str(folder / "split.csv")},
         concepts=["ball"],
         models=[{"name": "m", "classifiers": {"ball": "x.pt"}}],
         sae={"path": "sae"},
     )
     with pytest.raises(InputError, match=ONE_LINE.format("a study of feature maps screens PNG files")):
         _ = StudyInputs(config)._all_images
+    shown = portable_config(config)
+    assert str(folder) not in json.dumps(shown) and shown["data"]["split_file"] == "split.csv"
+    assert _shared_config(shown)["data"]["masks"] is None
 
 
 def test_without_nibabel_one_line_names_the_extra(root, monkeypatch):

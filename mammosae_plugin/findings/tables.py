@@ -520,7 +520,7 @@ def _shared_config(config: Mapping[str, Any]) -> Row:
         for model in config["models"]
     ]
     data = without(config["data"], "root", "labels")  # what labels there are is told by `_shared_data`
-    for name in BELOW_ROOT & data.keys():
+    for name in (name for name in BELOW_ROOT & data.keys() if data[name] is not None):
         data[name] = re.split(r"[/\\]", str(data[name]))[-1]
     return {**kept, "data": data, "sae": sae, "models": models}
 
