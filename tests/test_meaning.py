@@ -17,7 +17,7 @@ from mammosae_plugin.analysis import (
     recovery,
     recovery_thresholds,
 )
-from mammosae_plugin.analysis.codes import as_codes
+from mammosae_plugin.analysis.codes import as_codes, as_groups, strongest_rows
 from mammosae_plugin.analysis.coherence import coherence_null, resampled_monosemanticity
 from mammosae_plugin.analysis.similarity import pair_similarity
 from mammosae_plugin.errors import InputError
@@ -182,6 +182,24 @@ def test_monosemanticity_of_a_table_refuses_in_one_line(known, settings, message
         monosemanticity(known[0], **settings)
 
 
+@pytest.mark.parametrize("block", [4_000_000, 40])
+def test_strongest_rows_are_those_of_a_plain_loop(monkeypatch, block):
+    """With ties, negative values, latents that rarely fire, and groups whose images are not side by side."""
+    monkeypatch.setattr("mammosae_plugin.analysis.codes._BLOCK", block)
+    monkeypatch.setattr("mammosae_plugin.analysis.codes._PADDED", block)
+    rng = np.random.default_rng(0)
+    codes = rng.integers(-1, 6, (90, 25)) * (rng.random((90, 25)) < np.linspace(0.02, 1, 25))
+    groups = as_groups(rng.permutation(np.repeat(np.arange(30), 3)), 90)
+    rows, n_groups = strongest_rows(as_codes(codes), groups, 7)
+    for latent, column in enumerate(codes.T):
+        expected: list[int] = []
+        for row in sorted(range(90), key=lambda row: (-column[row], row)):
+            if column[row] > 0 and groups[row] not in groups[expected]:
+                expected.append(row)
+        assert n_groups[latent] == len(expected)
+        assert rows[latent].tolist() == (expected + [-1] * 7)[:7]
+
+
 # The label-free score
 
 
@@ -232,6 +250,15 @@ def test_errors_of_the_label_free_score_are_the_spread_over_samples():
     ):
         ratio = np.median(errors, axis=0) / spread
         assert (ratio > 0.8).all() and (ratio < 1.35).all()
+
+
+def test_activations_that_cancel_are_a_score_like_any_other():
+    rows = np.repeat([[1.0, 0.0], [-1.0, 0.0]], 6, axis=0)
+    codes = as_codes(np.ones((12, 1)))
+    found = pair_similarity(codes, lambda: iter([(np.arange(12), rows)]), np.arange(12), np.ones(1, dtype=bool))
+    assert found.similarity[0] == pytest.approx(-12 / (12 * 11)) and found.chance == pytest.approx(-12 / (12 * 11))
+    # Without any one of them the score is the same, and a latent that always fires is chance itself.
+    assert found.error[0] == pytest.approx(0, abs=1e-9) and found.excess_error[0] == pytest.approx(0, abs=1e-9)
 
 
 def test_the_label_free_score_says_why_it_says_nothing(known):

@@ -12,7 +12,8 @@ from mammosae_plugin.arguments import as_array, numbers
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.measures.statistics import settled_columns
 
-_BLOCK = 4_000_000  # stored values whose places are sorted at once
+_BLOCK = 4_000_000  # stored values that are looked at at once
+_PADDED = 2_000_000  # places of a table of latents, some of them empty
 
 
 def as_codes(codes: Any, name: str = "codes", *, negative: bool = True) -> sparse.csc_array:
@@ -78,29 +79,27 @@ def strongest_rows(
         (D, n) rows by falling activation (equal ones in their order), -1 where a latent fires in fewer groups; and (D,)
         in how many groups each fires.
     """
-    n_latents = codes.shape[1]
+    n_rows, n_latents = codes.shape
     rows = np.full((n_latents, n), -1, dtype=np.int64)
     n_groups = np.zeros(n_latents, dtype=np.int64)
+    order = np.argsort(groups, kind="stable")  # groups in one piece, so that their strongest rows need no sorting
+    if n_rows and (np.diff(order) < 0).any():
+        codes = sparse.csc_array(sparse.csr_array(codes)[order])
+    codes.sort_indices()
     start = 0
     while start < n_latents:
         stop = max(start + 1, int(np.searchsorted(codes.indptr, codes.indptr[start] + _BLOCK, side="right")) - 1)
         stop = min(stop, n_latents)
         span = slice(codes.indptr[start], codes.indptr[stop])
         latent = np.repeat(np.arange(stop - start), np.diff(codes.indptr[start : stop + 1]))
-        row, value = codes.indices[span].astype(np.int64), codes.data[span]
-        kept = value > 0
-        latent, row, value = latent[kept], row[kept], value[kept]
-        order = np.lexsort((row, -value, latent))
-        latent, row = latent[order], row[order]
-        # The first place of every (latent, group) in this order is the group's strongest row.
-        _, first = np.unique(latent * (groups.max(initial=0) + 1) + groups[row], return_index=True)
-        first.sort()
-        latent, row = latent[first], row[first]
-        counts = np.bincount(latent, minlength=stop - start)
-        n_groups[start:stop] = counts
-        place = np.arange(len(latent)) - np.repeat(np.cumsum(counts) - counts, counts)
-        top = place < n
-        rows[start + latent[top], place[top]] = row[top]
+        row, value = order[codes.indices[span]], codes.data[span]
+        if not (kept := value > 0).all():
+            latent, row, value = latent[kept], row[kept], value[kept]
+        if len(value):
+            first = _strongest_of_groups(latent, groups[row], value)
+            latent, row, value = latent[first], row[first], value[first]
+        n_groups[start:stop] = np.bincount(latent, minlength=stop - start)
+        _strongest(row, value, n_groups[start:stop], rows[start:stop])
         start = stop
     return rows, n_groups
 
@@ -132,3 +131,63 @@ def mean_ranks(codes: sparse.csc_array) -> tuple[sparse.csc_array, NDArray[np.fl
     n_values = np.bincount(of[new], minlength=n_latents) + (n_zero > 0)
     ranks: sparse.csc_array = sparse.csc_array((difference, codes.indices, codes.indptr), shape=codes.shape)
     return ranks, base, n_values > 1
+
+
+def _strongest_of_groups(
+    latent: NDArray[np.int64], group: NDArray[np.int64], value: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Of entries sorted by latent and group the place of the largest of each, the first of equal ones."""
+    new = np.ones(len(value), dtype=bool)
+    new[1:] = (group[1:] != group[:-1]) | (latent[1:] != latent[:-1])
+    starts = np.flatnonzero(new)
+    if len(starts) == len(value):
+        return starts
+    run = np.cumsum(new) - 1
+    places = np.flatnonzero(value == np.maximum.reduceat(value, starts)[run])
+    run = run[places]
+    first = np.ones(len(places), dtype=bool)
+    first[1:] = run[1:] != run[:-1]
+    return places[first]
+
+
+def _strongest(
+    row: NDArray[np.int64], value: NDArray[np.float64], counts: NDArray[np.int64], rows: NDArray[np.int64]
+) -> None:
+    """Fill `rows` (D, n) with those of the largest values of every latent, equal ones by rising row.
+
+    Args:
+        row: of each entry; entries are sorted by latent.
+        value: of each entry.
+        counts: (D,) entries of each latent.
+        rows: (D, n), filled from the left.
+    """
+    n = rows.shape[1]
+    starts = np.cumsum(counts) - counts
+    by_count = np.argsort(counts, kind="stable")[np.searchsorted(np.sort(counts), 1) :]
+    begun = 0
+    while begun < len(by_count):  # latents of like counts, so that a table of them has few empty places
+        least = counts[by_count[begun]]
+        some = by_count[
+            begun : max(begun + 1, int(np.searchsorted(counts[by_count], max(1.2 * least, n), side="right")))
+        ]
+        some = some[: max(1, _PADDED // int(counts[some[-1]]))]
+        begun += len(some)
+        place = np.arange(int(counts[some[-1]]))
+        at = starts[some][:, None] + np.minimum(place, counts[some][:, None] - 1)
+        values = np.where(place < counts[some][:, None], value[at], -np.inf)
+        if len(place) > n:
+            # Whatever equals the n-th largest value may be among the n, so that all of these are looked at.
+            bound = -np.partition(-values, n - 1, axis=1)[:, n - 1]
+            candidates = values >= bound[:, None]
+            width = int(candidates.sum(axis=1).max())
+            chosen = np.argsort(~candidates, axis=1, kind="stable")[:, :width]
+            values = np.where(
+                np.take_along_axis(candidates, chosen, axis=1), np.take_along_axis(values, chosen, 1), -np.inf
+            )
+            at = np.take_along_axis(at, chosen, axis=1)
+        own = row[at]
+        by_row = np.argsort(own, axis=1, kind="stable")
+        own, values = np.take_along_axis(own, by_row, axis=1), np.take_along_axis(values, by_row, axis=1)
+        top = np.argsort(-values, axis=1, kind="stable")[:, :n]
+        found = np.where(np.isfinite(np.take_along_axis(values, top, axis=1)), np.take_along_axis(own, top, axis=1), -1)
+        rows[some, : found.shape[1]] = found

@@ -19,7 +19,7 @@ from mammosae_plugin.analysis.codes import as_codes, as_groups, strongest_rows
 from mammosae_plugin.arguments import as_array, between, entries, numbers, whole
 from mammosae_plugin.errors import InputError
 
-_BLOCK = 512  # latents whose images are compared at once
+_BLOCK = 64  # latents whose images are compared at once; they fit into a cache
 _RESAMPLED = 8_000_000  # weights or label counts of resamples held at once
 Null = Literal["groups", "rows"]
 
@@ -215,15 +215,17 @@ def _null_of(mean: float) -> CoherenceNull:
 def _of_images(rows: NDArray[np.int64], labels: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Coherence and specificity (m,) of sets of images (m, n); NaN where a set is not full, which -1 says."""
     coherence, specificity = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
-    upper = np.triu_indices(rows.shape[1], 1)
+    n = rows.shape[1]
     full = np.flatnonzero((rows >= 0).all(axis=1))
     for start in range(0, len(full), _BLOCK):
         block = full[start : start + _BLOCK]
         own = labels[rows[block]].astype(np.float32)  # (b, n, L); counts of up to 2**24 are exact
         sizes = own.sum(axis=2)
-        both = np.matmul(own, own.transpose(0, 2, 1))[:, upper[0], upper[1]].astype(np.float64)
-        either = (sizes[:, upper[0]] + sizes[:, upper[1]]).astype(np.float64) - both
-        coherence[block] = np.divide(both, either, out=np.ones_like(both), where=either > 0).mean(axis=1)
+        both = np.matmul(own, own.transpose(0, 2, 1))
+        either = sizes[:, :, None] + sizes[:, None] - both
+        both[either == 0] = either[either == 0] = 1  # two empty sets
+        # Every pair twice, and every image with itself, which is 1.
+        coherence[block] = ((both / either).sum(axis=(1, 2)).astype(np.float64) - n) / (n * (n - 1))
         specificity[block] = _specificity(own.sum(axis=1, dtype=np.float64))
     return coherence, specificity
 

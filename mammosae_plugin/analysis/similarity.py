@@ -112,26 +112,30 @@ def pair_similarity(
             products = np.einsum("nd,nd->n", part[row[some]], together[rows.indices[at[some]]])
             own[at[some]] = rows.data[at[some]] * products
     n_groups = int(groups.max(initial=-1)) + 1
-    in_group = sparse.csr_array((np.ones(n_images), (groups, np.arange(n_images))), shape=(n_groups, n_images))
+    key = rows.indices.astype(np.int64) * n_groups + np.repeat(groups, np.diff(rows.indptr))
+    order = np.argsort(key, kind="stable")
+    key = key[order]
+    starts = np.flatnonzero(np.diff(key, prepend=-1))
 
-    def grouped(values: NDArray[np.float64]) -> sparse.csc_array:
-        return sparse.csc_array(in_group @ sparse.csr_array((values, rows.indices, rows.indptr), shape=rows.shape))
+    def grouped(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The sum over each group's images, of every latent that fires in the group."""
+        return np.add.reduceat(values[order], starts) if len(starts) else np.zeros(0)
 
     along, square, total = grouped(own), grouped(np.square(rows.data)), grouped(rows.data)
-    latent = np.repeat(np.arange(rows.shape[1]), np.diff(total.indptr))
-    within = np.square(total.data) - square.data
-    without = sums.weights[latent] - 2 * (total.data * sums.totals[latent] - square.data) + within
-    pairs = (sums.similarity * sums.weights)[latent] - 2 * (along.data - square.data) + within
+    latent, group = np.divmod(key[starts], n_groups)
+    within = np.square(total) - square
+    without = sums.weights[latent] - 2 * (total * sums.totals[latent] - square) + within
+    pairs = (sums.similarity * sums.weights)[latent] - 2 * (along - square) + within
     known = np.isfinite(sums.similarity)
     change = np.zeros(len(latent))
     counts = known[latent] & (without > 1e-12 * sums.weights[latent])
     change[counts] = pairs[counts] / without[counts] - sums.similarity[latent[counts]]
-    by_group = sparse.csc_array((change, total.indices, total.indptr), shape=total.shape)
+    by_group = sparse.csc_array((change, (group, latent)), shape=(n_groups, rows.shape[1]))
 
     n_own = np.bincount(groups, minlength=n_groups).astype(np.float64)
     all_pairs, within = n_images * (n_images - 1), n_own * (n_own - 1)
     without = all_pairs - 2 * n_own * (n_images - 1) + within
-    pairs = sums.chance * all_pairs - 2 * (in_group @ (of_all - 1)) + within
+    pairs = sums.chance * all_pairs - 2 * np.bincount(groups, of_all - 1, minlength=n_groups) + within
     of_chance = np.divide(pairs, without, out=np.full(n_groups, np.nan), where=without > 0) - sums.chance
 
     few = np.sqrt((n_groups - 1) / n_groups) if n_groups > 1 else np.nan

@@ -12,6 +12,7 @@ from mammosae_plugin.visualization.heatmaps import plot_heatmaps
 from mammosae_plugin.visualization.layers import plot_layers
 from mammosae_plugin.visualization.output import HeatmapPanels, write_figures, write_tables
 from mammosae_plugin.visualization.retrieval import plot_hits, plot_k_sweep
+from mammosae_plugin.visualization.saes import plot_pareto, plot_quality_and_recovery, plot_recovery
 from mammosae_plugin.visualization.scatter import plot_class_means
 from mammosae_plugin.visualization.style import save_figure
 from mammosae_plugin.visualization.tables import (
@@ -38,6 +39,9 @@ __all__ = [
     "plot_hits",
     "plot_k_sweep",
     "plot_layers",
+    "plot_pareto",
+    "plot_quality_and_recovery",
+    "plot_recovery",
     "plot_score_decay",
     "plot_sweep",
     "plot_sweeps",
