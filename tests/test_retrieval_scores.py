@@ -264,6 +264,17 @@ def test_what_a_table_cannot_be_asked_is_refused(keyed, changed, words):
         retrieve(keyed, "row:0", **changed)
 
 
+def test_an_image_without_latents_is_told_by_its_id(keyed):
+    codes = keyed.max_latents.toarray()
+    codes[13] = 0
+    silent = Table(sparse.csr_array(codes), keyed.images, keyed.vocabulary)
+    for method in ("fingerprint", "cosine", "bm25"):
+        with pytest.raises(InputError, match="image twice has no latent above 0 of its own"):
+            retrieve(silent, "row:13", method=method, split="training")
+    dense = retrieve(silent, "row:13", method="dense", n=2, embeddings=keyed.max_latents.toarray())
+    assert dense["shared"].tolist() == [[], []]
+
+
 def test_a_table_is_judged_by_its_concepts_and_by_other_columns(keyed):
     found = retrieval_scores(keyed, ["liver", "modality"], split="all", ks=[1, 2], n=2, n_bootstrap=0)
     assert found["label"].unique().tolist() == ["liver", "modality=ct", "modality=mri"]

@@ -34,17 +34,21 @@ _QUERIES, _ROWS = 32, 4096  # dense vectors compared at once
 
 
 class LatentIndex:
-    """Codes that many images are looked up in; what does not depend on the query is computed once.
+    """Codes that images are looked up in; what does not depend on the query is computed once.
 
     Args:
         codes: (N, D) array or scipy.sparse.
+        many: for many queries, for which the codes are stored by latent as well.
     """
 
-    def __init__(self, codes: Any) -> None:
+    def __init__(self, codes: Any, *, many: bool = False) -> None:
         """Take the codes."""
-        self.columns = as_codes(codes)
-        self.rows = sparse.csr_array(self.columns)
-        self.n_images = self.columns.shape[0]
+        given: Any = codes.T if (is_sparse := bool(sparse.issparse(codes))) else codes
+        checked = as_codes(given)  # by column: of what was turned over, by row
+        self.rows: sparse.csr_array = sparse.csr_array(checked.T if is_sparse else checked)
+        self.n_images = self.rows.shape[0]
+        self.columns: Any = sparse.csc_array(self.rows) if many else self.rows
+        self._many = many
 
     @cached_property
     def _always(self) -> NDArray[np.bool_]:
@@ -54,11 +58,11 @@ class LatentIndex:
 
     @cached_property
     def _lengths(self) -> NDArray[np.float64]:
-        found: NDArray[np.float64] = np.sqrt(np.asarray((self.columns * self.columns).sum(axis=1)).ravel())
+        found: NDArray[np.float64] = np.sqrt(np.asarray((self.rows * self.rows).sum(axis=1)).ravel())
         return found
 
     @cached_property
-    def _words(self) -> tuple[sparse.csr_array, sparse.csc_array, NDArray[np.float64]]:
+    def _words(self) -> tuple[sparse.csr_array, Any, NDArray[np.float64]]:
         """Latents as words: how often each is in each image, what each is worth there, and how rare it is."""
         words = self.rows.copy()
         words.data = np.maximum(words.data, 0)
@@ -70,7 +74,7 @@ class LatentIndex:
         own = _K1 * (1 - _B + _B * lengths / (lengths.mean() or 1))
         worth = words.copy()
         worth.data = words.data * (_K1 + 1) / (words.data + np.repeat(own, np.diff(words.indptr)))
-        return words, sparse.csc_array(worth), rarity
+        return words, sparse.csc_array(worth) if self._many else worth, rarity
 
     def fingerprint(self, query: int, k: int) -> NDArray[np.int64]:
         """The query's strongest latents, at most `k` and strongest first, without those above 0 in every image."""
@@ -114,7 +118,7 @@ class LatentIndex:
             raise InputError(
                 f"image {query} has no latent above 0 that is not above 0 in every image: nothing to go by"
             )
-        part, values = self.columns[:, chosen], self.rows[[query]].tocsc()[:, chosen].toarray().ravel()
+        part, values = self.columns[:, chosen], self.rows[[query]][:, chosen].toarray().ravel()
         if len(chosen) == 1:
             alone: NDArray[np.float64] = 1 / (1 + np.abs(part.toarray().ravel() - values))
             return alone
@@ -344,12 +348,19 @@ def retrieve(
     images = table.images
     query = row_of_image(table, image_id)
     searched = np.union1d(rows_of_split(table, split), [query])
-    found = LatentIndex(codes_of(table, statistic)[searched])
+    codes = codes_of(table, statistic)
+    found = LatentIndex(codes if len(searched) == len(images) else codes[searched])
     place = int(np.searchsorted(searched, query))
     groups = as_groups(images["patient_id"].to_numpy(dtype=object)[searched], len(searched))
     _require_others(groups, place)
     if method != "dense":
-        likeness = found.likeness(place, cast(Method, method), k)
+        try:
+            likeness = found.likeness(place, cast(Method, method), k)
+        except InputError as error:
+            raise InputError(
+                f"image {images['image_id'][query]} has no latent above 0 of its own to go by; ask for another, or by "
+                "other means"
+            ) from error
     elif embeddings is None:
         raise InputError("dense retrieval compares the images' own vectors: give them as embeddings (n_images, d)")
     else:
@@ -359,7 +370,7 @@ def retrieve(
         likeness = cosines[searched]
     places, values = _best(likeness, place, groups, n)
     asked = found.fingerprint(place, k)
-    fires = found.columns[:, asked].toarray()[places]
+    fires = found.rows[places][:, asked].toarray()
     rows = searched[places]
     about = images.loc[rows, ["image_id", "patient_id", "split"]].assign(
         likeness=values,
@@ -396,7 +407,7 @@ def fingerprints(
     if not len(latents):
         raise InputError(f"image {table.images['image_id'][query]} has no latent of its own to show: none is above 0")
     shown_rows = [query, *(index(row, "rows", found.n_images) for row in rows)]
-    values = found.rows[shown_rows].tocsc()[:, latents].toarray()
+    values = found.rows[shown_rows][:, latents].toarray()
     ids = table.images["image_id"].astype(str).to_numpy()[shown_rows]
     return pd.DataFrame(
         {

@@ -27,6 +27,9 @@ _DRAWS = 5  # random rankings of every query, whose mean is taken
 _MOST_VALUES = 20  # of a column that is no concept
 
 
+_Name = tuple[str, str, int]  # of an arm: source, method, k
+
+
 @dataclass(frozen=True)
 class _Arm:
     """One way to rank images: of which codes or vectors, by which method, with how many latents (0: all)."""
@@ -110,7 +113,7 @@ def retrieval_scores_of(
         >>> found["precision"].tolist()[:3]
         [1.0, 1.0, 1.0]
     """
-    found = LatentIndex(codes)
+    found = LatentIndex(codes, many=True)
     of_row = as_groups(groups, found.n_images)
     for method in (chosen := [str(method) for method in entries(methods, "methods")]):
         one_of(method, "methods", METHODS)
@@ -124,7 +127,7 @@ def retrieval_scores_of(
     dense = None if embeddings is None else VectorIndex(embeddings, found.n_images)
     arms = _arms("latents", found, chosen, ks)
     if untrained is not None:
-        other = LatentIndex(untrained)
+        other = LatentIndex(untrained, many=True)
         if other.n_images != found.n_images:
             raise InputError(f"the untrained codes are of {other.n_images} images, codes of {found.n_images}")
         arms += _arms("untrained", other, chosen, ks)
@@ -133,17 +136,17 @@ def retrieval_scores_of(
     arms.append(_Arm("random", "random", 0, None))
     asked = [_label(name, given, of_row, n_queries, seed) for name, given in labels.items()]
     judge = _Judge(asked, of_row, n, dense, seed)
-    scores: dict[tuple[str, str, int], list[NDArray[np.float64]]] = {}
-    p_values: dict[tuple[str, str, int], list[float]] = {}
+    scores: dict[_Name, list[NDArray[np.float64]]] = {}
+    firsts: dict[_Name, list[NDArray[np.int64]]] = {}
     for arm in tqdm(arms, desc="retrieval", unit="way", disable=not progress):
         name = (arm.source, arm.method, arm.k)
-        scores[name], first = judge.scores(arm)
-        p_values[name] = [judge.p_value(label, rows, n_draws) for label, rows in zip(asked, first, strict=True)]
+        scores[name], firsts[name] = judge.scores(arm)
     records = []
     for number, label in enumerate(asked):
         weights = np.zeros((0, len(label.queries)))
         if n_bootstrap and len(label.queries):
             weights = patient_bootstrap(of_row[label.queries], n_bootstrap, seed).astype(np.float64)
+        p_values = judge.p_values(label, {name: first[number] for name, first in firsts.items()}, n_draws)
         n_others = len(np.unique(of_row[label.known])) - 1
         few = f"{n_others} other groups are fewer than the {n} images looked at" if n_others < n else ""
         for arm in arms:
@@ -156,7 +159,7 @@ def retrieval_scores_of(
             about = {"label": label.name, "source": arm.source, "method": arm.method, "k": arm.k, "n": n}
             groups_asked = of_row[label.queries]
             summary = _summary(own, controls, groups_asked, weights, min_patients, label.reason, few)
-            p = p_values[(arm.source, arm.method, arm.k)][number] if arm.index is not None else np.nan
+            p = p_values[arm.source, arm.method, arm.k] if arm.index is not None else np.nan
             records.append({**about, **summary, "p": p})
     return pd.DataFrame(records)
 
@@ -212,30 +215,23 @@ class _Judge:
                 first[number][place, : len(rankings[0])] = rankings[0][: self.n]
         return found, first
 
-    def p_value(self, label: _Label, first: NDArray[np.int64], n_draws: int) -> float:
+    def p_values(self, label: _Label, firsts: Mapping[_Name, NDArray[np.int64]], n_draws: int) -> dict[_Name, float]:
         """How often the same images are as often right when each has a label of another group, one group's of one."""
-        there = first >= 0
-        if not n_draws or not there.any():
-            return float("nan")
-        n_first = there.sum(axis=1)
-        asked = n_first > 0
-
-        def precision(right: NDArray[np.bool_]) -> float:
-            return float(((right[first] & there).sum(axis=1)[asked] / n_first[asked]).mean())
-
+        as_often = {name: 0 for name, first in firsts.items() if n_draws and (first >= 0).any()}
         known = np.flatnonzero(label.known)
         known = known[np.argsort(self.of_row[known], kind="stable")]
         _, start, group, size = np.unique(
             self.of_row[known], return_index=True, return_inverse=True, return_counts=True
         )
-        generator, least = np.random.default_rng([self.seed, 2]), precision(label.right) - 1e-12
-        as_high = 0
-        for _ in range(n_draws):
+        least = {name: _precision(label.right, firsts[name]) - 1e-12 for name in as_often}
+        generator = np.random.default_rng([self.seed, 2])
+        for _ in range(n_draws if as_often else 0):
             other = generator.permutation(len(start))[group]
             dealt = np.zeros(len(label.right), dtype=bool)
             dealt[known] = label.right[known[start[other] + generator.integers(size[other])]]
-            as_high += precision(dealt) >= least
-        return (1 + as_high) / (1 + n_draws)
+            for name in as_often:
+                as_often[name] += _precision(dealt, firsts[name]) >= least[name]
+        return {name: (1 + as_often[name]) / (1 + n_draws) if name in as_often else float("nan") for name in firsts}
 
     def _orders(self, arm: _Arm) -> Iterator[tuple[int, list[NDArray[np.int64]]]]:
         """Of every query the images of other groups, the most alike first; several random orders."""
@@ -260,6 +256,14 @@ class _Judge:
         if self.dense is not None and len(rows):
             cosine = float(self.dense.cosines(query, rows[: self.n]).mean())
         return (*judged(label.right[rows], self.n), cosine)
+
+
+def _precision(right: NDArray[np.bool_], first: NDArray[np.int64]) -> float:
+    """The mean over queries of the share of the images that they found first, (n_queries, n), that are right."""
+    there = first >= 0
+    n_first = there.sum(axis=1)
+    asked = n_first > 0
+    return float(((right[first] & there).sum(axis=1)[asked] / n_first[asked]).mean())
 
 
 def judged(right: NDArray[np.bool_], n: int) -> tuple[float, float, float, float]:
