@@ -109,9 +109,9 @@ def test_ranking_refuses_what_cannot_be_ranked():
         ([], {}, "give at least one"),
         ([one, one], {}, "two SAEs are named 'one'"),
         ([one], {"rule": "best"}, "rule is 'best'"),
-        ([one], {"rule": "published"}, "'one' has no monosemanticity of N = 50"),
+        ([one], {"rule": "published"}, "'one' has no monosemanticity of its 50 best latents"),
         ([one], {"same_targets": False}, "compares SAEs on the same targets"),
-        ([one, SaeScores("two", {50: 0.1}, curves())], {}, "no N of monosemanticity in common"),
+        ([one, SaeScores("two", {50: 0.1}, curves())], {}, "of no one number of best latents"),
         ([SaeScores("low", {10: 0.1}, curves(dense_auroc=0.5))], {}, "nothing to rank by"),
     ):
         with pytest.raises(InputError, match=message):
@@ -123,6 +123,8 @@ def test_ranking_refuses_what_cannot_be_ranked():
 
 
 def test_scores_of_an_sae_are_made_of_its_results():
-    summary = pd.DataFrame({"measure": ["best_10", "mean_10", "best_50"], "value": [0.3, 0.1, 0.2]})
+    summary = pd.DataFrame(
+        {"measure": ["best10_10", "mean_10", "best50_10", "best10_50"], "value": [0.3, 0.1, 0.2, 0.0]}
+    )
     scores = SaeScores.of("x", LatentScores(summary, summary, summary), Recovery(curves(), curves(), curves()), l0=20)
     assert scores.monosemanticity == {10: 0.3, 50: 0.2} and scores.l0 == 20 and len(scores.curves) == 4

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mammosae_plugin.latents import LatentTable
 
 _CHANCE_DRAWS = 200  # SAEs of random latents
+_BEST = (10, 50)  # how many best latents SAIL's configuration scores are means of
 _CALLED = 0.05  # false discovery rate below which a latent is counted as above its null
 
 
@@ -109,16 +110,16 @@ def monosemanticity(
 
     Returns:
         `LatentScores`. The latents have the columns of `monosemanticity_of` and monosemanticity_N_low and _high; the
-        SAE has for each N best_N (mean monosemanticity of the N best latents, SAIL's configuration score), mean_N (of
-        all that are scored), above_null_N (share of these more coherent than the null) and called_N (share with q
-        below 0.05).
+        SAE has for each N best10_N and best50_N (mean monosemanticity_N of the 10 and 50 best latents; with N = 10
+        SAIL's configuration scores), mean_N (of all that are scored), above_null_N (share of these more coherent than
+        the null) and called_N (share with q below 0.05).
 
     Raises:
         InputError: an unknown label, group, split or statistic; labels that are neither 0, 1 nor missing.
 
     Example:
         >>> scores = monosemanticity(table, ["Mass", "density"], n=(10,))   # doctest: +SKIP
-        >>> scores.value("best_10"), scores.latents.nlargest(5, "monosemanticity_10")   # doctest: +SKIP
+        >>> scores.value("best10_10"), scores.latents.nlargest(5, "monosemanticity_10")   # doctest: +SKIP
     """
     sizes = sorted({whole(size, "n", least=2) for size in entries(n, "n")})
     if not sizes:
@@ -174,7 +175,7 @@ def _of_the_sae(
     known = np.flatnonzero(scored[name].notna())
     coherent = scored[f"coherence_{size}"].dropna()
     best = scored[name].to_numpy()[known]
-    order = known[np.argsort(-best, kind="stable")][:size]
+    order = known[np.argsort(-best, kind="stable")]
     chance: dict[str, NDArray[np.float64]] = {}
     if len(null.coherence) and len(coherent):
         generator = np.random.default_rng(seed)
@@ -182,7 +183,7 @@ def _of_the_sae(
         random = np.sort(null.monosemanticity[drawn], axis=1)[:, ::-1]
         p = p_values(null.coherence, null)
         chance = {
-            "best": random[:, : len(order)].mean(axis=1) if len(known) else np.full(1, np.nan),
+            **{f"best{most}": random[:, :most].mean(axis=1) for most in _BEST},
             "mean": random.mean(axis=1),
             "above_null": (null.coherence[drawn] > null.mean).mean(axis=1),
             "called": np.array([(benjamini_hochberg(p[draw]) < _CALLED).mean() for draw in drawn]),
@@ -210,7 +211,7 @@ def _of_the_sae(
         }
 
     return [
-        row("best", scored[name].to_numpy()[order], order),
+        *(row(f"best{most}", scored[name].to_numpy()[order[:most]], order[:most]) for most in _BEST),
         row("mean", best, known),
         row("above_null", (coherent > null.mean).to_numpy() if np.isfinite(null.mean) else np.zeros(0), None),
         row("called", (scored.loc[coherent.index, f"q_{size}"] < _CALLED).to_numpy(), None),

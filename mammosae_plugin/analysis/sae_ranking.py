@@ -6,6 +6,7 @@ SAIL's published table follows another rule than its released code, and six of i
 
 __all__ = ["rank_saes", "RULES", "Rule", "SaeScores"]
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -32,7 +33,8 @@ class SaeScores:
 
     Attributes:
         name: of the SAE.
-        monosemanticity: N -> mean monosemanticity_N of its N best latents.
+        monosemanticity: number of best latents -> their mean monosemanticity; SAIL's rules need 10 and 50, of the 10
+            strongest images.
         curves: one row per label and k, as `Recovery.curves`: label, k, auroc, dense_auroc and, if they are known,
             split, rows, n_rows, n_positive and counts.
         explained_variance: of its reconstruction; shown beside the ranks, and on no rank.
@@ -73,20 +75,20 @@ class SaeScores:
         l0: float = float("nan"),
         seed_of: str | None = None,
     ) -> "SaeScores":
-        """Those of what `monosemanticity` and `recovery` returned."""
-        best = monosemanticity.summary
-        best = best[best["measure"].str.startswith("best_")]
-        sizes = [int(measure.removeprefix("best_")) for measure in best["measure"].tolist()]
-        values = dict(zip(sizes, best["value"].astype(float).tolist(), strict=True))
+        """Those of what `monosemanticity` and `recovery` returned; of several N the smallest."""
+        told = dict(zip(monosemanticity.summary["measure"], monosemanticity.summary["value"], strict=True))
+        found = [re.fullmatch(r"best(\d+)_(\d+)", str(measure)) for measure in told]
+        best = [(int(match[2]), int(match[1]), float(told[match[0]])) for match in found if match]
+        values = {most: value for size, most, value in best if size == min(best)[0]}
         return cls(name, values, recovery.curves, explained_variance, l0, seed_of)
 
 
 def rank_saes(saes: Sequence[SaeScores], *, rule: Rule = "corrected", same_targets: bool = True) -> pd.DataFrame:
     """The SAEs of a grid in order: the mean of their rank by monosemanticity and their rank by recovery.
 
-    - "corrected": monosemanticity at the smallest N that all have; recovery is the mean over the k that all have of the
-      chance-corrected share, over the labels whose dense probe tells them. SAEs that are seeds of one configuration are
-      ranked by their mean.
+    - "corrected": monosemanticity of the fewest best latents that all tell, 10 by default; recovery is the mean over
+      the k that all have of the chance-corrected share, over the labels whose dense probe tells them. SAEs that are
+      seeds of one configuration are ranked by their mean.
     - "published": SAIL's table. Monosemanticity of the 50 best; the mean over k of the rank of the mean AUROC, over
       targets with a dense AUROC above 0.6.
     - "released": SAIL's code. Monosemanticity of the 10 best; the mean number of latents that reach six shares of the
@@ -200,11 +202,13 @@ def _monosemanticity(saes: Sequence[SaeScores], rule: str) -> list[float]:
     if wanted is None:
         shared = set.intersection(*(set(sae.monosemanticity) for sae in saes))
         if not shared:
-            raise InputError("the SAEs have no N of monosemanticity in common: score all with the same n")
+            raise InputError("the SAEs tell the monosemanticity of no one number of best latents: score all alike")
         wanted = min(shared)
     for sae in saes:
         if wanted not in sae.monosemanticity:
-            raise InputError(f"{sae.name!r} has no monosemanticity of N = {wanted}, which this rule ranks by")
+            raise InputError(
+                f"{sae.name!r} has no monosemanticity of its {wanted} best latents, which this rule ranks by"
+            )
     return [float(sae.monosemanticity[wanted]) for sae in saes]
 
 

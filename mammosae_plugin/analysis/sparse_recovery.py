@@ -4,6 +4,7 @@ __all__ = ["LEAST_DENSE", "RECOVERY_KS", "Recovery", "recovery", "recovery_thres
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +127,8 @@ def recovery(
 
     Both probes are `probe_of`'s, on the same folds: features are chosen and scaled, and the penalty is chosen, on a
     fold's training rows. (SAIL chooses latents by the coefficients of a full probe, on the rows that it then scores.)
-    Intervals resample the groups, each time the same for both probes and for all labels.
+    Intervals resample the groups, each time the same for both probes and for all labels, and are as much wider as
+    `probe_of`'s are.
 
     Args:
         table: a latents table, of maps or of rows.
@@ -258,9 +260,10 @@ def _curve(problem: Problem, dense: Any, ks: list[int]) -> tuple[pd.DataFrame, l
     shuffled = permuted(problem.positive, problem.groups, problem.seed)
     fewest = min(len(np.unique(problem.groups[shuffled == label])) for label in (0, 1))
     by_chance = [float("nan")] * len(sizes)
-    if fewest >= 2:
+    if fewest >= 2 and wanted:  # of all latents no share is reported
         control = replace(problem, positive=shuffled, n_folds=min(problem.n_folds, fewest))
-        by_chance = [control.auroc(score) for score in control.scores([*wanted, None])[1]]
+        with suppress(InputError):  # permuted labels that cannot be cut into folds tell no chance level
+            by_chance = [*(control.auroc(score) for score in control.scores(wanted)[1]), float("nan")]
     above = reference - 0.5 if reference > LEAST_DENSE else float("nan")
     records = [
         {
@@ -278,7 +281,7 @@ def _curve(problem: Problem, dense: Any, ks: list[int]) -> tuple[pd.DataFrame, l
 
 
 def _resampled(problem: Problem, scores: NDArray[np.float64], weights: NDArray[np.integer]) -> NDArray[np.float64]:
-    """AUROC (n_bootstrap,): the mean over the folds that hold both classes in a resample."""
+    """AUROC (n_bootstrap,): the mean over the folds that hold both classes in a resample, its spread made `wider`."""
     samples = np.array(
         [
             bootstrap_metrics(scores[rows, None], problem.positive[rows], weights[:, rows])["auroc"]
@@ -287,9 +290,9 @@ def _resampled(problem: Problem, scores: NDArray[np.float64], weights: NDArray[n
     )
     known = np.isfinite(samples)
     unknown = np.full(samples.shape[1], np.nan)
-    found: NDArray[np.float64] = np.divide(
-        np.where(known, samples, 0).sum(axis=0), known.sum(axis=0), out=unknown, where=known.any(axis=0)
-    )
+    means = np.divide(np.where(known, samples, 0).sum(axis=0), known.sum(axis=0), out=unknown, where=known.any(axis=0))
+    at = problem.auroc(scores)
+    found: NDArray[np.float64] = np.clip(at + problem.wider * (means - at), 0, 1)
     return found
 
 
