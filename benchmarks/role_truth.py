@@ -21,7 +21,9 @@ from mammosae_plugin.config import load_config
 from mammosae_plugin.datasets import preprocess
 from mammosae_plugin.datasets.phantoms import draw_phantom
 from mammosae_plugin.study import Study
-from mammosae_plugin.study.layer import TEST, LayerStudy, ModelPair
+from mammosae_plugin.study.images import TEST
+from mammosae_plugin.study.inputs import ModelPair
+from mammosae_plugin.study.layer import LayerStudy
 
 LEAST_SHARE = 0.1
 STANDARD_ERRORS = 3.0

@@ -401,7 +401,14 @@ def test_every_setting_is_described():
     assert any(line.startswith("models[].train.epochs: ") for line in lines)
     assert any(line.startswith("layers: ") and "work/layer-outputs" in line and "deleted" in line for line in lines)
     assert any(line.startswith("sae.train.training.sparsity: ") and "3e-05" in line for line in lines)
-    assert all(line.split(": ", 1)[1].split(" (")[0].strip() for line in lines)
+    assert (
+        lines.count(
+            "kind: maps: SAEs on the positions of feature maps; embeddings: on one vector per image. (default maps)"
+        )
+        == 1
+    )
+    assert any(line.startswith("sae.grid: ") for line in lines)
+    assert all(line.split(": ", 1)[1].split(" (")[0].strip() for line in lines if line and not line.startswith("#"))
 
 
 def test_the_shown_configuration_holds_no_path(settings, tmp_path, phantom_root):

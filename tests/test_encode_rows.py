@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers_adapters import DATA
 from helpers_kills import ended
+from helpers_sail import CKPT, SAIL, sail_embeddings
 from helpers_study import mammosae, random_sae
 from helpers_training import store_of
 from safetensors.torch import load_file
@@ -35,8 +35,6 @@ from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, sealed, write_json
 from mammosae_plugin.latents import LatentTable, encode_rows, write_sparse_features
 
-SAIL = DATA / "sail"
-CKPT = SAIL / "sae" / "last.ckpt"
 LEVELS = (8, 16, 32, 64)
 
 
@@ -46,27 +44,8 @@ def expected() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def embeddings(tmp_path_factory: pytest.TempPathFactory, expected: dict[str, torch.Tensor]) -> Path:
-    """A folder as SAIL leaves it: one file per split, an image_id that is unique only within its modality."""
-    folder = tmp_path_factory.mktemp("embeddings")
-    rows = expected["embeddings_raw"].numpy()
-    for words, chosen in (("train", slice(0, 12)), ("valid", slice(12, 18)), ("test", slice(18, 28))):
-        count = len(rows[chosen])
-        known = pd.DataFrame(
-            {
-                "age": [None] * count,
-                "image_id": [f"s{number % 3:04d}" for number in range(count)],
-                "modality": ["ct" if number % 6 < 3 else "mri" for number in range(count)],
-                "slice_orientation": "x",
-                "slice_idx": [chosen.start + number for number in range(count)],
-                "split": "train",  # the collection's own, which says nothing here
-                "gender": ["f", "m", None, "m"][:count] + ["f"] * max(0, count - 4),
-                "liver": [number % 2 for number in range(count)],
-                "spleen": 0,
-            }
-        )
-        write_vectors(folder / f"total_seg_dinov3_encodings_{words}.parquet", known, [rows[chosen]])
-    return folder
+def embeddings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sail_embeddings(tmp_path_factory.mktemp("embeddings"))
 
 
 @pytest.fixture(scope="module")

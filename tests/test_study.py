@@ -38,7 +38,7 @@ from mammosae_plugin.errors import InputError
 from mammosae_plugin.own_files import replace_files
 from mammosae_plugin.study import Study, layer_report, networks, run_study
 from mammosae_plugin.study.claims import claims
-from mammosae_plugin.study.study import STEPS
+from mammosae_plugin.study.steps import STEPS
 
 
 def _training_settings(folder, phantom_root):

@@ -1,6 +1,6 @@
 """From images to activations: reading through hook points, the stores on disk, the shuffled stream of rows."""
 
-from mammosae_plugin.activations.embedding import embed
+from mammosae_plugin.activations.embedding import embed, store_embeddings
 from mammosae_plugin.activations.extraction import (
     capture,
     extract_activations,
@@ -25,6 +25,7 @@ __all__ = [
     "merge_stores",
     "patient_number",
     "read_saelens_dataset",
+    "store_embeddings",
     "write_saelens_dataset",
     "write_store",
 ]

@@ -5,7 +5,7 @@ SAIL writes one parquet file per split: columns of metadata, and a vector as raw
 holds a thousand vectors, whatever the size of the file or of its row groups.
 """
 
-__all__ = ["EmbeddingFile", "read_sparse_features", "write_vectors"]
+__all__ = ["EmbeddingFile", "read_csv_of_images", "read_sparse_features", "write_vectors"]
 
 import os
 import re
@@ -119,10 +119,10 @@ class EmbeddingFile:
             beside = self.path.with_suffix(".csv")
             if not beside.is_file():
                 raise InputError(f"{beside} does not exist; {self.path.name} needs a table of its rows beside it")
-            frame = read_csv(beside, ("image_id",)).reset_index(drop=True)
+            frame = read_csv_of_images(beside)
             if len(frame) != self.n_rows:
                 raise InputError(f"{beside} has {len(frame)} rows, but {self.path.name} has {self.n_rows}")
-            return pd.DataFrame({name: _small(_numbers(frame[name])) for name in frame.columns})
+            return frame
         # Column by column: the hundred columns of a file of SAIL's at once are larger than its vectors.
         columns = {name: _small(self._parquet.read(columns=[name]).column(0).to_pandas()) for name in self.names}
         return pd.DataFrame(columns, index=pd.RangeIndex(self.n_rows))
@@ -225,6 +225,16 @@ class EmbeddingFile:
         if self._array is not None:
             digests.append(sha256_of_file(self.path.with_suffix(".csv")))
         return sha256_of_json(digests)
+
+
+def read_csv_of_images(file: Path) -> pd.DataFrame:
+    """A CSV file with a row per image, columns of numbers as such; ids stay text.
+
+    Raises:
+        InputError: It is missing, or no such file.
+    """
+    frame = read_csv(file, ("image_id",)).reset_index(drop=True)
+    return pd.DataFrame({name: _small(_numbers(frame[name])) for name in frame.columns})
 
 
 def _split_of(path: Path) -> str | None:

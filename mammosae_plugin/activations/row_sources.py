@@ -1,18 +1,20 @@
 """Rows of one vector per image, wherever they lie: an activation store, or files of embeddings; read in order."""
 
-__all__ = ["as_sails", "IMAGES", "open_rows", "ROW_KEY", "RowSource", "Source", "write_embeddings"]
+__all__ = ["as_sails", "IMAGES", "in_lengths", "open_rows", "ROW_KEY", "RowSource", "Source", "write_embeddings"]
 
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from mammosae_plugin import distributed
 from mammosae_plugin.activations.embedding_files import EmbeddingFile, Vectors, write_vectors
 from mammosae_plugin.activations.store import MANIFEST, ActivationStore
 from mammosae_plugin.arguments import entries, shown
@@ -143,7 +145,8 @@ def open_rows(
         found = _table(known, images, store.folder, list(store.image_ids))
         if images is None and concepts is None:
             return _StoreRows(store, found, labelled)
-        return _StoreRows(store, *_labelled(found, vocabulary, concepts))
+        own = labelled if images is None else Vocabulary([])
+        return _StoreRows(store, *_labelled(found, vocabulary, concepts, own))
     files = [EmbeddingFile(path, column) for path in _paths(source)]
     for file in files:
         if (file.width, file.column) != (files[0].width, files[0].column):
@@ -165,6 +168,21 @@ def open_rows(
         )
     found = _table(known, images, files[0].path, known["image_id"].tolist())
     return _FileRows(files, *_labelled(found, vocabulary, concepts))
+
+
+def in_lengths(rows: RowSource, wanted: Sequence[npt.NDArray[np.int64]]) -> Iterator[Vectors]:
+    """The rows of each of several lists of numbers, which all together rise, from one pass: float32 (len, d) each."""
+    blocks = rows.blocks(np.concatenate(wanted)) if wanted else iter(())
+    left = np.zeros((0, rows.width), dtype=np.float32)
+    for chosen in wanted:
+        pieces, n_there = [left], len(left)
+        while n_there < len(chosen):
+            pieces.append(next(blocks))
+            n_there += len(pieces[-1])
+            distributed.check()
+        joined = np.concatenate(pieces)
+        left = joined[len(chosen) :]
+        yield joined[: len(chosen)]
 
 
 def write_embeddings(source: Source, folder: str | os.PathLike[str], name: str = "embeddings") -> list[Path]:
@@ -284,9 +302,12 @@ def _table(known: pd.DataFrame, images: pd.DataFrame | None, where: Path, ids: l
 
 
 def _labelled(
-    images: pd.DataFrame, vocabulary: Vocabulary | None, concepts: Sequence[str | Concept] | None
+    images: pd.DataFrame,
+    vocabulary: Vocabulary | None,
+    concepts: Sequence[str | Concept] | None,
+    known: Mapping[str, Concept] = MappingProxyType({}),
 ) -> tuple[pd.DataFrame, Vocabulary]:
-    """The table with class numbers in the columns that are labels, and what these are."""
+    """The table with class numbers in the columns that are labels, and what these are; `known` are such already."""
     if vocabulary is not None:
         return images, vocabulary
     if concepts is None:
@@ -302,7 +323,7 @@ def _labelled(
         name = concept.name if isinstance(concept, Concept) else str(concept)
         if name not in images.columns or name in _KNOWN:
             raise InputError(f"there is no column {name!r} for the concept of that name beside the rows")
-        found[name] = concept if isinstance(concept, Concept) else _concept(name, images[name])
+        found[name] = concept if isinstance(concept, Concept) else known.get(name) or _concept(name, images[name])
         columns[name] = _classes(found[name], images[name])
     return pd.DataFrame({name: columns.get(name, images[name]) for name in images.columns}), Vocabulary(found.values())
 

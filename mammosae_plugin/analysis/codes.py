@@ -105,10 +105,13 @@ def strongest_rows(
 
 
 def in_random_groups(groups: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
-    """The rows, group after group, the groups in a random order."""
+    """The rows, group after group, the groups in a random order and the rows of each too.
+
+    Of labels that differ within every group in the same way, such as the view, the order of groups alone says nothing.
+    """
     rows = np.argsort(groups, kind="stable")
     runs = np.split(rows, np.flatnonzero(np.diff(groups[rows])) + 1)
-    return np.concatenate([runs[run] for run in generator.permutation(len(runs))])
+    return np.concatenate([generator.permutation(runs[run]) for run in generator.permutation(len(runs))])
 
 
 def mean_ranks(codes: sparse.csc_array) -> tuple[sparse.csc_array, NDArray[np.float64], NDArray[np.bool_]]:

@@ -20,7 +20,7 @@ from mammosae_plugin.memory import keep_freed_memory
 from mammosae_plugin.version import __version__
 
 if TYPE_CHECKING:
-    from mammosae_plugin.config import StudyConfig
+    from mammosae_plugin.config import AnyStudy
 
 app = typer.Typer(
     cls=Commands,
@@ -80,7 +80,7 @@ class _Study:
     settings: list[str] | None
 
 
-def _config(study: _Study) -> "StudyConfig":
+def _config(study: _Study) -> "AnyStudy":
     from mammosae_plugin.config import load_config
     from mammosae_plugin.errors import InputError
     from mammosae_plugin.files import local_path
@@ -101,10 +101,10 @@ def _config(study: _Study) -> "StudyConfig":
 def _run_until(step: str, source: _Study, debug: bool) -> None:
     with clear_errors(debug):
         from mammosae_plugin import distributed
-        from mammosae_plugin.study import Study
+        from mammosae_plugin.study import open_study
 
         distributed.start()
-        study = Study(_config(source))
+        study = open_study(_config(source))
         study.run(until=step)
         if distributed.is_main():
             with distributed.alone():

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path
+from mammosae_plugin.findings.embeddings import is_embedding_study
 from mammosae_plugin.findings.layers import read_layers
 from mammosae_plugin.schema.names import FINDINGS_FOLDER, RESULTS_FILE, layer_folder
 from mammosae_plugin.schema.results import Results
@@ -133,6 +134,11 @@ class StudyFolder:
             raise InputError(
                 f"{self.folder} holds no finished study (no {RESULTS_FOLDER}/{FINDINGS_FOLDER}); run `mammosae study`, "
                 "or name the folder that its configuration calls output"
+            )
+        if is_embedding_study(self.folder / RESULTS_FOLDER):
+            raise InputError(
+                f"{self.folder} holds a study of embeddings, whose findings stay in its folder (results/report.html, "
+                "results/findings); publish an SAE of it by its own folder in work/sae"
             )
         found = read_layers(self.folder / RESULTS_FOLDER / FINDINGS_FOLDER)
         self.layers = layers_of(self.folder, found)

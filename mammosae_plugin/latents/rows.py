@@ -18,7 +18,7 @@ from scipy import sparse
 
 from mammosae_plugin import distributed
 from mammosae_plugin.activations.embedding_files import VECTOR_COLUMNS, write_vectors
-from mammosae_plugin.activations.row_sources import RowSource, Source, as_sails, open_rows
+from mammosae_plugin.activations.row_sources import RowSource, Source, as_sails, in_lengths, open_rows
 from mammosae_plugin.activations.store import MANIFEST
 from mammosae_plugin.adapters.attached_sae import refuse_what_no_map_fits
 from mammosae_plugin.adapters.checkpoints import refuse_not_finite
@@ -192,17 +192,8 @@ def _stream(
 ) -> Generator[Mapping[str, Tensors], None, None]:
     """The shards of all tasks in order, from one pass over the rows."""
     wanted = [numbers[task.items.start : task.items.stop] for task in tasks]
-    blocks = rows.blocks(np.concatenate(wanted)) if wanted else iter(())
-    left = np.zeros((0, rows.width), dtype=np.float32)
-    for chosen in wanted:
-        pieces, n_there = [left], len(left)
-        while n_there < len(chosen):
-            pieces.append(next(blocks))
-            n_there += len(pieces[-1])
-            distributed.check()
-        joined = np.concatenate(pieces)
-        left = joined[len(chosen) :]
-        yield {"": encoder.encode(joined[: len(chosen)])}
+    for vectors in in_lengths(rows, wanted):
+        yield {"": encoder.encode(vectors)}
 
 
 class _RowEncoder:

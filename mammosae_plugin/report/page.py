@@ -2,24 +2,21 @@
 
 __all__ = ["render_report", "write_report"]
 
-import base64
 import math
 import os
 import posixpath
 from collections import Counter
 from dataclasses import asdict
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 import yaml
-from markupsafe import Markup
 
 from mammosae_plugin.datasets.about import KNOWN, DatasetAbout
 from mammosae_plugin.files import local_path, write_text
 from mammosae_plugin.report.paper import compare_figure_2, compare_table_1, compare_table_2, paper_concepts
+from mammosae_plugin.report.rendering import figure_source, render
 from mammosae_plugin.report.summary import RESTORED, Finding, baselines_summary, findings, layers_summary, summary
 from mammosae_plugin.report.views import TableView, rankings_view, roles_view, shared_latents, sweep_view, table_view
 from mammosae_plugin.schema.names import (
@@ -65,17 +62,7 @@ def write_report(results: Results, results_folder: str | os.PathLike[str]) -> Pa
 
 def render_report(results: Results, figures_folder: Path) -> str:
     """The report as HTML, with the figures found in `figures_folder`."""
-    package = resources.files("mammosae_plugin.report")
-    environment = jinja2.Environment(
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    template = environment.from_string(package.joinpath("template.html.j2").read_text(encoding="utf-8"))
-    style = package.joinpath("style.css").read_text(encoding="utf-8")
-    return template.render(style=Markup(style), **_content(results, figures_folder))
+    return render("template.html.j2", **_content(results, figures_folder))
 
 
 def _content(results: Results, figures_folder: Path) -> dict[str, Any]:
@@ -195,11 +182,7 @@ def _n_boxes(results: Results) -> str:
 
 def _figure(folder: Path, name: str, alt: str, n: str = "") -> Row:
     """A figure as a data URI; without a file `source` is None and the report says so."""
-    path = folder / name
-    source = None
-    if path.is_file():
-        source = Markup(f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}")
-    return {"name": name, "source": source, "alt": alt, "n": n}
+    return {"name": name, "source": figure_source(folder / name), "alt": alt, "n": n}
 
 
 def _figures_2(results: Results, folder: Path) -> list[Row]:

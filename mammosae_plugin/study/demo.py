@@ -1,4 +1,7 @@
-"""`mammosae demo`: phantoms, a small EfficientNet, an SAE on its features, and the same study as on real data."""
+"""`mammosae demo`: phantoms, a small EfficientNet, an SAE on its features, and the same studies as on real data.
+
+The first is of the positions of its maps, the second of one vector per image of the network that the first fine-tuned.
+"""
 
 __all__ = ["CONCEPTS", "ENCODER", "FULL", "LAYERS", "N_LATENTS", "QUICK", "run_demo"]
 
@@ -12,14 +15,15 @@ import yaml
 
 from mammosae_plugin.adapters import new_classifier
 from mammosae_plugin.arguments import whole
-from mammosae_plugin.config import load_config
+from mammosae_plugin.config import AnyStudy, StudyConfig, load_config
 from mammosae_plugin.datasets import VinDrMammo, make_phantoms
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path, write_text
 from mammosae_plugin.findings.study_folder import StudyFolder
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.schema.results import Results
-from mammosae_plugin.study import run_study
+from mammosae_plugin.study import Study, open_study, run_study
+from mammosae_plugin.study.inputs import ModelPair
 from mammosae_plugin.training import ClassifierTraining, train_classifier
 
 logger = logging.getLogger(__name__)
@@ -46,11 +50,14 @@ class _Size:
     inner_controls: int
     top: int
     n_images: int
+    embedding_epochs: int
+    probe_ks: tuple[int, ...]
+    n_queries: int
 
 
 # Fewer ks and random groups than the paper's and the default: at the inner layer each costs a pass.
-FULL = _Size((256, 160), 400, 12, 3, 20, 100, 1000, (0, 1, 5, 10, 50, N_LATENTS), True, 2, 10, 4)
-QUICK = _Size((128, 96), 40, 1, 1, 5, 1, 100, (0, 1, N_LATENTS), False, 1, 3, 1)
+FULL = _Size((256, 160), 400, 12, 3, 20, 100, 1000, (0, 1, 5, 10, 50, N_LATENTS), True, 2, 10, 4, 200, (1, 5, 20), 50)
+QUICK = _Size((128, 96), 40, 1, 1, 5, 1, 100, (0, 1, N_LATENTS), False, 1, 3, 1, 5, (1,), 5)
 
 
 def run_demo(output: Path, *, quick: bool = False, seed: int = 0) -> str:
@@ -75,13 +82,8 @@ def run_demo(output: Path, *, quick: bool = False, seed: int = 0) -> str:
 
 def _run_demo(output: Path, quick: bool, seed: int) -> str:
     size = QUICK if quick else FULL
-    config_file = output / "study.yaml"
-    settings = yaml.safe_dump(_study(ENCODER, size), sort_keys=False)
-    if config_file.exists() and config_file.read_text(encoding="utf-8") != settings:
-        raise InputError(
-            f"{config_file} is not the demo's, or was edited; run it with `mammosae study`, or name another "
-            "folder with --output"
-        )
+    config_file, settings = output / "study.yaml", _as_yaml(_study(ENCODER, size))
+    _require_own(config_file, settings)
     phantoms = output / "phantoms"
     make_phantoms(
         phantoms,
@@ -94,12 +96,42 @@ def _run_demo(output: Path, quick: bool, seed: int) -> str:
     )
     _pretrain(phantoms, output / ENCODER, size, seed)
     write_text(config_file, settings)
-    report = run_study(load_config(config_file))
+    config = load_config(config_file)
+    report = run_study(config)
     results = StudyFolder(report.parents[1]).results
+    of_embeddings = _study_embeddings(output, config, size)
     lines = ["The quick demo only shows that everything runs; its numbers mean little."]
     if not quick:
         lines = _verdict([*_classifiers_work(results), *results["checks"]])
-    return "\n".join([*lines, f"report: {report}"])
+    return "\n".join([*lines, f"report: {report}", *of_embeddings])
+
+
+def _study_embeddings(output: Path, first: AnyStudy, size: _Size) -> list[str]:
+    """The second study, on the vectors of the network that the first fine-tuned; what it says when it is done."""
+    assert isinstance(first, StudyConfig)  # the demo's own
+    (network,) = Study(first).classifier_files[ModelPair("finetuned", CONCEPTS[-1])]
+    config_file = output / "embeddings.yaml"
+    settings = _as_yaml(_embedding_study(network.relative_to(output).as_posix(), size))
+    _require_own(config_file, settings)
+    write_text(config_file, settings)
+    study = open_study(load_config(config_file))
+    study.run()
+    return [
+        "One vector per image of the finetuned network, and of the same with random weights:",
+        study.summary("report"),
+    ]
+
+
+def _as_yaml(settings: dict[str, Any]) -> str:
+    return yaml.safe_dump(settings, sort_keys=False)
+
+
+def _require_own(config_file: Path, settings: str) -> None:
+    if config_file.exists() and config_file.read_text(encoding="utf-8") != settings:
+        raise InputError(
+            f"{config_file} is not the demo's, or was edited; run it with `mammosae study`, or name another "
+            "folder with --output"
+        )
 
 
 def _verdict(checks: list[dict[str, Any]]) -> list[str]:
@@ -201,4 +233,35 @@ def _study(encoder: str, size: _Size) -> dict[str, Any]:
             "n_images": size.n_images,
         },
         "batch_size": 8,
+    }
+
+
+def _embedding_study(network: str, size: _Size) -> dict[str, Any]:
+    return {
+        "kind": "embeddings",
+        "output": "embeddings-study",
+        "title": "Latents of the embeddings of a small classifier of phantoms",
+        "data": {"root": "phantoms", "image_size": list(size.image_size), "phantom": True},
+        "concepts": [*CONCEPTS, "density", "view", "laterality"],
+        "models": [
+            {"name": "finetuned", "network": network},
+            {"name": "random", "network": network, "weights": "random"},
+        ],
+        "sae": {
+            "train": {
+                "d_sae": N_LATENTS,
+                "k": 8,
+                "epochs": size.embedding_epochs,
+                "batch_size": 32,
+                "lr": 1e-3,
+                "dead_feature_window": size.dead_feature_window,
+            }
+        },
+        "analysis": {
+            "n": [10],
+            "ks": list(size.probe_ks),
+            "n_bootstrap": size.n_bootstrap,
+            "n_queries": size.n_queries,
+        },
+        "batch_size": 16,
     }

@@ -1,18 +1,15 @@
 """What all layers of a study share: its data, its networks, and the rows that its SAEs are trained on."""
 
-__all__ = ["EncoderGroup", "existing", "ModelPair", "StudyInputs", "TEST", "TRAINING"]
+__all__ = ["EncoderGroup", "existing", "ModelPair", "StudyInputs"]
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from mammosae_plugin import distributed
 from mammosae_plugin.activations import ActivationStore, extract_activations
@@ -23,24 +20,14 @@ from mammosae_plugin.adapters.hook_points import HOOK_SUFFIX
 from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.adapters.sources import CLASSIFIER_FILES, Source, find_source
 from mammosae_plugin.config import ModelConfig, StudyConfig
-from mammosae_plugin.datasets import (
-    StudyDataset,
-    Vocabulary,
-    check_suspects,
-    leave_out_bad,
-    open_dataset,
-    read_quarantine,
-    read_suspects,
-    screen_images,
-)
+from mammosae_plugin.datasets import StudyDataset, Vocabulary, open_dataset
 from mammosae_plugin.datasets.registry import dataset_kind
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import read_json, sha256_of_file, sha256_of_json, write_json, write_text
 from mammosae_plugin.study import plans
+from mammosae_plugin.study.images import TEST, TRAINING, StudyImages
 from mammosae_plugin.study.networks import NetworkFacts, Networks, OfTimm, Origin
 from mammosae_plugin.training import Augmentation, train_classifier
 
-TRAINING, TEST = "training", "test"
 _FOLDED = 1e-4  # relative error of float32 features up to which folding counts as rounding; it is about 1e-6
 
 
@@ -100,7 +87,7 @@ class EncoderGroup:
         return {pair.concept: head for pair, head in self.heads.items()}
 
 
-class StudyInputs:
+class StudyInputs(StudyImages):
     """Data and networks of a study, each read or trained when it is asked for and kept in the output folder.
 
     Args:
@@ -111,9 +98,9 @@ class StudyInputs:
     """
 
     def __init__(self, config: StudyConfig) -> None:
+        super().__init__(config.data, config.output / "work", config.num_workers)
         self.config = config
         self.output = config.output
-        self.work = self.output / "work"
         self.results_folder = self.output / "results"
         self.folding_errors: dict[str, float] = {}  # of features by hook name, where batch norms are folded
         self.compiling_errors: dict[str, float] = {}  # the same of torch.compile
@@ -124,13 +111,14 @@ class StudyInputs:
     # Data
 
     @cached_property
-    def _all_images(self) -> StudyDataset:
-        if not dataset_kind(self.config.data.kind).of_files:
+    def all_images(self) -> StudyDataset:
+        """All images, those in quarantine too."""
+        if not dataset_kind(self.data.kind).of_files:
             raise InputError(
-                f"data.kind is {self.config.data.kind}, of which `mammosae embed` makes embeddings; a study of feature "
+                f"data.kind is {self.data.kind}, of which `mammosae embed` makes embeddings; a study of feature "
                 "maps screens PNG files: write the slices with write_png, and name them as kind csv"
             )
-        return open_dataset(self.config.data)
+        return open_dataset(self.data)
 
     @cached_property
     def concepts(self) -> Vocabulary:
@@ -139,89 +127,9 @@ class StudyInputs:
         Raises:
             InputError: The dataset is labelled with no such concept.
         """
-        images = self._all_images
+        images = self.all_images
         where = f"the dataset {images.name}"
         return Vocabulary(images.vocabulary.named(concept, where) for concept in self.config.concepts)
-
-    @cached_property
-    def _file_stats(self) -> str:
-        """Changes when an image file is replaced or the annotations change."""
-        images = self._all_images
-        stats = [
-            (path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else None for path in images.image_paths
-        ]
-        return plans.digest([images.fingerprint, stats])
-
-    @cached_property
-    def content(self) -> str:
-        """A digest of the annotations and of every byte of every image; results are kept under it."""
-        file = self.work / f"content-{self._file_stats}.json"
-        with distributed.main_first():
-            if not file.exists():
-                images = self._all_images
-                paths = tqdm(images.image_paths, desc="fingerprint", unit="image", dynamic_ncols=True)
-                of_files = [sha256_of_file(path) if path.exists() else None for path in paths]
-                digests = dict(zip(images.images["image_id"], of_files, strict=True))
-                write_json(file, sha256_of_json([images.fingerprint, digests]))
-            return str(read_json(file))
-
-    def _list_file(self, name: str) -> Path:
-        return self.work / f"{name}-{self._file_stats}.csv"
-
-    @cached_property
-    def dataset(self) -> StudyDataset:
-        """The images without those in quarantine, each read once to find out."""
-        images, data = self._all_images, self.config.data
-        quarantine, listed = self._list_file("quarantine"), self._list_file("suspects")
-        with distributed.main_first():
-            if len(images.box_changes):
-                write_text(self._list_file("boxes"), images.box_changes.to_csv(index=False, lineterminator="\n"))
-            if quarantine.exists() and listed.exists():
-                kept = leave_out_bad(images, quarantine, max_bad_share=data.max_bad_share)
-                suspects = read_suspects(listed)
-                check_suspects(images, suspects, max_suspect_share=data.max_suspect_share, listed_in=listed)
-                return kept
-            return screen_images(
-                images,
-                quarantine,
-                max_bad_share=data.max_bad_share,
-                num_workers=self.config.num_workers,
-                suspects_file=listed,
-                max_suspect_share=data.max_suspect_share,
-            )
-
-    @cached_property
-    def quarantine(self) -> pd.DataFrame:
-        """image_id and reason of every image that was left out."""
-        _ = self.dataset
-        return read_quarantine(self._list_file("quarantine"))
-
-    @cached_property
-    def suspects(self) -> pd.DataFrame:
-        """image_id, suspicion and detail of every image that does not seem to fit its annotations."""
-        _ = self.dataset
-        return read_suspects(self._list_file("suspects"))
-
-    @property
-    def boxes(self) -> dict[str, Any]:
-        """Which boxes the study uses, and how many are not as in the annotation file."""
-        images = self._all_images
-        return {
-            "boxes": getattr(self.config.data, "boxes", "as_annotated"),
-            "n_mended_boxes": images.n_mended_boxes,
-            "n_inverted_boxes": images.n_inverted_boxes,
-            "n_dropped_boxes": images.n_dropped_boxes,
-            "n_clipped_boxes": images.n_clipped_boxes,
-        }
-
-    def split(self, split: str) -> StudyDataset:
-        """The images of one split, without those in quarantine."""
-        part = self.dataset.select(split=split)
-        if len(part) == 0:
-            raise InputError(
-                f"{self.config.data.root} has no image in the split {split!r}; the study needs training and test"
-            )
-        return part
 
     def _check_classes(self) -> None:
         for concept in self.config.concepts:

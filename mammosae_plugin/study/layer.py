@@ -26,14 +26,8 @@ from mammosae_plugin.files import read_parquet, write_parquet
 from mammosae_plugin.latents import LatentTable, encode_latents
 from mammosae_plugin.latents.masked_passes import MaskedPasses
 from mammosae_plugin.study import plans
-from mammosae_plugin.study.inputs import (
-    TEST,
-    TRAINING,
-    EncoderGroup,
-    ModelPair,
-    StudyInputs,
-    existing,
-)
+from mammosae_plugin.study.images import TEST, TRAINING
+from mammosae_plugin.study.inputs import EncoderGroup, ModelPair, StudyInputs, existing
 from mammosae_plugin.training import train_sae
 from mammosae_plugin.training.saving import WEIGHTS
 

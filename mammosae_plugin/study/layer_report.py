@@ -17,7 +17,7 @@ from mammosae_plugin.findings.study_folder import LayerResults
 from mammosae_plugin.own_files import are_untouched, empty_staging, replace_files
 from mammosae_plugin.report import write_report
 from mammosae_plugin.schema.names import REPORT_FILE, RESULTS_FILE
-from mammosae_plugin.study.inputs import TEST
+from mammosae_plugin.study.images import TEST
 from mammosae_plugin.study.layer import LayerStudy
 from mammosae_plugin.visualization import HeatmapPanels, write_figures, write_tables
 

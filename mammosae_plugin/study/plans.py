@@ -6,8 +6,8 @@ processes, where files lie.
 """
 
 __all__ = [
-    "digest", "keep", "of_analysis", "of_classifier", "of_layer_outputs", "of_rows", "of_sae", "of_table", "Plan",
-    "Tensors",
+    "digest", "keep", "of_analysis", "of_classifier", "of_embeddings", "of_layer_outputs", "of_rows", "of_sae",
+    "of_table", "Plan", "Tensors",
 ]  # fmt: skip
 
 from collections.abc import Mapping, Sequence
@@ -21,8 +21,9 @@ from mammosae_plugin import distributed
 from mammosae_plugin.activations.layer_outputs import FORMAT_VERSION as OUTPUTS_FORMAT
 from mammosae_plugin.activations.store import FORMAT_VERSION as STORE_FORMAT
 from mammosae_plugin.config import StudyConfig
+from mammosae_plugin.config.embeddings import EmbeddingModel, EmbeddingStudyConfig
 from mammosae_plugin.datasets import StudyDataset
-from mammosae_plugin.files import sha256_of_json, write_json
+from mammosae_plugin.files import sha256_of_file, sha256_of_json, write_json
 from mammosae_plugin.latents.table import FORMAT_VERSION as TABLE_FORMAT
 from mammosae_plugin.provenance import package_versions, plain, tensors_fingerprint
 from mammosae_plugin.training import ClassifierTraining
@@ -75,6 +76,29 @@ def of_classifier(training: ClassifierTraining, encoder: str, concept: str, imag
         "encoder": encoder,
         "training": training.model_dump(),
         "images": _images(images, content),
+    }
+
+
+def of_embeddings(config: EmbeddingStudyConfig, model: EmbeddingModel, images: StudyDataset, content: str) -> Plan:
+    """The vectors that a network makes.
+
+    Args:
+        config: The study's configuration.
+        model: Its model, with a network.
+        images: All images of the study.
+        content: As in `of_classifier`.
+    """
+    files = {
+        name: sha256_of_file(path)
+        for name in ("network", "weights")
+        if (path := Path(getattr(model, name) or "")).is_file()
+    }
+    return {
+        "step": "extract",
+        "store_format": STORE_FORMAT,
+        "model": {**model.model_dump(exclude={"name", "embeddings", "column"}), **files},
+        "images": _images(images, content),
+        "batch_size": config.batch_size,
     }
 
 

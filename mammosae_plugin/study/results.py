@@ -14,12 +14,8 @@ from mammosae_plugin.files import sha256_of_file
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
 from mammosae_plugin.schema.results import FORMAT_VERSION, TRAINED_HERE, best_row, recovered
 from mammosae_plugin.study.claims import claims
-from mammosae_plugin.study.inputs import (
-    TEST,
-    TRAINING,
-    ModelPair,
-    StudyInputs,
-)
+from mammosae_plugin.study.images import TEST, TRAINING
+from mammosae_plugin.study.inputs import ModelPair, StudyInputs
 from mammosae_plugin.study.layer import LayerStudy
 from mammosae_plugin.training.metrics import trained_l0
 

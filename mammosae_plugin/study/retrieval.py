@@ -27,7 +27,7 @@ from mammosae_plugin.latents.table import TABLE
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.own_files import empty_staging, replace_files
 from mammosae_plugin.schema.names import readable
-from mammosae_plugin.study.inputs import TEST
+from mammosae_plugin.study.images import TEST
 from mammosae_plugin.visualization import plot_hits, plot_k_sweep, save_figure
 
 HITS, SCORES, FIGURE, SWEEP = "hits", "retrieval_scores", "hits.png", "k_sweep.png"

@@ -1,4 +1,4 @@
-"""A whole study from one configuration: the only module that knows all rooms.
+"""A study of maps from one configuration: the only module that knows all rooms.
 
 Each step keeps what it makes under a name that holds a digest of everything the step depends on, so a step whose inputs
 have not changed is never repeated, one whose inputs have changed never reads old results, and a killed study is simply
@@ -8,35 +8,27 @@ Under torchrun every process runs the same study. Extraction, SAE training and e
 is made is made by the first process, for which the others wait where they need it.
 """
 
-__all__ = ["run_study", "STEPS", "Study"]
+__all__ = ["Study"]
 
-import time
 from collections.abc import Callable
-from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from mammosae_plugin import distributed
-from mammosae_plugin.config import StudyConfig
-from mammosae_plugin.files import read_json, write_json
 from mammosae_plugin.findings.kept import write_findings
-from mammosae_plugin.locks import only_run
 from mammosae_plugin.own_files import remove_files
 from mammosae_plugin.privacy.context import PrivacyContext
-from mammosae_plugin.schema.names import LAYERS_FOLDER, layer_folder
+from mammosae_plugin.schema.names import LAYERS_FOLDER, REPORT_FILE, layer_folder
 from mammosae_plugin.study import results as study_results
 from mammosae_plugin.study.inputs import EncoderGroup, StudyInputs
 from mammosae_plugin.study.layer import LayerStudy
 from mammosae_plugin.study.layer_report import write_layer_report
-
-STEPS = ("classify", "extract", "train", "encode", "probe", "intervene", "localize", "report")
-_OF_ALL_PROCESSES = ("classify", "extract", "train", "encode")
+from mammosae_plugin.study.steps import Steps, dated
 
 
-class Study(StudyInputs):
+class Study(StudyInputs, Steps):
     """The steps of a study, each computed when it is asked for and kept in the output folder.
 
     It holds what all layers share, data and classifiers; what is done at a layer is its `LayerStudy`.
@@ -65,6 +57,11 @@ class Study(StudyInputs):
             for layer in layers:
                 layer.check(model.name)
         return layers
+
+    @property
+    def report_file(self) -> Path:
+        """Where the primary layer's report lies."""
+        return self.results_folder / REPORT_FILE
 
     @property
     def primary(self) -> LayerStudy:
@@ -132,41 +129,13 @@ class Study(StudyInputs):
 
         def collect(layer: LayerStudy) -> None:
             results = study_results.results(layer, side_by_side, self.primary.name)
-            found[names[layer]] = _dated(results, folders[layer])
+            found[names[layer]] = dated(results, folders[layer])
 
         self._at_each_layer(collect)
         study = write_findings(self.output, found)
         self._at_each_layer(lambda layer: write_layer_report(layer, study.layer(names[layer])))
-        PrivacyContext.of_dataset(self._all_images).keep(self.output)
-        return self.results_folder / "report.html"
-
-    # Running
-
-    def run(self, until: str = "report") -> None:
-        """Do the steps up to and including `until`; each shows its progress and keeps its result.
-
-        The seconds that each step took are added up over runs in `timings.json` in the output folder. Of several
-        processes the first alone does what comes after `encode`.
-
-        Raises:
-            InputError: Anything that is wrong with the input, or another run writes to the output folder.
-        """
-        with only_run(self.output):
-            for step in STEPS[: STEPS.index(until) + 1]:
-                self._run(step)
-
-    def _run(self, step: str) -> None:
-        file = self.output / "timings.json"
-        start = time.perf_counter()
-        if step in _OF_ALL_PROCESSES:
-            getattr(self, step)()
-        elif distributed.is_main():
-            with distributed.alone():
-                getattr(self, step)()
-        if distributed.is_main():
-            seconds = time.perf_counter() - start
-            timings = _timings(file)
-            write_json(file, {**timings, step: round(timings.get(step, 0.0) + seconds, 2)})
+        PrivacyContext.of_dataset(self.all_images).keep(self.output)
+        return self.report_file
 
     def summary(self, step: str) -> str:
         """What a command prints when its step is done: the main figures and where to find the rest."""
@@ -176,7 +145,7 @@ class Study(StudyInputs):
             return "localize: nothing to do, because no concept of the study has a box in the test split"
         if step == "report":
             others = [layer for layer in self.layers if layer is not self.primary]
-            lines = [*_aurocs(self.primary), f"report: {self.results_folder / 'report.html'}"]
+            lines = [*_aurocs(self.primary), f"report: {self.report_file}"]
             return "\n".join(
                 lines + [f"report of {layer.name}: {self.report_folder(layer) / 'report.html'}" for layer in others]
             )
@@ -212,30 +181,3 @@ def _aurocs(layer: LayerStudy) -> list[str]:
         "(test split)"
         for row, other in zip(without, with_sae, strict=True)
     ]
-
-
-def _dated(results: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The results with the date of the first run that had them: running again changes no byte."""
-    file = folder / "results.json"
-    before = read_json(file) if file.exists() else {}
-    created = before.pop("created", None) if isinstance(before, dict) else None
-    return {**results, "created": created if before == results else date.today().isoformat()}
-
-
-def _timings(file: Path) -> dict[str, float]:
-    found = read_json(file) if file.exists() else {}
-    return found if isinstance(found, dict) else {}
-
-
-def run_study(config: StudyConfig) -> Path:
-    """Run a whole study and return the path of its report. A killed study is run again and continues.
-
-    Of several processes of torchrun the first writes the report, when the others have returned.
-
-    Raises:
-        InputError: Anything that is wrong with the data, the checkpoints or the configuration, in one line.
-    """
-    distributed.start()
-    study = Study(config)
-    study.run()
-    return study.results_folder / "report.html"

@@ -23,6 +23,7 @@ from typing import Any
 import pandas as pd
 
 from mammosae_plugin.files import local_path, write_text
+from mammosae_plugin.schema.embeddings import LABELS as LABELS_OF_EMBEDDINGS
 from mammosae_plugin.schema.findings import BOX_PRECISIONS, LABELS, METRICS
 from mammosae_plugin.schema.names import MINUS, digits, ends, readable
 from mammosae_plugin.schema.results import (
@@ -157,7 +158,9 @@ def cell_text(column: str, cell: Any) -> str:
 def heading(column: str) -> str:
     """A column's heading for people: "average_precision" is "AP", "rank_1" is "Rank 1"."""
     words = column.replace("_", " ")
-    return _HEADINGS.get(column) or LABELS.get(column) or words[:1].upper() + words[1:]
+    return (
+        _HEADINGS.get(column) or LABELS.get(column) or LABELS_OF_EMBEDDINGS.get(column) or words[:1].upper() + words[1:]
+    )
 
 
 def is_numeric(frame: pd.DataFrame, column: str) -> bool:

@@ -1,0 +1,271 @@
+"""The configuration of a study of maps: every setting, its meaning and its default, checked before anything runs."""
+
+__all__ = [
+    "AnalysisConfig", "ModelConfig", "ReportConfig", "SAEConfig", "SAETrainingSource", "StudyConfig", "TimmStart",
+    "WEIGHTS_OF_TIMM",
+]  # fmt: skip
+
+import importlib.util
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from mammosae_plugin.config.common import Checkpoint, CommonConfig, Data, FileName, is_empty, path_or_hub
+from mammosae_plugin.training.augmentation import Kind
+from mammosae_plugin.training.classifier_settings import ClassifierTraining
+from mammosae_plugin.training.settings import SAETraining
+from mammosae_plugin.validation import Settings
+
+
+def _weights(value: str | Path) -> str | Path:
+    return value if value in WEIGHTS_OF_TIMM else path_or_hub(value)
+
+
+WEIGHTS_OF_TIMM = ("pretrained", "random")
+
+
+class TimmStart(Settings):
+    """One of timm's architectures, which the study trains classifiers from."""
+
+    architecture: str = Field(description="timm's name, such as resnet18 or vit_small_patch16_224.")
+    weights: Annotated[str | Path, AfterValidator(_weights)] = Field(
+        "pretrained",
+        description="'pretrained': timm's own, from the Hub or its cache on this machine; 'random'; or a file of a "
+        "state dict under timm's names.",
+    )
+    seed: int = Field(0, ge=0, description="Of random weights.")
+
+
+class ModelConfig(Settings):
+    """One model of the comparison: an encoder with one classifier per concept."""
+
+    name: FileName = Field(description="How tables and figures call the model.")
+    encoder: Checkpoint | None = Field(
+        None,
+        description="Mammo-CLIP pretraining checkpoint, or an encoder of any kind saved by this package. As "
+        "everywhere, a path or hub://owner/name[@revision]/path/in/repo.",
+    )
+    timm: TimmStart | None = Field(
+        None,
+        description="Or one of timm's architectures for `train` to start from: its name, or its name and weights.",
+    )
+    classifiers: dict[str, Checkpoint] | None = Field(
+        None, description="A downstream classifier file for each concept."
+    )
+    train: ClassifierTraining | None = Field(
+        None, description="Train the classifiers here instead, starting from `encoder` or `timm`."
+    )
+
+    @field_validator("timm", mode="before")
+    @classmethod
+    def _by_name_alone(cls, timm: Any) -> Any:
+        return {"architecture": timm} if isinstance(timm, str) else timm
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "ModelConfig":
+        if (self.classifiers is None) == (self.train is None):
+            empty = "; `train:` is empty, so say which, such as {kind: finetuned}" if is_empty(self, "train") else ""
+            raise ValueError(f"give either `classifiers` (files) or `train` (settings){empty}")
+        if self.train is not None and (self.encoder is None) == (self.timm is None):
+            raise ValueError("`train` needs an `encoder` to start from, or `timm`, the name of an architecture")
+        if self.classifiers is not None and self.timm is not None:
+            raise ValueError(
+                "`timm` is an architecture for `train` to start from; files of classifiers say what they are"
+            )
+        return self
+
+
+class SAETrainingSource(Settings):
+    """The features that a new SAE is trained on."""
+
+    model: str = Field(description="Name of the model whose features are used.")
+    concept: str = Field(description="Which of its classifiers.")
+    fraction: float = Field(0.25, gt=0, le=1, description="Share of each training image's positions to keep.")
+    count: int | None = Field(None, gt=0, description="Or how many positions to keep of each training image, at most.")
+    sample_from: Literal["image", "batch"] = Field(
+        "image",
+        description="What the fraction is drawn from: 'image', each image by itself; 'batch', all positions of the "
+        "images of one forward pass together, as the released code does.",
+    )
+    limit: int | None = Field(
+        None, gt=0, description="Take the first so many training images only; the released code takes 4000."
+    )
+    augmentation: Kind = Field(
+        "none",
+        description="Change the images first: 'none', 'flips', 'affine' or 'mammo_clip', as a classifier's training "
+        "does; the released code's rows are of images that were augmented as 'mammo_clip'.",
+    )
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(
+        "float32",
+        description="Type of the stored rows; 16 bits take half the room (float16 only for values up to 65504).",
+    )
+    autocast: Literal["bfloat16", "float16"] | None = Field(
+        None, description="Run the network under autocast to this type while the rows are extracted."
+    )
+    fold_batch_norms: bool = Field(
+        False,
+        description="Extract from a copy of the network with its batch norms folded into the convolutions before them, "
+        "which saves a pass over every map; `extract` prints the difference of the features.",
+    )
+    compile: bool = Field(
+        False,
+        description="Run the network under torch.compile while the rows are extracted, which pays for many images; on "
+        "the CPU it needs a C++ compiler. `extract` prints the difference of the features.",
+    )
+    training: SAETraining = Field(SAETraining(), description="How the SAE is trained; the defaults are the paper's.")
+
+    @model_validator(mode="after")
+    def _one_number(self) -> "SAETrainingSource":
+        if self.count is not None and "fraction" in self.model_fields_set:
+            raise ValueError("give the positions to keep per image as a fraction or as a count, not as both")
+        if self.count is not None and self.sample_from == "batch":
+            raise ValueError("`count` is of each image; with `sample_from: batch` give a `fraction`")
+        return self
+
+
+class SAEConfig(Settings):
+    """The sparse autoencoder of each layer, which all models of the study share."""
+
+    path: Checkpoint | None = Field(
+        None,
+        description="A Mammo-SAE file or a folder in SAELens's format, for one layer; on the Hub, "
+        "hub://owner/name[@revision]/sae_id.",
+    )
+    paths: dict[str, Checkpoint] | None = Field(
+        None, description="Such a file or folder for each of `layers`, by its name."
+    )
+    train: SAETrainingSource | None = Field(
+        None, description="Train them here instead, one per layer with the same settings."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "SAEConfig":
+        if sum(source is not None for source in (self.path, self.paths, self.train)) != 1:
+            empty = "; `train:` is empty, so say on which model and concept" if is_empty(self, "train") else ""
+            raise ValueError(f"give one of `path`, `paths` (a file for each of `layers`) and `train`{empty}")
+        return self
+
+
+class AnalysisConfig(Settings):
+    """What is computed from the latents tables."""
+
+    score: Literal["centered_mean", "mean", "overall_mean"] = Field(
+        "centered_mean",
+        description="Ranking: class mean minus overall mean (the published files), the class mean (Eq. 2), or the mean "
+        "over all images whatever their class (class-agnostic: every class has the same ranking).",
+    )
+    ks: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None, min_length=1, description="Latents per class in Figure 2, beside `top`; None means the released values."
+    )
+    error_term: bool = Field(
+        True, description="Intervene a second time with the SAE's reconstruction error added back."
+    )
+    top: int = Field(10, gt=0, description="How many of the best latents are localized, drawn and ablated.")
+    n_controls: int = Field(20, ge=20, description="Random groups beside every group of latents.")
+    inner_controls: int = Field(
+        3, ge=1, description="The same at inner layers, where every group costs a pass through the rest of the network."
+    )
+    gradcam: bool = Field(
+        False, description="Localize with Grad-CAM too, beside latents and raw channels; needs the extra [gradcam]."
+    )
+    n_bootstrap: int = Field(1000, ge=100, description="Resamples of patients for intervals.")
+    min_patients: int = Field(
+        10, ge=2, description="Patients of every class, in the test split, from which on an interval is given."
+    )
+    percentile: float = Field(95.0, gt=0, lt=100, description="Heatmap threshold of Table 2: a percentile of the map.")
+    relative: float = Field(0.3, gt=0, lt=1, description="The other threshold: a fraction of the map's maximum.")
+    iou_threshold: float = Field(0.25, gt=0, lt=1, description="Overlap from which a predicted box counts as found.")
+    box_score: Literal["maximum", "mean", "sum", "area"] = Field(
+        "maximum",
+        description="By what Table 2 ranks boxes: maximum, mean or sum of the heatmap over the region's pixels, or "
+        "their number. The release does not say; the range over all four stands beside the value.",
+    )
+    contours: Literal["all", "outer"] = Field(
+        "all", description="Regions that get a box: all, or, as in the release, those that no other region encloses."
+    )
+
+    @field_validator("percentile")
+    @classmethod
+    def _in_percent(cls, percentile: float) -> float:
+        if percentile < 1:
+            raise ValueError(f"percentile is in percent: did you mean {100 * percentile:g}?")
+        return percentile
+
+    @field_validator("gradcam")
+    @classmethod
+    def _captum_is_there(cls, gradcam: bool) -> bool:
+        if gradcam and importlib.util.find_spec("captum") is None:
+            raise ValueError("Grad-CAM needs captum: pip install 'mammosae-plugin[gradcam]', or set it to false")
+        return gradcam
+
+
+class ReportConfig(Settings):
+    """What the report says and shows."""
+
+    title: str = Field("Concept latents of an image classifier", description="The report's heading.")
+    include_images: bool = Field(
+        False, description="Draw heatmaps over images of real patients. They stay on your disk."
+    )
+    n_images: int = Field(
+        4, gt=0, description="Images per heatmap figure, drawn at random from those that contain the concept."
+    )
+    paper_setting: bool = Field(False, description="The run is the paper's setting: print its numbers beside ours.")
+
+
+class StudyConfig(CommonConfig):
+    """A study of the positions of maps. Relative paths count from the folder of the configuration file."""
+
+    kind: Literal["maps"] = Field(
+        "maps", description="maps: SAEs on the positions of feature maps; embeddings: on one vector per image."
+    )
+    data: Data
+    concepts: tuple[str, ...] = Field(min_length=1, description="Labels of the data, such as Mass, density or birads.")
+    models: tuple[ModelConfig, ...] = Field(min_length=1, description="The models to compare.")
+    layers: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Layers to study side by side, named as `mammosae layers` prints them, in the order in which they "
+        "are shown; None means the final map alone. The final map, or else the last one, fills results/; each other "
+        "one has its own report in results/layers/. For interventions an inner layer keeps its outputs for the test "
+        "images in work/layer-outputs/, a folder that can be deleted when the study is done.",
+    )
+    sae: SAEConfig
+    analysis: AnalysisConfig = AnalysisConfig()
+    report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> "StudyConfig":
+        names = [model.name for model in self.models]
+        if len({name.lower() for name in names}) < len(names):
+            raise ValueError(f"two models have the same name, or differ in case alone ({', '.join(names)})")
+        if len(set(self.concepts)) < len(self.concepts):
+            raise ValueError(f"a concept is named twice ({', '.join(self.concepts)})")
+        for model in self.models:
+            missing = [c for c in self.concepts if model.classifiers is not None and c not in model.classifiers]
+            if missing:
+                raise ValueError(f"model {model.name} has no classifier for {', '.join(missing)}")
+        source = self.sae.train
+        if source is not None and (source.model not in names or source.concept not in self.concepts):
+            raise ValueError(
+                f"the SAE is to be trained on {source.model}/{source.concept}, which the study does not have"
+            )
+        if source is not None and source.training.normalize_activations == "unit_l2":
+            raise ValueError(
+                "sae.train.training.normalize_activations unit_l2 is for SAEs on one vector per image; a study adds "
+                "latents up over the positions of a map, where such an SAE does not decode linearly"
+            )
+        self._layers_fit()
+        return self
+
+    def _layers_fit(self) -> None:
+        names, sae = self.layers or (), self.sae
+        if len(set(names)) < len(names):
+            raise ValueError(f"a layer is named twice ({', '.join(names)})")
+        if sae.paths is not None and set(sae.paths) != set(names):
+            raise ValueError(
+                f"sae.paths has an SAE for {', '.join(sae.paths) or 'no layer'}, but `layers` are "
+                f"{', '.join(names) or 'not given'}; name the same layers in both"
+            )
+        if sae.path is not None and len(names) > 1:
+            raise ValueError("sae.path is one SAE, but `layers` are several; give sae.paths, with a file for each")

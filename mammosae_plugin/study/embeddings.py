@@ -1,0 +1,445 @@
+"""A study of embeddings: one vector per image, SAEs on these, their codes, and what the latents tell.
+
+Its steps are those of a study of maps, each kept under a digest of what it depends on: `extract` embeds the images,
+`train` trains a grid of SAEs in one pass, `encode` makes a table for each, `probe` asks what the codes tell beside the
+vectors themselves and beside chance. What needs a map or a classifier is no part of it, and says so.
+"""
+
+__all__ = ["EmbeddingStudy"]
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sae_lens import SAE
+
+from mammosae_plugin.activations import ActivationStore, embed, store_embeddings
+from mammosae_plugin.activations.embedding_files import read_csv_of_images
+from mammosae_plugin.activations.row_sources import open_rows
+from mammosae_plugin.adapters import load_vision_sae
+from mammosae_plugin.adapters.levels import levels_of
+from mammosae_plugin.adapters.sae_settings import sae_settings
+from mammosae_plugin.adapters.vision_sae import SAELENS_FILES
+from mammosae_plugin.config import portable_config
+from mammosae_plugin.config.embeddings import SAE as ONLY
+from mammosae_plugin.config.embeddings import EmbeddingModel, EmbeddingStudyConfig
+from mammosae_plugin.datasets.concepts import Vocabulary
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import read_parquet, sha256_of_file, write_parquet
+from mammosae_plugin.findings.embeddings import write_embedding_findings
+from mammosae_plugin.latents import LatentTable, encode_rows
+from mammosae_plugin.privacy.context import PrivacyContext
+from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
+from mammosae_plugin.study import embedding_analyses as analyses
+from mammosae_plugin.study import plans
+from mammosae_plugin.study.embedding_report import write_report_of_embeddings
+from mammosae_plugin.study.images import TRAINING, StudyImages
+from mammosae_plugin.study.inputs import existing
+from mammosae_plugin.study.steps import Steps, dated
+from mammosae_plugin.training import train_saes
+from mammosae_plugin.training.saving import WEIGHTS
+
+logger = logging.getLogger(__name__)
+
+Key = tuple[str, str]  # a model and one of its SAEs
+
+
+class EmbeddingStudy(Steps):
+    """The steps of a study of embeddings, each computed when it is asked for and kept in the output folder.
+
+    Args:
+        config: The study's configuration.
+
+    Raises:
+        InputError: Anything that is wrong with images, vectors, SAEs or the configuration, in one line.
+    """
+
+    def __init__(self, config: EmbeddingStudyConfig) -> None:
+        self.config = config
+        self.output = config.output
+        self.work = self.output / "work"
+        self.results_folder = self.output / "results"
+        self._stores: dict[str, ActivationStore] = {}
+        self._tables: dict[Key, LatentTable] = {}
+        self._vectors: dict[str, analyses.Vectors] = {}
+
+    @property
+    def report_file(self) -> Path:
+        """Where the report lies."""
+        return self.results_folder / "report.html"
+
+    # Images and vectors
+
+    @cached_property
+    def images(self) -> StudyImages:
+        """The images that networks make vectors of."""
+        data = self.config.data
+        assert data is not None  # the configuration has been validated
+        return StudyImages(data, self.work, self.config.num_workers)
+
+    @cached_property
+    def _known(self) -> pd.DataFrame | None:
+        """What the configuration's table knows of the images of stored vectors."""
+        file = self.config.images
+        if file is None:
+            return None
+        return read_parquet(file) if file.suffix == ".parquet" else read_csv_of_images(file)
+
+    def store(self, model: EmbeddingModel) -> ActivationStore:
+        """The vectors of a model, of all splits, one per image."""
+        if model.name not in self._stores:
+            self._stores[model.name] = self._embedded(model) if model.network is not None else self._stored(model)
+            self._check(model)
+        return self._stores[model.name]
+
+    def _embedded(self, model: EmbeddingModel) -> ActivationStore:
+        assert model.network is not None
+        plan = plans.of_embeddings(self.config, model, self.images.dataset, self.images.content)
+        return embed(
+            model.network,
+            self.images.dataset,
+            plans.keep(plan, self.work / "activations" / f"{model.name}-{plans.digest(plan)}"),
+            pooling=model.pooling,
+            weights=model.weights,
+            seed=model.seed,
+            dtype=model.dtype,
+            autocast=model.autocast,
+            device=self.config.device,
+            batch_size=self.config.batch_size,
+            num_workers=self.config.num_workers,
+        )
+
+    def _stored(self, model: EmbeddingModel) -> ActivationStore:
+        assert model.embeddings is not None
+        source = model.embeddings[0] if len(model.embeddings) == 1 else list(model.embeddings)
+        rows = open_rows(source, column=model.column, images=self._known)
+        known = pd.util.hash_pandas_object(rows.images).to_numpy().tobytes().hex()
+        plan = {"step": "extract", "rows": rows.fingerprint, "images": [rows.images.columns.tolist(), known]}
+        folder = plans.keep({**plan, "images": plans.digest(plan["images"])}, self._folder_of(model, plan))
+        return store_embeddings(source, folder, column=model.column, images=self._known)
+
+    def _folder_of(self, model: EmbeddingModel, plan: plans.Plan) -> Path:
+        return self.work / "activations" / f"{model.name}-{plans.digest(plan)}"
+
+    def _check(self, model: EmbeddingModel) -> None:
+        """See that the vectors can be trained on and judged, and have the study's labels."""
+        rows = self._rows(model)
+        splits = set(rows.images["split"])
+        needed = {self.config.analysis.split, *([] if self.config.sae.files else [TRAINING])}
+        if lacking := sorted(needed - splits):
+            raise InputError(
+                f"the vectors of model {model.name} have no image in the split {lacking[0]!r} (they have "
+                f"{', '.join(sorted(splits))}); give files of both splits, a table with a column split as `images`, or "
+                "another analysis.split"
+            )
+
+    def _rows(self, model: EmbeddingModel) -> Any:
+        return open_rows(self._stores[model.name], concepts=list(self.config.concepts))
+
+    def vectors(self, model: EmbeddingModel) -> analyses.Vectors:
+        """(n, d) the vectors of the images that are judged on, in order."""
+        if model.name not in self._vectors:
+            _ = self.store(model)
+            rows = self._rows(model)
+            chosen = np.flatnonzero((rows.images["split"] == self.config.analysis.split).to_numpy())
+            self._vectors = {model.name: np.concatenate(list(rows.blocks(chosen)))}  # of one model at a time
+        return self._vectors[model.name]
+
+    # SAEs and their codes
+
+    def sae_folders(self, model: EmbeddingModel) -> dict[str, Path]:
+        """By name where each SAE of a model lies, or will."""
+        if self.config.sae.files is not None:
+            files = [existing(file, SAELENS_FILES).path for file in self.config.sae.files[model.name]]
+            names = [ONLY] if len(files) == 1 else [f"{number}-{file.stem}" for number, file in enumerate(files, 1)]
+            return dict(zip(names, files, strict=True))
+        manifest = self.store(model).manifest
+        found = {}
+        for name, settings in self.config.sae.settings.items():
+            plan = {"step": "train", "rows": plans.digest(manifest), "training": settings.model_dump()}
+            found[name] = plans.keep(plan, self.work / "sae" / f"{model.name}-{plans.digest(plan)}")
+        return found
+
+    def _train(self, model: EmbeddingModel) -> None:
+        folders = self.sae_folders(model)
+        if self.config.sae.files is not None:
+            for folder in folders.values():
+                _ = load_vision_sae(folder)
+            return
+        store = self.store(model)
+        splits = self._rows(model).images["split"].to_numpy()
+        settings = {folders[name].name: one for name, one in self.config.sae.settings.items()}
+        train_saes(
+            store,
+            self.work / "sae",
+            settings,
+            metadata={"trained_on_model": model.name},
+            device=self.config.device,
+            validation_images=np.flatnonzero(splits != TRAINING).tolist(),
+        )
+
+    @property
+    def keys(self) -> Iterator[Key]:
+        """Every SAE of every model."""
+        for model in self.config.models:
+            for name in self.sae_folders(model):
+                yield model.name, name
+
+    def model(self, name: str) -> EmbeddingModel:
+        """A model by its name."""
+        return next(model for model in self.config.models if model.name == name)
+
+    def sae(self, key: Key) -> SAE[Any]:
+        """An SAE, on the CPU."""
+        model = self.model(key[0])
+        if self.config.sae.files is None:
+            self._train(model)
+        return load_vision_sae(self.sae_folders(model)[key[1]])
+
+    def table(self, key: Key) -> LatentTable:
+        """The codes of all images under an SAE."""
+        if key not in self._tables:
+            model, sae = self.model(key[0]), self.sae(key)
+            store = self.store(model)
+            plan = {
+                "step": "encode",
+                "rows": plans.digest(store.manifest),
+                "sae": tensors_fingerprint(sae.state_dict()),
+                "sae_settings": dict(sae_settings(sae)),
+                "concepts": list(self.config.concepts),
+            }
+            folder = plans.keep(plan, self.work / "latents" / f"{model.name}-{plans.digest(plan)}")
+            self._tables[key] = encode_rows(
+                store, sae, folder, concepts=list(self.config.concepts), device=self.config.device
+            )
+        return self._tables[key]
+
+    # Analyses
+
+    def _kept(
+        self, name: str, table: str, about: Mapping[str, str], compute: Callable[[], pd.DataFrame]
+    ) -> pd.DataFrame:
+        """A data frame, computed once for the same codes or vectors and settings."""
+        settings = {**self.config.analysis.model_dump(), "seed": self.config.seed, "concepts": self.config.concepts}
+        plan = plans.of_analysis(name, table=table, model=about["model"], concept="", settings=settings)
+        path = self.work / "analyses" / f"{name}-{about['model']}-{plans.digest(plan)}.parquet"
+        plans.keep(plan, path)
+        if not path.exists():
+            logger.info("%s of %s", name, " ".join(about.values()))
+            write_parquet(path, compute())
+        frame = read_parquet(path)
+        for place, (column, value) in enumerate(about.items()):
+            frame.insert(place, column, value)
+        return frame
+
+    def _of_saes(self, name: str, compute: Callable[[LatentTable, EmbeddingModel], pd.DataFrame]) -> pd.DataFrame:
+        found = []
+        for key in self.keys:
+            table, model = self.table(key), self.model(key[0])
+            about = {"model": key[0], "sae": key[1]}
+            found.append(self._kept(name, table.folder.name, about, lambda t=table, m=model: compute(t, m)))  # type: ignore[misc]
+        return pd.concat(found, ignore_index=True)
+
+    def _vocabulary(self, table: LatentTable) -> Vocabulary:
+        return Vocabulary(table.vocabulary[name] for name in self.config.concepts)
+
+    @cached_property
+    def quality(self) -> pd.DataFrame:
+        """How well every level of every SAE gives the vectors back."""
+        return self._of_saes("quality", lambda table, _: analyses.quality(table))
+
+    @cached_property
+    def probes(self) -> pd.DataFrame:
+        """Probes on codes, and on the vectors, their components and clusters."""
+        settings, seed = self.config.analysis, self.config.seed
+
+        def of_codes(table: LatentTable, _: EmbeddingModel) -> pd.DataFrame:
+            images = np.flatnonzero((table.images["split"] == settings.split).to_numpy())
+            known, codes = table.images.iloc[images], table.codes()[images]
+            return analyses.probes(codes, known, self._vocabulary(table), analyses.CODES, settings, seed)
+
+        found = [self._of_saes("probes", of_codes)]
+        for model in self.config.models:
+            rows, store = self._rows(model), self.store(model)
+            known = rows.images[rows.images["split"] == settings.split]
+
+            def of_vectors(model: EmbeddingModel = model, rows: Any = rows, known: Any = known) -> pd.DataFrame:
+                words = Vocabulary(rows.vocabulary[name] for name in self.config.concepts)
+                dense = self.vectors(model).astype(np.float64)
+                arms = (analyses.DENSE, analyses.PCA, analyses.KMEANS)
+                parts = [analyses.probes(dense, known, words, arm, settings, seed) for arm in arms]
+                return pd.concat(parts, ignore_index=True)
+
+            about = {"model": model.name}
+            found.append(self._kept("probes-of-vectors", plans.digest(store.manifest), about, of_vectors))
+        return pd.concat(found, ignore_index=True)
+
+    @cached_property
+    def recovery(self) -> pd.DataFrame:
+        """With how few latents probes reach what the vectors tell."""
+        found = []
+        for model in self.config.models:
+            own = self.probes[self.probes["model"] == model.name]
+            dense = own[own["arm"] == analyses.DENSE]
+            for sae in self.sae_folders(model):
+                frame = analyses.recovery(own[(own["arm"] == analyses.CODES) & (own["sae"] == sae)], dense)
+                frame.insert(0, "model", model.name)
+                frame.insert(1, "sae", sae)
+                found.append(frame)
+        return pd.concat(found, ignore_index=True)
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Everything that was found, by the name of its table in the findings."""
+        settings, seed, split = self.config.analysis, self.config.seed, self.config.analysis.split
+        words = self._vocabulary
+        return {
+            "quality": self.quality,
+            "latents": self._of_saes("latents", lambda t, m: analyses.of_latents(t, self.vectors(m), split)),
+            "monosemanticity": self._of_saes(
+                "monosemanticity", lambda t, _: analyses.monosemanticity(t, words(t), split, settings.n)
+            ),
+            "aurocs": self._of_saes("aurocs", lambda t, _: analyses.latents(t, words(t), split, settings)),
+            "probes": self.probes,
+            "recovery": self.recovery,
+            "retrieval": self._of_saes(
+                "retrieval", lambda t, m: analyses.retrieval(t, self.vectors(m), words(t), split, settings, seed)
+            ),
+        }
+
+    # The steps
+
+    def classify(self) -> None:
+        """Nothing: a study of embeddings has no classifier."""
+
+    def extract(self) -> None:
+        """Make the vectors, or copy those that are given."""
+        for model in self.config.models:
+            _ = self.store(model)
+
+    def train(self) -> None:
+        """Train the SAEs of each model in one pass, or read those that the configuration names."""
+        for model in self.config.models:
+            self._train(model)
+
+    def encode(self) -> None:
+        """Make the codes of every SAE."""
+        for key in self.keys:
+            _ = self.table(key)
+
+    def probe(self) -> None:
+        """Everything that is asked of the codes."""
+        _ = self.tables()
+
+    def intervene(self) -> None:
+        """Nothing: there is no classifier behind the vectors."""
+
+    def localize(self) -> None:
+        """Nothing: a vector has no places."""
+
+    def report(self) -> Path:
+        """Write the findings and, from them, figures, tables and the report."""
+        facts = plain(self._facts())
+        dates = dated(facts, self.results_folder)
+        found = write_embedding_findings(dates, self.tables(), self.results_folder)
+        write_report_of_embeddings(found, self.results_folder)
+        if self.config.data is not None:
+            PrivacyContext.of_dataset(self.images.all_images).keep(self.output)
+        return self.report_file
+
+    def _facts(self) -> dict[str, Any]:
+        models, saes, prevalence, splits = [], [], [], []
+        for model in self.config.models:
+            store = self.store(model)
+            models.append(
+                {
+                    "model": model.name,
+                    "source": Path(model.network).name if model.network else "stored vectors",
+                    "weights": model.weights or ("" if model.network is None else "its own"),
+                    "pooling": model.pooling if model.network else "",
+                    "width": store.d_in,
+                    "n_images": store.n_rows,
+                    "manifest": plans.digest(store.manifest),
+                }
+            )
+        for key in self.keys:
+            sae, folder = self.sae(key), self.sae_folders(self.model(key[0]))[key[1]]
+            weights = folder / WEIGHTS if folder.is_dir() else folder
+            training = self.config.sae.settings.get(key[1])
+            saes.append(
+                {
+                    "model": key[0],
+                    "sae": key[1],
+                    "architecture": sae.cfg.architecture(),
+                    "d_sae": int(sae.cfg.d_sae),
+                    "levels": list(levels_of(sae)) or [int(sae.cfg.d_sae)],
+                    "file": folder.name,
+                    "sha256": sha256_of_file(weights),
+                    "tensors": tensors_fingerprint(sae.state_dict()),
+                    "training": None if training is None else training.acting(),
+                }
+            )
+        first = self.table(next(iter(self.keys)))
+        for split in first.splits:
+            own = first.images[first.images["split"] == split]
+            splits.append({"split": split, "n_images": len(own), "n_groups": int(own["patient_id"].nunique())})
+            for concept, name, labels in analyses.labels_of(own, self._vocabulary(first)):
+                there = own[labels == 1]
+                prevalence.append(
+                    {
+                        "concept": concept,
+                        "class": name,
+                        "split": split,
+                        "n_positive": len(there),
+                        "n_positive_groups": int(there["patient_id"].nunique()),
+                        "n_labelled": int((~np.isnan(labels)).sum()),
+                    }
+                )
+        data, config = self.config.data, portable_config(self.config)
+        return {
+            "title": self.config.title,
+            "data_kind": data.about.name if data is not None else "embeddings",
+            "config": config,
+            "provenance": {
+                "packages": package_versions(),
+                "dataset_fingerprint": self.images.content if data is not None else None,
+                "seed": self.config.seed,
+                **environment(),
+            },
+            "data": {
+                "splits": splits,
+                "prevalence": prevalence,
+                "n_quarantined": 0 if data is None else len(self.images.quarantine),
+            },
+            "models": models,
+            "saes": saes,
+        }
+
+    def summary(self, step: str) -> str:
+        """What a command prints when its step is done: the main figures and where to find the rest."""
+        why = {
+            "classify": "a study of embeddings has no classifier",
+            "intervene": "no classifier reads these vectors; `mammosae study` of kind maps intervenes on a network",
+            "localize": "a vector has no places; `mammosae study` of kind maps localizes on a feature map",
+        }
+        if step in why:
+            return f"{step}: nothing to do: {why[step]}"
+        if step == "extract":
+            stores = [self.store(model).summary() for model in self.config.models]
+            return "\n".join([*stores, f"extract: done; kept in {self.work / 'activations'}"])
+        if step == "probe":
+            shown = self.probes[["model", "sae", "arm", "concept", "class", "k", "auroc", "auroc_permuted"]]
+            return f"{shown.to_string(index=False, max_rows=60)}\nkept in {self.work / 'analyses'}"
+        if step == "report":
+            test = self.quality[self.quality["split"] == self.config.analysis.split]
+            last = test.groupby(["model", "sae"], sort=False).tail(1)
+            lines = [
+                f"{row['model']}/{row['sae']}: L0 {row['l0']:.1f}, explained variance {row['explained_variance']:.3f} "
+                f"({self.config.analysis.split} split)"
+                for row in last.to_dict("records")
+            ]
+            return "\n".join([*lines, f"report: {self.report_file}"])
+        return f"{step}: done; kept in {self.work / {'train': 'sae', 'encode': 'latents'}[step]}"
