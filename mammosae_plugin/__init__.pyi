@@ -16,8 +16,12 @@ from .adapters import vision_sae_disk_loader as vision_sae_disk_loader
 from .adapters import vision_sae_huggingface_loader as vision_sae_huggingface_loader
 from .adapters import wrap_for_nnsight as wrap_for_nnsight
 from .analysis import SaeScores as SaeScores
+from .analysis import absorption as absorption
 from .analysis import activation_similarity as activation_similarity
+from .analysis import clarity as clarity
 from .analysis import class_mean_latents as class_mean_latents
+from .analysis import effect_agreement as effect_agreement
+from .analysis import firing_density as firing_density
 from .analysis import heatmap_boxes as heatmap_boxes
 from .analysis import intervene as intervene
 from .analysis import latent_aurocs as latent_aurocs
@@ -30,8 +34,10 @@ from .analysis import rank_latents as rank_latents
 from .analysis import rank_saes as rank_saes
 from .analysis import reconstruction_metrics as reconstruction_metrics
 from .analysis import recovery as recovery
+from .analysis import redundancy as redundancy
 from .analysis import replication as replication
 from .analysis import retrieve as retrieve
+from .analysis import splitting as splitting
 from .analysis import sweep as sweep
 from .config import StudyConfig as StudyConfig
 from .config import load_config as load_config

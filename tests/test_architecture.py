@@ -38,7 +38,8 @@ PUBLIC = {
     "activations": "embed extract_activations ActivationStore",
     "training": "train_sae train_saes train_classifier SAETraining ClassifierTraining",
     "latents": "encode_latents encode_rows LatentTable",
-    "analysis": "monosemanticity activation_similarity linear_probes recovery rank_saes retrieve replication",
+    "analysis": "monosemanticity activation_similarity linear_probes recovery rank_saes retrieve replication "
+    "absorption splitting redundancy firing_density clarity effect_agreement",
     "probing": "class_mean_latents rank_latents",
     "intervention": "latent_group intervene sweep",
     "localization": "heatmap_boxes average_precision localize",
