@@ -36,6 +36,7 @@ class Table:
     images: pd.DataFrame
     vocabulary: Vocabulary
     folder: str = "table"
+    is_of_rows: bool = True
 
     @property
     def mean_latents(self):
@@ -251,10 +252,10 @@ def test_a_name_of_no_image_or_of_several_is_refused_in_one_line(keyed, named, w
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"method": "dense"}, "give them as embeddings"),
+        ({"method": "dense"}, "keeps their codes alone: give the rows themselves"),
         ({"method": "tfidf"}, "method is 'tfidf': choose one of fingerprint, cosine, bm25, dense"),
         ({"split": "tset"}, "has no split 'tset'; it has training, test"),
-        ({"embeddings": np.ones((2, 3)), "method": "dense"}, "embeddings are of 2 images"),
+        ({"embeddings": np.ones((2, 3)), "method": "dense"}, r"embeddings have shape \(2, 3\)"),
         ({"statistic": "sum"}, "statistic is 'sum'"),
     ],
     ids=["dense", "method", "split", "embeddings", "statistic"],
@@ -284,11 +285,11 @@ def test_a_table_is_judged_by_its_concepts_and_by_other_columns(keyed):
     untrained = retrieval_scores(keyed, ["liver"], split="all", n_bootstrap=0, untrained=keyed, methods=["bm25"])
     assert untrained["over_untrained"][0] == 0
     for given, words in (
-        ({"labels": ["livr"]}, r"has no labels for 'livr' \(nearest: liver\)"),
+        ({"labels": ["livr"]}, "has no label 'livr'; its concepts are liver"),
         ({"labels": ["site"]}, "the column 'site' has 1 values; a label has 2 to 20"),
-        ({"group": "volumes"}, r"has no column 'volumes' of groups \(nearest: volume\)"),
+        ({"group": "volumes"}, "has no column 'volumes' to group images by"),
         ({"split": "val"}, "has no split 'val'"),
-        ({"embeddings": np.ones((2, 3))}, "embeddings are of 2 images"),
+        ({"embeddings": np.ones((2, 3))}, r"embeddings have shape \(2, 3\)"),
         ({"untrained": Table(keyed.max_latents[:3], keyed.images[:3], keyed.vocabulary)}, "lacks 11 of the 14 images"),
     ):
         with pytest.raises(InputError, match=words):

@@ -146,7 +146,7 @@ def test_what_names_no_image_or_several_is_refused(table):
         (["row:0", "--label", "liver"], "are for --evaluate"),
         (["--evaluate", "--method", "bm25"], "leave out --method"),
         (["--evaluate", "--figure"], "draws the K sweep"),
-        (["--evaluate", "--label", "livr"], "(nearest: liver)"),
+        (["--evaluate", "--label", "livr"], "has no label 'livr'"),
         (["--evaluate", "--split", "validation"], "it has training, test"),
         (["row:0", "--method", "dense"], "--rows"),
         (["row:0", "-n", "0"], "must be at least 1"),
@@ -168,4 +168,6 @@ def test_a_wrong_place_or_wrong_data_is_refused_and_nothing_is_written(table, ph
         tmp_path / "embeddings_test.parquet", pd.DataFrame({"image_id": ["a"]}), [np.ones((1, 24), np.float32)]
     )
     rows = tmp_path / "embeddings_test.parquet"
-    assert "lacks 28 of the 28 images" in refused(table.folder, "row:0", "--method", "dense", "--rows", rows)
+    assert "lacks 28 of the 28 images of the table" in refused(
+        table.folder, "row:0", "--method", "dense", "--rows", rows
+    )

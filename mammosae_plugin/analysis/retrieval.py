@@ -1,7 +1,7 @@
 """Images that are like one: by its strongest latents (SAIL's fingerprints), by all of them, or by latents as words."""
 
 __all__ = [
-    "ALL", "codes_of", "fingerprints", "first_of_each", "LatentIndex", "Method", "METHODS", "retrieve", "retrieve_of",
+    "ALL", "fingerprints", "first_of_each", "LatentIndex", "Method", "METHODS", "retrieve", "retrieve_of",
     "row_of_image", "rows_of_split", "VectorIndex",
 ]  # fmt: skip
 
@@ -18,6 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from mammosae_plugin.analysis.codes import as_codes, as_groups
+from mammosae_plugin.analysis.dense_rows import Embeddings, dense_rows
+from mammosae_plugin.analysis.table_arrays import image_statistic, split_rows
 from mammosae_plugin.arguments import as_array, checked_arguments, index, one_of, shown, whole
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.measures.statistics import settled
@@ -318,7 +320,7 @@ def retrieve(
     n: int = 5,
     statistic: str = "max",
     split: str = ALL,
-    embeddings: ArrayLike | None = None,
+    embeddings: Embeddings = None,
 ) -> pd.DataFrame:
     """The images of a table that are most like one of them, of other patients (`retrieve_of` has the formulas).
 
@@ -330,7 +332,8 @@ def retrieve(
         n: as for `retrieve_of`.
         statistic: "max" or "mean" of a latent over positions.
         split: give images of this split only; by default of "all".
-        embeddings: (n_images, d), the dense vectors of the table's images, such as `table.mean_channels`.
+        embeddings: of "dense", the vectors of the table's images: an array (n_images, d), a store or files; by default
+            the mean channels of a table of maps.
 
     Returns:
         One row per image by falling likeness: image_id, patient_id, split, likeness, shared (of the query's `k`
@@ -338,7 +341,7 @@ def retrieve(
         number in the table) and the classes of every concept.
 
     Raises:
-        InputError: an image that the table lacks, an unknown split, "dense" without embeddings, and as `retrieve_of`.
+        InputError: an image that the table lacks, an unknown split, vectors of other images, and as `retrieve_of`.
 
     Example:
         >>> retrieve(table, "8269f5971eaca3e5d3772d1796e6bd7a", n=10)  # doctest: +SKIP
@@ -348,7 +351,7 @@ def retrieve(
     images = table.images
     query = row_of_image(table, image_id)
     searched = np.union1d(rows_of_split(table, split), [query])
-    codes = codes_of(table, statistic)
+    codes = image_statistic(table, statistic)
     found = LatentIndex(codes if len(searched) == len(images) else codes[searched])
     place = int(np.searchsorted(searched, query))
     groups = as_groups(images["patient_id"].to_numpy(dtype=object)[searched], len(searched))
@@ -361,10 +364,9 @@ def retrieve(
                 f"image {images['image_id'][query]} has no latent above 0 of its own to go by; ask for another, or by "
                 "other means"
             ) from error
-    elif embeddings is None:
-        raise InputError("dense retrieval compares the images' own vectors: give them as embeddings (n_images, d)")
     else:
-        _, cosines = next(VectorIndex(embeddings, len(images)).likenesses([query], "dense", k))
+        vectors = dense_rows(table, embeddings, np.arange(len(images))).whole()
+        _, cosines = next(VectorIndex(vectors, len(images)).likenesses([query], "dense", k))
         if cosines is None:
             raise InputError(f"the vector of image {images['image_id'][query]} is zero: nothing to go by")
         likeness = cosines[searched]
@@ -402,7 +404,7 @@ def fingerprints(
         InputError: as `retrieve`, or the image has no latent above 0 that is not above 0 in every image.
     """
     query = row_of_image(table, image_id)
-    found = LatentIndex(codes_of(table, statistic))
+    found = LatentIndex(image_statistic(table, statistic))
     latents = found.fingerprint(query, whole(k, "k", least=1))
     if not len(latents):
         raise InputError(f"image {table.images['image_id'][query]} has no latent of its own to show: none is above 0")
@@ -426,13 +428,4 @@ def rows_of_split(table: "LatentTable", split: str) -> NDArray[np.int64]:
     Raises:
         InputError: no such split.
     """
-    there = table.images["split"]
-    if split != ALL and split not in set(there):
-        raise InputError(f"{table.folder} has no split {split!r}; it has {', '.join(there.unique())}, or name all")
-    return np.flatnonzero(((there == split) | (split == ALL)).to_numpy())
-
-
-def codes_of(table: "LatentTable", statistic: str) -> sparse.csr_array:
-    """The codes (n_images, d_sae) of a table: "max" or "mean" of each latent over positions."""
-    one_of(statistic, "statistic", ("max", "mean"))
-    return table.max_latents if statistic == "max" else table.mean_latents
+    return np.arange(len(table.images)) if split == ALL else split_rows(table, split)

@@ -12,9 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm.auto import tqdm
 
 from mammosae_plugin.analysis.codes import as_groups
-from mammosae_plugin.analysis.retrieval import METHODS, LatentIndex, VectorIndex, codes_of, first_of_each, rows_of_split
-from mammosae_plugin.arguments import as_array, checked_arguments, entries, flag, numbers, one_of, whole
-from mammosae_plugin.datasets.concepts import nearest_names
+from mammosae_plugin.analysis.dense_rows import Embeddings, dense_rows
+from mammosae_plugin.analysis.retrieval import METHODS, LatentIndex, VectorIndex, first_of_each, rows_of_split
+from mammosae_plugin.analysis.table_arrays import image_groups, image_labels, image_statistic
+from mammosae_plugin.arguments import checked_arguments, entries, flag, numbers, one_of, whole
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.measures.statistics import MIN_PATIENTS, patient_bootstrap, settled, spread_interval
 
@@ -329,15 +330,15 @@ def _summary(
 @checked_arguments
 def retrieval_scores(
     table: "LatentTable",
-    labels: Sequence[str] | None = None,
+    labels: Sequence[str] | pd.DataFrame | None = None,
     *,
-    group: str = "patient_id",
+    group: str | ArrayLike = "patient_id",
     split: str = "test",
     methods: Sequence[str] = METHODS,
     ks: Sequence[int] = KS,
     n: int = 10,
     statistic: str = "max",
-    embeddings: ArrayLike | None = None,
+    embeddings: Embeddings = None,
     untrained: "LatentTable | None" = None,
     n_queries: int = 200,
     n_bootstrap: int = 1000,
@@ -350,15 +351,17 @@ def retrieval_scores(
 
     Args:
         table: the latents table.
-        labels: some of the table's concepts, all by default; or other columns of its images with at most 20 values,
-            such as view or modality. Of what has more than two classes each is asked for by itself.
-        group: the column of the images that says what belongs together.
+        labels: some of the table's concepts, all by default; other columns of its images, of 0 and 1 or of at most 20
+            words, such as view or modality; or a data frame as for `monosemanticity`. Of what has more than two classes
+            each is asked for by itself.
+        group: the column of the images that says what belongs together, or a value for each image.
         split: the split whose images ask and are found, or "all".
         methods: as for `retrieval_scores_of`.
         ks: numbers of latents in a fingerprint.
         n: how many images are looked at.
         statistic: "max" or "mean" of a latent over positions.
-        embeddings: (n_images, d), the dense vectors of the table's images, such as `table.mean_channels`.
+        embeddings: the dense vectors of the table's images: an array (n_images, d), a store or files. By default the
+            mean channels of a table of maps; without those of a table of rows there are no dense rows.
         untrained: the table of an untrained SAE on the same images.
         n_queries: as for `retrieval_scores_of`.
         n_bootstrap: as for `retrieval_scores_of`.
@@ -374,33 +377,23 @@ def retrieval_scores(
         InputError: an unknown label, group or split, tables of other images, and as `retrieval_scores_of`.
 
     Example:
-        >>> scores = retrieval_scores(table, embeddings=table.mean_channels)  # doctest: +SKIP
-        >>> plot_k_sweep(scores)                                              # doctest: +SKIP
+        >>> scores = retrieval_scores(table, untrained=other)  # doctest: +SKIP
+        >>> plot_k_sweep(scores)                               # doctest: +SKIP
     """
-    images = table.images
     rows = rows_of_split(table, split)
-    if group not in images.columns:
-        raise InputError(f"{table.folder} has no column {group!r} of groups{nearest_names(str(group), images.columns)}")
-    names = list(table.vocabulary) if labels is None else [str(one) for one in entries(labels, "labels")]
-    if not names:
-        raise InputError(f"{table.folder} has no labels to judge by; name columns of its images: {_some(images)}")
-    given: dict[str, NDArray[np.float64]] = {}
-    for name in names:
-        given |= {one: values[rows] for one, values in _labels(table, name).items()}
+    given = _labels(table, labels).iloc[rows]
     other = None
     if untrained is not None:
-        other = codes_of(untrained, statistic)[_same_images(table, untrained, rows)]
-    vectors = None if embeddings is None else as_array(embeddings, "embeddings")
-    if vectors is not None and len(vectors) != len(images):
-        raise InputError(
-            f"embeddings are of {len(vectors)} images, {table.folder} has {len(images)}: give one for each"
-        )
+        other = image_statistic(untrained, statistic)[_same_images(table, untrained, rows)]
+    vectors = None
+    if embeddings is not None or not getattr(table, "is_of_rows", False):
+        vectors = dense_rows(table, embeddings, rows).whole()
     return retrieval_scores_of(
-        codes_of(table, statistic)[rows],
-        given,
-        images[group].to_numpy(dtype=object)[rows],
+        image_statistic(table, statistic)[rows],
+        {str(name): given[name].to_numpy() for name in given},
+        image_groups(table, group)[rows],
         methods=methods,
-        embeddings=None if vectors is None else vectors[rows],
+        embeddings=vectors,
         untrained=other,
         k=ks,
         n=n,
@@ -413,28 +406,23 @@ def retrieval_scores(
     )
 
 
-def _labels(table: "LatentTable", name: str) -> dict[str, NDArray[np.float64]]:
-    """0 and 1 of every image for each class of a concept or column, NaN where it is missing."""
-    images = table.images
-    if name in table.vocabulary:
-        concept = table.vocabulary[name]
-        numbered = images[name].to_numpy(dtype=np.float64)
-        missing, classes = numbered < 0, concept.classes
-        chosen = {1: name} if concept.is_binary else {place: f"{name}={one}" for place, one in enumerate(classes)}
-        return {one: np.where(missing, np.nan, numbered == place) for place, one in chosen.items()}
-    if name not in images.columns:
-        raise InputError(f"{table.folder} has no labels for {name!r}{nearest_names(name, images.columns)}")
-    values = images[name]
-    kinds = sorted(values.dropna().unique(), key=str)
-    if not 2 <= len(kinds) <= _MOST_VALUES:
-        raise InputError(f"the column {name!r} has {len(kinds)} values; a label has 2 to {_MOST_VALUES}")
-    absent = values.isna().to_numpy()
-    return {f"{name}={kind}": np.where(absent, np.nan, (values == kind).to_numpy()) for kind in kinds}
-
-
-def _some(images: pd.DataFrame) -> str:
-    found = [str(name) for name in images.columns if 2 <= images[name].nunique() <= _MOST_VALUES]
-    return ", ".join(found[:8]) or "none has 2 to 20 values"
+def _labels(table: "LatentTable", labels: Sequence[str] | pd.DataFrame | None) -> pd.DataFrame:
+    """As `image_labels`; of a column of words a label for each."""
+    if labels is None or isinstance(labels, pd.DataFrame):
+        return image_labels(table, labels)
+    found = []
+    for name in [str(one) for one in entries(labels, "labels")]:
+        column = table.images.get(name)
+        if column is None or name in table.vocabulary or column.dtype.kind in "iufb":
+            found.append(image_labels(table, [name]))
+            continue
+        words = sorted(column.dropna().unique(), key=str)
+        if not 2 <= len(words) <= _MOST_VALUES:
+            raise InputError(f"the column {name!r} has {len(words)} values; a label has 2 to {_MOST_VALUES}")
+        found.append(
+            pd.DataFrame({f"{name}={word}": (column == word).astype(float).where(column.notna()) for word in words})
+        )
+    return pd.concat(found, axis=1) if found else image_labels(table, [])
 
 
 def _same_images(table: "LatentTable", other: "LatentTable", rows: NDArray[np.int64]) -> NDArray[np.int64]:

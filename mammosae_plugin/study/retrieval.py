@@ -14,7 +14,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from mammosae_plugin.activations.row_sources import open_rows
 from mammosae_plugin.analysis import fingerprints, retrieval_scores, retrieve
 from mammosae_plugin.analysis.retrieval import ALL, row_of_image
 from mammosae_plugin.analysis.retrieval_quality import KS
@@ -114,8 +113,11 @@ def find_images(
     if (config is not None or settings) and not figure:
         raise InputError("--config and --set name the images that --figure draws; add --figure")
     table = open_table(folder)
+    if asked.method == "dense" and asked.rows is None and table.is_of_rows:
+        raise InputError(
+            f"{table.folder} keeps no dense vectors; name the store or file that it was made of with --rows"
+        )
     query = row_of_image(table, image_id)
-    vectors = _vectors(table, asked.rows) if asked.method == "dense" else None
     hits = retrieve(
         table,
         query,
@@ -124,7 +126,7 @@ def find_images(
         n=asked.n,
         statistic=asked.statistic,
         split=asked.split,
-        embeddings=vectors,
+        embeddings=asked.rows,
     )
     own = _own_latents(table, query, asked)
     picture = _figure(table, query, hits, asked, config, settings) if figure else None
@@ -174,7 +176,7 @@ def judge_retrieval(folder: Path, judging: Judging, *, output: Path | None = Non
         ks=judging.ks,
         n=judging.n,
         statistic=judging.statistic,
-        embeddings=_vectors(table, judging.rows) if has_vectors else None,
+        embeddings=judging.rows,
         untrained=None if judging.untrained is None else open_table(judging.untrained),
         n_queries=judging.n_queries,
         seed=judging.seed,
@@ -219,32 +221,6 @@ def open_table(folder: Path) -> LatentTable:
                 f"{folder} is no latents table, but holds some; name one: {', '.join(map(str, inside[:4]))}"
             )
     return LatentTable(folder)
-
-
-def _vectors(table: LatentTable, rows: Path | None) -> NDArray[np.float32]:
-    """The dense vectors of a table's images in its order: those of a store or file, or the means of its channels."""
-    if rows is None:
-        if table.is_of_rows:
-            raise InputError(
-                f"{table.folder} keeps no dense vectors; name the store or file that it was made of with --rows"
-            )
-        return table.mean_channels
-    source = open_rows(rows)
-    keys = [list(zip(one["image_id"], one["split"], strict=True)) for one in (source.images, table.images)]
-    place: dict[Any, int] = {}
-    for row, (image_id, split) in enumerate(keys[0]):
-        place.setdefault(image_id, row)
-        place[image_id, split] = row
-    found = [place.get(key, place.get(key[0])) for key in keys[1]]
-    if None in found:
-        lost = keys[1][found.index(None)][0]
-        raise InputError(
-            f"{source.name} lacks {found.count(None)} of the {len(found)} images of {table.folder} ({lost}); name the "
-            "rows that the table was made of"
-        )
-    wanted = np.array(found, dtype=np.int64)
-    rising, back = np.unique(wanted, return_inverse=True)
-    return np.concatenate(list(source.blocks(rising)))[back]
 
 
 def _images(
