@@ -223,6 +223,10 @@ def test_images_of_a_table_that_are_like_one(encoded):
 def test_an_image_is_named_by_its_id_by_a_part_that_only_it_has_or_by_its_row(keyed):
     assert row_of_image(keyed, "ct/s0001/x/0002") == row_of_image(keyed, "row:5") == row_of_image(keyed, 5) == 5
     assert row_of_image(keyed, "mri/s0001/x/2") == 11
+    hashed = Table(keyed.max_latents[:2], pd.DataFrame({"image_id": ["8269f5", "8370aa"], "split": "test"}), None)
+    assert row_of_image(hashed, "83") == 1
+    with pytest.raises(InputError, match="'8' names 2 images"):
+        row_of_image(hashed, "8")
 
 
 @pytest.mark.parametrize(

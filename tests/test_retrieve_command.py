@@ -159,7 +159,12 @@ def test_wrong_use_ends_with_one_line(table, arguments, words):
 
 def test_a_wrong_place_or_wrong_data_is_refused_and_nothing_is_written(table, phantom_root, tmp_path):
     assert "does not exist" in refused(tmp_path / "nowhere", "x")
-    assert f"name one: {table.folder}" in refused(table.folder.parent, "x")
+    assert mammosae("retrieve", table.folder.parent, "row:0").returncode == 0  # the only one there
+    for name in ("a", "b"):
+        (tmp_path / "study" / "work" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "study" / "work" / name).symlink_to(table.folder)
+    several = refused(tmp_path / "study", "x")
+    assert f"holds 2 latents tables; name one: {tmp_path / 'study' / 'work' / 'a'}, " in several
     out = tmp_path / "out"
     wrong = ["--figure", "--set", f"data.root={phantom_root}", "--set", "data.image_size=[96, 64]"]
     assert "the data lack 6 of the 6 images" in refused(table.folder, "row:0", "-o", out, *wrong)

@@ -260,8 +260,8 @@ def row_of_image(table: "LatentTable", image: str | int) -> int:
 
     Args:
         table: the latents table.
-        image: its image_id; or parts of one between slashes, such as `s0012/x/31` of `ct/s0012/x/0031`; or the number
-            of its row, as a number or as `row:31`.
+        image: its image_id; or parts of one between slashes, such as `s0012/x/31` of `ct/s0012/x/0031`, or how it
+            begins; or the number of its row, as a number or as `row:31`.
 
     Raises:
         InputError: no such image, with the nearest ids, or several, with the first of them.
@@ -275,6 +275,7 @@ def row_of_image(table: "LatentTable", image: str | int) -> int:
     if not rows:
         asked = _parts(image)
         rows = [row for row, one in enumerate(ids) if _holds(_parts(one), asked)] if asked else []
+        rows = rows or [row for row, one in enumerate(ids) if image and one.startswith(image)]
     if len(rows) == 1:
         return rows[0]
     if not rows:

@@ -18,13 +18,19 @@ def add_retrieve_command(app: typer.Typer) -> None:
 def retrieve_command(
     table: Annotated[
         Path,
-        typer.Argument(metavar="TABLE", help="A latents table: a folder that `mammosae encode` wrote, of any kind."),
+        typer.Argument(
+            metavar="TABLE",
+            help="A latents table of any kind, as `mammosae encode` writes it; or a study's output folder, whose "
+            "tables are named if there are several.",
+            show_default=False,
+        ),
     ],
     image_id: Annotated[
         str | None,
         typer.Argument(
             metavar="[IMAGE_ID]",
-            help="The image: its id, parts of it that no other has (s0012/x/31 of ct/s0012/x/0031), or row:17.",
+            help="The image: its id; how the id begins, or parts of it (s0012/x/31 of ct/s0012/x/0031), if no other "
+            "has these; or row:17.",
             show_default=False,
         ),
     ] = None,
@@ -99,9 +105,9 @@ def retrieve_command(
 ) -> None:
     """Find the images that are like one, and see which latents they share; needs no network (docs/retrieval.md).
 
-    mammosae retrieve study/tables/a ct/s0012/x/0031 -n 10
-    mammosae retrieve study/tables/a 8269f597 --method cosine -o like --figure --config study.yaml
-    mammosae retrieve study/tables/a --evaluate -o judged
+    mammosae retrieve codes ct/s0012/x/0031 -n 10
+    mammosae retrieve study/work/latents/a 8269f597 --method cosine -o like --figure --config study.yaml
+    mammosae retrieve codes --evaluate -o judged
 
     Images of the image's own patient or volume are left out, and of another one only the best is given. Nothing leaves
     this machine; what is written names images, and with --config shows them.

@@ -206,20 +206,20 @@ def judge_retrieval(folder: Path, judging: Judging, *, output: Path | None = Non
 
 
 def open_table(folder: Path) -> LatentTable:
-    """A latents table; of a folder with tables in it they are named.
+    """A latents table, or the only one in a folder, such as a study's output.
 
     Raises:
-        InputError: no table.
+        InputError: no table, or several, which are named.
     """
     folder = local_path(folder)
     if not folder.exists():
         raise InputError(f"{folder} does not exist; name a latents table, a folder that `mammosae encode` wrote")
     if folder.is_dir() and not (folder / TABLE).exists():
-        inside = sorted(path.parent for depth in ("*", "*/*", "*/*/*") for path in folder.glob(f"{depth}/{TABLE}"))
-        if inside:
-            raise InputError(
-                f"{folder} is no latents table, but holds some; name one: {', '.join(map(str, inside[:4]))}"
-            )
+        inside = sorted(path.parent for depth in range(1, 6) for path in folder.glob("*/" * depth + TABLE))
+        if len(inside) > 1:
+            some = ", ".join(map(str, inside[:4])) + (", ..." if len(inside) > 4 else "")
+            raise InputError(f"{folder} holds {len(inside)} latents tables; name one: {some}")
+        folder = inside[0] if inside else folder
     return LatentTable(folder)
 
 
