@@ -22,6 +22,7 @@ from mammosae_plugin.datasets import (
     Slicing,
     TotalSegmentator,
     VolumeFolder,
+    VolumeFolderSettings,
     collate,
     hounsfield_windows,
     is_study_dataset,
@@ -33,6 +34,7 @@ from mammosae_plugin.datasets import (
 )
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.findings.tables import _shared_config
+from mammosae_plugin.study import images
 from mammosae_plugin.study.inputs import StudyInputs
 
 nibabel = pytest.importorskip("nibabel")
@@ -587,6 +589,14 @@ def test_what_is_wrong_with_volumes_in_yaml_is_one_line(folder, tmp_path, settin
     assert not (tmp_path / "out" / "activations.json").exists()
 
 
+def test_a_study_reads_each_volume_once_to_tell_its_content(folder, tmp_path, monkeypatch):
+    read, digest = [], images.sha256_of_file
+    monkeypatch.setattr(images, "sha256_of_file", lambda path: read.append(path.name) or digest(path))
+    settings = VolumeFolderSettings(root=folder, window=None, axes="z", image_size=16)
+    assert len(images.StudyImages(settings, tmp_path / "work", 0).content) == 64
+    assert sorted(read) == ["v0.nii.gz", "v1.nii.gz", "v2.nii.gz"]
+
+
 def test_a_study_of_feature_maps_says_that_it_takes_no_volumes(folder):
     config = StudyConfig(
         output=folder / "out",
@@ -596,7 +606,7 @@ def test_a_study_of_feature_maps_says_that_it_takes_no_volumes(folder):
         sae={"path": "sae"},
     )
     with pytest.raises(InputError, match=ONE_LINE.format("a study of feature maps screens PNG files")):
-        _ = StudyInputs(config)._all_images
+        _ = StudyInputs(config).all_images
     shown = portable_config(config)
     assert str(folder) not in json.dumps(shown) and shown["data"]["split_file"] == "split.csv"
     assert _shared_config(shown)["data"]["masks"] is None

@@ -61,9 +61,10 @@ class StudyImages:
         with distributed.main_first():
             if not file.exists():
                 images = self.all_images
-                paths = tqdm(images.image_paths, desc="fingerprint", unit="image", dynamic_ncols=True)
-                of_files = [sha256_of_file(path) if path.exists() else None for path in paths]
-                digests = dict(zip(images.images["image_id"], of_files, strict=True))
+                paths = images.image_paths  # of volumes one for each of their slices
+                each = tqdm(dict.fromkeys(paths), desc="fingerprint", unit="file", dynamic_ncols=True)
+                of_file = {path: sha256_of_file(path) if path.exists() else None for path in each}
+                digests = dict(zip(images.images["image_id"], (of_file[path] for path in paths), strict=True))
                 write_json(file, sha256_of_json([images.fingerprint, digests]))
             return str(read_json(file))
 
