@@ -42,6 +42,16 @@ def test_constant_and_dead_latents_are_not_scored():
     assert found["auroc"].tolist() == [0.0]
 
 
+def test_a_single_group_gives_no_chance():
+    codes = np.random.default_rng(5).random((20, 3))
+    one = latent_aurocs_of(codes, np.tile([0, 1], 10), np.zeros(20))
+    assert np.isfinite(one["auroc"]).all()
+    assert one[["p", "q", "p_family", "best_by_chance"]].isna().all(axis=None)
+    assert one["reason"].unique().tolist() == ["all rows are of one group, so that chance is not known"]
+    few = latent_aurocs_of(codes, np.arange(20) < 1, np.arange(20))
+    assert few["reason"].unique().tolist() == [""] and few["p"].notna().all()
+
+
 def test_rows_without_a_label_count_for_nothing(problem):
     codes, labels = problem
     known = np.arange(120) % 5 != 0

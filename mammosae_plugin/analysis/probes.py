@@ -71,7 +71,7 @@ def latent_aurocs_of(
         with the spread that the permutations have), q (Benjamini and Hochberg over these latents), p_family (share of
         the permutations, with the true labels as one of them, in which any latent is as many spreads from 0.5) and, the
         same in every row, best_by_chance: the 95th percentile over the permutations of the farthest AUROC of any
-        latent, as a value above 0.5.
+        latent, as a value above 0.5; and reason: why what rests on permutations is NaN, else empty.
 
     Raises:
         InputError: arrays that do not fit, labels that are not 0, 1 or NaN, or of one class only.
@@ -99,6 +99,9 @@ def latent_aurocs_of(
     away = np.abs(aurocs - 0.5)
     spread = np.sqrt(np.square(away[:, 1:]).mean(axis=1))
     z = np.divide(away, spread[:, None], out=np.zeros_like(away), where=spread[:, None] > 0)
+    alone = len(np.unique(of_row)) < 2
+    if alone:  # labels of one group change places with nothing
+        z[:], away[:, 1:] = np.nan, np.nan
     p = 2 * norm.sf(z[:, 0])
     farthest = np.sort(z[:, 1:].max(axis=0, initial=0))
     as_far = n_permutations - np.searchsorted(farthest, z[:, 0] - 1e-9)
@@ -108,8 +111,9 @@ def latent_aurocs_of(
             "auroc": aurocs[:, 0],
             "p": p,
             "q": benjamini_hochberg(p),
-            "p_family": (1 + as_far) / (1 + n_permutations),
-            "best_by_chance": 0.5 + np.quantile(away[:, 1:].max(axis=0, initial=0), 0.95),
+            "p_family": np.nan if alone else (1 + as_far) / (1 + n_permutations),
+            "best_by_chance": np.nan if alone else 0.5 + np.quantile(away[:, 1:].max(axis=0, initial=0), 0.95),
+            "reason": "all rows are of one group, so that chance is not known" if alone else "",
         }
     )
 
