@@ -395,6 +395,14 @@ def test_settings_made_in_python_say_what_is_wrong_in_our_words():
         assert "\n" not in str(caught.value)
 
 
+def test_the_example_of_a_study_of_embeddings_loads():
+    config = load_config(Path(__file__).parent.parent / "examples" / "study_embeddings.yaml")
+    assert [model.weights for model in config.models] == [None, "random"]
+    assert len(config.sae.settings) == 3 and {one.architecture for one in config.sae.settings.values()} == {
+        "matryoshka_batchtopk"
+    }
+
+
 def test_every_setting_is_described():
     lines = describe_settings().splitlines()
     assert any(line.startswith("analysis.n_bootstrap: ") and "default 1000" in line for line in lines)
