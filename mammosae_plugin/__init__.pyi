@@ -18,6 +18,7 @@ from .adapters import wrap_for_nnsight as wrap_for_nnsight
 from .analysis import SaeScores as SaeScores
 from .analysis import absorption as absorption
 from .analysis import activation_similarity as activation_similarity
+from .analysis import audit as audit
 from .analysis import clarity as clarity
 from .analysis import class_mean_latents as class_mean_latents
 from .analysis import effect_agreement as effect_agreement

@@ -1,6 +1,8 @@
 """Rows of one vector per image, wherever they lie: an activation store, or files of embeddings; read in order."""
 
-__all__ = ["as_sails", "IMAGES", "in_lengths", "open_rows", "ROW_KEY", "RowSource", "Source", "write_embeddings"]
+__all__ = [
+    "as_sails", "IMAGES", "images_of", "in_lengths", "open_rows", "ROW_KEY", "RowSource", "Source", "write_embeddings",
+]  # fmt: skip
 
 import logging
 import os
@@ -141,12 +143,9 @@ def open_rows(
         store = source
         if store.n_rows != len(store.image_ids):
             raise _several_positions(store)
-        known, labelled = _beside(store, split)
-        found = _table(known, images, store.folder, list(store.image_ids))
-        if images is None and concepts is None:
-            return _StoreRows(store, found, labelled)
-        own = labelled if images is None else Vocabulary([])
-        return _StoreRows(store, *_labelled(found, vocabulary, concepts, own))
+        return _StoreRows(
+            store, *images_of(store, images=images, vocabulary=vocabulary, concepts=concepts, split=split)
+        )
     files = [EmbeddingFile(path, column) for path in _paths(source)]
     for file in files:
         if (file.width, file.column) != (files[0].width, files[0].column):
@@ -183,6 +182,22 @@ def in_lengths(rows: RowSource, wanted: Sequence[npt.NDArray[np.int64]]) -> Iter
         joined = np.concatenate(pieces)
         left = joined[len(chosen) :]
         yield joined[: len(chosen)]
+
+
+def images_of(
+    store: ActivationStore,
+    *,
+    images: pd.DataFrame | None = None,
+    vocabulary: Vocabulary | None = None,
+    concepts: Sequence[str | Concept] | None = None,
+    split: str = TRAINING,
+) -> tuple[pd.DataFrame, Vocabulary]:
+    """What is known of the images of any store, in its order, and which of it are labels; arguments as `open_rows`."""
+    known, labelled = _beside(store, split)
+    found = _table(known, images, store.folder, list(store.image_ids))
+    if images is None and concepts is None:
+        return found, labelled
+    return _labelled(found, vocabulary, concepts, labelled if images is None else Vocabulary([]))
 
 
 def write_embeddings(source: Source, folder: str | os.PathLike[str], name: str = "embeddings") -> list[Path]:

@@ -67,6 +67,9 @@ from .retrieval_quality import retrieval_scores_of as retrieval_scores_of
 from .roles import latent_roles as latent_roles
 from .sae_ranking import SaeScores as SaeScores
 from .sae_ranking import rank_saes as rank_saes
+from .score_card import AuditSettings as AuditSettings
+from .score_card import audit as audit
+from .score_card import audit_of as audit_of
 from .similarity import activation_similarity_of as activation_similarity_of
 from .sparse_recovery import Recovery as Recovery
 from .sparse_recovery import recovery as recovery

@@ -173,6 +173,7 @@ def probe_of(
     strengths: Sequence[float] = STRENGTHS,
     n_bootstrap: int = 1000,
     min_patients: int = MIN_PATIENTS,
+    permute: bool = True,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Logistic probes on the k features that differ most between the classes, judged on groups that they never saw.
@@ -194,13 +195,14 @@ def probe_of(
         strengths: inverse penalties to choose from.
         n_bootstrap: resamples of groups for the 95 % interval; 0 gives NaN.
         min_patients: groups that each class must have for an interval.
+        permute: whether to do it all again with permuted labels, which takes as long as the rest.
         seed: of folds, resamples and permuted labels.
 
     Returns:
         One row per k: k (the number that was used), auroc, auroc_low, auroc_high, chance (0.5), auroc_permuted (the
-        same procedure with the labels permuted between groups), calibration_slope (of the label on the held-out logit
-        within folds; 1 is right, below 1 overconfident), n_rows, n_positive, n_groups, n_positive_groups, and reason:
-        why the AUROC is NaN, else empty.
+        same procedure with the labels permuted between groups; NaN without `permute`), calibration_slope (of the label
+        on the held-out logit within folds; 1 is right, below 1 overconfident), n_rows, n_positive, n_groups,
+        n_positive_groups, and reason: why the AUROC is NaN, else empty.
 
     Raises:
         InputError: arrays that do not fit, labels that are not 0, 1 or NaN, or of one class only, a k that is no count.
@@ -241,7 +243,7 @@ def probe_of(
     shuffled = permuted(positive, of_row, seed)
     permuted_few = min(len(np.unique(of_row[shuffled == label])) for label in (0, 1))
     controls = np.full(len(wanted), np.nan)
-    if permuted_few >= 2:
+    if permute and permuted_few >= 2:
         control = replace(problem, positive=shuffled, n_folds=min(n_folds, permuted_few))
         controls = np.array([control.auroc(score) for score in control.scores(wanted)[1]])
     records = []
@@ -311,14 +313,15 @@ class Problem:
             y, groups = self.positive[training], self.groups[training]
             known, asked = self.basis(self.features[training], self.features[held_out])
             few = min(len(np.unique(groups[y == label])) for label in (0, 1))
-            inner = _cut(y, groups, min(5, few), self.seed)[0] if few >= 2 else None
+            chooses = few >= 2 and len(self.strengths) > 1
+            inner = _cut(y, groups, min(5, few), self.seed)[0] if chooses else None
             order = _by_difference(known, y)
             inner_order = _by_difference(known[inner[0]], y[inner[0]]) if inner else order
             for place, k in enumerate(ks):
                 chosen = order if k is None else order[:k]
                 sizes[place] = len(chosen)
                 strength = self.strengths[len(self.strengths) // 2]
-                if inner and len(self.strengths) > 1:
+                if inner:
                     first, second = inner
                     columns = inner_order[: len(chosen)]
                     losses = [

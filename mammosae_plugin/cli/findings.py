@@ -132,8 +132,14 @@ def note(
 
 
 def compare(
-    a: Annotated[str, typer.Argument(help="Findings: owner/name[@revision] on the Hub, their folder, or a study's.")],
-    b: Annotated[str, typer.Argument(help="The findings to compare with.")],
+    a: Annotated[
+        str,
+        typer.Argument(
+            help="Findings: owner/name[@revision] on the Hub, their folder, or a study's. Or a score card: what "
+            "`mammosae audit` wrote."
+        ),
+    ],
+    b: Annotated[str, typer.Argument(help="The findings, or the score card, to compare with.")],
     top: Annotated[int, typer.Option(help="How many of the best latents of each class to compare.")] = 10,
     sae_a: Annotated[
         list[str] | None,
@@ -149,12 +155,27 @@ def compare(
     """Compare two studies: rank correlation of their latents, the best that they share, and how well these localize.
 
     Latent numbers mean the same only where both studies used the same SAE. For others give both SAEs: their latents are
-    then matched by their decoder directions.
+    then matched by their decoder directions. Where the SAEs of both were audited, their score cards stand side by side.
     """
     with clear_errors(debug):
         from mammosae_plugin.errors import InputError
         from mammosae_plugin.hub.findings import compare_findings
+        from mammosae_plugin.schema.score_card import (
+            SCORE_CARD,
+            compare_cards,
+            comparison_text,
+            read_score_card,
+            scored_alike,
+        )
 
+        cards = [place for place in map(Path, (a, b)) if place.name == SCORE_CARD or (place / SCORE_CARD).is_file()]
+        if cards and len(cards) < 2:
+            raise InputError(f"{cards[0]} is a score card, the other is not; compare two score cards, or two studies")
+        if cards:
+            both = [read_score_card(place) for place in cards]
+            typer.echo(f"a: {a}\nb: {b}\n")
+            typer.echo(comparison_text(compare_cards(*both), alike=scored_alike(*both)))
+            return
         if bool(sae_a) != bool(sae_b):
             raise InputError("give the SAEs of both studies (--sae-a and --sae-b), or of neither")
         if sae_a and sae_b:

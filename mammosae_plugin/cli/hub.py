@@ -52,6 +52,15 @@ def publish_sae_command(
         Path | None,
         typer.Option(help="JSON file with measures for the card; by id where there are several.", show_default=False),
     ] = None,
+    score_card: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[ID=]PLACE",
+            help="What `mammosae audit` wrote, for the card; by default what lies in the SAE's folder or the study's. "
+            "May be repeated, with ids.",
+            show_default=False,
+        ),
+    ] = None,
     study: IdsOf = None,
     min_group: MinGroup = 5,
     *,
@@ -84,11 +93,23 @@ def publish_sae_command(
         base_model=base_model,
         datasets=dataset or (),
         evaluation=read_json(evaluation) if evaluation is not None else None,
+        score_card=_by_id(score_card) if score_card else None,
         context=PrivacyContext.of_study(study, min_group=min_group) if study is not None else None,
         min_group=min_group,
         about=upload.about,
         **upload.settings,
     )
+
+
+def _by_id(places: list[str]) -> "str | dict[str, str]":
+    """One place of a score card, or places by id."""
+    if len(places) == 1 and ("=" not in places[0] or Path(places[0]).exists()):
+        return places[0]
+    from mammosae_plugin.errors import InputError
+
+    if not all("=" in place for place in places):
+        raise InputError("with several score cards say which SAE each is of: --score-card ID=PLACE")
+    return dict(place.split("=", 1) for place in places)
 
 
 @publish.command("model")

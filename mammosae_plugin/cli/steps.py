@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from mammosae_plugin.cli.audit import add_audit_command
 from mammosae_plugin.cli.common import Commands, Debug, clear_errors
 from mammosae_plugin.cli.hub import add_hub_commands
 from mammosae_plugin.cli.retrieve import add_retrieve_command
@@ -515,6 +516,7 @@ def activations_merge(
         typer.echo(merge_stores(folders, output).summary())
 
 
+add_audit_command(app)
 add_retrieve_command(app)
 add_hub_commands(app)
 

@@ -17,6 +17,8 @@ from mammosae_plugin.analysis.effects import EffectAgreement, effect_agreement_o
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.findings.published import Findings
 from mammosae_plugin.findings.study_folder import sae_tensors
+from mammosae_plugin.schema.names import file_part
+from mammosae_plugin.schema.score_card import compare_cards, comparison_text, scored_alike
 
 Match = Literal["index", "decoder"]
 Decoder = NDArray[Any]
@@ -51,6 +53,8 @@ class Comparison:
         replication: Where match is "decoder", one row per layer: n_a and n_b (latents with a direction), n_matched,
             share (of the SAE that has fewer) and chance_share (of as many random directions in the place of B's, with
             their second moments).
+        scores: By layer, where both SAEs were audited, what `schema.score_card.compare_cards` says of their score cards
+            and whether they were scored alike.
     """
 
     a: str
@@ -62,6 +66,7 @@ class Comparison:
     matching: pd.DataFrame | None = None
     effects: pd.DataFrame = field(default_factory=pd.DataFrame)
     replication: pd.DataFrame | None = None
+    scores: Mapping[str, tuple[pd.DataFrame, bool]] = field(default_factory=dict)
 
     def as_text(self) -> str:
         """What a command prints."""
@@ -84,6 +89,10 @@ class Comparison:
                 "",
                 "The latent that localizes best:",
                 self.localization.to_string(index=False, float_format=lambda value: f"{value:.3f}"),
+                *(
+                    f"\nScore cards at {layer}:\n{comparison_text(compared, alike=alike)}"
+                    for layer, (compared, alike) in self.scores.items()
+                ),
             ]
         )
 
@@ -138,7 +147,17 @@ def compare(
         matching=matching,
         effects=_compare_effects(a, b, common, matching, decoders),
         replication=replication,
+        scores=_compare_score_cards(a, b, common),
     )
+
+
+def _compare_score_cards(a: Findings, b: Findings, common: "Sequence[_Row]") -> dict[str, tuple[pd.DataFrame, bool]]:
+    found = {}
+    for in_a, in_b in _layers(common):
+        cards = [one.score_cards.get(file_part(layer)) for one, layer in ((a, in_a), (b, in_b))]
+        if cards[0] is not None and cards[1] is not None:
+            found[in_a] = compare_cards(cards[0], cards[1]), scored_alike(cards[0], cards[1])
+    return found
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from mammosae_plugin.schema.findings import (
     SCHEMAS,
     parquet_path,
 )
+from mammosae_plugin.schema.score_card import ScoreCard, study_cards
 
 LATENT_KEY = ["layer", "encoder", "latent"]
 _PER_CLASS = {field.name: field.each for field in CONCEPT if field.each}
@@ -53,6 +54,7 @@ class Findings:
             JSON values config, provenance, data, models, sae (by layer), named_latents (by layer).
         examples: Heatmaps of single images, where they were published; None otherwise.
         repo_id: owner/name of the dataset on the Hub that they were read from; None for what lies on this machine.
+        score_cards: Of a study on this machine whose SAEs were audited, their score cards by the layer's folder name.
     """
 
     origin: str
@@ -65,6 +67,7 @@ class Findings:
     study: dict[str, Any]
     examples: pd.DataFrame | None = None
     repo_id: str | None = None
+    score_cards: Mapping[str, ScoreCard] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: str | Path, *, origin: str | None = None, repo_id: str | None = None) -> "Findings":
@@ -97,7 +100,8 @@ class Findings:
         from mammosae_plugin.findings.tables import findings_tables
 
         study = StudyFolder(study_folder)
-        return cls.of_tables(study.folder.resolve().name, findings_tables(study, min_group=min_group))
+        found = cls.of_tables(study.folder.resolve().name, findings_tables(study, min_group=min_group))
+        return dataclasses.replace(found, score_cards=study_cards(study.folder))
 
     @classmethod
     def of_tables(cls, origin: str, tables: Mapping[str, pa.Table]) -> "Findings":

@@ -6,7 +6,8 @@ YAML. A number that was suppressed or not measured is None and shows as a dash. 
 Facts of `render_sae_card`:
     repo_id: owner/name.
     saes: by id, `cfg` (content of cfg.json), `evaluation` (measures: explained_variance, l0, dead_share, mse, rows,
-        n_images, measured_on, ...) and `training` (content of training.json, None if unknown); as far as they are
+        n_images, measured_on, ...), `training` (content of training.json, None if unknown) and `score_card` (of
+        score_card.json, None if it was not audited); as far as they are
         known `base_model` and `datasets`, as in `publish_sae`, and `confounders`, rows of latent and what it follows.
     licence: of all of them.
     tag, figures: as in `publish_sae`; figures are paths in the repository.
@@ -39,6 +40,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mammosae_plugin.datasets.about import KNOWN, PHANTOMS, images_called
 from mammosae_plugin.hub.card_parts import mark
+from mammosae_plugin.hub.score_cards import eval_results_of, shown_score_cards
 from mammosae_plugin.provenance import plain
 from mammosae_plugin.schema.findings import CONFIGS, dictionary
 from mammosae_plugin.schema.names import MINUS, digits, ends, file_part, readable
@@ -98,6 +100,7 @@ def render_sae_card(facts: Facts) -> str:
         same_data=_all_same([one.get("datasets") or [] for one in saes.values()]),
         unread=[sae_id for sae_id, one in saes.items() if not one.get("confounders")],
         shown={sae_id: _shown(one) for sae_id, one in saes.items()},
+        score_cards=shown_score_cards(saes),
         measures={name: title for name, title in MEASURES.items() if any(_measure(one, name) for one in saes.values())},
         model_names=_distinct(one["cfg"].get("metadata", {}).get("model_name") for one in saes.values()),
     )
@@ -171,6 +174,20 @@ def _eval_results(saes: Mapping[str, Row]) -> Iterator[EvalResult]:
                     metric_name=title,
                     metric_value=value,
                 )
+
+    for sae_id, split, measure, title, value in eval_results_of(saes):
+        datasets = saes[sae_id].get("datasets") or []
+        yield EvalResult(
+            task_type="feature-extraction",
+            task_name="audit beside seeds and controls",
+            dataset_type="-".join(file_part(dataset) for dataset in datasets) or "unknown",
+            dataset_name=", ".join(_dataset_name(dataset) for dataset in datasets) or "the training data",
+            dataset_config=sae_id,
+            dataset_split=split,
+            metric_type=measure,
+            metric_name=title,
+            metric_value=value,
+        )
 
 
 def _measure(one: Row, name: str) -> float | None:

@@ -20,6 +20,8 @@ from mammosae_plugin.privacy.reading import Opened
 from mammosae_plugin.provenance import PACKAGES
 from mammosae_plugin.schema.findings import COLUMNS, METRICS
 from mammosae_plugin.schema.results import ROLE_NUMBERS
+from mammosae_plugin.schema.score_card import FIELDS as SCORE_CARD_FIELDS
+from mammosae_plugin.schema.score_card import SCORE_CARD
 
 _SPLITS = ("training", "validation", "test")
 _HUB = ("repo", "revision", "commit")
@@ -216,7 +218,8 @@ SAE = Policy(
     "sae",
     re.compile(
         r"README\.md|\.eval_results/[\w.-]+\.yaml|" + _FIGURE + r"|[A-Za-z0-9][\w.-]*/(?:cfg\.json|sae_weights\."
-        r"safetensors|sparsity\.safetensors|training\.json|metrics\.jsonl|metrics\.png|evaluation\.json|provenance\.json)"
+        r"safetensors|sparsity\.safetensors|training\.json|metrics\.jsonl|metrics\.png|score_card\.json|score_card\.png|"
+        r"evaluation\.json|provenance\.json)"
     ),
     entries={
         **_BESIDE_WEIGHTS,
@@ -228,6 +231,7 @@ SAE = Policy(
             frozenset(("plan_sha256", "config", "steps", *_sae_lens(), *_settings_of_training()))
         ),
         "metrics.jsonl": _only(*_COURSE, pattern=r"inner_mse_loss_\d{1,6}"),
+        SCORE_CARD: lambda: Entries(frozenset((*SCORE_CARD_FIELDS, *_settings_of_training(), *_sae_lens(), *PACKAGES))),
     },
     tensors=_tensors_of_sae,
 )

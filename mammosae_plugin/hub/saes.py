@@ -1,8 +1,9 @@
 """Publishing SAEs so that `SAE.from_pretrained(repo, sae_id)` loads them with nothing of ours installed.
 
 What is staged is SAELens's layout, `<sae_id>/cfg.json` and `<sae_id>/sae_weights.safetensors`, with what is known of
-the SAE beside it: training.json, metrics, evaluation.json, provenance.json; and one card for the repository. Before it
-may go out, a process of its own that imports sae_lens and nothing of ours loads it and computes the same latents.
+the SAE beside it: training.json, metrics, evaluation.json, score_card.json, provenance.json; and one card for the
+repository. Before it may go out, a process of its own that imports sae_lens and nothing of ours loads it and computes
+the same latents.
 """
 
 __all__ = [
@@ -33,7 +34,6 @@ from mammosae_plugin.files import (
     atomic_path,
     local_path,
     read_json,
-    sha256_of_file,
     write_json,
     write_safetensors,
     write_text,
@@ -42,7 +42,7 @@ from mammosae_plugin.findings.about import About
 from mammosae_plugin.findings.study_folder import LayerResults, StudyFolder, is_study_folder
 from mammosae_plugin.findings.tables import shared_named_latents, shared_quality
 from mammosae_plugin.hub.plain_sae_lens import check_with_sae_lens
-from mammosae_plugin.hub.portable import portable, with_fingerprint
+from mammosae_plugin.hub.portable import portable, provenance_of, with_fingerprint
 from mammosae_plugin.hub.publishing import (
     Publication,
     files_of_repo,
@@ -53,15 +53,16 @@ from mammosae_plugin.hub.publishing import (
     recorder,
 )
 from mammosae_plugin.hub.quality import refuse_poor
+from mammosae_plugin.hub.score_cards import score_cards_of, stage_score_card
 from mammosae_plugin.hub.scratch import Scratch
 from mammosae_plugin.hub_requests import ask, first_line
 from mammosae_plugin.privacy.context import PrivacyContext
 from mammosae_plugin.privacy.guard import copy_figure, let_out
-from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
+from mammosae_plugin.provenance import plain, tensors_fingerprint
 from mammosae_plugin.schema.results import poor_sae, role_evidence
+from mammosae_plugin.schema.score_card import SCORE_CARD, ScoreCard, study_audit
 from mammosae_plugin.training.metrics import draw_metrics, read_metrics, trained_l0
 from mammosae_plugin.training.saving import CFG, WEIGHTS, save_sae
-from mammosae_plugin.version import __version__
 
 CONFOUNDER = "confounder"
 """The label by which a reader says that a latent follows something that goes with the finding, and not the finding."""
@@ -85,12 +86,14 @@ class Origin:
         folder: the folder in SAELens's format whose tensors go out bit by bit, None if it has to be saved anew.
         beside: the folder with training.json and so on, None if there is none.
         evaluation: what is known of its quality.
+        score_card: of its audit; None without one.
     """
 
     sae: SAE[Any]
     folder: Path | None = None
     beside: Path | None = None
     evaluation: Mapping[str, Any] = field(default_factory=dict)
+    score_card: ScoreCard | None = None
 
 
 def prepare_sae(
@@ -102,6 +105,7 @@ def prepare_sae(
     base_model: str | None = None,
     datasets: Sequence[str] = (),
     evaluation: Mapping[str, Any] | None = None,
+    score_card: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None = None,
     figures: Sequence[str | os.PathLike[str]] = (),
     context: PrivacyContext | None = None,
     min_group: int = 5,
@@ -129,6 +133,8 @@ def prepare_sae(
             context's, or else what each SAE's metadata says for certain.
         evaluation: measures for `evaluation.json` and the card (explained_variance, l0, dead_share, ...); by id where
             there are several SAEs. By default the last line of its training's metrics, or the study's results.
+        score_card: what `mammosae audit` wrote, the folder or its score_card.json, for the card; by id where there are
+            several SAEs. By default the one that lies in the SAE's folder or in `audit` there, or the study's.
         figures: figures of aggregates for the card, from a study's `results/figures`.
         context: what must not get out; by default the names of the datasets, for a study also its ids.
         min_group: where no context says it: measures of fewer patients than this are left out.
@@ -163,6 +169,13 @@ def prepare_sae(
         context = PrivacyContext.of_study(study.folder, min_group=min_group)
     min_group = context.min_group if context is not None else min_group
     origins = origins_of(saes, sae_id, evaluation, min_group=min_group)
+    cards = score_cards_of(
+        {name: tensors_fingerprint(one.sae.state_dict()) for name, one in origins.items()},
+        score_card,
+        {name: one.beside if study is None else study_audit(study.folder, name) for name, one in origins.items()},
+        min_group=min_group,
+    )
+    origins = {name: dataclasses.replace(one, score_card=cards.get(name)) for name, one in origins.items()}
     refuse_poor(
         (
             f"{name}: {flaw}"
@@ -421,6 +434,7 @@ def stage_saes(
             training = _stage_beside(origin.beside, target)
         if origin.evaluation:
             write_json(target / EVALUATION, portable(origin.evaluation))
+        audited = origin.score_card and stage_score_card(origin.score_card, target)
         said = {
             "licence": licence,
             "base_model": base_model,
@@ -431,8 +445,9 @@ def stage_saes(
             ],
         }
         of_study = {} if study is None else {"dataset_fingerprint": study.dataset_fingerprint}
-        write_json(target / PROVENANCE, {**_provenance(target, cfg), **of_study, **said})
-        facts[name] = {"cfg": cfg, "evaluation": dict(origin.evaluation), "training": training, **said}
+        write_json(target / PROVENANCE, {**provenance_of(target, cfg), **of_study, **said})
+        facts[name] = {"cfg": cfg, "evaluation": dict(origin.evaluation), "training": training, "score_card": audited}
+        facts[name] |= said
     for figure in figures:
         copy_figure(local_path(figure), folder / "figures" / local_path(figure).name)
     return facts
@@ -473,23 +488,6 @@ def _stage_beside(source: Path, target: Path) -> dict[str, Any] | None:
     training.pop(DIGESTS, None)  # of what lies there; provenance.json says it of what is published
     write_json(target / TRAINING, training)
     return training
-
-
-def _provenance(folder: Path, cfg: Mapping[str, Any]) -> dict[str, Any]:
-    metadata = cfg.get("metadata", {})
-    came_from = {key: metadata[key] for key in sorted(metadata) if key.startswith("source_")}
-    return {
-        "weights_sha256": sha256_of_file(folder / WEIGHTS),
-        "cfg_sha256": sha256_of_file(folder / CFG),
-        "tensors": tensors_fingerprint(load_file(folder / WEIGHTS)),
-        "published_with": {"mammosae_plugin": __version__, "packages": package_versions(), **environment()},
-        "trained_with": {
-            key: metadata[key] for key in ("sae_lens_training_version", "mammosae_version") if key in metadata
-        },
-        "dataset_fingerprint": metadata.get("dataset_fingerprint"),
-        "model_fingerprint": metadata.get("model_fingerprint"),
-        "source": came_from or None,
-    }
 
 
 # -- the card ------------------------------------------------------------------------------------------------------
@@ -577,6 +575,7 @@ def _what_is_there(repo_id: str, staged: Iterable[str], token: str | None) -> _T
             "cfg": read(f"{name}/{CFG}"),
             "evaluation": read(f"{name}/{EVALUATION}") or {},
             "training": read(f"{name}/{TRAINING}"),
+            "score_card": read(f"{name}/{SCORE_CARD}"),
             **{key: said[key] for key in SAID if said.get(key)},
         }
     # What stands on the page counts; an SAE's own word where the page says nothing.

@@ -47,7 +47,9 @@ def new_training_sae(config: SAETraining, d_in: int, *, metadata: SAEMetadata, d
     if missing := found.missing(given):
         raise InputError(f"the architecture {found.name!r} needs {', '.join(missing)}; give architecture_settings")
     try:
-        return kind(found.config(**given))
+        sae = kind(found.config(**given))
+        sae.W_dec.requires_grad_(not config.frozen_decoder)
+        return sae
     except KeyError as error:  # SAELens's registry of architectures for use
         raise InputError(unregistered(error.args[0])) from error
     except (TypeError, ValueError) as error:

@@ -92,6 +92,9 @@ class SAETraining(Settings):
         description="Where the decoder's bias starts: at 0, or at the geometric median of the rows; None means 0 for "
         "standard, as in the paper, and the median for the others.",
     )
+    frozen_decoder: bool = Field(
+        False, description="Leave the latents' directions as they start: a control, beside which training is seen."
+    )
     resample_every: int | None = Field(
         None, gt=0, description="standard: steps after which dead latents start anew from badly explained rows."
     )
@@ -133,7 +136,14 @@ class SAETraining(Settings):
     def _as_before_where_none_is_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out what earlier versions did not know, so that their plans are still those of the same SAEs."""
         values: dict[str, Any] = handler(self)
-        for name in ("architecture_settings", "matryoshka_k", "lr_warm_up_share", "lr_schedule", "lr_end"):
+        for name in (
+            "architecture_settings",
+            "matryoshka_k",
+            "frozen_decoder",
+            "lr_warm_up_share",
+            "lr_schedule",
+            "lr_end",
+        ):
             if getattr(self, name) == default_of(name):
                 values.pop(name, None)
         return values
@@ -160,6 +170,8 @@ class SAETraining(Settings):
             )
         if self.resample_every is not None and self.resample_epochs is not None:
             raise ValueError("give resample_every (steps) or resample_epochs, not both")
+        if self.frozen_decoder and (self.resample_every or self.resample_epochs):
+            raise ValueError("frozen_decoder keeps the latents' directions, and resampling changes them; leave one out")
         if self.resample_every is not None and self.resample_every <= self.dead_feature_window:
             raise ValueError(
                 f"resample_every is {self.resample_every}, but a latent counts as dead only after more than "
