@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mammosae_plugin.analysis import latent_aurocs, latent_aurocs_of, linear_probes, probe_of
+from mammosae_plugin.analysis import latent_aurocs, latent_aurocs_of, linear_probes, probe_of, probes
 from mammosae_plugin.analysis.probes import BASES, Problem
 from mammosae_plugin.errors import InputError
 
@@ -211,3 +211,13 @@ def test_single_latents_of_a_table(encoded):
         n = positive.sum()
         auroc = (ranks[positive].sum() - n * (n + 1) / 2) / (n * (~positive).sum())
         assert scores[latent] == pytest.approx(auroc, abs=0.02)  # rounding ties in one of them
+
+
+def test_groups_that_cannot_be_cut_into_folds_are_a_reason_and_no_error(monkeypatch):
+    def cannot(*_: object) -> None:
+        raise InputError("the groups cannot be cut")
+
+    monkeypatch.setattr(probes, "_cut", cannot)
+    labels = np.repeat([0, 1], 5)
+    found = probe_of(np.eye(10), labels, np.arange(10), ks=(1, 2), n_bootstrap=0)
+    assert found["auroc"].isna().all() and set(found["reason"]) == {"the groups cannot be cut"}

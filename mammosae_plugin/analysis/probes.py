@@ -234,17 +234,17 @@ def probe_of(
         "n_groups": len(np.unique(of_row)),
         "n_positive_groups": len(np.unique(of_row[positive == 1])),
     }
-    if few < 2:
-        unknown = dict.fromkeys(("auroc", "auroc_low", "auroc_high", "auroc_permuted", "calibration_slope"), np.nan)
-        reason = "a class has a single group, so that it cannot both teach and test"
-        return pd.DataFrame([{"k": k, **unknown, "chance": 0.5, **counts, "reason": reason} for k in wanted])
     problem = Problem(matrix[known], positive, of_row, min(n_folds, few), penalties.tolist(), chosen, seed)
+    reason = "a class has a single group, so that it cannot both teach and test" if few < 2 else problem.no_folds
+    if reason:
+        unknown = dict.fromkeys(("auroc", "auroc_low", "auroc_high", "auroc_permuted", "calibration_slope"), np.nan)
+        return pd.DataFrame([{"k": k, **unknown, "chance": 0.5, **counts, "reason": reason} for k in wanted])
     sizes, scores = problem.scores(wanted)
     shuffled = permuted(positive, of_row, seed)
     permuted_few = min(len(np.unique(of_row[shuffled == label])) for label in (0, 1))
+    control = replace(problem, positive=shuffled, n_folds=min(n_folds, permuted_few))
     controls = np.full(len(wanted), np.nan)
-    if permute and permuted_few >= 2:
-        control = replace(problem, positive=shuffled, n_folds=min(n_folds, permuted_few))
+    if permute and permuted_few >= 2 and not control.no_folds:
         controls = np.array([control.auroc(score) for score in control.scores(wanted)[1]])
     records = []
     for size, score, control_auroc in zip(sizes, scores, controls, strict=True):
@@ -304,6 +304,15 @@ class Problem:
     def folds(self) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """Training and held-out rows of each fold."""
         return _cut(self.positive, self.groups, self.n_folds, self.seed)
+
+    @cached_property
+    def no_folds(self) -> str:
+        """Why the groups cannot be cut into folds that hold both classes each; empty where they can."""
+        try:
+            _ = self.folds
+        except InputError as error:
+            return str(error)
+        return ""
 
     def scores(self, ks: Sequence[int | None]) -> tuple[list[int], list[NDArray[np.float64]]]:
         """For each k the number of features that were used, and the held-out logit (N,) of every row."""
