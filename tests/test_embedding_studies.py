@@ -13,6 +13,7 @@ from helpers_study import mammosae, small_phantoms
 
 from mammosae_plugin.activations import ActivationStore, store_embeddings
 from mammosae_plugin.activations.embedding_files import write_vectors
+from mammosae_plugin.activations.row_sources import RowSource, open_rows
 from mammosae_plugin.config import load_config
 from mammosae_plugin.datasets import VinDrMammo
 from mammosae_plugin.errors import InputError
@@ -235,3 +236,66 @@ def test_stored_vectors_become_a_store_with_what_is_known_of_the_images(planted,
     write_vectors(tmp_path / "other" / "more_test.parquet", pd.DataFrame({"image_id": ["x", "y"]}), [vectors])
     with pytest.raises(InputError, match=r"more_test.parquet, row 0, has a value that is not finite"):
         store_embeddings(tmp_path / "other", tmp_path / "broken")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"concepts": ["Mas"]}, r"no column 'Mas' .*nearest: Mass"),
+        ({"sae": {"files": {"random": str(CKPT)}}}, r"takes vectors of width 24, but those of model random"),
+        ({"analysis": {"split": "validation"}}, r"no image in the split 'validation'"),
+        ({"concepts": ["birads", "image_id"]}, r"no column 'image_id'"),
+    ],
+    ids=["concept", "width", "split", "id"],
+)
+def test_what_does_not_fit_is_said_before_any_vector_is_made(phantoms, planted, tmp_path, change, message):
+    given = {**settings(phantoms, planted), **change}
+    given["models"] = given["models"][:1]
+    with pytest.raises(InputError, match=message):
+        open_study(load_config(written(tmp_path, given))).run()
+    assert not list((tmp_path / "out").rglob("activations*"))
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "image_id": [f"{number:03d}" for number in range(6)],
+            "patient_id": list("aabbcc"),
+            "split": ["train"] * 4 + ["Test"] * 2,
+            "sign": [1, 0, -1, 1, 0, -1],
+            "birads": [1.0, 2.0, np.nan, 3.0, 1.0, 2.0],
+        }
+    )
+
+
+def beside(folder: Path, table: pd.DataFrame, concepts: list[str]) -> RowSource:
+    vectors = np.eye(6, 4, dtype=np.float32)
+    ids = pd.DataFrame({"image_id": [f"{number:03d}" for number in range(6)]})
+    write_vectors(folder / "vectors.parquet", ids, [vectors])
+    return open_rows(folder / "vectors.parquet", images=table, concepts=concepts)
+
+
+def test_a_table_of_labels_may_spell_splits_as_files_do_and_says_minus_one_for_missing(table, tmp_path):
+    rows = beside(tmp_path, table, ["sign", "birads"])
+    assert rows.images["split"].tolist() == ["training"] * 4 + ["test"] * 2
+    assert rows.vocabulary["sign"].is_binary and rows.images["sign"].tolist() == [1, 0, -1, 1, 0, -1]
+    assert rows.vocabulary["birads"].classes == ("1", "2", "3")
+    assert rows.images["birads"].tolist() == [0, 1, -1, 2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.assign(split=["train", None, *["test"] * 4]), r"has no split for 1 images \(001\)"),
+        (lambda t: t.assign(patient_id=[None, *"abbcc"]), r"has no patient_id for 1 images \(000\)"),
+        (lambda t: pd.concat([t, t.head(1).assign(sign=0)]), r"says two things of image 000"),
+        (lambda t: t.assign(image_id=range(6)), r"lacks 6 of .*; its image_id are such as 0"),
+        (lambda t: t.assign(sign="f"), r"the column 'sign' says 'f' of every image"),
+    ],
+    ids=["split", "patient", "twice", "numbers", "one_class"],
+)
+def test_a_table_of_labels_that_is_wrong_is_one_line(table, tmp_path, change, message):
+    with pytest.raises(InputError, match=message) as raised:
+        beside(tmp_path, change(table), ["sign"])
+    assert "\n" not in str(raised.value)

@@ -1,7 +1,8 @@
 """Rows of one vector per image, wherever they lie: an activation store, or files of embeddings; read in order."""
 
 __all__ = [
-    "as_sails", "IMAGES", "images_of", "in_lengths", "open_rows", "ROW_KEY", "RowSource", "Source", "write_embeddings",
+    "as_sails", "IMAGES", "images_of", "in_lengths", "labelled", "open_rows", "ROW_KEY", "RowSource", "Source",
+    "write_embeddings",
 ]  # fmt: skip
 
 import logging
@@ -20,7 +21,7 @@ from mammosae_plugin import distributed
 from mammosae_plugin.activations.embedding_files import EmbeddingFile, Vectors, write_vectors
 from mammosae_plugin.activations.store import MANIFEST, ActivationStore
 from mammosae_plugin.arguments import entries, shown
-from mammosae_plugin.datasets.concepts import Concept, Vocabulary
+from mammosae_plugin.datasets.concepts import Concept, Vocabulary, nearest_names
 from mammosae_plugin.datasets.splits import TRAINING, split_word
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path, read_parquet, sha256_of_file, sha256_of_json
@@ -32,6 +33,7 @@ ROW_KEY = ("modality", "image_id", "slice_orientation", "slice_idx")
 IMAGES = "images.parquet"  # in a store of embeddings: what is known of each image
 _KNOWN = ("image_id", "patient_id", "split")
 _BLOCK = 1024
+_SOME = 8  # names in a message
 
 Source = ActivationStore | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -166,7 +168,7 @@ def open_rows(
             *(int(shared.sum()), known["image_id"].iloc[int(shared.argmax())]),
         )
     found = _table(known, images, files[0].path, known["image_id"].tolist())
-    return _FileRows(files, *_labelled(found, vocabulary, concepts))
+    return _FileRows(files, *labelled(found, vocabulary, concepts))
 
 
 def in_lengths(rows: RowSource, wanted: Sequence[npt.NDArray[np.int64]]) -> Iterator[Vectors]:
@@ -193,11 +195,11 @@ def images_of(
     split: str = TRAINING,
 ) -> tuple[pd.DataFrame, Vocabulary]:
     """What is known of the images of any store, in its order, and which of it are labels; arguments as `open_rows`."""
-    known, labelled = _beside(store, split)
+    known, told = _beside(store, split)
     found = _table(known, images, store.folder, list(store.image_ids))
     if images is None and concepts is None:
-        return found, labelled
-    return _labelled(found, vocabulary, concepts, labelled if images is None else Vocabulary([]))
+        return found, told
+    return labelled(found, vocabulary, concepts, told if images is None else Vocabulary([]))
 
 
 def write_embeddings(source: Source, folder: str | os.PathLike[str], name: str = "embeddings") -> list[Path]:
@@ -305,18 +307,40 @@ def _table(known: pd.DataFrame, images: pd.DataFrame | None, where: Path, ids: l
         return known
     if not isinstance(images, pd.DataFrame) or "image_id" not in images.columns:
         raise InputError(f"images are {shown(images)}: give a table with a column image_id")
+    twice = images[images.duplicated("image_id", keep=False)].astype(str).drop_duplicates()
+    if (other := twice["image_id"].duplicated()).any():
+        raise InputError(
+            f"the table of images says two things of image {twice['image_id'].iloc[int(other.argmax())]}; give it one "
+            "row for each image"
+        )
     given = images.drop_duplicates("image_id")
     given.index = given["image_id"].astype(str)
     missing = [image_id for image_id in ids if image_id not in given.index]
     if missing:
-        raise InputError(f"the table of images lacks {len(missing)} of {where}'s {len(ids)} ({missing[0]})")
+        such = f"; its image_id are such as {given.index[0]}" if len(given) else ""
+        raise InputError(f"the table of images lacks {len(missing)} of {where}'s {len(ids)} ({missing[0]}){such}")
     chosen = given.loc[ids].reset_index(drop=True)
+    for name in {"patient_id", "split"} & set(chosen.columns):
+        if (empty := chosen[name].isna()).any():
+            raise InputError(
+                f"the table of images has no {name} for {int(empty.sum())} images ({ids[int(empty.argmax())]}); give "
+                "every image one, or leave the column out"
+            )
+    if "split" in chosen.columns:  # of volumes it may be a word of its own, "all"
+        chosen["split"] = chosen["split"].map({word: _split_word(word) for word in chosen["split"].unique()})
     fill = {name: known[name].to_numpy() for name in _KNOWN if name not in chosen.columns}
     chosen = chosen.assign(image_id=ids, **fill)
     return chosen[[*_KNOWN, *(name for name in chosen.columns if name not in _KNOWN)]]
 
 
-def _labelled(
+def _split_word(word: Any) -> str:
+    try:
+        return split_word(word)
+    except InputError:
+        return str(word)
+
+
+def labelled(
     images: pd.DataFrame,
     vocabulary: Vocabulary | None,
     concepts: Sequence[str | Concept] | None,
@@ -337,7 +361,12 @@ def _labelled(
     for concept in chosen:
         name = concept.name if isinstance(concept, Concept) else str(concept)
         if name not in images.columns or name in _KNOWN:
-            raise InputError(f"there is no column {name!r} for the concept of that name beside the rows")
+            others = [other for other in images.columns if other not in _KNOWN]
+            raise InputError(
+                f"there is no column {name!r} for the concept of that name beside the rows"
+                f"{nearest_names(name, others)}; what is known of the images is "
+                f"{', '.join(others[:_SOME]) or 'nothing'}{f' and {len(others) - _SOME} more' * (len(others) > _SOME)}"
+            )
         found[name] = concept if isinstance(concept, Concept) else known.get(name) or _concept(name, images[name])
         columns[name] = _classes(found[name], images[name])
     return pd.DataFrame({name: columns.get(name, images[name]) for name in images.columns}), Vocabulary(found.values())
@@ -348,22 +377,33 @@ def _is_binary(values: "pd.Series[Any]") -> bool:
 
 
 def _concept(name: str, values: "pd.Series[Any]") -> Concept:
-    """A column's own values as a concept's classes, in their order."""
+    """A column's own values as a concept's classes, in their order; empty cells and -1 are none."""
     there = values.dropna()
+    if values.dtype.kind in "iufb":
+        there = there[there != -1]
     if set(there.unique()) <= {0, 1}:
         return Concept(name)
-    classes = tuple(map(str, sorted(there.unique())))
+    classes = tuple(map(_word, sorted(there.unique())))
     if len(classes) < 2:
-        raise InputError(f"the column {name!r} has {len(classes)} values; a concept has two classes or more")
+        raise InputError(
+            f"the column {name!r} says {classes[0]!r} of every image; a concept has two classes or more, or 0 and 1"
+        )
     return Concept(name, "binary" if len(classes) == 2 else "multiclass", classes)
+
+
+def _word(value: Any) -> str:
+    """What a class is called: of whole numbers 3, where a column with empty cells has made 3.0 of them."""
+    return str(int(value)) if isinstance(value, (float, np.floating)) and value.is_integer() else str(value)
 
 
 def _classes(concept: Concept, values: "pd.Series[Any]") -> npt.NDArray[np.int16]:
     """Class numbers (n,) of a column, -1 where it says nothing."""
-    if values.dtype.kind in "iufb" and set(values.dropna().unique()) <= {-1, *range(concept.n_classes)}:
-        return values.fillna(-1).to_numpy().astype(np.int16)
+    if values.dtype.kind in "iufb":
+        if set(values.dropna().unique()) <= {-1, *range(concept.n_classes)}:
+            return values.fillna(-1).to_numpy().astype(np.int16)
+        values = values.mask(values == -1)
     numbers = {name: number for number, name in enumerate(concept.classes)}
-    found = values.map(lambda value: numbers.get(str(value)) if pd.notna(value) else -1)
+    found = values.map(lambda value: numbers.get(_word(value)) if pd.notna(value) else -1)
     if found.isna().any():
         other = values[found.isna()].iloc[0]
         raise InputError(f"{concept.name} is {shown(other)} in a row; its classes are {', '.join(concept.classes)}")

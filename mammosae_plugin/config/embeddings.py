@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mammosae_plugin.adapters.embedders import Pooling
+from mammosae_plugin.adapters.sources import HUB_SCHEMES
 from mammosae_plugin.config.common import Checkpoint, CommonConfig, Data, FileName
 from mammosae_plugin.datasets.registry import LocalPath
 from mammosae_plugin.errors import InputError
@@ -63,7 +64,11 @@ class EmbeddingModel(Settings):
     @field_validator("embeddings", mode="before")
     @classmethod
     def _one_is_a_list_of_one(cls, given: Any) -> Any:
-        return [given] if isinstance(given, (str, Path)) else given
+        found = [given] if isinstance(given, (str, Path)) else given
+        for one in found if isinstance(found, (list, tuple)) else ():
+            if str(one).startswith(HUB_SCHEMES):
+                raise ValueError(f"{one} is on the Hub; download it first and name the file")
+        return found
 
     @model_validator(mode="after")
     def _one_source(self) -> "EmbeddingModel":
@@ -174,6 +179,9 @@ class EmbeddingStudyConfig(CommonConfig):
         if self.data is not None and all(model.network is None for model in self.models):
             raise ValueError("`data` are images for a `network`, but all models have `embeddings`; name a table of "
                              "labels as `images` instead")  # fmt: skip
+        if self.images is not None and all(model.embeddings is None for model in self.models):
+            raise ValueError("`images` is a table for `embeddings`, but all models have a `network`; name labels in "
+                             "`data`")  # fmt: skip
         files = self.sae.files
         if files is not None and set(files) != set(names):
             raise ValueError(

@@ -60,7 +60,12 @@ def render_embedding_report(found: EmbeddingFindings, figures_folder: Path) -> s
 
 def _n(facts: Any, split: str) -> str:
     rows = [row for row in facts["data"]["splits"] if row["split"] == split]
-    return f"n = {rows[0]['n_images']:,} images of {rows[0]['n_groups']:,} groups" if rows else "n = 0"
+    each = [
+        f"{row['n_images']:,} images of {row['n_groups']:,} groups"
+        + (f" (model {row['model']})" if "model" in row else "")
+        for row in rows
+    ]
+    return f"n = {', '.join(each)}" if each else "n = 0"
 
 
 def _of_sae(rows: pd.DataFrame, sae: Any) -> pd.DataFrame:
@@ -87,6 +92,8 @@ def _sentences(found: EmbeddingFindings, split: str) -> list[str]:
         f"{n_saes} sparse autoencoder{'s' if n_saes > 1 else ''} on the vectors of {n_models} "
         f"model{'s' if n_models > 1 else ''}, judged on {_n(facts, split).removeprefix('n = ')} of the split {split}."
     ]
+    if any("model" in row for row in facts["data"]["splits"]):
+        said.append("The models have different images or labels: their numbers are not to be compared with each other.")
     for sae in facts["saes"][:4]:
         quality = _of_sae(tables["quality"], sae)
         whole = quality[(quality["split"] == split)].iloc[-1]
@@ -94,7 +101,7 @@ def _sentences(found: EmbeddingFindings, split: str) -> list[str]:
         codes = _of_sae(probes, sae)
         codes = codes[(codes["arm"] == "codes") & codes["uses_all"].astype("boolean").fillna(False)]
         known = codes[codes["auroc"].notna()]
-        better = int((known["auroc_low"] > 0.5).sum())
+        better, without = int((known["auroc_low"] > 0.5).sum()), int(known["auroc_low"].isna().sum())
         dense = probes[(probes["model"] == sae["model"]) & (probes["arm"] == "dense") & probes["auroc"].notna()]
         words = (
             f"{_name(sae, facts)} gives back {100 * whole['explained_variance']:.0f} % of the vectors' variance with "
@@ -102,7 +109,8 @@ def _sentences(found: EmbeddingFindings, split: str) -> list[str]:
         )
         if len(known):
             words += (
-                f" Of {len(known)} labels its codes tell {better} better than chance (interval above 0.5); mean AUROC "
+                f" Of {len(known)} labels its codes tell {better} better than chance (interval above 0.5"
+                f"{f'; {without} of too few groups have no interval' if without else ''}); mean AUROC "
                 f"{known['auroc'].mean():.3f}, of the vectors themselves {dense['auroc'].mean():.3f}, on permuted "
                 f"labels {known['auroc_permuted'].mean():.3f}."
             )
@@ -169,7 +177,11 @@ def _told(found: EmbeddingFindings) -> pd.DataFrame:
             for arm, words in (("dense", "vectors"), ("pca", "components"), ("kmeans", "clusters")):
                 row[words] = float(beside["auroc"].get(arm, math.nan))
             rows.append(row)
-    return pd.DataFrame(rows).sort_values(["concept", "class"], kind="stable") if rows else pd.DataFrame()
+    if not rows:
+        return pd.DataFrame()
+    order = list(dict.fromkeys((row["concept"], row["class"]) for row in rows))
+    rows.sort(key=lambda row: order.index((row["concept"], row["class"])))
+    return _whole(pd.DataFrame(rows), "best_latent")
 
 
 def _reasons(probes: pd.DataFrame) -> list[str]:
@@ -210,10 +222,11 @@ def _purest(found: EmbeddingFindings) -> TableView | None:
 
 def _prevalence(facts: Any) -> pd.DataFrame:
     rows = pd.DataFrame(facts["data"]["prevalence"])
-    rows = rows.sort_values("concept", kind="stable", key=lambda names: names.map(list(names.unique()).index))
-    return rows.rename(columns={"n_labelled": "labelled"})[
-        ["concept", "class", "split", "labelled", "n_positive", "n_positive_groups"]
-    ]
+    labels = rows["concept"] + "\n" + rows["class"]
+    rows = rows.iloc[labels.map(list(labels.unique()).index).argsort(kind="stable")]
+    told = ["concept", "class", "model", "split", "labelled", "n_positive", "n_positive_groups"]
+    rows = rows.rename(columns={"n_labelled": "labelled"})
+    return rows[[name for name in told if name in rows]]
 
 
 def _whole(rows: pd.DataFrame, start: str) -> pd.DataFrame:

@@ -1,7 +1,11 @@
 """What a study of embeddings asks of the codes of one SAE, and of the vectors themselves: a data frame for each."""
 
-__all__ = ["labels_of", "latents", "monosemanticity", "of_latents", "probes", "quality", "recovery", "retrieval"]
+__all__ = [
+    "labels_digest", "labels_of", "latents", "monosemanticity", "of_latents", "probes", "quality", "recovery",
+    "retrieval",
+]  # fmt: skip
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,6 +42,16 @@ def labels_of(images: pd.DataFrame, vocabulary: Vocabulary) -> Iterator[tuple[st
         numbers = images[concept.name].to_numpy().astype(np.int64)
         for number in _asked(concept):
             yield concept.name, concept.classes[number], np.where(numbers < 0, np.nan, numbers == number)
+
+
+def labels_digest(images: pd.DataFrame, vocabulary: Vocabulary) -> str:
+    """The same for the same images with the same split, group and labels, in any order."""
+    known = images[["image_id", "patient_id", "split"]].astype(str)
+    for concept in vocabulary.values():
+        names = np.array([*concept.classes, ""], dtype=object)  # -1, a missing label, is the last
+        known[concept.name] = names[images[concept.name].to_numpy().astype(np.int64)]
+    rows = np.sort(pd.util.hash_pandas_object(known, index=False).to_numpy())
+    return hashlib.sha256(rows.tobytes()).hexdigest()
 
 
 def _asked(concept: Concept) -> range:

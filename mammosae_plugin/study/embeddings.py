@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from sae_lens import SAE
 
 from mammosae_plugin.activations import ActivationStore, embed, store_embeddings
 from mammosae_plugin.activations.embedding_files import read_csv_of_images
-from mammosae_plugin.activations.row_sources import open_rows
+from mammosae_plugin.activations.row_sources import Source, labelled, open_rows
 from mammosae_plugin.adapters import load_vision_sae
+from mammosae_plugin.adapters.embedders import load_embedder
 from mammosae_plugin.adapters.levels import levels_of
 from mammosae_plugin.adapters.sae_settings import sae_settings
 from mammosae_plugin.adapters.vision_sae import SAELENS_FILES
@@ -46,6 +48,7 @@ from mammosae_plugin.training.saving import WEIGHTS
 logger = logging.getLogger(__name__)
 
 Key = tuple[str, str]  # a model and one of its SAEs
+_MOST_CLASSES = 50  # of a concept
 
 
 class EmbeddingStudy(Steps):
@@ -87,13 +90,76 @@ class EmbeddingStudy(Steps):
         file = self.config.images
         if file is None:
             return None
-        return read_parquet(file) if file.suffix == ".parquet" else read_csv_of_images(file)
+        if file.suffix != ".parquet":
+            return read_csv_of_images(file)
+        if not file.is_file():
+            raise InputError(f"the table of images {file} does not exist; name a CSV or parquet file")
+        try:
+            return read_parquet(file)
+        except InputError as error:  # which would have the user's own file deleted
+            raise InputError(f"{file} is no parquet file, or is damaged; give the table of images again") from error
+
+    def _check(self) -> None:
+        """See before anything runs for long that images, labels, networks and SAEs fit each other."""
+        widths = {model.name: self._width(model) for model in self.config.models}
+        for name, files in (self.config.sae.files or {}).items():
+            for file in files:
+                sae = load_vision_sae(existing(file, SAELENS_FILES).path)
+                if widths[name] != sae.cfg.d_in:
+                    raise InputError(
+                        f"the SAE {file} takes vectors of width {sae.cfg.d_in}, but those of model {name} have width "
+                        f"{widths[name]}; name an SAE that was trained on this model's embeddings"
+                    )
+
+    def _width(self, model: EmbeddingModel) -> int:
+        """Numbers in a vector of a model, whose images and labels are what the study needs."""
+        if model.embeddings is not None:
+            rows = open_rows(
+                _source(model), column=model.column, images=self._known, concepts=list(self.config.concepts)
+            )
+            self._check_images(model, rows.images, rows.vocabulary)
+            return rows.width
+        assert model.network is not None
+        images = self.images.all_images
+        self._check_images(model, *labelled(images.images, None, list(self.config.concepts), images.vocabulary))
+        embedder = load_embedder(
+            model.network,
+            pooling=model.pooling,
+            weights=model.weights,
+            seed=model.seed,
+            image_size=images.image_size,
+        )
+        with embedder.hooked(images.image_size), torch.inference_mode():  # which says what does not fit
+            return int(embedder(torch.zeros(1, 3, *images.image_size)).shape[1])
+
+    def _check_images(self, model: EmbeddingModel, images: pd.DataFrame, vocabulary: Vocabulary) -> None:
+        config = self.config
+        splits = images["split"]
+        needed = {config.analysis.split, *([] if config.sae.files else [TRAINING])}
+        if lacking := sorted(needed - set(splits)):
+            raise InputError(
+                f"the vectors of model {model.name} have no image in the split {lacking[0]!r} (they have "
+                f"{', '.join(sorted(set(splits)))}); give files of both splits, a table with a column split as "
+                "`images`, or another analysis.split"
+            )
+        trained = set(images.loc[splits == TRAINING, "patient_id"])
+        both = images[(splits != TRAINING) & images["patient_id"].isin(trained)]
+        if len(both) and not config.sae.files:
+            raise InputError(
+                f"of model {model.name} the group {both['patient_id'].iloc[0]} has images in the splits {TRAINING} and "
+                f"{both['split'].iloc[0]}; all images of a group (patient_id) have one split"
+            )
+        for name in config.concepts:
+            if (n := vocabulary[name].n_classes) > _MOST_CLASSES:
+                raise InputError(
+                    f"the concept {name!r} has {n} classes, each of which would be told from the rest; name a column "
+                    f"of at most {_MOST_CLASSES}, such as bins of it"
+                )
 
     def store(self, model: EmbeddingModel) -> ActivationStore:
         """The vectors of a model, of all splits, one per image."""
         if model.name not in self._stores:
             self._stores[model.name] = self._embedded(model) if model.network is not None else self._stored(model)
-            self._check(model)
         return self._stores[model.name]
 
     def _embedded(self, model: EmbeddingModel) -> ActivationStore:
@@ -115,7 +181,7 @@ class EmbeddingStudy(Steps):
 
     def _stored(self, model: EmbeddingModel) -> ActivationStore:
         assert model.embeddings is not None
-        source = model.embeddings[0] if len(model.embeddings) == 1 else list(model.embeddings)
+        source = _source(model)
         rows = open_rows(source, column=model.column, images=self._known)
         known = pd.util.hash_pandas_object(rows.images).to_numpy().tobytes().hex()
         plan = {"step": "extract", "rows": rows.fingerprint, "images": [rows.images.columns.tolist(), known]}
@@ -124,18 +190,6 @@ class EmbeddingStudy(Steps):
 
     def _folder_of(self, model: EmbeddingModel, plan: plans.Plan) -> Path:
         return self.work / "activations" / f"{model.name}-{plans.digest(plan)}"
-
-    def _check(self, model: EmbeddingModel) -> None:
-        """See that the vectors can be trained on and judged, and have the study's labels."""
-        rows = self._rows(model)
-        splits = set(rows.images["split"])
-        needed = {self.config.analysis.split, *([] if self.config.sae.files else [TRAINING])}
-        if lacking := sorted(needed - splits):
-            raise InputError(
-                f"the vectors of model {model.name} have no image in the split {lacking[0]!r} (they have "
-                f"{', '.join(sorted(splits))}); give files of both splits, a table with a column split as `images`, or "
-                "another analysis.split"
-            )
 
     def _rows(self, model: EmbeddingModel) -> Any:
         return open_rows(self._stores[model.name], concepts=list(self.config.concepts))
@@ -316,7 +370,8 @@ class EmbeddingStudy(Steps):
         """Nothing: a study of embeddings has no classifier."""
 
     def extract(self) -> None:
-        """Make the vectors, or copy those that are given."""
+        """Make the vectors, or copy those that are given, when all that is cheap to see has been seen."""
+        self._check()
         for model in self.config.models:
             _ = self.store(model)
 
@@ -382,22 +437,25 @@ class EmbeddingStudy(Steps):
                     "training": None if training is None else training.acting(),
                 }
             )
-        first = self.table(next(iter(self.keys)))
-        for split in first.splits:
-            own = first.images[first.images["split"] == split]
-            splits.append({"split": split, "n_images": len(own), "n_groups": int(own["patient_id"].nunique())})
-            for concept, name, labels in analyses.labels_of(own, self._vocabulary(first)):
-                there = own[labels == 1]
-                prevalence.append(
-                    {
-                        "concept": concept,
-                        "class": name,
-                        "split": split,
-                        "n_positive": len(there),
-                        "n_positive_groups": int(there["patient_id"].nunique()),
-                        "n_labelled": int((~np.isnan(labels)).sum()),
-                    }
-                )
+        for name, table in self._different_images().items():
+            about = {"model": name} if name else {}
+            for split in table.splits:
+                own = table.images[table.images["split"] == split]
+                n_groups = int(own["patient_id"].nunique())
+                splits.append({**about, "split": split, "n_images": len(own), "n_groups": n_groups})
+                for concept, class_name, labels in analyses.labels_of(own, self._vocabulary(table)):
+                    there = own[labels == 1]
+                    prevalence.append(
+                        {
+                            "concept": concept,
+                            "class": class_name,
+                            **about,
+                            "split": split,
+                            "n_positive": len(there),
+                            "n_positive_groups": int(there["patient_id"].nunique()),
+                            "n_labelled": int((~np.isnan(labels)).sum()),
+                        }
+                    )
         data, config = self.config.data, portable_config(self.config)
         return {
             "title": self.config.title,
@@ -417,6 +475,13 @@ class EmbeddingStudy(Steps):
             "models": models,
             "saes": saes,
         }
+
+    def _different_images(self) -> dict[str, LatentTable]:
+        """By model a table whose images and labels are told; one under "" where they are those of all models."""
+        models = self.config.models
+        tables = {model.name: self.table((model.name, next(iter(self.sae_folders(model))))) for model in models}
+        told = {analyses.labels_digest(table.images, self._vocabulary(table)) for table in tables.values()}
+        return tables if len(told) > 1 else {"": next(iter(tables.values()))}
 
     def summary(self, step: str) -> str:
         """What a command prints when its step is done: the main figures and where to find the rest."""
@@ -443,3 +508,8 @@ class EmbeddingStudy(Steps):
             ]
             return "\n".join([*lines, f"report: {self.report_file}"])
         return f"{step}: done; kept in {self.work / {'train': 'sae', 'encode': 'latents'}[step]}"
+
+
+def _source(model: EmbeddingModel) -> Source:
+    assert model.embeddings is not None
+    return model.embeddings[0] if len(model.embeddings) == 1 else list(model.embeddings)

@@ -71,6 +71,8 @@ def plot_probes(probes: pd.DataFrame, *, title: str) -> Figure:
     codes = probes[probes["arm"] == "codes"]
     names = [name for name, _ in _series(codes)]
     models = list(dict.fromkeys(codes["model"]))
+    shown_arms = probes[probes["arm"].isin(["codes", "dense"])]
+    lowest = min(0.35, float(shown_arms[["auroc", "auroc_permuted"]].astype(float).min().min()) - 0.03)
     with figure_style():
         figure, panels = _panels(len(labels), 2.3)
         for axes, (concept, name) in zip(panels, labels, strict=True):
@@ -93,7 +95,7 @@ def plot_probes(probes: pd.DataFrame, *, title: str) -> Figure:
                     color = SERIES[first[0] % len(SERIES)] if first else INK
                     axes.axhline(row["auroc"], color=color, linewidth=1.1, linestyle=(0, (5, 2)))
             _plain_log(axes, codes.loc[~codes["uses_all"].astype("boolean").fillna(False), "k"].dropna().unique())
-            axes.set_ylim(0.35, 1.02)
+            axes.set_ylim(lowest, 1.02)
             if not len(shown) or not np.isfinite(shown["auroc"].astype(float)).any():
                 axes.text(
                     0.5, 0.5, "cannot be told:\nsee the table", transform=axes.transAxes, ha="center", color=MUTED
