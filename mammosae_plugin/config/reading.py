@@ -309,7 +309,8 @@ def describe_settings() -> str:
 
     def walk(section: type[BaseModel], prefix: str, kind: str = "") -> None:
         for name, field in section.model_fields.items():
-            if kind and name in DataSettings.model_fields:
+            alike = DataSettings.model_fields.get(name) if kind else None
+            if alike is not None and (name == "kind" or alike.default == field.default):
                 continue
             inner = next(iter(sections_in(field.annotation)), None)
             place = f"{prefix}{name}" + ("[]" if name == "models" else "")

@@ -118,7 +118,7 @@ def _annotate(axes: Axes, place: int, one: Comparison | None, has_values: bool) 
             axes.text(0.99, place, "–", transform=axes.get_yaxis_transform(), ha="right", va="center", color=MUTED)
         return
     apart = one.d >= SEPARATES
-    text = f"{one.d:.1f}" if abs(one.d) < 100 else (">100" if one.d > 0 else "<-100")
+    text = f"{round(one.d, 1) + 0.0:.1f}" if abs(one.d) < 100 else (">100" if one.d > 0 else "<-100")
     axes.text(
         0.99,
         place,
