@@ -56,8 +56,8 @@ class _Size:
 
 
 # Fewer ks and random groups than the paper's and the default: at the inner layer each costs a pass.
-FULL = _Size((256, 160), 400, 12, 3, 20, 100, 1000, (0, 1, 5, 10, 50, N_LATENTS), True, 2, 10, 4, 200, (1, 5, 20), 50)
-QUICK = _Size((128, 96), 40, 1, 1, 5, 1, 100, (0, 1, N_LATENTS), False, 1, 3, 1, 5, (1,), 5)
+FULL = _Size((256, 160), 400, 12, 3, 20, 100, 1000, (0, 1, 5, 10, 50, N_LATENTS), True, 2, 10, 4, 60, (1, 5, 20), 50)
+QUICK = _Size((128, 96), 40, 1, 1, 5, 1, 100, (0, 1, N_LATENTS), False, 1, 3, 1, 100, (1,), 5)
 
 
 def run_demo(output: Path, *, quick: bool = False, seed: int = 0) -> str:
@@ -254,12 +254,13 @@ def _embedding_study(network: str, size: _Size) -> dict[str, Any]:
                 "epochs": size.embedding_epochs,
                 "batch_size": 32,
                 "lr": 1e-3,
-                "dead_feature_window": size.dead_feature_window,
+                "dead_feature_window": max(size.dead_feature_window, 20),
             }
         },
         "analysis": {
             "n": [10],
             "ks": list(size.probe_ks),
+            "n_folds": 3,
             "n_bootstrap": size.n_bootstrap,
             "n_queries": size.n_queries,
         },
