@@ -88,6 +88,9 @@ def test_too_few_groups_are_said():
     one = absorption_of(np.eye(40), labels, np.repeat(np.arange(10), 4), {"child": "parent"})
     assert "fewer than two groups" in one["reason"].iloc[0]
     assert one[["excess", "p", "q", "main"]].isna().all(axis=None)
+    silent = absorption_of(np.zeros((40, 4)), labels, np.arange(40), {"child": "parent"})
+    assert silent["reason"].tolist() == ["no latent varies between these images"]
+    assert silent[["absorbed", "chance", "p", "main"]].isna().all(axis=None)
     few = absorption_of(np.eye(40), labels, np.arange(40), {"child": "parent"}, n_permutations=3)
     assert few["reason"].tolist() == [""]
     assert few[["excess_low", "excess_high"]].isna().all(axis=None)  # three groups give no interval

@@ -52,6 +52,14 @@ def test_a_single_group_gives_no_chance():
     assert few["reason"].unique().tolist() == [""] and few["p"].notna().all()
 
 
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_array], ids=["array", "sparse"])
+def test_latents_that_never_fire_tell_nothing_and_the_row_says_so(form):
+    found = probe_of(form(np.zeros((40, 3))), np.tile([0, 1], 20), np.arange(40), ks=(1, None), n_bootstrap=20)
+    assert found["auroc"].tolist() == [0.5, 0.5]
+    assert found[["auroc_low", "auroc_high", "calibration_slope"]].isna().all(axis=None)
+    assert found["reason"].str.startswith("no feature varies").all()
+
+
 def test_rows_without_a_label_count_for_nothing(problem):
     codes, labels = problem
     known = np.arange(120) % 5 != 0
@@ -153,6 +161,7 @@ def test_few_positives_are_said():
     assert np.isfinite(three["auroc"].iloc[0])
     assert three[["auroc_low", "auroc_high"]].isna().all(axis=None)
     assert three["n_positive_groups"].iloc[0] == 3
+    assert three["reason"].tolist() == ["intervals need 10 groups of either class"]
     labels[1:3] = 0
     one = probe_of(codes, labels, np.arange(40), ks=(2, None))
     assert one["auroc"].isna().all()

@@ -167,6 +167,8 @@ def test_what_cannot_be_judged_is_said(planted):
     assert one["reason"].tolist() == ["all images are of one group"] * 2
     nothing = retrieval_scores_of(np.zeros((80, 2)), {"finding": finding}, groups, methods=["bm25"])
     assert nothing["reason"].tolist() == ["no query has a latent to go by", ""]
+    every = retrieval_scores_of(codes, {"all": np.ones(80)}, groups, methods=["bm25"])
+    assert every["reason"].tolist() == ["every image has this label: any hit is right"] * 2
 
 
 @pytest.mark.parametrize(

@@ -110,12 +110,14 @@ def absorption_of(
         counts = pair.counts()
         record = {"child": child, "parent": parent, **counts, "n_left_out": int(alone.sum())}
         few = min(counts["n_child_groups"], counts["n_rest_groups"], len(np.unique(pair.groups[~pair.parent])))
-        if few < 2 or found.shape[1] <= n_main:
-            reason = (
-                "the child, the parent's other images, or those without the parent are of fewer than two groups"
-                if few < 2
-                else f"{found.shape[1]} latents leave none beside {n_main} of the parent"
-            )
+        reason = ""
+        if few < 2:
+            reason = "the child, the parent's other images, or those without the parent are of fewer than two groups"
+        elif found.shape[1] <= n_main:
+            reason = f"{found.shape[1]} latents leave none beside {n_main} of the parent"
+        elif not mean_ranks(sparse.csc_array(pair.codes))[2].any():
+            reason = "no latent varies between these images"
+        if reason:
             records.append({**record, **dict.fromkeys(_RATES, np.nan), "reason": reason})
             continue
         resampled = n_bootstrap if min(counts["n_child_groups"], counts["n_rest_groups"]) >= min_patients else 0

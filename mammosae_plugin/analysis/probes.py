@@ -202,7 +202,7 @@ def probe_of(
         One row per k: k (the number that was used), auroc, auroc_low, auroc_high, chance (0.5), auroc_permuted (the
         same procedure with the labels permuted between groups; NaN without `permute`), calibration_slope (of the label
         on the held-out logit within folds; 1 is right, below 1 overconfident), n_rows, n_positive, n_groups,
-        n_positive_groups, and reason: why the AUROC is NaN, else empty.
+        n_positive_groups, and reason: why the AUROC or its interval is NaN, or says nothing, else empty.
 
     Raises:
         InputError: arrays that do not fit, labels that are not 0, 1 or NaN, or of one class only, a k that is no count.
@@ -246,9 +246,12 @@ def probe_of(
     controls = np.full(len(wanted), np.nan)
     if permute and permuted_few >= 2 and not control.no_folds:
         controls = np.array([control.auroc(score) for score in control.scores(wanted)[1]])
+    same = not _varies(problem.features)
+    reason = f"intervals need {min_patients} groups of either class" if few < min_patients and n_bootstrap else ""
+    reason = "no feature varies, so that all rows score alike" if same else reason
     records = []
     for size, score, control_auroc in zip(sizes, scores, controls, strict=True):
-        low, high = problem.interval(score, n_bootstrap) if few >= min_patients else (np.nan, np.nan)
+        low, high = (np.nan, np.nan) if same or few < min_patients else problem.interval(score, n_bootstrap)
         records.append(
             {
                 "k": size,
@@ -257,12 +260,17 @@ def probe_of(
                 "auroc_high": high,
                 "chance": 0.5,
                 "auroc_permuted": control_auroc,
-                "calibration_slope": problem.slope(score),
+                "calibration_slope": np.nan if same else problem.slope(score),
                 **counts,
-                "reason": "",
+                "reason": reason,
             }
         )
     return pd.DataFrame(records)
+
+
+def _varies(features: Any) -> bool:
+    low, high = (getattr(features, name)(axis=0) for name in ("min", "max"))
+    return bool((low != high).sum())
 
 
 def feature_matrix(features: Any) -> Any:
@@ -540,5 +548,5 @@ def latent_aurocs(
         for label, positive in _against_the_rest(table.classes(concept), rows.labels):
             scored = latent_aurocs_of(codes, positive, rows.patient_ids, n_permutations=n_permutations, seed=seed)
             about = {"concept": concept, "label": label, "statistic": statistic}
-            found.append(pd.concat([pd.DataFrame([about] * len(scored)), scored], axis=1))
+            found.append(pd.DataFrame([about] * len(scored), columns=[*about]).join(scored))
     return pd.concat(found, ignore_index=True)

@@ -181,6 +181,8 @@ def _label(name: str, given: ArrayLike, of_row: NDArray[np.int64], n_queries: in
         reason = "all images are of one group"
     elif len(np.unique(of_row[right])) < 2:
         reason = "only one group has this label: there is nothing right to find"
+    elif right[known].all():
+        reason = "every image has this label: any hit is right"
     queries = np.flatnonzero(right) if not reason else np.zeros(0, dtype=np.int64)
     if len(queries) > n_queries:
         queries = np.sort(np.random.default_rng(seed).choice(queries, n_queries, replace=False))
