@@ -295,6 +295,15 @@ def test_an_audit_that_is_killed_continues_and_ends_with_the_same_card(
     for name in ("encode_images", "member_scores", "replications", "untrained_sae"):  # what is there is read
         monkeypatch.setattr(study_audit, name, lambda *_, **__: pytest.fail("made again"))
     work()
+    codes = next((tmp_path / "audit" / "work" / "codes").iterdir())
+    kept = codes.read_bytes()
+    codes.write_bytes(kept[:-9])
+    with pytest.raises(InputError, match="is damaged"):
+        work()
+    codes.write_bytes(kept)
+    of_none = images.assign(patient_id=images["patient_id"].where(images.index > 3))
+    with pytest.raises(InputError, match="4 images have no patient_id"):
+        audit_sae(loaded(trained), store, tmp_path / "audit", images=of_none, settings=QUICK)
     other = loaded(trained)
     with torch.no_grad():
         other.b_dec += 1
@@ -346,6 +355,7 @@ def test_the_file_of_a_score_card_is_read_as_it_was_written(audited, tmp_path):
         ({}, "no score card"),
         ({**said, "format_version": 9}, "format 9"),
         ({**said, "members": [{"kind": "sae"}]}, "damaged"),
+        ({**said, "members": [{"kind": "sae", "number": 1, "scores": {"l0": "x"}}]}, "'x' is no score"),
     ):
         write_json(tmp_path / SCORE_CARD, wrong)
         with pytest.raises(InputError, match=message):

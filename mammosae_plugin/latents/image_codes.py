@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sae_lens import SAE
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from scipy import sparse
 from tqdm.auto import tqdm
@@ -72,8 +73,15 @@ class ImageCodes:
 
     @classmethod
     def read(cls, path: Path) -> "ImageCodes":
-        """Read what `write` wrote."""
-        tensors = load_file(path)
+        """Read what `write` wrote.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        try:
+            tensors = load_file(path)
+        except SafetensorError as error:
+            raise InputError(f"{path} is damaged ({error}); delete it and run again") from error
         n_images, d_sae, n_rows = tensors["shape"].tolist()
         parts = (tensors["values"], tensors["indices"], tensors["indptr"])
         explained, l0, dead = tensors["numbers"].tolist()

@@ -345,6 +345,9 @@ def score_card_of(said: Any, where: str) -> ScoreCard:
             Member(str(one["kind"]), int(one["number"]), {name: one["scores"].get(name) for name in SCORES})
             for one in said["members"]
         )
+        for value in (value for one in members for value in one.scores.values() if value is not None):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"{value!r} is no score")
         card = ScoreCard(members=members, **{name: dict(said[name]) for name in _PARTS})
         _ = card.comparisons(), card.described()
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -173,6 +173,9 @@ class _Data:
             raise InputError(
                 f"there is no column {group!r} to group images by; there are {', '.join(map(str, images.columns))}"
             )
+        if (unknown := images[group].isna()).any():
+            first = images["image_id"][unknown].iloc[0]
+            raise InputError(f"{int(unknown.sum())} images have no {group} (first {first}): say whose every image is")
         splits = images["split"].astype(str).to_numpy()
         there = sorted(set(splits))
         if split is not None and split not in there:
