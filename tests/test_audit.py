@@ -302,7 +302,7 @@ def test_an_audit_that_is_killed_continues_and_ends_with_the_same_card(
         work()
     codes.write_bytes(kept)
     of_none = images.assign(patient_id=images["patient_id"].where(images.index > 3))
-    with pytest.raises(InputError, match="4 images have no patient_id"):
+    with pytest.raises(InputError, match="no patient_id for 4 images"):
         audit_sae(loaded(trained), store, tmp_path / "audit", images=of_none, settings=QUICK)
     other = loaded(trained)
     with torch.no_grad():

@@ -185,7 +185,7 @@ def _told(found: EmbeddingFindings) -> pd.DataFrame:
 
 
 def _reasons(probes: pd.DataFrame) -> list[str]:
-    told = probes[probes["reason"].fillna("") != ""]
+    told = probes[(probes["reason"].fillna("") != "") & probes["auroc"].isna()]
     return sorted({f"{_label(row['concept'], row['class'])}: {row['reason']}" for row in _records(told)})
 
 

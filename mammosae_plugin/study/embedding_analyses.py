@@ -203,7 +203,7 @@ def recovery(codes: pd.DataFrame, dense: pd.DataFrame) -> pd.DataFrame:
     records = []
     whole = {(row["concept"], row["class"]): row for row in dense.to_dict("records")}
     for (concept, name), rows in codes.groupby(["concept", "class"], sort=False):
-        rows = rows[rows["reason"].fillna("") == ""]
+        rows = rows[rows["auroc"].notna()] if "auroc" in rows else rows.iloc[:0]
         other = whole[concept, name].get("auroc", np.nan)
         tried = rows[~rows["uses_all"].astype(bool)] if len(rows) else rows
         reached = recovery_thresholds(
