@@ -20,6 +20,7 @@ from mammosae_plugin.schema.results import Row
 from mammosae_plugin.visualization.embeddings import METHOD_NAMES, METHODS, MOST_SERIES
 from mammosae_plugin.visualization.tables import Estimate, estimate
 
+_TOLD = 4  # SAEs of which the summary speaks
 _BEST = 12  # latents in the table of the purest
 _SIGNIFICANT = 0.05
 
@@ -41,7 +42,7 @@ def render_embedding_report(found: EmbeddingFindings, figures_folder: Path) -> s
         prevalence=table_view(_prevalence(facts), n_labels=3),
         models=table_view(pd.DataFrame(facts["models"]).drop(columns="manifest")),
         saes=table_view(_saes(facts)),
-        several=len(facts["saes"]) > 1,
+        told_of=_TOLD,
         most_series=MOST_SERIES if len(facts["saes"]) > MOST_SERIES else None,
         quality=table_view(_quality(found.tables["quality"]), n_labels=3),
         told=table_view(_told(found), n_labels=3),
@@ -94,7 +95,7 @@ def _sentences(found: EmbeddingFindings, split: str) -> list[str]:
     ]
     if any("model" in row for row in facts["data"]["splits"]):
         said.append("The models have different images or labels: their numbers are not to be compared with each other.")
-    for sae in facts["saes"][:4]:
+    for sae in facts["saes"][:_TOLD]:
         quality = _of_sae(tables["quality"], sae)
         whole = quality[(quality["split"] == split)].iloc[-1]
         probes = tables["probes"]

@@ -19,6 +19,7 @@ MOST_SERIES = len(SERIES)
 """How many SAEs one figure can tell apart; of more it shows the first."""
 _MARKERS = "os^Dv<"
 _PER_ROW = 4
+_SHORT = 20  # letters of a name, of which three stand side by side below a figure
 METHODS = ("cosine", "fingerprint", "bm25", "dense", "random")
 """The methods of retrieval that are shown, in order."""
 METHOD_NAMES = {"cosine": "all latents", "bm25": "BM25", "dense": "vectors"}
@@ -100,7 +101,7 @@ def plot_probes(probes: pd.DataFrame, *, title: str) -> Figure:
                 axes.text(
                     0.5, 0.5, "cannot be told:\nsee the table", transform=axes.transAxes, ha="center", color=MUTED
                 )
-        _label_outside(figure, panels, "latents that the probe may use", "AUROC")
+        _label_outside(panels, "latents in the probe", "AUROC")
         figure.suptitle(title, x=0.01, ha="left")
         _legend(figure, panels[0], len(names))
     return figure
@@ -206,13 +207,14 @@ def _panels(n: int, height: float) -> tuple[Figure, list[Axes]]:
     return figure, list(grid.ravel()[:n])
 
 
-def _label_outside(figure: Figure, panels: Sequence[Axes], x: str, y: str) -> None:
-    figure.supxlabel(x, fontsize=8.5)
+def _label_outside(panels: Sequence[Axes], x: str, y: str) -> None:
     for axes in panels[::_PER_ROW]:
         axes.set_ylabel(y)
     for number, axes in enumerate(panels):
         if number % _PER_ROW:
             axes.set_yticklabels([])
+        if number + _PER_ROW >= len(panels):
+            axes.set_xlabel(x)
 
 
 def _plain_log(axes: Axes, values: Any) -> None:
@@ -229,4 +231,7 @@ def _plain_log(axes: Axes, values: Any) -> None:
 def _legend(figure: Figure, axes: Axes, n: int) -> None:
     if n > 1:
         handles, names = axes.get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower left", ncols=min(n, 3), columnspacing=1.6)
+        longest = max(map(len, names), default=0)
+        figure.legend(
+            handles, names, loc="outside lower left", ncols=min(n, 3 if longest <= _SHORT else 2), columnspacing=1.6
+        )
