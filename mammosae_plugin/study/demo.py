@@ -111,7 +111,8 @@ def _study_embeddings(output: Path, first: AnyStudy, size: _Size) -> list[str]:
     assert isinstance(first, StudyConfig)  # the demo's own
     (network,) = Study(first).classifier_files[ModelPair("finetuned", CONCEPTS[-1])]
     config_file = output / "embeddings.yaml"
-    settings = _as_yaml(_embedding_study(network.relative_to(output).as_posix(), size))
+    beside = network.relative_to(output.resolve())  # the configuration's paths are absolute
+    settings = _as_yaml(_embedding_study(beside.as_posix(), size))
     _require_own(config_file, settings)
     write_text(config_file, settings)
     study = open_study(load_config(config_file))
