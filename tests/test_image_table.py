@@ -1,7 +1,11 @@
 """Images and a table of any form, said by a mapping."""
 
+import numpy as np
+import pandas as pd
 import pytest
 
+from mammosae_plugin.datasets import DatasetError
+from mammosae_plugin.datasets.annotations import read_annotations
 from mammosae_plugin.datasets.mapping import load_mapping
 from mammosae_plugin.errors import InputError
 
@@ -33,3 +37,109 @@ def test_a_mapping_without_a_folder_and_an_unknown_preset_are_refused(tmp_path):
         load_mapping("vindrr", tmp_path)
     with pytest.raises(InputError, match=r"holds no mapping\.yaml"):
         load_mapping(tmp_path)
+
+
+TABLE = """pid,image,side,split,findings,density,cancer,xmin,ymin,xmax,ymax,age
+007,a,LEFT,train,"['Mass', 'Calc']",DENSITY A,1,2,10,12,45,50
+007,a,LEFT,train,['Calc'],DENSITY A,0,3,4,10,12,50
+007,b,R,train,[],,,,,,,
+008,c,R,test,['No'],B,0,,,,,51
+"""
+CLINIC = {
+    "table": "images.csv",
+    "image": "{image_id}.png",
+    "image_id": "image",
+    "patient_id": "pid",
+    "laterality": "side",
+    "labels": {
+        "Mass": {"column": "findings", "contains": "Mass"},
+        "Calc": {"column": "findings", "contains": "Calc"},
+        "density": {"kind": "graded", "classes": ["A", "B", "C", "D"], "values": {"DENSITY A": "A"}},
+        "cancer": {"located": False, "rows": "highest"},
+        "any": {"any_of": ["Mass", "Calc"]},
+    },
+    "boxes": {"columns": ["xmin", "ymin", "xmax", "ymax"], "origin": 1},
+    "covariates": {"age": "number"},
+}
+
+
+def clinic(root, text=TABLE, **changes):
+    (root / "images.csv").write_bytes(text.encode() if isinstance(text, str) else text)
+    return read_annotations(*load_mapping(CLINIC, root, changes))
+
+
+def test_a_table_becomes_images_and_findings_with_missing_labels_missing(tmp_path):
+    found = clinic(tmp_path)
+    images = found.images.set_index("image_id")
+    assert images.loc["a", ["patient_id", "split", "laterality", "file"]].tolist() == ["007", "training", "L", "a.png"]
+    labels = images[["Mass", "Calc", "density", "cancer", "any"]]
+    assert labels.to_numpy().tolist() == [[1, 1, 0, 1, 1], [0, 0, -1, -1, 0], [0, 0, 1, 0, 0]]
+    assert found.missing == {"Mass": 0, "Calc": 0, "density": 1, "cancer": 1, "any": 0}
+    assert images["age"].tolist()[::2] == [50, 51] and np.isnan(images.loc["b", "age"])
+    boxes = found.findings.dropna(subset=["xmin"])
+    assert boxes[["xmin", "ymin", "xmax", "ymax"]].to_numpy().tolist() == [[1, 9, 11, 44], [2, 3, 9, 11]]
+    assert boxes["Mass"].tolist() == [1, 0] and boxes["Calc"].tolist() == [1, 1]
+    # Cancer has no place: it is told by a row of its own, and the rows with a box leave it open.
+    assert found.findings["cancer"].tolist() == [-1, 1, 0, -1, 0]
+    assert [one.boxes for one in found.concepts] == [True, True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeff" + TABLE,
+        TABLE.replace("\n", "\r\n"),
+        TABLE.replace("'Mass', 'Calc'", "'Mass'| 'Calc'").replace(",", ";").replace("|", ","),
+        TABLE.replace("'Mass', 'Calc'", "'Mass'| 'Calc'").replace(",", "\t").replace("|", ","),
+    ],
+    ids=["byte order mark", "CRLF", "semicolons", "tabs"],
+)
+def test_how_a_csv_was_saved_changes_nothing(tmp_path, text):
+    (tmp_path / "plain").mkdir()
+    plain, other = clinic(tmp_path / "plain"), clinic(tmp_path, text)
+    pd.testing.assert_frame_equal(plain.images, other.images)
+    pd.testing.assert_frame_equal(plain.findings, other.findings)
+
+
+def test_every_problem_of_a_table_is_told_at_once_with_its_lines(tmp_path):
+    text = (
+        TABLE.replace("008,c,R,test", "007,c,R,test").replace("DENSITY A,0", "B,0").replace("R,train,[]", "R,trian,7[")
+    )
+    text = text.replace(",2,10,12,45,", ",2,x,12,,").replace(",51", ",old")
+    with pytest.raises(DatasetError) as error:
+        clinic(tmp_path, text)
+    for told in (
+        "1 patient is in more than one split (such as 007)",
+        "1 image has rows with different density (such as a)",
+        "'trian' in line 4",
+        "1 ymin value is no number",
+        "1 row has a box with missing corners (such as line 2)",
+        "'old' in line 5",
+    ):
+        assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"exam_id": "stud", "labels": {"Mass": "findngs"}},
+            "2 columns are missing that the mapping names: stud (exam_id)",
+        ),
+        ({"labels": {"Mass": "findngs"}}, "findngs (labels.Mass) (nearest: findings)"),
+        ({"keep": {"side": "X"}}, "no row is left that `keep` keeps"),
+        ({"split": {"make": {"held_out": {"site": ["x"]}}}}, "split.make names 'site', which the table lacks"),
+    ],
+)
+def test_columns_that_are_missing_are_told_with_the_nearest(tmp_path, changes, told):
+    with pytest.raises(DatasetError) as error:
+        clinic(tmp_path, **changes)
+    assert told in str(error.value)
+
+
+def test_one_image_in_rows_that_disagree_is_refused_where_rows_are_no_findings(tmp_path):
+    labels = {"cancer": {}}
+    with pytest.raises(DatasetError, match="different cancer"):
+        clinic(tmp_path, boxes=None, labels=labels)
+    assert clinic(tmp_path, labels=labels).images["cancer"].tolist() == [1, -1, 0]

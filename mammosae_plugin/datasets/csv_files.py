@@ -15,17 +15,19 @@ from mammosae_plugin.datasets.base import DatasetError
 from mammosae_plugin.file_kinds import kind_of
 
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ":": "colons", " ": "spaces"}
+_READ = (";", "\t", "|")
 _BLANKS = " \t\r\n\u00a0\u200b\u200e\u2060\ufeff"
 _NUMBERED = r"\s*(\.\d+|\(\d+\)|[ _-]copy)$"  # how programs rename a column that is there already
 _SAVE_AS = "save it as CSV with commas between the cells, points in the numbers and UTF-8 text"
 
 
-def read_csv(file: Path, columns: Collection[str]) -> pd.DataFrame:
+def read_csv(file: Path, columns: Collection[str], *, any_separator: bool = False) -> pd.DataFrame:
     """A CSV file with every cell as stripped text, so that ids such as 0012e34 stay what they are.
 
     Args:
         file: the file.
         columns: some of the columns that it should have, from which another separator is told.
+        any_separator: read semicolons, tabs or bars between the cells too, instead of refusing them.
 
     Returns:
         One row per row of the file; the index is the number of its (last) line, the header's being 1.
@@ -35,7 +37,7 @@ def read_csv(file: Path, columns: Collection[str]) -> pd.DataFrame:
             another length than its header.
     """
     text = _text(file)
-    header, *rows = _rows(text, file, columns)
+    header, *rows = _rows(text, file, columns, any_separator)
     names = [name.strip(_BLANKS) for name in header[1]]
     if len(names) == 1 and "," in names[0]:
         raise DatasetError(f"{file.name}: each line stands in quotation marks as a whole; {_SAVE_AS}")
@@ -129,13 +131,16 @@ def _text(file: Path) -> str:
     return text
 
 
-def _rows(text: str, file: Path, columns: Collection[str]) -> list[tuple[int, list[str]]]:
+def _rows(text: str, file: Path, columns: Collection[str], any_separator: bool) -> list[tuple[int, list[str]]]:
     """The rows that are not blank, each with the number of its last line; the header first."""
     if text.lower().startswith("sep="):
         raise DatasetError(f"{file.name} begins with the line {text.splitlines()[0]!r} of a spreadsheet: {_SAVE_AS}")
     first = text.lstrip().splitlines()[0]
     found = {separator: len(set(columns) & set(_cells(first, separator))) for separator in (",", *_SEPARATORS)}
     best = max(found, key=lambda separator: found[separator])
+    if any_separator and not found[best]:  # the columns have other names: what cuts the header into most cells
+        best = max((",", *_READ), key=first.count)
+        found[best] += first.count(best) > first.count(",")
     if found[best] > found[","]:
         second = next(iter(text.lstrip().splitlines()[1:]), "")
         if len(_cells(second, best)) == 1 and len(next(csv.reader([second]), [])) == len(_cells(first, best)):
@@ -143,11 +148,14 @@ def _rows(text: str, file: Path, columns: Collection[str]) -> list[tuple[int, li
                 f"{file.name}: the header has {_SEPARATORS[best]} ({best!r}) between its names, the rows have commas: "
                 "write commas in the header too"
             )
-        raise DatasetError(
-            f"{file.name} has {_SEPARATORS[best]} ({best!r}) as separators between its cells: {_SAVE_AS}"
-        )
+        if not (any_separator and best in _READ):
+            raise DatasetError(
+                f"{file.name} has {_SEPARATORS[best]} ({best!r}) as separators between its cells: {_SAVE_AS}"
+            )
+    else:
+        best = ","
     try:
-        return _split(text, ",")
+        return _split(text, best)
     except csv.Error as error:
         raise DatasetError(f"{file.name}: {error} is no row of a CSV; {_SAVE_AS}") from error
 

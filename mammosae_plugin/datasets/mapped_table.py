@@ -1,0 +1,54 @@
+"""A table with every cell as text, and what a mapping says of its columns."""
+
+__all__ = ["MappedTable"]
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from mammosae_plugin.datasets.base import describe
+from mammosae_plugin.datasets.mapping import ImageMapping, columns_of, filled
+from mammosae_plugin.datasets.table_checks import MISSING_TEXT, TableChecks
+
+_SAME = "give them the same"
+
+
+class MappedTable(TableChecks):
+    """The rows of a table, the mapping that they are read by, and what is wrong with them.
+
+    Args:
+        table: every cell as text; the index is the number of each row's line.
+        mapping: how it is read.
+        files: the file of each row, where there are several.
+    """
+
+    def __init__(self, table: pd.DataFrame, mapping: ImageMapping, files: Sequence[str]) -> None:
+        super().__init__(table)
+        self.mapping = mapping
+        self.files = files if len(set(files)) > 1 else ()
+
+    def line(self, row: int) -> str:
+        """How a row is named; of several files also in which it is."""
+        return super().line(row) + (f" of {self.files[row]}" if self.files else "")
+
+    def cells(self, pattern: str, table: pd.DataFrame | None = None) -> "pd.Series[str]":
+        """A column, or what a pattern of columns makes of every row."""
+        source = self.table if table is None else table
+        if "{" not in pattern:
+            return source[pattern]
+        rows = source[list(dict.fromkeys(columns_of(pattern)))].to_dict("records")
+        return pd.Series([filled(pattern, row) for row in rows], index=source.index, dtype=object)  # type: ignore[arg-type]
+
+    def meanings(self, text: "pd.Series[str]", values: Mapping[str, str | None]) -> "pd.Series[str]":
+        """Cells as what they mean; "" where they say nothing."""
+        translated = text.map(lambda cell: (values[cell] or "") if cell in values else cell)
+        nothing = {*MISSING_TEXT, *(word.lower() for word in self.mapping.missing)}
+        said = text.isin([cell for cell, meaning in values.items() if meaning]) | ~translated.str.lower().isin(nothing)
+        return translated.where(said, "")
+
+    def alike(self, image_ids: "pd.Series[str]", values: "pd.Series[Any]", name: str) -> None:
+        """Note the images whose rows have several of these values; rows without one have none."""
+        pairs = pd.DataFrame({"image_id": image_ids, "value": values})[(values != "").to_numpy()].drop_duplicates()
+        if len(twice := pairs.loc[pairs["image_id"].duplicated(), "image_id"].unique()):
+            self.problems.append(describe(len(twice), f"images have rows with different {name}", twice, _SAME))
