@@ -4,6 +4,8 @@ Checkpoints are read safely, Mammo-CLIP becomes a timm EfficientNet, an image mo
 are in TransformerLens, and a Mammo-SAE file becomes a SAELens SAE.
 """
 
+from mammosae_plugin.adapters.architectures import new_backbone_classifier
+from mammosae_plugin.adapters.backbone_classifier import BackboneClassifier
 from mammosae_plugin.adapters.checkpoints import CheckpointFormatError, UnsafeCheckpointError
 from mammosae_plugin.adapters.classifier import Classifier
 from mammosae_plugin.adapters.hooked_vision_model import HookedVisionModel
@@ -21,6 +23,7 @@ from mammosae_plugin.adapters.vision_sae import (
 )
 
 __all__ = [
+    "BackboneClassifier",
     "CheckpointFormatError",
     "CheckpointReport",
     "Classifier",
@@ -34,6 +37,7 @@ __all__ = [
     "load_classifier",
     "load_mammo_clip",
     "load_vision_sae",
+    "new_backbone_classifier",
     "new_classifier",
     "new_timm_classifier",
     "save_classifier",

@@ -16,7 +16,7 @@ from mammosae_plugin.shapes import Images
 class Classifier(Protocol):
     """An image network with a linear head, or without one, and with a preprocessing of its own.
 
-    `MammoClipClassifier` and `TimmClassifier` are such; `save_classifier` writes any, `load_classifier` reads it.
+    `MammoClipClassifier` and `BackboneClassifier` are such; `save_classifier` writes any, `load_classifier` reads it.
 
     Attributes:
         source: where the weights come from, in plain JSON.
@@ -32,7 +32,7 @@ class Classifier(Protocol):
 
     @property
     def architecture(self) -> str:
-        """timm's name."""
+        """Its name in the library that it is of."""
 
     @property
     def n_class(self) -> int:

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, get_args
 import torch
 from torch import nn
 
+from mammosae_plugin.adapters.architectures import preprocessing_of_transformers
 from mammosae_plugin.adapters.checkpoints import CheckpointFormatError, is_safetensors, read_torch_checkpoint
 from mammosae_plugin.adapters.classifier import Classifier
 from mammosae_plugin.adapters.hooked_vision_model import HookedVisionModel
@@ -28,7 +29,6 @@ from mammosae_plugin.files import local_path, read_json
 Pooling = Literal["model", "class_token", "mean_of_patches", "projected"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
-IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), scale="full_range")
 _TRANSFORMERS = "hf:"
 _PROJECTION = "image_projection.projection."
 _Network = TypeVar("_Network", bound=nn.Module)
@@ -354,15 +354,7 @@ def _from_transformers(name: str, pooling: Pooling, weights: str | os.PathLike[s
     return Embedder(
         network,
         pooling,
-        preprocessing=IMAGENET if said is None else _preprocessing(read_json(said)),
+        preprocessing=preprocessing_of_transformers({} if said is None else read_json(said)),
         architecture=str(network.config.model_type),
         source=source,
     ).eval()
-
-
-def _preprocessing(said: Mapping[str, Any]) -> Preprocessing:
-    mean, std = (said.get(name) for name in ("image_mean", "image_std"))
-    if not (isinstance(mean, list) and isinstance(std, list) and len(mean) == len(std) == 3):
-        return IMAGENET
-    (m0, m1, m2), (s0, s1, s2) = (map(float, values) for values in (mean, std))
-    return Preprocessing(mean=(m0, m1, m2), std=(s0, s1, s2), scale="full_range")

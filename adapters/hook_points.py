@@ -41,13 +41,14 @@ def outermost(model: nn.Module, recording: Recording) -> list[str]:
     """The outermost modules that give maps or tokens, inside them where these are few.
 
     A sequence is looked into when it is a whole network (its parts give maps of several shapes) or a stack of
-    transformer blocks.
+    transformer blocks; what gives no tensor, or only holds modules, always is.
     """
     shapes = {call.path: call.shape for call in recording.calls}
 
     def parts(path: str) -> list[str]:
         names = [f"{path}.{name}".lstrip(".") for name, _ in model.get_submodule(path).named_children()]
-        return [name for name in names if _has_positions(shapes.get(name))]
+        inside = {name: [name] if shapes.get(name) is not None else parts(name) for name in names}
+        return [part for name in names for part in inside[name] if _has_positions(shapes.get(part))]
 
     def unfolded(path: str) -> list[str]:
         found = {shapes[part] for part in parts(path)}

@@ -3,6 +3,7 @@
 __all__ = ["load_classifier", "load_mammo_clip"]
 
 import os
+from collections.abc import Collection
 
 import torch
 
@@ -23,6 +24,7 @@ def load_classifier(
     classifier_filename: str | None = None,
     revision: str | None = None,
     device: str | torch.device = "cpu",
+    functions: Collection[str] = (),
 ) -> Classifier:
     """Load an image network of any kind, with or without a classifier, in evaluation mode; the file says which it is.
 
@@ -42,6 +44,8 @@ def load_classifier(
         revision: branch, tag or commit, for the files that come from the Hub. Name a commit where results must be
             reproducible; the commit that was read is recorded in any case.
         device: where to put the model.
+        functions: "package.module:function" of those that may be imported and called to make a network that a file says
+            is theirs; a file cannot name one by itself.
 
     Returns:
         The model; `n_class` is 0 when no file has a head.
@@ -64,7 +68,7 @@ def load_classifier(
     if whole and len(files) > 1:
         other = files[0] if whole[0] is files[1] else files[1]
         raise InputError(f"{whole[0].path} is a whole classifier already; give it alone, without {other.path}")
-    model = read_saved_classifier(whole[0]) if whole else read_mammo_clip(*files)
+    model = read_saved_classifier(whole[0], functions=functions) if whole else read_mammo_clip(*files)
     model.network.eval().to(device)
     return model
 

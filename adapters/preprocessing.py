@@ -1,6 +1,6 @@
 """How 8-bit pixels become a network's input. It belongs to the network, and to the fingerprint of all that is made."""
 
-__all__ = ["BadImageError", "check_contrast", "MAMMO_CLIP", "Number", "Preprocessing"]
+__all__ = ["BadImageError", "check_contrast", "IMAGENET", "MAMMO_CLIP", "Number", "Preprocessing"]
 
 import hashlib
 from collections.abc import Mapping
@@ -11,6 +11,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
+from torch.nn import functional
 
 from mammosae_plugin.errors import InputError
 
@@ -39,23 +41,36 @@ def check_contrast(array: npt.NDArray[np.uint8], name: str = "") -> None:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """A network's own preprocessing; gray images are repeated to three channels, and nothing is resized.
+    """A network's own preprocessing; gray images are repeated to three channels, and only `size` resizes.
 
     Attributes:
         mean: what is taken off after scaling.
         std: what the rest is divided by.
         scale: "own_range": minus the image's minimum, over its new maximum, as the released Mammo-SAE code does it;
             "full_range": over 255, as timm's networks expect it.
+        channels: 3, or 1 for a network that takes gray images.
+        size: (H, W) that every image is stretched to, after it was scaled; None leaves it as it is.
     """
 
     mean: Number
     std: Number
     scale: Literal["own_range", "full_range"]
+    channels: Literal[1, 3] = 3
+    size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         """See that a range of the image's own goes with one mean for all channels, since it is that of all of them."""
-        if self.scale == "own_range" and (isinstance(self.mean, tuple) or isinstance(self.std, tuple)):
+        per_channel = isinstance(self.mean, tuple) or isinstance(self.std, tuple)
+        if self.scale == "own_range" and per_channel:
             raise InputError("a preprocessing to the image's own range has one mean and one std, not one per channel")
+        if self.channels == 1 and per_channel:
+            raise InputError("a preprocessing to one channel has one mean and one std, not three")
+        if not all(np.isfinite([*np.atleast_1d(self.mean), *np.atleast_1d(self.std)])) or np.min(self.std) <= 0:
+            raise InputError(f"a preprocessing has mean {self.mean} and std {self.std}: give numbers, std above 0")
+
+    def input_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) of what the network is given of images of `image_size`."""
+        return self.size or image_size
 
     def __call__(self, array: npt.NDArray[np.uint8], name: str = "") -> torch.Tensor:
         """An 8-bit image as the network's input, computed in float32.
@@ -65,7 +80,7 @@ class Preprocessing:
             name: the image's name, for the error message.
 
         Returns:
-            float32 tensor (3, H, W), contiguous.
+            float32 tensor (channels, H, W), contiguous.
 
         Raises:
             BadImageError: the image is constant.
@@ -74,6 +89,8 @@ class Preprocessing:
         if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
             raise TypeError(f"expected a uint8 array (H, W) or (H, W, 3), got {array.dtype} {array.shape}")
         check_contrast(array, name)
+        if self.channels == 1 and array.ndim == 3:
+            array = np.asarray(Image.fromarray(array).convert("L"))
         values = array.astype(np.float32)
         if self.scale == "own_range":
             values -= values.min()
@@ -85,10 +102,15 @@ class Preprocessing:
         values -= np.asarray(self.mean, dtype=np.float32)
         values /= np.asarray(self.std, dtype=np.float32)
         image = torch.from_numpy(values)
-        return image.expand(3, -1, -1).contiguous() if image.ndim == 2 else image.permute(2, 0, 1).contiguous()
+        image = image[None] if image.ndim == 2 else image.permute(2, 0, 1)
+        if self.size is not None:
+            image = functional.interpolate(
+                image[None], self.size, mode="bilinear", antialias=True, align_corners=False
+            )[0]
+        return image.expand(self.channels, -1, -1).contiguous()
 
     def again(self, image: torch.Tensor) -> torch.Tensor:
-        """A preprocessed image (3, H, W) that was changed, as if its pixels had been changed before.
+        """A preprocessed image (channels, H, W) that was changed, as if its pixels had been changed before.
 
         An image in its own range is stretched to the full range again, as Mammo-CLIP does it, which augments before it
         preprocesses; one without any contrast left stays.
@@ -105,11 +127,11 @@ class Preprocessing:
         mean, std = (list(value) if isinstance(value, tuple) else value for value in (self.mean, self.std))
         scaling = ["minus its minimum", "over its new maximum"] if self.scale == "own_range" else ["over 255"]
         return {
-            "read_as": "8-bit RGB",
+            "read_as": "8-bit RGB" if self.channels == 3 else "8-bit gray",
             "steps": ["to float32", *scaling, f"minus {mean}", f"over {std}"],
             "mean": mean,
             "std": std,
-            "resize": None,
+            "resize": None if self.size is None else list(self.size),
         }
 
     @classmethod
@@ -125,8 +147,13 @@ class Preprocessing:
                 for value in (said.get("mean"), said.get("std"))
             )
             scale = "full_range" if "over 255" in str(said.get("steps")) else "own_range"
-            found = cls(mean, std, scale)  # type: ignore[arg-type]  # what it is is compared
-            if found.describe() == dict(said):
+            channels = 1 if said.get("read_as") == "8-bit gray" else 3
+            size = said.get("resize")
+            try:
+                found = cls(mean, std, scale, channels, None if size is None else (int(size[0]), int(size[1])))  # type: ignore[arg-type]  # what it is is compared
+            except (TypeError, ValueError, IndexError):
+                found = None
+            if found is not None and found.describe() == dict(said):
                 return found
         raise InputError(f"the preprocessing {said!r} is none that this release knows; update it")
 
@@ -139,3 +166,6 @@ class Preprocessing:
 
 MAMMO_CLIP = Preprocessing(mean=0.3089279, std=0.25053555408335154, scale="own_range")
 """Exactly what the released Mammo-SAE and Mammo-CLIP code does."""
+
+IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), scale="full_range")
+"""What most networks expect whose weights were trained on ImageNet."""

@@ -7,13 +7,16 @@ __all__ = [
 
 import json
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from mammosae_plugin.adapters.architectures import described_network
 from mammosae_plugin.adapters.checkpoints import CheckpointFormatError, check_keys
 from mammosae_plugin.adapters.classifier import Classifier
 from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier
@@ -24,11 +27,12 @@ from mammosae_plugin.files import write_safetensors, write_text
 
 _HEADER_KEY = "mammosae_classifier"
 _FIRST_KIND = "mammo_clip"  # of files that name none
-_KINDS: dict[str, type[MammoClipClassifier] | type[TimmClassifier]] = {
-    _FIRST_KIND: MammoClipClassifier,
-    "timm": TimmClassifier,
+_OF_LIBRARY = "network"
+_KINDS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Classifier]] = {
+    _FIRST_KIND: MammoClipClassifier.described,
+    "timm": TimmClassifier.described,
 }
-_VERSION_OF_KIND = {_FIRST_KIND: 1, "timm": 2}  # releases that know Mammo-CLIP alone ask to be updated
+_VERSION_OF_KIND = {_FIRST_KIND: 1, "timm": 2, _OF_LIBRARY: 3}  # releases that know Mammo-CLIP alone ask to be updated
 
 
 def is_classifier_folder(path: Path) -> bool:
@@ -81,7 +85,10 @@ def save_classifier(model: Classifier, path: str | os.PathLike[str], *, metadata
 
 
 def _tensors(model: Classifier) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu() for name, tensor in model.network.state_dict().items()}
+    tensors = {name: tensor.detach().cpu() for name, tensor in model.network.state_dict().items()}
+    places = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
+    shared = {name for name, tensor in tensors.items() if places[tensor.untyped_storage().data_ptr()] > 1}
+    return {name: tensor.clone() if name in shared else tensor for name, tensor in tensors.items()}
 
 
 def _header(model: Classifier, source: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,16 +121,17 @@ def saved_classifier_header(metadata: Mapping[str, str]) -> dict[str, Any] | Non
     return header if isinstance(header, dict) else {}
 
 
-def read_saved_classifier(source: Source, *, device: str = "cpu") -> Classifier:
+def read_saved_classifier(source: Source, *, device: str = "cpu", functions: Collection[str] = ()) -> Classifier:
     """The classifier in a file that `save_classifier`, or a folder that `save_classifier_folder` wrote.
 
     Args:
         source: the file or folder.
         device: "meta" checks all that loading checks, and gives a network without weights.
+        functions: as for `load_classifier`.
 
     Raises:
         CheckpointFormatError: the file is another or a damaged one.
-        InputError: timm has no network of the file's architecture.
+        InputError: no library here has the file's architecture, or a function makes it that is not among `functions`.
     """
     path = source.path
     config = path / CLASSIFIER_FILES[0] if path.is_dir() else None
@@ -139,7 +147,7 @@ def read_saved_classifier(source: Source, *, device: str = "cpu") -> Classifier:
         header = json.loads(header_text)
         kind = header.get("kind", _FIRST_KIND)
         if header["format_version"] != _VERSION_OF_KIND.get(kind):
-            known = max(_VERSION_OF_KIND.values())
+            known = _VERSION_OF_KIND.get(kind, max(_VERSION_OF_KIND.values()))
             raise CheckpointFormatError(
                 f"{path} has format version {header['format_version']}; this release reads {known}, update it"
             )
@@ -150,7 +158,8 @@ def read_saved_classifier(source: Source, *, device: str = "cpu") -> Classifier:
             "trained_from": header["source"],
         }
         with torch.device(device):
-            model: Classifier = _KINDS[kind].described(header, origin)
+            of_library = partial(described_network, functions=functions)
+            model = (of_library if kind == _OF_LIBRARY else _KINDS[kind])(header, origin)
     except (KeyError, TypeError, IndexError, AttributeError, json.JSONDecodeError) as error:
         raise CheckpointFormatError(
             f"{path} has a damaged header at {config.name if config else _HEADER_KEY}: {type(error).__name__}: {error}"

@@ -231,9 +231,9 @@ def networks_counted():
     loads, looks = Counter(), Counter()
     load, forward = networks.load_classifier, MammoClipClassifier.forward
 
-    def counting_load(*files):
+    def counting_load(*files, **settings):
         loads[files[-1].stem] += 1
-        return load(*files)
+        return load(*files, **settings)
 
     def counting_forward(self, images):
         range_of_data = 1 / 0.25053555  # of every preprocessed image; what is skipped gets NaN

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from helpers_datasets import csv_folder
 from helpers_study import study_settings, write_study
 
 from mammosae_plugin.adapters import (
@@ -72,6 +73,40 @@ def test_any_classifier_of_timms_is_trained_studied_and_reported(architecture, t
     assert set(prepared) == {"classify", "extract", "encode"} | ({"intervene"} if readout == "network" else set())
     assert set(prepared.values()) == {network.preprocessing.fingerprint} != {MAMMO_CLIP.fingerprint}
     assert sae.preprocessing == network.preprocessing.describe() == network.source["metadata"]["preprocessing"]
+
+
+def test_a_concept_of_three_classes_runs_to_a_report_that_cites_what_was_used(tmp_path, phantom_root):
+    csv_folder(tmp_path / "data", phantom_root)
+    settings = settings_of(tmp_path, phantom_root, "test_resnet", drop_connect=0, dropout=0)
+    grade = {"kind": "multiclass", "classes": ["low", "middle", "high"]}
+    settings["data"] = {
+        "kind": "csv",
+        "root": str(tmp_path / "data"),
+        "labels": {"Grade": grade},
+        "image_size": [96, 64],
+    }
+    settings["concepts"], settings["sae"]["train"]["concept"] = ["Grade"], "Grade"
+    settings["models"][0]["preprocessing"] = {"size": [64, 64], "mean": 0.4, "std": 0.2, "channels": 1}
+    study = Study(load_config(write_study(tmp_path, settings)))
+    study.run()
+    found = json.loads((study.results_folder / "results.json").read_text())
+    (model,) = found["models"]
+    said = {"read_as": "8-bit gray", "mean": 0.4, "std": 0.2, "resize": [64, 64]}
+    assert (model["library"], model["readout"], model["grid"]) == ("timm", "linear", [2, 2])
+    assert said.items() <= model["preprocessing"].items()
+    assert study.primary.sae.cfg.metadata.preprocessing == model["preprocessing"]
+    table = next(iter(study.primary.tables.values()))
+    assert table.logits("Grade").shape[1] == 3 and table.image_size == (96, 64)
+    assert {row["class"] for row in found["rankings"]} == {0, 1, 2}
+    sweep = [row for row in found["interventions"] if row["mode"] == "activate" and not row["error_term"]]
+    assert {row["k"]: row["n_latents"] for row in sweep}[0] == 0
+    rows = table.rows("Grade", split="test")
+    right = table.logits("Grade")[rows.image_rows].argmax(1) == rows.labels
+    assert found["reconstruction"][0]["accuracy"] == pytest.approx(right.mean())
+    page = (study.results_folder / "report.html").read_text()
+    assert "stretched to 64" in page and "over 255, minus 0.4, over 0.2" in page
+    cited = page.split('id="cite"')[1]
+    assert "PyTorch Image Models" in cited and "Mammo-CLIP" not in cited
 
 
 def refused(folder, settings):

@@ -409,10 +409,11 @@ def _extract(
     models = {id(source.model): source.model for source in sources}
     fingerprints = {key: tensors_fingerprint(model.encoder_state()) for key, model in models.items()}
     ids = dataset.images["image_id"].tolist()
+    image_size = dataset.preprocessing.input_size(dataset.image_size)
     common = {
         "format_version": FORMAT_VERSION,
         "dataset": dataset.fingerprint,
-        "image_size": list(dataset.image_size),
+        "image_size": list(image_size),
         "preprocessing": dataset.preprocessing.describe(),
         "fraction": settings.fraction if settings.count is None else None,
         "count": settings.count,
@@ -429,12 +430,12 @@ def _extract(
             **common,
             "model": fingerprints[id(source.model)],
             "hook_name": source.hook_name,
-            "layout": _layout(source, dataset.image_size),
+            "layout": _layout(source, image_size),
             "compiled": source.model.compiled,
         }
         for source in sources
     }
-    n_bytes = sum(_nbytes_per_image(source, dataset.image_size, settings) for source in sources)
+    n_bytes = sum(_nbytes_per_image(source, image_size, settings) for source in sources)
     with evaluation(*models.values(), device=device):
         run_shards_together(
             {source.name: (source.folder, plans[source.name] | {"images": sha256_of_json(ids)}) for source in sources},

@@ -149,9 +149,9 @@ def cache_layer_outputs(
     if len(dataset) == 0:
         raise InputError("there is no image to cache layer outputs of; check the split and the quarantine file")
     folder, hook_name = local_path(folder), model.resolve_hook_name(hook_name)
-    device = distributed.place(device)
+    device, image_size = distributed.place(device), dataset.preprocessing.input_size(dataset.image_size)
     with evaluation(model, device=device):
-        stored = _stored(model, hook_name, dataset.image_size)
+        stored = _stored(model, hook_name, image_size)
     shard_size = min(IMAGES_PER_SHARD, max(1, BYTES_PER_SHARD // stored.nbytes))
     distributed.on_main(lambda: _check_room(folder, hook_name, len(dataset), shard_size, stored.nbytes))
     plan = {
@@ -161,7 +161,7 @@ def cache_layer_outputs(
         "dataset": dataset.fingerprint,
         "preprocessing": dataset.preprocessing.fingerprint,
         "images": sha256_of_json(dataset.images["image_id"].tolist()),
-        "image_size": list(dataset.image_size),
+        "image_size": list(image_size),
         "batch_size": batch_size,
     }
     compute = partial(_read_shard, model, dataset, hook_name, stored, device, batch_size, num_workers)

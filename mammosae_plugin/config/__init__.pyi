@@ -4,11 +4,12 @@ from .common import Data as Data
 from .embeddings import EmbeddingStudyConfig as EmbeddingStudyConfig
 from .maps import AnalysisConfig as AnalysisConfig
 from .maps import ModelConfig as ModelConfig
+from .maps import NetworkStart as NetworkStart
+from .maps import PreprocessingSettings as PreprocessingSettings
 from .maps import ReportConfig as ReportConfig
 from .maps import SAEConfig as SAEConfig
 from .maps import SAETrainingSource as SAETrainingSource
 from .maps import StudyConfig as StudyConfig
-from .maps import TimmStart as TimmStart
 from .reading import BELOW_ROOT as BELOW_ROOT
 from .reading import AnyStudy as AnyStudy
 from .reading import describe_settings as describe_settings

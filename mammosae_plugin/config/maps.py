@@ -1,15 +1,16 @@
 """The configuration of a study of maps: every setting, its meaning and its default, checked before anything runs."""
 
 __all__ = [
-    "AnalysisConfig", "ModelConfig", "ReportConfig", "SAEConfig", "SAETrainingSource", "StudyConfig", "TimmStart",
-    "WEIGHTS_OF_TIMM",
+    "AnalysisConfig", "ModelConfig", "NetworkStart", "Outputs", "PreprocessingSettings", "ReportConfig", "SAEConfig",
+    "SAETrainingSource", "START_LIBRARIES", "StudyConfig", "WEIGHTS_BY_NAME",
 ]  # fmt: skip
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from mammosae_plugin.config.common import Checkpoint, CommonConfig, Data, FileName, is_empty, path_or_hub
 from mammosae_plugin.training.augmentation import Kind
@@ -19,22 +20,72 @@ from mammosae_plugin.validation import Settings
 
 
 def _weights(value: str | Path) -> str | Path:
-    return value if value in WEIGHTS_OF_TIMM else path_or_hub(value)
+    return value if value in WEIGHTS_BY_NAME else path_or_hub(value)
 
 
-WEIGHTS_OF_TIMM = ("pretrained", "random")
+WEIGHTS_BY_NAME = ("pretrained", "random")
+START_LIBRARIES = ("timm", "torchvision", "transformers", "function")
+_Class = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)]  # YAML's 4
+Outputs = int | list[_Class | list[_Class] | None]
 
 
-class TimmStart(Settings):
-    """One of timm's architectures, which the study trains classifiers from."""
+class NetworkStart(Settings):
+    """An architecture of a library's, or somebody's function that makes a network."""
 
-    architecture: str = Field(description="timm's name, such as resnet18 or vit_small_patch16_224.")
+    architecture: str = Field(
+        description="The library's name, such as resnet18 or vit_small_patch16_224; of transformers a model's name on "
+        "the Hub or its folder; of a function package.module:function, which is imported and called."
+    )
     weights: Annotated[str | Path, AfterValidator(_weights)] = Field(
         "pretrained",
-        description="'pretrained': timm's own, from the Hub or its cache on this machine; 'random'; or a file of a "
-        "state dict under timm's names.",
+        description="'pretrained': the library's own, from the Hub or its cache on this machine, or of a function what "
+        "it gives; 'random'; or a file of a state dict under the network's own names.",
     )
     seed: int = Field(0, ge=0, description="Of random weights.")
+    arguments: dict[str, Any] = Field(
+        {}, description="Of the function or the library's builder; of transformers settings in place of its config's."
+    )
+
+    @field_validator("architecture")
+    @classmethod
+    def _is_said(cls, architecture: str) -> str:
+        if not architecture.strip():
+            raise ValueError("is empty; give the name of an architecture")
+        return architecture
+
+    @field_validator("arguments")
+    @classmethod
+    def _plain(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(arguments, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"must be plain JSON: {error}") from error
+        return arguments
+
+
+class PreprocessingSettings(Settings):
+    """How 8-bit pixels become a network's input, in place of what its library says of the weights."""
+
+    size: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = Field(
+        None, description="Height and width that every image is stretched to; by default images stay as they are."
+    )
+    mean: float | tuple[float, float, float] | None = Field(
+        None, description="What is taken off after scaling, one number or one for each of red, green and blue."
+    )
+    std: float | tuple[float, float, float] | None = Field(None, description="What the rest is divided by.")
+    scale: Literal["full_range", "own_range"] | None = Field(
+        None,
+        description="full_range: over 255; own_range: minus the image's minimum, over its new maximum, with one mean "
+        "and std.",
+    )
+    channels: Literal[1, 3] | None = Field(
+        None, description="3 (gray is repeated), or 1 for a network that takes gray images."
+    )
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What is said."""
+        return {name: value for name, value in self.model_dump().items() if value is not None}
 
 
 class ModelConfig(Settings):
@@ -46,33 +97,78 @@ class ModelConfig(Settings):
         description="Mammo-CLIP pretraining checkpoint, or an encoder of any kind saved by this package. As "
         "everywhere, a path or hub://owner/name[@revision]/path/in/repo.",
     )
-    timm: TimmStart | None = Field(
+    timm: NetworkStart | None = Field(
+        None, description="Or one of timm's architectures: its name, or its name, weights and arguments."
+    )
+    torchvision: NetworkStart | None = Field(None, description="Or one of torchvision's classifiers, said likewise.")
+    transformers: NetworkStart | None = Field(
+        None, description="Or an image model of transformers: its name on the Hub or its folder, said likewise."
+    )
+    function: NetworkStart | None = Field(
         None,
-        description="Or one of timm's architectures for `train` to start from: its name, or its name and weights.",
+        description="Or package.module:function, which gives a torch.nn.Module. Beside `encoder` or `classifiers` it "
+        "permits files of networks that this function makes.",
+    )
+    preprocessing: PreprocessingSettings | None = Field(
+        None, description="How images become the network's input, where that is not as its file or library says."
     )
     classifiers: dict[str, Checkpoint] | None = Field(
         None, description="A downstream classifier file for each concept."
     )
     train: ClassifierTraining | None = Field(
-        None, description="Train the classifiers here instead, starting from `encoder` or `timm`."
+        None,
+        description="Train the classifiers here instead, starting from `encoder`, `timm`, `torchvision`, "
+        "`transformers` or `function`.",
+    )
+    outputs: dict[str, Outputs] | None = Field(
+        None,
+        description="What the outputs of a head that is trained already stand for, by concept: the number of the "
+        "output, from 0, that says whether a finding is there; or, for every output in order, the class of the "
+        "concept, a list of classes that it stands for, or null for none. Images of classes that no output stands for "
+        "have no label for the concept. Without `classifiers` and `train` the network's own head is studied.",
     )
 
-    @field_validator("timm", mode="before")
+    @field_validator(*START_LIBRARIES, mode="before")
     @classmethod
-    def _by_name_alone(cls, timm: Any) -> Any:
-        return {"architecture": timm} if isinstance(timm, str) else timm
+    def _by_name_alone(cls, start: Any) -> Any:
+        return {"architecture": start} if isinstance(start, str) else start
+
+    @property
+    def start(self) -> tuple[str, NetworkStart] | None:
+        """The library and the architecture that the model starts from; None where it starts from files."""
+        given = [(name, start) for name in START_LIBRARIES if (start := getattr(self, name)) is not None]
+        is_permission = self.encoder is not None or self.classifiers is not None
+        return None if is_permission or not given else given[0]
 
     @model_validator(mode="after")
     def _one_source(self) -> "ModelConfig":
-        if (self.classifiers is None) == (self.train is None):
+        given = [name for name in START_LIBRARIES if getattr(self, name) is not None]
+        if (
+            self.classifiers is not None
+            and self.train is not None
+            or (self.classifiers is None and self.train is None and self.outputs is None)
+        ):
             empty = "; `train:` is empty, so say which, such as {kind: finetuned}" if is_empty(self, "train") else ""
-            raise ValueError(f"give either `classifiers` (files) or `train` (settings){empty}")
-        if self.train is not None and (self.encoder is None) == (self.timm is None):
-            raise ValueError("`train` needs an `encoder` to start from, or `timm`, the name of an architecture")
-        if self.classifiers is not None and self.timm is not None:
             raise ValueError(
-                "`timm` is an architecture for `train` to start from; files of classifiers say what they are"
+                f"give either `classifiers` (files) or `train` (settings){empty}; or `outputs`, of a network whose own "
+                "head is studied"
             )
+        if self.train is not None and self.outputs is not None:
+            raise ValueError("`outputs` are of a head that is trained already; with `train` leave them out")
+        libraries = [
+            name for name in given if name != "function" or (self.encoder is None and self.classifiers is None)
+        ]
+        if self.classifiers is not None and libraries:
+            raise ValueError(
+                f"`{libraries[0]}` is an architecture for `train` to start from; files of classifiers say what they are"
+            )
+        if self.classifiers is None and (self.encoder is not None) + len(libraries) != 1:
+            raise ValueError(
+                f"`{'train' if self.train is not None else 'outputs'}` needs an `encoder` to start from, or one of "
+                f"{', '.join(START_LIBRARIES)}, the name of an architecture"
+            )
+        if self.classifiers is not None and self.preprocessing is not None:
+            raise ValueError("`preprocessing` is in the files of classifiers; leave it out")
         return self
 
 
@@ -245,6 +341,14 @@ class StudyConfig(CommonConfig):
             missing = [c for c in self.concepts if model.classifiers is not None and c not in model.classifiers]
             if missing:
                 raise ValueError(f"model {model.name} has no classifier for {', '.join(missing)}")
+            outputs = model.outputs or {}
+            unsaid = [
+                c for c in self.concepts if model.classifiers is None and model.train is None and c not in outputs
+            ]
+            if unsaid:
+                raise ValueError(f"model {model.name}: `outputs` do not say which stand for {', '.join(unsaid)}")
+            if others := [name for name in outputs if name not in self.concepts]:
+                raise ValueError(f"model {model.name} has outputs for {', '.join(others)}, no concept of the study")
         source = self.sae.train
         if source is not None and (source.model not in names or source.concept not in self.concepts):
             raise ValueError(

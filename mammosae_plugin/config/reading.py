@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from mammosae_plugin.adapters.sources import HUB_SCHEMES
 from mammosae_plugin.config.common import Data
 from mammosae_plugin.config.embeddings import EmbeddingStudyConfig
-from mammosae_plugin.config.maps import WEIGHTS_OF_TIMM, StudyConfig
+from mammosae_plugin.config.maps import START_LIBRARIES, WEIGHTS_BY_NAME, StudyConfig
 from mammosae_plugin.datasets.registry import DataSettings, dataset_kinds
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path, parse_yaml
@@ -272,9 +272,12 @@ def _make_absolute(raw: dict[str, Any], base: Path) -> None:
         resolve_all(model, "embeddings")
         resolve_if_there(model, "network")
         resolve_if_there(model, "weights")
-        timm = model.get("timm") if isinstance(model, dict) else None
-        if isinstance(timm, dict) and timm.get("weights") not in WEIGHTS_OF_TIMM:
-            resolve(timm, "weights")
+        for name in START_LIBRARIES:
+            start = model.get(name) if isinstance(model, dict) else None
+            if isinstance(start, dict) and start.get("weights") not in WEIGHTS_BY_NAME:
+                resolve(start, "weights")
+            if name == "transformers":  # whose models are folders too
+                resolve_if_there(*((start, "architecture") if isinstance(start, dict) else (model, name)))
         files = model.get("classifiers") if isinstance(model, dict) else None
         for concept in files if isinstance(files, dict) else {}:
             resolve(files, concept)
@@ -299,6 +302,9 @@ def portable_config(config: AnyStudy) -> Mapping[str, Any]:
         for name in ("network", "weights"):
             if Path(place := model.get(name) or "").is_absolute():
                 model[name] = Path(place).name
+        start = model.get("transformers") or {}
+        if Path(place := start.get("architecture") or "").is_absolute():
+            start["architecture"] = Path(place).name
     return shown
 
 

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar
@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from mammosae_plugin.adapters.preprocessing import MAMMO_CLIP, Preprocessing
 from mammosae_plugin.datasets.about import DatasetAbout
-from mammosae_plugin.datasets.concepts import Concept, Vocabulary
+from mammosae_plugin.datasets.concepts import Concept, Kind, Vocabulary
 from mammosae_plugin.datasets.preprocessing import read_png
 from mammosae_plugin.datasets.selection import Selectable
 from mammosae_plugin.errors import InputError
@@ -28,6 +28,9 @@ from mammosae_plugin.errors import InputError
 Unit = Literal["image", "finding_row"]
 BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
 _CHANGES = ("dropped", "mended", "clipped")
+_CACHED = (
+    *("_content", "_ids", "_finding_image_rows", "_rows_by_image", "_label_table", "_presence_table", "_box_table"),
+)
 _Self = TypeVar("_Self", bound="MammogramDataset")
 
 
@@ -170,20 +173,36 @@ class MammogramDataset(Selectable, Dataset[Item]):
         same.preprocessing = preprocessing
         return same
 
+    def with_classes(self: _Self, groups: Mapping[str, Sequence[Sequence[str]]]) -> _Self:
+        """The same images with the classes of concepts put together; what is of no group has no label, -1.
+
+        Args:
+            groups: by concept, the classes that make up each new one; a group of two bears both their names. Two groups
+                make a binary concept, which the second one is the presence of.
+        """
+        same = copy.copy(self)
+        for cached in _CACHED:
+            same.__dict__.pop(cached, None)
+        concepts = dict(self.vocabulary)
+        for name, classes in groups.items():
+            old = self.vocabulary.named(name)
+            number = {label: row for row, group in enumerate(classes) for label in group}
+            new = np.array([number.get(label, -1) for label in old.classes] + [-1], dtype=np.int64)  # -1 stays -1
+            kind: Kind = "binary" if len(classes) == 2 else old.kind
+            concepts[name] = Concept(name, kind, tuple(" or ".join(group) for group in classes))
+            for table in ("images", "findings"):
+                frame = getattr(same, table)
+                setattr(same, table, frame.assign(**{name: new[frame[name].fillna(-1).to_numpy(dtype=np.int64)]}))
+        same.vocabulary = Vocabulary(concepts.values())
+        same.concepts = same.vocabulary.binary
+        return same
+
     # -- selection ---------------------------------------------------------------------------------------------------
 
     def _subset(self: _Self, keep: npt.NDArray[np.bool_]) -> _Self:
         rows = keep[self._finding_image_rows]
         subset = copy.copy(self)
-        for cached in (
-            "_content",
-            "_ids",
-            "_finding_image_rows",
-            "_rows_by_image",
-            "_label_table",
-            "_presence_table",
-            "_box_table",
-        ):
+        for cached in _CACHED:
             subset.__dict__.pop(cached, None)
         subset.images = self.images[keep].reset_index(drop=True)
         subset.findings = self.findings[rows].reset_index(drop=True)

@@ -24,7 +24,7 @@ import pandas as pd
 from PIL import Image
 from torch.utils.data import Dataset
 
-from mammosae_plugin.adapters.preprocessing import BadImageError, Preprocessing
+from mammosae_plugin.adapters.preprocessing import IMAGENET, BadImageError, Preprocessing
 from mammosae_plugin.arguments import flag, shown, whole
 from mammosae_plugin.datasets import slices, splits
 from mammosae_plugin.datasets.about import DatasetAbout
@@ -43,7 +43,6 @@ from mammosae_plugin.locks import only_run
 
 logger = logging.getLogger(__name__)
 
-IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), scale="full_range")
 KEY = ("modality", "image_id", "slice_orientation", "slice_idx")
 NOT_SPLIT = "all"
 _QUARANTINE = ["modality", "image_id", "reason"]

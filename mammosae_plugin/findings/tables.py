@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from mammosae_plugin.adapters.sources import is_on_hub
 from mammosae_plugin.config import BELOW_ROOT
+from mammosae_plugin.config.maps import START_LIBRARIES
 from mammosae_plugin.findings.about import About, places
 from mammosae_plugin.findings.kept import TEST, TRAINING, Kept, read_kept
 from mammosae_plugin.findings.notes import Note, read_notes, with_readers
@@ -516,6 +517,7 @@ def _shared_config(config: Mapping[str, Any]) -> Row:
             "encoder": _without_folder(model.get("encoder")),
             "classifiers": model.get("classifiers")
             and {concept: _without_folder(place) for concept, place in model["classifiers"].items()},
+            **{name: without(model[name], "arguments") for name in START_LIBRARIES if model.get(name)},
         }
         for model in config["models"]
     ]

@@ -29,7 +29,7 @@ _PREPROCESSING = ("read_as", "steps", "mean", "std", "resize")
 _SOURCE = (
     *("kind", "variant", "files", "sha256", "hub", "seed", "metadata", "trained_from", "folded_batch_norms", *_HUB),
     *("concept", "concepts", "config", "encoder", "dataset", "images", "preprocessing", "outcome", *_PREPROCESSING),
-    *("n_patients", "n_images", "validation_auroc", "epoch", *_SPLITS),
+    *("n_patients", "n_images", "n_unlabelled", "weights", "validation_auroc", "epoch", *_SPLITS),
 )
 _METADATA = (
     *("sae_lens_version", "sae_lens_training_version", "mammosae_version", "mammosae_plugin_version"),
@@ -45,6 +45,7 @@ _METADATA = (
 )
 _CLASSIFIER = (
     *("format_version", "architecture", "n_class", "static_padding", "image_size", "source", "metadata"),
+    "library",
     "trained_from",
 )
 _MEASURES = (
@@ -79,12 +80,12 @@ _CARD = (
 _DATA = (
     *("image_size", "unit", "splits", "concepts", "n_quarantined", "n_clipped_boxes", "split", "concept"),
     *("boxes", "n_mended_boxes", "n_inverted_boxes", "n_dropped_boxes"),
-    *("n_images", "n_patients", "n_rows", "n_positive", "n_boxes"),
+    *("n_images", "n_patients", "n_rows", "n_positive", "n_missing", "n_boxes"),
     *("vocabulary", "name", "kind", "classes", "masks"),
 )
 _MODELS = (
     *("layer", "encoder", "name", "concept", "architecture", "kind", "hook_name", "grid", "d_in", "readout"),
-    *("published", "repo", "revision", "id"),
+    *("published", "repo", "revision", "id", "library", "preprocessing", *_PREPROCESSING),
 )
 _SAE = (
     *(

@@ -179,7 +179,7 @@ def _encode(
     shard_size: int,
     num_workers: int,
 ) -> LatentTable:
-    layer = _Layer(model, sae, heads, dataset.image_size, device)
+    layer = _Layer(model, sae, heads, dataset.preprocessing.input_size(dataset.image_size), device)
     cams = [name for name, head in heads.items() if gradcam and head.out_features == 1 and name in dataset.concepts]
     splits = sorted(dataset.images["split"].unique(), key=lambda name: (name != "training", name))
     begun = [TABLE, *(f"{split}/{PLAN}" for split in splits)]

@@ -124,7 +124,8 @@ class LatentTable:
             decide the logits; "network" where more of the network lies between; "none" where none is known of.
         gradcam_heads: The heads whose Grad-CAM maps were kept.
         grid: (h, w) of the layer's map.
-        image_size: (H, W) of the model's input in pixels; (0, 0) where rows came without it.
+        image_size: (H, W) of the images in pixels, which boxes are in and heatmaps are drawn at; (0, 0) where rows came
+            without it.
         levels: Of nested SAEs the numbers of latents of each, rising: level i is the first `levels[i]` latents. Of
             others the number of latents alone.
         elements: What the table is made of, with the version of each.

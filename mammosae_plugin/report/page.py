@@ -115,6 +115,7 @@ def _content(results: Results, figures_folder: Path) -> dict[str, Any]:
         "paper_table_2": table_view(compare_table_2(results), n_labels=3) if paper else None,
         "images_shown": may_show_images(results),
         "figures_3": _figures_3(results, figures_folder) if may_show_images(results) else [],
+        "networks_cited": _networks_cited(results),
         "checks": [
             check
             | {
@@ -311,10 +312,12 @@ def _prevalence(results: Results) -> pd.DataFrame:
             "positive patients": row.get("n_positive_patients"),
             "share": f"{100 * row['n_positive'] / row['n_images']:.1f} %" if row["n_images"] else None,
             "boxes": row.get("n_boxes"),
+            "no label": row.get("n_missing"),
         }
         for row in results["data"]["concepts"]
     ]
-    return pd.DataFrame(rows)
+    frame = pd.DataFrame(rows)
+    return frame if frame["no label"].notna().any() else frame.drop(columns="no label")
 
 
 def _quarantine(results: Results) -> list[tuple[str, int]]:
@@ -356,12 +359,50 @@ def _models(results: Results) -> pd.DataFrame:
                 "concept": row["concept"],
                 "kind": row["kind"],
                 "architecture": row["architecture"],
+                "library": _LIBRARIES.get(row.get("library", ""), (row.get("library"), ""))[0],
                 "SAE at": row["hook_name"],
                 "positions (h × w)": f"{grid[0]} × {grid[1]}" if grid else None,
                 "channels": row.get("d_in"),
+                "input": _input(row.get("preprocessing")),
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).dropna(axis=1, how="all")
+
+
+def _input(preprocessing: Row | None) -> str | None:
+    """How images become a network's input, in a line."""
+    if preprocessing is None:
+        return None
+    size = preprocessing.get("resize")
+    steps = [preprocessing["read_as"], *preprocessing["steps"][1:]]
+    return ", ".join([*steps, *([f"stretched to {size[0]} × {size[1]}"] if size else [])])
+
+
+_LIBRARIES = {
+    "mammo_clip": (
+        "Mammo-CLIP",
+        "S. Ghosh, C. B. Poynton, S. Visweswaran, K. Batmanghelich. Mammo-CLIP: A Vision Language Foundation Model to "
+        "Enhance Data Efficiency and Robustness in Mammography. MICCAI 2024.",
+    ),
+    "timm": ("timm", "R. Wightman. PyTorch Image Models. 2019. doi:10.5281/zenodo.4414861."),
+    "torchvision": (
+        "torchvision",
+        "TorchVision maintainers and contributors. TorchVision: PyTorch's Computer Vision library. 2016.",
+    ),
+    "transformers": (
+        "transformers",
+        "T. Wolf and others. Transformers: State-of-the-Art Natural Language Processing. EMNLP 2020, System "
+        "Demonstrations.",
+    ),
+    "function": ("a function", ""),
+}
+
+
+def _networks_cited(results: Results) -> list[str]:
+    """What to cite for the networks that the study used; a study from before this was noted, for Mammo-CLIP's."""
+    of_timm = {model["name"] for model in results["config"].get("models", []) if model.get("timm")}
+    used = [row.get("library", "timm" if row["name"] in of_timm else "mammo_clip") for row in results["models"]]
+    return [text for library in dict.fromkeys(used) if (text := _LIBRARIES.get(library, ("", ""))[1])]
 
 
 def _quality(results: Results) -> pd.DataFrame:

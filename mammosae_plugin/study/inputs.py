@@ -2,9 +2,10 @@
 
 __all__ = ["EncoderGroup", "existing", "ModelPair", "StudyInputs"]
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,18 +15,20 @@ from torch import nn
 from mammosae_plugin import distributed
 from mammosae_plugin.activations import ActivationStore, extract_activations
 from mammosae_plugin.activations.extraction import capture_several
-from mammosae_plugin.adapters import Classifier, HookedVisionModel, Preprocessing
+from mammosae_plugin.adapters import Classifier, HookedVisionModel, Preprocessing, save_classifier
 from mammosae_plugin.adapters.fast_inference import compiled, fold_batch_norms
 from mammosae_plugin.adapters.hook_points import HOOK_SUFFIX
 from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.adapters.sources import CLASSIFIER_FILES, Source, find_source
 from mammosae_plugin.config import ModelConfig, StudyConfig
 from mammosae_plugin.datasets import StudyDataset, Vocabulary, open_dataset
+from mammosae_plugin.datasets.base import MammogramDataset
 from mammosae_plugin.datasets.registry import dataset_kind
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.study import plans
 from mammosae_plugin.study.images import TEST, TRAINING, StudyImages
-from mammosae_plugin.study.networks import NetworkFacts, Networks, OfTimm, Origin
+from mammosae_plugin.study.networks import Files, NetworkFacts, Networks, Origin, Start
+from mammosae_plugin.study.outputs import class_groups, head_of_outputs
 from mammosae_plugin.training import Augmentation, train_classifier
 
 _FOLDED = 1e-4  # relative error of float32 features up to which folding counts as rounding; it is about 1e-6
@@ -105,20 +108,31 @@ class StudyInputs(StudyImages):
         self.folding_errors: dict[str, float] = {}  # of features by hook name, where batch norms are folded
         self.compiling_errors: dict[str, float] = {}  # the same of torch.compile
         self.pairs = tuple(ModelPair(model.name, concept) for model in config.models for concept in config.concepts)
-        self.networks = Networks()
+        self.networks = Networks([model.function.architecture for model in config.models if model.function is not None])
         self._starts: dict[str, Origin] = {}
 
     # Data
 
     @cached_property
+    def _opened(self) -> StudyDataset:
+        """The images with the classes that the dataset has."""
+        return open_dataset(self.data)
+
+    @cached_property
     def all_images(self) -> StudyDataset:
-        """All images, those in quarantine too."""
+        """All images, those in quarantine too, with the classes that the models' outputs tell apart."""
         if not dataset_kind(self.data.kind).of_files:
             raise InputError(
                 f"data.kind is {self.data.kind}, of which `mammosae embed` makes embeddings; a study of feature "
                 "maps screens PNG files: write the slices with write_png, and name them as kind csv"
             )
-        return open_dataset(self.data)
+        images = self._opened
+        groups = class_groups(self.config.models, images.vocabulary)
+        if not groups:
+            return images
+        if not isinstance(images, MammogramDataset):
+            raise InputError(f"the classes of {', '.join(groups)} cannot be grouped in data of kind {self.data.kind}")
+        return images.with_classes(groups)
 
     @cached_property
     def concepts(self) -> Vocabulary:
@@ -168,9 +182,21 @@ class StudyInputs(StudyImages):
         """
         if name not in self._starts:
             model = self.model_config(name)
-            if model.timm is not None:
-                size, timm = self.config.data.image_size, model.timm
-                self._starts[name] = OfTimm(timm.architecture, timm.weights, size, timm.seed)
+            preprocessing = json.dumps(model.preprocessing.given if model.preprocessing is not None else {})
+            if model.start is not None:
+                library, start = model.start
+                self._starts[name] = Start(
+                    library,
+                    start.architecture,
+                    start.weights,
+                    self.config.data.image_size,
+                    start.seed,
+                    json.dumps(start.arguments, sort_keys=True),
+                    preprocessing,
+                    with_head=model.outputs is not None,
+                )
+            elif model.encoder is not None and model.preprocessing is not None:
+                self._starts[name] = Start("file", _classifier(model.encoder), preprocessing=preprocessing)
             else:
                 first = model.classifiers[self.config.concepts[0]] if model.classifiers is not None else None
                 file = model.encoder or first
@@ -230,8 +256,9 @@ class StudyInputs(StudyImages):
         if config.classifiers is not None:
             file = _classifier(config.classifiers[pair.concept])
             return (file,) if config.encoder is None else (_classifier(config.encoder), file)
-        assert config.train is not None  # the configuration has been validated
         start = self.start(pair.model)
+        if config.train is None:
+            return self._own_head(pair.model, start)
         facts = self.networks.facts(start)
         images = self.split(TRAINING).with_preprocessing(facts.preprocessing)
         plan = plans.of_classifier(config.train, facts.weights, pair.concept, images, self.content)
@@ -251,6 +278,17 @@ class StudyInputs(StudyImages):
             self.networks.note((path,), trained)
         return (path,)
 
+    def _own_head(self, model: str, start: Origin) -> Files:
+        """The file of a network whose own head is studied; of a library's network it is written here."""
+        if not isinstance(start, Start):
+            return start
+        facts = self.networks.facts(start)
+        plan = {"step": "classify", "network": facts.weights, "preprocessing": facts.preprocessing.describe()}
+        path = plans.keep(plan, self.work / "classifiers" / f"{model}-{plans.digest(plan)}.safetensors")
+        if not path.exists():
+            save_classifier(self.networks.plain(start), path, metadata={})
+        return (path,)
+
     def facts(self, pair: ModelPair) -> NetworkFacts:
         """What is known of the pair's classifier.
 
@@ -260,11 +298,19 @@ class StudyInputs(StudyImages):
         """
         files = self.classifier_files[pair]
         facts = self.networks.facts(files)
-        concept = self.concepts[pair.concept]
+        concept, outputs = self.concepts[pair.concept], self.model_config(pair.model).outputs or {}
+        if pair.concept in outputs:
+            own = self._opened.vocabulary[pair.concept]
+            head = head_of_outputs(facts.head, outputs[pair.concept], own, f"outputs of {pair.key}")
+            return replace(facts, head=head)
         if facts.n_class != concept.n_outputs:
             raise InputError(
                 f"{files[-1].name} has {facts.n_class} outputs, but {pair.concept} has {concept.n_classes} classes"
-                + ("; is it the pretraining checkpoint instead of a classifier?" if facts.n_class == 0 else "")
+                + (
+                    "; is it the pretraining checkpoint instead of a classifier?"
+                    if facts.n_class == 0
+                    else "; if its outputs stand for some of them, say for which (the model's `outputs`)"
+                )
             )
         if facts.concepts and facts.concepts != (pair.concept,):
             raise InputError(

@@ -89,10 +89,13 @@ class LayerStudy:
                 hooked = networks.hooked(start, self.study.modules)
             except InputError:  # perhaps not because of this layer
                 hooked = networks.hooked(start, [self.module])
-            size = networks.facts(start).image_size or _SMALL_IMAGE
-            if size not in (_SMALL_IMAGE, self.config.data.image_size):
+            facts, given = networks.facts(start), self.config.data.image_size
+            given = facts.preprocessing.input_size(given)
+            size = facts.image_size or (_SMALL_IMAGE if given == self.config.data.image_size else given)
+            if facts.image_size not in (None, given):
                 raise InputError(
-                    f"the network takes images of {size[0]} x {size[1]} pixels alone; set data.image_size to that"
+                    f"the network takes images of {size[0]} x {size[1]} pixels alone; set data.image_size to that, or "
+                    f"the model's preprocessing.size, to which images are then stretched"
                 )
             hooked.look(list(hooked.hook_shapes), size)  # once for all layers
             hooked.grid(self.hook_name, size)
@@ -134,7 +137,7 @@ class LayerStudy:
     def _hooked(self, group: EncoderGroup) -> HookedVisionModel:
         """The group's network, looked at once for all layers."""
         hooked = self.study.hooked(group.pair)
-        hooked.look(list(hooked.hook_shapes), self.config.data.image_size)
+        hooked.look(list(hooked.hook_shapes), group.preprocessing.input_size(self.config.data.image_size))
         return hooked
 
     # The SAE
@@ -506,7 +509,8 @@ class LayerStudy:
 
     def _announce(self, model: HookedVisionModel, images: StudyDataset) -> None:
         """Say how large the layer's outputs will be on disk, before they are written there."""
-        size = layer_output_nbytes(model, self.hook_name, images.image_size) * len(images) / _GIGABYTE
+        image_size = images.preprocessing.input_size(images.image_size)
+        size = layer_output_nbytes(model, self.hook_name, image_size) * len(images) / _GIGABYTE
         if size >= 1:
             logger.warning(
                 "the outputs of %s for %d test images take %.1f GB in work/layer-outputs, which can be deleted when "

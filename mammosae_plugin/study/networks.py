@@ -4,38 +4,57 @@ The last one that something was computed with stays in memory, with the study's 
 know of the others, their heads and fingerprints, is noted when they are read.
 """
 
-__all__ = ["Files", "NetworkFacts", "Networks", "OfTimm", "Origin"]
+__all__ = ["Files", "kind_of_network", "NetworkFacts", "Networks", "Origin", "Start"]
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from mammosae_plugin.adapters import Classifier, HookedVisionModel, Preprocessing, load_classifier, new_timm_classifier
+from mammosae_plugin.adapters import (
+    Classifier,
+    HookedVisionModel,
+    Preprocessing,
+    load_classifier,
+    new_backbone_classifier,
+    new_timm_classifier,
+)
 from mammosae_plugin.adapters.classifier import head_of
 from mammosae_plugin.errors import InputError
 
 
 @dataclass(frozen=True)
-class OfTimm:
-    """One of timm's architectures to start from, as for `new_timm_classifier`."""
+class Start:
+    """A network that a model starts from.
 
-    architecture: str
-    weights: str | Path
-    image_size: tuple[int, int]
-    seed: int
+    Attributes:
+        library: Whose architecture it is; "file" of a file of ours or Mammo-CLIP's.
+        architecture: Its name there, or the file.
+        weights: As for `new_backbone_classifier`.
+        image_size: (H, W) of the study's images.
+        seed: Of random weights.
+        arguments: JSON of what the architecture is made with.
+        preprocessing: JSON of what replaces the library's, or the file's.
+        with_head: Whether its own head is kept.
+    """
 
-    @property
-    def name(self) -> str:
-        """How messages call it."""
-        return self.architecture
+    library: str
+    architecture: str | Path
+    weights: str | Path = ""
+    image_size: tuple[int, int] = (0, 0)
+    seed: int = 0
+    arguments: str = "{}"
+    preprocessing: str = "{}"
+    with_head: bool = False
 
 
 Files = tuple[Path, ...]
 """What `load_classifier` is given."""
-Origin = Files | OfTimm
+Origin = Files | Start
 """Where a network comes from."""
 
 
@@ -44,7 +63,8 @@ class NetworkFacts:
     """What is known of a network when it is no longer in memory.
 
     Attributes:
-        architecture: timm's name.
+        architecture: its name in its library.
+        kind: "mammo_clip", "timm", "torchvision", "transformers" or "function".
         preprocessing: how images become its input.
         image_size: (H, W) of the only images that it takes; None where any size will do.
         n_class: outputs of its head.
@@ -55,6 +75,7 @@ class NetworkFacts:
     """
 
     architecture: str
+    kind: str
     preprocessing: Preprocessing
     image_size: tuple[int, int] | None
     n_class: int
@@ -67,7 +88,9 @@ class NetworkFacts:
 class Networks:
     """Reads networks and keeps the last one."""
 
-    def __init__(self) -> None:
+    def __init__(self, functions: Collection[str] = ()) -> None:
+        """Read networks of these functions, which the configuration names, and of no others."""
+        self._functions = tuple(functions)
         self._files: Origin | None = None
         self._network: Classifier | None = None
         self._hooked: HookedVisionModel | None = None
@@ -85,7 +108,7 @@ class Networks:
             self._hooked = None
         if files != self._files or self._network is None:
             self._files = self._network = None  # the old one goes before the new one comes
-            self._network, self._files = _read(files), files
+            self._network, self._files = self._read(files), files
             self.note(files, self._network)
         return self._network
 
@@ -103,7 +126,7 @@ class Networks:
     def facts(self, files: Origin) -> NetworkFacts:
         """What is known of a network; one that was never read is read for it, and takes no other one's place."""
         if files not in self._facts:
-            self.note(files, self.plain(files) if self._network is None else _read(files))
+            self.note(files, self.plain(files) if self._network is None else self._read(files))
         return self._facts[files]
 
     def final_module(self, files: Origin) -> str:
@@ -120,6 +143,7 @@ class Networks:
         said = metadata.get("concepts", metadata.get("concept"))
         self._facts[files] = NetworkFacts(
             architecture=network.architecture,
+            kind=kind_of_network(network),
             preprocessing=network.preprocessing,
             image_size=network.image_size,
             n_class=network.n_class,
@@ -129,14 +153,39 @@ class Networks:
             head=copy.deepcopy(head_of(network)),
         )
 
+    def _read(self, origin: Origin) -> Classifier:
+        """The network from where it comes, in evaluation mode on the CPU."""
+        if not isinstance(origin, Start):
+            return load_classifier(*origin, functions=self._functions)
+        preprocessing: dict[str, Any] = json.loads(origin.preprocessing)
+        for name, value in preprocessing.items():
+            preprocessing[name] = tuple(value) if isinstance(value, list) else value
+        if origin.library == "file":
+            read = load_classifier(origin.architecture, functions=self._functions)
+            read.preprocessing = replace(read.preprocessing, **preprocessing)
+            return read
+        settings: dict[str, Any] = {
+            "weights": origin.weights,
+            "arguments": json.loads(origin.arguments),
+            "image_size": origin.image_size,
+            "preprocessing": preprocessing,
+            "seed": origin.seed,
+        }
+        n_class = None if origin.with_head else 0
+        if origin.library == "timm":
+            return new_timm_classifier(str(origin.architecture), n_class, **settings)
+        return new_backbone_classifier(origin.library, str(origin.architecture), n_class, **settings)  # type: ignore[arg-type]
 
-def _read(origin: Origin) -> Classifier:
-    """The network from where it comes, in evaluation mode on the CPU."""
-    if isinstance(origin, OfTimm):
-        return new_timm_classifier(
-            origin.architecture, weights=origin.weights, image_size=origin.image_size, seed=origin.seed
-        )
-    return load_classifier(*origin)
+
+def kind_of_network(network: Classifier) -> str:
+    """Whose code and weights a network has: those of Mammo-CLIP, or an architecture of a library."""
+    said = network.description()
+    origin: Mapping[str, Any] = network.source
+    while isinstance(origin.get("trained_from"), Mapping):
+        origin = origin["trained_from"]
+    if "kind" in said:
+        return str(said.get("library", said["kind"]))
+    return "timm" if origin.get("kind") == "random" else "mammo_clip"
 
 
 def _has_just(hooked: HookedVisionModel, modules: Sequence[str]) -> bool:

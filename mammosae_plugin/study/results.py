@@ -148,6 +148,7 @@ def _data(study: StudyInputs) -> Row:
                     "n_positive": int((rows[concept] > 0).sum()),
                     "n_positive_patients": int(part.images.loc[part.images[concept] > 0, "patient_id"].nunique()),
                     "n_images": len(rows),
+                    **({"n_missing": missing} if (missing := int((rows[concept].fillna(-1) < 0).sum())) else {}),
                     "n_boxes": int(positive["xmin"].notna().sum()) if concept in study.findings else 0,
                 }
             )
@@ -184,6 +185,8 @@ def _models(layer: LayerStudy) -> list[Row]:
                 "name": pair.model,
                 "concept": pair.concept,
                 "architecture": model.architecture,
+                "library": model.kind,
+                "preprocessing": model.preprocessing.describe(),
                 "kind": train.kind if train is not None else pair.model,
                 "hook_name": layer.hook_name,
                 "grid": list(layer.tables[pair].grid),

@@ -63,8 +63,8 @@ def train_classifier(
     Args:
         encoder: Where the weights start: a Mammo-CLIP network, one of timm's, or any other `adapters.Classifier`. It is
             not changed.
-        dataset: Training images with labels, which are prepared as the encoder wants them; with `validation_share`,
-            part of its patients are held out.
+        dataset: Training images, of which those with all labels are used, prepared as the encoder wants them; with
+            `validation_share`, part of its patients are held out.
         concept: A concept of the dataset: a finding (one logit), one of more classes such as "density" (a logit per
             class), or several findings (a logit each).
         path: Where the classifier goes, a `.safetensors` file that `load_classifier` reads. Its metadata say how it was
@@ -97,7 +97,9 @@ def train_classifier(
         with only_run(file=path):
             if not path.exists():  # another run may have ended just now
                 _train(encoder, _Task(dataset, labels, sides, config, path, plan, device, num_workers))
-    model = load_classifier(path, device=device)
+    said = encoder.description()
+    functions = (said["architecture"],) if said.get("library") == "function" else ()
+    model = load_classifier(path, device=device, functions=functions)
     found = {name: value for name, value in model.source["metadata"].items() if name != "outcome"}
     if differing := differences(found, plan):
         raise InputError(
@@ -175,7 +177,7 @@ def _n_outputs(dataset: StudyDataset, concepts: Sequence[str]) -> int:
 
 
 def _labels(dataset: StudyDataset, concepts: Sequence[str]) -> Integers:
-    """The class of every item for every concept, (n, m).
+    """The class of every item for every concept, (n, m); -1 in all of a row where one is missing.
 
     Raises:
         InputError: Concepts that are unknown or do not go together, or a class without an item.
@@ -183,17 +185,19 @@ def _labels(dataset: StudyDataset, concepts: Sequence[str]) -> Integers:
     if not concepts:
         raise InputError("no concept is given; name a finding, several findings, or another concept of the dataset")
     table = dataset.images if dataset.unit == "image" else dataset.findings
-    for concept in concepts:
-        found = dataset.vocabulary.named(concept, f"the dataset {dataset.name}")
+    vocabulary = [dataset.vocabulary.named(concept, f"the dataset {dataset.name}") for concept in concepts]
+    known = (table[list(concepts)].fillna(-1) >= 0).all(axis=1).to_numpy()
+    for concept, found in zip(concepts, vocabulary, strict=True):
         if not found.is_binary and len(concepts) > 1:
             raise InputError(f"{concept} has {found.n_classes} classes and needs a classifier of its own")
-        counts = np.bincount(table[concept].to_numpy(), minlength=found.n_classes)
+        counts = np.bincount(table[concept].to_numpy()[known], minlength=found.n_classes)
         if (counts == 0).any():
             raise InputError(
                 f"no training image has class {int(np.flatnonzero(counts == 0)[0])} of {concept}; "
                 "a classifier cannot learn it"
             )
-    return table[list(concepts)].to_numpy(dtype=np.int64)
+    labels = table[list(concepts)].fillna(-1).to_numpy(dtype=np.int64)
+    return np.where(known[:, None], labels, -1)
 
 
 def _item_patients(dataset: StudyDataset) -> list[str]:
@@ -209,8 +213,9 @@ def _sides(dataset: StudyDataset, labels: Integers, concepts: Sequence[str], con
     Raises:
         InputError: A finding cannot be judged on the patients held out, or a graded concept shows one class there.
     """
+    known = labels[:, 0] >= 0
     if config.validation_share == 0:
-        return _Sides(np.arange(len(labels)), np.arange(0))
+        return _Sides(np.flatnonzero(known), np.arange(0))
     of_class = [
         labels[:, [m]] == np.arange(dataset.vocabulary[concept].n_classes) for m, concept in enumerate(concepts)
     ]
@@ -225,16 +230,18 @@ def _sides(dataset: StudyDataset, labels: Integers, concepts: Sequence[str], con
                     f"{message}; it takes two patients of each class to hold one out: set validation_share to 0"
                 )
             logger.warning("%s; the validation AUROC is a mean over the other classes", message)
-    return _Sides(np.flatnonzero(~held), np.flatnonzero(held))
+    return _Sides(np.flatnonzero(~held & known), np.flatnonzero(held & known))
 
 
 def _sizes(dataset: StudyDataset, sides: _Sides) -> dict[str, Any]:
     """Patients and images on each side; no identifiers."""
     patients = np.array(_item_patients(dataset))
+    unlabelled = len(dataset) - len(sides.training) - len(sides.validation)
     items = {"training": sides.training, "validation": sides.validation}
     return {
         "n_patients": {side: len(np.unique(patients[rows])) for side, rows in items.items()},
         "n_images": {side: len(rows) for side, rows in items.items()},
+        **({"n_unlabelled": unlabelled} if unlabelled else {}),
     }
 
 
