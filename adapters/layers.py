@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import timm
 from torch import nn
 
+from mammosae_plugin.adapters.architectures import LIBRARIES, new_backbone_classifier
 from mammosae_plugin.adapters.hook_points import HOOK_SUFFIX, at_another_size, default_images, examine
 from mammosae_plugin.adapters.hooked_vision_model import default_hooks
 from mammosae_plugin.adapters.layouts import HookLayout, settle_grids
@@ -48,11 +49,18 @@ def open_model(name: str) -> nn.Module:
 
     Args:
         name: a checkpoint that `load_classifier` reads (a path, or "hub://owner/name/file"), or timm's name of an
-            architecture, which gets random weights.
+            architecture, which gets random weights; or a library and a name there, as in a study's models:
+            "torchvision:resnet50", "transformers:NAME", "function:package.module:function".
 
     Raises:
         InputError: neither.
     """
+    library, _, of_library = name.partition(":")
+    for known_library in LIBRARIES:
+        if library == known_library:
+            weights = "pretrained" if library == "function" else "random"
+            return new_backbone_classifier(known_library, of_library, weights=weights).network
+    name = name.removeprefix("timm:")
     if not name.strip():
         raise InputError("the model's name is empty; give a checkpoint or timm's name of an architecture")
     if local_path(name).is_dir():

@@ -188,7 +188,7 @@ def new_timm_classifier(
             )
     if n_class != 0:
         made.require_linear_head()
-    if image_size is not None and fixed is None and given:
+    if image_size is not None:
         _require_size(made, image_size)
     return made
 

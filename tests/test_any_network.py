@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers_adapters import calibrated_classifier
 from helpers_backbones import TorchCNN
-from helpers_study import random_sae, study_settings, write_study
+from helpers_study import mammosae, random_sae, study_settings, write_study
 from safetensors.torch import save_file
 from torch import nn
 
@@ -19,6 +20,7 @@ from mammosae_plugin.adapters import (
     new_backbone_classifier,
     save_classifier,
 )
+from mammosae_plugin.adapters.preprocessing import MAMMO_CLIP
 from mammosae_plugin.config import load_config
 from mammosae_plugin.datasets import VinDrMammo
 from mammosae_plugin.errors import InputError
@@ -267,6 +269,52 @@ def test_outputs_that_fit_no_concept_are_one_line(outputs, said, tmp_path, phant
     with pytest.raises(InputError, match=said) as caught:
         study.classify()
     assert "\n" not in str(caught.value)
+
+
+def facts_of(folder, phantom_root, concept, **model):
+    """What a study knows of the classifier of a concept."""
+    settings = own_head(folder, phantom_root, {concept: 0})
+    settings["models"] = [{"name": "net", **model}]
+    study = Study(load_config(write_study(folder, settings)))
+    return study.facts(study.pairs[0])
+
+
+def test_a_mammo_clip_head_of_three_outputs_is_one_of_a_declared_mapping(tmp_path, phantom_root):
+    head = calibrated_classifier(3)
+    save_classifier(head, tmp_path / "birads.safetensors", metadata={})
+    files = {"classifiers": {"birads": str(tmp_path / "birads.safetensors")}}
+    of_density = {"classifiers": {"density": files["classifiers"]["birads"]}}
+    with pytest.raises(InputError, match="has 3 outputs, but density has 4 classes; if its outputs stand for some"):
+        facts_of(tmp_path, phantom_root, "density", **of_density)
+    outputs = {"birads": [[1, 2], 3, [4, 5]]}
+    facts = facts_of(tmp_path, phantom_root, "birads", **files, outputs=outputs)
+    assert torch.equal(facts.head.weight, head.classifier.weight) and facts.kind == "timm"  # random, not Mammo-CLIP's
+    other = facts_of(tmp_path, phantom_root, "birads", encoder=files["classifiers"]["birads"], outputs=outputs)
+    assert torch.equal(other.head.weight, facts.head.weight) and other.preprocessing == MAMMO_CLIP
+
+
+def test_a_study_imports_only_the_function_that_it_names(tmp_path, phantom_root):
+    save_classifier(
+        new_backbone_classifier("function", f"{OWN}:Gray", 0, image_size=SIZE).with_head(1),
+        tmp_path / "net.safetensors",
+        metadata={},
+    )
+    files = {"classifiers": {"Mass": str(tmp_path / "net.safetensors")}}
+    with pytest.raises(InputError, match="files are not trusted to name code"):
+        facts_of(tmp_path, phantom_root, "Mass", **files)
+    facts = facts_of(tmp_path, phantom_root, "Mass", **files, function=f"{OWN}:Gray")
+    assert (facts.kind, facts.n_class, facts.preprocessing.channels) == ("function", 1, 1)
+    said = {"mean": 0.0, "std": 1.0}
+    start = {"encoder": str(tmp_path / "net.safetensors"), "function": f"{OWN}:Gray", "outputs": {"Mass": 0}}
+    changed = facts_of(tmp_path, phantom_root, "Mass", **start, preprocessing=said).preprocessing
+    assert (changed.mean, changed.std, changed.channels) == (0.0, 1.0, 1)
+
+
+def test_layers_of_any_network_are_listed(vit):
+    done = mammosae("layers", f"transformers:{vit}")
+    assert done.returncode == 0 and "backbone.vit.layers.1.hook_out" in done.stdout
+    assert "top.hook_out" in mammosae("layers", f"function:{CNN}").stdout
+    assert mammosae("layers", "torchvision:resnet8").returncode == 2
 
 
 def test_settings_of_networks_that_mean_nothing_are_told_when_they_are_read(tmp_path, phantom_root):

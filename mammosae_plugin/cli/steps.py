@@ -440,7 +440,11 @@ def inspect(
 @app.command()
 def layers(
     model: Annotated[
-        str, typer.Argument(help="A checkpoint (a path, or hub://owner/name/file) or timm's name of an architecture.")
+        str,
+        typer.Argument(
+            help="A checkpoint (a path, or hub://owner/name/file), timm's name of an architecture, torchvision:NAME, "
+            "transformers:NAME or function:PACKAGE.MODULE:FUNCTION."
+        ),
     ],
     image_size: Annotated[
         tuple[int, int] | None,

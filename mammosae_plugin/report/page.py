@@ -366,7 +366,9 @@ def _models(results: Results) -> pd.DataFrame:
                 "input": _input(row.get("preprocessing")),
             }
         )
-    return pd.DataFrame(rows).dropna(axis=1, how="all")
+    frame = pd.DataFrame(rows)
+    unknown = [name for name in ("library", "input") if frame[name].isna().all()]  # in results of before
+    return frame.drop(columns=unknown)
 
 
 def _input(preprocessing: Row | None) -> str | None:
