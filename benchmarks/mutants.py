@@ -67,7 +67,7 @@ MUTANTS: list[Mutant] = [
         ('            "concepts": list(with_boxes),\n', ""),
         ('            "top": analysis.top,\n', ""),
         ('            "scores": list(scores),\n', ""),
-        ('            "unit": config.data.unit,\n', ""),
+        ('            "unit": str(config.data.evaluation_unit),\n', ""),
         ('            "gradcam": analysis.gradcam,\n', ""),
         ('        "format_version": TABLE_FORMAT,\n', ""),
         ('        "format_version": STORE_FORMAT,\n', ""),

@@ -10,15 +10,10 @@ from scipy.sparse import csr_array
 
 from mammosae_plugin.datasets.concepts import Concept, Vocabulary
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.measures.units import EvaluationRows, EvaluationUnit, grouped_rows
 
 N_CLASS = {"Mass": 2, "Suspicious_Calcification": 2, "density": 4}
 PLANTED = {"Mass": 3, "Suspicious_Calcification": 7}
-
-
-class EvaluationRows(NamedTuple):
-    image_rows: np.ndarray
-    labels: np.ndarray
-    patient_ids: np.ndarray
 
 
 class Readout(NamedTuple):
@@ -96,6 +91,11 @@ class MemoryTable:
         return tuple(range(N_CLASS[concept]))
 
     def rows(self, concept: str, *, split: str, unit: str = "image") -> EvaluationRows:
+        if (counted := EvaluationUnit.named(unit)).has_several_images:
+            kind = "binary" if N_CLASS[concept] == 2 else "graded"
+            known = Concept(concept, kind, tuple(map(str, range(N_CLASS[concept]))))
+            chosen = (self.images["split"] == split).to_numpy()
+            return grouped_rows(self.images, known, chosen=chosen, unit=counted, where="TABLE")
         if unit == "image":
             image_rows = np.flatnonzero(self.images["split"] == split)
             labels = self.images[concept].to_numpy()[image_rows]
@@ -240,7 +240,7 @@ class CodesTable:
     def classes(self, concept: str) -> tuple[int, ...]:
         return tuple(range(self.vocabulary[concept].n_classes))
 
-    def rows(self, concept: str, *, split: str) -> EvaluationRows:
+    def rows(self, concept: str, *, split: str, unit: str = "image") -> EvaluationRows:  # noqa: ARG002
         chosen = np.flatnonzero((self.images["split"] == split) & (self.images[concept] >= 0))
         return EvaluationRows(
             chosen, self.images[concept].to_numpy()[chosen], self.images["patient_id"].to_numpy(dtype=object)[chosen]

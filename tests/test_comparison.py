@@ -277,6 +277,15 @@ def test_studies_that_rank_by_different_scores_are_refused():
         compare_findings(a, b)
 
 
+def test_studies_that_count_by_different_units_are_told_apart():
+    a, b = make_findings(random_means(0)), make_findings(random_means(0), origin="b study")
+    assert "counts by" not in compare_findings(a, b).as_text()
+    b.study["data"] = {**b.study.get("data", {}), "unit": "breast by maximum"}
+    found = compare_findings(a, b)
+    assert found.units == ("image", "breast by maximum")
+    assert "a counts by image, b by breast by maximum" in found.as_text()
+
+
 @pytest.mark.parametrize(("arguments", "message"), [({"top": 0}, "top is 0"), ({"match": "name"}, "match is 'name'")])
 def test_settings_that_cannot_be_are_refused(arguments, message):
     findings = make_findings(random_means(0))

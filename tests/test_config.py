@@ -317,7 +317,11 @@ def test_empty_sections_are_those_of_the_defaults(settings, tmp_path):
         ("analysis.percentile", "high", "must be a number, not 'high'"),
         ("analysis.error_term", "perhaps", "must be true or false, not 'perhaps'"),
         ("data.root", None, "is empty, but must be a path; give a value, or leave the line out"),
-        ("data.unit", "images", "must be one of 'image', 'finding_row', not 'images' (did you mean 'image'?)"),
+        (
+            "data.unit",
+            "images",
+            "must be one of 'image', 'finding_row', 'breast', 'exam', 'patient', not 'images' (did you mean 'image'?)",
+        ),
         ("analysis", "all", "must be a section of settings (name: value), not 'all'"),
         ("models", {"name": "a"}, "must be a list, not a section of settings"),
     ],

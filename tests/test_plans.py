@@ -67,6 +67,8 @@ CHANGES = [
     ({"device": "cpu", "num_workers": 2, "output": "elsewhere"}, ""),
     ({"report.n_images": 1, "analysis.n_bootstrap": 200}, ""),
     ({"data.unit": "finding_row"}, "table"),
+    ({"data.unit": "breast"}, "table"),
+    ({"data.unit_scores": "maximum"}, ""),  # of an image there is one score
     ({"models.0.train.epochs": 3}, "classifier"),
     ({"models.0.train.seed": 5}, "classifier"),
     ({"analysis.top": 3}, "table"),
@@ -104,6 +106,11 @@ READ = [
 def test_a_changed_setting_changes_the_steps_that_depend_on_it_and_no_other(make, change, steps):
     before, after = make(), make(change)
     assert {step for step in before if before[step] != after[step]} == set(steps.split())
+
+
+def test_how_a_unit_gets_its_score_decides_which_latents_have_maps(make):
+    by_mean, by_maximum = (make({"data.unit": "breast", "data.unit_scores": one}) for one in ("mean", "maximum"))
+    assert {step for step in by_mean if by_mean[step] != by_maximum[step]} == {"table"}
 
 
 def test_what_a_fraction_is_drawn_from_decides_the_rows(make):

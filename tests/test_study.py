@@ -29,12 +29,16 @@ from helpers_study import (
     study_settings,
     write_study,
 )
+from scipy.special import expit, logit
+from sklearn.metrics import roc_auc_score
 
 from mammosae_plugin.adapters import MammoClipClassifier, save_classifier
 from mammosae_plugin.adapters.fast_inference import compiled
 from mammosae_plugin.adapters.sources import Source
 from mammosae_plugin.config import load_config
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.latents.table import logit_error
+from mammosae_plugin.measures.statistics import settled
 from mammosae_plugin.own_files import replace_files
 from mammosae_plugin.study import Study, layer_report, networks, run_study
 from mammosae_plugin.study.claims import claims
@@ -100,6 +104,38 @@ def test_changed_settings_make_new_results_beside_the_old(tmp_path, phantom_root
     second = Study(load_config(file, ["data.unit=finding_row"])).primary.reconstruction
     assert first["n_rows"][0] < second["n_rows"][0]
     pd.testing.assert_frame_equal(first, Study(load_config(file)).primary.reconstruction)
+
+
+def test_a_study_that_counts_breasts_says_so_to_the_report(tmp_path, phantom_root):
+    settings = study_settings(tmp_path, phantom_root)
+    settings["models"], settings["concepts"] = settings["models"][1:], ["Mass"]
+    settings["analysis"] |= {"ks": [0, 3], "top": 3, "error_term": False}
+    settings["data"]["unit"] = "breast"
+    settings["report"]["n_images"] = 1
+    file = write_study(tmp_path, settings)
+    done = mammosae("study", "--config", file)
+    assert done.returncode == 0, done.stderr
+
+    found, table = results_of(tmp_path / "out"), next(iter(Study(load_config(file)).primary.tables.values()))
+    images = table.images.assign(logit=table.logits("Mass")[:, 0])
+    images = images[images["split"] == "test"]
+    images["probability"] = expit(images["logit"])
+    breasts = images.groupby(["patient_id", "laterality"]).agg({"Mass": "max", "probability": "mean"})
+    row, scores = found["reconstruction"][0], settled(logit(breasts["probability"]), logit_error(table, "Mass"))
+    assert row["auroc"] == pytest.approx(roc_auc_score(breasts["Mass"], scores))
+    split, counted = found["data"]["splits"][1], found["data"]["concepts"][1]
+    assert found["data"]["unit"] == "breast" and split["n_images"] == len(images)
+    assert split["n_units"] == counted["n_images"] == row["n_rows"] == len(breasts) < len(images)
+    assert counted["n_positive"] == row["n_positive"] == breasts["Mass"].sum()
+    text = (tmp_path / "out" / "results" / "report.html").read_text()
+    assert "Breasts are counted: each has the mean over its images as its score." in text
+    assert f"n = {len(breasts)} test breasts of {split['n_patients']} patients, {row['n_positive']} with Mass" in text
+    assert "breasts with the finding against breasts without" in text
+
+    refused = mammosae("study", "--config", file, "--set", "data.unit=exam")
+    assert refused.returncode == 2
+    assert "knows no exam_id of its images, which unit exam needs; use unit patient" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()[-1:]) == 1
 
 
 def test_an_image_that_was_repaired_leaves_quarantine(tmp_path):

@@ -169,6 +169,7 @@ def effect_agreement(
     *,
     pairs: ArrayLike | None = None,
     split: str = "test",
+    unit: str = "image",
     statistic: str = "mean",
     n_bootstrap: int = 200,
     n_permutations: int = 1000,
@@ -184,6 +185,8 @@ def effect_agreement(
         pairs: (n, 2) latents of A and B that match, such as `replication(a, b).pairs[["latent_a", "latent_b"]]`, or
             those of `match_latents`; None: latents of the same number, which are the same under one SAE only.
         split: the split whose images are looked at.
+        unit: what is looked at, as for `LatentTable.rows`; a breast, exam or patient has the mean, or maximum, of its
+            images' statistics.
         statistic: "mean" or "max" over positions.
         n_bootstrap: resamples of the patients of both tables for the intervals; 0 gives NaN. Resamples are noisier than
             the sample, which lowers r and slope, so that intervals are moved to have the value as their mean.
@@ -217,9 +220,9 @@ def effect_agreement(
     for label in classes[1:] if len(classes) == 2 else classes:
         sizes, resampled, few = [], [], []
         for place, table in enumerate((table_a, table_b)):
-            rows = table.rows(concept, split=split)
+            rows = table.rows(concept, split=split, unit=unit)
             latents = indices(matched[:, place], "the latents of pairs", table.d_sae)
-            codes = image_statistic(table, statistic)[rows.image_rows][:, latents]
+            codes = rows.values(image_statistic(table, statistic))[:, latents]
             positive = (rows.labels == label).astype(np.int64)
             sizes.append(effect_sizes_of(codes, positive))
             groups = as_groups(rows.patient_ids, len(positive))

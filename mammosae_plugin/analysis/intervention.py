@@ -240,7 +240,7 @@ def sweep(
         ks: latents per class; those above d_sae are replaced by d_sae itself.
         modes: any of "activate" and "deactivate".
         split: the split evaluated.
-        unit: "image" or "finding_row".
+        unit: as for `LatentTable.rows`; the edited probabilities of a unit's images are put together.
         error_term: as for `intervene`.
         n_controls: control groups per row and kind; fewer than the default 20 make a poor band, 0 gives NaN. At an
             inner layer every one costs a pass of the rest of the network over every image.
@@ -413,18 +413,18 @@ def _row_logits(
     passes: Passes | None,
     alpha: float | None,
 ) -> NDArray[np.float64]:
-    """Logits (n_rows, n_groups, n_out) of the evaluation rows under every group, each group's settled among themselves.
+    """Logits (n_units, n_groups, n_out) of what is evaluated under every group, each group's settled among themselves.
 
     Each image is computed once.
     """
     images, image_of_row = np.unique(rows.image_rows, return_inverse=True)
     edits = [(group.mode, group.latents) for group in groups]
-    logits = _logits(table, edits, head, error_term, images, passes, alpha)
+    logits = rows.reduced_logits(_logits(table, edits, head, error_term, images, passes, alpha)[image_of_row])
     error = logit_error(table, head)
     for column in range(len(groups)):
         values = logits[:, column]
         logits[:, column] = settled(values, max(error, NETWORK_ERROR * float(np.abs(values).max(initial=0))))
-    return logits[image_of_row]
+    return logits
 
 
 def _logits(

@@ -38,9 +38,10 @@ from mammosae_plugin.measures.statistics import (
     auroc_interval,
     settled,
 )
+from mammosae_plugin.measures.units import EvaluationUnit
 
 if TYPE_CHECKING:
-    from mammosae_plugin.latents import LatentTable
+    from mammosae_plugin.latents import EvaluationRows, LatentTable
 
 KS = (1, 2, 5, 10, 20, 50, 100, None)
 """How many features a probe may use; None: all."""
@@ -437,6 +438,7 @@ def linear_probes(
     concepts: Sequence[str] | None = None,
     *,
     split: str = "test",
+    unit: str = "image",
     arms: Sequence[str] | None = None,
     embeddings: Embeddings = None,
     ks: Sequence[int | None] = KS,
@@ -454,6 +456,8 @@ def linear_probes(
         table: the latents table.
         concepts: some of the table's; all by default. Of one with more than two classes each against the rest.
         split: the split whose images are cut into folds.
+        unit: what is told apart, as for `LatentTable.rows`; a breast, exam or patient has the mean, or maximum, of its
+            images' latents and channels as its features.
         arms: some of `ARMS`; None: all, but of a table of rows "codes" for the latents' two statistics, and what reads
             the dense layer only where `embeddings` are given.
         embeddings: the dense layer: an array (n_images, d) in the order of `table.images`, an activation store or files
@@ -478,17 +482,17 @@ def linear_probes(
     arms = [str(arm) for arm in entries(arms, "arms")]
     for arm in arms:
         one_of(arm, "arms", ARMS)
-    found = []
+    found, counted = [], EvaluationUnit.named(unit).noun
     for concept in chosen:
-        rows = table.rows(concept, split=split)
+        rows = table.rows(concept, split=split, unit=unit)
         for label, positive in _against_the_rest(table.classes(concept), rows.labels):
             for arm in arms:
                 about = {"concept": concept, "label": label, "arm": arm}
                 if positive.all() or not positive.any():
-                    reason = f"{'every' if positive.any() else 'no'} image of split '{split}' is of this class"
+                    reason = f"{'every' if positive.any() else 'no'} {counted} of split '{split}' is of this class"
                     found.append(pd.DataFrame([{**about, "auroc": np.nan, "reason": reason}]))
                     continue
-                features, basis = _features(table, arm, embeddings, rows.image_rows)
+                features, basis = _features(table, arm, embeddings, rows)
                 probed = probe_of(
                     features,
                     positive,
@@ -505,10 +509,11 @@ def linear_probes(
     return pd.concat(found, ignore_index=True)
 
 
-def _features(table: "LatentTable", arm: str, embeddings: Embeddings, image_rows: NDArray[np.int64]) -> tuple[Any, str]:
+def _features(table: "LatentTable", arm: str, embeddings: Embeddings, rows: "EvaluationRows") -> tuple[Any, str]:
     if arm in ("max_latents", "mean_latents", "codes"):
-        return (table.codes() if arm == "codes" else getattr(table, arm))[image_rows], "features"
-    return dense_rows(table, embeddings, image_rows).whole(), "features" if arm == "channels" else arm
+        return rows.values(table.codes() if arm == "codes" else getattr(table, arm)), "features"
+    dense = rows.reduced(dense_rows(table, embeddings, rows.image_rows).whole())
+    return dense, "features" if arm == "channels" else arm
 
 
 def _against_the_rest(classes: tuple[int, ...], labels: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
@@ -521,6 +526,7 @@ def latent_aurocs(
     concept: str,
     *,
     split: str = "test",
+    unit: str = "image",
     n_permutations: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -530,6 +536,8 @@ def latent_aurocs(
         table: the latents table.
         concept: one of its concepts; of one with more than two classes each against the rest.
         split: the split whose images are told apart.
+        unit: what is told apart, as for `LatentTable.rows`; a breast, exam or patient has the mean, or maximum, of its
+            images' activations.
         n_permutations: as for `latent_aurocs_of`.
         seed: as for `latent_aurocs_of`.
 
@@ -540,11 +548,11 @@ def latent_aurocs(
     Raises:
         InputError: an unknown concept or split, or a class without which nothing can be told apart.
     """
-    rows = table.rows(concept, split=split)
+    rows = table.rows(concept, split=split, unit=unit)
     found = []
     statistics = {"max": table.max_latents, "mean": table.mean_latents}
     for statistic, values in ({"code": table.codes()} if table.is_of_rows else statistics).items():
-        codes = settled_codes(as_codes(values[rows.image_rows]))
+        codes = settled_codes(as_codes(rows.values(values)))
         for label, positive in _against_the_rest(table.classes(concept), rows.labels):
             scored = latent_aurocs_of(codes, positive, rows.patient_ids, n_permutations=n_permutations, seed=seed)
             about = {"concept": concept, "label": label, "statistic": statistic}

@@ -105,7 +105,8 @@ def class_mean_latents(
         table: the latents table.
         concept: a finding, or "density" or "birads".
         split: the split whose images are averaged.
-        unit: "image", or "finding_row" to count an image once per row of the annotation file.
+        unit: "image", "finding_row" to count an image once per row of the annotation file, or any other of
+            `LatentTable.rows`: of a breast, exam or patient the mean, or the maximum, over its images counts once.
         score: "mean", "centered_mean" or "overall_mean".
 
     Returns:
@@ -163,15 +164,18 @@ def _class_means(
             f"split '{split}' has no image of class {label} of '{concept}' among {len(rows.labels)} rows: "
             "its means are undefined, choose another split or concept"
         )
-    images, image_of_row = np.unique(rows.image_rows, return_inverse=True)
-    counts = np.zeros((len(images), len(classes)))
-    np.add.at(counts, image_of_row, belongs)
+    if rows.adds_up:
+        images, image_of_row = np.unique(rows.image_rows, return_inverse=True)
+        counts = np.zeros((len(images), len(classes)))
+        np.add.at(counts, image_of_row, rows.weights[:, None] * rows.of_rows(belongs))
+    else:  # the mean of units' maxima
+        image_means, images, counts = rows.values(image_means), np.arange(len(belongs)), belongs.astype(np.float64)
 
     sums = np.zeros((image_means.shape[1], len(classes)))
     for start in range(0, len(images), _IMAGES_PER_BLOCK):
         block = slice(start, start + _IMAGES_PER_BLOCK)
         sums += image_means[images[block]].astype(np.float64).T @ counts[block]
-    overall: NDArray[np.float64] = sums.sum(axis=1) / counts.sum()
+    overall: NDArray[np.float64] = sums.sum(axis=1) / n_rows.sum()
     if score == "overall_mean":
         return np.tile(overall, (len(classes), 1))
     means: NDArray[np.float64] = sums.T / n_rows[:, None]
@@ -210,7 +214,7 @@ class SingleLatent:
         concept: what it tells.
         latent: its index.
         statistic: an image's score: its "max" or "mean" over positions.
-        unit: what counts as a row of the test split, "image" or "finding_row".
+        unit: what counts as a row of the test split, as for `LatentTable.rows`.
         auroc_training: AUROC of class 1 on the training split, by which it was chosen.
         auroc: AUROC on the test split.
         interval: 95 % interval of that from resampled patients, low and high; NaN where there is none.
@@ -253,7 +257,7 @@ def best_single_latent(
         table: the latents table, with the splits "training" and "test".
         concept: a finding.
         statistic: "max" or "mean" over positions.
-        unit: "image" or "finding_row".
+        unit: as for `LatentTable.rows`; a breast, exam or patient has the mean, or maximum, of its images' scores.
         n_bootstrap: patient-level resamples for the 95 % interval; 0 gives NaN.
         seed: seed of the resamples.
         min_patients: patients that either class must have for an interval; with fewer its ends are NaN.
@@ -276,12 +280,12 @@ def best_single_latent(
         raise InputError("no latent fires in the training split, so that none can be chosen: train another SAE")
     aurocs = np.concatenate(
         [
-            _column_aurocs(values[:, live[start : start + _LATENTS_PER_BLOCK]].toarray()[training.image_rows], training)
+            _column_aurocs(values[:, live[start : start + _LATENTS_PER_BLOCK]].toarray(), training)
             for start in range(0, len(live), _LATENTS_PER_BLOCK)
         ]
     )
     chosen = int(aurocs.argmax())
-    scores = settled_columns(values[:, [live[chosen]]].toarray()[test.image_rows])
+    scores = settled_columns(test.values(values[:, [live[chosen]]].toarray()))
     resamples = Resamples(test.labels, test.patient_ids, n_bootstrap=n_bootstrap, seed=seed, min_patients=min_patients)
     return SingleLatent(
         concept=concept,
@@ -296,10 +300,10 @@ def best_single_latent(
 
 
 def _column_aurocs(scores: NDArray[np.float32], rows: "EvaluationRows") -> NDArray[np.float64]:
-    """The AUROC of class 1 by every column of (n_rows, n): the rank-sum form, ties counted one half."""
+    """The AUROC of class 1 by every column of (n_images, n): the rank-sum form, ties counted one half."""
     positive = rows.labels == 1
     n_positive, n_negative = positive.sum(), (~positive).sum()
-    ranks = rankdata(settled_columns(scores), axis=0)
+    ranks = rankdata(settled_columns(rows.values(scores)), axis=0)
     aurocs: NDArray[np.float64] = (ranks[positive].sum(axis=0) - n_positive * (n_positive + 1) / 2) / (
         n_positive * n_negative
     )

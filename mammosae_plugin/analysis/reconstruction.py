@@ -42,7 +42,9 @@ def reconstruction_metrics(
         table: the latents table.
         concept: a concept that has a head; its head is evaluated.
         split: the split evaluated.
-        unit: "image", or "finding_row" to evaluate the rows of the annotation file as the published numbers do.
+        unit: "image", "finding_row" to evaluate the rows of the annotation file as the published numbers do, or any
+            other of `LatentTable.rows`: of a breast, exam or patient the mean, or maximum, of its images' probabilities
+            is judged.
         n_bootstrap: number of patient-level resamples for the 95 % intervals; 0 gives NaN.
         seed: seed of the resamples.
         min_patients: patients that every class must have for an interval; with fewer the ends are NaN.
@@ -60,7 +62,7 @@ def reconstruction_metrics(
     resamples = Resamples(rows.labels, rows.patient_ids, n_bootstrap=n_bootstrap, seed=seed, min_patients=min_patients)
     error = logit_error(table, concept)
     without, with_sae = (
-        settled(logits[rows.image_rows], error) for logits in (table.logits(concept), table.logits_with_sae(concept))
+        settled(rows.logits(logits), error) for logits in (table.logits(concept), table.logits_with_sae(concept))
     )
     points = [classification_metrics(logits, rows.labels) for logits in (without, with_sae)]
     samples = [resamples.metrics(logits) for logits in (without, with_sae)]

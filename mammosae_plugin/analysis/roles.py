@@ -98,7 +98,8 @@ def latent_roles(
         ranking: the ranking (from the training split) whose best latents of class 1 are named.
         concept: a finding that has a head.
         split: the split that gives the evidence.
-        unit: "image" or "finding_row".
+        unit: as for `LatentTable.rows`. Of a breast, exam or patient a latent's mean, or maximum, over the images is
+            looked at, and the mean of what an ablation takes from their logits; the place is always that in images.
         top: how many latents are named; those that never fire in training images of class 1 are left out.
         n_controls: random groups beside every latent.
         n_bootstrap: resamples of patients; 0 leaves all roles unclear.
@@ -148,7 +149,7 @@ def _obstacle(
         return f"the SAE explains {explained:.3f} of the variance, less than {LEAST_EXPLAINED:g}"
     if not len(resamples.multiplicities):
         return "no interval over patients was asked for (n_bootstrap is 0)"
-    logits = settled(table.logits(concept)[rows.image_rows], logit_error(table, concept))
+    logits = settled(rows.logits(table.logits(concept)), logit_error(table, concept))
     auroc = ranking_metrics(logits, rows.labels).auroc
     if not (auroc >= SEPARATES and resamples.interval(resamples.metrics(logits)["auroc"], auroc=True)[0] > 0.5):
         return f"the classifier does not tell the classes on test images (AUROC {auroc:.3f})"
@@ -208,13 +209,13 @@ def _evidence(
         table, latents, head=concept, image_rows=images, n_controls=n_controls, seed=seed, passes=passes
     )
     n_random = n_controls if len(np.setdiff1d(table.live_latents("training"), latents)) else 0
-    activity = table.mean_latents[rows.image_rows].tocsc()[:, latents].toarray().astype(np.float64)
+    activity = rows.values(table.mean_latents.tocsc()[:, latents].toarray()).astype(np.float64)
     present = rows.labels == 1
-    effect = _gap(ablated.losses[image_of_row], present)
-    sampled = _gap(ablated.losses[image_of_row], present, resamples.multiplicities)
-    control_losses = ablated.control_losses[image_of_row].reshape(len(present), -1)
+    losses = rows.mean(ablated.losses[image_of_row])
+    effect, sampled = _gap(losses, present), _gap(losses, present, resamples.multiplicities)
+    control_losses = rows.mean(ablated.control_losses[image_of_row]).reshape(len(present), -1)
     random = _gap(control_losses, present).reshape(len(latents), n_controls)
-    whole = float(_gap(table.logits(concept)[rows.image_rows], present)[0])
+    whole = float(_gap(rows.mean(table.logits(concept)[rows.image_rows]), present)[0])
     found = []
     for column in range(len(latents)):
         values = activity[:, [column]]

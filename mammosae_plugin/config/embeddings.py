@@ -174,6 +174,8 @@ class EmbeddingStudyConfig(CommonConfig):
         names = [model.name for model in self.models]
         _once(names, "models", "two models have the same name, or differ in case alone")
         _once(self.concepts, "concepts", "a concept is named twice")
+        if self.data is not None and self.data.unit != "image":
+            raise ValueError(f"data.unit is {self.data.unit}, but a study of embeddings counts images; leave it out")
         if self.data is None and (without := [model.name for model in self.models if model.network is not None]):
             raise ValueError(f"`data` is missing: the images of which {', '.join(without)} makes vectors")
         if self.data is not None and all(model.network is None for model in self.models):

@@ -21,6 +21,7 @@ from mammosae_plugin.datasets.about import PHANTOMS, DatasetAbout
 from mammosae_plugin.datasets.protocol import StudyDataset
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path
+from mammosae_plugin.measures.units import EvaluationUnit, UnitScores
 from mammosae_plugin.validation import Settings
 
 LocalPath = Annotated[Path, AfterValidator(local_path)]
@@ -39,8 +40,16 @@ class DataSettings(Settings):
     image_size: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] = Field(
         (1520, 912), description="Height and width of the images in pixels."
     )
-    unit: Literal["image", "finding_row"] = Field(
-        "image", description="What a metric counts: images, or rows of the annotation file as the released code does."
+    unit: Literal["image", "finding_row", "breast", "exam", "patient"] = Field(
+        "image",
+        description="What a metric counts: images, rows of the annotation file as the released code does, or breasts "
+        "(images of a patient, or of an exam where exams are known, and a side), exams or patients. Boxes are compared "
+        "by image, classifiers and SAEs trained on images, whatever the unit.",
+    )
+    unit_scores: UnitScores = Field(
+        "mean",
+        description="The score of a breast, exam or patient: mean or maximum over its images, of a classifier's "
+        "probabilities and of latents' activations.",
     )
     box_tolerance: float = Field(
         0.1,
@@ -64,6 +73,11 @@ class DataSettings(Settings):
     phantom: bool = Field(
         False, description="True for generated images: only then may the report show images by default."
     )
+
+    @property
+    def evaluation_unit(self) -> EvaluationUnit:
+        """What a metric counts, and how it gets its score."""
+        return EvaluationUnit(self.unit, self.unit_scores)
 
     @property
     def about(self) -> DatasetAbout:

@@ -44,6 +44,8 @@ class Comparison:
             were drawn at random), p_value (chance of at least shared_top then). Missing where scores are suppressed.
         localization: One row per layer, model and concept: best_latent_a, average_precision_a, best_latent_b,
             average_precision_b, by each study's own threshold; missing where nothing was localized.
+        units: What a counts, and what b does (`measures.units.EvaluationUnit`): class means and AUROCs of different
+            units are not of the same thing.
         matching: Where match is "decoder", one row per pair of latents: layer, latent_a, latent_b, cosine.
         effects: One row per layer, model, concept and class: n_latents, and slope and r of B's effect sizes on A's with
             95 % intervals and p (`analysis.EffectAgreement`). An effect size is the mean activation in images of the
@@ -64,6 +66,7 @@ class Comparison:
     latents: pd.DataFrame
     localization: pd.DataFrame
     matching: pd.DataFrame | None = None
+    units: tuple[str, str] = ("image", "image")
     effects: pd.DataFrame = field(default_factory=pd.DataFrame)
     replication: pd.DataFrame | None = None
     scores: Mapping[str, tuple[pd.DataFrame, bool]] = field(default_factory=dict)
@@ -79,6 +82,7 @@ class Comparison:
             [
                 f"a: {self.a}",
                 f"b: {self.b} ({how})",
+                *([] if self.units[0] == self.units[1] else [_counted_otherwise(*self.units)]),
                 "",
                 *replicated,
                 "Ranking of latents by score, and the best of each class:",
@@ -145,6 +149,7 @@ def compare(
         latents=_compare_latents(a, b, common, matching, top),
         localization=_compare_localization(a, b, common),
         matching=matching,
+        units=(_unit(a), _unit(b)),
         effects=_compare_effects(a, b, common, matching, decoders),
         replication=replication,
         scores=_compare_score_cards(a, b, common),
@@ -196,6 +201,14 @@ def _common_rows(a: Findings, b: Findings, models: Mapping[str, str]) -> list[_R
 
 def _layers(common: Sequence[_Row]) -> list[tuple[str, str]]:
     return list(dict.fromkeys(row.layer for row in common))
+
+
+def _unit(findings: Findings) -> str:
+    return str(findings.study.get("data", {}).get("unit", "image"))
+
+
+def _counted_otherwise(a: str, b: str) -> str:
+    return f"a counts by {a}, b by {b}, so that a part of every difference may be that"
 
 
 def _check_same_score(a: Findings, b: Findings) -> None:

@@ -103,7 +103,7 @@ class Kept:
 
 
 def _unit(layer: LayerResults) -> str:
-    """What the study counts: image, or finding_row."""
+    """What the study counts, by the name of `measures.units.EvaluationUnit`."""
     return str(layer.results["data"]["unit"])
 
 
@@ -207,7 +207,7 @@ def _classes(table: "LatentTable", concepts: Sequence[str], unit: str) -> Iterat
             yield {
                 "concept": concept,
                 "split": split,
-                "n_images": [len(np.unique(rows.image_rows[own])) for own in classes],
+                "n_images": [len(np.unique(rows.images_of(own))) for own in classes],
                 "n_patients": [len(set(rows.patient_ids[own])) for own in classes],
                 "n_boxed": int(boxed.loc[boxed["split"] == split, "patient_id"].nunique()),
             }
@@ -230,8 +230,12 @@ def _of_split(encoder: Encoder, unit: str, name: str) -> _OfSplit:
 
     def class_sums(concept: str) -> list[Weights]:
         rows = table.rows(concept, split=name, unit=unit)
-        own = [rows.image_rows[rows.labels == label] for label in table.classes(concept)]
-        return [np.bincount(images, minlength=len(split))[split == name] for images in own]
+        chosen = [rows.of_rows(rows.labels == label) for label in table.classes(concept)]
+        weights = None if rows.unit_of_row is None else rows.weights  # whole numbers, or shares of units
+        return [
+            np.bincount(rows.image_rows[own], None if weights is None else weights[own], len(split))[split == name]
+            for own in chosen
+        ]
 
     if name == TRAINING:
         sums = {concept: class_sums(concept) for concept in encoder.concepts}
@@ -299,7 +303,7 @@ def _of_concept(layer: LayerResults, encoder: Encoder, concept: str, in_test: Fi
     return {
         "concept": concept,
         "n_images": np.array(
-            [len(np.unique(rows.image_rows[rows.labels == label])) for label in table.classes(concept)]
+            [len(np.unique(rows.images_of(rows.labels == label))) for label in table.classes(concept)]
         ),
         "class_means": means.T,
         "scores": scores.T,
@@ -322,14 +326,14 @@ def _precisions(layer: LayerResults, model: str, concept: str, n: int) -> NDArra
 
 def _effects(table: "LatentTable", concept: str, unit: str) -> NDArray[np.float64]:
     """(d_sae,) what the logit loses with each latent, where it is linear in them (see `intervention`); else NaN."""
-    present = table.rows(concept, split=TEST, unit=unit)
-    image_rows = present.image_rows[present.labels == 1]
-    if len(table.classes(concept)) != 2 or table.readout_kind != "linear" or not len(image_rows):
+    rows = table.rows(concept, split=TEST, unit=unit)
+    present = rows.labels == 1
+    if len(table.classes(concept)) != 2 or table.readout_kind != "linear" or not present.any():
         return np.full(table.d_sae, np.nan)
-    chosen = table.mean_latents[image_rows]
+    chosen = rows.mean(table.mean_latents[rows.image_rows])[np.flatnonzero(present)]
     mean = np.bincount(chosen.indices, weights=chosen.data.astype(np.float64), minlength=table.d_sae)
     # 0.0 where the latent does not fire, not -0.0.
-    return np.asarray(0.0 - mean / len(image_rows) * table.readout(concept).weight[:, 0])
+    return np.asarray(0.0 - mean / present.sum() * table.readout(concept).weight[:, 0])
 
 
 def _interleaved(of_concepts: Sequence[OfConcept], n: int) -> pa.ListArray:

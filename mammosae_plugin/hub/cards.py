@@ -41,6 +41,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from mammosae_plugin.datasets.about import KNOWN, PHANTOMS, images_called
 from mammosae_plugin.hub.card_parts import mark
 from mammosae_plugin.hub.score_cards import eval_results_of, shown_score_cards
+from mammosae_plugin.measures.units import EvaluationUnit
 from mammosae_plugin.provenance import plain
 from mammosae_plugin.schema.findings import CONFIGS, dictionary
 from mammosae_plugin.schema.names import MINUS, digits, ends, file_part, readable
@@ -280,6 +281,7 @@ def _of_study(facts: Row) -> Row:
         "named_by_readers": [row for row in facts["best"] if row["role"] not in (CONCEPT, BACKGROUND, UNCLEAR)],
         "is_phantom": study["data_kind"] == "phantom",
         "measured": {layer: _measured(sae) for layer, sae in study["sae"].items()},
+        "counted": EvaluationUnit.named(study["data"].get("unit", "image")).nouns,
         "patients": {row["split"]: row for row in study["data"].get("splits", [])},
     }
 

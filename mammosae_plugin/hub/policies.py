@@ -80,7 +80,7 @@ _CARD = (
 _DATA = (
     *("image_size", "unit", "splits", "concepts", "n_quarantined", "n_clipped_boxes", "split", "concept"),
     *("boxes", "n_mended_boxes", "n_inverted_boxes", "n_dropped_boxes"),
-    *("n_images", "n_patients", "n_rows", "n_positive", "n_missing", "n_boxes"),
+    *("n_images", "n_patients", "n_rows", "n_units", "n_positive", "n_missing", "n_boxes"),
     *("vocabulary", "name", "kind", "classes", "masks"),
 )
 _MODELS = (

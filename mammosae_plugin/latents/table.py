@@ -26,7 +26,7 @@ from safetensors.numpy import load_file
 from scipy import sparse
 
 from mammosae_plugin.adapters.input_normalization import INPUT_NORMALIZATION
-from mammosae_plugin.arguments import checked_arguments, index, indices, one_of, shown, text
+from mammosae_plugin.arguments import checked_arguments, index, indices, shown, text
 from mammosae_plugin.datasets.concepts import Vocabulary
 from mammosae_plugin.datasets.vindr import older_vocabulary
 from mammosae_plugin.errors import InputError
@@ -37,6 +37,7 @@ from mammosae_plugin.files import (
     read_parquet,
 )
 from mammosae_plugin.measures.statistics import NETWORK_ERROR
+from mammosae_plugin.measures.units import EvaluationRows, EvaluationUnit, grouped_rows
 from mammosae_plugin.shapes import Boxes, LatentMaps
 from mammosae_plugin.shards import is_whole, shard_paths, verify_shards
 
@@ -85,21 +86,6 @@ class Readout:
 
     offset: np.ndarray
     weight: np.ndarray
-
-
-@dataclass(frozen=True)
-class EvaluationRows:
-    """The rows that a metric is computed over.
-
-    Attributes:
-        image_rows: (n,) int64, rows of `LatentTable.images`; an image repeats under unit "finding_row".
-        labels: (n,) int64, the class of each row.
-        patient_ids: (n,) the patient of each row, for resampling by patient.
-    """
-
-    image_rows: np.ndarray
-    labels: np.ndarray
-    patient_ids: np.ndarray
 
 
 class LatentTable:
@@ -331,17 +317,20 @@ class LatentTable:
         Args:
             concept: A label column of `images`.
             split: A split of the table.
-            unit: "image" (an image has the label of any of its findings) or "finding_row" (one row per row of the
+            unit: "image" (an image has the label of any of its findings), "finding_row" (one row per row of the
                 annotation file, as the released code evaluates: an image repeats, and can carry label 0 in one row and
-                1 in another).
+                1 in another), or "breast", "exam" or "patient", which are made of several images (`measures.units` has
+                the rules): their scores are the mean over the images, or "breast by maximum" the maximum.
 
         Raises:
-            InputError: Unknown concept, split or unit.
+            InputError: Unknown concept, split or unit, or images of which it is not known what they belong to.
         """
-        self.vocabulary.named(concept, str(self.folder))
+        found = self.vocabulary.named(concept, str(self.folder))
         self._check_split(split)
-        one_of(unit, "unit", ("image", "finding_row"))
+        counted = EvaluationUnit.named(unit)
         in_split = (self.images["split"] == split).to_numpy()
+        if counted.has_several_images:
+            return grouped_rows(self.images, found, chosen=in_split, unit=counted, where=str(self.folder))
         if unit == "image":
             image_rows = np.flatnonzero(in_split)
             labels = self.images[concept].to_numpy()[image_rows]

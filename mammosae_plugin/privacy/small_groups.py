@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 Mask = NDArray[np.bool_]
-Weights = NDArray[np.int64]
-"""(n_images,): how often each image counts in a sum; 0 for images outside it."""
+Weights = NDArray[np.int64 | np.float64]
+"""(n_images,): how often, or for what share of a unit, each image counts in a sum; 0 for images outside it."""
 
 
 def is_few(n_patients: Any, min_group: int) -> Any:

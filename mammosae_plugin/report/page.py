@@ -15,6 +15,7 @@ import yaml
 
 from mammosae_plugin.datasets.about import KNOWN, DatasetAbout
 from mammosae_plugin.files import local_path, write_text
+from mammosae_plugin.measures.units import EvaluationUnit
 from mammosae_plugin.report.paper import compare_figure_2, compare_table_1, compare_table_2, paper_concepts
 from mammosae_plugin.report.rendering import figure_source, render
 from mammosae_plugin.report.summary import RESTORED, Finding, baselines_summary, findings, layers_summary, summary
@@ -67,6 +68,7 @@ def render_report(results: Results, figures_folder: Path) -> str:
 
 def _content(results: Results, figures_folder: Path) -> dict[str, Any]:
     found = findings(results)
+    counted = EvaluationUnit.named(results["data"]["unit"])
     paper = results["paper_setting"]
     return {
         "results": results,
@@ -82,7 +84,8 @@ def _content(results: Results, figures_folder: Path) -> dict[str, Any]:
         "one_control": results.get("n_controls") == 1,
         "layers": _layers(results, figures_folder) if results.get("layers") else None,
         "comparison": _comparison_note(results),
-        "splits": table_view(pd.DataFrame(results["data"]["splits"])),
+        "splits": table_view(pd.DataFrame(results["data"]["splits"]).rename(columns={"n_units": counted.plural})),
+        "unit": counted,
         "prevalence": table_view(_prevalence(results), n_labels=2),
         "quarantine": _quarantine(results),
         "boxes": _boxes(results["data"]),
@@ -159,12 +162,13 @@ def _plain(value: float) -> str:
 def _n(results: Results, split: str, concept: str | None = None) -> str:
     """How much stands behind a figure or table: "n = 24 test images of 12 patients, 14 with Mass"."""
     data = results["data"]
-    unit = "rows" if data["unit"] == "finding_row" else "images"
+    unit = EvaluationUnit.named(data["unit"])
     whole = next((row for row in data["splits"] if row["split"] == split), None)
     if whole is None:
         return ""
-    size = whole["n_rows"] if unit == "rows" else whole["n_images"]
-    text = f"n = {size:,} {split} {unit} of {whole['n_patients']:,} patients"
+    size = whole.get("n_units", whole["n_rows"] if unit.name == "finding_row" else whole["n_images"])
+    of = "" if unit.name == "patient" else f" of {whole['n_patients']:,} patients"
+    text = f"n = {size:,} {split} {unit.plural}{of}"
     named = [row for row in data["concepts"] if row["split"] == split and concept in (None, row["concept"])]
     with_finding = [f"{row['n_positive']:,} with {readable(row['concept'])}" for row in named]
     return ", ".join([text, *with_finding])
@@ -302,7 +306,7 @@ def _about(results: Results) -> Row:
 
 
 def _prevalence(results: Results) -> pd.DataFrame:
-    unit = "rows" if results["data"]["unit"] == "finding_row" else "images"
+    unit = EvaluationUnit.named(results["data"]["unit"]).plural
     rows = [
         {
             "concept": row["concept"],

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from mammosae_plugin.measures.units import EvaluationUnit
 from mammosae_plugin.schema.names import readable
 from mammosae_plugin.schema.results import (
     NEAR_ZERO,
@@ -126,11 +127,19 @@ def summary(results: Results) -> list[str]:
         f"{_count(n, 'classifier')} {'was' if n == 1 else 'were'} examined through one sparse autoencoder (SAE) with "
         f"{results['sae']['d_sae']:,} latents."
     ]
-    sentences += _flawed_sae(results) + _inverted(found)
+    sentences += _counted(results) + _flawed_sae(results) + _inverted(found)
     n_controls = results.get("n_controls", 0)
     sentences += _cost(found) + _restoring(found)
     sentences += _controls(found, n_controls) + _switched_off(found, n_controls) + _localization(found, results)
     return sentences
+
+
+def _counted(results: Results) -> list[str]:
+    """What is counted, where that is not images."""
+    unit = EvaluationUnit.named(results["data"]["unit"])
+    if not unit.has_several_images:
+        return []
+    return [f"{unit.plural.capitalize()} are counted: each has the {unit.scores} over its images as its score."]
 
 
 def _flawed_sae(results: Results) -> list[str]:

@@ -117,8 +117,8 @@ _ENCODER = Column(
     "encoder", _TEXT, "the model whose images were read, or `model/finding` where each classifier has its own encoder"
 )
 _BEHIND = (
-    Column("n_rows", _WHOLE, "test images, or rows where rows are the unit", "images or rows", label="Rows"),
-    Column("n_positive", _WHOLE, "those with the finding", "images or rows", "count", label="Positive"),
+    Column("n_rows", _WHOLE, "test images, or what else the study's unit is", "the study's unit", label="Rows"),
+    Column("n_positive", _WHOLE, "those with the finding", "the study's unit", "count", label="Positive"),
     Column("n_patients", _WHOLE, "their patients", "patients", label="Patients"),
 )
 _LATENT = Column("latent", _WHOLE, "the latent's number, from 0")
@@ -232,7 +232,7 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
             "JSON: versions, checksums of the checkpoints, the fingerprint of the dataset",
             is_json=True,
         ),
-        Column("data", _TEXT, "JSON: images and patients by split", is_json=True),
+        Column("data", _TEXT, "JSON: images and patients by split, and the unit that is counted", is_json=True),
         Column("models", _TEXT, "JSON: classifiers, and where they are published", is_json=True),
         Column(
             "sae",

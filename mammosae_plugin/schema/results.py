@@ -205,7 +205,7 @@ def role_evidence(named: Row) -> str:
         parts.append(f"mean {means[0]} with and {means[1]} without")
     if math.isfinite(number(named.get("fires_with"))):
         fires = [f"{100 * number(named[f'fires_{name}']):.0f} %" for name in ("with", "without")]
-        parts.append(f"fires in {fires[0]} and {fires[1]} of images")
+        parts.append(f"fires in {fires[0]} with and {fires[1]} without")
     if math.isfinite(number(named.get("ablation"))):
         random, n = number(named.get("ablation_random")), int(number(named.get("n_random")))
         beside = f", 95 % of {n} random groups below {digits(random)}" if math.isfinite(random) else ""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -25,6 +26,7 @@ from mammosae_plugin.datasets import StudyDataset, Vocabulary, open_dataset
 from mammosae_plugin.datasets.base import MammogramDataset
 from mammosae_plugin.datasets.registry import dataset_kind
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.measures.units import grouped_rows
 from mammosae_plugin.study import plans
 from mammosae_plugin.study.images import TEST, TRAINING, StudyImages
 from mammosae_plugin.study.networks import Files, NetworkFacts, Networks, Origin, Start
@@ -148,10 +150,15 @@ class StudyInputs(StudyImages):
     def _check_classes(self) -> None:
         for concept in self.config.concepts:
             for split in (TRAINING, TEST):
-                labels = self.split(split).images[concept]
-                missing = sorted(set(range(self.concepts[concept].n_classes)) - set(labels.unique()))
+                images, unit, counted = self.split(split).images, self.data.evaluation_unit, "image"
+                labels, known = images[concept].to_numpy(), self.concepts[concept]
+                missing = sorted(set(range(known.n_classes)) - set(labels.tolist()))
+                if not missing and unit.has_several_images:
+                    chosen, where = np.ones(len(images), dtype=np.bool_), f"the dataset {self.all_images.name}"
+                    labels = grouped_rows(images, known, chosen=chosen, unit=unit, where=where).labels
+                    missing, counted = sorted(set(range(known.n_classes)) - set(labels.tolist())), unit.name
                 if missing:
-                    what = "no positive image" if missing == [1] else f"no image of class {missing[0]}"
+                    what = f"no positive {counted}" if missing == [1] else f"no {counted} of class {missing[0]}"
                     raise InputError(
                         f"the {split} split has {what} for {concept}; remove it from `concepts` or add such images"
                     )

@@ -260,7 +260,7 @@ class LayerStudy:
     def ranking(self, table: LatentTable, concept: str, score: probing.Score | None = None) -> probing.RankedLatents:
         """The latents of a table by the study's score, or another."""
         scores = probing.class_mean_latents(
-            table, concept, split=TRAINING, unit=self.config.data.unit, score=score or self.config.analysis.score
+            table, concept, split=TRAINING, unit=self.unit, score=score or self.config.analysis.score
         )
         return probing.rank_latents(scores)
 
@@ -268,7 +268,7 @@ class LayerStudy:
         self, table: LatentTable, concept: str, score: probing.Score | None = None
     ) -> probing.RankedLatents:
         return probing.rank_channels(
-            table, concept, split=TRAINING, unit=self.config.data.unit, score=score or self.config.analysis.score
+            table, concept, split=TRAINING, unit=self.unit, score=score or self.config.analysis.score
         )
 
     # The analyses
@@ -297,9 +297,14 @@ class LayerStudy:
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
     @property
+    def unit(self) -> str:
+        """What metrics count."""
+        return str(self.config.data.evaluation_unit)
+
+    @property
     def _resampling(self) -> dict[str, Any]:
         return {
-            "unit": self.config.data.unit,
+            "unit": self.unit,
             "n_bootstrap": self.config.analysis.n_bootstrap,
             "seed": self.config.seed,
         }
@@ -321,7 +326,7 @@ class LayerStudy:
     @cached_property
     def sae_quality(self) -> pd.DataFrame:
         """How well the SAE reconstructs each pair's features, per split, and what it costs on the test images."""
-        unit = self.config.data.unit
+        unit = self.unit
 
         def quality(table: LatentTable, pair: ModelPair) -> pd.DataFrame:
             rows = [reconstruction.reconstruction_quality(table, split).to_frame() for split in (TRAINING, TEST)]
@@ -338,13 +343,11 @@ class LayerStudy:
             live = table.live_latents(TRAINING)
             columns: dict[str, np.ndarray] = {"latent": live}
             for prefix, score in zip(("score_mean", "centered"), SCORES, strict=True):
-                scores = probing.class_mean_latents(
-                    table, pair.concept, split=TRAINING, unit=self.config.data.unit, score=score
-                )
+                scores = probing.class_mean_latents(table, pair.concept, split=TRAINING, unit=self.unit, score=score)
                 columns |= {f"{prefix}_{number}": row[live] for number, row in enumerate(scores)}
             return pd.DataFrame(columns)
 
-        return self._each("class-means", {"unit": self.config.data.unit}, means)
+        return self._each("class-means", {"unit": self.unit}, means)
 
     @cached_property
     def single_latents(self) -> pd.DataFrame:
@@ -365,7 +368,7 @@ class LayerStudy:
         n_best = max(20, self.config.analysis.top)
         for pair, table in self.tables.items():
             ranking = self.ranking(table, pair.concept)
-            test = probing.class_mean_latents(table, pair.concept, split=TEST, unit=self.config.data.unit, score="mean")
+            test = probing.class_mean_latents(table, pair.concept, split=TEST, unit=self.unit, score="mean")
             for number in range(len(ranking.indices)):
                 latents = ranking.indices[number, :n_best]
                 rows.append(
@@ -540,7 +543,7 @@ class LayerStudy:
             "iou_threshold": analysis.iou_threshold,
             "top": analysis.top,
             "score": analysis.score,
-            "unit": self.config.data.unit,
+            "unit": self.unit,
             **self._boxes,
         }
         return self._each(name, settings, compute, self.study.pairs_with_boxes)

@@ -176,7 +176,7 @@ def of_table(
             "concepts": list(with_boxes),
             "top": analysis.top,
             "scores": list(scores),
-            "unit": config.data.unit,
+            "unit": str(config.data.evaluation_unit),
             "gradcam": analysis.gradcam,
         },
     }

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mammosae_plugin.adapters.sources import classifier_weights
 from mammosae_plugin.config import portable_config
 from mammosae_plugin.files import sha256_of_file
+from mammosae_plugin.measures.units import count_units, grouped_rows
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
 from mammosae_plugin.schema.results import FORMAT_VERSION, TRAINED_HERE, best_row, recovered
 from mammosae_plugin.study.claims import claims
@@ -128,27 +130,36 @@ def _checkpoints(layer: LayerStudy) -> list[dict[str, str]]:
 
 def _data(study: StudyInputs) -> Row:
     config, splits, concepts = study.config.data, [], []
+    unit, where = config.evaluation_unit, f"the dataset {study.all_images.name}"
     for split in (TRAINING, TEST):
         part = study.split(split)
+        several = {"n_units": count_units(part.images, unit, where)} if unit.has_several_images else {}
         splits.append(
             {
                 "split": split,
                 "n_images": len(part),
                 "n_patients": int(part.images["patient_id"].nunique()),
                 "n_rows": len(part.findings),
+                **several,
             }
         )
         for concept in study.config.concepts:
-            rows = part.images if config.unit == "image" else part.findings
+            labels = (part.findings if config.unit == "finding_row" else part.images)[concept].to_numpy()
+            patients, n = part.images.loc[part.images[concept] > 0, "patient_id"], len(labels)
+            if several:
+                everywhere = np.ones(len(part.images), dtype=np.bool_)
+                units = grouped_rows(part.images, study.concepts[concept], chosen=everywhere, unit=unit, where=where)
+                labels, patients = units.labels, pd.Series(units.patient_ids[units.labels > 0])
+                n = several["n_units"]
             positive = part.findings[part.findings[concept] > 0]
             concepts.append(
                 {
                     "concept": concept,
                     "split": split,
-                    "n_positive": int((rows[concept] > 0).sum()),
-                    "n_positive_patients": int(part.images.loc[part.images[concept] > 0, "patient_id"].nunique()),
-                    "n_images": len(rows),
-                    **({"n_missing": missing} if (missing := int((rows[concept].fillna(-1) < 0).sum())) else {}),
+                    "n_positive": int((labels > 0).sum()),
+                    "n_positive_patients": int(patients.nunique()),
+                    "n_images": n,
+                    **({"n_missing": missing} if (missing := n - int((labels >= 0).sum())) else {}),
                     "n_boxes": int(positive["xmin"].notna().sum()) if concept in study.findings else 0,
                 }
             )
@@ -161,7 +172,7 @@ def _data(study: StudyInputs) -> Row:
         listed = [{str(key): value for key, value in row.items()} for row in quarantine.to_dict("records")]
     return {
         "image_size": list(config.image_size),
-        "unit": config.unit,
+        "unit": str(unit),
         "splits": splits,
         "about": asdict(config.about),
         "vocabulary": study.concepts.to_json(),

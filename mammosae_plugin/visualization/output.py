@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mammosae_plugin.files import local_path, sha256_of_file, write_json
+from mammosae_plugin.measures.units import EvaluationUnit
 from mammosae_plugin.schema.names import (
     FIGURE_LAYERS,
     FIGURES_FOLDER,
@@ -171,7 +172,8 @@ def _class_means(results: Results, rows: pd.DataFrame, model: str, concept: str)
     marked = [(row["latent"], stated_role(row), number(row.get("auroc"))) for row in named]
     live = set(rows["latent"])
     words, told = readable(concept), class_names(results, concept)
-    names = (f"images without {words.lower()}", f"images with {words.lower()}")
+    counted = EvaluationUnit.named(results["data"]["unit"]).nouns
+    names = (f"{counted} without {words.lower()}", f"{counted} with {words.lower()}")
     if told and told != ["absent", "present"]:
         names = (f"{words}: {told[0]}", f"{words}: {told[-1]}")
     elif last > 1:
