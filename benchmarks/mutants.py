@@ -143,6 +143,25 @@ MUTANTS: list[Mutant] = [
         ("<= l0 <= trained * FAR_L0", "<= l0 < trained * FAR_L0"),
     ),
     *_in(
+        "mammosae_plugin/measures/units.py",
+        ["tests/test_units.py"],
+        ("highest == concept.n_classes - 1", "highest >= 1"),
+        ("np.where(has_missing & ~surely, -1, highest)", "np.where(has_missing, -1, highest)"),
+        ("np.where(has_missing & ~surely, -1, highest)", "highest"),
+        ("        surely[:] = False\n", ""),
+        ("lowest < highest", "lowest > highest"),
+        ("    in_kept = kept[unit_of_row]\n", "    in_kept = kept[unit_of_row] & (classes >= 0)\n"),
+        ('"breast": ["laterality"]', '"breast": []'),
+        ('needed = ["exam_id", *needed]', "pass"),
+        ("found = self._log_sums(present) - self._log_sums(absent)", "found = self.mean(of_rows)"),
+        ("        found[alone] = of_rows[self._starts[alone]]  # to the last bit\n", ""),
+        ("of_rows - logsumexp(of_rows, axis=-1, keepdims=True)", "of_rows"),
+        ("        return 1.0 / self.of_rows(self.sizes)\n", "        return self.of_rows(np.ones(len(self.labels)))\n"),
+        ("        highest[somewhere_zero] = np.maximum(highest[somewhere_zero], 0)\n", ""),
+        ("self.mean(of_rows) if self.adds_up else", "self.mean(of_rows) if True else"),
+        ("sort=False, dropna=False).ngroup()", "sort=True, dropna=False).ngroup()"),
+    ),
+    *_in(
         "mammosae_plugin/privacy/small_groups.py",
         [
             f"tests/test_published_attack.py::test_{name}"

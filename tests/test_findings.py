@@ -380,6 +380,29 @@ def test_concepts_of_two_and_four_classes_lie_side_by_side():
     assert best["latent"] == PLANTED["Mass"]
 
 
+def test_what_is_kept_by_breast_counts_the_images_of_breasts_and_tells_means_over_them():
+    table, unit = make_table(), "breast"
+    table.images["laterality"] = np.where(np.arange(len(table.images)) % 4 < 2, "L", "R")
+    layer = FakeLayer(table, ["Suspicious_Calcification"], unit=unit)
+    rows = latents_table(layer, layer.encoders["finetuned"], told_of(layer, 1), []).to_pylist()
+    images, means = table.images, table.mean_latents.toarray().astype(np.float64)
+    weight = table.readout("Suspicious_Calcification").weight[:, 0]
+
+    def by_class(split):
+        own = images[images["split"] == split]
+        keys = [own["patient_id"].to_numpy(), own["laterality"].to_numpy()]
+        labels = own["Suspicious_Calcification"].groupby(keys, sort=False).max().to_numpy()
+        latents = pd.DataFrame(means[own.index]).groupby(keys, sort=False).mean().to_numpy()
+        return [latents[labels == number] for number in (0, 1)]
+
+    training, test = by_class("training"), by_class("test")
+    for latent in (0, PLANTED["Suspicious_Calcification"]):
+        kept = rows[latent]["concepts"][0]
+        assert kept["n_images"] == [2 * len(one) for one in training]
+        assert kept["class_means"] == pytest.approx([one[:, latent].mean() for one in training], rel=1e-9)
+        assert kept["ablation_effect"] == pytest.approx(-test[1][:, latent].mean() * weight[latent], rel=1e-6)
+
+
 def test_a_note_stands_with_the_encoder_and_layer_that_it_names():
     table = make_table()
     layer = FakeLayer(table, ["Mass"])

@@ -246,6 +246,13 @@ def test_logits_that_are_sure_stay_finite_and_equal_images_tie_with_themselves()
     assert logits[:, 0] == pytest.approx([900, 0, 2.5], abs=1e-9)
 
 
+def test_the_logits_of_an_image_alone_in_its_unit_are_its_own_to_the_last_bit():
+    given = np.random.default_rng(0).normal(size=(40, 3))
+    rows = EvaluationRows(np.arange(40), np.zeros(39), np.arange(39), np.append(np.arange(39), 38))
+    for logits in (given, given[:, :1]):
+        assert np.array_equal(rows.logits(logits)[:38], logits[:38])
+
+
 @pytest.mark.parametrize(
     ("columns", "unit", "message"),
     [
