@@ -37,6 +37,7 @@ from .analysis import reconstruction_metrics as reconstruction_metrics
 from .analysis import recovery as recovery
 from .analysis import redundancy as redundancy
 from .analysis import replication as replication
+from .analysis import retrieval_scores as retrieval_scores
 from .analysis import retrieve as retrieve
 from .analysis import splitting as splitting
 from .analysis import sweep as sweep

@@ -33,6 +33,15 @@ def whole(value: Any, name: str, *, least: int, most: int | None = None) -> int:
     raise InputError(f"{name} is {shown(value)}: give a whole number, {wanted}")
 
 
+def resampling(n_bootstrap: Any, min_patients: Any, seed: Any) -> tuple[int, int, int]:
+    """The checked settings of an interval: resamples, the patients that it needs, and the seed."""
+    return (
+        whole(n_bootstrap, "n_bootstrap", least=0),
+        whole(min_patients, "min_patients", least=1),
+        whole(seed, "seed", least=0),
+    )
+
+
 def between(value: Any, name: str, low: float, high: float, *, with_low: bool = True, with_high: bool = True) -> float:
     """A finite number from `low` to `high`, with or without either end."""
     number = _float(value)

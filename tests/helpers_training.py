@@ -37,14 +37,15 @@ def rows_store(folder: Path, *, n_images: int = 40, rows_per_image: int = 10, d_
     return store_of(rows, folder, rows_per_image=rows_per_image)
 
 
-def store_of(rows: torch.Tensor, folder: Path, *, rows_per_image: int = 10) -> ActivationStore:
-    """A store of rows (n, d); two images per patient."""
+def store_of(rows: torch.Tensor, folder: Path, *, rows_per_image: int = 10, **more: Any) -> ActivationStore:
+    """A store of rows (n, d), of positions of each image in order; two images per patient; `more` for its manifest."""
     n_rows = len(rows)
     n_images = n_rows // rows_per_image
     image = torch.arange(n_rows) // rows_per_image
-    step = 100
+    step = 100 // rows_per_image * rows_per_image  # images lie in one shard each
+    position = torch.arange(n_rows) % rows_per_image
     shards = [
-        (rows[first : first + step], image[first : first + step], torch.arange(n_rows)[first : first + step])
+        (rows[first : first + step], image[first : first + step], position[first : first + step])
         for first in range(0, n_rows, step)
     ]
     described = {
@@ -58,6 +59,7 @@ def store_of(rows: torch.Tensor, folder: Path, *, rows_per_image: int = 10) -> A
         "source": {},
         "image_ids": [f"image-{number}" for number in range(n_images)],
         "patients": [number // 2 for number in range(n_images)],
+        **more,
     }
     return write_store(folder, shards, described)
 

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,12 @@ import pytest
 import torch
 import yaml
 from helpers_kills import killed_at
-from helpers_training import ARCHITECTURES, small_training
+from helpers_training import ARCHITECTURES, small_training, store_of
 from huggingface_hub import ModelCard
 from sae_lens.saes.sae import SAEMetadata
 from typer.testing import CliRunner
 
-from mammosae_plugin.activations import ActivationStore, write_store
+from mammosae_plugin.activations import ActivationStore
 from mammosae_plugin.adapters.input_normalization import normalized
 from mammosae_plugin.analysis import audit
 from mammosae_plugin.analysis.score_card import AuditSettings, audit_of
@@ -44,6 +45,7 @@ from mammosae_plugin.schema.score_card import (
 )
 from mammosae_plugin.study import audit as study_audit
 from mammosae_plugin.study.audit import audit_sae
+from mammosae_plugin.study.audit_data import ImagePlaces
 from mammosae_plugin.training import SAETraining, train_sae
 from mammosae_plugin.training.controls import (
     frozen,
@@ -54,6 +56,7 @@ from mammosae_plugin.training.controls import (
     untrained_sae,
 )
 from mammosae_plugin.training.new_sae import new_training_sae
+from mammosae_plugin.training.saving import save_sae
 
 N_IMAGES, ROWS, D_IN, N_LABELS = 120, 6, 16, 4
 TRAINING = SAETraining(
@@ -63,25 +66,6 @@ TRAINING = SAETraining(
 QUICK = AuditSettings(most_labels=3, n_queries=8)
 MENTIONED = ("monosemanticity", "latent_auroc", "probe_1", "probe_5", "probe_20", "probe_all", "retrieval_map")
 """Scores that go by labels."""
-
-
-def stored(folder: Path, rows: torch.Tensor, **described: Any) -> ActivationStore:
-    """A store of images of `ROWS` rows each, two images per patient."""
-    image = torch.arange(len(rows)) // ROWS
-    said = {
-        "hook_name": "bn2.hook_out",
-        "image_size": [16, 16],
-        "dataset_name": "toy",
-        "dataset": "toy",
-        "splits": ["training"],
-        "model": "toy",
-        "architecture": "toy",
-        "source": {},
-        "image_ids": [f"image-{number}" for number in range(len(rows) // ROWS)],
-        "patients": [number // 2 for number in range(len(rows) // ROWS)],
-        **described,
-    }
-    return write_store(folder, [(rows, image, torch.arange(len(rows)) % ROWS)], said)
 
 
 def table_of(labels: np.ndarray) -> pd.DataFrame:
@@ -100,9 +84,10 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[ActivationStore, 
     rows = 5 * (there * (0.5 + torch.rand(there.shape, generator=generator))) @ directions
     rows += 0.05 * torch.randn(rows.shape, generator=generator)
     labels = there.reshape(N_IMAGES, ROWS, 24).any(dim=1)[:, :N_LABELS].int().numpy()
+    labels = np.column_stack([labels, labels[:, 0] * (np.arange(N_IMAGES) % 2)])  # the last lies in label 0
     folder = tmp_path_factory.mktemp("planted")
     layout = {"kind": "map", "grid": [2, 3], "prefix_tokens": 0}
-    return stored(folder, rows, layout=layout), table_of(labels)
+    return store_of(rows, folder, rows_per_image=ROWS, layout=layout), table_of(labels)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +103,17 @@ def audited(
 ) -> tuple[Path, ScoreCard]:
     store, images = planted
     folder = tmp_path_factory.mktemp("audited") / "audit"
-    return folder, audit_sae(loaded(trained), store, folder, images=images, settings=QUICK)
+    return folder, audit_sae(loaded(trained), store, folder, images=images, settings=QUICK, places=places_of(store))
+
+
+def places_of(store: ActivationStore) -> ImagePlaces:
+    """A box in every second image; the lower half of every image is background."""
+    boxes = [[image_id, 0.0, 0.0, 5.0, 8.0] for image_id in store.image_ids[::2]]
+    boxes += [[image_id, *[np.nan] * 4] for image_id in store.image_ids[1::2]]
+    gray = np.zeros((16, 16), dtype=np.uint8)
+    gray[:8] = 100 + np.arange(16)
+    findings = pd.DataFrame(boxes, columns=["image_id", "xmin", "ymin", "xmax", "ymax"])
+    return ImagePlaces(findings, (16, 16), lambda _: gray)
 
 
 def loaded(folder: Path) -> Any:
@@ -184,6 +179,11 @@ def test_seeds_are_trained_as_the_sae_was_and_shorter_in_proportion(trained):
     half = training_of(sae, N_IMAGES * ROWS, l0=3.0, most_rows=128 * 140)  # of 281 steps
     assert half.rows_seen == 128 * 140 and half.settings.dead_feature_window == 24
     sae.cfg.metadata["training"] = None
+    few = training_of(loaded(trained), 720, l0=3.0, most_rows=2000)
+    assert few.own_batch_size == 128 and few.settings.batch_size == 40 and half.own_batch_size is None
+    card = ScoreCard({}, {"n_images": 9, "n_groups": 9}, [], training={"rows_seen": 2000, "own_batch_size": 128})
+    card.training["settings"] = {"batch_size": 40}
+    assert "rows each in batches of 40, not 128 as the SAE, for want of rows" in card.described()
     other = training_of(sae, N_IMAGES * ROWS, l0=3.21, most_rows=10**4)
     assert not other.known and other.settings.architecture == "batchtopk" and other.settings.k == 3.21
     assert other.settings.d_sae == 32 and other.rows_seen <= 10**4
@@ -256,7 +256,9 @@ def test_d_says_worse_no_spread_and_that_the_sae_itself_falls_short():
 def test_a_trained_sae_separates_from_its_controls_on_planted_rows(audited):
     folder, card = audited
     assert card.kinds == ["sae", "trained", "untrained", "frozen decoder", "permuted encoder", "pca"]
-    assert set(card.scored) == set(SCORES)
+    assert set(card.scored) == set(SCORES) - {"splitting"}  # of an SAE without levels, and the card says so
+    assert list(card.reasons) == ["splitting"] and "Not scored: splitting, because the SAE has no" in card.as_text()
+    assert all(card.values(score, kind) for score in card.scored for kind in card.kinds if score != "replication")
     separates = {(one.control, one.score): one.separates for one in card.comparisons()}
     for control in ("untrained", "frozen decoder", "permuted encoder"):
         for score in ("explained_variance", "probe_1", "latent_auroc", "replication"):
@@ -270,7 +272,7 @@ def test_a_trained_sae_separates_from_its_controls_on_planted_rows(audited):
 
 def test_on_noise_it_does_not_separate_and_the_card_says_so(tmp_path):
     generator = torch.Generator().manual_seed(1)
-    store = stored(tmp_path / "store", torch.randn(N_IMAGES * ROWS, D_IN, generator=generator))
+    store = store_of(torch.randn(N_IMAGES * ROWS, D_IN, generator=generator), tmp_path / "store", rows_per_image=ROWS)
     labels = np.random.default_rng(0).integers(0, 2, (N_IMAGES, 3))
     sae = train_sae(store, tmp_path / "sae", TRAINING.model_copy(update={"epochs": 20.0}))
     card = audit_sae(sae, store, tmp_path / "audit", images=table_of(labels), settings=QUICK)
@@ -278,6 +280,7 @@ def test_on_noise_it_does_not_separate_and_the_card_says_so(tmp_path):
     assert len(compared) > 20 and np.mean([bool(one.separates) for one in compared]) < 0.25
     assert all("does not separate from it in" in sentence for sentence in card.sentences() if ":" in sentence)
     assert card.values("moran", "sae") == []  # the store does not say that its rows are maps
+    assert "whole maps" in card.reasons["moran"] and "lies in another" in card.reasons["absorption"]
 
 
 def test_an_audit_that_is_killed_continues_and_ends_with_the_same_card(
@@ -287,7 +290,7 @@ def test_an_audit_that_is_killed_continues_and_ends_with_the_same_card(
     before = sha256_of_file(audited[0] / SCORE_CARD)
 
     def work() -> None:
-        audit_sae(loaded(trained), store, tmp_path / "audit", images=images, settings=QUICK)
+        audit_sae(loaded(trained), store, tmp_path / "audit", images=images, settings=QUICK, places=places_of(store))
 
     assert killed_at(60, work, [])
     work()
@@ -351,6 +354,11 @@ def test_the_file_of_a_score_card_is_read_as_it_was_written(audited, tmp_path):
     assert read_score_card(folder).to_json() == json.loads((folder / SCORE_CARD).read_text())
     assert read_score_card(folder / SCORE_CARD).sentences() == card.sentences()
     said = card.to_json()
+    old = ("explained_variance", "l0", "probe_all", "moran")  # a card of before there were more scores
+    members = [{**one, "scores": {name: one["scores"][name] for name in old}} for one in said["members"]]
+    write_json(tmp_path / SCORE_CARD, {**said, "members": members, "reasons": {}})
+    before = read_score_card(tmp_path)
+    assert before.scored == list(old) and compare_cards(before, card)["score"].tolist() == list(old)
     for wrong, message in (
         ({}, "no score card"),
         ({**said, "format_version": 9}, "format 9"),
@@ -423,8 +431,47 @@ def test_files_of_embeddings_are_audited_as_a_store_is(embeddings, tmp_path):
     sae = untrained_sae(settings, rows, seed=0, like=_like(), l0=4)
     card = audit_sae(sae, embeddings, tmp_path / "audit", seeds=2, training_rows=640, settings=QUICK)
     assert card.rows["split"] == "test" and card.rows["n_images"] == 40 and card.rows["concepts"] == ["odd"]
+    assert "in batches of" not in card.described()  # the SAE says none of its own
     assert card.training["settings_known"] is False and card.training["rows_seen"] <= 640
     assert card.values("l0", "pca") == [4.0] and "settings of ours" in card.described()
+
+
+def test_labels_patients_and_splits_come_from_a_latents_table(embeddings, tmp_path):
+    settings = small_training(architecture="topk", k=4, batch_size=16)
+    rows = torch.randn(50, D_IN, generator=torch.Generator().manual_seed(0))
+    sae = untrained_sae(settings, rows, seed=0, like=_like(), l0=4)
+    known = pd.concat([pd.read_parquet(path) for path in sorted(embeddings.glob("*.parquet"), reverse=True)])
+    known.drop(columns="odd").to_parquet(tmp_path / "rows.parquet")  # of one split, without a label
+    table = encode_rows(embeddings, sae, tmp_path / "table")
+    place = str(save_sae(sae, tmp_path / "sae"))
+    audited = ("audit", place, "--rows", str(tmp_path / "rows.parquet"), "-o", str(tmp_path / "audit"), "--seeds", "2")
+    result = run(*audited, "--training-rows", "640", "--table", str(table.folder))
+    assert result.exit_code == 0, result.output
+    card = read_score_card(tmp_path / "audit")
+    assert card.rows["split"] == "test" and card.rows["n_images"] == 40 and card.rows["concepts"] == ["odd"]
+    for more, message in (
+        (("--table", str(table.folder), "--labels", "x.csv"), "given twice"),
+        (("--table", str(table.folder), "--label", "even"), "even"),
+        (("--table", str(tmp_path)), "is not a complete latents table"),
+    ):
+        wrong = run(*audited, *more)
+        assert wrong.exit_code == 2 and message in wrong.stderr and wrong.stderr.count("\n") == 1, more
+
+
+def test_boxes_of_a_latents_table_are_those_of_its_images():
+    findings = pd.DataFrame([["a", 1.0, 2, 3, 4], ["b", *[np.nan] * 4], ["a", 5.0, 6, 7, 8]])
+    findings.columns = ["image_id", "xmin", "ymin", "xmax", "ymax"]
+    table = SimpleNamespace(is_of_rows=False, findings=findings, image_size=(9, 9))
+    places = ImagePlaces.of_table(table)
+    assert {name: boxes.tolist() for name, boxes in places.boxes.items()} == {"a": [[1, 2, 3, 4], [5, 6, 7, 8]]}
+
+
+def test_an_audit_gets_a_folder_of_its_own(planted, trained, audited, tmp_path):
+    for folder, what in ((trained, "an SAE"), (planted[0].folder, "activations")):
+        result = run("audit", str(trained), "--rows", str(planted[0].folder), "-o", str(folder))
+        assert result.exit_code == 2 and f"holds {what}" in result.stderr and result.stderr.count("\n") == 1
+    result = run("compare", str(audited[0]), str(tmp_path / "nope"))
+    assert result.exit_code == 2 and "nope does not exist" in result.stderr
 
 
 def test_the_sae_of_a_study_of_embeddings_is_audited(embeddings, tmp_path):
@@ -457,6 +504,8 @@ def test_a_published_sae_has_its_score_card_on_its_page(audited, trained, tmp_pa
     (tmp_path / "staged" / "README.md").write_text(page)
     assert "### Score card" in page and "explained variance" in page and "layer/score_card.png" in page
     results = {one.metric_type: one for one in ModelCard(page).data.eval_results}
+    assert set(results) >= {"clarity", "absorption", "code_redundancy", "decoder_redundancy", "dense_share"}
+    assert set(results) >= {"position_entropy", "breast_energy", "box_energy"} and "median_density" not in results
     assert results["monosemanticity"].metric_value == pytest.approx(card.values("monosemanticity", "sae")[0])
     assert "d against untrained" in results["monosemanticity"].metric_name
     said = (tmp_path / "staged" / "layer" / SCORE_CARD).read_text()

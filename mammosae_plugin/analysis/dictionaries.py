@@ -21,8 +21,9 @@ from scipy import sparse
 from mammosae_plugin.analysis.codes import as_codes, as_groups, in_random_groups, strongest_rows
 from mammosae_plugin.analysis.coherence import benjamini_hochberg
 from mammosae_plugin.analysis.dense_rows import Embeddings, dense_rows
+from mammosae_plugin.analysis.probes import none_scored
 from mammosae_plugin.analysis.table_arrays import image_statistic, split_rows
-from mammosae_plugin.arguments import between, checked_arguments, numbers, whole
+from mammosae_plugin.arguments import between, checked_arguments, numbers, resampling, whole
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.measures.reconstruction import density_histogram
 from mammosae_plugin.measures.statistics import MIN_PATIENTS, patient_bootstrap
@@ -30,6 +31,7 @@ from mammosae_plugin.measures.statistics import MIN_PATIENTS, patient_bootstrap
 if TYPE_CHECKING:
     from mammosae_plugin.latents import LatentTable
 
+_CLARITY = ("clarity", "clarity_low", "clarity_high", "null", "p", "q")
 _BLOCK = 512  # latents that are held against all others at once: 512 x 16,384 float64 are 67 MB
 
 
@@ -195,15 +197,15 @@ def code_redundancy_of(
     of_row = as_groups(groups, found.shape[0])
     if found.shape[0] < 3:
         raise InputError(f"{found.shape[0]} images are too few for a correlation: give 3 or more")
-    threshold, seed = between(threshold, "threshold", -1, 1), whole(seed, "seed", least=0)
-    n_draws, n_bootstrap = whole(n_draws, "n_draws", least=0), whole(n_bootstrap, "n_bootstrap", least=0)
-    min_patients = whole(min_patients, "min_patients", least=1)
+    threshold, n_draws = between(threshold, "threshold", -1, 1), whole(n_draws, "n_draws", least=0)
+    n_bootstrap, min_patients, seed = resampling(n_bootstrap, min_patients, seed)
     standard = Standard.of(found)
     nearest, likeness = _nearest_codes(standard, standard)
     generator = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(n_draws if len(standard.kept) > 1 else 0):
-        drawn.append(_nearest_codes(standard, standard.reordered(in_random_order(of_row, generator)))[1])
+    drawn = [
+        _nearest_codes(standard, standard.reordered(in_random_order(of_row, generator)))[1]
+        for _ in range(n_draws if len(standard.kept) > 1 else 0)
+    ]
     result = _redundancy(standard.kept, nearest, likeness, drawn, threshold)
     low, high = np.full((2, len(result.latents)), np.nan)
     if n_bootstrap and len(result.latents) and len(np.unique(of_row)) >= min_patients:
@@ -411,8 +413,7 @@ def firing_density_of(
     if not n_images or not n_latents:
         raise InputError(f"codes have shape {found.shape}: there is nothing that could fire")
     dense_above = between(dense_above, "dense_above", 0, 1)
-    n_bootstrap, seed = whole(n_bootstrap, "n_bootstrap", least=0), whole(seed, "seed", least=0)
-    min_patients = whole(min_patients, "min_patients", least=1)
+    n_bootstrap, min_patients, seed = resampling(n_bootstrap, min_patients, seed)
     counts = np.diff(found.indptr).astype(np.int64)
     rate = counts / n_images
     low, high = np.full((2, n_latents), np.nan)
@@ -496,7 +497,8 @@ def clarity_of(
     Returns:
         One row per latent that fires in n groups or more: latent, n_groups, clarity (-1 / (n - 1) to 1), clarity_low
         and clarity_high (95 %, by leaving each group out in turn), null (mean of the draws), p (share of the draws,
-        with this latent as one of them, whose clarity is as high) and q (Benjamini and Hochberg).
+        with this latent as one of them, whose clarity is as high), q (Benjamini and Hochberg) and reason, which is
+        empty. Where no latent fires in n groups, one row of NaN for each but its n_groups, with that reason.
 
     Raises:
         InputError: arrays that do not fit, an embedding that is zero or not finite, fewer groups than n.
@@ -523,15 +525,16 @@ def clarity_of(
         raise InputError(f"{n_all} groups are fewer than n = {n}: look at fewer images")
     top, n_groups = strongest_rows(found, of_row, n)
     scored = np.flatnonzero(n_groups >= n)
+    if not len(scored):
+        none = none_scored(len(n_groups), _CLARITY, f"it fires in fewer than {n} groups")
+        return none.assign(n_groups=n_groups)[["latent", "n_groups", *_CLARITY, "reason"]]
     clear, error = _clarity(unit, top[scored])
     generator = np.random.default_rng(seed)
-    order = np.argsort(of_row, kind="stable")
-    counts = np.bincount(of_row, minlength=n_all)
+    order, counts = np.argsort(of_row, kind="stable"), np.bincount(of_row, minlength=n_all)
     starts = np.cumsum(counts) - counts
     chosen = np.stack([generator.choice(n_all, n, replace=False) for _ in range(n_draws)])
     draws, _ = _clarity(unit, order[starts[chosen] + generator.integers(0, counts[chosen])])
-    as_high = n_draws - np.searchsorted(np.sort(draws), clear - 1e-12)
-    p = (1 + as_high) / (1 + n_draws)
+    p = (1 + n_draws - np.searchsorted(np.sort(draws), clear - 1e-12)) / (1 + n_draws)
     return pd.DataFrame(
         {
             "latent": scored,
@@ -542,6 +545,7 @@ def clarity_of(
             "null": float(draws.mean()),
             "p": p,
             "q": benjamini_hochberg(p),
+            "reason": "",
         }
     )
 

@@ -6,7 +6,7 @@ misses just these images. SAEBench judges it by a probe's direction and decoder 
 codes will do, and latents are chosen in other groups than those they are judged on.
 """
 
-__all__ = ["absorption", "absorption_of", "implied_hierarchy", "nested_labels"]
+__all__ = ["absorption", "absorption_of", "implied_hierarchy", "nested_classes", "nested_labels"]
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,8 @@ from sklearn.metrics import roc_auc_score
 from mammosae_plugin.analysis.codes import as_codes, as_groups, in_random_groups, mean_ranks
 from mammosae_plugin.analysis.coherence import benjamini_hochberg
 from mammosae_plugin.analysis.table_arrays import image_statistic, split_rows
-from mammosae_plugin.arguments import between, checked_arguments, numbers, shown, whole
+from mammosae_plugin.arguments import between, checked_arguments, numbers, resampling, shown, whole
+from mammosae_plugin.datasets.concepts import Concept
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.measures.statistics import MIN_PATIENTS, patient_bootstrap, spread_interval
 
@@ -75,8 +76,8 @@ def absorption_of(
         and n_rest (images), n_child_groups, n_rest_groups, n_left_out (images with both labels but the child alone),
         main_auroc (of the main latent for the parent, held-out; near 0.5 there is no latent that could be absorbed),
         miss_child, miss_rest, absorbed, chance, excess, excess_low, excess_high, p (share of the permutations, with the
-        true labels as one, whose excess is as high), q (Benjamini and Hochberg over pairs) and reason: why these are
-        NaN, else empty.
+        true labels as one, whose excess is as high), q (Benjamini and Hochberg over pairs) and reason: why these, or
+        the interval, are NaN, else empty.
 
     Raises:
         InputError: arrays that do not fit, labels that are not 0, 1 or NaN, a hierarchy that names no label or goes in
@@ -96,11 +97,8 @@ def absorption_of(
     known = {str(name): _zero_or_one(labels[name], str(name), found.shape[0]) for name in labels}
     pairs = _checked_hierarchy(hierarchy, known)
     n_main, n_folds = whole(n_main, "n_main", least=1), whole(n_folds, "n_folds", least=2)
-    n_permutations, seed = whole(n_permutations, "n_permutations", least=0), whole(seed, "seed", least=0)
-    n_bootstrap, min_patients = (
-        whole(n_bootstrap, "n_bootstrap", least=0),
-        whole(min_patients, "min_patients", least=1),
-    )
+    n_permutations = whole(n_permutations, "n_permutations", least=0)
+    n_bootstrap, min_patients, seed = resampling(n_bootstrap, min_patients, seed)
     records = []
     for child, parent in pairs.items():
         both = ~np.isnan(known[child]) & ~np.isnan(known[parent])
@@ -120,10 +118,11 @@ def absorption_of(
         if reason:
             records.append({**record, **dict.fromkeys(_RATES, np.nan), "reason": reason})
             continue
-        resampled = n_bootstrap if min(counts["n_child_groups"], counts["n_rest_groups"]) >= min_patients else 0
-        records.append(
-            {**record, **pair.scored(n_main, min(n_folds, few), n_permutations, resampled, seed), "reason": ""}
-        )
+        least = min(counts["n_child_groups"], counts["n_rest_groups"])
+        scored = pair.scored(n_main, min(n_folds, few), n_permutations, n_bootstrap * (least >= min_patients), seed)
+        if n_bootstrap and least < min_patients:
+            reason = f"no interval: the child, or the parent's other images, are of {least} groups, not {min_patients}"
+        records.append({**record, **scored, "reason": reason})
     columns = ["child", "parent", "main", "absorber", "n_child", "n_rest", "n_child_groups", "n_rest_groups"]
     frame = pd.DataFrame(records, columns=[*columns, "n_left_out", *_RATES, "reason"])
     frame.insert(len(frame.columns) - 1, "q", benjamini_hochberg(frame["p"].to_numpy(dtype=np.float64)))
@@ -337,23 +336,26 @@ def nested_labels(table: "LatentTable", *, split: str = "test") -> pd.DataFrame:
     Raises:
         InputError: an unknown split.
     """
-    columns: dict[str, pd.Series[bool]] = {}
+    rows = split_rows(table, split)
+    columns: dict[str, NDArray[np.float64]] = {}
     for name, concept in table.vocabulary.items():
-        rows = table.rows(name, split=split)
-        if concept.is_binary:
-            columns[name] = pd.Series(rows.labels == 1, index=rows.image_rows)
-            continue
-        graded = concept.kind == "graded"
-        for number in range(1 if graded else 0, concept.n_classes):
-            of_class = rows.labels >= number if graded else rows.labels == number
-            columns[f"{name} {'>=' if graded else '='} {concept.classes[number]}"] = pd.Series(
-                of_class, index=rows.image_rows
-            )
+        columns |= nested_classes(concept, table.images[name].to_numpy()[rows])
     if not columns:
         raise InputError(f"{table.folder} has no concept, so that there are no labels to judge by")
-    return pd.DataFrame({name: column.astype(np.float64) for name, column in columns.items()}).reindex(
-        split_rows(table, split)
-    )
+    return pd.DataFrame(columns, index=rows)
+
+
+def nested_classes(concept: Concept, values: ArrayLike) -> dict[str, NDArray[np.float64]]:
+    """Class numbers (n,) of a concept, -1 where one is missing, as the labels that `nested_labels` names."""
+    given = np.nan_to_num(np.asarray(values, dtype=np.float64), nan=-1)
+    classes, graded = concept.classes, concept.kind == "graded"
+    if concept.is_binary:
+        found = {concept.name: given == 1}
+    elif graded:
+        found = {f"{concept.name} >= {classes[number]}": given >= number for number in range(1, len(classes))}
+    else:
+        found = {f"{concept.name} = {word}": given == number for number, word in enumerate(classes)}
+    return {name: np.where(given < 0, np.nan, has) for name, has in found.items()}
 
 
 @checked_arguments

@@ -30,7 +30,7 @@ from sklearn.preprocessing import StandardScaler
 from mammosae_plugin.analysis.codes import as_codes, as_groups, in_random_groups, mean_ranks, settled_codes
 from mammosae_plugin.analysis.coherence import benjamini_hochberg
 from mammosae_plugin.analysis.dense_rows import Embeddings, dense_rows
-from mammosae_plugin.arguments import checked_arguments, entries, numbers, one_of, whole
+from mammosae_plugin.arguments import checked_arguments, entries, numbers, one_of, resampling, whole
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.measures.statistics import (
     MIN_PATIENTS,
@@ -72,7 +72,8 @@ def latent_aurocs_of(
         with the spread that the permutations have), q (Benjamini and Hochberg over these latents), p_family (share of
         the permutations, with the true labels as one of them, in which any latent is as many spreads from 0.5) and, the
         same in every row, best_by_chance: the 95th percentile over the permutations of the farthest AUROC of any
-        latent, as a value above 0.5; and reason: why what rests on permutations is NaN, else empty.
+        latent, as a value above 0.5; and reason: why what rests on permutations is NaN, else empty. Where all latents
+        are the same in every row, one row of NaN for each, with that reason.
 
     Raises:
         InputError: arrays that do not fit, labels that are not 0, 1 or NaN, or of one class only.
@@ -88,6 +89,8 @@ def latent_aurocs_of(
     of_row = as_groups(groups, found.shape[0])[known]
     n_permutations, seed = whole(n_permutations, "n_permutations", least=1), whole(seed, "seed", least=0)
     ranks, base, varies = mean_ranks(sparse.csc_array(found[known]))
+    if not varies.any():
+        return none_scored(found.shape[1], _AUROCS, "it is the same in every row that has a label")
     order = np.argsort(of_row, kind="stable")
     generator = np.random.default_rng(seed)
     weights = np.empty((len(positive), 1 + n_permutations))
@@ -117,6 +120,15 @@ def latent_aurocs_of(
             "reason": "all rows are of one group, so that chance is not known" if alone else "",
         }
     )
+
+
+_AUROCS = ("auroc", "p", "q", "p_family", "best_by_chance")
+
+
+def none_scored(n_latents: int, columns: Sequence[str], reason: str) -> pd.DataFrame:
+    """A row for each latent where none can be scored: latent, columns of NaN, and the reason."""
+    frame = pd.DataFrame({"latent": np.arange(n_latents), **dict.fromkeys(columns, np.nan)})
+    return frame.assign(reason=reason)
 
 
 def known_labels(labels: ArrayLike, n_rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -226,8 +238,8 @@ def probe_of(
     penalties = numbers(entries(strengths, "strengths"), "strengths")
     if not wanted or not len(penalties) or not (penalties > 0).all():
         raise InputError("name at least one k and one strength above 0")
-    n_folds, n_bootstrap = whole(n_folds, "n_folds", least=2), whole(n_bootstrap, "n_bootstrap", least=0)
-    min_patients, seed = whole(min_patients, "min_patients", least=1), whole(seed, "seed", least=0)
+    n_folds = whole(n_folds, "n_folds", least=2)
+    n_bootstrap, min_patients, seed = resampling(n_bootstrap, min_patients, seed)
     few = min(len(np.unique(of_row[positive == label])) for label in (0, 1))
     counts = {
         "n_rows": len(positive),

@@ -15,7 +15,7 @@ from mammosae_plugin.analysis.codes import as_groups
 from mammosae_plugin.analysis.dense_rows import Embeddings, dense_rows
 from mammosae_plugin.analysis.retrieval import METHODS, LatentIndex, VectorIndex, first_of_each, rows_of_split
 from mammosae_plugin.analysis.table_arrays import image_groups, image_labels, image_statistic
-from mammosae_plugin.arguments import checked_arguments, entries, flag, numbers, one_of, whole
+from mammosae_plugin.arguments import checked_arguments, entries, flag, numbers, one_of, resampling, whole
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.measures.statistics import MIN_PATIENTS, patient_bootstrap, settled, spread_interval
 
@@ -122,8 +122,8 @@ def retrieval_scores_of(
         raise InputError("labels are no mapping: give {name: 0 or 1 of every image}")
     ks = [whole(one, "k", least=1) for one in (entries(k, "k") if np.ndim(k) else [k])]
     n, n_queries = whole(n, "n", least=1), whole(n_queries, "n_queries", least=1)
-    n_bootstrap, seed = whole(n_bootstrap, "n_bootstrap", least=0), whole(seed, "seed", least=0)
-    n_draws, min_patients = whole(n_draws, "n_draws", least=0), whole(min_patients, "min_patients", least=1)
+    n_draws = whole(n_draws, "n_draws", least=0)
+    n_bootstrap, min_patients, seed = resampling(n_bootstrap, min_patients, seed)
     flag(progress, "progress")
     dense = None if embeddings is None else VectorIndex(embeddings, found.n_images)
     arms = _arms("latents", found, chosen, ks)

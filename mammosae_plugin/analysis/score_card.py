@@ -6,12 +6,12 @@ standard deviation between seeds, against every control, and one below 2 is said
 """
 
 __all__ = [
-    "audit", "audit_of", "AuditSettings", "chosen_labels", "member_scores", "one_against_rest", "reference_scores",
-    "replications",
+    "audit", "audit_of", "AuditSettings", "chosen_labels", "member_scores", "one_against_rest", "reasons_of",
+    "reference_scores", "replications",
 ]  # fmt: skip
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +21,14 @@ from scipy import sparse
 
 from mammosae_plugin.analysis.codes import as_groups
 from mammosae_plugin.analysis.coherence import monosemanticity_of
+from mammosae_plugin.analysis.hierarchies import nested_classes
 from mammosae_plugin.analysis.matching import replication_of
 from mammosae_plugin.analysis.probes import latent_aurocs_of, probe_of
 from mammosae_plugin.analysis.reconstruction import reconstruction_quality
 from mammosae_plugin.analysis.retrieval_quality import retrieval_scores_of
 from mammosae_plugin.analysis.similarity import activation_similarity_of
 from mammosae_plugin.analysis.sparse_recovery import LEAST_DENSE
-from mammosae_plugin.analysis.spatial import moran_of
+from mammosae_plugin.analysis.structure_scores import TOP, AuditImages, most_active, structure_scores, why_missing
 from mammosae_plugin.arguments import numbers
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.latents.image_codes import ImageCodes
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from mammosae_plugin.latents import LatentTable
 
 Labels = Mapping[str, NDArray[np.float64]]
-_TOP = 10  # images of a latent by which monosemanticity is judged
 _LEAST_GROUPS = 5  # of a class, for a label to be asked for
 
 
@@ -54,7 +54,8 @@ class AuditSettings:
         n_queries: Images of each label that are asked for in retrieval.
         most_images: Images that are scored; of more, whole groups are drawn.
         most_labels: Labels that are asked for: those with the most groups in their smaller class.
-        most_latents: Latents that are matched between seeds: those that fire in the most images.
+        most_latents: Latents that are matched between seeds, and whose likeness is looked at: those that fire in the
+            most images.
     """
 
     seed: int = 0
@@ -108,18 +109,23 @@ def audit(
             codes = one.max_latents[wanted]
             codes.data = np.maximum(codes.data, 0)
             explained = None if np.isnan(quality.explained_variance) else quality.explained_variance
-            encoded[kind].append(ImageCodes(codes, explained, quality.l0, quality.dead_share, quality.n_positions))
+            own = ImageCodes(codes, explained, quality.l0, quality.dead_share, quality.n_positions)
+            encoded[kind].append(replace(own, levels=one.levels))
     names = list(table.vocabulary) if concepts is None else list(concepts)
     labels: dict[str, NDArray[np.float64]] = {}
+    nested: dict[str, NDArray[np.float64]] = {}
     for name in names:
-        classes = table.vocabulary.named(name, str(table.folder)).classes
-        labels |= one_against_rest(name, classes, table.images[name].to_numpy()[wanted])
+        concept, values = table.vocabulary.named(name, str(table.folder)), table.images[name].to_numpy()[wanted]
+        labels |= one_against_rest(name, concept.classes, values)
+        nested |= nested_classes(concept, values)
     if vectors is None and not table.is_of_rows:
         vectors = table.mean_channels
-    own = None if vectors is None else numbers(vectors, "vectors")[wanted]
+    rows = None if vectors is None else numbers(vectors, "vectors")[wanted]
     groups = table.images["patient_id"].to_numpy(dtype=object)[wanted]
     described = {"hook_name": table.hook_name, "d_in": table.d_in, "d_sae": table.d_sae}
-    return audit_of(encoded, labels, groups, vectors=own, settings=settings, sae=described, rows={"split": split})
+    return audit_of(
+        encoded, labels, groups, nested=nested, vectors=rows, settings=settings, sae=described, rows={"split": split}
+    )
 
 
 def one_against_rest(name: str, classes: Sequence[str], values: ArrayLike) -> dict[str, NDArray[np.float64]]:
@@ -138,6 +144,7 @@ def audit_of(
     labels: Mapping[str, ArrayLike],
     groups: ArrayLike,
     *,
+    nested: Mapping[str, ArrayLike] | None = None,
     vectors: ArrayLike | None = None,
     settings: AuditSettings | None = None,
     sae: Mapping[str, Any] | None = None,
@@ -149,6 +156,8 @@ def audit_of(
         members: By kind ("sae", "trained", or a control's name) the codes of its members, (n_images, D) each.
         labels: By name (n_images,) 0 or 1, NaN where it is missing.
         groups: (n_images,) which images belong together.
+        nested: Labels that may lie in each other, by which absorption is judged, such as "birads >= 4"; by default
+            `labels`.
         vectors: (n_images, d), the rows themselves; without them no score that needs them is had.
         settings: How to score.
         sae: What the card says of the SAE.
@@ -170,16 +179,22 @@ def audit_of(
     first = members[SAE][0]
     n_images = first.codes.shape[0]
     of_row = as_groups(groups, n_images)
-    own = None if vectors is None else numbers(vectors, "vectors")
     kept, reasons = chosen_labels(labels, of_row, settings)
-    references, dense = reference_scores(own, kept, of_row, settings)
+    images = AuditImages(
+        of_row,
+        kept,
+        {name: numbers(given, f"labels of {name}") for name, given in (labels if nested is None else nested).items()},
+        None if vectors is None else numbers(vectors, "vectors"),
+        reasons=reasons,
+    )
+    references, dense = reference_scores(images, settings)
     found = []
     for kind, several in members.items():
         shared = replications([one.codes for one in several], settings) if kind != SAE else [None]
         for number, one in enumerate(several):
             if one.codes.shape[0] != n_images:
                 raise InputError(f"{kind} has codes of {one.codes.shape[0]} images, the SAE of {n_images}")
-            scores = member_scores(one, kept, of_row, own, dense, settings)
+            scores = member_scores(one, images, dense, settings)
             found.append(Member(kind, number + 1, {**scores, "replication": shared[number]}))
     if members.get(TRAINED):
         codes = [first.codes, *(one.codes for one in members[TRAINED])]
@@ -188,7 +203,7 @@ def audit_of(
         sae=dict(sae or {}),
         rows={
             "n_images": n_images,
-            "n_groups": int(of_row.max(initial=-1)) + 1,
+            "n_groups": images.n_groups,
             "n_rows": first.n_rows,
             "concepts": list(kept),
             **(rows or {}),
@@ -196,9 +211,16 @@ def audit_of(
         members=tuple(found),
         settings=asdict(settings),
         references=references,
-        reasons=reasons,
+        reasons=reasons_of(found, [one for several in members.values() for one in several], images),
         provenance={"packages": package_versions(), **environment()},
     )
+
+
+def reasons_of(scored: Sequence[Member], members: Sequence[ImageCodes], images: AuditImages) -> dict[str, str]:
+    """Why a score is missing, by score, for each that no SAE has."""
+    known = why_missing(members, images)
+    missing = [name for name in SCORES if all(one.scores.get(name) is None for one in scored)]
+    return {name: known.get(name, "no latent of any SAE could be judged by it") for name in missing}
 
 
 def chosen_labels(
@@ -238,10 +260,9 @@ _OF_LABELS = (
 )  # fmt: skip
 
 
-def reference_scores(
-    vectors: NDArray[np.float64] | None, labels: Labels, groups: NDArray[np.int64], settings: AuditSettings
-) -> tuple[dict[str, Any], dict[str, float]]:
+def reference_scores(images: AuditImages, settings: AuditSettings) -> tuple[dict[str, Any], dict[str, float]]:
     """Scores that need no SAE, of the rows themselves and of chance; and the AUROC of a probe on the rows, by label."""
+    vectors, labels, groups = images.vectors, images.labels, images.groups
     if vectors is None:
         return {}, {}
     dense = {name: _probe(vectors, given, groups, (None,), settings)[0] for name, given in labels.items()}
@@ -256,20 +277,13 @@ def reference_scores(
 
 
 def member_scores(
-    member: ImageCodes,
-    labels: Labels,
-    groups: NDArray[np.int64],
-    vectors: NDArray[np.float64] | None,
-    dense: Mapping[str, float],
-    settings: AuditSettings,
+    member: ImageCodes, images: AuditImages, dense: Mapping[str, float], settings: AuditSettings
 ) -> dict[str, float | None]:
     """Every score of one SAE but its replication.
 
     Args:
         member: Its codes (n_images, D) and what is known of its reconstruction.
-        labels: By name (n_images,) 0, 1 or NaN, as `chosen_labels` gives them.
-        groups: (n_images,) numbered.
-        vectors: (n_images, d) the rows themselves, or None.
+        images: What is known of these images; labels as `chosen_labels` gives them.
         dense: AUROC of a probe on the rows, by label.
         settings: How to score.
 
@@ -277,13 +291,13 @@ def member_scores(
         A value of each of `SCORES`, None where it cannot be had.
     """
     codes = sparse.csr_array(member.codes).astype(np.float64)
+    labels, groups = images.labels, images.groups
     found: dict[str, float | None] = dict.fromkeys(SCORES)
     found |= {"explained_variance": member.explained_variance, "l0": member.l0, "dead_share": member.dead_share}
     found |= _coherent(codes, labels, groups, settings)
-    if vectors is not None:
-        found["activation_similarity"] = _similarity(codes, vectors)
-    if member.maps is not None and len(member.maps):
-        found["moran"] = _mean(moran_of(member.maps, n_permutations=1)[0])
+    found |= structure_scores(member, codes, images, most_latents=settings.most_latents, seed=settings.seed)
+    if images.vectors is not None:
+        found["activation_similarity"] = _similarity(codes, images.vectors)
     if not labels:
         return found
     found["latent_auroc"] = _mean([_best_latent(codes, given, groups, settings) for given in labels.values()])
@@ -303,7 +317,7 @@ def member_scores(
 
 def replications(several: Sequence[sparse.csr_array], settings: AuditSettings) -> list[float | None]:
     """How far the latents of each SAE of a kind are found again in the others, mean over them; None of a single one."""
-    kept = [_most_active(codes, settings.most_latents) for codes in several]
+    kept = [sparse.csc_array(codes[:, most_active(codes, settings.most_latents)]) for codes in several]
     shares: dict[int, list[float]] = {number: [] for number in range(len(kept))}
     for one, other in combinations(range(len(kept)), 2):
         if min(kept[one].shape[1], kept[other].shape[1]) and kept[one].shape[0] >= 3:
@@ -311,14 +325,6 @@ def replications(several: Sequence[sparse.csr_array], settings: AuditSettings) -
             shares[one].append(share)
             shares[other].append(share)
     return [_mean(shares[number]) for number in range(len(kept))]
-
-
-def _most_active(codes: sparse.csr_array, most: int) -> sparse.csc_array:
-    columns = sparse.csc_array(codes)
-    fires = np.diff(columns.indptr)
-    order = np.argsort(-fires, kind="stable")[:most]
-    chosen: sparse.csc_array = columns[:, np.sort(order[fires[order] > 0])]
-    return chosen
 
 
 def _coherent(
@@ -329,12 +335,12 @@ def _coherent(
         return nothing
     has = np.stack(list(labels.values()), axis=1)
     known = np.flatnonzero(~np.isnan(has).any(axis=1))
-    if len(np.unique(groups[known])) < _TOP:
+    if len(np.unique(groups[known])) < TOP:
         return nothing
-    scored = monosemanticity_of(codes[known], has[known] == 1, groups[known], n=(_TOP,), seed=settings.seed)
-    significant = float((scored[f"q_{_TOP}"] < 0.05).sum())
+    scored = monosemanticity_of(codes[known], has[known] == 1, groups[known], n=(TOP,), seed=settings.seed)
+    significant = float((scored[f"q_{TOP}"] < 0.05).sum())
     return {
-        "monosemanticity": _mean(scored[f"monosemanticity_{_TOP}"].to_numpy()),
+        "monosemanticity": _mean(scored[f"monosemanticity_{TOP}"].to_numpy()),
         "monosemantic_share": significant / codes.shape[1],
     }
 
@@ -368,7 +374,9 @@ def _best_latent(
         if any(len(np.unique(labels[rows])) < 2 for rows in (chosen, judged)):
             continue
         on = {
-            place: latent_aurocs_of(codes[rows], labels[rows], groups[rows], n_permutations=1).set_index("latent")
+            place: latent_aurocs_of(codes[rows], labels[rows], groups[rows], n_permutations=1)
+            .set_index("latent")
+            .dropna(subset="auroc")
             for place, rows in (("chosen", chosen), ("judged", judged))
         }
         if not len(on["chosen"]):

@@ -16,7 +16,7 @@ from mammosae_plugin.analysis.codes import as_codes, as_groups, settled_codes
 from mammosae_plugin.analysis.dense_rows import Embeddings, dense_rows
 from mammosae_plugin.analysis.probes import BASES, STRENGTHS, Problem, feature_matrix, permuted
 from mammosae_plugin.analysis.table_arrays import image_groups, image_labels, image_statistic, split_rows
-from mammosae_plugin.arguments import checked_arguments, entries, flag, numbers, whole
+from mammosae_plugin.arguments import checked_arguments, entries, flag, numbers, resampling, whole
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.measures.statistics import MIN_PATIENTS, bootstrap_metrics, patient_bootstrap, spread_interval
 
@@ -155,8 +155,8 @@ def recovery(
     """
     tried = sorted({whole(k, "ks", least=1) for k in entries(ks, "ks")})
     wanted = numbers(entries(thresholds, "thresholds"), "thresholds").tolist()
-    n_folds, n_bootstrap = whole(n_folds, "n_folds", least=2), whole(n_bootstrap, "n_bootstrap", least=0)
-    min_patients, seed = whole(min_patients, "min_patients", least=1), whole(seed, "seed", least=0)
+    n_folds = whole(n_folds, "n_folds", least=2)
+    n_bootstrap, min_patients, seed = resampling(n_bootstrap, min_patients, seed)
     penalties = numbers(entries(strengths, "strengths"), "strengths")
     if not tried or not len(penalties) or not (penalties > 0).all():
         raise InputError("name at least one k and one strength above 0")

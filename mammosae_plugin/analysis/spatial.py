@@ -1,6 +1,6 @@
 """How a latent lies in the image: scattered or in one piece, and where."""
 
-__all__ = ["energy_share_of", "moran_of", "position_entropy_of"]
+__all__ = ["box_region", "cell_shares", "energy_share_of", "moran_of", "position_entropy_of"]
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -121,6 +121,49 @@ def energy_share_of(maps: ArrayLike, region: ArrayLike) -> tuple[NDArray[np.floa
     share = _shares(found)
     within: NDArray[np.float64] = (share * inside).sum(axis=(1, 2))
     return np.where(share.any(axis=(1, 2)), within, np.nan), inside.mean(axis=(1, 2))
+
+
+def cell_shares(pixels: ArrayLike, grid: tuple[int, int]) -> NDArray[np.float64]:
+    """Which share of each cell of a map a region of the image fills: a region as `energy_share_of` takes it.
+
+    Args:
+        pixels: (H, W), True or 1 inside the region.
+        grid: (h, w) of the map, whose cells cut the image into equal parts.
+
+    Returns:
+        (h, w), 0 to 1.
+
+    Raises:
+        InputError: not (H, W).
+
+    Example:
+        >>> import numpy as np
+        >>> cell_shares(np.eye(4), (2, 1)).tolist()
+        [[0.25], [0.25]]
+    """
+    found = numbers(as_array(pixels, "pixels"), "pixels")
+    if found.ndim != 2 or 0 in found.shape:
+        raise InputError(f"pixels have shape {found.shape}: expected (H, W)")
+    down, right = (_overlaps(size, cells) for size, cells in zip(found.shape, grid, strict=True))
+    shares: NDArray[np.float64] = np.clip(down @ found @ right.T, 0, 1)
+    return shares
+
+
+def _overlaps(size: int, cells: int) -> NDArray[np.float64]:
+    """(cells, size) which share of each cell each pixel is."""
+    edges = np.linspace(0, size, cells + 1)
+    pixel = np.arange(size)
+    inside = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
+    shares: NDArray[np.float64] = np.clip(inside, 0, None) * (cells / size)
+    return shares
+
+
+def box_region(boxes: ArrayLike, image_size: tuple[int, int]) -> NDArray[np.bool_]:
+    """(H, W) the pixels that lie in any of the boxes (n, 4), xyxy; a box takes the pixels that it touches."""
+    found = np.zeros(image_size, dtype=bool)
+    for xmin, ymin, xmax, ymax in numbers(boxes, "boxes").reshape(-1, 4):
+        found[max(0, int(ymin)) : int(np.ceil(ymax)), max(0, int(xmin)) : int(np.ceil(xmax))] = True
+    return found
 
 
 def _shares(maps: NDArray[np.float64]) -> NDArray[np.float64]:

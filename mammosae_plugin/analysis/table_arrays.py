@@ -54,7 +54,10 @@ def image_labels(table: "LatentTable", labels: Sequence[str] | pd.DataFrame | No
             else:
                 columns[name] = images[name]
     if not columns:
-        raise InputError(f"there is no label to score by: {table.folder} has no concept; give labels=")
+        raise InputError(
+            f"there is no label to score by: {table.folder} has no concept; name columns of table.images "
+            "(labels=, on the command line --label)"
+        )
     found = {}
     for name, column in columns.items():
         try:

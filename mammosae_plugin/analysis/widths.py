@@ -14,7 +14,7 @@ from mammosae_plugin.analysis.codes import as_codes, as_groups
 from mammosae_plugin.analysis.dictionaries import Standard, codes_of_split, in_random_order
 from mammosae_plugin.analysis.matching import shared_images
 from mammosae_plugin.analysis.table_arrays import image_statistic
-from mammosae_plugin.arguments import between, checked_arguments, one_of, whole
+from mammosae_plugin.arguments import between, checked_arguments, one_of, resampling, whole
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.measures.statistics import MIN_PATIENTS, patient_bootstrap
 
@@ -123,8 +123,8 @@ def splitting_of(
         raise InputError(f"{n_images} images are too few for a correlation: give 3 or more")
     of_row = as_groups(groups, n_images)
     threshold, within = between(threshold, "threshold", 0, 1), between(within, "within", 0, 1)
-    n_draws, n_bootstrap = whole(n_draws, "n_draws", least=0), whole(n_bootstrap, "n_bootstrap", least=0)
-    min_patients, seed = whole(min_patients, "min_patients", least=1), whole(seed, "seed", least=0)
+    n_draws = whole(n_draws, "n_draws", least=0)
+    n_bootstrap, min_patients, seed = resampling(n_bootstrap, min_patients, seed)
     small, wide = (Standard.of(one) for one in found)
     generator = np.random.default_rng(seed)
     shuffled = [wide.reordered(in_random_order(of_row, generator)) for _ in range(n_draws)]

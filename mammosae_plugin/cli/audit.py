@@ -61,10 +61,19 @@ def audit(
             show_default=False,
         ),
     ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            help="A latents table of the images instead (`mammosae encode`), of any SAE: its labels, patients, splits "
+            "and boxes are taken.",
+            show_default=False,
+        ),
+    ] = None,
     label: Annotated[
         list[str] | None,
         typer.Option(
-            help="A column that is a label; may be repeated. By default those of 0 and 1 alone.", show_default=False
+            help="A column that is a label; may be repeated. By default those of 0 and 1 alone, of --table all.",
+            show_default=False,
         ),
     ] = None,
     group: Annotated[str, typer.Option(help="The column that says which images belong together.")] = "patient_id",
@@ -84,6 +93,7 @@ def audit(
     """Tell whether an SAE's scores mean anything: score it beside seeds of itself and beside controls.
 
     mammosae audit sae --rows embeddings --labels labels.csv -o audit
+    mammosae audit sae --rows activations --table table -o audit
     mammosae audit --config study.yaml
 
     Seeds of the SAE are trained on the rows as it was itself. Controls are the same without training, with directions
@@ -100,7 +110,7 @@ def audit(
         if (config is None) == (sae is None):
             raise InputError("give the SAE and its --rows, or --config with a study that trains one; not both")
         if config is not None:
-            given = {"--rows": rows, "--labels": labels, "--label": label, "--split": split}
+            given = {"--rows": rows, "--labels": labels, "--table": table, "--label": label, "--split": split}
             if wrong := [name for name, value in given.items() if value]:
                 raise InputError(f"{wrong[0]} does not go with --config: the study knows its rows and labels")
         elif layer is not None or settings:
@@ -128,6 +138,7 @@ def audit(
                 rows,
                 output,
                 labels=labels,
+                table=table,
                 concepts=label,
                 group=group,
                 split=split,

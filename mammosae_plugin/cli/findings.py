@@ -170,6 +170,9 @@ def compare(
 
         cards = [place for place in map(Path, (a, b)) if place.name == SCORE_CARD or (place / SCORE_CARD).is_file()]
         if cards and len(cards) < 2:
+            other = b if cards[0] == Path(a) else a
+            if not Path(other).exists():
+                raise InputError(f"{other} does not exist; {cards[0]} is a score card: compare it with another one")
             raise InputError(f"{cards[0]} is a score card, the other is not; compare two score cards, or two studies")
         if cards:
             both = [read_score_card(place) for place in cards]

@@ -2,7 +2,7 @@
 
 __all__ = [
     "box_scores", "INVERTED", "Look", "look", "NO_MAMMOGRAM", "ON_BACKGROUND", "OTHER_SIDE", "refuse_mirrored",
-    "REPEATED", "suspects", "TURNED", "warn_of_sides", "warn_of_weak_boxes", "WHOLE_IMAGE",
+    "REPEATED", "suspects", "tissue_of", "TURNED", "warn_of_sides", "warn_of_weak_boxes", "WHOLE_IMAGE",
 ]  # fmt: skip
 
 import hashlib
@@ -146,6 +146,12 @@ def _tissue(pixels: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], npt.N
     is_inverted = n_bright >= _MUCH_BORDER and n_bright > 3 * n_dark and (gray >= bright).mean() > (gray <= dark).mean()
     tissue = gray < bright if is_inverted else gray > dark
     return 255 - gray if is_inverted else gray, tissue, bool(is_inverted), bool(max(n_dark, n_bright) >= _MUCH_BORDER)
+
+
+def tissue_of(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_] | None:
+    """Where an image (H, W) shows tissue: (H, W) bool; None where it shows no background."""
+    _, tissue, _, has_background = _tissue(pixels)
+    return tissue if has_background else None
 
 
 def _border(gray: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

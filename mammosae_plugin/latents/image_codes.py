@@ -4,11 +4,11 @@ What is kept of an image is each latent's maximum over its stored positions. A l
 images, or of rows of one vector per image; this needs neither, so that a dozen controls cost one reading of the rows.
 """
 
-__all__ = ["encode_images", "ImageCodes", "ImageRows"]
+__all__ = ["encode_images", "ImageCodes", "ImageRows", "MAP_IMAGES"]
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from scipy import sparse
 from tqdm.auto import tqdm
 
 from mammosae_plugin.adapters.input_normalization import normalized, rescaled
+from mammosae_plugin.adapters.levels import levels_of
 from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import write_safetensors
@@ -31,8 +32,8 @@ from mammosae_plugin.measures.reconstruction import explained_variance
 ImageRows = tuple[torch.Tensor, npt.NDArray[np.int64]]
 """Rows (n, d) of whole images in order, and the number of the image of each (n,), not falling."""
 
-_MAP_IMAGES, _MAP_LATENTS = 32, 16
-"""Of so many images the maps of so many of their strongest latents are kept."""
+MAP_IMAGES, _MAP_LATENTS = 32, 16
+"""Of so many images, where none are named, the maps of so many of their strongest latents are kept."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,10 @@ class ImageCodes:
         l0: Latents that fire per row.
         dead_share: Share of the latents that fire at no row.
         n_rows: How many rows there were.
-        maps: (n, h, w) of strong latents of the first images; None where rows are no whole maps.
+        maps: (n, h, w) of strong latents of some images; None where rows are no whole maps.
+        map_images: (n,) the number of the image of each map.
+        directions: (d_sae, d_in) the decoder's rows; None where they are not known. Not written.
+        levels: Of a nested SAE the numbers of latents of its levels, rising. Not written.
     """
 
     codes: sparse.csr_array
@@ -54,6 +58,14 @@ class ImageCodes:
     dead_share: float
     n_rows: int
     maps: npt.NDArray[np.float32] | None = None
+    map_images: npt.NDArray[np.int64] | None = None
+    directions: npt.NDArray[np.float32] | None = None
+    levels: tuple[int, ...] = ()
+
+    def of(self, sae: SAE[Any]) -> "ImageCodes":
+        """With what is the SAE's own: directions and levels."""
+        directions = sae.W_dec.detach().float().cpu().numpy()
+        return replace(self, directions=directions, levels=levels_of(sae))
 
     def write(self, path: Path) -> None:
         """Write them to one file."""
@@ -68,6 +80,7 @@ class ImageCodes:
             "shape": np.array([*found.shape, self.n_rows], dtype=np.int64),
             "numbers": np.array(numbers, dtype=np.float64),
             **({} if self.maps is None else {"maps": np.ascontiguousarray(self.maps)}),
+            **({} if self.map_images is None else {"map_images": self.map_images.astype(np.int64)}),
         }
         write_safetensors(path, {name: torch.from_numpy(value) for name, value in tensors.items()})
 
@@ -92,6 +105,7 @@ class ImageCodes:
             dead,
             n_rows,
             tensors.get("maps"),
+            tensors.get("map_images"),
         )
 
 
@@ -101,6 +115,7 @@ def encode_images(
     n_images: int,
     *,
     grid: tuple[int, int] | None = None,
+    map_images: Collection[int] | None = None,
     device: str = "cpu",
 ) -> dict[str, ImageCodes]:
     """Encode the rows of images with several SAEs, reading them once.
@@ -110,16 +125,18 @@ def encode_images(
         saes: By name, SAELens SAEs of the rows' width.
         n_images: Number of images.
         grid: (h, w) where the rows of an image are all positions of its map in reading order.
+        map_images: The images of which maps are kept; by default the first `MAP_IMAGES`.
         device: Where the SAEs run.
 
     Raises:
         InputError: An image's rows are in two blocks, or an image has none.
     """
     seen = np.zeros(n_images, dtype=bool)
+    mapped = frozenset(range(MAP_IMAGES) if map_images is None else map_images) if grid not in (None, (1, 1)) else ()
     with ExitStack() as stack:
         for sae in saes.values():
             stack.enter_context(evaluation(sae, device=device))
-        encoders = {name: _Encoder(sae, n_images, grid) for name, sae in saes.items()}
+        encoders = {name: _Encoder(sae, n_images, grid, mapped) for name, sae in saes.items()}
         bar = stack.enter_context(tqdm(total=n_images, desc="encode", unit="image", dynamic_ncols=True))
         for block, image in rows():
             there = np.unique(image)
@@ -137,14 +154,15 @@ def encode_images(
 class _Encoder:
     """Sums and maxima of one SAE."""
 
-    def __init__(self, sae: SAE[Any], n_images: int, grid: tuple[int, int] | None) -> None:
-        self.sae, self.n_images, self.grid = sae, n_images, grid
+    def __init__(self, sae: SAE[Any], n_images: int, grid: tuple[int, int] | None, mapped: Collection[int]) -> None:
+        self.sae, self.n_images, self.grid, self.mapped = sae, n_images, grid, mapped
         d_in, self.d_sae = int(sae.cfg.d_in), int(sae.cfg.d_sae)
         self.n_rows = self.n_fired = 0
         self.sums = {name: np.zeros(d_in) for name in ("sse", "sum", "sum_sq")}
         self.fired = np.zeros(self.d_sae, dtype=bool)
         self.pieces: list[tuple[npt.NDArray[Any], ...]] = []
         self.maps: list[npt.NDArray[np.float32]] = []
+        self.map_images: list[int] = []
 
     @torch.inference_mode()
     def add(self, rows: torch.Tensor, image: npt.NDArray[np.int64]) -> None:
@@ -175,20 +193,13 @@ class _Encoder:
         largest = np.maximum(np.maximum.reduceat(found, first, axis=0), 0)
         row, column = np.nonzero(largest)
         self.pieces.append((image[first][row], column, largest[row, column]))
-        self._keep_maps(found, largest, first)
-
-    def _keep_maps(
-        self, found: npt.NDArray[np.float32], largest: npt.NDArray[np.float32], first: npt.NDArray[np.int64]
-    ) -> None:
-        if self.grid is None or self.grid == (1, 1):
-            return
-        size = self.grid[0] * self.grid[1]
         for place, begin in enumerate(first):
-            if len(self.maps) >= _MAP_IMAGES:
-                return
-            chosen = np.argsort(-largest[place], kind="stable")[:_MAP_LATENTS]
-            chosen = chosen[largest[place, chosen] > 0]
-            self.maps.append(np.maximum(found[begin : begin + size, chosen].T.reshape(-1, *self.grid), 0))
+            if self.grid is not None and int(image[begin]) in self.mapped:
+                chosen = np.argsort(-largest[place], kind="stable")[:_MAP_LATENTS]
+                chosen = chosen[largest[place, chosen] > 0]
+                own_map = found[begin : begin + self.grid[0] * self.grid[1], chosen]
+                self.maps.append(np.maximum(own_map.T.reshape(-1, *self.grid), 0))
+                self.map_images += [int(image[begin])] * len(chosen)
 
     def result(self) -> ImageCodes:
         row, column, values = (np.concatenate(parts) for parts in zip(*self.pieces, strict=True))
@@ -203,4 +214,5 @@ class _Encoder:
             dead_share=float((~self.fired).mean()),
             n_rows=self.n_rows,
             maps=np.concatenate(self.maps).astype(np.float32) if self.maps else None,
-        )
+            map_images=np.array(self.map_images, dtype=np.int64) if self.maps else None,
+        ).of(self.sae)

@@ -52,6 +52,10 @@ SCORES: Mapping[str, _Score] = {
     "explained_variance": _Score("explained variance", "higher", "of the rows, by the reconstruction"),
     "l0": _Score("L0", None, "latents that fire per row; made alike where the architecture allows, so it is no score"),
     "dead_share": _Score("dead latents", "lower", "share of the latents that fire at none of the rows scored"),
+    "dense_share": _Score("dense latents", "lower", "share of the latents that fire in more than half of the images"),
+    "median_density": _Score(
+        "density, log10", None, "median over latents that fire of the share of images in which each does; no score"
+    ),
     "monosemanticity": _Score(
         "monosemanticity", "higher", "SAIL's, of a latent's 10 strongest images of different groups; mean over latents"
     ),
@@ -60,6 +64,9 @@ SCORES: Mapping[str, _Score] = {
     ),
     "activation_similarity": _Score(
         "activation similarity", "higher", "Pach et al., label-free, less its chance; mean over latents"
+    ),
+    "clarity": _Score(
+        "clarity", "higher", "cosine of the rows of a latent's 10 strongest images, less its chance; mean over latents"
     ),
     "latent_auroc": _Score(
         "best single latent, AUROC", "higher", "chosen on one half of the groups, judged on the other"
@@ -77,7 +84,31 @@ SCORES: Mapping[str, _Score] = {
     "replication": _Score(
         "replication between seeds", "higher", "share of latents matched above r 0.7 in another of its kind; mean"
     ),
+    "decoder_redundancy": _Score(
+        "decoder rows alike", "lower", "cosine of a latent's direction with its nearest other's; mean over latents"
+    ),
+    "code_redundancy": _Score(
+        "codes alike", "lower", "correlation of a latent's codes with its nearest other's, less its chance; mean"
+    ),
+    "absorption": _Score(
+        "absorption",
+        "lower",
+        "of a finer finding's images, where its latent fires and the coarser one's does not, "
+        "less chance; mean over pairs of labels that lie in each other; near 0 also where no latent tells the coarser",
+    ),
+    "splitting": _Score(
+        "splitting", "lower", "share of the first level's latents that the next level has in parts, less its chance"
+    ),
     "moran": _Score("Moran's I", "higher", "whether a latent's map is in one piece; mean over strong latents' maps"),
+    "position_entropy": _Score(
+        "entropy over positions", "lower", "in nats, over how many positions a map is spread; mean over these maps"
+    ),
+    "breast_energy": _Score(
+        "energy inside the breast", "higher", "share of these maps on tissue and not on background, less that of area"
+    ),
+    "box_energy": _Score(
+        "energy inside boxes", "higher", "share of these maps inside boxes of findings, less that of area"
+    ),
 }
 """What is scored, in the order in which it is shown."""
 
@@ -137,7 +168,8 @@ class ScoreCard:
         sae: What the SAE is: architecture, d_in, d_sae, tensors (their fingerprint), hook_name.
         rows: What was scored: n_images, n_groups, n_rows, split, concepts, fingerprint, grid.
         members: All that was scored.
-        training: How the seeds were trained: settings, settings_known, rows_seen, seeds, l0.
+        training: How the seeds were trained: settings, settings_known, rows_seen, seeds, l0, and own_batch_size where
+            the SAE's own batches were larger.
         settings: Of the scores.
         references: Scores that need no SAE: probe_all and retrieval_map of the rows themselves, retrieval_map of images
             at random.
@@ -263,9 +295,17 @@ class ScoreCard:
                 "",
                 "In brackets: d of the trained seeds against the control; from 2 on they separate.",
                 *self.sentences(),
-                *(f"Not scored: {_called(name)}, because {reason}." for name, reason in self.reasons.items()),
+                *self.missing(),
             ]
         )
+
+    def missing(self) -> list[str]:
+        """What was not scored and why, in words."""
+        return [
+            f"Not scored: {', '.join(_called(name) for name, why in self.reasons.items() if why == reason)}, because "
+            f"{reason}."
+            for reason in dict.fromkeys(self.reasons.values())
+        ]
 
     def described(self) -> str:
         """What was scored and how the seeds were made, in a sentence or two."""
@@ -278,6 +318,8 @@ class ScoreCard:
         text += f"; {n_seeds} seeds"
         if training.get("rows_seen"):
             text += f" trained over {training['rows_seen']:,} rows each"
+        if own := training.get("own_batch_size"):
+            text += f" in batches of {training['settings']['batch_size']:,}, not {own:,} as the SAE, for want of rows"
         if training and not training.get("settings_known", True):
             text += ", by settings of ours, since the SAE does not say its own"
         return text + "."
@@ -306,7 +348,7 @@ FIELDS: frozenset[str] = frozenset(
         *(one.name for one in fields(Comparison)),
         *("architecture", "d_in", "d_sae", "tensors", "hook_name"),
         *("n_images", "n_groups", "n_rows", "split", "concepts", "fingerprint", "grid"),
-        *("settings_known", "rows_seen", "seeds", "l0", "random"),
+        *("settings_known", "rows_seen", "seeds", "l0", "random", "own_batch_size"),
         *("seed", "n_folds", "n_queries", "n", "ks", "most_images", "most_labels", "most_latents", "strength"),
         *("packages", "python", "platform", "dense"),
     )

@@ -8,16 +8,14 @@ __all__ = ["audit_from_files", "audit_sae", "audit_study"]
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
-import torch
 from sae_lens import SAE
 from tqdm.auto import tqdm
 
@@ -33,30 +31,32 @@ from mammosae_plugin.analysis.score_card import (
     AuditSettings,
     chosen_labels,
     member_scores,
-    one_against_rest,
+    reasons_of,
     reference_scores,
     replications,
 )
+from mammosae_plugin.analysis.structure_scores import AuditImages
 from mammosae_plugin.arguments import whole
 from mammosae_plugin.config import EmbeddingStudyConfig, StudyConfig
 from mammosae_plugin.datasets.concepts import Concept, Vocabulary
-from mammosae_plugin.datasets.splits import TEST, TRAINING, split_word
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import (
     differences,
     local_path,
     read_json,
-    read_parquet,
     sha256_of_json,
     write_json,
     write_text,
 )
-from mammosae_plugin.latents.image_codes import ImageCodes, ImageRows, encode_images
+from mammosae_plugin.latents import LatentTable
+from mammosae_plugin.latents.image_codes import ImageCodes, encode_images
+from mammosae_plugin.latents.table import TABLE as LATENTS_TABLE
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.own_files import require_unclaimed
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
-from mammosae_plugin.schema.score_card import FIGURE, SCORE_CARD, TRAINED, Member, ScoreCard, study_audit
+from mammosae_plugin.schema.score_card import FIGURE, SCORE_CARD, SCORES, TRAINED, Member, ScoreCard, study_audit
 from mammosae_plugin.schema.score_card import SAE as THIS
+from mammosae_plugin.study.audit_data import AuditData, ImagePlaces, labels_in
 from mammosae_plugin.study.embeddings import EmbeddingStudy
 from mammosae_plugin.study.study import Study
 from mammosae_plugin.training import SAETraining, train_saes
@@ -77,7 +77,6 @@ logger = logging.getLogger(__name__)
 
 PLAN, TABLE = "audit.json", "score_card.csv"
 TRAINING_ROWS = 500_000
-_SAMPLE_ROWS = 16384  # by which thresholds are set and components found
 
 
 def audit_sae(
@@ -93,6 +92,7 @@ def audit_sae(
     seeds: int = 3,
     training_rows: int = TRAINING_ROWS,
     settings: AuditSettings | None = None,
+    places: ImagePlaces | None = None,
     device: str = "cpu",
 ) -> ScoreCard:
     """Hold an SAE against seeds of itself and against controls, on the rows that it reads, and write its score card.
@@ -115,6 +115,7 @@ def audit_sae(
         seeds: How many seeds, and members of each control that is random.
         training_rows: Rows that each seed is trained over at the most, counted every time that they are read.
         settings: How to score.
+        places: Boxes and pixels of the images, for the shares of energy inside boxes and inside the breast.
         device: Where SAEs are trained and run.
 
     Raises:
@@ -126,6 +127,9 @@ def audit_sae(
         raise InputError(f"the SAE is a {type(sae).__name__}: give a SAELens SAE, such as load_vision_sae(path)")
     seeds, training_rows = whole(seeds, "seeds", least=2), whole(training_rows, "training_rows", least=1)
     refuse_not_finite(sae.state_dict(), where="the SAE")
+    for name, what in ((CFG, "an SAE"), (MANIFEST, "activations"), (LATENTS_TABLE, "a latents table")):
+        if (folder / name).exists() and not (folder / PLAN).exists():
+            raise InputError(f"{folder} holds {what}; give the audit a folder of its own, such as {folder / 'audit'}")
     require_unclaimed(folder, [PLAN], [SCORE_CARD, FIGURE, TABLE])
     with only_run(folder), evaluation(sae, device="cpu"):
         if distributed.world_size() > 1:
@@ -136,7 +140,7 @@ def audit_sae(
                 f"the SAE takes vectors of width {sae.cfg.d_in}, but {store.folder} has rows of width {store.d_in}; "
                 "use rows of the layer that it was trained on"
             )
-        data = _Data(store, known, labelled, group, split, settings)
+        data = AuditData(store, known, labelled, group, split, settings, places)
         return _Audit(sae, data, folder, seeds, training_rows, device).run()
 
 
@@ -156,106 +160,12 @@ def _opened(
     return store, *images_of(store)
 
 
-class _Data:
-    """The rows of an audit: which images are trained on, which are scored, and their labels."""
-
-    def __init__(
-        self,
-        store: ActivationStore,
-        images: pd.DataFrame,
-        vocabulary: Vocabulary,
-        group: str,
-        split: str | None,
-        settings: AuditSettings,
-    ) -> None:
-        self.store, self.settings = store, settings
-        if group not in images.columns:
-            raise InputError(
-                f"there is no column {group!r} to group images by; there are {', '.join(map(str, images.columns))}"
-            )
-        if (unknown := images[group].isna()).any():
-            first = images["image_id"][unknown].iloc[0]
-            raise InputError(f"{int(unknown.sum())} images have no {group} (first {first}): say whose every image is")
-        splits = images["split"].astype(str).to_numpy()
-        there = sorted(set(splits))
-        if split is not None and split not in there:
-            raise InputError(f"no image is of split {split!r}; there are {', '.join(there)}")
-        self.split = split if split is not None else (TEST if TEST in there else None)
-        self.training = np.flatnonzero(splits == TRAINING) if TRAINING in there else np.arange(len(splits))
-        usable = np.flatnonzero(splits == self.split) if self.split is not None else np.arange(len(splits))
-        groups = images[group].astype(str).to_numpy()
-        self.images = _drawn(usable, groups, settings)
-        self.groups = pd.factorize(groups[self.images])[0].astype(np.int64)
-        self.labels: dict[str, npt.NDArray[np.float64]] = {}
-        for name, concept in vocabulary.items():
-            self.labels |= one_against_rest(name, concept.classes, images[name].to_numpy()[self.images])
-
-    @cached_property
-    def grid(self) -> tuple[int, int] | None:
-        """(h, w) where every image has the rows of its whole map."""
-        grid = (self.store.manifest.get("layout") or {}).get("grid")
-        n_images = len(self.store.image_ids)
-        if not grid or grid[0] * grid[1] == 1 or self.store.n_rows != n_images * grid[0] * grid[1]:
-            return None
-        return int(grid[0]), int(grid[1])
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """A digest of the rows."""
-        return sha256_of_json({key: self.store.manifest[key] for key in ("shards", "image_ids")})
-
-    @cached_property
-    def sample(self) -> torch.Tensor:
-        """(n, d) rows of training images, drawn at random."""
-        of_image = self.store.labels()[0]
-        rows = np.flatnonzero(np.isin(of_image, self.training))
-        if len(rows) > _SAMPLE_ROWS:
-            rows = np.sort(np.random.default_rng(self.settings.seed).choice(rows, _SAMPLE_ROWS, replace=False))
-        return self.store.take(rows)
-
-    @cached_property
-    def n_training_rows(self) -> int:
-        """Rows of training images."""
-        return int(np.isin(self.store.labels()[0], self.training).sum())
-
-    def rows(self) -> Iterator[ImageRows]:
-        """The rows of the images that are scored, shard by shard, with their places among these images."""
-        place = np.full(len(self.store.image_ids), -1, dtype=np.int64)
-        place[self.images] = np.arange(len(self.images))
-        for vectors, image, _ in self.store.shards():
-            there = place[image.numpy()]
-            kept = np.flatnonzero(there >= 0)
-            if len(kept):
-                yield vectors[kept].float(), there[kept]
-
-    @cached_property
-    def vectors(self) -> npt.NDArray[np.float64]:
-        """(n_images, d): the mean of the rows of each image that is scored."""
-        sums, counts = np.zeros((len(self.images), self.store.d_in)), np.zeros(len(self.images))
-        for vectors, image in self.rows():
-            np.add.at(sums, image, vectors.numpy().astype(np.float64))
-            np.add.at(counts, image, 1)
-        found: npt.NDArray[np.float64] = sums / np.maximum(counts, 1)[:, None]
-        return found
-
-
-def _drawn(usable: npt.NDArray[np.int64], groups: npt.NDArray[Any], settings: AuditSettings) -> npt.NDArray[np.int64]:
-    """All of these images, or those of as many whole groups as make `most_images`."""
-    if len(usable) <= settings.most_images:
-        return usable
-    own = groups[usable]
-    order = np.random.default_rng(settings.seed).permutation(np.unique(own))
-    counts = pd.Series(own).value_counts().loc[order].cumsum()
-    chosen = order[: max(1, int((counts <= settings.most_images).sum()))]
-    return usable[np.isin(own, chosen)]
-
-
 @dataclass(frozen=True)
 class _Audit:
     """One audit in its folder."""
 
     sae: SAE[Any]
-    data: _Data
+    data: AuditData
     folder: Path
     n_seeds: int
     training_rows: int
@@ -270,8 +180,7 @@ class _Audit:
         planned = training_of(self.sae, self.data.n_training_rows, l0=l0, most_rows=self.training_rows)
         reasons: dict[str, str] = {}
         saes = self._saes(planned, l0, reasons)
-        codes = self._codes(saes)
-        card = self._card(codes, planned, l0, reasons)
+        card = self._card(saes, self._codes(saes), planned, l0, reasons)
         write_text(self.folder / TABLE, card.to_frame().to_csv(index=False))
         save_figure(plot_score_card(card), self.folder / FIGURE)
         write_json(self.folder / SCORE_CARD, card.to_json())
@@ -338,6 +247,7 @@ class _Audit:
     def _codes(self, saes: Mapping[tuple[str, int], SAE[Any]]) -> dict[tuple[str, int], Path]:
         """The file with the codes of each; those that are missing are made in one pass over the rows."""
         images = {"rows": self.data.fingerprint, "images": self.data.images.tolist(), "grid": self.data.grid}
+        images["maps of"] = self.data.map_images
         paths = {
             key: self.folder / "work" / "codes" / f"{key[0].replace(' ', '-')}-{key[1]}-{digest[:12]}.safetensors"
             for key, sae in saes.items()
@@ -347,7 +257,12 @@ class _Audit:
         if missing:
             by_name = {str(key): saes[key] for key in missing}
             found = encode_images(
-                self.data.rows, by_name, len(self.data.images), grid=self.data.grid, device=self.device
+                self.data.rows,
+                by_name,
+                len(self.data.images),
+                grid=self.data.grid,
+                map_images=self.data.map_images,
+                device=self.device,
             )
             for key, path in missing.items():
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -357,28 +272,39 @@ class _Audit:
     # Scores
 
     def _card(
-        self, codes: Mapping[tuple[str, int], Path], planned: PlannedTraining, l0: float, reasons: dict[str, str]
+        self,
+        saes: Mapping[tuple[str, int], SAE[Any]],
+        codes: Mapping[tuple[str, int], Path],
+        planned: PlannedTraining,
+        l0: float,
+        reasons: dict[str, str],
     ) -> ScoreCard:
         data, settings = self.data, self.data.settings
         labels, missing = chosen_labels(data.labels, data.groups, settings)
+        images = AuditImages(
+            data.groups, labels, data.nested, data.vectors, data.regions, reasons={**missing, **data.reasons}
+        )
         asked = [
             asdict(settings),
-            {name: np.nan_to_num(values, nan=-1).tolist() for name, values in labels.items()},
+            [
+                {name: np.nan_to_num(values, nan=-1).tolist() for name, values in some.items()}
+                for some in (labels, data.nested)
+            ],
+            plain(data.regions),
             data.groups.tolist(),
+            list(SCORES),
             package_versions(),
         ]
         scored: dict[tuple[str, int], dict[str, float | None]] = {}
-        references, dense = self._kept(
-            "rows", [asked, data.fingerprint], lambda: reference_scores(data.vectors, labels, data.groups, settings)
-        )
+        references, dense = self._kept("rows", [asked, data.fingerprint], lambda: reference_scores(images, settings))
         dense = {name: auroc for name, auroc in dense.items() if auroc is not None}
         encoded: dict[tuple[str, int], ImageCodes] = {}
         for key, path in tqdm(codes.items(), desc="score", unit="SAE", dynamic_ncols=True):
-            encoded[key] = ImageCodes.read(path)
+            encoded[key] = ImageCodes.read(path).of(saes[key])
             scored[key] = self._kept(
                 path.stem,
                 asked,
-                partial(member_scores, encoded[key], labels, data.groups, data.vectors, dense, settings),
+                partial(member_scores, encoded[key], images, dense, settings),
             )
         kinds = dict.fromkeys(kind for kind, _ in codes)
         for kind in kinds:
@@ -391,6 +317,7 @@ class _Audit:
             for key, share in zip(keys, shared, strict=True):
                 if key[0] == kind:
                     scored[key]["replication"] = share
+        members = tuple(Member(kind, number, scores) for (kind, number), scores in scored.items())
         return ScoreCard(
             sae={
                 "architecture": self.sae.cfg.architecture(),
@@ -408,17 +335,18 @@ class _Audit:
                 "fingerprint": data.fingerprint,
                 "grid": data.grid,
             },
-            members=tuple(Member(kind, number, scores) for (kind, number), scores in scored.items()),
+            members=members,
             training={
                 "settings": planned.settings.model_dump(mode="json"),
                 "settings_known": planned.known,
                 "rows_seen": planned.rows_seen,
                 "seeds": [planned.settings.seed + 1 + number for number in range(self.n_seeds)],
                 "l0": l0,
+                **({} if planned.own_batch_size is None else {"own_batch_size": planned.own_batch_size}),
             },
             settings=asdict(settings),
             references=references,
-            reasons={**missing, **reasons},
+            reasons={**reasons_of(members, list(encoded.values()), images), **reasons},
             provenance={"packages": package_versions(), **environment()},
         )
 
@@ -475,7 +403,8 @@ def audit_study(
         _require_layer(name, by_name)
         rows, sae = by_name[name].extract(), by_name[name].sae
         assert rows is not None  # of a study that trains its SAE
-        store, told = rows, {"images": study.dataset.images, "vocabulary": study.dataset.vocabulary}
+        store, data = rows, study.dataset
+        told = {"images": data.images, "vocabulary": data.vocabulary, "places": ImagePlaces.of_dataset(data)}
     return audit_sae(
         sae,
         store,
@@ -499,6 +428,7 @@ def audit_from_files(
     folder: str | os.PathLike[str],
     *,
     labels: str | os.PathLike[str] | None = None,
+    table: str | os.PathLike[str] | None = None,
     concepts: Sequence[str] | None = None,
     group: str = "patient_id",
     split: str | None = None,
@@ -507,19 +437,39 @@ def audit_from_files(
     most_images: int = AuditSettings.most_images,
     device: str = "cpu",
 ) -> ScoreCard:
-    """`audit_sae` of what lies in files: the SAE, one store or several files of embeddings, and a table of labels.
+    """`audit_sae` of what lies in files: the SAE, a store or files of embeddings, and what is known of the images.
+
+    Args:
+        sae: The SAE's folder, file or place on the Hub.
+        rows: A store's folder, or files of embeddings.
+        folder: Where everything goes.
+        labels: A table (.csv, .parquet) with image_id and labels, or
+        table: a latents table of these images, whose labels, patients, splits and boxes are taken.
+        concepts: As for `audit_sae`; of a latents table some of its concepts.
+        group: As for `audit_sae`.
+        split: As for `audit_sae`.
+        seeds: As for `audit_sae`.
+        training_rows: As for `audit_sae`.
+        most_images: Images that are scored; of more, whole groups are drawn.
+        device: As for `audit_sae`.
 
     Raises:
-        InputError: A file that cannot be read, or as `audit_sae`.
+        InputError: A file that cannot be read, labels and a table, or as `audit_sae`.
     """
-    known = None if labels is None else _labels(local_path(labels))
+    if labels is not None and table is not None:
+        raise InputError("labels are given twice, in a file (--labels) and in a latents table (--table); give one")
+    told: dict[str, Any] = {"images": None if labels is None else labels_in(local_path(labels)), "concepts": concepts}
+    if table is not None:
+        known = LatentTable(local_path(table))
+        names = list(known.vocabulary) if concepts is None else list(concepts)
+        vocabulary = Vocabulary([known.vocabulary.named(name, str(known.folder)) for name in names])
+        told = {"images": known.images, "vocabulary": vocabulary, "places": ImagePlaces.of_table(known)}
     source = rows[0] if len(rows) == 1 else list(rows)
     return audit_sae(
         load_vision_sae(sae),
         source,
         folder,
-        images=known,
-        concepts=concepts,
+        **told,
         group=group,
         split=split,
         seeds=seeds,
@@ -527,20 +477,3 @@ def audit_from_files(
         settings=AuditSettings(most_images=most_images),
         device=device,
     )
-
-
-def _labels(path: Path) -> pd.DataFrame:
-    """A table of labels, with the splits in our words."""
-    if not path.exists():
-        raise InputError(f"{path} does not exist; give a table with image_id and a column for each label")
-    try:
-        known = read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-    except (ValueError, pd.errors.ParserError) as error:
-        raise InputError(f"{path} cannot be read as a table: {' '.join(str(error).split())}") from error
-    for name in ("image_id", "patient_id"):
-        if name in known.columns:
-            known[name] = known[name].astype(str)
-    if "split" in known.columns:
-        words = {word: split_word(word) for word in known["split"].unique()}
-        known["split"] = known["split"].map(words)
-    return known

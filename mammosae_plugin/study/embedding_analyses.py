@@ -151,7 +151,7 @@ def latents(table: LatentTable, vocabulary: Vocabulary, split: str, settings: Em
             continue
         scored.insert(0, "concept", concept)
         scored.insert(1, "class", name)
-        found.append(scored.drop(columns="reason"))
+        found.append(scored.dropna(subset="auroc").drop(columns="reason"))
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 

@@ -49,11 +49,13 @@ class PlannedTraining:
         settings: Of the first; the others differ in their seed.
         known: Whether they are the SAE's own, which its metadata say, and not chosen here.
         rows_seen: Rows that each is trained over, counted every time that they are read.
+        own_batch_size: Of the SAE itself, where its batches were larger than there are rows for; else None.
     """
 
     settings: SAETraining
     known: bool
     rows_seen: int
+    own_batch_size: int | None = None
 
 
 def training_of(sae: SAE[Any], n_rows: int, *, l0: float, most_rows: int) -> PlannedTraining:
@@ -110,7 +112,9 @@ def training_of(sae: SAE[Any], n_rows: int, *, l0: float, most_rows: int) -> Pla
         if values[name]:
             values[name] = max(1, int(values[name] * ratio))
     values["dead_feature_window"] = min(values["dead_feature_window"], max(1, steps - 1))
-    return PlannedTraining(SAETraining(**values), isinstance(said, dict), steps * batch_size)
+    known = isinstance(said, dict)
+    smaller = own.batch_size if known and batch_size < own.batch_size else None
+    return PlannedTraining(SAETraining(**values), known, steps * batch_size, smaller)
 
 
 def frozen(settings: SAETraining) -> SAETraining:

@@ -68,7 +68,7 @@ def plot_probes(probes: pd.DataFrame, *, title: str) -> Figure:
         probes: The table `probes`.
         title: Heading.
     """
-    labels = list(dict.fromkeys(zip(probes["concept"], probes["class"], strict=True)))
+    labels = _labels(probes)
     codes = probes[probes["arm"] == "codes"]
     names = [name for name, _ in _series(codes)]
     models = list(dict.fromkeys(codes["model"]))
@@ -139,7 +139,7 @@ def plot_retrieval(retrieval: pd.DataFrame, *, title: str) -> Figure:
         retrieval: The table `retrieval`.
         title: Heading.
     """
-    labels = list(dict.fromkeys(zip(retrieval["concept"], retrieval["class"], strict=True)))
+    labels = _labels(retrieval)
     methods = [method for method in METHODS if (retrieval["method"] == method).any()]
     with figure_style():
         figure, panels = _panels(len(labels), 2.1)
@@ -165,6 +165,11 @@ def plot_retrieval(retrieval: pd.DataFrame, *, title: str) -> Figure:
         figure.suptitle(title, x=0.01, ha="left")
         _legend(figure, panels[0], len(series))
     return figure
+
+
+def _labels(rows: pd.DataFrame) -> list[tuple[str, str]]:
+    """The labels of the rows, concept and class, in their order."""
+    return list(dict.fromkeys(zip(rows["concept"], rows["class"], strict=True)))
 
 
 def _series(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
