@@ -92,7 +92,7 @@ def test_too_few_groups_are_said():
     assert silent["reason"].tolist() == ["no latent varies between these images"]
     assert silent[["absorbed", "chance", "p", "main"]].isna().all(axis=None)
     few = absorption_of(np.eye(40), labels, np.arange(40), {"child": "parent"}, n_permutations=3)
-    assert few["reason"].tolist() == [""]
+    assert few["reason"].iloc[0].startswith("no interval: the child") and "3 groups, not 10" in few["reason"].iloc[0]
     assert few[["excess_low", "excess_high"]].isna().all(axis=None)  # three groups give no interval
 
 
@@ -244,7 +244,10 @@ def test_densities_are_counted(codes):
 
 def test_clarity_is_the_mean_cosine_of_all_pairs(codes):
     vectors = np.random.default_rng(7).normal(size=(80, 5))
+    silent = clarity_of(np.zeros((80, 3)), vectors, np.arange(80), n=6)
+    assert silent["clarity"].isna().all() and silent["reason"].tolist() == ["it fires in fewer than 6 groups"] * 3
     found = clarity_of(codes, vectors, np.arange(80), n=6)
+    assert list(found) == list(silent) and not found["reason"].any()
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     for latent, clear, low, high in found[["latent", "clarity", "clarity_low", "clarity_high"]].to_numpy():
         top = np.argsort(-codes[:, int(latent)], kind="stable")[:6]

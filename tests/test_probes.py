@@ -44,7 +44,10 @@ def test_constant_and_dead_latents_are_not_scored():
 
 def test_a_single_group_gives_no_chance():
     codes = np.random.default_rng(5).random((20, 3))
+    silent = latent_aurocs_of(codes * 0, np.tile([0, 1], 10), np.arange(20))
+    assert silent["auroc"].isna().all() and silent["reason"].str.startswith("it is the same in every row").all()
     one = latent_aurocs_of(codes, np.tile([0, 1], 10), np.zeros(20))
+    assert list(silent) == list(one) and len(silent) == codes.shape[1]
     assert np.isfinite(one["auroc"]).all()
     assert one[["p", "q", "p_family", "best_by_chance"]].isna().all(axis=None)
     assert one["reason"].unique().tolist() == ["all rows are of one group, so that chance is not known"]
