@@ -1,4 +1,4 @@
-"""How 8-bit pixels become a network's input. It belongs to the network, and to the fingerprint of all that is made."""
+"""How pixels become a network's input. It belongs to the network, and to the fingerprint of all that is made."""
 
 __all__ = ["BadImageError", "check_contrast", "IMAGENET", "MAMMO_CLIP", "Number", "Preprocessing"]
 
@@ -32,7 +32,7 @@ class BadImageError(InputError):
         self.reason = message if reason is None else reason
 
 
-def check_contrast(array: npt.NDArray[np.uint8], name: str = "") -> None:
+def check_contrast(array: npt.NDArray[np.uint8] | npt.NDArray[np.uint16], name: str = "") -> None:
     """Raise `BadImageError` when all values of the image are equal, which the preprocessing would divide by zero."""
     if array.size == 0 or array.min() == array.max():
         reason = "has no pixels" if array.size == 0 else f"is constant (every value is {array.flat[0]})"
@@ -72,11 +72,11 @@ class Preprocessing:
         """(H, W) of what the network is given of images of `image_size`."""
         return self.size or image_size
 
-    def __call__(self, array: npt.NDArray[np.uint8], name: str = "") -> torch.Tensor:
-        """An 8-bit image as the network's input, computed in float32.
+    def __call__(self, array: npt.NDArray[np.uint8] | npt.NDArray[np.uint16], name: str = "") -> torch.Tensor:
+        """An image as the network's input, computed in float32.
 
         Args:
-            array: uint8, (H, W) grayscale or (H, W, 3) RGB.
+            array: uint8, (H, W) grayscale or (H, W, 3) RGB; or uint16, whose full range is 65535.
             name: the image's name, for the error message.
 
         Returns:
@@ -86,8 +86,9 @@ class Preprocessing:
             BadImageError: the image is constant.
             TypeError: the array has another type or shape.
         """
-        if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
-            raise TypeError(f"expected a uint8 array (H, W) or (H, W, 3), got {array.dtype} {array.shape}")
+        is_image = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
+        if array.dtype not in (np.uint8, np.uint16) or not is_image:
+            raise TypeError(f"expected a uint8 array (or uint16) (H, W) or (H, W, 3), got {array.dtype} {array.shape}")
         check_contrast(array, name)
         if self.channels == 1 and array.ndim == 3:
             array = np.asarray(Image.fromarray(array).convert("L"))
@@ -96,7 +97,7 @@ class Preprocessing:
             values -= values.min()
             values /= values.max()
         else:
-            values /= np.float32(255)
+            values /= np.float32(np.iinfo(array.dtype).max)
         if values.ndim == 2 and isinstance(self.mean, tuple):
             values = np.repeat(values[..., None], 3, axis=2)
         values -= np.asarray(self.mean, dtype=np.float32)

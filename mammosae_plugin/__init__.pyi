@@ -44,8 +44,10 @@ from .analysis import sweep as sweep
 from .config import StudyConfig as StudyConfig
 from .config import load_config as load_config
 from .datasets import CsvFolder as CsvFolder
+from .datasets import ImageTable as ImageTable
 from .datasets import TotalSegmentator as TotalSegmentator
 from .datasets import VinDrMammo as VinDrMammo
+from .datasets import load_images as load_images
 from .datasets import make_phantoms as make_phantoms
 from .errors import InputError as InputError
 from .findings import Findings as Findings

@@ -3,10 +3,14 @@
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
+from PIL import Image
 
-from mammosae_plugin.datasets import DatasetError
+from mammosae_plugin.adapters.preprocessing import MAMMO_CLIP
+from mammosae_plugin.datasets import DatasetError, load_images, open_dataset
 from mammosae_plugin.datasets.annotations import read_annotations
 from mammosae_plugin.datasets.mapping import load_mapping
+from mammosae_plugin.datasets.registry import of_its_kind
 from mammosae_plugin.errors import InputError
 
 PLAIN = {"table": "images.csv", "image": "images/{image_id}.png", "labels": {"Mass": "mass"}}
@@ -143,3 +147,65 @@ def test_one_image_in_rows_that_disagree_is_refused_where_rows_are_no_findings(t
     with pytest.raises(DatasetError, match="different cancer"):
         clinic(tmp_path, boxes=None, labels=labels)
     assert clinic(tmp_path, labels=labels).images["cancer"].tolist() == [1, -1, 0]
+
+
+def pictures(root, names, deep=False):
+    rng = np.random.default_rng(0)
+    for name in names:
+        pixels = rng.integers(0, 60000 if deep else 255, (32, 24), dtype=np.uint16 if deep else np.uint8)
+        Image.fromarray(pixels).save(root / f"{name}.png")
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_items_are_as_those_of_vindr_with_covariates_and_missing_labels(tmp_path, deep):
+    pictures(tmp_path, "abc", deep)
+    (tmp_path / "images.csv").write_text(TABLE.replace("12,45", "12,30"))
+    data = load_images(CLINIC, tmp_path, image_size=(32, 24))
+    item = data[0]
+    assert item["labels"] == {"Mass": 1, "Calc": 1, "density": 0, "cancer": 1, "any": 1}
+    assert item["boxes"]["Mass"].tolist() == [[1, 9, 11, 29]] and item["boxes"]["cancer"].shape == (0, 4)
+    assert item["covariates"] == {"laterality": "L", "age": 50}
+    assert data[1]["labels"]["cancer"] == -1 and data.missing["cancer"] == 1
+    with Image.open(tmp_path / "a.png") as file:
+        pixels = np.asarray(file).astype(np.float32)
+    shown = (pixels - pixels.min()) / (pixels.max() - pixels.min())
+    expected = (shown - MAMMO_CLIP.mean) / MAMMO_CLIP.std
+    np.testing.assert_allclose(item["image"][0].numpy(), expected, rtol=1e-5, atol=1e-6)
+    assert data.gray(0).dtype == np.uint8
+    assert len(data.select(split="training")) == 2
+
+
+def test_boxes_follow_from_the_connected_parts_of_masks(tmp_path):
+    pictures(tmp_path, "abc")
+    (tmp_path / "images.csv").write_text("image,pid,split,Mass\na,1,training,1\nb,2,training,0\nc,3,test,1\n")
+    mask = np.zeros((32, 24), np.uint8)
+    mask[2:5, 3:7] = mask[20:24, 10:12] = 255
+    Image.fromarray(mask).save(tmp_path / "a_mask.png")
+    labels = {"Mass": {}}
+    data = load_images(
+        {
+            **CLINIC,
+            "laterality": None,
+            "boxes": None,
+            "covariates": {},
+            "labels": labels,
+            "masks": "{image_id}_mask*.png",
+        },
+        tmp_path,
+        image_size=(32, 24),
+    )
+    assert data[0]["boxes"]["Mass"].tolist() == [[3, 2, 7, 5], [10, 20, 12, 24]]
+    assert data.vocabulary["Mass"].masks and (data.masks(0)["Mass"] == (mask > 0)).all() and data.masks(2) == {}
+
+
+def test_a_study_opens_images_by_the_mapping_in_their_folder(tmp_path):
+    pictures(tmp_path, "abc")
+    (tmp_path / "images.csv").write_text(TABLE.replace("12,45", "12,30"))
+    mapping = {**CLINIC, "name": "clinic", "title": "Our clinic", "image_size": [32, 24]}
+    (tmp_path / "mapping.yaml").write_text(yaml.safe_dump(mapping))
+    settings = of_its_kind({"root": str(tmp_path)})
+    assert settings.kind == "images" and settings.image_size == (32, 24) and settings.about.title == "Our clinic"
+    data = open_dataset(settings)
+    assert data.fingerprint == load_images(tmp_path).fingerprint and data.name == "clinic"
+    other = of_its_kind({"root": str(tmp_path), "mapping": {"title": "Another"}})
+    assert other.about.title == "Another"

@@ -59,7 +59,12 @@ def test_each_image_is_read_once_whatever_the_unit(data, tmp_path, monkeypatch):
     rows = VinDrMammo(data.path(0).parents[2], image_size=SIZE, unit="finding_row")
     seen = []
     original = screening.read_png
-    monkeypatch.setattr(screening, "read_png", lambda path, size: (seen.append(path.name), original(path, size))[1])
+
+    def read(path, size, **how):
+        seen.append(path.name)
+        return original(path, size, **how)
+
+    monkeypatch.setattr(screening, "read_png", read)
     screen_images(rows, tmp_path / "bad.csv")
     assert seen == [f"i{index}.png" for index in range(10)]
 

@@ -15,6 +15,7 @@ from mammosae_plugin.adapters.sources import HUB_SCHEMES
 from mammosae_plugin.config.common import Data
 from mammosae_plugin.config.embeddings import EmbeddingStudyConfig
 from mammosae_plugin.config.maps import START_LIBRARIES, WEIGHTS_BY_NAME, StudyConfig
+from mammosae_plugin.datasets.mapping import preset_names
 from mammosae_plugin.datasets.registry import DataSettings, dataset_kinds
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path, parse_yaml
@@ -217,7 +218,9 @@ def _value(text: str) -> Any:
 _ONE_WORD = re.compile(r"[\w.+~-]+")  # what YAML may read as something else than text
 
 
-BELOW_ROOT = frozenset({"annotations", "table", "images", "image", "masks", "ct", "mri", "split_file", "index"})
+BELOW_ROOT = frozenset(
+    {"annotations", "table", "images", "image", "masks", "ct", "mri", "split_file", "index", "source"}
+)
 """Settings of `data` that are files and folders relative to its root."""
 
 
@@ -257,6 +260,8 @@ def _make_absolute(raw: dict[str, Any], base: Path) -> None:
     for name in BELOW_ROOT:
         if isinstance(data, dict) and str(data.get(name, "")).startswith("~"):  # else relative to root
             resolve(data, name)
+    if isinstance(data, dict) and data.get("source") not in preset_names():
+        resolve_if_there(data, "source")
     sae = raw.get("sae")
     resolve(sae, "path")
     paths = sae.get("paths") if isinstance(sae, dict) else None

@@ -5,6 +5,8 @@ from mammosae_plugin.datasets.about import DatasetAbout
 from mammosae_plugin.datasets.base import Batch, DatasetError, Item, MammogramDataset, collate
 from mammosae_plugin.datasets.concepts import Concept, Vocabulary
 from mammosae_plugin.datasets.csv_folder import CsvFolder, LabelSettings
+from mammosae_plugin.datasets.image_table import ImageTable, ImageTableSettings, load_images
+from mammosae_plugin.datasets.mapping import ImageMapping, load_mapping
 from mammosae_plugin.datasets.phantoms import make_phantoms
 from mammosae_plugin.datasets.preprocessing import PREPROCESSING, preprocess
 from mammosae_plugin.datasets.protocol import StudyDataset, is_study_dataset, require_study_dataset
@@ -34,6 +36,9 @@ __all__ = [
     "DatasetAbout",
     "DatasetError",
     "DatasetKind",
+    "ImageMapping",
+    "ImageTable",
+    "ImageTableSettings",
     "Item",
     "LabelSettings",
     "MammogramDataset",
@@ -53,6 +58,8 @@ __all__ = [
     "hounsfield_windows",
     "is_study_dataset",
     "leave_out_bad",
+    "load_images",
+    "load_mapping",
     "make_phantoms",
     "make_split",
     "open_dataset",

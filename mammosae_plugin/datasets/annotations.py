@@ -1,6 +1,6 @@
 """What a mapping says of a table: images with labels and covariates, findings with boxes. No image is opened."""
 
-__all__ = ["Annotations", "checked_annotations", "MISSING", "read_annotations"]
+__all__ = ["Annotations", "checked_annotations", "MISSING", "read_annotations", "table_name"]
 
 import glob
 import logging
@@ -46,6 +46,8 @@ class Annotations:
             ymin, xmax, ymax (float64, xyxy with the first pixel 0, in the pixels that `mapping.boxes.pixels` says; NaN
             without a box), `mask`, a file relative to root or "", and `line`, that of the table.
         concepts: what the labels are of.
+        sizes: (n_findings, 2) height and width of the original image where the mapping names their columns (NaN where
+            they are not known), else None.
     """
 
     mapping: ImageMapping
@@ -53,6 +55,7 @@ class Annotations:
     images: pd.DataFrame
     findings: pd.DataFrame
     concepts: tuple[Concept, ...]
+    sizes: npt.NDArray[np.float64] | None = None
 
     @property
     def missing(self) -> dict[str, int]:
@@ -86,7 +89,8 @@ def checked_annotations(mapping: ImageMapping, root: Path) -> tuple[Annotations,
     """
     table, files = _table(mapping, root)
     reading = _Reading(mapping, root, table, files)
-    return Annotations(mapping, root, reading.images, reading.findings, reading.concepts), reading.problems
+    found = Annotations(mapping, root, reading.images, reading.findings, reading.concepts, reading.sizes)
+    return found, reading.problems
 
 
 def _table(mapping: ImageMapping, root: Path) -> tuple[pd.DataFrame, Sequence[str]]:
@@ -141,7 +145,10 @@ class _Reading(MappedTable):
         )
         used = (images["split"] != "").to_numpy(dtype=bool)
         self.images = images[used].reset_index(drop=True)
-        self.findings = self.findings[used[self.findings.pop("image")]].reset_index(drop=True)
+        kept = used[self.findings.pop("image").to_numpy()]
+        sizes = self._sizes()
+        self.sizes = None if sizes is None else sizes[self.findings["row"].to_numpy()[kept]]
+        self.findings = self.findings[kept].drop(columns="row").reset_index(drop=True)
 
     # -- columns -------------------------------------------------------------------------------------------------------
 
@@ -387,7 +394,9 @@ class _Reading(MappedTable):
         if n_of_nothing:
             logger.info("%d boxes are of none of the labels and are left out", n_of_nothing)
         at = np.asarray(rows, dtype=np.intp)
-        found = pd.DataFrame({"image": self.by_image[at], "image_id": own["image_id"].to_numpy(dtype=object)[at]})
+        found = pd.DataFrame(
+            {"row": at, "image": self.by_image[at], "image_id": own["image_id"].to_numpy(dtype=object)[at]}
+        )
         for name, values in self.labels.of_rows.items():
             found[name] = values[at]
         for number, own_labels in enumerate(told):
@@ -399,6 +408,14 @@ class _Reading(MappedTable):
         found[list(BOX_COLUMNS)] = np.stack(places)
         found["mask"], found["line"] = files, self.lines[at]
         return found, boxed, masked
+
+    def _sizes(self) -> npt.NDArray[np.float64] | None:
+        """(n_rows, 2) height and width of the original image."""
+        if self.mapping.boxes is None or self.mapping.boxes.size is None:
+            return None
+        values, _, no_numbers = self.numbers(self.mapping.boxes.size, np.ones(len(self.table), dtype=bool))
+        self.report_no_numbers(self.mapping.boxes.size, no_numbers)
+        return values
 
 
 class _Places:

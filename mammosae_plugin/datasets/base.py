@@ -17,11 +17,12 @@ import pandas as pd
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
+from typing_extensions import NotRequired
 
 from mammosae_plugin.adapters.preprocessing import MAMMO_CLIP, Preprocessing
 from mammosae_plugin.datasets.about import DatasetAbout
 from mammosae_plugin.datasets.concepts import Concept, Kind, Vocabulary
-from mammosae_plugin.datasets.preprocessing import read_png
+from mammosae_plugin.datasets.preprocessing import as_8_bit, read_png
 from mammosae_plugin.datasets.selection import Selectable
 from mammosae_plugin.errors import InputError
 
@@ -43,7 +44,8 @@ class Item(TypedDict):
 
     `image` is float32 (3, H, W), preprocessed. `labels` maps every concept to a class number (in unit "image" a finding
     is 1 when any row of the image has it, in unit "finding_row" when this row has it). `boxes` maps every finding to
-    float32 (n, 4), xyxy in pixels of `image`, of the image or of this row, as the unit says.
+    float32 (n, 4), xyxy in pixels of `image`, of the image or of this row, as the unit says. A label that is missing is
+    -1. `covariates`, of datasets that have some, are numbers (NaN where missing) or text.
     """
 
     image: torch.Tensor
@@ -52,6 +54,7 @@ class Item(TypedDict):
     split: str
     labels: dict[str, int]
     boxes: dict[str, torch.Tensor]
+    covariates: NotRequired[dict[str, float | str]]
 
 
 class Batch(TypedDict):
@@ -63,11 +66,12 @@ class Batch(TypedDict):
     split: list[str]
     labels: list[dict[str, int]]
     boxes: list[dict[str, torch.Tensor]]
+    covariates: NotRequired[list[dict[str, float | str]]]
 
 
 def collate(items: Sequence[Item]) -> Batch:
     """`collate_fn` for a DataLoader: images differ in their number of boxes, so only the images are stacked."""
-    return {
+    batch: Batch = {
         "image": torch.stack([item["image"] for item in items]),
         "image_id": [item["image_id"] for item in items],
         "patient_id": [item["patient_id"] for item in items],
@@ -75,6 +79,9 @@ def collate(items: Sequence[Item]) -> Batch:
         "labels": [item["labels"] for item in items],
         "boxes": [item["boxes"] for item in items],
     }
+    if items and "covariates" in items[0]:
+        batch["covariates"] = [item["covariates"] for item in items]
+    return batch
 
 
 class MammogramDataset(Selectable, Dataset[Item]):
@@ -102,6 +109,8 @@ class MammogramDataset(Selectable, Dataset[Item]):
     image_size: tuple[int, int]
     unit: Unit
     preprocessing: Preprocessing = MAMMO_CLIP
+    reads_16_bit: bool = False
+    """Whether 16-bit grayscale files are read, in place of being refused."""
 
     def __init__(
         self,
@@ -139,7 +148,7 @@ class MammogramDataset(Selectable, Dataset[Item]):
         image_row = self._image_row(index)
         image_id = self._ids[image_row]
         labels, boxes = self._labels_and_boxes(index)
-        pixels = read_png(self._paths[image_row], self.image_size)
+        pixels = read_png(self._paths[image_row], self.image_size, deep=self.reads_16_bit)
         return {
             "image": self.preprocessing(pixels, image_id),
             "image_id": image_id,
@@ -159,12 +168,12 @@ class MammogramDataset(Selectable, Dataset[Item]):
         return [Path(path) for path in self._paths]
 
     def gray(self, index: int) -> npt.NDArray[np.uint8]:
-        """The image of item `index` for display: uint8 (H, W), as stored.
+        """The image of item `index` for display: uint8 (H, W), as stored (16-bit ones over their own range).
 
         Raises:
             BadImageError: the image cannot be read or is wrongly sized.
         """
-        pixels = read_png(self.path(index), self.image_size)
+        pixels = as_8_bit(read_png(self.path(index), self.image_size, deep=self.reads_16_bit))
         return pixels if pixels.ndim == 2 else np.asarray(Image.fromarray(pixels).convert("L"))
 
     def with_preprocessing(self: _Self, preprocessing: Preprocessing) -> _Self:

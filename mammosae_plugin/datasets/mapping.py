@@ -2,7 +2,7 @@
 
 __all__ = [
     "BoxMapping", "CovariateMapping", "ImageMapping", "LabelMapping", "load_mapping", "MadeSplit", "MAPPING_FILE",
-    "MaskMapping", "preset_names", "Reader", "reader", "register_reader", "SplitMapping", "TextColumn",
+    "MaskMapping", "preset_names", "read_mapping", "Reader", "reader", "register_reader", "SplitMapping", "TextColumn",
 ]  # fmt: skip
 
 import os
@@ -470,22 +470,35 @@ def load_mapping(
     Raises:
         InputError: there is no such preset or file, something in it is wrong (all of it is named), or root is missing.
     """
-    if isinstance(source, ImageMapping):
-        values: Any = source.model_dump(by_alias=True, exclude_unset=True)
-        where, folder = f"the mapping {source.name}", None
-    elif isinstance(source, Mapping):
-        values, where, folder = dict(source), "the mapping", None
-    else:
-        values, where, folder = _from_file(source)
-    if not isinstance(values, Mapping):
-        raise InputError(f"{where} holds no settings (name: value); see docs/data.md")
-    mapping = ImageMapping.checked({**values, **changes}, where=where)
+    mapping, where, folder = read_mapping(source, changes)
     place = folder if root is None else local_path(root)
     if place is None:
         raise InputError(f"{where} does not say where the data lie: give root, their folder")
     if not place.is_dir():
         raise InputError(f"the data folder {place} does not exist or is no folder")
     return mapping, place
+
+
+def read_mapping(
+    source: "str | os.PathLike[str] | Mapping[str, Any] | ImageMapping",
+    changes: Mapping[str, Any] = MappingProxyType({}),
+) -> tuple[ImageMapping, str, Path | None]:
+    """A mapping as `load_mapping` takes it, what messages call it, and the folder of its file, if it has one.
+
+    Raises:
+        InputError: as `load_mapping`, but for the root.
+    """
+    folder: Path | None = None
+    if isinstance(source, ImageMapping):
+        values: Any = source.model_dump(by_alias=True, exclude_unset=True)
+        where = f"the mapping {source.name}"
+    elif isinstance(source, Mapping):
+        values, where = dict(source), "the mapping"
+    else:
+        values, where, folder = _from_file(source)
+    if not isinstance(values, Mapping):
+        raise InputError(f"{where} holds no settings (name: value); see docs/data.md")
+    return ImageMapping.checked({**values, **changes}, where=where), where, folder
 
 
 def _from_file(source: str | os.PathLike[str]) -> tuple[Any, str, Path | None]:

@@ -1,6 +1,6 @@
 """From a PNG on disk to pixels, and to Mammo-CLIP's input."""
 
-__all__ = ["preprocess", "PREPROCESSING", "read_png"]
+__all__ = ["as_8_bit", "preprocess", "PREPROCESSING", "read_png"]
 
 import os
 import struct
@@ -18,19 +18,24 @@ from mammosae_plugin.file_kinds import kind_of
 
 _TAIL = 4096  # bytes of a file in which the end of a PNG is looked for
 
+_DEEP = ("I;16", "I;16B", "I;16L", "I")  # 16-bit grayscale PNG, by Pillow's release
+
 PREPROCESSING: dict[str, Any] = MAMMO_CLIP.describe()
 """Mammo-CLIP's preprocessing in plain JSON."""
 
 
-def read_png(path: str | os.PathLike[str], image_size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
-    """Read an 8-bit grayscale or RGB image.
+def read_png(
+    path: str | os.PathLike[str], image_size: tuple[int, int] | None = None, *, deep: bool = False
+) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
+    """Read an 8-bit grayscale or RGB image, or where that is wanted a 16-bit grayscale one.
 
     Args:
         path: the file.
         image_size: (height, width) that the image must have, or None for any.
+        deep: read 16-bit grayscale too, instead of refusing it.
 
     Returns:
-        uint8 array of shape (H, W) for a grayscale file, (H, W, 3) for a colour file.
+        uint8 array of shape (H, W) for a grayscale file, (H, W, 3) for a colour file; uint16 (H, W) for a deep one.
 
     Raises:
         BadImageError: the file is missing, empty, truncated or no image, is named .png and is no PNG, has another size,
@@ -51,9 +56,12 @@ def read_png(path: str | os.PathLike[str], image_size: tuple[int, int] | None = 
             width, height = image.size
             if image_size is not None and (height, width) != tuple(image_size):
                 raise bad(f"is {height} x {width} pixels, expected {image_size[0]} x {image_size[1]} (height x width)")
-            if image.mode not in ("L", "RGB"):
+            if deep and image.mode in _DEEP:
+                pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16] = np.asarray(image).astype(np.uint16)
+            elif image.mode not in ("L", "RGB"):
                 raise bad(f"has pixel mode {image.mode}, expected 8-bit grayscale (L) or RGB: convert it")
-            pixels = np.asarray(image, dtype=np.uint8)
+            else:
+                pixels = np.asarray(image, dtype=np.uint8)
         if _is_named_png(path) and not _has_end(path):
             raise bad("cannot be read (image file is truncated: its end is missing)")
         return pixels
@@ -75,6 +83,14 @@ def read_png(path: str | os.PathLike[str], image_size: tuple[int, int] | None = 
         # The system's own message would repeat the path, and with it the image's id.
         text = getattr(error, "strerror", None) or " ".join(str(error).replace(str(path), "the file").split())
         raise bad(f"cannot be read ({text or type(error).__name__})") from error
+
+
+def as_8_bit(pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> npt.NDArray[np.uint8]:
+    """Pixels for display: those of 16 bit over the range that they have."""
+    if pixels.dtype == np.uint8:
+        return pixels.astype(np.uint8, copy=False)
+    low, high = int(pixels.min()), int(pixels.max())
+    return np.round((pixels.astype(np.float32) - low) * np.float32(255 / max(1, high - low))).astype(np.uint8)
 
 
 def _has_end(path: str | os.PathLike[str]) -> bool:

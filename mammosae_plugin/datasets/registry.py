@@ -32,9 +32,10 @@ class DataSettings(Settings):
 
     kind: str = Field(
         "vindr",
-        description="How the data lie on the disk: vindr, VinDr-Mammo as Mammo-CLIP prepares it; csv, a folder of PNG "
-        "images and a table of labels; total-segmentator and volumes, slices of NIfTI volumes, of which embeddings are "
-        "made.",
+        description="How the data lie on the disk: vindr, VinDr-Mammo as Mammo-CLIP prepares it; images, PNG "
+        "images and any table, as a mapping says (where root holds mapping.yaml this is the default); csv, a folder of "
+        "PNG images and a table of labels; total-segmentator and volumes, slices of NIfTI volumes, of which "
+        "embeddings are made.",
     )
     root: LocalPath = Field(description="The data's folder; of vindr that which holds images_png.")
     image_size: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] = Field(
@@ -186,12 +187,22 @@ def open_dataset(settings: DataSettings) -> StudyDataset:
     return dataset_kind(settings.kind).open(settings)
 
 
+def _likely_kind(section: Mapping[str, Any]) -> str:
+    """The kind where none is named: images where the folder holds its own mapping, or the section names one."""
+    root = section.get("root")
+    if section.keys() & {"source", "mapping"}:
+        return "images"
+    if isinstance(root, (str, Path)) and root and (local_path(root) / "mapping.yaml").is_file():
+        return "images"
+    return str(DataSettings.model_fields["kind"].default)
+
+
 def of_its_kind(section: Any) -> Any:
     """A section `data` checked by the settings of its kind."""
     if not isinstance(section, Mapping):
         return section
     try:
-        kind = dataset_kind(section.get("kind", DataSettings.model_fields["kind"].default))
+        kind = dataset_kind(section.get("kind", _likely_kind(section)))
     except InputError as error:
         raise ValueError(str(error)) from error
     return kind.settings.model_validate(section)

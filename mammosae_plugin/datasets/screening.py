@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from mammosae_plugin.adapters.preprocessing import BadImageError, check_contrast
 from mammosae_plugin.datasets.base import BOX_COLUMNS, DatasetError
-from mammosae_plugin.datasets.preprocessing import read_png
+from mammosae_plugin.datasets.preprocessing import as_8_bit, read_png
 from mammosae_plugin.datasets.protocol import StudyDataset
 from mammosae_plugin.datasets.suspects import (
     ON_BACKGROUND,
@@ -79,14 +79,15 @@ def screen_images(
     paths = dataset.image_paths
     boxes, at_skin = _boxes_by_image(dataset)
     others = _boxes_of_another(dataset, boxes)
+    deep = bool(getattr(dataset, "reads_16_bit", False))
 
     def look_at(image: int) -> str | Look:
         try:
-            pixels = read_png(paths[image], dataset.image_size)
+            pixels = read_png(paths[image], dataset.image_size, deep=deep)
             check_contrast(pixels)
         except BadImageError as error:
             return error.reason
-        return look(pixels, boxes.get(image_ids[image], _NO_BOXES), others.get(image_ids[image], _NO_BOXES))
+        return look(as_8_bit(pixels), boxes.get(image_ids[image], _NO_BOXES), others.get(image_ids[image], _NO_BOXES))
 
     with (
         tqdm(total=len(image_ids), desc="checking images", unit="image", leave=False) as bar,
@@ -122,7 +123,7 @@ def _boxes_by_image(
     boxes, marks = {}, {}
     for image_id, own in dataset.findings.dropna(subset=list(BOX_COLUMNS)).groupby("image_id", sort=False):
         boxes[str(image_id)] = own[list(BOX_COLUMNS)].to_numpy(dtype=np.float64)
-        marks[str(image_id)] = np.asarray(own[at_skin].to_numpy(dtype=bool).any(axis=1), dtype=bool)
+        marks[str(image_id)] = np.asarray((own[at_skin] == 1).any(axis=1), dtype=bool)
     return boxes, marks
 
 

@@ -40,7 +40,7 @@ from mammosae_plugin.datasets.boxes import (
 from mammosae_plugin.datasets.concepts import Concept, Vocabulary, nearest_names
 from mammosae_plugin.datasets.csv_files import plain_name, read_csv
 from mammosae_plugin.datasets.image_files import checked_size, find_images
-from mammosae_plugin.datasets.preprocessing import read_png
+from mammosae_plugin.datasets.preprocessing import as_8_bit, read_png
 from mammosae_plugin.datasets.registry import DatasetKind, DataSettings, register_dataset
 from mammosae_plugin.datasets.suspects import box_scores
 from mammosae_plugin.datasets.table_checks import SPLITS, Marks, TableChecks, any_of
@@ -451,7 +451,7 @@ def _likely_form(checked: _Checked, folder: Path, table: pd.DataFrame, image_siz
         except BadImageError:
             continue
         others = [rows[(at + len(rows) * n // 4) % len(rows)] for n in (1, 2, 3)]
-        found.append(box_scores(pixels, boxes[[row, *others]], ways))
+        found.append(box_scores(as_8_bit(pixels), boxes[[row, *others]], ways))
     if not found:
         return None
     own, of_others = np.stack(found)[:, 0], np.concatenate([scores[1:] for scores in found])

@@ -1,0 +1,54 @@
+"""Masks of findings: PNG or DICOM files in which what is not 0 belongs to the finding."""
+
+__all__ = ["boxes_of_mask", "read_mask"]
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from scipy import ndimage
+
+from mammosae_plugin.adapters.preprocessing import BadImageError
+
+
+def read_mask(path: Path, image_size: tuple[int, int] | None = None) -> npt.NDArray[np.bool_]:
+    """A mask (H, W) from a PNG of any depth or a DICOM file.
+
+    Raises:
+        BadImageError: the file is missing or cannot be read, or has another size than (height, width).
+    """
+
+    def bad(reason: str) -> BadImageError:
+        return BadImageError(f"mask {path.name}: {reason}", reason)
+
+    try:
+        with Image.open(path) as image:
+            if image.mode == "P":  # whose numbers are the labels
+                values = np.asarray(image)
+            else:
+                values = np.asarray(image.convert("RGB") if image.mode in ("RGBA", "LA", "PA") else image)
+        mask = np.asarray(values != 0 if values.ndim == 2 else (values != 0).any(axis=2), dtype=np.bool_)
+    except FileNotFoundError as error:
+        raise bad("the file does not exist") from error
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise bad("cannot be read as an image") from error
+    if image_size is not None and mask.shape != tuple(image_size):
+        height, width = mask.shape
+        raise bad(f"is {height} x {width} pixels, its image {image_size[0]} x {image_size[1]} (height x width)")
+    return mask
+
+
+def boxes_of_mask(mask: npt.NDArray[np.bool_], min_area: int = 1) -> npt.NDArray[np.float64]:
+    """The boxes (n, 4) xyxy around the connected parts of a mask (H, W), those touching at corners as one.
+
+    Parts of fewer pixels than `min_area` have none. A box ends where its last pixel ends.
+    """
+    parts, _ = ndimage.label(mask, structure=np.ones((3, 3), dtype=np.int8))
+    boxes = []
+    for number, place in enumerate(ndimage.find_objects(parts), start=1):
+        rows, columns = place
+        if min_area > 1 and int((parts[place] == number).sum()) < min_area:
+            continue
+        boxes.append([columns.start, rows.start, columns.stop, rows.stop])
+    return np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
