@@ -16,6 +16,7 @@ import typer
 from mammosae_plugin.cli.audit import add_audit_command
 from mammosae_plugin.cli.common import Commands, Debug, clear_errors
 from mammosae_plugin.cli.hub import add_hub_commands
+from mammosae_plugin.cli.prepare import add_prepare_command
 from mammosae_plugin.cli.retrieve import add_retrieve_command
 from mammosae_plugin.memory import keep_freed_memory
 from mammosae_plugin.version import __version__
@@ -520,6 +521,7 @@ def activations_merge(
         typer.echo(merge_stores(folders, output).summary())
 
 
+add_prepare_command(app)
 add_audit_command(app)
 add_retrieve_command(app)
 add_hub_commands(app)

@@ -1,6 +1,16 @@
 """One image prepared: read, transformed, written as PNG without any metadata, and what is kept of it."""
 
-__all__ = ["How", "ImageJob", "MaskJob", "prepare_one", "Record", "write_png", "written_size"]
+__all__ = [
+    "How",
+    "ImageJob",
+    "MaskJob",
+    "prepare_one",
+    "Record",
+    "sources_of",
+    "targets_of",
+    "write_png",
+    "written_size",
+]
 
 import os
 import struct
@@ -65,6 +75,7 @@ class Record(TypedDict):
     transform: dict[str, Any] | None
     source_bytes: list[int]
     bytes: list[int]
+    is_dicom: bool
     implant: bool
     spot_view: bool
     lies: bool
@@ -76,13 +87,13 @@ def prepare_one(job: ImageJob, how: How) -> Record:
     Raises:
         OSError: A file cannot be written.
     """
-    sources = [job.source, *(mask.source for mask in job.masks)]
     record = Record(
         image_id=job.image_id,
         reason=None,
         transform=None,
-        source_bytes=[written_size(source) for source in sources],
+        source_bytes=[written_size(source) for source in sources_of(job)],
         bytes=[],
+        is_dicom=False,
         implant=False,
         spot_view=False,
         lies=False,
@@ -106,7 +117,7 @@ def prepare_one(job: ImageJob, how: How) -> Record:
             masks.append(np.where(prepared.transform.mask(codes > 0), np.uint8(255), np.uint8(0)))
     except BadImageError as error:
         return {**record, "reason": error.reason if at == "image" else f"its mask {error.reason}"}
-    targets = [job.target, *(mask.target for mask in job.masks)]
+    targets = targets_of(job)
     for target, pixels in zip(targets, [prepared.pixels, *masks], strict=True):
         write_png(target, pixels)
     info = picture.info
@@ -114,10 +125,21 @@ def prepare_one(job: ImageJob, how: How) -> Record:
         **record,
         "transform": prepared.transform.to_json(),
         "bytes": [written_size(target) for target in targets],
+        "is_dicom": info.is_dicom,
         "implant": info.implant,
         "spot_view": info.spot_view,
         "lies": info.is_dicom == (Path(job.source).suffix.lower() == ".png"),
     }
+
+
+def sources_of(job: ImageJob) -> list[str]:
+    """The files of an original: its image, then its masks."""
+    return [job.source, *(mask.source for mask in job.masks)]
+
+
+def targets_of(job: ImageJob) -> list[str]:
+    """Where they go, in the same order."""
+    return [job.target, *(mask.target for mask in job.masks)]
 
 
 def written_size(path: str | os.PathLike[str]) -> int:

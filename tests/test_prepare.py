@@ -1,0 +1,407 @@
+"""A collection prepared: labels, boxes and masks go along, bad files are listed, killed and shared runs end alike."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from helpers_dicom import TOMOSYNTHESIS, breast, dicom_file
+from helpers_kills import ended, killed_at
+from PIL import Image
+
+from mammosae_plugin.datasets import prepared_folder, prepared_images
+from mammosae_plugin.datasets.annotations import read_annotations
+from mammosae_plugin.datasets.base import BOX_COLUMNS, DatasetError
+from mammosae_plugin.datasets.mapping import load_mapping
+from mammosae_plugin.datasets.phantoms import make_phantoms
+from mammosae_plugin.datasets.prepared_folder import prepare_dicom, read_transforms
+from mammosae_plugin.datasets.vindr import VinDrMammo
+from mammosae_plugin.errors import InputError
+
+SIZE = (60, 45)
+MAPPING = {
+    "name": "clinic",
+    "table": "images.csv",
+    "image": "{folder}/{image_id}.dcm",
+    "patient_id": "patient",
+    "laterality": {"column": "side", "values": {"LEFT": "L", "RIGHT": "R"}},
+    "view": "view",
+    "split": "split",
+    "labels": {
+        "Mass": {"column": "findings", "contains": "Mass"},
+        "Calc": {"column": "findings", "contains": "Calc"},
+        "density": {"kind": "graded", "classes": ["A", "B", "C", "none"], "values": {"none": "none"}},
+        "cancer": {"rows": "same"},
+    },
+    "boxes": {"columns": ["x", "y", "w", "h"], "form": "xywh", "origin": 1},
+    "masks": {"image": "masks/{image_id}*.png"},
+    "covariates": {"age": "number", "machine": "category"},
+}
+SYNTAXES = ["explicit", "JPEG lossless", "RLE", "big endian", "deflated", "implicit"]
+
+
+def write_collection(root: Path, n: int = 7) -> Path:
+    """Patients with one image each, two rows in some; every third right breast, every second MONOCHROME1."""
+    rows = []
+    for at in range(n):
+        side = "RIGHT" if at % 3 == 2 else "LEFT"
+        pixels = breast(120 + at, 90, seed=at, right=side == "RIGHT")
+        inverted = at % 2 == 1
+        dicom_file(
+            root / "dcm" / f"00{at}.dcm",
+            (4095 - pixels).astype(np.uint16) if inverted else pixels,
+            syntax=SYNTAXES[at % 6],
+            bits=12,
+            inverted=inverted,
+            **({"BreastImplantPresent": "YES"} if at == 1 else {}),
+        )
+        left = 55 if side == "RIGHT" else 15
+        row = {
+            "folder": "dcm", "image_id": f"00{at}", "patient": f"0{at}", "side": side, "view": "CC",
+            "split": "test" if at % 2 else "train", "findings": "['No Finding']",
+            "density": ["A", "B", "C", "none", ""][at % 5],
+            "cancer": ["0", "1", ""][at % 3], "x": "", "y": "", "w": "", "h": "",
+            "age": "" if at == 3 else 40.5 + at, "machine": f"M,{at % 2}", "secret": "Doe",
+        }  # fmt: skip
+        if at % 2 == 0:
+            rows.append({**row, "findings": "['Mass']", "x": left + 1, "y": 41, "w": 20, "h": 17.5})
+        if at % 3 == 0:
+            rows.append({**row, "findings": "['Mass', 'Calc']", "x": left + 4, "y": 60, "w": 9, "h": 9})
+        if at % 2 and at % 3:
+            rows.append({**row, "findings": "['Calc']" if at == 5 else row["findings"]})
+        if at == 5:
+            mask = np.zeros(pixels.shape, dtype=np.uint8)
+            mask[50:60, left : left + 12] = 255
+            (root / "masks").mkdir(exist_ok=True)
+            Image.fromarray(mask).save(root / "masks" / f"00{at}_1.png")
+    pd.DataFrame(rows).to_csv(root / "images.csv", index=False)
+    return root
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory):
+    return write_collection(tmp_path_factory.mktemp("collection"))
+
+
+@pytest.fixture(scope="module")
+def prepared(collection, tmp_path_factory):
+    return prepare_dicom(MAPPING, collection, tmp_path_factory.mktemp("prepared") / "out", image_size=SIZE)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """All files but those of the work, by name."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and "work" not in path.parts]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def annotations_of(source, root=None):
+    return read_annotations(*load_mapping(source, root))
+
+
+def test_labels_covariates_and_splits_go_along(collection, prepared):
+    before, after = annotations_of(MAPPING, collection), annotations_of(prepared)
+    same = [name for name in before.images if name != "file"]
+    pd.testing.assert_frame_equal(before.images[same], after.images[same])
+    assert after.images["implant"].tolist() == [0, 1, 0, 0, 0, 0, 0] and not after.images["spot_view"].any()
+    labels = ["image_id", *MAPPING["labels"]]
+    pd.testing.assert_frame_equal(before.findings[labels], after.findings[labels])
+    assert [one.to_json() for one in before.concepts] == [one.to_json() for one in after.concepts]
+    assert after.mapping.image_size == SIZE and after.mapping.name == "clinic" and after.mapping.restricted
+
+
+def test_boxes_masks_and_their_way_back(collection, prepared):
+    before, after = annotations_of(MAPPING, collection), annotations_of(prepared)
+    transforms = read_transforms(prepared)
+    assert list(transforms) == before.images["image_id"].tolist()
+    boxed = before.findings["xmin"].notna().to_numpy()
+    assert boxed.sum() == 7 and (after.findings["xmin"].notna() == boxed).all()
+    for row in np.flatnonzero(boxed):
+        there = before.findings.loc[row, list(BOX_COLUMNS)].to_numpy(dtype=float)
+        back = transforms[before.findings["image_id"][row]].boxes_back(
+            after.findings.loc[row, list(BOX_COLUMNS)].to_numpy(dtype=float)
+        )
+        assert np.abs(back - there).max() < 0.5
+    masked = after.findings[after.findings["mask"] != ""]
+    assert masked["image_id"].tolist() == ["005"]
+    mask = np.asarray(Image.open(prepared / masked["mask"].iloc[0]))
+    rows, columns = np.nonzero(mask)
+    box = transforms["005"].boxes([55, 50, 67, 60])[0]
+    assert mask.shape == SIZE and set(np.unique(mask)) == {0, 255}
+    found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert np.abs(found - box).max() <= 1
+
+
+def test_images_are_what_prepare_picture_makes_whoever_asks(collection, prepared, tmp_path):
+    from mammosae_plugin.datasets.dicom import read_picture
+    from mammosae_plugin.datasets.preparation import prepare_picture
+
+    again = prepare_dicom(
+        MAPPING, collection, tmp_path / "out", image_size=SIZE, preparation="letterbox", bits=16, flip="laterality"
+    )
+    images = annotations_of(prepared).images
+    for image_id, file, side in zip(images["image_id"], images["file"], images["laterality"], strict=True):
+        picture = read_picture(collection / "dcm" / f"{image_id}.dcm", rescale=False)
+        with Image.open(prepared / file) as image:
+            assert (np.asarray(image) == prepare_picture(picture, "mammo-clip", SIZE).pixels).all()
+            assert not image.info
+        expected = prepare_picture(picture, "letterbox", SIZE, bits=16, flip="laterality", laterality=side)
+        assert (np.asarray(Image.open(again / file)) == expected.pixels).all()
+        assert read_transforms(again)[image_id] == expected.transform
+
+
+def test_nothing_of_a_header_or_of_the_table_leaves_that_the_mapping_does_not_name(prepared):
+    for name, content in files_of(prepared).items():
+        for secret in (b"Doe", b"SECRET-7", b"20011122", b"1.2.3.4"):
+            assert secret not in content, name
+    assert b"Doe" not in (prepared / "transforms.parquet").read_bytes()
+
+
+def test_png_originals_are_prepared_as_well(collection, prepared, tmp_path):
+    table = pd.read_csv(collection / "images.csv", dtype=str)
+    for name in table["image_id"].unique():
+        from mammosae_plugin.datasets.dicom import read_dicom
+
+        (tmp_path / "in" / "dcm").mkdir(parents=True, exist_ok=True)
+        pixels = read_dicom(collection / "dcm" / f"{name}.dcm")[0].astype(np.uint16)
+        Image.fromarray(pixels).save(tmp_path / "in" / "dcm" / f"{name}.dcm", format="PNG")  # a name that lies
+    table.to_csv(tmp_path / "in" / "images.csv", index=False)
+    out = prepare_dicom({**MAPPING, "masks": None}, tmp_path / "in", tmp_path / "out", image_size=SIZE)
+    for name, content in files_of(prepared).items():
+        if name.startswith("images/"):
+            assert (out / name).read_bytes() == content
+
+
+# -- killed, shared, changed -------------------------------------------------------------------------------------------
+
+
+def test_a_killed_run_continues_and_ends_with_the_same_bytes(collection, prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepared_folder, "_SHARD", 2)
+    expected, moment, n_killed = files_of(prepared), 1, 0
+
+    def work():
+        prepare_dicom(MAPPING, collection, tmp_path / "out", image_size=SIZE)
+
+    while killed_at(moment, work, ((prepared_images, "prepare_picture"),)):
+        n_killed, moment = n_killed + 1, moment + 5  # at another place each time, further on with what is there
+    assert n_killed > 4
+    assert files_of(tmp_path / "out") == expected
+    assert not [*(tmp_path / "out").rglob(".tmp-*")]
+
+
+def test_shares_end_like_a_single_run_in_any_order(collection, prepared, tmp_path):
+    for number in (2, 0, 1):
+        assert not (tmp_path / "out" / "mapping.yaml").exists()
+        prepare_dicom(MAPPING, collection, tmp_path / "out", image_size=SIZE, share=f"{number}/3")
+    assert files_of(tmp_path / "out") == files_of(prepared)
+    for wrong in ("3/3", "x", "1", "-1/3"):
+        with pytest.raises(InputError, match="counted from 0"):
+            prepare_dicom(MAPPING, collection, tmp_path / "out", share=wrong)
+    with pytest.raises(InputError, match=r"prepared otherwise \(bits is 8 there and 16 here\)"):
+        prepare_dicom(MAPPING, collection, tmp_path / "out", image_size=SIZE, share="0/2", bits=16)
+    assert files_of(tmp_path / "out") == files_of(prepared)
+
+
+PROCESSES = """
+import sys
+import numpy as np
+from mammosae_plugin.datasets.prepared_folder import prepare_dicom
+import yaml
+if __name__ == "__main__":
+    mapping, root, out = sys.argv[1:4]
+    prepare_dicom(mapping, root, out, image_size=(60, 45), workers=2)
+"""
+
+
+def test_processes_end_like_a_single_one(collection, prepared, tmp_path):
+    (tmp_path / "mapping.yaml").write_text(yaml.safe_dump(MAPPING, sort_keys=False))
+    ended(PROCESSES, tmp_path / "mapping.yaml", collection, tmp_path / "out")
+    assert files_of(tmp_path / "out") == files_of(prepared)
+
+
+def test_only_what_changed_is_prepared_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepared_folder, "_SHARD", 1)
+    root = write_collection(tmp_path / "in", 4)
+    out = prepare_dicom(MAPPING, root, tmp_path / "out", image_size=SIZE)
+    before, seen = files_of(out), []
+    original = prepared_images.prepare_picture
+    monkeypatch.setattr(
+        prepared_images, "prepare_picture", lambda picture, *a, **k: seen.append(picture) or original(picture, *a, **k)
+    )
+    prepare_dicom(MAPPING, root, out, image_size=SIZE)
+    assert not seen and files_of(out) == before
+    (out / annotations_of(out).images["file"][1]).unlink()
+    dicom_file(root / "dcm" / "002.dcm", breast(140, 80, seed=9, right=True), bits=12)
+    prepare_dicom(MAPPING, root, out, image_size=SIZE)
+    assert len(seen) == 2 and read_transforms(out)["002"].source == (140, 80)
+    assert [name for name, content in files_of(out).items() if before[name] != content][:1] == [".mammosae-files.json"]
+    table = pd.read_csv(root / "images.csv", dtype=str).assign(cancer="1")
+    table.to_csv(root / "images.csv", index=False)
+    prepare_dicom(MAPPING, root, out, image_size=SIZE)
+    assert len(seen) == 2 and (annotations_of(out).images["cancer"] == 1).all()
+
+
+# -- what is wrong -----------------------------------------------------------------------------------------------------
+
+
+def test_bad_files_are_listed_with_their_reasons_and_too_many_stop(tmp_path):
+    root = write_collection(tmp_path / "in")
+    frames = np.stack([breast(seed=seed) for seed in range(3)])
+    dicom_file(root / "dcm" / "000.dcm", frames, SOPClassUID=TOMOSYNTHESIS)
+    dicom_file(root / "dcm" / "001.dcm", breast(), PresentationIntentType="FOR PROCESSING")
+    (root / "dcm" / "002.dcm").unlink()
+    Image.fromarray(np.zeros((9, 9), dtype=np.uint8)).save(root / "masks" / "005_2.png")
+    (root / "masks" / "005_2.png").write_bytes(b"no image")
+    with pytest.raises(
+        DatasetError, match=r"of 7 images cannot be used .*000: is tomosynthesis of 3 frames.*1.0%"
+    ) as stop:
+        prepare_dicom(MAPPING, root, tmp_path / "out", image_size=SIZE)
+    assert "\n" not in str(stop.value) and not (tmp_path / "out" / "mapping.yaml").exists()
+    assert len(pd.read_csv(tmp_path / "out" / "work" / "quarantine.csv")) >= 1
+    out = prepare_dicom(MAPPING, root, tmp_path / "out", image_size=SIZE, max_bad_share=0.6)
+    bad = pd.read_csv(out / "quarantine.csv", dtype=str).set_index("image_id")["reason"]
+    assert list(bad.index) == ["000", "001", "002", "005"]
+    for image_id, why in {
+        "000": "tomosynthesis",
+        "001": "FOR PROCESSING",
+        "002": "does not exist",
+        "005": "mask",
+    }.items():
+        assert why in bad[image_id]
+    assert annotations_of(out).images["image_id"].tolist() == ["003", "004", "006"]
+    middle = prepare_dicom(MAPPING, root, tmp_path / "other", image_size=SIZE, max_bad_share=0.6, multi_frame="middle")
+    assert "000" in read_transforms(middle)
+
+
+CRASH = """
+import os, sys
+from mammosae_plugin.datasets import prepared_images
+from mammosae_plugin.datasets.prepared_folder import prepare_dicom
+original = prepared_images.read_picture
+def read_picture(path, **settings):
+    if path.endswith("003.dcm"):
+        os.abort()  # as a decoder does with a file that it does not expect
+    return original(path, **settings)
+prepared_images.read_picture = read_picture
+if __name__ == "__main__":
+    mapping, root, out = sys.argv[1:4]
+    prepare_dicom(mapping, root, out, image_size=(60, 45), workers=2, max_bad_share=0.2)
+"""
+
+
+def test_a_file_that_crashes_its_decoder_costs_one_image(collection, tmp_path):
+    (tmp_path / "mapping.yaml").write_text(yaml.safe_dump(MAPPING, sort_keys=False))
+    (tmp_path / "crash.py").write_text(CRASH)
+    program = "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]], check=True)"
+    ended(program, tmp_path / "crash.py", tmp_path / "mapping.yaml", collection, tmp_path / "out")
+    bad = pd.read_csv(tmp_path / "out" / "quarantine.csv", dtype=str)
+    assert bad["image_id"].tolist() == ["003"] and "crashes" in bad["reason"][0]
+
+
+def test_wrong_arguments_and_places_are_refused(collection, tmp_path):
+    for settings, said in (
+        ({"preparation": "mammoclip"}, "preparation is 'mammoclip'; choose one of mammo-clip, letterbox"),
+        ({"voi": "best"}, "voi is 'best'"),
+        ({"bits": 12}, "bits is 12"),
+        ({"workers": -1}, "workers"),
+    ):
+        with pytest.raises(InputError, match=said):
+            prepare_dicom(MAPPING, collection, tmp_path / "out", **settings)
+    with pytest.raises(InputError, match="is the folder of the originals"):
+        prepare_dicom(MAPPING, collection, collection)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "images.csv").write_text("mine")
+    with pytest.raises(InputError, match="in the way"):
+        prepare_dicom(MAPPING, collection, tmp_path / "mine")
+    assert (tmp_path / "mine" / "images.csv").read_text() == "mine"
+    without_sides = {name: value for name, value in MAPPING.items() if name != "laterality"}
+    with pytest.raises(InputError, match="names no column of laterality"):
+        prepare_dicom(without_sides, collection, tmp_path / "out", flip="laterality")
+
+
+def test_boxes_that_cannot_be_right_stop_and_few_are_dropped(tmp_path):
+    root = write_collection(tmp_path / "in")
+    table = pd.read_csv(root / "images.csv", dtype=str)
+    table["x"] = [str(float(x) * 9) if isinstance(x, str) else "" for x in table["x"]]
+    table.to_csv(root / "images.csv", index=False)
+    with pytest.raises(DatasetError, match="boxes are inverted or lie outside of their image"):
+        prepare_dicom(MAPPING, root, tmp_path / "out", image_size=SIZE)
+    table["x"] = [x if x == "" else "16" for x in table["x"]]
+    table.loc[0, "x"] = "900"
+    table.to_csv(root / "images.csv", index=False)
+    out = prepare_dicom(MAPPING, root, tmp_path / "out", image_size=SIZE)
+    assert "outside of the original" in pd.read_csv(out / "boxes.csv")["change"][0]
+    after = annotations_of(out)
+    assert np.isnan(after.findings["xmin"][0]) and after.images["Mass"][0] == 1  # the finding stays
+
+
+# -- the demo's data ---------------------------------------------------------------------------------------------------
+
+
+def test_phantoms_as_dicom_give_the_same_labels_boxes_and_pixels(tmp_path):
+    size = (192, 128)
+    file = make_phantoms(tmp_path / "png", n_patients=4, image_size=size, seed=3)
+    today = VinDrMammo(tmp_path / "png", image_size=size)
+    table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    found = table.rename(columns={"patient_id": "study_id", "view": "view_position"})
+    found["image_id"] = found["image_id"].str.removesuffix(".png")
+    for name in BOX_COLUMNS:
+        found[name] = found[f"resized_{name}"]
+    kept = "study_id series_id image_id laterality view_position breast_density finding_categories split"
+    (tmp_path / "dicom").mkdir()
+    found[[*kept.split(), *BOX_COLUMNS]].to_csv(tmp_path / "dicom" / "finding_annotations.csv", index=False)
+    for at, path in enumerate(today.image_paths):
+        pixels = np.asarray(Image.open(path)).astype(np.uint16) * 16
+        side = today.images["image_id"][at].removesuffix(".png")
+        dicom_file(
+            tmp_path / "dicom" / "images" / today.images["patient_id"][at] / f"{side}.dicom",
+            (4095 - pixels).astype(np.uint16) if at % 2 else pixels,
+            syntax=["JPEG lossless", "JPEG 2000", "RLE", "explicit"][at % 4],
+            bits=12,
+            inverted=bool(at % 2),
+        )
+    mapping = {
+        "table": "finding_annotations.csv",
+        "image": "images/{study_id}/{image_id}.dicom",
+        "patient_id": "study_id",
+        "laterality": "laterality",
+        "view": "view_position",
+        "labels": {
+            **{name: {"column": "finding_categories", "contains": name.replace("_", " ")} for name in today.concepts},
+            "density": {"column": "breast_density", "classes": [f"DENSITY {one}" for one in "ABCD"], "kind": "graded"},
+        },
+        "boxes": {"columns": list(BOX_COLUMNS)},
+        "phantom": True,
+    }
+    out = prepare_dicom(mapping, tmp_path / "dicom", tmp_path / "out", preparation="letterbox", image_size=size)
+    after = annotations_of(out)
+    for name in (*today.concepts, "density", "split", "patient_id"):
+        assert after.images[name].tolist() == today.images[name].tolist(), name
+    boxes = today.findings[list(BOX_COLUMNS)].to_numpy(dtype=float)
+    assert np.allclose(after.findings[list(BOX_COLUMNS)].to_numpy(dtype=float), boxes, atol=1e-9, equal_nan=True)
+    for at, path in enumerate(after.images["file"]):
+        prepared_pixels = np.asarray(Image.open(out / path))
+        expected = today[at]["image"].numpy()
+        from mammosae_plugin.adapters.preprocessing import MAMMO_CLIP
+
+        assert np.abs(MAMMO_CLIP(prepared_pixels).numpy() - expected).max() < 0.02
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_says_what_it_made(collection, prepared, tmp_path, capsys):
+    from typer.testing import CliRunner
+
+    from mammosae_plugin.cli import app
+
+    (tmp_path / "mapping.yaml").write_text(yaml.safe_dump(MAPPING, sort_keys=False))
+    common = ["prepare", "--mapping", str(tmp_path / "mapping.yaml"), "--root", str(collection)]
+    common += ["-o", str(tmp_path / "out"), "--image-size", "60", "45", "--workers", "0"]
+    first = CliRunner().invoke(app, [*common, "--share", "0/2"])
+    assert first.exit_code == 0 and "1 shares are done" in first.output
+    done = CliRunner().invoke(app, [*common, "--share", "1/2"])
+    assert done.exit_code == 0 and "7 images of 60 x 45" in done.output and "data.root" in done.output
+    assert files_of(tmp_path / "out") == files_of(prepared)
+    neither = CliRunner().invoke(app, ["prepare", "-o", str(tmp_path / "x")])
+    assert neither.exit_code == 2 and "--preset" in neither.output
