@@ -1,11 +1,12 @@
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers_datasets import SIZE, row, write_dataset
 from PIL import Image
 
-from mammosae_plugin.datasets import DatasetError, VinDrMammo, screen_images, screening
+from mammosae_plugin.datasets import DatasetError, VinDrMammo, base, screen_images
 from mammosae_plugin.errors import InputError
 
 
@@ -58,13 +59,13 @@ def test_too_many_bad_images_stop_the_run_and_are_listed_all_the_same(data, tmp_
 def test_each_image_is_read_once_whatever_the_unit(data, tmp_path, monkeypatch):
     rows = VinDrMammo(data.path(0).parents[2], image_size=SIZE, unit="finding_row")
     seen = []
-    original = screening.read_png
+    original = base.read_png
 
     def read(path, size, **how):
-        seen.append(path.name)
+        seen.append(Path(path).name)
         return original(path, size, **how)
 
-    monkeypatch.setattr(screening, "read_png", read)
+    monkeypatch.setattr(base, "read_png", read)
     screen_images(rows, tmp_path / "bad.csv")
     assert seen == [f"i{index}.png" for index in range(10)]
 

@@ -148,9 +148,8 @@ class MammogramDataset(Selectable, Dataset[Item]):
         image_row = self._image_row(index)
         image_id = self._ids[image_row]
         labels, boxes = self._labels_and_boxes(index)
-        pixels = read_png(self._paths[image_row], self.image_size, deep=self.reads_16_bit)
         return {
-            "image": self.preprocessing(pixels, image_id),
+            "image": self.preprocessing(self.pixels(image_row), image_id),
             "image_id": image_id,
             "patient_id": str(self.images.at[image_row, "patient_id"]),
             "split": str(self.images.at[image_row, "split"]),
@@ -167,13 +166,21 @@ class MammogramDataset(Selectable, Dataset[Item]):
         """The image files, one per row of `images`."""
         return [Path(path) for path in self._paths]
 
+    def pixels(self, image: int) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
+        """The pixels of an image by its row in `images`: (H, W), or (H, W, 3) of a colour file.
+
+        Raises:
+            BadImageError: the image cannot be read or is wrongly sized.
+        """
+        return read_png(self._paths[image], self.image_size, deep=self.reads_16_bit)
+
     def gray(self, index: int) -> npt.NDArray[np.uint8]:
         """The image of item `index` for display: uint8 (H, W), as stored (16-bit ones over their own range).
 
         Raises:
             BadImageError: the image cannot be read or is wrongly sized.
         """
-        pixels = as_8_bit(read_png(self.path(index), self.image_size, deep=self.reads_16_bit))
+        pixels = as_8_bit(self.pixels(self._image_row(index)))
         return pixels if pixels.ndim == 2 else np.asarray(Image.fromarray(pixels).convert("L"))
 
     def with_preprocessing(self: _Self, preprocessing: Preprocessing) -> _Self:

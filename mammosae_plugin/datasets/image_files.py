@@ -73,11 +73,13 @@ def find_images(
         {_size_of(present[at]) for at in np.linspace(0, len(present) - 1, n_probed).astype(int)} if present else set()
     )
     sizes.discard(None)
-    if len(sizes) == 1 and sizes != {image_size}:
-        height, width = cast(tuple[int, int], sizes.pop())
+    if sizes and image_size not in sizes:
+        height, width = cast(tuple[int, int], min(sizes))  # type: ignore[type-var]
+        what = "have several sizes, such as" if len(sizes) > 1 else "are"
         problems.append(
-            f"the images are {height} x {width} pixels (height x width) but image_size is "
-            f"{image_size[0]} x {image_size[1]}: set image_size to the size of the prepared images"
+            f"the images {what} {height} x {width} pixels (height x width) but image_size is "
+            f"{image_size[0]} x {image_size[1]}: set image_size to the size of the prepared images, or "
+            "prepare them (mammosae prepare)"
         )
     return paths
 

@@ -1,4 +1,4 @@
-"""Images of any source: PNG files and a table that a mapping describes."""
+"""Images of any source: PNG or DICOM files and a table that a mapping describes."""
 
 __all__ = ["IMAGE_TABLE", "ImageTable", "ImageTableSettings", "load_images"]
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from mammosae_plugin.adapters.preprocessing import BadImageError
 from mammosae_plugin.arguments import between, one_of
 from mammosae_plugin.datasets.about import PHANTOMS, DatasetAbout
 from mammosae_plugin.datasets.annotations import MISSING, Annotations, checked_annotations, table_name
@@ -29,7 +30,9 @@ from mammosae_plugin.datasets.boxes import (
 )
 from mammosae_plugin.datasets.image_files import checked_size, find_images
 from mammosae_plugin.datasets.mapping import RESERVED, ImageMapping, load_mapping, read_mapping
-from mammosae_plugin.datasets.mask_files import boxes_of_mask, read_mask
+from mammosae_plugin.datasets.mask_files import boxes_of_mask
+from mammosae_plugin.datasets.originals import is_original, mask_of, original_size, read_original
+from mammosae_plugin.datasets.preparation import Transform, letterbox
 from mammosae_plugin.datasets.registry import DatasetKind, DataSettings, register_dataset
 from mammosae_plugin.datasets.table_checks import any_of
 from mammosae_plugin.errors import InputError
@@ -42,7 +45,10 @@ _POLICIES = ("drop_few", "refuse", "drop_and_list")
 
 
 class ImageTable(MammogramDataset):
-    """PNG images of one size, 8 or 16 bit, with what a mapping says of them.
+    """Images of one size with what a mapping says of them: PNG of 8 or 16 bit, as they are, and originals letterboxed.
+
+    Originals are DICOM files, and PNG files of a mapping that says `preparation: letterbox`. They are fitted into
+    `image_size` whenever they are read, aspect kept, and so are their boxes and masks; `prepare_dicom` does it once.
 
     `images` has image_id, patient_id, split, then exam_id, laterality and view where the mapping names them, the
     covariates, and the class number of every label, -1 where it is missing. `findings` has the labels, -1 where the row
@@ -90,7 +96,13 @@ class ImageTable(MammogramDataset):
         annotations, problems = checked_annotations(self.mapping, folder)
         files = [os.path.split(file) for file in annotations.images["file"]]
         paths = find_images(folder, files, size, problems, max_missing_share)
-        placed = _Placed(annotations, size, box_tolerance, unmendable_boxes, problems)
+        self._original = np.array([is_original(path, self.mapping) for path in paths], dtype=bool)
+        originals = {
+            image_id: Path(path)
+            for image_id, path, own in zip(annotations.images["image_id"], paths, self._original, strict=False)
+            if own
+        }
+        placed = _Placed(annotations, size, box_tolerance, unmendable_boxes, problems, originals)
         if problems:
             raise DatasetError(f"{table_name(self.mapping)}: " + "; ".join(problems))
         super().__init__(
@@ -120,6 +132,12 @@ class ImageTable(MammogramDataset):
         }
         return item
 
+    def pixels(self, image: int) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
+        """The pixels of an image by its row in `images`; see `MammogramDataset.pixels`."""
+        if self._original[image]:
+            return read_original(Path(self._paths[image]), self.image_size)
+        return super().pixels(image)
+
     def masks(self, index: int) -> dict[str, npt.NDArray[np.bool_]]:
         """By label the mask (H, W) of item `index`, where there is one: the union of its files.
 
@@ -128,11 +146,14 @@ class ImageTable(MammogramDataset):
         """
         index %= len(self)
         rows = self._rows_by_image[index] if self.unit == "image" else np.array([index])
+        frame = None
+        if self._original[self._image_row(index)]:
+            frame = letterbox(original_size(self.path(index)), self.image_size)
         found: dict[str, npt.NDArray[np.bool_]] = {}
         for row in rows:
             if (file := self._mask_files[row]) == "":
                 continue
-            mask = read_mask(self._mask_root / file, self.image_size)
+            mask = mask_of(self._mask_root / file, frame, self.image_size)
             for column, name in enumerate(self.concepts):
                 if self._presence_table[row, column]:
                     found[name] = found[name] | mask if name in found else mask
@@ -151,9 +172,19 @@ class ImageTable(MammogramDataset):
     def _subset(self, keep: npt.NDArray[np.bool_]) -> Self:
         subset = super()._subset(keep)
         subset._mask_files = self._mask_files[keep[self._finding_image_rows]]
+        subset._original = self._original[keep]
         return subset
 
+    @property
+    def _identity(self) -> tuple[Any, ...]:
+        return (*super()._identity, *(["letterbox"] if self._original.any() else []))
+
     def _log(self) -> None:
+        if n_originals := int(self._original.sum()):
+            logger.info(
+                "%d images are letterboxed whenever they are read; mammosae prepare does it once",
+                n_originals,
+            )
         counted = ", ".join(f"{name} of {count}" for name, count in self.missing.items() if count)
         if counted:
             logger.info("labels are missing, and count neither as absent nor as present: %s images", counted)
@@ -172,14 +203,24 @@ class _Placed:
         tolerance: float,
         policy: UnmendableBoxes,
         problems: list[str],
+        originals: Mapping[str, Path],
     ) -> None:
-        self._size, self._problems = image_size, problems
+        self._size, self._problems, self._originals = image_size, problems, originals
+        self._bad: dict[str, str] = {}
+        self._known: dict[str, Transform] = {}
         self._lines = annotations.findings["line"].to_numpy(dtype=np.int64)
+        self._image_ids = annotations.findings["image_id"].to_numpy(dtype=object)
         findings = annotations.findings.drop(columns=["line", "mask"])
-        boxes = self._in_pixels(annotations)
-        used, dropped, clipped = self._usable(boxes, tolerance, policy)
+        written = findings[list(BOX_COLUMNS)].to_numpy(dtype=np.float64)
+        frames = self._frames(annotations, ~np.isnan(written[:, 0]))
+        sides = np.array([frame.source[::-1] if frame else image_size[::-1] for frame in frames], dtype=np.float64)
+        boxes = self._in_pixels(annotations, written, sides, np.array([frame is None for frame in frames], dtype=bool))
+        used, dropped, clipped = self._usable(boxes, sides, tolerance, policy)
+        for row, frame in enumerate(frames):
+            if frame is not None:
+                used[row] = frame.boxes(used[row])[0]
         never = np.zeros(len(boxes), dtype=bool)
-        done = changes(self._lines, boxes, mended=never, clipped=clipped, dropped=dropped)
+        done = changes(self._lines, written, mended=never, clipped=clipped, dropped=dropped)
         findings[list(BOX_COLUMNS)] = used
         at, of_masks = self._of_masks(annotations, boxes)
         self.findings = findings.iloc[at].reset_index(drop=True)
@@ -187,6 +228,36 @@ class _Placed:
         from_mask = ~np.isnan(of_masks[:, 0])
         self.findings.loc[from_mask, list(BOX_COLUMNS)] = of_masks[from_mask]
         self.masks = annotations.findings["mask"].to_numpy(dtype=object)[at]
+        if self._bad:
+            told = [f"{file}: {reason}" for file, reason in self._bad.items()]
+            problems.append(describe(len(self._bad), "files of images or masks cannot be used", told))
+
+    def _frames(self, annotations: Annotations, boxed: Marks) -> list[Transform | None]:
+        """Of every finding with a box in an original, where the letterboxed image's pixels come from; else None."""
+        how = annotations.mapping.boxes
+        frames: list[Transform | None] = [None] * len(boxed)
+        for row in np.flatnonzero(boxed) if how is not None and how.pixels != "prepared" else ():
+            try:
+                frames[row] = self._frame_of(int(row), None if annotations.sizes is None else annotations.sizes[row])
+            except BadImageError as error:
+                self._bad[self._originals[self._image_ids[row]].name] = error.reason
+        return frames
+
+    def _frame_of(self, row: int, size: npt.NDArray[np.float64] | None = None) -> Transform | None:
+        """Of a finding's original, of a size that is known or that its header says; None where it is none.
+
+        Raises:
+            BadImageError: the original cannot be read.
+        """
+        image_id = self._image_ids[row]
+        if image_id not in self._known:
+            path = self._originals.get(image_id)
+            if path is None:
+                return None
+            is_told = size is not None and not np.isnan(size).any() and (size >= 1).all()
+            known = (int(size[0]), int(size[1])) if size is not None and is_told else original_size(path)
+            self._known[image_id] = letterbox(known, self._size)
+        return self._known[image_id]
 
     def _report(self, marks: Marks, what: str, advice: str = "") -> None:
         rows = np.flatnonzero(marks)
@@ -194,9 +265,17 @@ class _Placed:
             named = [f"line {self._lines[row]}" for row in rows[:3]]
             self._problems.append(describe(len(rows), what, named, advice))
 
-    def _in_pixels(self, annotations: Annotations) -> npt.NDArray[np.float64]:
-        """Boxes (n, 4) in pixels of the images, NaN without one."""
-        boxes = annotations.findings[list(BOX_COLUMNS)].to_numpy(dtype=np.float64)
+    def _in_pixels(
+        self, annotations: Annotations, boxes: npt.NDArray[np.float64], sides: npt.NDArray[np.float64], as_is: Marks
+    ) -> npt.NDArray[np.float64]:
+        """Boxes (n, 4) in pixels of the images, of originals (those not `as_is`) in theirs; NaN without one.
+
+        Args:
+            annotations: what was read.
+            boxes: (n, 4) as written.
+            sides: (n, 2) width and height of the images or originals.
+            as_is: which are of images that are used as they are.
+        """
         how = annotations.mapping.boxes
         if how is None:
             return boxes
@@ -205,25 +284,24 @@ class _Placed:
             with np.errstate(invalid="ignore"):
                 no_share = any_of(np.abs(boxes - 0.5) > 2)
             self._report(no_share, "boxes are no shares of the image (0 to 1)", "say by boxes.pixels what they are")
-            return np.asarray(boxes * np.array([width, height, width, height]), dtype=np.float64)
+            return np.asarray(boxes * np.tile(sides, 2), dtype=np.float64)
         if how.pixels == "original" and annotations.sizes is not None:
-            other = ~np.isnan(boxes[:, 0]) & any_of(annotations.sizes != (height, width))
+            other = as_is & ~np.isnan(boxes[:, 0]) & any_of(annotations.sizes != (height, width))
             self._report(
                 other,
                 f"boxes are in pixels of original images that are not {height} x {width} as the images are",
                 "prepare the images (mammosae prepare), or set boxes.pixels to prepared or shares",
             )
         never = np.full_like(boxes, np.nan)
-        found = report_other_pixels(boxes, Originals(never, never[:, :2]), self._size, self._report)
+        of_images = np.where(as_is[:, None], boxes, np.nan)
+        found = report_other_pixels(of_images, Originals(never, never[:, :2]), self._size, self._report)
         self._report(found.shares, are_shares(self._size))
         return boxes
 
     def _usable(
-        self, boxes: npt.NDArray[np.float64], tolerance: float, policy: UnmendableBoxes
+        self, boxes: npt.NDArray[np.float64], side: npt.NDArray[np.float64], tolerance: float, policy: UnmendableBoxes
     ) -> tuple[npt.NDArray[np.float64], dict[str, Marks], Marks]:
-        """The boxes within their images, by reason those that are left out, and which were clipped."""
-        height, width = self._size
-        side = np.array([width, height], dtype=np.float64)
+        """The boxes within their images of these sides, by reason those left out, and which were clipped."""
         low, high = boxes[:, :2], boxes[:, 2:]
         with np.errstate(invalid="ignore"):
             inverted = any_of(high <= low)
@@ -241,7 +319,7 @@ class _Placed:
             f"more than {tolerance:.0%} of a side beyond the image": outside,
         }
         if not at_most[policy]:
-            beyond = f"boxes reach more than {tolerance:.0%} of a side beyond the {height} x {width} image"
+            beyond = f"boxes reach more than {tolerance:.0%} of a side beyond the {self._named(side)} image"
             self._report(inverted, "boxes are inverted or have no area", "are boxes.form and boxes.columns right?")
             self._report(outside, beyond, "are boxes.pixels and image_size right?")
             dropped = {}
@@ -249,32 +327,36 @@ class _Placed:
         used[inverted | outside] = np.nan
         return used, dropped, clipped
 
+    @staticmethod
+    def _named(sides: npt.NDArray[np.float64]) -> str:
+        """The size of all images, or of the first of several."""
+        width, height = sides[0].astype(int)
+        return f"{height} x {width}" if (sides == sides[0]).all() else f"(such as {height} x {width})"
+
     def _of_masks(
         self, annotations: Annotations, boxes: npt.NDArray[np.float64]
     ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
         """For every finding as it will be, its row now, and its box (n, 4) if that follows from a mask, else NaN."""
         files = annotations.findings["mask"].to_numpy(dtype=object)
         how = annotations.mapping.masks
-        image_ids = annotations.findings["image_id"].to_numpy(dtype=object)
-        drawn = {(image_ids[row], self._lines[row]) for row in np.flatnonzero(~np.isnan(boxes[:, 0]))}
+        drawn = {(self._image_ids[row], self._lines[row]) for row in np.flatnonzero(~np.isnan(boxes[:, 0]))}
         rows: list[int] = []
         found: list[npt.NDArray[np.float64]] = []
-        bad: dict[str, str] = {}
         nothing = np.full((1, 4), np.nan)
         for row, file in enumerate(files):
             parts = nothing
-            if file and how is not None and (image_ids[row], self._lines[row]) not in drawn:
+            if file and how is not None and (self._image_ids[row], self._lines[row]) not in drawn:
                 try:
-                    parts = boxes_of_mask(read_mask(annotations.root / file, self._size), how.min_area)
+                    frame = self._frame_of(row)
+                    area = 1.0 if frame is None else frame.area
+                    mask = mask_of(annotations.root / file, frame, self._size)
+                    parts = boxes_of_mask(mask, max(1, round(how.min_area * area)))
                     if not len(parts):
-                        bad[file] = "shows nothing"
+                        self._bad[file] = "shows nothing"
                 except InputError as error:
-                    bad[file] = getattr(error, "reason", str(error))
+                    self._bad[file] = getattr(error, "reason", str(error))
             rows += [row] * max(1, len(parts))
             found += list(parts if len(parts) else nothing)
-        if bad:
-            told = [f"{file}: {reason}" for file, reason in bad.items()]
-            self._problems.append(describe(len(bad), "masks cannot be used", told))
         return np.asarray(rows, dtype=np.intp), np.asarray(found, dtype=np.float64).reshape(-1, 4)
 
 

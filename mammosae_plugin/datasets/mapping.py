@@ -317,6 +317,11 @@ class ImageMapping(Settings):
         description="What else is kept, by name: number, category, or {column, kind, values}; a list of columns; or "
         "all: every other column that is the same in all rows of an image.",
     )
+    preparation: Literal["letterbox"] | None = Field(
+        None,
+        description="letterbox: PNG files of any size are fitted into image_size, aspect kept, whenever they are read. "
+        "By default they must have that size. DICOM files are always letterboxed; mammosae prepare does it once.",
+    )
     at_skin: Texts = Field((), description="Labels whose boxes lie half outside of the breast, by rights.")
     image_size: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] = Field(
         (1520, 912), description="Height and width of the prepared images in pixels."

@@ -4,8 +4,8 @@ Coordinates are those of edges: a picture of width w reaches from 0 to w, and it
 """
 
 __all__ = [
-    "area_resized", "Bits", "breast_box", "Flip", "Orientation", "prepare_picture", "PREPARATIONS", "Prepared",
-    "Transform",
+    "area_resized", "Bits", "breast_box", "Flip", "letterbox", "Orientation", "prepare_picture", "PREPARATIONS",
+    "Prepared", "Transform",
 ]  # fmt: skip
 
 from collections.abc import Mapping
@@ -78,6 +78,11 @@ class Transform:
     def inverse(self) -> Floats:
         """(2, 3): a point of the prepared image is `inverse @ (x, y, 1)` of the original."""
         return np.linalg.inv(np.vstack([self.matrix, [0, 0, 1]]))[:2]
+
+    @property
+    def area(self) -> float:
+        """How many pixels of the prepared image stand for one of the original."""
+        return float(abs(np.linalg.det(self.matrix[:, :2])))
 
     def boxes(self, boxes: npt.ArrayLike) -> Floats:
         """Boxes of the original (n, 4), xyxy, as boxes of the prepared image; they may reach over it."""
@@ -284,9 +289,8 @@ def prepare_picture(
         inside = inside[top:bottom, left:right]
         crop = (edge + left, edge + top, edge + right, edge + bottom)
     else:
-        scale = min(image_size[0] / inside.shape[0], image_size[1] / inside.shape[1])
-        inner = (_side(inside.shape[0] * scale, image_size[0]), _side(inside.shape[1] * scale, image_size[1]))
-        offset = ((image_size[1] - inner[1]) // 2, (image_size[0] - inner[0]) // 2)
+        frame = letterbox((inside.shape[0], inside.shape[1]), image_size)
+        inner, offset = frame.inner, frame.offset
     levels = _stretched(values, low, high, bits)
     resized = area_resized(levels[inside], inner)
     mirrored = flip == "laterality" and laterality == "R"
@@ -294,6 +298,14 @@ def prepare_picture(
         mirrored = _is_at_right(resized)
     transform = Transform(source, turn, crop, inner, offset, image_size, mirrored)
     return Prepared(transform.framed(resized), transform)
+
+
+def letterbox(source: tuple[int, int], image_size: tuple[int, int]) -> Transform:
+    """Where the pixels of a letterboxed picture come from: known from its size alone, (height, width)."""
+    scale = min(image_size[0] / source[0], image_size[1] / source[1])
+    inner = (_side(source[0] * scale, image_size[0]), _side(source[1] * scale, image_size[1]))
+    offset = ((image_size[1] - inner[1]) // 2, (image_size[0] - inner[0]) // 2)
+    return Transform(source, (False, False, False), (0, 0, source[1], source[0]), inner, offset, image_size)
 
 
 def _side(exact: float, most: int) -> int:

@@ -353,7 +353,7 @@ class _Job:
             for name, one in transforms.items()
         ]
         pd.DataFrame(rows).to_parquet(staged / _TRANSFORMS, index=False)
-        mapping = self._mapping(table, float(np.median([_area(one) for one in transforms.values()])))
+        mapping = self._mapping(table, float(np.median([one.area for one in transforms.values()])))
         ImageMapping.checked(mapping, where=MAPPING_FILE)
         text = yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True, width=120)
         (staged / MAPPING_FILE).write_text(text, encoding="utf-8")
@@ -424,7 +424,7 @@ class _Job:
             else:
                 moved = transform.boxes(box)[0]
                 frame = np.array(transform.output[::-1] * 2, dtype=np.float64)
-                clipped = moved.clip(0, frame)
+                clipped = transform.boxes(box.clip(0, side))[0].clip(0, frame)
                 if (clipped[2:] <= clipped[:2]).any():
                     change = "dropped: outside of what the preparation keeps"
                 else:
@@ -520,10 +520,6 @@ def _unlike(lines: Sequence[Any]) -> Iterator[str]:
     for line in lines:
         seen[line] = seen.get(line, 0) + 1
         yield str(line) if seen[line] == 1 else f"{line}.{seen[line]}"
-
-
-def _area(transform: Transform) -> float:
-    return float(abs(np.linalg.det(transform.matrix[:, :2])))
 
 
 def _row(transform: Transform) -> dict[str, Any]:

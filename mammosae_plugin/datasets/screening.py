@@ -79,11 +79,11 @@ def screen_images(
     paths = dataset.image_paths
     boxes, at_skin = _boxes_by_image(dataset)
     others = _boxes_of_another(dataset, boxes)
-    deep = bool(getattr(dataset, "reads_16_bit", False))
+    pixels_of = getattr(dataset, "pixels", lambda image: read_png(paths[image], dataset.image_size))
 
     def look_at(image: int) -> str | Look:
         try:
-            pixels = read_png(paths[image], dataset.image_size, deep=deep)
+            pixels = pixels_of(image)
             check_contrast(pixels)
         except BadImageError as error:
             return error.reason
