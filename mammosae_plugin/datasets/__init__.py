@@ -1,6 +1,7 @@
 """Images with labels and boxes: kinds of datasets, phantoms, preprocessing, screening of bad images."""
 
 from mammosae_plugin.adapters.preprocessing import BadImageError
+from mammosae_plugin.datasets import collections  # noqa: F401 (it registers the readers of collections)
 from mammosae_plugin.datasets.about import DatasetAbout
 from mammosae_plugin.datasets.base import Batch, DatasetError, Item, MammogramDataset, collate
 from mammosae_plugin.datasets.concepts import Concept, Vocabulary

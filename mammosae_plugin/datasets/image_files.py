@@ -1,6 +1,6 @@
 """Where the image files of a dataset lie, and in what their names differ from the table's where they do not."""
 
-__all__ = ["checked_size", "find_images"]
+__all__ = ["checked_size", "find_images", "size_of"]
 
 import logging
 import os
@@ -70,7 +70,7 @@ def find_images(
     paths = [os.path.join(prefix, patient, image) for patient, image in relative]
     present = [path for path, (patient, image) in zip(paths, relative, strict=True) if image in names[patient]]
     sizes = (
-        {_size_of(present[at]) for at in np.linspace(0, len(present) - 1, n_probed).astype(int)} if present else set()
+        {size_of(present[at]) for at in np.linspace(0, len(present) - 1, n_probed).astype(int)} if present else set()
     )
     sizes.discard(None)
     if sizes and image_size not in sizes:
@@ -134,7 +134,8 @@ def _cause(folder: Path, patient: str, image: str, there: set[str], folders: Seq
     return None
 
 
-def _size_of(path: str) -> tuple[int, int] | None:
+def size_of(path: str) -> tuple[int, int] | None:
+    """Height and width of an image file as its header says; None where it cannot be read."""
     try:
         with Image.open(path) as image:
             return image.height, image.width

@@ -1,8 +1,9 @@
 """A mapping says, in YAML, how a table and image files become a dataset; presets are the mappings that ship with us."""
 
 __all__ = [
-    "BoxMapping", "CovariateMapping", "ImageMapping", "LabelMapping", "load_mapping", "MadeSplit", "MAPPING_FILE",
-    "MaskMapping", "preset_names", "read_mapping", "Reader", "reader", "register_reader", "SplitMapping", "TextColumn",
+    "BoxMapping", "CovariateMapping", "describe_presets", "ImageMapping", "LabelMapping", "load_mapping", "MadeSplit",
+    "MAPPING_FILE", "MaskMapping", "preset_names", "read_mapping", "Reader", "reader", "register_reader",
+    "SplitMapping", "TextColumn",
 ]  # fmt: skip
 
 import os
@@ -17,7 +18,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from typing_extensions import Self
 
 from mammosae_plugin.arguments import shown
-from mammosae_plugin.datasets.about import PHANTOMS, DatasetAbout
+from mammosae_plugin.datasets.about import KNOWN, PHANTOMS, DatasetAbout
 from mammosae_plugin.datasets.concepts import ABSENT, PRESENT, Concept, Kind, nearest_names
 from mammosae_plugin.datasets.splits import split_word
 from mammosae_plugin.errors import InputError
@@ -280,13 +281,16 @@ Covariates = Annotated[
 class ImageMapping(Settings):
     """How a table and image files become a dataset. Columns are named as the table has them."""
 
-    name: str = Field("images", description="The data's short name, for metadata.")
+    name: str = Field(
+        "images", description="The data's short name, for metadata; that of a known collection stands for its terms."
+    )
     title: str = Field("images of one's own", description="The data's name for readers.")
     citation: str | None = Field(None, description="How to cite the data.")
     licence: str | None = Field(None, description="The images' licence.")
     url: str | None = Field(None, description="Where the data's terms are.")
     restricted: bool = Field(True, description="Whether images and rows per image may not be passed on.")
     phantom: bool = Field(False, description="True for generated images.")
+    files: str = Field("", description="Which files the data are, and where they come from, for readers.")
 
     table: Texts = Field(
         (),
@@ -351,9 +355,11 @@ class ImageMapping(Settings):
 
     @property
     def about(self) -> DatasetAbout:
-        """What the images are, for reports, cards and the rules of privacy."""
+        """What the images are, for reports, cards and the rules of privacy; of `KNOWN` collections their terms."""
         if self.phantom:
             return PHANTOMS
+        if self.name in KNOWN:
+            return KNOWN[self.name]
         return DatasetAbout(
             name=self.name,
             title=self.title,
@@ -457,6 +463,18 @@ def reader(name: str) -> Reader:
 def preset_names() -> list[str]:
     """The names of the presets."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def describe_presets() -> str:
+    """Every preset: what it reads, which files these are, where they come from, and under which terms."""
+    parts = []
+    for name in preset_names():
+        mapping = ImageMapping.checked(
+            parse_yaml((PRESETS / f"{name}.yaml").read_text(encoding="utf-8"), where=name), where=name
+        )
+        about = mapping.about
+        parts.append(f"{name}: {about.title}\n  files: {mapping.files}\n  from:  {about.url}\n  terms: {about.licence}")
+    return "\n\n".join(parts)
 
 
 def load_mapping(

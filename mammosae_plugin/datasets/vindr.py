@@ -39,7 +39,8 @@ from mammosae_plugin.datasets.boxes import (
 )
 from mammosae_plugin.datasets.concepts import Concept, Vocabulary, nearest_names
 from mammosae_plugin.datasets.csv_files import plain_name, read_csv
-from mammosae_plugin.datasets.image_files import checked_size, find_images
+from mammosae_plugin.datasets.image_files import checked_size, find_images, size_of
+from mammosae_plugin.datasets.mapping import register_reader
 from mammosae_plugin.datasets.preprocessing import as_8_bit, read_png
 from mammosae_plugin.datasets.registry import DatasetKind, DataSettings, register_dataset
 from mammosae_plugin.datasets.suspects import box_scores
@@ -213,6 +214,29 @@ class VinDrMammo(MammogramDataset):
         """VinDr-Mammo (name `vindr`), or phantoms (`phantom`) where every patient was drawn, which the ids say."""
         drawn = self.images["patient_id"].astype(str).str.startswith(PHANTOM_ID)
         return PHANTOMS if drawn.all() else VINDR_MAMMO
+
+
+@register_reader("vindr-mammo-clip")
+def mended_rows(root: Path) -> pd.DataFrame:
+    """The annotation file's rows with the boxes (xmin, ...) and BI-RADS that `VinDrMammo` gives by default.
+
+    The size of the prepared images, which shows where boxes were cut, is that of the first that is there.
+    """
+    file = root / ANNOTATION_FILE
+    table = _read_table(file)
+    ids = table[["patient_id", "image_id"]].itertuples(index=False, name=None)
+    sizes = (size_of(str(root / IMAGE_FOLDER / patient / image)) for patient, image in ids)
+    size = next((size for size in sizes if size is not None), VinDrSettings.model_fields["image_size"].default)
+    checked = _Checked(table, size, 0.1, "mended", "drop_few")
+    if checked.problems:
+        raise DatasetError(f"{file.name}: " + "; ".join(checked.problems))
+    counts = {name: int(checked.box_changes[name].sum()) for name in ("mended", "dropped")}
+    if counts["mended"] or counts["dropped"]:
+        logger.warning("%(mended)d boxes of %(file)s mended, %(dropped)d dropped", {**counts, "file": file.name})
+    boxes = checked.findings[list(BOX_COLUMNS)].map(lambda value: "" if np.isnan(value) else repr(float(value)))
+    return table.assign(
+        birads=(checked.findings["birads"] + 1).astype(str).to_numpy(), **dict(boxes.set_axis(table.index))
+    )
 
 
 def older_vocabulary(findings: Sequence[str]) -> Vocabulary:
