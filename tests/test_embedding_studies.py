@@ -10,10 +10,12 @@ import yaml
 from helpers_kills import ended
 from helpers_sail import CKPT, sail_embeddings
 from helpers_study import mammosae, small_phantoms
+from sklearn.metrics import roc_auc_score
 
 from mammosae_plugin.activations import ActivationStore, store_embeddings
 from mammosae_plugin.activations.embedding_files import write_vectors
 from mammosae_plugin.activations.row_sources import RowSource, open_rows
+from mammosae_plugin.analysis import probe_of
 from mammosae_plugin.config import load_config
 from mammosae_plugin.datasets import VinDrMammo
 from mammosae_plugin.errors import InputError
@@ -203,6 +205,8 @@ def test_files_of_sail_make_a_study(tmp_path):
         ({"layers": ["layer_6"]}, "unknown setting 'layers'"),
         ({"concepts": ["Mas"]}, "'Mas'"),
         ({"analysis": {"split": "validation"}}, "have no image in the split 'validation'"),
+        ({"data": {"root": ".", "unit": "finding_row"}}, "a vector is of a whole image"),
+        ({"unit": "breast"}, "write them below `data`"),
     ],
     ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
@@ -245,12 +249,15 @@ def test_stored_vectors_become_a_store_with_what_is_known_of_the_images(planted,
         ({"sae": {"files": {"random": str(CKPT)}}}, r"takes vectors of width 24, but those of model random"),
         ({"analysis": {"split": "validation"}}, r"no image in the split 'validation'"),
         ({"concepts": ["birads", "image_id"]}, r"no column 'image_id'"),
+        ({"unit": "exam"}, r"the table of model planted knows no exam_id of its images, which unit exam needs"),
     ],
-    ids=["concept", "width", "split", "id"],
+    ids=["concept", "width", "split", "id", "unit"],
 )
 def test_what_does_not_fit_is_said_before_any_vector_is_made(phantoms, planted, tmp_path, change, message):
     given = {**settings(phantoms, planted), **change}
-    given["models"] = given["models"][:1]
+    given["models"] = given["models"][1:] if "unit" in change else given["models"][:1]
+    if "unit" in change:
+        del given["data"]
     with pytest.raises(InputError, match=message):
         open_study(load_config(written(tmp_path, given))).run()
     assert not list((tmp_path / "out").rglob("activations*"))
@@ -299,3 +306,44 @@ def test_a_table_of_labels_that_is_wrong_is_one_line(table, tmp_path, change, me
     with pytest.raises(InputError, match=message) as raised:
         beside(tmp_path, change(table), ["sign"])
     assert "\n" not in str(raised.value)
+
+
+def test_a_study_may_count_breasts_as_pandas_and_scikit_learn_put_them_together(phantoms, planted, tmp_path):
+    """Probes and single latents by unit, the rest by image; and the numbers of images where each unit has one."""
+    given = settings(phantoms, planted)
+    given["models"] = given["models"][:1]
+    given["data"] |= {"unit": "breast", "unit_scores": "maximum"}
+    given["sae"]["grid"] = {"k": [4]}
+    file = load_config(written(tmp_path, {**given, "concepts": ["Mass", "density"]}))
+    study = open_study(file)
+    study.run()
+    found = read_embedding_findings(tmp_path / "out" / "results")
+    table = study.table(("random", "k=4"))
+    test = np.flatnonzero((table.images["split"] == "test").to_numpy())
+    own = table.images.iloc[test].reset_index(drop=True)
+    keys = [own[name] for name in ("patient_id", "laterality")]
+    labels = own.groupby(keys, sort=False)[["Mass", "density"]].max()
+    codes = pd.DataFrame(table.codes()[test].toarray().astype(float)).groupby(keys, sort=False).max()
+    alone = found.tables["aurocs"]
+    assert len(labels) < len(own) and len(alone)
+    for concept, name, truth in (("Mass", "present", labels["Mass"]), ("density", "C", labels["density"] == 2)):
+        rows = alone[(alone["concept"] == concept) & (alone["class"] == name)]
+        wanted = [roc_auc_score(truth, codes[latent]) for latent in rows["latent"]]
+        assert rows["auroc"].to_numpy() == pytest.approx(wanted, abs=1e-6)
+    probes = found.tables["probes"]
+    assert set(probes["n_rows"]) == {len(labels)} and set(probes["n_groups"]) == {own["patient_id"].nunique()}
+    assert set(probes[probes["concept"] == "Mass"]["n_positive"]) == {int(labels["Mass"].sum())}
+    (dense,) = probes.query("arm == 'dense' and concept == 'Mass'").to_dict("records")
+    vectors = pd.DataFrame(study.vectors(study.model("random")).astype(float)).groupby(keys, sort=False).max()
+    by_hand = probe_of(
+        vectors.to_numpy(), labels["Mass"], labels.index.get_level_values(0), ks=(None,), n_bootstrap=100
+    ).iloc[0]
+    assert dense["auroc"] == pytest.approx(by_hand["auroc"], abs=1e-9)
+    assert dense["auroc_low"] == pytest.approx(by_hand["auroc_low"], abs=1e-9, nan_ok=True)
+    assert set(found.tables["recovery"]["dense_auroc"].round(9)) >= {round(dense["auroc"], 9)}
+    assert set(found.tables["quality"].query("split == 'test'")["n_images"]) == {len(own)}  # whatever the unit
+    assert found.facts["data"]["unit"] == "breast by maximum"
+    assert {row["n_units"] for row in found.facts["data"]["splits"] if row["split"] == "test"} == {len(labels)}
+    page = (tmp_path / "out" / "results" / "report.html").read_text()
+    assert "tell breasts apart: each has the maximum over its images" in page
+    assert f"{len(labels)} breasts of {own['patient_id'].nunique()} groups" in page

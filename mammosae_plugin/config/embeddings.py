@@ -13,6 +13,7 @@ from mammosae_plugin.adapters.sources import HUB_SCHEMES
 from mammosae_plugin.config.common import Checkpoint, CommonConfig, Data, FileName
 from mammosae_plugin.datasets.registry import LocalPath
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.measures.units import EvaluationUnit, UnitScores
 from mammosae_plugin.training.settings import SAETraining
 from mammosae_plugin.training.sweep import grid, published_grid
 from mammosae_plugin.validation import Settings
@@ -159,6 +160,14 @@ class EmbeddingStudyConfig(CommonConfig):
         description="For `embeddings` that do not say it: a table (CSV or parquet) with image_id, patient_id (what is "
         "kept apart), split and labels.",
     )
+    unit: Literal["image", "breast", "exam", "patient"] = Field(
+        "image",
+        description="What probes and single latents tell apart where there are no `data`, whose `unit` says it else. "
+        "Monosemanticity, retrieval and how well vectors are given back are of images, whatever the unit.",
+    )
+    unit_scores: UnitScores = Field(
+        "mean", description="The same for data.unit_scores: mean or maximum of codes and vectors over a unit's images."
+    )
     concepts: tuple[str, ...] = Field(
         min_length=1,
         description="What is told from the codes: labels of the data, or columns of what is known of the images, such "
@@ -174,8 +183,10 @@ class EmbeddingStudyConfig(CommonConfig):
         names = [model.name for model in self.models]
         _once(names, "models", "two models have the same name, or differ in case alone")
         _once(self.concepts, "concepts", "a concept is named twice")
-        if self.data is not None and self.data.unit != "image":
-            raise ValueError(f"data.unit is {self.data.unit}, but a study of embeddings counts images; leave it out")
+        if self.data is not None and self.data.unit == "finding_row":
+            raise ValueError("data.unit is finding_row, but a vector is of a whole image; leave it out")
+        if self.data is not None and (self.unit, self.unit_scores) != ("image", "mean"):
+            raise ValueError("unit and unit_scores are for vectors without `data`; write them below `data`")
         if self.data is None and (without := [model.name for model in self.models if model.network is not None]):
             raise ValueError(f"`data` is missing: the images of which {', '.join(without)} makes vectors")
         if self.data is not None and all(model.network is None for model in self.models):
@@ -191,6 +202,11 @@ class EmbeddingStudyConfig(CommonConfig):
                 "the same in both"
             )
         return self
+
+    @property
+    def evaluation_unit(self) -> EvaluationUnit:
+        """What probes and single latents tell apart."""
+        return EvaluationUnit(self.unit, self.unit_scores) if self.data is None else self.data.evaluation_unit
 
 
 def _once(names: Sequence[str], where: str, problem: str) -> None:

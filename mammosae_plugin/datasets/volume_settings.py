@@ -64,9 +64,12 @@ class VolumeSettings(DataSettings):
 
     @field_validator("unit")
     @classmethod
-    def _images_only(cls, unit: str) -> str:
-        if unit != "image":
-            raise ValueError("volumes have slices and no rows of findings; leave it out")
+    def _slices_or_volumes(cls, unit: str) -> str:
+        if unit not in ("image", "patient"):
+            raise ValueError(
+                "volumes have slices and no rows of findings, breasts or exams; leave it out, or count what is kept "
+                "apart, the volumes, with patient"
+            )
         return unit
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ import yaml
 from mammosae_plugin.datasets.about import KNOWN, DatasetAbout
 from mammosae_plugin.datasets.concepts import PRESENT
 from mammosae_plugin.findings.embeddings import EmbeddingFindings
+from mammosae_plugin.measures.units import EvaluationUnit
 from mammosae_plugin.report.rendering import figure_source, render
 from mammosae_plugin.report.views import TableView, table_view
 from mammosae_plugin.schema.embeddings import FIGURES
@@ -30,6 +31,7 @@ def render_embedding_report(found: EmbeddingFindings, figures_folder: Path) -> s
     facts = found.facts
     split = facts["config"]["analysis"]["split"]
     data = KNOWN.get(facts["data_kind"]) or DatasetAbout(name=facts["data_kind"], title=facts["data_kind"])
+    unit = _unit(facts)
     return render(
         "embeddings.html.j2",
         title=facts["title"],
@@ -37,8 +39,10 @@ def render_embedding_report(found: EmbeddingFindings, figures_folder: Path) -> s
         split=split,
         data=data,
         n=_n(facts, split),
+        unit=unit,
+        n_units=_n(facts, split, unit),
         summary=_sentences(found, split),
-        splits=table_view(pd.DataFrame(facts["data"]["splits"])),
+        splits=table_view(pd.DataFrame(facts["data"]["splits"]).rename(columns={"n_units": unit.plural})),
         prevalence=table_view(_prevalence(facts), n_labels=3),
         models=table_view(pd.DataFrame(facts["models"]).drop(columns="manifest")),
         saes=table_view(_saes(facts)),
@@ -59,10 +63,18 @@ def render_embedding_report(found: EmbeddingFindings, figures_folder: Path) -> s
     )  # fmt: skip
 
 
-def _n(facts: Any, split: str) -> str:
+def _unit(facts: Any) -> EvaluationUnit:
+    """What probes and single latents tell apart; of studies that do not say it, images."""
+    return EvaluationUnit.named(facts["data"].get("unit", "image"))
+
+
+def _n(facts: Any, split: str, unit: EvaluationUnit | None = None) -> str:
+    """How many images of a split there are, or units if one is given."""
     rows = [row for row in facts["data"]["splits"] if row["split"] == split]
+    several = unit is not None and unit.has_several_images
+    column, nouns = ("n_units", unit.plural) if unit is not None and several else ("n_images", "images")
     each = [
-        f"{row['n_images']:,} images of {row['n_groups']:,} groups"
+        f"{row[column]:,} {nouns} of {row['n_groups']:,} groups"
         + (f" (model {row['model']})" if "model" in row else "")
         for row in rows
     ]
@@ -93,6 +105,13 @@ def _sentences(found: EmbeddingFindings, split: str) -> list[str]:
         f"{n_saes} sparse autoencoder{'s' if n_saes > 1 else ''} on the vectors of {n_models} "
         f"model{'s' if n_models > 1 else ''}, judged on {_n(facts, split).removeprefix('n = ')} of the split {split}."
     ]
+    unit = _unit(facts)
+    if unit.has_several_images:
+        said.append(
+            f"Probes and single latents tell {unit.plural} apart: each has the {unit.scores} over its images as its "
+            "code and vector. How well vectors are given back, what a latent's strongest images share, and retrieval "
+            "are of images."
+        )
     if any("model" in row for row in facts["data"]["splits"]):
         said.append("The models have different images or labels: their numbers are not to be compared with each other.")
     for sae in facts["saes"][:_TOLD]:

@@ -27,8 +27,8 @@ _LABEL = (Column("concept", _TEXT, "what is told"), Column("class", _TEXT, "the 
 _REASON = Column("reason", _TEXT, "why a number is missing; empty where it is not")
 _LATENT = Column("latent", _WHOLE, "the latent")
 _EVIDENCE = (
-    _count("n_rows", "images with a label", "images"),
-    _count("n_positive", "those of the class", "images"),
+    _count("n_rows", "images with a label, or what else the study's unit is", "the study's unit"),
+    _count("n_positive", "those of the class", "the study's unit"),
     _count("n_groups", "groups (patients, volumes) with a label", "groups", "Groups"),
     _count("n_positive_groups", "those with an image of the class", "groups", "Positive groups"),
 )

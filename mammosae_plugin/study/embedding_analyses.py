@@ -21,27 +21,50 @@ from mammosae_plugin.analysis import (
     recovery_thresholds,
     retrieval_scores_of,
 )
+from mammosae_plugin.analysis.codes import as_codes, settled_codes
 from mammosae_plugin.config.embeddings import EmbeddingAnalysis
 from mammosae_plugin.datasets.concepts import PRESENT, Concept, Vocabulary
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.latents import LatentTable
 from mammosae_plugin.measures.reconstruction import explained_variance
+from mammosae_plugin.measures.units import EvaluationRows, EvaluationUnit, grouped_rows
 from mammosae_plugin.schema.embeddings import FOUND, TABLES
 
 Vectors = NDArray[np.float32]
 CODES, DENSE, PCA, KMEANS = "codes", "dense", "pca", "kmeans"
 _RECOVERED = (0.5, 0.8, 0.9, 1.0)
+_IMAGES = EvaluationUnit()
 
 
-def labels_of(images: pd.DataFrame, vocabulary: Vocabulary) -> Iterator[tuple[str, str, NDArray[np.float64]]]:
-    """(concept, class, labels): of a finding whether it is there, of what has other classes each against the rest.
+def labels_of(
+    images: pd.DataFrame, vocabulary: Vocabulary, unit: EvaluationUnit = _IMAGES, where: str = "the table of images"
+) -> Iterator[tuple[str, str, NDArray[np.float64], EvaluationRows]]:
+    """(concept, class, labels, rows): whether a finding is there, and of what has other classes each against the rest.
 
-    Labels are (n,) 1 or 0 for each image, NaN where they are missing.
+    Labels are (n,) 1 or 0 for each unit, NaN where they are missing (of units of several images these are left out);
+    rows are the images that the units are made of, and their patients.
+
+    Raises:
+        InputError: It is not known what belongs together, or images of one unit have different classes without order.
     """
+    everywhere = np.ones(len(images), dtype=np.bool_)
     for concept in vocabulary.values():
-        numbers = images[concept.name].to_numpy().astype(np.int64)
+        if unit.has_several_images:
+            rows = grouped_rows(images, concept, chosen=everywhere, unit=unit, where=where)
+        else:
+            numbers = images[concept.name].to_numpy().astype(np.int64)
+            rows = EvaluationRows(np.arange(len(images)), numbers, images["patient_id"].to_numpy(dtype=object))
         for number in _asked(concept):
-            yield concept.name, concept.classes[number], np.where(numbers < 0, np.nan, numbers == number)
+            labels = np.where(rows.labels < 0, np.nan, rows.labels == number)
+            yield concept.name, concept.classes[number], labels, rows
+
+
+def _values(rows: EvaluationRows, of_images: Any) -> Any:
+    """(n_units, ...) the mean or maximum of each unit's images."""
+    if rows.unit_of_row is None:
+        return of_images
+    reduced = rows.values(of_images)
+    return settled_codes(as_codes(reduced)) if hasattr(reduced, "tocsr") else reduced
 
 
 def labels_digest(images: pd.DataFrame, vocabulary: Vocabulary) -> str:
@@ -139,14 +162,18 @@ def monosemanticity(table: LatentTable, vocabulary: Vocabulary, split: str, n: t
     return pd.concat(long, ignore_index=True)[columns]
 
 
-def latents(table: LatentTable, vocabulary: Vocabulary, split: str, settings: EmbeddingAnalysis) -> pd.DataFrame:
+def latents(
+    table: LatentTable, vocabulary: Vocabulary, split: str, settings: EmbeddingAnalysis, unit: EvaluationUnit = _IMAGES
+) -> pd.DataFrame:
     """AUROC of every latent for every label, beside chance: concept, class, latent, auroc, p, q, best_by_chance."""
     images = np.flatnonzero((table.images["split"] == split).to_numpy())
     known, codes = table.images.iloc[images], table.codes()[images]
     found = []
-    for concept, name, labels in labels_of(known, vocabulary):
+    for concept, name, labels, rows in labels_of(known, vocabulary, unit):
         try:
-            scored = latent_aurocs_of(codes, labels, known["patient_id"], n_permutations=settings.n_permutations)
+            scored = latent_aurocs_of(
+                _values(rows, codes), labels, rows.patient_ids, n_permutations=settings.n_permutations
+            )
         except InputError:  # of one class alone nothing is told, which `probes` says
             continue
         scored.insert(0, "concept", concept)
@@ -156,7 +183,13 @@ def latents(table: LatentTable, vocabulary: Vocabulary, split: str, settings: Em
 
 
 def probes(
-    features: Any, images: pd.DataFrame, vocabulary: Vocabulary, arm: str, settings: EmbeddingAnalysis, seed: int
+    features: Any,
+    images: pd.DataFrame,
+    vocabulary: Vocabulary,
+    arm: str,
+    settings: EmbeddingAnalysis,
+    seed: int,
+    unit: EvaluationUnit = _IMAGES,
 ) -> pd.DataFrame:
     """Probes for every label, in folds of groups within the split that is judged on (`analysis.probe_of`).
 
@@ -167,19 +200,20 @@ def probes(
         arm: "codes", with every k, or "dense", "pca", "kmeans", with all features.
         settings: The study's.
         seed: Of folds, resamples and permuted labels.
+        unit: What is told apart; one of several images has the mean, or maximum, of their features.
     """
     found = []
-    for concept, name, labels in labels_of(images, vocabulary):
+    for concept, name, labels, rows in labels_of(images, vocabulary, unit):
         about = {"concept": concept, "class": name, "arm": arm}
         known = labels[~np.isnan(labels)]
         if not len(known) or known.min() == known.max():
-            which = "no image has a label" if not len(known) else "all images are of one class"
+            which = f"no {unit.noun} has a label" if not len(known) else f"all {unit.nouns} are of one class"
             found.append(pd.DataFrame([{**about, "reason": f"{which} in the split {settings.split!r}"}]))
             continue
         probed = probe_of(
-            features,
+            _values(rows, features),
             labels,
-            images["patient_id"],
+            rows.patient_ids,
             ks=(*settings.ks, None) if arm == CODES else (None,),
             basis=arm if arm in (PCA, KMEANS) else "features",
             n_folds=settings.n_folds,
@@ -222,7 +256,7 @@ def retrieval(
     known = table.images.iloc[images]
     found = retrieval_scores_of(
         table.codes()[images],
-        {f"{concept}\n{name}": labels for concept, name, labels in labels_of(known, vocabulary)},
+        {f"{concept}\n{name}": labels for concept, name, labels, _ in labels_of(known, vocabulary)},
         known["patient_id"],
         embeddings=dense,
         n=FOUND,

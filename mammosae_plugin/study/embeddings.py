@@ -34,6 +34,7 @@ from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_parquet, sha256_of_file, write_parquet
 from mammosae_plugin.findings.embeddings import write_embedding_findings
 from mammosae_plugin.latents import LatentTable, encode_rows
+from mammosae_plugin.measures.units import count_units
 from mammosae_plugin.privacy.context import PrivacyContext
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
 from mammosae_plugin.study import embedding_analyses as analyses
@@ -49,6 +50,7 @@ logger = logging.getLogger(__name__)
 
 Key = tuple[str, str]  # a model and one of its SAEs
 _MOST_CLASSES = 50  # of a concept
+_OF_UNITS = ("probes", "probes-of-vectors", "aurocs")  # whose numbers depend on what is counted
 
 
 class EmbeddingStudy(Steps):
@@ -155,6 +157,9 @@ class EmbeddingStudy(Steps):
                     f"the concept {name!r} has {n} classes, each of which would be told from the rest; name a column "
                     f"of at most {_MOST_CLASSES}, such as bins of it"
                 )
+        concepts, where = Vocabulary(vocabulary[name] for name in config.concepts), f"the table of model {model.name}"
+        for _ in analyses.labels_of(images[splits == config.analysis.split], concepts, config.evaluation_unit, where):
+            pass  # which says what belongs to no unit
 
     def store(self, model: EmbeddingModel) -> ActivationStore:
         """The vectors of a model, of all splits, one per image."""
@@ -279,6 +284,8 @@ class EmbeddingStudy(Steps):
     ) -> pd.DataFrame:
         """A data frame, computed once for the same codes or vectors and settings."""
         settings = {**self.config.analysis.model_dump(), "seed": self.config.seed, "concepts": self.config.concepts}
+        if name in _OF_UNITS and self.config.evaluation_unit.has_several_images:
+            settings["unit"] = str(self.config.evaluation_unit)
         plan = plans.of_analysis(name, table=table, model=about["model"], concept="", settings=settings)
         path = self.work / "analyses" / f"{name}-{about['model']}-{plans.digest(plan)}.parquet"
         plans.keep(plan, path)
@@ -309,12 +316,12 @@ class EmbeddingStudy(Steps):
     @cached_property
     def probes(self) -> pd.DataFrame:
         """Probes on codes, and on the vectors, their components and clusters."""
-        settings, seed = self.config.analysis, self.config.seed
+        settings, seed, unit = self.config.analysis, self.config.seed, self.config.evaluation_unit
 
         def of_codes(table: LatentTable, _: EmbeddingModel) -> pd.DataFrame:
             images = np.flatnonzero((table.images["split"] == settings.split).to_numpy())
             known, codes = table.images.iloc[images], table.codes()[images]
-            return analyses.probes(codes, known, self._vocabulary(table), analyses.CODES, settings, seed)
+            return analyses.probes(codes, known, self._vocabulary(table), analyses.CODES, settings, seed, unit)
 
         found = [self._of_saes("probes", of_codes)]
         for model in self.config.models:
@@ -325,7 +332,7 @@ class EmbeddingStudy(Steps):
                 words = Vocabulary(rows.vocabulary[name] for name in self.config.concepts)
                 dense = self.vectors(model).astype(np.float64)
                 arms = (analyses.DENSE, analyses.PCA, analyses.KMEANS)
-                parts = [analyses.probes(dense, known, words, arm, settings, seed) for arm in arms]
+                parts = [analyses.probes(dense, known, words, arm, settings, seed, unit) for arm in arms]
                 return pd.concat(parts, ignore_index=True)
 
             about = {"model": model.name}
@@ -349,14 +356,14 @@ class EmbeddingStudy(Steps):
     def tables(self) -> dict[str, pd.DataFrame]:
         """Everything that was found, by the name of its table in the findings."""
         settings, seed, split = self.config.analysis, self.config.seed, self.config.analysis.split
-        words = self._vocabulary
+        words, unit = self._vocabulary, self.config.evaluation_unit
         return {
             "quality": self.quality,
             "latents": self._of_saes("latents", lambda t, m: analyses.of_latents(t, self.vectors(m), split)),
             "monosemanticity": self._of_saes(
                 "monosemanticity", lambda t, _: analyses.monosemanticity(t, words(t), split, settings.n)
             ),
-            "aurocs": self._of_saes("aurocs", lambda t, _: analyses.latents(t, words(t), split, settings)),
+            "aurocs": self._of_saes("aurocs", lambda t, _: analyses.latents(t, words(t), split, settings, unit)),
             "probes": self.probes,
             "recovery": self.recovery,
             "retrieval": self._of_saes(
@@ -437,14 +444,16 @@ class EmbeddingStudy(Steps):
                     "training": None if training is None else training.acting(),
                 }
             )
+        unit = self.config.evaluation_unit
         for name, table in self._different_images().items():
             about = {"model": name} if name else {}
             for split in table.splits:
                 own = table.images[table.images["split"] == split]
                 n_groups = int(own["patient_id"].nunique())
-                splits.append({**about, "split": split, "n_images": len(own), "n_groups": n_groups})
-                for concept, class_name, labels in analyses.labels_of(own, self._vocabulary(table)):
-                    there = own[labels == 1]
+                several = {"n_units": count_units(own, unit, name)} if unit.has_several_images else {}
+                splits.append({**about, "split": split, "n_images": len(own), "n_groups": n_groups, **several})
+                for concept, class_name, labels, units in analyses.labels_of(own, self._vocabulary(table), unit):
+                    there = units.patient_ids[labels == 1]
                     prevalence.append(
                         {
                             "concept": concept,
@@ -452,7 +461,7 @@ class EmbeddingStudy(Steps):
                             **about,
                             "split": split,
                             "n_positive": len(there),
-                            "n_positive_groups": int(there["patient_id"].nunique()),
+                            "n_positive_groups": len(set(there)),
                             "n_labelled": int((~np.isnan(labels)).sum()),
                         }
                     )
@@ -468,6 +477,7 @@ class EmbeddingStudy(Steps):
                 **environment(),
             },
             "data": {
+                "unit": str(unit),
                 "splits": splits,
                 "prevalence": prevalence,
                 "n_quarantined": 0 if data is None else len(self.images.quarantine),
