@@ -9,6 +9,7 @@ from mammosae_plugin.datasets.csv_folder import CsvFolder, LabelSettings
 from mammosae_plugin.datasets.image_table import ImageTable, ImageTableSettings, load_images
 from mammosae_plugin.datasets.mapping import ImageMapping, load_mapping
 from mammosae_plugin.datasets.phantoms import make_phantoms
+from mammosae_plugin.datasets.prepared_folder import prepare_dicom, read_transforms
 from mammosae_plugin.datasets.preprocessing import PREPROCESSING, preprocess
 from mammosae_plugin.datasets.protocol import StudyDataset, is_study_dataset, require_study_dataset
 from mammosae_plugin.datasets.registry import DatasetKind, DataSettings, dataset_kinds, open_dataset, register_dataset
@@ -65,10 +66,12 @@ __all__ = [
     "make_split",
     "open_dataset",
     "organ_regions",
+    "prepare_dicom",
     "preprocess",
     "read_quarantine",
     "read_split",
     "read_suspects",
+    "read_transforms",
     "register_dataset",
     "require_study_dataset",
     "screen_images",
