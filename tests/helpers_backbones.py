@@ -33,6 +33,14 @@ class TorchCNN(nn.Module):
         return self.fc(self.pool(features).flatten(1))
 
 
+def five_outputs() -> nn.Module:
+    """The same with five outputs."""
+    torch.manual_seed(1)
+    network = TorchCNN()
+    network.fc = nn.Linear(16, 5)
+    return _ready(network, (96, 64))
+
+
 def _ready(model: nn.Module, image_size: tuple[int, int]) -> nn.Module:
     """Weights large enough to matter after the transformers' small initialisation, and batch norms that fit them."""
     generator = torch.Generator().manual_seed(2)

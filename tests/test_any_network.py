@@ -213,16 +213,11 @@ def own_head(folder, phantom_root, outputs, function=CNN):
     }
 
 
-def five_outputs():
-    torch.manual_seed(1)
-    network = TorchCNN()
-    network.fc = nn.Linear(16, 5)
-    return network
-
-
 def test_a_trained_head_is_studied_by_a_declared_mapping_of_its_outputs(tmp_path, phantom_root):
     outputs = {"birads": [[4, 5], None, 1, [3], None], "Mass": 4, "density": [None, ["A", "B"], None, ["C", "D"], None]}
-    study = Study(load_config(write_study(tmp_path, own_head(tmp_path, phantom_root, outputs, f"{OWN}:five_outputs"))))
+    study = Study(
+        load_config(write_study(tmp_path, own_head(tmp_path, phantom_root, outputs, "helpers_backbones:five_outputs")))
+    )
     study.run()
     found = json.loads((study.results_folder / "results.json").read_text())
     classes = {one["name"]: (one["kind"], one["classes"]) for one in found["data"]["vocabulary"]}

@@ -303,6 +303,8 @@ def portable_config(config: AnyStudy) -> Mapping[str, Any]:
     for name in BELOW_ROOT:
         if Path(place := data.get(name) or "").is_absolute():
             data[name] = Path(place).name
+    if data.get("mapping"):
+        data["mapping"] = _without_folders(data["mapping"])
     for model in shown["models"]:
         for name in ("network", "weights"):
             if Path(place := model.get(name) or "").is_absolute():
@@ -311,6 +313,17 @@ def portable_config(config: AnyStudy) -> Mapping[str, Any]:
         if Path(place := start.get("architecture") or "").is_absolute():
             start["architecture"] = Path(place).name
     return shown
+
+
+def _without_folders(value: Any) -> Any:
+    """What a mapping says, with the names alone of files that it names by an absolute path."""
+    if isinstance(value, Mapping):
+        return {key: _without_folders(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_folders(item) for item in value]
+    if isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute()):
+        return re.split(r"[/\\]", value)[-1]
+    return value
 
 
 def describe_settings() -> str:

@@ -345,9 +345,9 @@ class MammogramDataset(Selectable, Dataset[Item]):
         labels = dict(zip(self.vocabulary, self._label_table[index].tolist(), strict=True))
         rows = self._rows_by_image[index] if self.unit == "image" else np.array([index])
         has_box = ~np.isnan(self._box_table[rows, 0])
-        boxed = rows[has_box]
+        boxed, placed = rows[has_box], self.vocabulary.boxed
         boxes = {
-            concept: torch.from_numpy(self._box_table[boxed[self._presence_table[boxed, column]]])
+            concept: torch.from_numpy(self._box_table[boxed[self._presence_table[boxed, column] & (concept in placed)]])
             for column, concept in enumerate(self.concepts)
         }
         return labels, boxes

@@ -219,7 +219,8 @@ def examples_table(
                     kept = set(table.map_latents(row).tolist())
                     latents = [latent for latent in best if latent in kept]
                     common = {"image": image, "patient": patient, "layer": layer.name, "encoder": encoder.name}
-                    label = int(table.images[concept].iloc[row])
+                    known = int(table.images[concept].iloc[row])
+                    label = None if known < 0 else known
                     rows += [
                         {**common, "latent": latent, "concept": concept, "label": label, "heatmap": heatmap.tolist()}
                         for latent, heatmap in zip(latents, table.maps(latents, row), strict=True)
@@ -521,7 +522,7 @@ def _shared_config(config: Mapping[str, Any]) -> Row:
         }
         for model in config["models"]
     ]
-    data = without(config["data"], "root", "labels")  # what labels there are is told by `_shared_data`
+    data = without(config["data"], "root", "labels", "mapping")  # what labels there are is told by `_shared_data`
     for name in (name for name in BELOW_ROOT & data.keys() if data[name] is not None):
         data[name] = re.split(r"[/\\]", str(data[name]))[-1]
     return {**kept, "data": data, "sae": sae, "models": models}

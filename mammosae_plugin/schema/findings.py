@@ -249,7 +249,7 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         _ENCODER,
         _LATENT,
         Column("concept", _TEXT, "the finding"),
-        Column("label", _WHOLE, "class of the image", privacy="image"),
+        Column("label", _WHOLE, "class of the image; nothing where its label is missing", privacy="image"),
         Column(
             "heatmap",
             pa.list_(pa.list_(pa.float32())),

@@ -6,6 +6,7 @@ __all__ = [
 ]  # fmt: skip
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,6 +30,8 @@ from mammosae_plugin.latents import LatentTable
 from mammosae_plugin.measures.reconstruction import explained_variance
 from mammosae_plugin.measures.units import EvaluationRows, EvaluationUnit, grouped_rows
 from mammosae_plugin.schema.embeddings import FOUND, TABLES
+
+logger = logging.getLogger(__name__)
 
 Vectors = NDArray[np.float32]
 CODES, DENSE, PCA, KMEANS = "codes", "dense", "pca", "kmeans"
@@ -144,9 +147,17 @@ def of_latents(table: LatentTable, dense: Vectors, split: str) -> pd.DataFrame:
 def monosemanticity(table: LatentTable, vocabulary: Vocabulary, split: str, n: tuple[int, ...]) -> pd.DataFrame:
     """SAIL's score of every latent that can be scored, by the labels of its strongest images: a row per latent and N.
 
-    N that the split has too few groups for is left out.
+    Images that lack one of the labels are left out: what is not known is no sign of likeness. N that the others have
+    too few groups for is left out.
     """
     images = np.flatnonzero((table.images["split"] == split).to_numpy())
+    complete = (table.images[list(vocabulary)].iloc[images] >= 0).all(axis=1).to_numpy()
+    if n_lacking := int((~complete).sum()):
+        logger.warning(
+            "%d of %d images of the split %s lack a label and do not count in monosemanticity; name fewer concepts to "
+            "have more images", n_lacking, len(images), split
+        )  # fmt: skip
+    images = images[complete]
     known = table.images.iloc[images]
     groups = known["patient_id"].to_numpy()
     sizes = [size for size in n if size <= len(np.unique(groups))]

@@ -152,6 +152,11 @@ class StudyInputs(StudyImages):
             for split in (TRAINING, TEST):
                 images, unit, counted = self.split(split).images, self.data.evaluation_unit, "image"
                 labels, known = images[concept].to_numpy(), self.concepts[concept]
+                if not (labels >= 0).any():
+                    raise InputError(
+                        f"no image of the {split} split has a label of {concept}, which is missing in all "
+                        f"{len(images)}; remove it from `concepts`, or add labels"
+                    )
                 missing = sorted(set(range(known.n_classes)) - set(labels.tolist()))
                 if not missing and unit.has_several_images:
                     chosen, where = np.ones(len(images), dtype=np.bool_), f"the dataset {self.all_images.name}"
@@ -171,8 +176,8 @@ class StudyInputs(StudyImages):
     @cached_property
     def pairs_with_boxes(self) -> list[ModelPair]:
         """The pairs that can be localized: some test image has a box of the concept."""
-        findings = self.split(TEST).findings
-        with_boxes = [c for c in self.findings if findings.loc[findings[c] > 0, "xmin"].notna().any()]
+        findings, boxed = self.split(TEST).findings, self.all_images.vocabulary.boxed
+        with_boxes = [c for c in self.findings if c in boxed and findings.loc[findings[c] > 0, "xmin"].notna().any()]
         return [pair for pair in self.pairs if pair.concept in with_boxes]
 
     # Models and layers

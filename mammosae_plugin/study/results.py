@@ -130,6 +130,7 @@ def _checkpoints(layer: LayerStudy) -> list[dict[str, str]]:
 
 def _data(study: StudyInputs) -> Row:
     config, splits, concepts = study.config.data, [], []
+    boxed = study.all_images.vocabulary.boxed
     unit, where = config.evaluation_unit, f"the dataset {study.all_images.name}"
     for split in (TRAINING, TEST):
         part = study.split(split)
@@ -160,7 +161,7 @@ def _data(study: StudyInputs) -> Row:
                     "n_positive_patients": int(patients.nunique()),
                     "n_images": n,
                     **({"n_missing": missing} if (missing := n - int((labels >= 0).sum())) else {}),
-                    "n_boxes": int(positive["xmin"].notna().sum()) if concept in study.findings else 0,
+                    "n_boxes": int(positive["xmin"].notna().sum()) if concept in boxed else 0,
                 }
             )
     quarantine = study.quarantine

@@ -187,6 +187,11 @@ def _labels(dataset: StudyDataset, concepts: Sequence[str]) -> Integers:
     table = dataset.images if dataset.unit == "image" else dataset.findings
     vocabulary = [dataset.vocabulary.named(concept, f"the dataset {dataset.name}") for concept in concepts]
     known = (table[list(concepts)].fillna(-1) >= 0).all(axis=1).to_numpy()
+    if not known.any():
+        raise InputError(
+            f"no training image has a label of {' and of '.join(concepts)}: all {len(table)} lack one; a classifier "
+            "cannot learn from these"
+        )
     for concept, found in zip(concepts, vocabulary, strict=True):
         if not found.is_binary and len(concepts) > 1:
             raise InputError(f"{concept} has {found.n_classes} classes and needs a classifier of its own")
