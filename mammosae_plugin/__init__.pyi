@@ -49,6 +49,7 @@ from .datasets import TotalSegmentator as TotalSegmentator
 from .datasets import VinDrMammo as VinDrMammo
 from .datasets import load_images as load_images
 from .datasets import make_phantoms as make_phantoms
+from .datasets import prepare_dicom as prepare_dicom
 from .errors import InputError as InputError
 from .findings import Findings as Findings
 from .findings import StudyFolder as StudyFolder

@@ -34,7 +34,7 @@ _FACES = {
 PUBLIC = {
     "adapters": "load_mammo_clip MammoClipClassifier HookedVisionModel load_vision_sae vision_sae_disk_loader "
     "vision_sae_huggingface_loader UnsafeCheckpointError CheckpointFormatError",
-    "datasets": "VinDrMammo make_phantoms TotalSegmentator",
+    "datasets": "VinDrMammo make_phantoms TotalSegmentator load_images prepare_dicom",
     "activations": "embed extract_activations ActivationStore",
     "training": "train_sae train_saes train_classifier SAETraining ClassifierTraining",
     "latents": "encode_latents encode_rows LatentTable",

@@ -10,10 +10,12 @@ from helpers_dicom import TOMOSYNTHESIS, breast, dicom_file
 from helpers_kills import ended, killed_at
 from PIL import Image
 
-from mammosae_plugin.datasets import prepared_folder, prepared_images
+from mammosae_plugin.adapters.preprocessing import BadImageError
+from mammosae_plugin.datasets import load_images, prepared_folder, prepared_images
 from mammosae_plugin.datasets.annotations import read_annotations
 from mammosae_plugin.datasets.base import BOX_COLUMNS, DatasetError
 from mammosae_plugin.datasets.mapping import load_mapping
+from mammosae_plugin.datasets.mask_files import read_mask
 from mammosae_plugin.datasets.phantoms import make_phantoms
 from mammosae_plugin.datasets.prepared_folder import prepare_dicom, read_transforms
 from mammosae_plugin.datasets.vindr import VinDrMammo
@@ -172,6 +174,34 @@ def test_png_originals_are_prepared_as_well(collection, prepared, tmp_path):
             assert (out / name).read_bytes() == content
 
 
+def test_masks_may_be_dicom(collection, prepared, tmp_path):
+    mask = np.asarray(Image.open(collection / "masks" / "005_1.png"))
+    root = tmp_path / "in"
+    for name in ("dcm", "images.csv"):
+        root.mkdir(exist_ok=True)
+        (root / name).symlink_to(collection / name)
+    copied = {"PresentationIntentType": "FOR PROCESSING", "RescaleIntercept": -9, "RescaleSlope": 1}  # as of the image
+    file = dicom_file(root / "masks" / "005_1.dcm", mask, syntax="RLE", inverted=True, **copied)
+    assert (read_mask(file) == (mask > 0)).all()
+    parts = np.stack([np.where(np.arange(len(mask))[:, None] < 55, mask, 0), mask * (mask.cumsum(0) > 999)])
+    for syntax in ("explicit", "JPEG lossless"):
+        frames = dicom_file(tmp_path / "frames", parts.astype(np.uint8), syntax=syntax, SOPClassUID=TOMOSYNTHESIS)
+        assert (read_mask(frames) == parts.any(axis=0)).all()
+    signed = dicom_file(tmp_path / "signed", (mask > 0).astype(np.int16), syntax="big endian")
+    assert (read_mask(signed) == (mask > 0)).all()
+    out = prepare_dicom({**MAPPING, "masks": "masks/{image_id}*"}, root, tmp_path / "out", image_size=SIZE)
+    before, after = files_of(prepared), files_of(out)
+    assert {name for name in after if before[name] != after[name]} == {".mammosae-files.json", "prepared.json"}
+    data = load_images(out)
+    at = data.images["image_id"].tolist().index("005")
+    assert data.masks(at)["Calc"].any() and len(data[at]["boxes"]["Calc"]) == 1
+    with pytest.raises(BadImageError, match="pixels|truncated"):
+        file.write_bytes(file.read_bytes()[:-200])
+        read_mask(file)
+    with pytest.raises(BadImageError, match="without pixels"):
+        read_mask(dicom_file(file, None))
+
+
 # -- killed, shared, changed -------------------------------------------------------------------------------------------
 
 
@@ -235,10 +265,15 @@ def test_only_what_changed_is_prepared_again(tmp_path, monkeypatch):
     prepare_dicom(MAPPING, root, out, image_size=SIZE)
     assert len(seen) == 2 and read_transforms(out)["002"].source == (140, 80)
     assert [name for name, content in files_of(out).items() if before[name] != content][:1] == [".mammosae-files.json"]
+    file = root / "dcm" / "003.dcm"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1000] + bytes(reversed(content[-1000:-500])) + content[-500:])  # of the same size
+    prepare_dicom(MAPPING, root, out, image_size=SIZE)
+    assert len(seen) == 3
     table = pd.read_csv(root / "images.csv", dtype=str).assign(cancer="1")
     table.to_csv(root / "images.csv", index=False)
     prepare_dicom(MAPPING, root, out, image_size=SIZE)
-    assert len(seen) == 2 and (annotations_of(out).images["cancer"] == 1).all()
+    assert len(seen) == 3 and (annotations_of(out).images["cancer"] == 1).all()
 
 
 # -- what is wrong -----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Images with labels and boxes: kinds of datasets, phantoms, preprocessing, screening of bad images."""
+"""Images with labels and boxes: kinds of datasets, DICOM, phantoms, preprocessing, screening of bad images."""
 
 from mammosae_plugin.adapters.preprocessing import BadImageError
 from mammosae_plugin.datasets import collections  # noqa: F401 (it registers the readers of collections)
@@ -6,9 +6,11 @@ from mammosae_plugin.datasets.about import DatasetAbout
 from mammosae_plugin.datasets.base import Batch, DatasetError, Item, MammogramDataset, collate
 from mammosae_plugin.datasets.concepts import Concept, Vocabulary
 from mammosae_plugin.datasets.csv_folder import CsvFolder, LabelSettings
+from mammosae_plugin.datasets.dicom import read_dicom
 from mammosae_plugin.datasets.image_table import ImageTable, ImageTableSettings, load_images
 from mammosae_plugin.datasets.mapping import ImageMapping, load_mapping
 from mammosae_plugin.datasets.phantoms import make_phantoms
+from mammosae_plugin.datasets.preparation import Transform
 from mammosae_plugin.datasets.prepared_folder import prepare_dicom, read_transforms
 from mammosae_plugin.datasets.preprocessing import PREPROCESSING, preprocess
 from mammosae_plugin.datasets.protocol import StudyDataset, is_study_dataset, require_study_dataset
@@ -48,6 +50,7 @@ __all__ = [
     "StudyDataset",
     "TotalSegmentator",
     "TotalSegmentatorSettings",
+    "Transform",
     "VinDrMammo",
     "Vocabulary",
     "VolumeFolder",
@@ -68,6 +71,7 @@ __all__ = [
     "organ_regions",
     "prepare_dicom",
     "preprocess",
+    "read_dicom",
     "read_quarantine",
     "read_split",
     "read_suspects",

@@ -4,10 +4,13 @@ The stored whole numbers are kept as they are, and what a number means (rescale,
 65,536 entries, so that an image of millions of pixels is passed over as seldom as can be. Needs the extra `dicom`.
 """
 
-__all__ = ["DicomInfo", "MultiFrame", "Picture", "read_dicom", "read_picture", "read_tags", "Voi"]
+__all__ = [
+    "DicomInfo", "is_dicom", "MultiFrame", "Picture", "read_dicom", "read_picture", "read_stored", "read_tags", "Voi",
+]  # fmt: skip
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +30,7 @@ Voi = Literal["none", "window", "lut", "auto"]
 MultiFrame = Literal["refuse", "first", "middle", "brightest"]
 Codes = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
+_QUOTED = re.compile(r"""'[^']*'|"[^"]*\"""")  # in what pydicom says, where it may quote the header
 _EXTRA = 'pip install "mammosae-plugin[dicom]"'
 _PACKAGES = {
     "JPEG 2000": "pylibjpeg and pylibjpeg-openjpeg",
@@ -36,6 +40,10 @@ _PACKAGES = {
 _TOMOSYNTHESIS = "1.2.840.10008.5.1.4.1.1.13.1.3"
 _SPOT = {"R-102D6", "399055006", "R-102D7", "399163009"}  # spot compression, magnification: SNOMED's old codes and new
 _LARGEST = 65535
+_FOR_PROCESSING = (
+    "is FOR PROCESSING: raw detector counts, whose contrast is not that of mammograms; give the image FOR PRESENTATION "
+    "of the same view"
+)
 
 
 @dataclass(frozen=True)
@@ -160,6 +168,32 @@ def read_dicom(
     return picture.pixels, picture.info
 
 
+def is_dicom(path: str | os.PathLike[str]) -> bool:
+    """Whether a file's content says that it is DICOM, whatever its name says.
+
+    Raises:
+        BadImageError: It is empty, not there or cannot be read.
+    """
+    return (_kind_of(path) or "").startswith("a DICOM file")
+
+
+def read_stored(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
+    """What numbers a DICOM file stores (H, W), of several frames the largest: of masks, where 0 is what is not marked.
+
+    Neither polarity, rescale nor windows count; whom the file is meant for does not either.
+
+    Raises:
+        BadImageError: It is no DICOM file, has no gray pixels or cannot be decoded.
+        InputError: pydicom is not installed.
+    """
+    pydicom = _pydicom()
+    with _told(path):
+        data = pydicom.dcmread(path, force=_lacks_preamble(path))
+        _require_pixels(path, data)
+        pixels, _, _ = _decoded(path, data, "largest")
+        return pixels
+
+
 def read_tags(path: str | os.PathLike[str], keywords: Sequence[str]) -> dict[str, str]:
     """What the header of a DICOM file says under these keywords, as text; the pixels are not read.
 
@@ -250,7 +284,7 @@ def _told(path: str | os.PathLike[str]) -> Iterator[None]:
             raise _bad(path, "is no DICOM file") from error
         if isinstance(error, EOFError):
             raise _bad(path, "is truncated: the file ends within its header or pixels") from error
-        said = " ".join(str(error).replace(str(path), "the file").split())
+        said = " ".join(_QUOTED.sub("...", str(error).replace(str(path), "the file")).split())
         what = "is truncated" if "less than expected" in said else "cannot be decoded"
         raise _bad(path, f"{what} ({said[:200] or type(error).__name__})") from error
     finally:
@@ -293,7 +327,9 @@ def _dicom_picture(
         data = pydicom.dcmread(path, force=kind != "a DICOM file")
         if kind is None and "SOPClassUID" not in data and "Rows" not in data:
             raise _bad(path, "is no DICOM file")
-        _require_usable(path, data)
+        _require_pixels(path, data)
+        if str(data.get("PresentationIntentType", "")).upper() == "FOR PROCESSING":
+            raise _bad(path, _FOR_PROCESSING)
         pixels, frame, n_frames = _decoded(path, data, multi_frame)
         codes, offset, step = _as_codes(pixels)
         stored = (np.arange(np.iinfo(codes.dtype).max + 1, dtype=np.float64) + offset) * step
@@ -309,17 +345,13 @@ def _dicom_picture(
         return Picture(codes, values, _padding(data, offset, step, codes), info)
 
 
-def _require_usable(path: str | os.PathLike[str], data: Any) -> None:
-    """Refuse what has no pixels, is no gray picture for readers, or has no decoder here."""
+def _require_pixels(path: str | os.PathLike[str], data: Any) -> None:
+    """Refuse what has no pixels, is no gray picture, or has no decoder here."""
     if not any(name in data for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        if "Rows" in data:
+            raise _bad(path, "is DICOM without the pixels that its header tells of: truncated, or taken out")
         what = getattr(data.get("SOPClassUID"), "name", "") or data.get("Modality", "")
         raise _bad(path, "is DICOM without pixels" + (f" ({what})" if what else ""))
-    if str(data.get("PresentationIntentType", "")).upper() == "FOR PROCESSING":
-        raise _bad(
-            path,
-            "is FOR PROCESSING: raw detector counts, whose contrast is not that of mammograms; give the image FOR "
-            "PRESENTATION of the same view",
-        )
     if data.get("SamplesPerPixel", 1) != 1 or data.get("PhotometricInterpretation") == "PALETTE COLOR":
         raise _bad(path, f"has colours ({data.get('PhotometricInterpretation')}), and is no mammogram")
     from pydicom.pixels.decoders.base import get_decoder
@@ -343,7 +375,7 @@ def _require_usable(path: str | os.PathLike[str], data: Any) -> None:
 
 
 def _decoded(
-    path: str | os.PathLike[str], data: Any, multi_frame: MultiFrame
+    path: str | os.PathLike[str], data: Any, multi_frame: MultiFrame | Literal["largest"]
 ) -> tuple[npt.NDArray[Any], int | None, int]:
     """The pixels of one picture as stored, which one it is (None: all), and how many there are."""
     from pydicom.pixels.utils import pixel_array
@@ -355,12 +387,13 @@ def _decoded(
         raise _bad(
             path, f"is {what} of {n_frames} frames, and one picture is wanted: leave it out, or choose a frame of it"
         )
-    frame = {"middle": n_frames // 2, "brightest": None}.get(multi_frame, 0) if n_frames > 1 else 0
+    one = {"middle": n_frames // 2, "brightest": None, "largest": None}
+    frame = one.get(multi_frame, 0) if n_frames > 1 else 0
     if frame is not None:
         pixels = pixel_array(data, index=frame) if n_frames > 1 else pixel_array(data)
     else:
         pixels = pixel_array(data, index=0)
-        darkest = data.get("PhotometricInterpretation") == "MONOCHROME1"
+        darkest = multi_frame == "brightest" and data.get("PhotometricInterpretation") == "MONOCHROME1"
         for other in range(1, n_frames):
             pixels = (np.minimum if darkest else np.maximum)(pixels, pixel_array(data, index=other))
     if pixels.ndim != 2 or pixels.size == 0:

@@ -3,6 +3,7 @@
 __all__ = ["boxes_of_mask", "read_mask"]
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ from PIL import Image
 from scipy import ndimage
 
 from mammosae_plugin.adapters.preprocessing import BadImageError
+from mammosae_plugin.datasets.dicom import is_dicom, read_stored
 
 
 def read_mask(path: Path, image_size: tuple[int, int] | None = None) -> npt.NDArray[np.bool_]:
@@ -23,20 +25,23 @@ def read_mask(path: Path, image_size: tuple[int, int] | None = None) -> npt.NDAr
         return BadImageError(f"mask {path.name}: {reason}", reason)
 
     try:
-        with Image.open(path) as image:
-            if image.mode == "P":  # whose numbers are the labels
-                values = np.asarray(image)
-            else:
-                values = np.asarray(image.convert("RGB") if image.mode in ("RGBA", "LA", "PA") else image)
-        mask = np.asarray(values != 0 if values.ndim == 2 else (values != 0).any(axis=2), dtype=np.bool_)
-    except FileNotFoundError as error:
-        raise bad("the file does not exist") from error
+        values = read_stored(path) if is_dicom(path) else _of_image(path)
+    except BadImageError as error:
+        raise bad(error.reason) from error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise bad("cannot be read as an image") from error
+    mask = np.asarray(values != 0 if values.ndim == 2 else (values != 0).any(axis=2), dtype=np.bool_)
     if image_size is not None and mask.shape != tuple(image_size):
         height, width = mask.shape
         raise bad(f"is {height} x {width} pixels, its image {image_size[0]} x {image_size[1]} (height x width)")
     return mask
+
+
+def _of_image(path: Path) -> npt.NDArray[Any]:
+    with Image.open(path) as image:
+        if image.mode == "P":  # whose numbers are the labels
+            return np.asarray(image)
+        return np.asarray(image.convert("RGB") if image.mode in ("RGBA", "LA", "PA") else image)
 
 
 def boxes_of_mask(mask: npt.NDArray[np.bool_], min_area: int = 1) -> npt.NDArray[np.float64]:

@@ -39,6 +39,7 @@ from mammosae_plugin.datasets.prepared_images import (
     Record,
     sources_of,
     targets_of,
+    version_of,
     written_size,
 )
 from mammosae_plugin.datasets.prepared_processes import in_processes
@@ -280,8 +281,8 @@ class _Job:
             )
 
     def _forget_changed(self, place: Path, jobs: Sequence[ImageJob]) -> list[Record]:
-        """Remove the shards of images of which an original or a result has another size than it had; of what stays,
-        the bad images. While the folder is not finished, these are tried again: their cause may be gone.
+        """Remove the shards of images of which an original or a result is another than it was; of what stays, the bad
+        images. While the folder is not finished, these are tried again: their cause may be gone.
         """
         kept: list[Record] = []
         again = not (self.folder / _ABOUT).exists()
@@ -504,12 +505,12 @@ def _unpacked(path: Path) -> list[Record]:
 
 
 def _is_same(record: Record, job: ImageJob) -> bool:
-    """Whether the originals, and what was made of them, have the sizes that they had."""
+    """Whether the originals are those that they were, and what was made of them has the size that it had."""
     sources = sources_of(job)
     targets = targets_of(job) if record["reason"] is None else []
     return (
         record["image_id"] == job.image_id
-        and record["source_bytes"] == [written_size(source) for source in sources]
+        and record["sources"] == [version_of(source) for source in sources]
         and record["bytes"] == [written_size(target) for target in targets]
     )
 

@@ -9,6 +9,7 @@ __all__ = [
     "sources_of",
     "targets_of",
     "write_png",
+    "version_of",
     "written_size",
 ]
 
@@ -24,6 +25,7 @@ import numpy.typing as npt
 
 from mammosae_plugin.adapters.preprocessing import BadImageError
 from mammosae_plugin.datasets.dicom import MultiFrame, Voi, read_picture
+from mammosae_plugin.datasets.mask_files import read_mask
 from mammosae_plugin.datasets.preparation import Bits, Flip, Orientation, prepare_picture
 from mammosae_plugin.files import atomic_path
 
@@ -66,14 +68,14 @@ class ImageJob:
 class Record(TypedDict):
     """What is kept of one image.
 
-    `reason` says why it could not be prepared; then there is no transform. `source_bytes` and `bytes` are the sizes of
-    its files, -1 of one that is not there; those of masks follow those of the image.
+    `reason` says why it could not be prepared; then there is no transform. `sources` tells the versions of its original
+    files, `bytes` the sizes of the prepared ones; those of masks follow those of the image.
     """
 
     image_id: str
     reason: str | None
     transform: dict[str, Any] | None
-    source_bytes: list[int]
+    sources: list[list[int]]
     bytes: list[int]
     is_dicom: bool
     implant: bool
@@ -91,7 +93,7 @@ def prepare_one(job: ImageJob, how: How) -> Record:
         image_id=job.image_id,
         reason=None,
         transform=None,
-        source_bytes=[written_size(source) for source in sources_of(job)],
+        sources=[version_of(source) for source in sources_of(job)],
         bytes=[],
         is_dicom=False,
         implant=False,
@@ -113,8 +115,8 @@ def prepare_one(job: ImageJob, how: How) -> Record:
         masks = []
         for mask in job.masks:
             at = "mask"
-            codes = read_picture(mask.source, rescale=False).codes
-            masks.append(np.where(prepared.transform.mask(codes > 0), np.uint8(255), np.uint8(0)))
+            marked = prepared.transform.mask(read_mask(Path(mask.source)))
+            masks.append(np.where(marked, np.uint8(255), np.uint8(0)))
     except BadImageError as error:
         return {**record, "reason": error.reason if at == "image" else f"its mask {error.reason}"}
     targets = targets_of(job)
@@ -140,6 +142,15 @@ def sources_of(job: ImageJob) -> list[str]:
 def targets_of(job: ImageJob) -> list[str]:
     """Where they go, in the same order."""
     return [job.target, *(mask.target for mask in job.masks)]
+
+
+def version_of(path: str | os.PathLike[str]) -> list[int]:
+    """A file's size and the time of its last change (ns), which tell that it is another one; empty of none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return []
+    return [found.st_size, found.st_mtime_ns]
 
 
 def written_size(path: str | os.PathLike[str]) -> int:

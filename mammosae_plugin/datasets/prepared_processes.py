@@ -14,7 +14,7 @@ from itertools import islice
 from multiprocessing.connection import wait
 from typing import Any
 
-from mammosae_plugin.datasets.prepared_images import How, ImageJob, Record, prepare_one, sources_of, written_size
+from mammosae_plugin.datasets.prepared_images import How, ImageJob, Record, prepare_one, sources_of, version_of
 from mammosae_plugin.memory import keep_freed_memory
 
 _AHEAD = 4  # images per process that wait for their turn or to be taken
@@ -64,12 +64,11 @@ def _alone(job: ImageJob, how: How) -> Record:
         try:
             return pool.submit(prepare_one, job, how).result()
         except BrokenProcessPool:
-            sizes = [written_size(source) for source in sources_of(job)]
             return Record(
                 image_id=job.image_id,
                 reason=_KILLER,
                 transform=None,
-                source_bytes=sizes,
+                sources=[version_of(source) for source in sources_of(job)],
                 bytes=[],
                 is_dicom=False,
                 implant=False,
