@@ -22,6 +22,8 @@ from typer.testing import CliRunner
 from mammosae_plugin.activations import ActivationStore
 from mammosae_plugin.adapters.input_normalization import normalized
 from mammosae_plugin.analysis import audit
+from mammosae_plugin.analysis.probes import probe_of
+from mammosae_plugin.analysis.retrieval_quality import retrieval_scores_of
 from mammosae_plugin.analysis.score_card import AuditSettings, audit_of
 from mammosae_plugin.cli import app
 from mammosae_plugin.errors import InputError
@@ -64,7 +66,10 @@ TRAINING = SAETraining(
     normalize_activations="expected_average_only_in",
 )  # fmt: skip
 QUICK = AuditSettings(most_labels=3, n_queries=8)
-MENTIONED = ("monosemanticity", "latent_auroc", "probe_1", "probe_5", "probe_20", "probe_all", "retrieval_map")
+MENTIONED = (
+    "monosemanticity", "latent_auroc", "probe_1", "probe_5", "probe_20", "probe_all",
+    "retrieval_map", "retrieval_bm25", "retrieval_fingerprint",
+)  # fmt: skip
 """Scores that go by labels."""
 
 
@@ -270,6 +275,67 @@ def test_a_trained_sae_separates_from_its_controls_on_planted_rows(audited):
         assert np.mean(card.values("l0", control)) == pytest.approx(own, rel=0.1)
 
 
+def test_probes_and_retrieval_of_a_card_are_those_of_their_functions(audited, planted):
+    folder, card = audited
+    store, images = planted
+    codes = ImageCodes.read(next((folder / "work" / "codes").glob("sae-1-*"))).codes.astype(np.float64)
+    labels = {name: images[name].to_numpy() for name in card.rows["concepts"]}
+    groups = images["patient_id"].to_numpy()
+    rows = store.rows_of(range(N_IMAGES)).numpy().reshape(N_IMAGES, ROWS, D_IN).astype(np.float64)
+
+    def probed(features: Any, **more: Any) -> pd.DataFrame:
+        own = {"ks": (1, 5, 20, None), "n_folds": 3, "strengths": (0.1,), "permute": False, **more}
+        return (
+            pd.concat([probe_of(features, given, groups, **own) for given in labels.values()])
+            .groupby("k")
+            .mean(numeric_only=True)
+        )
+
+    of_codes = probed(codes, n_bootstrap=0)
+    for name, column, k in (
+        ("probe_5", "auroc", 5),
+        ("slope_20", "calibration_slope", 20),
+        ("slope_all", "calibration_slope", 32),
+    ):
+        assert card.values(name, "sae") == [pytest.approx(of_codes.loc[k, column])], name
+    arms = {"dense": (rows.mean(1), "features"), "channels": (rows.max(1), "features"), "pca": (rows.mean(1), "pca")}
+    for arm, (features, basis) in {**arms, "kmeans": (rows.mean(1), "kmeans")}.items():
+        found = probed(features, basis=basis, n_clusters=32, n_bootstrap=200).iloc[-1]  # all features
+        said = card.references[arm]
+        assert said["probe_all"] == pytest.approx(found["auroc"]) and said["probe_5"] is not None, arm
+        assert [said["probe_all_low"], said["probe_all_high"]] == pytest.approx(
+            found[["auroc_low", "auroc_high"]].tolist()
+        )
+        assert said["slope_all"] == pytest.approx(found["calibration_slope"]), arm
+    ranked = retrieval_scores_of(codes, labels, groups, n_queries=QUICK.n_queries, n_bootstrap=0, n_draws=0)
+    for method, name in (("cosine", "map"), ("bm25", "bm25"), ("fingerprint", "fingerprint"), ("random", None)):
+        mean = ranked.loc[ranked["method"] == method, "average_precision"].mean()
+        assert (card.values(f"retrieval_{name}", "sae") if name else [card.references["random"]["retrieval_map"]]) == [
+            pytest.approx(mean)
+        ]
+
+
+def test_what_no_sae_changes_is_said_once_with_its_interval(audited):
+    card = audited[1]
+    heads, rows = card.reference_table()
+    assert heads == ["score", "the rows", "raw channels", "components", "clusters", "random images"]
+    told = {row[0]: row[1:] for row in rows}
+    assert set(told) == {SCORES[name].title for name in SCORES if name.split("_")[0] in ("probe", "slope")} | {
+        "retrieval, mAP", "retrieval by 5 latents, mAP",
+    }  # fmt: skip
+    assert "[" in told["probe on 5 latents, AUROC"][1] and "[" not in told["retrieval, mAP"][4]  # 8 queries are few
+    assert told["retrieval, mAP"][1:4] == ["–"] * 3 and "[" not in told["calibration slope, 20 latents"][0]
+    assert "Without any SAE" in card.as_text()
+    before = replace(
+        card, references={"dense": {"probe_all": 0.9, "retrieval_map": 0.5}, "random": {"retrieval_map": 0.2}}
+    )
+    assert before.reference_table()[1] == [
+        ["probe on all latents, AUROC", "0.900", "–"],
+        ["retrieval, mAP", "0.500", "0.200"],
+    ]
+    assert "Without any SAE" not in replace(card, references={}).as_text()
+
+
 def test_on_noise_it_does_not_separate_and_the_card_says_so(tmp_path):
     generator = torch.Generator().manual_seed(1)
     store = store_of(torch.randn(N_IMAGES * ROWS, D_IN, generator=generator), tmp_path / "store", rows_per_image=ROWS)
@@ -356,8 +422,10 @@ def test_the_file_of_a_score_card_is_read_as_it_was_written(audited, tmp_path):
     said = card.to_json()
     old = ("explained_variance", "l0", "probe_all", "moran")  # a card of before there were more scores
     members = [{**one, "scores": {name: one["scores"][name] for name in old}} for one in said["members"]]
-    write_json(tmp_path / SCORE_CARD, {**said, "members": members, "reasons": {}})
+    references = {"dense": {"probe_all": 0.9}, "random": {"retrieval_map": 0.1}}  # without intervals
+    write_json(tmp_path / SCORE_CARD, {**said, "members": members, "reasons": {}, "references": references})
     before = read_score_card(tmp_path)
+    assert "0.900" in before.as_text()
     assert before.scored == list(old) and compare_cards(before, card)["score"].tolist() == list(old)
     for wrong, message in (
         ({}, "no score card"),
@@ -505,7 +573,11 @@ def test_a_published_sae_has_its_score_card_on_its_page(audited, trained, tmp_pa
     assert "### Score card" in page and "explained variance" in page and "layer/score_card.png" in page
     results = {one.metric_type: one for one in ModelCard(page).data.eval_results}
     assert set(results) >= {"clarity", "absorption", "code_redundancy", "decoder_redundancy", "dense_share"}
-    assert set(results) >= {"position_entropy", "breast_energy", "box_energy"} and "median_density" not in results
+    assert set(results) >= {"position_entropy", "breast_energy", "box_energy"} and not {
+        "median_density",
+        "slope_all",
+    } & set(results)
+    assert "retrieval_bm25" in results and "Without any SAE" in page and "| clusters |" in page
     assert results["monosemanticity"].metric_value == pytest.approx(card.values("monosemanticity", "sae")[0])
     assert "d against untrained" in results["monosemanticity"].metric_name
     said = (tmp_path / "staged" / "layer" / SCORE_CARD).read_text()

@@ -16,6 +16,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 Labels = Mapping[str, NDArray[np.float64]]
 _LEAST_GROUPS = 5  # of a class, for a label to be asked for
+_RESAMPLES = 200  # by which references have intervals
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ def audit_of(
         None if vectors is None else numbers(vectors, "vectors"),
         reasons=reasons,
     )
-    references, dense = reference_scores(images, settings)
+    references, dense = reference_scores(images, settings, first.codes.shape[1])
     found = []
     for kind, several in members.items():
         shared = replications([one.codes for one in several], settings) if kind != SAE else [None]
@@ -255,25 +257,58 @@ def chosen_labels(
 
 
 _OF_SEVERAL = ("monosemanticity", "monosemantic_share")
+_OF_RETRIEVAL = {"cosine": "retrieval_map", "bm25": "retrieval_bm25", "fingerprint": "retrieval_fingerprint"}
 _OF_LABELS = (
-    *_OF_SEVERAL, "latent_auroc", "probe_1", "probe_5", "probe_20", "probe_all", "recovery_20", "retrieval_map",
+    *_OF_SEVERAL, "latent_auroc", "probe_1", "probe_5", "probe_20", "probe_all", "slope_20", "slope_all",
+    "recovery_20", *_OF_RETRIEVAL.values(),
 )  # fmt: skip
 
 
-def reference_scores(images: AuditImages, settings: AuditSettings) -> tuple[dict[str, Any], dict[str, float]]:
-    """Scores that need no SAE, of the rows themselves and of chance; and the AUROC of a probe on the rows, by label."""
+def reference_scores(
+    images: AuditImages, settings: AuditSettings, n_latents: int
+) -> tuple[dict[str, dict[str, float | None]], dict[str, float]]:
+    """What needs no SAE and so is the same for all: probes on the rows in several forms, retrieval by them and by luck.
+
+    The interval of a mean over labels has the means of theirs as its ends, which is never too narrow: a mean varies at
+    most as its parts do on average.
+
+    Args:
+        images: What is known of these images; labels as `chosen_labels` gives them.
+        settings: How to score.
+        n_latents: As many clusters are looked for.
+
+    Returns:
+        By one of `schema.score_card.REFERENCES` and score, value and ends of its interval, None where there is none;
+        and the AUROC of a probe on the rows, by label.
+    """
     vectors, labels, groups = images.vectors, images.labels, images.groups
-    if vectors is None:
+    if vectors is None or not labels:
         return {}, {}
-    dense = {name: _probe(vectors, given, groups, (None,), settings)[0] for name, given in labels.items()}
-    retrieval = _retrieval(sparse.csr_array(vectors), labels, groups, settings)
-    return (
-        {
-            "dense": {"probe_all": _mean(list(dense.values())), "retrieval_map": retrieval["cosine"]},
-            "random": {"retrieval_map": retrieval["random"]},
-        },
-        dense,
+    arms: dict[str, tuple[Any, dict[str, Any]]] = {"dense": (vectors, {})}
+    if images.channels is not None:
+        arms["channels"] = (images.channels, {})
+    arms |= {"pca": (vectors, {"basis": "pca"}), "kmeans": (vectors, {"basis": "kmeans", "n_clusters": n_latents})}
+    found: dict[str, dict[str, float | None]] = {}
+    dense: dict[str, float] = {}
+    for arm, (features, basis) in arms.items():
+        probed = {
+            name: _probe(features, given, groups, settings, n_bootstrap=_RESAMPLES, **basis)
+            for name, given in labels.items()
+        }
+        found[arm] = _probe_scores(list(probed.values()), settings, ends=True)
+        if arm == "dense":
+            dense = {name: float(some["auroc"].iloc[-1]) for name, some in probed.items()}
+    ranked = _ranked(
+        sparse.csr_array(vectors), images, settings, methods=("cosine",), embeddings=vectors, n_bootstrap=_RESAMPLES
     )
+    for kind, name, method in (
+        ("dense", "retrieval_map", "cosine"),
+        ("dense", "retrieval_fingerprint", "dense_fingerprint"),
+        ("random", "retrieval_map", "random"),
+    ):
+        if ranked is not None:
+            found.setdefault(kind, {}).update(_spread(name, ranked[ranked["method"] == method], "average_precision"))
+    return found, dense
 
 
 def member_scores(
@@ -301,17 +336,20 @@ def member_scores(
     if not labels:
         return found
     found["latent_auroc"] = _mean([_best_latent(codes, given, groups, settings) for given in labels.values()])
-    ks = (*settings.ks, None)
-    probed = {name: _probe(codes, given, groups, ks, settings) for name, given in labels.items()}
-    for place, k in enumerate(ks):
-        if (name := f"probe_{k or 'all'}") in SCORES:
-            found[name] = _mean([aurocs[place] for aurocs in probed.values()])
-    if 20 in ks:
+    probed = {name: _probe(codes, given, groups, settings) for name, given in labels.items()}
+    found |= _probe_scores(list(probed.values()), settings)
+    if 20 in settings.ks:
+        place = settings.ks.index(20)
         shares = [
-            (probed[name][ks.index(20)] - 0.5) / (auroc - 0.5) for name, auroc in dense.items() if auroc > LEAST_DENSE
+            (float(probed[name]["auroc"].iloc[place]) - 0.5) / (auroc - 0.5)
+            for name, auroc in dense.items()
+            if auroc > LEAST_DENSE
         ]
         found["recovery_20"] = _mean(shares)
-    found["retrieval_map"] = _retrieval(codes, labels, groups, settings)["cosine"]
+    ranked = _ranked(codes, images, settings, methods=tuple(_OF_RETRIEVAL))
+    if ranked is not None:
+        for method, name in _OF_RETRIEVAL.items():
+            found[name] = _mean(ranked.loc[ranked["method"] == method, "average_precision"])
     return found
 
 
@@ -393,35 +431,65 @@ def _probe(
     features: Any,
     labels: NDArray[np.float64],
     groups: NDArray[np.int64],
-    ks: Sequence[int | None],
     settings: AuditSettings,
-) -> list[float]:
-    found = probe_of(
+    n_bootstrap: int = 0,
+    **more: Any,
+) -> pd.DataFrame:
+    """`probe_of` with each of the settings' numbers of features, and with all."""
+    return probe_of(
         features,
         labels,
         groups,
-        ks=ks,
+        ks=(*settings.ks, None),
         n_folds=settings.n_folds,
         strengths=(settings.strength,),
-        n_bootstrap=0,
+        n_bootstrap=n_bootstrap,
         permute=False,
         seed=settings.seed,
+        **more,
     )
-    return [float(auroc) for auroc in found["auroc"]]
 
 
-def _retrieval(
-    codes: sparse.csr_array, labels: Labels, groups: NDArray[np.int64], settings: AuditSettings
+def _probe_scores(
+    probed: Sequence[pd.DataFrame], settings: AuditSettings, *, ends: bool = False
 ) -> dict[str, float | None]:
-    if not labels or int(groups.max(initial=0)) < 1:
-        return {"cosine": None, "random": None}
-    scored = retrieval_scores_of(
-        codes, labels, groups, methods=("cosine",), n_queries=settings.n_queries, n_bootstrap=0, seed=settings.seed
-    )
+    """Means over labels of AUROC and slope for each number of features, where they are scores."""
+    found: dict[str, float | None] = {}
+    for place, k in enumerate((*settings.ks, None)):
+        rows = pd.DataFrame([one.iloc[place] for one in probed])
+        for name, column in ((f"probe_{k or 'all'}", "auroc"), (f"slope_{k or 'all'}", "calibration_slope")):
+            if name in SCORES:
+                found |= _spread(name, rows, column) if ends else {name: _mean(rows[column])}
+    return found
+
+
+def _spread(name: str, rows: pd.DataFrame, column: str) -> dict[str, float | None]:
+    """The mean over labels, and the mean ends of their intervals where all that have a value have one."""
+    known = rows[rows[column].notna()]
+    ends = {end: known.get(f"{column}{end}", pd.Series(np.nan, known.index)) for end in ("_low", "_high")}
+    whole = all(bool(some.notna().all()) for some in ends.values())
     return {
-        method: _mean(scored.loc[scored["method"] == method, "average_precision"].to_numpy(dtype=np.float64))
-        for method in ("cosine", "random")
+        name: _mean(known[column]),
+        **{f"{name}{end}": _mean(some) if whole else None for end, some in ends.items()},
     }
+
+
+def _ranked(
+    codes: sparse.csr_array, images: AuditImages, settings: AuditSettings, n_bootstrap: int = 0, **more: Any
+) -> pd.DataFrame | None:
+    """Retrieval judged by each label; None without labels or a second group."""
+    if not images.labels or images.n_groups < 2:
+        return None
+    return retrieval_scores_of(
+        codes,
+        images.labels,
+        images.groups,
+        n_queries=settings.n_queries,
+        n_bootstrap=n_bootstrap,
+        n_draws=0,
+        seed=settings.seed,
+        **more,
+    )
 
 
 def _mean(values: Any) -> float | None:

@@ -37,6 +37,7 @@ class AuditImages:
         labels: By name (n_images,) 0 or 1, NaN where it is missing: those that are asked for.
         nested: The same of labels that may lie in each other.
         vectors: (n_images, d) the rows themselves, averaged over positions; None where they are not known.
+        channels: (n_images, d) each channel's maximum over positions; None where an image has but one.
         regions: By score ("breast_energy", "box_energy") of some images, by number, (h, w): the share of each position
             that belongs to the breast, or to boxes.
         reasons: By score why it cannot be had, where that is known beforehand.
@@ -46,6 +47,7 @@ class AuditImages:
     labels: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     nested: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     vectors: NDArray[np.float64] | None = None
+    channels: NDArray[np.float64] | None = None
     regions: Mapping[str, Mapping[int, NDArray[np.float64]]] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
 

@@ -12,6 +12,7 @@ from mammosae_plugin.files import write_json
 from mammosae_plugin.hub.portable import portable
 from mammosae_plugin.privacy.guard import let_out
 from mammosae_plugin.schema.score_card import (
+    BESIDE,
     FIGURE,
     SAE,
     SCORE_CARD,
@@ -92,11 +93,13 @@ def _cards(saes: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ScoreCa
 
 
 def shown_score_cards(saes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By id what the page shows of an audit: heads and rows of its table, and sentences."""
+    """By id what the page shows of an audit: its table, sentences, and the table of what needs no SAE."""
     found = {}
     for sae_id, card in _cards(saes):
         heads, rows = card.table()
-        found[sae_id] = {"heads": heads, "rows": rows, "said": [card.described(), *card.sentences()]}
+        found[sae_id] = {"heads": heads, "rows": rows, "said": [card.described(), *card.sentences(), *card.missing()]}
+        beside, rows = card.reference_table()
+        found[sae_id]["beside"] = {"said": BESIDE, "heads": beside, "rows": rows}
     return found
 
 

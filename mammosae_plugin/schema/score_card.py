@@ -6,9 +6,9 @@ a single image or patient.
 """
 
 __all__ = [
-    "compare_cards", "Comparison", "comparison_text", "CONTROLS", "FIELDS", "FIGURE", "FORMAT", "FORMAT_VERSION",
-    "Member", "read_score_card", "SAE", "SCORE_CARD", "score_card_in", "score_card_of", "ScoreCard", "scored_alike",
-    "SCORES", "SEPARATES", "study_audit", "study_cards", "TRAINED",
+    "BESIDE", "compare_cards", "Comparison", "comparison_text", "CONTROLS", "FIELDS", "FIGURE", "FORMAT",
+    "FORMAT_VERSION", "Member", "read_score_card", "REFERENCES", "SAE", "SCORE_CARD", "score_card_in", "score_card_of",
+    "ScoreCard", "scored_alike", "SCORES", "SEPARATES", "study_audit", "study_cards", "TRAINED",
 ]  # fmt: skip
 
 import os
@@ -39,6 +39,16 @@ CONTROLS: Mapping[str, str] = {
     "pca": "principal components, positive and negative parts as latents, the largest per row",
 }
 """What an SAE is held against, in this order."""
+REFERENCES: Mapping[str, str] = {
+    "dense": "the rows",
+    "channels": "raw channels",
+    "pca": "components",
+    "kmeans": "clusters",
+    "random": "random images",
+}
+"""What is scored once beside all SAEs, since none of them changes it: the rows of an image averaged over positions,
+each channel's maximum over positions, 100 principal components of the rows, which of as many clusters of them as there
+are latents is nearest, and images at random."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,10 @@ class _Score:
     meaning: str
 
 
+_SLOPE = (
+    "of the label on the probe's held-out logit, mean over concepts: 1 is right, below it the probe is too sure and "
+    "above it not sure enough, so neither side is the better one"
+)
 SCORES: Mapping[str, _Score] = {
     "explained_variance": _Score("explained variance", "higher", "of the rows, by the reconstruction"),
     "l0": _Score("L0", None, "latents that fire per row; made alike where the architecture allows, so it is no score"),
@@ -75,11 +89,17 @@ SCORES: Mapping[str, _Score] = {
     "probe_5": _Score("probe on 5 latents, AUROC", "higher", "held out by group, mean over concepts"),
     "probe_20": _Score("probe on 20 latents, AUROC", "higher", "held out by group, mean over concepts"),
     "probe_all": _Score("probe on all latents, AUROC", "higher", "held out by group, mean over concepts"),
+    "slope_20": _Score("calibration slope, 20 latents", None, _SLOPE),
+    "slope_all": _Score("calibration slope, all latents", None, _SLOPE),
     "recovery_20": _Score(
         "recovery with 20 latents", "higher", "(AUROC - 0.5) of 20 latents over that of the rows themselves"
     ),
     "retrieval_map": _Score(
         "retrieval, mAP", "higher", "images like one by cosine of codes, of other groups, judged by labels"
+    ),
+    "retrieval_bm25": _Score("retrieval by BM25, mAP", "higher", "the same with latents as words"),
+    "retrieval_fingerprint": _Score(
+        "retrieval by 5 latents, mAP", "higher", "the same by the query's 5 strongest latents (SAIL's fingerprint)"
     ),
     "replication": _Score(
         "replication between seeds", "higher", "share of latents matched above r 0.7 in another of its kind; mean"
@@ -171,8 +191,8 @@ class ScoreCard:
         training: How the seeds were trained: settings, settings_known, rows_seen, seeds, l0, and own_batch_size where
             the SAE's own batches were larger.
         settings: Of the scores.
-        references: Scores that need no SAE: probe_all and retrieval_map of the rows themselves, retrieval_map of images
-            at random.
+        references: Scores that need no SAE, by one of `REFERENCES`: of a score its mean over labels, and with _low and
+            _high its 95 % interval over groups; None where there is none.
         reasons: Why a score is missing, by score, or a control, by control.
         provenance: Versions.
     """
@@ -280,22 +300,29 @@ class ScoreCard:
             rows.append(cells)
         return heads, rows
 
+    def reference_table(self) -> tuple[list[str], list[list[str]]]:
+        """Heads and rows of what is scored once, without any SAE; no row of a card that holds none."""
+        there = [kind for kind in REFERENCES if self.references.get(kind)]
+        rows = []
+        for name in SCORES:
+            cells = [_reference(self.references[kind], name) for kind in there]
+            if any(cell != "–" for cell in cells):
+                rows.append([SCORES[name].title, *cells])
+        return ["score", *(REFERENCES[kind] for kind in there)], rows
+
     def as_text(self) -> str:
-        """What a command prints: what was scored, the table, and the sentences."""
-        heads, rows = self.table()
-        widths = [max(len(row[place]) for row in [heads, *rows]) for place in range(len(heads))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [heads, *rows]
-        ]
+        """What a command prints: what was scored, the table, the sentences, and the references."""
+        beside = self.reference_table()
         return "\n".join(
             [
                 self.described(),
                 "",
-                *(line.rstrip() for line in lines),
+                *_lines(*self.table()),
                 "",
                 "In brackets: d of the trained seeds against the control; from 2 on they separate.",
                 *self.sentences(),
                 *self.missing(),
+                *(["", BESIDE, "", *_lines(*beside)] if beside[1] else []),
             ]
         )
 
@@ -338,6 +365,7 @@ class ScoreCard:
         }
 
 
+BESIDE = "Without any SAE, in square brackets a 95 % interval over groups where every label has 10 of either class:"
 _HEADS = {SAE: "this SAE", TRAINED: "trained seeds", "pca": "PCA"}
 _PARTS = ("sae", "rows", "training", "settings", "references", "reasons", "provenance")
 
@@ -350,7 +378,8 @@ FIELDS: frozenset[str] = frozenset(
         *("n_images", "n_groups", "n_rows", "split", "concepts", "fingerprint", "grid"),
         *("settings_known", "rows_seen", "seeds", "l0", "random", "own_batch_size"),
         *("seed", "n_folds", "n_queries", "n", "ks", "most_images", "most_labels", "most_latents", "strength"),
-        *("packages", "python", "platform", "dense"),
+        *("packages", "python", "platform", *REFERENCES),
+        *(f"{name}{end}" for name in SCORES for end in ("_low", "_high")),
     )
 )
 """Every name that stands in a score card, beside the settings of a training and the names of packages."""
@@ -482,6 +511,21 @@ def _d(value: float | None) -> str:
     near = abs(abs(value) - SEPARATES) < 0.05  # 1.97 is not 2
     shown = f"{value:.{2 if near else 1}f}" if abs(value) < 100 else ("> 100" if value > 0 else "< -100")
     return f"d {shown}".replace("-", MINUS)
+
+
+def _lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in columns."""
+    widths = [max(len(row[place]) for row in [heads, *rows]) for place in range(len(heads))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [heads, *rows]
+    ]
+
+
+def _reference(scores: Mapping[str, float | None], name: str) -> str:
+    value, low, high = (scores.get(f"{name}{end}") for end in ("", "_low", "_high"))
+    if value is None:
+        return "–"
+    return _value(value) + ("" if low is None or high is None else f" [{_value(low)}, {_value(high)}]")
 
 
 def _listed(several: Sequence[Comparison]) -> str:

@@ -282,7 +282,13 @@ class _Audit:
         data, settings = self.data, self.data.settings
         labels, missing = chosen_labels(data.labels, data.groups, settings)
         images = AuditImages(
-            data.groups, labels, data.nested, data.vectors, data.regions, reasons={**missing, **data.reasons}
+            data.groups,
+            labels,
+            data.nested,
+            data.vectors,
+            data.channels,
+            data.regions,
+            reasons={**missing, **data.reasons},
         )
         asked = [
             asdict(settings),
@@ -296,7 +302,10 @@ class _Audit:
             package_versions(),
         ]
         scored: dict[tuple[str, int], dict[str, float | None]] = {}
-        references, dense = self._kept("rows", [asked, data.fingerprint], lambda: reference_scores(images, settings))
+        n_latents = int(self.sae.cfg.d_sae)
+        references, dense = self._kept(
+            "rows", [asked, data.fingerprint, n_latents], lambda: reference_scores(images, settings, n_latents)
+        )
         dense = {name: auroc for name, auroc in dense.items() if auroc is not None}
         encoded: dict[tuple[str, int], ImageCodes] = {}
         for key, path in tqdm(codes.items(), desc="score", unit="SAE", dynamic_ncols=True):

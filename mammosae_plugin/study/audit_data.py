@@ -176,15 +176,28 @@ class AuditData:
             if len(kept):
                 yield vectors[kept].float(), there[kept]
 
-    @cached_property
+    @property
     def vectors(self) -> npt.NDArray[np.float64]:
         """(n_images, d): the mean of the rows of each image that is scored."""
-        sums, counts = np.zeros((len(self.images), self.store.d_in)), np.zeros(len(self.images))
+        return self._pooled[0]
+
+    @property
+    def channels(self) -> npt.NDArray[np.float64] | None:
+        """(n_images, d): each channel's maximum over the rows of an image; None where every image has one row."""
+        return self._pooled[1]
+
+    @cached_property
+    def _pooled(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64] | None]:
+        shape = (len(self.images), self.store.d_in)
+        sums, largest, counts = np.zeros(shape), np.full(shape, -np.inf), np.zeros(shape[0], dtype=np.int64)
         for vectors, image in self.rows():
-            np.add.at(sums, image, vectors.numpy().astype(np.float64))
-            np.add.at(counts, image, 1)
-        found: npt.NDArray[np.float64] = sums / np.maximum(counts, 1)[:, None]
-        return found
+            order = np.argsort(image, kind="stable")
+            values = vectors.numpy()[order].astype(np.float64)
+            own, first = np.unique(image[order], return_index=True)
+            sums[own] += np.add.reduceat(values, first, axis=0)
+            largest[own] = np.maximum(largest[own], np.maximum.reduceat(values, first, axis=0))
+            counts += np.bincount(image, minlength=shape[0])
+        return sums / np.maximum(counts, 1)[:, None], largest if counts.max(initial=0) > 1 else None
 
 
 def _drawn(usable: npt.NDArray[np.int64], groups: npt.NDArray[Any], settings: AuditSettings) -> npt.NDArray[np.int64]:

@@ -96,7 +96,8 @@ def _panel(
 
 def _references(card: ScoreCard, score: str) -> tuple[float | None, float | None]:
     """Chance, and the score of the rows themselves."""
-    chance = (card.references.get("random") or {}).get(score, _CHANCE.get(score))
+    name = "retrieval_map" if score.startswith("retrieval") else score  # random images are the same for all ways
+    chance = (card.references.get("random") or {}).get(name, _CHANCE.get(score))
     return chance, (card.references.get("dense") or {}).get(score)
 
 
