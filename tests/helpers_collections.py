@@ -348,12 +348,12 @@ def write_inbreast(root: Path) -> Truth:
 
 def write_embed(root: Path) -> Truth:
     """Findings of L, R, B and no side; tomosynthesis and cview; boxes y first; a spot view; a side with two kinds."""
-    kinds = ("Mass", "Asymmetry", "Architectural_Distortion", "Calcification")
+    kinds = ("Mass", "Asymmetry", "Architectural_Distortion", "Calcification", "Lymph_Node")
     clinical = [  # exam, side, asses, tissueden, massshape, calcfind, path_severity
         ("e1", "L", "S", 3, "O", "", 0),
         ("e1", "R", "N", 3, "", "", ""),
         ("e2", "B", "B", 2, "", "A", ""),
-        ("e3", "", "N", 5, "", "", ""),
+        ("e3", "", "N", 5, "Y", "", ""),
         ("e4", "R", "A", 1, "S", "", ""),
         ("e4", "R", "A", 1, "Q", "", 4),
     ]
@@ -364,7 +364,7 @@ def write_embed(root: Path) -> Truth:
         ("e1", "L", "MLO", "cview", "", []),
         ("e1", "R", "CC", "2D", "", []),
         ("e2", "L", "CC", "2D", "", []),
-        ("e2", "R", "CC", "2D", "1", [(5, 6, 15, 26), (20, 10, 30, 22)]),
+        ("e2", "R", "CC", "C-view", "1", [(5, 6, 15, 26), (20, 10, 30, 22)]),
         ("e3", "L", "MLO", "2D", "", []),
         ("e4", "R", "MLO", "2D", "", [(10, 20, 26, 34)]),
         ("e5", "L", "CC", "2D", "", []),
@@ -388,7 +388,8 @@ def write_embed(root: Path) -> Truth:
             {
                 "empi_anon": patients[exam], "acc_anon": exam, "anon_dicom_path": f"/mnt/store/anon_dicom/{path}",
                 "ImageLateralityFinal": side, "ViewPosition": view, "spot_mag": spot, "FinalImageType": kind,
-                "ROI_coords": str([list(one) for one in regions]), "num_ROI": len(regions),
+                "ROI_coords": str([[one[0], IMAGE[1] - one[3], one[2], IMAGE[1] - one[1]] for one in regions]),
+                "DCM_ROI_coords": str([list(one) for one in regions]), "num_roi": len(regions),
                 "match_level": str([1] * len(regions)), "Rows": IMAGE[0], "Columns": IMAGE[1],
                 "ManufacturerModelName": "Model E",
             }
@@ -403,6 +404,7 @@ def write_embed(root: Path) -> Truth:
             "Asymmetry": any(one[4] == "S" for one in own),
             "Architectural_Distortion": any(one[4] == "Q" for one in own),
             "Calcification": any(one[5] == "A" for one in own),
+            "Lymph_Node": any(one[4] == "Y" for one in own),
         }
         labels: dict[str, int | None] = {kind: int(present[kind]) if own else None for kind in kinds}
         labels["Finding"] = int(any(present.values()) or bool(regions)) if own or regions else None
@@ -417,7 +419,7 @@ def write_embed(root: Path) -> Truth:
         labels["density"] = density - 1 if density < 5 else None
         known = [kind for kind in kinds if present[kind]]
         of_kind = {known[0]: boxes} if len(known) == 1 and boxes else {}
-        covariates = {"spot_mag": "1" if spot else "0", "image_type": kind}
+        covariates = {"spot_mag": "1" if spot else "0", "image_type": "2D" if kind == "2D" else "cview"}
         truth[name] = Known(
             patients[exam], side, view, labels, of_kind | ({"Finding": boxes} if boxes else {}), None, covariates
         )

@@ -11,7 +11,7 @@ from helpers_datasets import CORNERS, SIZE, author_box, good_rows, publish_boxes
 from helpers_study import mammosae, results_of, small_phantoms, study_settings, write_study
 
 from mammosae_plugin.config import load_config
-from mammosae_plugin.datasets import DatasetError, VinDrMammo
+from mammosae_plugin.datasets import DatasetError, VinDrMammo, load_images
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.study import Study
 
@@ -64,6 +64,12 @@ def test_every_box_that_the_authors_code_cut_is_mended_counted_and_told(publishe
     assert changes["change"].value_counts()["mended"] == 61
     assert changes.loc[changes["change"] == "mended", "line"].tolist() == list(range(2, 63))
     assert (changes["file_ymax"] <= changes["file_ymin"]).sum() == 12
+
+
+def test_the_preset_mends_and_clips_the_same_boxes(published):
+    own, preset = VinDrMammo(published[0]), load_images("vindr-mammo-clip", published[0])
+    np.testing.assert_array_equal(boxes_of(own), boxes_of(preset))
+    pd.testing.assert_frame_equal(own.images, preset.images[own.images.columns], check_dtype=False)
 
 
 def test_a_box_that_reaches_five_percent_over_the_edge_is_clipped(published):

@@ -90,9 +90,9 @@ EMBED = DatasetAbout(
     title="EMBED",
     citation="J. J. Jeong et al. The EMory BrEast imaging Dataset (EMBED): a racially diverse, granular dataset of 3.4 "
     "million screening and diagnostic mammographic images. Radiology: Artificial Intelligence 5(1), e220047, 2023.",
-    licence="EMBED data use agreement",
+    licence="EMBED research use agreement, non-commercial",
     url="https://github.com/Emory-HITI/EMBED_Open_Data",
-    why="its users have signed not to share the data, and a row per image is data",
+    why="its users have agreed neither to share the data nor to release models, weights or embeddings made with them",
     licence_words=("embed",),
 )
 

@@ -233,7 +233,13 @@ def mended_rows(root: Path) -> pd.DataFrame:
     counts = {name: int(checked.box_changes[name].sum()) for name in ("mended", "dropped")}
     if counts["mended"] or counts["dropped"]:
         logger.warning("%(mended)d boxes of %(file)s mended, %(dropped)d dropped", {**counts, "file": file.name})
-    boxes = checked.findings[list(BOX_COLUMNS)].map(lambda value: "" if np.isnan(value) else repr(float(value)))
+    boxes = checked.findings[list(BOX_COLUMNS)].copy()
+    reasons = checked.box_changes["reason"].str
+    listed = checked.box_changes[~checked.box_changes["mended"] & reasons.startswith(("inverted", "more than"))]
+    boxes.loc[listed.index] = listed[
+        [f"file_{name}" for name in BOX_COLUMNS]
+    ].to_numpy()  # which `ImageTable` leaves out likewise, and lists
+    boxes = boxes.map(lambda value: "" if np.isnan(value) else repr(float(value)))
     return table.assign(
         birads=(checked.findings["birads"] + 1).astype(str).to_numpy(), **dict(boxes.set_axis(table.index))
     )

@@ -15,7 +15,7 @@ from mammosae_plugin.datasets.mapping import register_reader
 _CMMD_FILE = "CMMD_clinicaldata_revision"
 _CMMD = ("ID1", "LeftRight", "Age", "number", "abnormality", "classification", "subtype")
 _CMMD_TAGS = ("PatientID", "ImageLaterality", "ViewPosition", "ViewCodeSequence.CodeMeaning", "ManufacturerModelName")
-_CMMD_VIEWS = {"cranio-caudal": "CC", "medio-lateral oblique": "MLO", "CC": "CC", "MLO": "MLO"}
+_CMMD_VIEWS = {"cranio-caudal": "CC", "medio-lateral oblique": "MLO"}
 
 
 @register_reader("cmmd")
@@ -37,7 +37,7 @@ def cmmd(root: Path) -> pd.DataFrame:
             {
                 "patient_id": patient,
                 "laterality": tags["ImageLaterality"][:1].upper(),
-                "view": _CMMD_VIEWS.get(view, view),
+                "view": _CMMD_VIEWS.get(view.lower(), view),
                 "machine": tags["ManufacturerModelName"],
                 "file": below(root, path),
                 "image_id": f"{patient}_{path.stem}",

@@ -12,9 +12,9 @@ from mammosae_plugin.datasets.collections.tables import below, text_table
 from mammosae_plugin.datasets.mapping import register_reader
 
 _CSAW_FILE = "CSAW-CC_breast_cancer_screening_data.csv"
-_CSAW = ("anon_patientid", "anon_filename", "x_case")
+_CSAW = ("anon_patientid", "anon_filename", "x_case", "x_cancer_laterality", "rad_timing")
 _CSAW_ALSO = (
-    "exam_year", "x_age", "x_cancer_laterality", "x_type", "x_lymphnode_met", "rad_timing", "rad_recall",
+    "exam_year", "x_age", "x_type", "x_lymphnode_met", "rad_recall",
     "imagelaterality", "viewposition", "libra_breastarea", "libra_densearea", "libra_percentdensity",
 )  # fmt: skip
 _CSAW_NAME = r"^(?P<patient>.+?)_(?P<date>\d{8})_(?P<side>[LR])_(?P<view>CC|MLO)_(?P<n>\d+)"

@@ -26,10 +26,10 @@ _METADATA_OF_FILES = (
     "ViewPosition",
     "FinalImageType",
 )
-_METADATA_ALSO = ("spot_mag", "ROI_coords", "match_level", "Rows", "Columns", "ManufacturerModelName")
+_METADATA_ALSO = ("spot_mag", "ROI_coords", "DCM_ROI_coords", "match_level", "Rows", "Columns", "ManufacturerModelName")
 _IMAGE_TYPES = {"2d": "2D", "cview": "cview"}
 _ASSESSMENTS = {"N": 1, "B": 2, "P": 3, "S": 4, "M": 5, "K": 6}
-_SHAPES = {"mass": "GROXNYDL", "asymmetry": "TBSFV", "distortion": "QA"}
+_SHAPES = {"mass": "GROX", "lymph_node": "NY", "asymmetry": "SBFV", "distortion": "AQ"}
 _KINDS = (*_SHAPES, "calcification")
 _ROI = ("ymin", "xmin", "ymax", "xmax")
 
@@ -41,11 +41,13 @@ def embed(root: Path) -> pd.DataFrame:
     A finding of side B, or of none, is one of both breasts. 2D images and synthetic ones (`cview`) are kept,
     tomosynthesis is not. An image has a row per finding of its side, without a box, and a row per region of interest.
     The tables do not say which finding a region is: where those of the side are of one kind it is that, else unknown.
+    Regions are those of the DICOM files (`DCM_ROI_coords`) where the table has them apart; `ROI_coords` may be those of
+    mirrored PNG files.
     """
     folder = first_folder(root, ["tables"], "EMBED_OpenData_metadata.csv")
     sides = _embed_sides(text_table(folder / "EMBED_OpenData_clinical.csv", _CLINICAL, also=_CLINICAL_ALSO))
     files = text_table(folder / "EMBED_OpenData_metadata.csv", _METADATA_OF_FILES, also=_METADATA_ALSO)
-    files["image_type"] = files["FinalImageType"].str.lower().map(_IMAGE_TYPES)
+    files["image_type"] = files["FinalImageType"].str.lower().str.replace("-", "").map(_IMAGE_TYPES)
     kept = files[files["image_type"].notna()].reset_index(drop=True)
     if kept.empty:
         raise DatasetError("EMBED_OpenData_metadata.csv: no file has the FinalImageType 2D or cview")
@@ -55,7 +57,8 @@ def embed(root: Path) -> pd.DataFrame:
     kept["file"] = [_embed_file(root, path) for path in kept["anon_dicom_path"]]
     kept["image_id"] = kept["file"].str.extract(r"([^/]*?)(?:\.dcm)?$", expand=False)
     kept["spot_mag"] = np.where(said(kept["spot_mag"]) & ~kept["spot_mag"].isin(["0", "0.0"]), "1", "0")
-    kept["regions"] = pd.Series(map(_regions, kept["ROI_coords"]), index=kept.index, dtype=object)
+    regions = kept["DCM_ROI_coords"].where(said(kept["DCM_ROI_coords"]), kept["ROI_coords"])
+    kept["regions"] = pd.Series(map(_regions, regions), index=kept.index, dtype=object)
     kept["image"] = kept.index
     of_findings = kept.merge(sides, on=["acc_anon", "side"], how="left").fillna("")
     of_regions = kept.explode("regions").dropna(subset="regions")
@@ -81,7 +84,7 @@ def _embed_sides(clinical: pd.DataFrame) -> pd.DataFrame:
     counted = pd.to_numeric(clinical["calcnumber"], errors="coerce").fillna(0) > 0
     has["calcification"] = said(clinical["calcfind"]) | said(clinical["calcdistri"]) | counted
     rows = clinical.assign(**{name: np.where(marks, "1", "0") for name, marks in has.items()})
-    rows["finding"] = np.where(np.logical_or.reduce(list(has.values())), "1", "0")
+    rows["finding"] = np.where(np.logical_or.reduce([*has.values(), said(clinical["massshape"])]), "1", "0")
     side = rows["side"].str.upper()
     both = ~side.isin(["L", "R"])
     rows = pd.concat([rows[~both].assign(side=side[~both]), *(rows[both].assign(side=one) for one in "LR")])
