@@ -159,6 +159,128 @@ def test_nothing_of_a_header_or_of_the_table_leaves_that_the_mapping_does_not_na
     assert b"Doe" not in (prepared / "transforms.parquet").read_bytes()
 
 
+PLANTED = {
+    "PatientName": "Doe^Planted", "PatientBirthDate": "19510203", "InstitutionName": "PLANTED HOSPITAL",
+    "OperatorsName": "Planted^Op", "StudyInstanceUID": "1.2.826.0.99.1", "SeriesInstanceUID": "1.2.826.0.99.2",
+    "SOPInstanceUID": "1.2.826.0.99.3", "AccessionNumber": "PLANTED9", "StationName": "PLANTEDSTN",
+    "StudyDescription": "planted study", "PatientID": "PLANTEDID", "StudyDate": "20011122",
+}  # fmt: skip
+FROM_HEADERS = {
+    **{name: value for name, value in MAPPING.items() if name not in ("masks", "boxes")},
+    "dicom": {
+        "side_of_header": "ImageLaterality",
+        "0018,5101": "(0018,5101)",
+        "years": "PatientAge",
+        "maker": "00080070",
+    },
+    "laterality": "side_of_header",
+    "view": "0018,5101",
+    "covariates": {"age": {"column": "years", "kind": "number"}, "maker": "category"},
+}
+
+
+@pytest.fixture(scope="module")
+def with_headers(tmp_path_factory):
+    """Five images whose side, view, age and maker stand in their headers only, and much else that must stay there."""
+    root = tmp_path_factory.mktemp("headers")
+    table = pd.read_csv(write_collection(root, 5) / "images.csv", dtype=str)
+    table.drop(columns=["side", "view", "age"]).to_csv(root / "images.csv", index=False)
+    for at in range(5):
+        tags = {
+            **PLANTED,
+            "ImageLaterality": "R" if at == 2 else "L",
+            "ViewPosition": "CC" if at % 2 else "MLO",
+            "PatientAge": ["045Y", "006M", "", "070Y", "051Y"][at],
+            "Manufacturer": "Maker",
+            "AccessionNumber": f"{PLANTED['AccessionNumber']}-{at}",
+        }
+        if at == 3:  # what is wrong with this one is in its header, and what is said of it goes to the list
+            tags["WindowCenter"], tags["WindowWidth"] = "7", "9"
+        path = dicom_file(root / "dcm" / f"00{at}.dcm", breast(120 + at, 90, seed=at), bits=12, **tags)
+        if at == 3:
+            content = path.read_bytes()
+            path.write_bytes(content.replace(b"\x28\x00\x10\x00US\x02\x00", b"\x28\x00\x10\x00LO\x02\x00"))
+    return root
+
+
+def everything_in(folder: Path) -> str:
+    """All that a folder holds, tables and records opened, names of files included."""
+    found = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        found += [str(path.relative_to(folder)), path.read_bytes().decode("latin-1")]
+        if path.suffix == ".parquet":
+            table = pd.read_parquet(path)
+            found.append(" ".join(map(str, [*table.columns, *table.to_numpy(dtype=object).ravel()])))
+        if path.suffix == ".png":
+            with Image.open(path) as image:
+                image.load()
+                assert not image.info and image.mode in ("L", "I;16"), path
+    return "\n".join(found)
+
+
+def test_no_tag_leaves_that_the_mapping_does_not_name_but_two_flags(with_headers, tmp_path):
+    out = prepare_dicom(FROM_HEADERS, with_headers, tmp_path / "out", image_size=SIZE, max_bad_share=0.3)
+    images = annotations_of(out).images
+    assert images["image_id"].tolist() == ["000", "001", "002", "004"]
+    assert images["laterality"].tolist() == ["L", "L", "R", "L"] and images["view"].tolist() == [
+        "MLO",
+        "CC",
+        "MLO",
+        "MLO",
+    ]
+    assert images["age"].fillna(-1).tolist() == [45, 0.5, -1, 51] and set(images["maker"]) == {"Maker"}
+    assert {"implant", "spot_view"} == {*images.columns} - {*annotations_of(FROM_HEADERS, with_headers).images.columns}
+    text = everything_in(tmp_path / "out")
+    assert "Maker" in text and "implant" in text  # the search sees what is there
+    for keyword, value in PLANTED.items():
+        assert value not in text, keyword
+    named = {**FROM_HEADERS, "dicom": {**FROM_HEADERS["dicom"], "who": "PatientID"}, "patient_id": "who"}
+    named["split"] = {"make": {"shares": {"training": 1.0}}}
+    text = everything_in(prepare_dicom(named, with_headers, tmp_path / "named", image_size=SIZE, max_bad_share=0.3))
+    assert [keyword for keyword, value in PLANTED.items() if value in text] == ["PatientID"]
+
+
+def test_files_are_found_by_their_headers(with_headers, tmp_path):
+    table = pd.read_csv(with_headers / "images.csv", dtype=str).drop(columns="folder")
+    table["study"] = [f"PLANTED9-{int(one)}" for one in table["image_id"]]
+    table.to_csv(with_headers / "by_number.csv", index=False)
+    columns = {**FROM_HEADERS["dicom"], "study": "AccessionNumber", "PatientName": "PatientName"}
+    mapping = {**FROM_HEADERS, "table": "by_number.csv", "image": "dicom_file"}
+    mapping["dicom"] = {"columns": columns, "files": "**/*.dcm"}
+    found = annotations_of(mapping, with_headers).images
+    assert found.equals(annotations_of(FROM_HEADERS, with_headers).images)
+    several = {**mapping, "dicom": {"columns": {**columns, "cancer": "Modality"}, "files": "**/*.dcm"}}
+    for changed, said in (
+        ({"columns": {"who": "PatientName"}, "files": "**/*.dcm"}, "none of the columns who"),
+        ({"columns": columns, "files": "*.dicom"}, r"no file fits \*.dicom under"),
+        ({"columns": columns, "files": "*.csv"}, "of 2 files have no DICOM header .*is no DICOM file"),
+        ({"columns": {**columns, "study": "StudyName"}, "files": "**/*.dcm"}, "'StudyName' is no keyword or tag"),
+        ({"columns": {**columns, "study": "0009,1001"}, "files": "**/*.dcm"}, "'0009,1001' is no keyword or tag"),
+    ):
+        with pytest.raises(InputError, match=said):
+            annotations_of({**several, "dicom": changed}, with_headers)
+    table.assign(study="PLANTEDID").to_csv(with_headers / "by_number.csv", index=False)
+    mapping["dicom"] = {"columns": {**columns, "study": "PatientID"}, "files": "**/*.dcm"}
+    with pytest.raises(DatasetError, match="1 value of study has several files"):
+        annotations_of(mapping, with_headers)
+
+
+def test_headers_that_cannot_be_read_are_missing_values(with_headers, tmp_path, caplog):
+    root = tmp_path / "in"
+    (root / "dcm").mkdir(parents=True)
+    for at in (0, 1, 2, 4):
+        (root / "dcm" / f"00{at}.dcm").symlink_to(with_headers / "dcm" / f"00{at}.dcm")
+    (root / "images.csv").symlink_to(with_headers / "images.csv")
+    with caplog.at_level("WARNING"):
+        images = annotations_of({**FROM_HEADERS, "covariates": {"maker": "category"}}, root).images
+    assert images["laterality"].tolist() == ["L", "L", "R", "", "L"] and images["maker"].tolist()[3] == ""
+    assert "1 of 5 files has no DICOM header" in caplog.text
+    with pytest.raises(DatasetError, match="the table has machine itself"):
+        annotations_of({**FROM_HEADERS, "dicom": {**FROM_HEADERS["dicom"], "machine": "Manufacturer"}}, root)
+    with pytest.raises(DatasetError, match="reads from the headers of these very files"):
+        annotations_of({**FROM_HEADERS, "image": "{maker}.dcm"}, root)
+
+
 def test_png_originals_are_prepared_as_well(collection, prepared, tmp_path):
     table = pd.read_csv(collection / "images.csv", dtype=str)
     for name in table["image_id"].unique():

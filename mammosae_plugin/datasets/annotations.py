@@ -19,9 +19,10 @@ import pandas as pd
 from mammosae_plugin.datasets.base import BOX_COLUMNS, DatasetError, describe
 from mammosae_plugin.datasets.box_columns import boxes_of_table
 from mammosae_plugin.datasets.concepts import Concept, nearest_names
+from mammosae_plugin.datasets.dicom_columns import find_files, read_columns
 from mammosae_plugin.datasets.label_columns import MISSING, LabelColumns
 from mammosae_plugin.datasets.mapped_table import MappedTable
-from mammosae_plugin.datasets.mapping import ImageMapping, columns_of, filled, reader
+from mammosae_plugin.datasets.mapping import RESERVED, ImageMapping, TextColumn, columns_of, filled, reader
 from mammosae_plugin.datasets.splits import SPLITS, TEST, TRAINING, make_split, read_split, split_word
 from mammosae_plugin.datasets.table_files import read_tables
 from mammosae_plugin.errors import InputError
@@ -103,7 +104,10 @@ def _table(mapping: ImageMapping, root: Path) -> tuple[pd.DataFrame, Sequence[st
             table = table.set_axis(table.index + 2)
     else:
         table, files = read_tables(root, mapping.table, named)
-    if missing := [column for column in named if column not in table.columns]:
+    if mapping.dicom is not None and mapping.dicom.files is not None:
+        table = find_files(table, mapping.dicom, root)
+    of_headers = mapping.dicom.columns if mapping.dicom is not None else ()
+    if missing := [column for column in named if column not in table.columns and column not in of_headers]:
         there = [str(name) for name in table.columns]
         listed = ", ".join(f"{name} ({named[name]}){nearest_names(name, there)}" for name in missing)
         what = f"{len(missing)} columns are missing" if len(missing) > 1 else "a column is missing"
@@ -123,7 +127,7 @@ class _Reading(MappedTable):
         super().__init__(table, mapping, files)
         self.root = root
         self.report(self.table.duplicated().to_numpy(), "rows repeat an earlier row exactly", advice="delete them")
-        raw = self.table
+        self.table = raw = self._with_headers()
         own = self._own_columns()
         self.labels = LabelColumns(self)
         self.concepts: tuple[Concept, ...] = ()
@@ -152,18 +156,40 @@ class _Reading(MappedTable):
 
     # -- columns -------------------------------------------------------------------------------------------------------
 
-    def _own_columns(self) -> pd.DataFrame:
+    def _own_columns(self, wanted: Collection[str] = RESERVED) -> pd.DataFrame:
         """What rows are of, in columns with our names."""
-        mapping = self.mapping
-        found = {"image_id": self.cells(mapping.image_id), "patient_id": self.cells(mapping.patient_id)}
-        found["split"] = pd.Series("", index=self.table.index, dtype=object)
-        if mapping.exam_id is not None:
-            found["exam_id"] = self.cells(mapping.exam_id)
-        for name in ("laterality", "view"):
-            if (column := getattr(mapping, name)) is not None:
+        found = {}
+        for name in (name for name in RESERVED if name in wanted):
+            column = getattr(self.mapping, name)
+            if name == "split":
+                found[name] = pd.Series("", index=self.table.index, dtype=object)
+            elif isinstance(column, TextColumn):
                 text = self.meanings(self.cells(column.column), column.values)
                 found[name] = text.map(lambda cell: _SIDES.get(cell.lower(), cell)) if name == "laterality" else text
-        return pd.DataFrame(found)
+            elif column is not None:
+                found[name] = self.cells(column)
+        return pd.DataFrame(found, index=self.table.index)
+
+    def _with_headers(self) -> pd.DataFrame:
+        """The table, with the columns that `dicom` reads from the headers of its image files."""
+        how, table = self.mapping.dicom, self.table
+        if how is None or how.files is not None:
+            return table
+        if twice := [column for column in how.columns if column in table.columns]:
+            raise DatasetError(f"dicom: the table has {', '.join(twice)} itself; name what the headers say otherwise")
+        pattern = self.mapping.image
+        try:
+            own = self._own_columns(columns_of(pattern)) if "{" in pattern else table[:0]
+            both = pd.concat([own, table[table.columns.difference(own.columns, sort=False)]], axis=1)
+            files = self.cells(pattern, table if "{" not in pattern else both).map(_as_path)
+        except KeyError as error:
+            what = "image needs what `dicom` reads from the headers of these very files"
+            raise DatasetError(f"{what}; let image name columns of the table, or give dicom.files") from error
+        if any(sign in pattern for sign in "*?"):
+            places = _Places(self.root)
+            files = files.map(lambda file: next(iter(places.fitting(file)), file))
+        headers = read_columns(files.tolist(), how, self.root).set_axis(table.index)
+        return pd.concat([table, headers], axis=1)
 
     # -- images --------------------------------------------------------------------------------------------------------
 

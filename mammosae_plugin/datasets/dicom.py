@@ -39,6 +39,8 @@ _PACKAGES = {
 }
 _TOMOSYNTHESIS = "1.2.840.10008.5.1.4.1.1.13.1.3"
 _SPOT = {"R-102D6", "399055006", "R-102D7", "399163009"}  # spot compression, magnification: SNOMED's old codes and new
+_TAG = re.compile(r"\(?([0-9a-fA-F]{4}),?\s*([0-9a-fA-F]{4})\)?")
+_AGE, _PER_YEAR = re.compile(r"(\d+)([YMWD])"), {"Y": 1, "M": 12, "W": 52.18, "D": 365.25}
 _LARGEST = 65535
 _FOR_PROCESSING = (
     "is FOR PROCESSING: raw detector counts, whose contrast is not that of mammograms; give the image FOR PRESENTATION "
@@ -134,10 +136,9 @@ def read_picture(
         BadImageError: The file cannot be used; its `reason` says why, and names neither path nor patient.
         InputError: pydicom is not installed.
     """
-    kind = _kind_of(path)
-    if kind == "a PNG image":
+    if _kind_of(path) == "a PNG image":
         return _png_picture(path)
-    return _dicom_picture(path, kind, voi, multi_frame, rescale)
+    return _dicom_picture(path, voi, multi_frame, rescale)
 
 
 def read_dicom(
@@ -162,9 +163,9 @@ def read_dicom(
     Example:
         >>> pixels, info = read_dicom("exam/left_cc.dcm", voi="auto")  # doctest: +SKIP
     """
-    if (kind := _kind_of(path)) == "a PNG image":
+    if _kind_of(path) == "a PNG image":
         raise _bad(path, "is a PNG image, not a DICOM file: a new name is not enough")
-    picture = _dicom_picture(path, kind, voi, multi_frame, rescale=True)
+    picture = _dicom_picture(path, voi, multi_frame, rescale=True)
     return picture.pixels, picture.info
 
 
@@ -186,9 +187,9 @@ def read_stored(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
         BadImageError: It is no DICOM file, has no gray pixels or cannot be decoded.
         InputError: pydicom is not installed.
     """
-    pydicom = _pydicom()
+    _pydicom()
     with _told(path):
-        data = pydicom.dcmread(path, force=_lacks_preamble(path))
+        data = _opened(path)
         _require_pixels(path, data)
         pixels, _, _ = _decoded(path, data, "largest")
         return pixels
@@ -199,40 +200,51 @@ def read_tags(path: str | os.PathLike[str], keywords: Sequence[str]) -> dict[str
 
     Args:
         path: The file.
-        keywords: Names of DICOM's dictionary ("ViewPosition"), or of elements of the first item of a sequence
-            ("ViewCodeSequence.CodeMeaning").
+        keywords: Names of DICOM's dictionary ("ViewPosition"), its tags ("0018,5101"), or elements of the first item of
+            a sequence ("ViewCodeSequence.CodeMeaning").
 
     Returns:
-        By keyword; "" where the header does not say it, values of several parts joined by a backslash.
+        By keyword; "" where the header does not say it, values of several parts joined by a backslash, ages in years.
 
     Raises:
         BadImageError: It is no DICOM file.
         InputError: A keyword is not in DICOM's dictionary, or pydicom is not installed.
     """
-    pydicom = _pydicom()
-    from pydicom.datadict import tag_for_keyword
-
-    for keyword in keywords:
-        for part in keyword.split("."):
-            if tag_for_keyword(part) is None:
-                raise InputError(f"{part!r} is no keyword of DICOM's dictionary; give one such as ViewPosition")
-    first = [keyword.split(".")[0] for keyword in keywords]
+    _pydicom()
+    parts = {keyword: [_keyword(part) for part in keyword.split(".")] for keyword in keywords}
+    first = [*(one[0] for one in parts.values()), "SOPClassUID", "Rows"]
     with _told(path):
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=first, force=_lacks_preamble(path))
-        return {keyword: _text(header, keyword) for keyword in keywords}
+        header = _opened(path, stop_before_pixels=True, specific_tags=first)
+        return {keyword: _text(header, one) for keyword, one in parts.items()}
 
 
-def _text(header: Any, keyword: str) -> str:
-    for part in keyword.split("."):
-        if header is None:
+def _keyword(name: str) -> str:
+    """The dictionary's keyword for a keyword or tag."""
+    from pydicom.datadict import keyword_for_tag, tag_for_keyword
+
+    name = name.strip()
+    if found := _TAG.fullmatch(name):
+        if keyword := keyword_for_tag(int(found[1] + found[2], 16)):
+            return keyword
+    elif tag_for_keyword(name) is not None:
+        return name
+    raise InputError(f"{name!r} is no keyword or tag of DICOM's dictionary; give one such as ViewPosition or 0018,5101")
+
+
+def _text(header: Any, keywords: Sequence[str]) -> str:
+    element = None
+    for keyword in keywords:
+        if header is None or keyword not in header:
             return ""
-        header = header.get(part)
-        if type(header).__name__ == "Sequence":
-            header = header[0] if len(header) else None
-    if header is None:
+        element = header[keyword]
+        header = element.value[0] if element.VR == "SQ" and len(element.value) else None
+    if element is None or element.VR == "SQ" or element.value is None:
         return ""
-    is_list = not isinstance(header, str) and hasattr(header, "__iter__") and not hasattr(header, "components")
-    return "\\".join(map(str, header)) if is_list else str(header).strip()
+    value = element.value
+    if element.VR == "AS" and (age := _AGE.fullmatch(str(value).strip().upper())):
+        return f"{int(age[1]) / _PER_YEAR[age[2]]:.4g}"
+    is_list = not isinstance(value, str) and hasattr(value, "__iter__") and not hasattr(value, "components")
+    return "\\".join(map(str, value)) if is_list else str(value).strip()
 
 
 def _pydicom() -> Any:
@@ -258,12 +270,15 @@ def _kind_of(path: str | os.PathLike[str]) -> str | None:
         raise _bad(path, f"cannot be read ({error.strerror or type(error).__name__})") from error
 
 
-def _lacks_preamble(path: str | os.PathLike[str]) -> bool:
-    """Whether this is DICOM that begins with its first element; anything else without the mark is refused."""
+def _opened(path: str | os.PathLike[str], **settings: Any) -> Any:
+    """What pydicom reads of DICOM, be it without preamble; anything else is refused."""
     kind = _kind_of(path)
     if kind is not None and not kind.startswith("a DICOM file"):
         raise _bad(path, f"is {kind}, not a DICOM file")
-    return kind != "a DICOM file"
+    data = _pydicom().dcmread(path, force=kind != "a DICOM file", **settings)
+    if kind is None and "SOPClassUID" not in data and "Rows" not in data:
+        raise _bad(path, "is no DICOM file")
+    return data
 
 
 @contextmanager
@@ -317,16 +332,10 @@ def _png_picture(path: str | os.PathLike[str]) -> Picture:
 # -- DICOM -------------------------------------------------------------------------------------------------------------
 
 
-def _dicom_picture(
-    path: str | os.PathLike[str], kind: str | None, voi: Voi, multi_frame: MultiFrame, rescale: bool
-) -> Picture:
-    if kind is not None and not kind.startswith("a DICOM file"):
-        raise _bad(path, f"is {kind}, not a DICOM file")
-    pydicom = _pydicom()
+def _dicom_picture(path: str | os.PathLike[str], voi: Voi, multi_frame: MultiFrame, rescale: bool) -> Picture:
+    _pydicom()
     with _told(path):
-        data = pydicom.dcmread(path, force=kind != "a DICOM file")
-        if kind is None and "SOPClassUID" not in data and "Rows" not in data:
-            raise _bad(path, "is no DICOM file")
+        data = _opened(path)
         _require_pixels(path, data)
         if str(data.get("PresentationIntentType", "")).upper() == "FOR PROCESSING":
             raise _bad(path, _FOR_PROCESSING)

@@ -278,6 +278,26 @@ Covariates = Annotated[
 ]
 
 
+class DicomMapping(Settings):
+    """What the headers of DICOM files add to the table, as columns of text. Nothing else of a header is read."""
+
+    columns: dict[str, str] = Field(
+        min_length=1,
+        description="By column a keyword (ImageLaterality, ViewCodeSequence.CodeMeaning) or tag (0020,0062) of DICOM's "
+        "dictionary. Ages are given in years.",
+    )
+    files: str | None = Field(
+        None,
+        description="A pattern such as archive/**/*.dcm, relative to root, where the table names no image files: they "
+        "are found by the columns that the table has too, such as an accession number, and stand in the column "
+        "dicom_file. By default the headers are those of the image files.",
+    )
+
+
+def _as_columns(value: Any) -> Any:
+    return {"columns": value} if isinstance(value, Mapping) and not {"columns", "files"} & {*value} else value
+
+
 class ImageMapping(Settings):
     """How a table and image files become a dataset. Columns are named as the table has them."""
 
@@ -320,6 +340,11 @@ class ImageMapping(Settings):
         {},
         description="What else is kept, by name: number, category, or {column, kind, values}; a list of columns; or "
         "all: every other column that is the same in all rows of an image.",
+    )
+    dicom: Annotated[DicomMapping, BeforeValidator(_as_columns)] | None = Field(
+        None,
+        description="Columns that are read from DICOM headers, by name a keyword or tag such as {side: "
+        "ImageLaterality}; the rest of the mapping names them as if the table had them. Or {columns, files}.",
     )
     preparation: Literal["letterbox"] | None = Field(
         None,
