@@ -210,7 +210,7 @@ class MammogramDataset(Selectable, Dataset[Item]):
                 frame = getattr(same, table)
                 setattr(same, table, frame.assign(**{name: new[frame[name].fillna(-1).to_numpy(dtype=np.int64)]}))
         same.vocabulary = Vocabulary(concepts.values())
-        same.concepts = same.vocabulary.binary
+        same.concepts = tuple(name for name in same.vocabulary.binary if name in self.concepts)  # what may have boxes
         return same
 
     # -- selection ---------------------------------------------------------------------------------------------------
@@ -345,9 +345,9 @@ class MammogramDataset(Selectable, Dataset[Item]):
         labels = dict(zip(self.vocabulary, self._label_table[index].tolist(), strict=True))
         rows = self._rows_by_image[index] if self.unit == "image" else np.array([index])
         has_box = ~np.isnan(self._box_table[rows, 0])
-        boxed, placed = rows[has_box], self.vocabulary.boxed
+        boxed = rows[has_box]
         boxes = {
-            concept: torch.from_numpy(self._box_table[boxed[self._presence_table[boxed, column] & (concept in placed)]])
+            concept: torch.from_numpy(self._box_table[boxed[self._presence_table[boxed, column]]])
             for column, concept in enumerate(self.concepts)
         }
         return labels, boxes

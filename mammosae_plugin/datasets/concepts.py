@@ -106,11 +106,6 @@ class Vocabulary(Mapping[str, Concept]):
         """The names of those with two classes."""
         return tuple(name for name, concept in self.items() if concept.is_binary)
 
-    @property
-    def boxed(self) -> tuple[str, ...]:
-        """Of those the names of what boxes may be of; where no concept says that it has boxes, all of them."""
-        return tuple(name for name in self.binary if self[name].boxes) or self.binary
-
     def named(self, name: str, where: str = "the dataset") -> Concept:
         """The concept of this name.
 

@@ -105,7 +105,10 @@ class LabelColumns:
     def _classes(self, name: str, label: LabelMapping) -> tuple[str, ...] | None:
         """Read one column; the names of its classes where it has more than two or the mapping gives them."""
         pattern = label.column or name
-        text = self._table.meanings(self._table.cells(pattern), label.values)
+        named = [
+            word for words in (label.classes, label.positive, label.negative, label.contains) for word in words or ()
+        ]
+        text = self._table.meanings(self._table.cells(pattern), label.values, named)
         kind, classes = label.concept_kind, label.classes
         if label.empty is not None and kind != "binary":
             text = text.where(text != "", label.empty)
@@ -126,7 +129,7 @@ class LabelColumns:
         return classes
 
     def _truth(self, text: "pd.Series[str]", name: str, classes: tuple[str, ...] | None) -> Classes:
-        text = self._table.meanings(text, {})
+        text = self._table.meanings(text, {}, classes or ())
         known = {**_TRUTH, **{one: number for number, one in enumerate(classes or ("absent", "present"))}}
         advice = f"write {classes[0]} or {classes[1]}" if classes else "write 1 and 0, or say which are `positive`"
         return self._looked_up(text, name, lambda cell: known.get(cell, known.get(_plain(cell).lower())), advice)

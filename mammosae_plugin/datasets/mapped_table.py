@@ -2,7 +2,7 @@
 
 __all__ = ["MappedTable"]
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -40,11 +40,14 @@ class MappedTable(TableChecks):
         rows = source[list(dict.fromkeys(columns_of(pattern)))].to_dict("records")
         return pd.Series([filled(pattern, row) for row in rows], index=source.index, dtype=object)  # type: ignore[arg-type]
 
-    def meanings(self, text: "pd.Series[str]", values: Mapping[str, str | None]) -> "pd.Series[str]":
-        """Cells as what they mean; "" where they say nothing."""
+    def meanings(
+        self, text: "pd.Series[str]", values: Mapping[str, str | None], named: Iterable[str] = ()
+    ) -> "pd.Series[str]":
+        """Cells as what they mean; "" where they say nothing. What the mapping names, such as a class none, says it."""
         translated = text.map(lambda cell: (values[cell] or "") if cell in values else cell)
         nothing = {*MISSING_TEXT, *(word.lower() for word in self.mapping.missing)}
-        said = text.isin([cell for cell, meaning in values.items() if meaning]) | ~translated.str.lower().isin(nothing)
+        said = text.isin([cell for cell, meaning in values.items() if meaning]) | translated.isin(list(named))
+        said |= ~translated.str.lower().isin(nothing)
         return translated.where(said, "")
 
     def alike(self, image_ids: "pd.Series[str]", values: "pd.Series[Any]", name: str) -> None:

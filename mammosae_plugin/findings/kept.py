@@ -192,7 +192,7 @@ def _is_made(folder: Path, plan: Mapping[str, Any]) -> bool:
 def with_boxes(table: "LatentTable", concept: str) -> Mask:
     """(n_images,) images with a box of the concept."""
     found = np.zeros(len(table.images), dtype=np.bool_)
-    if concept in table.vocabulary.boxed:
+    if concept in table.concepts:
         own = table.findings[(table.findings[concept] == 1) & table.findings["xmin"].notna()]
         found[own["image_row"].to_numpy()] = True
     return found

@@ -452,7 +452,7 @@ class LatentTable:
         if concept not in self.concepts:
             raise InputError(f"{self.folder} has no boxes of {concept!r}; it has those of {', '.join(self.concepts)}")
         rows = self._findings_of_image.get(self._checked_row(image_row))
-        if rows is None or concept not in self.vocabulary.boxed:
+        if rows is None:
             return np.zeros((0, 4), dtype=np.float32)
         chosen = self.findings.loc[rows]
         boxes = chosen.loc[chosen[concept] == 1, list(BOX_COLUMNS)].dropna()

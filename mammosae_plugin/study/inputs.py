@@ -176,7 +176,7 @@ class StudyInputs(StudyImages):
     @cached_property
     def pairs_with_boxes(self) -> list[ModelPair]:
         """The pairs that can be localized: some test image has a box of the concept."""
-        findings, boxed = self.split(TEST).findings, self.all_images.vocabulary.boxed
+        findings, boxed = self.split(TEST).findings, self.all_images.concepts
         with_boxes = [c for c in self.findings if c in boxed and findings.loc[findings[c] > 0, "xmin"].notna().any()]
         return [pair for pair in self.pairs if pair.concept in with_boxes]
 

@@ -26,9 +26,9 @@ _DRAWN = ".mammosae-drawn.json"  # what the figures, tables and the report in a 
 
 def _heatmap_panels(layer: LayerStudy) -> Iterator[HeatmapPanels]:
     for pair in layer.study.pairs:
-        if pair.concept not in layer.study.findings:
-            continue
         table = layer.tables[pair]
+        if pair.concept not in table.concepts:
+            continue
         rows = table.rows(pair.concept, split=TEST)
         with_box = [
             int(r) for r, y in zip(rows.image_rows, rows.labels, strict=True) if y and len(table.boxes(r, pair.concept))

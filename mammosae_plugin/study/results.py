@@ -130,7 +130,7 @@ def _checkpoints(layer: LayerStudy) -> list[dict[str, str]]:
 
 def _data(study: StudyInputs) -> Row:
     config, splits, concepts = study.config.data, [], []
-    boxed = study.all_images.vocabulary.boxed
+    boxed = study.all_images.concepts
     unit, where = config.evaluation_unit, f"the dataset {study.all_images.name}"
     for split in (TRAINING, TEST):
         part = study.split(split)
