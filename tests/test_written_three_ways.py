@@ -14,7 +14,6 @@ from mammosae_plugin.datasets.base import BOX_COLUMNS
 from mammosae_plugin.study import Study
 
 SIZE = (96, 64)
-NAMES = [name.replace("_", " ") for name in CONCEPTS]
 
 
 def stretched_phantoms(root):
@@ -86,23 +85,6 @@ def as_own_table(data, root):
     (root / "mapping.yaml").write_text(yaml.safe_dump(mapping, allow_unicode=True))
 
 
-AS_DISTRIBUTED = {
-    "table": "finding_annotations.csv",
-    "image": "images/{study_id}/{image_id}.dicom",
-    "patient_id": "study_id",
-    "laterality": "laterality",
-    "view": "view_position",
-    "labels": {
-        **{
-            name: {"column": "finding_categories", "contains": text} for name, text in zip(CONCEPTS, NAMES, strict=True)
-        },
-        "density": {"column": "breast_density", "kind": "graded", "classes": [f"DENSITY {one}" for one in "ABCD"]},
-    },
-    "boxes": {"columns": list(BOX_COLUMNS), "size": ["height", "width"]},
-    "phantom": True,
-}
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """By way of writing, the folder that a study reads."""
@@ -111,7 +93,7 @@ def folders(tmp_path_factory):
     as_dicom(base / "png", base / "dicom")
     as_own_table(data, base / "own")
     # of their own size, and filling the range already: the preparation has nothing to change
-    prepare_dicom(AS_DISTRIBUTED, base / "dicom", base / "prepared", preparation="letterbox", image_size=SIZE)
+    prepare_dicom("vindr", base / "dicom", base / "prepared", preparation="letterbox", image_size=SIZE)
     return {"png": base / "png", "dicom": base / "prepared", "own": base / "own"}
 
 
