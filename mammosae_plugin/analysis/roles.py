@@ -143,7 +143,7 @@ def _obstacle(
     for label, words in ((1, "with"), (0, "without")):
         n = len(set(rows.patient_ids[rows.labels == label]))
         if n < fewest:
-            return f"only {n} test patients {words} the finding, fewer than {fewest}"
+            return f"only {n} test patient{'' if n == 1 else 's'} {words} the finding, fewer than {fewest}"
     explained = reconstruction_quality(table, split).explained_variance
     if not explained >= LEAST_EXPLAINED:
         return f"the SAE explains {explained:.3f} of the variance, less than {LEAST_EXPLAINED:g}"

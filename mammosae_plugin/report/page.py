@@ -36,6 +36,7 @@ from mammosae_plugin.schema.results import (
     Results,
     Row,
     concepts,
+    has_boxes,
     layer_names,
     may_show_images,
     model_names,
@@ -79,7 +80,8 @@ def _content(results: Results, figures_folder: Path) -> dict[str, Any]:
         "n_test": _n(results, "test"),
         "n_training": _n(results, "training"),
         "n_localized": _n_boxes(results),
-        "glance": _glance(found, n_best(results), one_control=results.get("n_controls") == 1),
+        "has_boxes": has_boxes(results),
+        "glance": _glance(found, results),
         "top": n_best(results),
         "one_control": results.get("n_controls") == 1,
         "layers": _layers(results, figures_folder) if results.get("layers") else None,
@@ -213,7 +215,8 @@ def _figures_3(results: Results, folder: Path) -> list[Row]:
     return [figure for pair, figure in figures if figure["source"] or pair in localized]
 
 
-def _glance(found: list[Finding], top: int, *, one_control: bool) -> TableView | None:
+def _glance(found: list[Finding], results: Results) -> TableView | None:
+    top, one_control = n_best(results), results.get("n_controls") == 1
     rows: list[Row] = []
     for finding in found:
         group, best = finding.restoring, finding.best or {}
@@ -232,10 +235,11 @@ def _glance(found: list[Finding], top: int, *, one_control: bool) -> TableView |
                 "restoring k": group.k if group else None,
                 "AUROC there": group.auroc if group else none,
                 f"random group{'' if one_control else 's'} there": random,
-                "latent of the highest AP": best.get("latent"),
-                "its AP": Estimate(number(best.get("average_precision"))),
             }
         )
+        if has_boxes(results):
+            precision = Estimate(number(best.get("average_precision")))
+            rows[-1] |= {"latent of the highest AP": best.get("latent"), "its AP": precision}
     return table_view(pd.DataFrame(rows, dtype=object))
 
 

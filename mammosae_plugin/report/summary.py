@@ -450,7 +450,10 @@ def _localization(found: list[Finding], results: Results) -> list[str]:
     if not known:
         if any(math.isfinite(number(row["average_precision"])) for row in results["localization"]):
             return ["No latent's map marks the annotated boxes: every average precision is 0."]
-        return ["Whether latents mark findings is not known, because no annotated boxes were there to compare with."]
+        return [
+            "Whether latents fire where a finding is cannot be told, because no annotated boxes were there to compare "
+            "with. What is told of latents is with which class they go, and what the classifier does without them."
+        ]
     precision, name, best = max(known, key=lambda item: item[0])
     where = f"latent {best['latent']} ({name}, rank {best['rank']}), at IoU {best['iou_threshold']:g}"
     if precision < NEAR_ZERO:

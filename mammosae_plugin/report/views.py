@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from mammosae_plugin.schema.results import Results, Row, class_names, frame, n_best, number, pairs
+from mammosae_plugin.schema.results import Results, Row, class_names, frame, has_boxes, n_best, number, pairs
 from mammosae_plugin.visualization.tables import (
     MISSING,
     Estimate,
@@ -81,6 +81,8 @@ def _cell(column: str, value: object) -> Cell:
 def roles_view(results: Results) -> TableView | None:
     """The leading latents and their roles, each with its reason, and who said it, below."""
     roles = table_roles(results)
+    if not has_boxes(results):
+        roles = roles.drop(columns="place")
     view = table_view(roles.drop(columns=["said_by", "reason"]), n_labels=3)
     if view is None:
         return None

@@ -5,8 +5,8 @@ computed (one class only, no boxes) is None there and NaN as a `number`. A check
 """
 
 __all__ = [
-    "BACKGROUND", "best_row", "class_names", "CONCEPT", "concepts", "FAR_L0", "FORMAT_VERSION", "frame", "layer_names",
-    "may_show_images", "model_names", "MOST_DEAD", "n_best", "NEAR_ZERO", "number", "pairs",
+    "BACKGROUND", "best_row", "class_names", "CONCEPT", "concepts", "FAR_L0", "FORMAT_VERSION", "frame", "has_boxes",
+    "layer_names", "may_show_images", "model_names", "MOST_DEAD", "n_best", "NEAR_ZERO", "number", "pairs",
     "poor_sae", "reconstruction_row", "recovered", "reference_auroc", "Results", "role_evidence", "ROLE_NUMBERS", "Row",
     "sae_flaw", "stated_role", "TRAINED_HERE", "UNCLEAR", "WEAK",
 ]  # fmt: skip
@@ -227,6 +227,12 @@ def _with_interval(named: Row, name: str) -> str:
         return text
     ends = [f"{end:.2f}" if name == "auroc" else digits(end) for end in (low, high)]
     return f"{text} [{ends[0]}, {ends[1]}]"
+
+
+def has_boxes(results: Results) -> bool:
+    """Whether a test image has an annotated box of a concept; what earlier versions wrote does not always say."""
+    of_test = [row.get("n_boxes") for row in results["data"]["concepts"] if row["split"] == "test"]
+    return bool(results["localization"]) or not of_test or any(count != 0 for count in of_test)
 
 
 def may_show_images(results: Results) -> bool:
