@@ -199,7 +199,7 @@ def test_intervals_of_correlations_are_those_of_resampled_groups(codes):
 
 
 def test_redundancy_of_decoders_is_semantic_lenss():
-    rows = np.random.default_rng(5).normal(size=(30, 6))
+    rows = np.random.default_rng(5).normal(size=(30, 60))
     rows[3], rows[9] = 0, 5 * rows[2]
     unit = np.delete(rows, 3, axis=0)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)

@@ -331,7 +331,7 @@ def recovered():
     rows[:, 1] += 2.5 * labels["spread"]
     codes = rng.random((240, 40)) * (rng.random((240, 40)) < 0.2)
     codes[:, 4] = np.maximum(rows[:, 0], 0)
-    codes[:, 10:30] += np.maximum(rows[:, [1]] + 2 * rng.normal(size=(240, 20)), 0)
+    codes[:, 10:30] += np.maximum(rows[:, [1]] + 4 * rng.normal(size=(240, 20)), 0)
     rare = np.zeros(240, dtype=int)
     rare[[0, 100, 200]] = 1
     labels |= {"rare": rare, "none": np.zeros(240, dtype=int), "missing": np.full(240, -1)}

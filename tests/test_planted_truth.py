@@ -73,7 +73,7 @@ def test_monosemantic_latents_score_above_polysemantic_and_random_ones(planted):
         assert of(kind, scores, "q_20") < 0.05
     random = [of(f"random_{number}", scores, "monosemanticity_20") for number in range(3)]
     assert max(random) < 0.15
-    assert of("mono_edema", scores, "monosemanticity_20") > max(random) + 0.5
+    assert of("mono_edema", scores, "monosemanticity_20") > max(random) + 0.3
 
 
 def test_scores_without_labels_rank_them_alike(planted):
