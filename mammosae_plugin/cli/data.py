@@ -58,8 +58,9 @@ def check(
     mammosae data check --mapping clinic.yaml --root clinic
 
     It prints images, patients, splits, classes and missing labels of every concept, boxes, masks and covariates, and
-    says which files are missing. Only images drawn are opened. contact_sheet.png shows images of patients: keep
-    it where the data are. Ends with exit code 2, and all problems named, where something is wrong.
+    says which files are missing. Opened are the images that are drawn, as a network would see them, and all masks.
+    contact_sheet.png shows images of patients: keep it where the data are. Ends with exit code 2, and all problems
+    named, where something is wrong.
     """
     with clear_errors(debug):
         from mammosae_plugin.errors import InputError

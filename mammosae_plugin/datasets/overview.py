@@ -56,17 +56,18 @@ def overview(
     vocabulary: Vocabulary,
     about: DatasetAbout,
     files: Sequence[str | os.PathLike[str]],
+    max_missing_share: float = 0.0,
 ) -> Overview:
     """Count what the tables of a dataset hold, and look whether its files are there.
 
     Args:
         images: A row per image: image_id, patient_id, split, the class number of every concept (-1: missing), and
             exam_id, laterality, view and covariates where they are known.
-        findings: A row per annotation: image_id, class numbers, boxes (NaN where there is none), `mask` where there are
-            masks.
+        findings: A row per annotation: image_id, class numbers, boxes (NaN where there is none).
         vocabulary: The concepts.
         about: What the images are.
         files: The image files, one per row of `images`; they are not opened.
+        max_missing_share: The share of them that may be missing; more are a problem.
     """
     counts = {"images": len(images), "patients": images["patient_id"].nunique()}
     if "exam_id" in images:
@@ -74,18 +75,19 @@ def overview(
     counts["rows of annotations"] = len(findings)
     by_split = images.groupby("split", sort=False)
     splits = pd.DataFrame({"images": by_split.size(), "patients": by_split["patient_id"].nunique()}).reset_index()
-    has_box = findings[BOX_COLUMNS[0]].notna().to_numpy() if BOX_COLUMNS[0] in findings else _none(findings)
-    has_mask = _has_mask(findings)
+    has_box = findings[BOX_COLUMNS[0]].notna().to_numpy()
     kept = [name for name in images.columns if name not in (*_IDS, *vocabulary)]
     missing = [file for file in files if not os.path.exists(file)]
     problems = []
     if missing:
+        counts["missing image files"] = len(missing)
+    if len(missing) > max_missing_share * len(files):
         problems.append(describe(len(missing), f"image files of {len(files)} are missing", map(str, missing)))
     return Overview(
         title=about.title,
         counts=counts,
         splits=splits,
-        concepts=pd.DataFrame([_concept(one, images, findings, has_box, has_mask) for one in vocabulary.values()]),
+        concepts=pd.DataFrame([_concept(one, images, findings, has_box) for one in vocabulary.values()]),
         covariates=pd.DataFrame([_covariate(name, images[name]) for name in kept]),
         problems=tuple(problems),
     )
@@ -100,7 +102,7 @@ def various_images(
     What is left of `n` goes to images that show nothing of them, and to others.
     """
     binary = [name for name in vocabulary.binary if name in images]
-    placed = findings[_has_mask(findings) | findings[BOX_COLUMNS[0]].notna().to_numpy()]
+    placed = findings[findings[BOX_COLUMNS[0]].notna()]
     located = {name: set(placed.loc[placed[name] == 1, "image_id"]) for name in binary}
     ids = images["image_id"].to_numpy()
     wanted = [np.isin(ids, list(located[name])) for name in binary if located[name]]
@@ -134,18 +136,11 @@ def _none(table: pd.DataFrame) -> npt.NDArray[np.bool_]:
     return np.zeros(len(table), dtype=bool)
 
 
-def _has_mask(findings: pd.DataFrame) -> npt.NDArray[np.bool_]:
-    if "mask" not in findings:
-        return _none(findings)
-    return np.asarray(findings["mask"].map(lambda masks: bool(masks) and masks == masks), dtype=bool)
-
-
 def _concept(
     concept: Concept,
     images: pd.DataFrame,
     findings: pd.DataFrame,
     has_box: npt.NDArray[np.bool_],
-    has_mask: npt.NDArray[np.bool_],
 ) -> dict[str, object]:
     found = images[concept.name].to_numpy()
     counts = [int((found == number).sum()) for number in range(concept.n_classes)]
@@ -153,17 +148,15 @@ def _concept(
     row: dict[str, object] = {
         "concept": concept.name,
         "kind": concept.kind,
-        "images": ", ".join(f"{name} {count}" for name, count in named.items()),
+        "images": ", ".join(f"{name}: {count}" for name, count in named.items()),
         "missing": int((found < 0).sum()),
     }
     present = (findings[concept.name] == 1).to_numpy() if concept.is_binary else _none(findings)
-    boxes, masks = int((present & has_box).sum()), int((present & has_mask).sum())
-    places = boxes or masks
-    nowhere = int((present & ~has_box & ~has_mask).sum())
+    boxes, nowhere = int((present & has_box).sum()), int((present & ~has_box).sum())
     return row | {
         "boxes": boxes if boxes else _NO_BOX,
-        "masks": masks if masks else _NO_BOX,
-        "no place": nowhere if places else _NO_BOX,
+        "masks": "yes" if concept.masks else _NO_BOX,
+        "no place": nowhere if boxes else _NO_BOX,
     }
 
 
@@ -174,7 +167,7 @@ def _covariate(name: str, values: "pd.Series[Any]") -> dict[str, object]:
         said = f"{numbers.min():g} to {numbers.max():g}, median {numbers.median():g}"
     else:
         counts = known.astype(str).value_counts()
-        said = ", ".join(f"{value} {count}" for value, count in counts.head(_MANY).items())
+        said = ", ".join(f"{value}: {count}" for value, count in counts.head(_MANY).items())
         said += f", and {len(counts) - _MANY} others" if len(counts) > _MANY else ""
     kind = "number" if pd.api.types.is_numeric_dtype(values) else "category"
     return {"covariate": name, "type": kind, "values": said or _NO_BOX, "missing": len(values) - len(known)}

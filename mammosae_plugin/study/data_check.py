@@ -11,16 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from PIL import Image
 
 from mammosae_plugin.adapters.preprocessing import BadImageError
 from mammosae_plugin.config import load_data
-from mammosae_plugin.datasets.about import DatasetAbout
-from mammosae_plugin.datasets.annotations import read_annotations
 from mammosae_plugin.datasets.base import BOX_COLUMNS, MammogramDataset
-from mammosae_plugin.datasets.concepts import Vocabulary
-from mammosae_plugin.datasets.dicom import read_picture
-from mammosae_plugin.datasets.mapping import load_mapping
+from mammosae_plugin.datasets.image_table import ImageTable, load_images
 from mammosae_plugin.datasets.overview import Overview, overview, various_images
 from mammosae_plugin.datasets.registry import dataset_kind, open_dataset
 from mammosae_plugin.errors import InputError
@@ -47,16 +42,6 @@ class DataCheck:
     problems: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Data:
-    images: pd.DataFrame
-    findings: pd.DataFrame
-    vocabulary: Vocabulary
-    about: DatasetAbout
-    files: Sequence[Path]
-    root: Path
-
-
 def check_data(
     output: str | os.PathLike[str],
     *,
@@ -68,7 +53,8 @@ def check_data(
 ) -> DataCheck:
     """Read the annotations of a study's data, or of a preset or mapping, count them, and draw some of the images.
 
-    Only the images that are drawn are opened; the picture and the table are written to `output` and nowhere else.
+    Images are shown as a network would be (`load_images`): letterboxed where they are not prepared. Opened are those
+    that are drawn, and all masks; the picture and the table are written to `output` and nowhere else.
 
     Args:
         output: The folder for the picture and the table.
@@ -83,83 +69,62 @@ def check_data(
     """
     if (config is None and not settings) == (source is None):
         raise InputError("say what to check: a study (--config), or a preset or mapping with the folder of its data")
-    data = _of_study(config, settings) if source is None else _of_mapping(source, root)
-    found = overview(data.images, data.findings, data.vocabulary, data.about, data.files)
+    data, allowed = _of_study(config, settings) if source is None else _of_mapping(source, root)
+    found = overview(data.images, data.findings, data.vocabulary, data.about, data.image_paths, allowed)
     folder = local_path(output)
     folder.mkdir(parents=True, exist_ok=True)
     rows = various_images(data.images, data.findings, data.vocabulary, n_images)
-    by_image = data.findings.groupby("image_id", sort=False).indices
     unreadable: list[str] = []
-    tiles = [_tile(data, int(row), by_image, unreadable) for row in rows]
+    tiles = [_tile(data, int(row), unreadable) for row in rows]
     named = f"{found.title}: {len(tiles)} of {len(data.images):,} images"
     save_figure(plot_contact_sheet(tiles, named), folder / SHEET, dpi=180)
     write_text(folder / TABLE, f"{found}\n")
     return DataCheck(found, folder / SHEET, (*found.problems, *unreadable))
 
 
-def _of_study(config: str | os.PathLike[str] | None, settings: Sequence[str]) -> _Data:
+def _of_study(config: str | os.PathLike[str] | None, settings: Sequence[str]) -> tuple[MammogramDataset, float]:
+    """The images of a study, those that are missing among them, and which share may be."""
     section = load_data(None if config is None else local_path(config), settings)
     if not dataset_kind(section.kind).of_files:
         raise InputError(f"data.kind {section.kind} is of slices of volumes; images of files are checked here")
-    found = open_dataset(section)
+    found = open_dataset(section.model_copy(update={"max_bad_share": 1.0}))
     assert isinstance(found, MammogramDataset)
-    return _Data(found.images, found.findings, found.vocabulary, section.about, found.image_paths, section.root)
+    return found, section.max_bad_share
 
 
-def _of_mapping(source: str | os.PathLike[str] | Mapping[str, Any], root: str | os.PathLike[str] | None) -> _Data:
-    mapping, folder = load_mapping(source, root)
-    found = read_annotations(mapping, folder)
-    files = [folder / file for file in found.images["file"]]
-    return _Data(found.images, found.findings, Vocabulary(found.concepts), mapping.about, files, folder)
+def _of_mapping(
+    source: str | os.PathLike[str] | Mapping[str, Any], root: str | os.PathLike[str] | None
+) -> tuple[MammogramDataset, float]:
+    return load_images(source, root, max_missing_share=1.0), 0.0
 
 
-def _tile(data: _Data, row: int, by_image: Mapping[Any, Any], unreadable: list[str]) -> Tile:
+def _tile(data: MammogramDataset, row: int, unreadable: list[str]) -> Tile:
     image = data.images.iloc[row]
     pixels: npt.NDArray[np.uint8] | None = None
-    size = (4, 3)
+    mask: npt.NDArray[np.bool_] | None = None
     try:
-        pixels, size = _gray(data.files[row])
-    except (BadImageError, OSError) as error:
-        unreadable.append(str(error))
-    marks, named = [], set()
-    colors = {name: number for number, name in enumerate(data.vocabulary.binary)}
-    for at in by_image.get(image["image_id"], ()):
-        finding = data.findings.iloc[int(at)]
-        names = [name for name in colors if finding[name] == 1]
-        label = " + ".join(map(_readable, names)) or "?"
-        color = colors.get(names[0], 0) if names else 0
-        box = tuple(float(finding[column]) for column in BOX_COLUMNS)
-        if not np.isnan(box[0]):
-            marks.append(Mark(label, color, box=box))  # type: ignore[arg-type]
-        masks = finding.get("mask") or ()
-        marks += [Mark(label, color, mask=mask) for mask in _masks(data.root, masks, unreadable)]
-        if not np.isnan(box[0]) or len(masks):
-            named |= set(names)
-    return Tile(pixels, size, str(image["image_id"]), _caption(data, image, named), tuple(marks))
-
-
-def _masks(root: Path, files: Any, unreadable: list[str]) -> list[npt.NDArray[np.bool_]]:
-    found = []
-    for file in [files] if isinstance(files, str) else files:
-        try:
-            found.append(read_picture(root / file).pixels > 0)
-        except (BadImageError, OSError) as error:
+        pixels = _smaller(data.gray(row))
+        if isinstance(data, ImageTable) and (masks := data.masks(row)):
+            mask = _smaller(np.logical_or.reduce([*masks.values()]))
+    except BadImageError as error:
+        if data.image_paths[row].exists():  # what is missing is told by the overview
             unreadable.append(str(error))
-    return found
+    marks, named = [], set()
+    own = data.findings[(data.findings["image_id"] == image["image_id"]) & data.findings[BOX_COLUMNS[0]].notna()]
+    for finding in own.to_dict("records"):
+        names = [name for name in data.vocabulary.binary if finding[name] == 1]
+        named.update(names)
+        left, top, right, bottom = (float(finding[column]) for column in BOX_COLUMNS)
+        marks.append(Mark(", ".join(map(_readable, names)) or "?", (left, top, right, bottom)))
+    return Tile(pixels, data.image_size, str(image["image_id"]), _caption(data, image, named), tuple(marks), mask)
 
 
-def _gray(file: Path) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
-    """An image as a reader would see it, small; and its height and width."""
-    picture = read_picture(file, voi="auto")
-    height, width = picture.codes.shape
-    step = max(1, round(height / _DRAWN_HEIGHT))
-    values = picture.values[picture.codes[step // 2 :: step, step // 2 :: step]]
-    low, high = values.min(), np.quantile(values, 0.998)
-    share = np.clip((values - low) / max(float(high - low), 1e-9), 0, 1)
-    return np.asarray(Image.fromarray((255 * share).astype(np.uint8))), (height, width)
+def _smaller(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    step = max(1, round(pixels.shape[0] / _DRAWN_HEIGHT))
+    return pixels[step // 2 :: step, step // 2 :: step]
 
 
-def _caption(data: _Data, image: "pd.Series[Any]", named: set[str]) -> tuple[str, ...]:
+def _caption(data: MammogramDataset, image: "pd.Series[Any]", named: set[str]) -> tuple[str, ...]:
     """Side, view and split; classes of graded concepts; findings without a place."""
     first = [str(image[name]) for name in ("laterality", "view", "split") if image.get(name)]
     graded = [
@@ -169,7 +134,7 @@ def _caption(data: _Data, image: "pd.Series[Any]", named: set[str]) -> tuple[str
     ]
     without = [_readable(name) for name in data.vocabulary.binary if image[name] == 1 and name not in named]
     lines = [" ".join(first), ", ".join(graded), f"not marked: {', '.join(without)}" if without else ""]
-    return tuple(line if len(line) <= 46 else f"{line[:45]}…" for line in lines if line)
+    return tuple(line for line in lines if line)
 
 
 def _readable(name: str) -> str:
