@@ -14,6 +14,7 @@ import importlib
 import json
 import logging
 import os
+from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -45,6 +46,7 @@ from mammosae_plugin.adapters.sources import find_source, origin_of
 from mammosae_plugin.arguments import one_of, whole
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path, read_json
+from mammosae_plugin.hub_requests import first_sentence
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ LIBRARIES: tuple[Library, ...] = get_args(Library)
 
 _GRAY = Preprocessing(mean=0.449, std=0.226, scale="full_range", channels=1)  # ImageNet's, averaged over channels
 _SMALL = (64, 64)
+_AUXILIARY_HEADS = ("aux1", "aux2", "AuxLogits")
 _ROUNDING = 1e-6
 _WRAPPED_AS = ("state_dict_ema", "model_ema", "state_dict", "model")  # by training scripts
 _PREFIXES = ("module.", "_orig_mod.")
@@ -69,6 +72,7 @@ class _Built:
         arguments: what it was made with, in plain JSON, so that it can be made again.
         source: where its weights come from.
         unset: weights that the library left random where it was asked for its own.
+        left_out: how the weights begin that a file may hold and the network has no place for.
         head_path: module path of the linear head, or of the identity in its place.
         width: how many numbers the head reads.
     """
@@ -79,6 +83,7 @@ class _Built:
     arguments: dict[str, Any]
     source: dict[str, Any]
     unset: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     head_path: str = ""
     width: int = 0
 
@@ -352,6 +357,7 @@ def _load(built: _Built, state: Mapping[str, torch.Tensor], *, where: str, what:
     """
     network = built.network
     own = network.state_dict()
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(built.left_out)}
     if isinstance(network, Readable) and not any(name.startswith("backbone.") for name in state):
         state = {f"backbone.{name}": tensor for name, tensor in state.items()}
     head = f"{built.head_path}."
@@ -368,7 +374,8 @@ def _from_function(architecture: str, arguments: dict[str, Any], functions: Coll
     if architecture not in functions:
         raise InputError(
             f"the file is of a network that the function {architecture} makes, and files are not trusted to name code: "
-            "name it yourself, in a study as the model's `function`, elsewhere as load_classifier(..., functions=...)"
+            "name it yourself: in a study as the model's `function`, to `mammosae publish model` with --function, in "
+            "Python with functions=[...] of load_classifier or prepare_model"
         )
     module_name, _, name = architecture.partition(":")
     if not module_name or not name.isidentifier():
@@ -417,8 +424,15 @@ def _from_torchvision(architecture: str, arguments: dict[str, Any], *, anew: boo
     except Exception as error:  # whatever a builder or a download raises
         way_out = "" if anew else "; give a file of its weights, or take random ones"
         raise InputError(f"torchvision cannot make {architecture}: {_line(error)}{way_out}") from error
-    if hasattr(network, "aux_logits"):
-        raise InputError(f"{architecture} has auxiliary heads, which no study trains; choose another architecture")
+    beside = [name for name in _AUXILIARY_HEADS if hasattr(network, name)]
+    if beside:  # outputs of training beside the logits; no study trains them
+        network.aux_logits = False
+        for name in beside:
+            setattr(network, name, None)
+    if "transform_input" in vars(network):  # which comes with the library's weights, and decides what they see
+        arguments = {**arguments, "transform_input": bool(network.transform_input)}
+    if isinstance(network, models.SqueezeNet):  # a convolution tells its classes: it has features, and no linear head
+        network, beside = nn.Sequential(OrderedDict(features=network.features)), ["classifier"]
     mean, std = (tuple(float(value) for value in values) for values in (said.mean, said.std))
     own = int(getattr(network, "image_size", None) or said.crop_size[0])
     return _Built(
@@ -427,6 +441,7 @@ def _from_torchvision(architecture: str, arguments: dict[str, Any], *, anew: boo
         (own, own),
         arguments,
         {} if anew else {"weights": weights.name},
+        left_out=tuple(f"{name}." for name in beside),
     )
 
 
@@ -467,7 +482,7 @@ def _from_transformers(name: str, arguments: dict[str, Any], *, anew: bool, chan
     except InputError:
         raise
     except Exception as error:  # of a name, a download, a config or weights
-        said = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        said = first_sentence(error)
         way_out = (
             "" if _is_folder(name) and anew else "; give the folder of a model, or of its config with weights: random"
         )

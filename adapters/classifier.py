@@ -1,7 +1,8 @@
 """What training and studies need of a network: a protocol, whatever the network is."""
 
-__all__ = ["Classifier", "encoder_state", "head_of"]
+__all__ = ["Classifier", "encoder_state", "head_of", "library_of"]
 
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -67,6 +68,24 @@ class Classifier(Protocol):
 
     def description(self) -> dict[str, Any]:
         """What the network is but its weights, in plain JSON: from it and the weights `load_classifier` makes it."""
+
+
+def library_of(said: Mapping[str, Any], source: Mapping[str, Any]) -> str:
+    """Whose architecture a network is: a library's name, "function", or "mammo_clip" of the files of Mammo-CLIP.
+
+    Args:
+        said: its description, or the header of its file; empty where only its source is known.
+        source: where its weights come from.
+    """
+    if "kind" in said:
+        return str(said.get("library", said["kind"]))
+    while isinstance(source.get("trained_from"), Mapping):
+        source = source["trained_from"]
+    kind = source.get("kind")
+    return "timm" if kind == "random" else str(kind) if kind in _LIBRARIES else "mammo_clip"
+
+
+_LIBRARIES = ("timm", "torchvision", "transformers", "function")
 
 
 def head_of(classifier: Classifier) -> nn.Linear | None:

@@ -25,6 +25,7 @@ from mammosae_plugin.adapters.timm_classifier import new_timm_classifier
 from mammosae_plugin.arguments import one_of
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path, read_json
+from mammosae_plugin.hub_requests import first_sentence
 
 Pooling = Literal["model", "class_token", "mean_of_patches", "projected"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
@@ -346,8 +347,7 @@ def _from_transformers(name: str, pooling: Pooling, weights: str | os.PathLike[s
                 network = AutoModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
         said = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"transformers cannot open {name}: {reason}") from error
+        raise InputError(f"transformers cannot open {name}: {first_sentence(error)}") from error
     source = {"kind": "transformers", "name": Path(name).name if local_path(name).exists() else name}
     if weights == "random":
         source |= {"weights": "random", "seed": str(seed)}

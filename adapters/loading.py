@@ -8,7 +8,7 @@ from collections.abc import Collection
 import torch
 
 from mammosae_plugin.adapters.checkpoints import CheckpointFormatError, is_safetensors
-from mammosae_plugin.adapters.classifier import Classifier
+from mammosae_plugin.adapters.classifier import Classifier, library_of
 from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier
 from mammosae_plugin.adapters.mammo_clip_files import read_mammo_clip
 from mammosae_plugin.adapters.saved_classifiers import is_classifier_folder, read_saved_classifier
@@ -96,7 +96,9 @@ def load_mammo_clip(
         device=device,
     )
     if not isinstance(model, MammoClipClassifier):
+        library = library_of(model.description(), model.source)
+        owner = "somebody's function" if library == "function" else f"{library}'s"
         raise CheckpointFormatError(
-            f"{checkpoint} holds a {model.architecture} of timm's and no Mammo-CLIP network; load_classifier reads it"
+            f"{checkpoint} holds a {model.architecture} of {owner} and no Mammo-CLIP network; load_classifier reads it"
         )
     return model

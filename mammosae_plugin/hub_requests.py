@@ -6,8 +6,8 @@ Here each of these is bounded: `ask` for a request, `explain` for the error that
 """
 
 __all__ = [
-    "again", "ask", "ATTEMPTS", "explain", "first_line", "HubError", "REFUSED_LOGIN", "refused_login", "REPOSITORY",
-    "TIMEOUT_S",
+    "again", "ask", "ATTEMPTS", "explain", "first_line", "first_sentence", "HubError", "REFUSED_LOGIN", "refused_login",
+    "REPOSITORY", "TIMEOUT_S",
 ]  # fmt: skip
 
 import json
@@ -198,6 +198,16 @@ REFUSED_LOGIN = (
 def first_line(error: BaseException) -> str:
     """The error's type and the first line of its text."""
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no reason given')}"
+
+
+def first_sentence(error: BaseException) -> str:
+    """What a library says of a failure, without its advice: the first sentence, or the error's type."""
+    line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    said = re.split(r"(?<=[^.])\.(?:\s|$)", line, maxsplit=1)[0]
+    return said if len(said) <= _LONGEST_SENTENCE else f"{said[:_LONGEST_SENTENCE]} ..."
+
+
+_LONGEST_SENTENCE = 200
 
 
 def _failure_of(error: BaseException) -> _Failure:

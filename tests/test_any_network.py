@@ -1,15 +1,19 @@
 """Networks of torchvision, transformers and somebody's function: made, trained, saved, studied, and refused."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers_adapters import calibrated_classifier
-from helpers_backbones import TorchCNN
+from helpers_backbones import TorchCNN, five_outputs
+from helpers_hub import LoopbackHub, mammosae_on_hub, run_on_hub
 from helpers_study import mammosae, random_sae, study_settings, write_study
 from safetensors.torch import save_file
 from torch import nn
+from torchvision import models
 
 from mammosae_plugin.adapters import (
     Classifier,
@@ -24,6 +28,7 @@ from mammosae_plugin.adapters.preprocessing import MAMMO_CLIP
 from mammosae_plugin.config import load_config
 from mammosae_plugin.datasets import VinDrMammo
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import sha256_of_file
 from mammosae_plugin.latents import encode_latents
 from mammosae_plugin.study import Study
 from mammosae_plugin.training import ClassifierTraining, train_classifier
@@ -176,7 +181,6 @@ def test_weights_come_from_a_file_with_the_head_that_it_has(tmp_path):
     ("library", "architecture", "settings", "said"),
     [
         ("torchvision", "resnet81", {}, "is no classifier that torchvision has; did you mean .*resnet18"),
-        ("torchvision", "squeezenet1_1", {"weights": "random"}, "do not come from one linear layer"),
         ("torchvision", "resnet18", {"weights": "random", "arguments": {"depth": 3}}, "torchvision cannot make"),
         ("transformers", "", {}, "transformers cannot make tiny-vit: .*; give the folder of a model"),
         ("function", "helpers_backbones", {}, "is no function; write package.module:function"),
@@ -193,6 +197,80 @@ def test_what_cannot_be_made_is_one_line(library, architecture, settings, said, 
     with pytest.raises(InputError, match=said) as caught:
         new_backbone_classifier(library, architecture or str(vit), image_size=SIZE, **settings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["googlenet", "squeezenet1_1"])
+def test_auxiliary_heads_and_a_convolution_as_head_are_left_out(name, tmp_path):
+    own = models.get_model(name, weights=None, **({"init_weights": False} if name == "googlenet" else {})).eval()
+    torch.save(own.state_dict(), tmp_path / "weights.pth")  # as torchvision's own files, with every head
+    images = torch.rand(2, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    arguments = {"init_weights": False} if name == "googlenet" else {}
+    settings = {"weights": tmp_path / "weights.pth", "arguments": arguments, "image_size": SIZE}
+    network = new_backbone_classifier("torchvision", name, 2, **settings)
+    with torch.no_grad():
+        if name == "googlenet":
+            kept = new_backbone_classifier("torchvision", name, None, **settings)
+            assert torch.equal(kept(images), own(images)) and kept.n_class == 1000
+        else:
+            assert torch.allclose(network.features(images), own.features(images).mean((2, 3)), atol=1e-6)
+    assert network.network.train()(images).shape == (2, 2)  # in training too the logits alone
+    save_classifier(network, tmp_path / "net.safetensors", metadata={})
+    read = load_classifier(tmp_path / "net.safetensors")
+    with torch.no_grad():
+        assert torch.equal(read(images), network.network.eval()(images))
+    assert read.final_module == {"googlenet": "inception5b", "squeezenet1_1": "backbone.features.12"}[name]
+
+
+def test_torchvisions_own_weights_are_fetched_loaded_and_told(tmp_path, monkeypatch):
+    own = models.squeezenet1_1(weights=None).eval()
+    torch.save(own.state_dict(), tmp_path / "weights.pth")
+    digest = sha256_of_file(tmp_path / "weights.pth")[:8]
+    there = (tmp_path / "weights.pth").rename(tmp_path / f"squeezenet1_1-{digest}.pth")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    place = models.SqueezeNet1_1_Weights.DEFAULT.value
+    monkeypatch.setattr(place, "url", there.as_uri())
+    start = new_backbone_classifier("torchvision", "squeezenet1_1", 1, image_size=SIZE)
+    images = torch.rand(1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.allclose(start.features(images), own.features(images).mean((2, 3)), atol=1e-6)
+    assert start.source == {"kind": "torchvision", "variant": "squeezenet1_1", "weights": "IMAGENET1K_V1"}
+    assert list((tmp_path / "cache").rglob(there.name))
+    monkeypatch.setattr(place, "url", (tmp_path / "gone-00000000.pth").as_uri())
+    with pytest.raises(
+        InputError, match="torchvision cannot make squeezenet1_1: .*; give a file of its weights"
+    ) as told:
+        new_backbone_classifier("torchvision", "squeezenet1_1", 1, image_size=SIZE)
+    assert "\n" not in str(told.value)
+
+
+FETCH = """
+import sys, torch
+from huggingface_hub import HfApi
+from transformers import ViTConfig, ViTForImageClassification
+from mammosae_plugin.adapters import new_backbone_classifier
+
+folder, sizes = sys.argv[1], {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+sizes |= {"intermediate_size": 32, "image_size": 64, "patch_size": 16}
+torch.manual_seed(0)
+ViTForImageClassification(ViTConfig(**sizes)).save_pretrained(folder)
+HfApi().create_repo("someone/vit")
+HfApi().upload_folder(repo_id="someone/vit", folder_path=folder)
+images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+make = lambda name: new_backbone_classifier("transformers", name, image_size=(64, 64))
+with torch.no_grad():
+    fetched, local = make("someone/vit"), make(folder)
+    seen = {"same": torch.equal(fetched(images), local(images)), "n_class": fetched.n_class, "source": fetched.source}
+seen["missing"] = attempt(lambda: make("someone/none"))["message"]
+"""
+
+
+def test_weights_of_transformers_are_fetched_from_the_hub_loaded_and_told(tmp_path):
+    with LoopbackHub() as hub:
+        seen = run_on_hub(hub, tmp_path / "home", FETCH, tmp_path / "vit")
+    assert seen["same"] and seen["n_class"] == 2
+    assert seen["source"]["kind"] == "transformers" and seen["source"]["variant"] == "someone/vit"
+    assert seen["missing"].startswith("transformers cannot make someone/none: ") and ".;" not in seen["missing"]
+    assert "\n" not in seen["missing"] and len(seen["missing"]) < 350
 
 
 # In a study
@@ -213,7 +291,7 @@ def own_head(folder, phantom_root, outputs, function=CNN):
     }
 
 
-def test_a_trained_head_is_studied_by_a_declared_mapping_of_its_outputs(tmp_path, phantom_root):
+def test_a_trained_head_is_studied_by_a_declared_mapping_of_its_outputs(tmp_path, phantom_root, monkeypatch):
     outputs = {"birads": [[4, 5], None, 1, [3], None], "Mass": 4, "density": [None, ["A", "B"], None, ["C", "D"], None]}
     study = Study(
         load_config(write_study(tmp_path, own_head(tmp_path, phantom_root, outputs, "helpers_backbones:five_outputs")))
@@ -246,6 +324,51 @@ def test_a_trained_head_is_studied_by_a_declared_mapping_of_its_outputs(tmp_path
     assert {row["class"] for row in found["rankings"] if row["concept"] == "birads"} == {0, 1, 2}
     page = (study.results_folder / "report.html").read_text()
     assert "no label" in page.lower() and "Mammo-CLIP" not in page.split('id="cite"')[1]
+    published_with_its_classes(tmp_path, study.output, monkeypatch, {pair.concept for pair in study.pairs})
+
+
+PUBLISH = """
+import sys, torch
+from mammosae_plugin.adapters import load_classifier
+from mammosae_plugin.hub import load_findings, publish_findings, publish_model, publish_space
+
+study, function = sys.argv[1], "helpers_backbones:five_outputs"
+refused = attempt(lambda: publish_model(study, "someone/nets", licence="mit"))
+publish_model(study, "someone/nets", licence="mit", tag="v1", functions=[function])
+publish_findings(study, "someone/findings", licence="mit", min_group=2)
+publish_space("someone/findings", "someone/space", min_group=2)
+found = load_findings("someone/findings")
+place = found.study["models"][0]["published"]
+name = f"hub://{place['repo']}@{place['revision']}/{place['id']}"
+images = torch.load(sys.argv[2], weights_only=True)
+seen = {
+    "refused": refused["message"], "unnamed": attempt(lambda: load_classifier(name))["message"],
+    "logits": load_classifier(name, functions=[function])(images).tolist(),
+    "vocabulary": found.study["data"]["vocabulary"], "outputs": found.study["config"]["models"][0]["outputs"],
+    "classes": sorted(map(list, set(zip(found.concepts["concept"], map(int, found.concepts["class"]))))),
+}
+"""
+
+
+def published_with_its_classes(folder, output, monkeypatch, concepts):
+    """Network, findings and Space of a head with declared outputs, sent to a Hub and read back."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+    images = torch.rand(2, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    torch.save(images, folder / "images.pt")
+    with LoopbackHub() as hub:
+        seen = run_on_hub(hub, folder / "publisher", PUBLISH, output, folder / "images.pt")
+        cards = {name: repo.files["README.md"].decode() for (_, name), repo in hub.repos.items()}
+    assert "publish model` with --function" in seen["refused"] and "name it yourself" in seen["unnamed"]
+    with torch.no_grad():
+        assert np.allclose(seen["logits"], five_outputs().eval()(images), atol=1e-6)
+    assert {one["name"] for one in seen["vocabulary"]} >= concepts
+    assert seen["outputs"]["birads"] == [["4", "5"], None, "1", ["3"], None]
+    assert [list(pair) for pair in (("birads", 2), ("density", 1))] == [
+        pair for pair in seen["classes"] if pair in (["birads", 2], ["density", 1])
+    ]
+    assert set(cards) == {"someone/nets", "someone/findings", "someone/space"}
+    assert 'functions=["helpers_backbones:five_outputs"]' in cards["someone/nets"]
+    assert not [name for name, card in cards.items() if "Mammo-CLIP" in card]
 
 
 @pytest.mark.parametrize(
@@ -303,6 +426,30 @@ def test_a_study_imports_only_the_function_that_it_names(tmp_path, phantom_root)
     start = {"encoder": str(tmp_path / "net.safetensors"), "function": f"{OWN}:Gray", "outputs": {"Mass": 0}}
     changed = facts_of(tmp_path, phantom_root, "Mass", **start, preprocessing=said).preprocessing
     assert (changed.mean, changed.std, changed.channels) == (0.0, 1.0, 1)
+
+
+def test_a_classifiers_file_of_any_network_is_published_and_read_back(made, tmp_path, monkeypatch):
+    """With the command, whose refusal says what to add; its arguments, or config, go with it."""
+    network = made[0].with_head(1)
+    save_classifier(network, tmp_path / "net.safetensors", metadata={"concepts": ["Mass"]})
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+    command = ["publish", "model", tmp_path / "net.safetensors", "someone/nets", "--id", "mass", "--licence", "mit"]
+    with LoopbackHub() as hub:
+        if network.library == "function":
+            refused = mammosae_on_hub(hub, tmp_path / "home", *command, "--confirm")
+            assert refused.returncode == 2 and "with --function" in refused.stderr
+            command += ["--function", network.architecture]
+        done = mammosae_on_hub(hub, tmp_path / "home", *command, "--confirm")
+        assert done.returncode == 0, done.stderr
+        files = hub.repos["model", "someone/nets"].files
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "read").mkdir(exist_ok=True)
+        (tmp_path / "read" / name).write_bytes(files[f"mass/{name}"])
+    read = load_classifier(tmp_path / "read", functions=[network.architecture])
+    images = torch.rand(2, network.preprocessing.channels, *made[3], generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(read(images), network(images))
+    assert read.description() == network.description()
 
 
 def test_layers_of_any_network_are_listed(vit):

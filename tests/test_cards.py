@@ -17,7 +17,13 @@ from jinja2 import UndefinedError
 
 from mammosae_plugin.findings.notes import Note, with_readers
 from mammosae_plugin.findings.tables import shared_role
-from mammosae_plugin.hub.cards import render_findings_card, render_sae_card, render_space_readme, render_study_card
+from mammosae_plugin.hub.cards import (
+    render_findings_card,
+    render_model_card,
+    render_sae_card,
+    render_space_readme,
+    render_study_card,
+)
 from mammosae_plugin.hub.saes import _confounders
 
 CFG = {
@@ -129,6 +135,7 @@ FINDINGS: dict[str, Any] = {
     "agreement": "Cohen's kappa 0.62 (2 readers)",
 }
 SPACE: dict[str, Any] = {"title": "Latents of a classifier", "datasets": ["someone/findings"], "kinds": ["vindr"]}
+SPACE |= {"libraries": ["mammo_clip"]}
 CARDS = {
     "model": render_sae_card(SAE),
     "dataset": render_findings_card(FINDINGS),
@@ -335,6 +342,44 @@ def test_every_card_warns_names_limits_and_cites(card: str) -> None:
     assert re.search(r"research only\W+Not a medical device", card, flags=re.IGNORECASE)
     for cited in ("2507.15227", "Mammo-CLIP", "MICCAI", "VinDr-Mammo", "Scientific Data"):
         assert cited in card
+
+
+MODEL = {
+    "architecture": "resnet18", "library": "timm", "n_class": 1, "concepts": ["Mass"], "kind": "finetuned",
+    "preprocessing": None, "channels": 3, "image_size": [96, 64], "images": None, "base_model": None, "licence": "mit",
+    "datasets": ["clinic"], "citations": ["Somebody, 2026"], "auroc": dict.fromkeys(("", "_low", "_high")), "sae": None,
+}  # fmt: skip
+
+
+def cards_of(library: str) -> dict[str, str]:
+    """Every card that is sent, of a network of a library and data of somebody's own."""
+    network = (
+        {"architecture": "my.networks:make", "library": library} if library == "function" else {"library": library}
+    )
+    cfg = {**CFG, "metadata": {**CFG["metadata"], "model_source": {"trained_from": {"kind": library}}}}
+    sae = {**SAE["saes"]["layer_10"], "cfg": cfg, "base_model": None, "datasets": ["clinic"]}
+    findings = copy.deepcopy(FINDINGS) | {"datasets": ["clinic"], "restricted": [], "citations": ["Somebody, 2026"]}
+    findings["study"]["models"][0] |= network
+    about = {"citations": ["Somebody, 2026"]}
+    return {
+        "sae": render_sae_card({**SAE, "saes": {"layer_10": sae | about}}),
+        "model": render_model_card({"repo_id": "a/b", "licence": "mit", "models": {"Mass": MODEL | network}}),
+        "dataset": render_findings_card(findings),
+        "space": render_space_readme({**SPACE, "kinds": ["clinic"], "libraries": [library], **about}),
+    }
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision", "transformers", "function", "mammo_clip"])
+def test_mammo_clip_is_named_where_it_was_used_and_the_data_as_their_owner_says(library: str) -> None:
+    for name, card in cards_of(library).items():
+        assert ("Mammo-CLIP" in card) == (library == "mammo_clip"), name
+        assert "Somebody, 2026" in card and "VinDr" not in card and "2507.15227" in card
+        assert ("TorchVision maintainers" in card) == (library == "torchvision" and name != "space")
+        assert "efficientnet" not in card.split("---")[1] or library == "mammo_clip"
+    loads = cards_of(library)["model"].split("```python")[1]
+    assert ('functions=["my.networks:make"]' in loads) == (library == "function")
+    known = render_sae_card({**SAE, "saes": {"a": {**SAE["saes"]["layer_10"], "datasets": ["cbis-ddsm"]}}})
+    assert "Scientific Data 4, 170177" in known
 
 
 @pytest.mark.parametrize("kind", ["model", "dataset"])

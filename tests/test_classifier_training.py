@@ -5,10 +5,12 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers_adapters import calibrated_classifier
 from safetensors import safe_open
+from scipy.special import expit, softmax
 from sklearn.metrics import roc_auc_score
 from sklearn.utils.class_weight import compute_class_weight
 from torch.utils.data import DataLoader
@@ -16,7 +18,9 @@ from torchvision.transforms import v2
 
 from mammosae_plugin.adapters import load_mammo_clip, new_classifier, save_classifier
 from mammosae_plugin.datasets import PREPROCESSING, VinDrMammo, Vocabulary
+from mammosae_plugin.datasets.concepts import Concept
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.measures.units import EvaluationUnit, grouped_rows
 from mammosae_plugin.training import ClassifierTraining, augmentation, train_classifier
 from mammosae_plugin.training import classifier as classifier_module
 from mammosae_plugin.training.augmentation import Augmentation, EpochImages
@@ -272,6 +276,50 @@ def test_the_recorded_auroc_is_that_of_the_saved_weights_on_the_patients_held_ou
     }
     assert outcome["n_images"] == {"training": len(sides.training), "validation": len(sides.validation)}
     assert outcome["epoch"] == log_of(path)[-1]["best_epoch"]
+
+
+@pytest.mark.parametrize("unit", ["patient", "patient by maximum"])
+@pytest.mark.parametrize("kind", ["finetuned", "pretrained"])
+def test_the_epoch_may_be_chosen_by_patient_as_pandas_and_scikit_learn_put_images_together(
+    training_images, classifier, tmp_path, unit, kind
+):
+    config = ClassifierTraining(kind=kind, epochs=1, validation_share=0.5, augmentation="none")
+    path = tmp_path / "m.safetensors"
+    model = train_classifier(classifier, training_images, "Mass", path, config, unit=unit)
+    held = classifier_module._sides(training_images, training_images.images[["Mass"]].to_numpy(), ["Mass"], config)
+    known = training_images.images.iloc[held.validation]
+    with torch.inference_mode():
+        logits = torch.cat([model(training_images[i]["image"][None]) for i in held.validation])[:, 0].double()
+    how = "max" if "maximum" in unit else "mean"
+    own = pd.DataFrame({"p": torch.sigmoid(logits).numpy(), "label": known["Mass"].to_numpy()})
+    together = own.groupby(known["patient_id"].to_numpy()).agg({"p": how, "label": "max"})
+    assert len(together) < len(own)
+    said = model.source["metadata"]
+    assert said["outcome"]["validation_auroc"] == pytest.approx(roc_auc_score(together["label"], together["p"]))
+    assert said["unit"] == unit
+    with pytest.raises(InputError, match="holds a classifier of other settings"):
+        train_classifier(classifier, training_images, "Mass", path, config)
+
+
+def test_several_findings_or_classes_are_judged_by_their_units():
+    generator = np.random.default_rng(0)
+    images = pd.DataFrame({"patient_id": np.repeat(list("abcdefghij"), 3), "split": "training"})
+    images["density"], images["Mass"] = generator.integers(0, 3, 30), (generator.random(30) < 0.2).astype(int)
+    concept, unit = Concept("density", "graded", ("A", "B", "C")), EvaluationUnit("patient")
+    rows = [
+        grouped_rows(images, one, chosen=np.ones(30, dtype=bool), unit=unit, where="")
+        for one in (concept, Concept("Mass"))
+    ]
+    logits = generator.normal(size=(30, 3))
+    p = pd.DataFrame(softmax(logits, axis=1)).groupby(images["patient_id"]).mean().to_numpy()
+    truth = images.groupby("patient_id")["density"].max().to_numpy()
+    seen = [number for number in range(3) if (truth == number).any()]
+    wanted = np.mean([roc_auc_score(truth == number, p[:, number]) for number in seen])
+    assert classifier_module._auroc(logits, images[["density"]].to_numpy(), rows[:1]) == pytest.approx(wanted)
+    both = classifier_module._auroc(logits[:, :2], images[["Mass", "Mass"]].to_numpy(), [rows[1], rows[1]])
+    scores = pd.DataFrame(expit(logits[:, :2])).groupby(images["patient_id"]).mean().to_numpy()
+    mass = images.groupby("patient_id")["Mass"].max()
+    assert both == pytest.approx(np.mean([roc_auc_score(mass, scores[:, m]) for m in range(2)]))
 
 
 def test_judging_the_patients_held_out_changes_nothing_in_the_training_of_the_others(few_images, classifier, tmp_path):

@@ -41,7 +41,9 @@ def make(tmp_path, phantom_root):
         nn.init.constant_(heads["Mass"].weight, read.get("weight", 1.0))
         nn.init.constant_(heads["Mass"].bias, 0.0)
         made = {
-            "classifier": plans.of_classifier(config.models[0].train, network, "Mass", images, content),
+            "classifier": plans.of_classifier(
+                config.models[0].train, network, "Mass", images, content, config.data.evaluation_unit
+            ),
             "rows": plans.of_rows(config, network, images, content),
             "sae": plans.of_sae(config, read.get("store", {"shards": ["a"]})),
             "table": plans.of_table(

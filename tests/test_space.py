@@ -212,7 +212,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from helpers_space import synthetic_findings, write_findings
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 from typer.testing import CliRunner
 from mammosae_plugin.cli import app
 from mammosae_plugin.hub import publish_space
@@ -237,6 +237,14 @@ seen["no such revision"] = attempt(lambda: publish_space("someone/findings@v9", 
 arguments = ["publish", "space", str(given), "someone/by-command", "--title", "Phantoms"]
 seen["dry"] = [(run := CliRunner().invoke(app, arguments)).exit_code, run.output, hub()["repos"]]
 seen["confirmed"] = [(run := CliRunner().invoke(app, [*arguments, "--confirm"])).exit_code, run.output]
+kept = {}
+for title in (["--title", "Mine"], [], ["--title", "Yours"]):
+    run = CliRunner().invoke(app, [*arguments[:4], *title, "--replace", "--confirm", "--author", f"A {len(kept)}."])
+    card = Path(hf_hub_download("someone/by-command", "README.md", repo_type="space"))
+    kept[" ".join(title)] = [run.exit_code, card.read_text()]
+seen["titles"] = kept
+publish_space(synthetic_findings(d_sae=24, title="Anew"), "someone/space", replace=True)
+seen["of the study"] = Path(hf_hub_download("someone/space", "README.md", repo_type="space")).read_text()
 """
 
 
@@ -279,6 +287,12 @@ def test_the_command_sends_a_space_only_when_told_to(published):
     assert seen["confirmed"][0] == 0, seen["confirmed"][1]
     files = hub.repos["space", "someone/by-command"].state()["files"]
     assert "index.html" in files and "data/index.js" in files
+
+
+def test_a_title_that_was_given_stays_until_another_is_given(published):
+    for given, (code, card) in published[2]["titles"].items():
+        assert code == 0 and f"# {'Yours' if 'Yours' in given else 'Mine'}\n" in card
+    assert "# Anew\n" in published[2]["of the study"]  # where none was given it is the study's
 
 
 def test_the_command_builds_a_folder_to_look_at(tmp_path):

@@ -135,6 +135,15 @@ def publish_model_command(
         str | None, typer.Option(help="The Hub's name of the encoder that it started from.", show_default=False)
     ] = None,
     dataset: TrainedOn = None,
+    function: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PACKAGE.MODULE:NAME",
+            help="A function that may be imported and called to make a classifier's network, where its file says so; "
+            "may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     study: IdsOf = None,
     min_group: MinGroup = 5,
     *,
@@ -142,7 +151,7 @@ def publish_model_command(
 ) -> "Publication":
     """Publish the classifiers whose features SAEs read, so that others can run these on images of their own.
 
-    `load_mammo_clip("hub://REPO/ID")` loads one, and so does a study's configuration. They are staged as safetensors
+    `load_classifier("hub://REPO/ID")` loads one, and so does a study's configuration. They are staged as safetensors
     and JSON with a card, checked by the privacy guard, read back and compared. Without --confirm, that is all.
     """
     from mammosae_plugin.hub.models import prepare_model
@@ -155,6 +164,7 @@ def publish_model_command(
         licence=licence,
         base_model=base_model,
         datasets=dataset or (),
+        functions=function or (),
         context=PrivacyContext.of_study(study, min_group=min_group) if study is not None else None,
         min_group=min_group,
         about=upload.about,

@@ -44,7 +44,10 @@ def publish_space_command(
         typer.Option(help="Where to build; open its index.html to look at the pages.", show_default=False),
     ] = None,
     title: Annotated[
-        str | None, typer.Option(help="What the page is called; by default as the study.", show_default=False)
+        str | None,
+        typer.Option(
+            help="What the page is called; by default as the study, or with --replace as before.", show_default=False
+        ),
     ] = None,
     min_group: MinGroup = 5,
     *,

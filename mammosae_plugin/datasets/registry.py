@@ -45,7 +45,7 @@ class DataSettings(Settings):
         "image",
         description="What a metric counts: images, rows of the annotation file as the released code does, or breasts "
         "(images of a patient, or of an exam where exams are known, and a side), exams or patients. Boxes are compared "
-        "by image, classifiers and SAEs trained on images, whatever the unit.",
+        "by image, classifiers and SAEs trained on images, whatever the unit, which chooses a classifier's epoch.",
     )
     unit_scores: UnitScores = Field(
         "mean",

@@ -19,7 +19,8 @@ Facts of `render_model_card`:
 Facts of `render_findings_card` and `render_study_card`: what `findings.findings_facts` gives.
 
 Facts of `render_space_readme`: title, datasets (repositories of the findings shown), models (of their SAEs and
-classifiers), kinds (`data_kind` of the studies).
+classifiers), kinds (`data_kind` of the studies), libraries of their networks (`adapters.classifier.library_of`), and
+citations of data that this package does not know.
 
 All of them, but for a study's: about, what `about.About.facts` gives; without it nothing is said.
 """
@@ -38,12 +39,14 @@ from huggingface_hub.repocard import RepoCard
 from huggingface_hub.repocard_data import CardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from mammosae_plugin.datasets.about import KNOWN, PHANTOMS, images_called
+from mammosae_plugin.adapters.classifier import library_of
+from mammosae_plugin.datasets.about import KNOWN, PHANTOMS, VINDR_MAMMO, images_called
 from mammosae_plugin.hub.card_parts import mark
 from mammosae_plugin.hub.score_cards import eval_results_of, shown_score_cards
 from mammosae_plugin.measures.units import EvaluationUnit
 from mammosae_plugin.provenance import plain
 from mammosae_plugin.schema.findings import CONFIGS, dictionary
+from mammosae_plugin.schema.libraries import MAMMO_CLIP, cited, libraries_used
 from mammosae_plugin.schema.names import MINUS, digits, ends, file_part, readable
 from mammosae_plugin.schema.results import BACKGROUND, CONCEPT, UNCLEAR
 from mammosae_plugin.training.architectures import taking
@@ -103,6 +106,8 @@ def render_sae_card(facts: Facts) -> str:
         shown={sae_id: _shown(one) for sae_id, one in saes.items()},
         score_cards=shown_score_cards(saes),
         measures={name: title for name, title in MEASURES.items() if any(_measure(one, name) for one in saes.values())},
+        libraries=_distinct(_library(one) for one in saes.values()),
+        data_citations=_distinct(text for one in saes.values() for text in one.get("citations") or []),
         model_names=_distinct(one["cfg"].get("metadata", {}).get("model_name") for one in saes.values()),
     )
     return _card(ModelCard, data, text)
@@ -124,15 +129,35 @@ def render_model_card(facts: Facts) -> str:
         base_model=base_models[0] if len(base_models) == 1 else base_models or None,
         datasets=[name for name in datasets if "/" in name] or None,
         pipeline_tag="image-classification",
-        tags=[*_tags(datasets)[1:], "efficientnet"],
+        tags=[
+            *_tags(datasets)[1:],
+            *(["efficientnet"] if all(_is_efficientnet(one) for one in models.values()) else []),
+        ],
     )
     text = _render(
         "model.md.j2",
         **{"tag": None, "about": _NOTHING_SAID, **known},
         first=next(iter(models)),
         all_datasets=datasets,
+        libraries=_distinct(one.get("library") or MAMMO_CLIP for one in models.values()),
+        data_citations=_distinct(text for one in models.values() for text in one.get("citations") or []),
     )
     return _card(ModelCard, data, text)
+
+
+def _is_efficientnet(model: Row) -> bool:
+    return model.get("library") in (None, MAMMO_CLIP) or "efficientnet" in str(model["architecture"])
+
+
+def _library(sae: Row) -> str | None:
+    """Whose network an SAE reads, as far as its metadata or its publisher say so."""
+    about = sae["cfg"].get("metadata") or {}
+    if source := about.get("model_source"):
+        return library_of({}, source)
+    of_mammo_clip = (
+        str(about.get("model_name")).startswith(MAMMO_CLIP) or "mammo-clip" in str(sae.get("base_model")).lower()
+    )
+    return MAMMO_CLIP if of_mammo_clip else None
 
 
 class _Known(dict[str, Any]):
@@ -253,7 +278,10 @@ def render_space_readme(facts: Facts) -> str:
         models=list(known.get("models") or ()) or None,
     )
     text = _render(
-        "space.md.j2", **{"about": _NOTHING_SAID, **known, "title": _line(known["title"]), "all_datasets": kinds}
+        "space.md.j2",
+        **{"about": _NOTHING_SAID, "libraries": [], "citations": [], **known, "title": _line(known["title"])},
+        all_datasets=kinds,
+        data_citations=known.get("citations") or [],
     )
     return _card(RepoCard, data, text)
 
@@ -269,6 +297,8 @@ def _of_study(facts: Row) -> Row:
         "about": _NOTHING_SAID,
         **facts,
         "all_datasets": facts["datasets"],
+        "data_citations": facts["citations"],
+        "libraries": libraries_used(study["models"], study.get("config", {})),
         "title": _line(facts["title"]),
         "heading": "##",
         "separation": [row for row in _separation(facts["reconstruction"]) if len(row) > 3],
@@ -345,6 +375,8 @@ def _render(template: str, **facts: Any) -> str:
         "place": _place,
         "phantoms": is_phantom,
         "images": images_called,
+        "networks_cited": cited,
+        "data_cited": _data_cited,
     }
     environment.globals["project_url"] = PROJECT_URL
     text = environment.get_template(template).render(facts)
@@ -461,6 +493,12 @@ def _dataset(name: str) -> str:
         return f"{_cell(name)} (its terms are its owner's)"
     one = KNOWN[name]
     return f"[{one.title}]({one.url}) ({one.licence}: the images are not part of this repository)"
+
+
+def _data_cited(names: Sequence[str]) -> list[str]:
+    """How to cite datasets that this package knows, but VinDr-Mammo, which the cards have as BibTeX."""
+    known = [KNOWN[name] for name in names if name in KNOWN and name != VINDR_MAMMO.name]
+    return [one.citation for one in known if one.citation]
 
 
 def _size(n: int) -> str:

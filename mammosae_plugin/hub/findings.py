@@ -15,7 +15,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mammosae_plugin.datasets.about import KNOWN
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import TEMPORARY, atomic_path, local_path, write_text
 from mammosae_plugin.findings.about import About
@@ -142,7 +141,7 @@ def _staged(
             licence=licence,
             datasets=context.datasets,
             restricted=[one.title for one in context.restricted],
-            citations=[one.citation for one in context.about if one.citation and one.name not in KNOWN],
+            citations=context.citations,
             figures=figures,
             about=about,
         )

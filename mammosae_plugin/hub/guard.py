@@ -1,7 +1,9 @@
 """The public place of the guard in `privacy`, which knows the policies of our stagers by the kind of upload."""
 
+import dataclasses
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from functools import partial
 
 from mammosae_plugin.hub.policies import POLICIES
 from mammosae_plugin.privacy import guard
@@ -19,6 +21,7 @@ def check_staged(
     repo_id: str | None = None,
     said: Mapping[str, str] | None = None,
     related: Iterable[str] = (),
+    functions: Collection[str] = (),
 ) -> tuple[StagedFile, ...]:
     """Hold every rule against a staged folder: `privacy.guard.check_staged` with the policy of a kind of upload.
 
@@ -29,6 +32,7 @@ def check_staged(
         repo_id: Where it would go; the name is public and is not taken for a user's name.
         said: What else would be said with it, by what it is: the commit's message, a tag.
         related: Other repositories that it names, which are public too.
+        functions: "package.module:function" of those that may be called to see what tensors a classifier has.
 
     Returns:
         Every file, by path. What is sent must have these digests.
@@ -38,4 +42,7 @@ def check_staged(
     """
     if kind not in POLICIES:
         raise PrivacyError(f"{kind!r} is no kind of upload; known are {', '.join(POLICIES)}")
-    return guard.check_staged(folder, POLICIES[kind], context, repo_id=repo_id, said=said, related=related)
+    policy = POLICIES[kind]
+    if functions and kind == "model" and policy.tensors is not None:
+        policy = dataclasses.replace(policy, tensors=partial(policy.tensors, functions=functions))
+    return guard.check_staged(folder, policy, context, repo_id=repo_id, said=said, related=related)

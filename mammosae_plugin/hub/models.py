@@ -11,7 +11,7 @@ __all__ = [
 import dataclasses
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 from huggingface_hub import HfApi, hf_hub_download
 
 from mammosae_plugin.adapters import Classifier, load_classifier
+from mammosae_plugin.adapters.classifier import library_of
 from mammosae_plugin.adapters.saved_classifiers import save_classifier_folder
 from mammosae_plugin.adapters.sources import CLASSIFIER_FILES
 from mammosae_plugin.errors import InputError
@@ -74,6 +75,7 @@ def prepare_model(
     licence: str | None = None,
     base_model: str | None = None,
     datasets: Sequence[str] = (),
+    functions: Collection[str] = (),
     context: PrivacyContext | None = None,
     min_group: int = 5,
     tag: str | None = None,
@@ -93,6 +95,8 @@ def prepare_model(
         licence: of the weights, as the Hub names it; nothing is published without one.
         base_model: the Hub's name of the encoder that it started from.
         datasets: names of the datasets that it was trained on; by default those of the study or of the context.
+        functions: "package.module:function" of those that may be imported and called to make the networks of
+            classifiers that say so.
         context: what must not get out; for a study its ids.
         min_group: statistics of fewer patients than this are left out.
         tag: a name for the published state, such as "v1".
@@ -116,7 +120,11 @@ def prepare_model(
             "starts from Mammo-CLIP, cc-by-nc-sa-4.0"
         )
     study = StudyFolder(Path(source)) if is_study_folder(source) else None
-    origins = _of_study(study, model_id, min_group) if study is not None else _of_file(Path(source), model_id)
+    origins = (
+        _of_study(study, model_id, min_group, functions)
+        if study is not None
+        else _of_file(Path(source), model_id, functions)
+    )
     if context is None:
         context = PrivacyContext(datasets=tuple(datasets), min_group=min_group)
         if study is not None:
@@ -124,7 +132,12 @@ def prepare_model(
     about = about or About()
     if study is not None:
         about = about.with_record(study.folder)
-    said = {"licence": licence.strip(), "base_model": base_model, "datasets": list(datasets or context.datasets)}
+    said = {
+        "licence": licence.strip(),
+        "base_model": base_model,
+        "datasets": list(datasets or context.datasets),
+        "citations": context.citations,
+    }
     scratch = Scratch("publish")
     with kept_until_staged(scratch) as hand_over:
         facts = {
@@ -147,6 +160,7 @@ def prepare_model(
             message=f"Classifier {', '.join(facts)}",
             token=token,
             related=about.names,
+            functions=functions,
             on_sent=None
             if study is None
             else recorder(study.folder, "model", {origin.weights or "": name for name, origin in origins.items()}),
@@ -154,7 +168,7 @@ def prepare_model(
         if publication.parent != commit:
             raise InputError(f"{repo_id} was changed while its card was written; run again to see what is there now")
         for name, origin in origins.items():
-            _check(scratch.folder / name, origin.model)
+            _check(scratch.folder / name, origin.model, functions)
         return hand_over(publication)
 
 
@@ -164,7 +178,9 @@ publish_model = publishing(prepare_model)
 # -- what is given -----------------------------------------------------------------------------------------------------
 
 
-def _of_study(study: StudyFolder, model_id: str | None, min_group: int) -> dict[str, Origin]:
+def _of_study(
+    study: StudyFolder, model_id: str | None, min_group: int, functions: Collection[str]
+) -> dict[str, Origin]:
     """The classifiers that a study trained, by id."""
     known = {name: (key, weights) for key, (name, weights) in study.classifiers.items()}
     if model_id is not None:
@@ -182,12 +198,12 @@ def _of_study(study: StudyFolder, model_id: str | None, min_group: int) -> dict[
                 f"{study.folder} cannot publish the classifier {key}: the study did not train it, or it is no longer "
                 f"in work/classifiers; publish its own file, or leave it out by naming another (--id {'|'.join(known)})"
             )
-        found[name] = Origin(load_classifier(files[weights]), key, weights, rows.get(key))
+        found[name] = Origin(load_classifier(files[weights], functions=functions), key, weights, rows.get(key))
     return found
 
 
-def _of_file(path: Path, model_id: str | None) -> dict[str, Origin]:
-    model = load_classifier(path)
+def _of_file(path: Path, model_id: str | None, functions: Collection[str]) -> dict[str, Origin]:
+    model = load_classifier(path, functions=functions)
     if model.n_class == 0:
         raise InputError(f"{path} holds an encoder without a classifier; give a classifier's file, or a study's folder")
     if model_id is None:
@@ -255,22 +271,25 @@ def model_facts(
     """What a card says of a classifier, from the files that lie beside its weights.
 
     Returns:
-        architecture, n_class, concepts, kind (of the training), preprocessing, image_size, images (n_images and
-        n_patients of the training split), datasets, base_model, licence, auroc (the value and its interval), sae (not
-        known from them).
+        architecture, library, n_class, concepts, kind (of the training), preprocessing, channels, image_size, images
+        (n_images and n_patients of the training split), datasets, citations (of data unknown to this package),
+        base_model, licence, auroc (the value and its interval), sae (not known from them).
     """
     metadata = config.get("metadata") or {}
+    preprocessing = metadata.get("preprocessing") or config.get("preprocessing")
     known = evaluation or {}
     return {
         "architecture": config["architecture"],
+        "library": library_of(config, config.get("source") or {}),
         "n_class": config["n_class"],
         "concepts": metadata.get("concepts") or [],
         "kind": (metadata.get("config") or {}).get("kind"),
-        "preprocessing": metadata.get("preprocessing"),
-        "image_size": provenance.get("image_size"),
+        "preprocessing": preprocessing,
+        "channels": 1 if (preprocessing or {}).get("read_as") == "8-bit gray" else 3,
+        "image_size": (preprocessing or {}).get("resize") or config.get("image_size") or provenance.get("image_size"),
         "images": provenance.get("images"),
         **{name: provenance.get(name) for name in ("base_model", "licence")},
-        "datasets": provenance.get("datasets") or [],
+        **{name: provenance.get(name) or [] for name in ("datasets", "citations")},
         "auroc": {end: known.get(f"auroc{end}") for end in ("", "_low", "_high")},
         "sae": None,
     }
@@ -282,16 +301,17 @@ def _card(facts: Mapping[str, Any]) -> str:
     return render_model_card(facts)
 
 
-def _check(folder: Path, model: Classifier) -> None:
+def _check(folder: Path, model: Classifier, functions: Collection[str]) -> None:
     """See that what is staged, read back, answers as what was given does.
 
     Raises:
         InputError: it does not.
     """
-    images = torch.rand(1, 3, *(model.image_size or _SMALL_IMAGE), generator=torch_generator(0))
+    size = model.image_size or model.preprocessing.size or _SMALL_IMAGE
+    images = torch.rand(1, model.preprocessing.channels, *size, generator=torch_generator(0))
     model.network.eval()
     with torch.no_grad():
-        same = torch.equal(load_classifier(folder)(images), model(images))
+        same = torch.equal(load_classifier(folder, functions=functions)(images), model(images))
     if not same:
         raise InputError(f"not published: {folder.name} answers otherwise once it is written and read back")
 

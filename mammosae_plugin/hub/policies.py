@@ -8,7 +8,7 @@ __all__ = ["FINDINGS", "MODEL", "POLICIES", "SAE", "SPACE"]
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any, get_args
@@ -47,6 +47,7 @@ _CLASSIFIER = (
     *("format_version", "architecture", "n_class", "static_padding", "image_size", "source", "metadata"),
     "library",
     "trained_from",
+    "unit",
 )
 _MEASURES = (
     *("explained_variance", "mse", "l0", "dead_share", "slope", "rows", "measured_on", "n_images", "n_positions"),
@@ -67,7 +68,7 @@ _PROVENANCE = (
     *("weights_sha256", "cfg_sha256", "tensors", "published_with", "trained_with", "dataset_fingerprint"),
     *("model_fingerprint", "source", "mammosae_plugin", "packages", "python", "platform", "mammosae_version"),
     *("sae_lens_training_version", "source_file", "source_sha256", "source_repo", "source_revision", "source_commit"),
-    *("datasets", "licence", "base_model", "confounders", "latent", "follows", "figures"),
+    *("datasets", "citations", "licence", "base_model", "confounders", "latent", "follows", "figures"),
     *("images", "n_images", "n_patients", "image_size"),
 )
 _CARD = (
@@ -181,14 +182,14 @@ def _sizes_of(file: Opened) -> set[int]:
     return {size for key in ("d_in", "d_sae", "d_out") if isinstance(size := cfg.get(key), int)}
 
 
-def _tensors_of_classifier(file: Opened) -> Iterator[str]:
+def _tensors_of_classifier(file: Opened, functions: Collection[str] = ()) -> Iterator[str]:
     """Those of the network that config.json names, all of them and no others."""
     from mammosae_plugin.adapters.saved_classifiers import read_saved_classifier
     from mammosae_plugin.adapters.sources import Source
     from mammosae_plugin.errors import InputError
 
     try:
-        read_saved_classifier(Source(file.file.parent, file.file.parent.name), device="meta")
+        read_saved_classifier(Source(file.file.parent, file.file.parent.name), device="meta", functions=functions)
     except InputError:
         yield "its tensors are not those of the network in config.json; stage the classifier again"
     header, says_more = _header(file)
@@ -198,6 +199,9 @@ def _tensors_of_classifier(file: Opened) -> Iterator[str]:
         kinds = ("I64",) if name.endswith("num_batches_tracked") else ("F", "BF")
         if not str(tensor["dtype"]).startswith(kinds):
             yield f"its tensor {name} is {tensor['dtype']}; stage the classifier again"
+
+
+_LEVELS_OF_ARGUMENTS = 4  # of a function, or of a config of transformers with its parts
 
 
 # -- the policies ------------------------------------------------------------------------------------------------------
@@ -226,7 +230,7 @@ SAE = Policy(
         **_BESIDE_WEIGHTS,
         "cfg.json": lambda: Entries(
             frozenset((*_sae_lens(), *_METADATA, *_SOURCE, *_settings_of_training())),
-            named=frozenset({"folded_batch_norms"}),
+            named={"folded_batch_norms": 1},
         ),
         "training.json": lambda: Entries(
             frozenset(("plan_sha256", "config", "steps", *_sae_lens(), *_settings_of_training()))
@@ -245,7 +249,8 @@ MODEL = Policy(
     entries={
         **_BESIDE_WEIGHTS,
         "config.json": lambda: Entries(
-            frozenset((*_CLASSIFIER, *_SOURCE, *_settings_of_training())), named=frozenset({"static_padding"})
+            frozenset((*_CLASSIFIER, "arguments", *_SOURCE, *_settings_of_training())),
+            named={"static_padding": 1, "arguments": _LEVELS_OF_ARGUMENTS},
         ),
     },
     tensors=_tensors_of_classifier,
@@ -255,7 +260,7 @@ FINDINGS = Policy(
     re.compile(rf"README\.md|{_FIGURE}|(?:{'|'.join(COLUMNS)})/train-00000-of-00001\.parquet"),
     entries={
         **_OF_CARDS,
-        "study config": lambda: Entries(_settings_of_study(), named=frozenset({"classifiers", "outputs"})),
+        "study config": lambda: Entries(_settings_of_study(), named={"classifiers": 1, "outputs": 1}),
         "study provenance": _only(*_STUDY_PROVENANCE, "platform", *PACKAGES),
         "study data": _only(*_DATA),
         "study models": _only(*_MODELS),

@@ -288,6 +288,7 @@ def prepare(
     space_sdk: str | None = None,
     token: str | None = None,
     related: Collection[str] = (),
+    functions: Collection[str] = (),
     on_sent: Callable[[Published], None] | None = None,
 ) -> Publication:
     """Check a staged folder, and look at what the repository holds. Nothing is sent.
@@ -306,6 +307,7 @@ def prepare(
         space_sdk: of a new Space, such as "static".
         token: of the Hub; by default that of `hf auth login` or HF_TOKEN.
         related: names of other repositories that the card links to; like `repo_id` they are public.
+        functions: those that may be called to make the classifiers' networks, as for `load_classifier`.
         on_sent: is told once it was sent.
 
     Raises:
@@ -324,7 +326,7 @@ def prepare(
     api = HfApi(token=token)
     before, card_changes = _join_cards(api, folder / _CARD, repo_id, kind, token) if replace else (None, ())
     said = {"the commit message": message, "the tag": tag or ""}
-    files = check_staged(folder, contents, context, repo_id=repo_id, said=said, related=related)
+    files = check_staged(folder, contents, context, repo_id=repo_id, said=said, related=related, functions=functions)
     there = _look(api, repo_id, kind, tag)
     if before is not None and (there is None or there.commit != before):
         raise InputError(f"{repo_id} was changed while its card was read; run again to see what is there now")

@@ -69,7 +69,7 @@ CONFOUNDER = "confounder"
 SPARSITY = "sparsity.safetensors"
 TRAINING, METRICS, FIGURE = "training.json", "metrics.jsonl", "metrics.png"
 EVALUATION, PROVENANCE, CARD = "evaluation.json", "provenance.json", "README.md"
-SAID = ("licence", "base_model", "datasets", "images", "confounders")
+SAID = ("licence", "base_model", "datasets", "citations", "images", "confounders")
 """What is said of an SAE in its provenance.json, from which later cards of the same repository take it."""
 _SAE_ID = re.compile(r"[A-Za-z0-9][\w.-]*")
 _TAKEN = {"readme.md": "file", "figures": "folder"}
@@ -197,6 +197,7 @@ def prepare_sae(
             licence=licence,
             base_model=base_model,
             datasets=tuple(datasets) or (context.datasets if context is not None else ()),
+            citations=context.citations if context is not None else (),
             confounders=_confounders(study.folder, context.min_group)
             if context is not None and study is not None
             else (),
@@ -400,6 +401,7 @@ def stage_saes(
     licence: str | None = None,
     base_model: str | None = None,
     datasets: Sequence[str] = (),
+    citations: Sequence[str] = (),
     confounders: Sequence[Mapping[str, Any]] = (),
     study: StudyFolder | None = None,
 ) -> dict[str, dict[str, Any]]:
@@ -412,6 +414,7 @@ def stage_saes(
         licence: of the weights.
         base_model: as in `publish_sae`.
         datasets: what all of them were trained on; by default what each one's metadata says for certain.
+        citations: how to cite the data, where this package does not know it itself.
         confounders: rows of sae_id, latent and what it follows.
         study: the study that trained them; its fingerprint of the dataset is then that of every file.
 
@@ -439,6 +442,7 @@ def stage_saes(
             "licence": licence,
             "base_model": base_model,
             "datasets": list(datasets or datasets_of(cfg)),
+            "citations": list(citations),
             "images": None if study is None else study.training_images,
             "confounders": [
                 {"latent": row["latent"], "follows": row["follows"]} for row in confounders if row["sae_id"] == name

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from huggingface_hub import HfApi, hf_hub_download
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import TEMPORARY, local_path, write_text
@@ -29,11 +30,21 @@ from mammosae_plugin.findings.about import About
 from mammosae_plugin.findings.published import Findings
 from mammosae_plugin.findings.study_folder import is_study_folder, sae_tensors
 from mammosae_plugin.hub.findings import load_findings
-from mammosae_plugin.hub.publishing import Publication, kept_until_staged, prepare, publishing, recorder
+from mammosae_plugin.hub.publishing import (
+    Publication,
+    files_of_repo,
+    kept_until_staged,
+    look_at_head,
+    prepare,
+    publishing,
+    recorder,
+)
 from mammosae_plugin.hub.scratch import Scratch
+from mammosae_plugin.hub_requests import ask
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.own_files import replace_folder
 from mammosae_plugin.schema.findings import COLUMNS, CONCEPT, NOTE, SCHEMAS
+from mammosae_plugin.schema.libraries import libraries_used
 from mammosae_plugin.schema.results import role_evidence, stated_role
 
 if TYPE_CHECKING:
@@ -69,6 +80,7 @@ def build_space(
     compare: Findings | None = None,
     title: str | None = None,
     about: About | None = None,
+    citations: Sequence[str] = (),
 ) -> Path:
     """Write a Space that shows findings.
 
@@ -82,6 +94,7 @@ def build_space(
         compare: Another study's findings, to show beside them.
         title: What the page is called; the study's title when None.
         about: Authors, description, links, and repositories of the same study.
+        citations: How to cite the data, where this package does not know it itself.
 
     Returns:
         The folder.
@@ -95,12 +108,12 @@ def build_space(
     about = _of_findings(about or About(), findings)
     target.parent.mkdir(parents=True, exist_ok=True)
     with only_run(file=target), tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=target.parent) as temporary:
-        _write_space(studies, Path(temporary), title or findings.study["title"], about)
+        _write_space(studies, Path(temporary), title or findings.study["title"], about, citations)
         replace_folder(Path(temporary), target)
     return target
 
 
-def _write_space(studies: list[Findings], folder: Path, title: str, about: About) -> None:
+def _write_space(studies: list[Findings], folder: Path, title: str, about: About, citations: Sequence[str]) -> None:
     said = about.facts(without="space")
     index: Row = {
         "format_version": FORMAT_VERSION,
@@ -121,7 +134,7 @@ def _write_space(studies: list[Findings], folder: Path, title: str, about: About
     pages = resources.files("mammosae_plugin.hub_cards") / "space"
     for name in PAGES:
         write_text(folder / name, (pages / name).read_text(encoding="utf-8"))
-    write_text(folder / "README.md", _readme(index, studies, about))
+    write_text(folder / "README.md", _readme(index, studies, about, citations))
 
 
 def _of_findings(about: About, findings: Findings) -> About:
@@ -254,7 +267,7 @@ def _roles(study: Row) -> Iterator[Row]:
             }
 
 
-def _readme(index: Row, studies: list[Findings], about: About) -> str:
+def _readme(index: Row, studies: list[Findings], about: About, citations: Sequence[str]) -> str:
     """The page that the Hub shows of the Space itself; its front matter says that it is static."""
     from mammosae_plugin.hub.cards import render_space_readme
 
@@ -264,6 +277,10 @@ def _readme(index: Row, studies: list[Findings], about: About) -> str:
         "datasets": _distinct([about.repositories().get("findings", (None,))[0], *shown]),
         "models": _distinct(about.repositories().get(part, (None,))[0] for part in ("sae", "model")),
         "kinds": _distinct(study.study["data_kind"] for study in studies),
+        "libraries": _distinct(
+            name for study in studies for name in libraries_used(study.study["models"], study.study["config"])
+        ),
+        "citations": list(citations),
         "about": about.facts(without="space"),
     }
     return render_space_readme(facts)
@@ -297,7 +314,7 @@ def prepare_space(
         repo_id: owner/name of the Space.
         compare: Another study's, to show beside it.
         folder: Where to build; by default a folder that is removed afterwards.
-        title: What the page is called; the study's title when None.
+        title: What the page is called; when None as it was called when it is replaced, else the study's title.
         min_group: Statistics of fewer patients than this must be missing; in a study's folder they are made so.
         private: Whether a Space that is made is private.
         tag: A name for the published state, such as v1.
@@ -328,13 +345,17 @@ def prepare_space(
     scratch = Scratch("space") if folder is None else None
     with kept_until_staged(scratch) as hand_over:
         building = scratch.folder / "space" if scratch is not None else local_path(folder)  # type: ignore[arg-type]
-        build_space(read[0][0], building, compare=read[1][0] if compare is not None else None, title=title, about=about)
+        if title is None and replace:
+            title = _title_there(repo_id, token)
+        context = _joined([context for _, context in read], min_group)
+        other = read[1][0] if compare is not None else None
+        build_space(read[0][0], building, compare=other, title=title, about=about, citations=context.citations)
         publication = prepare(
             building,
             repo_id,
             kind="space",
             contents="space",
-            context=dataclasses.replace(_joined([context for _, context in read], min_group), allowed=tuple(allow)),
+            context=dataclasses.replace(context, allowed=tuple(allow)),
             tag=tag,
             private=private,
             replace=replace,
@@ -348,6 +369,25 @@ def prepare_space(
 
 
 publish_space = publishing(prepare_space)
+
+
+def _title_there(repo_id: str, token: str | None) -> str | None:
+    """The title that was given to the Space that is there; None where it has its study's, or there is none."""
+    api = HfApi(token=token)
+    commit, name = look_at_head(api, repo_id, "space"), f"{DATA_FOLDER}/{INDEX}.js"
+    if commit is None or name not in files_of_repo(api, repo_id, "space", commit):
+        return None
+    file = ask(
+        lambda: hf_hub_download(repo_id, name, repo_type="space", revision=commit, token=token),
+        about=repo_id,
+        doing="read",
+    )
+    try:
+        index = json.loads(local_path(file).read_text(encoding="utf-8").partition(" = ")[2].rstrip().removesuffix(";"))
+        title, of_study = str(index["title"]), str(index["studies"][0]["title"])
+    except (ValueError, KeyError, IndexError, TypeError):  # not as we write it
+        return None
+    return title if title != of_study else None
 
 
 def read_findings(source: Findings | str | Path, *, min_group: int = 5) -> Findings:

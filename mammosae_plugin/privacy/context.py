@@ -61,6 +61,11 @@ class PrivacyContext:
         named = {name.lower(): known.get(name.lower()) for name in self.datasets}
         return tuple(one for one in named.values() if one is not None and one.restricted)
 
+    @property
+    def citations(self) -> list[str]:
+        """How to cite the datasets of which this package does not know it itself."""
+        return [one.citation for one in self.about if one.citation and one.name not in KNOWN]
+
     @classmethod
     def of_dataset(cls, dataset: Any, *, min_group: int = 5, licence: str | None = None) -> "PrivacyContext":
         """The context of a `MammogramDataset`: its ids and the names of its files, and what it says of itself."""

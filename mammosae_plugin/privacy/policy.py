@@ -12,7 +12,6 @@ from functools import cached_property
 from importlib.abc import Traversable
 from typing import Any
 
-from mammosae_plugin.privacy.reading import Opened
 from mammosae_plugin.schema.findings import Column, leaves
 
 
@@ -24,13 +23,13 @@ class Entries:
         keys: the keys that may occur, at any depth.
         pattern: further keys, by their form.
         names: for how many levels from the top the keys are names that users gave (of layers, of models).
-        named: keys whose value is an object whose own keys are such names.
+        named: keys below which the keys are such names, and for how many levels.
     """
 
     keys: frozenset[str] = frozenset()
     pattern: str = ""
     names: int = 0
-    named: frozenset[str] = frozenset()
+    named: Mapping[str, int] = field(default_factory=dict)
 
     def unknown(self, value: Any, names: int | None = None) -> Iterator[str]:
         """The keys in a value that may not occur."""
@@ -40,7 +39,7 @@ class Entries:
                 text = key if isinstance(key, str) else ""  # YAML has other keys
                 if not (_NAME.fullmatch(text) if names else self._knows(text)):
                     yield str(key)
-                yield from self.unknown(item, max(names - 1, int(text in self.named)))
+                yield from self.unknown(item, max(names - 1, self.named.get(text, 0)))
         elif isinstance(value, list):
             for item in value:
                 yield from self.unknown(item, names)
@@ -52,8 +51,8 @@ class Entries:
 _NAME = re.compile(r"[A-Za-z_][\w .+-]{0,79}(?:/[\w .+-]{1,80})?")
 
 
-Tensors = Callable[[Opened], Iterator[str]]
-"""Gives what a file of tensors holds that it may not, in clauses that name no secret."""
+Tensors = Callable[..., Iterator[str]]
+"""Gives, of an `Opened`, what a file of tensors holds that it may not, in clauses that name no secret."""
 
 
 @dataclass(frozen=True)

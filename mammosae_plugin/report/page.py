@@ -20,6 +20,7 @@ from mammosae_plugin.report.paper import compare_figure_2, compare_table_1, comp
 from mammosae_plugin.report.rendering import figure_source, render
 from mammosae_plugin.report.summary import RESTORED, Finding, baselines_summary, findings, layers_summary, summary
 from mammosae_plugin.report.views import TableView, rankings_view, roles_view, shared_latents, sweep_view, table_view
+from mammosae_plugin.schema.libraries import cited, libraries_used, library_title
 from mammosae_plugin.schema.names import (
     FIGURE_LAYERS,
     FIGURES_FOLDER,
@@ -120,7 +121,7 @@ def _content(results: Results, figures_folder: Path) -> dict[str, Any]:
         "paper_table_2": table_view(compare_table_2(results), n_labels=3) if paper else None,
         "images_shown": may_show_images(results),
         "figures_3": _figures_3(results, figures_folder) if may_show_images(results) else [],
-        "networks_cited": _networks_cited(results),
+        "networks_cited": cited(libraries_used(results["models"], results["config"])),
         "checks": [
             check
             | {
@@ -367,7 +368,7 @@ def _models(results: Results) -> pd.DataFrame:
                 "concept": row["concept"],
                 "kind": row["kind"],
                 "architecture": row["architecture"],
-                "library": _LIBRARIES.get(row.get("library", ""), (row.get("library"), ""))[0],
+                "library": library_title(row.get("library")),
                 "SAE at": row["hook_name"],
                 "positions (h × w)": f"{grid[0]} × {grid[1]}" if grid else None,
                 "channels": row.get("d_in"),
@@ -386,33 +387,6 @@ def _input(preprocessing: Row | None) -> str | None:
     size = preprocessing.get("resize")
     steps = [preprocessing["read_as"], *preprocessing["steps"][1:]]
     return ", ".join([*steps, *([f"stretched to {size[0]} × {size[1]}"] if size else [])])
-
-
-_LIBRARIES = {
-    "mammo_clip": (
-        "Mammo-CLIP",
-        "S. Ghosh, C. B. Poynton, S. Visweswaran, K. Batmanghelich. Mammo-CLIP: A Vision Language Foundation Model to "
-        "Enhance Data Efficiency and Robustness in Mammography. MICCAI 2024.",
-    ),
-    "timm": ("timm", "R. Wightman. PyTorch Image Models. 2019. doi:10.5281/zenodo.4414861."),
-    "torchvision": (
-        "torchvision",
-        "TorchVision maintainers and contributors. TorchVision: PyTorch's Computer Vision library. 2016.",
-    ),
-    "transformers": (
-        "transformers",
-        "T. Wolf and others. Transformers: State-of-the-Art Natural Language Processing. EMNLP 2020, System "
-        "Demonstrations.",
-    ),
-    "function": ("a function", ""),
-}
-
-
-def _networks_cited(results: Results) -> list[str]:
-    """What to cite for the networks that the study used; a study from before this was noted, for Mammo-CLIP's."""
-    of_timm = {model["name"] for model in results["config"].get("models", []) if model.get("timm")}
-    used = [row.get("library", "timm" if row["name"] in of_timm else "mammo_clip") for row in results["models"]]
-    return [text for library in dict.fromkeys(used) if (text := _LIBRARIES.get(library, ("", ""))[1])]
 
 
 def _quality(results: Results) -> pd.DataFrame:

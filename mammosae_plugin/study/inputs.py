@@ -273,7 +273,9 @@ class StudyInputs(StudyImages):
             return self._own_head(pair.model, start)
         facts = self.networks.facts(start)
         images = self.split(TRAINING).with_preprocessing(facts.preprocessing)
-        plan = plans.of_classifier(config.train, facts.weights, pair.concept, images, self.content)
+        plan = plans.of_classifier(
+            config.train, facts.weights, pair.concept, images, self.content, self.data.evaluation_unit
+        )
         name = f"{pair.model}-{pair.concept}-{plans.digest(plan)}.safetensors"
         path = plans.keep(plan, self.work / "classifiers" / name)
         if not path.exists():
@@ -283,6 +285,7 @@ class StudyInputs(StudyImages):
                 pair.concept,
                 path,
                 config.train,
+                unit=str(self.data.evaluation_unit),
                 metadata={"preprocessing": facts.preprocessing.describe()},
                 device=self.config.device,
                 num_workers=self.config.num_workers,

@@ -8,7 +8,7 @@ __all__ = ["Files", "kind_of_network", "NetworkFacts", "Networks", "Origin", "St
 
 import copy
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from mammosae_plugin.adapters import (
     new_backbone_classifier,
     new_timm_classifier,
 )
-from mammosae_plugin.adapters.classifier import head_of
+from mammosae_plugin.adapters.classifier import head_of, library_of
 from mammosae_plugin.errors import InputError
 
 
@@ -179,13 +179,7 @@ class Networks:
 
 def kind_of_network(network: Classifier) -> str:
     """Whose code and weights a network has: those of Mammo-CLIP, or an architecture of a library."""
-    said = network.description()
-    origin: Mapping[str, Any] = network.source
-    while isinstance(origin.get("trained_from"), Mapping):
-        origin = origin["trained_from"]
-    if "kind" in said:
-        return str(said.get("library", said["kind"]))
-    return "timm" if origin.get("kind") == "random" else "mammo_clip"
+    return library_of(network.description(), network.source)
 
 
 def _has_just(hooked: HookedVisionModel, modules: Sequence[str]) -> bool:

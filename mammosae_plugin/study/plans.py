@@ -25,6 +25,7 @@ from mammosae_plugin.config.embeddings import EmbeddingModel, EmbeddingStudyConf
 from mammosae_plugin.datasets import StudyDataset
 from mammosae_plugin.files import sha256_of_file, sha256_of_json, write_json
 from mammosae_plugin.latents.table import FORMAT_VERSION as TABLE_FORMAT
+from mammosae_plugin.measures.units import EvaluationUnit
 from mammosae_plugin.provenance import package_versions, plain, tensors_fingerprint
 from mammosae_plugin.training import ClassifierTraining
 
@@ -60,7 +61,9 @@ def _images(images: StudyDataset, content: str) -> Plan:
     }
 
 
-def of_classifier(training: ClassifierTraining, encoder: str, concept: str, images: StudyDataset, content: str) -> Plan:
+def of_classifier(
+    training: ClassifierTraining, encoder: str, concept: str, images: StudyDataset, content: str, unit: EvaluationUnit
+) -> Plan:
     """A classifier that the study trains.
 
     Args:
@@ -69,13 +72,16 @@ def of_classifier(training: ClassifierTraining, encoder: str, concept: str, imag
         concept: What it tells.
         images: The training images.
         content: The digest of the annotations and of every image file.
+        unit: What chooses the epoch, where patients are held out.
     """
+    chosen_by = {"unit": str(unit)} if unit.has_several_images and training.validation_share else {}
     return {
         "step": "classify",
         "concept": concept,
         "encoder": encoder,
         "training": training.model_dump(),
         "images": _images(images, content),
+        **chosen_by,
     }
 
 

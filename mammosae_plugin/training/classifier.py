@@ -27,6 +27,7 @@ from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import differences, local_path, sha256_of_json, write_text
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.measures.statistics import NETWORK_ERROR, ranking_metrics, settled
+from mammosae_plugin.measures.units import EvaluationRows, EvaluationUnit, grouped_rows
 from mammosae_plugin.provenance import seed_everything, torch_generator
 from mammosae_plugin.shards import remove_shards, run_shards, shard_paths
 from mammosae_plugin.training.augmentation import Augmentation, EpochImages
@@ -50,6 +51,7 @@ def train_classifier(
     path: str | Path,
     config: ClassifierTraining | None = None,
     *,
+    unit: str = "image",
     metadata: Mapping[str, Any] | None = None,
     device: str = "cpu",
     num_workers: int = 0,
@@ -71,6 +73,8 @@ def train_classifier(
             trained and, under "outcome", the patients and images on each side, the epoch chosen and its validation
             AUROC (a mean over several findings, or over classes against the rest).
         config: How to train.
+        unit: What the validation AUROC, which chooses the epoch, counts: "breast", "exam" or "patient" put their images
+            with a label together (`measures.units`), "image" the dataset's items.
         metadata: What else the file should say.
         device: Where training runs.
         num_workers: Processes that read and augment images beside the network; they change no result.
@@ -85,18 +89,20 @@ def train_classifier(
         dataset = dataset.with_preprocessing(encoder.preprocessing)
     labels = _labels(dataset, concepts)
     sides = _sides(dataset, labels, concepts, config)
+    units = _units(dataset, sides, concepts, EvaluationUnit.named(unit))
     plan = {
         "concepts": concepts,
         "config": config.model_dump(),
         "encoder": encoder.fingerprint(),
         "dataset": dataset.fingerprint,
         "images": sha256_of_json(dataset.images["image_id"].tolist()),
+        **({} if units is None else {"unit": unit}),
         **(metadata or {}),
     }
     if not path.exists():
         with only_run(file=path):
             if not path.exists():  # another run may have ended just now
-                _train(encoder, _Task(dataset, labels, sides, config, path, plan, device, num_workers))
+                _train(encoder, _Task(dataset, labels, sides, units, config, path, plan, device, num_workers))
     said = encoder.description()
     functions = (said["architecture"],) if said.get("library") == "function" else ()
     model = load_classifier(path, device=device, functions=functions)
@@ -141,6 +147,8 @@ class _Task:
     labels: Integers
     """(n, m) classes of m concepts."""
     sides: _Sides
+    units: list[EvaluationRows] | None
+    """Of each concept what the images of the patients held out are put together to; None where each counts alone."""
     config: ClassifierTraining
     path: Path
     plan: Mapping[str, Any]
@@ -250,13 +258,38 @@ def _sizes(dataset: StudyDataset, sides: _Sides) -> dict[str, Any]:
     }
 
 
-def _auroc(logits: npt.NDArray[np.float64], labels: Integers) -> float:
+def _units(
+    dataset: StudyDataset, sides: _Sides, concepts: Sequence[str], unit: EvaluationUnit
+) -> list[EvaluationRows] | None:
+    """Of each concept the units that the images of the patients held out make; None where each image counts alone.
+
+    Raises:
+        InputError: It is not known what belongs together, or the dataset's items are rows of findings.
+    """
+    if not unit.has_several_images or not len(sides.validation):
+        return None
+    if dataset.unit != "image":
+        raise InputError(f"the dataset counts rows of its annotation file; open it with unit='image' to count {unit}")
+    images, everywhere = dataset.images.iloc[sides.validation], np.ones(len(sides.validation), dtype=np.bool_)
+    where = f"the dataset {dataset.name}"
+    return [
+        grouped_rows(images, dataset.vocabulary[concept], chosen=everywhere, unit=unit, where=where)
+        for concept in concepts
+    ]
+
+
+def _auroc(logits: npt.NDArray[np.float64], labels: Integers, units: Sequence[EvaluationRows] | None = None) -> float:
     """AUROC: of a finding, the mean over several, or the mean over the classes of one concept against the rest."""
-    logits = settled(logits, NETWORK_ERROR * float(np.abs(logits).max(initial=0)))
-    if labels.shape[1] == logits.shape[1]:
-        columns = [ranking_metrics(logits[:, [m]], labels[:, m]).auroc for m in range(labels.shape[1])]
-        return float(np.mean(columns))
-    return ranking_metrics(logits, labels[:, 0]).auroc
+    error = NETWORK_ERROR * float(np.abs(logits).max(initial=0))
+    logits = logits if units is not None else settled(logits, error)
+    parts = [logits[:, [m]] for m in range(labels.shape[1])] if labels.shape[1] == logits.shape[1] else [logits]
+    found = []
+    for m, part in enumerate(parts):
+        if units is None:
+            found.append(ranking_metrics(part, labels[:, m]).auroc)
+        else:
+            found.append(ranking_metrics(settled(units[m].logits(part), error), units[m].labels).auroc)
+    return float(np.mean(found))
 
 
 def _features_folder(path: Path) -> Path:
@@ -302,7 +335,7 @@ def _fit_head(model: Classifier, task: _Task) -> dict[str, Any]:
     _head(model).load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
     if not len(validation):
         return {"validation_auroc": None, "epoch": None}
-    auroc = _auroc(features[validation] @ weight.T + bias, task.labels[validation])
+    auroc = _auroc(features[validation] @ weight.T + bias, task.labels[validation], task.units)
     return {"validation_auroc": auroc, "epoch": None}
 
 
@@ -441,7 +474,7 @@ class _Run:
         if not torch.isfinite(logits).all():
             raise InputError(f"training diverged in epoch {epoch + 1}: a logit is not finite; lower lr")
         loss = _loss(logits, self.targets[items], self.weights).item()
-        return loss, _auroc(logits.double().numpy(), task.labels[items])
+        return loss, _auroc(logits.double().numpy(), task.labels[items], task.units)
 
     def _weights(self) -> list[tuple[str, torch.Tensor]]:
         return list(self.trained.state_dict().items())
