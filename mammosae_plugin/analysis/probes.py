@@ -6,7 +6,7 @@ whole. Choosing features before splitting gives AUROC .82 on random labels (a pu
 
 __all__ = [
     "ARMS", "BASES", "feature_matrix", "known_labels", "KS", "latent_aurocs", "latent_aurocs_of", "linear_probes",
-    "permuted", "probe_of", "Problem", "STRENGTHS",
+    "permuted", "probe_of", "Problem", "STRENGTHS", "varies",
 ]  # fmt: skip
 
 import math
@@ -258,7 +258,7 @@ def probe_of(
     controls = np.full(len(wanted), np.nan)
     if permute and permuted_few >= 2 and not control.no_folds:
         controls = np.array([control.auroc(score) for score in control.scores(wanted)[1]])
-    same = not _varies(problem.features)
+    same = not varies(problem.features)
     reason = f"intervals need {min_patients} groups of either class" if few < min_patients and n_bootstrap else ""
     reason = "no feature varies, so that all rows score alike" if same else reason
     records = []
@@ -281,7 +281,8 @@ def probe_of(
     return pd.DataFrame(records)
 
 
-def _varies(features: Any) -> bool:
+def varies(features: Any) -> bool:
+    """Whether any feature (a column) is not the same in every row."""
     low, high = (getattr(features, name)(axis=0) for name in ("min", "max"))
     return bool((low != high).sum())
 

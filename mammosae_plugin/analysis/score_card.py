@@ -219,10 +219,23 @@ def audit_of(
 
 
 def reasons_of(scored: Sequence[Member], members: Sequence[ImageCodes], images: AuditImages) -> dict[str, str]:
-    """Why a score is missing, by score, for each that no SAE has."""
+    """Why a score is missing, by score, for each that no SAE has; and by kind, where none of its latents fires.
+
+    Args:
+        scored: Scores of all.
+        members: What was scored, in the same order.
+        images: What is known of the images.
+    """
     known = why_missing(members, images)
     missing = [name for name in SCORES if all(one.scores.get(name) is None for one in scored)]
-    return {name: known.get(name, "no latent of any SAE could be judged by it") for name in missing}
+    fires = {one.kind for one, codes in zip(scored, members, strict=True) if (codes.codes.data > 0).any()}
+    return {
+        **{name: known.get(name, "no latent of any SAE could be judged by it") for name in missing},
+        **{one.kind: _SILENT for one in scored if one.kind not in fires},
+    }
+
+
+_SILENT = "none of its latents fires in these images, so that its AUROCs are those of chance"
 
 
 def chosen_labels(

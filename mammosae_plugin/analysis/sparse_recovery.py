@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mammosae_plugin.analysis.codes import as_codes, as_groups, settled_codes
 from mammosae_plugin.analysis.dense_rows import Embeddings, dense_rows
-from mammosae_plugin.analysis.probes import BASES, STRENGTHS, Problem, feature_matrix, permuted
+from mammosae_plugin.analysis.probes import BASES, STRENGTHS, Problem, feature_matrix, permuted, varies
 from mammosae_plugin.analysis.table_arrays import image_groups, image_labels, image_statistic, split_rows
 from mammosae_plugin.arguments import checked_arguments, entries, flag, numbers, resampling, whole
 from mammosae_plugin.errors import InputError
@@ -30,6 +30,7 @@ THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 LEAST_DENSE = 0.55
 """AUROC of the dense probe up to which there is too little above chance to be recovered."""
+_SAME = "no latent differs between these images, so that its AUROCs are those of chance"
 _ROUNDING = 1e-12  # of a share; an AUROC of 0.7 has half of what one of 0.9 has above chance
 
 
@@ -221,7 +222,8 @@ def recovery(
             ).items()
         }
         told = {"dense_auroc": reference, "dense_low": ends[0, 0], "dense_high": ends[0, 1]}
-        about = {**target, **told, "sparse_auroc": sparse_auroc, **smallest, "counts": not reason, "reason": reason}
+        about = {**target, **told, "sparse_auroc": sparse_auroc, **smallest, "counts": not reason}
+        about["reason"] = reason or ("" if varies(problem.features) else _SAME)
         targets.append(about)
     whole_curves = pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(columns=["label", "k"])
     return Recovery(whole_curves, pd.DataFrame(targets), _summary(whole_curves, samples))

@@ -533,7 +533,7 @@ def _listed(several: Sequence[Comparison]) -> str:
 
 
 def _called(name: str) -> str:
-    return SCORES[name].title if name in SCORES else name
+    return SCORES[name].title if name in SCORES else _HEADS.get(name, name)
 
 
 def _capital(text: str) -> str:
