@@ -6,18 +6,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from helpers_collections import WRITERS
 from helpers_dicom import TOMOSYNTHESIS, breast, dicom_file
 from helpers_kills import ended, killed_at
 from PIL import Image
 
 from mammosae_plugin.adapters.preprocessing import BadImageError
-from mammosae_plugin.datasets import load_images, prepared_folder, prepared_images
+from mammosae_plugin.datasets import load_images, open_dataset, prepared_folder, prepared_images
 from mammosae_plugin.datasets.annotations import read_annotations
 from mammosae_plugin.datasets.base import BOX_COLUMNS, DatasetError
 from mammosae_plugin.datasets.mapping import load_mapping
 from mammosae_plugin.datasets.mask_files import read_mask
 from mammosae_plugin.datasets.phantoms import make_phantoms
 from mammosae_plugin.datasets.prepared_folder import prepare_dicom, read_transforms
+from mammosae_plugin.datasets.registry import of_its_kind
 from mammosae_plugin.datasets.vindr import VinDrMammo
 from mammosae_plugin.errors import InputError
 
@@ -544,6 +546,50 @@ def test_phantoms_as_dicom_give_the_same_labels_boxes_and_pixels(tmp_path):
         assert np.abs(MAMMO_CLIP(prepared_pixels).numpy() - expected).max() < 0.02
 
 
+# -- presets -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", WRITERS)
+def test_a_preset_prepared_is_what_it_is_read_directly(preset, tmp_path):
+    """Whole images: the same labels, covariates, boxes, masks and pixels; cropped ones keep every image and label."""
+    WRITERS[preset](tmp_path / "in")
+    direct = load_images(preset, tmp_path / "in", image_size=SIZE)
+    for preparation in ("letterbox", "mammo-clip"):
+        out = prepare_dicom(preset, tmp_path / "in", tmp_path / preparation, preparation=preparation, image_size=SIZE)
+        data = load_images(out)  # whatever lies outside of the crop
+        assert data.about == direct.about and [*data.vocabulary] == [*direct.vocabulary]
+        kept = list(direct.images.columns)
+        pd.testing.assert_frame_equal(data.images[kept], direct.images)
+        assert {*data.images.columns} - {*kept} <= {"implant", "spot_view"}
+        assert data.findings[[*data.vocabulary]].equals(direct.findings[[*data.vocabulary]])
+        if preparation == "letterbox":
+            assert data.vocabulary == direct.vocabulary
+            boxes = [one.findings[list(BOX_COLUMNS)].to_numpy() for one in (data, direct)]
+            np.testing.assert_allclose(*boxes, atol=1e-6)
+            for at in range(len(data)):
+                assert (data.pixels(at) == direct.pixels(at)).all()
+                masks, others = data.masks(at), direct.masks(at)
+                assert masks.keys() == others.keys() and all((masks[one] == others[one]).all() for one in masks)
+
+
+def test_masks_outside_of_the_crop_are_dropped_and_listed(tmp_path):
+    root = write_collection(tmp_path / "in")
+    table = pd.read_csv(root / "images.csv", dtype=str).drop(columns=["x", "y", "w", "h"])
+    table.to_csv(root / "images.csv", index=False)
+    for at, part in ((0, (0, 3)), (3, (50, 53)), (4, (50, 90))):
+        mask = np.zeros((120 + at, 90), dtype=np.uint8)
+        mask[part[0] : part[1], 20:23] = 255
+        Image.fromarray(mask).save(root / "masks" / f"00{at}.png")
+    mapping = {**MAPPING, "boxes": None, "masks": {"image": "masks/{image_id}*.png", "min_area": 100}}
+    out = prepare_dicom(mapping, root, tmp_path / "out", image_size=SIZE)
+    changes = pd.read_csv(out / "boxes.csv", dtype=str)
+    assert changes["image_id"].tolist() == ["000"] and "mask shows nothing" in changes["change"][0]
+    data = load_images(out)
+    boxed = data.findings["xmin"].notna()
+    assert data.findings["image_id"][boxed].tolist() == ["003", "004", "005"]  # small parts too, where it is all
+    assert data.images["Mass"][0] == 1  # the finding stays
+
+
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
@@ -560,5 +606,14 @@ def test_the_command_says_what_it_made(collection, prepared, tmp_path, capsys):
     done = CliRunner().invoke(app, [*common, "--share", "1/2"])
     assert done.exit_code == 0 and "7 images of 60 x 45" in done.output and "data.root" in done.output
     assert files_of(tmp_path / "out") == files_of(prepared)
+    WRITERS["vindr"](tmp_path / "vindr")
+    preset = CliRunner().invoke(
+        app, ["prepare", "--preset", "vindr", "--root", str(tmp_path / "vindr"), "-o", str(tmp_path / "png")]
+        + ["--image-size", "60", "45", "--workers", "0", "--bits", "16"],
+    )  # fmt: skip
+    assert preset.exit_code == 0 and "5 images of 60 x 45" in preset.output, preset.output
+    data = open_dataset(of_its_kind({"root": str(tmp_path / "png")}))  # as a study's section data, and nothing else
+    assert len(data) == 5 and data.image_size == SIZE and data.pixels(0).dtype == np.uint16
+    assert data.about == load_images("vindr", tmp_path / "vindr", image_size=SIZE).about
     neither = CliRunner().invoke(app, ["prepare", "-o", str(tmp_path / "x")])
     assert neither.exit_code == 2 and "--preset" in neither.output

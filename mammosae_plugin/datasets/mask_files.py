@@ -1,6 +1,6 @@
 """Masks of findings: PNG or DICOM files in which what is not 0 belongs to the finding."""
 
-__all__ = ["boxes_of_mask", "read_mask"]
+__all__ = ["boxes_of_mask", "largest_part", "read_mask"]
 
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from scipy import ndimage
 
 from mammosae_plugin.adapters.preprocessing import BadImageError
 from mammosae_plugin.datasets.dicom import is_dicom, read_stored
+
+_TOUCHING = np.ones((3, 3), dtype=np.int8)
 
 
 def read_mask(path: Path, image_size: tuple[int, int] | None = None) -> npt.NDArray[np.bool_]:
@@ -44,12 +46,18 @@ def _of_image(path: Path) -> npt.NDArray[Any]:
         return np.asarray(image.convert("RGB") if image.mode in ("RGBA", "LA", "PA") else image)
 
 
+def largest_part(mask: npt.NDArray[Any]) -> int:
+    """The pixels of the largest connected part of a mask (H, W), as `boxes_of_mask` has them; 0 of an empty one."""
+    parts, _ = ndimage.label(mask, structure=_TOUCHING)
+    return int(np.bincount(parts.ravel())[1:].max(initial=0))
+
+
 def boxes_of_mask(mask: npt.NDArray[np.bool_], min_area: int = 1) -> npt.NDArray[np.float64]:
     """The boxes (n, 4) xyxy around the connected parts of a mask (H, W), those touching at corners as one.
 
     Parts of fewer pixels than `min_area` have none. A box ends where its last pixel ends.
     """
-    parts, _ = ndimage.label(mask, structure=np.ones((3, 3), dtype=np.int8))
+    parts, _ = ndimage.label(mask, structure=_TOUCHING)
     boxes = []
     for number, place in enumerate(ndimage.find_objects(parts), start=1):
         rows, columns = place

@@ -60,7 +60,7 @@ from mammosae_plugin.own_files import RECORD, empty_staging, replace_files, requ
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 1  # raise it with every change of what is written for the same settings
+_VERSION = 2  # raise it with every change of what is written for the same settings
 _SHARD = 32  # images that a killed run does again at most
 _TABLE, _TRANSFORMS, _QUARANTINE, _BOXES, _ABOUT = (
     "images.csv", "transforms.parquet", "quarantine.csv", "boxes.csv", "prepared.json",
@@ -69,6 +69,7 @@ _WORK, _SETTINGS, _IMAGES, _MASKS = "work", "settings.json", "images", "masks"
 _FLAGS = ("implant", "spot_view")
 _TOLERANCE = 0.1  # of the original's side that a box may reach over it, as everywhere
 _FEW = 0.02  # of all boxes that may be wrong
+_NO_MASK = "dropped: the mask shows nothing that the preparation keeps"
 _KEPT = ("name", "title", "citation", "licence", "url", "restricted", "phantom", "at_skin")
 
 
@@ -354,7 +355,7 @@ class _Job:
             for name, one in transforms.items()
         ]
         pd.DataFrame(rows).to_parquet(staged / _TRANSFORMS, index=False)
-        mapping = self._mapping(table, float(np.median([one.area for one in transforms.values()])))
+        mapping = self._mapping(table, good, float(np.median([one.area for one in transforms.values()])))
         ImageMapping.checked(mapping, where=MAPPING_FILE)
         text = yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True, width=120)
         (staged / MAPPING_FILE).write_text(text, encoding="utf-8")
@@ -400,7 +401,22 @@ class _Job:
         if self.annotations.mapping.masks is not None:
             keys = findings["image_id"] + "\n" + findings["mask"]
             table["mask"] = keys.map(self.targets).fillna("")
+            nothing = table["mask"].isin([file for file, marked in self._marked(good).items() if not marked])
+            table.loc[nothing, "mask"] = ""
+            notes = findings.loc[nothing, ["image_id", "line"]].assign(change=_NO_MASK)
+            if len(notes):
+                logger.warning("%d masks show nothing that the preparation keeps, see %s", len(notes), _BOXES)
+                changes = pd.concat([changes, notes]) if len(changes) else notes.reindex(columns=changes.columns)
         return table, changes
+
+    def _marked(self, good: Mapping[str, Record]) -> dict[str, int]:
+        """Of every prepared mask, relative to the folder, the pixels of its largest part."""
+        return {
+            os.path.relpath(mask.target, self.folder): marked
+            for job in self.jobs
+            if job.image_id in good
+            for mask, marked in zip(job.masks, good[job.image_id]["marked"], strict=True)
+        }
 
     def _boxes(self, findings: pd.DataFrame, transforms: Mapping[str, Transform]) -> tuple[Any, pd.DataFrame]:
         """Boxes in pixels of the prepared images, clipped to them, NaN where nothing is left."""
@@ -442,8 +458,8 @@ class _Job:
             )
         return found, pd.DataFrame(notes, columns=["image_id", "line", "change", *BOX_COLUMNS])
 
-    def _mapping(self, table: pd.DataFrame, area: float) -> dict[str, Any]:
-        """The mapping by which the folder is read; `area` pixels stand for one of an original."""
+    def _mapping(self, table: pd.DataFrame, good: Mapping[str, Record], area: float) -> dict[str, Any]:
+        """The mapping by which the folder is read; `area` pixels stand for one of an original, as a rule."""
         old, images, findings = self.annotations.mapping, self.annotations.images, self.annotations.findings
         kept = {name: getattr(old, name) for name in _KEPT if name in old.model_fields_set}
         found: dict[str, Any] = {name: list(one) if isinstance(one, tuple) else one for name, one in kept.items()}
@@ -472,7 +488,8 @@ class _Job:
         if old.boxes is not None:
             found["boxes"] = {"columns": list(BOX_COLUMNS), "form": "xyxy", "pixels": "prepared", "origin": 0}
         if old.masks is not None:
-            found["masks"] = {"image": "mask", "min_area": max(1, round(old.masks.min_area * area))}
+            least = [round(old.masks.min_area * area), *filter(None, self._marked(good).values())]
+            found["masks"] = {"image": "mask", "min_area": max(1, min(least))}  # so that every mask has a part
         known = {*found, *found["labels"], "split", "file", "line", "mask", *BOX_COLUMNS, "image_id", "patient_id"}
         numbers = [name for name in table.columns if name not in known]
         found["covariates"] = {

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from mammosae_plugin.adapters.preprocessing import BadImageError
 from mammosae_plugin.datasets.dicom import MultiFrame, Voi, read_picture
-from mammosae_plugin.datasets.mask_files import read_mask
+from mammosae_plugin.datasets.mask_files import largest_part, read_mask
 from mammosae_plugin.datasets.preparation import Bits, Flip, Orientation, prepare_picture
 from mammosae_plugin.files import atomic_path
 
@@ -69,7 +69,8 @@ class Record(TypedDict):
     """What is kept of one image.
 
     `reason` says why it could not be prepared; then there is no transform. `sources` tells the versions of its original
-    files, `bytes` the sizes of the prepared ones; those of masks follow those of the image.
+    files, `bytes` the sizes of the prepared ones; those of masks follow those of the image. `marked` has of each
+    prepared mask the pixels of its largest connected part, 0 where nothing is left.
     """
 
     image_id: str
@@ -77,6 +78,7 @@ class Record(TypedDict):
     transform: dict[str, Any] | None
     sources: list[list[int]]
     bytes: list[int]
+    marked: list[int]
     is_dicom: bool
     implant: bool
     spot_view: bool
@@ -95,6 +97,7 @@ def prepare_one(job: ImageJob, how: How) -> Record:
         transform=None,
         sources=[version_of(source) for source in sources_of(job)],
         bytes=[],
+        marked=[],
         is_dicom=False,
         implant=False,
         spot_view=False,
@@ -127,6 +130,7 @@ def prepare_one(job: ImageJob, how: How) -> Record:
         **record,
         "transform": prepared.transform.to_json(),
         "bytes": [written_size(target) for target in targets],
+        "marked": [largest_part(mask) for mask in masks],
         "is_dicom": info.is_dicom,
         "implant": info.implant,
         "spot_view": info.spot_view,

@@ -70,6 +70,7 @@ def _alone(job: ImageJob, how: How) -> Record:
                 transform=None,
                 sources=[version_of(source) for source in sources_of(job)],
                 bytes=[],
+                marked=[],
                 is_dicom=False,
                 implant=False,
                 spot_view=False,
