@@ -13,6 +13,7 @@ from helpers_datasets import SIZE, good_rows, row, write_dataset
 from mammosae_plugin.datasets import DatasetError, VinDrMammo, load_images
 from mammosae_plugin.datasets.about import KNOWN
 from mammosae_plugin.datasets.mapping import load_mapping, preset_names
+from mammosae_plugin.datasets.prepared_folder import prepare_dicom
 from mammosae_plugin.errors import InputError
 
 LAYOUTS = {**WRITERS, "rsna with folds": partial(write_rsna, folds=True)}
@@ -37,6 +38,22 @@ def test_a_preset_gives_the_labels_boxes_and_covariates_of_the_copy(tmp_path, la
         for name in data.concepts:
             boxes = scale * np.array(sorted(known.boxes.get(name, []))).reshape(-1, 4)
             np.testing.assert_allclose(np.array(sorted(item["boxes"][name].tolist())).reshape(-1, 4), boxes, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+def test_a_preset_prepared_is_what_it_is_without(tmp_path, layout):
+    WRITERS[layout](tmp_path / "in")
+    direct = load_images(layout, tmp_path / "in", image_size=TWICE)
+    prepare_dicom(layout, tmp_path / "in", tmp_path / "out", preparation="letterbox", image_size=TWICE)
+    prepared = load_images(tmp_path / "out")
+    assert prepared.about == direct.about and prepared.covariates[: len(direct.covariates)] == direct.covariates
+    for index in range(len(direct)):
+        mine, other = direct[index], prepared[index]
+        assert torch.equal(mine["image"], other["image"])
+        for name in ("image_id", "patient_id", "split", "labels"):
+            assert mine[name] == other[name]
+        for name, boxes in mine["boxes"].items():
+            assert sorted(boxes.tolist()) == sorted(other["boxes"][name].tolist())
 
 
 def test_vindr_as_mammo_clip_prepares_it_is_what_its_own_reader_gives(tmp_path):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
+from tqdm.auto import tqdm
 from typing_extensions import Self
 
 from mammosae_plugin.adapters.preprocessing import BadImageError
@@ -343,7 +344,8 @@ class _Placed:
         rows: list[int] = []
         found: list[npt.NDArray[np.float64]] = []
         nothing = np.full((1, 4), np.nan)
-        for row, file in enumerate(files):
+        bar = tqdm(files, desc="reading masks", unit="mask", delay=2, dynamic_ncols=True, disable=how is None)
+        for row, file in enumerate(bar):
             parts = nothing
             if file and how is not None and (self._image_ids[row], self._lines[row]) not in drawn:
                 try:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from tqdm.auto import tqdm
 
 from mammosae_plugin.datasets.base import DatasetError, describe
 from mammosae_plugin.datasets.collections.tables import below, text_table
@@ -27,7 +28,8 @@ def cmmd(root: Path) -> pd.DataFrame:
     table["laterality"] = table["LeftRight"].str[:1].str.upper()
     known = set(table["patient_id"])
     files = []
-    for path in sorted(root.rglob("*.dcm")):
+    paths = sorted(root.rglob("*.dcm"))
+    for path in tqdm(paths, desc="reading headers", unit="file", delay=2, dynamic_ncols=True):
         tags = read_tags(path, _CMMD_TAGS)
         view = tags["ViewPosition"] or tags["ViewCodeSequence.CodeMeaning"]
         patient = tags["PatientID"]
@@ -53,6 +55,8 @@ def cmmd(root: Path) -> pd.DataFrame:
             describe(len(other), f"images are of patients whom {_CMMD_FILE} does not name", other["file"])
         )
     age = table.drop_duplicates("patient_id").set_index("patient_id")["age"]
-    rows = images.merge(table.drop(columns="age"), on=["patient_id", "laterality"], how="left").fillna("")
+    rows = images.merge(
+        table.drop(columns="age").drop_duplicates(), on=["patient_id", "laterality"], how="left"
+    ).fillna("")
     rows["abnormality"] = rows["abnormality"].str.lower()
     return rows.assign(age=rows["patient_id"].map(age))
