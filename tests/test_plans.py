@@ -3,6 +3,7 @@
 import json
 from copy import deepcopy
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from torch import nn
 from mammosae_plugin.adapters.preprocessing import MAMMO_CLIP
 from mammosae_plugin.config import load_config
 from mammosae_plugin.datasets import VinDrMammo
+from mammosae_plugin.files import write_json
 from mammosae_plugin.study import plans
+from mammosae_plugin.study.layer import LayerStudy
 
 TRAINED = {"train": {"model": "pretrained", "concept": "Mass", "count": 3, "training": {"d_sae": 32}}}
 
@@ -86,6 +89,7 @@ CHANGES = [
     ({"sae.train.fraction": 0.5, "sae.train.count": None}, "rows"),
     ({"sae.train.training.d_sae": 64}, "sae"),
     ({"sae.train.training.seed": 3}, "sae"),
+    ({"models.0.name": "other", "sae.train.model": "other"}, "sae"),
 ]
 READ = [
     ({"content": "another"}, IMAGES),
@@ -102,6 +106,20 @@ READ = [
     ({"table": "another"}, "analysis"),
     ({"settings": {"seed": 1}}, "analysis"),
 ]
+
+
+def test_an_sae_of_before_plans_had_names_is_found_unless_another_model_bears_them(tmp_path, phantom_root):
+    config = load_config(write_study(tmp_path, study_settings(tmp_path, phantom_root) | {"sae": TRAINED}))
+    store = SimpleNamespace(manifest={"shards": ["a"]})
+    layer: Any = SimpleNamespace(config=config, extract=lambda: store, work=tmp_path)
+    named = LayerStudy._trained_folder.fget(layer)
+    plan = plans.of_sae(config, store.manifest)
+    before = tmp_path / "sae" / plans.digest({name: plan[name] for name in ("step", "rows", "training")})
+    said = {"trained_on_model": plan["model"], "concept": plan["concept"]}
+    write_json(before / "cfg.json", {"metadata": said})
+    assert LayerStudy._trained_folder.fget(layer) == before != named
+    write_json(before / "cfg.json", {"metadata": said | {"trained_on_model": "another"}})
+    assert LayerStudy._trained_folder.fget(layer) == named
 
 
 @pytest.mark.parametrize(("change", "steps"), CHANGES, ids=lambda value: str(value)[:60])

@@ -22,14 +22,14 @@ from mammosae_plugin.analysis import intervention, localization, probing, recons
 from mammosae_plugin.analysis.roles import latent_roles
 from mammosae_plugin.datasets import StudyDataset
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import read_parquet, write_parquet
+from mammosae_plugin.files import read_json, read_parquet, write_parquet
 from mammosae_plugin.latents import LatentTable, encode_latents
 from mammosae_plugin.latents.masked_passes import MaskedPasses
 from mammosae_plugin.study import plans
 from mammosae_plugin.study.images import TEST, TRAINING
 from mammosae_plugin.study.inputs import EncoderGroup, ModelPair, StudyInputs, existing
 from mammosae_plugin.training import train_sae
-from mammosae_plugin.training.saving import WEIGHTS
+from mammosae_plugin.training.saving import CFG, WEIGHTS
 
 logger = logging.getLogger(__name__)
 
@@ -190,6 +190,12 @@ class LayerStudy:
         source, store = self.config.sae.train, self.extract()
         assert source is not None and store is not None
         plan = plans.of_sae(self.config, store.manifest)
+        names = {name: plan[name] for name in ("model", "concept")}
+        before = self.work / "sae" / plans.digest({name: value for name, value in plan.items() if name not in names})
+        if (before / CFG).exists():  # of a version that left the names out of the plan
+            said = read_json(before / CFG)["metadata"]
+            if {"model": said.get("trained_on_model"), "concept": said.get("concept")} == names:
+                return before
         return plans.keep(plan, self.work / "sae" / plans.digest(plan))
 
     def train(self) -> None:

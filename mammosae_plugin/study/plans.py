@@ -137,7 +137,14 @@ def of_sae(config: StudyConfig, rows: Mapping[str, Any]) -> Plan:
         rows: The manifest of the store of rows, with its hook point and the SHA-256 of every shard.
     """
     assert config.sae.train is not None
-    return {"step": "train", "rows": digest(rows), "training": config.sae.train.training.model_dump()}
+    source = config.sae.train
+    return {
+        "step": "train",
+        "rows": digest(rows),
+        "training": source.training.model_dump(),
+        "model": source.model,  # which the SAE's own metadata say, with the concept
+        "concept": source.concept,
+    }
 
 
 def of_table(
