@@ -8,7 +8,7 @@ a single image or patient.
 __all__ = [
     "BESIDE", "compare_cards", "Comparison", "comparison_text", "CONTROLS", "FIELDS", "FIGURE", "FORMAT",
     "FORMAT_VERSION", "Member", "read_score_card", "REFERENCES", "SAE", "SCORE_CARD", "score_card_in", "score_card_of",
-    "ScoreCard", "scored_alike", "SCORES", "SEPARATES", "study_audit", "study_cards", "TRAINED",
+    "ScoreCard", "scored_alike", "SCORES", "SEPARATES", "shown_d", "study_audit", "study_cards", "TRAINED",
 ]  # fmt: skip
 
 import os
@@ -504,13 +504,16 @@ def _value(value: float) -> str:
     return f"{value:.3f}".replace("-", MINUS) if abs(value) < 10 else digits(value)
 
 
-def _d(value: float | None) -> str:
-    if value is None:
-        return "d –"
+def shown_d(value: float) -> str:
+    """A d as it is printed and drawn."""
     value = value if abs(value) >= 0.05 else 0.0
     near = abs(abs(value) - SEPARATES) < 0.05  # 1.97 is not 2
     shown = f"{value:.{2 if near else 1}f}" if abs(value) < 100 else ("> 100" if value > 0 else "< -100")
-    return f"d {shown}".replace("-", MINUS)
+    return shown.replace("-", MINUS)
+
+
+def _d(value: float | None) -> str:
+    return "d –" if value is None else f"d {shown_d(value)}"
 
 
 def _lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

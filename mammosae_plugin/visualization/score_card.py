@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from mammosae_plugin.schema.names import MINUS
-from mammosae_plugin.schema.score_card import CONTROLS, SAE, SCORES, SEPARATES, TRAINED, Comparison, ScoreCard
+from mammosae_plugin.schema.score_card import CONTROLS, SAE, SCORES, SEPARATES, TRAINED, Comparison, ScoreCard, shown_d
 from mammosae_plugin.visualization.style import ACTIVATE, DEACTIVATE, GRID, INK, MUTED, RANDOM, figure_style
 
 _LABELS = {SAE: "this SAE", TRAINED: "trained seeds", "pca": "PCA"}
@@ -119,11 +119,10 @@ def _annotate(axes: Axes, place: int, one: Comparison | None, has_values: bool) 
             axes.text(0.99, place, "–", transform=axes.get_yaxis_transform(), ha="right", va="center", color=MUTED)
         return
     apart = one.d >= SEPARATES
-    text = f"{round(one.d, 1) + 0.0:.1f}" if abs(one.d) < 100 else (">100" if one.d > 0 else "<-100")
     axes.text(
         0.99,
         place,
-        text.replace("-", MINUS),
+        shown_d(one.d),
         transform=axes.get_yaxis_transform(),
         ha="right",
         va="center",
