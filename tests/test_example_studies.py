@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from helpers_collections import write_rsna
 from helpers_study import study_settings
 from PIL import Image
 
 from mammosae_plugin.config import load_config
-from mammosae_plugin.datasets import load_images, prepare_dicom
+from mammosae_plugin.datasets import ImageMapping, load_images, prepare_dicom
 from mammosae_plugin.study import Study
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -164,3 +165,25 @@ def test_the_example_of_rsna_runs_and_says_what_is_not_known_without_boxes(unit,
         assert words in page[section], section
     for word in ("In its boxes", "Boxes are compared image by image", "highest AP", "include_images: true"):
         assert word not in page["whole"]
+
+
+# docs/data.md
+
+
+def test_every_mapping_of_the_page_reads_the_table_of_the_page(tmp_path, monkeypatch):
+    text = (EXAMPLES.parent / "docs" / "data.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    exec(re.findall(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)[0], {})
+    table = pd.read_csv("clinic/images.csv", sep=";", dtype=str)
+    table.assign(xmin="", ymin="", xmax="", ymax="").to_csv("clinic/images.csv", sep=";", index=False)
+    base = {"table": "images.csv", "image": "png/{image_id}.png", "labels": ["cancer"], "split": {"make": {}}}
+    own, fields = text.split("## Presets")[0], set()
+    for block in re.findall(r"^```yaml\n(.*?)^```$", own, flags=re.DOTALL | re.MULTILINE):
+        section = yaml.safe_load(block)
+        if "data" in section:
+            continue
+        images = load_images(base | section, "clinic", image_size=(96, 64))
+        assert len(images) == len(table) and set(images.images["split"]) == {"training", "test"}
+        fields |= section.keys()
+    own_reading = {"reader", "files", "at_skin", "phantom", "url", "dicom"}
+    assert set(ImageMapping.model_fields) - fields == own_reading

@@ -142,6 +142,12 @@ def test_columns_that_are_missing_are_told_with_the_nearest(tmp_path, changes, t
     assert told in str(error.value)
 
 
+def test_a_split_that_is_not_there_is_told_with_the_way_to_draw_one(tmp_path):
+    with pytest.raises(DatasetError) as error:
+        clinic(tmp_path, TABLE.replace(",split,", ",group,"))
+    assert "split (split)" in str(error.value) and "let it be drawn: split: {make: {}}" in str(error.value)
+
+
 def test_one_image_in_rows_that_disagree_is_refused_where_rows_are_no_findings(tmp_path):
     labels = {"cancer": {}}
     with pytest.raises(DatasetError, match="different cancer"):

@@ -109,7 +109,8 @@ def _table(mapping: ImageMapping, root: Path) -> tuple[pd.DataFrame, Sequence[st
     of_headers = mapping.dicom.columns if mapping.dicom is not None else ()
     if missing := [column for column in named if column not in table.columns and column not in of_headers]:
         there = [str(name) for name in table.columns]
-        listed = ", ".join(f"{name} ({named[name]}){nearest_names(name, there)}" for name in missing)
+        unsaid = _NO_SPLIT if "split" in missing and "split" not in mapping.model_fields_set else ""
+        listed = ", ".join(f"{name} ({named[name]}){nearest_names(name, there)}" for name in missing) + unsaid
         what = f"{len(missing)} columns are missing" if len(missing) > 1 else "a column is missing"
         raise DatasetError(f"{table_name(mapping)}: {what} that the mapping names: {listed}")
     kept = np.ones(len(table), dtype=bool)
@@ -485,5 +486,6 @@ def _split_or_nothing(cell: str) -> str:
         return ""
 
 
+_NO_SPLIT = "; name the column of the split, or let it be drawn: split: {make: {}}"
 _OWN_ID = "give every image an id of its own"
 _ONE_SPLIT = "give all rows of a patient the same split"

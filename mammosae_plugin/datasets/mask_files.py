@@ -35,7 +35,7 @@ def read_mask(path: Path, image_size: tuple[int, int] | None = None) -> npt.NDAr
     mask = np.asarray(values != 0 if values.ndim == 2 else (values != 0).any(axis=2), dtype=np.bool_)
     if image_size is not None and mask.shape != tuple(image_size):
         height, width = mask.shape
-        raise bad(f"is {height} x {width} pixels, its image {image_size[0]} x {image_size[1]} (height x width)")
+        raise bad(f"is {height} x {width} pixels, expected {image_size[0]} x {image_size[1]} (height x width)")
     return mask
 
 
