@@ -113,8 +113,8 @@ def test_every_problem_of_a_table_is_told_at_once_with_its_lines(tmp_path):
     with pytest.raises(DatasetError) as error:
         clinic(tmp_path, text)
     for told in (
-        "1 patient is in more than one split (such as 007)",
-        "1 image has rows with different density (such as a)",
+        "1 patient is in more than one split (such as 007 in line 2 and line 5)",
+        "1 image has rows with different density (such as a in line 2 and line 3)",
         "'trian' in line 4",
         "1 ymin value is no number",
         "1 row has a box with missing corners (such as line 2)",
@@ -215,3 +215,154 @@ def test_a_study_opens_images_by_the_mapping_in_their_folder(tmp_path):
     assert data.fingerprint == load_images(tmp_path).fingerprint and data.name == "clinic"
     other = of_its_kind({"root": str(tmp_path), "mapping": {"title": "Another"}})
     assert other.about.title == "Another"
+
+
+ROWS = """image_id,patient_id,split,Mass,xmin,ymin,xmax,ymax,roi
+a,007,train,1,2,2,8,9,
+a,007,train,1,12,12,18,19,
+b,007,train,0,,,,,
+c,08,test,1,3,3,9,9,
+"""
+SMALL = {
+    "table": "images.csv",
+    "image": "{image_id}.png",
+    "labels": ["Mass"],
+    "boxes": {"columns": ["xmin", "ymin", "xmax", "ymax"]},
+    "image_size": [32, 24],
+}
+BY_ROI = {"boxes": None, "masks": "roi"}
+
+
+def small(root, text=ROWS, **changes):
+    pictures(root, "abc")
+    (root / "images.csv").write_text(text)
+    return load_images(load_mapping(SMALL, root, changes)[0], root)
+
+
+@pytest.mark.parametrize(
+    ("text", "changes", "told"),
+    [
+        (ROWS.replace("3,3,9,9", "30,3,60,9"), {}, "more than 10% of a side beyond the 32 x 24 image (such as line 5)"),
+        (ROWS.replace("3,3,9,9", "9,3,3,9"), {}, "1 box is inverted or has no area (such as line 5): are boxes.form"),
+        (ROWS.replace("3,3,9,9", "3,,9,9"), {}, "1 row has a box with missing corners (such as line 5)"),
+        (
+            ROWS.replace("a,007,train,1,12", "a,70,train,1,12"),
+            {},
+            "stands under more than one patient (such as a in li",
+        ),
+        (ROWS.replace("a,007,train,1,12", "a,007,test,1,12"), {}, "different split (such as a in line 2 and line 3)"),
+        (
+            ROWS.replace("b,007,train,0", "b,007,train,maybe"),
+            {},
+            "1 Mass value is no class (such as 'maybe' in line 4)",
+        ),
+        (ROWS.replace("c,08", "d,08"), {}, "1 image file is missing under"),
+        (ROWS, {"image": "png/{image_id}.png"}, "the images lie directly in that folder, not in a folder for each `im"),
+        (ROWS, {"image_size": [33, 24]}, "the images are 32 x 24 pixels (height x width) but image_size is 33 x 24"),
+        (ROWS.replace("9,9,", "9,9,gone.png"), BY_ROI, "1 mask file is missing under"),
+        (ROWS.replace("9,9,", "9,9,bad.png"), BY_ROI, "(such as bad.png: cannot be read as an image)"),
+        (ROWS.replace("9,9,", "9,9,low.png"), BY_ROI, "low.png: is 9 x 24 pixels, its image 32 x 24 (height x width)"),
+        (ROWS.replace("9,9,", "9,9,none.png"), BY_ROI, "(such as none.png: shows nothing)"),
+    ],
+)
+def test_what_is_wrong_with_boxes_files_and_masks_is_one_line(text, changes, told, tmp_path):
+    (tmp_path / "bad.png").write_text("no image")
+    Image.fromarray(np.ones((9, 24), np.uint8)).save(tmp_path / "low.png")
+    Image.fromarray(np.zeros((32, 24), np.uint8)).save(tmp_path / "none.png")
+    with pytest.raises(DatasetError) as error:
+        small(tmp_path, text, **changes)
+    assert told in str(error.value) and "\n" not in str(error.value)
+
+
+def test_ids_and_typed_cells_of_parquet_and_workbooks_stay_what_they_are(tmp_path):
+    pictures(tmp_path, "abc")
+    rows = pd.DataFrame(
+        {"image_id": list("abc"), "patient_id": ["007", "07", "1e3"], "split": ["train", "train", "test"]}
+    )
+    rows["Mass"] = [True, None, False]
+    rows["age"] = [50, None, 51.5]
+    rows["number"] = [7, 7, 7]
+    rows.to_parquet(tmp_path / "t.parquet")
+    rows.to_excel(tmp_path / "t.xlsx", index=False)
+    changes = {"boxes": None, "covariates": {"age": "number", "number": "category"}}
+    for table in ("t.parquet", "t.xlsx"):
+        images = load_images(load_mapping(SMALL, tmp_path, {**changes, "table": table})[0], tmp_path).images
+        assert images["patient_id"].tolist() == ["007", "07", "1e3"] and images["Mass"].tolist() == [1, -1, 0]
+        assert images["age"].tolist()[::2] == [50, 51.5] and images["number"].tolist() == ["7"] * 3
+
+
+def test_one_split_by_a_column_a_file_and_a_draw_is_the_same(tmp_path):
+    ids = [f"{number:02d}" for number in range(40)]
+    rows = pd.DataFrame({"image_id": ids, "patient_id": [f"p{number // 2}" for number in range(40)]})
+    rows["site"] = np.where(np.arange(40) < 8, "north", "south")
+    rows["Mass"] = (np.arange(40) // 2) % 3 == 0
+    rows.to_csv(tmp_path / "images.csv", index=False)
+    plain = {**SMALL, "boxes": None}
+
+    def images_of(**split):
+        return read_annotations(*load_mapping(plain, tmp_path, {"split": split})).images
+
+    for make in (
+        {"seed": 3},
+        {"stratify": ["Mass"], "shares": {"train": 0.5, "val": 0.25, "test": 0.25}},
+        {"held_out": {"site": "north"}},
+        {"by": ["patient_id", "site"], "stratify": "site", "seed": 7},
+    ):
+        drawn = images_of(make=make)
+        assert drawn.groupby("patient_id")["split"].nunique().max() == 1
+        pd.testing.assert_frame_equal(images_of(make=make), drawn)
+        drawn.drop_duplicates("patient_id")[["patient_id", "split"]].to_csv(tmp_path / "split.csv", index=False)
+        pd.testing.assert_frame_equal(images_of(file="split.csv"), drawn)
+        rows.assign(part=drawn["split"].str[:2]).to_csv(tmp_path / "with.csv", index=False)
+        words = {"training": "tr", "validation": "va", "test": "te"}
+        given = load_mapping(plain, tmp_path, {"table": "with.csv", "split": {"column": "part", "values": words}})
+        pd.testing.assert_frame_equal(read_annotations(*given).images, drawn)
+    assert images_of(make={"held_out": {"site": "north"}})["split"].tolist() == ["test"] * 8 + ["training"] * 32
+    halves = images_of(make={"stratify": ["Mass"], "shares": {"train": 0.5, "test": 0.5}})
+    counts = halves.groupby("split")["Mass"].sum()
+    assert abs(counts["training"] - counts["test"]) <= 2
+
+
+def test_phantoms_as_a_table_of_ones_own_with_masks_are_those_of_vindr(phantoms, phantom_root, tmp_path):
+    names = list(phantoms.vocabulary)
+    rows = phantoms.findings.copy()
+    rows["roi"] = ""
+    for number, (x0, y0, x1, y1) in enumerate(rows[["xmin", "ymin", "xmax", "ymax"]].round().to_numpy()):
+        if not np.isnan(x0):
+            mask = np.zeros((96, 64), np.uint8)
+            mask[int(y0) : int(y1), int(x0) : int(x1)] = 255
+            rows.loc[number, "roi"] = str(tmp_path / f"{number}.png")
+            Image.fromarray(mask).save(tmp_path / f"{number}.png")
+    about = phantoms.images[["image_id", "patient_id", "split", "laterality", "view"]]
+    rows = rows.drop(columns=["xmin", "ymin", "xmax", "ymax"]).merge(about, on="image_id")
+    for name in ("density", "birads"):  # of the image, as VinDrMammo has it
+        rows[name] = rows["image_id"].map(phantoms.images.set_index("image_id")[name])
+    rows["file"] = "images_png/" + rows["patient_id"] + "/" + rows["image_id"]
+    rows.to_csv(tmp_path / "own.csv", index=False, sep=";")
+    graded = {
+        name: {"kind": "graded", "classes": list(phantoms.vocabulary[name].classes)} for name in ("density", "birads")
+    }
+    graded["birads"]["values"] = {str(number): name for number, name in enumerate(graded["birads"]["classes"])}
+    own = load_images(
+        {
+            "table": str(tmp_path / "own.csv"),
+            "image": "file",
+            "laterality": "laterality",
+            "view": "view",
+            "labels": {name: graded.get(name) for name in names},
+            "masks": "roi",
+            "phantom": True,
+        },
+        phantom_root,
+        image_size=(96, 64),
+    )
+    assert own.vocabulary.keys() == phantoms.vocabulary.keys() and own.about == phantoms.about
+    assert len(own) == len(phantoms) > 40 and len(phantoms.findings["xmin"].dropna()) > 30
+    for mine, theirs in zip(own, phantoms, strict=True):
+        assert {name: mine[name] for name in ("image_id", "patient_id", "split", "labels")} == {
+            name: theirs[name] for name in ("image_id", "patient_id", "split", "labels")
+        }
+        assert bool((mine["image"] == theirs["image"]).all())
+        for name in phantoms.concepts:
+            boxes = sorted(theirs["boxes"][name].tolist())
+            np.testing.assert_allclose(sorted(mine["boxes"][name].tolist()), boxes, atol=0.5)

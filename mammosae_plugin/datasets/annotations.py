@@ -140,7 +140,7 @@ class _Reading(MappedTable):
         self.by_image = np.asarray(by_image, dtype=np.intp)
         images = self.labels.of_images(self.by_image, of_image)
         self._split(raw, images)
-        self.check_groups("image_id", "patient_id", "image ids stand under more than one patient", _OWN_ID)
+        self.apart(own["image_id"], own["patient_id"], "image ids stand under more than one patient", _OWN_ID)
         self._files_of_images(raw, images)
         self.table = raw
         self.findings, boxed, masked = self._findings(own)
@@ -269,9 +269,8 @@ class _Reading(MappedTable):
             except InputError as error:
                 self.problems.append(f"split: {error}")
                 images["split"] = TRAINING
-        pairs = images.loc[images["split"] != "", ["patient_id", "split"]].drop_duplicates()
-        if len(twice := pairs.loc[pairs["patient_id"].duplicated(), "patient_id"].unique()):
-            self.problems.append(describe(len(twice), "patients are in more than one split", twice, _ONE_SPLIT))
+        of_rows = images["split"].iloc[self.by_image]
+        self.apart(self.table["patient_id"], of_rows, "patients are in more than one split", _ONE_SPLIT)
 
     def _given(self, raw: pd.DataFrame, images: pd.DataFrame) -> None:
         file = str(self.mapping.split.file)

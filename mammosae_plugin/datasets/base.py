@@ -364,7 +364,7 @@ def _of_one(what: str) -> str:
     """What is said of several things, said of one: its first noun, and the verbs before a bracket or colon."""
     said, *rest = re.split(r"(?=[(:;])", what, maxsplit=1)
     said = re.sub(
-        r"\b(row|patient|image id|image file|image|value|boxe|volume|mask|group)s\b",
+        r"\b(row|patient|image id|image|file|value|boxe|volume|mask|group)s\b",
         lambda one: _ONE.get(one[1], one[1]),
         said,
         count=1,

@@ -34,6 +34,7 @@ def find_images(
     problems: list[str],
     max_missing_share: float,
     n_probed: int = 8,
+    named: tuple[str, str] = ("patient_id", "image_id"),
 ) -> list[str]:
     """The image files; too many that are missing, and images that are all of another size, are problems.
 
@@ -44,6 +45,7 @@ def find_images(
         problems: where problems are added.
         max_missing_share: the share of the files that may be missing.
         n_probed: how many images are opened to see their size.
+        named: what messages call that which names the folders and the files.
 
     Returns:
         A path per image.
@@ -61,7 +63,7 @@ def find_images(
             names[patient] = set()
     missing = [(patient, image) for patient, image in relative if image not in names[patient]]
     if len(missing) > max_missing_share * len(relative):
-        why = _why_missing(folder, missing, names)
+        why = _why_missing(folder, missing, names, named)
         what = f"image files are missing under {folder}" + (f": {why}" if why else "")
         problems.append(describe(len(missing), what, [os.path.join(*one) for one in missing]))
     elif missing:
@@ -84,10 +86,12 @@ def find_images(
     return paths
 
 
-def _why_missing(folder: Path, missing: Sequence[tuple[str, str]], names: Mapping[str, set[str]]) -> str | None:
+def _why_missing(
+    folder: Path, missing: Sequence[tuple[str, str]], names: Mapping[str, set[str]], named: tuple[str, str]
+) -> str | None:
     """The commonest of the causes that can be told from what lies there instead; None where none can."""
     folders = os.listdir(folder)
-    causes = Counter(_cause(folder, patient, image, names[patient], folders) for patient, image in missing[:200])
+    causes = Counter(_cause(folder, patient, image, names[patient], folders, named) for patient, image in missing[:200])
     del causes[None]
     return causes.most_common(1)[0][0] if causes else None
 
@@ -107,29 +111,32 @@ def _difference(name: str, there: Iterable[str]) -> str | None:
     return next((how for how, plain in _DIFFERENCES.items() if plain(name) in {plain(other) for other in others}), None)
 
 
-def _cause(folder: Path, patient: str, image: str, there: set[str], folders: Sequence[str]) -> str | None:
+def _cause(
+    folder: Path, patient: str, image: str, there: set[str], folders: Sequence[str], named: tuple[str, str]
+) -> str | None:
+    of_folder, of_file = named
     if not (folder / patient).is_dir():
         if (folder / image).is_file():
-            return "the images lie directly in that folder, not in a folder for each patient_id"
+            return f"the images lie directly in that folder, not in a folder for each {of_folder}"
         how = _difference(patient, folders)
         if how:
-            return how.format("the folders' names", "patient_id")
-        return "there are no folders of these patient_id" if folders else "the folder is empty"
+            return how.format("the folders' names", of_folder)
+        return f"there are no folders of these {of_folder}" if folders else "the folder is empty"
     how = _difference(image, there)
     if how:
-        return how.format("the files' names", "image_id")
+        return how.format("the files' names", of_file)
     stem, suffix = os.path.splitext(image)
     for name in sorted(there):
         other_stem, other_suffix = os.path.splitext(name)
         if suffix == ".0" and other_stem == stem:
-            return f"image_id ends in .0 as numbers of a spreadsheet do, the files in {other_suffix}"
+            return f"{of_file} ends in .0 as numbers of a spreadsheet do, the files in {other_suffix}"
         if other_stem == image and other_suffix:
-            return f"the files have the ending {other_suffix}, which image_id lacks; add it there"
+            return f"the files have the ending {other_suffix}, which {of_file} lacks; add it there"
         if name == stem and suffix:
-            return f"image_id has the ending {suffix}, which the files lack; take it away or rename the files"
+            return f"{of_file} has the ending {suffix}, which the files lack; take it away or rename the files"
         if other_stem == stem:
             return (
-                f"the files end in {other_suffix}, image_id in {suffix}; the images must be PNG and named as image_id"
+                f"the files end in {other_suffix}, {of_file} in {suffix}; the images must be PNG and named as {of_file}"
             )
     return None
 

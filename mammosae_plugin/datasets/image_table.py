@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 Source = str | os.PathLike[str] | Mapping[str, Any] | ImageMapping
 """What `load_mapping` takes."""
+_NAMED = ("`image`", "`image`")  # what names folders and files, in messages about those that are not there
 _POLICIES = ("drop_few", "refuse", "drop_and_list")
 
 
@@ -96,7 +97,7 @@ class ImageTable(MammogramDataset):
         self.mapping, folder = load_mapping(mapping, root)
         annotations, problems = checked_annotations(self.mapping, folder)
         files = [os.path.split(file) for file in annotations.images["file"]]
-        paths = find_images(folder, files, size, problems, max_missing_share)
+        paths = find_images(folder, files, size, problems, max_missing_share, named=_NAMED)
         self._original = np.array([is_original(path, self.mapping) for path in paths], dtype=bool)
         originals = {
             image_id: Path(path)

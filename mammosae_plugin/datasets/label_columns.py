@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from mammosae_plugin.datasets.base import describe
 from mammosae_plugin.datasets.concepts import Concept, nearest_names
 from mammosae_plugin.datasets.mapped_table import MappedTable
 from mammosae_plugin.datasets.mapping import LabelMapping
@@ -89,13 +88,10 @@ class LabelColumns:
                 if label.concept_kind == "binary":  # absent only where every row says so
                     highest[(highest == 0) & (of_rows.min().to_numpy() == MISSING)] = MISSING
             else:
-                known = pd.Series(np.where(self.of_rows[name] == MISSING, np.nan, self.of_rows[name])).groupby(by_image)
-                apart = (known.nunique() > 1).to_numpy()
-                if apart.any():
-                    examples = images.loc[apart, "image_id"]
-                    advice = f"give them the same, or set labels.{name}.rows: highest"
-                    what = f"images have rows with different {name}"
-                    self._table.problems.append(describe(int(apart.sum()), what, examples, advice))
+                known = pd.Series([("" if one == MISSING else str(one)) for one in self.of_rows[name].tolist()])
+                advice = f"give them the same, or set labels.{name}.rows: highest"
+                what = f"images have rows with different {name}"
+                self._table.apart(images["image_id"].iloc[by_image], known, what, advice)
                 self.of_rows[name] = highest[by_image]
             found[name] = highest
         return found

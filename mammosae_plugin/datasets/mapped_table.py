@@ -52,6 +52,14 @@ class MappedTable(TableChecks):
 
     def alike(self, image_ids: "pd.Series[str]", values: "pd.Series[Any]", name: str) -> None:
         """Note the images whose rows have several of these values; rows without one have none."""
-        pairs = pd.DataFrame({"image_id": image_ids, "value": values})[(values != "").to_numpy()].drop_duplicates()
-        if len(twice := pairs.loc[pairs["image_id"].duplicated(), "image_id"].unique()):
-            self.problems.append(describe(len(twice), f"images have rows with different {name}", twice, _SAME))
+        self.apart(image_ids, values, f"images have rows with different {name}", _SAME)
+
+    def apart(self, keys: "pd.Series[str]", values: "pd.Series[Any]", what: str, advice: str) -> None:
+        """Note the keys (n_rows,) whose rows have several of these values, each with two such rows; "" is no value."""
+        pairs = pd.DataFrame({"key": keys.to_numpy(), "value": values.to_numpy()})
+        pairs = pairs[(pairs["value"] != "").to_numpy()].drop_duplicates()
+        if len(again := pairs[pairs["key"].duplicated()].drop_duplicates("key")):
+            first = pairs.drop_duplicates("key").reset_index(names="row").set_index("key")["row"]
+            shown = again.head(3)["key"]
+            told = [f"{key} in {self.line(int(first[key]))} and {self.line(int(row))}" for row, key in shown.items()]
+            self.problems.append(describe(len(again), what, told, advice))

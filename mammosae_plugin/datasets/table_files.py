@@ -78,7 +78,9 @@ def _of_parquet(file: Path) -> pd.DataFrame:
     try:
         table = pd.read_parquet(file)
     except (OSError, ValueError) as error:  # pyarrow's errors derive from these
-        raise DatasetError(f"{file.name} cannot be read as parquet: {' '.join(str(error).split())[:120]}") from error
+        raise DatasetError(
+            f"{file.name} cannot be read as parquet: {' '.join(str(error).split()).partition('. ')[0][:200]}"
+        ) from error
     found = pd.DataFrame({str(name): [cell_text(cell) for cell in table[name]] for name in table.columns}, dtype=str)
     found.index = pd.RangeIndex(2, len(found) + 2)
     return found

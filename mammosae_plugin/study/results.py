@@ -164,6 +164,7 @@ def _data(study: StudyInputs) -> Row:
                     "n_boxes": int(positive["xmin"].notna().sum()) if concept in boxed else 0,
                 }
             )
+    n_not_used = int((~study.dataset.images["split"].isin((TRAINING, TEST))).sum())
     quarantine = study.quarantine
     hidden = [reason.replace(image_id, "…") for image_id, reason in quarantine.itertuples(index=False, name=None)]
     reasons = pd.Series(hidden, dtype=object).value_counts().sort_index()
@@ -178,6 +179,7 @@ def _data(study: StudyInputs) -> Row:
         "about": asdict(config.about),
         "vocabulary": study.concepts.to_json(),
         "concepts": concepts,
+        **({"n_not_used": n_not_used} if n_not_used else {}),
         "n_quarantined": len(quarantine),
         "quarantine": listed,
         **study.boxes,
