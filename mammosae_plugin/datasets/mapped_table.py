@@ -60,6 +60,9 @@ class MappedTable(TableChecks):
         pairs = pairs[(pairs["value"] != "").to_numpy()].drop_duplicates()
         if len(again := pairs[pairs["key"].duplicated()].drop_duplicates("key")):
             first = pairs.drop_duplicates("key").reset_index(names="row").set_index("key")["row"]
-            shown = again.head(3)["key"]
-            told = [f"{key} in {self.line(int(first[key]))} and {self.line(int(row))}" for row, key in shown.items()]
+            shown = again["key"].head(3)
+            told = [
+                f"{key} in {self.line(int(first[key]))} and {self.line(row)}"
+                for row, key in zip(shown.index.tolist(), shown.tolist(), strict=True)
+            ]
             self.problems.append(describe(len(again), what, told, advice))
