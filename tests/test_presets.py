@@ -91,7 +91,7 @@ def test_a_missing_column_is_named_with_its_nearest_name_and_a_missing_table_too
     if table.suffix == ".csv":
         text = table.read_text(encoding="utf-8-sig")
         separator = ";" if layout == "inbreast" else ","
-        first = text.split("\n")[0].split(separator)[3]
+        first = text.split("\n")[0].split(separator)[0 if layout == "csaw-cc" else 3]
         table.write_text(text.replace(first, f"{first}_", 1), encoding="utf-8")
         with pytest.raises(DatasetError, match=rf"missing: .*{first} \(nearest: .*{first}_"):
             load_images(layout, tmp_path)
@@ -103,12 +103,25 @@ def test_a_missing_column_is_named_with_its_nearest_name_and_a_missing_table_too
 def test_findings_of_embed_stay_on_their_side_and_regions_without_columns_of_their_own_are_read_too(tmp_path):
     write_embed(tmp_path)
     file = tmp_path / "tables" / "EMBED_OpenData_metadata.csv"
-    file.write_text(file.read_text().replace("DCM_ROI_coords", "other"))
+    text = file.read_text().replace("DCM_ROI_coords", "other")
+    file.write_text(text.replace("Rows", "rows").replace("Columns", "columns"))  # sizes are then the headers'
     data = load_images("embed", tmp_path, image_size=IMAGE)
     healthy = data.images.query("exam_id == 'e1' and laterality == 'R'").iloc[0]
     assert (healthy["Mass"], healthy["Finding"]) == (0, 0)
     sick = int(data.images.query("exam_id == 'e1' and view == 'CC' and laterality == 'L'").index[0])
     assert data[sick]["boxes"]["Mass"].tolist() == [[IMAGE[1] - 20.0, 12.0, IMAGE[1] - 8.0, 30.0]]
+
+
+def test_csaw_cc_without_the_sides_of_cancers_knows_those_with_a_mask(tmp_path, caplog):
+    truth = WRITERS["csaw-cc"](tmp_path)
+    file = next(tmp_path.glob("*.csv"))
+    file.write_text(file.read_text().replace("x_cancer_laterality", "other"))
+    data = load_images("csaw-cc", tmp_path, image_size=IMAGE)
+    assert "says nothing under x_cancer_laterality" in caplog.text
+    for index, name in enumerate(data.images["image_id"]):
+        masked = bool(truth[name].boxes)
+        assert len(data[index]["boxes"]["cancer"]) == masked
+        assert data[index]["labels"]["cancer"] == (1 if masked else -1 if truth[name].patient_id != "00001" else 0)
 
 
 def test_masks_of_cbis_ddsm_are_found_where_the_archive_renames_its_folders(tmp_path):
