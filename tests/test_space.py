@@ -243,8 +243,9 @@ for title in (["--title", "Mine"], [], ["--title", "Yours"]):
     card = Path(hf_hub_download("someone/by-command", "README.md", repo_type="space"))
     kept[" ".join(title)] = [run.exit_code, card.read_text()]
 seen["titles"] = kept
-publish_space(synthetic_findings(d_sae=24, title="Anew"), "someone/space", replace=True)
-seen["of the study"] = Path(hf_hub_download("someone/space", "README.md", repo_type="space")).read_text()
+publish_space(findings, "someone/anew")
+publish_space(synthetic_findings(d_sae=24, title="Anew"), "someone/anew", replace=True)
+seen["of the study"] = Path(hf_hub_download("someone/anew", "README.md", repo_type="space")).read_text()
 """
 
 

@@ -11,6 +11,7 @@ __all__ = [
     "write_png",
     "version_of",
     "written_size",
+    "unprepared",
 ]
 
 import os
@@ -85,15 +86,11 @@ class Record(TypedDict):
     lies: bool
 
 
-def prepare_one(job: ImageJob, how: How) -> Record:
-    """Prepare an image and its masks, and write them; what cannot be used is a reason in the record.
-
-    Raises:
-        OSError: A file cannot be written.
-    """
-    record = Record(
+def unprepared(job: ImageJob, reason: str | None = None) -> Record:
+    """The record of an image of which nothing is known but its files and, where there is one, why it has none."""
+    return Record(
         image_id=job.image_id,
-        reason=None,
+        reason=reason,
         transform=None,
         sources=[version_of(source) for source in sources_of(job)],
         bytes=[],
@@ -103,6 +100,15 @@ def prepare_one(job: ImageJob, how: How) -> Record:
         spot_view=False,
         lies=False,
     )
+
+
+def prepare_one(job: ImageJob, how: How) -> Record:
+    """Prepare an image and its masks, and write them; what cannot be used is a reason in the record.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
+    record = unprepared(job)
     at = "image"
     try:
         picture = read_picture(job.source, voi=how.voi, multi_frame=how.multi_frame, rescale=False)

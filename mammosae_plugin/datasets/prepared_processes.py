@@ -14,7 +14,7 @@ from itertools import islice
 from multiprocessing.connection import wait
 from typing import Any
 
-from mammosae_plugin.datasets.prepared_images import How, ImageJob, Record, prepare_one, sources_of, version_of
+from mammosae_plugin.datasets.prepared_images import How, ImageJob, Record, prepare_one, unprepared
 from mammosae_plugin.memory import keep_freed_memory
 
 _AHEAD = 4  # images per process that wait for their turn or to be taken
@@ -64,18 +64,7 @@ def _alone(job: ImageJob, how: How) -> Record:
         try:
             return pool.submit(prepare_one, job, how).result()
         except BrokenProcessPool:
-            return Record(
-                image_id=job.image_id,
-                reason=_KILLER,
-                transform=None,
-                sources=[version_of(source) for source in sources_of(job)],
-                bytes=[],
-                marked=[],
-                is_dicom=False,
-                implant=False,
-                spot_view=False,
-                lies=False,
-            )
+            return unprepared(job, _KILLER)
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi
 
 from mammosae_plugin.adapters import Classifier, load_classifier
 from mammosae_plugin.adapters.classifier import library_of
@@ -31,6 +31,7 @@ from mammosae_plugin.findings.tables import separation_rows
 from mammosae_plugin.hub.portable import portable, with_fingerprint
 from mammosae_plugin.hub.publishing import (
     Publication,
+    file_of_repo,
     files_of_repo,
     kept_until_staged,
     look_at_head,
@@ -39,7 +40,6 @@ from mammosae_plugin.hub.publishing import (
     recorder,
 )
 from mammosae_plugin.hub.scratch import Scratch
-from mammosae_plugin.hub_requests import ask
 from mammosae_plugin.privacy.context import PrivacyContext
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint, torch_generator
 from mammosae_plugin.version import __version__
@@ -329,9 +329,7 @@ def _what_is_there(
     def read(path: str) -> Any:
         if path not in files:
             return None
-        return read_json(
-            ask(lambda: hf_hub_download(repo_id, path, revision=commit, token=token), about=repo_id, doing="read")
-        )
+        return read_json(file_of_repo(repo_id, path, "model", commit, token))
 
     ids = {path.removesuffix(f"/{WEIGHTS}") for path in files if path.endswith(f"/{WEIGHTS}") and path.count("/") == 1}
     others = {}

@@ -9,8 +9,8 @@ was looked at, makes all of them appear. What is there already is not overwritte
 """
 
 __all__ = [
-    "Change", "files_of_repo", "kept_until_staged", "look_at_head", "prepare", "Publication", "Published", "publishing",
-    "recorder", "RepoKind",
+    "Change", "file_of_repo", "files_of_repo", "kept_until_staged", "look_at_head", "prepare", "Publication",
+    "Published", "publishing", "recorder", "RepoKind",
 ]  # fmt: skip
 
 import contextlib
@@ -372,14 +372,8 @@ def _join_cards(
     there = _look(api, repo_id, kind, None)
     if there is None or there.untouched or _CARD not in there.files or not card.is_file():
         return None, ()
-    file = ask(
-        lambda: hf_hub_download(repo_id, _CARD, repo_type=kind, revision=there.commit, token=token),
-        about=repo_id,
-        doing="read",
-    )
-    joined = join_cards(
-        local_path(file).read_text(encoding="utf-8", errors="replace"), card.read_text(encoding="utf-8")
-    )
+    file = file_of_repo(repo_id, _CARD, kind, there.commit, token)
+    joined = join_cards(file.read_text(encoding="utf-8", errors="replace"), card.read_text(encoding="utf-8"))
     write_text(card, joined.text)
     return there.commit, joined.changes
 
@@ -470,6 +464,16 @@ def _look(api: HfApi, repo_id: str, kind: RepoKind, tag: str | None, *, attempts
         tag_commit=tag_commit,
         tag_files=files_of_repo(api, repo_id, kind, tag_commit) if tag_commit is not None else {},
     )
+
+
+def file_of_repo(repo_id: str, path: str, kind: RepoKind, commit: str, token: str | None) -> Path:
+    """A file of a repository at a commit, downloaded.
+
+    Raises:
+        HubError: it cannot be read.
+    """
+    download = functools.partial(hf_hub_download, repo_id, path, repo_type=kind, revision=commit, token=token)
+    return local_path(ask(download, about=repo_id, doing="read"))
 
 
 def files_of_repo(api: HfApi, repo_id: str, kind: RepoKind, commit: str) -> dict[str, FileHash]:

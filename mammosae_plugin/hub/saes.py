@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCard, hf_hub_download
+from huggingface_hub import HfApi, ModelCard
 from sae_lens import SAE, TrainingSAE
 from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 from safetensors.torch import load_file, save_file
@@ -45,6 +45,7 @@ from mammosae_plugin.hub.plain_sae_lens import check_with_sae_lens
 from mammosae_plugin.hub.portable import portable, provenance_of, with_fingerprint
 from mammosae_plugin.hub.publishing import (
     Publication,
+    file_of_repo,
     files_of_repo,
     kept_until_staged,
     look_at_head,
@@ -55,7 +56,7 @@ from mammosae_plugin.hub.publishing import (
 from mammosae_plugin.hub.quality import refuse_poor
 from mammosae_plugin.hub.score_cards import score_cards_of, stage_score_card
 from mammosae_plugin.hub.scratch import Scratch
-from mammosae_plugin.hub_requests import ask, first_line
+from mammosae_plugin.hub_requests import first_line
 from mammosae_plugin.privacy.context import PrivacyContext
 from mammosae_plugin.privacy.guard import copy_figure, let_out
 from mammosae_plugin.provenance import plain, tensors_fingerprint
@@ -568,8 +569,7 @@ def _what_is_there(repo_id: str, staged: Iterable[str], token: str | None) -> _T
     def read(path: str) -> Any:
         if path not in files:
             return None
-        call = lambda: hf_hub_download(repo_id, path, revision=commit, token=token)  # noqa: E731
-        file = Path(ask(call, about=repo_id, doing="read"))
+        file = file_of_repo(repo_id, path, "model", commit, token)
         return read_json(file) if file.suffix == ".json" else file.read_text(encoding="utf-8")
 
     saes = {}

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import TEMPORARY, local_path, write_text
@@ -32,6 +32,7 @@ from mammosae_plugin.findings.study_folder import is_study_folder, sae_tensors
 from mammosae_plugin.hub.findings import load_findings
 from mammosae_plugin.hub.publishing import (
     Publication,
+    file_of_repo,
     files_of_repo,
     kept_until_staged,
     look_at_head,
@@ -40,7 +41,6 @@ from mammosae_plugin.hub.publishing import (
     recorder,
 )
 from mammosae_plugin.hub.scratch import Scratch
-from mammosae_plugin.hub_requests import ask
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.own_files import replace_folder
 from mammosae_plugin.schema.findings import COLUMNS, CONCEPT, NOTE, SCHEMAS
@@ -377,13 +377,9 @@ def _title_there(repo_id: str, token: str | None) -> str | None:
     commit, name = look_at_head(api, repo_id, "space"), f"{DATA_FOLDER}/{INDEX}.js"
     if commit is None or name not in files_of_repo(api, repo_id, "space", commit):
         return None
-    file = ask(
-        lambda: hf_hub_download(repo_id, name, repo_type="space", revision=commit, token=token),
-        about=repo_id,
-        doing="read",
-    )
+    file = file_of_repo(repo_id, name, "space", commit, token)
     try:
-        index = json.loads(local_path(file).read_text(encoding="utf-8").partition(" = ")[2].rstrip().removesuffix(";"))
+        index = json.loads(file.read_text(encoding="utf-8").partition(" = ")[2].rstrip().removesuffix(";"))
         title, of_study = str(index["title"]), str(index["studies"][0]["title"])
     except (ValueError, KeyError, IndexError, TypeError):  # not as we write it
         return None
