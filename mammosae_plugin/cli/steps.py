@@ -130,10 +130,12 @@ def study(
     """Run a whole study: images, classifiers and an SAE in; Tables 1 and 2, Figures 2 to 5 and report.html out.
 
     The configuration names a folder in VinDr-Mammo's format (images_png/<patient_id>/<image_id> and
-    vindr_detection_v1_folds.csv) or one of your own (data.kind: csv; images and a table of labels), one or more models
-    with a classifier per concept (Mammo-CLIP checkpoints, or `train` to make them here) and a sparse autoencoder (a
-    Mammo-SAE file, a SAELens folder, or `train`) for the final feature map, or for each of several `layers`, which are
-    then compared. examples/study.yaml in the repository is a commented one for VinDr-Mammo.
+    vindr_detection_v1_folds.csv), images and a table of any form (data.kind: images, with a mapping that says how the
+    table is read, a preset of a public collection, or what `mammosae prepare` wrote; docs/data.md), or a folder with
+    images.csv (data.kind: csv), one or more models with a classifier per concept (Mammo-CLIP checkpoints, or `train` to
+    make them here) and a sparse autoencoder (a Mammo-SAE file, a SAELens folder, or `train`) for the final feature map,
+    or for each of several `layers`, which are then compared. examples/study.yaml in the repository is a commented one
+    for VinDr-Mammo.
 
     With kind: embeddings it is a study of one vector per image, of networks or of files that are there: SAEs on these,
     and what their latents tell (docs/embeddings.md, examples/study_embeddings.yaml).
