@@ -293,6 +293,7 @@ def own_head(folder, phantom_root, outputs, function=CNN):
 
 def test_a_trained_head_is_studied_by_a_declared_mapping_of_its_outputs(tmp_path, phantom_root, monkeypatch):
     outputs = {"birads": [[4, 5], None, 1, [3], None], "Mass": 4, "density": [None, ["A", "B"], None, ["C", "D"], None]}
+    outputs["Suspicious_Calcification"] = 2
     study = Study(
         load_config(write_study(tmp_path, own_head(tmp_path, phantom_root, outputs, "helpers_backbones:five_outputs")))
     )
@@ -317,12 +318,22 @@ def test_a_trained_head_is_studied_by_a_declared_mapping_of_its_outputs(tmp_path
     data = study.dataset.with_preprocessing(weight.preprocessing)
     with torch.no_grad():
         logits = weight(torch.stack([data[number]["image"] for number in range(4)]))
-    expected = {"birads": logits[:, [2, 3, 0]], "Mass": logits[:, [4]], "density": logits[:, [3]] - logits[:, [1]]}
+    expected = {
+        "birads": logits[:, [2, 3, 0]],
+        "Mass": logits[:, [4]],
+        "Suspicious_Calcification": logits[:, [2]],
+        "density": logits[:, [3]] - logits[:, [1]],
+    }
     places = table.images.set_index("image_id").index.get_indexer(data.images["image_id"][:4])
     for concept, wanted in expected.items():
         assert np.allclose(table.logits(concept)[places], wanted, atol=1e-4)
     assert {row["class"] for row in found["rankings"] if row["concept"] == "birads"} == {0, 1, 2}
+    both = own.images["Mass"].astype(bool) & own.images["Suspicious_Calcification"].astype(bool)
+    assert both.any()  # an image may have several labels, each of which is probed and intervened on by itself
+    for part in ("rankings", "interventions", "reconstruction"):
+        assert {row["concept"] for row in found[part]} == set(outputs), part
     page = (study.results_folder / "report.html").read_text()
+    assert "net, Mass" in page and "net, Suspicious calcification" in page
     assert "no label" in page.lower() and "Mammo-CLIP" not in page.split('id="cite"')[1]
     published_with_its_classes(tmp_path, study.output, monkeypatch, {pair.concept for pair in study.pairs})
 

@@ -256,6 +256,9 @@ def test_a_graded_concept_runs_through_the_whole_study(tmp_path):
     rows = table.rows("density", split="test")
     right = table.logits("density")[rows.image_rows].argmax(1) == rows.labels
     assert found["reconstruction"][0]["accuracy"] == pytest.approx(right.mean())
+    swept = [row for row in found["interventions"] if row["mode"] == "deactivate" and not row["error_term"]]
+    assert {row["concept"] for row in swept} == {"density"} and all(0 <= row["auroc"] <= 1 for row in swept)
+    assert all(f"Latent, {name}<" in report.read_text() for name in "ABCD")
 
 
 # Several layers
