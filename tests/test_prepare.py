@@ -1,5 +1,7 @@
 """A collection prepared: labels, boxes and masks go along, bad files are listed, killed and shared runs end alike."""
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -466,8 +468,10 @@ def test_wrong_arguments_and_places_are_refused(collection, tmp_path):
     ):
         with pytest.raises(InputError, match=said):
             prepare_dicom(MAPPING, collection, tmp_path / "out", **settings)
-    with pytest.raises(InputError, match="is the folder of the originals"):
-        prepare_dicom(MAPPING, collection, collection)
+    (tmp_path / "link").symlink_to(collection)
+    for place in (collection, collection.parent, tmp_path / "link"):
+        with pytest.raises(InputError, match="is the folder of the originals, or above it"):
+            prepare_dicom(MAPPING, collection, place)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "images.csv").write_text("mine")
     with pytest.raises(InputError, match="in the way"):
@@ -546,6 +550,30 @@ def test_phantoms_as_dicom_give_the_same_labels_boxes_and_pixels(tmp_path):
         assert np.abs(MAMMO_CLIP(prepared_pixels).numpy() - expected).max() < 0.02
 
 
+def test_a_full_disk_is_told_in_a_line_and_the_same_command_continues(collection, prepared, tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from mammosae_plugin.cli import app
+
+    (tmp_path / "mapping.yaml").write_text(yaml.safe_dump(MAPPING, sort_keys=False))
+    command = ["prepare", "--mapping", str(tmp_path / "mapping.yaml"), "--root", str(collection)]
+    command += ["-o", str(tmp_path / "out"), "--image-size", "60", "45", "--workers", "0"]
+    write, written = prepared_images.write_png, []
+
+    def full(path, pixels):
+        if len(written) == 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        written.append(path)
+        write(path, pixels)
+
+    monkeypatch.setattr(prepared_images, "write_png", full)
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 2 and "No space left on device" in done.stderr.splitlines()[-1]
+    monkeypatch.setattr(prepared_images, "write_png", write)
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert files_of(tmp_path / "out") == files_of(prepared)
+
+
 # -- presets -----------------------------------------------------------------------------------------------------------
 
 
@@ -615,5 +643,22 @@ def test_the_command_says_what_it_made(collection, prepared, tmp_path, capsys):
     data = open_dataset(of_its_kind({"root": str(tmp_path / "png")}))  # as a study's section data, and nothing else
     assert len(data) == 5 and data.image_size == SIZE and data.pixels(0).dtype == np.uint16
     assert data.about == load_images("vindr", tmp_path / "vindr", image_size=SIZE).about
+    for root, text, said in (
+        ("nowhere", None, "does not exist or is no folder"),
+        ("empty", None, "images.csv does not exist"),
+        ("no_dicom", "image,", "is no DICOM file"),
+        ("gone", None, "the file does not exist"),
+    ):
+        if root in ("no_dicom", "gone"):
+            (tmp_path / root / "dcm").mkdir(parents=True)
+            (tmp_path / root / "images.csv").write_bytes((collection / "images.csv").read_bytes())
+        elif root == "empty":
+            (tmp_path / root).mkdir()
+        for at in range(7) if text else ():
+            (tmp_path / root / "dcm" / f"00{at}.dcm").write_text(text)
+        wrong = ["--root", str(tmp_path / root), "-o", str(tmp_path / "wrong")]
+        bad = CliRunner().invoke(app, [*common[:3], *wrong, "--workers", "0"])
+        line = [one for one in bad.stderr.splitlines() if one.startswith("mammosae: ")]
+        assert bad.exit_code == 2 and len(line) == 1 and said in line[0], bad.stderr
     neither = CliRunner().invoke(app, ["prepare", "-o", str(tmp_path / "x")])
     assert neither.exit_code == 2 and "--preset" in neither.output

@@ -136,7 +136,8 @@ def prepare_dicom(
     workers = whole(workers, "workers", least=0)
     number, n_shares = _share(share)
     folder = local_path(output).absolute()
-    if folder == place.absolute() or folder in place.absolute().parents:
+    own, theirs = folder.resolve(), place.resolve()
+    if own == theirs or own in theirs.parents:
         raise InputError(f"{folder} is the folder of the originals, or above it; name another one for what is prepared")
     require_unclaimed(folder, [_WORK, RECORD], [MAPPING_FILE, _TABLE, _IMAGES, _MASKS])
     annotations = read_annotations(mapping, place)
