@@ -254,6 +254,7 @@ def test_what_a_study_of_such_a_folder_publishes_is_of_its_dataset_alone(study, 
                 assert not re.search("vindr|nguyen|bi-?rads|mammograms", text, re.I), (part, name)
         assert part == "space" or "clinic" in files["README.md"], part
     assert "Images of a clinic is not part of this repository" in seen["texts"]["findings"]["README.md"]
-    assert "To be cited for the data: Somebody, 2026." in seen["texts"]["findings"]["README.md"]
+    for part in ("findings", "saes", "nets", "space"):
+        assert "To be cited for the data: Somebody, 2026." in seen["texts"][part]["README.md"], part
     assert seen["examples"]["error"] == "PrivacyError"
     assert "Images of a clinic" in seen["examples"]["message"] and "licence" in seen["examples"]["message"]
