@@ -363,12 +363,13 @@ def describe(count: int, what: str, examples: Iterable[Any], advice: str = "") -
 def _of_one(what: str) -> str:
     """What is said of several things, said of one: its first noun, and the verbs before a bracket or colon."""
     said, *rest = re.split(r"(?=[(:;])", what, maxsplit=1)
-    said = re.sub(
-        r"\b(row|patient|image id|image|file|value|boxe|volume|mask|group)s\b",
-        lambda one: _ONE.get(one[1], one[1]),
-        said,
-        count=1,
-    )
+    if not re.match(r"of \d", said):  # one "of 5 files"
+        said = re.sub(
+            r"\b(row|patient|image id|image|file|value|boxe|volume|mask|group)s\b",
+            lambda one: _ONE.get(one[1], one[1]),
+            said,
+            count=1,
+        )
     return re.sub(
         r"\b(are shares|no numbers|are|have|cover|lie|reach|repeat|stand)\b", lambda one: _ONE[one[1]], said
     ) + "".join(rest)
