@@ -6,11 +6,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from mammosae_plugin.adapters.preprocessing import MAMMO_CLIP
+from mammosae_plugin.adapters.preprocessing import MAMMO_CLIP, BadImageError
 from mammosae_plugin.datasets import DatasetError, load_images, open_dataset
 from mammosae_plugin.datasets.annotations import read_annotations
 from mammosae_plugin.datasets.mapping import load_mapping
+from mammosae_plugin.datasets.mask_files import boxes_of_mask, read_mask
 from mammosae_plugin.datasets.registry import of_its_kind
+from mammosae_plugin.datasets.splits import read_split
 from mammosae_plugin.errors import InputError
 
 PLAIN = {"table": "images.csv", "image": "images/{image_id}.png", "labels": {"Mass": "mass"}}
@@ -19,6 +21,9 @@ PLAIN = {"table": "images.csv", "image": "images/{image_id}.png", "labels": {"Ma
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
+        ({"labels": [{"a": "b"}]}, "in the list is no name"),
+        ({"labels": {"a": {"positive": [True]}}}, "are truth values to YAML; write the cell's text in quotes"),
+        ({"labels": {"a": {"values": {True: "0"}}}}, "are truth values to YAML; write the cell's text in quotes"),
         ({"labels": {"Mass": {"contain": "x"}}}, "did you mean 'contains'?"),
         ({"labels": {"Mass": {"contains": "x", "positive": "y"}}}, "contains and positive: give one of them"),
         ({"labels": {"split": "x"}}, "split cannot be the name"),
@@ -366,3 +371,37 @@ def test_phantoms_as_a_table_of_ones_own_with_masks_are_those_of_vindr(phantoms,
         for name in phantoms.concepts:
             boxes = sorted(theirs["boxes"][name].tolist())
             np.testing.assert_allclose(sorted(mine["boxes"][name].tolist()), boxes, atol=0.5)
+
+
+def test_a_split_file_is_read_as_a_table_is(tmp_path):
+    (tmp_path / "a.csv").write_text("image_id;split\n007;train\n008;test\n", encoding="utf-8-sig")
+    pd.read_csv(tmp_path / "a.csv", sep=";", dtype=str).to_excel(tmp_path / "b.xlsx", index=False)
+    for name in ("a.csv", "b.xlsx"):
+        assert read_split(tmp_path / name).to_numpy().tolist() == [["007", "training"], ["008", "test"]]
+
+
+def test_a_list_as_numpy_prints_it_is_read_and_masks_that_fit_nothing_are_told(tmp_path, caplog):
+    text = "image_id,patient_id,split,found\n1,a,train,['Mass' 'Cyst']\n2,b,train,\"['Cyst'\n 'x']\"\n3,c,train,[]\n"
+    (tmp_path / "images.csv").write_text(text)
+    labels = {"Mass": {"column": "found", "contains": "Mass"}, "Cyst": {"column": "found", "contains": "Cyst"}}
+    mapping = {"table": "images.csv", "image": "{image_id}.png", "labels": labels, "masks": "mask/{image_id}_*.png"}
+    images = read_annotations(*load_mapping(mapping, tmp_path)).images
+    assert images[["Mass", "Cyst"]].to_numpy().tolist() == [[1, 1], [0, 1], [0, 0]]
+    assert "fits mask/{image_id}_*.png, so no finding has a mask" in caplog.text
+
+
+def test_numbers_with_commas_are_told_where_nothing_says_what_they_are(tmp_path, caplog):
+    (tmp_path / "images.csv").write_text("image_id;patient_id;split;x;age\n1;a;train;1;50,5\n2;b;train;0;51\n")
+    mapping = {"table": "images.csv", "image": "{image_id}.png", "labels": ["x"], "covariates": ["age"]}
+    assert read_annotations(*load_mapping(mapping, tmp_path)).images["age"].tolist() == ["50,5", "51"]
+    assert "taken as a category" in caplog.text and "write 12.5 where" in caplog.text
+
+
+def test_a_mask_is_what_is_painted_and_sharp(tmp_path):
+    pixels = np.full((8, 6, 4), (255, 255, 255, 0), dtype=np.uint8)
+    pixels[2:4, 1:3] = (255, 0, 0, 128)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert boxes_of_mask(read_mask(tmp_path / "a.png")).tolist() == [[1, 2, 3, 4]]
+    Image.fromarray(pixels[..., 3]).save(tmp_path / "b.jpg")
+    with pytest.raises(BadImageError, match="is JPEG, which smears the edges of masks"):
+        read_mask(tmp_path / "b.jpg")

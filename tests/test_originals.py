@@ -64,6 +64,7 @@ def test_png_of_any_size_is_letterboxed_where_the_mapping_says_so_else_refused(t
     assert [item["boxes"]["Mass"].tolist() for item in data] == [
         [[10, 10, 20, 30]], [[10, 15, 20, 25]], [[10, 10, 20, 30]],
     ]  # fmt: skip
+    assert len(load_images({**mapping, "preparation": "letterbox"}, tmp_path, image_size=(50, 50))) == 3
     assert (data.gray(1)[:10] == 0).all() and (data.gray(1)[10:30, 1:] > 0).all()
     with pytest.raises(BadImageError, match="20 x 30"):
         load_images({**mapping, "boxes": None}, tmp_path)[1]
@@ -85,3 +86,33 @@ def test_originals_that_cannot_be_used_are_told(collection, tmp_path):
     (collection.parent / "images.csv").write_text(table)
     with pytest.raises(DatasetError, match=r"beyond the \(such as 120 x 90\) image"):
         load_images({**MAPPING, "table": "../images.csv"}, collection, image_size=SIZE)
+
+
+def test_sizes_that_the_table_exchanges_and_shares_that_it_hides_are_told(tmp_path):
+    pixels = np.add.outer(np.arange(40), np.arange(20)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "1.png")
+    (tmp_path / "images.csv").write_text(
+        "image_id,patient_id,split,Mass,h,w,a,b,c,d\n1,p,training,1,40,20,.1,.2,.5,.6\n"
+    )
+    mapping = {"table": "images.csv", "image": "{image_id}.png", "labels": ["Mass"], "preparation": "letterbox"}
+    boxes = {"columns": list("abcd"), "pixels": "shares"}
+    load_images({**mapping, "boxes": {**boxes, "size": ["h", "w"]}}, tmp_path, image_size=(20, 20))
+    with pytest.raises(DatasetError, match=r"boxes.size: line 2 says 20 x 40 \(height x width\), 1.png has 40 x 20"):
+        load_images({**mapping, "boxes": {**boxes, "size": ["w", "h"]}}, tmp_path, image_size=(20, 20))
+    hidden = {**mapping, "boxes": {"columns": list("abcd")}}
+    with pytest.raises(DatasetError, match="shares of the image .* set boxes.pixels to shares"):
+        load_images(hidden, tmp_path, image_size=(20, 20))
+    with pytest.raises(DatasetError, match="1 of 1 boxes are shares of the image"):
+        prepare_dicom(hidden, tmp_path, tmp_path / "out", image_size=(20, 20))
+
+
+def test_boxes_in_pixels_of_the_letterboxed_image_are_so_when_prepared_too(tmp_path):
+    Image.fromarray(np.add.outer(np.arange(40), np.arange(20)).astype(np.uint8)).save(tmp_path / "1.png")
+    (tmp_path / "images.csv").write_text("image_id,patient_id,split,Mass,a,b,c,d\n1,p,training,1,7,2,12,15\n")
+    mapping = {
+        "table": "images.csv", "image": "{image_id}.png", "labels": ["Mass"], "preparation": "letterbox",
+        "boxes": {"columns": list("abcd"), "pixels": "prepared"}, "image_size": [20, 20],
+    }  # fmt: skip
+    assert load_images(mapping, tmp_path)[0]["boxes"]["Mass"].tolist() == [[7, 2, 12, 15]]
+    out = prepare_dicom(mapping, tmp_path, tmp_path / "out", preparation="letterbox", image_size=(40, 20))
+    assert load_images(out)[0]["boxes"]["Mass"].tolist() == [[4, 4, 14, 30]]

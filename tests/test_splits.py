@@ -107,9 +107,9 @@ def test_all_spellings_of_splits_are_read_and_ids_stay_text(tmp_path, words):
         ("modality,image_id,split\nct,s1,holdout\n", "'holdout' is no split: write training, validation, test"),
         ("modality,image_id\nct,s1\n", "must have the column split"),
         ("split\ntrain\n", "must have the column split and those that name groups"),
-        ("modality,image_id,split\n", "names no group"),
-        ('image_id,split\ns1,train,7,8\ns2,train\n"', "cannot be read as CSV"),
-        ("", "cannot be read as CSV"),
+        ("modality,image_id,split\n", "has no rows"),
+        ('image_id,split\ns1,train,7,8\ns2,train\n"', "line 2 has 4 cells"),
+        ("", "is empty"),
         (None, "does not exist"),
     ],
 )

@@ -241,10 +241,12 @@ class _Reading(MappedTable):
             return text
         if no_number.any():
             n_said = int((of_rows != "").sum())
-            if no_number.sum() <= n_said / 10:
+            commas = of_rows[no_number].str.fullmatch(r"-?\d*,\d+").any()
+            if commas or no_number.sum() <= n_said / 10:
                 examples = [cell(row) for row in np.flatnonzero(no_number)[:3]]
                 what = describe(int(no_number.sum()), f"of {n_said} {name} values are no numbers", examples)
-                logger.warning("%s: taken as a category; declare it as number or category", what)
+                hint = "; write 12.5 where a spreadsheet wrote 12,5" if commas else ""
+                logger.warning("%s: taken as a category; declare it as number or category%s", what, hint)
             return text
         return values
 
@@ -375,6 +377,8 @@ class _Reading(MappedTable):
                         first, place = at[key]
                         known = found[first][place][1]
                         found[first][place] = file, (*known, *(name for name in names if name not in known))
+        if not found and not lost and self.labels.located.any():
+            logger.warning("masks: no file under %s fits %s, so no finding has a mask", self.root, pattern)
         if lost:
             self.problems.append(describe(len(lost), f"mask files are missing under {self.root}", lost))
         return found

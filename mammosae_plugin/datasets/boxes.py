@@ -210,7 +210,7 @@ def report_other_pixels(
         return OtherPixels(marks, nothing, is_cause)
 
     with np.errstate(invalid="ignore", divide="ignore"):
-        shares = has_box & _all(boxes > -0.5) & _all(boxes < 1.05) & ~_all(boxes <= 0)
+        shares = in_shares(boxes)
         if shares.sum() > min(most_left_out(n_boxes), max(1, n_boxes / 2)):
             return told(shares, are_shares(image_size))
         rest = has_box & ~shares
@@ -252,6 +252,12 @@ def report_other_pixels(
         )
         return told(rest, f"boxes all {where if extent.any() else 'are zero'}")
     return OtherPixels(nothing, shares)
+
+
+def in_shares(boxes: Array) -> Marks:
+    """Which boxes (n, 4) can only be shares of an image."""
+    with np.errstate(invalid="ignore"):
+        return _all(boxes > -0.5) & _all(boxes < 1.05) & ~_all(boxes <= 0)
 
 
 def are_shares(image_size: tuple[int, int]) -> str:

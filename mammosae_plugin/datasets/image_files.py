@@ -30,7 +30,7 @@ def checked_size(image_size: Any) -> tuple[int, int]:
 def find_images(
     folder: Path,
     relative: Sequence[tuple[str, str]],
-    image_size: tuple[int, int],
+    image_size: tuple[int, int] | None,
     problems: list[str],
     max_missing_share: float,
     n_probed: int = 8,
@@ -41,7 +41,7 @@ def find_images(
     Args:
         folder: the folder of all images.
         relative: of every image its patient's folder in it, "" where there is none, and the file's name.
-        image_size: (height, width) that they should have.
+        image_size: (height, width) that they should have; None: any.
         problems: where problems are added.
         max_missing_share: the share of the files that may be missing.
         n_probed: how many images are opened to see their size.
@@ -71,11 +71,10 @@ def find_images(
     prefix = str(folder)
     paths = [os.path.join(prefix, patient, image) for patient, image in relative]
     present = [path for path, (patient, image) in zip(paths, relative, strict=True) if image in names[patient]]
-    sizes = (
-        {size_of(present[at]) for at in np.linspace(0, len(present) - 1, n_probed).astype(int)} if present else set()
-    )
+    probed = np.linspace(0, len(present) - 1, n_probed).astype(int) if present and image_size is not None else ()
+    sizes = {size_of(present[at]) for at in probed}
     sizes.discard(None)
-    if sizes and image_size not in sizes:
+    if image_size is not None and sizes and image_size not in sizes:
         height, width = cast(tuple[int, int], min(sizes))  # type: ignore[type-var]
         what = "have several sizes, such as" if len(sizes) > 1 else "are"
         problems.append(

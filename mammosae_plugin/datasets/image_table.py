@@ -4,7 +4,7 @@ __all__ = ["IMAGE_TABLE", "ImageTable", "ImageTableSettings", "load_images"]
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from mammosae_plugin.datasets.boxes import (
     are_shares,
     changes,
     few,
+    in_shares,
     most_left_out,
     report_other_pixels,
 )
@@ -43,6 +44,7 @@ logger = logging.getLogger(__name__)
 Source = str | os.PathLike[str] | Mapping[str, Any] | ImageMapping
 """What `load_mapping` takes."""
 _NAMED = ("`image`", "`image`")  # what names folders and files, in messages about those that are not there
+_N_PROBED = 8  # originals that are opened to see whether the table is right about their sizes
 _POLICIES = ("drop_few", "refuse", "drop_and_list")
 
 
@@ -97,7 +99,8 @@ class ImageTable(MammogramDataset):
         self.mapping, folder = load_mapping(mapping, root)
         annotations, problems = checked_annotations(self.mapping, folder)
         files = [os.path.split(file) for file in annotations.images["file"]]
-        paths = find_images(folder, files, size, problems, max_missing_share, named=_NAMED)
+        expected = None if self.mapping.preparation == "letterbox" else size
+        paths = find_images(folder, files, expected, problems, max_missing_share, named=_NAMED)
         self._original = np.array([is_original(path, self.mapping) for path in paths], dtype=bool)
         originals = {
             image_id: Path(path)
@@ -215,6 +218,7 @@ class _Placed:
         findings = annotations.findings.drop(columns=["line", "mask"])
         written = findings[list(BOX_COLUMNS)].to_numpy(dtype=np.float64)
         frames = self._frames(annotations, ~np.isnan(written[:, 0]))
+        self._check_sizes(annotations.sizes, frames)
         sides = np.array([frame.source[::-1] if frame else image_size[::-1] for frame in frames], dtype=np.float64)
         boxes = self._in_pixels(annotations, written, sides, np.array([frame is None for frame in frames], dtype=bool))
         used, dropped, clipped = self._usable(boxes, sides, tolerance, policy)
@@ -261,6 +265,24 @@ class _Placed:
             self._known[image_id] = letterbox(known, self._size)
         return self._known[image_id]
 
+    def _check_sizes(self, sizes: npt.NDArray[np.float64] | None, frames: Sequence[Transform | None]) -> None:
+        """Note originals, of a few that are opened, that have another size than the table says."""
+        there = [row for row, frame in enumerate(frames) if frame is not None and sizes is not None]
+        for row in (there[at] for at in np.unique(np.linspace(0, len(there) - 1, _N_PROBED).astype(int)) if there):
+            path, frame = self._originals[self._image_ids[row]], frames[row]
+            try:
+                found = original_size(path)
+            except BadImageError as error:
+                self._bad[path.name] = error.reason
+                continue
+            if frame is not None and found != frame.source:
+                said, has = (f"{height} x {width}" for height, width in (frame.source, found))
+                self._problems.append(
+                    f"boxes.size: line {self._lines[row]} says {said} (height x width), {path.name} has {has}: name "
+                    "the columns of the original's height and width, in this order, or leave size out"
+                )
+                return
+
     def _report(self, marks: Marks, what: str, advice: str = "") -> None:
         rows = np.flatnonzero(marks)
         if len(rows):
@@ -294,6 +316,9 @@ class _Placed:
                 f"boxes are in pixels of original images that are not {height} x {width} as the images are",
                 "prepare the images (mammosae prepare), or set boxes.pixels to prepared or shares",
             )
+        shares = in_shares(boxes) & ~as_is
+        if shares.sum() > (~np.isnan(boxes[:, 0]) & ~as_is).sum() / 2:
+            self._report(shares, "boxes are shares of the image (0 to 1)", "set boxes.pixels to shares")
         never = np.full_like(boxes, np.nan)
         of_images = np.where(as_is[:, None], boxes, np.nan)
         found = report_other_pixels(of_images, Originals(never, never[:, :2]), self._size, self._report)

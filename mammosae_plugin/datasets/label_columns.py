@@ -24,6 +24,7 @@ MISSING = -1
 Classes = npt.NDArray[np.int64]
 _TRUTH = {"1": 1, "true": 1, "yes": 1, "0": 0, "false": 0, "no": 0}
 _MOST_CLASSES = 1000
+_SIDE_BY_SIDE = re.compile(r"""(['"])\s+(['"])""")  # entries as numpy prints them, which Python would join
 
 
 class LabelColumns:
@@ -202,6 +203,7 @@ def _listed(cell: str) -> list[str] | None:
     if cell[:1] not in ("[", "(", "{"):
         return [entry.strip() for entry in re.split(r"[;|,]", cell)] if cell else []
     value: Any = None
+    cell = _SIDE_BY_SIDE.sub(r"\1, \2", cell)
     for parse in (ast.literal_eval, json.loads):
         try:
             value = parse(cell)

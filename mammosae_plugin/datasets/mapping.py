@@ -33,7 +33,13 @@ _IN_BRACES = re.compile(r"\{([^{}]+)\}")
 
 
 def _text(value: Any) -> Any:
-    """A cell as YAML may have it: numbers and truth values are what the cell's text is."""
+    """A cell as YAML may have it: numbers are what the cell's text is.
+
+    Raises:
+        ValueError: it is a truth value, of which nobody knows whether true, True, yes or on was written.
+    """
+    if isinstance(value, bool):
+        raise ValueError("yes, no, on, off, true and false are truth values to YAML; write the cell's text in quotes")
     return str(value) if isinstance(value, (int, float)) else value
 
 
@@ -102,7 +108,7 @@ class SplitMapping(Settings):
     )
     file: str | None = Field(
         None,
-        description="A CSV or parquet file, relative to root, with the column split and those that name images, "
+        description="A CSV, parquet or xlsx file, relative to root, with the column split and those that name images, "
         "patients or exams; images that it does not name are left out.",
     )
     make: MadeSplit | None = Field(None, description="Draw it here: by, stratify, held_out, shares, seed.")
@@ -203,7 +209,12 @@ def _as_label(label: Any) -> Any:
 
 
 def _by_name(labels: Any) -> Any:
-    return {name: {} for name in labels} if isinstance(labels, (list, tuple)) else labels
+    if not isinstance(labels, (list, tuple)):
+        return labels
+    for one in labels:
+        if not isinstance(one, str):
+            raise ValueError(f"{shown(one)} in the list is no name; a list has names alone, else write name: ... each")
+    return {name: {} for name in labels}
 
 
 Labels = Annotated[

@@ -14,6 +14,7 @@ from mammosae_plugin.adapters.preprocessing import BadImageError
 from mammosae_plugin.datasets.dicom import is_dicom, read_stored
 
 _TOUCHING = np.ones((3, 3), dtype=np.int8)
+_LOSSY = ("JPEG", "MPO", "WEBP")
 
 
 def read_mask(path: Path, image_size: tuple[int, int] | None = None) -> npt.NDArray[np.bool_]:
@@ -35,15 +36,20 @@ def read_mask(path: Path, image_size: tuple[int, int] | None = None) -> npt.NDAr
     mask = np.asarray(values != 0 if values.ndim == 2 else (values != 0).any(axis=2), dtype=np.bool_)
     if image_size is not None and mask.shape != tuple(image_size):
         height, width = mask.shape
-        raise bad(f"is {height} x {width} pixels, expected {image_size[0]} x {image_size[1]} (height x width)")
+        raise bad(f"is {height} x {width} pixels, its image {image_size[0]} x {image_size[1]} (height x width)")
     return mask
 
 
 def _of_image(path: Path) -> npt.NDArray[Any]:
     with Image.open(path) as image:
+        if image.format in _LOSSY:
+            raise BadImageError("", f"is {image.format}, which smears the edges of masks: save it as PNG")
         if image.mode == "P":  # whose numbers are the labels
             return np.asarray(image)
-        return np.asarray(image.convert("RGB") if image.mode in ("RGBA", "LA", "PA") else image)
+        if image.mode not in ("RGBA", "LA", "PA"):
+            return np.asarray(image)
+        pixels = np.asarray(image.convert("RGBA"))
+        return pixels[..., :3] * (pixels[..., 3:] > 0)  # what is clear is not painted, whatever its colour
 
 
 def largest_part(mask: npt.NDArray[Any]) -> int:

@@ -28,10 +28,12 @@ from mammosae_plugin import shards
 from mammosae_plugin.arguments import between, whole
 from mammosae_plugin.datasets.annotations import MISSING, Annotations, read_annotations
 from mammosae_plugin.datasets.base import BOX_COLUMNS, DatasetError, describe
+from mammosae_plugin.datasets.boxes import in_shares
 from mammosae_plugin.datasets.dicom import MultiFrame, Voi
 from mammosae_plugin.datasets.image_files import checked_size
 from mammosae_plugin.datasets.mapping import MAPPING_FILE, ImageMapping, load_mapping
-from mammosae_plugin.datasets.preparation import PREPARATIONS, Bits, Flip, Orientation, Transform
+from mammosae_plugin.datasets.originals import is_original
+from mammosae_plugin.datasets.preparation import PREPARATIONS, Bits, Flip, Orientation, Transform, letterbox
 from mammosae_plugin.datasets.prepared_images import (
     How,
     ImageJob,
@@ -426,13 +428,19 @@ class _Job:
         found = np.full(there.shape, np.nan)
         notes: list[tuple[Any, ...]] = []
         n_wrong, examples = 0, []
-        shares = self.annotations.mapping.boxes is not None and self.annotations.mapping.boxes.pixels == "shares"
+        mapping = self.annotations.mapping
+        pixels = "" if mapping.boxes is None else mapping.boxes.pixels
+        files = dict(zip(self.annotations.images["image_id"], self.annotations.images["file"], strict=True))
+        if pixels != "shares" and (n_shares := int(in_shares(there).sum())) > some.sum() / 2:
+            raise DatasetError(f"{n_shares} of {some.sum()} boxes are shares of the image (0 to 1): set boxes.pixels")
         for row in np.flatnonzero(some):
             name = str(findings["image_id"].iloc[row])
             transform, box = transforms[name], there[row]
             side = np.array(transform.source[::-1] * 2, dtype=np.float64)
-            if shares:
+            if pixels == "shares":
                 box = box * side
+            elif pixels == "prepared" and is_original(files[name], mapping):  # of what is shown of it unprepared
+                box = letterbox(transform.source, mapping.image_size).boxes_back(box)[0]
             over = np.concatenate([-box[:2], box[2:]]) - np.concatenate([[0, 0], side[2:]])
             change = ""
             if (box[2:] <= box[:2]).any() or (over > _TOLERANCE * side).any():

@@ -18,6 +18,7 @@ from sklearn.model_selection import StratifiedShuffleSplit
 from mammosae_plugin.arguments import between, entries, numbers, shown, whole
 from mammosae_plugin.datasets.base import DatasetError, describe
 from mammosae_plugin.datasets.concepts import nearest_names
+from mammosae_plugin.datasets.table_files import read_table
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path, read_parquet, write_parquet, write_text
 
@@ -225,7 +226,7 @@ def write_split(file: str | os.PathLike[str], split: pd.DataFrame) -> None:
 
 
 def read_split(file: str | os.PathLike[str]) -> pd.DataFrame:
-    """A split file, CSV or parquet: columns that name groups, and split; SAIL's `totalseg_split_index.csv` is such.
+    """A split file (CSV, parquet, xlsx): columns that name groups, and split, as in SAIL's `totalseg_split_index.csv`.
 
     Returns:
         The same columns, ids as text, split in the words training, validation, test.
@@ -237,13 +238,12 @@ def read_split(file: str | os.PathLike[str]) -> pd.DataFrame:
     if path.suffix == ".parquet":
         table = read_parquet(path)
     else:
+        if not path.exists():
+            raise InputError(f"the split file {path} does not exist")
         try:
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-        except FileNotFoundError as error:
-            raise InputError(f"the split file {path} does not exist") from error
-        except (OSError, ValueError) as error:  # the errors of pandas' parsers are such
-            reason = " ".join(str(error).split())
-            raise InputError(f"the split file {path} cannot be read as CSV ({reason})") from error
+            table = read_table(path, ())
+        except DatasetError as error:
+            raise InputError(f"the split file {path} cannot be read: {error}") from error
     unnamed = [name for name in table.columns if str(name).startswith(("Unnamed:", "__index_level"))]
     table = table.drop(columns=unnamed)  # row numbers of another program
     if "split" not in table.columns or len(table.columns) < 2:
