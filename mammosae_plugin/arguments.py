@@ -1,8 +1,8 @@
 """Checks of the arguments of public functions: the impossible is refused in one line, before anything is computed."""
 
 __all__ = [
-    "as_array", "between", "checked_arguments", "class_labels", "entries", "flag", "index", "indices", "numbers",
-    "one_of", "shown", "text", "whole",
+    "as_array", "between", "checked_arguments", "class_labels", "entries", "flag", "index", "indices",
+    "listed_numbers", "numbers", "one_of", "shown", "text", "whole",
 ]  # fmt: skip
 
 import inspect
@@ -89,7 +89,9 @@ def entries(values: Any, name: str) -> list[Any]:
 
 
 def as_array(values: Any, name: str) -> NDArray[Any]:
-    """An array of any type, also of a tensor on any device; ragged lists are refused."""
+    """An array of any type, also of a tensor on any device; ragged lists and sparse matrices are refused."""
+    if hasattr(values, "tocsr"):  # NumPy makes one object of it
+        raise InputError(f"{name} are a sparse matrix: give a dense array, such as {name}.toarray()")
     try:
         if hasattr(values, "detach"):  # NumPy has no bfloat16
             values = values.detach().cpu()
@@ -112,6 +114,14 @@ def numbers(values: ArrayLike, name: str) -> NDArray[np.float64]:
         return array.astype(np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} are not numbers of one regular shape: give an array of numbers") from error
+
+
+def listed_numbers(values: Any, name: str) -> NDArray[np.float64]:
+    """The numbers (n,) of a list, none of them missing."""
+    array = numbers(entries(values, name), name)
+    if array.ndim != 1 or np.isnan(array).any():
+        raise InputError(f"{name} is {shown(values)}: give a list of numbers")
+    return array
 
 
 def index(value: Any, name: str, n: int) -> int:

@@ -90,6 +90,18 @@ def test_random_labels_give_chance():
     assert np.abs(np.mean(aurocs, axis=0) - 0.5).max() < 0.07
 
 
+def test_the_best_of_many_latents_is_as_rare_by_chance_as_it_is_said_to_be():
+    """Where only the permuted labels have a part in the spread, 13 of these 20 would be below 0.1."""
+    groups, least = np.arange(200), []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        codes = sparse.random_array((200, 2000), density=0.1, rng=rng, format="csr")
+        found = latent_aurocs_of(codes, rng.random(200) < 0.3, groups, n_permutations=30, seed=seed)
+        least.append(found["p_family"].min())
+        assert found["q"].min() > 0.005  # normal tails of a spread of 30 would give less
+    assert 0.3 < np.mean(least) < 0.7 and np.sum(np.array(least) < 0.1) <= 5
+
+
 def test_intervals_hold_chance_about_as_often_as_they_say():
     """By the folds' own spread 15 of these 20 would hold 0.5."""
     groups, held = np.repeat(np.arange(100), 2), []
@@ -183,6 +195,7 @@ def test_few_positives_are_said():
         ({"ks": (0,)}, "ks is 0"),
         ({"ks": ()}, "at least one k"),
         ({"strengths": (-1.0,)}, "strength above 0"),
+        ({"strengths": [[1.0]]}, "strengths is [[1.0]]: give a list of numbers"),
         ({"basis": "ica"}, "basis is 'ica'"),
         ({"n_folds": 1}, "n_folds is 1"),
     ],

@@ -115,7 +115,7 @@ def test_coherence_and_specificity_are_their_definitions(planted):
     _, first = np.unique(groups[order], return_index=True)
     top = labels[order[np.sort(first)][:10]]
     pairs = [1 - jaccard(top[i], top[j]) if (top[i] | top[j]).any() else 1 for i in range(10) for j in range(i)]
-    assert found.loc[2, "coherence_10"] == pytest.approx(np.mean(pairs))
+    assert found.loc[2, "coherence_10"] == pytest.approx(np.mean(pairs), abs=1e-14)
     assert found.loc[2, "specificity_10"] == pytest.approx(1 - entropy(top.sum(axis=0)) / math.log(6))
 
 
@@ -150,11 +150,17 @@ def test_what_cannot_be_scored_is_left_out_or_nan(planted):
         ({"labels": np.full((600, 6), np.nan)}, "something else than true and false: leave out images"),
         ({"groups": np.arange(3)}, r"groups have shape \(3,\): expected \(600,\)"),
         ({"groups": np.r_[np.nan, np.arange(599)]}, "a row has no group"),
+        ({"groups": ["p1", float("nan"), *["p2"] * 598]}, "a row has no group"),
+        ({"groups": pd.array([pd.NA, *["p2"] * 599], dtype="string")}, "a row has no group"),
+        ({"groups": pd.Series([[1]] * 600)}, "groups hold something else than text and numbers"),
+        ({"labels": sparse.csr_array(np.ones((600, 2)))}, r"labels are a sparse matrix: give .* labels.toarray\(\)"),
+        ({"codes": sparse.csr_array(np.ones((600, 2)) + 0j)}, "codes are complex128: give numbers"),
         ({"codes": np.full((600, 2), np.inf)}, "codes hold a value that is not finite"),
         ({"codes": np.ones(600)}, r"codes have shape \(600,\): expected \(N, D\)"),
         ({"n": ()}, "n is empty"),
         ({"n": (1,)}, "n is 1: give a whole number, 2 or more"),
         ({"null": "patients"}, "null is 'patients': choose 'groups' or 'rows'"),
+        ({"null": np.eye(2)}, r"null is array\(\[\[1., 0.\], \[0., 1.\]\]\): choose"),
     ],
 )
 def test_monosemanticity_refuses_in_one_line(planted, changed, message):
@@ -191,6 +197,7 @@ def test_the_label_free_score_refuses_in_one_line():
         activation_similarity_of(np.ones((3, 2)), np.zeros((3, 2)))
     with pytest.raises(InputError, match=r"embeddings have shape \(2, 2\): expected \(3, d\)"):
         activation_similarity_of(np.ones((3, 2)), np.ones((2, 2)))
+    assert np.isnan(activation_similarity_of(np.zeros((0, 2)), np.zeros((0, 4)))).tolist() == [True, True]
 
 
 # Retrieval
@@ -298,6 +305,8 @@ def test_missing_values_and_unsorted_numbers_of_latents():
     assert recovery_thresholds(*given, 0.9) == {0.5: 2, 0.6: 5, 0.7: 5, 0.8: 5, 0.9: 5, 1.0: 5}
     assert set(recovery_thresholds(*given, float("nan")).values()) == {None}
     assert recovery_thresholds([], [], 0.9, thresholds=(0.5,)) == {0.5: None}
+    with pytest.raises(InputError, match=r"thresholds is \[\[0.5\]\]: give a list of numbers"):
+        recovery_thresholds([1], [0.7], 0.9, thresholds=[[0.5]])
     for wrong, message in [
         (([1, 2], [0.5], 0.9), "do not fit"),
         (([1.5], [0.5], 0.9), "give whole numbers"),

@@ -5,6 +5,7 @@ __all__ = ["as_codes", "as_groups", "in_random_groups", "mean_ranks", "settled_c
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
@@ -25,6 +26,8 @@ def as_codes(codes: Any, name: str = "codes", *, negative: bool = True) -> spars
     found: Any
     if sparse.issparse(codes):
         matrix: Any = codes
+        if matrix.dtype.kind not in "fiub":
+            raise InputError(f"{name} are {matrix.dtype}: give numbers")
         found = sparse.csc_array(matrix.astype(np.float64), copy=True)
         found.sum_duplicates()
     else:
@@ -55,14 +58,18 @@ def as_groups(groups: Any, n_rows: int) -> NDArray[np.int64]:
         InputError: another number of them, or one that is missing.
     """
     array = as_array(groups, "groups")
+    if array.dtype.kind in "US" and not hasattr(groups, "dtype"):
+        array = np.array(list(groups), dtype=object)  # in a list of text NumPy makes text of NaN
     if array.shape != (n_rows,):
         raise InputError(f"groups have shape {array.shape}: expected ({n_rows},), the group of every row")
+    if pd.isna(array).any():
+        raise InputError("a row has no group: name the patient or volume of every row")
     numbered: dict[Any, int] = {}
-    for group in array.tolist():
-        if group is None or group != group:
-            raise InputError("a row has no group: name the patient or volume of every row")
-        numbered.setdefault(group, len(numbered))
-    return np.array([numbered[group] for group in array.tolist()], dtype=np.int64)
+    try:
+        found = [numbered.setdefault(group, len(numbered)) for group in array.tolist()]
+    except TypeError as error:  # lists, which are in no dictionary
+        raise InputError("groups hold something else than text and numbers: name the patient of every row") from error
+    return np.array(found, dtype=np.int64)
 
 
 def strongest_rows(

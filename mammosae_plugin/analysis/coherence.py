@@ -16,7 +16,7 @@ from scipy import sparse
 from scipy.stats import false_discovery_control
 
 from mammosae_plugin.analysis.codes import as_codes, as_groups, strongest_rows
-from mammosae_plugin.arguments import as_array, between, entries, numbers, whole
+from mammosae_plugin.arguments import as_array, between, entries, numbers, shown, whole
 from mammosae_plugin.errors import InputError
 
 _BLOCK = 64  # latents whose images are compared at once; they fit into a cache
@@ -189,8 +189,8 @@ def coherence_null(
         if size not in null:
             raise InputError(f"the null has no value for n = {size}; it has {', '.join(map(str, null)) or 'none'}")
         return _null_of(between(null[size], f"the null of n = {size}", 0, 1))
-    if null not in ("groups", "rows"):
-        raise InputError(f"null is {null!r}: choose 'groups' or 'rows', or give a value for each n")
+    if not isinstance(null, str) or null not in ("groups", "rows"):
+        raise InputError(f"null is {shown(null)}: choose 'groups' or 'rows', or give a value for each n")
     n_groups = int(groups.max(initial=-1)) + 1
     if size > (n_groups if null == "groups" else len(labels)):
         return _null_of(float("nan"))  # then no latent fires in so many groups either
@@ -225,7 +225,7 @@ def _of_images(rows: NDArray[np.int64], labels: NDArray[np.bool_]) -> tuple[NDAr
         either = sizes[:, :, None] + sizes[:, None] - both
         both[either == 0] = either[either == 0] = 1  # two empty sets
         # Every pair twice, and every image with itself, which is 1.
-        coherence[block] = ((both / either).sum(axis=(1, 2)).astype(np.float64) - n) / (n * (n - 1))
+        coherence[block] = (np.divide(both, either, dtype=np.float64).sum(axis=(1, 2)) - n) / (n * (n - 1))
         specificity[block] = _specificity(own.sum(axis=1, dtype=np.float64))
     return coherence, specificity
 

@@ -19,7 +19,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
-from scipy.stats import norm, rankdata
+from scipy.stats import rankdata
+from scipy.stats import t as student
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
@@ -29,7 +30,7 @@ from sklearn.preprocessing import StandardScaler
 from mammosae_plugin.analysis.codes import as_codes, as_groups, in_random_groups, mean_ranks, settled_codes
 from mammosae_plugin.analysis.coherence import benjamini_hochberg
 from mammosae_plugin.analysis.dense_rows import Embeddings, dense_rows
-from mammosae_plugin.arguments import checked_arguments, entries, numbers, one_of, resampling, whole
+from mammosae_plugin.arguments import checked_arguments, entries, listed_numbers, numbers, one_of, resampling, whole
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.measures.statistics import (
     MIN_PATIENTS,
@@ -67,12 +68,12 @@ def latent_aurocs_of(
         seed: of the permutations.
 
     Returns:
-        One row per latent that is not the same in every row: latent, auroc (ties count one half), p (two-sided, normal
-        with the spread that the permutations have), q (Benjamini and Hochberg over these latents), p_family (share of
-        the permutations, with the true labels as one of them, in which any latent is as many spreads from 0.5) and, the
-        same in every row, best_by_chance: the 95th percentile over the permutations of the farthest AUROC of any
-        latent, as a value above 0.5; and reason: why what rests on permutations is NaN, else empty. Where all latents
-        are the same in every row, one row of NaN for each, with that reason.
+        One row per latent that is not the same in every row: latent, auroc (ties count one half), p (two-sided, by
+        Student's t of the spread that the permutations have), q (Benjamini and Hochberg over these latents), p_family
+        (share of the permutations, with the true labels as one of them, in which any latent is as many spreads from
+        0.5) and, the same in every row, best_by_chance: the 95th percentile over the permutations of the farthest AUROC
+        of any latent, as a value above 0.5; and reason: why what rests on permutations is NaN, else empty. Where all
+        latents are the same in every row, one row of NaN for each, with that reason.
 
     Raises:
         InputError: arrays that do not fit, labels that are not 0, 1 or NaN, or of one class only.
@@ -100,12 +101,15 @@ def latent_aurocs_of(
     sums = (ranks.T @ weights)[varies] + base[varies, None] * n_positive
     aurocs = (sums - n_positive * (n_positive + 1) / 2) / (n_positive * (len(positive) - n_positive))
     away = np.abs(aurocs - 0.5)
-    spread = np.sqrt(np.square(away[:, 1:]).mean(axis=1))
-    z = np.divide(away, spread[:, None], out=np.zeros_like(away), where=spread[:, None] > 0)
+    # A spread in which an AUROC has a part bounds how many spreads it is away, so that either all have one or none.
+    squares = np.square(away)
+    by_chance, of_all = np.sqrt(squares[:, 1:].mean(axis=1)), np.sqrt(squares.mean(axis=1))
+    z = np.divide(away, of_all[:, None], out=np.zeros_like(away), where=by_chance[:, None] > 0)
+    own = np.divide(away[:, 0], by_chance, out=np.zeros(len(away)), where=by_chance > 0)
     alone = len(np.unique(of_row)) < 2
     if alone:  # labels of one group change places with nothing
-        z[:], away[:, 1:] = np.nan, np.nan
-    p = 2 * norm.sf(z[:, 0])
+        own[:], z[:], away[:, 1:] = np.nan, np.nan, np.nan
+    p = 2 * student.sf(own, n_permutations)
     farthest = np.sort(z[:, 1:].max(axis=0, initial=0))
     as_far = n_permutations - np.searchsorted(farthest, z[:, 0] - 1e-9)
     return pd.DataFrame(
@@ -234,7 +238,7 @@ def probe_of(
     if basis == "kmeans" and n_clusters is not None:
         chosen = partial(_clusters, n=whole(n_clusters, "n_clusters", least=1))
     wanted = [None if k is None else whole(k, "ks", least=1) for k in entries(ks, "ks")]
-    penalties = numbers(entries(strengths, "strengths"), "strengths")
+    penalties = listed_numbers(strengths, "strengths")
     if not wanted or not len(penalties) or not (penalties > 0).all():
         raise InputError("name at least one k and one strength above 0")
     n_folds = whole(n_folds, "n_folds", least=2)

@@ -193,8 +193,10 @@ def _sums(scaled: sparse.csc_array, blocks: Blocks) -> _Sums:
 
 def _scaled(codes: sparse.csc_array) -> sparse.csc_array:
     """Every latent over its largest activation: the score stays, and tiny activations do not underflow."""
-    largest = np.maximum(np.asarray(abs(codes).max(axis=0).todense()).ravel(), np.finfo(float).tiny)
     scaled = codes.copy()
+    if not codes.nnz:
+        return scaled
+    largest = np.maximum(np.asarray(abs(codes).max(axis=0).todense()).ravel(), np.finfo(float).tiny)
     scaled.data = codes.data / np.repeat(largest, np.diff(codes.indptr))
     return scaled
 

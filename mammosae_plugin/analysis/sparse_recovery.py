@@ -16,7 +16,7 @@ from mammosae_plugin.analysis.codes import as_codes, as_groups, settled_codes
 from mammosae_plugin.analysis.dense_rows import Embeddings, dense_rows
 from mammosae_plugin.analysis.probes import BASES, STRENGTHS, Problem, feature_matrix, permuted, varies
 from mammosae_plugin.analysis.table_arrays import image_groups, image_labels, image_statistic, split_rows
-from mammosae_plugin.arguments import checked_arguments, entries, flag, numbers, resampling, whole
+from mammosae_plugin.arguments import checked_arguments, entries, flag, listed_numbers, numbers, resampling, whole
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.measures.statistics import MIN_PATIENTS, bootstrap_metrics, patient_bootstrap, spread_interval
 
@@ -61,7 +61,7 @@ def recovery_thresholds(
     flag(chance_corrected, "chance_corrected")
     tried, reached = numbers(n_features, "n_features"), numbers(aucs, "aucs")
     dense = numbers(dense_auc, "dense_auc")
-    wanted = numbers(entries(thresholds, "thresholds"), "thresholds")
+    wanted = listed_numbers(thresholds, "thresholds")
     if tried.ndim != 1 or tried.shape != reached.shape:
         raise InputError(f"n_features {tried.shape} and aucs {reached.shape} do not fit: expected (m,) and (m,)")
     if dense.ndim != 0:
@@ -155,10 +155,10 @@ def recovery(
         >>> found.summary, found.targets                        # doctest: +SKIP
     """
     tried = sorted({whole(k, "ks", least=1) for k in entries(ks, "ks")})
-    wanted = numbers(entries(thresholds, "thresholds"), "thresholds").tolist()
+    wanted = listed_numbers(thresholds, "thresholds").tolist()
     n_folds = whole(n_folds, "n_folds", least=2)
     n_bootstrap, min_patients, seed = resampling(n_bootstrap, min_patients, seed)
-    penalties = numbers(entries(strengths, "strengths"), "strengths")
+    penalties = listed_numbers(strengths, "strengths")
     if not tried or not len(penalties) or not (penalties > 0).all():
         raise InputError("name at least one k and one strength above 0")
     values = image_labels(table, labels)
