@@ -224,3 +224,20 @@ def test_without_pydicom_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(importlib.import_module("sys").modules, "pydicom", None)
     with pytest.raises(InputError, match=r"mammosae-plugin\[dicom\]"):
         read_dicom(path)
+
+
+def test_what_lacks_its_pixels_or_its_lut_says_so(tmp_path):
+    file = dicom_file(tmp_path / "a.dcm", breast(), syntax="RLE")
+    file.write_bytes(file.read_bytes()[:-300])
+    with pytest.raises(BadImageError, match="is truncated"):
+        read_dicom(file)
+    empty = dicom_file(tmp_path / "b.dcm", breast())
+    data = dcmread(empty)
+    data.PixelData = b""
+    data.save_as(empty)
+    with pytest.raises(BadImageError, match="without the pixels that its header tells of"):
+        read_dicom(empty)
+    table = Dataset()
+    table.LUTDescriptor, table.LUTData = [16, 0, 12], b""
+    with pytest.raises(BadImageError, match="its LUT has no descriptor or no entries"):
+        read_dicom(dicom_file(tmp_path / "c.dcm", breast(), VOILUTSequence=[table]), voi="lut")

@@ -1,5 +1,7 @@
 """Originals, DICOM or PNG of any size, read without being prepared: as prepared ones, letterboxed, are."""
 
+import shutil
+
 import numpy as np
 import pytest
 import yaml
@@ -10,6 +12,7 @@ from mammosae_plugin.adapters.preprocessing import BadImageError
 from mammosae_plugin.datasets import DatasetError, load_images, open_dataset, screen_images
 from mammosae_plugin.datasets.prepared_folder import prepare_dicom
 from mammosae_plugin.datasets.registry import of_its_kind
+from mammosae_plugin.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +119,16 @@ def test_boxes_in_pixels_of_the_letterboxed_image_are_so_when_prepared_too(tmp_p
     assert load_images(mapping, tmp_path)[0]["boxes"]["Mass"].tolist() == [[7, 2, 12, 15]]
     out = prepare_dicom(mapping, tmp_path, tmp_path / "out", preparation="letterbox", image_size=(40, 20))
     assert load_images(out)[0]["boxes"]["Mass"].tolist() == [[4, 4, 14, 30]]
+
+
+def test_a_category_named_none_stays_and_a_folder_without_its_work_is_not_prepared_otherwise(tmp_path):
+    Image.fromarray(np.add.outer(np.arange(40), np.arange(20)).astype(np.uint8)).save(tmp_path / "1.png")
+    (tmp_path / "images.csv").write_text("image_id,patient_id,split,Mass,implant\n1,p,training,1,NA\n")
+    implant = {"values": {"NA": "none"}}
+    mapping = {"table": "images.csv", "image": "{image_id}.png", "labels": ["Mass"], "covariates": {"implant": implant}}
+    out = prepare_dicom(mapping, tmp_path, tmp_path / "out", image_size=(40, 20))
+    assert load_images(out)[0]["covariates"]["implant"] == "none"
+    shutil.rmtree(out / "work")
+    with pytest.raises(InputError, match="prepared otherwise .bits is 8 there and 16 here"):
+        prepare_dicom(mapping, tmp_path, out, image_size=(40, 20), bits=16)
+    prepare_dicom(mapping, tmp_path, out, image_size=(40, 20))

@@ -356,9 +356,11 @@ def _dicom_picture(path: str | os.PathLike[str], voi: Voi, multi_frame: MultiFra
 
 def _require_pixels(path: str | os.PathLike[str], data: Any) -> None:
     """Refuse what has no pixels, is no gray picture, or has no decoder here."""
-    if not any(name in data for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+    if not any(data.get(name) for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         if "Rows" in data:
             raise _bad(path, "is DICOM without the pixels that its header tells of: truncated, or taken out")
+        if "SOPClassUID" not in data:  # pydicom gives nothing of a file that ends within compressed pixels
+            raise _bad(path, "is truncated: the file ends within its header or pixels")
         what = getattr(data.get("SOPClassUID"), "name", "") or data.get("Modality", "")
         raise _bad(path, "is DICOM without pixels" + (f" ({what})" if what else ""))
     if data.get("SamplesPerPixel", 1) != 1 or data.get("PhotometricInterpretation") == "PALETTE COLOR":
@@ -464,8 +466,10 @@ def _top(values: npt.NDArray[np.float64], offset: float, bits: int) -> float:
 
 def _looked_up(data: Any, table: Any, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Values by a LUT; where its descriptor names another length than its data have, the data are believed."""
-    n, first, bits = (int(number) for number in table.LUTDescriptor)
-    entries = table.LUTData
+    descriptor, entries = table.get("LUTDescriptor"), table.get("LUTData")
+    if not descriptor or entries is None:
+        raise ValueError("its LUT has no descriptor or no entries")
+    n, first, bits = (int(number) for number in descriptor)
     n = n or 1 << 16
     if first > 32767 and data.get("PixelRepresentation") == 1:
         first -= 1 << 16

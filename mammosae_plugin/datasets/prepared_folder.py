@@ -248,12 +248,16 @@ class _Job:
 
     def begin(self) -> None:
         """See that all shares of the folder are of the same settings."""
+        wanted = self._settings
         file = self.folder / _WORK / _SETTINGS
-        if file.exists() and (differing := differences(read_json(file), self._settings)):
-            raise InputError(
-                f"{self.folder} holds images prepared otherwise ({differing}); name another folder or delete this one"
-            )
-        write_json(file, self._settings)
+        for there in (file, self.folder / _ABOUT):  # the second tells it where work/ was deleted
+            said = {name: value for name, value in read_json(there).items() if name in wanted} if there.exists() else {}
+            if said and (differing := differences(said, wanted)):
+                raise InputError(
+                    f"{self.folder} holds images prepared otherwise ({differing}); name another folder or delete this "
+                    "one"
+                )
+        write_json(file, wanted)
 
     def _place(self, number: int) -> Path:
         return self.folder / _WORK / f"share-{number:03d}-of-{self.n_shares:03d}"
@@ -501,9 +505,12 @@ class _Job:
             found["masks"] = {"image": "mask", "min_area": max(1, min(least))}  # so that every mask has a part
         known = {*found, *found["labels"], "split", "file", "line", "mask", *BOX_COLUMNS, "image_id", "patient_id"}
         numbers = [name for name in table.columns if name not in known]
-        found["covariates"] = {
-            name: "number" if pd.api.types.is_numeric_dtype(table[name]) else "category" for name in numbers
-        }
+        found["covariates"] = {}
+        for name in numbers:
+            is_number = pd.api.types.is_numeric_dtype(table[name])
+            words = [] if is_number else [one for one in table[name].unique() if one and one.lower() in MISSING_TEXT]
+            kind = "number" if is_number else "category"
+            found["covariates"][name] = {"kind": kind, "values": {one: one for one in words}} if words else kind
         found["image_size"] = list(self.how.image_size)
         return found
 
