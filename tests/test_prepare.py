@@ -349,6 +349,9 @@ def test_shares_end_like_a_single_run_in_any_order(collection, prepared, tmp_pat
     for number in (2, 0, 1):
         assert not (tmp_path / "out" / "mapping.yaml").exists()
         prepare_dicom(MAPPING, collection, tmp_path / "out", image_size=SIZE, share=f"{number}/3")
+        if number == 2:
+            with pytest.raises(InputError, match="was begun in 3 shares, not in 2; go on with that number, or delete"):
+                prepare_dicom(MAPPING, collection, tmp_path / "out", image_size=SIZE, share="0/2")
     assert files_of(tmp_path / "out") == files_of(prepared)
     for wrong in ("3/3", "x", "1", "-1/3"):
         with pytest.raises(InputError, match="counted from 0"):
@@ -472,6 +475,8 @@ def test_wrong_arguments_and_places_are_refused(collection, tmp_path):
     for place in (collection, collection.parent, tmp_path / "link"):
         with pytest.raises(InputError, match="is the folder of the originals, or above it"):
             prepare_dicom(MAPPING, collection, place)
+    with pytest.raises(InputError, match="holds originals; name another folder"):
+        prepare_dicom(MAPPING, collection, collection / "dcm")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "images.csv").write_text("mine")
     with pytest.raises(InputError, match="in the way"):

@@ -570,7 +570,10 @@ def test_a_folder_of_totalsegmentators_in_yaml_is_found_by_what_it_holds(root, t
         (("kind=total-segmentator", "modality=mri"), "unknown setting 'data.modality'"),
         (("kind=total-segmentator",), "holds no s0000/ct.nii.gz or s0000/mri.nii.gz"),
         (("kind=total-segmentator", "ct=gone"), "gone does not exist"),
-        (("kind=volume",), "kind must be one of csv, vindr, total-segmentator, volumes, not 'volume' (did you mean"),
+        (
+            ("kind=volume",),
+            "kind must be one of csv, images, vindr, total-segmentator, volumes, not 'volume' (did you mean",
+        ),
         (
             ("max_bad_share=0.1",),
             "1 of 3 volumes cannot be used (such as: all of it is 7), more than max_bad_share 0.1",

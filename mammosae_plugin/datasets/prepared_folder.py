@@ -146,6 +146,8 @@ def prepare_dicom(
     if how.flip == "laterality" and "laterality" not in annotations.images:
         raise InputError("flip: laterality needs the sides, and the mapping names no column of laterality")
     job = _Job(folder, annotations, how, n_shares, max_bad_share)
+    if any(folder in Path(one).absolute().parents for image in job.jobs for one in sources_of(image)):
+        raise InputError(f"{folder} holds originals; name another folder for what is prepared")
     job.begin()
     job.prepare(number, workers)
     job.finish()
@@ -257,6 +259,12 @@ class _Job:
                     f"{self.folder} holds images prepared otherwise ({differing}); name another folder or delete this "
                     "one"
                 )
+        begun = {int(path.name.rpartition("-")[2]) for path in (self.folder / _WORK).glob("share-*-of-[0-9]*")}
+        if (begun - {self.n_shares}) and not (self.folder / _ABOUT).exists():
+            raise InputError(
+                f"{self.folder} was begun in {min(begun - {self.n_shares})} shares, not in {self.n_shares}; go on with "
+                f"that number, or delete {self.folder / _WORK}"
+            )
         write_json(file, wanted)
 
     def _place(self, number: int) -> Path:
