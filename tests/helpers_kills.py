@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from threadpoolctl import threadpool_limits
+
 from mammosae_plugin import files
 
 WRITES = ((os, "replace"), (files, "save_file"), (os, "fsync"))
@@ -39,6 +42,8 @@ def killed_at(moment: int | None, work: Callable[[], object], calls: Sequence[tu
     child = os.fork()
     if child == 0:
         try:
+            threadpool_limits(1)  # threads of a pool are no part of a fork, and the child would wait for them
+            torch.set_num_threads(1)
             _die_at(moment, (*calls, *WRITES))
             work()
         except BaseException:
