@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from sae_lens import SAE
+from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from mammosae_plugin import distributed
@@ -180,7 +181,11 @@ class _Audit:
         planned = training_of(self.sae, self.data.n_training_rows, l0=l0, most_rows=self.training_rows)
         reasons: dict[str, str] = {}
         saes = self._saes(planned, l0, reasons)
-        card = self._card(saes, self._codes(saes), planned, l0, reasons)
+        codes = self._codes(saes)
+        # Thousands of small fits: a pool of threads waits for itself longer than it computes, most of all where others
+        # use the processor too (references of the demo 28 s, with two threads 256 s).
+        with threadpool_limits(1):
+            card = self._card(saes, codes, planned, l0, reasons)
         write_text(self.folder / TABLE, card.to_frame().to_csv(index=False))
         save_figure(plot_score_card(card), self.folder / FIGURE)
         write_json(self.folder / SCORE_CARD, card.to_json())
