@@ -53,7 +53,7 @@ def cbis_ddsm(root: Path) -> pd.DataFrame:
     in_test = rows.groupby("patient_id")["split"].transform(lambda splits: (splits == TEST).all())
     if n_moved := rows.loc[(rows["split"] == TEST) & ~in_test, "patient_id"].nunique():
         logger.warning(
-            "%d patients are in training and in test files of CBIS-DDSM: all their images are training", n_moved
+            "patients both in training and in test files of CBIS-DDSM: %d; all their images are training", n_moved
         )
     rows["split"] = np.where(in_test, TEST, TRAINING)
     rows["laterality"] = rows["left or right breast"].str[:1].str.upper()
