@@ -36,7 +36,7 @@ from mammosae_plugin.adapters.hook_points import (
     submodule,
 )
 from mammosae_plugin.adapters.layouts import HookLayout, MapLayout, PrefixTokens, settle_grids
-from mammosae_plugin.adapters.nnsight import wrap_for_nnsight
+from mammosae_plugin.adapters.nnsight import Rename, wrap_for_nnsight
 from mammosae_plugin.adapters.recording import Call, Recording, is_compiled_in_place, record, seen_by_hooks
 from mammosae_plugin.adapters.rest_of_network import RestOfNetwork, noise_for
 from mammosae_plugin.arguments import text
@@ -701,9 +701,9 @@ class HookedVisionModel(HookedRootModule):
         if self.is_closed:
             raise RuntimeError("this HookedVisionModel is closed; use the model itself, or wrap it again")
 
-    def nnsight(self) -> Any:
+    def nnsight(self, rename: Rename | None = None) -> Any:
         """The model as it is now, its attached SAEs included, wrapped for nnsight: see `wrap_for_nnsight`."""
-        return wrap_for_nnsight(self)
+        return wrap_for_nnsight(self, rename)
 
     def close(self) -> None:
         """Detach all SAEs and take the hooks out of the model, which is then as it was; may be called twice."""

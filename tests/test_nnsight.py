@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from helpers_adapters import calibrated_classifier
 from helpers_backbones import FAMILIES
 from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 
 from mammosae_plugin.adapters import HookedVisionModel, StaleWrappingError
+from mammosae_plugin.errors import InputError
 
 needs_nnsight = pytest.mark.skipif(importlib.util.find_spec("nnsight") is None, reason="the extra [nnsight] is absent")
 CHANGED = "upstream changed: "
@@ -166,6 +168,155 @@ def test_a_stored_edit_acts_in_every_later_trace_of_the_edited_copy() -> None:
     hooked.reset_saes()
     with pytest.raises(StaleWrappingError):
         edited.trace(images)
+
+
+# -- several invokes, names --------------------------------------------------------------------------------------------
+
+
+@needs_nnsight
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_of_several_invokes_sees_and_edits_its_own_rows(family: str) -> None:
+    hooked, images, inner, _ = build(family)
+    others = torch.randn(3, *images.shape[1:], generator=torch.Generator().manual_seed(2))
+    hooked.add_sae(build_sae(hooked, inner), use_error_term=True)
+    acts = f"{inner}.hook_out.hook_sae_acts_post"
+    n = hooked.nnsight()
+    point = n.get(acts)
+    with torch.no_grad():
+        with n.trace() as tracer:
+            with tracer.invoke(images):
+                first = point.output.save()
+                plain = n.output.save()
+            with tracer.invoke(others):
+                second = point.output.save()
+                point.output = halve_even(point.output)
+                edited = n.output.save()
+            with tracer.invoke():
+                whole = n.output.save()
+        for found, batch, hooks in ((plain, images, []), (edited, others, [(acts, halve_even)])):
+            torch.testing.assert_close(found, hooked.run_with_hooks(batch, fwd_hooks=hooks), rtol=1e-4, atol=1e-5)
+        for found, batch in ((first, images), (second, others)):
+            torch.testing.assert_close(found, hooked.run_with_cache(batch)[1][acts], rtol=1e-4, atol=1e-5)
+    assert torch.equal(whole, torch.cat([plain, edited]))
+
+
+@needs_nnsight
+def test_latents_of_one_invoke_are_put_into_another() -> None:
+    hooked, images, *_ = build()
+    hooked.add_sae(build_sae(hooked, "middle"))
+    n = hooked.nnsight()
+    with torch.no_grad(), n.trace() as tracer:
+        meet = tracer.barrier(2)
+        with tracer.invoke(images[:1]):
+            latents = n.middle.hook_out.hook_sae_acts_post.output
+            meet()
+            source = n.output.save()
+        with tracer.invoke(images[1:]):
+            meet()
+            n.middle.hook_out.hook_sae_acts_post.output = latents
+            patched = n.output.save()
+    torch.testing.assert_close(patched, source)
+    with torch.no_grad():
+        assert not torch.allclose(patched, hooked(images[1:]), atol=1e-3)
+
+
+@needs_nnsight
+def test_gradients_stay_with_the_invoke_whose_output_they_are_of() -> None:
+    hooked, images, *_ = build()
+    hooked.add_sae(build_sae(hooked, "middle"))
+    n = hooked.nnsight()
+    with n.trace(images[1:]):
+        latents = n.middle.hook_out.hook_sae_acts_post.output
+        with n.output[:, 1].sum().backward():
+            alone = latents.grad.save()
+    with n.trace() as tracer:
+        with tracer.invoke(images[:1]):
+            n.output.save()
+        with tracer.invoke(images[1:]):
+            latents = n.middle.hook_out.hook_sae_acts_post.output
+            with n.output[:, 1].sum().backward():
+                together = latents.grad.save()
+    torch.testing.assert_close(together, alone)
+    assert alone.abs().max() > 0
+
+
+class TwoInputs(torch.nn.Module):
+    """Images and something else that has a row per image, and a switch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3)
+        self.fc = torch.nn.Linear(4, 2)
+
+    def forward(self, images: torch.Tensor, age: torch.Tensor | None = None, scale: float = 1.0) -> dict[str, Any]:
+        """{"logits": (B, 2), "scale": a number}."""
+        features = self.conv(images).mean((2, 3))
+        logits = self.fc(features if age is None else features + age[:, None])
+        return {"logits": logits * scale, "scale": scale}
+
+
+@needs_nnsight
+def test_invokes_with_further_inputs_and_outputs_that_are_no_tensor() -> None:
+    hooked = HookedVisionModel(TwoInputs(), ["conv"])
+    images, age = torch.randn(3, 3, 8, 8), torch.tensor([1.0, 2.0, 3.0])
+    n = hooked.nnsight()
+    with torch.no_grad():
+        with n.trace() as tracer:
+            with tracer.invoke(images[:1], age=age[:1], scale=2.0):
+                first = n.output.save()
+            with tracer.invoke(images[1:], age=age[1:], scale=2.0):
+                second = n.output.save()
+        expected = hooked(images, age=age, scale=2.0)
+        with n.trace(scale=2.0) as tracer:  # for all of them, outside
+            with tracer.invoke(images[:1], age=age[:1]):
+                outside = n.output.save()
+            with tracer.invoke(images[1:], age=age[1:]):
+                n.output.save()
+    torch.testing.assert_close(torch.cat([first["logits"], second["logits"]]), expected["logits"])
+    assert second["scale"] == 2.0
+    torch.testing.assert_close(outside["logits"], expected["logits"][:1])
+
+
+@needs_nnsight
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"args": (torch.zeros(1, 3, 10, 8),)}, r"float32 \(1, 3, 8, 8\), float32 \(1, 3, 10, 8\)"),
+        ({"args": (torch.zeros(1, 3, 8, 8).double(),)}, "float64"),
+        ({"kwargs": {"images": torch.zeros(1, 3, 8, 8)}}, "different arguments"),
+        ({"args": (torch.zeros(1, 3, 8, 8),), "kwargs": {"scale": 2.0}}, "different arguments"),
+        ({"args": ("one",)}, "different arguments"),
+    ],
+)
+def test_invokes_that_are_no_batch_are_refused(second: dict[str, Any], message: str) -> None:
+    n = HookedVisionModel(TwoInputs(), ["conv"]).nnsight()
+    with pytest.raises(InputError, match=message), n.trace() as tracer:
+        with tracer.invoke(torch.zeros(1, 3, 8, 8)):
+            n.output.save()
+        with tracer.invoke(*second.get("args", ()), **second.get("kwargs", {})):
+            n.output.save()
+
+
+@needs_nnsight
+def test_aliases_and_new_names_lead_to_the_hook_points() -> None:
+    hooked = HookedVisionModel(calibrated_classifier(1))
+    images = torch.randn(1, 3, 96, 64)
+    alias = next(alias for alias, path in hooked.model.layer_aliases.items() if path == "bn2")
+    hooked.add_sae(build_sae(hooked, alias))
+    acts = f"{alias}.hook_sae_acts_post"
+    n = hooked.nnsight(rename={"blocks.3": "fourth", alias: ["final", "last"], acts: "latents"})
+    assert getattr(n, alias) is n.bn2 is n.final is n.last
+    assert n.fourth is n.blocks.get("3")
+    assert n.model.fourth.path.endswith("model.blocks.3"), "nnsight binds a name wherever its path leads somewhere"
+    with torch.no_grad(), n.trace(images):
+        found = n.latents.output.save()
+    with torch.no_grad():
+        assert torch.equal(found, hooked.run_with_cache(images)[1]["bn2.hook_out.hook_sae_acts_post"])
+    with pytest.raises(ValueError, match="would shadow"):
+        hooked.nnsight(rename={"bn2": "output"})
+    assert hooked.nnsight(rename={"bn2": alias}).get(alias).path.endswith("bn2")
+    layers = HookedVisionModel(calibrated_classifier(1), ["bn2"]).nnsight()
+    assert not hasattr(layers, "layer_0"), "of aliases only those that are hooked"
 
 
 # -- stale wrappings ---------------------------------------------------------------------------------------------------
@@ -357,6 +508,20 @@ def test_nnsight_keeps_the_class_of_an_edited_copy() -> None:
     with n.edit() as (_, edited):
         edited.output = edited.output * 0
     assert type(edited) is Marked, CHANGED + "edit() copies to another class, which would not check for staleness"
+
+
+@needs_nnsight
+def test_nnsight_leaves_it_to_subclasses_how_invokes_are_joined() -> None:
+    from nnsight import NNsight
+
+    for name in ("_batch_size", "_batch"):
+        assert hasattr(NNsight, name), CHANGED + f"{name} is not what a subclass defines to batch invokes any more"
+    n = NNsight(torch.nn.Linear(2, 2))
+    with pytest.raises(NotImplementedError, match="batching multiple invokes"), n.trace() as tracer:
+        with tracer.invoke(torch.zeros(1, 2)):
+            n.output.save()
+        with tracer.invoke(torch.zeros(1, 2)):
+            n.output.save()
 
 
 @needs_nnsight
