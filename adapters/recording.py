@@ -1,7 +1,11 @@
 """One pass through a network with every module call written down: what ran when, inside what, and what it gave."""
 
-__all__ = ["Call", "evaluation", "is_compiled_in_place", "record", "Recording", "require_device", "seen_by_hooks"]
+__all__ = [
+    "Call", "evaluation", "is_compiled_in_place", "record", "Recording", "require_device", "seen_by_hooks",
+    "tensors_in",
+]  # fmt: skip
 
+import dataclasses
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -124,6 +128,19 @@ def record(model: nn.Module, images: torch.Tensor, *, keep: Collection[str] = ()
         for handle in handles:
             handle.remove()
     return recording
+
+
+def tensors_in(output: Any) -> list[torch.Tensor]:
+    """The tensors in what a module gave, in its order: alone, or in tuples, lists, dicts and dataclasses."""
+    if isinstance(output, torch.Tensor):
+        return [output]
+    if isinstance(output, dict):
+        output = output.values()
+    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
+        output = vars(output).values()
+    elif not isinstance(output, list | tuple):
+        return []
+    return [tensor for value in output for tensor in tensors_in(value)]
 
 
 @contextmanager

@@ -6,7 +6,6 @@ intervention costs the rest of the network alone.
 
 __all__ = ["noise_for", "RestOfNetwork", "Rooted"]
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, Protocol, cast
@@ -15,7 +14,7 @@ import torch
 from torch import nn
 
 from mammosae_plugin.adapters.layouts import HookLayout
-from mammosae_plugin.adapters.recording import Call, Recording, evaluation, seen_by_hooks
+from mammosae_plugin.adapters.recording import Call, Recording, evaluation, seen_by_hooks, tensors_in
 from mammosae_plugin.errors import InputError
 
 _AGREEMENT = 1e-4  # relative, of the rest of the network with the whole on an image of noise
@@ -159,12 +158,12 @@ class RestOfNetwork:
         except RuntimeError:  # torch refuses to write in place into a tensor whose elements share memory
             self._expand = False
             found = self(raw)
-        if not _tensors(expected):
+        if not tensors_in(expected):
             raise InputError(
                 f"the network cannot be continued from {self.hook_name!r}: it gives a {type(expected).__name__}, in "
                 "which no tensor can be found to compare; wrap a model that gives tensors"
             )
-        for one, other in zip(_tensors(found), _tensors(expected), strict=True):
+        for one, other in zip(tensors_in(found), tensors_in(expected), strict=True):
             difference = (one - other).double().norm()
             if not difference <= _AGREEMENT * other.double().norm() + 1e-12:  # NaN is not less
                 enclosing = self._path.rpartition(".")[0]
@@ -217,12 +216,3 @@ def _calls_before(recording: Recording, point: Call) -> dict[str, list[Call]]:
 
 def _ends_before(recording: Recording, path: str, point: Call) -> bool:
     return all(call.end < point.start for call in recording.of(path))
-
-
-def _tensors(output: Any) -> list[torch.Tensor]:
-    if isinstance(output, torch.Tensor):
-        return [output]
-    if dataclasses.is_dataclass(output) and not isinstance(output, type):
-        output = vars(output)
-    values = output.values() if isinstance(output, dict) else output if isinstance(output, (list, tuple)) else ()
-    return [tensor for value in values for tensor in _tensors(value)]
