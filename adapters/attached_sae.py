@@ -12,6 +12,7 @@ from torch import nn
 from transformer_lens.hook_points import HookPoint
 
 from mammosae_plugin.adapters.input_normalization import input_normalization, normalized, rescaled
+from mammosae_plugin.adapters.input_scaling import refuse_unfolded_scaling
 from mammosae_plugin.errors import InputError
 
 
@@ -142,10 +143,19 @@ def _hooks_bypassed(sae: SAE[Any]) -> Iterator[dict[str, nn.Module]]:
 def refuse_what_no_map_fits(sae: SAE[Any], name: str) -> None:
     """Refuse what is no function of one position's channels to themselves, or not the function that was trained.
 
+    Whatever of ours applies an SAE asks this first.
+
     Raises:
-        InputError: A transcoder, an SAE that reads positions together, one for attention heads, or an SAE whose input
-            was scaled in training by numbers that are not in its weights.
+        InputError: No SAE of SAELens; a transcoder, an SAE that reads positions together, one for attention heads, one
+            of another layout than channels last, one whose input was scaled in training by numbers that are not in its
+            weights, or is to be normalised in a way that is not known.
     """
+    if not isinstance(sae, SAE):
+        raise InputError(f"a {type(sae).__name__} is no SAE of SAELens; give a sae_lens.SAE, as load_vision_sae does")
+    layout = sae.cfg.metadata.layout
+    if layout not in (None, "channels_last"):
+        raise InputError(f"the SAE for {name!r} wants the layout {layout!r}; hook points are channels_last")
+    input_normalization(sae)
     out = sae.cfg.metadata.hook_name_out
     if hasattr(sae.cfg, "d_out") or out not in (None, sae.cfg.metadata.hook_name):
         raise InputError(f"the SAE for {name!r} is a transcoder, from one layer to another; attach SAEs only")
@@ -160,11 +170,4 @@ def refuse_what_no_map_fits(sae: SAE[Any], name: str) -> None:
             "one position's latents change with another's; attach an SAE of single positions (a training SAE as "
             "save_sae saves it)"
         )
-    scaling = sae.cfg.normalize_activations
-    probe = torch.linspace(-1, 2, sae.cfg.d_in, device=sae.device, dtype=sae.dtype)[None]
-    scaled = sae.run_time_activation_norm_fn_in  # type: ignore[has-type]  # SAELens sets lambdas without a type
-    if scaling != "none" and torch.equal(scaled(probe), probe):
-        raise InputError(
-            f"the SAE for {name!r} was trained on scaled rows ({scaling}) and would see them unscaled: the scale is "
-            "not in its weights; fold it in first (fold_activation_norm_scaling_factor or fold_activation_whitening)"
-        )
+    refuse_unfolded_scaling(sae, name)

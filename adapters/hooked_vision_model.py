@@ -530,10 +530,6 @@ class HookedVisionModel(HookedRootModule):
             raise InputError(
                 f"{name!r} lies inside an attached SAE; an SAE can only stand at the model's own hook points"
             )
-        if metadata.layout not in (None, "channels_last"):
-            raise InputError(
-                f"the SAE for {name!r} wants the layout {metadata.layout!r}; hook points are channels_last"
-            )
         refuse_what_no_map_fits(sae, name)
         width = self.hook_shapes[name][-1]
         if sae.cfg.d_in != width:

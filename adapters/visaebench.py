@@ -20,6 +20,7 @@ from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, TopKSAE, 
 from sae_lens.saes.sae import SAEMetadata
 from safetensors.torch import load_file, save_file
 
+from mammosae_plugin.adapters.attached_sae import refuse_what_no_map_fits
 from mammosae_plugin.adapters.checkpoints import (
     CheckpointFormatError,
     is_safetensors,
@@ -230,7 +231,11 @@ def for_visaebench(sae: SAE[Any]) -> ForVisaebench:
                                 ood_datasets={}, metrics=["fvu", "localization"], device="cpu")
     visaebench_results(found)
     ```
+
+    Raises:
+        InputError: An SAE that is no function of single rows, or whose scale of the rows is not in its weights.
     """
+    refuse_what_no_map_fits(sae, "ViSAEBench")
     return ForVisaebench(sae)
 
 

@@ -15,13 +15,14 @@ __all__ = [
 
 import dataclasses
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import sae_lens
 import torch
-from sae_lens import SAE
+from sae_lens import SAE, TrainingSAE
 from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 
 from mammosae_plugin.adapters.checkpoints import (
@@ -33,6 +34,7 @@ from mammosae_plugin.adapters.checkpoints import (
     refuse_what_was_never_a_checkpoint,
     unwrapped,
 )
+from mammosae_plugin.adapters.input_scaling import fold_scaling_beside
 from mammosae_plugin.adapters.other_forms import peers_sae, peers_sae_folder, safetensors_sae
 from mammosae_plugin.adapters.sail import is_sail, parse_sail
 from mammosae_plugin.adapters.sources import HUB_SCHEME, Source, find_source
@@ -68,7 +70,8 @@ def load_vision_sae(
         Of a checkpoint a `StandardSAE` with float32 weights, whose metadata names the file with its SHA-256, repo,
         revision and commit; of a Mammo-SAE file the hook point and the layout too; of a SAIL file `levels`, `k` and
         `input_normalization` "unit_l2": it wants rows of length 1, which this package gives it and SAELens does not.
-        Of a SAELens folder the class of its architecture, with the metadata that it was saved with.
+        Of a SAELens folder the class of its architecture, with the metadata that it was saved with. Of a checkpoint of
+        a training that is under way the form for use, with the scale of its rows folded in (`folded_scaling_factor`).
 
     Raises:
         UnsafeCheckpointError: the file asks for code; none of it was run.
@@ -164,7 +167,7 @@ def vision_sae_huggingface_config(
 
 
 def load_saelens_folder(folder: Path) -> SAE[Any]:
-    """The SAE in a folder that SAELens wrote, with SAELens's errors as ours.
+    """The SAE in a folder that SAELens wrote, in the form for use, with SAELens's errors as ours.
 
     Raises:
         CheckpointFormatError: the files are there but are no SAE that SAELens can load.
@@ -180,14 +183,17 @@ def load_saelens_folder(folder: Path) -> SAE[Any]:
     if not isinstance(config, dict) or "d_in" not in config or "d_sae" not in config:
         raise CheckpointFormatError(f"{folder / 'cfg.json'} is not a SAELens config: it has no d_in and d_sae")
     architecture = str(config.get("architecture", "standard"))
-    if architecture not in SAE_CLASS_REGISTRY:
-        of_training = "; of an SAE in training, save_sae(TrainingSAE.load_from_disk(folder), other_folder) makes one"
-        more = of_training if architecture in SAE_TRAINING_CLASS_REGISTRY else ""
-        raise CheckpointFormatError(f"{folder}: {unregistered(architecture)}{more}")
+    in_training = architecture not in SAE_CLASS_REGISTRY and architecture in SAE_TRAINING_CLASS_REGISTRY
+    if architecture not in SAE_CLASS_REGISTRY and not in_training:
+        raise CheckpointFormatError(f"{folder}: {unregistered(architecture)}")
     refuse_what_was_never_a_checkpoint(folder / "sae_weights.safetensors")
     _refuse_changed(folder)
     try:
-        sae: SAE[Any] = SAE.load_from_disk(folder)
+        sae: SAE[Any] = _of_training(folder) if in_training else SAE.load_from_disk(folder)
+        if not in_training:
+            fold_scaling_beside(sae, folder)
+    except InputError:
+        raise
     except KeyError as error:
         raise CheckpointFormatError(_lacks(folder, architecture, error)) from error
     except Exception as error:  # SAELens has no error type of its own
@@ -196,6 +202,15 @@ def load_saelens_folder(folder: Path) -> SAE[Any]:
         ) from error
     refuse_not_finite(sae.state_dict(), where=str(folder / SAELENS_FILES[1]))
     return sae
+
+
+def _of_training(folder: Path) -> SAE[Any]:
+    """The form for use of an SAE whose architecture is one of training only, such as batch top-k."""
+    training: TrainingSAE[Any] = TrainingSAE.load_from_disk(folder)
+    fold_scaling_beside(training, folder)
+    with tempfile.TemporaryDirectory() as temporary:  # SAELens makes that form when it saves one
+        training.save_inference_model(temporary)
+        return SAE.load_from_disk(temporary)
 
 
 def _refuse_changed(folder: Path) -> None:

@@ -23,9 +23,10 @@ from typing import Any
 
 from huggingface_hub import HfApi, ModelCard
 from sae_lens import SAE, TrainingSAE
-from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
+from sae_lens.registry import SAE_CLASS_REGISTRY
 from safetensors.torch import load_file, save_file
 
+from mammosae_plugin.adapters.input_scaling import NOT_IN_THE_WEIGHTS
 from mammosae_plugin.adapters.sources import is_on_hub
 from mammosae_plugin.adapters.vision_sae import DIGESTS, load_vision_sae
 from mammosae_plugin.datasets.about import KNOWN
@@ -56,7 +57,6 @@ from mammosae_plugin.hub.publishing import (
 from mammosae_plugin.hub.quality import refuse_poor
 from mammosae_plugin.hub.score_cards import score_cards_of, stage_score_card
 from mammosae_plugin.hub.scratch import Scratch
-from mammosae_plugin.hub_requests import first_line
 from mammosae_plugin.privacy.context import PrivacyContext
 from mammosae_plugin.privacy.guard import copy_figure, let_out
 from mammosae_plugin.provenance import plain, tensors_fingerprint
@@ -309,12 +309,10 @@ def origin_of(source: Any) -> Origin:
         return Origin(load_vision_sae(path))
     config = read_json(path / CFG)
     architecture = config.get("architecture") if isinstance(config, dict) else None
-    if architecture in SAE_TRAINING_CLASS_REGISTRY and architecture not in SAE_CLASS_REGISTRY:
-        try:  # SAELens's save_model of a training SAE, which its own load_from_disk refuses
-            return Origin(TrainingSAE.load_from_disk(path), beside=path)
-        except Exception as error:  # SAELens has no error type of its own
-            raise InputError(f"{path} is no SAE that sae-lens can load: {first_line(error)}") from error
     sae = load_vision_sae(path)
+    was_folded = config.get("normalize_activations") in NOT_IN_THE_WEIGHTS and sae.cfg.normalize_activations == "none"
+    if was_folded or architecture not in SAE_CLASS_REGISTRY:
+        return Origin(sae, beside=path)  # a checkpoint of a training: what was loaded is not what lies there
     return Origin(sae, folder=path, beside=path, evaluation=_final_metrics(path))
 
 
@@ -463,7 +461,7 @@ def _stage_weights(origin: Origin, target: Path, study: StudyFolder | None) -> N
     source = origin.folder or target
     if origin.folder is None:
         save_sae(origin.sae, target)
-    elif origin.sae.cfg.normalize_activations in ("expected_average_only_in", "covariance_whitening"):
+    elif origin.sae.cfg.normalize_activations in NOT_IN_THE_WEIGHTS:
         raise InputError(
             f"{origin.folder} still normalizes activations by a scale that is not in its weights; fold it first"
         )

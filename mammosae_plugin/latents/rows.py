@@ -28,6 +28,7 @@ from mammosae_plugin.adapters.input_normalization import (
     normalized,
     rescaled,
 )
+from mammosae_plugin.adapters.input_scaling import keep_scale_of
 from mammosae_plugin.adapters.levels import levels_of
 from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.arguments import whole
@@ -218,7 +219,7 @@ class _RowEncoder:
             latents = self.sae.encode(given)
             found = _compressed(latents)
             codes.append(found)
-            for number, (fired, decoded) in enumerate(self._decoded(latents, found)):
+            for number, (fired, decoded) in enumerate(self._decoded(given, latents, found)):
                 output = rescaled(torch.from_numpy(decoded), None if lengths is None else lengths.float().cpu()).numpy()
                 sse[number] += np.square(output - block).sum(0, dtype=np.float64)
                 l0[number] += fired
@@ -238,12 +239,15 @@ class _RowEncoder:
         }
         return {name: torch.from_numpy(np.asarray(value)) for name, value in tensors.items()}
 
-    def _decoded(self, latents: torch.Tensor, codes: sparse.csr_array) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    def _decoded(
+        self, given: torch.Tensor, latents: torch.Tensor, codes: sparse.csr_array
+    ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
         """Of each level how many latents fire, and what it reconstructs, (n, d_in)."""
         if not self.linear or codes.nnz > _SPARSE * np.prod(codes.shape):
             for width in self.levels:
                 prefix = latents.clone()
                 prefix[:, width:] = 0
+                keep_scale_of(self.sae, given)
                 yield int(torch.count_nonzero(prefix)), self.sae.decode(prefix).float().cpu().numpy()
             return
         decoded = np.tile(self.bias, (codes.shape[0], 1))
@@ -259,6 +263,8 @@ class _RowEncoder:
 def _decodes_linearly(sae: SAE[Any]) -> bool:
     """Whether the SAE decodes as latents @ W_dec + b_dec, found by trying it on noise."""
     latents = torch.rand(4, sae.cfg.d_sae, generator=torch.Generator().manual_seed(0)).to(sae.device, sae.dtype)
+    rows = torch.randn(4, sae.cfg.d_in, generator=torch.Generator().manual_seed(0)).to(sae.device, sae.dtype)
+    keep_scale_of(sae, rows)
     linear = latents @ sae.W_dec + sae.b_dec
     return bool(torch.allclose(sae.decode(latents), linear, rtol=1e-3, atol=1e-4 * float(linear.abs().max())))
 

@@ -25,6 +25,7 @@ from mammosae_plugin.activations import ActivationStore, store_embeddings
 from mammosae_plugin.activations.row_sources import Source, images_of
 from mammosae_plugin.activations.store import MANIFEST
 from mammosae_plugin.adapters import load_vision_sae
+from mammosae_plugin.adapters.attached_sae import refuse_what_no_map_fits
 from mammosae_plugin.adapters.checkpoints import refuse_not_finite
 from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.adapters.sae_settings import sae_settings
@@ -128,6 +129,7 @@ def audit_sae(
         raise InputError(f"the SAE is a {type(sae).__name__}: give a SAELens SAE, such as load_vision_sae(path)")
     seeds, training_rows = whole(seeds, "seeds", least=2), whole(training_rows, "training_rows", least=1)
     refuse_not_finite(sae.state_dict(), where="the SAE")
+    refuse_what_no_map_fits(sae, "the audit")
     for name, what in ((CFG, "an SAE"), (MANIFEST, "activations"), (LATENTS_TABLE, "a latents table")):
         if (folder / name).exists() and not (folder / PLAN).exists():
             raise InputError(f"{folder} holds {what}; give the audit a folder of its own, such as {folder / 'audit'}")

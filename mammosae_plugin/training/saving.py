@@ -17,13 +17,12 @@ from typing import Any
 
 from sae_lens import SAE, TrainingSAE
 
+from mammosae_plugin.adapters.input_scaling import NOT_IN_THE_WEIGHTS
 from mammosae_plugin.adapters.vision_sae import unregistered
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import TEMPORARY, local_path, sha256_of_file
 
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
-# Their scale is no part of the weights: what is saved would be another function of the raw rows.
-_NOT_FOLDED = ("expected_average_only_in", "covariance_whitening")
 
 
 def save_sae(sae: SAE[Any], folder: str | os.PathLike[str], *, metadata: Mapping[str, Any] | None = None) -> Path:
@@ -52,7 +51,7 @@ def save_sae(sae: SAE[Any], folder: str | os.PathLike[str], *, metadata: Mapping
     folder = local_path(folder)
     if not isinstance(sae, SAE):
         raise InputError(f"{type(sae).__name__} is no SAELens SAE; give a TrainingSAE or an SAE")
-    if sae.cfg.normalize_activations in _NOT_FOLDED:
+    if sae.cfg.normalize_activations in NOT_IN_THE_WEIGHTS:
         raise InputError(
             f"the SAE still normalizes activations ({sae.cfg.normalize_activations}) by a scale that is not in its "
             "weights; fold it first (fold_activation_norm_scaling_factor or fold_activation_whitening)"
