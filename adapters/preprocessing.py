@@ -1,6 +1,6 @@
 """How pixels become a network's input. It belongs to the network, and to the fingerprint of all that is made."""
 
-__all__ = ["BadImageError", "check_contrast", "IMAGENET", "MAMMO_CLIP", "Number", "Preprocessing"]
+__all__ = ["BadImageError", "check_contrast", "IMAGENET", "MAMMO_CLIP", "Number", "own_preprocessing", "Preprocessing"]
 
 import hashlib
 from collections.abc import Mapping
@@ -170,3 +170,23 @@ MAMMO_CLIP = Preprocessing(mean=0.3089279, std=0.25053555408335154, scale="own_r
 
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), scale="full_range")
 """What most networks expect whose weights were trained on ImageNet."""
+
+
+def own_preprocessing(network: Any) -> Preprocessing | None:
+    """How a network says that it wants pixels; None where it does not.
+
+    Its attribute `preprocessing`, which networks of this package have; or mean and std of timm's `default_cfg`, with
+    every image stretched to the `input_size` there.
+    """
+    own = getattr(network, "preprocessing", None)
+    if isinstance(own, Preprocessing):
+        return own
+    config = getattr(network, "default_cfg", None) or {}
+    if not all(name in config for name in ("mean", "std", "input_size")):
+        return None
+    channels, *size = config["input_size"]
+    mean: Any = tuple(float(one) for one in config["mean"])
+    std: Any = tuple(float(one) for one in config["std"])
+    if channels == 1:
+        mean, std = sum(mean) / len(mean), sum(std) / len(std)
+    return Preprocessing(mean, std, "full_range", 1 if channels == 1 else 3, (int(size[0]), int(size[1])))

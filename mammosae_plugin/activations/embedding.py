@@ -19,7 +19,7 @@ from mammosae_plugin.activations.row_sources import IMAGES, Source, in_lengths, 
 from mammosae_plugin.activations.store import FORMAT_VERSION, MANIFEST, ActivationStore, seal_store, shard_tensors
 from mammosae_plugin.adapters import Classifier
 from mammosae_plugin.adapters.embedders import Embedder, Pooling, load_embedder
-from mammosae_plugin.datasets import StudyDataset, require_study_dataset
+from mammosae_plugin.datasets import StudyDataset, as_images, for_network, is_study_dataset
 from mammosae_plugin.datasets.concepts import Concept, Vocabulary
 from mammosae_plugin.datasets.splits import TRAINING
 from mammosae_plugin.files import local_path, remove_temporaries, sha256_of_file, write_parquet
@@ -32,7 +32,7 @@ _STORED = "stored embeddings"
 
 def embed(
     model: str | os.PathLike[str] | nn.Module | Classifier | Embedder,
-    dataset: StudyDataset,
+    dataset: StudyDataset | Any,
     folder: str | os.PathLike[str],
     *,
     pooling: Pooling = "model",
@@ -54,7 +54,8 @@ def embed(
     Args:
         model: The backbone: timm's name ("vit_large_patch16_dinov3.lvd1689m"), "hf:" and a model of transformers, a
             checkpoint of Mammo-CLIP's or of ours, or a network; see `load_embedder`.
-        dataset: The images; all of them are read, as the model wants them where it says how.
+        dataset: The images; all of them are read, as the model wants them where it says how. A dataset, or any source
+            of `datasets.as_images`.
         folder: Where the store goes.
         pooling: How the vector is made: "model" (its own), "class_token", "mean_of_patches", or "projected".
         weights: "random" for the control with the same network and random weights; None for its own.
@@ -74,11 +75,12 @@ def embed(
         >>> images = TotalSegmentator("ct")                                                      # doctest: +SKIP
         >>> store = embed("vit_large_patch16_dinov3.lvd1689m", images, "out", device="cuda")     # doctest: +SKIP
     """
-    require_study_dataset(dataset)
+    dataset = dataset if is_study_dataset(dataset) else as_images(dataset)
     embedder = load_embedder(model, pooling=pooling, weights=weights, seed=seed, image_size=dataset.image_size)
     if embedder.preprocessing is not None:
         dataset = dataset.with_preprocessing(embedder.preprocessing)
-    with embedder.hooked(dataset.image_size) as hooked:
+    dataset = for_network(dataset, embedder)
+    with embedder.hooked(dataset.preprocessing.input_size(dataset.image_size)) as hooked:
         return extract_vectors(
             hooked,
             dataset,

@@ -26,7 +26,7 @@ from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.adapters.hooked_vision_model import require_hooked
 from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.arguments import between, entries, one_of, whole
-from mammosae_plugin.datasets import StudyDataset, require_study_dataset
+from mammosae_plugin.datasets import StudyDataset, for_network, made_of
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path, sha256_of_json
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
@@ -195,7 +195,7 @@ def sampled_positions(image_id: str, n_positions: int, n_kept: int, seed: int) -
 @overload
 def extract_activations(
     model: HookedVisionModel,
-    dataset: StudyDataset,
+    dataset: StudyDataset | Any,
     folder: str | Path,
     *,
     hook_name: str | None = ...,
@@ -217,7 +217,7 @@ def extract_activations(
 @overload
 def extract_activations(
     model: HookedVisionModel,
-    dataset: StudyDataset,
+    dataset: StudyDataset | Any,
     folder: str | Path,
     *,
     hook_name: None = ...,
@@ -238,7 +238,7 @@ def extract_activations(
 
 def extract_activations(
     model: HookedVisionModel,
-    dataset: StudyDataset,
+    dataset: StudyDataset | Any,
     folder: str | Path,
     *,
     hook_name: str | None = None,
@@ -263,7 +263,8 @@ def extract_activations(
 
     Args:
         model: The hookable model.
-        dataset: The images; all of them are read.
+        dataset: The images, all of which are read: a dataset, or a tensor, a dataset of torch, an ImageFolder, a
+            DataLoader or a dataset of Hugging Face, which `datasets.as_images` makes one (with a transform, labels).
         folder: Where the store goes.
         hook_name: A hook point or alias; None means the final map. Rows are (C,): one per position of a map
             (B, h, w, C), one per token of (B, n, C), one per image of a vector (B, C).
@@ -309,7 +310,7 @@ def extract_activations(
 
 def extract_together(
     sources: Mapping[str, tuple[HookedVisionModel, str]],
-    dataset: StudyDataset,
+    dataset: StudyDataset | Any,
     folder: str | Path,
     *,
     dtype: str = "float32",
@@ -392,13 +393,13 @@ class _Source:
 
 def _extract(
     sources: Sequence[_Source],
-    dataset: StudyDataset,
+    dataset: StudyDataset | Any,
     settings: _Settings,
     *,
     about: Callable[[StudyDataset], Mapping[str, Any]] = lambda _images: {},
     images_per_shard: int | None = None,
 ) -> dict[str, ActivationStore]:
-    require_study_dataset(dataset)
+    dataset = for_network(dataset, sources[0].model.model)
     dtype = settings.dtype
     dataset = _limited(dataset, settings.limit)
     if len(dataset) == 0:
@@ -441,18 +442,12 @@ def _extract(
             {source.name: (source.folder, plans[source.name] | {"images": sha256_of_json(ids)}) for source in sources},
             len(dataset),
             min(images_per_shard or IMAGES_PER_SHARD, max(1, BYTES_PER_SHARD // n_bytes)),
-            partial(
-                _stream,
-                sources,
-                dataset,
-                ids,
-                settings,
-                device=device,
-            ),
+            partial(_stream, sources, dataset, ids, settings, device=device),
             description="extract activations",
         )
     about_images = {
         "dataset_name": dataset.name,
+        **made_of(dataset),
         "image_ids": ids,
         "patients": [patient_number(patient) for patient in dataset.images["patient_id"]],
         "splits": sorted(dataset.images["split"].unique()),

@@ -3,6 +3,7 @@
 from mammosae_plugin.adapters.preprocessing import BadImageError
 from mammosae_plugin.datasets import collections  # noqa: F401 (it registers the readers of collections)
 from mammosae_plugin.datasets.about import DatasetAbout
+from mammosae_plugin.datasets.any_images import AnyImages, as_images, for_network, made_of
 from mammosae_plugin.datasets.base import Batch, DatasetError, Item, MammogramDataset, collate
 from mammosae_plugin.datasets.concepts import Concept, Vocabulary
 from mammosae_plugin.datasets.csv_folder import CsvFolder, LabelSettings
@@ -32,6 +33,7 @@ from mammosae_plugin.datasets.volumes import VolumeSlices
 __all__ = [
     "CONCEPTS",
     "PREPROCESSING",
+    "AnyImages",
     "BadImageError",
     "Batch",
     "Concept",
@@ -57,14 +59,17 @@ __all__ = [
     "VolumeFolderSettings",
     "VolumeSlices",
     "age_bins",
+    "as_images",
     "check_suspects",
     "collate",
     "dataset_kinds",
+    "for_network",
     "hounsfield_windows",
     "is_study_dataset",
     "leave_out_bad",
     "load_images",
     "load_mapping",
+    "made_of",
     "make_phantoms",
     "make_split",
     "open_dataset",

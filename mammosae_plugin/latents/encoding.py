@@ -33,7 +33,7 @@ from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.adapters.rest_of_network import RestOfNetwork
 from mammosae_plugin.adapters.sae_settings import sae_settings
 from mammosae_plugin.arguments import entries, flag, indices, shown, text, whole
-from mammosae_plugin.datasets import StudyDataset, require_study_dataset
+from mammosae_plugin.datasets import StudyDataset, for_network, made_of
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import (
     local_path,
@@ -78,7 +78,7 @@ MapChoice = Sequence[int] | Callable[[LatentTable], Sequence[int]]
 def encode_latents(
     model: HookedVisionModel,
     sae: SAE[Any],
-    dataset: StudyDataset,
+    dataset: StudyDataset | Any,
     folder: str | Path,
     *,
     heads: Mapping[str, nn.Linear],
@@ -103,7 +103,8 @@ def encode_latents(
         model: The hookable model.
         sae: A SAELens SAE. Its metadata names the hook point whose value (B, h, w, d_in) is encoded; without a name it
             is the model's final map.
-        dataset: Images with labels and boxes, all splits.
+        dataset: Images with labels and boxes, all splits; or a tensor, a dataset of torch, an ImageFolder, a DataLoader
+            or a dataset of Hugging Face, which `datasets.as_images` makes one (with a transform, labels, splits).
         folder: Where the table goes.
         heads: The linear heads to record logits of, by concept. They read what the model's own classifier reads, so
             that several classifiers on one encoder share one pass.
@@ -129,7 +130,7 @@ def encode_latents(
         raise InputError(f"the SAE is a {type(sae).__name__}: give a SAELens SAE, such as load_vision_sae(path)")
     if not isinstance(heads, Mapping) or not all(isinstance(head, nn.Linear) for head in heads.values()):
         raise InputError(f"heads are {shown(heads)}: give a torch.nn.Linear for each concept, {{concept: head}}")
-    require_study_dataset(dataset)
+    dataset = for_network(dataset, model.model)
     refuse_not_finite(sae.state_dict(), where="the SAE")
     for name, head in heads.items():
         concept = dataset.vocabulary.named(name)
@@ -223,6 +224,7 @@ def _encode(
         "provenance": {
             "inputs": fixed,
             "dataset": dataset.name,
+            **made_of(dataset),
             "model": plain(getattr(model.model, "source", {})),
             "sae": plain(sae.cfg.to_dict()),
             "packages": package_versions(),
