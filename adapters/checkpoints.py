@@ -1,17 +1,20 @@
 """Reading other people's checkpoints without running them.
 
 A torch checkpoint is a pickle, and a pickle is a program. The files this package reads need only tensors, plain Python
-containers and a few numpy scalars and arrays, so they are read with `weights_only=True` and exactly those numpy names
-allowed, for the length of the call. Everything else is refused by name.
+containers, a few numpy scalars and arrays, and of two libraries of SAEs the object that holds their settings, so they
+are read with `weights_only=True` and exactly those names allowed, for the length of the call: the numpy ones as they
+are, an object of settings as a `StoredSettings`, which has its attributes and no code. Everything else is refused by
+name.
 """
 
 __all__ = [
     "check_keys", "CHECKPOINT_SUFFIXES", "CheckpointFormatError", "is_safetensors", "read_torch_checkpoint",
-    "refuse_not_finite", "refuse_unpacked", "refuse_what_was_never_a_checkpoint", "UnsafeCheckpointError", "unwrapped",
-    "unwrapped_key", "without_prefix",
+    "refuse_not_finite", "refuse_unpacked", "refuse_what_was_never_a_checkpoint", "StoredSettings",
+    "UnsafeCheckpointError", "unwrapped", "unwrapped_key", "without_prefix",
 ]  # fmt: skip
 
 import codecs
+import io
 import json
 import os
 import pickle
@@ -40,7 +43,11 @@ class UnsafeCheckpointError(InputError):
     """The file asks for code that no checkpoint of a known kind needs; nothing of it was run."""
 
 
-def read_torch_checkpoint(path: str | os.PathLike[str]) -> Any:
+class StoredSettings:
+    """What is read in place of another library's object of settings: its attributes, and none of its code."""
+
+
+def read_torch_checkpoint(path: str | os.PathLike[str], *, behind_line: bool = False) -> Any:
     """Read a file that `torch.save` wrote, running none of it.
 
     Zip checkpoints are memory-mapped, so that an optimiser or a text encoder beside the wanted weights costs no memory:
@@ -48,12 +55,15 @@ def read_torch_checkpoint(path: str | os.PathLike[str]) -> Any:
 
     Args:
         path: the checkpoint.
+        behind_line: whether a line of text comes first, which is passed over, as in the files of saev; these are read
+            into memory.
 
     Returns:
         What was saved: for the checkpoints of this package a dict.
 
     Raises:
-        UnsafeCheckpointError: the pickle names something other than tensors, plain containers and numeric numpy values.
+        UnsafeCheckpointError: the pickle names something other than tensors, plain containers, numeric numpy values and
+            the settings of known libraries.
         CheckpointFormatError: the file is damaged, truncated, or no torch checkpoint.
         InputError: the path does not exist, is a folder, or may not be read.
     """
@@ -61,7 +71,9 @@ def read_torch_checkpoint(path: str | os.PathLike[str]) -> Any:
     refuse_unpacked(path)
     try:
         with path.open("rb") as file:
+            line = file.readline() if behind_line else b""
             head = file.read(9)
+            content = io.BytesIO(head + file.read()) if behind_line else path
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     refuse_what_was_never_a_checkpoint(path)
@@ -69,15 +81,14 @@ def read_torch_checkpoint(path: str | os.PathLike[str]) -> Any:
         raise CheckpointFormatError(f"{path} is a safetensors file, where a checkpoint written by torch.save is wanted")
     is_zip = head.startswith(b"PK\x03\x04")
     allowed_before = torch.serialization.get_safe_globals()
-    ours = [
-        allowed for allowed in _NUMPY_GLOBALS if allowed not in allowed_before
-    ]  # the exit would take away the user's
+    ours = [allowed for allowed in _ALLOWED if allowed not in allowed_before]  # the exit would take away the user's
     try:
         with torch.serialization.safe_globals(ours), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # what torch warns of is either harmless here or refused below
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip and not _is_compressed(path))
+            mapped = is_zip and not behind_line and not _is_compressed(path)
+            return torch.load(content, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
-        is_pickle = is_zip or _is_plain_pickle(path)
+        is_pickle = is_zip or behind_line or _is_plain_pickle(path)
         is_text = not is_pickle and _first_text(path) is not None  # prose can look like the name of a function
         refused = None if is_text else _refused_name(str(error), is_pickle=is_pickle)
         if refused is not None:
@@ -85,9 +96,9 @@ def read_torch_checkpoint(path: str | os.PathLike[str]) -> Any:
                 f"{path} asks for {refused}, which no checkpoint needs that this package reads; "
                 "nothing of it was run, get the file from its authors"
             ) from error
-        raise _not_a_checkpoint(path, error) from error
+        raise _not_a_checkpoint(path, error, line) from error
     except Exception as error:  # a damaged pickle can fail in any way: index, key, type, end of file, memory
-        raise _not_a_checkpoint(path, error) from error
+        raise _not_a_checkpoint(path, error, line) from error
 
 
 def refuse_what_was_never_a_checkpoint(path: Path) -> None:
@@ -283,8 +294,8 @@ def _what_else(path: Path) -> str | None:
     """What the file is instead of a checkpoint of `torch.save`, and what to do, where its content tells."""
     if _is_of_saev(path):
         return (
-            "an SAE as saev saves it (a line of JSON, then torch's state dict), which this package does not read; load "
-            "it with saev, and save its weights in SAELens's format"
+            "an SAE as saev saves it (a line of JSON, then torch's state dict), where another checkpoint is wanted; "
+            "load_sae reads it"
         )
     names = _names_in_archive(path)
     if names is None:
@@ -333,7 +344,9 @@ def _is_of_saev(path: Path) -> bool:
     return isinstance(header, dict) and (behind.startswith((b"PK\x03\x04", b"\x80")))
 
 
-def _not_a_checkpoint(path: Path, error: Exception) -> CheckpointFormatError:
+def _not_a_checkpoint(path: Path, error: Exception, line: bytes = b"") -> CheckpointFormatError:
+    if line:
+        return CheckpointFormatError(f"{path} is damaged or truncated behind its first line; get it again")
     if (kind := _what_else(path)) is not None:
         return CheckpointFormatError(f"{path} is {kind}")
     if (text := _first_text(path)) is not None:
@@ -383,4 +396,11 @@ def _numpy_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]
     return names + [type(np.dtype(kind)) for kind in ("bool", "int32", "int64", "float16", "float32", "float64")]
 
 
-_NUMPY_GLOBALS = _numpy_globals()
+_SETTINGS = (  # classes whose instances hold the settings of an SAE beside its weights
+    "vit_prisma.sae.config.VisionModelSAERunnerConfig",
+    "vit_prisma.configs.HookedViTConfig.HookedViTConfig",
+    "src.sae_training.config.ViTSAERunnerConfig",
+    "src.sae_training.config.Config",
+    "sae_training.config.ViTSAERunnerConfig",
+)
+_ALLOWED = [*_numpy_globals(), *((StoredSettings, name) for name in _SETTINGS)]

@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import re
+import sys
 import tarfile
 import warnings
 import zipfile
@@ -487,3 +488,10 @@ def test_a_config_of_saelens_that_lacks_an_entry_is_told_which(tmp_path: Path) -
 def test_a_file_of_zeros_is_a_broken_download(size: int, load: Callable[[Path], Any], tmp_path: Path) -> None:
     (tmp_path / "b5.tar").write_bytes(bytes(size))
     assert f"holds only zeros ({size:,} bytes): a download that broke off" in refused(load, tmp_path / "b5.tar")
+
+
+def test_settings_are_read_as_attributes_and_their_class_is_not_imported() -> None:
+    content = read_torch_checkpoint(DATA / "sae_formats" / "prisma-standard.pt")
+    assert type(content["cfg"]).__name__ == "StoredSettings"
+    assert content["cfg"].activation_fn_str == "relu"
+    assert "vit_prisma" not in sys.modules
