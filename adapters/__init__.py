@@ -14,6 +14,7 @@ from mammosae_plugin.adapters.loading import load_classifier, load_mammo_clip
 from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier, new_classifier
 from mammosae_plugin.adapters.nnsight import StaleWrappingError, wrap_for_nnsight
 from mammosae_plugin.adapters.preprocessing import Preprocessing
+from mammosae_plugin.adapters.sae_export import export_sae
 from mammosae_plugin.adapters.saved_classifiers import save_classifier
 from mammosae_plugin.adapters.timm_classifier import TimmClassifier, new_timm_classifier
 from mammosae_plugin.adapters.vision_sae import (
@@ -33,6 +34,7 @@ __all__ = [
     "StaleWrappingError",
     "TimmClassifier",
     "UnsafeCheckpointError",
+    "export_sae",
     "inspect_checkpoint",
     "load_classifier",
     "load_mammo_clip",
