@@ -1,8 +1,11 @@
 """An SAE in the place of a hook point."""
 
-__all__ = ["AttachedSAE", "reads_positions_together", "refuse_what_no_map_fits", "shows_latents"]
+__all__ = [
+    "AttachedSAE", "check_fit", "reads_positions_together", "refuse_what_no_map_fits", "shows_latents",
+    "width_out",
+]  # fmt: skip
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,17 +27,34 @@ class AttachedSAE(nn.Module):
     The SAE's own hook points are children, so their names are upstream's: `bn2.hook_out.hook_sae_acts_post`. The SAE
     itself is no submodule: its parameters stay out of the model's state dict. It follows the model to another device
     and keeps its own dtype.
+
+    A transcoder stands where its output goes and reads what another hook point showed before.
+
+    Attributes:
+        sae: the SAE.
+        place: the full hook name where it stands.
+        reads: the full hook name of what it encodes, which is `place` but for transcoders.
+        given: the value there, which a transcoder waits for in every pass.
     """
 
     sae: SAE[Any]
 
     def __init__(
-        self, sae: SAE[Any], *, use_error_term: bool = False, exclude_special_tokens: bool = False, n_special: int = 0
+        self,
+        sae: SAE[Any],
+        *,
+        place: str = "",
+        reads: str = "",
+        use_error_term: bool = False,
+        exclude_special_tokens: bool = False,
+        n_special: int = 0,
     ):
         """Adopt the SAE's hook points.
 
         Args:
             sae: any SAELens SAE.
+            place: where it stands.
+            reads: what it encodes; by default the value at its place.
             use_error_term: add what the SAE does not reconstruct.
             exclude_special_tokens: let class and register tokens pass by the SAE.
             n_special: how many of them lead the sequence.
@@ -45,6 +65,8 @@ class AttachedSAE(nn.Module):
         input_normalization(sae)
         super().__init__()
         object.__setattr__(self, "sae", sae)
+        self.place, self.reads = place, reads or place
+        self.given: torch.Tensor | None = None
         for name, point in sae.hook_dict.items():
             if name not in ("hook_sae_error", "hook_sae_output"):
                 self.add_module(name, point)
@@ -57,13 +79,17 @@ class AttachedSAE(nn.Module):
         self._shows_latents = shows_latents(sae)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., d_in) -> (..., d_in); as SAELens does, excluded tokens are encoded too, and put back at the end."""
-        rows, lengths = normalized(self.sae, x)
-        out = rescaled(self.sae.decode(self._encode(rows)), lengths)
+        """(..., d_in) -> (..., d_in); as SAELens does, excluded tokens are encoded too, and put back at the end.
+
+        Raises:
+            InputError: a transcoder that was given nothing, or a value of other positions, in this pass.
+        """
+        rows, lengths = normalized(self.sae, self._input(x))
+        out = rescaled(self._decode(self._encode(rows), rows), lengths)
         if self.use_error_term:
             with torch.no_grad():
                 with _hooks_bypassed(self.sae):
-                    clean = rescaled(self.sae.decode(self.sae.encode(rows)), lengths)
+                    clean = rescaled(self._decode(self.sae.encode(rows), rows), lengths)
                 error = x - clean
                 if self.n_special:
                     error[:, : self.n_special] = 0
@@ -74,15 +100,33 @@ class AttachedSAE(nn.Module):
             out = torch.cat([x[:, : self.n_special], out[:, self.n_special :]], dim=1)
         return self.hook_sae_output(out)  # type: ignore[no-any-return]
 
+    def _input(self, x: torch.Tensor) -> torch.Tensor:
+        if self.reads == self.place:
+            return x
+        given, self.given = self.given, None
+        if given is None or given.shape[:-1] != x.shape[:-1]:
+            what = "did not run before it in this pass" if given is None else f"gave {tuple(given.shape)} in this pass"
+            raise InputError(
+                f"the transcoder at {self.place!r}, of shape {tuple(x.shape)}, reads {self.reads!r}, which {what}; "
+                "run the whole network, on images whose positions are the same at both"
+            )
+        return given
+
     def _encode(self, x: torch.Tensor) -> torch.Tensor:
         acts: torch.Tensor = self.sae.encode(x)
         # Where the SAE does not call its own hook, an edit of its latents would silently do nothing.
         return acts if self._shows_latents else self.sae.hook_sae_acts_post(acts)
 
+    def _decode(self, acts: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.sae.decode(acts)
+        # SAELens adds a skip transcoder's own path in forward() alone, which its HookedSAETransformer does not call.
+        skip = getattr(self.sae, "W_skip", None)
+        return out if skip is None else out + rows.to(skip.dtype) @ skip.T
+
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy: the SAE as class, config and weights, because SAELens's objects hold a lambda."""
         weights = {name: tensor.detach().clone() for name, tensor in self.sae.state_dict().items()}
-        return {**self.__dict__, "sae": (type(self.sae), self.sae.cfg.to_dict(), weights)}
+        return {**self.__dict__, "given": None, "sae": (type(self.sae), self.sae.cfg.to_dict(), weights)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make the SAE anew and give it the hook points back that stand in the model."""
@@ -140,10 +184,59 @@ def _hooks_bypassed(sae: SAE[Any]) -> Iterator[dict[str, nn.Module]]:
             setattr(sae, name, point)
 
 
-def refuse_what_no_map_fits(sae: SAE[Any], name: str) -> None:
+def check_fit(
+    sae: SAE[Any], reads: str, place: str, shapes: Mapping[str, tuple[int, ...]], order: Mapping[str, int]
+) -> None:
+    """Refuse an SAE that does not fit between two hook points, which are one but for transcoders.
+
+    Args:
+        sae: the SAE.
+        reads: the full hook name of what it encodes.
+        place: the full hook name of what it stands for.
+        shapes: full hook name -> shape shown, without batch.
+        order: full hook name -> when it runs.
+
+    Raises:
+        InputError: as `refuse_what_no_map_fits`, but for transcoders from one hook point to a later one with the same
+            positions; or another width or layout.
+    """
+    refuse_what_no_map_fits(sae, reads, transcoders=False)
+    if hasattr(sae.cfg, "d_out") and not sae.cfg.metadata.hook_name_out:
+        raise InputError(
+            f"the SAE for {reads!r} is a transcoder, and its metadata does not say to where; set "
+            "sae.cfg.metadata.hook_name_out to one of the model's hook points"
+        )
+    for name, hook_name, width in (("d_in", reads, sae.cfg.d_in), ("d_out", place, width_out(sae))):
+        if width != shapes[hook_name][-1]:
+            raise InputError(f"the SAE has {name} {width}, but {hook_name!r} has {shapes[hook_name][-1]} channels")
+    if reads == place:
+        return
+    if shapes[reads][:-1] != shapes[place][:-1] or order[reads] > order[place]:
+        raise InputError(
+            f"the transcoder reads {reads!r}, shape {shapes[reads]}, for {place!r}, shape {shapes[place]}: the second "
+            "must come later and have the same positions; choose such hook points"
+        )
+    if input_normalization(sae) is not None:
+        raise InputError(
+            f"the transcoder for {place!r} wants its input at length 1 (input_normalization in its metadata), and "
+            "what its output is to be scaled by is not known; fold the scale into its weights and drop the entry"
+        )
+
+
+def width_out(sae: SAE[Any]) -> int:
+    """How many channels the SAE puts out."""
+    return int(getattr(sae.cfg, "d_out", sae.cfg.d_in))
+
+
+def refuse_what_no_map_fits(sae: SAE[Any], name: str, *, transcoders: bool = True) -> None:
     """Refuse what is no function of one position's channels to themselves, or not the function that was trained.
 
     Whatever of ours applies an SAE asks this first.
+
+    Args:
+        sae: the SAE.
+        name: what it is for, for the message.
+        transcoders: whether transcoders are refused.
 
     Raises:
         InputError: No SAE of SAELens; a transcoder, an SAE that reads positions together, one for attention heads, one
@@ -157,8 +250,11 @@ def refuse_what_no_map_fits(sae: SAE[Any], name: str) -> None:
         raise InputError(f"the SAE for {name!r} wants the layout {layout!r}; hook points are channels_last")
     input_normalization(sae)
     out = sae.cfg.metadata.hook_name_out
-    if hasattr(sae.cfg, "d_out") or out not in (None, sae.cfg.metadata.hook_name):
-        raise InputError(f"the SAE for {name!r} is a transcoder, from one layer to another; attach SAEs only")
+    if transcoders and (hasattr(sae.cfg, "d_out") or out not in (None, sae.cfg.metadata.hook_name)):
+        raise InputError(
+            f"the SAE for {name!r} is a transcoder, from one layer to another, and does not give back what it reads; "
+            "take an SAE of one layer (HookedVisionModel.add_sae attaches transcoders)"
+        )
     if sae.cfg.reshape_activations != "none":
         raise InputError(
             f"the SAE for {name!r} reshapes its input ({sae.cfg.reshape_activations}), which is for attention heads; "

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from mammosae_plugin.adapters.hook_points import HOOK_SUFFIX
+from mammosae_plugin.adapters.hook_names import module_path
 from mammosae_plugin.adapters.hooked_vision_model import HookedVisionModel
 from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.errors import InputError
@@ -105,9 +105,9 @@ def compiled(
         raise InputError("the network is in training mode, in which every pass changes it; call model.eval() first")
     names = list(model.hook_shapes)
     example_input = example_input.to(next(model.model.parameters()).device)
-    parts = _parts_between(model.model, {name.removesuffix(f".{HOOK_SUFFIX}") for name in names})
+    parts = _parts_between(model.model, {module_path(name) for name in names})
     with torch.inference_mode():
-        expected = model.run_with_cache(example_input, names_filter=names)
+        expected = model.run_with_cache(example_input, names_filter=names, return_cache_object=False)
     own = {part: vars(part)["forward"] for part in parts if "forward" in vars(part)}  # as nnsight leaves one
     limit = max(len(parts), 1) * torch._dynamo.config.recompile_limit  # it counts per class, parts share classes
     with torch._dynamo.config.patch(recompile_limit=limit):
@@ -158,7 +158,7 @@ def _compiling_errors(
 ) -> dict[str, float]:
     try:
         with torch.inference_mode():
-            output, cache = model.run_with_cache(example_input, names_filter=names)
+            output, cache = model.run_with_cache(example_input, names_filter=names, return_cache_object=False)
     except RuntimeError as failure:
         raise _cannot_compile(failure) from failure
     pairs = {name: (cache[name], expected[1][name]) for name in names}

@@ -1,7 +1,7 @@
 """Which modules of a network can be hooked, how their outputs lie, and which of them is the last map and the head."""
 
 __all__ = [
-    "at_another_size", "default_images", "examine", "final_path", "find_head_path", "HOOK_SUFFIX", "outermost",
+    "at_another_size", "default_images", "examine", "final_path", "find_head_path", "outermost",
     "overwritten_in_place", "require_images", "stages", "submodule",
 ]  # fmt: skip
 
@@ -16,7 +16,6 @@ from mammosae_plugin.adapters.layouts import HookLayout, PrefixTokens, layout_of
 from mammosae_plugin.adapters.recording import Call, Recording, record
 from mammosae_plugin.errors import InputError
 
-HOOK_SUFFIX = "hook_out"
 _DEFAULT_INPUT_SIZE = (3, 64, 64)
 _SMALL_SIZES = ((64, 96), (96, 64), (128, 160), (160, 128))  # of a second look, of which only shapes are wanted
 _STEM_CHANNELS = 16  # more than that are no image

@@ -10,20 +10,22 @@ describing what can be hooked, lies in `hook_points`, `layouts` and `recording`.
 __all__ = ["default_hooks", "HookedVisionModel", "HookList", "NamesFilter", "Reading", "require_hooked"]
 
 import difflib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from sae_lens import SAE
 from torch import nn
-from transformer_lens import ActivationCache, HookedRootModule
+from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
-from mammosae_plugin.adapters.attached_sae import AttachedSAE, refuse_what_no_map_fits
+from mammosae_plugin.adapters.attached_sae import AttachedSAE, check_fit
+from mammosae_plugin.adapters.hook_cache import HookCache
+from mammosae_plugin.adapters.hook_names import HOOK_SUFFIX, HookNode, Numbered, hook_name_of, meanings, module_path
 from mammosae_plugin.adapters.hook_points import (
-    HOOK_SUFFIX,
     at_another_size,
     default_images,
     examine,
@@ -35,29 +37,20 @@ from mammosae_plugin.adapters.hook_points import (
     stages,
     submodule,
 )
+from mammosae_plugin.adapters.hook_routes import MARK, Mark, NoteImageSize, Route
 from mammosae_plugin.adapters.layouts import HookLayout, MapLayout, PrefixTokens, settle_grids
 from mammosae_plugin.adapters.nnsight import Rename, wrap_for_nnsight
+from mammosae_plugin.adapters.reach import advice_where_unread
 from mammosae_plugin.adapters.recording import Call, Recording, is_compiled_in_place, record, seen_by_hooks
 from mammosae_plugin.adapters.rest_of_network import RestOfNetwork, noise_for
 from mammosae_plugin.arguments import text
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.shapes import Images
 
-_MARK = "_mammosae_hooked"
+logger = logging.getLogger(__name__)
 
 NamesFilter = Callable[[str], bool] | Sequence[str] | str | None
 HookList = Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]
-
-
-class _Mark:
-    """Says of a hooked module which wrapper hooks it. Its own class, because a module would become a submodule."""
-
-    def __init__(self, root: "HookedVisionModel"):
-        self.root = root
-
-
-class _Node(nn.Module):
-    """Only a name: gives a hook point its dotted path in the module tree."""
 
 
 class Reading(NamedTuple):
@@ -74,45 +67,7 @@ class Reading(NamedTuple):
     head_input: torch.Tensor
 
 
-class _Route:
-    """A forward hook that sends a module's output through the hook point of the same path, channels last.
-
-    An object and not a closure, so that deepcopy and pickle carry it over to the copy: a closure would go on feeding
-    the original's hook points.
-    """
-
-    def __init__(self, root: "HookedVisionModel", hook_name: str, *, clone: bool):
-        self.root = root
-        self.hook_name = hook_name
-        self.clone = clone
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # compiled code would not see what is hooked later
-    def __call__(self, _module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
-        root = self.root
-        if root.is_closed or self.hook_name in root.passed_by:
-            return output
-        layout = root.hook_layouts[self.hook_name]
-        point = root.get_submodule(self.hook_name)  # looked up each time: an SAE may stand there
-        shown = layout.show(output, root.image_size)
-        value = point(shown)
-        # An untouched value need not be put back, unless a gradient with respect to it may be asked for.
-        result = output if value is shown and not value.requires_grad else layout.put_back(value, output)
-        return result.clone() if self.clone else result  # the network overwrites the clone, not what the hooks saw
-
-
-class _NoteImageSize:
-    """A forward pre-hook on the wrapped model: the grid of tokens follows from the size of the images."""
-
-    def __init__(self, root: "HookedVisionModel"):
-        self.root = root
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        images = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor) and value.dim() == 4]
-        self.root.image_size = (int(images[0].shape[-2]), int(images[0].shape[-1])) if images else None
-
-
-class HookedVisionModel(HookedRootModule):
+class HookedVisionModel(Numbered, HookedRootModule):
     """A timm or plain torch image model with a hook point `<module path>.hook_out` after each chosen module.
 
     At hook points and in SAEs activations are channels last. A module's map, (B, C, h, w) or (B, h, w, C), is shown as
@@ -184,6 +139,8 @@ class HookedVisionModel(HookedRootModule):
         self.attachment_count = 0
         self.compiled = False
         self._attached: dict[str, AttachedSAE] = {}
+        self.readers: dict[str, AttachedSAE] = {}
+        self._unread: dict[tuple[str, int], str | None] = {}
         self._handles: list[Any] = []
         self._passes: dict[tuple[tuple[int, int], torch.device], Recording] = {}
         self._rests: dict[tuple[str, tuple[int, int]], RestOfNetwork] = {}
@@ -191,7 +148,7 @@ class HookedVisionModel(HookedRootModule):
         self._aliases: dict[str, str] = dict(getattr(model, "layer_aliases", None) or {})
         images = default_images(model) if example_input is None else example_input
         require_images(images)
-        self.n_channels = int(images.shape[1])
+        self.n_channels, self.probe_size = int(images.shape[1]), (int(images.shape[-2]), int(images.shape[-1]))
         if hook_names is None:
             hook_names = list(self._aliases.values()) or default_hooks(model, images)
         paths = self._module_paths(hook_names)
@@ -215,15 +172,15 @@ class HookedVisionModel(HookedRootModule):
                     raise overwritten_in_place(path)
                 cloned.add(path)
         settle_grids(model, found, images)
-        self.hook_layouts = {f"{path}.{HOOK_SUFFIX}": layout for path, layout in found.items()}
+        self.hook_layouts = {hook_name_of(path): layout for path, layout in found.items()}
         self.hook_shapes = {
-            f"{path}.{HOOK_SUFFIX}": tuple(layout.show(probe.of(path)[0].output).shape[1:])
-            for path, layout in found.items()
+            hook_name_of(path): tuple(layout.show(probe.of(path)[0].output).shape[1:]) for path, layout in found.items()
         }
+        self._order = {hook_name_of(path): probe.of(path)[0].end for path in paths}
         final = final_path(model, probe, paths)
-        self.final_hook = None if final is None else f"{final}.{HOOK_SUFFIX}"
+        self.final_hook = None if final is None else hook_name_of(final)
         self.head_path = find_head_path(model, probe)
-        self._handles.append(model.register_forward_pre_hook(_NoteImageSize(self), with_kwargs=True))
+        self._handles.append(model.register_forward_pre_hook(NoteImageSize(self), with_kwargs=True))
         for path in paths:
             self._add_point(path, clone=path in cloned)
         self.setup()  # type: ignore[no-untyped-call]  # TransformerLens says no type
@@ -257,7 +214,7 @@ class HookedVisionModel(HookedRootModule):
         Raises:
             InputError: an unknown hook name, or a size that the model does not take.
         """
-        path = self.resolve_hook_name(hook_name).removesuffix(f".{HOOK_SUFFIX}")
+        path = module_path(self.resolve_hook_name(hook_name))
         return self.look([], image_size).of(path)[0]
 
     def look(self, hook_names: Sequence[str], image_size: tuple[int, int]) -> Recording:
@@ -275,7 +232,7 @@ class HookedVisionModel(HookedRootModule):
         if hook_names and self.acts_to_saes:
             raise InputError("make the rest of a network without SAEs attached; attach them afterwards")
         names = [self.resolve_hook_name(name) for name in hook_names]
-        paths = [name.removesuffix(f".{HOOK_SUFFIX}") for name in names if (name, image_size) not in self._rests]
+        paths = [module_path(name) for name in names if (name, image_size) not in self._rests]
         noise = noise_for(self, image_size)
         place = (image_size, noise.device)  # in a GPU's memory a map may lie otherwise
         known = self._passes.get(place)
@@ -293,7 +250,7 @@ class HookedVisionModel(HookedRootModule):
         name = self._hook_target(hook_name)
         raw: list[torch.Tensor] = []
         values: list[torch.Tensor] = []
-        module = self.model.get_submodule(name.removesuffix(f".{HOOK_SUFFIX}"))
+        module = self.model.get_submodule(module_path(name))
         handle = module.register_forward_hook(lambda _module, _args, output: raw.append(output), prepend=True)
         try:
             with (
@@ -354,7 +311,7 @@ class HookedVisionModel(HookedRootModule):
         if (name, image_size) not in self._rests:
             recording = self.look([name], image_size)
             self._rests[name, image_size] = RestOfNetwork(self, name, image_size, recording)
-            recording.of(name.removesuffix(f".{HOOK_SUFFIX}"))[0].output = None
+            recording.of(module_path(name))[0].output = None
         return self._rests[name, image_size]
 
     # -- names ---------------------------------------------------------------------------------------------------------
@@ -370,28 +327,25 @@ class HookedVisionModel(HookedRootModule):
         """
         text(name, "the hook point")
         known = {**self.hook_shapes, **self.hook_dict}
-        for path in (name, *self._without_alias(name)):
-            head, _, leaf = path.rpartition(".")
-            for candidate in (path, f"{path}.{HOOK_SUFFIX}", f"{head}.{HOOK_SUFFIX}.{leaf}"):
-                if candidate in known:
-                    return candidate
-        paths = [known_name.removesuffix(f".{HOOK_SUFFIX}") for known_name in self.hook_shapes]
+        for meaning in meanings(name, self._aliases):
+            if meaning in known:
+                return meaning
+        paths = [module_path(known_name) for known_name in self.hook_shapes]
         near = difflib.get_close_matches(name, [*known, *paths, *self._aliases], n=3)
         hint = (
             f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(sorted(self.hook_shapes)[:5])}, ..."
         )
         raise InputError(f"no hook point {name!r}; {hint}")
 
-    def _without_alias(self, name: str) -> list[str]:
-        alias, dot, rest = name.partition(".")
-        return [self._aliases[alias] + dot + rest] if alias in self._aliases else []
-
     def _module_paths(self, names: Sequence[str] | str) -> list[str]:
         modules = dict(self.model.named_modules())
         path_of = {module: path for path, module in modules.items()}
         paths = []
         for name in [names] if isinstance(names, str) else names:
-            path = next(iter(self._without_alias(name)), name).removesuffix(f".{HOOK_SUFFIX}")
+            text(name, "the hook point")
+            full = list(meanings(name, self._aliases))
+            tried = [*(one.removesuffix(f".{HOOK_SUFFIX}") for one in full), *map(module_path, full)]
+            path = next((one for one in tried if one in modules), tried[0])
             if path and path not in modules:
                 path = path_of.get(submodule(self.model, path), path)  # a module that goes by two names
             if not path or path not in modules:
@@ -399,12 +353,6 @@ class HookedVisionModel(HookedRootModule):
                 near = difflib.get_close_matches(path, [*known, *(f"{one}.{HOOK_SUFFIX}" for one in known)], n=3)
                 hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(known[:5])}, ..."
                 raise InputError(f"{type(self.model).__name__} has no module {name!r} to hook; {hint}")
-            if _collides(path):
-                inner = path.split(".")[0]
-                raise InputError(
-                    f"{path!r} cannot be hooked: {inner!r} is a name of HookedVisionModel itself; "
-                    f"wrap the network inside instead, the attribute {inner!r} of {type(self.model).__name__}"
-                )
             paths.append(path)
         if not paths:
             raise InputError("hook_names is empty; name at least one module to hook")
@@ -424,7 +372,7 @@ class HookedVisionModel(HookedRootModule):
     @staticmethod
     def wrapper_of(model: nn.Module) -> "HookedVisionModel | None":
         """The wrapper that hooks a model or a part of it, to close it where it is no longer at hand; None without."""
-        marks = (getattr(module, _MARK, None) for module in model.modules())
+        marks = (getattr(module, MARK, None) for module in model.modules())
         return next((mark.root for mark in marks if mark is not None), None)
 
     # -- forward and hooks ---------------------------------------------------------------------------------------------
@@ -455,6 +403,26 @@ class HookedVisionModel(HookedRootModule):
         with super().hooks(forward, backward, reset_hooks_end, clear_contexts):
             yield self
 
+    def run_with_cache(
+        self, *model_args: Any, return_cache_object: bool = True, remove_batch_dim: bool = False, **kwargs: Any
+    ) -> tuple[Any, Any]:
+        """TransformerLens's `run_with_cache`; raises `InputError` as `hooks` does.
+
+        Args:
+            model_args: images (B, 3, H, W).
+            return_cache_object: give an `ActivationCache`, which is a mapping and finds aliases too; else a dict.
+            remove_batch_dim: of a batch of one.
+            kwargs: as TransformerLens's: `names_filter`, `device`, `incl_bwd`, ...
+        """
+        output, cache = super().run_with_cache(*model_args, remove_batch_dim=remove_batch_dim, **kwargs)
+        if return_cache_object:
+            return output, HookCache(cache, self, not remove_batch_dim, aliases=self._aliases)
+        return output, cache
+
+    def list_hooks(self, name_filter: NamesFilter = None, *args: Any, **kwargs: Any) -> dict[str, list[Any]]:
+        """TransformerLens's `list_hooks`: hooks by full name; raises `InputError` as `hooks` does."""
+        return super().list_hooks(self._checked_filter(name_filter), *args, **kwargs)
+
     def add_hook(self, name: str | Callable[[str], bool], hook: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         """TransformerLens's `add_hook`; raises `InputError` as `hooks` does."""
         super().add_hook(self._hook_target(name), hook, *args, **kwargs)
@@ -481,7 +449,7 @@ class HookedVisionModel(HookedRootModule):
         if callable(name):
             return name
         full = self.resolve_hook_name(name)
-        if full in self._attached:
+        if any(attached.place == full for attached in self._attached.values()):
             raise InputError(
                 f"an SAE stands at {full!r}: use {full}.hook_sae_input (before it) or {full}.hook_sae_output (after it)"
             )
@@ -491,7 +459,7 @@ class HookedVisionModel(HookedRootModule):
 
     @property
     def acts_to_saes(self) -> dict[str, SAE[Any]]:
-        """The attached SAEs by full hook name."""
+        """The attached SAEs by the full hook name of what they read, which is where they stand but for transcoders."""
         return {name: attached.sae for name, attached in self._attached.items()}
 
     def add_sae(
@@ -501,6 +469,9 @@ class HookedVisionModel(HookedRootModule):
         exclude_special_tokens: bool | list[int] = False,
     ) -> None:
         """Attach an SAE at the hook point that its metadata names, until `reset_saes`; another SAE there is replaced.
+
+        A transcoder, whose metadata has a `hook_name_out`, stands there and reads `hook_name`; it replaces the SAEs at
+        both names. Where nothing behind the SAE reads it, so that it cannot change the output, a warning is logged.
 
         With the error term x - decode(encode(x)), computed without hooks, the output is x to float rounding as long as
         nothing is edited, and an edit of the latents changes it by the edit alone. The error is computed without
@@ -514,8 +485,9 @@ class HookedVisionModel(HookedRootModule):
 
         Raises:
             InputError: no or unknown hook name; another width than the hook point's; metadata that names another layout
-                than "channels_last"; a transcoder, an SAE that reads positions together or one for attention heads;
-                an SAE that is attached elsewhere; hooks at the point that the SAE would displace.
+                than "channels_last"; a transcoder without a second hook name, or between other positions; an SAE that
+                reads positions together or one for attention heads; an SAE that is attached elsewhere; hooks at the
+                point that the SAE would displace.
         """
         self.require_open()
         if not isinstance(sae, SAE):
@@ -525,31 +497,39 @@ class HookedVisionModel(HookedRootModule):
         metadata = sae.cfg.metadata
         if not metadata.hook_name:
             raise InputError("the SAE's metadata has no hook_name; set sae.cfg.metadata.hook_name")
-        name = self.resolve_hook_name(metadata.hook_name)
-        if name not in self.hook_shapes:
+        reads = self.resolve_hook_name(metadata.hook_name)
+        place = self.resolve_hook_name(metadata.hook_name_out or reads)
+        for name in {reads, place} - set(self.hook_shapes):
             raise InputError(
                 f"{name!r} lies inside an attached SAE; an SAE can only stand at the model's own hook points"
             )
-        refuse_what_no_map_fits(sae, name)
-        width = self.hook_shapes[name][-1]
-        if sae.cfg.d_in != width:
-            raise InputError(f"the SAE has d_in {sae.cfg.d_in}, but {name!r} has {width} channels")
-        elsewhere = [other for other, attached in self._attached.items() if attached.sae is sae and other != name]
+        check_fit(sae, reads, place, self.hook_shapes, self._order)
+        elsewhere = [one.place for one in self._attached.values() if one.sae is sae and one.place != place]
         if elsewhere:
-            raise InputError(f"this SAE is attached at {elsewhere[0]!r} already; attach a copy at {name!r}")
-        if name in self.hook_dict and self.hook_dict[name].has_hooks():
+            raise InputError(f"this SAE is attached at {elsewhere[0]!r} already; attach a copy at {place!r}")
+        if place in self.hook_dict and self.hook_dict[place].has_hooks():
             raise InputError(
-                f"hooks at {name!r} would be lost under the SAE; remove them, and hook {name}.hook_sae_input"
+                f"hooks at {place!r} would be lost under the SAE; remove them, and hook {place}.hook_sae_input"
             )
-        if name in self._attached:
-            self._detach(name)
-        self._attached[name] = AttachedSAE(
+        attached = AttachedSAE(
             sae,
+            place=place,
+            reads=reads,
             use_error_term=sae.use_error_term if use_error_term is None else use_error_term,
             exclude_special_tokens=exclude_special_tokens,
-            n_special=self.hook_layouts[name].n_shown_prefix,
+            n_special=self.hook_layouts[place].n_shown_prefix,
         )
-        self._put(name, self._attached[name])
+        for name in [name for name, one in self._attached.items() if name == reads or one.place == place]:
+            self._detach(name)
+        unread = (place, attached.n_special)
+        if unread not in self._unread:
+            self._unread[unread] = advice_where_unread(self, *unread)
+        if self._unread[unread] is not None:
+            logger.warning("the SAE at %r cannot change the output: %s", place, self._unread[unread])
+        self._attached[reads] = attached
+        if reads != place:
+            self.readers[reads] = attached
+        self._put(place, attached)
 
     def reset_saes(self, act_names: str | Sequence[str] | None = None) -> None:
         """Detach the SAEs at these hook points, or all of them; where none is attached nothing happens.
@@ -563,9 +543,8 @@ class HookedVisionModel(HookedRootModule):
             names = [
                 self.resolve_hook_name(name) for name in ([act_names] if isinstance(act_names, str) else act_names)
             ]
-        for name in names:
-            if name in self._attached:
-                self._detach(name)
+        for name in [name for name, one in self._attached.items() if name in names or one.place in names]:
+            self._detach(name)
 
     @contextmanager
     def saes(
@@ -616,7 +595,7 @@ class HookedVisionModel(HookedRootModule):
         reset_saes_end: bool = True,
         use_error_term: bool | None = None,
         exclude_special_tokens: bool | list[int] = False,
-        return_cache_object: bool = False,
+        return_cache_object: bool = True,
         remove_batch_dim: bool = False,
         **kwargs: Any,
     ) -> tuple[Any, Any]:
@@ -628,8 +607,7 @@ class HookedVisionModel(HookedRootModule):
             reset_saes_end: as for `saes`.
             use_error_term: as for `saes`.
             exclude_special_tokens: as for `saes`.
-            return_cache_object: give TransformerLens's `ActivationCache` instead of a dict; most of its methods are for
-                language models.
+            return_cache_object: as for `run_with_cache`, and so the rest.
             remove_batch_dim: of a batch of one.
             kwargs: as for `run_with_cache`.
 
@@ -637,10 +615,9 @@ class HookedVisionModel(HookedRootModule):
             The model's output, and its activations by hook name.
         """
         with self.saes(saes, reset_saes_end, use_error_term, exclude_special_tokens):
-            output, cache = self.run_with_cache(*model_args, remove_batch_dim=remove_batch_dim, **kwargs)
-        if return_cache_object:
-            return output, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
-        return output, cache
+            return self.run_with_cache(
+                *model_args, return_cache_object=return_cache_object, remove_batch_dim=remove_batch_dim, **kwargs
+            )
 
     def run_with_hooks_with_saes(
         self,
@@ -668,7 +645,8 @@ class HookedVisionModel(HookedRootModule):
 
     def _detach(self, name: str) -> None:
         attached = self._attached.pop(name)
-        self._put(name, HookPoint())
+        self.readers.pop(name, None)  # one SAE reads a hook point at a time
+        self._put(attached.place, HookPoint())
         attached.sae.setup()  # gives the SAE's hook points their own names back
 
     def _put(self, name: str, module: nn.Module) -> None:
@@ -680,17 +658,17 @@ class HookedVisionModel(HookedRootModule):
     # -- life ----------------------------------------------------------------------------------------------------------
 
     def _add_point(self, path: str, *, clone: bool) -> None:
-        node: nn.Module = self
-        for part in path.split("."):
+        name, node = hook_name_of(path), cast(nn.Module, self)
+        for part in name.split(".")[:-1]:
             child = dict(node.named_children()).get(part)
             if child is None:
-                child = _Node()
+                child = HookNode()
                 node.add_module(part, child)
             node = child
         node.add_module(HOOK_SUFFIX, HookPoint())
         module = self.model.get_submodule(path)
-        setattr(module, _MARK, _Mark(self))
-        self._handles.append(module.register_forward_hook(_Route(self, f"{path}.{HOOK_SUFFIX}", clone=clone)))
+        setattr(module, MARK, Mark(self))
+        self._handles.append(module.register_forward_hook(Route(self, name, clone=clone)))
 
     def require_open(self) -> None:
         """Raise `RuntimeError` if the wrapper is closed."""
@@ -710,7 +688,7 @@ class HookedVisionModel(HookedRootModule):
         self._passes.clear()
         self._rests.clear()
         for name in () if self.is_closed else self.hook_shapes:
-            delattr(self.model.get_submodule(name.removesuffix(f".{HOOK_SUFFIX}")), _MARK)
+            delattr(self.model.get_submodule(module_path(name)), MARK)
         self.is_closed = True
 
     def __enter__(self) -> "HookedVisionModel":
@@ -777,7 +755,7 @@ def default_hooks(model: nn.Module, images: Images) -> list[str]:
             call, _ = examine(model, path, probe, other, images)
         except InputError:
             continue
-        if call.output._version == call.version and not _collides(path):
+        if call.output._version == call.version:
             names.append(path)
     if not names:
         raise InputError(
@@ -785,9 +763,3 @@ def default_hooks(model: nn.Module, images: Images) -> list[str]:
             "the network inside"
         )
     return names
-
-
-def _collides(path: str) -> bool:
-    """Whether a hook point of this path would hide a name of the wrapper."""
-    first = path.split(".")[0]
-    return first in ("model", "image_size", "passed_by", "n_channels") or hasattr(HookedVisionModel, first)

@@ -10,7 +10,8 @@ import timm
 from torch import nn
 
 from mammosae_plugin.adapters.architectures import LIBRARIES, new_backbone_classifier
-from mammosae_plugin.adapters.hook_points import HOOK_SUFFIX, at_another_size, default_images, examine
+from mammosae_plugin.adapters.hook_names import hook_name_of
+from mammosae_plugin.adapters.hook_points import at_another_size, default_images, examine
 from mammosae_plugin.adapters.hooked_vision_model import default_hooks
 from mammosae_plugin.adapters.layouts import HookLayout, settle_grids
 from mammosae_plugin.adapters.loading import load_classifier
@@ -122,7 +123,7 @@ def _described(
     path: str, layout: HookLayout | None, probe: Recording, problem: str, aliases: Mapping[str, str]
 ) -> Layer:
     names = tuple(alias for alias, target in aliases.items() if target == path)
-    hook_name = f"{path}.{HOOK_SUFFIX}"
+    hook_name = hook_name_of(path)
     if layout is None:
         return Layer(hook_name, names, "", (), None, problem)
     shape = tuple(layout.show(probe.of(path)[0].output).shape[1:])

@@ -4,7 +4,7 @@ An intervention at an inner layer changes nothing before the layer, so its outpu
 intervention costs the rest of the network alone.
 """
 
-__all__ = ["noise_for", "RestOfNetwork", "Rooted"]
+__all__ = ["noise_for", "RestOfNetwork", "Rooted", "Sized"]
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, cast
 import torch
 from torch import nn
 
+from mammosae_plugin.adapters.hook_names import module_path
 from mammosae_plugin.adapters.layouts import HookLayout
 from mammosae_plugin.adapters.recording import Call, Recording, evaluation, seen_by_hooks, tensors_in
 from mammosae_plugin.errors import InputError
@@ -22,11 +23,16 @@ _AGREEMENT = 1e-4  # relative, of the rest of the network with the whole on an i
 _LINEAR = 1e-4
 
 
-class Rooted(Protocol):
-    """What is needed of a `HookedVisionModel`, whose documentation says what these are."""
+class Sized(Protocol):
+    """A network and the channels of its images."""
 
     model: nn.Module
     n_channels: int
+
+
+class Rooted(Sized, Protocol):
+    """What is needed of a `HookedVisionModel`, whose documentation says what these are."""
+
     hook_shapes: dict[str, tuple[int, ...]]
     hook_layouts: dict[str, HookLayout]
     passed_by: frozenset[str]
@@ -72,11 +78,11 @@ class RestOfNetwork:
         """
         self.hook_name, self.image_size = hook_name, image_size
         self._root = root
-        self._path = hook_name.rpartition(".")[0]
+        self._path = module_path(hook_name)
         point = recording.of(self._path)[0]
         self._skipped = _calls_before(recording, point)
         self._passed_by = frozenset(
-            name for name in root.hook_shapes if _ends_before(recording, name.rpartition(".")[0], point)
+            name for name in root.hook_shapes if _ends_before(recording, module_path(name), point)
         )
         self._expand = True  # placeholders take no memory, unless something writes into them
         self.readout: Literal["linear", "network"] | None = None
@@ -174,7 +180,7 @@ class RestOfNetwork:
                 )
 
 
-def noise_for(root: Rooted, image_size: tuple[int, int]) -> torch.Tensor:
+def noise_for(root: Sized, image_size: tuple[int, int]) -> torch.Tensor:
     """One image of noise (1, C, H, W), the same each time, where the model is."""
     parameter = next(root.model.parameters(), torch.zeros(()))
     noise = torch.randn(1, root.n_channels, *image_size, generator=torch.Generator().manual_seed(0))

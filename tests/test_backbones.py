@@ -288,23 +288,6 @@ def test_images_of_one_channel_work_throughout() -> None:
     assert describe_layers(network, image_size=(64, 96))[0].shape[:2] == (32, 48)
 
 
-class Outer(nn.Module):
-    """As many training frameworks wrap a network."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.model = FAMILIES["torch_cnn"]()[0]
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.model(images)
-
-
-def test_a_network_inside_a_module_called_model_is_to_be_wrapped_itself() -> None:
-    for names in (["model.top"], None):
-        with pytest.raises(InputError, match="wrap the network inside"):
-            HookedVisionModel(Outer().eval(), names)
-
-
 def test_a_wrapper_that_is_lost_is_found_through_the_model() -> None:
     network, size, inner, _ = FAMILIES["torch_cnn"]()
     images = torch.zeros(1, 3, *size)

@@ -101,7 +101,7 @@ def sae_for(case: Case, **settings: Any) -> SAE[Any]:
 # -- names and arguments -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [*VERBS, "run_with_cache", "run_with_hooks"])
 def test_every_argument_of_saelens_is_there_in_its_order_with_its_default(verb: str) -> None:
     upstream, ours = (
         inspect.signature(getattr(owner, verb)).parameters for owner in (HookedSAETransformer, HookedVisionModel)
@@ -115,8 +115,6 @@ def test_every_argument_of_saelens_is_there_in_its_order_with_its_default(verb: 
         defaults = [each[name].default for each in (upstream, ours)]
         if name in ("saes", "fwd_hooks", "bwd_hooks"):
             assert [list(default) for default in defaults] == [[], []], name  # theirs is a list, which could be changed
-        elif name == "return_cache_object":
-            assert defaults == [True, False], name  # an ActivationCache is for language models
         else:
             assert defaults[0] == defaults[1], name
     assert any(each.kind is inspect.Parameter.VAR_KEYWORD for each in ours.values()) == (len(named) < len(upstream))
@@ -184,11 +182,21 @@ def test_remove_batch_dim_does_what_it_says(case: Case) -> None:
     torch.testing.assert_close(squeezed[name], cache[name][0])
 
 
-def test_an_activation_cache_is_given_where_it_is_asked_for(case: Case) -> None:
+@pytest.mark.parametrize("verb", ["run_with_cache", "run_with_cache_with_saes"])
+def test_an_activation_cache_is_given_unless_a_dict_is_asked_for(case: Case, verb: str) -> None:
     name = f"{case.point}.hook_sae_acts_post"
-    _, cache = case.model.run_with_cache_with_saes(case.inputs, saes=sae_for(case), return_cache_object=True)
+    case.model.add_sae(sae_for(case))
+    run = getattr(case.model, verb)
+    _, cache = run(case.inputs)
+    _, plain = run(case.inputs, return_cache_object=False)
     assert isinstance(cache, ActivationCache)
+    assert type(plain) is dict
+    assert cache.has_batch_dim
+    assert list(cache.keys()) == list(plain)
     assert cache[name].shape == (*cache[f"{case.point}.hook_sae_input"].shape[:-1], 24)
+    _, squeezed = run(case.inputs[:1], remove_batch_dim=True)
+    assert squeezed[name].shape == cache[name].shape[1:]
+    assert not squeezed.has_batch_dim
 
 
 # -- attaching and detaching -------------------------------------------------------------------------------------------
@@ -361,17 +369,6 @@ def test_an_sae_is_tried_where_its_weights_are_and_not_where_it_says() -> None:
 
 
 # -- metadata that contradicts -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("architecture", TRANSCODERS)
-def test_transcoders_are_refused_with_and_without_a_second_hook_name(architecture: str) -> None:
-    hooked = network()
-    for name in (None, "top.hook_out"):
-        transcoder = build_sae(
-            architecture=architecture, d_out=D_IN, apply_b_dec_to_input=False, metadata={"hook_name_out": name}
-        )
-        with pytest.raises(InputError, match=r"transcoder.*attach SAEs only"):
-            hooked.add_sae(transcoder)
 
 
 def test_a_temporal_sae_is_refused_because_maps_have_no_before_and_after() -> None:

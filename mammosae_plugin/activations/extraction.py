@@ -180,7 +180,7 @@ def capture_several(
     model: HookedVisionModel, hook_names: Sequence[str], images: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """The values shown at several hook points (full names), from one pass over images (B, 3, H, W)."""
-    _, cache = model.run_with_cache(images, names_filter=list(hook_names))
+    _, cache = model.run_with_cache(images, names_filter=list(hook_names), return_cache_object=False)
     return {name: cache[name] for name in hook_names}
 
 

@@ -21,6 +21,7 @@ from huggingface_hub import HfApi
 
 from mammosae_plugin.adapters import Classifier, load_classifier
 from mammosae_plugin.adapters.classifier import library_of
+from mammosae_plugin.adapters.hook_names import module_path
 from mammosae_plugin.adapters.saved_classifiers import save_classifier_folder
 from mammosae_plugin.adapters.sources import CLASSIFIER_FILES
 from mammosae_plugin.errors import InputError
@@ -218,7 +219,7 @@ def _sae_of(study: StudyFolder, origin: Origin, about: About) -> dict[str, Any] 
     published = places(study.folder, about, "sae", study.saes)
     layer = study.layer()
     place = layer.results["sae"].get("published") or published.get(layer.name)
-    return None if place is None or origin.key is None else {**place, "module": layer.hook_name.rpartition(".")[0]}
+    return None if place is None or origin.key is None else {**place, "module": module_path(layer.hook_name)}
 
 
 # -- staging -----------------------------------------------------------------------------------------------------------

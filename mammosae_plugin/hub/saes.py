@@ -26,6 +26,7 @@ from sae_lens import SAE, TrainingSAE
 from sae_lens.registry import SAE_CLASS_REGISTRY
 from safetensors.torch import load_file, save_file
 
+from mammosae_plugin.adapters.hook_names import module_path
 from mammosae_plugin.adapters.input_scaling import NOT_IN_THE_WEIGHTS
 from mammosae_plugin.adapters.sources import is_on_hub
 from mammosae_plugin.adapters.vision_sae import DIGESTS, load_vision_sae
@@ -385,7 +386,7 @@ def _ids(origins: Mapping[str, Origin]) -> dict[str, str]:
 def _default_id(origin: Origin) -> str:
     hook_name = origin.sae.cfg.metadata.hook_name
     if hook_name:
-        return str(hook_name).removesuffix(".hook_out")
+        return module_path(str(hook_name))
     raise InputError("the SAE's metadata names no layer; say how it is to be called (sae_id, --id)")
 
 

@@ -18,7 +18,7 @@ from mammosae_plugin.activations import ActivationStore, extract_activations
 from mammosae_plugin.activations.extraction import capture_several
 from mammosae_plugin.adapters import Classifier, HookedVisionModel, Preprocessing, save_classifier
 from mammosae_plugin.adapters.fast_inference import compiled, fold_batch_norms
-from mammosae_plugin.adapters.hook_points import HOOK_SUFFIX
+from mammosae_plugin.adapters.hook_names import hook_name_of, module_path
 from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.adapters.sources import CLASSIFIER_FILES, Source, find_source
 from mammosae_plugin.config import ModelConfig, StudyConfig
@@ -248,13 +248,13 @@ class StudyInputs(StudyImages):
     @property
     def modules(self) -> list[str]:
         """The module of each of the study's layers."""
-        return [name.removesuffix(f".{HOOK_SUFFIX}") for name in self.hook_names.values()]
+        return [module_path(name) for name in self.hook_names.values()]
 
     @cached_property
     def final_hook(self) -> str:
         """The hook point of the final map."""
         start = self.start(self.config.models[0].name)
-        return f"{self.networks.final_module(start)}.{HOOK_SUFFIX}"
+        return hook_name_of(self.networks.final_module(start))
 
     @cached_property
     def classifier_files(self) -> dict[ModelPair, tuple[Path, ...]]:

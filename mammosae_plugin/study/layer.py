@@ -15,6 +15,7 @@ from sae_lens import SAE
 
 from mammosae_plugin.activations import ActivationStore, cache_layer_outputs, layer_output_nbytes
 from mammosae_plugin.adapters import HookedVisionModel, load_vision_sae
+from mammosae_plugin.adapters.hook_names import module_path
 from mammosae_plugin.adapters.sae_settings import sae_settings
 from mammosae_plugin.adapters.sources import Source
 from mammosae_plugin.adapters.vision_sae import SAELENS_FILES
@@ -60,7 +61,7 @@ class LayerStudy:
         self.work = study.work
         self.name = name
         self.hook_name = hook_name
-        self.module = hook_name.rpartition(".")[0]
+        self.module = module_path(hook_name)
         self.is_final = is_final
         self._made: dict[tuple[str, str], LatentTable] = {}
         self._latest: tuple[HookedVisionModel, MaskedPasses] | None = None
