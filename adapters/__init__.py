@@ -15,6 +15,7 @@ from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier, new_classif
 from mammosae_plugin.adapters.nnsight import StaleWrappingError, wrap_for_nnsight
 from mammosae_plugin.adapters.preprocessing import Preprocessing
 from mammosae_plugin.adapters.sae_export import export_sae
+from mammosae_plugin.adapters.sae_formats import load_sae
 from mammosae_plugin.adapters.saved_classifiers import save_classifier
 from mammosae_plugin.adapters.timm_classifier import TimmClassifier, new_timm_classifier
 from mammosae_plugin.adapters.vision_sae import (
@@ -38,6 +39,7 @@ __all__ = [
     "inspect_checkpoint",
     "load_classifier",
     "load_mammo_clip",
+    "load_sae",
     "load_vision_sae",
     "new_backbone_classifier",
     "new_classifier",

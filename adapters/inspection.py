@@ -19,19 +19,19 @@ from safetensors import SafetensorError, safe_open
 from mammosae_plugin.adapters.checkpoints import (
     CheckpointFormatError,
     is_safetensors,
-    read_torch_checkpoint,
-    refuse_unpacked,
     unwrapped_key,
 )
 from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier
 from mammosae_plugin.adapters.mammo_clip_files import check_mammo_clip, parse_mammo_clip
-from mammosae_plugin.adapters.other_forms import peers_sae, peers_sae_folder, wrapped_network
-from mammosae_plugin.adapters.sail import is_sail, parse_sail
+from mammosae_plugin.adapters.other_forms import peers_sae, wrapped_network
+from mammosae_plugin.adapters.sae_formats import FORMATS
+from mammosae_plugin.adapters.sae_formats.loading import opened_sae
+from mammosae_plugin.adapters.sae_formats.parts import Opened
+from mammosae_plugin.adapters.sae_formats.table import LAYOUTS
 from mammosae_plugin.adapters.saved_classifiers import read_saved_classifier, saved_classifier_header
 from mammosae_plugin.adapters.sources import Source, find_source
-from mammosae_plugin.adapters.vision_sae import SAELENS_FILES, load_saelens_folder, parse_mammo_sae
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import read_json, sha256_of_file
+from mammosae_plugin.files import sha256_of_file
 
 OUTPUT_HINTS = {1: "a binary concept, one logit", 3: "BI-RADS has 3 classes", 4: "density has 4 classes"}
 
@@ -52,9 +52,11 @@ class CheckpointReport:
     Attributes:
         source: the path or name that was inspected.
         kind: "mammo-clip pretraining", "downstream classifier", "text encoder only", "mammo-sae", "sail",
-            "saelens folder", "saelens weights", "saved classifier" (written by `save_classifier`), or "unknown".
+            "saelens folder", "saelens weights", "saved classifier" (written by `save_classifier`), the name of another
+            of the SAEs' formats (docs/adapters/vision-saes.md), or "unknown".
         loads_with: the function of `mammosae_plugin.adapters` that reads it; None where none does.
         problem: why no function reads a file of this kind, or what `loads_with` needs besides, in one line.
+        library: who writes SAEs of this form.
         variant: "b5" or "b2", of Mammo-CLIP's image encoders.
         architecture: timm's name of the network, or SAELens's of the SAE.
         n_class: outputs of the classifier's head; 0 for an encoder without head.
@@ -83,6 +85,7 @@ class CheckpointReport:
     kind: str
     loads_with: str | None = None
     problem: str | None = None
+    library: str | None = None
     variant: str | None = None
     architecture: str | None = None
     n_class: int | None = None
@@ -123,6 +126,7 @@ class CheckpointReport:
             "kind": self.kind + (" (keys with DataParallel's prefix)" if self.data_parallel else ""),
             "loads with": self.loads_with and f"mammosae_plugin.adapters.{self.loads_with}",
             "problem": self.problem,
+            "library": self.library,
             "variant": self.variant and f"EfficientNet {self.variant}",
             "architecture": self.architecture,
             "image encoder": self.image_encoder_name and f"called {self.image_encoder_name}",
@@ -150,7 +154,7 @@ def inspect_checkpoint(
     """Tell what a checkpoint is. Pickles are read without being run, weights are mapped from the file.
 
     Args:
-        source: a file; a folder that SAELens wrote; a Hub repo with `filename`; or
+        source: a file; a folder with an SAE; a Hub repo with `filename`; or
             "hub://owner/name[@revision]/path/in/repo", of a file or of such a folder.
         filename: the file's name inside a folder or repo.
         revision: branch, tag or commit; only for the Hub.
@@ -164,19 +168,22 @@ def inspect_checkpoint(
         CheckpointFormatError: the file is empty, truncated, damaged, or text, a web page or a Git LFS pointer.
         InputError: the path, repo or file does not exist or cannot be read.
     """
-    found = find_source(source, filename, revision=revision, folder_files=SAELENS_FILES)
+    found = find_source(source, filename, revision=revision, layouts=LAYOUTS)
     if found.path.is_dir():
-        facts, files = _saelens_folder(found.path), [found.path / name for name in SAELENS_FILES]
+        opened = opened_sae(found)
+        assert opened.layout is not None
+        facts, files = _folder(opened), [found.path / name for name in opened.layout]
     else:
-        facts = _safetensors_file(found) if is_safetensors(found.path) else _torch_file(found.path)
+        facts = _safetensors_file(found) if is_safetensors(found.path) else _torch_file(found)
         files = [found.path]
     facts |= found.hub_record() or {}
     facts["files"] = tuple(FileFacts(file.name, file.stat().st_size, sha256_of_file(file)) for file in files)
     return CheckpointReport(source=str(source), **facts)
 
 
-def _torch_file(path: Path) -> dict[str, Any]:
-    content = read_torch_checkpoint(path)
+def _torch_file(source: Source) -> dict[str, Any]:
+    path, opened = source.path, opened_sae(source)
+    content = opened.content
     facts: dict[str, Any] = {"kind": "unknown"}
     weights: Mapping[Any, Any] = {}
     if isinstance(content, Mapping):
@@ -186,12 +193,9 @@ def _torch_file(path: Path) -> dict[str, Any]:
         facts["numbers"] = _numbers(content)
     elif isinstance(content, torch.Tensor):
         weights = {"": content}
-    facts |= _weights_facts({str(key): tuple(v.shape) for key, v in weights.items() if isinstance(v, torch.Tensor)})
-    encoder = next((value for key, value in weights.items() if unwrapped_key(str(key)) == "encoder._weight"), None)
-    if encoder is not None:
-        return facts | _mammo_sae(content, encoder, path)
-    if is_sail(content):
-        return facts | _sail(content, path)
+    facts |= _weights_facts({name: tuple(value.shape) for name, value in _tensors(weights).items()})
+    if (sae := _sae(opened)) is not None:
+        return facts | sae
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         facts |= _mammo_clip(content, path)
     form = (wrapped_network(content) or peers_sae(content)) if facts["kind"] == "unknown" else None
@@ -253,26 +257,34 @@ def _name_in_config(content: Mapping[str, Any], part: str) -> str | None:
     return config if isinstance(config, str) else None
 
 
-def _mammo_sae(content: Any, encoder: Any, path: Path) -> dict[str, Any]:
-    facts: dict[str, Any] = {"kind": "mammo-sae"}
-    if isinstance(encoder, torch.Tensor) and encoder.dim() in (2, 3):
-        facts |= {"d_sae": encoder.shape[-2], "d_in": encoder.shape[-1], "component_axis": encoder.dim() == 3}
+def _sae(opened: Opened) -> dict[str, Any] | None:
+    """What is told of an SAE of a known form; None for something else."""
+    found = next((one for one in FORMATS if one.recognises(opened)), None)
+    if found is None:
+        return None
+    facts = {"kind": found.kind(opened), "library": found.library, **found.facts(opened)}
     try:
-        parse_mammo_sae(content, path)
-        facts |= {"architecture": "standard", "loads_with": "load_vision_sae"}
+        parts = found.read(opened)
     except InputError as error:
-        facts["problem"] = str(error)
-    return facts
+        return facts | {"problem": str(error)}
+    d_in, d_sae = parts.state["W_enc"].shape
+    hook_name = facts.get("hook_name") or parts.metadata.get("hook_name")
+    architecture = facts.get("architecture") or parts.architecture
+    facts |= {"d_in": d_in, "d_sae": d_sae, "architecture": architecture, "hook_name": hook_name}
+    return facts | {"loads_with": found.loads_with}
 
 
-def _sail(content: Any, path: Path) -> dict[str, Any]:
-    facts: dict[str, Any] = {"kind": "sail"}
-    try:
-        d_in, d_sae = parse_sail(content, path)[0]["W_enc"].shape
-        facts |= {"d_in": d_in, "d_sae": d_sae, "architecture": "standard", "loads_with": "load_vision_sae"}
-    except InputError as error:
-        facts["problem"] = str(error)
-    return facts
+def _folder(opened: Opened) -> dict[str, Any]:
+    facts = _sae(opened)
+    if facts is None:
+        raise CheckpointFormatError(f"{opened.place} holds no SAE of a known form")
+    if facts.get("problem"):
+        return facts
+    return facts | _weights_facts({name: tuple(value.shape) for name, value in _tensors(opened.tensors).items()})
+
+
+def _tensors(weights: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
+    return {str(key): value for key, value in weights.items() if isinstance(value, torch.Tensor)}
 
 
 def _safetensors_file(source: Source) -> dict[str, Any]:
@@ -298,38 +310,10 @@ def _safetensors_file(source: Source) -> dict[str, Any]:
         except InputError as error:
             facts["problem"] = str(error)
         return facts
-    if "W_dec" in shapes and "encoder.weight" not in shapes and len(shapes["W_dec"]) == 2:
-        d_sae, d_in = shapes["W_dec"]
-        problem = "the weights alone; give the folder that holds cfg.json beside them"
-        return facts | {"kind": "saelens weights", "d_in": d_in, "d_sae": d_sae, "problem": problem}
+    if (sae := _sae(opened_sae(source))) is not None:
+        return facts | sae
     form = peers_sae(list(shapes))
     return facts | {"kind": "unknown", **({"problem": f"{source.path} is {form}"} if form else {})}
-
-
-def _saelens_folder(folder: Path) -> dict[str, Any]:
-    refuse_unpacked(folder)
-    missing = [name for name in SAELENS_FILES if not (folder / name).is_file()]
-    if missing and (peer := peers_sae_folder(folder)) is not None:
-        raise CheckpointFormatError(f"{folder} is {peer}")
-    if missing:
-        raise InputError(f"{folder} is a folder without {' and '.join(missing)}; name a checkpoint file in it")
-    config = read_json(folder / "cfg.json")
-    config = config if isinstance(config, dict) else {}
-    metadata = config["metadata"] if isinstance(config.get("metadata"), dict) else {}
-    facts: dict[str, Any] = {
-        "kind": "saelens folder",
-        "architecture": config.get("architecture"),
-        "d_in": config.get("d_in"),
-        "d_sae": config.get("d_sae"),
-        "hook_name": metadata.get("hook_name"),
-        "top_level": tuple(config)[:20],
-    }
-    try:
-        sae = load_saelens_folder(folder)
-    except InputError as error:
-        return facts | {"problem": str(error)}
-    facts["loads_with"] = "load_vision_sae"
-    return facts | _weights_facts({name: tuple(tensor.shape) for name, tensor in sae.state_dict().items()})
 
 
 def _weights_facts(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def load_classifier(
     if revision is not None and not any(is_on_hub(place) for place, _ in named):
         raise InputError(f"revision {revision!r} means nothing for local files; leave it out")
     files = [
-        find_source(place, name, revision=revision if is_on_hub(place) else None, folder_files=CLASSIFIER_FILES)
+        find_source(place, name, revision=revision if is_on_hub(place) else None, layouts=(CLASSIFIER_FILES,))
         for place, name in named
     ]
     whole = [file for file in files if is_classifier_folder(file.path) or is_safetensors(file.path)]

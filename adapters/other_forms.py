@@ -3,33 +3,20 @@
 They are told by their keys and by the names of their files; nothing of them is loaded.
 """
 
-__all__ = ["peers_sae", "peers_sae_folder", "safetensors_sae", "wrapped_network"]
+__all__ = ["peers_sae", "wrapped_network"]
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, TypeGuard
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from mammosae_plugin.adapters.checkpoints import is_safetensors, unwrapped_key
+from mammosae_plugin.adapters.checkpoints import unwrapped_key
 
 _AS_SAELENS = (
     "which this package does not read; load it there, copy its weights into sae-lens's StandardSAE (another "
     "architecture: its class), and give the folder that save_sae writes of that"
 )
-_PEERS = (  # keys that tell; the first that are all there count
-    ("an SAE as OpenAI's sparse_autoencoder saves it", {"pre_bias", "latent_bias"}),
-    ("a gated SAE as dictionary_learning saves it", {"decoder_bias", "encoder.weight", "decoder.weight"}),
-    ("an SAE as sparsify saves it", {"encoder.weight", "encoder.bias", "W_dec", "b_dec"}),
-    ("a top-k SAE as dictionary_learning saves it", {"encoder.weight", "decoder.weight", "b_dec"}),
-    ("a ReLU SAE as dictionary_learning saves it", {"encoder.weight", "decoder.weight", "bias"}),
-)
-_SAELENS = {"W_enc", "b_enc", "W_dec", "b_dec"}
-_OF_PEERS = {
-    "dictionary_learning": ("config.json", ("ae.pt", "ae.safetensors")),
-    "sparsify": ("cfg.json", ("sae.safetensors",)),
-}
+_PEERS = (("an SAE as OpenAI's sparse_autoencoder saves it", {"pre_bias", "latent_bias"}),)  # keys that tell
 _EMA = ("ema_state_dict", "state_dict_ema", "model_ema", "ema_model", "ema")
 
 
@@ -49,35 +36,7 @@ def peers_sae(content: Any) -> str | None:
             return f"{kind}, {_AS_SAELENS}"
     if any(key.startswith(("dictionary.", "encoder.final_block.")) for key in keys):
         return f"an SAE as overcomplete saves it, {_AS_SAELENS}"
-    if keys >= _SAELENS:
-        jumps = "; with a threshold it is a JumpReLUSAE" if "threshold" in keys else ""
-        return (
-            "the bare weights of an SAE under SAELens's names, without the config that says how they are used; load "
-            f"them into sae-lens's StandardSAE{jumps}, and give the folder that save_sae writes of that"
-        )
     return None
-
-
-def peers_sae_folder(folder: Path) -> str | None:
-    """The same of a folder, by the names of its files."""
-    for library, (config, weights) in _OF_PEERS.items():
-        if (folder / config).is_file() and any((folder / name).is_file() for name in weights):
-            return f"an SAE as {library} saves it ({config} and {_there(folder, weights)}), {_AS_SAELENS}"
-    return None
-
-
-def safetensors_sae(path: Path) -> str | None:
-    """The same of a file of tensors; None for another file, or one whose names do not tell."""
-    if not is_safetensors(path):
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            keys = set(file.keys())
-    except (SafetensorError, OSError):
-        return None
-    if keys >= _SAELENS and (path.parent / "cfg.json").is_file():
-        return "the weights alone of an SAE that SAELens saved; give the folder, which holds its cfg.json too"
-    return peers_sae(keys)
 
 
 def wrapped_network(content: Any) -> str | None:
@@ -119,7 +78,3 @@ def _of_lightning(content: Mapping[Any, Any]) -> bool:
 
 def _is_mapping(value: Any) -> TypeGuard[Mapping[Any, Any]]:
     return isinstance(value, Mapping)
-
-
-def _there(folder: Path, names: Iterable[str]) -> str:
-    return next(name for name in names if (folder / name).is_file())

@@ -6,13 +6,14 @@ with `%2F`, as in `hub://owner/name@refs%2Fpr%2F1/sae.pt`.
 """
 
 __all__ = [
-    "CLASSIFIER_FILES", "classifier_weights", "find_source", "HUB_SCHEME", "HUB_SCHEMES", "is_hub_name", "is_on_hub",
-    "origin_of", "parse_hub_name", "Source", "URLS",
+    "CLASSIFIER_FILES", "classifier_weights", "find_beside", "find_source", "HUB_SCHEME", "HUB_SCHEMES", "is_hub_name",
+    "is_on_hub", "origin_of", "parse_hub_name", "Source", "URLS",
 ]  # fmt: skip
 
 import difflib
 import logging
 import os
+import posixpath
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
-from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -103,7 +104,7 @@ def find_source(
     *,
     revision: str | None = None,
     default: str | None = None,
-    folder_files: Sequence[str] = (),
+    layouts: Sequence[Sequence[str]] = (),
     force_download: bool = False,
 ) -> Source:
     """Find a checkpoint, downloading it into huggingface_hub's cache where it lies on the Hub.
@@ -113,12 +114,14 @@ def find_source(
         filename: the file inside a local folder or a repo.
         revision: branch, tag or commit; only for the Hub.
         default: the file that is meant where neither `source` nor `filename` names one.
-        folder_files: files that make up a folder: where the name in a repo is not that of a checkpoint file (.pt,
-            .pth, .tar, .bin, .ckpt, .safetensors), these are read from the folder of that name. Empty: a file is meant.
+        layouts: files that make up a folder, in one or more ways: where the name in a repo is not that of a checkpoint
+            file (.pt, .pth, .tar, .bin, .ckpt, .safetensors), the first of them whose files are there are read from the
+            folder of that name. Empty: a file is meant.
         force_download: download again even where the file is cached.
 
     Returns:
-        The file, or the folder that holds `folder_files`. A local path is not looked at: its reader says what is wrong.
+        The file, or the folder that holds the files of a layout. A local path is not looked at: its reader says what is
+        wrong.
 
     Raises:
         InputError: the string is no path and no repo; the repo, revision or file does not exist or may not be read; the
@@ -133,15 +136,51 @@ def find_source(
     if name is None:
         start = "does not exist" if str(source) == repo else "names a repo but no file in it"
         raise InputError(f"{source} {start}; name a file of a Hugging Face repo as hub://{repo}/path/in/repo")
-    if folder_files and PurePosixPath(name).suffix not in CHECKPOINT_SUFFIXES:
+    if layouts and PurePosixPath(name).suffix not in CHECKPOINT_SUFFIXES:
         paths = [
             _download(repo, f"{name}/{file}", revision=revision, force_download=force_download, asked=str(source))
-            for file in folder_files
+            for file in _layout_there(repo, name, layouts, revision)
         ]
         path = paths[0].parent
     else:
         path = _download(repo, name, revision=revision, force_download=force_download, asked=str(source))
     return Source(path=path, name=name, repo=repo, revision=revision, commit=_commit_of(path, revision))
+
+
+def _layout_there(repo: str, folder: str, layouts: Sequence[Sequence[str]], revision: str | None) -> Sequence[str]:
+    """The files that make up a folder of a repo: told by its list of files or, offline, by the cache."""
+    if len(layouts) == 1:
+        return layouts[0]
+    try:
+        listed = set(HfApi().list_repo_files(repo, revision=revision))
+    except Exception:  # the download says what is wrong, or finds it in the cache
+        listed = {
+            f"{folder}/{name}"
+            for layout in layouts
+            for name in layout
+            if isinstance(try_to_load_from_cache(repo, f"{folder}/{name}", revision=revision), str)
+        }
+    return next((layout for layout in layouts if all(f"{folder}/{name}" in listed for name in layout)), layouts[0])
+
+
+def find_beside(source: Source, name: str) -> Path | None:
+    """A file beside one that was found on the Hub, such as "config.json" or "../config.json"; None where there is none.
+
+    Raises:
+        InputError: the file is there and cannot be had.
+    """
+    assert source.repo is not None
+    at = PurePosixPath(source.name)
+    wanted = posixpath.normpath((at if source.path.is_dir() else at.parent).joinpath(name).as_posix())
+    if wanted.startswith(".."):
+        return None
+    revision = source.commit or source.revision
+    try:
+        return _download(source.repo, wanted, revision=revision, force_download=False, asked=HUB_SCHEME)
+    except InputError as error:
+        if isinstance(error.__cause__, EntryNotFoundError | LocalEntryNotFoundError):
+            return None
+        raise
 
 
 def _find_local(

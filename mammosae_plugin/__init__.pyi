@@ -9,6 +9,7 @@ from .adapters import UnsafeCheckpointError as UnsafeCheckpointError
 from .adapters import inspect_checkpoint as inspect_checkpoint
 from .adapters import load_classifier as load_classifier
 from .adapters import load_mammo_clip as load_mammo_clip
+from .adapters import load_sae as load_sae
 from .adapters import load_vision_sae as load_vision_sae
 from .adapters import new_classifier as new_classifier
 from .adapters import new_timm_classifier as new_timm_classifier

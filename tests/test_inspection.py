@@ -173,7 +173,7 @@ def test_a_mammo_sae_file_is_told_with_its_widths(has_axis: bool, tmp_path: Path
     assert report.groups["encoder"] == 2
 
 
-def test_a_saelens_folder_is_told_and_one_in_training_form_is_said_not_to_load(tmp_path: Path) -> None:
+def test_a_saelens_folder_is_told_and_one_in_training_form_and_weights_alone(tmp_path: Path) -> None:
     save_sae(load_vision_sae(TINY), tmp_path / "good")
     report = inspect_checkpoint(tmp_path / "good")
     assert (report.kind, report.architecture, report.problem) == ("saelens folder", "standard", None)
@@ -182,11 +182,13 @@ def test_a_saelens_folder_is_told_and_one_in_training_form_is_said_not_to_load(t
     assert [file.name for file in report.files] == ["cfg.json", "sae_weights.safetensors"]
     BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=4, d_sae=8, k=2)).save_model(tmp_path / "bad")
     report = inspect_checkpoint(tmp_path / "bad")
-    assert (report.kind, report.architecture, report.loads_with) == ("saelens folder", "batchtopk", None)
-    assert "has no inference SAE of the architecture" in str(report.problem)
+    assert (report.kind, report.architecture, report.loads_with) == ("saelens folder", "batchtopk", "load_vision_sae")
     alone = inspect_checkpoint(tmp_path / "good" / "sae_weights.safetensors")
-    assert (alone.kind, alone.d_in, alone.d_sae) == ("saelens weights", 64, 512)
-    assert "cfg.json" in str(alone.problem)
+    assert (alone.kind, alone.d_in, alone.d_sae, alone.problem) == ("saelens weights", 64, 512, None)
+    (tmp_path / "good" / "cfg.json").unlink()
+    alone = inspect_checkpoint(tmp_path / "good" / "sae_weights.safetensors")
+    assert (alone.kind, alone.loads_with) == ("saelens weights", None)
+    assert "put its cfg.json beside it" in str(alone.problem)
 
 
 def test_a_classifier_that_this_package_saved_is_told(tmp_path: Path) -> None:
@@ -260,7 +262,7 @@ def a_truncated_checkpoint(path: Path) -> None:
         (a_truncated_checkpoint, "truncated"),
         (a_truncated_safetensors_file, "truncated"),
         (lambda path: path.write_bytes(bytes(range(256)) * 4), "not a torch checkpoint (it is no pickle"),
-        (lambda path: path.mkdir(), "a folder without cfg.json"),
+        (lambda path: path.mkdir(), "holds no SAE: neither sparse_autoencoder_final.pt nor cfg.json and sae_weights"),
         (lambda path: None, "No such file"),
     ],
     ids=["empty", "html", "xml", "lfs", "text", "csv", "cut pickle", "cut safetensors", "noise", "folder", "missing"],

@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from mammosae_plugin import distributed
-from mammosae_plugin.adapters import load_vision_sae
+from mammosae_plugin.adapters import load_sae
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.latents import LatentTable, encode_rows
 
@@ -26,14 +26,14 @@ def encode_stored(
     """Encode rows and print what the table holds; the arguments are those of `encode_rows`.
 
     Raises:
-        InputError: As `load_vision_sae` and `encode_rows`, or there is no SAE or no folder to write to.
+        InputError: As `load_sae` and `encode_rows`, or there is no SAE or no folder to write to.
     """
     if sae is None or output is None:
         raise InputError(f"--rows needs {'--sae, the SAE' if sae is None else '-o, the folder for the table'}")
     distributed.start()
     table = encode_rows(
         rows[0] if len(rows) == 1 else rows,
-        load_vision_sae(sae),
+        load_sae(sae),
         output,
         concepts=concepts or None,
         column=column,

@@ -22,7 +22,7 @@ from mammosae_plugin.schema.score_card import compare_cards, comparison_text, sc
 
 Match = Literal["index", "decoder"]
 Decoder = NDArray[Any]
-Saes = Any  # a SAELens SAE, a place that `load_vision_sae` reads, or either of them by layer
+Saes = Any  # a SAELens SAE, a place that `load_sae` reads, or either of them by layer
 
 _KEY = ["layer", "model", "concept"]
 # Rows of cosines at once: 1024 x 16384 float32 are 64 MB.
@@ -300,14 +300,14 @@ def _matching(decoders: _Decoders, min_cosine: float) -> tuple[pd.DataFrame, pd.
 
 
 def _decoder(given: Saes, layer: str, findings: Findings) -> Decoder:
-    from mammosae_plugin.adapters import load_vision_sae
+    from mammosae_plugin.adapters import load_sae
     from mammosae_plugin.provenance import tensors_fingerprint
 
     if isinstance(given, Mapping):
         if layer not in given:
             raise InputError(f"no SAE is given for layer {layer} of {findings.origin}; add it to its mapping")
         given = given[layer]
-    sae = load_vision_sae(given) if isinstance(given, str | Path) else given
+    sae = load_sae(given) if isinstance(given, str | Path) else given
     if tensors_fingerprint(sae.state_dict()) != sae_tensors(findings.study["sae"][layer]):
         raise InputError(f"the SAE given for layer {layer} is not the one that {findings.origin} used there")
     decoder: Decoder = sae.W_dec.detach().float().cpu().numpy()

@@ -16,7 +16,7 @@ import torch
 from sae_lens import SAE, TrainingSAE
 from safetensors.torch import load_file
 
-from mammosae_plugin.adapters.vision_sae import load_vision_sae
+from mammosae_plugin.adapters.sae_formats import load_sae
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import write_safetensors
 from mammosae_plugin.hub.scratch import Scratch
@@ -54,7 +54,7 @@ def check_with_sae_lens(folders: Mapping[str, Path], saes: Mapping[str, Any]) ->
     """Let a fresh process that imports sae_lens and nothing of ours load folders, and compare what it computes.
 
     Each SAE encodes 32 fixed rows, made of eight of its decoder's directions each. The latents must agree with those of
-    `load_vision_sae`, and the reconstruction with that of the SAE given, to 1e-5 of the largest value.
+    `load_sae`, and the reconstruction with that of the SAE given, to 1e-5 of the largest value.
 
     Args:
         folders: by id, what is to be published.
@@ -70,7 +70,7 @@ def check_with_sae_lens(folders: Mapping[str, Path], saes: Mapping[str, Any]) ->
         if name in errors:
             continue
         with torch.no_grad(), _evaluating(saes[name]):
-            expected = {"latents": load_vision_sae(folder).encode(rows[name])}
+            expected = {"latents": load_sae(folder).encode(rows[name])}
             if not isinstance(saes[name], TrainingSAE):  # which may answer otherwise in training than in use
                 expected["reconstruction"] = saes[name](rows[name])
         for what, tensor in expected.items():

@@ -38,6 +38,9 @@ _METADATA = (
     *("training_architecture", "training_architecture_details", "l0", "num_dead_features", "dead_feature_window"),
     *("source_file", "source_sha256", "source_repo", "source_revision", "source_commit"),
     *("input_normalization", "levels", "k"),
+    # of SAEs that other libraries saved
+    *("source_format", "source_layer", "source_submodule", "dictionary_class", "decoder_normalized", "threshold"),
+    *("assumed", "normalization", "encoder"),
     # of SAEs that SAELens trained on language models
     *("model_class_name", "model_from_pretrained_kwargs", "hook_head_index", "hook_name_out", "hook_head_index_out"),
     *("context_size", "seqpos_slice", "prepend_bos", "exclude_special_tokens", "sequence_separator_token"),

@@ -16,11 +16,9 @@ from typing import Any
 from sae_lens.loading.pretrained_sae_loaders import NAMED_PRETRAINED_SAE_CONFIG_GETTERS, NAMED_PRETRAINED_SAE_LOADERS
 from sae_lens.loading.pretrained_saes_directory import PretrainedSAELookup, get_pretrained_saes_directory
 
-from mammosae_plugin.adapters.vision_sae import (
-    DEFAULT_FILENAME,
-    vision_sae_huggingface_config,
-    vision_sae_huggingface_loader,
-)
+from mammosae_plugin.adapters.sae_formats.loading import huggingface_config
+from mammosae_plugin.adapters.sae_formats.mammo_sae import DEFAULT_FILENAME
+from mammosae_plugin.adapters.vision_sae import vision_sae_huggingface_loader
 from mammosae_plugin.errors import InputError
 
 LOADER = "mammosae_vision_sae"
@@ -76,7 +74,7 @@ def register_releases(releases: Sequence[Release] = RELEASES) -> tuple[str, ...]
     directory: dict[str, Any] = get_pretrained_saes_directory()
     tables: list[tuple[dict[str, Any], str, Any]] = [
         (NAMED_PRETRAINED_SAE_LOADERS, LOADER, vision_sae_huggingface_loader),
-        (NAMED_PRETRAINED_SAE_CONFIG_GETTERS, LOADER, vision_sae_huggingface_config),
+        (NAMED_PRETRAINED_SAE_CONFIG_GETTERS, LOADER, huggingface_config),
         *((directory, release.name, _lookup(release)) for release in releases),
     ]
     for table, name, entry in tables:

@@ -28,8 +28,9 @@ from safetensors.torch import load_file, save_file
 
 from mammosae_plugin.adapters.hook_names import module_path
 from mammosae_plugin.adapters.input_scaling import NOT_IN_THE_WEIGHTS
+from mammosae_plugin.adapters.sae_formats import load_sae
+from mammosae_plugin.adapters.sae_formats.saelens import DIGESTS
 from mammosae_plugin.adapters.sources import is_on_hub
-from mammosae_plugin.adapters.vision_sae import DIGESTS, load_vision_sae
 from mammosae_plugin.datasets.about import KNOWN
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import (
@@ -307,10 +308,10 @@ def origin_of(source: Any) -> Origin:
     if not path.exists():
         raise InputError(f"{path} does not exist; give a folder with an SAE, a checkpoint, or a study's output folder")
     if not path.is_dir() or not (path / CFG).exists():
-        return Origin(load_vision_sae(path))
+        return Origin(load_sae(path))
     config = read_json(path / CFG)
     architecture = config.get("architecture") if isinstance(config, dict) else None
-    sae = load_vision_sae(path)
+    sae = load_sae(path)
     was_folded = config.get("normalize_activations") in NOT_IN_THE_WEIGHTS and sae.cfg.normalize_activations == "none"
     if was_folded or architecture not in SAE_CLASS_REGISTRY:
         return Origin(sae, beside=path)  # a checkpoint of a training: what was loaded is not what lies there

@@ -127,7 +127,7 @@ def encode_latents(
     """
     require_hooked(model)
     if not hasattr(sae, "cfg") or not hasattr(sae, "encode"):
-        raise InputError(f"the SAE is a {type(sae).__name__}: give a SAELens SAE, such as load_vision_sae(path)")
+        raise InputError(f"the SAE is a {type(sae).__name__}: give a SAELens SAE, such as load_sae(path)")
     if not isinstance(heads, Mapping) or not all(isinstance(head, nn.Linear) for head in heads.values()):
         raise InputError(f"heads are {shown(heads)}: give a torch.nn.Linear for each concept, {{concept: head}}")
     dataset = for_network(dataset, model.model)

@@ -82,7 +82,7 @@ def encode_rows(
             its folder. Or files of embeddings: a parquet file (SAIL's, or any with a column of lists), a `.npy` with a
             CSV beside it, a list of such files, or a folder with them; the split is in a file's name
             (`x_valid.parquet`) or in its column `split`.
-        sae: A SAELens SAE, such as `load_vision_sae` gives.
+        sae: A SAELens SAE, such as `load_sae` gives.
         folder: Where the table goes.
         images: What is known of the images, if it does not lie beside the rows: a table with image_id, patient_id,
             split and labels, or the dataset.
@@ -97,12 +97,12 @@ def encode_rows(
             positions per image; an SAE that does not fit rows; a folder that holds another table.
 
     Example:
-        >>> sae = load_vision_sae("dinov3_sae.ckpt")                        # doctest: +SKIP
+        >>> sae = load_sae("dinov3_sae.ckpt")                        # doctest: +SKIP
         >>> table = encode_rows("embeddings_test.parquet", sae, "codes")    # doctest: +SKIP
         >>> table.codes(level=512)                                          # doctest: +SKIP
     """
     if not hasattr(sae, "cfg") or not hasattr(sae, "encode"):
-        raise InputError(f"the SAE is a {type(sae).__name__}: give a SAELens SAE, such as load_vision_sae(path)")
+        raise InputError(f"the SAE is a {type(sae).__name__}: give a SAELens SAE, such as load_sae(path)")
     shard_size = whole(shard_size, "shard_size", least=1)
     refuse_not_finite(sae.state_dict(), where="the SAE")
     refuse_what_no_map_fits(sae, "rows")

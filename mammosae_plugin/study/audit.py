@@ -24,7 +24,7 @@ from mammosae_plugin import distributed
 from mammosae_plugin.activations import ActivationStore, store_embeddings
 from mammosae_plugin.activations.row_sources import Source, images_of
 from mammosae_plugin.activations.store import MANIFEST
-from mammosae_plugin.adapters import load_vision_sae
+from mammosae_plugin.adapters import load_sae
 from mammosae_plugin.adapters.attached_sae import refuse_what_no_map_fits
 from mammosae_plugin.adapters.checkpoints import refuse_not_finite
 from mammosae_plugin.adapters.recording import evaluation
@@ -126,7 +126,7 @@ def audit_sae(
     """
     settings, folder = settings or AuditSettings(), local_path(folder)
     if not hasattr(sae, "cfg") or not hasattr(sae, "encode"):
-        raise InputError(f"the SAE is a {type(sae).__name__}: give a SAELens SAE, such as load_vision_sae(path)")
+        raise InputError(f"the SAE is a {type(sae).__name__}: give a SAELens SAE, such as load_sae(path)")
     seeds, training_rows = whole(seeds, "seeds", least=2), whole(training_rows, "training_rows", least=1)
     refuse_not_finite(sae.state_dict(), where="the SAE")
     refuse_what_no_map_fits(sae, "the audit")
@@ -482,7 +482,7 @@ def audit_from_files(
         told = {"images": known.images, "vocabulary": vocabulary, "places": ImagePlaces.of_table(known)}
     source = rows[0] if len(rows) == 1 else list(rows)
     return audit_sae(
-        load_vision_sae(sae),
+        load_sae(sae),
         source,
         folder,
         **told,

@@ -21,11 +21,12 @@ from sae_lens import SAE
 from mammosae_plugin.activations import ActivationStore, embed, store_embeddings
 from mammosae_plugin.activations.embedding_files import read_csv_of_images
 from mammosae_plugin.activations.row_sources import Source, labelled, open_rows
-from mammosae_plugin.adapters import load_vision_sae
+from mammosae_plugin.adapters import load_sae
 from mammosae_plugin.adapters.embedders import load_embedder
 from mammosae_plugin.adapters.levels import levels_of
+from mammosae_plugin.adapters.sae_formats.loading import weights_of
+from mammosae_plugin.adapters.sae_formats.table import LAYOUTS
 from mammosae_plugin.adapters.sae_settings import sae_settings
-from mammosae_plugin.adapters.vision_sae import SAELENS_FILES
 from mammosae_plugin.config import portable_config
 from mammosae_plugin.config.embeddings import SAE as ONLY
 from mammosae_plugin.config.embeddings import EmbeddingModel, EmbeddingStudyConfig
@@ -44,7 +45,6 @@ from mammosae_plugin.study.images import TRAINING, StudyImages
 from mammosae_plugin.study.inputs import existing
 from mammosae_plugin.study.steps import Steps, dated
 from mammosae_plugin.training import train_saes
-from mammosae_plugin.training.saving import WEIGHTS
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class EmbeddingStudy(Steps):
         widths = {model.name: self._width(model) for model in self.config.models}
         for name, files in (self.config.sae.files or {}).items():
             for file in files:
-                sae = load_vision_sae(existing(file, SAELENS_FILES).path)
+                sae = load_sae(existing(file, LAYOUTS).path)
                 if widths[name] != sae.cfg.d_in:
                     raise InputError(
                         f"the SAE {file} takes vectors of width {sae.cfg.d_in}, but those of model {name} have width "
@@ -213,7 +213,7 @@ class EmbeddingStudy(Steps):
     def sae_folders(self, model: EmbeddingModel) -> dict[str, Path]:
         """By name where each SAE of a model lies, or will."""
         if self.config.sae.files is not None:
-            files = [existing(file, SAELENS_FILES).path for file in self.config.sae.files[model.name]]
+            files = [existing(file, LAYOUTS).path for file in self.config.sae.files[model.name]]
             names = [ONLY] if len(files) == 1 else [f"{number}-{file.stem}" for number, file in enumerate(files, 1)]
             return dict(zip(names, files, strict=True))
         manifest = self.store(model).manifest
@@ -227,7 +227,7 @@ class EmbeddingStudy(Steps):
         folders = self.sae_folders(model)
         if self.config.sae.files is not None:
             for folder in folders.values():
-                _ = load_vision_sae(folder)
+                _ = load_sae(folder)
             return
         store = self.store(model)
         splits = self._rows(model).images["split"].to_numpy()
@@ -257,7 +257,7 @@ class EmbeddingStudy(Steps):
         model = self.model(key[0])
         if self.config.sae.files is None:
             self._train(model)
-        return load_vision_sae(self.sae_folders(model)[key[1]])
+        return load_sae(self.sae_folders(model)[key[1]])
 
     def table(self, key: Key) -> LatentTable:
         """The codes of all images under an SAE."""
@@ -429,7 +429,7 @@ class EmbeddingStudy(Steps):
             )
         for key in self.keys:
             sae, folder = self.sae(key), self.sae_folders(self.model(key[0]))[key[1]]
-            weights = folder / WEIGHTS if folder.is_dir() else folder
+            weights = weights_of(folder)
             training = self.config.sae.settings.get(key[1])
             saes.append(
                 {

@@ -36,17 +36,17 @@ from mammosae_plugin.training import Augmentation, train_classifier
 _FOLDED = 1e-4  # relative error of float32 features up to which folding counts as rounding; it is about 1e-6
 
 
-def existing(checkpoint: str | Path, folder_files: Sequence[str]) -> Source:
+def existing(checkpoint: str | Path, layouts: Sequence[Sequence[str]]) -> Source:
     """A checkpoint on this machine, downloaded first where it lies on the Hub, and where it came from.
 
     Args:
         checkpoint: A file, a folder or a place on the Hub.
-        folder_files: What makes up a folder of this kind.
+        layouts: What makes up a folder of this kind; of several the first that is there.
 
     Raises:
         InputError: There is none, or it cannot be read.
     """
-    source = find_source(checkpoint, folder_files=folder_files)
+    source = find_source(checkpoint, layouts=layouts)
     if not source.path.exists():
         raise InputError(f"{source.path} does not exist; check the configuration")
     return source
@@ -424,4 +424,4 @@ class StudyInputs(StudyImages):
 
 def _classifier(checkpoint: str | Path) -> Path:
     """The file or folder of an encoder or a classifier."""
-    return existing(checkpoint, CLASSIFIER_FILES).path
+    return existing(checkpoint, (CLASSIFIER_FILES,)).path

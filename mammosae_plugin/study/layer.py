@@ -14,11 +14,12 @@ import pandas as pd
 from sae_lens import SAE
 
 from mammosae_plugin.activations import ActivationStore, cache_layer_outputs, layer_output_nbytes
-from mammosae_plugin.adapters import HookedVisionModel, load_vision_sae
+from mammosae_plugin.adapters import HookedVisionModel, load_sae
 from mammosae_plugin.adapters.hook_names import module_path
+from mammosae_plugin.adapters.sae_formats.loading import weights_of
+from mammosae_plugin.adapters.sae_formats.table import LAYOUTS
 from mammosae_plugin.adapters.sae_settings import sae_settings
 from mammosae_plugin.adapters.sources import Source
-from mammosae_plugin.adapters.vision_sae import SAELENS_FILES
 from mammosae_plugin.analysis import intervention, localization, probing, reconstruction
 from mammosae_plugin.analysis.roles import latent_roles
 from mammosae_plugin.datasets import StudyDataset
@@ -30,7 +31,7 @@ from mammosae_plugin.study import plans
 from mammosae_plugin.study.images import TEST, TRAINING
 from mammosae_plugin.study.inputs import EncoderGroup, ModelPair, StudyInputs, existing
 from mammosae_plugin.training import train_sae
-from mammosae_plugin.training.saving import CFG, WEIGHTS
+from mammosae_plugin.training.saving import CFG
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ class LayerStudy:
         """Where the layer's SAE was read from; None where the study trains it."""
         sae = self.config.sae
         checkpoint = sae.paths[self.name] if sae.paths is not None else sae.path
-        return None if checkpoint is None else existing(checkpoint, SAELENS_FILES)
+        return None if checkpoint is None else existing(checkpoint, LAYOUTS)
 
     @property
     def sae_file(self) -> Path | None:
@@ -159,7 +160,7 @@ class LayerStudy:
     def sae_weights(self) -> Path:
         """The file that holds the weights of the layer's SAE."""
         place = self.sae_file or self._trained_folder
-        return place / WEIGHTS if place.is_dir() else place
+        return weights_of(place)
 
     def extract(self) -> ActivationStore | None:
         """The rows on which the SAE is trained; None where the configuration gives the SAE as a file."""
@@ -169,7 +170,7 @@ class LayerStudy:
     def sae(self) -> SAE[Any]:
         """The layer's SAE, which all models share: a SAELens SAE on the CPU."""
         if self.sae_file is not None:
-            found = load_vision_sae(self.sae_file)
+            found = load_sae(self.sae_file)
             if found.cfg.metadata.hook_name is None:
                 found.cfg.metadata.hook_name = self.hook_name
             return found

@@ -13,7 +13,7 @@ from sae_lens.saes.sae import SAEMetadata
 
 from mammosae_plugin import distributed
 from mammosae_plugin.adapters.input_normalization import UNIT_L2
-from mammosae_plugin.adapters.vision_sae import unregistered
+from mammosae_plugin.adapters.sae_formats.saelens import unregistered
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.training.architectures import FIELDS, Architecture
 from mammosae_plugin.training.parallel import over_processes

@@ -39,7 +39,7 @@ from mammosae_plugin.activations.saelens_format import NOT_KNOWN
 from mammosae_plugin.activations.store import MANIFEST
 from mammosae_plugin.adapters.input_normalization import INPUT_NORMALIZATION, UNIT_L2
 from mammosae_plugin.adapters.levels import LEVELS, decode_level, levels_of
-from mammosae_plugin.adapters.vision_sae import DIGESTS, TRAINING, unregistered
+from mammosae_plugin.adapters.sae_formats.saelens import DIGESTS, TRAINING, unregistered
 from mammosae_plugin.datasets.about import PHANTOM_ID, images_called
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import (

@@ -18,7 +18,7 @@ from typing import Any
 from sae_lens import SAE, TrainingSAE
 
 from mammosae_plugin.adapters.input_scaling import NOT_IN_THE_WEIGHTS
-from mammosae_plugin.adapters.vision_sae import unregistered
+from mammosae_plugin.adapters.sae_formats.saelens import unregistered
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import TEMPORARY, local_path, sha256_of_file
 

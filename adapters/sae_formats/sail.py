@@ -10,7 +10,7 @@ so W_enc = W^T, b_enc = c - theta, W_dec = W (D^T), b_dec = b with `apply_b_dec_
 latents.
 """
 
-__all__ = ["is_sail", "parse_sail"]
+__all__ = ["is_sail", "parse_sail", "SAIL"]
 
 import math
 from collections.abc import Mapping
@@ -21,8 +21,25 @@ import torch
 
 from mammosae_plugin.adapters.checkpoints import CheckpointFormatError, check_keys, unwrapped
 from mammosae_plugin.adapters.input_normalization import UNIT_L2
+from mammosae_plugin.adapters.sae_formats.parts import Opened, Parts, SAEFormat
 
 _SUM, _COUNT = "model._threshold_sum", "model._threshold_count"
+
+
+class SAIL(SAEFormat):
+    """A Lightning checkpoint of SAIL."""
+
+    name = "sail"
+    title = "a SAIL checkpoint"
+    library = "SAIL"
+    loads_with = "load_vision_sae"
+
+    def recognises(self, opened: Opened) -> bool:
+        return is_sail(opened.content)
+
+    def read(self, opened: Opened) -> Parts:
+        state, metadata = parse_sail(opened.content, opened.file)
+        return Parts("standard", state, metadata=metadata)
 
 
 def is_sail(content: Any) -> bool:

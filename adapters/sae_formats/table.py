@@ -1,0 +1,60 @@
+"""The formats that are read, in the order in which a place is asked what it holds."""
+
+__all__ = ["FORMATS", "format_named", "LAYOUTS", "recognised"]
+
+from collections.abc import Mapping
+
+from mammosae_plugin.adapters.checkpoints import CheckpointFormatError
+from mammosae_plugin.adapters.other_forms import peers_sae
+from mammosae_plugin.adapters.sae_formats.dictionary_learning import DictionaryLearning
+from mammosae_plugin.adapters.sae_formats.mammo_sae import MammoSAE
+from mammosae_plugin.adapters.sae_formats.parts import Opened, SAEFormat, refused
+from mammosae_plugin.adapters.sae_formats.saelens import SAELens, SAELensWeights
+from mammosae_plugin.adapters.sae_formats.sail import SAIL
+from mammosae_plugin.adapters.sae_formats.sparsify import Sparsify
+from mammosae_plugin.errors import InputError
+
+FORMATS: tuple[SAEFormat, ...] = (SAELens(), MammoSAE(), SAIL(), DictionaryLearning(), Sparsify(), SAELensWeights())
+"""A form whose tensors could be taken for another's stands before it."""
+
+LAYOUTS = tuple(layout for one in FORMATS for layout in one.layouts)
+
+
+def format_named(name: str) -> SAEFormat:
+    """A format by its name.
+
+    Raises:
+        InputError: There is none of this name.
+    """
+    found = next((one for one in FORMATS if one.name == name), None)
+    if found is None:
+        raise InputError(f"{name!r} is no format of SAEs; known are {', '.join(one.name for one in FORMATS)}")
+    return found
+
+
+def recognised(opened: Opened) -> SAEFormat:
+    """The format of what lies at a place.
+
+    Raises:
+        CheckpointFormatError: It is of none, or not of the one that was asked for.
+        UnsafeCheckpointError, InputError: As `Opened.content`.
+    """
+    if opened.asked is not None:
+        wanted = format_named(opened.asked)
+        if not wanted.recognises(opened):
+            raise refused(opened, f"is not {wanted.title}: {_held(opened)}")
+        return wanted
+    found = next((one for one in FORMATS if one.recognises(opened)), None)
+    if found is None:
+        peer = peers_sae(opened.content)
+        raise CheckpointFormatError(
+            f"{opened.place} is {peer}" if peer else f"{opened.place} holds no SAE of a known form: {_held(opened)}"
+        )
+    return found
+
+
+def _held(opened: Opened) -> str:
+    content = opened.content
+    if isinstance(content, Mapping):
+        return f"it holds {', '.join(map(str, list(content)[:4])) or 'nothing'}"
+    return f"it holds a {type(content).__name__}"

@@ -1,0 +1,145 @@
+"""SAEs that others saved, as SAELens's: latents and reconstructions equal those of the library that wrote the files.
+
+Each folder of `data/sae_formats` holds what a library wrote, and in `expected.safetensors` rows with the latents and
+reconstructions that its own code gave in float32; the script that made it lies beside. A format adds a row to
+`FIXTURES`.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers_adapters import DATA
+from sae_lens import SAE
+from safetensors.torch import load_file
+
+import mammosae_plugin as mp
+from mammosae_plugin.adapters import CheckpointFormatError, inspect_checkpoint, load_sae, load_vision_sae
+from mammosae_plugin.adapters.sae_formats import FORMATS, disk_converter
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import sha256_of_file
+
+FOLDER = DATA / "sae_formats"
+
+
+@dataclass(frozen=True)
+class Fixture:
+    """What a library wrote, and what it becomes.
+
+    Attributes:
+        folder: its name in `data/sae_formats`.
+        format: whose it is.
+        architecture: SAELens's.
+        file: the file of weights in the folder.
+        said: what the metadata say besides.
+        alone: whether the file can be read without the folder's other files.
+    """
+
+    folder: str
+    format: str
+    architecture: str
+    file: str
+    said: dict[str, Any] = field(default_factory=dict)
+    alone: bool = True
+
+    @property
+    def path(self) -> Path:
+        return FOLDER / self.folder
+
+
+_DL = {"model_name": "some/vit", "source_layer": 3, "source_submodule": "resid_post_layer_3"}
+FIXTURES = (
+    *(
+        Fixture(f"dictionary_learning_{name}", "dictionary_learning", architecture, "ae.pt", {**_DL, **said}, alone)
+        for name, architecture, said, alone in (
+            ("standard", "standard", {"dictionary_class": "AutoEncoder", "decoder_normalized": True}, True),
+            ("new", "standard", {"dictionary_class": "AutoEncoderNew"}, True),
+            ("gated", "gated", {"dictionary_class": "GatedAutoEncoder"}, True),
+            ("jumprelu", "jumprelu", {"dictionary_class": "JumpReluAutoEncoder"}, False),
+            ("topk", "topk", {"dictionary_class": "AutoEncoderTopK"}, False),
+            ("batchtopk", "jumprelu", {"dictionary_class": "BatchTopKSAE", "k": 4}, False),
+            ("matryoshka", "jumprelu", {"levels": [3, 10, 20], "k": 4}, True),
+        )
+    ),
+)
+BY_FOLDER = {fixture.folder: fixture for fixture in FIXTURES}
+every = pytest.mark.parametrize("fixture", FIXTURES, ids=lambda fixture: fixture.folder)
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference, of the largest value."""
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+@every
+def test_latents_and_reconstructions_are_those_of_the_library(fixture: Fixture) -> None:
+    expected = load_file(fixture.path / "expected.safetensors")
+    sae = load_sae(fixture.path)
+    with torch.no_grad():
+        latents = sae.encode(expected["rows"])
+        reconstructions = sae.decode(latents)
+    assert sae.cfg.architecture() == fixture.architecture
+    assert expected["latents"].count_nonzero() > 0
+    assert torch.equal(latents != 0, expected["latents"] != 0)
+    assert relative(latents, expected["latents"]) < 1e-6
+    assert relative(reconstructions, expected["reconstructions"]) < 1e-6
+
+
+@every
+def test_the_metadata_say_where_an_sae_came_from_and_where_it_belongs(fixture: Fixture) -> None:
+    sae = load_sae(fixture.path)
+    metadata = sae.cfg.metadata
+    weights = fixture.path / fixture.file
+    assert metadata.source_format == fixture.format
+    assert (metadata.source_file, metadata.source_sha256) == (fixture.folder, sha256_of_file(weights))
+    assert {name: metadata[name] for name in fixture.said} == fixture.said
+    json.dumps(sae.cfg.to_dict())
+
+
+@every
+def test_a_folder_is_inspected_by_name_with_library_widths_and_architecture(fixture: Fixture) -> None:
+    report = inspect_checkpoint(fixture.path)
+    sae = load_sae(fixture.path)
+    assert (report.kind, report.loads_with, report.problem) == (fixture.format, "load_sae", None)
+    assert (report.d_in, report.d_sae, report.architecture) == (sae.cfg.d_in, sae.cfg.d_sae, fixture.architecture)
+    assert report.library in {one.library for one in FORMATS}
+    assert {file.name for file in report.files} >= {fixture.file}
+
+
+@every
+def test_each_is_a_converter_of_saelens_and_comes_back_after_saving(fixture: Fixture, tmp_path: Path) -> None:
+    expected = load_sae(fixture.path)
+    found = SAE.load_from_disk(fixture.path, converter=disk_converter(fixture.format))
+    assert found.cfg.to_dict() == expected.cfg.to_dict()
+    found.save_model(tmp_path)
+    again = load_sae(tmp_path)
+    assert again.cfg.metadata.source_format == fixture.format
+    for one in (found, again, load_vision_sae(fixture.path)):
+        assert all(torch.equal(value, one.state_dict()[name]) for name, value in expected.state_dict().items())
+
+
+@every
+def test_a_file_alone_is_read_or_refused_with_a_way_out_that_works(fixture: Fixture, tmp_path: Path) -> None:
+    weights = Path(shutil.copy(fixture.path / fixture.file, tmp_path))
+    if not fixture.alone:
+        with pytest.raises(CheckpointFormatError, match=r"config\.json|cfg\.json"):
+            load_sae(weights)
+        for file in fixture.path.glob("*.json"):
+            shutil.copy(file, tmp_path)
+    expected = load_sae(fixture.path).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in load_sae(weights).state_dict().items())
+
+
+def test_load_sae_is_offered_at_the_top_and_knows_its_formats() -> None:
+    assert mp.load_sae is load_sae
+    names = [one.name for one in FORMATS]
+    assert len(set(names)) == len(names)
+    assert {fixture.format for fixture in FIXTURES} <= set(names)
+    with pytest.raises(InputError, match="is no format of SAEs; known are saelens, mammo-sae"):
+        load_sae(FIXTURES[0].path, format="other")
+    with pytest.raises(CheckpointFormatError, match="is not a Mammo-SAE checkpoint: it holds"):
+        load_sae(FIXTURES[0].path, format="mammo-sae")
