@@ -1,4 +1,4 @@
-"""Architectures of torchvision and transformers, and networks that somebody's function makes, as classifiers."""
+"""Architectures of torchvision, transformers and OpenCLIP, and what somebody's function makes, as classifiers."""
 
 __all__ = [
     "LIBRARIES",
@@ -40,6 +40,7 @@ from mammosae_plugin.adapters.checkpoints import (
     read_torch_checkpoint,
 )
 from mammosae_plugin.adapters.hook_points import at_another_size, default_images
+from mammosae_plugin.adapters.open_clip_towers import open_clip_tower
 from mammosae_plugin.adapters.preprocessing import IMAGENET, Number, Preprocessing
 from mammosae_plugin.adapters.recording import record
 from mammosae_plugin.adapters.sources import find_source, origin_of
@@ -50,7 +51,7 @@ from mammosae_plugin.hub_requests import first_sentence
 
 logger = logging.getLogger(__name__)
 
-Library = Literal["torchvision", "transformers", "function"]
+Library = Literal["torchvision", "transformers", "open_clip", "function"]
 LIBRARIES: tuple[Library, ...] = get_args(Library)
 
 _GRAY = Preprocessing(mean=0.449, std=0.226, scale="full_range", channels=1)  # ImageNet's, averaged over channels
@@ -99,12 +100,13 @@ def new_backbone_classifier(
     preprocessing: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> BackboneClassifier:
-    """A network of torchvision or transformers, or one that a function makes, in evaluation mode.
+    """A network of torchvision, transformers or OpenCLIP, or one that a function makes, in evaluation mode.
 
     Args:
-        library: "torchvision", "transformers" or "function".
+        library: "torchvision", "transformers", "open_clip" or "function".
         architecture: torchvision's name ("resnet50"); the name of a model of transformers on the Hub, or its folder;
-            or "package.module:function", which is imported and called and must give a torch.nn.Module.
+            OpenCLIP's name with one of its weights ("ViT-B-32/openai"), or "hf-hub:owner/name", whose image tower is
+            taken; or "package.module:function", which is imported and called and must give a torch.nn.Module.
         n_class: outputs of the head: None keeps the one that is there, 0 leaves it out, and a head of as many outputs
             as another number says is random unless the weights have one of as many.
         weights: "pretrained", the library's own, or of a function what it gives; "random"; or a file of a state dict
@@ -147,6 +149,8 @@ def new_backbone_classifier(
                 f"{built.head_path}.weight", state.get(f"{built.head_path}.weight".removeprefix("backbone."))
             )
             n_class = len(head) if isinstance(head, torch.Tensor) else 0
+        if n_class is None and any(name.startswith(f"{built.head_path}.") for name in built.unset):
+            n_class = 0  # a head that the weights lack would be random
         if n_class is not None:
             put_head(built.network, built.head_path, built.width, n_class)
     if built.unset and (unset := [name for name in built.unset if not name.startswith(f"{built.head_path}.")]):
@@ -205,7 +209,8 @@ def described_network(
 
 def _shown(architecture: str) -> str:
     """The architecture's name; of a folder its own, without the path."""
-    return Path(architecture).name if _is_folder(architecture) else architecture
+    place = architecture.removeprefix("local-dir:")
+    return Path(place).name if _is_folder(place) else architecture
 
 
 def _is_folder(name: str) -> bool:
@@ -240,6 +245,8 @@ def _build(
         built = _from_transformers(architecture, arguments, anew=anew, channels=channels)
     elif library == "torchvision":
         built = _from_torchvision(architecture, arguments, anew=anew)
+    elif library == "open_clip":
+        built = _from_open_clip(architecture, arguments, anew=anew)
     else:
         raise InputError(f"no network of {library!r} can be made by this release; update it")
     built.network.eval()
@@ -260,9 +267,9 @@ def _build(
             else head_in(built.network, _shown(architecture))
         )
     except InputError:
-        if library != "function":
+        if library not in ("function", "open_clip"):
             raise
-        built.network = _readable(built, gives_logits=False)  # the function gives features, and no logits
+        built.network = _readable(built, gives_logits=False)  # it gives features, and no logits
         built.head_path = "head"
     if not built.head_path:
         raise no_linear_head(_shown(architecture))
@@ -445,6 +452,22 @@ def _from_torchvision(architecture: str, arguments: dict[str, Any], *, anew: boo
     )
 
 
+def _from_open_clip(architecture: str, arguments: dict[str, Any], *, anew: bool) -> _Built:
+    kept = arguments.get("config")
+    if unknown := [name for name in arguments if name != "config"]:
+        raise InputError(f"a network of open_clip has no arguments {', '.join(unknown)}; leave them out")
+    if not anew and kept is None and "/" not in architecture and ":" not in architecture:
+        raise InputError(
+            f"open_clip:{architecture} is an architecture alone; name its weights too, as open_clip:{architecture}/TAG "
+            "(open_clip.list_pretrained() has the tags), or take random ones, or a file"
+        )
+    tower = open_clip_tower(architecture, kept, anew=anew)
+    size: Any = getattr(tower.network, "image_size", None)
+    own = (size, size) if isinstance(size, int) else None if size is None else (int(size[0]), int(size[1]))
+    mean, std = (_three(tower.preprocessing[name]) for name in ("mean", "std"))
+    return _Built(tower.network, Preprocessing(mean, std, "full_range"), own, {"config": tower.config}, tower.source)
+
+
 def _three(values: Any) -> Number:
     first, second, third = map(float, values)
     return first, second, third
@@ -487,6 +510,10 @@ def _from_transformers(name: str, arguments: dict[str, Any], *, anew: bool, chan
             "" if _is_folder(name) and anew else "; give the folder of a model, or of its config with weights: random"
         )
         raise InputError(f"transformers cannot make {_shown(name)}: {said}{way_out}") from error
+    described = json.loads(config.to_json_string(use_diff=False))
+    model_type = config.model_type
+    if hasattr(config, "vision_config") and isinstance(getattr(network, "vision_model", None), nn.Module):
+        network, config = network.vision_model, config.vision_config  # the image tower of a model that has a text tower
     own = getattr(config, "image_size", None)
     size = (own, own) if isinstance(own, int) else tuple(own) if isinstance(own, (list, tuple)) else None
     names = [key for key, _ in network.named_parameters()]
@@ -495,7 +522,6 @@ def _from_transformers(name: str, arguments: dict[str, Any], *, anew: bool, chan
     )
     if prefix or isinstance(getattr(config, "patch_size", None), int):
         network.num_prefix_tokens = prefix + int(getattr(config, "num_register_tokens", 0) or 0)
-    described = json.loads(config.to_json_string(use_diff=False))
     for key in ("_name_or_path", "transformers_version", "id2label", "label2id"):
         described.pop(key, None)
     return _Built(
@@ -504,7 +530,7 @@ def _from_transformers(name: str, arguments: dict[str, Any], *, anew: bool, chan
             {} if stored is None else read_json(stored), int(getattr(config, "num_channels", 3) or 3)
         ),
         size,
-        {"config": {**described, "model_type": config.model_type}},
+        {"config": {**described, "model_type": model_type}},
         {},
         tuple(f"backbone.{key}" for key in info.get("missing_keys", ())),
     )

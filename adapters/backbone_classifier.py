@@ -64,15 +64,15 @@ def _vector(output: Any) -> torch.Tensor:
 
 
 class BackboneClassifier:
-    """A network with a linear head, or without one: of timm, torchvision or transformers, or what a function makes.
+    """A network with a linear head, or without one: of timm, torchvision, transformers, OpenCLIP or a function's.
 
     Hook points are named by its module paths: `HookedVisionModel(classifier.network, ["layer3"])`.
 
     Attributes:
         network: the torch module, whose output is a tensor (B, n); its attribute `source` is the classifier's.
-        library: "timm", "torchvision", "transformers" or "function".
+        library: "timm", "torchvision", "transformers", "open_clip" or "function".
         architecture: the name there; of a function `package.module:function`.
-        arguments: what the architecture was made with, in plain JSON; of transformers its config.
+        arguments: what the architecture was made with, in plain JSON; of transformers and OpenCLIP the config.
         image_size: (H, W) of the only images that it takes, where it is built for one size.
         preprocessing: how images become its input.
         head_path: module path of the linear head, or of what stands in its place.

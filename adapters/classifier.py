@@ -85,7 +85,7 @@ def library_of(said: Mapping[str, Any], source: Mapping[str, Any]) -> str:
     return "timm" if kind == "random" else str(kind) if kind in _LIBRARIES else "mammo_clip"
 
 
-_LIBRARIES = ("timm", "torchvision", "transformers", "function")
+_LIBRARIES = ("timm", "torchvision", "transformers", "open_clip", "function")
 
 
 def head_of(classifier: Classifier) -> nn.Linear | None:

@@ -12,15 +12,17 @@ from typing import Any, Literal, TypeVar, get_args
 import torch
 from torch import nn
 
-from mammosae_plugin.adapters.architectures import preprocessing_of_transformers
+from mammosae_plugin.adapters.architectures import new_backbone_classifier, preprocessing_of_transformers
+from mammosae_plugin.adapters.backbone_classifier import Readable
 from mammosae_plugin.adapters.checkpoints import CheckpointFormatError, is_safetensors, read_torch_checkpoint
 from mammosae_plugin.adapters.classifier import Classifier
 from mammosae_plugin.adapters.hooked_vision_model import HookedVisionModel
 from mammosae_plugin.adapters.loading import load_classifier
 from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier
 from mammosae_plugin.adapters.mammo_clip_files import parse_mammo_clip
+from mammosae_plugin.adapters.names import network_name
 from mammosae_plugin.adapters.preprocessing import Preprocessing
-from mammosae_plugin.adapters.sources import HUB_SCHEMES, find_source
+from mammosae_plugin.adapters.sources import find_source
 from mammosae_plugin.adapters.timm_classifier import new_timm_classifier
 from mammosae_plugin.arguments import one_of
 from mammosae_plugin.errors import InputError
@@ -30,7 +32,6 @@ from mammosae_plugin.hub_requests import first_sentence
 Pooling = Literal["model", "class_token", "mean_of_patches", "projected"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
-_TRANSFORMERS = "hf:"
 _PROJECTION = "image_projection.projection."
 _Network = TypeVar("_Network", bound=nn.Module)
 _DEVIATION = 0.02  # of parameters that no module knows how to draw, such as a class token
@@ -135,6 +136,8 @@ def _pooling_of(backbone: nn.Module, pooling: Pooling, architecture: str) -> Cal
     if hasattr(backbone, "config") and hasattr(backbone, "get_input_embeddings"):
         return partial(_of_transformers, backbone, wanted)
     tower = getattr(backbone, "visual", backbone)
+    if isinstance(backbone, Readable) and wanted != "model":
+        return _pooling_of(backbone.backbone, pooling, architecture)
     if wanted != "model" and hasattr(tower, "trunk") and hasattr(tower.trunk, "forward_features"):
         return partial(_of_timm, tower.trunk, wanted)
     if wanted != "model" and hasattr(tower, "transformer") and hasattr(tower, "ln_post"):
@@ -218,13 +221,15 @@ def load_embedder(
     """A backbone with a pooling, by name, from a file, or of a network that is there; in evaluation mode.
 
     Args:
-        model: timm's name of an architecture ("vit_large_patch16_dinov3.lvd1689m", "resnet50"); "hf:" and a model of
-            transformers, by its name on the Hub or its folder ("hf:facebook/dinov3-vitl16-pretrain-lvd1689m"); a
-            checkpoint that `load_classifier` reads (Mammo-CLIP's, or one of ours); or a network: of timm, of
-            transformers, a tower of OpenCLIP, a classifier, any module that gives (B, d).
+        model: timm's name of an architecture ("vit_large_patch16_dinov3.lvd1689m", "resnet50"), or "hf-hub:owner/name";
+            a model of transformers, by its name on the Hub ("facebook/dinov3-vitl16-pretrain-lvd1689m") or its folder,
+            with "hf:" or "transformers:" before it or without; "open_clip:ViT-B-32/openai", "torchvision:resnet50",
+            "function:package.module:function"; a checkpoint that `load_classifier` reads (Mammo-CLIP's, or one of
+            ours); or a network: of timm, of transformers, a tower of OpenCLIP, a classifier, any module that gives
+            (B, d).
         pooling: how its vector is made, see `Embedder`.
         weights: "random" draws all of them anew, a control for any model. Else they are a name's pretrained ones, or a
-            file of a state dict under timm's names, or what a file or network holds.
+            file of a state dict under the library's names, or what a file or network holds.
         seed: of random weights.
         image_size: (H, W) of the images, for architectures that are built for one size.
 
@@ -244,19 +249,26 @@ def load_embedder(
             architecture=str(getattr(model, "architecture", "")),
         ).eval()
         return made if weights is None else _control(made, weights, seed)
-    name = os.fspath(model)
-    if name.startswith(_TRANSFORMERS):
-        return _from_transformers(name.removeprefix(_TRANSFORMERS), pooling, weights, seed)
-    if name.startswith(HUB_SCHEMES) or local_path(name).exists():
+    library, name, _ = network_name(model)
+    if library == "file":
         made = _from_checkpoint(name, pooling)
         return made if weights is None else _control(made, weights, seed)
-    classifier = new_timm_classifier(name, weights=weights or "pretrained", image_size=image_size, seed=seed)
+    if library == "transformers":
+        return _from_transformers(name, pooling, weights, seed)
+    chosen = weights or "pretrained"
+    classifier: Classifier
+    if library == "timm":
+        classifier = new_timm_classifier(name, weights=chosen, image_size=image_size, seed=seed)
+    elif library == "function" and chosen == "random":
+        return _control(load_embedder(model, pooling=pooling, image_size=image_size), chosen, seed)
+    else:
+        classifier = new_backbone_classifier(library, name, 0, weights=chosen, image_size=image_size, seed=seed)  # type: ignore[arg-type]
     return Embedder(
         classifier.network,
         pooling,
         preprocessing=classifier.preprocessing,
         image_size=classifier.image_size,
-        architecture=name,
+        architecture=classifier.architecture if library != "timm" else name,
         source=classifier.source,
     ).eval()
 

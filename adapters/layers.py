@@ -2,24 +2,23 @@
 
 __all__ = ["describe_layers", "Layer", "layers_table", "MAMMOGRAM_SIZE", "open_model"]
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import timm
 from torch import nn
 
-from mammosae_plugin.adapters.architectures import LIBRARIES, new_backbone_classifier
+from mammosae_plugin.adapters.architectures import new_backbone_classifier
+from mammosae_plugin.adapters.embedders import with_random_weights
 from mammosae_plugin.adapters.hook_names import hook_name_of
 from mammosae_plugin.adapters.hook_points import at_another_size, default_images, examine
 from mammosae_plugin.adapters.hooked_vision_model import default_hooks
 from mammosae_plugin.adapters.layouts import HookLayout, settle_grids
 from mammosae_plugin.adapters.loading import load_classifier
 from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier
+from mammosae_plugin.adapters.names import network_name
 from mammosae_plugin.adapters.recording import Recording, record
-from mammosae_plugin.adapters.sources import HUB_SCHEMES
+from mammosae_plugin.adapters.timm_classifier import new_timm_network
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import local_path
 
 MAMMOGRAM_SIZE = (1520, 912)
 
@@ -45,39 +44,35 @@ class Layer:
     problem: str = ""
 
 
-def open_model(name: str) -> nn.Module:
+def open_model(name: str, *, weights: str | None = None, seed: int = 0) -> nn.Module:
     """The model behind a name that a user gives, in evaluation mode.
 
     Args:
-        name: a checkpoint that `load_classifier` reads (a path, or "hub://owner/name/file"), or timm's name of an
-            architecture, which gets random weights; or a library and a name there, as in a study's models:
-            "torchvision:resnet50", "transformers:NAME", "function:package.module:function".
+        name: as `network_name` reads it: a checkpoint that `load_classifier` reads (a path, or
+            "hub://owner/name/file"); "owner/name", "transformers:NAME" or a folder of transformers; "hf-hub:owner/name"
+            or a name of timm's; "open_clip:NAME"; "torchvision:NAME"; "function:package.module:function".
+        weights: "pretrained" or "random". By default what a repository, a folder or a file holds, and random ones of an
+            architecture that is named alone.
+        seed: of random weights.
 
     Raises:
-        InputError: neither.
+        InputError: there is no such network, or its weights cannot be had.
     """
-    library, _, of_library = name.partition(":")
-    for known_library in LIBRARIES:
-        if library == known_library:
-            weights = "pretrained" if library == "function" else "random"
-            return new_backbone_classifier(known_library, of_library, weights=weights).network
-    name = name.removeprefix("timm:")
-    if not name.strip():
-        raise InputError("the model's name is empty; give a checkpoint or timm's name of an architecture")
-    if local_path(name).is_dir():
-        raise InputError(
-            f"{name} is a folder; give a checkpoint file of the network, or timm's name of an architecture"
-        )
-    if name.startswith(HUB_SCHEMES) or local_path(name).exists():
-        return load_classifier(name).network
-    known = timm.list_models()
-    architecture = name.split(".")[0]  # a tag after the dot names pretrained weights, which are not read here
-    if architecture not in known:
-        near = difflib.get_close_matches(name.lower(), known, n=3)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise InputError(f"{name} is neither a file nor a model that timm {timm.__version__} has{hint}")
-    model: nn.Module = timm.create_model(architecture, pretrained=False)
-    return model.eval()
+    library, there, has_weights = network_name(name)
+    if library == "file":
+        network = load_classifier(there).network
+        return with_random_weights(network, seed) if weights == "random" else network
+    chosen = weights or ("pretrained" if has_weights else "random")
+    try:
+        if library == "timm":
+            return new_timm_network(there, weights=chosen, seed=seed)
+        if library == "function" and chosen == "random":
+            return with_random_weights(new_backbone_classifier("function", there).network, seed)
+        return new_backbone_classifier(library, there, weights=chosen, seed=seed).network  # type: ignore[arg-type]
+    except InputError as error:
+        if weights is None and chosen == "pretrained" and library != "function":
+            raise InputError(f"{error}; or take random weights (--random), which need the config alone") from error
+        raise
 
 
 def describe_layers(model: nn.Module, *, image_size: tuple[int, int] | None = None, every: bool = False) -> list[Layer]:

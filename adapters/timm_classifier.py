@@ -1,12 +1,12 @@
 """Any of timm's architectures as a classifier that is trained and studied."""
 
-__all__ = ["new_timm_classifier", "TimmClassifier"]
+__all__ = ["new_timm_classifier", "new_timm_network", "TimmClassifier"]
 
 import copy
 import difflib
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import timm
@@ -23,6 +23,7 @@ from mammosae_plugin.adapters.recording import record
 from mammosae_plugin.adapters.sources import find_source, origin_of
 from mammosae_plugin.arguments import whole
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import read_json
 
 
 class TimmClassifier(BackboneClassifier):
@@ -113,6 +114,7 @@ class TimmClassifier(BackboneClassifier):
         settings: dict[str, Any] = {name: value for name, value in wanted.items() if value}
         if not settings:
             return
+        settings = {**self.arguments, **settings, **_of_channels(self.preprocessing.channels)}
         network = _create(self.architecture, self.n_class, self.image_size, **settings)
         network.load_state_dict(self.network.state_dict())
         network.source = self.source  # type: ignore[assignment]
@@ -132,7 +134,8 @@ def new_timm_classifier(
     """One of timm's architectures, in evaluation mode.
 
     Args:
-        architecture: timm's name, such as "resnet18" or "vit_base_patch16_224.augreg_in21k".
+        architecture: timm's name, such as "resnet18" or "vit_base_patch16_224.augreg_in21k"; or "hf-hub:owner/name", a
+            repository of the Hub, or "local-dir:" and a folder, whose config.json names an architecture of timm's.
         n_class: outputs of the head, which is random unless the weights have one of as many; 0 for none; None for those
             of the weights.
         weights: "random"; "pretrained", which timm fetches from the Hub or finds in its cache; or a file of a state
@@ -149,31 +152,31 @@ def new_timm_classifier(
         UnsafeCheckpointError: the file asks for code; none of it was run.
     """
     n_class, seed = None if n_class is None else whole(n_class, "n_class", least=0), whole(seed, "seed", least=0)
-    config = timm.get_pretrained_cfg(_known(architecture))
-    given, asked = dict(preprocessing or {}), dict(arguments or {})
+    said = _said_of(architecture)
+    given, asked = dict(preprocessing or {}), {**said.arguments, **dict(arguments or {})}
     image_size = given.get("size") or image_size
     fixed: tuple[int, int] | None = None
-    if config is not None and config.fixed_input_size:
-        fixed = image_size or (int(config.input_size[1]), int(config.input_size[2]))
-    source: dict[str, Any] = {"kind": "timm", "variant": architecture}
-    settings = {**asked, **_of_channels(given.get("channels", 3))}
+    if said.config.get("fixed_input_size"):
+        fixed = image_size or (int(said.config["input_size"][1]), int(said.config["input_size"][2]))
+    source: dict[str, Any] = {"kind": "timm", "variant": said.shown}
+    settings = {**asked, **said.settings, **_of_channels(given.get("channels", 3))}
     if weights == "random":
-        network, source = _create(architecture, n_class, fixed, seed=seed, **settings), {**source, "seed": seed}
+        network, source = _create(said.name, n_class, fixed, seed=seed, **settings), {**source, "seed": seed}
     elif weights == "pretrained":
-        network = _create(architecture, n_class, fixed, seed=seed, pretrained=True, **settings)
-        source["repo"] = getattr(config, "hf_hub_id", None)
+        network = _create(said.name, n_class, fixed, seed=seed, pretrained=True, **settings)
+        source |= said.origin
     else:
         file = find_source(weights)
         state = state_in(file.path)
         if n_class is None:
-            head = state.get(f"{config.classifier if config is not None else ''}.weight")
+            head = state.get(f"{said.config.get('classifier') or ''}.weight")
             n_class = len(head) if isinstance(head, torch.Tensor) else 0
         settings["pretrained_cfg_overlay"] = {"state_dict": state}
-        network = _create(architecture, n_class, fixed, seed=seed, pretrained=True, **settings)
+        network = _create(said.name, n_class, fixed, seed=seed, pretrained=True, **settings)
         source |= origin_of([file])
     made = TimmClassifier(
         network.eval(),
-        architecture=architecture,
+        architecture=said.name,
         image_size=fixed,
         preprocessing=replace(_preprocessing_of(network), **given),
         arguments=asked,
@@ -184,13 +187,74 @@ def new_timm_classifier(
         missing = sorted(set(encoder_state(made)) - set(state))
         if missing:
             raise CheckpointFormatError(
-                f"{weights} lacks {len(missing)} of the weights of a {architecture}, such as {missing[0]}"
+                f"{weights} lacks {len(missing)} of the weights of a {said.name}, such as {missing[0]}"
             )
     if n_class != 0:
         made.require_linear_head()
     if image_size is not None:
         _require_size(made, image_size)
     return made
+
+
+def new_timm_network(architecture: str, *, weights: str = "random", seed: int = 0) -> nn.Module:
+    """The network of `new_timm_classifier` whatever its head is, as timm makes it, in evaluation mode."""
+    said = _said_of(architecture)
+    settings = {**said.arguments, **said.settings}
+    return _create(said.name, None, None, seed=seed, pretrained=weights == "pretrained", **settings).eval()
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What timm, or a config.json, says of an architecture.
+
+    Attributes:
+        name: timm's name.
+        shown: the name as it was given, without the path of a folder.
+        config: size, mean, deviation and place of the weights.
+        arguments: of `timm.create_model`, in plain JSON.
+        settings: further ones of it, which are no part of what the network is.
+        origin: where its own weights come from.
+    """
+
+    name: str
+    shown: str
+    config: Mapping[str, Any]
+    arguments: dict[str, Any]
+    settings: dict[str, Any]
+    origin: dict[str, Any]
+
+
+def _said_of(architecture: str) -> _Said:
+    """What is known of an architecture before it is made.
+
+    Raises:
+        InputError: there is none of that name, or the repository's config names none.
+    """
+    scheme, _, place = architecture.partition(":")
+    if scheme not in ("hf-hub", "hf_hub", "local-dir"):
+        known = timm.get_pretrained_cfg(_known(architecture))
+        config: dict[str, Any] = {} if known is None else known.to_dict()  # type: ignore[no-untyped-call]
+        return _Said(architecture, architecture, config, {}, {}, {"repo": config.get("hf_hub_id")})
+    is_local = scheme == "local-dir"
+    found = find_source(place, "config.json") if is_local else find_source(f"hub://{place}/config.json")
+    said: Any = read_json(found.path)
+    if not isinstance(said, Mapping) or not isinstance(name := said.get("architecture"), str):
+        raise InputError(
+            f"the config.json of {place} names no architecture of timm; write transformers:{place}, or "
+            f"open_clip:hf-hub:{place}, where it is of one of these"
+        )
+    own = said.get("pretrained_cfg", said)
+    config = {key: value for key, value in own.items() if key not in ("architecture", "num_features", "labels")}
+    config |= {key: said[key] for key in ("num_classes",) if key in said}
+    config |= (
+        {"file": str(found.path.parent), "source": "local-dir"}
+        if is_local
+        else {"hf_hub_id": place, "source": "hf-hub"}
+    )
+    shown = f"local-dir:{found.path.parent.name}" if is_local else f"hf-hub:{place}"
+    origin: dict[str, Any] = {} if is_local else {"hub": [found.hub_record()]}
+    arguments = dict(said.get("model_args") or {})
+    return _Said(_known(name), shown, config, arguments, {"pretrained_cfg": config}, origin)
 
 
 def _require_size(made: TimmClassifier, image_size: tuple[int, int]) -> None:
@@ -238,7 +302,10 @@ def _create(
         except Exception as error:  # whatever an architecture or a download raises
             said = " ".join(str(error).split())[:200] or type(error).__name__
             has_file = "pretrained_cfg_overlay" in settings
-            asked = {**size, **{name: value for name, value in settings.items() if name != "pretrained_cfg_overlay"}}
+            asked = {
+                **size,
+                **{name: value for name, value in settings.items() if not name.startswith("pretrained_cfg")},
+            }
             what = f" with {', '.join(f'{name}={value}' for name, value in asked.items())}" if asked else ""
             way_out = "; give a file of its weights, or take random ones" if pretrained and not has_file else ""
             raise InputError(f"timm cannot make {architecture}{what}: {said}{way_out}") from error

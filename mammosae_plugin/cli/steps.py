@@ -211,8 +211,9 @@ def embed(
     model: Annotated[
         str,
         typer.Argument(
-            help="timm's name of an architecture (vit_large_patch16_dinov3.lvd1689m, resnet50), hf:NAME of a model of "
-            "transformers (its name on the Hub, or a folder), or a checkpoint: Mammo-CLIP's, or one of ours.",
+            help="timm's name of an architecture (vit_large_patch16_dinov3.lvd1689m, resnet50) or hf-hub:OWNER/NAME, "
+            "OWNER/NAME of a model of transformers or its folder, open_clip:NAME/WEIGHTS, torchvision:NAME, or a "
+            "checkpoint: Mammo-CLIP's, or one of ours.",
             show_default=False,
         ),
     ],
@@ -447,8 +448,9 @@ def layers(
     model: Annotated[
         str,
         typer.Argument(
-            help="A checkpoint (a path, or hub://owner/name/file), timm's name of an architecture, torchvision:NAME, "
-            "transformers:NAME or function:PACKAGE.MODULE:FUNCTION."
+            help="A checkpoint (a path, or hub://owner/name/file), OWNER/NAME of a model of transformers or its "
+            "folder, timm's name of an architecture or hf-hub:OWNER/NAME, open_clip:NAME, torchvision:NAME, or "
+            "function:PACKAGE.MODULE:FUNCTION."
         ),
     ],
     image_size: Annotated[
@@ -462,6 +464,14 @@ def layers(
     every: Annotated[
         bool, typer.Option("--all", help="Every module, and why some cannot be hooked, instead of the useful ones.")
     ] = False,
+    random: Annotated[
+        bool,
+        typer.Option(
+            "--random",
+            help="Random weights: a repository's config is read, from the cache where there is no connection, and no "
+            "weights. An architecture that is named alone has them in any case.",
+        ),
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """List the layers of a model that can carry an SAE: hook names, aliases, shapes, pixels per position.
@@ -472,7 +482,8 @@ def layers(
     with clear_errors(debug):
         from mammosae_plugin.adapters.layers import describe_layers, layers_table, open_model
 
-        found = describe_layers(open_model(model), image_size=image_size, every=every)
+        network = open_model(model, weights="random" if random else None)
+        found = describe_layers(network, image_size=image_size, every=every)
         typer.echo(layers_table(found))
 
 

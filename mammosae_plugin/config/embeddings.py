@@ -37,8 +37,9 @@ class EmbeddingModel(Settings):
     name: FileName = Field(description="How tables and figures call the model.")
     network: str | None = Field(
         None,
-        description="What makes one vector of each image of `data`: timm's name of an architecture, hf:NAME of a model "
-        "of transformers, or a checkpoint, Mammo-CLIP's or one of ours; as for `mammosae embed`.",
+        description="What makes one vector of each image of `data`: timm's name of an architecture or "
+        "hf-hub:owner/name, owner/name of a model of transformers, open_clip:NAME/WEIGHTS, torchvision:NAME, or a "
+        "checkpoint, Mammo-CLIP's or one of ours; as for `mammosae embed`.",
     )
     pooling: Pooling = Field(
         "model",

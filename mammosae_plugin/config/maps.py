@@ -24,7 +24,7 @@ def _weights(value: str | Path) -> str | Path:
 
 
 WEIGHTS_BY_NAME = ("pretrained", "random")
-START_LIBRARIES = ("timm", "torchvision", "transformers", "function")
+START_LIBRARIES = ("timm", "torchvision", "transformers", "open_clip", "function")
 _Class = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)]  # YAML's 4
 Outputs = int | list[_Class | list[_Class] | None]
 
@@ -33,8 +33,9 @@ class NetworkStart(Settings):
     """An architecture of a library's, or somebody's function that makes a network."""
 
     architecture: str = Field(
-        description="The library's name, such as resnet18 or vit_small_patch16_224; of transformers a model's name on "
-        "the Hub or its folder; of a function package.module:function, which is imported and called."
+        description="The library's name, such as resnet18 or vit_small_patch16_224, or of timm hf-hub:owner/name; of "
+        "transformers a model's name on the Hub or its folder; of a function package.module:function, which is "
+        "imported and called."
     )
     weights: Annotated[str | Path, AfterValidator(_weights)] = Field(
         "pretrained",
@@ -104,6 +105,11 @@ class ModelConfig(Settings):
     transformers: NetworkStart | None = Field(
         None, description="Or an image model of transformers: its name on the Hub or its folder, said likewise."
     )
+    open_clip: NetworkStart | None = Field(
+        None,
+        description="Or an image tower of OpenCLIP: a name with one of its weights, such as ViT-B-32/openai, or "
+        "hf-hub:owner/name, said likewise.",
+    )
     function: NetworkStart | None = Field(
         None,
         description="Or package.module:function, which gives a torch.nn.Module. Beside `encoder` or `classifiers` it "
@@ -118,7 +124,7 @@ class ModelConfig(Settings):
     train: ClassifierTraining | None = Field(
         None,
         description="Train the classifiers here instead, starting from `encoder`, `timm`, `torchvision`, "
-        "`transformers` or `function`.",
+        "`transformers`, `open_clip` or `function`.",
     )
     outputs: dict[str, Outputs] | None = Field(
         None,

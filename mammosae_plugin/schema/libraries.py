@@ -22,6 +22,10 @@ LIBRARIES: dict[str, tuple[str, str]] = {
         "T. Wolf and others. Transformers: State-of-the-Art Natural Language Processing. EMNLP 2020, System "
         "Demonstrations.",
     ),
+    "open_clip": (
+        "OpenCLIP",
+        "G. Ilharco, M. Wortsman, R. Wightman and others. OpenCLIP. 2021. doi:10.5281/zenodo.5143773.",
+    ),
     "function": ("a function", ""),
 }
 """By name: what readers know it as, and its citation."""

@@ -64,7 +64,7 @@ class NetworkFacts:
 
     Attributes:
         architecture: its name in its library.
-        kind: "mammo_clip", "timm", "torchvision", "transformers" or "function".
+        kind: "mammo_clip", "timm", "torchvision", "transformers", "open_clip" or "function".
         preprocessing: how images become its input.
         image_size: (H, W) of the only images that it takes; None where any size will do.
         n_class: outputs of its head.
