@@ -319,6 +319,40 @@ def test_aliases_and_new_names_lead_to_the_hook_points() -> None:
     assert not hasattr(layers, "layer_0"), "of aliases only those that are hooked"
 
 
+class Framework(torch.nn.Module):
+    """A network in a module whose name the wrapper has itself, as training frameworks have it."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) -> (B, 2)."""
+        return self.model(images)
+
+
+@needs_nnsight
+def test_names_that_the_wrapper_has_itself_are_renamed_and_batched_too() -> None:
+    network, size, inner, _ = FAMILIES["vit"]()
+    hooked = HookedVisionModel(Framework(network), [f"model.{inner}"], example_input=torch.zeros(1, 3, *size))
+    images = torch.randn(2, 3, *size)
+    hooked.add_sae(build_sae(hooked, f"model.{inner}"))
+    place = hooked.resolve_hook_name(f"model.{inner}").removesuffix(".hook_out")
+    assert place != f"model.{inner}"
+    n = hooked.nnsight(rename={f"model.{inner}": "block", place + ".hook_out": "point"})
+    assert n.block is n.get(place)
+    assert n.point is n.get(place).hook_out
+    assert n.model.block.path.endswith(f"model.{inner}"), "the network's own module, one level further in"
+    with torch.no_grad(), n.trace() as tracer:
+        with tracer.invoke(images[:1]):
+            first = n.block.hook_out.hook_sae_acts_post.output.save()
+        with tracer.invoke(images[1:]):
+            second = n.point.hook_sae_acts_post.output.save()
+    with torch.no_grad():
+        expected = hooked.run_with_cache(images)[1][f"{place}.hook_out.hook_sae_acts_post"]
+    torch.testing.assert_close(torch.cat([first, second]), expected, rtol=1e-4, atol=1e-5)
+
+
 # -- stale wrappings ---------------------------------------------------------------------------------------------------
 
 
