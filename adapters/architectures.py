@@ -42,7 +42,7 @@ from mammosae_plugin.adapters.checkpoints import (
 from mammosae_plugin.adapters.hook_points import at_another_size, default_images
 from mammosae_plugin.adapters.open_clip_towers import open_clip_tower
 from mammosae_plugin.adapters.preprocessing import IMAGENET, Number, Preprocessing
-from mammosae_plugin.adapters.recording import record
+from mammosae_plugin.adapters.recording import any_size, record
 from mammosae_plugin.adapters.sources import find_source, origin_of
 from mammosae_plugin.arguments import one_of, whole
 from mammosae_plugin.errors import InputError
@@ -250,6 +250,8 @@ def _build(
     else:
         raise InputError(f"no network of {library!r} can be made by this release; update it")
     built.network.eval()
+    if library == "function":
+        any_size(built.network)  # for good: the classifier itself is given images too
     images, what = default_images(built.network), f"the network {_shown(architecture)}"
     if built.own_size is not None:
         images = images.new_zeros(1, images.shape[1], *built.own_size)

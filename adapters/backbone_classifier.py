@@ -16,7 +16,7 @@ from mammosae_plugin.adapters.classifier import encoder_state
 from mammosae_plugin.adapters.hook_points import default_images, find_head_path
 from mammosae_plugin.adapters.hooked_vision_model import HookedVisionModel, default_hooks
 from mammosae_plugin.adapters.preprocessing import Preprocessing
-from mammosae_plugin.adapters.recording import record
+from mammosae_plugin.adapters.recording import record, tensors_in
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import sha256_of_json
 from mammosae_plugin.provenance import tensors_fingerprint
@@ -44,16 +44,20 @@ class Readable(nn.Module):
         return output.logits if self.gives_logits else self.head(_vector(output))  # type: ignore[no-any-return]
 
 
+_POOLED = ("pooler_output", "image_embeds", "pooled")  # of transformers, and as others name it
+
+
 def _vector(output: Any) -> torch.Tensor:
     """(B, d) of what a network without a head gives.
 
     Raises:
         InputError: it is nothing of the kind.
     """
-    pooled = getattr(output, "pooler_output", None)
-    if isinstance(pooled, torch.Tensor):
-        return pooled.flatten(1)
-    value = getattr(output, "last_hidden_state", output)
+    named = dict(output) if isinstance(output, Mapping) else getattr(output, "__dict__", {})
+    for name in _POOLED:
+        if isinstance(named.get(name), torch.Tensor):
+            return named[name].flatten(1)  # type: ignore[no-any-return]
+    value = next(iter(tensors_in(named.get("last_hidden_state", output))), output)
     if not isinstance(value, torch.Tensor) or value.dim() not in (2, 3, 4):
         gives = tuple(value.shape) if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
         raise InputError(

@@ -1,8 +1,8 @@
 """Which modules of a network can be hooked, how their outputs lie, and which of them is the last map and the head."""
 
 __all__ = [
-    "at_another_size", "default_images", "examine", "final_path", "find_head_path", "outermost",
-    "overwritten_in_place", "require_images", "stages", "submodule",
+    "at_another_size", "count_prefix_tokens", "default_images", "examine", "final_path", "find_head_path",
+    "GET_A_HEAD", "likely_paths", "overwritten_in_place", "require_images", "stages", "submodule",
 ]  # fmt: skip
 
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,13 @@ import torch
 from torch import nn
 
 from mammosae_plugin.adapters.layouts import HookLayout, PrefixTokens, layout_of
-from mammosae_plugin.adapters.recording import Call, Recording, record
+from mammosae_plugin.adapters.recording import Call, Recording, first_tensor, record
 from mammosae_plugin.errors import InputError
 
+GET_A_HEAD = (
+    "train one by train_classifier(new_backbone_classifier('function', 'package.module:function', 0), dataset, "
+    "concept, file, ClassifierTraining(kind='pretrained')), hook its network and give encode_latents its head"
+)
 _DEFAULT_INPUT_SIZE = (3, 64, 64)
 _SMALL_SIZES = ((64, 96), (96, 64), (128, 160), (160, 128))  # of a second look, of which only shapes are wanted
 _STEM_CHANNELS = 16  # more than that are no image
@@ -23,10 +27,61 @@ _FEW = 3  # with fewer hook points a plain network's list is looked for one leve
 
 
 def stages(model: nn.Module) -> list[str]:
-    """The paths in timm's `feature_info`, where the model has one of that form."""
-    info = getattr(model, "feature_info", None) or []
-    paths = [entry.get("module") for entry in info if isinstance(entry, Mapping)]
-    return [path for path in paths if isinstance(path, str) and path]
+    """The paths in timm's `feature_info`, of the model or of the network that it wraps."""
+    for path, module in model.named_modules():
+        info = getattr(module, "feature_info", None) or []
+        found = [entry.get("module") for entry in info if isinstance(entry, Mapping)]
+        paths = [f"{path}.{name}".lstrip(".") for name in found if isinstance(name, str) and name]
+        if paths and all(submodule(model, name) is not None for name in paths):
+            return paths
+    return []
+
+
+def likely_paths(model: nn.Module, recording: Recording) -> list[str]:
+    """The modules that people hook: timm's feature modules and the last map, or a stack's blocks and the norm behind.
+
+    Of networks with neither, or with several stacks, the outermost modules that give maps or tokens.
+    """
+    blocks = [path for path in stages(model) if recording.of(path)]
+    is_own = bool(blocks) and bool(getattr(model, "feature_info", None))
+    blocks = blocks or _only_stack(model, recording)
+    if not blocks:
+        return _outermost(model, recording)
+    last = final_path(model, recording, None) if is_own else _norm_behind(model, recording, blocks[-1])
+    return [*blocks, *([last] if last is not None else [])]
+
+
+def _only_stack(model: nn.Module, recording: Recording) -> list[str]:
+    """The blocks of a network that has one stack of them: two or more of one kind in a list, each of which ran once."""
+    calls: dict[str, list[Call]] = {}
+    for call in recording.calls:
+        calls.setdefault(call.path, []).append(call)
+    found: list[tuple[str, list[str]]] = []
+    for path, module in model.named_modules():
+        parts = [f"{path}.{name}".lstrip(".") for name, _ in module.named_children()]
+        is_stack = (
+            isinstance(module, nn.ModuleList | nn.Sequential)
+            and len({type(part) for part in module.children()}) == 1
+            and len(parts) > 1
+            and all(len(calls.get(part, ())) == 1 and _has_positions(calls[part][0].shape) for part in parts)
+            and all(next(part.children(), None) is not None for part in module.children())
+        )
+        if is_stack and not any(path.startswith(f"{outer}.") for outer, _ in found):
+            found.append((path, parts))
+    return found[0][1] if len(found) == 1 else []
+
+
+def _norm_behind(model: nn.Module, recording: Recording, last: str) -> str | None:
+    """The normalisation that runs behind the last block, or nothing."""
+    end = recording.of(last)[0].end
+    behind = [
+        call.path
+        for call in recording.calls
+        if call.start > end
+        and _has_positions(call.shape)
+        and "norm" in type(submodule(model, call.path)).__name__.lower()
+    ]
+    return behind[0] if behind else None
 
 
 def submodule(model: nn.Module, path: str) -> nn.Module | None:
@@ -36,17 +91,20 @@ def submodule(model: nn.Module, path: str) -> nn.Module | None:
         return None
 
 
-def outermost(model: nn.Module, recording: Recording) -> list[str]:
+def _outermost(model: nn.Module, recording: Recording) -> list[str]:
     """The outermost modules that give maps or tokens, inside them where these are few.
 
     A sequence is looked into when it is a whole network (its parts give maps of several shapes) or a stack of
     transformer blocks; what gives no tensor, or only holds modules, always is.
     """
-    shapes = {call.path: call.shape for call in recording.calls}
+    shapes = {call.path: None if call.in_tuple else call.shape for call in recording.calls}
 
-    def parts(path: str) -> list[str]:
+    def parts(path: str, *, of_vectors: bool = False) -> list[str]:
         names = [f"{path}.{name}".lstrip(".") for name, _ in model.get_submodule(path).named_children()]
-        inside = {name: [name] if shapes.get(name) is not None else parts(name) for name in names}
+        looked_into = {name for name in names if shapes.get(name) is None}
+        if of_vectors:  # a whole network in this one
+            looked_into |= {name for name in names if not _has_positions(shapes[name])}
+        inside = {name: parts(name) if name in looked_into else [name] for name in names}
         return [part for name in names for part in inside[name] if _has_positions(shapes.get(part))]
 
     def unfolded(path: str) -> list[str]:
@@ -55,7 +113,7 @@ def outermost(model: nn.Module, recording: Recording) -> list[str]:
         sequence = isinstance(model.get_submodule(path), nn.Sequential | nn.ModuleList)
         return parts(path) if sequence and (len(found) > 1 or is_stack) else [path]
 
-    paths = [part for path in parts("") for part in unfolded(path)]
+    paths = [part for path in parts("") or parts("", of_vectors=True) for part in unfolded(path)]
     if len(paths) < _FEW:
         paths = [deeper for path in paths for part in parts(path) or [path] for deeper in unfolded(part)]
     return paths
@@ -91,14 +149,20 @@ def final_path(model: nn.Module, recording: Recording, paths: Sequence[str] | No
 
 
 def find_head_path(model: nn.Module, recording: Recording) -> str | None:
-    """The linear layer, or, of a model without classes, the identity, whose output is the model's."""
+    """The linear layer, or, of a model without classes, the identity, whose output is the model's.
+
+    Of an output of several values the `logits` count, or of a tuple the first.
+    """
     output = recording.output
+    if not isinstance(output, torch.Tensor):
+        said = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+        output = said if said is not None else first_tensor(output)
     if not isinstance(output, torch.Tensor) or output.dim() != 2:
         return None
     last = [
         call.path
         for call in sorted(recording.calls, key=lambda call: call.end)
-        if call.path and call.shape == tuple(output.shape) and call.address == output.data_ptr()
+        if call.path and call.shape == tuple(output.shape) and call.address == output.data_ptr() and not call.in_tuple
     ]
     for kind in (nn.Linear, nn.Identity):
         of_kind = [path for path in last if isinstance(model.get_submodule(path), kind)]
@@ -107,12 +171,30 @@ def find_head_path(model: nn.Module, recording: Recording) -> str | None:
     return None
 
 
-def _n_prefix(model: nn.Module) -> int | None:
-    """Class and register tokens: timm says how many; torchvision's transformers have one class token."""
-    said = getattr(model, "num_prefix_tokens", None)
-    if isinstance(said, int):
-        return said
-    return 1 if isinstance(getattr(model, "class_token", None), nn.Parameter) else None
+def count_prefix_tokens(model: nn.Module) -> int | None:
+    """Class, distillation and register tokens of a model or of the network that it wraps; None where nothing says.
+
+    timm says how many. Elsewhere they are parameters, and transformers' configurations say how many registers. A
+    network of timm that has neither has none.
+    """
+    for module in model.modules():
+        said = getattr(module, "num_prefix_tokens", None)
+        if isinstance(said, int):
+            return said
+        of_module = dict(module.named_parameters(recurse=False))
+        counts = {name: t.numel() // t.shape[-1] for name, t in of_module.items() if name in _PREFIX_PARAMETERS}
+        if counts:
+            registers = getattr(getattr(module, "config", None), "num_register_tokens", None)
+            n_others = sum(n for name, n in counts.items() if name not in _REGISTERS)
+            return n_others + (registers if registers is not None else sum(counts.values()) - n_others)
+    return 0 if any(hasattr(module, "pretrained_cfg") for module in model.modules()) else None
+
+
+_REGISTERS = ("register_tokens", "reg_token", "storage_tokens")
+_PREFIX_PARAMETERS = (
+    *("cls_token", "class_token", "class_embedding", "cls_embedding", "dist_token", "distillation_token"),
+    *_REGISTERS,
+)
 
 
 def require_images(images: Any, n_channels: int | None = None) -> None:
@@ -139,11 +221,26 @@ def default_images(model: nn.Module) -> torch.Tensor:
         if isinstance(size, tuple) and len(size) == 2 and hasattr(module, "grid_size"):
             height, width = size
             break
+    else:
+        height, width = _size_in_configuration(model) or (height, width)
     stem = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     if stem is not None and stem.in_channels <= _STEM_CHANNELS:
         channels = stem.in_channels
     parameter = next(model.parameters(), torch.zeros(()))
     return torch.zeros(1, channels, height, width, device=parameter.device, dtype=parameter.dtype)
+
+
+def _size_in_configuration(model: nn.Module) -> tuple[int, int] | None:
+    """The size of images in a configuration of transformers, or that torchvision's and open_clip's transformers say."""
+    if getattr(model, "default_cfg", None):
+        return None
+    for module in model.modules():
+        size = getattr(getattr(module, "config", module), "image_size", None)
+        if isinstance(size, int) and size:
+            return size, size
+        if isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(length, int) for length in size):
+            return size[0], size[1]
+    return None
 
 
 def at_another_size(model: nn.Module, images: torch.Tensor) -> Recording | None:
@@ -197,7 +294,7 @@ def examine(
         (int(images.shape[-2]), int(images.shape[-1])),
         other.image_size if other is not None else None,
         said=said,
-        n_prefix=_n_prefix(model) if n_prefix is None else n_prefix,
+        n_prefix=count_prefix_tokens(model) if n_prefix is None else n_prefix,
         prefix_tokens=prefix_tokens,
         model_format=getattr(model, "output_fmt", None),
     )

@@ -13,6 +13,7 @@ from torch import nn
 
 from mammosae_plugin.adapters.attached_sae import AttachedSAE
 from mammosae_plugin.adapters.layouts import HookLayout
+from mammosae_plugin.adapters.recording import first_tensor, with_first
 
 MARK = "_mammosae_hooked"
 
@@ -46,19 +47,22 @@ class Route:
         self.clone = clone
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # compiled code would not see what is hooked later
-    def __call__(self, _module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
+    def __call__(self, _module: nn.Module, _args: Any, output: Any) -> Any:
         root = self.root
         if root.is_closed or self.hook_name in root.passed_by:
             return output
         layout = root.hook_layouts[self.hook_name]
         point = root.get_submodule(self.hook_name)  # looked up each time: an SAE may stand there
-        shown = layout.show(output, root.image_size)
+        first = first_tensor(output)
+        assert first is not None  # the wrapper has seen that it gives a tensor
+        shown = layout.show(first, root.image_size)
         value = point(shown)
         if self.hook_name in root.readers:
             root.readers[self.hook_name].given = value
         # An untouched value need not be put back, unless a gradient with respect to it may be asked for.
-        result = output if value is shown and not value.requires_grad else layout.put_back(value, output)
-        return result.clone() if self.clone else result  # the network overwrites the clone, not what the hooks saw
+        result = first if value is shown and not value.requires_grad else layout.put_back(value, first)
+        result = result.clone() if self.clone else result  # the network overwrites the clone, not what the hooks saw
+        return output if result is first else with_first(output, result)
 
 
 class NoteImageSize:

@@ -12,7 +12,7 @@ __all__ = ["default_hooks", "HookedVisionModel", "HookList", "NamesFilter", "Rea
 import difflib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, cast
 
@@ -26,22 +26,31 @@ from mammosae_plugin.adapters.attached_sae import AttachedSAE, check_fit
 from mammosae_plugin.adapters.hook_cache import HookCache
 from mammosae_plugin.adapters.hook_names import HOOK_SUFFIX, HookNode, Numbered, hook_name_of, meanings, module_path
 from mammosae_plugin.adapters.hook_points import (
+    GET_A_HEAD,
     at_another_size,
+    count_prefix_tokens,
     default_images,
     examine,
     final_path,
     find_head_path,
-    outermost,
+    likely_paths,
     overwritten_in_place,
     require_images,
-    stages,
     submodule,
 )
 from mammosae_plugin.adapters.hook_routes import MARK, Mark, NoteImageSize, Route
 from mammosae_plugin.adapters.layouts import HookLayout, MapLayout, PrefixTokens, settle_grids
 from mammosae_plugin.adapters.nnsight import Rename, wrap_for_nnsight
 from mammosae_plugin.adapters.reach import advice_where_unread
-from mammosae_plugin.adapters.recording import Call, Recording, is_compiled_in_place, record, seen_by_hooks
+from mammosae_plugin.adapters.recording import (
+    Call,
+    Recording,
+    any_size,
+    first_tensor,
+    is_compiled_in_place,
+    record,
+    seen_by_hooks,
+)
 from mammosae_plugin.adapters.rest_of_network import RestOfNetwork, noise_for
 from mammosae_plugin.arguments import text
 from mammosae_plugin.errors import InputError
@@ -58,13 +67,13 @@ class Reading(NamedTuple):
 
     Attributes:
         value: as shown at the hook point, channels last: (B, h, w, C), (B, n, C) or (B, C).
-        raw: the module's own output, which `RestOfNetwork` starts from.
-        head_input: (B, d), what the model's own classifier reads.
+        raw: the module's own output, of a tuple its first tensor, which `RestOfNetwork` starts from.
+        head_input: (B, d), what the model's own classifier reads; None where it has none.
     """
 
     value: torch.Tensor
     raw: torch.Tensor
-    head_input: torch.Tensor
+    head_input: torch.Tensor | None
 
 
 class HookedVisionModel(Numbered, HookedRootModule):
@@ -171,7 +180,16 @@ class HookedVisionModel(Numbered, HookedRootModule):
                 if overwritten == "refuse":
                     raise overwritten_in_place(path)
                 cloned.add(path)
-        settle_grids(model, found, images)
+        said_prefix = n_prefix_tokens is not None
+        settle_grids(
+            model,
+            found,
+            images,
+            other_size=None if other is None else other.image_size,
+            prefix_tokens=prefix_tokens,
+            n_prefix=n_prefix_tokens if said_prefix else count_prefix_tokens(model),
+            is_said=said_prefix,
+        )
         self.hook_layouts = {hook_name_of(path): layout for path, layout in found.items()}
         self.hook_shapes = {
             hook_name_of(path): tuple(layout.show(probe.of(path)[0].output).shape[1:]) for path, layout in found.items()
@@ -180,7 +198,7 @@ class HookedVisionModel(Numbered, HookedRootModule):
         final = final_path(model, probe, paths)
         self.final_hook = None if final is None else hook_name_of(final)
         self.head_path = find_head_path(model, probe)
-        self._handles.append(model.register_forward_pre_hook(NoteImageSize(self), with_kwargs=True))
+        self._handles += [*any_size(model), model.register_forward_pre_hook(NoteImageSize(self), with_kwargs=True)]
         for path in paths:
             self._add_point(path, clone=path in cloned)
         self.setup()  # type: ignore[no-untyped-call]  # TransformerLens says no type
@@ -245,17 +263,19 @@ class HookedVisionModel(Numbered, HookedRootModule):
         """One pass over images (B, 3, H, W): the value at a hook point, the module's own output, the head's input.
 
         Raises:
-            InputError: an unknown hook name, one under which an SAE stands, or a model without a linear head.
+            InputError: an unknown hook name, or one under which an SAE stands.
         """
         name = self._hook_target(hook_name)
-        raw: list[torch.Tensor] = []
+        raw: list[Any] = []
         values: list[torch.Tensor] = []
         module = self.model.get_submodule(module_path(name))
-        handle = module.register_forward_hook(lambda _module, _args, output: raw.append(output), prepend=True)
+        handle = module.register_forward_hook(
+            lambda _module, _args, output: raw.append(first_tensor(output)), prepend=True
+        )
         try:
             with (
                 seen_by_hooks(self),
-                self.head_input() as head,
+                nullcontext([None]) if self.head_path is None else self.head_input() as head,
                 self.hooks(fwd_hooks=[(name, lambda value, hook: values.append(value))]),  # noqa: ARG005
             ):
                 self(images)
@@ -288,7 +308,7 @@ class HookedVisionModel(Numbered, HookedRootModule):
         if self.head_path is None:
             raise InputError(
                 f"the output of {type(self.model).__name__} does not come from a linear layer, so there is "
-                "nothing that a linear classifier reads"
+                f"nothing that a linear classifier reads: {GET_A_HEAD}"
             )
         return self.head_path
 
@@ -311,7 +331,8 @@ class HookedVisionModel(Numbered, HookedRootModule):
         if (name, image_size) not in self._rests:
             recording = self.look([name], image_size)
             self._rests[name, image_size] = RestOfNetwork(self, name, image_size, recording)
-            recording.of(module_path(name))[0].output = None
+            call = recording.of(module_path(name))[0]
+            call.output = call.rest = None
         return self._rests[name, image_size]
 
     # -- names ---------------------------------------------------------------------------------------------------------
@@ -742,12 +763,7 @@ def _refuse(model: nn.Module, prefix_tokens: str, overwritten: str) -> None:
 def default_hooks(model: nn.Module, images: Images) -> list[str]:
     """timm's feature modules and the last map; of other networks the outermost modules that give maps or tokens."""
     recording = record(model, images)
-    candidates = [path for path in stages(model) if recording.of(path)]
-    if candidates:
-        final = final_path(model, recording, None)
-        candidates += [final] if final is not None else []
-    else:
-        candidates = outermost(model, recording)
+    candidates = likely_paths(model, recording)
     probe, other = record(model, images, keep=set(candidates)), at_another_size(model, images)
     names = []
     for path in dict.fromkeys(candidates):

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from mammosae_plugin.adapters.recording import record
+from mammosae_plugin.adapters.token_places import Changes, changes_with_pixels, tilings
 from mammosae_plugin.errors import InputError
 
 Kind = Literal["map", "tokens", "vector"]
 PrefixTokens = Literal["drop", "keep"]
 MapLayout = Literal["channels_first", "channels_last"]
 
-_LARGEST_STRIDE = 128
 _PADDING = 1.5  # positions
 _SQUARE = 1.25  # largest ratio of the vertical to the horizontal stride that padding explains
 _PLACES = 3  # in which a grid is looked at
@@ -128,8 +128,21 @@ class HookLayout:
         )
 
 
-def settle_grids(model: nn.Module, layouts: dict[str, HookLayout], images: torch.Tensor) -> None:
-    """Look whether positions lie where a doubtful grid says, and take the grid away where they do not.
+def settle_grids(
+    model: nn.Module,
+    layouts: dict[str, HookLayout],
+    images: torch.Tensor,
+    *,
+    other_size: tuple[int, int] | None = None,
+    prefix_tokens: PrefixTokens = "drop",
+    n_prefix: int | None = None,
+    is_said: bool = False,
+) -> None:
+    """Look where positions lie: count the tokens in front of patches, and take a grid away that does not hold.
+
+    Single pixels are changed first: in front of the first attention the token of the pixel's patch changes and no
+    other, which says how many tokens lead the sequence and whether patches lie row by row, at the model's own size and
+    at `other_size`.
 
     In an image of noise the pixels of one position are changed, at three places for every grid. No position elsewhere
     must then change much more, while those of the place are not among the most changed. That happens where a network
@@ -139,7 +152,15 @@ def settle_grids(model: nn.Module, layouts: dict[str, HookLayout], images: torch
         model: the model, in whatever mode.
         layouts: module path -> layout; entries are replaced.
         images: (B, C, H, W) of the size to look at.
+        other_size: (H, W) of another size that the model takes.
+        prefix_tokens: whether class and register tokens are dropped or kept.
+        n_prefix: how many there are, as the model or the user says.
+        is_said: whether the user says so.
+
+    Raises:
+        InputError: how many tokens lead the sequence cannot be told, or is not what the user says.
     """
+    unsure = _count_tokens(model, layouts, images, other_size, prefix_tokens == "drop", n_prefix, is_said=is_said)
     doubtful = {path: layout for path, layout in layouts.items() if layout.is_doubtful}
     grids = list(dict.fromkeys(layout.grid for layout in doubtful.values() if layout.grid is not None))
     if not grids:
@@ -165,6 +186,60 @@ def settle_grids(model: nn.Module, layouts: dict[str, HookLayout], images: torch
         fields = (value[first : first + _PLACES] - value[:1]).norm(dim=-1)
         if any(_is_elsewhere(field, *cell) for field, cell in zip(fields, cells[layout.grid], strict=True)):
             layouts[path] = layout.without_grid()
+        elif path in unsure:
+            raise InputError(
+                f"how many class and register tokens lead the patches of {path!r} cannot be told; give n_prefix_tokens "
+                "(0 without any)"
+            )
+
+
+def _count_tokens(
+    model: nn.Module,
+    layouts: dict[str, HookLayout],
+    images: torch.Tensor,
+    other_size: tuple[int, int] | None,
+    drop: bool,
+    n_prefix: int | None,
+    *,
+    is_said: bool,
+) -> set[str]:
+    """Count the tokens in front of patches; gives the modules where that rests on their number alone."""
+    paths = [path for path, layout in layouts.items() if layout.kind == "tokens"]
+    if not paths:
+        return set()
+    size = (int(images.shape[-2]), int(images.shape[-1]))
+    own = changes_with_pixels(model, images[:1], paths)
+    elsewhere: dict[str, Changes | None] = {}
+    if other_size not in (None, size):
+        elsewhere = changes_with_pixels(model, images.new_zeros(1, images.shape[1], *other_size), paths)
+    of_model = own[""].places() if own[""] is not None else []
+    if n_prefix is None and of_model:
+        n_prefix = of_model[0].n_prefix
+    unsure = set()
+    for path in paths:
+        layout, changes, other = layouts[path], own[path], elsewhere.get(path)
+        if changes is None:
+            layouts[path] = layout.without_grid()
+            continue
+        possible = changes.places()
+        if not changes.is_separate:
+            if n_prefix is None and {places.n_prefix for places in possible} != {layout.n_prefix}:
+                unsure.add(path)
+            continue
+        if other is not None and other.is_separate:
+            there = [(places.n_prefix, places.stride) for places in other.places()]
+            possible = [places for places in possible if (places.n_prefix, places.stride) in there]
+        if not possible:
+            layouts[path] = layout.without_grid()
+            continue
+        n, grid, stride = possible[0]
+        if is_said and n_prefix not in (n, of_model[0].n_prefix if of_model else n):
+            raise InputError(
+                f"n_prefix_tokens is {n_prefix}, but a change in one pixel of the image shows that {n} tokens lead the "
+                f"patches of {path!r}; give {n}, or nothing"
+            )
+        layouts[path] = HookLayout("tokens", n_prefix=n, drop_prefix=drop or n == 0, grid=grid, stride=(stride, stride))
+    return unsure
 
 
 def _cells(grid: tuple[int, int]) -> list[tuple[int, int]]:
@@ -223,11 +298,11 @@ def layout_of(
         if other_shape is not None and other_size != image_size and other_shape[1] == shape[1]:
             return HookLayout("tokens", drop_prefix=False)  # a fixed number of queries, or channels: no positions
         # A module before the prefix tokens are added gives none of them.
-        candidates = (0, 1) if n_prefix is None else dict.fromkeys((n_prefix, 0))
-        tilings = [(n, found) for n in candidates if (found := _tiling(shape[1] - n, image_size)) is not None]
-        if not tilings:
+        candidates = (0, 1) if n_prefix is None else (n_prefix, 0)
+        possible = [places for places in tilings(shape[1], image_size) if places.n_prefix in candidates]
+        if not possible:
             return HookLayout("tokens", drop_prefix=False)
-        n, (grid, stride) = min(tilings, key=lambda tiling: _rest(tiling[1][1], image_size))
+        n, grid, stride = possible[0]
         return HookLayout("tokens", n_prefix=n, drop_prefix=drop or n == 0, grid=grid, stride=(stride, stride))
     first = _channels_first(module, shape, other_shape, image_size, said, model_format)
     if first is None:
@@ -265,18 +340,3 @@ def is_proportional(grid: Sequence[int], image_size: tuple[int, int]) -> bool:
     """Whether a map of (h, w) positions has the image's proportions, up to a position lost or added by padding."""
     stride = max(image_size) / max(grid)
     return all(abs(length - pixels / stride) <= _PADDING for length, pixels in zip(grid, image_size, strict=True))
-
-
-def _tiling(n_patches: int, image_size: tuple[int, int]) -> tuple[tuple[int, int], float] | None:
-    """The grid and stride with which square patches tile the image, without a rest where several do."""
-    tilings = [
-        ((image_size[0] // stride, image_size[1] // stride), float(stride))
-        for stride in range(1, _LARGEST_STRIDE + 1)
-        if (image_size[0] // stride) * (image_size[1] // stride) == n_patches > 0
-    ]
-    return min(tilings, key=lambda tiling: _rest(tiling[1], image_size), default=None)
-
-
-def _rest(stride: float, image_size: tuple[int, int]) -> float:
-    """Pixels that patches of this size leave over."""
-    return sum(length % stride for length in image_size)

@@ -1,12 +1,13 @@
 """One pass through a network with every module call written down: what ran when, inside what, and what it gave."""
 
 __all__ = [
-    "Call", "evaluation", "is_compiled_in_place", "record", "Recording", "require_device", "seen_by_hooks",
-    "tensors_in",
+    "any_size", "Call", "evaluation", "first_tensor", "is_compiled_in_place", "record", "Recording", "require_device",
+    "seen_by_hooks", "tensors_in", "with_first",
 ]  # fmt: skip
 
 import dataclasses
-from collections.abc import Collection, Iterator
+import inspect
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import count
@@ -27,11 +28,14 @@ class Call:
         start: when it began, counted over all beginnings and ends.
         end: when it ended.
         parent: the call that it ran in, None for the model itself.
-        output: what it gave, where `record` was told to keep it.
+        output: what it gave, where `record` was told to keep it; of a tuple its first tensor.
+        rest: of a tuple, all of it, where its output is kept.
+        noted: what `record`'s `note` made of the output.
         version: how often the output tensor had been written to when the call ended.
-        shape: of an output that is a tensor, else None.
+        shape: of an output that is a tensor or a tuple that begins with one, else None.
+        in_tuple: whether it is such a tuple.
         kind: the output's type name.
-        dtype: of an output that is a tensor.
+        dtype: of such an output.
         address: of its memory; may belong to another tensor later.
         channels_last: whether a map lies in memory as torch's channels_last; one of a single channel or position does.
     """
@@ -41,8 +45,11 @@ class Call:
     end: int = -1
     parent: "Call | None" = None
     output: Any = None
+    rest: Any = None
+    noted: Any = None
     version: int = 0
     shape: tuple[int, ...] | None = None
+    in_tuple: bool = False
     kind: str = "nothing"
     dtype: torch.dtype | None = None
     address: int = 0
@@ -72,13 +79,20 @@ class Recording:
         return [call for call in self.calls if call.path == path]
 
 
-def record(model: nn.Module, images: torch.Tensor, *, keep: Collection[str] = ()) -> Recording:
+def record(
+    model: nn.Module,
+    images: torch.Tensor,
+    *,
+    keep: Collection[str] = (),
+    note: Callable[[torch.Tensor], Any] | None = None,
+) -> Recording:
     """Run the model once in evaluation mode, without gradient, and write down every call.
 
     Args:
         model: any module; it keeps its mode.
         images: (B, 3, H, W).
         keep: paths of modules whose outputs are held in memory.
+        note: what to write down of every output, where all of them would be too much to hold.
 
     Raises:
         InputError: the model cannot run on such images.
@@ -99,18 +113,21 @@ def record(model: nn.Module, images: torch.Tensor, *, keep: Collection[str] = ()
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
             call = open_calls.pop()
             call.end, call.kind = next(clock), type(output).__name__
-            if isinstance(output, torch.Tensor):
-                call.shape, call.dtype = tuple(output.shape), output.dtype
-                call.version, call.address = output._version, output.data_ptr()
-                call.channels_last = output.dim() == 4 and output.is_contiguous(memory_format=torch.channels_last)
+            value = first_tensor(output)
+            if value is not None:
+                call.shape, call.dtype, call.in_tuple = tuple(value.shape), value.dtype, value is not output
+                call.version, call.address = value._version, value.data_ptr()
+                call.channels_last = value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)
+                call.noted = note(value) if note is not None else None
             if path in keep:
-                call.output = output
+                call.output, call.rest = value, output if call.in_tuple else None
 
         return hook
 
     handles = []
     for path, module in model.named_modules():
         handles += [module.register_forward_pre_hook(enter(path)), module.register_forward_hook(leave(path))]
+    handles += any_size(model)
     try:
         with (
             evaluation(model),
@@ -128,6 +145,68 @@ def record(model: nn.Module, images: torch.Tensor, *, keep: Collection[str] = ()
         for handle in handles:
             handle.remove()
     return recording
+
+
+def first_tensor(output: Any) -> torch.Tensor | None:
+    """What a module gave, or, of a tuple or list, its first entry; None where that is no tensor."""
+    value = output[0] if isinstance(output, list | tuple) and output else output
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def with_first(output: Any, value: torch.Tensor) -> Any:
+    """What a module gave with another first tensor."""
+    if isinstance(output, torch.Tensor):
+        return value
+    entries = (value, *output[1:])
+    return type(output)(*entries) if hasattr(output, "_fields") else type(output)(entries)
+
+
+def any_size(model: nn.Module) -> list[Any]:
+    """Let networks of transformers take images of another size than their own, where they can.
+
+    Many do so only when their forward is given `interpolate_pos_encoding=True`. For images of their own size nothing is
+    passed, so that their output stays what it is.
+
+    Returns:
+        The handles of the hooks that do it.
+    """
+    handles: list[Any] = []
+    inside = ""
+    # What says its input's size is taken at its word, such as the networks of `new_backbone_classifier`.
+    for path, module in [] if getattr(model, "default_cfg", None) else model.named_modules():
+        size = getattr(getattr(module, "config", None), "image_size", None)
+        if size is None or (inside and path.startswith(inside)) or _INTERPOLATE not in _arguments_of(module):
+            continue
+        inside = f"{path}." if path else ""
+        handles.append(module.register_forward_pre_hook(_Interpolate(_pair(size)), with_kwargs=True))
+        if not path:
+            break
+    return handles
+
+
+_INTERPOLATE = "interpolate_pos_encoding"
+
+
+class _Interpolate:
+    """A forward pre-hook; an object, so that copies of the network can be pickled."""
+
+    def __init__(self, size: tuple[int, int]):
+        self.size = size
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        images = next((value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)), None)
+        if images is None or tuple(images.shape[-2:]) == self.size or kwargs.get(_INTERPOLATE) is not None:
+            return None
+        return args, {**kwargs, _INTERPOLATE: True}
+
+
+def _arguments_of(module: nn.Module) -> Collection[str]:
+    return inspect.signature(module.forward).parameters
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def tensors_in(output: Any) -> list[torch.Tensor]:

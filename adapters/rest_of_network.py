@@ -15,7 +15,7 @@ from torch import nn
 
 from mammosae_plugin.adapters.hook_names import module_path
 from mammosae_plugin.adapters.layouts import HookLayout
-from mammosae_plugin.adapters.recording import Call, Recording, evaluation, seen_by_hooks, tensors_in
+from mammosae_plugin.adapters.recording import Call, Recording, evaluation, seen_by_hooks, tensors_in, with_first
 from mammosae_plugin.errors import InputError
 
 _AGREEMENT = 1e-4  # relative, of the rest of the network with the whole on an image of noise
@@ -84,6 +84,7 @@ class RestOfNetwork:
         self._passed_by = frozenset(
             name for name in root.hook_shapes if _ends_before(recording, module_path(name), point)
         )
+        self._around = point.rest  # what the module gives beside a first tensor; its values must not reach the output
         self._expand = True  # placeholders take no memory, unless something writes into them
         self.readout: Literal["linear", "network"] | None = None
         self.reaches_head: bool | None = None
@@ -125,7 +126,8 @@ class RestOfNetwork:
             root.model.get_submodule(path): _Stub(root.model.get_submodule(path), calls, raw, expand=self._expand)
             for path, calls in self._skipped.items()
         }
-        stubs[root.model.get_submodule(self._path)] = lambda *_args, **_kwargs: raw
+        given = raw if self._around is None else with_first(_unknown(self._around, len(raw)), raw)
+        stubs[root.model.get_submodule(self._path)] = lambda *_args, **_kwargs: given
         # A module may have a forward of its own already, such as nnsight's.
         own = {module: vars(module)["forward"] for module in stubs if "forward" in vars(module)}
         try:
@@ -206,7 +208,7 @@ class _Stub:
 def _calls_before(recording: Recording, point: Call) -> dict[str, list[Call]]:
     """The outermost calls that ended before the module at the hook point began, by module.
 
-    A module whose output is no tensor is left to run, on placeholders.
+    A module whose output is not a tensor alone is left to run, on placeholders.
     """
     around = set()
     parent = point.parent
@@ -215,9 +217,19 @@ def _calls_before(recording: Recording, point: Call) -> dict[str, list[Call]]:
         parent = parent.parent
     found: dict[str, list[Call]] = {}
     for call in recording.calls:
-        if 0 <= call.end < point.start and id(call.parent) in around and call.shape is not None:
+        if 0 <= call.end < point.start and id(call.parent) in around and call.shape is not None and not call.in_tuple:
             found.setdefault(call.path, []).append(call)
     return found
+
+
+def _unknown(output: Any, n_images: int) -> Any:
+    """A tuple of one image's values as one of `n_images`, with NaN in the place of every tensor."""
+    return type(output)(
+        value.new_full((len(value) * n_images, *value.shape[1:]), float("nan"))
+        if isinstance(value, torch.Tensor) and value.is_floating_point()
+        else value
+        for value in output
+    )
 
 
 def _ends_before(recording: Recording, path: str, point: Call) -> bool:

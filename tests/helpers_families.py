@@ -187,7 +187,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "transformers ResNetModel": partial(_transformers, "ResNetModel", "ResNetConfig", **_BASIC, layer_type="basic"),
     "open_clip ViT .visual": partial(_open_clip, "vit"),
     "open_clip ResNet .visual": partial(_open_clip, "resnet"),
-    # "open_clip timm .visual": partial(_open_clip, "timm"),
+    "open_clip timm .visual": partial(_open_clip, "timm"),
     "torchvision ResNet": partial(_torchvision, "resnet18", num_classes=3),
     "torchvision DenseNet": lambda: _torchvision_densenet(),
     "torchvision ViT": _torchvision_vit,
@@ -208,13 +208,14 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
         classification=True,
         num_classes=3,
     ),
+    "MONAI UNet": partial(_monai, "UNet", in_channels=1, out_channels=2, channels=(4, 8, 16), strides=(2, 2)),
     "MONAI SwinUNETR": partial(
         _monai, "SwinUNETR", in_channels=1, out_channels=2, feature_size=12, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2)
     ),
     "torchxrayvision DenseNet": partial(
         _xrv, num_classes=3, in_channels=1, growth_rate=4, block_config=(2, 2), num_init_features=8
     ),
-    # "a module around a network": _Wrapped,
+    "a module around a network": _Wrapped,
     "blocks that give tuples": _Blocks,
 }
 

@@ -452,6 +452,8 @@ def _logits(
             table, kept, head=head, error_term=error_term, image_rows=image_rows, set_latents=group, alpha=value
         )
     if table.readout_kind == "none":
+        if "logits" in table.elements:
+            table.logits(head)  # says that there is no head, and how to get one
         raise InputError(
             f"the table was made of rows of {table.hook_name}, without the network behind them, so that there are no "
             "logits to change; encode images with encode_latents"

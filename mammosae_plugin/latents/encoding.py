@@ -60,6 +60,7 @@ from mammosae_plugin.latents.table import (
     TABLE,
     VOCABULARY,
     LatentTable,
+    ReadoutKind,
     changed_file,
     elements_beyond_the_first,
     elements_of,
@@ -107,7 +108,8 @@ def encode_latents(
             or a dataset of Hugging Face, which `datasets.as_images` makes one (with a transform, labels, splits).
         folder: Where the table goes.
         heads: The linear heads to record logits of, by concept. They read what the model's own classifier reads, so
-            that several classifiers on one encoder share one pass.
+            that several classifiers on one encoder share one pass. Empty for a network without one: the table then has
+            no logits, which interventions need and nothing else does.
         map_latents: Latents whose maps over positions are kept for images that have a box; or a function that names
             them when the splits before are in the table (rank on "training", keep the best for "test").
         map_splits: Splits whose images keep maps.
@@ -231,7 +233,8 @@ def _encode(
             **environment(),
         },
     }
-    encoder = _Encoder(layer, {name: GradCam(layer.rest, heads[name], device=device) for name in cams})
+    gradcams = {name: GradCam(layer.rest, heads[name], device=device) for name in cams if layer.rest is not None}
+    encoder = _Encoder(layer, gradcams)
     for number, split in enumerate(splits):
         part = dataset.select(split=split)
         kept = _Maps()
@@ -333,7 +336,7 @@ class _Layer:
     """The layer that a table is made at, with the SAE and the heads that were checked against it.
 
     Attributes:
-        rest: The network behind the layer.
+        rest: The network behind the layer; None without heads.
         readout_kind: Whether what the classifiers read is the mean of the layer over positions.
     """
 
@@ -363,10 +366,13 @@ class _Layer:
                 f"the SAE takes vectors of width {sae.cfg.d_in}, but {self.hook_name} of this model has width {d_in}; "
                 "use an SAE that was trained on this architecture"
             )
-        model.require_head()
-        self.rest: RestOfNetwork = model.rest_from(self.hook_name, image_size)
-        assert self.rest.readout is not None  # there is a head
-        self.readout_kind, self.grid = self.rest.readout, model.grid(self.hook_name, image_size)
+        self.rest: RestOfNetwork | None = None
+        self.readout_kind: ReadoutKind = "none"
+        if heads:
+            model.require_head()
+            self.rest = model.rest_from(self.hook_name, image_size)
+            self.readout_kind = self.rest.readout or "none"
+        self.grid = model.grid(self.hook_name, image_size)
         if self.readout_kind == "linear" and not decodes_linearly(sae):
             raise InputError(
                 f"the SAE ({sae.cfg.architecture()}) does not decode as latents @ W_dec + b_dec, on which the table of "
@@ -374,6 +380,7 @@ class _Layer:
                 "input_normalization cannot be folded: it changes with each row)"
             )
         for concept, head in heads.items():
+            assert self.rest is not None
             if head.in_features != self.rest.n_features:
                 raise InputError(
                     f"the classifier for {concept} reads {head.in_features} features, but this model's own reads "
@@ -473,9 +480,11 @@ class _Encoder:
         return {**tensors, **{f"total.{name}": value.cpu() for name, value in totals.items()}}
 
     def _logits(
-        self, raw: torch.Tensor, head_input: torch.Tensor, encoded: Sequence[_EncodedImage]
+        self, raw: torch.Tensor, head_input: torch.Tensor | None, encoded: Sequence[_EncodedImage]
     ) -> dict[str, torch.Tensor]:
         """(B, n_out) float64 logits of every head, without and with the SAE."""
+        if head_input is None or self.layer.rest is None:
+            return {}
         if self.layer.readout_kind == "linear":
             # In float64 throughout, so that the linear form of an intervention agrees with these to rounding.
             own = torch.stack([image.mean_features for image in encoded])

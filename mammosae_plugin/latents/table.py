@@ -25,6 +25,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 from scipy import sparse
 
+from mammosae_plugin.adapters.hook_points import GET_A_HEAD
 from mammosae_plugin.adapters.input_normalization import INPUT_NORMALIZATION
 from mammosae_plugin.arguments import checked_arguments, index, indices, shown, text
 from mammosae_plugin.datasets.concepts import Vocabulary
@@ -273,7 +274,10 @@ class LatentTable:
     def _check_head(self, head: str) -> None:
         text(head, "head")
         if head not in self.heads:
-            raise InputError(f"{self.folder} has no classifier for {head!r}; it has {', '.join(self.heads) or 'none'}")
+            hint = f": {GET_A_HEAD}" if not self.heads and "logits" in self.elements else ""
+            raise InputError(
+                f"{self.folder} has no classifier for {head!r}; it has {', '.join(self.heads) or 'none'}{hint}"
+            )
 
     def logits(self, head: str) -> np.ndarray:
         """(n_images, n_out) float64: the unmodified model's logits."""
