@@ -10,7 +10,7 @@ from torch import nn
 from mammosae_plugin.adapters.architectures import new_backbone_classifier
 from mammosae_plugin.adapters.embedders import with_random_weights
 from mammosae_plugin.adapters.hook_names import hook_name_of
-from mammosae_plugin.adapters.hook_points import at_another_size, default_images, examine
+from mammosae_plugin.adapters.hook_points import at_another_size, count_prefix_tokens, default_images, examine
 from mammosae_plugin.adapters.hooked_vision_model import default_hooks
 from mammosae_plugin.adapters.layouts import HookLayout, settle_grids
 from mammosae_plugin.adapters.loading import load_classifier
@@ -107,7 +107,8 @@ def describe_layers(model: nn.Module, *, image_size: tuple[int, int] | None = No
                 problems[path] = "overwritten in place by a later module (needs overwritten='clone')"
         except InputError as error:
             problems[path] = str(error).removeprefix(f"{path!r} cannot be hooked: ")
-    settle_grids(model, found, images)
+    # A listing counts what can be counted and refuses nothing: wrapping does.
+    settle_grids(model, found, images, n_prefix=count_prefix_tokens(model) or 0)
     return [
         _described(path, found.get(path), probe, problems.get(path, ""), aliases)
         for path in sorted(paths, key=lambda path: max((call.end for call in probe.of(path)), default=-1))

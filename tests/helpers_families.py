@@ -111,7 +111,16 @@ _SWIN = {"image_size": 64, "patch_size": 4, "embed_dim": 8, "depths": [2, 2], "n
 _BASIC = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
 
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
-    "timm ViT": partial(_timm, "vit_tiny_patch16_224", img_size=64, depth=2, embed_dim=16, num_heads=2, num_classes=3),
+    "timm ViT": partial(
+        _timm,
+        "vit_tiny_patch16_224",
+        img_size=64,
+        depth=2,
+        embed_dim=16,
+        num_heads=2,
+        num_classes=3,
+        dynamic_img_size=True,
+    ),
     "timm ViT without head": partial(
         _timm, "vit_tiny_patch16_224", img_size=64, depth=2, embed_dim=16, num_heads=2, num_classes=0
     ),

@@ -18,6 +18,7 @@ from mammosae_plugin.adapters import HookedVisionModel, Preprocessing, new_backb
 from mammosae_plugin.adapters.hook_names import module_path
 from mammosae_plugin.adapters.hook_points import default_images
 from mammosae_plugin.adapters.recording import tensors_in
+from mammosae_plugin.adapters.token_places import changes_with_pixels
 from mammosae_plugin.analysis import localize
 from mammosae_plugin.analysis.intervention import intervene
 from mammosae_plugin.analysis.probing import class_mean_latents
@@ -96,6 +97,10 @@ def _grid_at(tried: Tried, size: tuple[int, int]) -> str:
     """Change the pixels of single positions: the row of that position must change most."""
     name = tried.maps[0]
     layout = tried.hooked.hook_layouts[name]
+    path = module_path(name)
+    example = torch.zeros(1, tried.images.shape[1], *size)
+    pixels = changes_with_pixels(tried.network, example, [path])[path] if layout.kind == "tokens" else None
+    is_separate = pixels is not None and pixels.is_separate
     height, width = tried.hooked.grid(name, size)
     noise = torch.randn(1, tried.images.shape[1], *size, generator=torch.Generator().manual_seed(0))
     stride = layout.stride if layout.kind == "tokens" else (size[0] / height, size[1] / width)
@@ -110,7 +115,7 @@ def _grid_at(tried: Tried, size: tuple[int, int]) -> str:
     for cell, changed in zip(cells, (value[1:] - value[:1]).norm(dim=-1), strict=True):
         place = divmod(int(changed.argmax()), width)
         away = max(abs(one - other) for one, other in zip(place, cell, strict=True))
-        if away > (0 if layout.kind == "tokens" else 1):  # a convolution's largest change may be a neighbour's
+        if away > (0 if is_separate else 1):  # behind convolutions and windows the largest may be a neighbour's
             return f"no: {cell} is seen at {place} for {size[0]} x {size[1]}"
     return f"{height} x {width}"
 
