@@ -1,4 +1,5 @@
 import json
+import pickle
 import shutil
 from itertools import islice
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 from helpers_stores import labelled_rows, labelled_store
 from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
 from typer.testing import CliRunner
 
 from mammosae_plugin.activations import ActivationStore, merge_stores, store, write_store
@@ -296,3 +298,84 @@ def test_the_command_line_tells_checks_and_merges(parts, tmp_path):
         "\n", ""
     )
     assert run(app, ["activations", "info", str(tmp_path)]).exit_code == 2
+
+
+# -- for other trainers ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_store_is_a_dataset_of_torch(tmp_path, dtype):
+    store = labelled_store(tmp_path / "store", dtype=dtype)
+    image, position = store.labels()
+    expected = torch.stack([torch.from_numpy(image), torch.from_numpy(position)], 1).float()
+    assert len(store) == store.n_rows == 120 and isinstance(store, torch.utils.data.Dataset)
+    assert store[7].shape == (4,) and torch.equal(store[7][:2], expected[7]) and store[-1].dtype == torch.float32
+    assert torch.equal(store[:][:, :2], expected) and torch.equal(store[-1], store[119])
+    chosen = [3, 119, 41, 3, -2]
+    for index in (chosen, np.array(chosen), torch.tensor(chosen)):
+        assert torch.equal(store[index][:, :2], expected[chosen])
+    assert torch.equal(store[100:20:-30][:, :2], expected[[100, 70, 40]])
+    assert torch.equal(store[image == 2][:, :2], expected[image == 2]) and store[[]].shape == (0, 4)
+    for outside in (120, -121):
+        with pytest.raises(IndexError, match="it has 120"):
+            store[outside]
+    with pytest.raises(InputError, match="rows are named by"):
+        store["image-1"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_data_loader_gives_every_row_once_per_epoch(tmp_path, workers):
+    store = labelled_store(tmp_path / "store")
+    _ = store[5]  # what is mapped here is not sent to the workers
+    loader = DataLoader(store, 16, shuffle=True, num_workers=workers, generator=torch.Generator().manual_seed(0))
+    for _epoch in range(2):
+        found = torch.cat(list(loader))
+        assert torch.equal(found[:, :2].unique(dim=0), store[:][:, :2].unique(dim=0)) and len(found) == 120
+    assert len(pickle.dumps(store)) < 20_000 and torch.equal(pickle.loads(pickle.dumps(store))[5], store[5])
+
+
+def test_a_damaged_block_is_found_before_one_of_its_rows_is_given(tmp_path):
+    store = labelled_store(tmp_path / "store")
+    path = store.folder / "shard-00001.safetensors"
+    content = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(content[:8], "little")
+    content[start:] = bytes(byte ^ 1 for byte in content[start:])
+    path.write_bytes(content)
+    damaged = ActivationStore(store.folder)
+    assert len(damaged[:40]) == 40
+    with pytest.raises(InputError, match=r"shard-00001\.safetensors is damaged"):
+        damaged[45]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize(
+    ("batch_size", "drop_last", "sizes"), [(50, False, [50] * 4 + [40]), (50, True, [50] * 4), (60, False, [60] * 4)]
+)
+def test_batches_end_after_so_many_epochs(tmp_path, shuffle, batch_size, drop_last, sizes):
+    store = labelled_store(tmp_path / "store")
+    settings = {"shuffle": shuffle, "seed": 3, "epochs": 2, "drop_last": drop_last, "reservoir_rows": 60}
+    found = list(store.batches(batch_size, **settings))
+    assert [len(batch) for batch in found] == sizes
+    endless = store.batches(batch_size, shuffle=shuffle, seed=3, reservoir_rows=60)
+    assert all(torch.equal(batch, next(endless)[: len(batch)]) for batch in found)
+    assert all(map(torch.equal, store.batches(batch_size, start=2, **settings), found[2:]))
+    halves = [list(store.batches(batch_size, part=(number, 2), **settings)) for number in (0, 1)]
+    assert torch.equal(
+        torch.cat([row for half in halves for row in half]).unique(dim=0), torch.cat(found).unique(dim=0)
+    )
+    if not drop_last:
+        assert torch.equal(torch.cat(found).unique(dim=0), store[:].unique(dim=0))
+    if not shuffle:
+        assert torch.equal(torch.cat(found), torch.cat([store[:], store[:]])[: sum(sizes)])
+
+
+def test_batches_come_in_the_order_type_and_choice_that_is_asked_for(tmp_path):
+    store = labelled_store(tmp_path / "store")
+    one = next(store.batches(8, shuffle=False, dtype=torch.bfloat16, device="cpu"))
+    assert one.dtype == torch.bfloat16 and torch.equal(one.float(), store[:8])
+    of_two = torch.cat(list(store.batches(8, shuffle=False, images=[3, 5], epochs=1)))
+    assert set(of_two[:, 0].tolist()) == {3, 5} and len(of_two) == 20
+    short = torch.cat(list(store.batches(8, shuffle=False, epoch_rows=12, epochs=2)))
+    assert torch.equal(short, torch.cat([store[:12], store[:12]]))
+    with pytest.raises(InputError, match="epochs is 0; it must be at least 1, or None for a stream without end"):
+        store.batches(8, epochs=0)

@@ -6,14 +6,14 @@ function of (seed, epoch, number of the filling) alone, so the state of a run is
 taken, and going on from there reads no more than one filling.
 """
 
-__all__ = ["BlockReader", "READERS", "shuffled_batches"]
+__all__ = ["BlockReader", "ending", "ordered_batches", "READERS", "shuffled_batches"]
 
 import os
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,59 @@ def shuffled_batches(
     Raises:
         InputError: An impossible setting, or no row at all.
     """
+    epoch_rows, mine = _checked(blocks, batch_size, seed, start, reservoir_rows, epoch_rows, part)
+    epoch, offset = divmod(start * batch_size, epoch_rows)
+    window_rows = reservoir_rows // 2
+    windows = _windows(blocks.lengths, seed, epoch, offset, window_rows, epoch_rows)
+    return _batches(_filled(blocks, windows, window_rows), batch_size, blocks.width, mine)
+
+
+def ordered_batches(
+    blocks: BlockReader,
+    batch_size: int,
+    *,
+    seed: int,
+    start: int = 0,
+    reservoir_rows: int,
+    epoch_rows: int | None = None,
+    part: tuple[int, int] = (0, 1),
+) -> Iterator[torch.Tensor]:
+    """The same stream with the rows in the order in which they are stored, whatever the seed.
+
+    The arguments are those of `shuffled_batches`.
+    """
+    epoch_rows, mine = _checked(blocks, batch_size, seed, start, reservoir_rows, epoch_rows, part)
+    return _batches(_in_order(blocks, start * batch_size % epoch_rows, epoch_rows), batch_size, blocks.width, mine)
+
+
+def ending(
+    batches: Iterator[torch.Tensor],
+    batch_size: int,
+    *,
+    start: int,
+    rows: int,
+    drop_last: bool,
+    part: tuple[int, int] = (0, 1),
+) -> Iterator[torch.Tensor]:
+    """The batches of an endless stream that began at batch `start`, until `rows` rows of it from its beginning."""
+    n_whole, rest = divmod(rows, batch_size)
+    yield from islice(batches, max(0, n_whole - start))
+    size = batch_size // part[1]
+    mine = min(max(0, rest - part[0] * size), size)
+    if mine and not drop_last and start <= n_whole:
+        yield next(batches)[:mine]
+
+
+def _checked(
+    blocks: BlockReader,
+    batch_size: int,
+    seed: int,
+    start: int,
+    reservoir_rows: int,
+    epoch_rows: int | None,
+    part: tuple[int, int],
+) -> tuple[int, range]:
+    """Rows per epoch, and which rows of each batch are given."""
     n_rows = int(blocks.lengths.sum())
     epoch_rows = n_rows if epoch_rows is None else epoch_rows
     for name, value, least in (("batch_size", batch_size, 1), ("start", start, 0), ("seed", seed, 0)):
@@ -84,17 +137,15 @@ def shuffled_batches(
     if not 0 <= number < n_parts or batch_size % n_parts:
         raise InputError(f"there is no part {number} of {n_parts} equal parts of a batch of {batch_size} rows")
     size = batch_size // n_parts
-    mine = range(number * size, (number + 1) * size)
-    return _batches(blocks, batch_size, seed, start, reservoir_rows // 2, epoch_rows, mine)
+    return epoch_rows, range(number * size, (number + 1) * size)
 
 
 def _batches(
-    blocks: BlockReader, batch_size: int, seed: int, start: int, window_rows: int, epoch_rows: int, mine: range
+    pieces: Iterator[torch.Tensor], batch_size: int, width: int, mine: range
 ) -> Generator[torch.Tensor, None, None]:
-    epoch, offset = divmod(start * batch_size, epoch_rows)
-    memory = _Recycled(len(mine), blocks.width)
+    memory = _Recycled(len(mine), width)
     batch, filled = memory.take(), 0
-    for rows in _filled(blocks, _windows(blocks.lengths, seed, epoch, offset, window_rows, epoch_rows), window_rows):
+    for rows in pieces:
         taken = 0
         while taken < len(rows):
             n = min(batch_size - filled, len(rows) - taken)
@@ -105,6 +156,18 @@ def _batches(
             if filled == batch_size:
                 yield batch
                 batch, filled = memory.take(), 0
+
+
+def _in_order(blocks: BlockReader, offset: int, epoch_rows: int) -> Generator[torch.Tensor, None, None]:
+    """Blocks one after the other, from row `offset` of an epoch on, for ever."""
+    ends = np.cumsum(blocks.lengths)
+    while True:
+        for block in np.flatnonzero((ends > offset) & (blocks.lengths > 0)).tolist():
+            first = int(ends[block] - blocks.lengths[block])
+            given = slice(max(0, offset - first), min(int(blocks.lengths[block]), epoch_rows - first))
+            if given.start < given.stop:
+                yield blocks.read(block)[given]
+        offset = 0
 
 
 class _Recycled:

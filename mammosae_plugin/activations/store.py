@@ -11,17 +11,17 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.data import Dataset
 
 from mammosae_plugin import distributed
-from mammosae_plugin.activations.reservoir import BlockReader, shuffled_batches
+from mammosae_plugin.activations.reservoir import BlockReader, ending, ordered_batches, shuffled_batches
+from mammosae_plugin.activations.stored_shards import StoredShard, bytes_of, damaged
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import (
     SEAL,
@@ -44,17 +44,11 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 BLOCK_BYTES = 2**20  # what is read and checked at once: large enough for a disk's full speed
 RESERVOIR_BYTES = 2**30
 
-_SAFETENSORS_DTYPES = {
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-}
 
-
-class ActivationStore:
+class ActivationStore(Dataset[torch.Tensor]):
     """Activation rows that `extract_activations` wrote. Nothing is read before it is asked for.
+
+    It is a dataset of torch, of rows (d_in,) float32 in the order of `labels()`: `DataLoader(store, 64, shuffle=True)`.
 
     Args:
         folder: The store.
@@ -105,7 +99,7 @@ class ActivationStore:
             self.dtype = DTYPES[self.manifest["dtype"]]
             self._rows_per_block: int = self.manifest["rows_per_block"]
             self._shards = [
-                _Shard(self.folder / entry["name"], entry["rows"], self.d_in, self.dtype, self._rows_per_block)
+                StoredShard(self.folder / entry["name"], entry["rows"], self.d_in, self.dtype, self._rows_per_block)
                 for entry in self.manifest["shards"]
             ]
         except (KeyError, TypeError) as error:
@@ -161,38 +155,94 @@ class ActivationStore:
 
     # Reading
 
+    def __len__(self) -> int:
+        """The number of rows."""
+        return self.n_rows
+
+    def __getitem__(self, index: int | slice | Sequence[int] | NDArray[Any] | torch.Tensor) -> torch.Tensor:
+        """Rows as float32, by their numbers, in the order of `labels()`, from files that are mapped.
+
+        Each block of rows is compared with its checksum before the first of its rows is given out.
+
+        Args:
+            index: A number, which gives (d_in,); or a slice or several numbers, which give (n, d_in). Negative ones
+                count from the end.
+
+        Raises:
+            IndexError: There is no such row.
+            InputError: A file is damaged.
+        """
+        if isinstance(index, (int, np.integer)):
+            return self._taken(np.array([index]))[0]
+        numbers = np.arange(self.n_rows)[index] if isinstance(index, slice) else np.asarray(index)
+        if numbers.dtype == bool and numbers.shape == (self.n_rows,):
+            numbers = np.flatnonzero(numbers)
+        if numbers.ndim != 1 or (len(numbers) and numbers.dtype.kind not in "iu"):
+            raise InputError(f"rows are named by a number, a slice or a list of numbers, not by {type(index).__name__}")
+        return self._taken(numbers.astype(np.int64))
+
+    def __getitems__(self, indices: list[int]) -> list[torch.Tensor]:
+        """The rows of a batch, which torch's `DataLoader` asks for at once."""
+        return list(self[indices])
+
+    def _taken(self, numbers: NDArray[np.int64]) -> torch.Tensor:
+        outside = numbers[(numbers < -self.n_rows) | (numbers >= self.n_rows)]
+        if len(outside):
+            raise IndexError(f"{self.folder} has no row {outside[0]}; it has {self.n_rows}")
+        numbers = numbers % max(1, self.n_rows)
+        firsts = np.cumsum([0] + [shard.n_rows for shard in self._shards])
+        taken = torch.empty(len(numbers), self.d_in)
+        shard_of = np.searchsorted(firsts, numbers, side="right") - 1
+        for number in np.unique(shard_of).tolist():
+            places = np.flatnonzero(shard_of == number)
+            taken[torch.from_numpy(places)] = self._shards[number].rows(numbers[places] - firsts[number]).float()
+        return taken
+
     def batches(
         self,
         batch_size: int,
         *,
+        shuffle: bool = True,
         seed: int = 0,
         start: int = 0,
+        epochs: int | None = None,
+        drop_last: bool = False,
         epoch_rows: int | None = None,
         images: Iterable[int] | None = None,
         reservoir_rows: int | None = None,
         part: tuple[int, int] = (0, 1),
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> Iterator[torch.Tensor]:
-        """An endless stream of (batch_size, d_in) float32 batches, every row exactly once per epoch.
+        """A stream of (batch_size, d_in) batches, every row once per epoch, without end unless `epochs` is given.
 
         Each epoch has its own order. A batch may span two epochs, so that all have the same size. Every block that is
         read is compared with its checksum and must be finite.
 
         Args:
             batch_size: Rows per batch.
+            shuffle: Whether rows come in random order; else in that of `labels()`.
             seed: Chooses the orders.
             start: Number of batches to pass over: a stream from batch n equals the stream from 0 after n batches. With
                 the seed it is the whole state of the stream.
+            epochs: How often every row is given; None means without end.
+            drop_last: Leave the last batch out where it has fewer rows than the others; only streams that end have one.
             epoch_rows: End each epoch after so many rows of its order; None gives all.
             images: Only rows of images of these numbers.
             reservoir_rows: Rows held in memory, of the store's type; None means as many as fit into 1 GiB.
             part: Number r of n: give only the rows [r * batch_size / n, (r + 1) * batch_size / n) of each batch.
+            device: Where the batches go.
+            dtype: Type of the batches.
 
         Raises:
             InputError: An impossible setting; while reading, a block that is damaged or not finite.
         """
         row_bytes = self.d_in * self.dtype.itemsize
         blocks = self._blocks(images)
-        return shuffled_batches(
+        if epochs is not None and epochs < 1:
+            raise InputError(f"epochs is {epochs}; it must be at least 1, or None for a stream without end")
+        stream = shuffled_batches if shuffle else ordered_batches
+        endless = stream(
             blocks,
             batch_size,
             seed=seed,
@@ -201,6 +251,11 @@ class ActivationStore:
             epoch_rows=epoch_rows,
             part=part,
         )
+        wanted = None if epochs is None else epochs * (int(blocks.lengths.sum()) if epoch_rows is None else epoch_rows)
+        if wanted is not None:
+            endless = ending(endless, batch_size, start=start, rows=wanted, drop_last=drop_last, part=part)
+        is_plain = torch.device(device).type == "cpu" and dtype == torch.float32
+        return endless if is_plain else (batch.to(device, dtype) for batch in endless)
 
     def rows_of(self, images: Iterable[int]) -> torch.Tensor:
         """(n, d_in) float32: all rows of the images of these numbers, by image number and then by position.
@@ -270,7 +325,7 @@ class ActivationStore:
         require_plan(self.folder)
         for entry, shard in zip(self.manifest["shards"], self._shards, strict=True):
             if sha256_of_file(shard.path) != entry["sha256"]:
-                raise _damaged(shard.path, "its SHA-256 is not the recorded one")
+                raise damaged(shard.path, "its SHA-256 is not the recorded one")
             self._labels(shard)
             for block in range(shard.n_blocks):
                 self._read_block(shard, block)
@@ -305,13 +360,13 @@ class ActivationStore:
         chosen[numbers] = True
         return chosen
 
-    def _labels(self, shard: "_Shard") -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    def _labels(self, shard: StoredShard) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         image, position = shard.labels()
         if len(image) and not (image.min() >= 0 and image.max() < len(self.image_ids)):
-            raise _damaged(shard.path, "it has rows of images that the manifest does not list")
+            raise damaged(shard.path, "it has rows of images that the manifest does not list")
         return image, position
 
-    def _read_block(self, shard: "_Shard", block: int) -> torch.Tensor:
+    def _read_block(self, shard: StoredShard, block: int) -> torch.Tensor:
         rows = shard.block(block)
         low, high = torch.aminmax(rows)  # both are NaN where any value is
         if not bool(torch.isfinite(low) & torch.isfinite(high)):
@@ -322,96 +377,6 @@ class ActivationStore:
                 "extract that image's rows again or leave the image out"
             )
         return rows
-
-
-class _Shard:
-    """One file of rows, read by blocks; every block that is read is compared with its checksum."""
-
-    def __init__(self, path: Path, n_rows: int, d_in: int, dtype: torch.dtype, rows_per_block: int) -> None:
-        self.path, self.n_rows = path, n_rows
-        self.n_blocks = -(-n_rows // rows_per_block)
-        self._rows_per_block = rows_per_block
-        self._shapes = {
-            "rows": (dtype, (n_rows, d_in)),
-            "image": (torch.int32, (n_rows,)),
-            "position": (torch.int32, (n_rows,)),
-            "crc32": (torch.int64, (self.n_blocks, 3)),
-        }
-
-    def span(self, block: int) -> slice:
-        """The rows of a block."""
-        return slice(block * self._rows_per_block, min((block + 1) * self._rows_per_block, self.n_rows))
-
-    def block(self, block: int) -> torch.Tensor:
-        """(n, d_in): the rows of one block, as stored."""
-        return self._checked("rows", 0, block)
-
-    def labels(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """(n_rows,) image numbers and (n_rows,) positions."""
-        columns = []
-        for column, name in ((1, "image"), (2, "position")):
-            values = [self._checked(name, column, block) for block in range(self.n_blocks)]
-            columns.append(torch.cat(values).numpy() if values else np.zeros(0, np.int32))
-        return columns[0], columns[1]
-
-    def _checked(self, name: str, column: int, block: int) -> torch.Tensor:
-        span = self.span(block)
-        values = self._read(name, span)
-        if zlib.crc32(_bytes_of(values)) != int(self._checksums[block, column]):
-            raise _damaged(self.path, f"the checksum of {name} {span.start} to {span.stop - 1} is not the recorded one")
-        return values
-
-    @cached_property
-    def _checksums(self) -> NDArray[np.int64]:
-        return self._read("crc32", slice(0, self.n_blocks)).numpy()
-
-    @cached_property
-    def _places(self) -> dict[str, int]:
-        """Where each tensor begins in the file, after its header is found to be what the manifest says."""
-        try:
-            with self.path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                header: Any = json.loads(file.read(length)) if length < 2**20 else None
-            places = {}
-            for name, (dtype, shape) in self._shapes.items():
-                entry = header[name]
-                if (_SAFETENSORS_DTYPES[entry["dtype"]], tuple(entry["shape"])) != (dtype, shape):
-                    raise _damaged(
-                        self.path, f"{name} is {entry['dtype']} {entry['shape']}, not what the manifest says"
-                    )
-                places[name] = 8 + length + entry["data_offsets"][0]
-        except FileNotFoundError as error:
-            raise InputError(f"{self.path} is gone; extract again, which makes what is missing") from error
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise _damaged(self.path, "its header cannot be read") from error
-        return places
-
-    def _read(self, name: str, span: slice) -> torch.Tensor:
-        """Rows `span` of a tensor, without mapping the file: mapped pages would count as this process's memory."""
-        dtype, shape = self._shapes[name]
-        values = torch.empty(span.stop - span.start, *shape[1:], dtype=dtype)
-        view = _bytes_of(values)
-        try:
-            with self.path.open("rb", buffering=0) as file:
-                file.seek(self._places[name] + span.start * prod(shape[1:]) * dtype.itemsize)
-                done = 0
-                while done < len(view) and (n := file.readinto(view[done:])):
-                    done += n
-        except FileNotFoundError as error:
-            raise InputError(f"{self.path} is gone; extract again, which makes what is missing") from error
-        if done < len(view):
-            raise _damaged(self.path, "it is too short")
-        return values
-
-
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    return tensor.view(torch.uint8).numpy().data.cast("B") if tensor.numel() else memoryview(b"")
-
-
-def _damaged(path: Path, what: str) -> InputError:
-    return InputError(
-        f"{path} is damaged ({what}); extract again with the settings that made it, which replaces damaged shards"
-    )
 
 
 def rows_per_block(d_in: int, dtype: torch.dtype) -> int:
@@ -446,7 +411,7 @@ def shard_tensors(
             tensors[name][where] = piece.to(tensors[name].dtype)
     step = rows_per_block(rows[0].shape[1], rows[0].dtype)
     sums = [
-        [zlib.crc32(_bytes_of(tensors[name][start : start + step])) for name in ("rows", "image", "position")]
+        [zlib.crc32(bytes_of(tensors[name][start : start + step])) for name in ("rows", "image", "position")]
         for start in range(0, len(places), step)
     ]
     return tensors | {"crc32": torch.tensor(sums, dtype=torch.int64).reshape(-1, 3)}
