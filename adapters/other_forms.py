@@ -34,8 +34,6 @@ def peers_sae(content: Any) -> str | None:
     for kind, telling in _PEERS:
         if telling <= keys:
             return f"{kind}, {_AS_SAELENS}"
-    if any(key.startswith(("dictionary.", "encoder.final_block.")) for key in keys):
-        return f"an SAE as overcomplete saves it, {_AS_SAELENS}"
     return None
 
 

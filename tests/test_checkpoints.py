@@ -351,7 +351,6 @@ def tensors_named(names: str) -> dict[str, torch.Tensor]:
 
 
 PEERS = {
-    "an SAE as overcomplete": "dictionary._weights encoder.final_block.0.weight encoder.final_block.0.bias",
     "an SAE as OpenAI's sparse_autoencoder": "pre_bias latent_bias encoder.weight decoder.weight",
 }
 

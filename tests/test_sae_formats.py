@@ -50,6 +50,11 @@ class Fixture:
     def path(self) -> Path:
         return FOLDER / self.folder
 
+    @property
+    def beside(self) -> Path:
+        """The folder with what belongs to it."""
+        return self.path if self.path.is_dir() else self.path.parent
+
 
 _DL = {"model_name": "some/vit", "source_layer": 3, "source_submodule": "resid_post_layer_3"}
 FIXTURES = (
@@ -65,8 +70,28 @@ FIXTURES = (
             ("matryoshka", "jumprelu", {"levels": [3, 10, 20], "k": 4}, True),
         )
     ),
+    Fixture(
+        "sparsify_topk/layers.3.mlp",
+        "sparsify",
+        "topk",
+        "sae.safetensors",
+        {"source_layer": "layers.3.mlp", "hook_name": "layers.3.mlp.hook_out"},
+        alone=False,
+    ),
+    *(
+        Fixture(
+            f"overcomplete_{name}/sae.pth", "overcomplete", architecture, "sae.pth", {"dictionary_class": said}, alone
+        )
+        for name, architecture, said, alone in (
+            ("standard", "standard", "SAE", False),
+            ("batchnorm", "standard", "SAE", False),
+            ("tied", "standard", "SAE", False),
+            ("topk", "topk", "TopKSAE", False),
+            ("batchtopk", "jumprelu", "BatchTopKSAE", False),
+            ("jump", "jumprelu", "JumpSAE", False),
+        )
+    ),
 )
-BY_FOLDER = {fixture.folder: fixture for fixture in FIXTURES}
 every = pytest.mark.parametrize("fixture", FIXTURES, ids=lambda fixture: fixture.folder)
 
 
@@ -77,7 +102,7 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 @every
 def test_latents_and_reconstructions_are_those_of_the_library(fixture: Fixture) -> None:
-    expected = load_file(fixture.path / "expected.safetensors")
+    expected = load_file(fixture.beside / "expected.safetensors")
     sae = load_sae(fixture.path)
     with torch.no_grad():
         latents = sae.encode(expected["rows"])
@@ -93,9 +118,9 @@ def test_latents_and_reconstructions_are_those_of_the_library(fixture: Fixture) 
 def test_the_metadata_say_where_an_sae_came_from_and_where_it_belongs(fixture: Fixture) -> None:
     sae = load_sae(fixture.path)
     metadata = sae.cfg.metadata
-    weights = fixture.path / fixture.file
+    weights = fixture.beside / fixture.file
     assert metadata.source_format == fixture.format
-    assert (metadata.source_file, metadata.source_sha256) == (fixture.folder, sha256_of_file(weights))
+    assert (metadata.source_file, metadata.source_sha256) == (fixture.path.name, sha256_of_file(weights))
     assert {name: metadata[name] for name in fixture.said} == fixture.said
     json.dumps(sae.cfg.to_dict())
 
@@ -124,11 +149,11 @@ def test_each_is_a_converter_of_saelens_and_comes_back_after_saving(fixture: Fix
 
 @every
 def test_a_file_alone_is_read_or_refused_with_a_way_out_that_works(fixture: Fixture, tmp_path: Path) -> None:
-    weights = Path(shutil.copy(fixture.path / fixture.file, tmp_path))
+    weights = Path(shutil.copy(fixture.beside / fixture.file, tmp_path))
     if not fixture.alone:
         with pytest.raises(CheckpointFormatError, match=r"config\.json|cfg\.json"):
             load_sae(weights)
-        for file in fixture.path.glob("*.json"):
+        for file in fixture.beside.glob("*.json"):
             shutil.copy(file, tmp_path)
     expected = load_sae(fixture.path).state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in load_sae(weights).state_dict().items())
@@ -143,3 +168,72 @@ def test_load_sae_is_offered_at_the_top_and_knows_its_formats() -> None:
         load_sae(FIXTURES[0].path, format="other")
     with pytest.raises(CheckpointFormatError, match="is not a Mammo-SAE checkpoint: it holds"):
         load_sae(FIXTURES[0].path, format="mammo-sae")
+
+
+@pytest.mark.parametrize(
+    ("fixture", "change", "said"),
+    [
+        ("sparsify_topk/layers.3.mlp", {"transcode": True}, "is an SAE as sparsify saves it, a transcoder"),
+        ("sparsify_topk/layers.3.mlp", {"skip_connection": True}, "with a linear skip connection"),
+        ("sparsify_topk/layers.3.mlp", {"activation": "groupmax"}, "with the activation 'groupmax', which no SAE"),
+        ("sparsify_topk/layers.3.mlp", {"k": 99}, "has k 99 for 20 latents"),
+        ("dictionary_learning_topk", {"trainer": {"dict_class": "IdentityDict"}}, "is of the class IdentityDict"),
+        (
+            "dictionary_learning_topk",
+            {"trainer": {"dict_class": "AutoEncoder"}},
+            "should be a AutoEncoder .* but lacks",
+        ),
+        ("dictionary_learning_topk", {"trainer": {}}, "of AutoEncoderTopK and of BatchTopKSAE alike"),
+    ],
+)
+def test_what_cannot_be_expressed_is_refused_with_the_reason(
+    fixture: str, change: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(FOLDER / fixture, tmp_path / "layers.3.mlp")
+    config = next(folder.glob("*.json"))
+    config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
+    with pytest.raises(CheckpointFormatError, match=said) as caught:
+        load_sae(folder)
+    assert "\n" not in str(caught.value)
+    report = inspect_checkpoint(folder)
+    assert (report.loads_with, report.problem) == (None, str(caught.value))
+
+
+def test_a_folder_of_several_saes_names_them_and_each_loads_by_its_name(tmp_path: Path) -> None:
+    for layer in ("layers.3.mlp", "layers.4.mlp"):
+        shutil.copytree(FOLDER / "sparsify_topk/layers.3.mlp", tmp_path / layer)
+    with pytest.raises(InputError, match=r"2 in folders: layers\.3\.mlp, layers\.4\.mlp; name one as filename="):
+        load_sae(tmp_path)
+    assert load_sae(tmp_path, filename="layers.4.mlp").cfg.metadata.hook_name == "layers.4.mlp.hook_out"
+
+
+def test_a_training_of_dictionary_learning_that_was_interrupted_takes_rows_as_they_are(tmp_path: Path) -> None:
+    source = FOLDER / "dictionary_learning_batchtopk"
+    expected, state = load_sae(source).state_dict(), torch.load(source / "ae.pt", weights_only=True)
+    for name in ("encoder.bias", "b_dec", "threshold"):
+        state[name] = state[name] / 4
+    torch.save({"step": 3, "ae": state, "norm_factor": 4.0}, tmp_path / "ae.pt")
+    shutil.copy(source / "config.json", tmp_path)
+    found = load_sae(tmp_path).state_dict()
+    assert all(torch.allclose(value, found[name]) for name, value in expected.items())
+
+
+def test_a_checkpoint_below_the_settings_of_its_training_finds_them(tmp_path: Path) -> None:
+    source = FOLDER / "dictionary_learning_topk"
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copy(source / "config.json", tmp_path)
+    path = Path(shutil.copy(source / "ae.pt", tmp_path / "checkpoints" / "ae_100.pt"))
+    assert load_sae(path).cfg.architecture() == "topk"
+
+
+def test_bare_weights_under_saelens_names_load_where_their_format_is_named(tmp_path: Path) -> None:
+    sae = load_sae(FOLDER / "dictionary_learning_gated")
+    path = tmp_path / "weights.pt"
+    torch.save(sae.state_dict(), path)
+    with pytest.raises(
+        CheckpointFormatError, match='load_sae\\(path, format="saelens-weights"\\) takes them for a gated'
+    ):
+        load_sae(path)
+    found = load_sae(path, format="saelens-weights")
+    assert type(found) is type(sae)
+    assert all(torch.equal(value, found.state_dict()[name]) for name, value in sae.state_dict().items())

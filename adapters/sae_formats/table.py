@@ -8,13 +8,22 @@ from mammosae_plugin.adapters.checkpoints import CheckpointFormatError
 from mammosae_plugin.adapters.other_forms import peers_sae
 from mammosae_plugin.adapters.sae_formats.dictionary_learning import DictionaryLearning
 from mammosae_plugin.adapters.sae_formats.mammo_sae import MammoSAE
+from mammosae_plugin.adapters.sae_formats.overcomplete import Overcomplete
 from mammosae_plugin.adapters.sae_formats.parts import Opened, SAEFormat, refused
 from mammosae_plugin.adapters.sae_formats.saelens import SAELens, SAELensWeights
 from mammosae_plugin.adapters.sae_formats.sail import SAIL
 from mammosae_plugin.adapters.sae_formats.sparsify import Sparsify
 from mammosae_plugin.errors import InputError
 
-FORMATS: tuple[SAEFormat, ...] = (SAELens(), MammoSAE(), SAIL(), DictionaryLearning(), Sparsify(), SAELensWeights())
+FORMATS: tuple[SAEFormat, ...] = (
+    SAELens(),
+    MammoSAE(),
+    SAIL(),
+    DictionaryLearning(),
+    Sparsify(),
+    Overcomplete(),
+    SAELensWeights(),
+)
 """A form whose tensors could be taken for another's stands before it."""
 
 LAYOUTS = tuple(layout for one in FORMATS for layout in one.layouts)
