@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "compatibility.md"
-BLOCKS = {"families": "helpers_family_cells", "saelens": "helpers_saelens_cells"}
+BLOCKS = {"families": "helpers_family_cells", "formats": "helpers_format_cells", "saelens": "helpers_saelens_cells"}
 """Block -> the module in tests/ whose `block()` makes its text."""
 
 
