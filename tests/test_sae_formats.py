@@ -237,3 +237,13 @@ def test_bare_weights_under_saelens_names_load_where_their_format_is_named(tmp_p
     found = load_sae(path, format="saelens-weights")
     assert type(found) is type(sae)
     assert all(torch.equal(value, found.state_dict()[name]) for name, value in sae.state_dict().items())
+
+
+def test_sae_for_vlm_spells_a_class_in_its_own_way_and_names_no_network(tmp_path: Path) -> None:
+    source = FOLDER / "dictionary_learning_matryoshka"
+    shutil.copy(source / "ae.pt", tmp_path)
+    trainer = {"dict_class": "MatroyshkaBatchTopKSAE", "lm_name": "", "layer": "", "submodule_name": "", "k": 4}
+    (tmp_path / "config.json").write_text(json.dumps({"trainer": trainer}))
+    found = load_sae(tmp_path)
+    assert (found.cfg.metadata.levels, found.cfg.metadata.model_name) == ([3, 10, 20], None)
+    assert torch.equal(found.W_enc, load_sae(source).W_enc)
