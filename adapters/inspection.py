@@ -23,7 +23,7 @@ from mammosae_plugin.adapters.checkpoints import (
 )
 from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier
 from mammosae_plugin.adapters.mammo_clip_files import check_mammo_clip, parse_mammo_clip
-from mammosae_plugin.adapters.other_forms import peers_sae, wrapped_network
+from mammosae_plugin.adapters.other_forms import wrapped_network
 from mammosae_plugin.adapters.sae_formats import FORMATS
 from mammosae_plugin.adapters.sae_formats.loading import opened_sae
 from mammosae_plugin.adapters.sae_formats.parts import Opened
@@ -198,7 +198,7 @@ def _torch_file(source: Source) -> dict[str, Any]:
         return facts | sae
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         facts |= _mammo_clip(content, path)
-    form = (wrapped_network(content) or peers_sae(content)) if facts["kind"] == "unknown" else None
+    form = wrapped_network(content) if facts["kind"] == "unknown" else None
     return facts | ({"problem": f"{path} is {form}"} if form else {})
 
 
@@ -312,8 +312,7 @@ def _safetensors_file(source: Source) -> dict[str, Any]:
         return facts
     if (sae := _sae(opened_sae(source))) is not None:
         return facts | sae
-    form = peers_sae(list(shapes))
-    return facts | {"kind": "unknown", **({"problem": f"{source.path} is {form}"} if form else {})}
+    return facts | {"kind": "unknown"}
 
 
 def _weights_facts(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -3,38 +3,14 @@
 They are told by their keys and by the names of their files; nothing of them is loaded.
 """
 
-__all__ = ["peers_sae", "wrapped_network"]
+__all__ = ["wrapped_network"]
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeGuard
-
-import torch
 
 from mammosae_plugin.adapters.checkpoints import unwrapped_key
 
-_AS_SAELENS = (
-    "which this package does not read; load it there, copy its weights into sae-lens's StandardSAE (another "
-    "architecture: its class), and give the folder that save_sae writes of that"
-)
-_PEERS = (("an SAE as OpenAI's sparse_autoencoder saves it", {"pre_bias", "latent_bias"}),)  # keys that tell
 _EMA = ("ema_state_dict", "state_dict_ema", "model_ema", "ema_model", "ema")
-
-
-def peers_sae(content: Any) -> str | None:
-    """Which library's SAE a checkpoint holds, and what to do; None where its keys do not tell.
-
-    Args:
-        content: what `read_torch_checkpoint` gave, or the names of tensors.
-    """
-    if not isinstance(content, Iterable) or isinstance(content, (str, torch.Tensor)):
-        return None
-    keys = {unwrapped_key(str(key)) for key in content}
-    for inner in (content.get("state_dict"), content.get("model")) if _is_mapping(content) else ():
-        keys |= {unwrapped_key(str(key)) for key in inner} if _is_mapping(inner) else set()
-    for kind, telling in _PEERS:
-        if telling <= keys:
-            return f"{kind}, {_AS_SAELENS}"
-    return None
 
 
 def wrapped_network(content: Any) -> str | None:

@@ -346,34 +346,11 @@ def test_key_errors_name_the_first_few_and_count_all() -> None:
 # -- forms of others, and weights that nothing can be computed with ---------------------------------------------------
 
 
-def tensors_named(names: str) -> dict[str, torch.Tensor]:
-    return {name: torch.ones(4, 4) if "eight" in name or "W_" in name else torch.ones(4) for name in names.split()}
-
-
-PEERS = {
-    "an SAE as OpenAI's sparse_autoencoder": "pre_bias latent_bias encoder.weight decoder.weight",
-}
-
-
 def refused(load: Callable[[Path], Any], path: Path) -> str:
     with pytest.raises(CheckpointFormatError) as caught:
         load(path)
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-@pytest.mark.parametrize("form", ["pt", "wrapped.pt", "safetensors"])
-@pytest.mark.parametrize("kind", PEERS)
-def test_an_sae_of_another_library_is_called_that_with_the_way_out(kind: str, form: str, tmp_path: Path) -> None:
-    tensors, path = tensors_named(PEERS[kind]), tmp_path / f"ae.{form}"
-    if form == "safetensors":
-        save_file(tensors, path)
-    else:
-        torch.save({"state_dict": tensors} if form == "wrapped.pt" else tensors, path)
-    message = refused(load_vision_sae, path)
-    assert f"{path} is {kind}" in message
-    assert "give the folder that save_sae writes" in message
-    assert inspect_checkpoint(path).problem == message
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,23 @@ from helpers_adapters import DATA, fixture_checkpoint, fixture_downstream
 from helpers_hub import LoopbackHub, run_on_hub
 from sae_lens.loading import pretrained_sae_loaders, pretrained_saes_directory
 from sae_lens.loading.pretrained_saes_directory import PretrainedSAELookup, get_pretrained_saes_directory
+from typer.testing import CliRunner
 
-from mammosae_plugin.adapters import load_mammo_clip, load_vision_sae
+from mammosae_plugin.adapters import load_mammo_clip, load_sae, load_vision_sae
+from mammosae_plugin.cli import app
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import sha256_of_file
 from mammosae_plugin.hub import RELEASES, Release, register_releases
+from mammosae_plugin.hub_requests import REPOSITORY
 from mammosae_plugin.training import save_sae
 
 CHANGED = "upstream changed: "
 TINY = DATA / "vision_sae_tiny.pt"
 PRETRAINING = "Pre-trained-checkpoints/b2-model-best-epoch-10.tar"
 DOWNSTREAM = "Downstream-checkpoints/b2_ft_mass.pth"
+FORMS = ["openai-topk.pt", "patchsae.pt", "prisma-norm/weights.pt", "saev-5-topk.pt"]  # one of each of these libraries
+PRISMA = "Prisma-Multimodal/sparse-autoencoder-clip-b-32-sae-vanilla-x64-layer-9-hook_mlp_out-l1-1e-05"
+PATCHES = "Prisma-Multimodal/imagenet-sweep-vanilla-x64-Spatial_max_3-hook_resid_post-935.601989746094-99"
 
 PROGRAM = """
 import sys, warnings
@@ -43,6 +50,8 @@ RELEASE, REPO, FILE = ("mammo-sae-b5-vindr", "layer_39"), "KKNakka/MammoSAE", "s
 CLIP = "shawn24/Mammo-CLIP"
 PRETRAINING, DOWNSTREAM = "Pre-trained-checkpoints/b2-model-best-epoch-10.tar", "Downstream-checkpoints/b2_ft_mass.pth"
 
+FORMS = {forms!r}
+
 def facts(sae):
     return {"class": type(sae).__name__, "sum": float(sae.W_enc.detach().double().sum()), **sae.cfg.metadata.to_dict()}
 
@@ -55,6 +64,14 @@ directory = dict(get_pretrained_saes_directory())
 seen["again"] = register_releases() == seen["registered"] and get_pretrained_saes_directory() == directory
 seen["release"] = facts(SAE.from_pretrained(*RELEASE))
 seen["config"] = load_sae_config_from_huggingface(*RELEASE)
+seen["saev"] = facts(SAE.from_pretrained("saev-clip-vitb16-in1k", "layer_10"))
+seen["prisma"] = facts(SAE.from_pretrained("prisma-clip-vitb32-all-tokens", "blocks.9.hook_mlp_out"))
+two = ("prisma-clip-vitb32-patches", "blocks.3.hook_resid_post")
+seen["prisma of many"] = attempt(lambda: facts(SAE.from_pretrained(*two)))
+files = {file.split("/")[0].removesuffix(".pt"): file for file in FORMS}
+register_releases([Release("forms", "someone/forms", "a network", files, foreign=True)])
+for name in files:
+    seen[name] = facts(SAE.from_pretrained("forms", name))
 register_releases([Release("ours", "someone/saes", "mammo_clip_b5", {"final": "layer_39"})])
 seen["own format"] = facts(SAE.from_pretrained("ours", "final"))
 
@@ -117,8 +134,17 @@ def visit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visit]:
             {PRETRAINING: folder / "pretraining.tar", DOWNSTREAM: folder / "downstream.pth"},
             tag="v1",
         )
+        forms = DATA / "sae_formats"
+        hub.commit("osunlp/SAE_CLIP_24K_ViT-B-16_IN1K", {"sae.pt": forms / "saev-0-relu.pt"})
+        norm = {name: forms / "prisma-norm" / name for name in ("config.json", "weights.pt")}
+        hub.commit(PRISMA, {"config.json": norm["config.json"], "n_images_2600058.pt": norm["weights.pt"]})
+        hub.commit(PATCHES, {"a.pt": norm["weights.pt"], "b.pt": norm["weights.pt"]})
+        files = {name: forms / name for name in (*FORMS, "prisma-norm/config.json")}
+        hub.commit("someone/forms", files)
         hub.commit("batmanLab/Mammo-FM", {"model.tar": b"secret"}, gated=True)
-        seen = run_on_hub(hub, folder / "home", PROGRAM, first, second, folder / "pretraining.tar")
+        seen = run_on_hub(
+            hub, folder / "home", PROGRAM.replace("{forms!r}", repr(FORMS)), first, second, folder / "pretraining.tar"
+        )
         yield Visit(seen, first, second, clip, folder)
 
 
@@ -141,7 +167,7 @@ def test_the_converter_route_works_without_registering_and_takes_a_revision(visi
 
 
 def test_a_registered_release_loads_the_foreign_file_by_its_name(visit: Visit) -> None:
-    assert visit.seen["registered"] == ["mammo-sae-b5-vindr"]
+    assert visit.seen["registered"] == [release.name for release in RELEASES]
     found = visit.seen["release"]
     assert found["class"] == "StandardSAE"
     assert found["sum"] == pytest.approx(total(TINY), abs=1e-9)
@@ -292,6 +318,62 @@ def test_a_local_folder_with_file_names_is_read_like_a_repo(tmp_path: Path) -> N
     model = load_mammo_clip(tmp_path, filename="b2.tar", classifier_filename="density.pth")
     assert (model.n_class, model.source["files"]) == (4, ["b2.tar", "density.pth"])
     assert "hub" not in model.source
+
+
+# -- the table of public SAEs ------------------------------------------------------------------------------------------
+
+
+def test_releases_of_other_libraries_load_by_name_and_the_table_adds_what_their_files_do_not_say(visit: Visit) -> None:
+    saev = visit.seen["saev"]
+    assert (saev["source_format"], saev["source_repo"]) == ("saev", "osunlp/SAE_CLIP_24K_ViT-B-16_IN1K")
+    assert (saev["model_name"], saev["hook_name"]) == ("open_clip:ViT-B-16/openai", "transformer.resblocks.10.hook_out")
+    prisma = visit.seen["prisma"]
+    assert (prisma["source_repo"], prisma["source_file"]) == (PRISMA, "n_images_2600058.pt")  # the one file in its repo
+    assert prisma["prisma_hook_point"] == "blocks.9.hook_resid_post", "what the file says counts"
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_one_sae_of_each_library_loads_through_a_release(visit: Visit, name: str) -> None:
+    found = visit.seen[name.split("/")[0].removesuffix(".pt")]
+    assert found["source_file"] == name
+    assert found["sum"] == pytest.approx(total_of(DATA / "sae_formats" / name), abs=1e-9)
+
+
+def total_of(path: Path) -> float:
+    return float(load_sae(path).W_enc.detach().double().sum())
+
+
+def test_a_repo_with_several_files_of_weights_says_how_to_load_one(visit: Visit) -> None:
+    assert visit.seen["prisma of many"]["error"] == "InputError"
+    assert (
+        "holds 2 files of weights, of which none is weights.pt: a.pt, b.pt; load one with load_sae("
+        in (visit.seen["prisma of many"]["message"])
+    )
+
+
+def test_every_release_says_where_its_facts_are_from_and_where_its_saes_belong() -> None:
+    assert len({release.name for release in RELEASES}) == len(RELEASES)
+    for release in RELEASES:
+        assert release.source and release.source.startswith("https://")
+        assert release.trained_on in {"map", "image", "patches", "class_token", "class_token_and_patches"}
+        assert release.saes.keys() == release.facts.keys()
+        for sae_id, facts in release.facts.items():
+            is_vector = release.trained_on == "image"
+            assert is_vector or "hook_name" in facts or "source_layer" in facts, (release.name, sae_id)
+            place = release.saes[sae_id]
+            assert place.startswith("hub://") or REPOSITORY.fullmatch(release.repo), (release.name, sae_id)
+
+
+def test_the_command_lists_releases_and_what_is_known_of_one() -> None:
+    result = CliRunner().invoke(app, ["releases"])
+    assert result.exit_code == 0
+    assert all(release.name in result.output for release in RELEASES)
+    one = CliRunner().invoke(app, ["releases", "saev-dinov2-vitb14-in1k"])
+    assert "sae.pt" in one.output and "blocks.10.hook_out" in one.output and "note" in one.output
+    as_json = json.loads(CliRunner().invoke(app, ["releases", "sail-biomedparse", "--json"]).output)
+    assert [found["saes"] for found in as_json] == [{"matryoshka": "biomedparse_sae.ckpt"}]
+    unknown = CliRunner().invoke(app, ["releases", "nothing"])
+    assert unknown.exit_code == 2
 
 
 # -- registering, in this process --------------------------------------------------------------------------------------

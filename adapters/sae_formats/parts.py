@@ -98,8 +98,11 @@ class Opened:
     @cached_property
     def json_line(self) -> dict[str, Any] | None:
         """The line of JSON with which the file begins, behind which there is something else; None without one."""
-        with self.file.open("rb") as file:
-            line, behind = file.readline(_LONGEST_LINE), file.read(4)
+        try:
+            with self.file.open("rb") as file:
+                line, behind = file.readline(_LONGEST_LINE), file.read(4)
+        except OSError:  # whoever reads the file says why
+            return None
         try:
             found = json.loads(line) if line.startswith(b"{") and line.endswith(b"\n") else None
         except ValueError:
@@ -113,14 +116,15 @@ class Opened:
 
     @cached_property
     def content(self) -> Any:
-        """What the file holds: of a safetensors file its tensors by name, else what `read_torch_checkpoint` gives.
+        """What the file holds: of a safetensors file its tensors by name, else what `read_torch_checkpoint` gives, of a
+        file that begins with a line of JSON what lies behind it.
 
         Raises:
             UnsafeCheckpointError, CheckpointFormatError, InputError: As `read_torch_checkpoint`.
         """
         if is_safetensors(self.file):
             return self._safetensors[1]
-        return read_torch_checkpoint(self.file)
+        return read_torch_checkpoint(self.file, behind_line=self.json_line is not None)
 
     @cached_property
     def tensors(self) -> dict[str, Any]:

@@ -5,12 +5,16 @@ __all__ = ["FORMATS", "format_named", "LAYOUTS", "recognised"]
 from collections.abc import Mapping
 
 from mammosae_plugin.adapters.checkpoints import CheckpointFormatError
-from mammosae_plugin.adapters.other_forms import peers_sae
 from mammosae_plugin.adapters.sae_formats.dictionary_learning import DictionaryLearning
 from mammosae_plugin.adapters.sae_formats.mammo_sae import MammoSAE
+from mammosae_plugin.adapters.sae_formats.msae import MSAE
+from mammosae_plugin.adapters.sae_formats.openai import OpenAI
 from mammosae_plugin.adapters.sae_formats.overcomplete import Overcomplete
 from mammosae_plugin.adapters.sae_formats.parts import Opened, SAEFormat, refused
+from mammosae_plugin.adapters.sae_formats.patchsae import PatchSAE
+from mammosae_plugin.adapters.sae_formats.prisma import Prisma
 from mammosae_plugin.adapters.sae_formats.saelens import SAELens, SAELensWeights
+from mammosae_plugin.adapters.sae_formats.saev import Saev
 from mammosae_plugin.adapters.sae_formats.sail import SAIL
 from mammosae_plugin.adapters.sae_formats.sparsify import Sparsify
 from mammosae_plugin.errors import InputError
@@ -19,6 +23,11 @@ FORMATS: tuple[SAEFormat, ...] = (
     SAELens(),
     MammoSAE(),
     SAIL(),
+    Saev(),
+    Prisma(),
+    PatchSAE(),
+    OpenAI(),
+    MSAE(),
     DictionaryLearning(),
     Sparsify(),
     Overcomplete(),
@@ -55,10 +64,7 @@ def recognised(opened: Opened) -> SAEFormat:
         return wanted
     found = next((one for one in FORMATS if one.recognises(opened)), None)
     if found is None:
-        peer = peers_sae(opened.content)
-        raise CheckpointFormatError(
-            f"{opened.place} is {peer}" if peer else f"{opened.place} holds no SAE of a known form: {_held(opened)}"
-        )
+        raise CheckpointFormatError(f"{opened.place} holds no SAE of a known form: {_held(opened)}")
     return found
 
 

@@ -1,9 +1,11 @@
-"""The commands of `mammosae` that speak with the Hugging Face Hub: `publish ...` and `pull`.
+"""The commands of `mammosae` about the Hugging Face Hub: `publish ...`, `pull`, and `releases`, which asks nobody.
 
 What publishes is dry by default: it prints what would go out, and only `--confirm` sends it.
 """
 
-__all__ = ["add_hub_commands", "publish", "publish_model_command", "publish_sae_command", "pull_command"]
+__all__ = [
+    "add_hub_commands", "publish", "publish_model_command", "publish_sae_command", "pull_command", "releases_command",
+]  # fmt: skip
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -206,6 +208,28 @@ def pull_command(
             typer.echo(f"sae.path: {folder / sae_id}")
 
 
+def releases_command(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="One of the releases, with its SAEs.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all that is known as JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """List public SAEs of images that load by name: repository, file, layer, network (docs/adapters/vision-saes.md).
+
+    After `register_releases()`, `SAE.from_pretrained(RELEASE, SAE)` loads one. Nothing is downloaded here.
+    """
+    with clear_errors(debug):
+        import json
+        from dataclasses import asdict
+
+        from mammosae_plugin.hub.releases import RELEASES, describe_releases
+
+        text = describe_releases(name)
+        found = [asdict(release) for release in RELEASES if name in (None, release.name)]
+        typer.echo(json.dumps(found, indent=1) if as_json else text)
+
+
 def add_hub_commands(app: typer.Typer) -> None:
     """Add the commands of this module to `mammosae`."""
     from mammosae_plugin.cli.findings import add_findings_commands
@@ -213,5 +237,6 @@ def add_hub_commands(app: typer.Typer) -> None:
 
     app.add_typer(publish, name="publish")
     app.command("pull")(pull_command)
+    app.command("releases")(releases_command)
     add_findings_commands(app, publish)
     add_space_command(publish)
