@@ -432,7 +432,8 @@ def inspect(
     """Tell what a checkpoint is, without running anything in it.
 
     Knows Mammo-CLIP and Mammo-FM pretraining checkpoints, downstream classifiers, SAEs in SAELens's format and in
-    those of other libraries (docs/adapters/vision-saes.md) and the classifiers that this package saves: kind, variant, outputs, keys, numbers, size and SHA-256.
+    those of other libraries (docs/adapters/vision-saes.md) and the classifiers that this package saves: kind, variant,
+    outputs, keys, numbers, size and SHA-256.
     """
     with clear_errors(debug):
         import json
