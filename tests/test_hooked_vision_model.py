@@ -211,13 +211,20 @@ def test_an_output_that_is_overwritten_in_place_is_refused() -> None:
     ).close()  # the advice is good, and the refusal left nothing behind
 
 
+class Named(nn.Module):
+    """Gives a dict."""
+
+    def forward(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"values": values}
+
+
 class Odd(nn.Module):
     """Modules that give no tensor, never run, or run twice."""
 
     def __init__(self) -> None:
         super().__init__()
         self.pair, self.unused, self.twice, self.deep = (
-            nn.LSTM(4, 4),
+            Named(),
             nn.Identity(),
             nn.Identity(),
             nn.Unflatten(1, (1, 1, 3)),
@@ -225,12 +232,17 @@ class Odd(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         self.deep(images)
-        return self.pair(self.twice(self.twice(images)).mean((1, 2))[:, :4])[0]
+        return self.pair(self.twice(self.twice(images)).mean((1, 2))[:, :4])["values"]
 
 
 @pytest.mark.parametrize(
     ("path", "reason"),
-    [("pair", "gives a tuple"), ("unused", "ran 0 times"), ("twice", "ran 2 times"), ("deep", "has 6 dimensions")],
+    [
+        ("pair", "gives a dict and not a tensor"),
+        ("unused", "ran 0 times"),
+        ("twice", "ran 2 times"),
+        ("deep", "has 6 dimensions"),
+    ],
 )
 def test_modules_that_do_not_give_one_tensor_once_are_refused(path: str, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
