@@ -33,7 +33,8 @@ def exports(sae: SAE[Any], rows: torch.Tensor, folder: Path) -> list[str]:
             written = export_sae(sae, folder / name, format=name)
         except InputError:
             continue
-        if name not in READ or close(load_sae(written), latents, rows, CLOSE):
+        alone = written / "sae.pt"  # saev's form is a file, not a folder
+        if name not in READ or close(load_sae(alone if alone.is_file() else written), latents, rows, CLOSE):
             found.append(name)
     return found
 
