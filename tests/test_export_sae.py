@@ -16,7 +16,7 @@ from sae_lens.saes.sae import SAEMetadata
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from mammosae_plugin.adapters import export_sae, load_vision_sae, sae_export
+from mammosae_plugin.adapters import export_sae, load_sae, load_vision_sae, sae_export
 from mammosae_plugin.adapters.sae_export import EXPORT_FORMATS
 from mammosae_plugin.cli import app
 from mammosae_plugin.errors import InputError
@@ -141,8 +141,12 @@ def test_an_exported_sae_computes_what_it_did_or_says_which_format_can(kind: str
         with torch.no_grad():
             latents = sae.encode(rows())
             expected = latents, sae.decode(latents)
-        for found, wanted in zip(BY[format](folder), expected, strict=True):
+            back = load_sae(folder if format in ("dictionary_learning", "sparsify") else folder / "sae.pt")
+            again = back.encode(rows())
+            there_and_back = again, back.decode(again)
+        for found, once_more, wanted in zip(BY[format](folder), there_and_back, expected, strict=True):
             torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6 * float(wanted.abs().max()))
+            torch.testing.assert_close(once_more, wanted, rtol=0, atol=1e-6 * float(wanted.abs().max()))
 
 
 def test_sparsify_itself_loads_what_is_written_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ def export_command(
     What a format cannot hold is refused, and which can is said. A folder that holds something is left alone.
     """
     with clear_errors(debug):
-        from mammosae_plugin.adapters import export_sae, load_vision_sae
+        from mammosae_plugin.adapters import export_sae, load_sae
 
-        written = export_sae(load_vision_sae(sae), folder, format=format)
+        written = export_sae(load_sae(sae), folder, format=format)
         typer.echo(f"{written}: {', '.join(sorted(file.name for file in written.iterdir()))}, for {format}")
