@@ -13,6 +13,7 @@ from mammosae_plugin.adapters.sae_export import EXPORT_FORMATS, export_sae
 from mammosae_plugin.adapters.sae_formats import FORMATS
 from mammosae_plugin.errors import InputError
 
+EXPECTED = "expected.safetensors"
 READ = {one.name for one in FORMATS}
 CLOSE = 1e-5
 """Of what is written and read again, by the largest value: biases are folded on the way."""
@@ -39,18 +40,18 @@ def exports(sae: SAE[Any], rows: torch.Tensor, folder: Path) -> list[str]:
     return found
 
 
-def row(fixture: Any) -> str:
-    sae, expected = load_sae(fixture.path), load_file(fixture.beside / "expected.safetensors")
+def row(format: str, what: str, path: Path, expected_file: Path) -> str:
+    sae, expected = load_sae(path), load_file(expected_file)
     exact = close(sae, expected["latents"], expected["rows"], 1e-6)
-    report = inspect_checkpoint(fixture.path)
+    report = inspect_checkpoint(path)
     with tempfile.TemporaryDirectory() as temporary:
         told = exports(sae, expected["rows"], Path(temporary))
         sae.save_model(Path(temporary) / "saved")
         again = load_sae(Path(temporary) / "saved")
     trip = all(torch.equal(value, again.state_dict()[name]) for name, value in sae.state_dict().items())
-    what = sae.cfg.metadata.dictionary_class or fixture.folder.split("/")[0].removeprefix(f"{fixture.format}_")
+    what = sae.cfg.metadata.dictionary_class or what
     cells = (
-        *(fixture.format, what, sae.cfg.architecture(), "yes" if exact else "no"),
+        *(format, what, sae.cfg.architecture(), "yes" if exact else "no"),
         *(f"`{report.kind}`" if report.problem is None else "no", ", ".join(told) or "none", "yes" if trip else "no"),
     )
     return f"| {' | '.join(cells)} |"
@@ -58,6 +59,15 @@ def row(fixture: Any) -> str:
 
 def block() -> str:
     from test_sae_formats import FIXTURES
+    from test_sae_formats_vision import CASES, FILES, MSAE, place
 
+    rows = [
+        row(one.format, one.folder.split("/")[0].removeprefix(f"{one.format}_"), one.path, one.beside / EXPECTED)
+        for one in FIXTURES
+    ]
+    before, behind = MSAE.split("{}")
+    for name, source, _ in CASES:
+        what = name.removeprefix(before).removesuffix(behind)
+        rows.append(row(source, what, place(name), FILES / f"{name}.{EXPECTED}"))
     heads = ("format", "what", "becomes", "load exact", "inspect", "export", "round trip")
-    return "\n".join([f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *map(row, FIXTURES)])
+    return "\n".join([f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *rows])
