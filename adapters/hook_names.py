@@ -14,9 +14,9 @@ PREFIX = "hooked"  # of hook points whose module's path begins with a name that 
 # What HookedVisionModel adds to its base; a test holds the list against the class.
 _OWN_NAMES = """
     acts_to_saes add_sae attachment_count call_at close compiled context_level encoder_state final_hook grid head_input
-    head_path hook_layouts hook_shapes image_size is_caching is_closed look model n_channels nnsight passed_by
-    probe_size read readers require_head require_open reset_saes resolve_hook_name rest_from run_with_cache_with_saes
-    run_with_hooks_with_saes run_with_saes saes wrapper_of
+    head_path hook_layouts hook_shapes image_size inputs is_caching is_closed look model n_channels n_views nnsight
+    passed_by probe_size read readers require_head require_open reset_saes resolve_hook_name rest_from
+    run_with_cache_with_saes run_with_hooks_with_saes run_with_saes saes wrapper_of
     _add_point _aliases _attached _checked_filter _detach _handles _hook_target _module_paths _order _passes _put _rests
     _said_layouts _unread
 """

@@ -243,16 +243,16 @@ def _size_in_configuration(model: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def at_another_size(model: nn.Module, images: torch.Tensor) -> Recording | None:
-    """The calls for two images of another height, width and area, or of the same where the model takes no other.
+def at_another_size(model: nn.Module, images: torch.Tensor, n_views: int = 1) -> Recording | None:
+    """The calls for two images, or exams of `n_views`, of another height, width and area.
 
-    The attribute `image_size` of the recording says which.
+    Of the same where the model takes no other; the attribute `image_size` of the recording says which.
     """
     height, width = int(images.shape[-2]), int(images.shape[-1])
     others = [size for size in _SMALL_SIZES if size[0] != height and size[1] != width and prod(size) != height * width]
     for size in (*others[:1], (height + 64, width + 32), (height, width)):
         try:
-            return record(model, images.new_zeros(2, images.shape[1], *size))
+            return record(model, images.new_zeros(2 * n_views, images.shape[1], *size))
         except InputError:
             continue
     return None
@@ -315,7 +315,7 @@ def _hookable_call(path: str, probe: Recording, other: Recording | None, n_image
     if len(call.shape) not in (2, 3, 4):
         raise InputError(f"{path!r} cannot be hooked: its output has {len(call.shape)} dimensions, not 2, 3 or 4")
     again = other.of(path)[0].shape if other is not None and other.of(path) else None
-    if call.shape[0] != n_images or (again is not None and again[0] != 2):
+    if call.shape[0] != n_images or (again is not None and other is not None and again[0] != other.n_images):
         raise InputError(
             f"{path!r} cannot be hooked: its output {call.shape} has no axis for the images in front (windows, or the "
             "sequence first); hook the module around it"

@@ -73,5 +73,6 @@ class NoteImageSize:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        images = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor) and value.dim() == 4]
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        images = [value for value in given if value.dim() in (4, 5)]
         self.root.image_size = (int(images[0].shape[-2]), int(images[0].shape[-1])) if images else None

@@ -52,6 +52,7 @@ from mammosae_plugin.adapters.recording import (
     seen_by_hooks,
 )
 from mammosae_plugin.adapters.rest_of_network import RestOfNetwork, noise_for
+from mammosae_plugin.adapters.views import ModelExample, ModelInputs, undone_on_failure
 from mammosae_plugin.arguments import text
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.shapes import Images
@@ -103,16 +104,20 @@ class HookedVisionModel(Numbered, HookedRootModule):
         hook_layouts: full hook name -> how the module lays out its output.
         final_hook: the hook point of the last feature map or tokens before the head, None where it is not hooked.
         head_path: the module path of the linear classifier, None where the output does not come from one.
+        n_views: images of an exam that a pass takes together, 1 of a model of single images; at hook points their rows
+            are image-major, exam by exam (`views.by_view` gives them by exam and view).
+        inputs: how the model takes its inputs, and from which columns of a dataset those beside the images.
         attachment_count: grows whenever an SAE is attached or detached.
         compiled: whether its parts run under torch.compile at the moment (`fast_inference.compiled`).
     """
 
+    @undone_on_failure
     def __init__(
         self,
         model: nn.Module,
         hook_names: Sequence[str] | str | None = None,
         *,
-        example_input: torch.Tensor | None = None,
+        example_input: ModelExample = None,
         layouts: Mapping[str, MapLayout] | None = None,
         prefix_tokens: PrefixTokens = "drop",
         n_prefix_tokens: int | None = None,
@@ -126,7 +131,8 @@ class HookedVisionModel(Numbered, HookedRootModule):
                 have an alias; else timm's `feature_info` and the last map; else the outermost modules that give maps or
                 tokens.
             example_input: images (B, 3, H, W) for the probe; by default one black image of the size in
-                `model.default_cfg`, or of 64 x 64. Every hooked output is held until the probe is over.
+                `model.default_cfg`, or of 64 x 64. Every hooked output is held until the probe is over. Of a model that
+                takes exams, images (B, views, 3, H, W); of one with more inputs all of them, a tuple or dict.
             layouts: module path -> "channels_first" or "channels_last", for maps whose layout cannot be recognised.
             prefix_tokens: "drop" lets class and register tokens go around the hook points of transformers, "keep"
                 shows them in front of the patches.
@@ -155,14 +161,18 @@ class HookedVisionModel(Numbered, HookedRootModule):
         self._rests: dict[tuple[str, tuple[int, int]], RestOfNetwork] = {}
         self.is_closed = False
         self._aliases: dict[str, str] = dict(getattr(model, "layer_aliases", None) or {})
-        images = default_images(model) if example_input is None else example_input
+        self.inputs = ModelInputs(model, example_input)
+        self._handles += self.inputs.handles
+        self.n_views = self.inputs.n_views
+        images = default_images(model) if self.inputs.images is None else self.inputs.images
         require_images(images)
         self.n_channels, self.probe_size = int(images.shape[1]), (int(images.shape[-2]), int(images.shape[-1]))
         if hook_names is None:
-            hook_names = list(self._aliases.values()) or default_hooks(model, images)
+            hook_names = list(self._aliases.values()) or default_hooks(model, images, self.n_views)
         paths = self._module_paths(hook_names)
         said = self._said_layouts(layouts or {}, paths)
-        probe, other = record(model, images, keep=paths), at_another_size(model, images)
+        probe, other = record(model, images, keep=paths), at_another_size(model, images, self.n_views)
+        self.inputs.require_once(paths, probe)
         found: dict[str, HookLayout] = {}
         cloned = set()
         for path in paths:
@@ -401,8 +411,7 @@ class HookedVisionModel(Numbered, HookedRootModule):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The wrapped model's forward, through the hook points and attached SAEs."""
         self.require_open()
-        if args:
-            require_images(args[0], self.n_channels)
+        self.inputs.require(args, kwargs, self.n_channels)
         return self.model(*args, **kwargs)
 
     @contextmanager
@@ -760,11 +769,11 @@ def _refuse(model: nn.Module, prefix_tokens: str, overwritten: str) -> None:
         raise InputError(f"overwritten is {overwritten!r}; it must be 'refuse' or 'clone'")
 
 
-def default_hooks(model: nn.Module, images: Images) -> list[str]:
+def default_hooks(model: nn.Module, images: Images, n_views: int = 1) -> list[str]:
     """timm's feature modules and the last map; of other networks the outermost modules that give maps or tokens."""
     recording = record(model, images)
     candidates = likely_paths(model, recording)
-    probe, other = record(model, images, keep=set(candidates)), at_another_size(model, images)
+    probe, other = record(model, images, keep=set(candidates)), at_another_size(model, images, n_views)
     names = []
     for path in dict.fromkeys(candidates):
         try:

@@ -19,6 +19,7 @@ class Reached(Protocol):
 
     model: nn.Module
     n_channels: int
+    n_views: int
     probe_size: tuple[int, int]
     hook_shapes: dict[str, tuple[int, ...]]
     hook_layouts: dict[str, HookLayout]

@@ -66,6 +66,7 @@ class Recording:
         features: what the model's `forward_features` gave, where it has one and called it.
         features_end: when that was.
         image_size: (H, W) of the images.
+        n_images: how many there were.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -73,6 +74,7 @@ class Recording:
     features: Any = None
     features_end: int = -1
     image_size: tuple[int, int] = (0, 0)
+    n_images: int = 0
 
     def of(self, path: str) -> list[Call]:
         """The calls of one module."""
@@ -97,7 +99,7 @@ def record(
     Raises:
         InputError: the model cannot run on such images.
     """
-    recording = Recording(image_size=(int(images.shape[-2]), int(images.shape[-1])))
+    recording = Recording(image_size=(int(images.shape[-2]), int(images.shape[-1])), n_images=len(images))
     open_calls: list[Call] = []
     clock = count()
 

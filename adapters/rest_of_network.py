@@ -28,6 +28,7 @@ class Sized(Protocol):
 
     model: nn.Module
     n_channels: int
+    n_views: int
 
 
 class Rooted(Sized, Protocol):
@@ -183,9 +184,9 @@ class RestOfNetwork:
 
 
 def noise_for(root: Sized, image_size: tuple[int, int]) -> torch.Tensor:
-    """One image of noise (1, C, H, W), the same each time, where the model is."""
+    """One image of noise (1, C, H, W), or all views of an exam, the same each time, where the model is."""
     parameter = next(root.model.parameters(), torch.zeros(()))
-    noise = torch.randn(1, root.n_channels, *image_size, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(root.n_views, root.n_channels, *image_size, generator=torch.Generator().manual_seed(0))
     return noise.to(parameter.device, parameter.dtype)
 
 

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal, Protocol, get_args, overload
 from zlib import crc32
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
@@ -25,6 +26,7 @@ from mammosae_plugin.activations.store import DTYPES, FORMAT_VERSION, Activation
 from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.adapters.hooked_vision_model import require_hooked
 from mammosae_plugin.adapters.recording import evaluation
+from mammosae_plugin.adapters.views import common_views, require_columns, whole_exams
 from mammosae_plugin.arguments import between, entries, one_of, whole
 from mammosae_plugin.datasets import StudyDataset, for_network, made_of
 from mammosae_plugin.errors import InputError
@@ -399,8 +401,8 @@ def _extract(
     about: Callable[[StudyDataset], Mapping[str, Any]] = lambda _images: {},
     images_per_shard: int | None = None,
 ) -> dict[str, ActivationStore]:
-    dataset = for_network(dataset, sources[0].model.model)
-    dtype = settings.dtype
+    n_views = common_views([source.model.n_views for source in sources])
+    dataset = for_network(dataset, sources[0].model.model, n_views)
     dataset = _limited(dataset, settings.limit)
     if len(dataset) == 0:
         raise InputError("there is no image to extract activations from; check the split and the quarantine file")
@@ -408,6 +410,7 @@ def _extract(
         raise InputError("the dataset counts rows of its annotation file; open it with unit='image' to extract")
     device = distributed.place(settings.device)
     models = {id(source.model): source.model for source in sources}
+    require_columns(models.values(), dataset.images)
     fingerprints = {key: tensors_fingerprint(model.encoder_state()) for key, model in models.items()}
     ids = dataset.images["image_id"].tolist()
     image_size = dataset.preprocessing.input_size(dataset.image_size)
@@ -422,7 +425,7 @@ def _extract(
         "limit": settings.limit,
         "augmentation": _described(settings.augmentation),
         "seed": settings.seed,
-        "dtype": dtype,
+        "dtype": settings.dtype,
         "autocast": settings.autocast,
         "batch_size": settings.batch_size,
     }
@@ -433,6 +436,7 @@ def _extract(
             "hook_name": source.hook_name,
             "layout": _layout(source, image_size),
             "compiled": source.model.compiled,
+            **source.model.inputs.settings,
         }
         for source in sources
     }
@@ -441,7 +445,7 @@ def _extract(
         run_shards_together(
             {source.name: (source.folder, plans[source.name] | {"images": sha256_of_json(ids)}) for source in sources},
             len(dataset),
-            min(images_per_shard or IMAGES_PER_SHARD, max(1, BYTES_PER_SHARD // n_bytes)),
+            whole_exams(min(images_per_shard or IMAGES_PER_SHARD, max(1, BYTES_PER_SHARD // n_bytes)), n_views),
             partial(_stream, sources, dataset, ids, settings, device=device),
             description="extract activations",
         )
@@ -464,7 +468,7 @@ def _extract(
         }
         described = plans[source.name] | about_images | about_model
         d_in = source.model.hook_shapes[source.hook_name][-1]
-        stores[source.name] = seal_store(source.folder, described, d_in=d_in, dtype=dtype)
+        stores[source.name] = seal_store(source.folder, described, d_in=d_in, dtype=settings.dtype)
     return stores
 
 
@@ -523,7 +527,7 @@ def _stream(
     batches = image_batches(
         dataset,
         [task.items for task in tasks],
-        settings.batch_size,
+        whole_exams(settings.batch_size, sources[0].model.n_views),
         settings.num_workers,
         pin_memory=torch.device(device).type == "cuda",
         augmentation=settings.augmentation,
@@ -538,7 +542,8 @@ def _stream(
         while n_seen < len(task.items):
             first, images = next(batches)
             n_seen += len(images)
-            values = _values(wanted, images.to(device, non_blocking=True), device, settings.autocast)
+            of_images = dataset.images.iloc[first : first + len(images)]
+            values = _values(wanted, images.to(device, non_blocking=True), of_images, device, settings.autocast)
             for source in wanted:
                 _refuse_not_finite(values[source.name], ids[first : first + len(images)])
                 pieces[source.name].append(_kept(values[source.name], first, ids, settings))
@@ -554,7 +559,7 @@ def _stream(
 
 
 def _values(
-    sources: Sequence[_Source], images: torch.Tensor, device: str, autocast: Autocast | None
+    sources: Sequence[_Source], images: torch.Tensor, rows: pd.DataFrame, device: str, autocast: Autocast | None
 ) -> dict[str, torch.Tensor]:
     """(B, n, C) by source; every model runs once."""
     low_precision: AbstractContextManager[Any] = nullcontext()
@@ -563,7 +568,7 @@ def _values(
     values = {}
     for model in {id(source.model): source.model for source in sources}.values():
         mine = [source for source in sources if source.model is model]
-        with low_precision:
+        with low_precision, model.inputs.of_rows(rows):
             found = capture_several(model, list({source.hook_name for source in mine}), images)
         for source in mine:
             value = found[source.hook_name]

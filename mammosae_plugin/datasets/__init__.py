@@ -8,6 +8,7 @@ from mammosae_plugin.datasets.base import Batch, DatasetError, Item, MammogramDa
 from mammosae_plugin.datasets.concepts import Concept, Vocabulary
 from mammosae_plugin.datasets.csv_folder import CsvFolder, LabelSettings
 from mammosae_plugin.datasets.dicom import read_dicom
+from mammosae_plugin.datasets.exams import by_exam
 from mammosae_plugin.datasets.image_table import ImageTable, ImageTableSettings, load_images
 from mammosae_plugin.datasets.mapping import ImageMapping, load_mapping
 from mammosae_plugin.datasets.phantoms import make_phantoms
@@ -60,6 +61,7 @@ __all__ = [
     "VolumeSlices",
     "age_bins",
     "as_images",
+    "by_exam",
     "check_suspects",
     "collate",
     "dataset_kinds",

@@ -23,6 +23,7 @@ from mammosae_plugin.arguments import entries
 from mammosae_plugin.datasets.about import DatasetAbout
 from mammosae_plugin.datasets.base import BOX_COLUMNS, Item, MammogramDataset, describe
 from mammosae_plugin.datasets.concepts import Concept
+from mammosae_plugin.datasets.exams import ExamImages, by_exam
 from mammosae_plugin.datasets.image_sources import Found, as_pixels, find, is_8_bit, labels_of
 from mammosae_plugin.datasets.protocol import StudyDataset, is_study_dataset
 from mammosae_plugin.datasets.splits import TEST, make_split, split_word
@@ -220,9 +221,9 @@ def as_images(
     of an ImageFolder and ClassLabels of Hugging Face are concepts by themselves.
 
     Args:
-        source: A tensor or array of images (N, C, H, W), a list of images, a dataset of torch with a length
-            (ImageFolder, Subset, ...), a DataLoader, whose dataset is taken in its own order, or a dataset of Hugging
-            Face with an Image column.
+        source: A tensor or array of images (N, C, H, W) or exams (N, V, C, H, W), a list, a dataset of torch with a
+            length (ImageFolder, Subset, ...), a DataLoader, whose dataset is taken in its own order, or a dataset of
+            Hugging Face with an Image column.
         transform: Called with every image (a PIL image, tensor or array, as the source has it); gives the network's
             input, float (C, H, W), or pixels again. A processor of transformers is one. Without it, floats are the
             network's input as they are, and pixels (PIL images, uint8) go through the network's own preprocessing.
@@ -256,6 +257,8 @@ def as_images(
     table = found.table.assign(**{key: _column(found, values, key) for key, values in (covariates or {}).items()})
     made = {"order": found.said} if found.said else {}
     table = table.assign(**_named(found, "image_id", ids, made), **_named(found, "patient_id", groups, made))
+    if found.n_views > 1:
+        made["exams"] = f"{found.n_views} views of each"
     if "patient_id" not in table:
         table["patient_id"], made["patients"] = table["image_id"], "each image its own"
     if (twice := table["image_id"][table["image_id"].duplicated()]).size:
@@ -264,8 +267,6 @@ def as_images(
     findings, concepts = _with_boxes(table["image_id"].tolist(), boxes or found.boxes, columns, concepts)
     if not concepts:
         made["labels"] = "none"
-    if found.said_of_image:
-        made["images"] = found.said_of_image
     table["split"] = _splits(found, table, split, made)
     others = [key for key in table if key not in (*_IDS, *concepts)]
     images = pd.concat([table[list(_IDS)], table[others], pd.DataFrame(columns)], axis=1)
@@ -285,18 +286,21 @@ def as_images(
     return result
 
 
-def for_network(source: Any, network: Any) -> StudyDataset:
+def for_network(source: Any, network: Any, n_views: int = 1) -> StudyDataset:
     """The dataset that a verb was given, or one of whatever else it was given, its pixels as the network wants them.
 
     Args:
         source: A dataset that can be studied, or a source for `as_images`.
         network: The module that will read the images; its own preprocessing is that of its attribute `preprocessing`,
             or of timm's `default_cfg`.
+        n_views: Images of an exam that pass it together: of several, the images come exam by exam (`by_exam`).
 
     Raises:
-        InputError: It is neither, or nothing says how its pixels become the network's input.
+        InputError: It is neither, exams are incomplete, or nothing says how its pixels become the network's input.
     """
     dataset: StudyDataset = source if is_study_dataset(source) else as_images(source)
+    if n_views > 1 and getattr(dataset, "n_views", 1) != n_views:
+        dataset = by_exam(dataset, n_views)
     if dataset.preprocessing is not _UNSAID:
         return dataset
     own = own_preprocessing(network)
@@ -311,7 +315,8 @@ def for_network(source: Any, network: Any) -> StudyDataset:
 
 def made_of(dataset: StudyDataset) -> dict[str, Any]:
     """What settings say of a dataset of `AnyImages`: what was made and what is missing; nothing of another."""
-    return {"dataset_made": dataset.made} if isinstance(dataset, AnyImages) else {}
+    inside: Any = dataset.dataset if isinstance(dataset, ExamImages) else dataset
+    return {"dataset_made": inside.made} if isinstance(inside, AnyImages) else {}
 
 
 def said_of(transform: Any) -> str:
@@ -357,6 +362,8 @@ def _column(found: Found, values: Any, what: str) -> "pd.Series[Any]":
             raise InputError(f"{what}: {found.kind} has no column {values!r} (there are: {there})")
         return found.table[values]
     values = values.tolist() if isinstance(values, (torch.Tensor, np.ndarray)) else entries(values, what)
+    if len(values) * found.n_views == len(found.table):  # one for each exam
+        values = [one for one in values for _ in range(found.n_views)]
     if len(values) != len(found.table):
         raise InputError(f"{what} has {len(values)} values for {len(found.table)} images: give one for each")
     return pd.Series(values)

@@ -51,7 +51,7 @@ class Found:
         boxes: By label the boxes of every image.
         paths: The files, where there are such.
         said: What is to be said of the order; empty without.
-        said_of_image: The same of the images.
+        n_views: Images of an exam, where the source has exams: rows are exam by exam.
     """
 
     kind: str
@@ -62,7 +62,7 @@ class Found:
     boxes: dict[str, list[Any]] = field(default_factory=dict)
     paths: list[str] | None = None
     said: str = ""
-    said_of_image: str = ""
+    n_views: int = 1
 
 
 def find(source: Any, image: str | None = None) -> Found:
@@ -84,6 +84,8 @@ def find(source: Any, image: str | None = None) -> Found:
             f"a {kind} holds several things ({some}): give one of them, such as images[{next(iter(source), '')!r}]"
         )
     if isinstance(source, (torch.Tensor, np.ndarray)):
+        if source.ndim == 5:
+            return _of_items(_Exams(source, image, int(source.shape[1])), "image", kind)
         if source.ndim not in (3, 4) or (source.ndim == 3 and not _is_pixel_type(source)):
             raise InputError(
                 f"the images are a {kind} of shape {tuple(source.shape)}: give (N, C, H, W), with [None] for a "
@@ -211,6 +213,10 @@ def _digest_of_file(cell: Mapping[str, Any]) -> str:
 
 def _of_items(source: Any, image: str | None, kind: str) -> Found:
     """Any other dataset with positions: every item is read once."""
+    if len(source) and not isinstance(source, _Exams):
+        first = _image_in(source[0], image, 0)
+        if _n_axes(first) == 4 and len(first) > 1:
+            return _of_items(_Exams(source, image, len(first)), "image", kind)
     logger.info("reading the %d items of a %s once, for their labels and a digest", len(source), kind)
     rows: list[dict[str, Any]] = []
     classes: dict[str, tuple[str, ...] | None] = {}
@@ -233,7 +239,38 @@ def _of_items(source: Any, image: str | None, kind: str) -> Found:
     if isinstance(own, Sequence) and not isinstance(own, str) and "label" in classes:
         classes["label"] = tuple(map(str, own))
     table = pd.DataFrame(rows, index=range(len(rows)))
-    return Found(f"a {kind}", partial(_image_at, source, image), table, digests, classes, of_boxes)
+    n_views = source.n_views if isinstance(source, _Exams) else 1
+    return Found(f"a {kind}", partial(_image_at, source, image), table, digests, classes, of_boxes, n_views=n_views)
+
+
+class _Exams:
+    """The images of a source whose items are exams, (V, C, H, W) each; ids and views are in lists of V."""
+
+    def __init__(self, source: Any, image: str | None, n_views: int) -> None:
+        self.source, self.image, self.n_views = source, image, n_views
+
+    def __len__(self) -> int:
+        return len(self.source) * self.n_views
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        exam, view = divmod(row, self.n_views)
+        item = self.source[exam]
+        images = _image_in(item, self.image, exam)
+        if _n_axes(images) != 4 or len(images) != self.n_views:
+            raise InputError(f"exam {exam} is {tuple(images.shape)}: give {self.n_views} views of each, (V, C, H, W)")
+        known = _known(item, self.image)
+        of_views = item if isinstance(item, Mapping) else {}
+        ids, views = of_views.get("image_ids"), of_views.get("views", range(self.n_views))
+        name = str(known.pop("exam_id", known.pop("image_id", f"{exam:06d}")))
+        return {
+            **{key: value for key, value in known.items() if key not in ("", "boxes")},
+            "labels": known[""],
+            "image": images[view],
+            "image_id": f"{name}_{views[view]}" if ids is None else str(ids[view]),
+            "exam_id": name,
+            "view": str(views[view]),
+            "patient_id": str(known.get("patient_id", name)),
+        }
 
 
 def _image_at(source: Any, image: str | None, row: int) -> Any:

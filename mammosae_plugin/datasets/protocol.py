@@ -1,6 +1,6 @@
 """What a study needs of a dataset: an object that has these parts can be extracted, encoded, trained on, studied."""
 
-__all__ = ["is_study_dataset", "require_study_dataset", "StudyDataset"]
+__all__ = ["is_study_dataset", "PARTS", "require_study_dataset", "StudyDataset"]
 
 import inspect
 from collections.abc import Iterable
@@ -122,12 +122,12 @@ class StudyDataset(Protocol):
         ...
 
 
-_PARTS = sorted({*StudyDataset.__annotations__, *(name for name in vars(StudyDataset) if not name.startswith("_"))})
+PARTS = sorted({*StudyDataset.__annotations__, *(name for name in vars(StudyDataset) if not name.startswith("_"))})
 
 
 def is_study_dataset(value: Any) -> TypeIs[StudyDataset]:
     """Whether an object has all parts; none of them is computed."""
-    return all(inspect.getattr_static(value, name, None) is not None for name in (*_PARTS, "__len__", "__getitem__"))
+    return all(inspect.getattr_static(value, name, None) is not None for name in (*PARTS, "__len__", "__getitem__"))
 
 
 def require_study_dataset(value: Any) -> None:

@@ -32,6 +32,7 @@ from mammosae_plugin.adapters.input_normalization import (
 from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.adapters.rest_of_network import RestOfNetwork
 from mammosae_plugin.adapters.sae_settings import sae_settings
+from mammosae_plugin.adapters.views import require_columns, whole_exams
 from mammosae_plugin.arguments import entries, flag, indices, shown, text, whole
 from mammosae_plugin.datasets import StudyDataset, for_network, made_of
 from mammosae_plugin.errors import InputError
@@ -132,7 +133,10 @@ def encode_latents(
         raise InputError(f"the SAE is a {type(sae).__name__}: give a SAELens SAE, such as load_sae(path)")
     if not isinstance(heads, Mapping) or not all(isinstance(head, nn.Linear) for head in heads.values()):
         raise InputError(f"heads are {shown(heads)}: give a torch.nn.Linear for each concept, {{concept: head}}")
-    dataset = for_network(dataset, model.model)
+    dataset = for_network(dataset, model.model, model.n_views)
+    if heads and not model.inputs.is_plain:
+        raise InputError("heads read the views of an exam, or more than images, together; give heads={}")
+    require_columns([model], dataset.images)
     refuse_not_finite(sae.state_dict(), where="the SAE")
     for name, head in heads.items():
         concept = dataset.vocabulary.named(name)
@@ -142,7 +146,8 @@ def encode_latents(
                 f"one with 1 or {concept.n_classes}"
             )
         refuse_not_finite(head.state_dict(), where=f"the classifier for {name}")
-    batch_size, shard_size = whole(batch_size, "batch_size", least=1), whole(shard_size, "shard_size", least=1)
+    batch_size = whole_exams(whole(batch_size, "batch_size", least=1), model.n_views)
+    shard_size = whole_exams(whole(shard_size, "shard_size", least=1), model.n_views)
     num_workers, map_splits = whole(num_workers, "num_workers", least=0), entries(map_splits, "map_splits")
     for split in map_splits:
         text(split, "a split of map_splits")
@@ -203,6 +208,7 @@ def _encode(
         "hook_name": layer.hook_name,
         "gradcam": cams,
         **normalization,
+        **model.inputs.settings,
     }
     if new := elements_beyond_the_first(elements):
         fixed[ELEMENTS_KEY] = new
@@ -448,7 +454,8 @@ class _Encoder:
         totals: dict[str, torch.Tensor] = {}
         map_images = []
         for first, images in image_batches(part, items, batch_size, num_workers):
-            reading = layer.model.read(images.to(layer.device), layer.hook_name)
+            with layer.model.inputs.of_rows(part.images.iloc[first : first + len(images)]):
+                reading = layer.model.read(images.to(layer.device), layer.hook_name)
             encoded = []
             for offset, value in enumerate(reading.value):
                 row = first + offset
