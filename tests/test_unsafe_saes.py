@@ -193,7 +193,10 @@ UNFIT: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: changed(architecture="transcoder", d_out=D_IN, apply_b_dec_to_input=False),
         "is a transcoder",
     ),
-    "other output": (lambda: changed(metadata={"hook_name_out": "fc.hook_out"}), "is a transcoder"),
+    "other output": (
+        lambda: changed(metadata={"hook_name_out": "fc.hook_out"}),
+        "is a transcoder|no hook point .fc.hook_out.",
+    ),
     "heads": (
         lambda: changed(reshape_activations="hook_z", metadata={"hook_name": "bn2_z"}),
         "for attention heads|no hook point",
