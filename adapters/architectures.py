@@ -6,7 +6,6 @@ __all__ = [
     "described_network",
     "new_backbone_classifier",
     "preprocessing_of_transformers",
-    "state_in",
 ]
 
 import difflib
@@ -22,12 +21,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from mammosae_plugin.adapters.backbone_classifier import (
     BackboneClassifier,
     Readable,
+    Upsampled,
     cannot_run,
     head_in,
     no_linear_head,
@@ -36,11 +35,10 @@ from mammosae_plugin.adapters.backbone_classifier import (
 from mammosae_plugin.adapters.checkpoints import (
     CheckpointFormatError,
     check_keys,
-    is_safetensors,
-    read_torch_checkpoint,
 )
 from mammosae_plugin.adapters.hook_points import at_another_size, default_images
 from mammosae_plugin.adapters.open_clip_towers import open_clip_tower
+from mammosae_plugin.adapters.plain_weights import prefix_hint, state_in
 from mammosae_plugin.adapters.preprocessing import IMAGENET, Number, Preprocessing
 from mammosae_plugin.adapters.recording import any_size, record
 from mammosae_plugin.adapters.sources import find_source, origin_of
@@ -58,8 +56,6 @@ _GRAY = Preprocessing(mean=0.449, std=0.226, scale="full_range", channels=1)  # 
 _SMALL = (64, 64)
 _AUXILIARY_HEADS = ("aux1", "aux2", "AuxLogits")
 _ROUNDING = 1e-6
-_WRAPPED_AS = ("state_dict_ema", "model_ema", "state_dict", "model")  # by training scripts
-_PREFIXES = ("module.", "_orig_mod.")
 
 
 @dataclass
@@ -99,6 +95,7 @@ def new_backbone_classifier(
     image_size: tuple[int, int] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     seed: int = 0,
+    prefix: str = "",
 ) -> BackboneClassifier:
     """A network of torchvision, transformers or OpenCLIP, or one that a function makes, in evaluation mode.
 
@@ -112,11 +109,14 @@ def new_backbone_classifier(
         weights: "pretrained", the library's own, or of a function what it gives; "random"; or a file of a state dict
             under the network's own names: safetensors, or what `torch.save` wrote, on this machine or
             "hub://owner/name/file".
-        arguments: of torchvision's builder or of the function, or settings of transformers' config; plain JSON.
+        arguments: of torchvision's builder or of the function, or settings of transformers' config; plain JSON. Of
+            torchvision `upsample_to` too: (H, W) to which the network itself brings its images, see `Upsampled`.
         image_size: (H, W) of the images. A network that is built for another size gets them stretched to that one,
             which its preprocessing says.
         preprocessing: mean, std, scale, channels or size in place of what the library says of the weights.
         seed: of random weights, or of a random head.
+        prefix: what stands in a file before the names of the network's tensors, such as "image_encoder."; the others
+            are left out.
 
     Raises:
         InputError: there is no such architecture or function, it cannot be made or has no such weights, its output does
@@ -143,7 +143,7 @@ def new_backbone_classifier(
             anew=file is not None or weights == "random",
             channels=given.get("channels"),
         )
-        state = None if file is None else state_in(file.path)
+        state = None if file is None else state_in(file.path, prefix)
         if n_class is None and state is not None:  # the head that the file has
             head = state.get(
                 f"{built.head_path}.weight", state.get(f"{built.head_path}.weight".removeprefix("backbone."))
@@ -338,26 +338,6 @@ def _say_size(built: _Built, size: tuple[int, int], channels: int) -> None:
             return
 
 
-def state_in(path: os.PathLike[str]) -> dict[str, Any]:
-    """The state dict in a file.
-
-    Raises:
-        CheckpointFormatError: there is none.
-        UnsafeCheckpointError: the file asks for code; none of it was run.
-    """
-    content = load_file(path) if is_safetensors(path) else read_torch_checkpoint(path)
-    for name in _WRAPPED_AS:
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-            content = content[name]
-            break
-    if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise CheckpointFormatError(f"{path} holds no state dict of a network; give a file of weights alone")
-    named = {str(name): value for name, value in content.items()}
-    for prefix in _PREFIXES:
-        named = {name.removeprefix(prefix): value for name, value in named.items()}
-    return named
-
-
 def _load(built: _Built, state: Mapping[str, torch.Tensor], *, where: str, what: str) -> None:
     """Put weights into a network; a head of other classes stays as it is.
 
@@ -374,6 +354,8 @@ def _load(built: _Built, state: Mapping[str, torch.Tensor], *, where: str, what:
     keeps_head = bool(of_head) and all(name in state and state[name].shape == own[name].shape for name in of_head)
     state = {name: tensor for name, tensor in state.items() if keeps_head or not name.startswith(head)}
     expected = {name: tensor.shape for name, tensor in own.items() if keeps_head or not name.startswith(head)}
+    if prefix := prefix_hint(state, (name.removeprefix("backbone.") for name in expected)).removeprefix("backbone."):
+        raise CheckpointFormatError(f"{where} is of a larger model than {what}; give its prefix, such as {prefix!r}")
     check_keys(state, expected, where=where, what=what)
     network.load_state_dict(state, strict=False)
 
@@ -428,8 +410,10 @@ def _from_torchvision(architecture: str, arguments: dict[str, Any], *, anew: boo
         raise InputError(f"{architecture!r} is no classifier that torchvision has{hint}")
     weights = models.get_model_weights(architecture).DEFAULT
     said = weights.transforms()
+    upsampled = arguments.get("upsample_to")
+    settings = {name: value for name, value in arguments.items() if name != "upsample_to"}
     try:
-        network = models.get_model(architecture, weights=None if anew else weights, **arguments)
+        network = models.get_model(architecture, weights=None if anew else weights, **settings)
     except Exception as error:  # whatever a builder or a download raises
         way_out = "" if anew else "; give a file of its weights, or take random ones"
         raise InputError(f"torchvision cannot make {architecture}: {_line(error)}{way_out}") from error
@@ -442,6 +426,8 @@ def _from_torchvision(architecture: str, arguments: dict[str, Any], *, anew: boo
         arguments = {**arguments, "transform_input": bool(network.transform_input)}
     if isinstance(network, models.SqueezeNet):  # a convolution tells its classes: it has features, and no linear head
         network, beside = nn.Sequential(OrderedDict(features=network.features)), ["classifier"]
+    if upsampled is not None:
+        network, beside = Upsampled(network, tuple(upsampled)), [f"backbone.{name}" for name in beside]
     mean, std = (tuple(float(value) for value in values) for values in (said.mean, said.std))
     own = int(getattr(network, "image_size", None) or said.crop_size[0])
     return _Built(

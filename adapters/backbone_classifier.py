@@ -1,6 +1,6 @@
 """Any image network with one linear head as a classifier that is trained and studied, wherever its code comes from."""
 
-__all__ = ["BackboneClassifier", "cannot_run", "head_in", "no_linear_head", "put_head", "Readable"]
+__all__ = ["BackboneClassifier", "cannot_run", "head_in", "no_linear_head", "put_head", "Readable", "Upsampled"]
 
 import copy
 from collections.abc import Mapping
@@ -45,6 +45,21 @@ class Readable(nn.Module):
 
 
 _POOLED = ("pooler_output", "image_embeds", "pooled")  # of transformers, and as others name it
+
+
+class Upsampled(nn.Module):
+    """A network that first brings its images to one size, bilinearly with corners aligned, as GLoRIA's encoder does."""
+
+    def __init__(self, backbone: nn.Module, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.backbone, self.size = backbone, size
+        stages = [name for name, _ in backbone.named_children() if name.startswith("layer")]
+        self.layer_aliases = {name: f"backbone.{name}" for name in stages}
+
+    def forward(self, images: Images) -> torch.Tensor:
+        """Images (B, C, H, W) of any size -> what the network gives."""
+        images = functional.interpolate(images, self.size, mode="bilinear", align_corners=True)
+        return self.backbone(images)  # type: ignore[no-any-return]
 
 
 def _vector(output: Any) -> torch.Tensor:

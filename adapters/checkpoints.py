@@ -83,22 +83,83 @@ def read_torch_checkpoint(path: str | os.PathLike[str], *, behind_line: bool = F
     allowed_before = torch.serialization.get_safe_globals()
     ours = [allowed for allowed in _ALLOWED if allowed not in allowed_before]  # the exit would take away the user's
     try:
-        with torch.serialization.safe_globals(ours), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # what torch warns of is either harmless here or refused below
-            mapped = is_zip and not behind_line and not _is_compressed(path)
-            return torch.load(content, map_location="cpu", weights_only=True, mmap=mapped)
+        return _load(content, ours, mmap=is_zip and not behind_line and not _is_compressed(path))
     except pickle.UnpicklingError as error:
+        if is_zip and not behind_line and (settings := _settings_of_trainers(path)):
+            try:
+                return _load(path, ours + settings, mmap=not _is_compressed(path))
+            except Exception as second:  # what lies there is built otherwise than such settings are
+                raise _not_a_checkpoint(path, second) from second
         is_pickle = is_zip or behind_line or _is_plain_pickle(path)
         is_text = not is_pickle and _first_text(path) is not None  # prose can look like the name of a function
         refused = None if is_text else _refused_name(str(error), is_pickle=is_pickle)
         if refused is not None:
             raise UnsafeCheckpointError(
                 f"{path} asks for {refused}, which no checkpoint needs that this package reads; "
-                "nothing of it was run, get the file from its authors"
+                f"nothing of it was run, {_way_out_of_pickle(path)}"
             ) from error
         raise _not_a_checkpoint(path, error, line) from error
     except Exception as error:  # a damaged pickle can fail in any way: index, key, type, end of file, memory
         raise _not_a_checkpoint(path, error, line) from error
+
+
+def _load(content: Any, allowed: list[Any], *, mmap: bool) -> Any:
+    with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # what torch warns of is either harmless here or refused
+        return torch.load(content, map_location="cpu", weights_only=True, mmap=mmap)
+
+
+class _Inert(list[Any]):
+    """What stands for an object of a trainer's settings: it takes what a pickle gives it, and keeps nothing."""
+
+    def __init__(self, *_args: object, **_named: object) -> None:
+        super().__init__()
+
+    def __setstate__(self, _state: object) -> None:
+        """Keep nothing."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
+def _no_default(*_args: object) -> dict[Any, Any]:
+    return {}  # in place of a defaultdict, whose factory would be a function of the file's
+
+
+def _settings_of_trainers(path: Path) -> list[tuple[Callable[..., Any], str]]:
+    """Stand-ins for all names that a zip checkpoint asks for, where all are of OmegaConf's or Lightning's settings.
+
+    None of these is imported or run: GLoRIA's file, for one, holds its hyperparameters as an OmegaConf object beside
+    the weights. Empty where any other name is asked for, or none.
+    """
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # a damaged archive can fail in any way; the reader has said how
+        return []
+    names = [name for name in names if name not in _NAMES_ALLOWED]
+    if not all(name.split(".")[0] in _OF_TRAINERS or name in _PLAIN for name in names):
+        return []
+    return [(_no_default if name == "collections.defaultdict" else _Inert, name) for name in names]
+
+
+def _way_out_of_pickle(path: Path) -> str:
+    """What to do about a pickle that asks for code: of Mirai's, which is a whole network, how to export its weights."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                name = next(name for name in archive.namelist() if PurePosixPath(name).name == "data.pkl")
+                head = archive.read(name)
+        else:
+            with path.open("rb") as file:
+                head = file.read(_LONGEST_HEADER)
+    except Exception:  # only an addition to an error that is reported anyway
+        head = b""
+    if b"onconet." not in head:
+        return "get the file from its authors"
+    return (
+        "it is a whole pickled network of Mirai's code; where that is installed, and you trust the file, export its "
+        f"weights: import torch; model = torch.load({path.name!r}, map_location='cpu', weights_only=False); "
+        "model = model['model'] if isinstance(model, dict) else model; torch.save(model.state_dict(), 'mirai.pt')"
+    )
 
 
 def refuse_what_was_never_a_checkpoint(path: Path) -> None:
@@ -404,3 +465,9 @@ _SETTINGS = (  # classes whose instances hold the settings of an SAE beside its 
     "sae_training.config.ViTSAERunnerConfig",
 )
 _ALLOWED = [*_numpy_globals(), *((StoredSettings, name) for name in _SETTINGS)]
+_NAMES_ALLOWED = {one[1] if isinstance(one, tuple) else f"{one.__module__}.{one.__qualname__}" for one in _ALLOWED}
+_OF_TRAINERS = {"omegaconf", "pytorch_lightning", "lightning", "lightning_fabric", "typing"}
+_PLAIN = {
+    "_operator.getitem", "argparse.Namespace", "collections.defaultdict", "operator.getitem", "pathlib.PosixPath",
+    *(f"builtins.{kind}" for kind in ("bool", "dict", "float", "int", "list", "object", "set", "str", "tuple")),
+}  # fmt: skip

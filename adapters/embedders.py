@@ -22,6 +22,7 @@ from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier
 from mammosae_plugin.adapters.mammo_clip_files import parse_mammo_clip
 from mammosae_plugin.adapters.names import network_name
 from mammosae_plugin.adapters.preprocessing import Preprocessing
+from mammosae_plugin.adapters.published_encoders import published_encoder
 from mammosae_plugin.adapters.sources import find_source
 from mammosae_plugin.adapters.timm_classifier import new_timm_classifier
 from mammosae_plugin.arguments import one_of
@@ -47,7 +48,7 @@ class Embedder(nn.Module):
     | class_token | the class token behind the last norm |
     | mean_of_patches | the mean of the patch tokens behind the last norm, without class and register tokens; of a map, over its positions |
     | model | the backbone's own: what its classifier would read (timm), its pooled output (transformers), a CLIP tower's embedding; of DINOv3 the class token, as its authors have it |
-    | projected | of a Mammo-CLIP checkpoint, the pooled vector in the space that images and texts share, before it is scaled to length 1 |
+    | projected | of a checkpoint of Mammo-CLIP's, MedCLIP's or GLoRIA's, the pooled vector in the space that images and texts share, before it is scaled to length 1 |
 
     Attributes:
         backbone: the network.
@@ -78,7 +79,8 @@ class Embedder(nn.Module):
         one_of(pooling, "pooling", POOLINGS)
         if (pooling == "projected") != (projection is not None):
             raise InputError(
-                "pooling 'projected' is of Mammo-CLIP's pretraining checkpoints, whose files hold the layer"
+                "pooling 'projected' is of files that hold the layer: Mammo-CLIP's pretraining checkpoints, MedCLIP's, "
+                "GLoRIA's"
             )
         self.backbone, self.pooling, self.projection = backbone, pooling, projection
         self.preprocessing, self.image_size = preprocessing, image_size
@@ -326,10 +328,16 @@ def _from_checkpoint(name: str, pooling: Pooling) -> Embedder:
 
 
 def _projection(name: str, classifier: Classifier) -> nn.Linear:
-    path = find_source(name).path
+    source = find_source(name)
+    path = source.path
     if is_safetensors(path) or path.is_dir():
-        raise InputError(f"{path} holds no projection; give Mammo-CLIP's own pretraining checkpoint")
-    weights = parse_mammo_clip(read_torch_checkpoint(path), path).weights
+        raise InputError(f"{path} holds no projection; give the checkpoint of its authors: Mammo-CLIP's or MedCLIP's")
+    if (published := published_encoder(content := read_torch_checkpoint(path), str(path))) is not None:
+        layer = published[0].projection_in(published[1], str(path))
+        if layer is None:
+            raise InputError(f"{path} is {published[0].title}, which has no space shared with texts; choose model")
+        return layer
+    weights = parse_mammo_clip(content, path).weights
     weight, bias = (weights.get(f"{_PROJECTION}{part}") for part in ("weight", "bias"))
     if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or not isinstance(bias, torch.Tensor):
         raise CheckpointFormatError(f"{path} has no {_PROJECTION}weight and bias; give a pretraining checkpoint")

@@ -24,6 +24,11 @@ from mammosae_plugin.adapters.checkpoints import (
 from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier
 from mammosae_plugin.adapters.mammo_clip_files import check_mammo_clip, parse_mammo_clip
 from mammosae_plugin.adapters.other_forms import wrapped_network
+from mammosae_plugin.adapters.published_encoders import (
+    PublishedEncoder,
+    load_published_encoder,
+    published_encoder,
+)
 from mammosae_plugin.adapters.sae_formats import FORMATS
 from mammosae_plugin.adapters.sae_formats.loading import opened_sae
 from mammosae_plugin.adapters.sae_formats.parts import Opened
@@ -52,8 +57,9 @@ class CheckpointReport:
     Attributes:
         source: the path or name that was inspected.
         kind: "mammo-clip pretraining", "downstream classifier", "text encoder only", "mammo-sae", "sail",
-            "saelens folder", "saelens weights", "saved classifier" (written by `save_classifier`), the name of another
-            of the SAEs' formats (docs/adapters/vision-saes.md), or "unknown".
+            "saelens folder", "saelens weights", "saved classifier" (written by `save_classifier`), "medclip resnet",
+            "medclip swin", "gloria", "mirai", the name of another of the SAEs' formats (docs/adapters/vision-saes.md),
+            or "unknown".
         loads_with: the function of `mammosae_plugin.adapters` that reads it; None where none does.
         problem: why no function reads a file of this kind, or what `loads_with` needs besides, in one line.
         library: who writes SAEs of this form.
@@ -198,8 +204,21 @@ def _torch_file(source: Source) -> dict[str, Any]:
         return facts | sae
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         facts |= _mammo_clip(content, path)
+    if (published := published_encoder(content, str(path))) is not None:
+        return facts | _published(published[0], path)
     form = wrapped_network(content) if facts["kind"] == "unknown" else None
     return facts | ({"problem": f"{path} is {form}"} if form else {})
+
+
+def _published(form: PublishedEncoder, path: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = {"kind": form.kind, "n_class": 0}
+    try:
+        made = load_published_encoder(Source(path, path.name))
+        assert made is not None  # its form was recognised
+        facts |= {"architecture": made[0].architecture, "loads_with": "load_classifier"}
+    except InputError as error:
+        facts["problem"] = str(error)
+    return facts
 
 
 def _mammo_clip(content: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from mammosae_plugin.adapters.checkpoints import CheckpointFormatError, is_safet
 from mammosae_plugin.adapters.classifier import Classifier, library_of
 from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier
 from mammosae_plugin.adapters.mammo_clip_files import read_mammo_clip
+from mammosae_plugin.adapters.published_encoders import load_published_encoder
 from mammosae_plugin.adapters.saved_classifiers import is_classifier_folder, read_saved_classifier
 from mammosae_plugin.adapters.sources import CLASSIFIER_FILES, find_source, is_on_hub
 from mammosae_plugin.errors import InputError
@@ -28,7 +29,9 @@ def load_classifier(
 ) -> Classifier:
     """Load an image network of any kind, with or without a classifier, in evaluation mode; the file says which it is.
 
-    Read are Mammo-CLIP's and Mammo-FM's own files, and those that `save_classifier` wrote. Of the former the variant,
+    Read are Mammo-CLIP's and Mammo-FM's own files, those that `save_classifier` wrote, and the image encoders of
+    MedCLIP (`pytorch_model.bin`, both variants), GLoRIA (`chexpert_resnet50.ckpt`) and Mirai (a state dict). Of the
+    first two the variant,
     EfficientNet-B5 or B2, is told by the file. At Mammo-CLIP's input of 1520 x 912 (height x width) the final map is
     (2048, 48, 29) for B5 and (1408, 48, 29) for B2. Mammo-FM's text tower is another one; it is not read.
 
@@ -68,7 +71,12 @@ def load_classifier(
     if whole and len(files) > 1:
         other = files[0] if whole[0] is files[1] else files[1]
         raise InputError(f"{whole[0].path} is a whole classifier already; give it alone, without {other.path}")
-    model = read_saved_classifier(whole[0], functions=functions) if whole else read_mammo_clip(*files)
+    published = None if whole or len(files) > 1 else load_published_encoder(files[0])
+    model: Classifier
+    if published is not None:
+        model = published[0]
+    else:
+        model = read_saved_classifier(whole[0], functions=functions) if whole else read_mammo_clip(*files)
     model.network.eval().to(device)
     return model
 

@@ -137,6 +137,7 @@ def record(
             torch.no_grad(),
             torch.compiler.set_stance("force_eager"),  # the hooks are none that can be compiled
             _features_noted(model, recording, clock),
+            _numbers_kept(model),
         ):
             recording.output = model(images)
     except Exception as error:  # whatever a foreign model raises on an input that it does not take
@@ -209,6 +210,20 @@ def _arguments_of(module: nn.Module) -> Collection[str]:
 
 def _pair(size: Any) -> tuple[int, int]:
     return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+@contextmanager
+def _numbers_kept(model: nn.Module) -> Iterator[None]:
+    """Give every module its own numbers back: a Swin of transformers keeps the smaller windows of a small image."""
+    kinds = (bool, int, float, tuple)
+    kept = [(m, {name: v for name, v in vars(m).items() if isinstance(v, kinds)}) for m in model.modules()]
+    try:
+        yield
+    finally:
+        for module, numbers in kept:
+            for name, value in numbers.items():
+                if name != "training" and vars(module).get(name) is not value:
+                    setattr(module, name, value)
 
 
 def tensors_in(output: Any) -> list[torch.Tensor]:

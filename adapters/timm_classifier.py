@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from typing_extensions import Self
 
-from mammosae_plugin.adapters.architectures import state_in
 from mammosae_plugin.adapters.backbone_classifier import BackboneClassifier, cannot_run, no_linear_head
 from mammosae_plugin.adapters.checkpoints import CheckpointFormatError
 from mammosae_plugin.adapters.classifier import encoder_state
+from mammosae_plugin.adapters.plain_weights import prefix_hint, state_in
 from mammosae_plugin.adapters.preprocessing import Preprocessing
 from mammosae_plugin.adapters.recording import record
 from mammosae_plugin.adapters.sources import find_source, origin_of
@@ -130,6 +130,7 @@ def new_timm_classifier(
     image_size: tuple[int, int] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     seed: int = 0,
+    prefix: str = "",
 ) -> TimmClassifier:
     """One of timm's architectures, in evaluation mode.
 
@@ -145,6 +146,8 @@ def new_timm_classifier(
         image_size: (H, W), for architectures that are built for one size (many transformers); others take any.
         preprocessing: mean, std, scale, channels or size (which images are stretched to) in place of timm's.
         seed: of random weights, or of a random head.
+        prefix: what stands in a file before the names of the network's tensors, such as "image_encoder."; the others
+            are left out.
 
     Raises:
         InputError: timm has no such architecture, cannot make it for that size, or has no such weights; the head is not
@@ -167,7 +170,7 @@ def new_timm_classifier(
         source |= said.origin
     else:
         file = find_source(weights)
-        state = state_in(file.path)
+        state = state_in(file.path, prefix)
         if n_class is None:
             head = state.get(f"{said.config.get('classifier') or ''}.weight")
             n_class = len(head) if isinstance(head, torch.Tensor) else 0
@@ -185,6 +188,10 @@ def new_timm_classifier(
     if weights not in ("random", "pretrained"):
         # timm leaves a head of other classes random, and with it whatever else is missing.
         missing = sorted(set(encoder_state(made)) - set(state))
+        if missing and (hint := prefix_hint(state, encoder_state(made))):
+            raise CheckpointFormatError(
+                f"{weights} is of a larger model than a {said.name}; give its prefix, such as {hint!r}"
+            )
         if missing:
             raise CheckpointFormatError(
                 f"{weights} lacks {len(missing)} of the weights of a {said.name}, such as {missing[0]}"

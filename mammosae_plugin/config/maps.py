@@ -42,6 +42,11 @@ class NetworkStart(Settings):
         description="'pretrained': the library's own, from the Hub or its cache on this machine, or of a function what "
         "it gives; 'random'; or a file of a state dict under the network's own names.",
     )
+    prefix: str = Field(
+        "",
+        description="What stands in a file of weights before the names of the network's tensors, such as "
+        "image_encoder.; the others are left out.",
+    )
     seed: int = Field(0, ge=0, description="Of random weights.")
     arguments: dict[str, Any] = Field(
         {}, description="Of the function or the library's builder; of transformers settings in place of its config's."

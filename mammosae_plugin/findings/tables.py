@@ -518,7 +518,7 @@ def _shared_config(config: Mapping[str, Any]) -> Row:
             "encoder": _without_folder(model.get("encoder")),
             "classifiers": model.get("classifiers")
             and {concept: _without_folder(place) for concept, place in model["classifiers"].items()},
-            **{name: without(model[name], "arguments") for name in START_LIBRARIES if model.get(name)},
+            **{name: without(model[name], "arguments", "prefix") for name in START_LIBRARIES if model.get(name)},
         }
         for model in config["models"]
     ]

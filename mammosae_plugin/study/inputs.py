@@ -206,6 +206,7 @@ class StudyInputs(StudyImages):
                     json.dumps(start.arguments, sort_keys=True),
                     preprocessing,
                     with_head=model.outputs is not None,
+                    prefix=start.prefix,
                 )
             elif model.encoder is not None and model.preprocessing is not None:
                 self._starts[name] = Start("file", _classifier(model.encoder), preprocessing=preprocessing)

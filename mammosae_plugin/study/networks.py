@@ -40,6 +40,7 @@ class Start:
         arguments: JSON of what the architecture is made with.
         preprocessing: JSON of what replaces the library's, or the file's.
         with_head: Whether its own head is kept.
+        prefix: Of the names in a file of weights.
     """
 
     library: str
@@ -50,6 +51,7 @@ class Start:
     arguments: str = "{}"
     preprocessing: str = "{}"
     with_head: bool = False
+    prefix: str = ""
 
 
 Files = tuple[Path, ...]
@@ -170,6 +172,7 @@ class Networks:
             "image_size": origin.image_size,
             "preprocessing": preprocessing,
             "seed": origin.seed,
+            "prefix": origin.prefix,
         }
         n_class = None if origin.with_head else 0
         if origin.library == "timm":

@@ -1,0 +1,69 @@
+"""State dicts as training scripts leave them: inside other entries, behind prefixes, part of a larger model."""
+
+__all__ = ["prefix_hint", "state_in"]
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from mammosae_plugin.adapters.checkpoints import (
+    CheckpointFormatError,
+    is_safetensors,
+    read_torch_checkpoint,
+    without_prefix,
+)
+
+_WRAPPED_AS = ("state_dict_ema", "model_ema", "state_dict", "model")  # by training scripts
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+def state_in(path: os.PathLike[str], prefix: str = "") -> dict[str, Any]:
+    """The state dict in a file.
+
+    Args:
+        path: the file.
+        prefix: what stands before the names of the network's tensors, where the file is of a larger model; it is taken
+            off, and the other tensors are left out.
+
+    Raises:
+        CheckpointFormatError: there is none, or nothing has the prefix.
+        UnsafeCheckpointError: the file asks for code; none of it was run.
+    """
+    content = load_file(path) if is_safetensors(path) else read_torch_checkpoint(path)
+    for name in _WRAPPED_AS:
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+            break
+    whole = {str(name): value for name, value in content.items()} if isinstance(content, Mapping) else {}
+    named = whole
+    for wrapper in _PREFIXES:
+        named = {name.removeprefix(wrapper): value for name, value in named.items()}
+    if prefix:
+        taken = without_prefix(whole, prefix) or without_prefix(named, prefix)
+        if whole and not taken:
+            first = sorted({f"{name.partition('.')[0]}." for name in named})
+            raise CheckpointFormatError(
+                f"{path} has no tensor that begins with {prefix!r}; its names begin with "
+                f"{', '.join(map(repr, first[:5]))}{', ...' if len(first) > 5 else ''}"
+            )
+        named = taken
+    if not named or not all(isinstance(value, torch.Tensor) for value in named.values()):
+        raise CheckpointFormatError(f"{path} holds no state dict of a network; give a file of weights alone")
+    return named
+
+
+def prefix_hint(names: Iterable[str], expected: Iterable[str]) -> str:
+    """The prefix under which most of the expected names are there, to be told; empty where there is none."""
+    wanted = set(expected)
+    found = Counter(
+        name[: -len(inside)]
+        for name in names
+        for inside in (name[place + 1 :] for place, letter in enumerate(name) if letter == ".")
+        if inside in wanted
+    )
+    prefix, count = next(iter(found.most_common(1)), ("", 0))
+    return prefix if count > len(wanted) / 2 else ""
