@@ -124,6 +124,8 @@ def _checked_wrapping() -> type:
         def _batch_size(self, *inputs: Any, **kwargs: Any) -> int:
             """How many rows an invoke has: images, or 1 of what has no tensor."""
             first = next(_tensors((inputs, kwargs)), None)
+            if first is not None and not len(first):  # nnsight would take it for one without input
+                raise InputError("an invoke of a trace has no images; to see those of the others, give it no input")
             return int(bool(inputs)) if first is None else len(first)
 
         def _batch(self, invokes: list[tuple[Any, Any]], fn: Any) -> Any:

@@ -286,6 +286,7 @@ def test_invokes_with_further_inputs_and_outputs_that_are_no_tensor() -> None:
         ({"kwargs": {"images": torch.zeros(1, 3, 8, 8)}}, "different arguments"),
         ({"args": (torch.zeros(1, 3, 8, 8),), "kwargs": {"scale": 2.0}}, "different arguments"),
         ({"args": ("one",)}, "different arguments"),
+        ({"args": (torch.zeros(0, 3, 8, 8),)}, "no images; .* give it no input"),
     ],
 )
 def test_invokes_that_are_no_batch_are_refused(second: dict[str, Any], message: str) -> None:
