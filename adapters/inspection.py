@@ -283,7 +283,7 @@ def _sae(opened: Opened) -> dict[str, Any] | None:
         return None
     facts = {"kind": found.kind(opened), "library": found.library, **found.facts(opened)}
     try:
-        parts = found.read(opened)
+        parts = found.parts(opened)
     except InputError as error:
         return facts | {"problem": str(error)}
     d_in, d_sae = parts.state["W_enc"].shape

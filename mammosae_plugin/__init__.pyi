@@ -6,6 +6,7 @@ from .adapters import CheckpointFormatError as CheckpointFormatError
 from .adapters import HookedVisionModel as HookedVisionModel
 from .adapters import MammoClipClassifier as MammoClipClassifier
 from .adapters import UnsafeCheckpointError as UnsafeCheckpointError
+from .adapters import export_sae as export_sae
 from .adapters import inspect_checkpoint as inspect_checkpoint
 from .adapters import load_classifier as load_classifier
 from .adapters import load_mammo_clip as load_mammo_clip

@@ -32,8 +32,8 @@ _FACES = {
 """Modules beside the rooms that only hand on what a room has, under the names by which others know them."""
 
 PUBLIC = {
-    "adapters": "load_mammo_clip MammoClipClassifier HookedVisionModel load_sae load_vision_sae vision_sae_disk_loader "
-    "vision_sae_huggingface_loader UnsafeCheckpointError CheckpointFormatError",
+    "adapters": "load_mammo_clip MammoClipClassifier HookedVisionModel load_sae export_sae load_vision_sae "
+    "vision_sae_disk_loader vision_sae_huggingface_loader UnsafeCheckpointError CheckpointFormatError",
     "datasets": "VinDrMammo make_phantoms TotalSegmentator load_images prepare_dicom",
     "activations": "embed extract_activations ActivationStore",
     "training": "train_sae train_saes train_classifier SAETraining ClassifierTraining",

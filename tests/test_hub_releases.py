@@ -40,8 +40,11 @@ from sae_lens import SAE
 from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 from mammosae_plugin.adapters import (
-    inspect_checkpoint, load_mammo_clip, load_vision_sae, vision_sae_huggingface_loader
+    inspect_checkpoint, load_mammo_clip, load_sae, load_vision_sae, vision_sae_huggingface_loader
 )
+from mammosae_plugin.adapters.sae_formats.loading import load_found
+from mammosae_plugin.adapters.sae_formats.table import LAYOUTS
+from mammosae_plugin.study.inputs import existing
 from mammosae_plugin.hub import Release, register_releases
 
 warnings.simplefilter("ignore")
@@ -80,6 +83,10 @@ seen["repo at tag"] = facts(load_vision_sae(REPO, revision="v1"))
 seen["url at tag"] = facts(load_vision_sae(f"hub://{REPO}@v1/{FILE}"))
 seen["url at commit"] = facts(load_vision_sae(f"hf://{REPO}@{first}/{FILE}"))
 seen["url at pull request"] = facts(load_vision_sae(f"hf://{REPO}@refs%2Fpr%2F1/{FILE}"))
+peers = "hub://someone/peers/trainer_0"
+seen["peer's folder"] = facts(load_sae("someone/peers", filename="trainer_0"))
+seen["peer's file"] = facts(load_sae(f"{peers}/ae.pt"))
+seen["peer's file in a study"] = facts(load_found(existing(f"{peers}/ae.pt", LAYOUTS)))
 seen["url of folder"] = facts(load_vision_sae("hub://someone/saes/layer_39"))
 
 seen["classifier"] = load_mammo_clip(CLIP, filename=PRETRAINING, classifier_filename=DOWNSTREAM, revision="v1").source
@@ -141,6 +148,8 @@ def visit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visit]:
         hub.commit(PATCHES, {"a.pt": norm["weights.pt"], "b.pt": norm["weights.pt"]})
         files = {name: forms / name for name in (*FORMS, "prisma-norm/config.json")}
         hub.commit("someone/forms", files)
+        peer = forms / "dictionary_learning_topk"
+        hub.commit("someone/peers", {f"trainer_0/{name}": peer / name for name in ("config.json", "ae.pt")})
         hub.commit("batmanLab/Mammo-FM", {"model.tar": b"secret"}, gated=True)
         seen = run_on_hub(
             hub, folder / "home", PROGRAM.replace("{forms!r}", repr(FORMS)), first, second, folder / "pretraining.tar"
@@ -212,6 +221,20 @@ def test_a_url_names_repo_revision_and_file(visit: Visit) -> None:
 
 def test_a_url_of_a_folder_in_saelens_format_loads_the_sae_in_it(visit: Visit) -> None:
     assert visit.seen["url of folder"]["hook_name"] == "blocks.6.hook_out"
+
+
+def test_an_sae_whose_settings_lie_beside_it_brings_them_from_the_hub(visit: Visit) -> None:
+    places = ("peer's folder", "peer's file", "peer's file in a study")
+    found = [visit.seen[place] for place in places]
+    assert {(one["class"], one["sum"], one["dictionary_class"]) for one in found} == {
+        (
+            "TopKSAE",
+            float(load_sae(DATA / "sae_formats/dictionary_learning_topk").W_enc.detach().double().sum()),
+            "AutoEncoderTopK",
+        )
+    }
+    assert [one["source_file"] for one in found] == ["trainer_0", "trainer_0/ae.pt", "trainer_0/ae.pt"]
+    assert {one["source_repo"] for one in found} == {"someone/peers"}
 
 
 def test_a_classifier_from_the_hub_records_repo_revision_commit_files_and_hashes(visit: Visit) -> None:

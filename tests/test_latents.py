@@ -274,9 +274,12 @@ def test_an_sae_that_does_not_decode_linearly_is_refused(hooked, phantoms, tmp_p
     config = StandardSAEConfig.from_dict({**normalising.cfg.to_dict(), "normalize_activations": "layer_norm"})
     sae = StandardSAE(config)
     sae.load_state_dict(normalising.state_dict())
-    with pytest.raises(InputError, match="does not decode as latents @ W_dec"):
+    advice = r"by itself \(layer_norm\), which no weights can hold; .* or leave the heads out \(heads=\{\}\)"
+    with pytest.raises(InputError, match="does not decode as latents @ W_dec.*" + advice):
         _encode(hooked, sae, phantoms, tmp_path / "table")
     assert not (tmp_path / "table").exists()
+    encode_latents(hooked, sae, phantoms, tmp_path / "table", heads={})
+    assert (tmp_path / "table").exists()
 
 
 def test_an_sae_without_a_layer_is_encoded_at_the_final_map(hooked, phantoms, tmp_path):

@@ -7,6 +7,7 @@ reconstructions that its own code gave in float32; the script that made it lies 
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -247,3 +248,49 @@ def test_sae_for_vlm_spells_a_class_in_its_own_way_and_names_no_network(tmp_path
     found = load_sae(tmp_path)
     assert (found.cfg.metadata.levels, found.cfg.metadata.model_name) == ([3, 10, 20], None)
     assert torch.equal(found.W_enc, load_sae(source).W_enc)
+
+
+@pytest.mark.parametrize("folder", ["dictionary_learning_batchtopk", "dictionary_learning_standard"])
+def test_nothing_is_computed_in_the_half_precision_of_a_file(folder: str, tmp_path: Path) -> None:
+    shutil.copy(FOLDER / folder / "config.json", tmp_path)
+    narrow = {
+        name: value.bfloat16() for name, value in torch.load(FOLDER / folder / "ae.pt", weights_only=True).items()
+    }
+    if "threshold" in narrow:
+        narrow["threshold"] = torch.tensor(0.6)  # which bfloat16 does not hold
+    if "bias" in narrow:  # decoder columns of other lengths than 1, which are taken into latents
+        narrow["decoder.weight"] = narrow["decoder.weight"] * 3
+    torch.save(narrow, tmp_path / "ae.pt")
+    found = load_sae(tmp_path).state_dict()
+    torch.save({name: value.float() for name, value in narrow.items()}, tmp_path / "ae.pt")
+    assert all(torch.equal(value, found[name]) for name, value in load_sae(tmp_path).state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda state: state | {"threshold": torch.tensor(float("nan"))}, "20 of 20 values in threshold that are NaN"),
+        (
+            lambda state: state | {"encoder.weight": state["encoder.weight"].to_sparse()},
+            "sparse_coo; save it as a dense",
+        ),
+        (lambda state: state | {"encoder.weight": state["encoder.weight"].int()}, "int32, torch.strided; save it as"),
+        (lambda state: {name: value.to("meta") for name, value in state.items()}, "as no values"),
+    ],
+)
+def test_weights_that_nothing_can_be_computed_with_are_refused(
+    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], said: str, tmp_path: Path
+) -> None:
+    source = FOLDER / "dictionary_learning_batchtopk"
+    shutil.copy(source / "config.json", tmp_path)
+    torch.save(change(torch.load(source / "ae.pt", weights_only=True)), tmp_path / "ae.pt")
+    with pytest.raises(CheckpointFormatError, match=said) as caught:
+        load_sae(tmp_path)
+    assert inspect_checkpoint(tmp_path).problem == str(caught.value)
+
+
+def test_a_file_that_says_how_it_is_used_is_not_taken_for_bare_weights() -> None:
+    place = FOLDER / "saev-4-relu.pt"
+    with pytest.raises(CheckpointFormatError, match="which says how it is used.*leave format= out"):
+        load_sae(place, format="saelens-weights")
+    assert load_sae(place).cfg.metadata.source_format == "saev"

@@ -225,7 +225,7 @@ def test_a_table_is_made_from_rows_of_length_1_and_one_made_without_is_refused(t
 def test_where_latents_are_added_up_linearly_such_an_sae_is_refused(tmp_path: Path) -> None:
     with layer_of("torch_cnn", tmp_path, final=True) as layer:
         fitted = Layer(layer.model, layer.hook_name, unit_sae(layer), layer.dataset, layer.head)
-        with pytest.raises(InputError, match="an input_normalization cannot be folded"):
+        with pytest.raises(InputError, match=r"by itself \(unit_l2\), which no weights can hold"):
             fitted.encode(tmp_path / "table")
 
 

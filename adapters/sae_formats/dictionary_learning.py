@@ -134,13 +134,14 @@ def _checked(opened: Opened, name: str) -> dict[str, torch.Tensor]:
     }
     if name == "JumpReluAutoEncoder":
         shapes["threshold"] = (d_sae,)
-    if isinstance(tensors.get("group_sizes"), torch.Tensor):
-        shapes["group_sizes"] = (tensors["group_sizes"].numel(),)
+    sizes = tensors.get("group_sizes")
+    shapes["group_sizes"] = (sizes.numel(),) if isinstance(sizes, torch.Tensor) else ()
     expected = {key: shapes[key] for key in tensors}
     check_keys(tensors, expected, where=str(opened.file), what=f"a {name} of dictionary_learning, {d_in} x {d_sae}")
     factor = opened.content.get("norm_factor") if isinstance(opened.content, Mapping) else None
-    if not isinstance(factor, int | float):
+    if not isinstance(factor, int | float | torch.Tensor):
         return dict(tensors)
+    factor = float(factor)
     scaled = {key: value * factor if key in _SCALED else value for key, value in tensors.items()}
     if "threshold" in scaled and (name == "JumpReluAutoEncoder" or float(scaled["threshold"]) >= 0):
         scaled["threshold"] = scaled["threshold"] * factor
@@ -160,7 +161,7 @@ def _standard(tensors: Tensors, opened: Opened, trainer: Mapping[str, Any]) -> _
     norms = state["W_dec"].norm(dim=1)
     if torch.allclose(norms, torch.ones_like(norms)):
         return state, "standard", {}, {}
-    state["W_dec"] = state["W_dec"] / norms[:, None]
+    state["W_dec"] = state["W_dec"] / norms.where(norms > 0, 1.0)[:, None]  # the library divides 0 by 0
     state["W_enc"], state["b_enc"] = state["W_enc"] * norms, state["b_enc"] * norms
     return state, "standard", {}, {"decoder_normalized": True}
 

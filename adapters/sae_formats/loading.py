@@ -1,8 +1,8 @@
 """`load_sae`: any published SAE as one of SAELens, and the same as SAELens's converters."""
 
 __all__ = [
-    "convert", "disk_converter", "find_sae", "huggingface_config", "huggingface_converter", "load_sae", "opened_sae",
-    "weights_of",
+    "convert", "disk_converter", "find_sae", "huggingface_config", "huggingface_converter", "load_found", "load_sae",
+    "opened_sae", "weights_of",
 ]  # fmt: skip
 
 import os
@@ -86,9 +86,14 @@ def load_sae(
     source = find_sae(path_or_repo, filename=filename, revision=revision)
     if not source.path.exists():
         raise InputError(f"{source.path} does not exist; give a checkpoint, a folder with an SAE, or a Hub repo")
+    return load_found(source, format)
+
+
+def load_found(source: Source, format: str | None = None) -> SAE[Any]:
+    """The SAE at a place that `find_sae` or `find_source` found, with the files beside it on the Hub; as `load_sae`."""
     opened = opened_sae(source, format)
     found = recognised(opened)
-    parts = found.read(opened)
+    parts = found.parts(opened)
     if parts.sae is not None:
         return parts.sae
 
@@ -163,7 +168,7 @@ def huggingface_config(
     source = find_sae(HUB_SCHEME + repo_id, filename=folder_name, revision=revision, force_download=force_download)
     opened = opened_sae(source)
     found = recognised(opened)
-    return _config(found.read(opened), found.name, opened, source, device or "cpu", cfg_overrides)
+    return _config(found.parts(opened), found.name, opened, source, device or "cpu", cfg_overrides)
 
 
 def find_sae(
@@ -228,7 +233,7 @@ def convert(
     """
     opened = opened_sae(source, format)
     found = recognised(opened)
-    parts = found.read(opened)
+    parts = found.parts(opened)
     return _config(parts, found.name, opened, source, device, cfg_overrides), _copies(parts)
 
 

@@ -1,6 +1,6 @@
 """What every format of SAEs is made of: what lies at a place, and what a format makes of it."""
 
-__all__ = ["Opened", "Parts", "refused", "SAEFormat"]
+__all__ = ["Opened", "Parts", "refused", "SAEFormat", "widened"]
 
 import json
 from abc import ABC, abstractmethod
@@ -18,6 +18,7 @@ from mammosae_plugin.adapters.checkpoints import (
     CheckpointFormatError,
     is_safetensors,
     read_torch_checkpoint,
+    refuse_not_finite,
     refuse_what_was_never_a_checkpoint,
     unwrapped,
 )
@@ -27,6 +28,7 @@ Layout = tuple[str, str]
 """The two files of a folder: the settings and the weights."""
 
 _LONGEST_LINE = 1 << 20
+_NARROW = (torch.float16, torch.bfloat16)
 _WRAPPED = ("state_dict", "model", "ae")
 
 
@@ -128,12 +130,13 @@ class Opened:
 
     @cached_property
     def tensors(self) -> dict[str, Any]:
-        """The state dict in the file, from under `state_dict`, `model` or `ae` too, without the names of wrappers."""
+        """The state dict in the file, from under `state_dict`, `model` or `ae` too, without the names of wrappers, and
+        with float32 for float16 and bfloat16, in which nothing may be computed."""
         content = self.content
         if not isinstance(content, Mapping):
             return {}
         inner = next((content[key] for key in _WRAPPED if isinstance(content.get(key), Mapping)), content)
-        return unwrapped(inner, where=str(self.file))
+        return widened(unwrapped(inner, where=str(self.file)))
 
     @cached_property
     def _safetensors(self) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
@@ -176,6 +179,25 @@ class SAEFormat(ABC):
             CheckpointFormatError: Something is missing or of another shape, or cannot be expressed in SAELens.
         """
 
+    def parts(self, opened: Opened) -> Parts:
+        """What `read` gives, looked at before, for tensors that nothing can be computed with, and after.
+
+        Raises:
+            CheckpointFormatError: As `read`; or weights that are integers, complex, sparse or without values, or what
+                comes of them is not finite.
+        """
+        for name, value in ({} if is_safetensors(opened.file) else opened.tensors).items():
+            if not isinstance(value, torch.Tensor) or value.is_quantized:  # the latter `check_keys` refuses
+                continue
+            plain = value.layout == torch.strided and not value.is_meta
+            if not plain or (value.dim() > 1 and not value.is_floating_point()):
+                kind = "no values (meta)" if value.is_meta else f"{value.dtype}, {value.layout}"
+                raise refused(opened, f"holds {name} as {kind}; save it as a dense tensor of floats")
+        parts = self.read(opened)
+        if parts.sae is None:
+            refuse_not_finite(parts.state, where=str(opened.file))
+        return parts
+
     def facts(self, opened: Opened) -> dict[str, Any]:  # noqa: ARG002
         """What `inspect_checkpoint` tells of it before, or without, reading it: fields of its report."""
         return {}
@@ -183,6 +205,14 @@ class SAEFormat(ABC):
     def kind(self, opened: Opened) -> str:  # noqa: ARG002
         """What `inspect_checkpoint` calls it."""
         return self.name
+
+
+def widened(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights with float32 for float16 and bfloat16, which a threshold or a scale would be rounded to."""
+    return {
+        name: value.float() if isinstance(value, torch.Tensor) and value.dtype in _NARROW else value
+        for name, value in weights.items()
+    }
 
 
 def refused(opened: Opened, reason: str) -> CheckpointFormatError:

@@ -82,10 +82,12 @@ class Saev(SAEFormat):
 
 def _activation(header: Mapping[str, Any]) -> tuple[str, Any]:
     """The name of the activation's class, and the k of its settings."""
-    cfg = header.get("cfg", {})
+    cfg = header.get("cfg")
+    cfg = cfg if isinstance(cfg, Mapping) else {}
     said = cfg.get("activation")
     if isinstance(said, Mapping):
-        return str(said.get("cls")), (said.get("params") or {}).get("top_k", 32)  # saev's own default
+        params = said.get("params")
+        return str(said.get("cls")), (params if isinstance(params, Mapping) else {}).get("top_k", 32)  # its own default
     return str(header.get("cls", "Relu")), cfg.get("top_k", 32)
 
 

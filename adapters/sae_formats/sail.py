@@ -21,7 +21,7 @@ import torch
 
 from mammosae_plugin.adapters.checkpoints import CheckpointFormatError, check_keys, unwrapped
 from mammosae_plugin.adapters.input_normalization import UNIT_L2
-from mammosae_plugin.adapters.sae_formats.parts import Opened, Parts, SAEFormat
+from mammosae_plugin.adapters.sae_formats.parts import Opened, Parts, SAEFormat, widened
 
 _SUM, _COUNT = "model._threshold_sum", "model._threshold_count"
 
@@ -63,7 +63,7 @@ def parse_sail(content: Mapping[str, Any], path: Path) -> tuple[dict[str, torch.
         CheckpointFormatError: A tensor is missing, of another shape or unknown, no batch has set the threshold, or the
             levels do not fit the weights.
     """
-    weights = unwrapped(content["state_dict"], where=str(path))
+    weights = widened(unwrapped(content["state_dict"], where=str(path)))
     encoder = weights.get("model.encoder.weight")
     if not isinstance(encoder, torch.Tensor) or encoder.dim() != 2:
         raise CheckpointFormatError(f"{path} is not a SAIL checkpoint: it has no model.encoder.weight with 2 axes")

@@ -61,11 +61,18 @@ def recognised(opened: Opened) -> SAEFormat:
         wanted = format_named(opened.asked)
         if not wanted.recognises(opened):
             raise refused(opened, f"is not {wanted.title}: {_held(opened)}")
+        if wanted.name == SAELensWeights.name and (own := _first(opened)) is not wanted:
+            assert own is not None
+            raise refused(opened, f"is {own.title}, which says how it is used, and no bare weights: leave format= out")
         return wanted
-    found = next((one for one in FORMATS if one.recognises(opened)), None)
+    found = _first(opened)
     if found is None:
         raise CheckpointFormatError(f"{opened.place} holds no SAE of a known form: {_held(opened)}")
     return found
+
+
+def _first(opened: Opened) -> SAEFormat | None:
+    return next((one for one in FORMATS if one.recognises(opened)), None)
 
 
 def _held(opened: Opened) -> str:

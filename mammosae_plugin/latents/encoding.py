@@ -331,6 +331,18 @@ def decodes_linearly(sae: SAE[Any]) -> bool:
     return bool(torch.allclose(sae.decode(latents), linear, rtol=1e-3, atol=1e-3 * float(linear.abs().max())))
 
 
+def why_not_linear(sae: SAE[Any]) -> str:
+    """Of an SAE that does not decode linearly, what to do; for messages."""
+    scaling = input_normalization(sae) or sae.cfg.normalize_activations
+    if scaling != "none":
+        return (
+            f"it scales each row by itself ({scaling}), which no weights can hold; take an SAE that was trained without"
+        )
+    if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
+        return "fold the decoder's norms into its weights first (sae.fold_W_dec_norm())"
+    return "take an SAE whose decoder is linear"
+
+
 def weight_and_bias(head: nn.Linear, device: str) -> tuple[torch.Tensor, torch.Tensor]:
     """(n_out, d) and (n_out,) float64 of a linear head."""
     weight = head.weight.detach().double().to(device)
@@ -382,8 +394,7 @@ class _Layer:
         if self.readout_kind == "linear" and not decodes_linearly(sae):
             raise InputError(
                 f"the SAE ({sae.cfg.architecture()}) does not decode as latents @ W_dec + b_dec, on which the table of "
-                f"{self.hook_name} relies; fold its normalisation or its decoder norms into the weights first (an "
-                "input_normalization cannot be folded: it changes with each row)"
+                f"{self.hook_name} relies: {why_not_linear(sae)}, or leave the heads out (heads={{}})"
             )
         for concept, head in heads.items():
             assert self.rest is not None

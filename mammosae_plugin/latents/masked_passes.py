@@ -27,7 +27,7 @@ from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.adapters.sae_settings import sae_settings
 from mammosae_plugin.arguments import between, indices, whole
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.latents.encoding import decodes_linearly, rows_at_once, weight_and_bias
+from mammosae_plugin.latents.encoding import decodes_linearly, rows_at_once, weight_and_bias, why_not_linear
 from mammosae_plugin.latents.table import SETTINGS, LatentTable
 from mammosae_plugin.provenance import tensors_fingerprint
 
@@ -96,8 +96,8 @@ class MaskedPasses:
         with evaluation(sae):
             if not decodes_linearly(sae):
                 raise InputError(
-                    f"the SAE ({sae.cfg.architecture()}) does not decode as latents @ W_dec + b_dec; "
-                    "fold its normalisation or its decoder norms into the weights first"
+                    f"the SAE ({sae.cfg.architecture()}) does not decode as latents @ W_dec + b_dec: "
+                    f"{why_not_linear(sae)}"
                 )
         self._model = model
         self.sae, self.outputs, self.device, self.masks_at_once = sae, outputs, device, masks_at_once

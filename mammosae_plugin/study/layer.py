@@ -14,9 +14,9 @@ import pandas as pd
 from sae_lens import SAE
 
 from mammosae_plugin.activations import ActivationStore, cache_layer_outputs, layer_output_nbytes
-from mammosae_plugin.adapters import HookedVisionModel, load_sae
+from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.adapters.hook_names import module_path
-from mammosae_plugin.adapters.sae_formats.loading import weights_of
+from mammosae_plugin.adapters.sae_formats.loading import load_found, weights_of
 from mammosae_plugin.adapters.sae_formats.table import LAYOUTS
 from mammosae_plugin.adapters.sae_settings import sae_settings
 from mammosae_plugin.adapters.sources import Source
@@ -169,8 +169,8 @@ class LayerStudy:
     @cached_property
     def sae(self) -> SAE[Any]:
         """The layer's SAE, which all models share: a SAELens SAE on the CPU."""
-        if self.sae_file is not None:
-            found = load_sae(self.sae_file)
+        if self.sae_source is not None:
+            found = load_found(self.sae_source)
             if found.cfg.metadata.hook_name is None:
                 found.cfg.metadata.hook_name = self.hook_name
             return found
