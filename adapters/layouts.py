@@ -20,6 +20,7 @@ MapLayout = Literal["channels_first", "channels_last"]
 _PADDING = 1.5  # positions
 _SQUARE = 1.25  # largest ratio of the vertical to the horizontal stride that padding explains
 _PLACES = 3  # in which a grid is looked at
+_RANDOM = 0.1  # share of a change that the same image, given twice, stays below
 _RANK = 0.9  # share of positions that should change less than those of the changed place
 _MUCH_MORE, _FAR_MORE = 2.0, 10.0
 # Modules that take channels first, whatever the model around them does.
@@ -146,7 +147,8 @@ def settle_grids(
 
     In an image of noise the pixels of one position are changed, at three places for every grid. No position elsewhere
     must then change much more, while those of the place are not among the most changed. That happens where a network
-    keeps its tokens in another order (Hiera), or where what looks like a map are windows or attention.
+    keeps its tokens in another order (Hiera), or where what looks like a map are windows or attention. Nor may the same
+    image, given twice, change as much: that is a network that draws which patches it reads (masked autoencoders).
 
     Args:
         model: the model, in whatever mode.
@@ -167,7 +169,7 @@ def settle_grids(
         return
     height, width = images.shape[-2:]
     noise = torch.randn(1, *images.shape[1:], generator=torch.Generator().manual_seed(0)).to(images)
-    changed = [noise]
+    changed = [noise, noise]
     cells = {grid: _cells(grid) for grid in grids}
     for rows, columns in grids:
         for row, column in cells[rows, columns]:
@@ -182,9 +184,12 @@ def settle_grids(
         assert layout.grid is not None
         patches = output[:, layout.n_prefix :] if layout.kind == "tokens" else layout.show(output)
         value = patches.reshape(len(output), *layout.grid, -1).float()
-        first = 1 + grids.index(layout.grid) * _PLACES
+        first = 2 + grids.index(layout.grid) * _PLACES
         fields = (value[first : first + _PLACES] - value[:1]).norm(dim=-1)
-        if any(_is_elsewhere(field, *cell) for field, cell in zip(fields, cells[layout.grid], strict=True)):
+        unchanged = float((value[1] - value[0]).norm(dim=-1).max())
+        if unchanged > _RANDOM * float(fields.max()) or any(
+            _is_elsewhere(field, *cell) for field, cell in zip(fields, cells[layout.grid], strict=True)
+        ):
             layouts[path] = layout.without_grid()
         elif path in unsure:
             raise InputError(

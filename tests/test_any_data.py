@@ -10,7 +10,16 @@ import torch
 from helpers_backbones import FAMILIES
 from helpers_study import random_sae
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 from torchvision.datasets import ImageFolder
 
 from mammosae_plugin.activations import embed, extract_activations
@@ -232,6 +241,15 @@ def test_what_cannot_be_read_is_refused_in_one_line_whose_hint_works(network, tm
     with pytest.raises(InputError, match="give the dataset, or torch.utils.data.Subset"):
         as_images(shuffled)
     assert len(as_images(Subset(TensorDataset(TENSOR), [1, 3]))) == 2
+    data = TensorDataset(TENSOR)
+    for chosen in (
+        DataLoader(data, batch_sampler=[[0, 3], [1]]),
+        DataLoader(data, batch_sampler=BatchSampler(SubsetRandomSampler([0, 3]), 2, drop_last=False)),
+        DataLoader(data, sampler=RandomSampler(data, replacement=True)),
+        DataLoader(data, sampler=RandomSampler(data, num_samples=3)),
+    ):
+        with pytest.raises(InputError, match="give the dataset, or torch.utils.data.Subset"):
+            as_images(chosen)
     with pytest.raises(InputError, match=r"does not say how it wants them: state it, as_images\(images, transform"):
         extract_activations(hooked, of_hugging_face(), tmp_path / "b")
     mixed = [TENSOR[0], TENSOR[1, :, :60]]
@@ -251,3 +269,14 @@ def test_what_cannot_be_read_is_refused_in_one_line_whose_hint_works(network, tm
         with pytest.raises(InputError) as refused:
             extract_activations(hooked, nothing, tmp_path / "e")
         assert "\n" not in str(refused.value)
+
+
+def test_measurements_are_covariates_and_targets_of_detectors_no_labels():
+    soft = as_images(Items(lambda number: (TENSOR[number], number / 4)))
+    assert soft.concepts == () and soft.images["label"].tolist() == [number / 4 for number in range(N)]
+    with pytest.raises(InputError, match=r"boxes of no label .*give them by label, \{label: \(n, 4\)\}"):
+        as_images(Items(lambda number: (TENSOR[number], {"boxes": torch.ones(1, 4), "labels": torch.ones(1)})))
+    box = torch.tensor([[4.0, 4, 20, 16]])
+    assert as_images(Items(lambda number: (TENSOR[number], {"boxes": {"spot": box}}))).concepts == ("spot",)
+    with pytest.raises(InputError, match="lists of 1 or 2: give each item a list of 0 and 1 of one length"):
+        as_images(Items(lambda number: (TENSOR[number], [0, 1][: 1 + number % 2])))

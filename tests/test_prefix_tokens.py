@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from helpers_families import made
 from torch import nn
 
@@ -71,3 +72,13 @@ def test_a_block_that_gives_a_tuple_is_hooked_at_its_first_tensor():
         raw = model.read(images, "blocks.0").raw
         torch.testing.assert_close(rest(raw)["pooled"], plain)
         torch.testing.assert_close(rest(raw + 1)["pooled"], raised)
+
+
+@pytest.mark.parametrize("share", [0.75, 0.0])
+def test_patches_that_are_drawn_anew_in_every_pass_have_no_grid(share):
+    settings = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.ViTMAEConfig(**settings, image_size=64, patch_size=16, mask_ratio=share)
+    with HookedVisionModel(transformers.ViTMAEModel(config).eval()) as model:
+        for name in model.hook_dict:
+            with pytest.raises(InputError, match="no grid of positions"):
+                model.grid(name, (64, 64))

@@ -9,19 +9,26 @@ __all__ = ["as_pixels", "find", "Found", "is_8_bit", "labels_of"]
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import partial
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, default_convert
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    default_convert,
+)
 from torch.utils.data import default_collate as torch_collate
 
 from mammosae_plugin.arguments import shown
@@ -110,10 +117,14 @@ def find(source: Any, image: str | None = None) -> Found:
 
 def _of_loader(loader: "DataLoader[Any]", image: str | None) -> Found:
     """A loader's dataset in its own order; what the loader makes of single items is kept."""
-    sampler = loader.sampler
-    if not isinstance(sampler, (SequentialSampler, RandomSampler)) or isinstance(loader.dataset, IterableDataset):
-        if isinstance(loader.dataset, IterableDataset):
-            return find(loader.dataset, image)
+    sampler: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+    if type(sampler) is BatchSampler:  # as a loader makes it; another may choose as it likes
+        sampler = sampler.sampler
+    if isinstance(loader.dataset, IterableDataset):
+        return find(loader.dataset, image)
+    if not isinstance(sampler, (SequentialSampler, RandomSampler)) or (
+        getattr(sampler, "replacement", False) or len(sampler) != len(cast("Sized", loader.dataset))
+    ):
         raise InputError(
             f"the DataLoader chooses its images by a {type(sampler).__name__}, in an order that is not the dataset's: "
             "give the dataset, or torch.utils.data.Subset(dataset, indices)"
@@ -221,16 +232,28 @@ def _of_items(source: Any, image: str | None, kind: str) -> Found:
     rows: list[dict[str, Any]] = []
     classes: dict[str, tuple[str, ...] | None] = {}
     boxes: dict[int, Mapping[str, Any]] = {}
-    digests = []
+    digests, n_labels = [], set[int]()
     for row in range(len(source)):
         item = source[row]
         digests.append(_digest(_image_in(item, image, row)))
         known = _known(item, image)
         if isinstance(found := known.pop("boxes", None), Mapping):
             boxes[row] = found
+        elif found is not None:
+            raise InputError(
+                f"item {row} has boxes of no label ({type(found).__name__}): give them by label, {{label: (n, 4)}}"
+            )
         labels = known.pop("", {})
         classes |= dict.fromkeys(labels)
+        n_labels.add(sum(name.startswith("label_") for name in labels))
         rows.append({**known, **labels})
+    if len(n_labels - {0}) > 1:
+        raise InputError(
+            f"the labels of items are lists of {' or '.join(map(str, sorted(n_labels)))}: give each item a list of 0 "
+            "and 1 of one length, or one class"
+        )
+    if any(isinstance(row.get("label"), float) and not row["label"].is_integer() for row in rows):
+        classes.pop("label", None)  # a measurement: a covariate
     of_boxes = {
         key: [boxes.get(row, {}).get(key) for row in range(len(rows))]
         for key in dict.fromkeys(k for b in boxes.values() for k in b)
@@ -322,9 +345,9 @@ def _known(item: Any, image: str | None) -> dict[str, Any]:
 
 
 def _labels(name: str, value: Any) -> dict[str, Any]:
-    """A class number or word as a label, a row of 0 and 1 as one label each."""
+    """A number or word as a label, a row of 0 and 1 as one label each."""
     if (scalar := _scalar(value)) is not None:
-        return {} if isinstance(scalar, float) and not scalar.is_integer() else {name: scalar}
+        return {} if scalar != scalar else {name: scalar}
     row = np.asarray(value) if isinstance(value, (torch.Tensor, np.ndarray, list)) else np.zeros((0, 0))
     if row.ndim == 1 and row.dtype.kind in "iufb" and np.isin(row, (0, 1)).all():
         return {f"{name}_{number}": int(one) for number, one in enumerate(row)}
