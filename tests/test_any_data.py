@@ -25,7 +25,7 @@ from torchvision.datasets import ImageFolder
 from mammosae_plugin.activations import embed, extract_activations
 from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.adapters.preprocessing import IMAGENET
-from mammosae_plugin.analysis import linear_probes, monosemanticity
+from mammosae_plugin.analysis import linear_probes, monosemanticity, retrieve
 from mammosae_plugin.datasets import as_images, is_study_dataset
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.latents import encode_latents
@@ -172,6 +172,9 @@ def test_labels_boxes_and_splits_reach_the_analyses(network, tmp_path):
     assert (found["n_images"] == 9).all() and (found["n_boxes"] == 9).all()
     assert set(monosemanticity(table, n=(3,), n_draws=3, n_bootstrap=3, min_groups=2).latents["latent"])
     assert len(linear_probes(table, ["ill"], ks=[2], n_bootstrap=10, min_patients=2, n_folds=2))
+    asked = table.images["image_id"].iloc[0]
+    like = retrieve(table, asked, method="cosine", n=3)
+    assert len(like) == 3 and asked not in set(like["image_id"])
     with_splits = as_images(images, split={"training": 0.5, "test": 0.5}, groups=[number % 9 for number in range(18)])
     by_patient = with_splits.images.groupby("patient_id")["split"]
     assert by_patient.nunique().max() == 1 and set(with_splits.images["split"]) == {"training", "test"}
