@@ -171,7 +171,7 @@ def test_mammo_clips_pooled_vector_and_its_projection(tmp_path: Path) -> None:
         with projected.hooked((64, 64)) as hooked:
             assert hooked.hook_shapes == {"projected.hook_out": (512,)}
             assert any("projection" in name for name in hooked.encoder_state())  # it decides the vector
-    with pytest.raises(InputError, match="of Mammo-CLIP's pretraining checkpoints"):
+    with pytest.raises(InputError, match="Mammo-CLIP's pretraining checkpoints, MedCLIP's, GLoRIA's"):
         Embedder(network, "projected")
     del content["model"]["image_projection.projection.weight"]
     torch.save(content, tmp_path / "lacks.tar")
