@@ -1,6 +1,6 @@
-"""Codes as plain arrays or sparse matrices, and what their scores share: groups in random order, ranks, top rows."""
+"""Codes as plain arrays or sparse matrices, and what their scores share: groups, ranks, top rows."""
 
-__all__ = ["as_codes", "as_groups", "in_random_groups", "mean_ranks", "settled_codes", "strongest_rows"]
+__all__ = ["as_codes", "as_groups", "mean_ranks", "settled_codes", "strongest_rows"]
 
 from typing import Any
 
@@ -109,16 +109,6 @@ def strongest_rows(
         _strongest(row, value, n_groups[start:stop], rows[start:stop])
         start = stop
     return rows, n_groups
-
-
-def in_random_groups(groups: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
-    """The rows, group after group, the groups in a random order and the rows of each too.
-
-    Of labels that differ within every group in the same way, such as the view, the order of groups alone says nothing.
-    """
-    rows = np.argsort(groups, kind="stable")
-    runs = np.split(rows, np.flatnonzero(np.diff(groups[rows])) + 1)
-    return np.concatenate([generator.permutation(runs[run]) for run in generator.permutation(len(runs))])
 
 
 def mean_ranks(codes: sparse.csc_array) -> tuple[sparse.csc_array, NDArray[np.float64], NDArray[np.bool_]]:

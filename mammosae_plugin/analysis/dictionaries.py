@@ -18,13 +18,14 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from mammosae_plugin.analysis.codes import as_codes, as_groups, in_random_groups, strongest_rows
+from mammosae_plugin.analysis.codes import as_codes, as_groups, strongest_rows
 from mammosae_plugin.analysis.coherence import benjamini_hochberg
 from mammosae_plugin.analysis.dense_rows import Embeddings, dense_rows
 from mammosae_plugin.analysis.probes import none_scored
 from mammosae_plugin.analysis.table_arrays import image_statistic, split_rows
 from mammosae_plugin.arguments import between, checked_arguments, numbers, resampling, whole
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.measures.permutations import in_random_order
 from mammosae_plugin.measures.reconstruction import density_histogram
 from mammosae_plugin.measures.statistics import MIN_PATIENTS, patient_bootstrap
 
@@ -212,13 +213,6 @@ def code_redundancy_of(
         low, high = _correlation_intervals(standard.codes, nearest, patient_bootstrap(of_row, n_bootstrap, seed))
     result.latents["likeness_low"], result.latents["likeness_high"] = low, high
     return result
-
-
-def in_random_order(groups: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
-    """(N,) the row that takes the place of each, groups kept together."""
-    order = np.empty(len(groups), dtype=np.int64)
-    order[np.argsort(groups, kind="stable")] = in_random_groups(groups, generator)
-    return order
 
 
 @dataclass(frozen=True)

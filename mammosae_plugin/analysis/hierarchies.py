@@ -18,12 +18,13 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
-from mammosae_plugin.analysis.codes import as_codes, as_groups, in_random_groups, mean_ranks
+from mammosae_plugin.analysis.codes import as_codes, as_groups, mean_ranks
 from mammosae_plugin.analysis.coherence import benjamini_hochberg
 from mammosae_plugin.analysis.table_arrays import image_statistic, split_rows
 from mammosae_plugin.arguments import between, checked_arguments, numbers, resampling, shown, whole
 from mammosae_plugin.datasets.concepts import Concept
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.measures.permutations import in_random_groups
 from mammosae_plugin.measures.statistics import MIN_PATIENTS, patient_bootstrap, spread_interval
 
 if TYPE_CHECKING:

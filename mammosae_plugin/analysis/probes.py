@@ -27,11 +27,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 
-from mammosae_plugin.analysis.codes import as_codes, as_groups, in_random_groups, mean_ranks, settled_codes
+from mammosae_plugin.analysis.codes import as_codes, as_groups, mean_ranks, settled_codes
 from mammosae_plugin.analysis.coherence import benjamini_hochberg
 from mammosae_plugin.analysis.dense_rows import Embeddings, dense_rows
 from mammosae_plugin.arguments import checked_arguments, entries, listed_numbers, numbers, one_of, resampling, whole
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.measures.permutations import in_random_groups
 from mammosae_plugin.measures.statistics import (
     MIN_PATIENTS,
     Resamples,

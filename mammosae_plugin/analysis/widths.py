@@ -11,11 +11,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from mammosae_plugin.analysis.codes import as_codes, as_groups
-from mammosae_plugin.analysis.dictionaries import Standard, codes_of_split, in_random_order
+from mammosae_plugin.analysis.dictionaries import Standard, codes_of_split
 from mammosae_plugin.analysis.matching import shared_images
 from mammosae_plugin.analysis.table_arrays import image_statistic
 from mammosae_plugin.arguments import between, checked_arguments, one_of, resampling, whole
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.measures.permutations import in_random_order
 from mammosae_plugin.measures.statistics import MIN_PATIENTS, patient_bootstrap
 
 if TYPE_CHECKING:

@@ -1,4 +1,10 @@
+from .auroc_columns import AurocColumns as AurocColumns
+from .auroc_columns import bootstrap_aurocs as bootstrap_aurocs
+from .auroc_columns import delong_columns as delong_columns
 from .boxes import average_precision as average_precision
+from .permutations import PermutationTest as PermutationTest
+from .permutations import permutation_test as permutation_test
 from .roc import DeLong as DeLong
 from .roc import DeLongDifference as DeLongDifference
 from .roc import delong as delong
+from .roc import detectable_auroc as detectable_auroc

@@ -1,6 +1,6 @@
 """AUROC with its standard error, and the difference of two on the same rows, by DeLong, DeLong and Clarke-Pearson."""
 
-__all__ = ["DeLong", "delong", "DeLongDifference"]
+__all__ = ["DeLong", "delong", "DeLongDifference", "detectable_auroc", "hanley_mcneil_error"]
 
 import math
 from dataclasses import dataclass
@@ -8,9 +8,10 @@ from typing import overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import brentq
 from scipy.stats import norm, rankdata
 
-from mammosae_plugin.arguments import class_labels, numbers
+from mammosae_plugin.arguments import between, class_labels, numbers, whole
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.measures.statistics import separation_bound, settled
 
@@ -121,3 +122,64 @@ def _interval(auc: float, error: float, m: int, n: int) -> tuple[float, float]:
         return 0.0, 1 - separation_bound(m, n)
     reach = float(norm.ppf(0.975)) * error
     return max(auc - reach, 0.0), min(auc + reach, 1.0)
+
+
+def hanley_mcneil_error(auc: float, n_positive: int, n_negative: int) -> float:
+    """The standard error that an AUROC can be expected to have (Hanley and McNeil, Radiology 143, 1982).
+
+    With Q1 = A / (2 - A) and Q2 = 2 A^2 / (1 + A) its square is
+    (A (1 - A) + (m - 1) (Q1 - A^2) + (n - 1) (Q2 - A^2)) / (m n).
+
+    Args:
+        auc: the AUROC A, 0 to 1.
+        n_positive: m rows of class 1; where rows come in groups, groups.
+        n_negative: n rows of class 0.
+
+    Raises:
+        InputError: an AUROC outside 0 to 1, or a class without a row.
+    """
+    a = between(auc, "auc", 0, 1)
+    m, n = whole(n_positive, "n_positive", least=1), whole(n_negative, "n_negative", least=1)
+    first, second = a / (2 - a) - a**2, 2 * a**2 / (1 + a) - a**2
+    return math.sqrt((a * (1 - a) + (m - 1) * first + (n - 1) * second) / (m * n))
+
+
+def detectable_auroc(
+    n_positive: int, n_negative: int, *, power: float = 0.8, alpha: float = 0.05, n_tests: int = 1
+) -> float:
+    """The smallest AUROC above 0.5 that so few rows find, with a two-sided test of 0.5.
+
+    The A with A - 0.5 = z(1 - alpha / 2 / n_tests) SE(0.5) + z(power) SE(A), of `hanley_mcneil_error`. What lies nearer
+    to 0.5 is missed more often than not finding it would say: of few positives that nothing was found says little.
+
+    Args:
+        n_positive: rows of class 1; where rows come in groups, groups, which is on the safe side.
+        n_negative: rows of class 0.
+        power: share of the samples in which it is found.
+        alpha: of the test.
+        n_tests: how many tests share alpha (Bonferroni).
+
+    Returns:
+        The AUROC; NaN where not even 1 would be found.
+
+    Raises:
+        InputError: a number out of range.
+
+    Example:
+        >>> round(detectable_auroc(20, 200), 2)
+        0.68
+    """
+    power, alpha = (
+        between(value, name, 0, 1, with_low=False, with_high=False)
+        for value, name in ((power, "power"), (alpha, "alpha"))
+    )
+    z = float(norm.isf(alpha / 2 / whole(n_tests, "n_tests", least=1)))
+    reach = z * hanley_mcneil_error(0.5, n_positive, n_negative)
+
+    def surplus(a: float) -> float:
+        return a - 0.5 - reach - float(norm.ppf(power)) * hanley_mcneil_error(a, n_positive, n_negative)
+
+    if surplus(1.0) <= 0:
+        return math.nan
+    lowest = 0.5 if surplus(0.5) < 0 else 0.0
+    return float(brentq(surplus, lowest, 1.0))

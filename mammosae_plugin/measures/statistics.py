@@ -8,9 +8,9 @@ Scores are ranked after `settled` has made those equal that differ by no more th
 """
 
 __all__ = [
-    "auroc_interval", "bootstrap_metrics", "classification_metrics", "interval", "METRICS", "MIN_PATIENTS",
-    "NETWORK_ERROR", "patient_bootstrap", "ranking_metrics", "RankingMetrics", "require_two_classes", "Resamples",
-    "separation_bound", "settled", "settled_columns", "spread_interval",
+    "auroc_interval", "bootstrap_metrics", "checked_multiplicities", "classification_metrics", "interval", "METRICS",
+    "MIN_PATIENTS", "NETWORK_ERROR", "patient_bootstrap", "ranking_metrics", "RankingMetrics", "require_two_classes",
+    "Resamples", "separation_bound", "settled", "settled_columns", "spread_interval",
 ]  # fmt: skip
 
 import math
@@ -215,7 +215,7 @@ def bootstrap_metrics(
         InputError: as for `classification_metrics`, or multiplicities of another width.
     """
     logits, labels = _checked(logits, labels)
-    multiplicities = _checked_multiplicities(multiplicities, len(labels))
+    multiplicities = checked_multiplicities(multiplicities, len(labels))
     classes, scores, predicted = _decisions(logits, labels)
     rankings = [_Ranking(scores[:, c], labels == c) for c in classes]
     # One row per class and kind of count; a product with the weights then counts all resamples.
@@ -534,7 +534,12 @@ def _checked_patients(patient_ids: ArrayLike) -> NDArray[Any]:
     return patients.astype(str) if patients.dtype == object else patients
 
 
-def _checked_multiplicities(multiplicities: ArrayLike, n_rows: int) -> NDArray[np.integer]:
+def checked_multiplicities(multiplicities: ArrayLike, n_rows: int) -> NDArray[np.integer]:
+    """Multiplicities (n_bootstrap, n_rows), as `patient_bootstrap` gives them.
+
+    Raises:
+        InputError: another shape, or no counts.
+    """
     array = as_array(multiplicities, "multiplicities")
     if array.ndim != 2 or array.shape[1] != n_rows:
         raise InputError(f"multiplicities have shape {array.shape}: expected (n_bootstrap, {n_rows})")
