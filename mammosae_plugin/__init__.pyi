@@ -43,6 +43,7 @@ from .analysis import retrieval_scores as retrieval_scores
 from .analysis import retrieve as retrieve
 from .analysis import splitting as splitting
 from .analysis import sweep as sweep
+from .analysis import view_agreement as view_agreement
 from .config import StudyConfig as StudyConfig
 from .config import load_config as load_config
 from .datasets import CsvFolder as CsvFolder

@@ -77,6 +77,7 @@ from .sparse_recovery import recovery_thresholds as recovery_thresholds
 from .spatial import energy_share_of as energy_share_of
 from .spatial import moran_of as moran_of
 from .spatial import position_entropy_of as position_entropy_of
+from .views import view_agreement as view_agreement
 from .widths import Splitting as Splitting
 from .widths import splitting as splitting
 from .widths import splitting_of as splitting_of
