@@ -86,7 +86,7 @@ def test_the_annotation_file_is_written_last(tmp_path, monkeypatch):
     def stop(self: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(phantoms._Phantom, "pixels", stop)
+    monkeypatch.setattr(phantoms.Phantom, "pixels", stop)
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path)
     assert not (tmp_path / "vindr_detection_v1_folds.csv").exists()
@@ -114,7 +114,7 @@ def test_findings_show_in_every_view_of_one_breast_and_not_in_the_other(tmp_path
 
 def test_prevalences_are_followed_and_independent():
     shares = {"mass": 0.5, "calcification": 0.3, "other": 0.1}
-    drawn = [phantoms._Patient.drawn(0, index, 1, shares).views[0].lesions for index in range(600)]
+    drawn = [phantoms.Patient.drawn(0, index, 1, shares).views[0].lesions for index in range(600)]
     found = np.array(
         [[any(concept in lesion.concepts for lesion in lesions) for concept in CONCEPTS] for lesions in drawn]
     )
@@ -221,3 +221,115 @@ def test_only_images_of_the_folder_can_be_drawn_again(tmp_path):
     ):
         with pytest.raises(InputError, match=words):
             phantoms.draw_phantom(root, image_id)
+
+
+def test_phantoms_of_before_stay_what_they_were(tmp_path):
+    """Figures of version 3, drawn before there were devices and all ten findings; loose for others' rounding."""
+    data = make(tmp_path, 2, mass_share=1.0, calcification_share=1.0, other_share=1.0)
+    assert phantoms.PHANTOM_VERSION == 3
+    made = json.loads((tmp_path / "phantoms.json").read_text())
+    assert list(made) == ["phantom_version", "images_per_patient", "image_size", "test_share", "seed", "shares"]
+    table = pd.read_csv(tmp_path / "vindr_detection_v1_folds.csv")
+    assert table.columns[-1] == "density"
+    assert not {"machine", "marker"} & set(table.columns)
+    boxes = table[["resized_xmin", "resized_ymin", "resized_xmax"]].to_numpy()
+    np.testing.assert_allclose(boxes[[0, 5, 10, 11]], [[28, 81, 54], [32, 90, 56], [33, 50, 68], [52, 107, 82]], atol=1)
+    assert table["finding_categories"].tolist()[8:10] == ["['Mass']", "['Skin Thickening']"]
+    means = [float(data.gray(index).mean()) for index in range(8)]
+    before = [50.582, 52.549, 46.548, 55.490, 46.879, 60.265, 55.679, 65.588]
+    np.testing.assert_allclose(means, before, atol=0.05)
+
+
+def test_all_ten_findings_are_drawn_where_their_boxes_are(tmp_path):
+    shares = dict.fromkeys(CONCEPTS, 1.0)
+    data = make(tmp_path, 3, images_per_patient=2, finding_shares=shares, **NO_FINDINGS)
+    assert (data.images[list(CONCEPTS)] == 1).all(axis=None)
+    for index in range(len(data)):
+        image_id = data.images["image_id"][index]
+        drawn = data.gray(index).astype(int)
+        for concept in CONCEPTS:
+            change = np.abs(drawn - phantoms.draw_phantom(tmp_path, image_id, without=[concept]))
+            ((left, top, right, bottom),) = data[index]["boxes"][concept].round().int().tolist()
+            inside = change[top:bottom, left:right]
+            least = 0.6 if "symmetry" in concept else 0.8  # which have no border
+            assert inside.sum() >= least * change.sum(), (image_id, concept)
+            assert inside.max() >= 8, (image_id, concept)
+
+
+def test_a_share_of_one_finding_changes_no_other_and_skin_is_drawn_in_at_its_place_alone(tmp_path):
+    few = make(tmp_path / "few", 3, finding_shares={"Focal_Asymmetry": 0.5})
+    more = make(tmp_path / "more", 3, finding_shares={"Focal_Asymmetry": 0.5, "Skin_Retraction": 1.0})
+    assert few.images["Focal_Asymmetry"].equals(more.images["Focal_Asymmetry"])
+    assert few.images["Mass"].equals(more.images["Mass"])
+    index = int(np.flatnonzero(more.images["Skin_Retraction"])[0])
+    lost = (few.gray(index) > 30) & (more.gray(index) < 12)
+    (box,) = more[index]["boxes"]["Skin_Retraction"].tolist()
+    rows, columns = np.nonzero(lost)
+    assert len(rows) > 10  # there the breast is gone
+    assert ((rows > box[1] - 4) & (rows < box[3] + 4) & (columns > box[0] - 4) & (columns < box[2] + 4)).all()
+
+
+def test_machines_differ_as_they_are_said_to_and_by_their_shares(tmp_path):
+    plain = make(tmp_path / "plain", 24, images_per_patient=1, **NO_FINDINGS)
+    shares = {"grainy": 0.25, "soft": 0.25, "flat": 0.25}
+    data = make(tmp_path / "mixed", 24, images_per_patient=1, machine_shares=shares, **NO_FINDINGS)
+    machines = data.images["machine"]
+    assert set(machines) == {"reference", "grainy", "soft", "flat"}
+    assert machines.value_counts().between(2, 11).all()
+    sharpness = {}
+    for index, machine in machines.items():
+        one, other = plain.gray(index), data.gray(index)
+        assert (machine == "reference") == np.array_equal(one, other)
+        roughness = [np.abs(np.diff(image[20:-20, 10:40].astype(int), axis=0)).mean() for image in (other, one)]
+        sharpness.setdefault(machine, []).append(roughness[0] / roughness[1])
+        if machine == "flat":
+            assert other.mean() > one.mean() + 10
+    assert min(sharpness["grainy"]) > 1.15 > 0.9 > max(sharpness["soft"])
+
+
+@pytest.mark.parametrize("kind", ["letter", "clip"])
+def test_a_marker_is_in_the_images_that_the_table_names_and_nowhere_else(tmp_path, kind):
+    plain = make(tmp_path / "plain", 10, images_per_patient=2)
+    data = make(tmp_path / "marked", 10, images_per_patient=2, marker=kind, marker_share=0.4)
+    assert 3 <= data.images["marker"].sum() <= 14
+    for index, has_it in data.images["marker"].items():
+        change = np.argwhere(plain.gray(index) != data.gray(index))
+        assert has_it == bool(len(change))
+        if has_it:
+            assert np.ptp(change, axis=0).max() < 0.15 * max(SIZE)
+            assert data.gray(index)[tuple(change.T)].max() > 150
+
+
+def test_a_marker_goes_with_its_finding_in_training_and_not_in_test(tmp_path):
+    made = {"test_share": 0.5, "seed": 3, "images_per_patient": 1, "image_size": [96, 64]}
+    made |= {"shares": {"mass": 0.4, "calcification": 0, "other": 0}}
+    made |= {"marker": {"kind": "clip", "finding": "Mass", "agreement": [0.9, 0.5]}}
+    found = {"training": [], "test": []}
+    for index in range(400):
+        (phantom,) = phantoms._phantoms_of(made, index)
+        has_mass = any("Mass" in lesion.concepts for lesion in phantom.view.lesions)
+        found[phantoms._split(made, index)].append((has_mass, phantom.look.truth["marker"]))
+    for split, agreement in (("training", 0.9), ("test", 0.5)):
+        mass, marker = np.array(found[split]).T
+        for label in (0, 1):
+            assert abs((marker == mass)[mass == label].mean() - agreement) < 0.13
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"finding_shares": {"Lump": 0.5}}, "Suspicious_Calcification"),
+        ({"finding_shares": ["Mass"]}, "give a share by name"),
+        ({"machine_shares": {"grainy": 0.7, "soft": 0.7}}, "add up to 1.4"),
+        ({"machine_shares": {"Siemens": 0.7}}, "grainy"),
+        ({"marker": "arrow"}, "letter"),
+        ({"marker_finding": "Mass"}, 'marker="letter"'),
+        ({"marker": "clip", "marker_finding": "lump"}, "Mass"),
+        ({"marker": "clip", "marker_finding": "Mass", "marker_agreement": 0.9}, r"\(0.9, 0.5\)"),
+        ({"marker": "clip", "marker_finding": "Mass", "marker_agreement": (0.9, 2)}, "marker_agreement"),
+    ],
+)
+def test_what_devices_and_findings_cannot_be_is_said(tmp_path, options, words):
+    with pytest.raises(InputError, match=words):
+        make(tmp_path / "x", 1, **options)
+    assert not (tmp_path / "x").exists()

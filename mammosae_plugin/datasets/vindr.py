@@ -85,6 +85,10 @@ _REQUIRED = (
     "density",
 )
 _OPTIONAL = (*BOX_COLUMNS, "width", "height", "breast_density", "finding_categories")
+_OF_DEVICES = (
+    "machine",
+    "marker",
+)  # columns that phantoms may have, and that are kept where all rows of an image agree
 _INVERTED = "inverted or without area"
 _SURE = 1e-4  # p-value for boxes, read in another way, that fit their own images better than they do others
 _N_LOOKED_AT = 64  # boxes whose images are read to find out how they were written
@@ -100,8 +104,8 @@ class VinDrMammo(MammogramDataset):
     of both splits are checked, the images only of the split that is asked for; every problem found is named in one
     error. Whether an image can be read, and fits its boxes, shows when it is read: see `screen_images`.
 
-    `images` has laterality, view, density (0..3 for A..D), birads (0..4 for the categories 1..5), then a 0/1 column per
-    finding; `findings` has density, birads and the findings' columns.
+    `images` has laterality, view, machine and marker where the file has them, density (0..3 for A..D), birads (0..4 for
+    the categories 1..5), then a 0/1 column per finding; `findings` has density, birads and the findings' columns.
 
     Args:
         root: the folder that holds `images_png`.
@@ -169,7 +173,13 @@ class VinDrMammo(MammogramDataset):
             raise DatasetError(f"{file.name}: " + "; ".join(checked.problems))
 
         findings = checked.findings[rows].reset_index(drop=True)
-        images = table.loc[first, ["image_id", "patient_id", "split", "laterality", "view"]].reset_index(drop=True)
+        by_id = table.groupby("image_id")
+        devices = [name for name in _OF_DEVICES if name in table.columns and (by_id[name].nunique() <= 1).all()]
+        kept = ["image_id", "patient_id", "split", "laterality", "view", *devices]
+        images = table.loc[first, kept].reset_index(drop=True)
+        for column in devices:
+            values = pd.to_numeric(images[column], errors="coerce")
+            images[column] = images[column] if values.isna().any() else values
         by_image = findings.groupby("image_id", sort=False)
         graded = by_image[["density", "birads"]].first()
         present = by_image[list(CONCEPTS)].max()
