@@ -1,12 +1,13 @@
 """Making a latents table: one pass over the images through a network and an SAE."""
 
 __all__ = [
-    "decodes_linearly", "encode_latents", "is_whole_table", "MapChoice", "NUMBERS_AT_ONCE", "rows_at_once",
-    "seal_table", "settings_in", "weight_and_bias",
+    "encode_latents", "GroupChoice", "is_whole_table", "MapChoice", "NUMBERS_AT_ONCE", "rows_at_once", "seal_table",
+    "settings_in",
 ]  # fmt: skip
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from mammosae_plugin import distributed
 from mammosae_plugin.activations import image_batches
 from mammosae_plugin.activations.store import MANIFEST
 from mammosae_plugin.adapters import HookedVisionModel
-from mammosae_plugin.adapters.attached_sae import refuse_what_no_map_fits
 from mammosae_plugin.adapters.checkpoints import refuse_not_finite
 from mammosae_plugin.adapters.hooked_vision_model import require_hooked
 from mammosae_plugin.adapters.input_normalization import (
@@ -30,10 +30,9 @@ from mammosae_plugin.adapters.input_normalization import (
     rescaled,
 )
 from mammosae_plugin.adapters.recording import evaluation
-from mammosae_plugin.adapters.rest_of_network import RestOfNetwork
 from mammosae_plugin.adapters.sae_settings import sae_settings
 from mammosae_plugin.adapters.views import require_columns, whole_exams
-from mammosae_plugin.arguments import entries, flag, indices, shown, text, whole
+from mammosae_plugin.arguments import between, entries, flag, indices, shown, text, whole
 from mammosae_plugin.datasets import StudyDataset, for_network, made_of
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import (
@@ -47,7 +46,9 @@ from mammosae_plugin.files import (
     write_parquet,
     write_safetensors,
 )
+from mammosae_plugin.latents.encoded_layer import EncodedLayer, weight_and_bias
 from mammosae_plugin.latents.gradcam import GradCam
+from mammosae_plugin.latents.peak_finder import MOST_PEAKS, PeakFinder, peaks_of, stored
 from mammosae_plugin.latents.table import (
     ELEMENTS,
     ELEMENTS_KEY,
@@ -56,12 +57,12 @@ from mammosae_plugin.latents.table import (
     FORMAT_VERSION,
     IMAGES,
     MOMENTS,
+    PEAKS,
     READOUT,
     SETTINGS,
     TABLE,
     VOCABULARY,
     LatentTable,
-    ReadoutKind,
     changed_file,
     elements_beyond_the_first,
     elements_of,
@@ -70,11 +71,14 @@ from mammosae_plugin.own_files import require_unclaimed
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
 from mammosae_plugin.shards import DONE, PLAN, run_shards
 
+logger = logging.getLogger(__name__)
+
 # Numbers in one block of latents: 512 rows x 16384 latents, 34 MB of float32, whatever the width of the SAE.
 NUMBERS_AT_ONCE = 512 * 16384
 
 
 MapChoice = Sequence[int] | Callable[[LatentTable], Sequence[int]]
+GroupChoice = Mapping[str, Mapping[int, float]] | Callable[[LatentTable], Mapping[str, Mapping[int, float]]]
 
 
 def encode_latents(
@@ -88,6 +92,8 @@ def encode_latents(
     map_splits: Sequence[str] = ("test",),
     map_channels: MapChoice = (),
     gradcam: bool = False,
+    peaks: int = 5,
+    map_groups: GroupChoice | None = None,
     device: str = "cpu",
     batch_size: int = 1,
     shard_size: int = 64,
@@ -117,6 +123,11 @@ def encode_latents(
         map_channels: Channels of the layer whose maps are kept beside, in the same way.
         gradcam: Keep, for the same images, the Grad-CAM map of every head that has one output and a finding's name.
             This needs captum (the extra `[gradcam]`).
+        peaks: The strongest local maxima kept of every map, for all images, those without a finding too: of every
+            latent that fires, and in `map_splits` of the channels, Grad-CAM and groups that were asked for
+            (`peak_finder` says what a peak is; 9 bytes or less for each). 0 keeps none.
+        map_groups: Sums of latents' maps, by name the weight of each latent, whose peaks are kept beside; or a function
+            that names them as for `map_latents`.
         device: Where the network and the SAE run.
         batch_size: Images per forward pass.
         shard_size: Images per shard.
@@ -152,6 +163,7 @@ def encode_latents(
     for split in map_splits:
         text(split, "a split of map_splits")
     flag(gradcam, "gradcam")
+    peaks = whole(peaks, "peaks", least=0, most=MOST_PEAKS)
     device = distributed.place(device)
     with evaluation(model, sae, device=device):
         return _encode(
@@ -164,6 +176,8 @@ def encode_latents(
             map_splits=map_splits,
             map_channels=map_channels,
             gradcam=gradcam,
+            peaks=peaks,
+            map_groups=map_groups or {},
             device=device,
             batch_size=batch_size,
             shard_size=shard_size,
@@ -182,12 +196,14 @@ def _encode(
     map_splits: Sequence[str],
     map_channels: MapChoice,
     gradcam: bool,
+    peaks: int,
+    map_groups: GroupChoice,
     device: str,
     batch_size: int,
     shard_size: int,
     num_workers: int,
 ) -> LatentTable:
-    layer = _Layer(model, sae, heads, dataset.preprocessing.input_size(dataset.image_size), device)
+    layer = EncodedLayer(model, sae, heads, dataset.preprocessing.input_size(dataset.image_size), device)
     cams = [name for name, head in heads.items() if gradcam and head.out_features == 1 and name in dataset.concepts]
     splits = sorted(dataset.images["split"].unique(), key=lambda name: (name != "training", name))
     begun = [TABLE, *(f"{split}/{PLAN}" for split in splits)]
@@ -195,7 +211,10 @@ def _encode(
     distributed.on_main(partial(require_unclaimed, folder, begun, written))
     whole = distributed.on_main(partial(is_whole_table, folder))
     # A table stays what it is: a statistic that it lacks is no reason to encode every image again.
-    elements = elements_of(read_json(folder / TABLE)) if (folder / TABLE).exists() else ELEMENTS
+    known = ELEMENTS if peaks else {name: version for name, version in ELEMENTS.items() if name != PEAKS}
+    elements = elements_of(read_json(folder / TABLE)) if (folder / TABLE).exists() else known
+    told = {PEAKS: peaks} if PEAKS in elements or not peaks else {}
+    peaks = told.get(PEAKS, 0)
     normalization = {INPUT_NORMALIZATION: name} if (name := input_normalization(sae)) else {}
     fixed = {
         "format_version": FORMAT_VERSION,
@@ -212,11 +231,14 @@ def _encode(
     }
     if new := elements_beyond_the_first(elements):
         fixed[ELEMENTS_KEY] = new
+    if peaks:
+        fixed[PEAKS] = peaks
     if (settings := settings_in(folder, sae)) is not None:
         fixed[SETTINGS] = settings
     header = {
         "format_version": FORMAT_VERSION,
         ELEMENTS_KEY: dict(elements),
+        **told,
         "splits": splits,
         "concepts": list(dataset.concepts),
         VOCABULARY: dataset.vocabulary.to_json(),
@@ -240,7 +262,7 @@ def _encode(
         },
     }
     gradcams = {name: GradCam(layer.rest, heads[name], device=device) for name in cams if layer.rest is not None}
-    encoder = _Encoder(layer, gradcams)
+    encoder = _Encoder(layer, gradcams, peaks, len(dataset))
     for number, split in enumerate(splits):
         part = dataset.select(split=split)
         kept = _Maps()
@@ -250,6 +272,7 @@ def _encode(
                 _chosen(map_latents, before, "map_latents", before.d_sae),
                 _chosen(map_channels, before, "map_channels", before.d_in),
                 tuple(cams),
+                _groups(map_groups, before) if peaks else {},
             )
         plan = {
             **fixed,
@@ -257,6 +280,7 @@ def _encode(
             "images": sha256_of_json(part.images["image_id"].tolist()),
             "map_latents": list(kept.latents),
             "map_channels": list(kept.channels),
+            **({"map_groups": {name: dict(group) for name, group in kept.groups.items()}} if kept.groups else {}),
             "batch_size": batch_size,
         }
         compute = partial(encoder.encode, part, kept=kept, batch_size=batch_size, num_workers=num_workers)
@@ -312,98 +336,22 @@ def _chosen(choice: MapChoice, before: LatentTable, name: str, width: int) -> tu
     return tuple(np.unique(indices(wanted, name, width)).tolist())
 
 
+def _groups(choice: GroupChoice, before: LatentTable) -> dict[str, dict[int, float]]:
+    found = choice(before) if callable(choice) else choice
+    if not isinstance(found, Mapping) or not all(isinstance(group, Mapping) for group in found.values()):
+        raise InputError(f"map_groups are {shown(found)}: give the weight of each latent, {{name: {{latent: weight}}}}")
+    checked = {}
+    for name, group in found.items():
+        text(name, "a name of map_groups")
+        latents = indices(list(group), f"the latents of group {name}", before.d_sae, distinct=True).tolist()
+        weights = [between(weight, f"a weight of group {name}", -np.inf, np.inf) for weight in group.values()]
+        checked[name] = dict(zip(latents, weights, strict=True))
+    return checked
+
+
 def rows_at_once(sae: SAE[Any]) -> int:
     """Rows that are encoded together, so that latents and reconstruction take about 34 MB each at any width."""
     return max(1, NUMBERS_AT_ONCE // max(int(sae.cfg.d_sae), int(sae.cfg.d_in)))
-
-
-@torch.no_grad()
-def decodes_linearly(sae: SAE[Any]) -> bool:
-    """Whether the SAE decodes as latents @ W_dec + b_dec, found by trying it on noise.
-
-    One whose input is normalised does not: what a latent adds to the layer changes with the row's length.
-    """
-    if input_normalization(sae) is not None:
-        return False
-    rows = torch.randn(8, sae.cfg.d_in, generator=torch.Generator().manual_seed(0)).to(sae.device, sae.dtype)
-    latents = sae.encode(rows)
-    linear = latents @ sae.W_dec + sae.b_dec
-    return bool(torch.allclose(sae.decode(latents), linear, rtol=1e-3, atol=1e-3 * float(linear.abs().max())))
-
-
-def why_not_linear(sae: SAE[Any]) -> str:
-    """Of an SAE that does not decode linearly, what to do; for messages."""
-    scaling = input_normalization(sae) or sae.cfg.normalize_activations
-    if scaling != "none":
-        return (
-            f"it scales each row by itself ({scaling}), which no weights can hold; take an SAE that was trained without"
-        )
-    if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
-        return "fold the decoder's norms into its weights first (sae.fold_W_dec_norm())"
-    return "take an SAE whose decoder is linear"
-
-
-def weight_and_bias(head: nn.Linear, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """(n_out, d) and (n_out,) float64 of a linear head."""
-    weight = head.weight.detach().double().to(device)
-    bias = weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach().double().to(device)
-    return weight, bias
-
-
-class _Layer:
-    """The layer that a table is made at, with the SAE and the heads that were checked against it.
-
-    Attributes:
-        rest: The network behind the layer; None without heads.
-        readout_kind: Whether what the classifiers read is the mean of the layer over positions.
-    """
-
-    def __init__(
-        self,
-        model: HookedVisionModel,
-        sae: SAE[Any],
-        heads: Mapping[str, nn.Linear],
-        image_size: tuple[int, int],
-        device: str,
-    ) -> None:
-        self.model, self.sae, self.device = model, sae, device
-        named = sae.cfg.metadata.hook_name or model.final_hook
-        if named is None:
-            raise InputError("neither the SAE's metadata nor the model names a layer; set sae.cfg.metadata.hook_name")
-        self.hook_name = model.resolve_hook_name(named)
-        refuse_what_no_map_fits(sae, self.hook_name)
-        layout = model.hook_layouts.get(self.hook_name)
-        if layout is None or not layout.shows_grid:
-            raise InputError(
-                f"{self.hook_name} shows no map of positions, which the latents table needs; choose a hook point that "
-                'does (for a transformer, with prefix_tokens="drop")'
-            )
-        d_in = model.hook_shapes[self.hook_name][-1]
-        if sae.cfg.d_in != d_in:
-            raise InputError(
-                f"the SAE takes vectors of width {sae.cfg.d_in}, but {self.hook_name} of this model has width {d_in}; "
-                "use an SAE that was trained on this architecture"
-            )
-        self.rest: RestOfNetwork | None = None
-        self.readout_kind: ReadoutKind = "none"
-        if heads:
-            model.require_head()
-            self.rest = model.rest_from(self.hook_name, image_size)
-            self.readout_kind = self.rest.readout or "none"
-        self.grid = model.grid(self.hook_name, image_size)
-        if self.readout_kind == "linear" and not decodes_linearly(sae):
-            raise InputError(
-                f"the SAE ({sae.cfg.architecture()}) does not decode as latents @ W_dec + b_dec, on which the table of "
-                f"{self.hook_name} relies: {why_not_linear(sae)}, or leave the heads out (heads={{}})"
-            )
-        for concept, head in heads.items():
-            assert self.rest is not None
-            if head.in_features != self.rest.n_features:
-                raise InputError(
-                    f"the classifier for {concept} reads {head.in_features} features, but this model's own reads "
-                    f"{self.rest.n_features}"
-                )
-        self.heads = {concept: weight_and_bias(head, device) for concept, head in heads.items()}
 
 
 def _write_readout(path: Path, sae: SAE[Any], heads: Mapping[str, nn.Linear]) -> None:
@@ -424,6 +372,7 @@ class _Maps:
     latents: tuple[int, ...] = ()
     channels: tuple[int, ...] = ()
     gradcam: tuple[str, ...] = ()
+    groups: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.latents or self.channels or self.gradcam)
@@ -451,8 +400,8 @@ class _EncodedImage:
 class _Encoder:
     """Turns images of a dataset into the tensors of one shard of the table."""
 
-    def __init__(self, layer: _Layer, gradcams: Mapping[str, GradCam]) -> None:
-        self.layer, self.gradcams = layer, gradcams
+    def __init__(self, layer: EncodedLayer, gradcams: Mapping[str, GradCam], n_peaks: int, n_images: int) -> None:
+        self.layer, self.gradcams, self.n_peaks, self.n_images = layer, gradcams, n_peaks, n_images
 
     @torch.inference_mode()
     def encode(
@@ -475,13 +424,15 @@ class _Encoder:
                         f"the model gives features that are not finite for image {ids[row]}; check its weights"
                     )
                 with_maps = bool(kept) and ids[row] in has_box
-                encoded.append(self._encode_one(value, kept if with_maps else _Maps()))
+                encoded.append(self._encode_one(value, kept, with_maps=with_maps))
                 if with_maps:
                     map_images.append(row - items.start)
-                    for head in kept.gradcam:
-                        one = slice(offset, offset + 1)
-                        cam = self.gradcams[head](reading.raw[one], reading.value[one])
-                        columns.setdefault(f"gradcam.{head}", []).append(cam[0].float().cpu())
+                for head in kept.gradcam if with_maps or self.n_peaks else ():
+                    one = slice(offset, offset + 1)
+                    cam = self.gradcams[head](reading.raw[one], reading.value[one]).float()
+                    encoded[-1].columns.update(self._peaks(f"gradcam.{head}", cam))
+                    if with_maps:
+                        columns.setdefault(f"gradcam.{head}", []).append(cam[0].cpu())
             for name, logits in self._logits(reading.raw, reading.head_input, encoded).items():
                 columns.setdefault(name, []).extend(logits.cpu())
             for one_image in encoded:
@@ -493,9 +444,28 @@ class _Encoder:
         tensors = {"indptr": n_latents.cumsum(0), "map_images": torch.tensor(map_images, dtype=torch.int64)}
         tensors["map_latents"] = torch.tensor(kept.latents, dtype=torch.int64)
         tensors["map_channels"] = torch.tensor(kept.channels, dtype=torch.int64)
+        for name, group in kept.groups.items():
+            tensors[f"map_groups.{name}.latents"] = torch.tensor(list(group), dtype=torch.int64)
+            tensors[f"map_groups.{name}.weights"] = torch.tensor(list(group.values()), dtype=torch.float64)
         for name, pieces in columns.items():
-            tensors[name] = torch.cat(pieces) if name in ("indices", "mean", "max") else torch.stack(pieces)
+            is_flat = name in ("indices", "mean", "max") or name.startswith(f"{PEAKS}.")
+            tensors[name] = torch.cat(pieces) if is_flat else torch.stack(pieces)
+        self._tell_size(tensors)
         return {**tensors, **{f"total.{name}": value.cpu() for name, value in totals.items()}}
+
+    def _peaks(self, name: str, maps: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The columns of the peaks of maps (k, h, w); none where none are kept."""
+        if not self.n_peaks:
+            return {}
+        return stored(peaks_of(maps, self.n_peaks), torch.arange(len(maps), device=maps.device), name)
+
+    def _tell_size(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Say once, after the first shard, what peaks will take on disk."""
+        if self.n_peaks and self.n_images:
+            nbytes = sum(value.nbytes for name, value in tensors.items() if name.startswith(f"{PEAKS}."))
+            whole = nbytes / (len(tensors["indptr"]) - 1) * self.n_images
+            logger.info("the peaks of all %d images will take about %.3g MB", self.n_images, whole / 1e6)
+            self.n_images = 0
 
     def _logits(
         self, raw: torch.Tensor, head_input: torch.Tensor | None, encoded: Sequence[_EncodedImage]
@@ -517,8 +487,11 @@ class _Encoder:
             logits[f"logits_with_sae.{concept}"] = with_sae @ weight.T + bias
         return logits
 
-    def _encode_one(self, value: torch.Tensor, kept: _Maps) -> _EncodedImage:
-        """One image's value (h, w, d_in), a block of positions at a time."""
+    def _encode_one(self, value: torch.Tensor, kept: _Maps, *, with_maps: bool) -> _EncodedImage:
+        """One image's value (h, w, d_in), a block of positions at a time; maps are whole, and of few images, or peaks.
+
+        A group's map is of every image of a split.
+        """
         sae = self.layer.sae
         height, width, d_in = value.shape
         rows = value.reshape(-1, d_in)
@@ -530,7 +503,8 @@ class _Encoder:
         sums["n_positions"] = torch.tensor(len(rows))
         sums["l0"] = torch.zeros((), dtype=torch.int64, device=rows.device)
         decoded_sum = torch.zeros(d_in, dtype=torch.float64, device=rows.device)
-        maps = []
+        maps, finder = [], PeakFinder(self.n_peaks, width)
+        group_maps = torch.zeros((len(kept.groups), len(rows)), dtype=torch.float64, device=rows.device)
         for start in range(0, len(rows), rows_at_once(sae)):
             chunk = rows[start : start + rows_at_once(sae)]
             rows_in, lengths = normalized(sae, chunk)
@@ -545,8 +519,13 @@ class _Encoder:
             sums["sse"] += (output - chunk).square_().sum(0, dtype=torch.float64)
             sums["sum"] += chunk.sum(0, dtype=torch.float64)
             sums["sum_sq"] += chunk.double().square_().sum(0)
-            if kept.latents:
+            if kept.latents and with_maps:
                 maps.append(latents[:, list(kept.latents)])
+            if self.n_peaks:
+                finder.add(latents)
+            for number, group in enumerate(kept.groups.values()):
+                weights = torch.tensor(list(group.values()), dtype=torch.float64, device=rows.device)
+                group_maps[number, start : start + len(chunk)] = latents[:, list(group)].double() @ weights
         fired = torch.nonzero(fires).squeeze(1)
         mean_features = sums["sum"] / len(rows)
         columns = {
@@ -555,9 +534,15 @@ class _Encoder:
             "max": maximum[fired].float(),
             "mean_channels": mean_features.float(),
         }
-        if kept.latents:
+        if maps:
             columns["maps"] = torch.cat(maps).T.reshape(-1, height, width).float()
         if kept.channels:
-            columns["channel_maps"] = rows[:, list(kept.channels)].T.reshape(-1, height, width).float()
+            channel_maps = rows[:, list(kept.channels)].T.reshape(-1, height, width).float()
+            columns |= self._peaks("channels", channel_maps)
+            columns |= {"channel_maps": channel_maps} if with_maps else {}
+        if self.n_peaks:
+            columns |= stored(finder.found(), fired, "latents")
+        for name, group_map in zip(kept.groups, group_maps.float(), strict=True):
+            columns |= self._peaks(f"group.{name}", group_map.reshape(1, height, width))
         decoded = decoded.reshape(value.shape)
         return _EncodedImage(columns, sums, mean_features, decoded_sum / len(rows), decoded)

@@ -27,7 +27,8 @@ from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.adapters.sae_settings import sae_settings
 from mammosae_plugin.arguments import between, indices, whole
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.latents.encoding import decodes_linearly, rows_at_once, weight_and_bias, why_not_linear
+from mammosae_plugin.latents.encoded_layer import decodes_linearly, weight_and_bias, why_not_linear
+from mammosae_plugin.latents.encoding import rows_at_once
 from mammosae_plugin.latents.table import SETTINGS, LatentTable
 from mammosae_plugin.provenance import tensors_fingerprint
 

@@ -37,6 +37,7 @@ from mammosae_plugin.files import (
     read_json,
     read_parquet,
 )
+from mammosae_plugin.latents.peaks import Peaks, map_groups_of, read_peaks
 from mammosae_plugin.measures.statistics import NETWORK_ERROR
 from mammosae_plugin.measures.units import EvaluationRows, EvaluationUnit, grouped_rows
 from mammosae_plugin.shapes import Boxes, LatentMaps
@@ -49,6 +50,9 @@ ELEMENTS = {
     **dict.fromkeys(("labels", "latents", "channels", "logits", "sums", "readout"), 1),
     **dict.fromkeys(("maps", "channel_maps", "gradcam"), 1),
 }
+_FIRST = dict(ELEMENTS)  # what tables hold that do not say so
+PEAKS = "peaks"
+ELEMENTS = {**_FIRST, PEAKS: 1}
 """What a table is made of, each with the version of its own form (`docs/latents-table.md`).
 
 A new statistic is a new element, and one that is computed otherwise a new version of its element: tables without it
@@ -57,10 +61,9 @@ stay as they are, and only what reads it asks for encoding again.
 CODES = "codes"
 ELEMENTS_OF_ROWS = {"labels": 1, CODES: 1, "sums": 1}
 """The same of a table of one vector per image, whose latents have one value in each image: no maximum beside a mean."""
-_NEEDED = dict.fromkeys(("maps", "channel_maps", "gradcam", "boxes"), "a map of positions") | {
+_NEEDED = dict.fromkeys(("maps", "channel_maps", "gradcam", "boxes", PEAKS), "a map of positions") | {
     "channels": "the rows themselves beside their codes"
 }
-_FIRST = dict(ELEMENTS)  # what tables hold that do not say so
 ELEMENTS_KEY = "elements"
 
 ReadoutKind = Literal["linear", "network", "none"]
@@ -179,10 +182,9 @@ class LatentTable:
                 f"{_NEEDED.get(element, 'a network')} reads a table that encode_latents makes of images"
             )
         if version is None or version < known:
-            raise InputError(
-                f"{self.folder} was made when tables had no {element} of version {known} yet; encode again, into "
-                "another folder, to have them"
-            )
+            yet = f"when tables had no {element} of version {known} yet"
+            how = f"with {PEAKS}=0" if element == PEAKS and self.header.get(PEAKS) == 0 else yet
+            raise InputError(f"{self.folder} was made {how}; encode again, into another folder, to have them")
         if version > known:
             raise InputError(
                 f"{self.folder} holds its {element} in version {version}; this version of mammosae-plugin reads "
@@ -443,6 +445,54 @@ class LatentTable:
         with safe_open(path, framework="numpy") as file:
             values: np.ndarray = file.get_slice(name)[place]
         return values
+
+    def peaks(self, latents: Sequence[int] | np.ndarray, *, split: str = "test") -> Peaks:
+        """The strongest local maxima of latents' maps in all images of a split, those without a finding too.
+
+        Raises:
+            InputError: The table keeps none (of an earlier version, or made with `peaks=0`), or an unknown split.
+        """
+        wanted = indices(latents, "the latents", self.d_sae, distinct=True)
+        return self._peaks("latents", "indices", wanted, split, "")
+
+    def channel_peaks(self, channels: Sequence[int] | np.ndarray, *, split: str = "test") -> Peaks:
+        """The same of channels of the layer; InputError as `peaks`, or where `map_channels` lacked one of them."""
+        wanted = indices(channels, "the channels", self.d_in, distinct=True)
+        return self._peaks("channels", "map_channels", wanted, split, " with them in map_channels")
+
+    def gradcam_peaks(self, head: str, *, split: str = "test") -> Peaks:
+        """The same of a head's Grad-CAM maps; InputError as `peaks`, or where the split has none."""
+        return self._peaks(f"gradcam.{head}", None, np.zeros(1, dtype=np.int64), split, " with gradcam=True")
+
+    def group_peaks(self, name: str, *, split: str = "test") -> Peaks:
+        """The same of a weighted sum of latents' maps; InputError as `peaks`, or where `map_groups` lacked its name."""
+        return self._peaks(f"group.{name}", None, np.zeros(1, dtype=np.int64), split, " with it in map_groups")
+
+    def map_groups(self, split: str = "test") -> dict[str, dict[int, float]]:
+        """By name the weights of the latents in each sum whose peaks were kept in a split.
+
+        Raises:
+            InputError: Unknown split.
+        """
+        return map_groups_of(shards[0][0]) if (shards := self._shards_of(split)) else {}
+
+    def _shards_of(self, split: str) -> list[tuple[Path, int]]:
+        """The shards of a split, each with the image row that it begins with."""
+        self._check_split(split)
+        paths, counts = self._shards(), [len(_read(path, ["indptr"])["indptr"]) - 1 for path in self._shards()]
+        first = np.cumsum([0, *counts]).tolist()
+        return [(path, row) for path, row in zip(paths, first, strict=False) if path.parent == self.folder / split]
+
+    def _peaks(self, kind: str, numbers: str | None, wanted: np.ndarray, split: str, hint: str) -> Peaks:
+        shards = self._shards_of(split)
+        self.need(PEAKS)
+        try:
+            return read_peaks(shards, (kind, numbers), wanted, self.grid, self.image_size)
+        except KeyError as error:
+            of = kind if numbers is None else f"{kind.removesuffix('s')} {error.args[0]}"
+            raise InputError(
+                f"{self.folder} keeps no peaks of {of} in split {split}; encode again, into another folder,{hint}"
+            ) from error
 
     def boxes(self, image_row: int, concept: str) -> Boxes:
         """(n, 4) float32 xyxy: the concept's boxes in the image, in pixels of the model's input.
