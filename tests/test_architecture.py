@@ -121,7 +121,8 @@ def test_report_hub_and_command_line_ask_no_analysis_and_no_adapter_knows_labels
             assert not rooms & set(ROOMS[: ROOMS.index("adapters")]), name
 
 
-KNOW_VINDR = {"datasets.vindr", "datasets.phantoms", "datasets.phantom_findings", "study.demo", "report.paper"}
+_PHANTOMS = ("datasets.phantoms", "datasets.phantom_findings", "datasets.phantom_pairs")
+KNOW_VINDR = {"datasets.vindr", *_PHANTOMS, "study.demo", "report.paper"}
 """The reader, what is drawn in its form, the demo on that, and the paper, whose numbers are of it."""
 
 

@@ -11,6 +11,7 @@ from mammosae_plugin.datasets.dicom import read_dicom
 from mammosae_plugin.datasets.exams import by_exam
 from mammosae_plugin.datasets.image_table import ImageTable, ImageTableSettings, load_images
 from mammosae_plugin.datasets.mapping import ImageMapping, load_mapping
+from mammosae_plugin.datasets.phantom_pairs import PAIR_ATTRIBUTES, make_phantom_pairs, read_pairs
 from mammosae_plugin.datasets.phantoms import make_phantoms
 from mammosae_plugin.datasets.preparation import Transform
 from mammosae_plugin.datasets.prepared_folder import prepare_dicom, read_transforms
@@ -33,6 +34,7 @@ from mammosae_plugin.datasets.volumes import VolumeSlices
 
 __all__ = [
     "CONCEPTS",
+    "PAIR_ATTRIBUTES",
     "PREPROCESSING",
     "AnyImages",
     "BadImageError",
@@ -72,6 +74,7 @@ __all__ = [
     "load_images",
     "load_mapping",
     "made_of",
+    "make_phantom_pairs",
     "make_phantoms",
     "make_split",
     "open_dataset",
@@ -79,6 +82,7 @@ __all__ = [
     "prepare_dicom",
     "preprocess",
     "read_dicom",
+    "read_pairs",
     "read_quarantine",
     "read_split",
     "read_suspects",

@@ -6,15 +6,18 @@ random streams, and the findings have streams apart from the anatomy: the same b
 finding.
 """
 
-__all__ = ["draw_phantom", "Look", "make_phantoms", "Patient", "Phantom", "PHANTOM_VERSION", "save_png", "View"]
+__all__ = [
+    "draw_phantom", "drawn_by", "Look", "make_phantoms", "Patient", "Phantom", "phantom_size", "PHANTOM_VERSION",
+    "save_png", "View", "write_rows",
+]  # fmt: skip
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +33,7 @@ from mammosae_plugin.datasets.phantom_devices import (
     MACHINES,
     MARKERS,
     REFERENCE,
+    Machine,
     clip_ink,
     draw_letters,
     letter_ink,
@@ -42,6 +46,7 @@ from mammosae_plugin.datasets.vindr import ANNOTATION_FILE, CONCEPTS, IMAGE_FOLD
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import atomic_path, local_path, read_json, write_json, write_text
 
+T = TypeVar("T")
 PHANTOM_VERSION = 3  # raise it with every change of what is drawn, so that folders of two versions never mix
 _MANIFEST = "phantoms.json"
 _ORIGINAL_SCALE = 2  # the "original" images of the annotation file are twice as large as the prepared ones
@@ -113,9 +118,7 @@ def make_phantoms(
     n_patients = whole(n_patients, "n_patients", least=1)
     images_per_patient = whole(images_per_patient, "images_per_patient", least=1, most=4)
     num_workers, seed = whole(num_workers, "num_workers", least=0), whole(seed, "seed", least=0)
-    height, width = checked_size(image_size)
-    if height < 96 or width < 64:
-        raise InputError(f"image_size is {height} x {width}; phantoms need at least 96 x 64 pixels (height x width)")
+    height, width = phantom_size(image_size)
     folder = local_path(root)
     made_with: dict[str, Any] = {
         "phantom_version": PHANTOM_VERSION,
@@ -152,19 +155,9 @@ def make_phantoms(
             rows += phantom.annotation_rows(_split(made_with, index), fold=index % 4)
         return rows
 
-    with ThreadPoolExecutor(max(num_workers, 1)) as pool:  # the array routines release Python's lock
-        results = pool.map(make_patient, range(n_patients)) if num_workers else map(make_patient, range(n_patients))
-        rows = [
-            row
-            for rows in tqdm(results, total=n_patients, desc="drawing phantoms", unit="patient", leave=False)
-            for row in rows
-        ]
+    rows = [row for rows in drawn_by(make_patient, n_patients, num_workers) for row in rows]
     file = folder / ANNOTATION_FILE
-    text = pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")
-    before = file.read_text(encoding="utf-8") if file.exists() else ""
-    if not (text.startswith(before) or before.startswith(text)):  # more or fewer patients only
-        raise InputError(f"{file} was edited, and drawing again would lose that; name another folder, or move it away")
-    write_text(file, text)
+    write_rows(file, rows)
     return file
 
 
@@ -197,6 +190,38 @@ def draw_phantom(
         if phantom.image_id == image_id:
             return phantom.pixels(without=without)
     raise InputError(f"{root} has no image {image_id!r}; a patient there has {made['images_per_patient']} images")
+
+
+def drawn_by(make_patient: Callable[[int], T], n_patients: int, num_workers: int) -> list[T]:
+    """What a function gives for each patient, by several threads; the array routines release Python's lock."""
+    with ThreadPoolExecutor(max(num_workers, 1)) as pool:
+        results = pool.map(make_patient, range(n_patients)) if num_workers else map(make_patient, range(n_patients))
+        return list(tqdm(results, total=n_patients, desc="drawing phantoms", unit="patient", leave=False))
+
+
+def phantom_size(image_size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of images that phantoms can be drawn in.
+
+    Raises:
+        InputError: they are too small.
+    """
+    height, width = checked_size(image_size)
+    if height < 96 or width < 64:
+        raise InputError(f"image_size is {height} x {width}; phantoms need at least 96 x 64 pixels (height x width)")
+    return height, width
+
+
+def write_rows(file: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write a table, which may have grown or shrunk at its end alone.
+
+    Raises:
+        InputError: what lies there is another table.
+    """
+    text = pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")
+    before = file.read_text(encoding="utf-8") if file.exists() else ""
+    if not (text.startswith(before) or before.startswith(text)):  # more or fewer patients only
+        raise InputError(f"{file} was edited, and drawing again would lose that; name another folder, or move it away")
+    write_text(file, text)
 
 
 def save_png(target: Path, pixels: Callable[[], npt.NDArray[np.uint8]]) -> None:
@@ -261,7 +286,7 @@ def _phantoms_of(made: Mapping[str, Any], index: int) -> "Iterator[Phantom]":
             kind = plan["kind"] if draw < share else None
         truth: dict[str, object] = {"machine": machine} if "machines" in made else {}
         truth |= {"marker": int(kind is not None)} if "marker" in made else {}
-        yield Phantom(patient, view, (height, width), Look(machine=machine, marker=kind, truth=truth))
+        yield Phantom(patient, view, (height, width), Look(machine=MACHINES[machine], marker=kind, truth=truth))
 
 
 # -- the plan of a patient ---------------------------------------------------------------------------------------------
@@ -283,7 +308,7 @@ class Look:
     """How an image differs from the reference's of the same breast.
 
     Attributes:
-        machine: a name in `MACHINES`.
+        machine: what it was taken with.
         marker: one of `MARKERS`, or none.
         has_muscle: whether an MLO view shows the pectoral muscle.
         is_second_exposure: whether its noise is another draw of the same.
@@ -291,7 +316,7 @@ class Look:
         truth: further columns of its annotation rows.
     """
 
-    machine: str = REFERENCE
+    machine: Machine = MACHINES[REFERENCE]
     marker: str | None = None
     has_muscle: bool = True
     is_second_exposure: bool = False
@@ -368,7 +393,9 @@ class Phantom:
         self.shape = image_size
         self.u = float(np.sqrt(image_size[0] * image_size[1]))
         self.image_id = f"{patient.patient_id}_{view.laterality}_{view.view}.png"
-        outline_seed, self._tissue_seed, self._lesion_seed, self._noise_seed = view.seeds.spawn(4)
+        outline_seed, self._tissue_seed, self._lesion_seed, self._noise_seed = (
+            np.random.SeedSequence(view.seeds.entropy, spawn_key=(*view.seeds.spawn_key, number)) for number in range(4)
+        )  # as `spawn` makes them, which would give others to a second image of the same view
         is_retracted = any("Nipple_Retraction" in lesion.concepts for lesion in view.lesions)
         dents = skin_dents(view.lesions)
 
@@ -400,7 +427,7 @@ class Phantom:
         ]
         for rows, columns, layer in [*benign_specks(self._anatomy, rng), *findings]:
             breast[rows, columns] += layer * (_LESION_LEVEL - breast[rows, columns])
-        u, depth, machine = self.u, self.outline.depth, MACHINES[self.look.machine]
+        u, depth, machine = self.u, self.outline.depth, self.look.machine
         # Compressed tissue thins out towards the skin; the skin itself is a fine bright line.
         thickness = np.sqrt(1 - (1 - np.clip(depth / (0.05 * u), 0, 1)) ** 2)
         line = max(0.0022 * u, 0.7)
