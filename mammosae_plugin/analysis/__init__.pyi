@@ -1,5 +1,9 @@
 # What the package offers; each name is imported when it is asked for, because torch, SAELens and datasets take seconds.
 from .coherence import monosemanticity_of as monosemanticity_of
+from .confounding import VERDICTS as VERDICTS
+from .confounding import confounders as confounders
+from .confounding import group_performance as group_performance
+from .covariates import covariate_associations as covariate_associations
 from .dictionaries import FiringDensity as FiringDensity
 from .dictionaries import Redundancy as Redundancy
 from .dictionaries import clarity as clarity
@@ -13,6 +17,7 @@ from .effects import EffectAgreement as EffectAgreement
 from .effects import effect_agreement as effect_agreement
 from .effects import effect_agreement_of as effect_agreement_of
 from .effects import effect_sizes_of as effect_sizes_of
+from .evidence import latent_evidence as latent_evidence
 from .free_response import FrocResult as FrocResult
 from .free_response import froc_of as froc_of
 from .hierarchies import absorption as absorption

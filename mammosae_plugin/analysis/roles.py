@@ -5,8 +5,8 @@ part is missing, or does not speak for the same thing, the role is `unclear`.
 """
 
 __all__ = [
-    "FEWEST_CONTROLS", "FEWEST_PATIENTS", "FOLLOWS", "latent_roles", "LEAST_EXPLAINED", "MATTERS", "SEPARATES",
-    "Weights",
+    "FEWEST_CONTROLS", "FEWEST_PATIENTS", "FOLLOWS", "latent_roles", "LEAST_EXPLAINED", "MATTERS", "places_of",
+    "SEPARATES", "Weights",
 ]  # fmt: skip
 
 from typing import TYPE_CHECKING, Any
@@ -48,6 +48,7 @@ FEWEST_CONTROLS = 19
 LEAST_EXPLAINED = 0.5
 """Explained variance on test images below which the latents are not those of the network."""
 
+_MAPS_PER_BLOCK = 32  # latents of 100 images of 48 x 29 cells are 18 MB
 _SUBCELLS = 8  # a box's share of a cell of the map is counted on 8 x 8 points
 
 Weights = NDArray[np.float64]
@@ -125,7 +126,7 @@ def latent_roles(
     resamples = Resamples(rows.labels, rows.patient_ids, n_bootstrap=n_bootstrap, seed=seed, min_patients=min_patients)
     fewest = max(FEWEST_PATIENTS, resamples.min_patients)
     evidence = _evidence(table, latents, concept, rows, n_controls, resamples, seed, passes)
-    place = _places(table, latents, concept, split, n_bootstrap, seed, fewest)
+    place = places_of(table, latents, concept, split, n_bootstrap, seed, fewest)
     obstacle = _obstacle(table, concept, split, rows, resamples, fewest)
     rises = before[1, latents] > before[0, latents]
     records = []
@@ -254,39 +255,61 @@ def _gap(
     return gaps[0] if resamples is None else gaps
 
 
-def _places(
+def places_of(
     table: "LatentTable", latents: NDArray[np.int64], concept: str, split: str, n_bootstrap: int, seed: int, fewest: int
 ) -> list[dict[str, Any]]:
-    """Where every latent fires, beside the boxes; nothing where fewer than `fewest` patients have boxes."""
-    unknown = dict.fromkeys(("place", "place_low", "place_high", "place_undefined_share"), np.nan)
+    """Where every latent fires, beside the boxes: what is known of it, or why nothing is, in `place_reason`.
+
+    Args:
+        table: the latents table.
+        latents: the latents; of those without maps nothing is known.
+        concept: whose boxes.
+        split: of which split.
+        n_bootstrap: resamples of patients.
+        seed: of these.
+        fewest: patients with boxes below which nothing is said.
+    """
+    numbers = ("place", "place_low", "place_high", "place_undefined_share", "inside", "inside_chance")
+    unknown = dict.fromkeys(numbers, np.nan)
+
+    def nowhere(why: str, n_boxed: int) -> list[dict[str, Any]]:
+        return [unknown | {"n_patients_boxed": n_boxed, "place_reason": why} for _ in latents]
+
+    if table.grid == (1, 1):
+        return nowhere("one vector per image has no place", 0)
     images = _boxed_images(table, concept, split)
     patients = table.images["patient_id"].to_numpy(dtype=object)[images]
-    boxed = {"n_patients_boxed": len(set(patients))}
-    if table.grid == (1, 1):  # one vector per image has no place
-        return [unknown | {"n_patients_boxed": 0} for _ in latents]
-    kept = all(set(latents.tolist()) <= set(table.map_latents(int(row)).tolist()) for row in images)
-    if boxed["n_patients_boxed"] < fewest or not kept:
-        return [unknown | boxed for _ in latents]
+    boxed = {"n_patients_boxed": len(set(patients)), "place_reason": ""}
+    if boxed["n_patients_boxed"] < fewest:
+        return nowhere(f"fewer than {fewest} patients have boxes", len(set(patients)))
+    kept = set.intersection(*(set(table.map_latents(int(row)).tolist()) for row in images))
     covered = np.stack([_covered(table.boxes(int(row), concept), table.grid, table.image_size) for row in images])
     others = _others(table.images.iloc[images], patients)
-    maps = np.stack([table.maps(latents, int(row)) for row in images]).reshape(len(images), len(latents), -1)
-    maps = np.clip(maps, 0, None).astype(np.float64)
     usable = others.sum(axis=1) > 0
-    found = []
-    for column in range(len(latents)):
-        mass = maps[:, column].sum(axis=1)
-        used = usable & (mass > 0)
-        if len(set(patients[used])) < fewest:
-            found.append(unknown | boxed)
-            continue
-        inside = maps[used, column] @ covered.T / mass[used, None]  # of each image, in the boxes of each
-        own = inside[np.arange(used.sum()), np.flatnonzero(used)]
-        chance = (inside * others[used]).sum(axis=1) / others[used].sum(axis=1)
-        resamples = patient_bootstrap(patients[used], n_bootstrap, seed)
-        sampled = _times(resamples @ own, resamples @ chance)
-        undefined = float(np.isnan(sampled).mean()) if len(sampled) else np.nan
-        place = _measured("place", float(_times(own.sum(), chance.sum())), spread_interval(sampled))
-        found.append(place | boxed | {"place_undefined_share": undefined})
+    found: list[dict[str, Any]] = nowhere("its map was not kept", len(set(patients)))
+    mapped = [place for place, latent in enumerate(latents.tolist()) if latent in kept]
+    for start in range(0, len(mapped), _MAPS_PER_BLOCK):
+        block = mapped[start : start + _MAPS_PER_BLOCK]
+        maps = np.stack([table.maps(latents[block], int(row)) for row in images]).reshape(len(images), len(block), -1)
+        maps = np.clip(maps, 0, None)
+        for column, place in enumerate(block):
+            own_maps = maps[:, column].astype(np.float64)
+            mass = own_maps.sum(axis=1)
+            used = usable & (mass > 0)
+            if len(set(patients[used])) < fewest:
+                found[place] = (
+                    unknown | boxed | {"place_reason": f"it fires in boxes' images of fewer than {fewest} patients"}
+                )
+                continue
+            inside = own_maps[used] @ covered.T / mass[used, None]  # of each image, in the boxes of each
+            own = inside[np.arange(used.sum()), np.flatnonzero(used)]
+            chance = (inside * others[used]).sum(axis=1) / others[used].sum(axis=1)
+            resamples = patient_bootstrap(patients[used], n_bootstrap, seed)
+            sampled = _times(resamples @ own, resamples @ chance)
+            undefined = float(np.isnan(sampled).mean()) if len(sampled) else np.nan
+            ratio = _measured("place", float(_times(own.sum(), chance.sum())), spread_interval(sampled))
+            share = {"inside": float(own.mean()), "inside_chance": float(chance.mean())}
+            found[place] = ratio | boxed | share | {"place_undefined_share": undefined}
     return found
 
 

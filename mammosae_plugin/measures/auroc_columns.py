@@ -19,6 +19,7 @@ from mammosae_plugin.measures.statistics import checked_multiplicities, separati
 
 _COLUMNS_PER_BLOCK = 64  # of 4,000 rows: 2 MB, about the size of a cache
 _RESAMPLES_PER_BLOCK = 128
+_ROUNDING = 1e-12  # of a mean of shares
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,11 @@ def delong_columns(
     error = np.sqrt(np.where(variance >= -1e-12, np.maximum(variance, 0), np.nan))
     reach = float(norm.ppf((1 + level) / 2)) * error
     low, high = np.maximum(auc - reach, 0), np.minimum(auc + reach, 1)
-    p = 2 * norm.sf(np.divide(np.abs(auc - 0.5), error, out=np.full_like(auc, np.nan), where=error > 0))
-    p[(auc == 0.5) & (error == 0)] = 1.0
+    p = 2 * norm.sf(np.divide(np.abs(auc - 0.5), error, out=np.full_like(auc, np.nan), where=error > _ROUNDING))
+    p[(np.abs(auc - 0.5) < _ROUNDING) & (error < _ROUNDING)] = 1.0
     bound = separation_bound(with_positive, with_negative, level)
-    perfect, inverted = auc == 1, auc == 0
+    perfect, inverted = auc > 1 - _ROUNDING, auc < _ROUNDING
+    auc[perfect], auc[inverted] = 1, 0
     low[perfect], high[perfect], low[inverted], high[inverted] = bound, 1, 0, 1 - bound
     p[perfect | inverted] = min(1.0, 2 / comb(with_positive + with_negative, with_positive))
     return AurocColumns(auc, error, low, high, p)
