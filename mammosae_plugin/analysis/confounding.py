@@ -153,9 +153,12 @@ def confounders(
     found = found.join(_in_breast(table, concept, latents, split, breast))
     obstacle = _obstacle(table, split, found)
     has_boxes = bool((found["n_patients_boxed"] > 0).any())
+    records: list[dict[str, Any]] = [
+        dict(zip(map(str, found), values, strict=True)) for values in found.itertuples(index=False)
+    ]
     told = [
         (UNCLEAR, obstacle) if obstacle else verdict_of(row, alpha=alpha, n_live=len(latents), has_boxes=has_boxes)
-        for row in found.to_dict("records")
+        for row in records
     ]
     found["verdict"], found["reason"] = [one for one, _ in told], [reason for _, reason in told]
     return found[list(CONFOUNDED)]
@@ -257,7 +260,7 @@ def _farther(found: pd.DataFrame) -> pd.DataFrame:
         f"auroc{end}": found[f"auroc_max{end}"].where(by_max, found[f"auroc_mean{end}"])
         for end in ("", "_low", "_high")
     }
-    p = np.minimum(1, 2 * np.fmin(found["auroc_max_p"], found["auroc_mean_p"]).to_numpy(dtype=np.float64))
+    p = np.minimum(1, 2 * found[["auroc_max_p", "auroc_mean_p"]].min(axis=1).to_numpy(dtype=np.float64))
     return pd.DataFrame({**columns, "auroc_q": benjamini_hochberg(p), "statistic": np.where(by_max, "max", "mean")})
 
 

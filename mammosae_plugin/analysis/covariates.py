@@ -112,13 +112,13 @@ def design_matrix(images: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
             spread, missing = float(values.std(ddof=0)), values.isna()
             if spread > 0:
                 columns[name] = ((values - values.mean()) / spread).fillna(0).to_numpy(dtype=np.float64)
-            columns[f"{name} missing"] = missing.to_numpy(dtype=np.float64)
+            columns[f"{name} missing"] = np.asarray(missing, dtype=np.float64)
             continue
         words = values.astype(object).where(values.notna(), "missing").astype(str)
         counts = words.value_counts()
         words = words.where(words.map(counts) >= _FEWEST_ROWS, "other")
         for level in words.value_counts().index[1:]:
-            columns[f"{name}={level}"] = (words == level).to_numpy(dtype=np.float64)
+            columns[f"{name}={level}"] = np.asarray(words == level, dtype=np.float64)
     kept: dict[str, NDArray[np.float64]] = {}
     basis = np.ones((len(images), 1))
     for name, column in columns.items():
@@ -139,7 +139,8 @@ def _levels(values: pd.Series) -> tuple[NDArray[np.bool_], dict[str, NDArray[np.
     counts = words.value_counts()
     levels = [str(level) for level in sorted(counts.index) if counts[level] >= _FEWEST_ROWS]
     levels = levels[1:] if len(counts) == 2 and len(levels) == 2 else levels
-    return there, {level: (words == level).to_numpy(dtype=np.float64) for level in levels if counts[level] < len(words)}
+    shorter = [level for level in levels if counts[level] < len(words)]
+    return there, {level: np.asarray(words == level, dtype=np.float64) for level in shorter}
 
 
 @dataclass(frozen=True)

@@ -277,14 +277,8 @@ def _places(
     table: "LatentTable", latents: NDArray[np.int64], concept: str, split: str, resamples: Resamples, seed: int
 ) -> dict[str, Any]:
     """Where every latent lies that has maps."""
-    found = pd.DataFrame(_no_place(""), index=range(len(latents)))
-    found["place_reason"] = found["place_reason"].astype(object)
-    if _is_of_rows(table) or table.grid == (1, 1):
-        return {**found, "place_reason": "one vector per image has no place"}
+    if _is_of_rows(table):
+        return _no_place("one vector per image has no place")
     n_bootstrap = len(resamples.multiplicities)
     records = places_of(table, latents, concept, split, n_bootstrap, seed, resamples.min_patients)
-    told = pd.DataFrame.from_records(records, index=range(len(latents))) if records else found
-    for name in found.columns:
-        if name in told:
-            found[name] = told[name]
-    return {name: found[name].to_numpy() for name in found}
+    return {name: [record[name] for record in records] for name in _no_place("")}

@@ -48,7 +48,7 @@ FEWEST_CONTROLS = 19
 LEAST_EXPLAINED = 0.5
 """Explained variance on test images below which the latents are not those of the network."""
 
-_MAPS_PER_BLOCK = 32  # latents of 100 images of 48 x 29 cells are 18 MB
+_MAPS_PER_BLOCK = 128  # latents of 100 images of 48 x 29 cells are 71 MB
 _SUBCELLS = 8  # a box's share of a cell of the map is counted on 8 x 8 points
 
 Weights = NDArray[np.float64]
@@ -279,14 +279,15 @@ def places_of(
         return nowhere("one vector per image has no place", 0)
     images = _boxed_images(table, concept, split)
     patients = table.images["patient_id"].to_numpy(dtype=object)[images]
-    boxed = {"n_patients_boxed": len(set(patients)), "place_reason": ""}
-    if boxed["n_patients_boxed"] < fewest:
-        return nowhere(f"fewer than {fewest} patients have boxes", len(set(patients)))
+    n_boxed = len(set(patients))
+    boxed = {"n_patients_boxed": n_boxed, "place_reason": ""}
+    if n_boxed < fewest:
+        return nowhere(f"fewer than {fewest} patients have boxes", n_boxed)
     kept = set.intersection(*(set(table.map_latents(int(row)).tolist()) for row in images))
     covered = np.stack([_covered(table.boxes(int(row), concept), table.grid, table.image_size) for row in images])
     others = _others(table.images.iloc[images], patients)
     usable = others.sum(axis=1) > 0
-    found: list[dict[str, Any]] = nowhere("its map was not kept", len(set(patients)))
+    found: list[dict[str, Any]] = nowhere("its map was not kept", n_boxed)
     mapped = [place for place, latent in enumerate(latents.tolist()) if latent in kept]
     for start in range(0, len(mapped), _MAPS_PER_BLOCK):
         block = mapped[start : start + _MAPS_PER_BLOCK]
