@@ -183,6 +183,17 @@ def test_labels_boxes_and_splits_reach_the_analyses(network, tmp_path):
         localize(unboxed, [0], "mass")
 
 
+def test_a_table_without_labels_says_so_wherever_labels_are_needed(network, tmp_path):
+    table = encode_latents(*network, TENSOR, tmp_path / "table", heads={}, batch_size=6)
+    for asked, said in (
+        (lambda: linear_probes(table), "has no concept to probe for: encode images with labels"),
+        (lambda: linear_probes(table, ["ill"]), r"has no labels for 'ill' \(known: none\)"),
+        (lambda: localize(table, [0], "ill"), "'ill' is not a finding with boxes: .* has none"),
+    ):
+        with pytest.raises(InputError, match=said):
+            asked()
+
+
 @pytest.mark.parametrize("kind", ["tensor", "HuggingFace", "pairs", "ImageFolder"])
 def test_what_has_changed_is_not_continued(kind, network, tmp_path):
     hooked, _ = network

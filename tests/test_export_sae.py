@@ -218,6 +218,16 @@ def test_every_trained_architecture_has_a_way_out_or_a_reason() -> None:
     assert known >= set(ARCHITECTURES) - {"batchtopk", "matryoshka_batchtopk", "matryoshka_independent"}  # jumprelu
 
 
+def test_an_sae_that_overflows_its_half_precision_is_refused_by_its_architecture(tmp_path: Path) -> None:
+    sae = new_training_sae(small_training(architecture="matching_pursuit"), D_IN, metadata=SAEMetadata(), device="cpu")
+    sae.save_inference_model(tmp_path / "sae")
+    used = SAE.load_from_disk(tmp_path / "sae").to(torch.float16)
+    with torch.no_grad():
+        used.W_dec *= 100
+    with pytest.raises(InputError, match="its architecture is 'matching_pursuit'"):
+        export_sae(used, tmp_path / "out", format="sparsify")
+
+
 def test_the_command_exports_a_folder(tmp_path: Path) -> None:
     of_kind("topk").save_model(tmp_path / "sae")
     runner = CliRunner(env={"COLUMNS": "200"})

@@ -27,7 +27,30 @@ CHANGED = "upstream changed: "
 TINY = DATA / "vision_sae_tiny.pt"
 PRETRAINING = "Pre-trained-checkpoints/b2-model-best-epoch-10.tar"
 DOWNSTREAM = "Downstream-checkpoints/b2_ft_mass.pth"
-FORMS = ["openai-topk.pt", "patchsae.pt", "prisma-norm/weights.pt", "saev-5-topk.pt"]  # one of each of these libraries
+FORMS = [  # one of each of these libraries
+    "openai-topk.pt",
+    "patchsae.pt",
+    "prisma-norm/weights.pt",
+    "saev-5-topk.pt",
+    "dictionary_learning_batchtopk/ae.pt",
+    "sparsify_topk/layers.3.mlp",
+]
+BESIDE = ["prisma-norm/config.json", "dictionary_learning_batchtopk/config.json"]
+OF_A_FOLDER = ["sparsify_topk/layers.3.mlp/cfg.json", "sparsify_topk/layers.3.mlp/sae.safetensors"]
+NAMED = [  # the releases whose file stands in the table, each with what lies under its name here
+    ("sail-dinov3-vitl16", "matryoshka", "pwesp/sail", "dinov3_sae.ckpt", "sail/sae/last.ckpt", "sail"),
+    ("sail-biomedparse", "matryoshka", "pwesp/sail", "biomedparse_sae.ckpt", "sail/sae/last.ckpt", "sail"),
+    ("msae-clip-vitl14-cc3m", "matryoshka_rw", "WolodjaZ/MSAE", None, None, "msae"),
+    *(
+        (name, layer, repo, file, f"sae_formats/saev-{schema}-relu.pt", "saev")
+        for name, layer, repo, file, schema in (
+            ("saev-bioclip-vitb16-inat21", "layer_10", "osunlp/SAE_BioCLIP_24K_ViT-B-16_iNat21", "sae.pt", "1a"),
+            ("saev-dinov2-vitb14-in1k", "layer_10", "osunlp/SAE_DINOv2_24K_ViT-B-14_IN1K", "sae.pt", 2),
+            ("saev-dinov3-vitl16-in1k", "layer_23/lnleoyf6", "osunlp/SAE_DINOv3_ViT-L-16_IN1K",
+             "layer_23/lnleoyf6/sae.pt", 4),
+        )
+    ),
+]  # fmt: skip
 PRISMA = "Prisma-Multimodal/sparse-autoencoder-clip-b-32-sae-vanilla-x64-layer-9-hook_mlp_out-l1-1e-05"
 PATCHES = "Prisma-Multimodal/imagenet-sweep-vanilla-x64-Spatial_max_3-hook_resid_post-935.601989746094-99"
 
@@ -73,6 +96,8 @@ two = ("prisma-clip-vitb32-patches", "blocks.3.hook_resid_post")
 seen["prisma of many"] = attempt(lambda: facts(SAE.from_pretrained(*two)))
 files = {file.split("/")[0].removesuffix(".pt"): file for file in FORMS}
 register_releases([Release("forms", "someone/forms", "a network", files, foreign=True)])
+for name, sae_id in {named!r}:
+    seen[name] = facts(SAE.from_pretrained(name, sae_id))
 for name in files:
     seen[name] = facts(SAE.from_pretrained("forms", name))
 register_releases([Release("ours", "someone/saes", "mammo_clip_b5", {"final": "layer_39"})])
@@ -107,6 +132,7 @@ seen["page"] = refusal("hf://someone/saes/page.pt")
 
 huggingface_hub.constants.HF_HUB_OFFLINE = True
 seen["offline and cached"] = facts(load_vision_sae(REPO))
+seen["offline release"] = facts(SAE.from_pretrained("prisma-clip-vitb32-all-tokens", "blocks.9.hook_mlp_out"))
 seen["offline and not cached"] = refusal(CLIP, filename="another.tar")
 """
 
@@ -146,15 +172,36 @@ def visit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visit]:
         norm = {name: forms / "prisma-norm" / name for name in ("config.json", "weights.pt")}
         hub.commit(PRISMA, {"config.json": norm["config.json"], "n_images_2600058.pt": norm["weights.pt"]})
         hub.commit(PATCHES, {"a.pt": norm["weights.pt"], "b.pt": norm["weights.pt"]})
-        files = {name: forms / name for name in (*FORMS, "prisma-norm/config.json")}
+        files = {name: forms / name for name in (*FORMS, *BESIDE, *OF_A_FOLDER) if (forms / name).is_file()}
         hub.commit("someone/forms", files)
+        for _, _, repo, file, fixture, _ in NAMED:
+            if fixture is not None:
+                hub.commit(repo, {file: DATA / fixture})
+        torch.save(msae_of_the_width_in_its_name(), folder / "msae.pth")
+        hub.commit("WolodjaZ/MSAE", {one_release("msae-clip-vitl14-cc3m").saes["matryoshka_rw"]: folder / "msae.pth"})
         peer = forms / "dictionary_learning_topk"
         hub.commit("someone/peers", {f"trainer_0/{name}": peer / name for name in ("config.json", "ae.pt")})
         hub.commit("batmanLab/Mammo-FM", {"model.tar": b"secret"}, gated=True)
         seen = run_on_hub(
-            hub, folder / "home", PROGRAM.replace("{forms!r}", repr(FORMS)), first, second, folder / "pretraining.tar"
+            hub,
+            folder / "home",
+            PROGRAM.replace("{forms!r}", repr(FORMS)).replace("{named!r}", repr([each[:2] for each in NAMED])),
+            first,
+            second,
+            folder / "pretraining.tar",
         )
         yield Visit(seen, first, second, clip, folder)
+
+
+def one_release(name: str) -> Release:
+    return next(release for release in RELEASES if release.name == name)
+
+
+def msae_of_the_width_in_its_name() -> dict[str, Any]:
+    """One number repeated: as wide as the published file, and a few hundred bytes."""
+    shapes = {"pre_bias": (768,), "latent_bias": (6144,), "encoder": (768, 6144), "decoder": (6144, 768)}
+    weights = {name: torch.full((1,), 0.5).expand(shape) for name, shape in shapes.items()}
+    return {"model": weights, "mean_center": torch.zeros(768), "scaling_factor": 2.0}
 
 
 def total(path: Path) -> float:
@@ -355,6 +402,22 @@ def test_releases_of_other_libraries_load_by_name_and_the_table_adds_what_their_
     assert prisma["prisma_hook_point"] == "blocks.9.hook_resid_post", "what the file says counts"
 
 
+@pytest.mark.parametrize(("name", "sae_id", "repo", "file", "fixture", "library"), NAMED)
+def test_every_release_with_a_file_of_its_own_loads_by_its_name(
+    visit: Visit, name: str, sae_id: str, repo: str, file: str | None, fixture: str | None, library: str
+) -> None:
+    found, release = visit.seen[name], one_release(name)
+    assert (found["source_format"], found["source_repo"]) == (library, repo)
+    assert found["source_file"] == release.saes[sae_id] == (file or release.saes[sae_id])
+    assert found["model_name"] == ("ViT-L~14" if library == "msae" else release.model)
+    expected = 768 * 6144 * 0.5 * 2.0 if fixture is None else total_of(DATA / fixture)
+    assert found["sum"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_release_in_the_cache_loads_offline_whichever_name_its_weights_have(visit: Visit) -> None:
+    assert visit.seen["offline release"]["source_file"] == "n_images_2600058.pt"
+
+
 @pytest.mark.parametrize("name", FORMS)
 def test_one_sae_of_each_library_loads_through_a_release(visit: Visit, name: str) -> None:
     found = visit.seen[name.split("/")[0].removesuffix(".pt")]
@@ -368,10 +431,9 @@ def total_of(path: Path) -> float:
 
 def test_a_repo_with_several_files_of_weights_says_how_to_load_one(visit: Visit) -> None:
     assert visit.seen["prisma of many"]["error"] == "InputError"
-    assert (
-        "holds 2 files of weights, of which none is weights.pt: a.pt, b.pt; load one with load_sae("
-        in (visit.seen["prisma of many"]["message"])
-    )
+    said = visit.seen["prisma of many"]["message"]
+    assert "holds 2 files of weights, of which none is weights.pt or n_images_2600058.pt: a.pt, b.pt" in said
+    assert "; load one with load_sae(" in said
 
 
 def test_every_release_says_where_its_facts_are_from_and_where_its_saes_belong() -> None:

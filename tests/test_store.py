@@ -377,5 +377,12 @@ def test_batches_come_in_the_order_type_and_choice_that_is_asked_for(tmp_path):
     assert set(of_two[:, 0].tolist()) == {3, 5} and len(of_two) == 20
     short = torch.cat(list(store.batches(8, shuffle=False, epoch_rows=12, epochs=2)))
     assert torch.equal(short, torch.cat([store[:12], store[:12]]))
-    with pytest.raises(InputError, match="epochs is 0; it must be at least 1, or None for a stream without end"):
-        store.batches(8, epochs=0)
+    for settings, said in (
+        ({"epochs": 0}, r"epochs \(None is without end\) is 0: give a whole number, 1 or more"),
+        ({"epochs": 1.5}, "is 1.5: give a whole number"),
+        ({"seed": None}, "seed is None: give a whole number"),
+        ({"batch_size": 2.5}, "batch_size is 2.5: give a whole number"),
+        ({"dtype": "float16"}, "dtype is .float16.: give one of torch's, such as torch.float16"),
+    ):
+        with pytest.raises(InputError, match=said):
+            store.batches(**{"batch_size": 8, **settings})

@@ -9,6 +9,7 @@ taken, and going on from there reads no more than one filling.
 __all__ = ["BlockReader", "ending", "ordered_batches", "READERS", "shuffled_batches"]
 
 import os
+import sys
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -238,7 +239,8 @@ def _filled(blocks: BlockReader, windows: Iterator[_Window], window_rows: int) -
             reading = begin(window)
             yield rows
     finally:
-        readers.shutdown(wait=False, cancel_futures=True)
+        if not sys.is_finalizing():  # then the module of queues is gone, and the threads are
+            readers.shutdown(wait=False, cancel_futures=True)
 
 
 def _plain(rows: torch.Tensor) -> NDArray[Any]:

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 from mammosae_plugin import distributed
 from mammosae_plugin.activations.reservoir import BlockReader, ending, ordered_batches, shuffled_batches
 from mammosae_plugin.activations.stored_shards import StoredShard, bytes_of, damaged
+from mammosae_plugin.arguments import shown, whole
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import (
     SEAL,
@@ -239,8 +240,11 @@ class ActivationStore(Dataset[torch.Tensor]):
         """
         row_bytes = self.d_in * self.dtype.itemsize
         blocks = self._blocks(images)
-        if epochs is not None and epochs < 1:
-            raise InputError(f"epochs is {epochs}; it must be at least 1, or None for a stream without end")
+        batch_size, seed = whole(batch_size, "batch_size", least=1), whole(seed, "seed", least=0)
+        start = whole(start, "start", least=0)
+        epochs = None if epochs is None else whole(epochs, "epochs (None is without end)", least=1)
+        if not isinstance(dtype, torch.dtype):
+            raise InputError(f"dtype is {shown(dtype)}: give one of torch's, such as torch.float16")
         stream = shuffled_batches if shuffle else ordered_batches
         endless = stream(
             blocks,

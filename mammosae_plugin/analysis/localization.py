@@ -377,7 +377,8 @@ def _localized(
         maps_of: image row -> (len(shown), h, w).
     """
     if concept not in table.concepts:
-        raise InputError(f"'{concept}' is not a finding with boxes: choose one of {', '.join(table.concepts)}")
+        instead = f"choose one of {', '.join(table.concepts)}" if table.concepts else f"{table.folder} has none"
+        raise InputError(f"'{concept}' is not a finding with boxes: {instead}")
     rows = table.rows(concept, split=split, unit="image")
     truths = {int(row): table.boxes(int(row), concept) for row in rows.image_rows[rows.labels == 1]}
     truths = {row: boxes for row, boxes in truths.items() if len(boxes)}

@@ -505,9 +505,11 @@ def linear_probes(
         image or every image of the split has gives a row without AUROC that says so.
 
     Raises:
-        InputError: an unknown concept, split or arm.
+        InputError: an unknown concept, split or arm, or no concept at all.
     """
     chosen = list(table.vocabulary) if concepts is None else [str(each) for each in entries(concepts, "concepts")]
+    if not chosen:
+        raise InputError(f"{table.folder} has no concept to probe for: encode images with labels, or name concepts")
     if arms is None:
         of_layer = () if table.is_of_rows and embeddings is None else ARMS[3:]
         arms = (*(ARMS[2:3] if table.is_of_rows else ARMS[:2]), *of_layer)

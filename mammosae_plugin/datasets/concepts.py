@@ -118,7 +118,7 @@ class Vocabulary(Mapping[str, Concept]):
         """
         text(name, "the concept")
         if name not in self:
-            hint = nearest_names(name, self) or f" (known: {', '.join(self)})"
+            hint = nearest_names(name, self) or f" (known: {', '.join(self) or 'none'})"
             raise InputError(f"{where} has no labels for {name!r}{hint}")
         return self[name]
 

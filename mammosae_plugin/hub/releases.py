@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import yaml
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, try_to_load_from_cache
 from sae_lens.loading.pretrained_sae_loaders import NAMED_PRETRAINED_SAE_CONFIG_GETTERS, NAMED_PRETRAINED_SAE_LOADERS
 from sae_lens.loading.pretrained_saes_directory import PretrainedSAELookup, get_pretrained_saes_directory
 
@@ -31,7 +31,8 @@ from mammosae_plugin.errors import InputError
 logger = logging.getLogger(__name__)
 
 LOADER = "mammosae_vision_sae"
-_USUAL = "weights.pt"
+_USUAL = ("weights.pt", "n_images_2600058.pt")
+"""What the weights in ViT-Prisma's repos are called, as far as code says that downloads them."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ def _found(repo_id: str, place: str) -> tuple[str, str]:
 
 
 def _weights_in(repo: str) -> str:
-    """The one file of weights in a repo; the usual name of one where nobody can be asked.
+    """The one file of weights in a repo; one of a usual name where it has several, or nobody can be asked.
 
     Raises:
         InputError: there are several.
@@ -235,14 +236,14 @@ def _weights_in(repo: str) -> str:
     try:
         files = HfApi().list_repo_files(repo)
     except Exception as error:  # the download says what is wrong, or finds it in the cache
-        logger.info("the files of %s cannot be listed (%s); %s is tried", repo, error, _USUAL)
-        return _USUAL
+        files = [name for name in _USUAL if isinstance(try_to_load_from_cache(repo, name), str)]
+        logger.info("the files of %s cannot be listed (%s); what the cache holds is taken", repo, error)
     weights = [name for name in files if PurePosixPath(name).suffix in CHECKPOINT_SUFFIXES]
-    if _USUAL in weights or not weights:
-        return _USUAL
+    if usual := [name for name in _USUAL if name in weights or not weights]:
+        return usual[0]
     if len(weights) > 1:
         raise InputError(
-            f"{repo} holds {len(weights)} files of weights, of which none is {_USUAL}: "
+            f"{repo} holds {len(weights)} files of weights, of which none is {' or '.join(_USUAL)}: "
             f"{', '.join(sorted(weights)[:4])}; load one with load_sae({repo!r}, filename=...)"
         )
     return weights[0]
