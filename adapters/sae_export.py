@@ -6,7 +6,7 @@ differ in whether a is (x - b_dec) W_enc + b_enc or x W_enc + b_enc. Where the S
 b_dec W_enc, is moved into the encoder's bias, computed in float64.
 """
 
-__all__ = ["export_sae", "EXPORT_FORMATS"]
+__all__ = ["export_sae", "EXPORT_FORMATS", "plain_sae", "PlainSAE"]
 
 import copy
 import json
@@ -66,7 +66,7 @@ def export_sae(sae: SAE[Any], folder: str | os.PathLike[str], *, format: str) ->
     if format not in EXPORT_FORMATS:
         raise InputError(f"there is no format {format!r} to export to; there are {', '.join(EXPORT_FORMATS)}")
     folder = local_path(folder)
-    plain = _plain(sae)
+    plain = plain_sae(sae)
     reason = EXPORT_FORMATS[format].cannot(plain)
     if reason is not None:
         others = [name for name, other in EXPORT_FORMATS.items() if other.cannot(plain) is None]
@@ -89,7 +89,7 @@ def export_sae(sae: SAE[Any], folder: str | os.PathLike[str], *, format: str) ->
 
 
 @dataclass(frozen=True)
-class _Plain:
+class PlainSAE:
     """An SAE of linear maps on rows as they are.
 
     Attributes:
@@ -134,7 +134,7 @@ class _Plain:
         return self.state["W_enc"].T.contiguous()
 
 
-def _plain(sae: SAE[Any]) -> _Plain:
+def plain_sae(sae: SAE[Any]) -> PlainSAE:
     refuse_what_no_map_fits(sae, "export")
     refuse_not_finite(sae.state_dict(), where="the SAE")
     if isinstance(sae, TrainingSAE):
@@ -155,21 +155,21 @@ def _plain(sae: SAE[Any]) -> _Plain:
     metadata: Any = sae.cfg.metadata
     said = {name: str(metadata[name]) for name in ("model_name", "hook_name") if metadata[name]}
     architecture, k = used.cfg.architecture(), getattr(used.cfg, "k", None)
-    return _Plain(architecture, state, bool(used.cfg.apply_b_dec_to_input), None if k is None else int(k), said)
+    return PlainSAE(architecture, state, bool(used.cfg.apply_b_dec_to_input), None if k is None else int(k), said)
 
 
-def _of(plain: _Plain, *architectures: str) -> str | None:
+def _of(plain: PlainSAE, *architectures: str) -> str | None:
     return None if plain.architecture in architectures else f"its architecture is {plain.architecture!r}"
 
 
 # -- dictionary_learning -----------------------------------------------------------------------------------------------
 
 
-def _cannot_dictionary_learning(plain: _Plain) -> str | None:
+def _cannot_dictionary_learning(plain: PlainSAE) -> str | None:
     return _of(plain, "standard", "gated", "topk", "jumprelu")
 
 
-def _write_dictionary_learning(plain: _Plain, folder: Path) -> None:
+def _write_dictionary_learning(plain: PlainSAE, folder: Path) -> None:
     state, encoder = plain.state, plain.encoder()
     decoder = state["W_dec"].T.contiguous()
     linear = {"encoder.weight": encoder, "decoder.weight": decoder}
@@ -208,7 +208,7 @@ def _of_unit_norm(decoder: torch.Tensor) -> bool:
 # -- saev --------------------------------------------------------------------------------------------------------------
 
 
-def _cannot_saev(plain: _Plain) -> str | None:
+def _cannot_saev(plain: PlainSAE) -> str | None:
     if plain.architecture == "topk":
         return "its top-k sets negative values to 0, and saev's keeps them"
     if plain.architecture == "jumprelu" and plain.one_threshold is None:
@@ -216,7 +216,7 @@ def _cannot_saev(plain: _Plain) -> str | None:
     return _of(plain, "standard", "jumprelu", _SIGNED_TOPK)
 
 
-def _write_saev(plain: _Plain, folder: Path) -> None:
+def _write_saev(plain: PlainSAE, folder: Path) -> None:
     none, aux = {"cls": "NoSparsity", "params": {"key": "no-sparsity"}}, {"key": "auxk", "k_aux": 512, "alpha": 1 / 32}
     extra: dict[str, torch.Tensor] = {}
     if plain.architecture == "jumprelu" and (plain.one_threshold or 0) > 0:
@@ -243,19 +243,19 @@ def _write_saev(plain: _Plain, folder: Path) -> None:
     _write_with_header(folder / "sae.pt", header, _saev_state(plain, subtracted=False) | extra)
 
 
-def _cannot_saev_0(plain: _Plain) -> str | None:
+def _cannot_saev_0(plain: PlainSAE) -> str | None:
     if plain.architecture == "standard" and plain.d_sae % plain.d_in:
         return f"its {plain.d_sae} latents are no multiple of its {plain.d_in} channels, as the file has to say"
     return _of(plain, "standard")
 
 
-def _write_saev_0(plain: _Plain, folder: Path) -> None:
+def _write_saev_0(plain: PlainSAE, folder: Path) -> None:
     header = {"d_vit": plain.d_in, "exp_factor": plain.d_sae // plain.d_in}
     header |= {"normalize_w_dec": _of_unit_norm(plain.state["W_dec"].T)}
     _write_with_header(folder / "sae.pt", header, _saev_state(plain, subtracted=True))
 
 
-def _saev_state(plain: _Plain, *, subtracted: bool) -> dict[str, torch.Tensor]:
+def _saev_state(plain: PlainSAE, *, subtracted: bool) -> dict[str, torch.Tensor]:
     state = {name: plain.state[name] for name in ("W_enc", "W_dec", "b_dec")}
     return state | {"b_enc": plain.bias("b_enc", subtracted=subtracted)}
 
@@ -269,11 +269,11 @@ def _write_with_header(path: Path, header: dict[str, Any], tensors: dict[str, to
 # -- sparsify ----------------------------------------------------------------------------------------------------------
 
 
-def _cannot_sparsify(plain: _Plain) -> str | None:
+def _cannot_sparsify(plain: PlainSAE) -> str | None:
     return _of(plain, "topk")
 
 
-def _write_sparsify(plain: _Plain, folder: Path) -> None:
+def _write_sparsify(plain: PlainSAE, folder: Path) -> None:
     state = plain.state
     tensors = {"encoder.weight": plain.encoder(), "encoder.bias": plain.bias("b_enc", subtracted=True)}
     save_file(tensors | {"W_dec": state["W_dec"], "b_dec": state["b_dec"]}, folder / "sae.safetensors")
@@ -290,8 +290,8 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 class _Format:
     """One format: why it cannot hold an SAE, None where it can, and how its files are written."""
 
-    cannot: Callable[[_Plain], str | None]
-    write: Callable[[_Plain, Path], None]
+    cannot: Callable[[PlainSAE], str | None]
+    write: Callable[[PlainSAE, Path], None]
 
 
 EXPORT_FORMATS: dict[str, _Format] = {

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from mammosae_plugin.adapters.architectures import described_network
 from mammosae_plugin.adapters.checkpoints import CheckpointFormatError, check_keys
 from mammosae_plugin.adapters.classifier import Classifier
+from mammosae_plugin.adapters.latent_edits import attach_edits, edits_of
 from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier
 from mammosae_plugin.adapters.sources import CLASSIFIER_FILES, Source, classifier_weights, origin_of
 from mammosae_plugin.adapters.timm_classifier import TimmClassifier
@@ -28,6 +29,7 @@ from mammosae_plugin.files import write_safetensors, write_text
 _HEADER_KEY = "mammosae_classifier"
 _FIRST_KIND = "mammo_clip"  # of files that name none
 _OF_LIBRARY = "network"
+_EDITS = "latent_edits"  # what a repair folded into it; releases that do not know it refuse its tensors
 _KINDS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Classifier]] = {
     _FIRST_KIND: MammoClipClassifier.described,
     "timm": TimmClassifier.described,
@@ -96,6 +98,7 @@ def _header(model: Classifier, source: Mapping[str, Any], metadata: Mapping[str,
     header = {
         "format_version": _VERSION_OF_KIND[said.get("kind", _FIRST_KIND)],
         **said,
+        **({_EDITS: edits} if (edits := edits_of(model.network)) else {}),
         "source": dict(source),
         "metadata": dict(metadata),
     }
@@ -160,6 +163,7 @@ def read_saved_classifier(source: Source, *, device: str = "cpu", functions: Col
         with torch.device(device):
             of_library = partial(described_network, functions=functions)
             model = (of_library if kind == _OF_LIBRARY else _KINDS[kind])(header, origin)
+            attach_edits(model.network, header.get(_EDITS, ()))
     except (KeyError, TypeError, IndexError, AttributeError, json.JSONDecodeError) as error:
         raise CheckpointFormatError(
             f"{path} has a damaged header at {config.name if config else _HEADER_KEY}: {type(error).__name__}: {error}"
