@@ -188,15 +188,10 @@ def project_head(classifier: Classifier, sae: SAE[Any], latents: Sequence[int], 
     head = head_of(made)
     if head is None or head.in_features != sae.cfg.d_in:
         has = "no linear head" if head is None else f"a head that reads {head.in_features} numbers"
-        raise InputError(
-            f"the network has {has}, but the SAE has width {sae.cfg.d_in}: edit its own classifier"
-        )
+        raise InputError(f"the network has {has}, but the SAE has width {sae.cfg.d_in}: edit its own classifier")
     weight, bias = _projected(head, sae, chosen, scale)
-    with torch.no_grad():
-        head.weight.copy_(weight)
-        if head.bias is None:
-            head.bias = nn.Parameter(torch.zeros(len(weight), device=head.weight.device))
-        head.bias.copy_(bias)
+    head.weight = nn.Parameter(weight.to(head.weight))
+    head.bias = nn.Parameter(bias.to(head.weight))
     return made
 
 

@@ -1,6 +1,6 @@
 """Mammo-CLIP's and Mammo-FM's own files: pretraining checkpoints and downstream classifiers, under original names."""
 
-__all__ = ["check_mammo_clip", "MammoClipFile", "parse_mammo_clip", "read_mammo_clip"]
+__all__ = ["check_mammo_clip", "MammoClipFile", "parse_mammo_clip", "read_mammo_clip", "save_mammo_clip"]
 
 import re
 from collections.abc import Mapping
@@ -17,9 +17,13 @@ from mammosae_plugin.adapters.checkpoints import (
     unwrapped,
     without_prefix,
 )
+from mammosae_plugin.adapters.latent_edits import edits_of
 from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier, Padding, blocks_of, create_efficientnet
 from mammosae_plugin.adapters.other_forms import wrapped_network
+from mammosae_plugin.adapters.preprocessing import MAMMO_CLIP
 from mammosae_plugin.adapters.sources import Source, origin_of
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import atomic_path
 
 _HEAD_PREFIX = "classifier.classification_head."
 
@@ -188,6 +192,37 @@ def read_mammo_clip(*sources: Source) -> MammoClipClassifier:
     return model
 
 
+def save_mammo_clip(model: Any, path: str | Path) -> None:
+    """Write a network as Mammo-CLIP's own downstream classifiers are written, for whoever runs Mammo-CLIP's own code.
+
+    A torch pickle of tensors and plain values: `model` (image_encoder.*, classifier.classification_head.*) and `epoch`.
+
+    Raises:
+        InputError: it is no EfficientNet B5 or B2 as Mammo-CLIP runs them, has no head, or holds more than they do.
+    """
+    variant = next((one for one in _VARIANTS.values() if _is_of(model, one)), None)
+    if variant is None or model.n_class == 0 or edits_of(model):
+        raise InputError(
+            f"{Path(path).name} is a file of Mammo-CLIP's own form, which holds its classifiers on EfficientNet B5 and "
+            "B2 alone; name a .safetensors"
+        )
+    originals = _original_names(model, counters=True)
+    state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    weights = {f"image_encoder.{key}": state[name] for name, key in originals.items()}
+    weights |= {f"{_HEAD_PREFIX}{leaf}": state[f"classifier.{leaf}"] for leaf in ("weight", "bias")}
+    with atomic_path(path) as temporary:
+        torch.save({"model": weights, "epoch": 0}, temporary)
+
+
+def _is_of(model: Any, variant: _Variant) -> bool:
+    return (
+        isinstance(model, MammoClipClassifier)
+        and model.architecture == variant.architecture
+        and model.static_padding == dict(variant.static_padding)
+        and model.preprocessing == MAMMO_CLIP
+    )
+
+
 def _check_head(file: MammoClipFile, model: MammoClipClassifier, variant: _Variant) -> None:
     if file.head:
         shapes = {"weight": (model.n_class, model.num_features), "bias": (model.n_class,)}
@@ -252,7 +287,7 @@ def _to_timm_names(model: MammoClipClassifier, file: MammoClipFile, variant: _Va
     return state_dict | {name: found[key] for name, key in originals.items()}
 
 
-def _original_names(model: MammoClipClassifier) -> dict[str, str]:
+def _original_names(model: MammoClipClassifier, *, counters: bool = False) -> dict[str, str]:
     """timm's parameter names -> the original encoder's: blocks.1.0.conv_pw.weight -> _blocks.3._expand_conv.weight."""
     modules = dict(_OUTER_NAMES)
     for number, (path, block) in enumerate(blocks_of(model.blocks)):
@@ -261,6 +296,6 @@ def _original_names(model: MammoClipClassifier) -> dict[str, str]:
     originals = {}
     for name in model.state_dict():
         module, _, leaf = name.rpartition(".")
-        if module in modules and leaf != _COUNTER:
+        if module in modules and (counters or leaf != _COUNTER):
             originals[name] = f"{modules[module]}.{leaf}"
     return originals

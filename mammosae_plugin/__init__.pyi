@@ -75,6 +75,7 @@ from .latents import encode_latents as encode_latents
 from .latents import encode_rows as encode_rows
 from .measures.boxes import average_precision as average_precision
 from .study import Study as Study
+from .study import repair as repair
 from .study import run_study as run_study
 from .training import ClassifierTraining as ClassifierTraining
 from .training import SAETraining as SAETraining
