@@ -2,7 +2,7 @@
 
 __all__ = [
     "at_another_size", "count_prefix_tokens", "default_images", "examine", "final_path", "find_head_path",
-    "GET_A_HEAD", "likely_paths", "overwritten_in_place", "require_images", "stages", "submodule",
+    "GET_A_HEAD", "likely_paths", "NO_HEAD_OF_EXAMS", "overwritten_in_place", "require_images", "stages", "submodule",
 ]  # fmt: skip
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +19,10 @@ from mammosae_plugin.errors import InputError
 GET_A_HEAD = (
     "train one by train_classifier(new_backbone_classifier('function', 'package.module:function', 0), dataset, "
     "concept, file, ClassifierTraining(kind='pretrained')), hook its network and give encode_latents its head"
+)
+NO_HEAD_OF_EXAMS = (
+    "its network reads several views, or more than images, and no head a single one; change latents in the network "
+    "itself, HookedVisionModel.run_with_hooks_with_saes"
 )
 _DEFAULT_INPUT_SIZE = (3, 64, 64)
 _SMALL_SIZES = ((64, 96), (96, 64), (128, 160), (160, 128))  # of a second look, of which only shapes are wanted

@@ -227,12 +227,18 @@ class ModelInputs:
     def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._forget()
         alone = len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor) and args[0].dim() == 4
-        if alone and (self.n_views > 1 or self._extras):
+        if alone and (self._is_stack or self.n_views > 1 or self._extras):
             args, kwargs = self.laid_out(args[0])
         if self._looped:
             named = _named(model, args, kwargs)
             if all(isinstance(named.get(key), torch.Tensor) for key in self._keys):
-                self._note(self._stacked(named))
+                stack = self._stacked(named)
+                if stack.dim() == 5 and stack.shape[1] != self.n_views:
+                    raise InputError(
+                        f"the exams have {stack.shape[1]} views, and the network was hooked for {self.n_views}: give "
+                        f"as many, or hook it with an example_input of {stack.shape[1]}"
+                    )
+                self._note(stack)
         return args, kwargs
 
     def _after(self, *_: Any) -> None:

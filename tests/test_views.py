@@ -162,6 +162,43 @@ def test_an_age_beside_single_images_is_read_of_the_dataset(tmp_path):
         assert model(images, ages).shape == (4, 12, 4, 6)
 
 
+class MeanOfViews(Exams):
+    """A network that takes exams of any number of views."""
+
+    def forward(self, x):
+        return torch.stack([self.vector(x, v) for v in range(x.shape[1])]).mean(0)
+
+
+@pytest.mark.parametrize("n", [1, 2, 8])
+def test_exams_of_another_number_of_views_are_refused_and_not_mixed(n):
+    network, others = MeanOfViews("loop").eval(), exams(6).repeat(1, 2, 1, 1, 1)[:, :n]
+    plain = network(others)
+    with HookedVisionModel(network, ["encoder.4"], example_input=exams(1)) as model:
+        with pytest.raises(InputError, match=f"have {n} views, .* hooked for 4: .* an example_input of {n}"):
+            model(others)
+        assert torch.allclose(model(exams(2)), network(exams(2)), atol=1e-6)
+    with HookedVisionModel(network, ["encoder.4"], example_input=others[:1]) as model:  # as the message says
+        assert torch.allclose(model(others), plain, atol=1e-6)
+
+
+def test_what_is_said_of_tables_and_images_of_exams_can_be_done(tmp_path):
+    network, x = Exams("loop").eval(), exams(3)
+    with HookedVisionModel(network, ["encoder.4"], example_input=exams(1)) as model:
+        sae = random_sae(12, 24, hook_name="encoder.4.hook_out")
+        table = encode_latents(model, sae, as_images(x, labels={"ill": [0, 1, 0]}), tmp_path / "table", heads={})
+        with pytest.raises(InputError, match="reads several views, .* HookedVisionModel.run_with_hooks_with_saes$"):
+            table.logits("ill")
+
+        def without(latents, hook):
+            return latents.index_fill(-1, torch.tensor([3]), 0)
+
+        point = "encoder.4.hook_out.hook_sae_acts_post"
+        found = model.run_with_hooks_with_saes(x, saes=[sae], fwd_hooks=[(point, without)])
+        assert not torch.allclose(found, model.run_with_saes(x, saes=[sae]))
+        with pytest.raises(InputError, match=r"have 3 views \(0, 1, 2\), and the network takes 4 .*: give images of"):
+            encode_latents(model, sae, as_images(x[:, :3]), tmp_path / "other", heads={})
+
+
 @pytest.mark.parametrize("kind", ["normalised", "written"])
 def test_a_loop_over_something_else_than_the_views_is_refused(kind):
     network = Exams(kind).eval()

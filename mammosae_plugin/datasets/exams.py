@@ -128,6 +128,11 @@ def by_exam(
             "as_images(images, covariates={'exam_id': [...], 'view': [...]})"
         )
     keys = images[columns].astype(str).agg(" ".join, axis=1)
+    if keys.nunique() < n_views:
+        raise InputError(
+            f"the images have {keys.nunique()} views ({', '.join(sorted(keys.unique()))}), and the network takes "
+            f"{n_views} of each exam: give images of all {n_views}"
+        )
     wanted = sorted(keys.unique()) if views is None else [_said(view) for view in views]
     if len(wanted) != n_views or (set(wanted) - set(keys)):
         raise InputError(

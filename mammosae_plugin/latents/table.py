@@ -25,7 +25,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 from scipy import sparse
 
-from mammosae_plugin.adapters.hook_points import GET_A_HEAD
+from mammosae_plugin.adapters.hook_points import GET_A_HEAD, NO_HEAD_OF_EXAMS
 from mammosae_plugin.adapters.input_normalization import INPUT_NORMALIZATION
 from mammosae_plugin.arguments import checked_arguments, index, indices, shown, text
 from mammosae_plugin.datasets.concepts import Vocabulary
@@ -276,7 +276,8 @@ class LatentTable:
     def _check_head(self, head: str) -> None:
         text(head, "head")
         if head not in self.heads:
-            hint = f": {GET_A_HEAD}" if not self.heads and "logits" in self.elements else ""
+            advice = NO_HEAD_OF_EXAMS if "views" in self.provenance.get("inputs", {}) else GET_A_HEAD
+            hint = f": {advice}" if not self.heads and "logits" in self.elements else ""
             raise InputError(
                 f"{self.folder} has no classifier for {head!r}; it has {', '.join(self.heads) or 'none'}{hint}"
             )
