@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from mammosae_plugin.activations import capture
 from mammosae_plugin.adapters import HookedVisionModel
+from mammosae_plugin.analysis import froc
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, sealed, write_json
 from mammosae_plugin.latents import LatentTable, encode_latents
@@ -182,3 +183,21 @@ def test_wrong_settings_are_refused(phantoms, classifier, tmp_path, settings, me
             model, random_sae(classifier.num_features), few, tmp_path, heads={}, map_splits=list(few.images["split"]),
             **settings,
         )  # fmt: skip
+
+
+def test_lesions_are_looked_for_by_latents_channels_gradcam_and_groups_in_one_table(made):
+    table = made[0]
+    best = [latent for latent in table.live_latents().tolist() if latent != 1][:3]
+    found = froc(table, [1, *best], "Mass", channels=[3, 7], groups=["Mass"], average_precision=True, n_bootstrap=5)
+    rows = found.rows
+    assert rows["method"].tolist() == ["latent"] * 4 + ["channel"] * 2 + ["grad_cam", "group"]
+    assert rows["latent"].tolist() == [1, *best, 3, 7, -1, -1]
+    assert rows["rank"].tolist() == [1, 2, 3, 4, 1, 2, 1, 1]
+    boxed = rows["method"].isin(["channel", "grad_cam"]) | rows["latent"].isin([1, 2])  # whose maps were kept
+    assert rows["average_precision"].notna().tolist() == boxed.tolist()
+    assert rows["energy"].notna()[4:7].all() and rows["energy"][rows["method"] == "group"].isna().all()
+    n_images = int((table.images["split"] == "test").sum())
+    assert found.counts["n_images"] + found.counts["n_unlocated"] == n_images
+    assert 0 < found.counts["n_healthy"] <= n_images - found.counts["n_lesion_images"]
+    assert rows["all_cpm"].between(0, 1).all() and rows["all_cpm_low"].isna().all()
+    assert not len(froc(table, [1], "Mass", gradcam=False, n_bootstrap=0).rows.query("method == 'grad_cam'"))

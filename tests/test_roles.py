@@ -20,8 +20,9 @@ from helpers_tables import MemoryTable, make_table
 from sklearn.metrics import roc_auc_score
 
 from mammosae_plugin.analysis.intervention import intervene
+from mammosae_plugin.analysis.lesion_truth import covered
 from mammosae_plugin.analysis.probing import RankedLatents, rank_latents
-from mammosae_plugin.analysis.roles import _covered, _role, latent_roles
+from mammosae_plugin.analysis.roles import _role, latent_roles
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.findings.notes import Note, with_readers
 from mammosae_plugin.findings.tables import shared_role
@@ -99,8 +100,8 @@ def test_place_is_the_share_in_the_own_boxes_over_that_in_the_boxes_of_others(ro
 
 
 def test_a_box_covers_its_share_of_the_cells():
-    covered = _covered(np.array([[0, 0, 8, 4], [4, 0, 12, 4]]), (2, 2), (16, 16)).reshape(2, 2)
-    np.testing.assert_allclose(covered, [[0.5, 0.25], [0, 0]])
+    inside = covered(np.array([[0, 0, 8, 4], [4, 0, 12, 4]]), (2, 2), (16, 16)).reshape(2, 2)
+    np.testing.assert_allclose(inside, [[0.5, 0.25], [0, 0]])
 
 
 def test_without_boxes_the_place_is_not_asked_and_the_reason_says_so():

@@ -33,6 +33,8 @@ from .intervention import latent_group as latent_group
 from .intervention import single_ablations as single_ablations
 from .intervention import sweep as sweep
 from .intervention import sweep_controls as sweep_controls
+from .lesion_localization import LesionLocalization as LesionLocalization
+from .lesion_localization import froc as froc
 from .localization import BoxScore as BoxScore
 from .localization import Contours as Contours
 from .localization import Localization as Localization

@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mammosae_plugin.analysis.intervention import Passes, single_ablations
+from mammosae_plugin.analysis.lesion_truth import covered, lenders
 from mammosae_plugin.analysis.probing import RankedLatents, class_mean_latents
 from mammosae_plugin.analysis.reconstruction import reconstruction_quality
 from mammosae_plugin.arguments import checked_arguments, whole
@@ -49,7 +50,6 @@ LEAST_EXPLAINED = 0.5
 """Explained variance on test images below which the latents are not those of the network."""
 
 _MAPS_PER_BLOCK = 128  # latents of 100 images of 48 x 29 cells are 71 MB
-_SUBCELLS = 8  # a box's share of a cell of the map is counted on 8 x 8 points
 
 Weights = NDArray[np.float64]
 
@@ -284,8 +284,8 @@ def places_of(
     if n_boxed < fewest:
         return nowhere(f"fewer than {fewest} patients have boxes", n_boxed)
     kept = set.intersection(*(set(table.map_latents(int(row)).tolist()) for row in images))
-    covered = np.stack([_covered(table.boxes(int(row), concept), table.grid, table.image_size) for row in images])
-    others = _others(table.images.iloc[images], patients)
+    in_boxes = np.stack([covered(table.boxes(int(row), concept), table.grid, table.image_size) for row in images])
+    others = lenders(table.images.iloc[images], patients)
     usable = others.sum(axis=1) > 0
     found: list[dict[str, Any]] = nowhere("its map was not kept", n_boxed)
     mapped = [place for place, latent in enumerate(latents.tolist()) if latent in kept]
@@ -302,7 +302,7 @@ def places_of(
                     unknown | boxed | {"place_reason": f"it fires in boxes' images of fewer than {fewest} patients"}
                 )
                 continue
-            inside = own_maps[used] @ covered.T / mass[used, None]  # of each image, in the boxes of each
+            inside = own_maps[used] @ in_boxes.T / mass[used, None]  # of each image, in the boxes of each
             own = inside[np.arange(used.sum()), np.flatnonzero(used)]
             chance = (inside * others[used]).sum(axis=1) / others[used].sum(axis=1)
             resamples = patient_bootstrap(patients[used], n_bootstrap, seed)
@@ -326,26 +326,3 @@ def _boxed_images(table: "LatentTable", concept: str, split: str) -> NDArray[np.
     rows = table.rows(concept, split=split)
     found = [int(row) for row in rows.image_rows[rows.labels == 1] if len(table.boxes(int(row), concept))]
     return np.array(found, dtype=np.int64)
-
-
-def _others(images: pd.DataFrame, patients: NDArray[np.object_]) -> NDArray[np.bool_]:
-    """Which images may lend an image their boxes, (n, n): other patients', of the same side and view."""
-    alike: NDArray[np.bool_] = np.asarray(patients[:, None] != patients[None, :])
-    for name in ("laterality", "view"):
-        if name in images.columns:
-            values = images[name].to_numpy(dtype=object)
-            alike &= np.asarray(values[:, None] == values[None, :])
-    return alike
-
-
-def _covered(boxes: NDArray[np.float32], grid: tuple[int, int], image_size: tuple[int, int]) -> Weights:
-    """The share of every cell of the map that boxes (n, 4) xyxy in pixels cover, (h * w,)."""
-    y, x = (
-        (np.arange(cells * _SUBCELLS) + 0.5) * pixels / (cells * _SUBCELLS)
-        for cells, pixels in zip(grid, image_size, strict=True)
-    )
-    inside = np.zeros((len(y), len(x)))
-    for left, top, right, bottom in boxes:
-        inside[np.ix_((y >= top) & (y < bottom), (x >= left) & (x < right))] = 1
-    cells: Weights = inside.reshape(grid[0], _SUBCELLS, grid[1], _SUBCELLS).mean(axis=(1, 3)).ravel()
-    return cells
