@@ -1,5 +1,6 @@
 """Latents that a classifier no longer uses: the file, what is exact in it, and performance before and after."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers_adapters import calibrated_classifier, fixture_downstream
-from helpers_study import random_sae
+from helpers_study import mammosae, random_sae
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
 from sklearn.metrics import roc_auc_score
 
@@ -21,6 +22,7 @@ from mammosae_plugin.datasets import VinDrMammo
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.latents import LatentTable, encode_latents
 from mammosae_plugin.measures.calibration import calibration
+from mammosae_plugin.study import Study
 
 LATENTS = [1, 2, 5, 9]
 READ = """
@@ -251,3 +253,47 @@ def test_calibration_is_that_of_the_definition() -> None:
     assert true.ece == pytest.approx(expected) and true.brier == pytest.approx(np.mean((probability - labels) ** 2))
     apart = calibration([0, 0, 1, 1], [-2.0, -1, 1, 2])
     assert np.isnan(apart.slope) and np.isnan(apart.slope_interval).all()
+
+
+def test_the_command_writes_the_classifier_a_page_and_numbers(finished_study: Study, tmp_path: Path) -> None:
+    study = finished_study.output.parent / "study.yaml"
+    path = tmp_path / "repaired.safetensors"
+    named = ["--concept", "Mass"]
+    done = mammosae("repair", study, "--latents", "1,2", "-l", "5", "--group", "view", "-o", path, *named)
+    assert done.returncode == 0, done.stderr
+    assert "view=CC" in done.stdout and "exact:" in done.stdout and "FROC is left out" in done.stdout
+    said = json.loads(path.with_suffix(".json").read_text())
+    assert said["repair"]["latents"] == [1, 2, 5] and said["performance"][1]["stage"] == "after"
+    page = path.with_suffix(".html").read_text()
+    assert "Mass: latents 1, 2, 5 removed" in page and "view=CC" in page and "not a medical device" in page
+    assert load_classifier(path).source["metadata"]["repair"] == {**done_as(said)}
+    inner = mammosae("repair", study, "--latents", "3", "--layer", "layer_6", "-o", tmp_path / "i.safetensors", *named)
+    assert inner.returncode == 0 and load_classifier(tmp_path / "i.safetensors").n_class == 1, inner.stderr
+
+
+def done_as(said: dict[str, Any]) -> dict[str, Any]:
+    return {name: said["repair"][name] for name in ("latents", "scale", "kind", "hook_name", "concept")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--latents", "1"], "name the file to write"),
+        (["-o", "a.safetensors"], "name the latents"),
+        (["--latents", "one", "-o", "a.safetensors"], "give numbers of latents"),
+        (
+            ["--latents", "1", "-o", "a.safetensors"],
+            "has the concepts Mass, Suspicious_Calcification; name one with --concept",
+        ),
+        (["--latents", "1", "-o", "a.safetensors", "--model", "x"], "has no model 'x'; it has pretrained"),
+        (["--latents", "1", "-o", "a.safetensors", "--layer", "x"], "has no layer 'x'; it has layer_6, layer_10"),
+        (["--latents", "1", "-o", "a.safetensors", "--set", "output=/nowhere"], "/nowhere holds no finished study"),
+    ],
+)
+def test_the_command_refuses_in_one_line(
+    finished_study: Study, arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = mammosae("repair", finished_study.output.parent / "study.yaml", *arguments)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,133 @@
+"""What a repair of a classifier did, as a page and as text."""
+
+__all__ = ["performance_text", "repair_page"]
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import pandas as pd
+
+from mammosae_plugin.report.rendering import render
+from mammosae_plugin.report.views import Cell, TableView
+from mammosae_plugin.schema.names import MINUS, ends, readable
+from mammosae_plugin.version import __version__
+
+_STAGES = {"before": "before", "after": "after", "exact": "exact repair"}
+_MISSING = "–"
+
+
+class Intervals(Protocol):
+    """How intervals were made."""
+
+    n_bootstrap: int
+    min_patients: int
+
+
+def repair_page(
+    about: Mapping[str, Any],
+    performance: pd.DataFrame,
+    difference: Mapping[str, float],
+    notes: Sequence[str],
+    unit: str,
+    intervals: Intervals,
+) -> str:
+    """The page of a repair.
+
+    Args:
+        about: what was done: latents, scale, kind, hook_name, concept, model, split, group.
+        performance: as `Repair.performance`.
+        difference: as `Repair.difference`.
+        notes: as `Repair.notes`.
+        unit: what is counted.
+        intervals: how they were made.
+    """
+    latents = ", ".join(map(str, about["latents"]))
+    one = len(about["latents"]) == 1
+    done = "removed" if about["scale"] == 0 else f"multiplied by {about['scale']:g}"
+    return render(
+        "repair.html.j2",
+        title=f"{readable(about['concept'])}: latent{'' if one else 's'} {latents} {done}",
+        about=about,
+        lead=_lead(performance),
+        view=_view(performance),
+        difference=difference,
+        notes=notes,
+        unit=unit,
+        intervals=intervals,
+        version=__version__,
+    )
+
+
+def _lead(performance: pd.DataFrame) -> list[str]:
+    of_all = performance[performance["group"] == "all"].set_index("stage")
+    before, after = of_all.loc["before"], of_all.loc["after"]
+    if math.isnan(before["auroc"]):
+        return ["The split has one class only, so that there is no AUROC."]
+    sentences = [
+        f"Over all {int(after['n_rows'])} rows AUROC is {_estimate(after, 'auroc')} after the repair and "
+        f"{_estimate(before, 'auroc')} before; the change is {_estimate(after, 'auroc_change', signed=True)}."
+    ]
+    for stage in ("before", "after"):
+        rows = performance[(performance["stage"] == stage) & (performance["group"] != "all")]
+        rows = rows[rows["auroc_low"].notna()]
+        if len(rows):
+            worst = rows.iloc[int(rows["auroc"].to_numpy().argmin())]
+            sentences.append(f"The worst group {stage}: {worst['group']}, AUROC {_estimate(worst, 'auroc')}.")
+        elif (performance["group"] != "all").any():
+            sentences.append(f"No group has enough patients to be called the worst {stage}.")
+    return sentences
+
+
+def _view(performance: pd.DataFrame) -> TableView:
+    headings = ["Group", "Stage", "Rows", "Positive", "Patients", "AUROC", "Change", "Calibration slope"]
+    headings += ["Mean probability less share", "ECE", "Brier", "Note"]
+    rows, starts = [], []
+    for number, (_, row) in enumerate(performance.iterrows()):
+        first = number == 0 or row["group"] != performance["group"].iloc[number - 1]
+        starts.append(first and number > 0)
+        counts = [Cell(str(int(row[name]))) for name in ("n_rows", "n_positive", "n_patients")]
+        rows.append(
+            [
+                Cell(str(row["group"]), repeated=not first),
+                Cell(_STAGES[row["stage"]]),
+                *counts,
+                _cell(row, "auroc"),
+                _cell(row, "auroc_change", signed=True),
+                _cell(row, "calibration_slope", decimals=2),
+                *(Cell(_number(row[name], signed=name == "calibration_excess")) for name in _PLAIN),
+                Cell(row["reason"]),
+            ]
+        )
+    return TableView([(text, 1 < place < len(headings) - 1) for place, text in enumerate(headings)], rows, starts)
+
+
+_PLAIN = ("calibration_excess", "ece", "brier")
+
+
+def performance_text(performance: pd.DataFrame) -> str:
+    """The same for a terminal."""
+    rows = [["group", "stage", "rows", "positive", "AUROC", "change", "slope", "ECE", "note"]]
+    for _, row in performance.iterrows():
+        said = [_estimate(row, "auroc"), _estimate(row, "auroc_change", signed=True)]
+        said += [_number(row["calibration_slope"], decimals=2), _number(row["ece"]), row["reason"]]
+        rows.append([row["group"], row["stage"], str(row["n_rows"]), str(row["n_positive"]), *said])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _cell(row: "pd.Series[Any]", name: str, *, decimals: int = 3, signed: bool = False) -> Cell:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    below = "" if math.isnan(low) else "{} to {}".format(*ends(low, high))
+    return Cell(_number(row[name], decimals=decimals, signed=signed), below=below)
+
+
+def _estimate(row: "pd.Series[Any]", name: str, *, signed: bool = False) -> str:
+    cell = _cell(row, name, signed=signed)
+    return f"{cell.text} ({cell.below})" if cell.below else cell.text
+
+
+def _number(value: float, *, decimals: int = 3, signed: bool = False) -> str:
+    if math.isnan(value):
+        return _MISSING
+    return f"{value:{'+' if signed else ''}.{decimals}f}".replace("-", MINUS)

@@ -1,0 +1,76 @@
+"""`mammosae repair`: a classifier of a finished study without some of its latents, and a page that says what it did."""
+
+__all__ = ["repair_study"]
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mammosae_plugin.files import local_path, write_json, write_text
+from mammosae_plugin.report.repair import performance_text, repair_page
+from mammosae_plugin.study.finished import finished_layer
+from mammosae_plugin.study.repairing import Kind, repair
+
+
+def repair_study(
+    file: Path | None,
+    latents: Sequence[int],
+    output: Path,
+    *,
+    settings: Sequence[str] = (),
+    scale: float = 0.0,
+    kind: Kind = "exact",
+    model: str | None = None,
+    concept: str | None = None,
+    layer: str | None = None,
+    group: str | None = None,
+    split: str = "test",
+) -> str:
+    """Repair a classifier of a finished study; the file, a page and JSON beside it. Returns text for the terminal.
+
+    Args:
+        file: as for `finished_layer`.
+        latents: those to remove or scale.
+        output: the classifier's file; the others have its name and end in .html and .json.
+        settings: as for `finished_layer`.
+        scale: as for `repair`.
+        kind: as for `repair`.
+        model: as for `finished_layer`.
+        concept: as for `finished_layer`.
+        layer: as for `finished_layer`.
+        group: as for `repair`.
+        split: as for `repair`.
+
+    Raises:
+        InputError: as `finished_layer` and `repair`.
+    """
+    output = local_path(output)
+    chosen = finished_layer(file, settings, model=model, concept=concept, layer=layer)
+    study, config = chosen.study, chosen.study.config
+    images = study.split(split)
+    done = repair(
+        chosen.table,
+        study.classifier(chosen.pair),
+        chosen.layer.sae,
+        latents,
+        head=chosen.pair.concept,
+        scale=scale,
+        kind=kind,
+        group=group,
+        split=split,
+        unit=chosen.layer.unit,
+        images=images,
+        path=output,
+        n_bootstrap=config.analysis.n_bootstrap,
+        min_patients=config.analysis.min_patients,
+        seed=config.seed,
+        device=config.device,
+        batch_size=config.batch_size,
+    )
+    about = {**done.describe(), "model": chosen.pair.model, "layer": chosen.found.name, "split": split, "group": group}
+    rows = done.performance.astype(object).where(done.performance.notna(), None).to_dict("records")
+    numbers = {"repair": about, "file": output.name, "performance": rows, "difference": dict(done.difference)}
+    write_json(output.with_suffix(".json"), {**numbers, "notes": list(done.notes)})
+    page = repair_page(about, done.performance, done.difference, done.notes, chosen.layer.unit, config.analysis)
+    write_text(output.with_suffix(".html"), page)
+    written = ", ".join(str(output.with_suffix(ending)) for ending in (output.suffix, ".html", ".json"))
+    return "\n".join([performance_text(done.performance), *done.notes, f"written: {written}"])
