@@ -4,7 +4,7 @@ __all__ = ["performance_text", "repair_page"]
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
 
@@ -17,20 +17,15 @@ _STAGES = {"before": "before", "after": "after", "exact": "exact repair"}
 _MISSING = "–"
 
 
-class Intervals(Protocol):
-    """How intervals were made."""
-
-    n_bootstrap: int
-    min_patients: int
-
-
 def repair_page(
     about: Mapping[str, Any],
     performance: pd.DataFrame,
     difference: Mapping[str, float],
     notes: Sequence[str],
     unit: str,
-    intervals: Intervals,
+    *,
+    n_bootstrap: int,
+    min_patients: int,
 ) -> str:
     """The page of a repair.
 
@@ -40,7 +35,8 @@ def repair_page(
         difference: as `Repair.difference`.
         notes: as `Repair.notes`.
         unit: what is counted.
-        intervals: how they were made.
+        n_bootstrap: resamples of the intervals.
+        min_patients: patients of either class that an interval needs.
     """
     latents = ", ".join(map(str, about["latents"]))
     one = len(about["latents"]) == 1
@@ -54,14 +50,15 @@ def repair_page(
         difference=difference,
         notes=notes,
         unit=unit,
-        intervals=intervals,
+        n_bootstrap=n_bootstrap,
+        min_patients=min_patients,
         version=__version__,
     )
 
 
 def _lead(performance: pd.DataFrame) -> list[str]:
-    of_all = performance[performance["group"] == "all"].set_index("stage")
-    before, after = of_all.loc["before"], of_all.loc["after"]
+    of_all = {row["stage"]: row for _, row in performance[performance["group"] == "all"].iterrows()}
+    before, after = of_all["before"], of_all["after"]
     if math.isnan(before["auroc"]):
         return ["The split has one class only, so that there is no AUROC."]
     sentences = [

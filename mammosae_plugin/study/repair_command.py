@@ -70,7 +70,15 @@ def repair_study(
     rows = done.performance.astype(object).where(done.performance.notna(), None).to_dict("records")
     numbers = {"repair": about, "file": output.name, "performance": rows, "difference": dict(done.difference)}
     write_json(output.with_suffix(".json"), {**numbers, "notes": list(done.notes)})
-    page = repair_page(about, done.performance, done.difference, done.notes, chosen.layer.unit, config.analysis)
+    page = repair_page(
+        about,
+        done.performance,
+        done.difference,
+        done.notes,
+        chosen.layer.unit,
+        n_bootstrap=config.analysis.n_bootstrap,
+        min_patients=config.analysis.min_patients,
+    )
     write_text(output.with_suffix(".html"), page)
     written = ", ".join(str(output.with_suffix(ending)) for ending in (output.suffix, ".html", ".json"))
     return "\n".join([performance_text(done.performance), *done.notes, f"written: {written}"])
