@@ -69,8 +69,9 @@ def load_sae(
         An SAE with float32 weights whose metadata says where it came from: `source_format`, `source_file`,
         `source_sha256`, of the Hub `source_repo`, `source_revision` and `source_commit`; and what the form tells of
         layer and network (`hook_name`, `model_name`), of levels, and of rows that must be normalised first
-        (`input_normalization`). One that SAELens saved has the metadata and the type that it was saved with; of a
-        checkpoint of a training that is under way the form for use, with the scale of its rows folded in.
+        (`input_normalization`). One that SAELens saved keeps the metadata and the type that it was saved with, and what
+        they say of an earlier source; of a checkpoint of a training that is under way it is the form for use, with the
+        scale of its rows folded in.
 
     Raises:
         UnsafeCheckpointError: the file asks for code; none of it was run.
@@ -95,6 +96,9 @@ def load_found(source: Source, format: str | None = None) -> SAE[Any]:
     found = recognised(opened)
     parts = found.parts(opened)
     if parts.sae is not None:
+        if parts.sae.cfg.metadata.source_sha256 is None:  # else it was converted from another form before
+            for name, value in _origin(found.name, opened, source).items():
+                setattr(parts.sae.cfg.metadata, name, value)
         return parts.sae
 
     def converter(
@@ -255,10 +259,10 @@ def _config(
 ) -> dict[str, Any]:
     if parts.sae is not None:
         saved = parts.sae.cfg.to_dict()
-        saved["metadata"] = {"sae_lens_version": sae_lens.__version__, **saved["metadata"]}
+        origin = {} if saved["metadata"].get("source_sha256") else _origin(format, opened, source)
+        saved["metadata"] = {"sae_lens_version": sae_lens.__version__, **saved["metadata"], **origin}
         return {**saved, "architecture": parts.architecture, "device": device, **(cfg_overrides or {})}
     d_in, d_sae = parts.state["W_enc"].shape
-    hub = {f"source_{key}": value for key, value in (source.hub_record() or {}).items()}
     return {
         "architecture": parts.architecture,
         "d_in": d_in,
@@ -273,10 +277,17 @@ def _config(
             "sae_lens_version": sae_lens.__version__,
             "mammosae_plugin_version": __version__,
             **parts.metadata,
-            "source_format": format,
-            "source_file": source.name,
-            "source_sha256": sha256_of_file(opened.file),
-            **hub,
+            **_origin(format, opened, source),
         },
         **(cfg_overrides or {}),
+    }
+
+
+def _origin(format: str, opened: Opened, source: Source) -> dict[str, Any]:
+    """Where an SAE came from, for its metadata."""
+    return {
+        "source_format": format,
+        "source_file": source.name,
+        "source_sha256": sha256_of_file(opened.file),
+        **{f"source_{key}": value for key, value in (source.hub_record() or {}).items()},
     }
