@@ -56,23 +56,38 @@ def likely_paths(model: nn.Module, recording: Recording) -> list[str]:
 
 
 def _only_stack(model: nn.Module, recording: Recording) -> list[str]:
-    """The blocks of a network that has one stack of them: two or more of one kind in a list, each of which ran once."""
+    """The blocks of a network that has one stack of them: two or more of one kind in a list, each of which ran once.
+
+    Lists whose paths differ in numbers alone, one for each stage of a pyramid, are one stack. Layers that embed patches
+    are none.
+    """
     calls: dict[str, list[Call]] = {}
     for call in recording.calls:
         calls.setdefault(call.path, []).append(call)
-    found: list[tuple[str, list[str]]] = []
+    found: dict[str, list[str]] = {}
+    of_stages: dict[tuple[str, type[nn.Module]], list[str]] = {}
     for path, module in model.named_modules():
         parts = [f"{path}.{name}".lstrip(".") for name, _ in module.named_children()]
+        kinds = {type(part) for part in module.children()}
         is_stack = (
             isinstance(module, nn.ModuleList | nn.Sequential)
-            and len({type(part) for part in module.children()}) == 1
-            and len(parts) > 1
+            and len(kinds) == 1
+            and "embed" not in next(iter(kinds)).__name__.lower()
             and all(len(calls.get(part, ())) == 1 and _has_positions(calls[part][0].shape) for part in parts)
             and all(next(part.children(), None) is not None for part in module.children())
         )
-        if is_stack and not any(path.startswith(f"{outer}.") for outer, _ in found):
-            found.append((path, parts))
-    return found[0][1] if len(found) == 1 else []
+        if not is_stack or any(path.startswith(f"{outer}.") for outer in found):
+            continue
+        if isinstance(module, nn.ModuleList):
+            alike = ".".join("*" if part.isdecimal() else part for part in path.split("."))
+            of_stages.setdefault((alike, *kinds), []).extend(parts)
+        if len(parts) > 1:
+            found[path] = parts
+    if len(found) == 1:
+        return next(iter(found.values()))
+    joined = [parts for parts in of_stages.values() if len(parts) > 1]
+    is_all = len(joined) == 1 and all(set(parts) <= set(joined[0]) for parts in found.values())
+    return sorted(joined[0], key=lambda path: calls[path][0].end) if is_all else []
 
 
 def _norm_behind(model: nn.Module, recording: Recording, last: str) -> str | None:
