@@ -7,13 +7,16 @@ documentation has subclasses define so that several invokes run as one batch, `_
 
 __all__ = ["Hookable", "Rename", "StaleWrappingError", "wrap_for_nnsight"]
 
+import difflib
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
+from torch import nn
 
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.hub_requests import first_sentence
 
 Rename = Mapping[str | type, str | list[str]]
 
@@ -95,7 +98,11 @@ def _checked_wrapping() -> type:
         """`NNsight` that batches images, knows a model's aliases, and refuses to trace what it no longer mirrors."""
 
         def __init__(self, hooked: Hookable, rename: Rename | None):
-            super().__init__(hooked, rename=None if rename is None else _with_places(hooked, rename))
+            places = None if rename is None else _with_places(hooked, rename)
+            try:
+                super().__init__(hooked, rename=places)
+            except ValueError as error:  # nnsight's own, of a name that is taken
+                raise InputError(f"rename: {first_sentence(error)}; choose another name") from error
             # Past nnsight's own __setattr__, which takes a module for a new part of the network.
             object.__setattr__(self, "_hooked", hooked)
             object.__setattr__(self, "_attachments", hooked.attachment_count)
@@ -146,7 +153,24 @@ def _place(hooked: Hookable, name: str) -> str | None:
 
 
 def _with_places(hooked: Hookable, rename: Rename) -> Rename:
-    """`rename`, whose keys may be any names of hook points, with these points' places in the wrapper's tree beside."""
+    """`rename`, whose keys may be any names of hook points, with these points' places in the wrapper's tree beside.
+
+    Raises:
+        InputError: it is no mapping, or names what is not there, or something by what is no name of an attribute.
+    """
+    if not isinstance(rename, Mapping):
+        raise InputError(
+            f"rename is a {type(rename).__name__}: give a mapping of module paths to names, {{'bn2': 'map'}}"
+        )
+    paths = [path for path, _ in cast(nn.Module, hooked).named_modules()]
+    for key, names in rename.items():
+        if isinstance(key, str) and _place(hooked, key) is None and not any(f".{p}".endswith(f".{key}") for p in paths):
+            near = difflib.get_close_matches(key, paths, n=3)
+            hint = f"; did you mean {', '.join(near)}?" if near else ""
+            raise InputError(f"rename: there is no module or hook point {key!r}{hint}")
+        for name in [names] if isinstance(names, str) else names:
+            if not name.isidentifier():
+                raise InputError(f"rename: {name!r} for {key!r} is no name of an attribute; take letters, digits and _")
     places = {key: _place(hooked, key) for key in rename if isinstance(key, str)}
     return {**rename, **{place: rename[key] for key, place in places.items() if place is not None}}
 

@@ -354,6 +354,28 @@ def test_names_that_the_wrapper_has_itself_are_renamed_and_batched_too() -> None
     torch.testing.assert_close(torch.cat([first, second]), expected, rtol=1e-4, atol=1e-5)
 
 
+@needs_nnsight
+@pytest.mark.parametrize(
+    ("rename", "said"),
+    [
+        ({"nope": "z"}, "there is no module or hook point 'nope'"),
+        ({"head": "z"}, None),  # a module without a hook point
+        ({"bloks.1": "z"}, "did you mean .*blocks.1"),
+        ({"blocks.1": "last map"}, "'last map' for 'blocks.1' is no name of an attribute"),
+        ({"blocks.1": ["first", "a.b"]}, "'a.b' for 'blocks.1' is no name"),
+        ({"blocks.1": "output"}, "choose another name"),
+        (["blocks.1"], "rename is a list: give a mapping"),
+    ],
+)
+def test_names_that_cannot_be_given_are_refused_and_near_ones_proposed(rename: Any, said: str | None) -> None:
+    hooked, *_ = build("vit")
+    if said is None:
+        assert hooked.nnsight(rename=rename).model.z
+        return
+    with pytest.raises(InputError, match=said):
+        hooked.nnsight(rename=rename)
+
+
 # -- stale wrappings ---------------------------------------------------------------------------------------------------
 
 
