@@ -114,7 +114,8 @@ def _outermost(model: nn.Module, recording: Recording) -> list[str]:
     """The outermost modules that give maps or tokens, inside them where these are few.
 
     A sequence is looked into when it is a whole network (its parts give maps of several shapes) or a stack of
-    transformer blocks; what gives no tensor, or only holds modules, always is.
+    transformer blocks; what gives no tensor, or only holds modules, always is. What embeds patches is left out where
+    anything else is there.
     """
     shapes = {call.path: None if call.in_tuple else call.shape for call in recording.calls}
 
@@ -135,7 +136,14 @@ def _outermost(model: nn.Module, recording: Recording) -> list[str]:
     paths = [part for path in parts("") or parts("", of_vectors=True) for part in unfolded(path)]
     if len(paths) < _FEW:
         paths = [deeper for path in paths for part in parts(path) or [path] for deeper in unfolded(part)]
-    return paths
+    return [path for path in paths if not _embeds(model, path)] or paths
+
+
+def _embeds(model: nn.Module, path: str) -> bool:
+    """Whether a module makes the first tokens of an image, or lies in one that does."""
+    names = path.split(".")
+    around = (model.get_submodule(".".join(names[:n])) for n in range(1, len(names) + 1))
+    return any("embed" in type(module).__name__.lower() for module in around)
 
 
 def _has_positions(shape: tuple[int, ...] | None) -> bool:

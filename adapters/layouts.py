@@ -2,15 +2,15 @@
 
 __all__ = ["HookLayout", "is_proportional", "Kind", "layout_of", "MapLayout", "PrefixTokens", "settle_grids"]
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 
 from mammosae_plugin.adapters.recording import record
-from mammosae_plugin.adapters.token_places import Changes, changes_with_pixels, tilings
+from mammosae_plugin.adapters.token_places import Changes, Places, changes_with_pixels, tilings
 from mammosae_plugin.errors import InputError
 
 Kind = Literal["map", "tokens", "vector"]
@@ -23,6 +23,10 @@ _PLACES = 3  # in which a grid is looked at
 _RANDOM = 0.1  # share of a change that the same image, given twice, stays below
 _RANK = 0.9  # share of positions that should change less than those of the changed place
 _MUCH_MORE, _FAR_MORE = 2.0, 10.0
+_MANY_PLACES = 16  # of a second look, at tokens of which pixels do not say where they lie
+_CLEARLY = 2.0  # times as much as at the place, of what the changed places on average do to a position
+_MANY, _MOST = 0.6, 0.75  # share of those places that must be seen elsewhere, or there
+_AT_ONCE = 4  # images
 # Modules that take channels first, whatever the model around them does.
 _CHANNELS_FIRST_TYPES = (
     nn.Conv2d,
@@ -148,7 +152,8 @@ def settle_grids(
     In an image of noise the pixels of one position are changed, at three places for every grid. No position elsewhere
     must then change much more, while those of the place are not among the most changed. That happens where a network
     keeps its tokens in another order (Hiera), or where what looks like a map are windows or attention. Nor may the same
-    image, given twice, change as much: that is a network that draws which patches it reads (masked autoencoders).
+    image, given twice, change as much: that is a network that draws which patches it reads (masked autoencoders). More
+    places are changed where single pixels did not say where tokens lie.
 
     Args:
         model: the model, in whatever mode.
@@ -162,28 +167,20 @@ def settle_grids(
     Raises:
         InputError: how many tokens lead the sequence cannot be told, or is not what the user says.
     """
-    unsure = _count_tokens(model, layouts, images, other_size, prefix_tokens == "drop", n_prefix, is_said=is_said)
+    overlapping, unsure = _count_tokens(
+        model, layouts, images, other_size, prefix_tokens == "drop", n_prefix, is_said=is_said
+    )
     doubtful = {path: layout for path, layout in layouts.items() if layout.is_doubtful}
     grids = list(dict.fromkeys(layout.grid for layout in doubtful.values() if layout.grid is not None))
     if not grids:
         return
-    height, width = images.shape[-2:]
     noise = torch.randn(1, *images.shape[1:], generator=torch.Generator().manual_seed(0)).to(images)
-    changed = [noise, noise]
     cells = {grid: _cells(grid) for grid in grids}
-    for rows, columns in grids:
-        for row, column in cells[rows, columns]:
-            image = noise.clone()
-            top, bottom = row * height // rows, -(-(row + 1) * height // rows)
-            left, right = column * width // columns, -(-(column + 1) * width // columns)
-            image[..., top:bottom, left:right] += 3
-            changed.append(image)
-    recording = record(model, torch.cat(changed), keep=doubtful)
+    changed = [noise, noise, *(_brighter(noise, grid, cell) for grid in grids for cell in cells[grid])]
+    values = _patches(model, doubtful, torch.cat(changed))
     for path, layout in doubtful.items():
-        output = recording.of(path)[0].output
+        value = values[path]
         assert layout.grid is not None
-        patches = output[:, layout.n_prefix :] if layout.kind == "tokens" else layout.show(output)
-        value = patches.reshape(len(output), *layout.grid, -1).float()
         first = 2 + grids.index(layout.grid) * _PLACES
         fields = (value[first : first + _PLACES] - value[:1]).norm(dim=-1)
         unchanged = float((value[1] - value[0]).norm(dim=-1).max())
@@ -191,11 +188,65 @@ def settle_grids(
             _is_elsewhere(field, *cell) for field, cell in zip(fields, cells[layout.grid], strict=True)
         ):
             layouts[path] = layout.without_grid()
-        elif path in unsure:
+    for path, places in overlapping.items():
+        if layouts[path].grid is None:
+            continue
+        seen = _seen(model, path, layouts[path], noise)
+        if seen.elsewhere >= _MANY and not places:
+            layouts[path] = layouts[path].without_grid()
+        elif path in unsure and seen.there < _MOST:
             raise InputError(
                 f"how many class and register tokens lead the patches of {path!r} cannot be told; give n_prefix_tokens "
                 "(0 without any)"
             )
+
+
+def _brighter(image: torch.Tensor, grid: tuple[int, int], cell: tuple[int, int]) -> torch.Tensor:
+    """An image (1, C, H, W) with other pixels at one position of a grid."""
+    (rows, columns), (row, column), (height, width) = grid, cell, image.shape[-2:]
+    changed = image.clone()
+    top, bottom = row * height // rows, -(-(row + 1) * height // rows)
+    left, right = column * width // columns, -(-(column + 1) * width // columns)
+    changed[..., top:bottom, left:right] += 3
+    return changed
+
+
+def _patches(model: nn.Module, layouts: Mapping[str, HookLayout], images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What modules with a grid give, (B, h, w, C) in float32."""
+    recording = record(model, images, keep=layouts)
+    found = {}
+    for path, layout in layouts.items():
+        output = recording.of(path)[0].output
+        assert layout.grid is not None
+        patches = output[:, layout.n_prefix :] if layout.kind == "tokens" else layout.show(output)
+        found[path] = patches.reshape(len(output), *layout.grid, -1).float()
+    return found
+
+
+class _Seen(NamedTuple):
+    """Shares of changed positions: where the token of that place changed most, and where another clearly did."""
+
+    there: float
+    elsewhere: float
+
+
+def _seen(model: nn.Module, path: str, layout: HookLayout, noise: torch.Tensor) -> _Seen:
+    """Whether tokens lie row by row, where patches overlap or attention has mixed them.
+
+    Single pixels do not say so there, and a token that changes with every pixel hides those that change with one. Many
+    positions are changed here, one after the other, and each token's change is taken relative to its mean over them.
+    """
+    grid = layout.grid
+    assert grid is not None
+    n = grid[0] * grid[1]
+    places = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:_MANY_PLACES]
+    changed = [noise, *(_brighter(noise, grid, divmod(place, grid[1])) for place in places.tolist())]
+    parts = [changed[start : start + _AT_ONCE] for start in range(0, len(changed), _AT_ONCE)]
+    value = torch.cat([_patches(model, {path: layout}, torch.cat(part))[path].flatten(1, 2) for part in parts])
+    fields = (value[1:] - value[:1]).norm(dim=-1)
+    shares = fields / fields.mean(0).clamp_min(torch.finfo(fields.dtype).tiny)
+    there, most = shares.gather(1, places[:, None].to(shares.device))[:, 0], shares.amax(1)
+    return _Seen(float((there == most).float().mean()), float((most > _CLEARLY * there).float().mean()))
 
 
 def _count_tokens(
@@ -207,11 +258,16 @@ def _count_tokens(
     n_prefix: int | None,
     *,
     is_said: bool,
-) -> set[str]:
-    """Count the tokens in front of patches; gives the modules where that rests on their number alone."""
+) -> tuple[dict[str, list[Places]], set[str]]:
+    """Count the tokens in front of patches.
+
+    Returns:
+        The modules of which single pixels do not say exactly where patches lie -> how they may lie; those of them where
+        the count rests on the number of tokens alone.
+    """
     paths = [path for path, layout in layouts.items() if layout.kind == "tokens"]
     if not paths:
-        return set()
+        return {}, set()
     size = (int(images.shape[-2]), int(images.shape[-1]))
     own = changes_with_pixels(model, images[:1], paths)
     elsewhere: dict[str, Changes | None] = {}
@@ -220,6 +276,7 @@ def _count_tokens(
     of_model = own[""].places() if own[""] is not None else []
     if n_prefix is None and of_model:
         n_prefix = of_model[0].n_prefix
+    overlapping: dict[str, list[Places]] = {}
     unsure = set()
     for path in paths:
         layout, changes, other = layouts[path], own[path], elsewhere.get(path)
@@ -228,6 +285,7 @@ def _count_tokens(
             continue
         possible = changes.places()
         if not changes.is_separate:
+            overlapping[path] = possible
             if n_prefix is None and {places.n_prefix for places in possible} != {layout.n_prefix}:
                 unsure.add(path)
             continue
@@ -244,7 +302,7 @@ def _count_tokens(
                 f"patches of {path!r}; give {n}, or nothing"
             )
         layouts[path] = HookLayout("tokens", n_prefix=n, drop_prefix=drop or n == 0, grid=grid, stride=(stride, stride))
-    return unsure
+    return overlapping, unsure
 
 
 def _cells(grid: tuple[int, int]) -> list[tuple[int, int]]:

@@ -143,7 +143,10 @@ def record(
     except Exception as error:  # whatever a foreign model raises on an input that it does not take
         shape = tuple(images.shape)
         message = " ".join(str(error).split())
-        raise InputError(f"the model cannot run on images of shape {shape}; give others ({message})") from error
+        way_out = "give others"
+        if isinstance(error, TypeError) and " missing " in message:
+            way_out = "give all its inputs as example_input, or hook a module that makes them of images and calls it"
+        raise InputError(f"the model cannot run on images of shape {shape}; {way_out} ({message})") from error
     finally:
         for handle in handles:
             handle.remove()

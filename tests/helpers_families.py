@@ -106,8 +106,21 @@ class _TupleBlock(nn.Module):
 
 
 _CLIP = {**_VIT, **_IMAGE}
+_DINOV2 = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 56,
+    "patch_size": 14,
+}
 _STAGES = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "image_size": 64}
 _SWIN = {"image_size": 64, "patch_size": 4, "embed_dim": 8, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4}
+_PYRAMID = {
+    "image_size": 64,
+    "hidden_sizes": [8, 16, 16, 16],
+    "depths": [1, 1, 1, 1],
+    "num_attention_heads": [1, 1, 1, 1],
+}
 _BASIC = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
 
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
@@ -147,36 +160,19 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     ),
     "transformers DeiTModel": partial(_transformers, "DeiTModel", "DeiTConfig", **_VIT, **_IMAGE),
     "transformers BeitModel": partial(_transformers, "BeitModel", "BeitConfig", **_VIT, **_IMAGE),
-    "transformers Dinov2Model": partial(
-        _transformers,
-        "Dinov2Model",
-        "Dinov2Config",
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=56,
-        patch_size=14,
-    ),
+    "transformers Dinov2Model": partial(_transformers, "Dinov2Model", "Dinov2Config", **_DINOV2),
     "transformers Dinov2ForImageClassification": partial(
         _transformers,
         "Dinov2ForImageClassification",
         "Dinov2Config",
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=56,
-        patch_size=14,
+        **_DINOV2,
         num_labels=3,
     ),
     "transformers Dinov2WithRegistersModel": partial(
         _transformers,
         "Dinov2WithRegistersModel",
         "Dinov2WithRegistersConfig",
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=56,
-        patch_size=14,
+        **_DINOV2,
         num_register_tokens=4,
     ),
     "transformers DINOv3ViTModel": partial(
@@ -194,6 +190,21 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "transformers SwinModel": partial(_transformers, "SwinModel", "SwinConfig", **_SWIN),
     "transformers Swinv2Model": partial(_transformers, "Swinv2Model", "Swinv2Config", **_SWIN),
     "transformers ResNetModel": partial(_transformers, "ResNetModel", "ResNetConfig", **_BASIC, layer_type="basic"),
+    "transformers PvtModel": partial(_transformers, "PvtModel", "PvtConfig", **_PYRAMID),
+    "transformers PvtV2Model": partial(_transformers, "PvtV2Model", "PvtV2Config", **_PYRAMID),
+    "transformers PoolFormerModel": partial(
+        _transformers, "PoolFormerModel", "PoolFormerConfig", hidden_sizes=[8, 16, 16, 16], depths=[1, 1, 1, 1]
+    ),
+    "transformers LevitModel": partial(
+        _transformers,
+        "LevitModel",
+        "LevitConfig",
+        image_size=64,
+        hidden_sizes=[16, 24, 32],
+        depths=[1, 1, 1],
+        num_attention_heads=[1, 1, 1],
+        key_dim=[8, 8, 8],
+    ),
     "open_clip ViT .visual": partial(_open_clip, "vit"),
     "open_clip ResNet .visual": partial(_open_clip, "resnet"),
     "open_clip timm .visual": partial(_open_clip, "timm"),

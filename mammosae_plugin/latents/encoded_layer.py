@@ -74,9 +74,12 @@ class EncodedLayer:
         refuse_what_no_map_fits(sae, self.hook_name)
         layout = model.hook_layouts.get(self.hook_name)
         if layout is None or not layout.shows_grid:
+            kept = layout is not None and layout.grid is not None
+            way_out = 'hook the model with prefix_tokens="drop"' if kept else "choose a hook point that does"
+            maps = [name for name, other in model.hook_layouts.items() if other.shows_grid]
+            said = f", such as {maps[-1]}" if maps and not kept else ""
             raise InputError(
-                f"{self.hook_name} shows no map of positions, which the latents table needs; choose a hook point that "
-                'does (for a transformer, with prefix_tokens="drop")'
+                f"{self.hook_name} shows no map of positions, which the latents table needs; {way_out}{said}"
             )
         d_in = model.hook_shapes[self.hook_name][-1]
         if sae.cfg.d_in != d_in:
