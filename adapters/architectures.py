@@ -494,9 +494,10 @@ def _from_transformers(name: str, arguments: dict[str, Any], *, anew: bool, chan
         raise
     except Exception as error:  # of a name, a download, a config or weights
         said = first_sentence(error)
-        way_out = (
-            "" if _is_folder(name) and anew else "; give the folder of a model, or of its config with weights: random"
-        )
+        way_out = "give the name of a repository that can be read, or a folder that holds its config.json"
+        if not anew:
+            way_out = "give the folder of a model, or take random weights (--random; a study's weights: random)"
+        way_out = "" if _is_folder(name) and anew else f"; {way_out}"
         raise InputError(f"transformers cannot make {_shown(name)}: {said}{way_out}") from error
     described = json.loads(config.to_json_string(use_diff=False))
     model_type = config.model_type

@@ -209,7 +209,12 @@ def check_fit(
         )
     for name, hook_name, width in (("d_in", reads, sae.cfg.d_in), ("d_out", place, width_out(sae))):
         if width != shapes[hook_name][-1]:
-            raise InputError(f"the SAE has {name} {width}, but {hook_name!r} has {shapes[hook_name][-1]} channels")
+            fitting = [other for other, shape in shapes.items() if shape[-1] == width]
+            what = f"name one with {width} channels, such as {fitting[-1]}" if fitting else "none hooked has as many"
+            raise InputError(
+                f"the SAE has {name} {width}, but {hook_name!r} has {shapes[hook_name][-1]} channels; {what}, or take "
+                "an SAE that was trained there"
+            )
     if reads == place:
         return
     if shapes[reads][:-1] != shapes[place][:-1] or order[reads] > order[place]:

@@ -114,8 +114,8 @@ def _outermost(model: nn.Module, recording: Recording) -> list[str]:
     """The outermost modules that give maps or tokens, inside them where these are few.
 
     A sequence is looked into when it is a whole network (its parts give maps of several shapes) or a stack of
-    transformer blocks; what gives no tensor, or only holds modules, always is. What embeds patches is left out where
-    anything else is there.
+    transformer blocks; what gives no tensor, or only holds modules, always is. What embeds patches, and a dropout, is left
+    out where anything else is there.
     """
     shapes = {call.path: None if call.in_tuple else call.shape for call in recording.calls}
 
@@ -140,7 +140,9 @@ def _outermost(model: nn.Module, recording: Recording) -> list[str]:
 
 
 def _embeds(model: nn.Module, path: str) -> bool:
-    """Whether a module makes the first tokens of an image, or lies in one that does."""
+    """Whether a module makes the first tokens of an image, lies in one that does, or is a dropout, as behind them."""
+    if isinstance(model.get_submodule(path), nn.Dropout):
+        return True
     names = path.split(".")
     around = (model.get_submodule(".".join(names[:n])) for n in range(1, len(names) + 1))
     return any("embed" in type(module).__name__.lower() for module in around)

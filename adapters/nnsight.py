@@ -2,7 +2,8 @@
 
 nnsight is the extra `mammosae-plugin[nnsight]`, and is imported at the first wrapping: importing it gives every Python
 object a method `save` and changes `Tensor.backward`. Used of it are NNsight, trace, edit, and the two methods that its
-documentation has subclasses define so that several invokes run as one batch, `_batch_size` and `_batch`.
+documentation has subclasses define so that several invokes run as one batch, `_batch_size` and `_batch`; and `envoys=`,
+by which a kind of module gets a class of its own.
 """
 
 __all__ = ["Hookable", "Rename", "StaleWrappingError", "wrap_for_nnsight"]
@@ -15,6 +16,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import nn
 
+from mammosae_plugin.adapters.hook_names import HookNode
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.hub_requests import first_sentence
 
@@ -90,9 +92,19 @@ def wrap_for_nnsight(model: Hookable, rename: Rename | None = None) -> Any:
 @functools.cache
 def _checked_wrapping() -> type:
     try:
-        from nnsight import NNsight
+        from nnsight import Envoy, NNsight
     except ImportError as error:
         raise InputError("nnsight is not installed; run: pip install 'mammosae-plugin[nnsight]'") from error
+
+    class Place(Envoy):  # type: ignore[misc]
+        """A node of the wrapper's tree above hook points, which runs nothing: nnsight would say that it ran already."""
+
+        @property
+        def output(self) -> Any:
+            """Refused, with where the values are."""
+            raise _no_values(self.path)
+
+        input = inputs = output
 
     class CheckedNNsight(NNsight):  # type: ignore[misc]
         """`NNsight` that batches images, knows a model's aliases, and refuses to trace what it no longer mirrors."""
@@ -100,7 +112,7 @@ def _checked_wrapping() -> type:
         def __init__(self, hooked: Hookable, rename: Rename | None):
             places = None if rename is None else _with_places(hooked, rename)
             try:
-                super().__init__(hooked, rename=places)
+                super().__init__(hooked, rename=places, envoys={HookNode: Place})
             except ValueError as error:  # nnsight's own, of a name that is taken
                 raise InputError(f"rename: {first_sentence(error)}; choose another name") from error
             # Past nnsight's own __setattr__, which takes a module for a new part of the network.
@@ -137,9 +149,20 @@ def _checked_wrapping() -> type:
 
         def _batch(self, invokes: list[tuple[Any, Any]], fn: Any) -> Any:
             """The inputs of all invokes as those of one call."""
+            if not invokes:
+                raise InputError("no invoke of the trace has images; give one of them its own: tracer.invoke(images)")
             return super()._batch(invokes, fn) if len(invokes) < 2 else _joined(invokes, self.device)
 
     return CheckedNNsight
+
+
+def _no_values(path: str) -> InputError:
+    """The error of a node of the wrapper's tree that is asked for a value; `path` begins with nnsight's "model."."""
+    name = path.partition(".")[2]
+    return InputError(
+        f"{name!r} is the name of a place with hook points and runs nothing; ask for .hook_out.output behind it, or for "
+        f"the module's own output, n.get({f'model.{name}'!r}).output"
+    )
 
 
 def _place(hooked: Hookable, name: str) -> str | None:

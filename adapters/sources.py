@@ -116,7 +116,8 @@ def find_source(
         default: the file that is meant where neither `source` nor `filename` names one.
         layouts: files that make up a folder, in one or more ways: where the name in a repo is not that of a checkpoint
             file (.pt, .pth, .tar, .bin, .ckpt, .safetensors), the first of them whose files are there are read from the
-            folder of that name. Empty: a file is meant.
+            folder of that name; a local folder with none of them and one checkpoint file is that file. Empty: a file
+            is meant.
         force_download: download again even where the file is cached.
 
     Returns:
@@ -128,7 +129,7 @@ def find_source(
             Hub cannot be reached and the file is not cached; or arguments that contradict each other.
     """
     if not is_on_hub(source):
-        return _find_local(source, filename, revision, default)
+        return _find_local(source, filename, revision, default, layouts)
     repo, revision, url_path = parse_hub_name(str(source), revision=revision)
     if filename is not None and url_path is not None and filename != url_path:
         raise InputError(f"{source} names the file {url_path}, but {filename!r} is given too; name one")
@@ -184,7 +185,11 @@ def find_beside(source: Source, name: str) -> Path | None:
 
 
 def _find_local(
-    source: str | os.PathLike[str], filename: str | None, revision: str | None, default: str | None
+    source: str | os.PathLike[str],
+    filename: str | None,
+    revision: str | None,
+    default: str | None,
+    layouts: Sequence[Sequence[str]],
 ) -> Source:
     path = local_path(source)
     if isinstance(source, str) and not path.exists():
@@ -197,6 +202,9 @@ def _find_local(
         path = path / filename
     elif default is not None and path.is_dir() and (path / default).exists():
         path = path / default
+    elif layouts and path.is_dir() and not any(all((path / name).is_file() for name in files) for files in layouts):
+        inside = [file for file in path.iterdir() if file.suffix in CHECKPOINT_SUFFIXES and file.is_file()]
+        path = inside[0] if len(inside) == 1 else path
     return Source(path=path, name=path.name)
 
 

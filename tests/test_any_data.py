@@ -249,8 +249,10 @@ def test_what_cannot_be_read_is_refused_in_one_line_whose_hint_works(network, tm
     with pytest.raises(InputError, match=r"list\(images.take\(1000\)\)"):
         as_images(streamed)
     assert len(as_images(list(streamed.take(4)), labels=["sick"], transform=to_input)) == 4
+    of_splits = hugging_face.DatasetDict(train=of_hugging_face())
     with pytest.raises(InputError, match=r"such as images\['train'\]"):
-        as_images(hugging_face.DatasetDict(train=of_hugging_face()))
+        as_images(of_splits)
+    assert len(as_images(of_splits["train"], labels=["sick"], transform=to_input)) == N
     shuffled = DataLoader(TensorDataset(TENSOR), sampler=SubsetRandomSampler([1, 3]))
     with pytest.raises(InputError, match="give the dataset, or torch.utils.data.Subset"):
         as_images(shuffled)

@@ -1,6 +1,7 @@
 """Names of networks, wherever one is named: which library they are of, with their own weights, and with random ones."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -188,3 +189,16 @@ def test_the_command_lists_by_name_with_random_weights(folders, tmp_path):
     (tmp_path / "empty").mkdir()
     done = mammosae("layers", str(tmp_path / "empty"))
     assert done.returncode == 2 and "is a folder without the config of a network" in done.stderr
+
+
+def test_a_repository_that_cannot_be_read_is_one_line_whose_way_out_works(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    done = mammosae("layers", "someone/nowhere", "--random")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.strip().endswith("or a folder that holds its config.json") and "weights:" not in done.stderr
+    done = mammosae("layers", "someone/nowhere")
+    assert done.returncode == 2 and "take random weights (--random; a study's weights: random)" in done.stderr
+    (tmp_path / "config").mkdir()
+    shutil.copy(folders[0] / "dino" / "config.json", tmp_path / "config")  # what they say
+    done = mammosae("layers", str(tmp_path / "config"), "--random")
+    assert done.returncode == 0 and "layernorm.hook_out" in done.stdout

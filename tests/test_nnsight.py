@@ -289,13 +289,60 @@ def test_invokes_with_further_inputs_and_outputs_that_are_no_tensor() -> None:
         ({"args": (torch.zeros(0, 3, 8, 8),)}, "no images; .* give it no input"),
     ],
 )
-def test_invokes_that_are_no_batch_are_refused(second: dict[str, Any], message: str) -> None:
-    n = HookedVisionModel(TwoInputs(), ["conv"]).nnsight()
-    with pytest.raises(InputError, match=message), n.trace() as tracer:
-        with tracer.invoke(torch.zeros(1, 3, 8, 8)):
+def test_invokes_that_are_no_batch_are_refused_and_run_as_the_refusal_says(
+    second: dict[str, Any], message: str
+) -> None:
+    model = TwoInputs()
+    n = HookedVisionModel(model, ["conv"]).nnsight()
+    images, args, kwargs = torch.zeros(1, 3, 8, 8), second.get("args", ()), second.get("kwargs", {})
+    with pytest.raises(InputError, match=message) as refused, n.trace() as tracer:
+        with tracer.invoke(images):
             n.output.save()
-        with tracer.invoke(*second.get("args", ()), **second.get("kwargs", {})):
+        with tracer.invoke(*args, **kwargs):
             n.output.save()
+    if "trace sizes and types apart" in str(refused.value):
+        for each in (images, args[0]):
+            model.to(each.dtype)
+            with torch.no_grad(), n.trace(each):
+                logits = n.output["logits"].save()
+            assert torch.equal(logits, model(each)["logits"])
+    elif "give it no input" in str(refused.value):
+        with torch.no_grad(), n.trace() as tracer:
+            with tracer.invoke(images):
+                n.output.save()
+            with tracer.invoke():
+                logits = n.output["logits"].save()
+        assert torch.equal(logits, model(images)["logits"])
+    else:  # "give each the same ones"
+        with torch.no_grad(), n.trace() as tracer:
+            with tracer.invoke(images, scale=2.0):
+                n.output.save()
+            with tracer.invoke(images + 1, scale=2.0):
+                logits = n.output["logits"].save()
+        torch.testing.assert_close(logits, model(images + 1, scale=2.0)["logits"])
+
+
+@needs_nnsight
+def test_a_place_that_runs_nothing_and_a_trace_without_images_are_one_clear_line() -> None:
+    hooked, images, *_ = build("vit")
+    n = hooked.nnsight(rename={"blocks.1": "second"})
+    for node in (n.second, n.blocks.get("1")):
+        with pytest.raises(InputError, match=r"ask for \.hook_out\.output .* n\.get\('model\.blocks\.1'\)\.output"):
+            with n.trace(images):
+                node.output.save()
+    with torch.no_grad(), n.trace(images):  # what it says, in the order of the network
+        whole = n.get("model.blocks.1").output.save()
+        patches = n.second.hook_out.output.save()
+    assert torch.equal(whole[:, -patches.shape[1] * patches.shape[2] :], patches.flatten(1, 2))
+    with pytest.raises(InputError, match=r"give one of them its own: tracer\.invoke\(images\)"), n.trace() as tracer:
+        with tracer.invoke():
+            n.output.save()
+    with torch.no_grad(), n.trace() as tracer:
+        with tracer.invoke():
+            seen = n.output.save()
+        with tracer.invoke(images):  # what it says
+            logits = n.output.save()
+    assert torch.equal(seen, logits)
 
 
 @needs_nnsight

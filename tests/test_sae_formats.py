@@ -182,9 +182,12 @@ def test_load_sae_is_offered_at_the_top_and_knows_its_formats() -> None:
         (
             "dictionary_learning_topk",
             {"trainer": {"dict_class": "AutoEncoder"}},
-            "should be a AutoEncoder .* but lacks",
+            "should be an AutoEncoder .* but lacks",
         ),
         ("dictionary_learning_topk", {"trainer": {}}, "of AutoEncoderTopK and of BatchTopKSAE alike"),
+        ("sparsify_topk/layers.3.mlp", {"k": True}, "has k True for 20 latents; give it in its cfg.json"),
+        ("sparsify_topk/layers.3.mlp", {"k": 7.5}, "has k 7.5 for 20 latents; give it in its cfg.json"),
+        ("overcomplete_topk", {"top_k": True}, "has top_k True for 20 latents; give it in the config.json beside it"),
     ],
 )
 def test_what_cannot_be_expressed_is_refused_with_the_reason(
@@ -193,6 +196,7 @@ def test_what_cannot_be_expressed_is_refused_with_the_reason(
     folder = shutil.copytree(FOLDER / fixture, tmp_path / "layers.3.mlp")
     config = next(folder.glob("*.json"))
     config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
+    (folder / "expected.safetensors").unlink()  # a folder with one file of weights is that file
     with pytest.raises(CheckpointFormatError, match=said) as caught:
         load_sae(folder)
     assert "\n" not in str(caught.value)
@@ -294,3 +298,121 @@ def test_a_file_that_says_how_it_is_used_is_not_taken_for_bare_weights() -> None
     with pytest.raises(CheckpointFormatError, match="which says how it is used.*leave format= out"):
         load_sae(place, format="saelens-weights")
     assert load_sae(place).cfg.metadata.source_format == "saev"
+
+
+# -- hints, each followed ----------------------------------------------------------------------------------------------
+
+
+def _states(name: str, **change: Any) -> dict[str, Any]:
+    """What the file of weights of overcomplete holds, changed; an entry of None is taken out."""
+    found = torch.load(FOLDER / f"overcomplete_{name}" / "sae.pth", weights_only=True) | change
+    return {key: value for key, value in found.items() if value is not None}
+
+
+_LONG = {"dictionary._weights": 3 * torch.nn.functional.normalize(torch.arange(160.0).reshape(20, 8).sin(), dim=1)}
+_TOP_K = json.loads((FOLDER / "overcomplete_topk" / "config.json").read_text())
+_BATCH = json.loads((FOLDER / "overcomplete_batchtopk" / "config.json").read_text())
+OVERCOMPLETE: list[tuple[str, dict[str, Any], dict[str, Any], str, dict[str, Any]]] = [
+    # whose, tensors changed, config.json, what is said, the config.json that it says to write
+    ("standard", {}, {}, 'does not say of which class.*"sae_class": "SAE"', {"sae_class": "SAE"}),
+    ("topk", {}, {"sae_class": "TopKSAE"}, "has top_k None for 20 latents; give it in the config.json", _TOP_K),
+    ("topk", {}, {**_TOP_K, "top_k": 7.5}, "has top_k 7.5 for 20 latents; give it in the config.json", _TOP_K),
+    ("batchtopk", {}, {"sae_class": "BatchTopKSAE"}, "has running_threshold None; give the number in the", _BATCH),
+    ("batchtopk", {}, {**_BATCH, "running_threshold": True}, "has running_threshold True; give the number", _BATCH),
+    (
+        "standard",
+        _LONG,
+        {"sae_class": "SAE"},
+        'not normalised to length 1.*"normalization": one of l2, max_l2',
+        {"normalization": "max_l2"},
+    ),
+    (
+        "standard",
+        {},
+        {"sae_class": "SAE", "normalization": "l3"},
+        "'l3' in its config.json; known are l2",
+        {"normalization": "l2"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "config", "said", "then"), OVERCOMPLETE, ids=range(len(OVERCOMPLETE)))
+def test_a_refusal_of_overcomplete_says_what_to_write_and_that_is_read(
+    name: str, change: dict[str, Any], config: dict[str, Any], said: str, then: dict[str, Any], tmp_path: Path
+) -> None:
+    torch.save(_states(name, **change), tmp_path / "sae.pt")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointFormatError, match=said) as caught:
+        load_sae(tmp_path)
+    assert "\n" not in str(caught.value)
+    (tmp_path / "config.json").write_text(json.dumps({**config, **then}))
+    found = load_sae(tmp_path)
+    if not change:
+        expected = load_sae(FOLDER / f"overcomplete_{name}" / "sae.pth")
+        assert all(torch.equal(value, found.state_dict()[key]) for key, value in expected.state_dict().items())
+    else:  # all rows have the largest length
+        torch.testing.assert_close(found.W_dec.norm(dim=1), torch.full((20,), found.W_dec.norm(dim=1)[0].item()))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"encoder.mlp_blocks.0.weight": torch.zeros(2)}, "with an encoder of several layers, which no SAE"),
+        ({"dictionary._weights": None}, "with a dictionary of another form than a matrix"),
+        ({"encoder.final_block.0.weight": None}, "with an encoder that is not one linear layer"),
+        ({"encoder.final_block.1.weight": torch.zeros(20)}, "with a layer norm in its encoder.*a batch norm can be"),
+    ],
+)
+def test_what_overcomplete_has_and_saelens_has_not_is_refused(
+    change: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    torch.save(_states("standard", **change), tmp_path / "sae.pt")
+    shutil.copy(FOLDER / "overcomplete_standard" / "config.json", tmp_path)
+    with pytest.raises(CheckpointFormatError, match=said):
+        load_sae(tmp_path)
+    assert load_sae(FOLDER / "overcomplete_batchnorm" / "sae.pth").cfg.d_sae == 20  # what the last one says
+
+
+def test_a_class_that_tensors_leave_open_is_read_as_the_refusal_says(tmp_path: Path) -> None:
+    shutil.copy(FOLDER / "dictionary_learning_batchtopk" / "ae.pt", tmp_path)
+    with pytest.raises(CheckpointFormatError, match='{"trainer": {"dict_class": "AutoEncoderTopK"}} or "BatchTopKSAE"'):
+        load_sae(tmp_path / "ae.pt")
+    for name, architecture in (("AutoEncoderTopK", "topk"), ("BatchTopKSAE", "jumprelu")):
+        (tmp_path / "config.json").write_text(json.dumps({"trainer": {"dict_class": name}}))
+        assert load_sae(tmp_path).cfg.architecture() == architecture
+
+
+@pytest.mark.parametrize("k", [True, 7.5, 0, 99, "4", None])
+def test_a_k_that_is_no_number_of_latents_is_refused_and_one_that_is_helps(k: Any, tmp_path: Path) -> None:
+    state = torch.load(FOLDER / "dictionary_learning_topk" / "ae.pt", weights_only=True)
+    torch.save({name: value for name, value in state.items() if name != "k"}, tmp_path / "ae.pt")
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"trainer": {"dict_class": "AutoEncoderTopK", "k": k}}))
+    with pytest.raises(CheckpointFormatError, match=rf"has k {k!r} for 20 latents; give the number, in the file or as"):
+        load_sae(tmp_path)
+    config.write_text(json.dumps({"trainer": {"dict_class": "AutoEncoderTopK", "k": 4}}))
+    assert load_sae(tmp_path).cfg.k == 4
+    if isinstance(k, (float, bool)):
+        torch.save(state | {"k": torch.tensor(k)}, tmp_path / "ae.pt")
+        with pytest.raises(CheckpointFormatError, match=f"has k {k!r} for 20 latents"):
+            load_sae(tmp_path)
+        torch.save(state | {"k": torch.tensor(4.0)}, tmp_path / "ae.pt")  # of a file made float as a whole
+        assert load_sae(tmp_path).cfg.k == 4
+
+
+def test_a_folder_with_one_file_of_weights_is_that_file(tmp_path: Path) -> None:
+    shutil.copy(FOLDER / "saev-5-relu.pt", tmp_path / "sae.pt")
+    (tmp_path / "notes.txt").write_text("of the training")
+    found = load_sae(tmp_path)
+    assert (found.cfg.metadata.source_format, found.cfg.metadata.source_file) == ("saev", "sae.pt")
+    assert inspect_checkpoint(tmp_path).kind == "saev"
+    assert SAE.load_from_disk(tmp_path, converter=disk_converter()).cfg.to_dict() == found.cfg.to_dict()
+    shutil.copy(FOLDER / "openai-relu.pt", tmp_path / "other.pt")
+    with pytest.raises(InputError, match="holds no SAE.*; name a file in it with filename="):
+        load_sae(tmp_path)
+    assert load_sae(tmp_path, filename="other.pt").cfg.metadata.source_format == "openai"  # what it says
+    overcomplete = tmp_path / "overcomplete"
+    overcomplete.mkdir()
+    for name in ("config.json", "sae.pth"):
+        shutil.copy(FOLDER / "overcomplete_topk" / name, overcomplete)
+    assert load_sae(overcomplete).cfg.metadata.source_format == "overcomplete"

@@ -156,6 +156,45 @@ def test_the_hint_of_a_refusal_is_the_way_out(tmp_path: Path) -> None:
     assert_as_its_own_code(load_sae(file), MSAE.format("TopKReLU_3"))
 
 
+@pytest.mark.parametrize("k", [True, 7.5, None, 0])
+def test_a_k_that_is_no_number_of_latents_is_refused_and_one_that_is_helps(k: Any, tmp_path: Path) -> None:
+    file = settings_said("prisma-topk", tmp_path, activation_fn_kwargs={"k": k})
+    with pytest.raises(CheckpointFormatError, match=rf'has k {k!r} for 16.*{{"activation_fn_kwargs": {{"k": 32}}}}'):
+        load_sae(file)
+    own = load_sae(place("prisma-topk")).cfg.k
+    (tmp_path / "config.json").write_text(json.dumps({"activation_fn_kwargs": {"k": own}}))
+    assert_as_its_own_code(load_sae(file), "prisma-topk")
+    line = json.loads(place("saev-5-topk").read_bytes().partition(b"\n")[0])
+    own = line["cfg"]["activation"]["params"]["top_k"]
+    for params in ({"top_k": k}, [own], "top_k", None):
+        cfg = {**line["cfg"], "activation": {"cls": "TopK", "params": params}}
+        file = header_said(place("saev-5-topk"), tmp_path / "sae.pt", cfg=cfg)
+        with pytest.raises(
+            CheckpointFormatError, match="has top_k .* for 16 latents; write the number into the params"
+        ):
+            load_sae(file)
+    cfg["activation"]["params"] = {"top_k": own}
+    assert_as_its_own_code(load_sae(header_said(file, tmp_path / "again.pt", cfg=cfg)), "saev-5-topk")
+    said = read_torch_checkpoint(place("openai-topk"))["activation_state_dict"]
+    file = with_tensors("openai-topk", tmp_path, activation_state_dict={**said, "k": k})
+    with pytest.raises(CheckpointFormatError, match=f"has k {k!r} for 16 latents; write the number into"):
+        load_sae(file)
+    assert_as_its_own_code(load_sae(with_tensors("openai-topk", tmp_path, activation_state_dict=said)), "openai-topk")
+
+
+def test_prisma_normalises_as_its_own_code_where_that_has_no_value_or_does_nothing(tmp_path: Path) -> None:
+    """`constant_norm_rescale` divides a row by its length, 0 too; of names that it does not know it does nothing."""
+    rescaled = load_sae(place("prisma-rescale"))
+    with torch.no_grad():
+        latents = rescaled.encode(torch.stack([torch.zeros(8), torch.ones(8)]))
+    assert latents[0].isnan().all() and latents[1].isfinite().all()
+    rows = load_file(FILES / "prisma-standard.expected.safetensors")["rows"]
+    for name in ("expected_average_only_in", "anything"):
+        found = load_sae(settings_said("prisma-standard", tmp_path, normalize_activations=name))
+        plain = load_sae(settings_said("prisma-standard", tmp_path, normalize_activations="none"))
+        assert torch.equal(found.encode(rows), plain.encode(rows))
+
+
 def test_a_threshold_that_is_not_positive_is_a_relu(tmp_path: Path) -> None:
     """saev's BatchTopK does so in use: before its training has set the threshold, what is positive fires."""
     line, _, behind = place("saev-5-batchtopk").read_bytes().partition(b"\n")

@@ -15,6 +15,7 @@ import pytest
 import torch
 from helpers_backbones import FAMILIES, TorchCNN
 from helpers_saelens_cells import ROWS, block
+from helpers_study import random_sae
 from sae_lens import SAE, StandardSAE, StandardSAEConfig
 from sae_lens.analysis.hooked_sae_transformer import get_deep_attr
 from sae_lens.registry import SAE_CLASS_REGISTRY
@@ -409,8 +410,20 @@ def test_a_transcoder_that_fits_between_no_hook_points_is_refused_and_the_advice
     assert model.acts_to_saes == {}
     transcoder.cfg.metadata.hook_name, transcoder.cfg.metadata.hook_name_out = READS, WRITES
     transcoder.cfg.metadata.input_normalization = None
-    if not {"d_in", "d_out"} & set(changed):
-        model.add_sae(transcoder)
+    if {"d_in", "d_out"} & set(changed):
+        assert str(raised.value).endswith("none hooked has as many, or take an SAE that was trained there")
+        transcoder = transcoder_from()
+    model.add_sae(transcoder)
+
+
+def test_an_sae_of_another_width_is_sent_to_a_hook_point_of_that_width() -> None:
+    model = HookedVisionModel(FAMILIES["vit"]()[0], ["blocks.1.mlp.act", "blocks.1.mlp"])
+    wide = model.hook_shapes["blocks.1.mlp.act.hook_out"][-1]
+    sae = random_sae(wide, 8, hook_name="blocks.1.mlp")
+    with pytest.raises(InputError, match=f"name one with {wide} channels, such as blocks.1.mlp.act.hook_out, or take"):
+        model.add_sae(sae)
+    sae.cfg.metadata.hook_name = "blocks.1.mlp.act.hook_out"  # what it says
+    model.add_sae(sae)
 
 
 def test_a_transcoder_whose_input_did_not_run_says_so(model: HookedVisionModel) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from mammosae_plugin.adapters.checkpoints import check_keys
-from mammosae_plugin.adapters.sae_formats.parts import Opened, Parts, SAEFormat, refused
+from mammosae_plugin.adapters.sae_formats.parts import Opened, Parts, SAEFormat, refused, required_k
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -110,8 +110,12 @@ def _class_of(opened: Opened, trainer: Mapping[str, Any]) -> str:
         missing = sorted(_KEYS[name] - _OPTIONAL.get(name, set()) - keys)
         extra = sorted(keys - _KEYS[name])
         what = f"lacks {', '.join(missing[:3])}" if missing else f"has {', '.join(extra[:3])} besides"
-        raise refused(opened, f"should be a {name} of dictionary_learning by its settings, but {what}")
+        raise refused(opened, f"should be {_a(name)} of dictionary_learning by its settings, but {what}")
     return name
+
+
+def _a(name: str) -> str:
+    return f"an {name}" if name.startswith("A") else f"a {name}"
 
 
 def _checked(opened: Opened, name: str) -> dict[str, torch.Tensor]:
@@ -137,7 +141,7 @@ def _checked(opened: Opened, name: str) -> dict[str, torch.Tensor]:
     sizes = tensors.get("group_sizes")
     shapes["group_sizes"] = (sizes.numel(),) if isinstance(sizes, torch.Tensor) else ()
     expected = {key: shapes[key] for key in tensors}
-    check_keys(tensors, expected, where=str(opened.file), what=f"a {name} of dictionary_learning, {d_in} x {d_sae}")
+    check_keys(tensors, expected, where=str(opened.file), what=f"{_a(name)} of dictionary_learning, {d_in} x {d_sae}")
     factor = opened.content.get("norm_factor") if isinstance(opened.content, Mapping) else None
     if not isinstance(factor, int | float | torch.Tensor):
         return dict(tensors)
@@ -177,13 +181,15 @@ def _gated(tensors: Tensors, opened: Opened, trainer: Mapping[str, Any]) -> _Rea
 
 
 def _k(tensors: Tensors, trainer: Mapping[str, Any]) -> Any:
-    return int(tensors["k"]) if "k" in tensors else trainer.get("k")
+    k = tensors["k"].item() if "k" in tensors else trainer.get("k")
+    return (
+        int(k) if isinstance(k, float) and "k" in tensors and k.is_integer() else k
+    )  # of a file made float as a whole
 
 
 def _topk(tensors: Tensors, opened: Opened, trainer: Mapping[str, Any]) -> _Read:
-    k, d_sae = _k(tensors, trainer), len(tensors["encoder.bias"])
-    if not isinstance(k, int) or not 0 < k <= d_sae:
-        raise refused(opened, f"has k {k!r} for {d_sae} latents; a top-k SAE needs one, in the file or its config.json")
+    way_out = "give the number, in the file or as k of trainer in its config.json"
+    k = required_k(opened, _k(tensors, trainer), len(tensors["encoder.bias"]), way_out)
     told = {"threshold": float(tensors["threshold"])} if "threshold" in tensors else {}
     return _linear(tensors, "b_dec"), "topk", {"k": k}, told
 

@@ -62,7 +62,8 @@ def load_sae(
         format: what the place must hold, by its name in the docs' table of formats; by default it is told by what lies
             there. Where a file cannot say how its weights are used, naming the format takes that format's defaults.
         filename: the file's or folder's name inside a folder or repo. Left out, it is `sparse_autoencoder_final.pt`,
-            the name in Mammo-SAE's repo, where a folder has it, and in a repo.
+            the name in Mammo-SAE's repo, where a folder has it, and in a repo; in a folder of no known layout the only
+            file of weights.
         revision: branch, tag or commit of the repo; only for the Hub. Name a commit where results must be reproducible.
 
     Returns:
@@ -218,7 +219,9 @@ def opened_sae(source: Source, format: str | None = None) -> Opened:
                 "one as filename=, or give its folder"
             )
         known = ", nor ".join(" and ".join(layout) for layout in LAYOUTS)
-        raise InputError(f"{source.path} holds no SAE: neither {DEFAULT_FILENAME} nor {known}; name a file in it")
+        raise InputError(
+            f"{source.path} holds no SAE: neither {DEFAULT_FILENAME} nor {known}; name a file in it with filename="
+        )
     return opened
 
 

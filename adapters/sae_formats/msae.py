@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from mammosae_plugin.adapters.checkpoints import check_keys
-from mammosae_plugin.adapters.sae_formats.parts import Opened, Parts, SAEFormat, refused
+from mammosae_plugin.adapters.sae_formats.parts import Opened, Parts, SAEFormat, refused, required_k
 from mammosae_plugin.adapters.sae_formats.signed_topk import SIGNED_TOPK
 
 _NAME = re.compile(
@@ -88,8 +88,7 @@ def _parts(
     if activation == "BatchTopKReLU" or (activation == "TopKReLU" and said["weighting"]):
         return Parts("standard", state, settings, metadata | {"k": k})
     if activation in ("TopKReLU", "TopK") and not said["weighting"]:
-        if not 0 < k <= d_sae:
-            raise refused(opened, f"is a top-k SAE with k {k} in its name, for {d_sae} latents")
+        required_k(opened, k, d_sae, "write the number into its name, behind the activation's")
         return Parts("topk" if activation == "TopKReLU" else SIGNED_TOPK, state, settings | {"k": k}, metadata)
     raise refused(opened, f"has MSAE's activation {activation}, which no SAE of SAELens has")
 

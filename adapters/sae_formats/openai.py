@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from mammosae_plugin.adapters.checkpoints import check_keys
-from mammosae_plugin.adapters.sae_formats.parts import Opened, Parts, SAEFormat, refused
+from mammosae_plugin.adapters.sae_formats.parts import Opened, Parts, SAEFormat, refused, required_k
 from mammosae_plugin.adapters.sae_formats.signed_topk import SIGNED_TOPK
 
 
@@ -56,8 +56,9 @@ class OpenAI(SAEFormat):
         said = said if isinstance(said, Mapping) else {}
         if activation != "TopK":
             raise refused(opened, f"has the activation {activation}, with which it is no sparse autoencoder of SAELens")
-        k, then = said.get("k"), said.get("postact_fn")
-        if not isinstance(k, int) or not 0 < k <= d_sae or then not in ("ReLU", "Identity"):
-            raise refused(opened, f"is a TopK SAE with k {k!r} and postact_fn {then!r}, for {d_sae} latents")
+        then = said.get("postact_fn")
+        k = required_k(opened, said.get("k"), d_sae, "write the number into its activation_state_dict")
+        if then not in ("ReLU", "Identity"):
+            raise refused(opened, f"is a TopK SAE with the postact_fn {then!r}, which no SAE of SAELens has")
         settings |= {"k": k, "normalize_activations": "layer_norm"}
         return Parts("topk" if then == "ReLU" else SIGNED_TOPK, state, settings)

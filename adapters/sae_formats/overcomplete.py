@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from mammosae_plugin.adapters.checkpoints import check_keys
-from mammosae_plugin.adapters.sae_formats.parts import Opened, Parts, SAEFormat, refused
+from mammosae_plugin.adapters.sae_formats.parts import Opened, Parts, SAEFormat, refused, required_k
 
 _CONFIG = "config.json"
 _BIAS, _WEIGHT = "encoder.final_block.0.bias", "encoder.final_block.0.weight"
@@ -65,12 +65,11 @@ class Overcomplete(SAEFormat):
         if name == "SAE":
             return Parts("standard", state, settings, metadata)
         if name == "TopKSAE":
-            k = config.get("top_k")
-            if type(k) is not int or not 0 < k <= len(bias):
-                raise refused(opened, f"has top_k {k!r} for {len(bias)} latents; give it in the {_CONFIG} beside it")
+            way_out = f"give it in the {_CONFIG} beside it"
+            k = required_k(opened, config.get("top_k"), len(bias), way_out, name="top_k")
             return Parts("topk", state, {**settings, "k": k}, metadata)
         threshold = tensors[_THRESHOLDS].exp() if name == "JumpSAE" else config.get("running_threshold")
-        if not isinstance(threshold, int | float | torch.Tensor):
+        if not isinstance(threshold, int | float | torch.Tensor) or isinstance(threshold, bool):
             raise refused(opened, f"has running_threshold {threshold!r}; give the number in the {_CONFIG} beside it")
         full = torch.as_tensor(threshold, dtype=torch.float32).expand_as(bias)
         state["threshold"] = torch.nextafter(full, torch.tensor(-torch.inf))

@@ -1,6 +1,6 @@
 """What every format of SAEs is made of: what lies at a place, and what a format makes of it."""
 
-__all__ = ["Opened", "Parts", "refused", "SAEFormat", "widened"]
+__all__ = ["Opened", "Parts", "refused", "required_k", "SAEFormat", "widened"]
 
 import json
 from abc import ABC, abstractmethod
@@ -213,6 +213,17 @@ def widened(weights: Mapping[str, Any]) -> dict[str, Any]:
         name: value.float() if isinstance(value, torch.Tensor) and value.dtype in _NARROW else value
         for name, value in weights.items()
     }
+
+
+def required_k(opened: Opened, k: Any, d_sae: int, way_out: str, *, name: str = "k") -> int:
+    """The number of latents that fire, as a file says it.
+
+    Raises:
+        CheckpointFormatError: It is no whole number of 1 to `d_sae`.
+    """
+    if type(k) is not int or not 0 < k <= d_sae:
+        raise refused(opened, f"has {name} {k!r} for {d_sae} latents; {way_out}")
+    return k
 
 
 def refused(opened: Opened, reason: str) -> CheckpointFormatError:

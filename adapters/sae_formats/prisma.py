@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from mammosae_plugin.adapters.checkpoints import StoredSettings, check_keys
-from mammosae_plugin.adapters.sae_formats.parts import Opened, Parts, SAEFormat, refused
+from mammosae_plugin.adapters.sae_formats.parts import Opened, Parts, SAEFormat, refused, required_k
 
 _TELLING = {"hook_point_layer", "activation_fn_str"}
 _NORMALISED = {"none", "layer_norm", "constant_norm_rescale"}
@@ -68,9 +68,8 @@ class Prisma(SAEFormat):
             "normalize_activations": normalised if normalised in _NORMALISED else "none",  # Prisma does nothing then
         }
         if activation == "topk":
-            if not isinstance(k, int) or not 0 < k <= d_sae:
-                raise refused(opened, f"is a top-k SAE with k {k!r} in its settings, for {d_sae} latents")
-            return Parts("topk", state, settings | {"k": k}, _metadata(said))
+            way_out = 'say it in a config.json beside it: {"activation_fn_kwargs": {"k": 32}}'
+            return Parts("topk", state, settings | {"k": required_k(opened, k, d_sae, way_out)}, _metadata(said))
         return Parts("gated" if gated else "standard", state, settings, _metadata(said))
 
 

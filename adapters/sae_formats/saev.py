@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from mammosae_plugin.adapters.checkpoints import check_keys
-from mammosae_plugin.adapters.sae_formats.parts import Opened, Parts, SAEFormat, refused
+from mammosae_plugin.adapters.sae_formats.parts import Opened, Parts, SAEFormat, refused, required_k
 from mammosae_plugin.adapters.sae_formats.signed_topk import SIGNED_TOPK
 
 _SCHEMAS = range(6)
@@ -62,9 +62,10 @@ class Saev(SAEFormat):
         if activation == "Relu":
             return Parts("standard", state, settings, metadata)
         if activation == "TopK":
-            if not isinstance(k, int) or k < 1:
-                raise refused(opened, f"has a header whose top_k is {k!r}")
-            return Parts(SIGNED_TOPK, state, settings | {"k": min(k, d_sae)}, metadata)
+            k = min(k, d_sae) if type(k) is int else k
+            way_out = "write the number into the params of the activation in its first line"
+            settings |= {"k": required_k(opened, k, d_sae, way_out, name="top_k")}
+            return Parts(SIGNED_TOPK, state, settings, metadata)
         if activation != "BatchTopK":
             raise refused(opened, f"has saev's activation {activation}, which this version does not know")
         if _THRESHOLD not in tensors:
@@ -81,14 +82,13 @@ class Saev(SAEFormat):
 
 
 def _activation(header: Mapping[str, Any]) -> tuple[str, Any]:
-    """The name of the activation's class, and the k of its settings."""
-    cfg = header.get("cfg")
-    cfg = cfg if isinstance(cfg, Mapping) else {}
-    said = cfg.get("activation")
+    """The name of the activation's class, and the k of its settings, by its own default 32; None of odd settings."""
+    cfg = header.get("cfg", {})
+    said = cfg.get("activation") if isinstance(cfg, Mapping) else None
+    name, params = str(header.get("cls", "Relu")), cfg
     if isinstance(said, Mapping):
-        params = said.get("params")
-        return str(said.get("cls")), (params if isinstance(params, Mapping) else {}).get("top_k", 32)  # its own default
-    return str(header.get("cls", "Relu")), cfg.get("top_k", 32)
+        name, params = str(said.get("cls")), said.get("params")
+    return name, params.get("top_k", 32) if isinstance(params, Mapping) else None
 
 
 def _subtracts_b_dec(schema: int, header: Mapping[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from mammosae_plugin.adapters.checkpoints import check_keys
-from mammosae_plugin.adapters.sae_formats.parts import Opened, Parts, SAEFormat, refused
+from mammosae_plugin.adapters.sae_formats.parts import Opened, Parts, SAEFormat, refused, required_k
 
 _KEYS = {"encoder.weight", "encoder.bias", "W_dec", "b_dec"}
 _CONFIG = "cfg.json"
@@ -43,10 +43,8 @@ class Sparsify(SAEFormat):
         d_sae, d_in = encoder.shape
         shapes = {"encoder.weight": (d_sae, d_in), "encoder.bias": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
         check_keys(tensors, shapes, where=str(opened.file), what=f"{self.title}, {d_in} x {d_sae}")
-        k = config.get("k")
-        if type(k) is not int or not 0 < k <= d_sae:
-            where = f"its {_CONFIG}" if config else f"a {_CONFIG} beside it, which is missing"
-            raise refused(opened, f"has k {k!r} for {d_sae} latents; give it in {where}")
+        where = f"its {_CONFIG}" if config else f"a {_CONFIG} beside it, which is missing"
+        k = required_k(opened, config.get("k"), d_sae, f"give it in {where}")
         state = {
             "W_enc": encoder.T,
             "b_enc": tensors["encoder.bias"],

@@ -59,6 +59,8 @@ def clear_errors(debug: bool) -> Iterator[None]:
     from mammosae_plugin.errors import InputError
 
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    if not debug:  # it tells of every try, twice; the line at the end says what failed
+        logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
     try:
         yield
     except (InputError, OSError) as error:
