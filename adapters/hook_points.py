@@ -80,7 +80,7 @@ def _only_stack(model: nn.Module, recording: Recording) -> list[str]:
             continue
         if isinstance(module, nn.ModuleList):
             alike = ".".join("*" if part.isdecimal() else part for part in path.split("."))
-            of_stages.setdefault((alike, *kinds), []).extend(parts)
+            of_stages.setdefault((alike, next(iter(kinds))), []).extend(parts)
         if len(parts) > 1:
             found[path] = parts
     if len(found) == 1:
@@ -114,8 +114,8 @@ def _outermost(model: nn.Module, recording: Recording) -> list[str]:
     """The outermost modules that give maps or tokens, inside them where these are few.
 
     A sequence is looked into when it is a whole network (its parts give maps of several shapes) or a stack of
-    transformer blocks; what gives no tensor, or only holds modules, always is. What embeds patches, and a dropout, is left
-    out where anything else is there.
+    transformer blocks; what gives no tensor, or only holds modules, always is. What embeds patches and
+    what drops are left out where anything else is there.
     """
     shapes = {call.path: None if call.in_tuple else call.shape for call in recording.calls}
 

@@ -160,8 +160,8 @@ def _no_values(path: str) -> InputError:
     """The error of a node of the wrapper's tree that is asked for a value; `path` begins with nnsight's "model."."""
     name = path.partition(".")[2]
     return InputError(
-        f"{name!r} is the name of a place with hook points and runs nothing; ask for .hook_out.output behind it, or for "
-        f"the module's own output, n.get({f'model.{name}'!r}).output"
+        f"{name!r} is the name of a place with hook points and runs nothing; ask for .hook_out.output behind it, or "
+        f"for the module's own output, n.get({f'model.{name}'!r}).output"
     )
 
 

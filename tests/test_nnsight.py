@@ -327,14 +327,15 @@ def test_a_place_that_runs_nothing_and_a_trace_without_images_are_one_clear_line
     hooked, images, *_ = build("vit")
     n = hooked.nnsight(rename={"blocks.1": "second"})
     for node in (n.second, n.blocks.get("1")):
-        with pytest.raises(InputError, match=r"ask for \.hook_out\.output .* n\.get\('model\.blocks\.1'\)\.output"):
-            with n.trace(images):
-                node.output.save()
+        said = r"ask for \.hook_out\.output .* n\.get\('model\.blocks\.1'\)\.output"
+        with pytest.raises(InputError, match=said), n.trace(images):
+            node.output.save()
     with torch.no_grad(), n.trace(images):  # what it says, in the order of the network
         whole = n.get("model.blocks.1").output.save()
         patches = n.second.hook_out.output.save()
     assert torch.equal(whole[:, -patches.shape[1] * patches.shape[2] :], patches.flatten(1, 2))
-    with pytest.raises(InputError, match=r"give one of them its own: tracer\.invoke\(images\)"), n.trace() as tracer:
+    said = r"give one of them its own: tracer\.invoke\(images\)"
+    with pytest.raises(InputError, match=said), n.trace() as tracer:  # noqa: SIM117  # nnsight reads the inner block
         with tracer.invoke():
             n.output.save()
     with torch.no_grad(), n.trace() as tracer:

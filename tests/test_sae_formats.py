@@ -16,7 +16,7 @@ import pytest
 import torch
 from helpers_adapters import DATA
 from sae_lens import SAE
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import mammosae_plugin as mp
 from mammosae_plugin.adapters import CheckpointFormatError, inspect_checkpoint, load_sae, load_vision_sae
@@ -195,13 +195,16 @@ def test_what_cannot_be_expressed_is_refused_with_the_reason(
 ) -> None:
     folder = shutil.copytree(FOLDER / fixture, tmp_path / "layers.3.mlp")
     config = next(folder.glob("*.json"))
-    config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
+    own = config.read_text()
+    config.write_text(json.dumps({**json.loads(own), **change}))
     (folder / "expected.safetensors").unlink()  # a folder with one file of weights is that file
     with pytest.raises(CheckpointFormatError, match=said) as caught:
         load_sae(folder)
     assert "\n" not in str(caught.value)
     report = inspect_checkpoint(folder)
     assert (report.loads_with, report.problem) == (None, str(caught.value))
+    config.write_text(own)  # of those that say what to write there
+    assert load_sae(folder).cfg.d_sae == 20
 
 
 def test_a_folder_of_several_saes_names_them_and_each_loads_by_its_name(tmp_path: Path) -> None:
@@ -239,9 +242,13 @@ def test_bare_weights_under_saelens_names_load_where_their_format_is_named(tmp_p
         CheckpointFormatError, match='load_sae\\(path, format="saelens-weights"\\) takes them for a gated'
     ):
         load_sae(path)
-    found = load_sae(path, format="saelens-weights")
-    assert type(found) is type(sae)
-    assert all(torch.equal(value, found.state_dict()[name]) for name, value in sae.state_dict().items())
+    sae.save_model(tmp_path / "saved")
+    (tmp_path / "with").mkdir()
+    shutil.copy(tmp_path / "saved" / "cfg.json", tmp_path / "with")
+    save_file(torch.load(path, weights_only=True), tmp_path / "with" / "sae_weights.safetensors")
+    for found in (load_sae(path, format="saelens-weights"), load_sae(tmp_path / "with")):  # what it says
+        assert type(found) is type(sae)
+        assert all(torch.equal(value, found.state_dict()[name]) for name, value in sae.state_dict().items())
 
 
 def test_sae_for_vlm_spells_a_class_in_its_own_way_and_names_no_network(tmp_path: Path) -> None:
@@ -291,6 +298,8 @@ def test_weights_that_nothing_can_be_computed_with_are_refused(
     with pytest.raises(CheckpointFormatError, match=said) as caught:
         load_sae(tmp_path)
     assert inspect_checkpoint(tmp_path).problem == str(caught.value)
+    shutil.copy(source / "ae.pt", tmp_path)  # dense tensors of floats
+    assert load_sae(tmp_path).cfg.d_sae == 20
 
 
 def test_a_file_that_says_how_it_is_used_is_not_taken_for_bare_weights() -> None:

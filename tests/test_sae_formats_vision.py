@@ -231,3 +231,18 @@ def test_code_beside_the_settings_or_behind_a_header_is_refused(tmp_path: Path) 
     with pytest.raises(InputError, match="damaged or truncated behind its first line"):
         load_sae(tmp_path / "cut.pt")
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("odd", [{"mean_center": None}, {"mean_center": torch.zeros(3)}, {"scaling_factor": 0.0}])
+def test_an_sae_of_msae_without_its_scale_is_read_once_that_is_written_into_it(
+    odd: dict[str, Any], tmp_path: Path
+) -> None:
+    own = place(MSAE.format("TopKReLU_3"))
+    content, file = torch.load(own, weights_only=True), tmp_path / own.name
+    torch.save(content | odd, file)
+    with pytest.raises(CheckpointFormatError, match="write mean_center .* and scaling_factor .* into it, zeros and 1"):
+        load_sae(file)
+    torch.save(content | {name: content[name] for name in odd}, file)
+    assert_as_its_own_code(load_sae(file), MSAE.format("TopKReLU_3"))
+    torch.save(content | {"mean_center": torch.zeros(8), "scaling_factor": 1.0}, file)  # where they were not
+    assert torch.equal(load_sae(file).W_enc, content["model"]["encoder"])

@@ -111,6 +111,8 @@ def _scaling(opened: Opened, d_in: int) -> tuple[torch.Tensor, float]:
     scale = float(scale) if isinstance(scale, int | float | torch.Tensor) else None
     if not isinstance(mean, torch.Tensor) or mean.shape != (d_in,) or not scale:
         raise refused(
-            opened, "does not say by which mean and scale its rows were normalised (mean_center, scaling_factor)"
+            opened,
+            "does not say by which mean and scale its rows were normalised; write mean_center (a tensor of the width) "
+            "and scaling_factor (a number that is not 0) into it, zeros and 1 where they were not",
         )
     return mean, scale

@@ -26,6 +26,7 @@ from mammosae_plugin.files import read_json, sha256_of_file
 
 SAELENS_FILES = ("cfg.json", "sae_weights.safetensors")
 
+_SAVED = f"save it as {SAELENS_FILES[1]} (safetensors.torch.save_file) beside its {SAELENS_FILES[0]}"
 _SCALING = (ACTIVATION_SCALER_CFG_FILENAME, ACTIVATION_WHITENING_FILENAME)
 
 TRAINING, DIGESTS = "training.json", "files"
@@ -88,11 +89,13 @@ class SAELensWeights(SAEFormat):
         architecture = next((name for name, keys in _BARE.items() if keys == set(tensors)), None)
         if architecture is None:
             what = ", ".join(sorted(set(tensors).difference(*_BARE.values()))[:3]) or "other tensors than those"
-            raise refused(opened, f"holds {what} beside an SAE's weights, of an architecture that cannot be told")
+            raise refused(
+                opened, f"holds {what} beside an SAE's weights, of an architecture that cannot be told; {_SAVED}"
+            )
         if opened.asked != self.name:
             raise refused(
                 opened,
-                f"is {self.title}, without the config that says how they are used; put its cfg.json beside it, or "
+                f"is {self.title}, without the config that says how they are used; {_SAVED}, or "
                 f'load_sae(path, format="{self.name}") takes them for a {architecture} SAE whose b_dec is taken from '
                 "the input first",
             )
