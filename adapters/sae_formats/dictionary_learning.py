@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from mammosae_plugin.adapters.checkpoints import check_keys
-from mammosae_plugin.adapters.sae_formats.parts import Opened, Parts, SAEFormat, refused, required_k
+from mammosae_plugin.adapters.sae_formats.parts import Opened, Parts, SAEFormat, refused, required_k, shape_of
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -122,10 +122,8 @@ def _checked(opened: Opened, name: str) -> dict[str, torch.Tensor]:
     """The tensors, of fitting shapes, for rows that are not divided by anything."""
     tensors = opened.tensors
     weights = "W_enc" if "W_enc" in tensors else "encoder.weight"
-    encoder = tensors[weights]
-    if not isinstance(encoder, torch.Tensor) or encoder.dim() != 2:
-        raise refused(opened, f"is not {DictionaryLearning.title}: its {weights} has not 2 axes")
-    d_in, d_sae = encoder.shape if weights == "W_enc" else encoder.shape[::-1]
+    lengths = shape_of(opened, DictionaryLearning.title, tensors, weights)
+    d_in, d_sae = lengths if weights == "W_enc" else lengths[::-1]
     shapes: dict[str, tuple[int, ...]] = {
         **dict.fromkeys(("bias", "b_dec", "decoder_bias", "decoder.bias"), (d_in,)),
         **dict.fromkeys(("encoder.bias", "b_enc", "r_mag", "gate_bias", "mag_bias"), (d_sae,)),

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from mammosae_plugin.adapters.checkpoints import check_keys
-from mammosae_plugin.adapters.sae_formats.parts import Opened, Parts, SAEFormat, refused, required_k
+from mammosae_plugin.adapters.sae_formats.parts import Opened, Parts, SAEFormat, refused, required_k, shape_of
 from mammosae_plugin.adapters.sae_formats.signed_topk import SIGNED_TOPK
 
 
@@ -32,10 +32,7 @@ class OpenAI(SAEFormat):
 
     def read(self, opened: Opened) -> Parts:
         found = opened.tensors
-        encoder = found["encoder.weight"]
-        if getattr(encoder, "ndim", 0) != 2:
-            raise refused(opened, f"is not {self.title}: its encoder.weight has not 2 axes")
-        d_sae, d_in = encoder.shape
+        d_sae, d_in = shape_of(opened, self.title, found, "encoder.weight")
         tied = "decoder.weight" not in found
         decoder = "decoder.linear.weight" if tied else "decoder.weight"
         shapes = {"pre_bias": (d_in,), "latent_bias": (d_sae,), "encoder.weight": (d_sae, d_in)}
@@ -43,7 +40,7 @@ class OpenAI(SAEFormat):
         held = {name: value for name, value in found.items() if name in shapes}
         check_keys(held, shapes, where=str(opened.file), what=f"{self.title}, {d_in} x {d_sae}")
         state: dict[str, torch.Tensor] = {
-            "W_enc": encoder.T,
+            "W_enc": held["encoder.weight"].T,
             "b_enc": held["latent_bias"],
             "W_dec": held[decoder] if tied else held[decoder].T,
             "b_dec": held["pre_bias"],

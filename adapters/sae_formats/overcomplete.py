@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from mammosae_plugin.adapters.checkpoints import check_keys
-from mammosae_plugin.adapters.sae_formats.parts import Opened, Parts, SAEFormat, refused, required_k
+from mammosae_plugin.adapters.sae_formats.parts import Opened, Parts, SAEFormat, refused, required_k, shape_of
 
 _CONFIG = "config.json"
 _BIAS, _WEIGHT = "encoder.final_block.0.bias", "encoder.final_block.0.weight"
@@ -91,10 +91,8 @@ def _cannot(keys: set[str]) -> str | None:
 
 def _weights(opened: Opened, config: dict[str, Any]) -> dict[str, torch.Tensor]:
     tensors = opened.tensors
+    d_sae, d_in = shape_of(opened, Overcomplete.title, tensors, _ROWS)
     matrix = tensors[_ROWS]
-    if not isinstance(matrix, torch.Tensor) or matrix.dim() != 2:
-        raise refused(opened, f"is not {Overcomplete.title}: its {_ROWS} has not 2 axes")
-    d_sae, d_in = matrix.shape
     shapes: dict[str, tuple[int, ...]] = {
         **dict.fromkeys((_WEIGHT, _UNTIED, _TIED, _ROWS), (d_sae, d_in)),
         **dict.fromkeys((_BIAS, "encoder.bias", _THRESHOLDS, *_NORM), (d_sae,)),

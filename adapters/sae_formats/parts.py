@@ -1,6 +1,6 @@
 """What every format of SAEs is made of: what lies at a place, and what a format makes of it."""
 
-__all__ = ["Opened", "Parts", "refused", "required_k", "SAEFormat", "widened"]
+__all__ = ["Opened", "Parts", "refused", "required_k", "SAEFormat", "shape_of", "widened"]
 
 import json
 from abc import ABC, abstractmethod
@@ -213,6 +213,18 @@ def widened(weights: Mapping[str, Any]) -> dict[str, Any]:
         name: value.float() if isinstance(value, torch.Tensor) and value.dtype in _NARROW else value
         for name, value in weights.items()
     }
+
+
+def shape_of(opened: Opened, title: str, weights: Any, name: str) -> tuple[int, int]:
+    """The lengths of a matrix among the weights, from which those of all others follow.
+
+    Raises:
+        CheckpointFormatError: It is not there, or no matrix.
+    """
+    found = weights.get(name) if isinstance(weights, Mapping) else None
+    if not isinstance(found, torch.Tensor) or found.dim() != 2:
+        raise refused(opened, f"is not {title}: it has no {name} with 2 axes")
+    return found.shape[0], found.shape[1]
 
 
 def required_k(opened: Opened, k: Any, d_sae: int, way_out: str, *, name: str = "k") -> int:

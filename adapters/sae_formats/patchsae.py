@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mammosae_plugin.adapters.checkpoints import StoredSettings, check_keys
-from mammosae_plugin.adapters.sae_formats.parts import Opened, Parts, SAEFormat, refused
+from mammosae_plugin.adapters.sae_formats.parts import Opened, Parts, SAEFormat, refused, shape_of
 
 _BLOCKS = {"clip-vit-base": 12, "clip-vit-large": 24}  # of OpenAI's towers; the settings may count from the last
 
@@ -32,9 +32,7 @@ class PatchSAE(SAEFormat):
         said, tensors = _settings(opened), opened.tensors
         if said.get("gated_sae") or "r_mag" in tensors:
             raise refused(opened, "is a gated SAE of PatchSAE, whose code computes nothing with one")
-        if getattr(tensors["W_enc"], "ndim", 0) != 2:
-            raise refused(opened, f"is not {self.title}: its W_enc has not 2 axes")
-        d_in, d_sae = tensors["W_enc"].shape
+        d_in, d_sae = shape_of(opened, self.title, tensors, "W_enc")
         shapes = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
         check_keys(tensors, shapes, where=str(opened.file), what=f"{self.title}, {d_in} x {d_sae}")
         metadata: dict[str, Any] = {"trained_on": "class_token_and_patches" if said.get("class_token") else "patches"}

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from mammosae_plugin.adapters.checkpoints import StoredSettings, check_keys
-from mammosae_plugin.adapters.sae_formats.parts import Opened, Parts, SAEFormat, refused, required_k
+from mammosae_plugin.adapters.sae_formats.parts import Opened, Parts, SAEFormat, refused, required_k, shape_of
 
 _TELLING = {"hook_point_layer", "activation_fn_str"}
 _NORMALISED = {"none", "layer_norm", "constant_norm_rescale"}
@@ -86,9 +86,7 @@ def _settings(opened: Opened) -> Mapping[str, Any]:
 
 
 def _state(opened: Opened, tensors: Mapping[str, Any], gated: bool) -> dict[str, torch.Tensor]:
-    if getattr(tensors.get("W_enc"), "ndim", 0) != 2:
-        raise refused(opened, f"is not {Prisma.title}: it has no W_enc with 2 axes")
-    d_in, d_sae = tensors["W_enc"].shape
+    d_in, d_sae = shape_of(opened, Prisma.title, tensors, "W_enc")
     widths = dict.fromkeys(("b_gate", "r_mag", "b_mag") if gated else ("b_enc",), (d_sae,))
     shapes = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,), **widths}
     found = {name: value for name, value in tensors.items() if not (gated and name == "b_enc")}  # there, but not used

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import sae_lens
-import torch
 from sae_lens import SAE, TrainingSAE
 from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME, ACTIVATION_WHITENING_FILENAME
 from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
@@ -20,7 +19,7 @@ from mammosae_plugin.adapters.checkpoints import (
     refuse_what_was_never_a_checkpoint,
 )
 from mammosae_plugin.adapters.input_scaling import NOT_IN_THE_WEIGHTS, fold_scaling_beside
-from mammosae_plugin.adapters.sae_formats.parts import Opened, Parts, SAEFormat, refused
+from mammosae_plugin.adapters.sae_formats.parts import Opened, Parts, SAEFormat, refused, shape_of
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, sha256_of_file
 
@@ -99,10 +98,7 @@ class SAELensWeights(SAEFormat):
                 f'load_sae(path, format="{self.name}") takes them for a {architecture} SAE whose b_dec is taken from '
                 "the input first",
             )
-        encoder = tensors["W_enc"]
-        if not isinstance(encoder, torch.Tensor) or encoder.dim() != 2:
-            raise refused(opened, "has no W_enc of 2 axes")
-        d_in, d_sae = encoder.shape
+        d_in, d_sae = shape_of(opened, self.title, tensors, "W_enc")
         shapes: dict[str, tuple[int, ...]] = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
         expected = {name: shapes.get(name, (d_sae,)) for name in tensors}
         check_keys(tensors, expected, where=str(opened.file), what=f"an SAE of {d_in} x {d_sae}")

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from mammosae_plugin.adapters.checkpoints import check_keys
-from mammosae_plugin.adapters.sae_formats.parts import Opened, Parts, SAEFormat, refused, required_k
+from mammosae_plugin.adapters.sae_formats.parts import Opened, Parts, SAEFormat, refused, required_k, shape_of
 from mammosae_plugin.adapters.sae_formats.signed_topk import SIGNED_TOPK
 
 _SCHEMAS = range(6)
@@ -49,9 +49,7 @@ class Saev(SAEFormat):
             raise refused(opened, f"is of saev's schema {schema!r}; this version reads 0 to {_SCHEMAS[-1]}")
         activation, k = _activation(header)
         tensors = opened.content
-        if not isinstance(tensors, Mapping) or getattr(tensors.get("W_enc"), "ndim", 0) != 2:
-            raise refused(opened, f"is not {self.title}: behind its header is no state dict with a W_enc of 2 axes")
-        d_in, d_sae = tensors["W_enc"].shape
+        d_in, d_sae = shape_of(opened, self.title, tensors, "W_enc")
         shapes = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
         shapes |= {_THRESHOLD: ()} if _THRESHOLD in tensors else {}
         check_keys(tensors, shapes, where=str(opened.file), what=f"{self.title}, {d_in} x {d_sae}")

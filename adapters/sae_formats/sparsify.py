@@ -11,10 +11,8 @@ __all__ = ["Sparsify"]
 import re
 from typing import Any
 
-import torch
-
 from mammosae_plugin.adapters.checkpoints import check_keys
-from mammosae_plugin.adapters.sae_formats.parts import Opened, Parts, SAEFormat, refused, required_k
+from mammosae_plugin.adapters.sae_formats.parts import Opened, Parts, SAEFormat, refused, required_k, shape_of
 
 _KEYS = {"encoder.weight", "encoder.bias", "W_dec", "b_dec"}
 _CONFIG = "cfg.json"
@@ -37,16 +35,13 @@ class Sparsify(SAEFormat):
         config, tensors = opened.beside_json(_CONFIG), opened.tensors
         if (why := _cannot(config, set(tensors))) is not None:
             raise refused(opened, f"is {self.title}, {why}")
-        encoder = tensors.get("encoder.weight")
-        if not isinstance(encoder, torch.Tensor) or encoder.dim() != 2:
-            raise refused(opened, f"is not {self.title}: it has no encoder.weight of 2 axes")
-        d_sae, d_in = encoder.shape
+        d_sae, d_in = shape_of(opened, self.title, tensors, "encoder.weight")
         shapes = {"encoder.weight": (d_sae, d_in), "encoder.bias": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
         check_keys(tensors, shapes, where=str(opened.file), what=f"{self.title}, {d_in} x {d_sae}")
         where = f"its {_CONFIG}" if config else f"a {_CONFIG} beside it, which is missing"
         k = required_k(opened, config.get("k"), d_sae, f"give it in {where}")
         state = {
-            "W_enc": encoder.T,
+            "W_enc": tensors["encoder.weight"].T,
             "b_enc": tensors["encoder.bias"],
             "W_dec": tensors["W_dec"],
             "b_dec": tensors["b_dec"],
