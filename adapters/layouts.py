@@ -24,6 +24,7 @@ _RANDOM = 0.1  # share of a change that the same image, given twice, stays below
 _RANK = 0.9  # share of positions that should change less than those of the changed place
 _MUCH_MORE, _FAR_MORE = 2.0, 10.0
 _MANY_PLACES = 16  # of a second look, at tokens of which pixels do not say where they lie
+_BACKGROUND = 0.1  # of the mean change, below which a token counts as hardly changing at all
 _CLEARLY = 2.0  # times as much as at the place, of what the changed places on average do to a position
 _MANY, _MOST = 0.6, 0.75  # share of those places that must be seen elsewhere, or there
 _AT_ONCE = 4  # images
@@ -244,7 +245,7 @@ def _seen(model: nn.Module, path: str, layout: HookLayout, noise: torch.Tensor) 
     parts = [changed[start : start + _AT_ONCE] for start in range(0, len(changed), _AT_ONCE)]
     value = torch.cat([_patches(model, {path: layout}, torch.cat(part))[path].flatten(1, 2) for part in parts])
     fields = (value[1:] - value[:1]).norm(dim=-1)
-    shares = fields / fields.mean(0).clamp_min(torch.finfo(fields.dtype).tiny)
+    shares = fields / (fields.mean(0) + _BACKGROUND * fields.mean()).clamp_min(torch.finfo(fields.dtype).tiny)
     there, most = shares.gather(1, places[:, None].to(shares.device))[:, 0], shares.amax(1)
     return _Seen(float((there == most).float().mean()), float((most > _CLEARLY * there).float().mean()))
 
