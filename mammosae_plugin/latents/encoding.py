@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from mammosae_plugin.adapters.input_normalization import (
 from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.adapters.sae_settings import sae_settings
 from mammosae_plugin.adapters.views import require_columns, whole_exams
-from mammosae_plugin.arguments import between, entries, flag, indices, shown, text, whole
+from mammosae_plugin.arguments import between, entries, flag, indices, one_of, shown, text, whole
 from mammosae_plugin.datasets import StudyDataset, for_network, made_of
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import (
@@ -90,6 +90,7 @@ def encode_latents(
     heads: Mapping[str, nn.Linear],
     map_latents: MapChoice = (),
     map_splits: Sequence[str] = ("test",),
+    map_images: Literal["boxed", "all"] = "boxed",
     map_channels: MapChoice = (),
     gradcam: bool = False,
     peaks: int = 5,
@@ -120,6 +121,7 @@ def encode_latents(
         map_latents: Latents whose maps over positions are kept for images that have a box; or a function that names
             them when the splits before are in the table (rank on "training", keep the best for "test").
         map_splits: Splits whose images keep maps.
+        map_images: "boxed", those images that have a box, or "all", which `pair_responses` needs of both of a pair.
         map_channels: Channels of the layer whose maps are kept beside, in the same way.
         gradcam: Keep, for the same images, the Grad-CAM map of every head that has one output and a finding's name.
             This needs captum (the extra `[gradcam]`).
@@ -162,6 +164,7 @@ def encode_latents(
     num_workers, map_splits = whole(num_workers, "num_workers", least=0), entries(map_splits, "map_splits")
     for split in map_splits:
         text(split, "a split of map_splits")
+    one_of(map_images, "map_images", ("boxed", "all"))
     flag(gradcam, "gradcam")
     peaks = whole(peaks, "peaks", least=0, most=MOST_PEAKS)
     device = distributed.place(device)
@@ -174,6 +177,7 @@ def encode_latents(
             heads,
             map_latents=map_latents,
             map_splits=map_splits,
+            map_everywhere=map_images == "all",
             map_channels=map_channels,
             gradcam=gradcam,
             peaks=peaks,
@@ -194,6 +198,7 @@ def _encode(
     *,
     map_latents: MapChoice,
     map_splits: Sequence[str],
+    map_everywhere: bool,
     map_channels: MapChoice,
     gradcam: bool,
     peaks: int,
@@ -273,6 +278,7 @@ def _encode(
                 _chosen(map_channels, before, "map_channels", before.d_in),
                 tuple(cams),
                 _groups(map_groups, before) if peaks else {},
+                map_everywhere,
             )
         plan = {
             **fixed,
@@ -280,6 +286,7 @@ def _encode(
             "images": sha256_of_json(part.images["image_id"].tolist()),
             "map_latents": list(kept.latents),
             "map_channels": list(kept.channels),
+            **({"map_images": "all"} if kept.everywhere else {}),
             **({"map_groups": {name: dict(group) for name, group in kept.groups.items()}} if kept.groups else {}),
             "batch_size": batch_size,
         }
@@ -373,6 +380,7 @@ class _Maps:
     channels: tuple[int, ...] = ()
     gradcam: tuple[str, ...] = ()
     groups: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    everywhere: bool = False  # of every image, or of those with a box
 
     def __bool__(self) -> bool:
         return bool(self.latents or self.channels or self.gradcam)
@@ -423,7 +431,7 @@ class _Encoder:
                     raise InputError(
                         f"the model gives features that are not finite for image {ids[row]}; check its weights"
                     )
-                with_maps = bool(kept) and ids[row] in has_box
+                with_maps = bool(kept) and (kept.everywhere or ids[row] in has_box)
                 encoded.append(self._encode_one(value, kept, with_maps=with_maps))
                 if with_maps:
                     map_images.append(row - items.start)
