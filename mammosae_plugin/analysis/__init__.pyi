@@ -3,10 +3,10 @@ from .coherence import monosemanticity_of as monosemanticity_of
 from .confounding import VERDICTS as VERDICTS
 from .confounding import confounders as confounders
 from .confounding import group_performance as group_performance
-from .covariates import covariate_associations as covariate_associations
 from .counterfactuals import PairResponses as PairResponses
 from .counterfactuals import pair_responses as pair_responses
 from .counterfactuals import pair_responses_of as pair_responses_of
+from .covariates import covariate_associations as covariate_associations
 from .dictionaries import FiringDensity as FiringDensity
 from .dictionaries import Redundancy as Redundancy
 from .dictionaries import clarity as clarity
