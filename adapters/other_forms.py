@@ -32,7 +32,7 @@ def wrapped_network(content: Any) -> str | None:
     else:
         key, kind = None, "a bare state dict"
     weights = content if key is None else content[key]
-    named = [str(name) for name in weights if "image_encoder." in str(name)]
+    named = [str(name) for name in weights if "image_encoder._" in str(name)]  # as EfficientNet's parts are called
     if not named:
         return None
     prefix = named[0].partition("image_encoder.")[0]

@@ -22,6 +22,7 @@ from mammosae_plugin.adapters.checkpoints import (
     is_safetensors,
     read_torch_checkpoint,
     unwrapped,
+    unwrapped_key,
 )
 from mammosae_plugin.adapters.sources import Source, origin_of
 from mammosae_plugin.adapters.timm_classifier import new_timm_classifier
@@ -175,10 +176,9 @@ def published_encoder(content: Any, where: str = "") -> tuple[PublishedEncoder, 
     if not isinstance(content, Mapping):
         return None
     inner = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), content)
-    names = [str(name) for name in inner]
+    names = [unwrapped_key(str(name)) for name in inner]
     for form in PUBLISHED:
-        telling = re.compile(rf"(module\.)?{form.telling}")
-        if any(telling.match(name) for name in names):
+        if any(re.match(form.telling, name) for name in names):
             return form, unwrapped(inner, where=where)
     return None
 
@@ -200,8 +200,13 @@ def load_published_encoder(source: Source) -> tuple[BackboneClassifier, nn.Linea
     state = form.encoder_in(weights)
     made = form.make(state)
     renamed = form.renamed(state, made)
-    expected = {name: tensor.shape for name, tensor in made.network.state_dict().items()}
-    check_keys(renamed, expected, where=str(path), what=form.title)
+    own = made.network.state_dict()
+    check_keys(renamed, {name: tensor.shape for name, tensor in own.items()}, where=str(path), what=form.title)
+    integers = [name for name, tensor in renamed.items() if tensor.is_floating_point() != own[name].is_floating_point()]
+    if integers:
+        raise CheckpointFormatError(
+            f"{path} holds {integers[0]} as {renamed[integers[0]].dtype}; save {form.title} as floats"
+        )
     made.network.load_state_dict(renamed)
     made.network.eval()
     made.source = {"kind": form.kind.split()[0], "variant": made.architecture, **origin_of([source])}

@@ -22,7 +22,7 @@ from mammosae_plugin.adapters import (
     new_timm_classifier,
     save_classifier,
 )
-from mammosae_plugin.adapters.checkpoints import UnsafeCheckpointError, read_torch_checkpoint
+from mammosae_plugin.adapters.checkpoints import CheckpointFormatError, UnsafeCheckpointError, read_torch_checkpoint
 from mammosae_plugin.adapters.embedders import load_embedder
 from mammosae_plugin.errors import InputError
 
@@ -151,6 +151,23 @@ def as_mirai(state):
     stem = {name: f"downsampler.{name}" for name in renamed if name.startswith(("conv1.", "bn1."))}
     named = {stem.get(name, name): tensor for name, tensor in renamed.items()}
     return under("_model.", named | {"pool.age_fc.weight": torch.ones(2, 2), "fc.weight": torch.ones(2, 512)})
+
+
+def test_published_encoders_in_wrappers_load_and_damaged_ones_are_refused_by_their_name(resnet50, tmp_path):
+    medclip_resnet(tmp_path / "plain", resnet50)
+    plain, key = torch.load(tmp_path / "plain", weights_only=True), "vision_model.model.layer2.0.conv1.weight"
+    for prefix in ("module.module.", "_orig_mod.", "module._orig_mod."):
+        torch.save(under(prefix, plain), tmp_path / "wrapped")
+        assert inspect_checkpoint(tmp_path / "wrapped").kind == "medclip resnet"
+        assert torch.equal(load_classifier(tmp_path / "wrapped").network.conv1.weight, resnet50.conv1.weight)
+    torch.save(plain | {key: plain[key].to(torch.int64)}, tmp_path / "integers")
+    with pytest.raises(CheckpointFormatError, match="conv1.weight as torch.int64; save MedCLIP's .* as floats"):
+        load_classifier(tmp_path / "integers")
+    other = {name.replace("vision_model.", "image_encoder."): tensor for name, tensor in plain.items()}
+    torch.save(other, tmp_path / "of another")
+    with pytest.raises(CheckpointFormatError) as caught:
+        load_classifier(tmp_path / "of another")
+    assert "of Mammo-CLIP's network" not in str(caught.value)  # whose encoder is no ResNet
 
 
 @pytest.mark.parametrize("prefix", ["", "image_encoder.", "module."])
