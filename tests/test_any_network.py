@@ -422,6 +422,18 @@ def test_a_mammo_clip_head_of_three_outputs_is_one_of_a_declared_mapping(tmp_pat
     assert torch.equal(other.head.weight, facts.head.weight) and other.preprocessing == MAMMO_CLIP
 
 
+def test_a_study_takes_weights_under_the_prefix_that_its_configuration_states(tmp_path, phantom_root):
+    torch.manual_seed(3)
+    state = {f"net.encoder.{name}": tensor for name, tensor in models.resnet18(num_classes=2).state_dict().items()}
+    torch.save({"state_dict": state | {"net.text.weight": torch.ones(2)}}, tmp_path / "theirs.pt")
+    start = {"architecture": "resnet18", "weights": str(tmp_path / "theirs.pt"), "prefix": "net.encoder."}
+    own = {"outputs": {"Mass": 1}, "preprocessing": {"mean": 0.5, "std": 0.25}}
+    facts = facts_of(tmp_path, phantom_root, "Mass", torchvision=start | {"arguments": {"num_classes": 2}}, **own)
+    assert torch.equal(facts.head.weight, state["net.encoder.fc.weight"][[1]])
+    with pytest.raises(InputError, match="no tensor that begins with 'encoder.'; its names begin with 'net.'"):
+        facts_of(tmp_path, phantom_root, "Mass", torchvision=start | {"prefix": "encoder."}, **own)
+
+
 def test_a_study_imports_only_the_function_that_it_names(tmp_path, phantom_root):
     save_classifier(
         new_backbone_classifier("function", f"{OWN}:Gray", 0, image_size=SIZE).with_head(1),
