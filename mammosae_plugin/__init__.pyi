@@ -24,6 +24,7 @@ from .analysis import audit as audit
 from .analysis import clarity as clarity
 from .analysis import class_mean_latents as class_mean_latents
 from .analysis import effect_agreement as effect_agreement
+from .analysis import explain as explain
 from .analysis import firing_density as firing_density
 from .analysis import froc as froc
 from .analysis import heatmap_boxes as heatmap_boxes

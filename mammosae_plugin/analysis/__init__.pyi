@@ -21,6 +21,8 @@ from .effects import effect_agreement as effect_agreement
 from .effects import effect_agreement_of as effect_agreement_of
 from .effects import effect_sizes_of as effect_sizes_of
 from .evidence import latent_evidence as latent_evidence
+from .explaining import Explanation as Explanation
+from .explaining import explain as explain
 from .free_response import FrocResult as FrocResult
 from .free_response import froc_of as froc_of
 from .hierarchies import absorption as absorption

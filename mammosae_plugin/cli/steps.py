@@ -16,6 +16,7 @@ import typer
 from mammosae_plugin.cli.audit import add_audit_command
 from mammosae_plugin.cli.common import Commands, Debug, clear_errors
 from mammosae_plugin.cli.data import add_data_commands
+from mammosae_plugin.cli.explain import add_explain_command
 from mammosae_plugin.cli.export import add_export_command
 from mammosae_plugin.cli.hub import add_hub_commands
 from mammosae_plugin.cli.prepare import add_prepare_command
@@ -542,6 +543,7 @@ add_prepare_command(app)
 add_audit_command(app)
 add_data_commands(app)
 add_retrieve_command(app)
+add_explain_command(app)
 add_repair_command(app)
 add_export_command(app)
 add_hub_commands(app)

@@ -1,6 +1,6 @@
 """Figure 3: where in a mammogram the best latents fire, over the image, with the annotated boxes."""
 
-__all__ = ["plot_heatmaps"]
+__all__ = ["draw_activation", "draw_tissue", "plot_heatmaps", "small_enough"]
 
 from collections.abc import Sequence
 from typing import Literal
@@ -84,7 +84,7 @@ def plot_heatmaps(
         height = _HEAD + n_images * (panel_height + _CAPTION) + _FOOT
         figure = Figure(figsize=(max(width, _LEAST_WIDTH), height))
         for row in range(n_images):
-            shrunk = _shrink(images[row])
+            shrunk = small_enough(images[row])
             for column in range(n_latents + 1):
                 left = _GAP + column * (_PANEL + _GAP)
                 bottom = height - _HEAD - (row + 1) * panel_height - row * _CAPTION
@@ -95,12 +95,12 @@ def plot_heatmaps(
                     panel_height / height,
                 )
                 axes = figure.add_axes(box)
-                _tissue(axes, shrunk, size)
+                draw_tissue(axes, shrunk, size)
                 if column == 0:
                     axes.set_xlabel(titles[row], fontsize=8, labelpad=3)
                 else:
                     full = _full_size(maps[row, column - 1], size)
-                    _overlay(axes, full, float(limits[column - 1]), percentile)
+                    draw_activation(axes, full, float(limits[column - 1]), percentile)
                     axes.set_xlabel(
                         f"latent {latents[column - 1]}\nmean {digits(float(means[row, column - 1]))}",
                         fontsize=8,
@@ -114,7 +114,7 @@ def plot_heatmaps(
     return figure
 
 
-def _shrink(image: np.ndarray) -> np.ndarray:
+def small_enough(image: np.ndarray) -> np.ndarray:
     factor = max(1, round(image.shape[0] / _DRAWN_HEIGHT))
     return np.asarray(Image.fromarray(image).reduce(factor)) if factor > 1 else image
 
@@ -123,7 +123,7 @@ def _full_size(values: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     return values if values.shape == size else np.asarray(heatmap(values, (size[0], size[1])))
 
 
-def _tissue(axes: Axes, image: np.ndarray, size: tuple[int, ...]) -> None:
+def draw_tissue(axes: Axes, image: np.ndarray, size: tuple[int, ...]) -> None:
     axes.imshow(image, cmap="gray", vmin=0, vmax=255, extent=(0, size[1], size[0], 0), interpolation="antialiased")
     axes.set_xticks([])
     axes.set_yticks([])
@@ -132,7 +132,7 @@ def _tissue(axes: Axes, image: np.ndarray, size: tuple[int, ...]) -> None:
         spine.set_visible(False)
 
 
-def _overlay(axes: Axes, full: np.ndarray, limit: float, percentile: float | None) -> None:
+def draw_activation(axes: Axes, full: np.ndarray, limit: float, percentile: float | None) -> None:
     """Colour by activation, opaque where the latent fires most and clear where it does not, so that tissue shows."""
     height, width = full.shape
     if not full.max() > 0:

@@ -1,0 +1,201 @@
+"""A logit of one image as a sum over latents."""
+
+__all__ = ["explain", "Explanation"]
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse
+
+from mammosae_plugin.analysis.retrieval import LatentIndex, retrieve_of, row_of_image, rows_of_split
+from mammosae_plugin.arguments import checked_arguments, index, whole
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.measures.statistics import NETWORK_ERROR
+
+if TYPE_CHECKING:
+    from mammosae_plugin.latents import LatentTable
+
+_AGREEMENT = 1e-4
+TRAINING = "training"
+
+
+class EncodedImage(Protocol):
+    """One image outside a table, as `latents.one_image.encode_image` gives it."""
+
+    @property
+    def mean_latents(self) -> NDArray[np.float64]:
+        """(d_sae,) over positions."""
+
+    @property
+    def max_latents(self) -> NDArray[np.float64]:
+        """(d_sae,) likewise."""
+
+    @property
+    def logits(self) -> NDArray[np.float64]:
+        """(n_out,) of the network."""
+
+    @property
+    def error(self) -> NDArray[np.float64]:
+        """(n_out,) what the SAE does not reconstruct, through the head."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A logit as a sum: `logit` = `bias` + `error` + the contributions of the latents, to rounding (`gap`).
+
+    Attributes:
+        head: the concept.
+        output: which of the head's outputs, from 0.
+        logit: what the network gives.
+        bias: what an image without any latent would get: the decoder's bias through the head, and the head's own.
+        error: what the SAE does not reconstruct.
+        latents: one row per latent that fires, the largest contribution (in amount) first: latent, contribution (mean
+            times weight), mean and maximum over positions, weight (what a unit of the mean adds), and usual (its mean
+            contribution in the training images), above_usual (contribution less that).
+        neighbours: one row per training image of other patients, the most like first, by the strongest latents of
+            both (`retrieve_of`, fingerprint): image_id, likeness, shared (latents).
+        gap: `logit` less the sum, by rounding.
+        n_firing: how many latents fire.
+    """
+
+    head: str
+    output: int
+    logit: float
+    bias: float
+    error: float
+    latents: pd.DataFrame
+    neighbours: pd.DataFrame
+    gap: float
+
+    @property
+    def n_firing(self) -> int:
+        """How many latents fire."""
+        return len(self.latents)
+
+    def strongest(self, n: int, *, sign: int) -> pd.DataFrame:
+        """The latents that speak most for (sign 1) or against (-1) the output."""
+        rows = self.latents[np.sign(self.latents["contribution"]) == sign]
+        found: pd.DataFrame = rows.iloc[np.argsort(-rows["contribution"].abs().to_numpy(), kind="stable")[:n]]
+        return found
+
+    def to_frame(self) -> pd.DataFrame:
+        """The whole sum: kind ("latent", "bias", "error"), latent (-1 of the others), contribution."""
+        rest = pd.DataFrame({"kind": ["bias", "error"], "latent": -1, "contribution": [self.bias, self.error]})
+        own = self.latents[["latent", "contribution"]].assign(kind="latent")
+        return pd.concat([own[["kind", "latent", "contribution"]], rest], ignore_index=True)
+
+
+@checked_arguments
+def explain(
+    table: "LatentTable",
+    image: "str | int | EncodedImage",
+    *,
+    head: str,
+    output: int = 0,
+    k: int = 5,
+    n: int = 5,
+    patient: str | None = None,
+) -> Explanation:
+    """Why a classifier gives an image its logit: the sum over latents, and the training images that share them.
+
+    At the final map the logit is b_dec . w + c + sum_j zbar_j (W_dec[j] . w) + e, with zbar_j the mean of latent j
+    over positions, w and c the head's, and e the mean over positions of what the SAE does not reconstruct, through w. e
+    is computed by itself and not as what is left over, so that the sum can be checked; it is, to 1e-4.
+
+    A contribution says what the classifier made of this image. It does not say that the latent stands for the finding:
+    its name, its evidence and its verdict do, and a latent that fires in every image contributes to all of them, which
+    is why `above_usual` stands beside it.
+
+    Args:
+        table: a latents table at the final map.
+        image: an image of the table, as for `row_of_image`; or another one, encoded by `latents.one_image.encode_image`
+            with the table's network, SAE and head.
+        head: the concept.
+        output: which of the head's outputs.
+        k: latents by which images are likened.
+        n: neighbours; 0 looks for none.
+        patient: of an image outside the table its patient, whose images are no neighbours, where it is known.
+
+    Raises:
+        InputError: a table whose readout is not linear, an unknown image or head.
+        RuntimeError: the sum is not the logit: the table, or the encoded image, is of another network.
+
+    Example:
+        >>> found = explain(table, "8269f597", head="Mass")   # doctest: +SKIP
+        >>> found.to_frame()["contribution"].sum() - found.logit   # doctest: +SKIP
+    """
+    k, n = whole(k, "k", least=1), whole(n, "n", least=0)
+    readout = table.readout(head)
+    output = index(output, "output", len(readout.offset))
+    weight, bias = readout.weight[:, output], float(readout.offset[output])
+    row = None
+    if isinstance(image, (str, int, np.integer)):
+        row = row_of_image(table, image if isinstance(image, str) else int(image))
+        means = table.mean_latents[[row]].toarray().ravel().astype(np.float64)
+        maxima = table.max_latents[[row]].toarray().ravel().astype(np.float64)
+        logit = float(table.logits(head)[row, output])
+        error = logit - float(table.logits_with_sae(head)[row, output])
+    else:
+        means, maxima = image.mean_latents, image.max_latents
+        logit, error = float(image.logits[output]), float(image.error[output])
+    if means.shape != weight.shape:
+        raise InputError(f"the image has {len(means)} latents, the table {table.d_sae}: encode it with the table's SAE")
+    contributions = means * weight
+    gap = logit - (bias + error + float(contributions.sum()))
+    size = abs(bias) + abs(error) + float(np.abs(contributions).sum())
+    if not abs(gap) <= max(_AGREEMENT, NETWORK_ERROR * size):
+        raise RuntimeError(
+            f"the sum over latents is {logit - gap:.6g}, but the logit {logit:.6g}: table, network and SAE do not "
+            "belong together"
+        )
+    fires = np.flatnonzero((means != 0) | (maxima != 0))
+    usual = _usual(table, weight)[fires]
+    frame = pd.DataFrame(
+        {
+            "latent": fires,
+            "contribution": contributions[fires],
+            "mean": means[fires],
+            "maximum": maxima[fires],
+            "weight": weight[fires],
+            "usual": usual,
+            "above_usual": contributions[fires] - usual,
+        }
+    )
+    frame = frame.iloc[np.argsort(-np.abs(contributions[fires]), kind="stable")].reset_index(drop=True)
+    found = _neighbours(table, row, maxima, patient, k, n)
+    return Explanation(head, output, logit, bias, error, frame, found, gap)
+
+
+def _usual(table: "LatentTable", weight: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean contribution of every latent in the training images, NaN where there are none."""
+    rows = np.flatnonzero((table.images["split"] == TRAINING).to_numpy())
+    if not len(rows):
+        return np.full(len(weight), np.nan)
+    found: NDArray[np.float64] = np.asarray(table.mean_latents[rows].sum(axis=0, dtype=np.float64)) / len(rows) * weight
+    return found
+
+
+def _neighbours(
+    table: "LatentTable", row: int | None, maxima: NDArray[np.float64], patient: str | None, k: int, n: int
+) -> pd.DataFrame:
+    none = pd.DataFrame({"image_id": [], "likeness": [], "shared": []})
+    if n == 0 or not (table.images["split"] == TRAINING).any():
+        return none
+    rows = rows_of_split(table, TRAINING)
+    patients = table.images["patient_id"].astype(str).to_numpy()
+    own = patients[row] if row is not None else "\0" if patient is None else patient
+    searched = rows[patients[rows] != own]
+    codes: Any = sparse.vstack([sparse.csr_array(maxima[None]), table.max_latents[searched].astype(np.float64)])
+    groups = np.array(["\0asked", *patients[searched]], dtype=object)
+    try:
+        found, likeness = retrieve_of(codes, 0, groups, k=k, n=n)
+    except InputError:  # nothing of its own to go by, or nobody else
+        return none
+    index_ = LatentIndex(codes)
+    asked = index_.fingerprint(0, k)
+    shared = [asked[own > 0].tolist() for own in index_.rows[found][:, asked].toarray()]
+    ids = table.images["image_id"].astype(str).to_numpy()[searched[found - 1]]
+    return pd.DataFrame({"image_id": ids, "likeness": likeness, "shared": shared})

@@ -1,0 +1,293 @@
+"""`mammosae explain`: why a study's classifier gives one image its logit, as a page."""
+
+__all__ = ["explain_image", "Shown"]
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from mammosae_plugin.adapters.preprocessing import BadImageError
+from mammosae_plugin.analysis.explaining import Explanation, explain
+from mammosae_plugin.analysis.localization import heatmap
+from mammosae_plugin.datasets import StudyDataset
+from mammosae_plugin.datasets.dicom import read_picture
+from mammosae_plugin.datasets.preparation import Transform, prepare_picture
+from mammosae_plugin.datasets.preprocessing import as_8_bit, read_png
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import local_path, write_json, write_text
+from mammosae_plugin.findings import read_notes
+from mammosae_plugin.findings.notes import Note, results_with_readers
+from mammosae_plugin.latents.one_image import OneImage, encode_image
+from mammosae_plugin.locks import only_run
+from mammosae_plugin.own_files import empty_staging, replace_files
+from mammosae_plugin.report.explanation import Told, explanation_page, explanation_text
+from mammosae_plugin.schema.names import MINUS, readable
+from mammosae_plugin.schema.results import stated_role
+from mammosae_plugin.study.finished import Finished, finished_layer
+from mammosae_plugin.visualization import save_figure
+from mammosae_plugin.visualization.explanation import LatentPanel, plot_explanation, plot_on_original
+
+PAGE, FIGURE, ORIGINAL, NUMBERS = "explanation.html", "explanation.png", "original.png", "explanation.json"
+_PNG = ".png"
+_LARGEST = 1600  # rows of an original as it is drawn
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An image as the network is shown it, and where it comes from.
+
+    Attributes:
+        name: what it is called.
+        pixels: uint8 or uint16 (H, W), or (H, W, 3).
+        row: its row in the study's data, None where it is none of these.
+        patient: whose it is, where that is known.
+        original: the picture before it was prepared, uint8 (H, W), with the way there; None where it came prepared.
+    """
+
+    name: str
+    pixels: NDArray[Any]
+    row: int | None = None
+    patient: str | None = None
+    original: tuple[NDArray[np.uint8], Transform] | None = None
+
+    @property
+    def gray(self) -> NDArray[np.uint8]:
+        """For display, (H, W)."""
+        pixels = as_8_bit(self.pixels)
+        found: NDArray[np.uint8] = pixels if pixels.ndim == 2 else pixels.mean(axis=2).round().astype(np.uint8)
+        return found
+
+
+def explain_image(
+    image: str,
+    file: Path | None,
+    *,
+    settings: Sequence[str] = (),
+    model: str | None = None,
+    concept: str | None = None,
+    layer: str | None = None,
+    output: Path | None = None,
+    preparation: str | None = None,
+    top: int = 4,
+    n: int = 5,
+    target: int | None = None,
+) -> str:
+    """Explain one image by a finished study, as text for the terminal; with `output` as a page too.
+
+    Args:
+        image: a PNG or DICOM file, or the id of an image of the study.
+        file: as for `finished_layer`.
+        settings: as for `finished_layer`.
+        model: as for `finished_layer`.
+        concept: as for `finished_layer`.
+        layer: as for `finished_layer`.
+        output: the folder of the page, its figures and numbers.
+        preparation: "mammo-clip" or "letterbox", for an image that is not prepared yet; by default that of the study's
+            data, or mammo-clip.
+        top: latents for and against that are shown.
+        n: training images like it.
+        target: of a classifier with several outputs the class that is explained; by default the likeliest.
+
+    Raises:
+        InputError: as `finished_layer`; an image that cannot be read; a layer other than the final map.
+    """
+    chosen = finished_layer(file, settings, model=model, concept=concept, layer=layer)
+    if chosen.table.readout_kind != "linear":
+        raise InputError(
+            f"layer {chosen.found.name} is not the final map, where alone a logit is a sum over latents; choose that "
+            "layer (--layer), or see what each does by mammosae repair"
+        )
+    images = chosen.study.all_images
+    try:
+        shown = _shown(image, images, preparation)
+    except BadImageError as error:
+        raise InputError(f"{Path(image).name}: {error.reason}; give a PNG or DICOM file of one mammogram") from error
+    encoded = _encoded(chosen, shown)
+    output_number = _target(chosen, encoded, target)
+    found = explain(chosen.table, encoded, head=chosen.pair.concept, output=output_number, n=n, patient=shown.patient)
+    told = _told(chosen, found, top)
+    about = {
+        "image": shown.name,
+        "model": chosen.pair.model,
+        "concept": chosen.pair.concept,
+        "layer": chosen.found.name,
+        "hook_name": chosen.found.hook_name,
+        "class": chosen.table.vocabulary[chosen.pair.concept].classes[output_number if len(encoded.logits) > 1 else 1],
+        "n_outputs": len(encoded.logits),
+        "in_study": shown.row is not None,
+    }
+    text = explanation_text(about, found, told)
+    if output is None:
+        return text
+    folder = local_path(output)
+    with only_run(folder):
+        staged = empty_staging(folder)
+        try:
+            _write(staged, about, shown, encoded, found, told, chosen)
+            replace_files(staged, folder, record=folder / ".mammosae-explanation.json")
+        finally:
+            shutil.rmtree(staged)
+    return f"{text}\nwritten: {folder / PAGE}"
+
+
+# -- the image ---------------------------------------------------------------------------------------------------------
+
+
+def _shown(image: str, images: StudyDataset, preparation: str | None) -> Shown:
+    ids = images.images["image_id"].astype(str).tolist()
+    path = local_path(image)
+    if not path.is_file():
+        if image in ids:
+            return _of_study(images, ids.index(image))
+        raise InputError(f"{image} is no file, and no image of the study ({len(ids)} images, such as {ids[0]})")
+    paths = [one.resolve() for one in images.image_paths]
+    if path.resolve() in paths and preparation is None:
+        return _of_study(images, paths.index(path.resolve()))
+    size = (int(images.image_size[0]), int(images.image_size[1]))
+    if preparation is None and path.suffix.lower() == _PNG:
+        pixels = read_png(path, None, deep=True)
+        if pixels.shape[:2] == size:
+            return Shown(path.name, pixels)
+    own = getattr(getattr(images, "mapping", None), "preparation", None)
+    picture = read_picture(path, rescale=False)
+    prepared = prepare_picture(picture, preparation or ("letterbox" if own == "letterbox" else "mammo-clip"), size)
+    return Shown(path.name, prepared.pixels, original=(_displayed(picture.pixels), prepared.transform))
+
+
+def _of_study(images: StudyDataset, row: int) -> Shown:
+    about = images.images.iloc[row]
+    pixels = images.pixels(row) if hasattr(images, "pixels") else images.gray(row)
+    return Shown(str(about["image_id"]), pixels, row, str(about["patient_id"]))
+
+
+def _displayed(pixels: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """A picture for display: its middle 99.8 % of values over the whole range."""
+    low, high = np.percentile(pixels, [0.1, 99.9])
+    found: NDArray[np.uint8] = np.round(255 * ((pixels - low) / max(high - low, 1e-12)).clip(0, 1)).astype(np.uint8)
+    return found
+
+
+def _encoded(chosen: Finished, shown: Shown) -> OneImage:
+    study, pair = chosen.study, chosen.pair
+    facts = study.facts(pair)
+    assert facts.head is not None  # it has outputs
+    hooked = study.hooked(pair)
+    image: torch.Tensor = facts.preprocessing(shown.pixels, shown.name)
+    device = study.config.device
+    return encode_image(hooked, chosen.layer.sae, image, facts.head, hook_name=chosen.found.hook_name, device=device)
+
+
+def _target(chosen: Finished, encoded: OneImage, target: int | None) -> int:
+    n_outputs = len(encoded.logits)
+    if n_outputs == 1:
+        if target not in (None, 1):
+            raise InputError(f"{chosen.pair.concept} is there or not; leave --class out")
+        return 0
+    if target is not None and not 0 <= target < n_outputs:
+        classes = chosen.table.vocabulary[chosen.pair.concept].classes
+        there = ", ".join(f"{number} ({name})" for number, name in enumerate(classes))
+        raise InputError(f"--class is {target}; {chosen.pair.concept} has {there}")
+    return int(encoded.logits.argmax()) if target is None else target
+
+
+# -- what is known of its latents --------------------------------------------------------------------------------------
+
+
+def _told(chosen: Finished, found: Explanation, top: int) -> Told:
+    rows = pd.concat([found.strongest(top, sign=1), found.strongest(top, sign=-1)])
+    shown = {int(latent) for latent in rows["latent"]}
+    results = results_with_readers(chosen.found)
+    named = results["named_latents"].get(chosen.pair.key, [])
+    roles = {int(row["latent"]): stated_role(row) for row in named if int(row["latent"]) in shown}
+    evidence: Any = results.get("evidence", [])
+    verdicts = {
+        int(row["latent"]): (str(row["verdict"]), str(row.get("reason") or ""))
+        for row in evidence
+        if (row["model"], row["concept"]) == (chosen.pair.model, chosen.pair.concept)
+        and int(row["latent"]) in shown
+        and row.get("verdict")
+    }
+    encoder = next(e.name for e in chosen.found.encoders.values() if chosen.pair.concept in e.concepts
+                   and e.model == chosen.pair.model)  # fmt: skip
+    notes: dict[int, list[str]] = {}
+    for note in read_notes(chosen.found.study_folder):
+        if _is_of(note, chosen, encoder) and note.latent in shown:
+            said = " ".join(filter(None, [f"[{note.label}]" if note.label else "", note.text]))
+            notes.setdefault(note.latent, []).append(f"{said} ({note.author})")
+    return Told(top, roles, verdicts, notes)
+
+
+def _is_of(note: Note, chosen: Finished, encoder: str) -> bool:
+    return (
+        not note.withdrawn
+        and note.layer == chosen.found.name
+        and note.sae == chosen.found.sae_tensors
+        and note.encoder in (None, encoder)
+        and note.concept in (None, chosen.pair.concept)
+    )
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+
+def _write(
+    folder: Path,
+    about: dict[str, Any],
+    shown: Shown,
+    encoded: OneImage,
+    found: Explanation,
+    told: Told,
+    chosen: Finished,
+) -> None:
+    size = (shown.pixels.shape[0], shown.pixels.shape[1])
+    weight = chosen.table.readout(found.head).weight[:, found.output]
+    whole = LatentPanel(heatmap_of(encoded.weighted_map(weight), size), "all latents together", signed=True)
+    rows = []
+    for sign, words in ((1, "for"), (-1, "against")):
+        strongest = found.strongest(told.top, sign=sign)
+        maps = encoded.maps(strongest["latent"].to_numpy())
+        panels = [
+            LatentPanel(np.abs(heatmap_of(one, size)), told.caption(int(latent), float(value)))
+            for one, latent, value in zip(maps, strongest["latent"], strongest["contribution"], strict=True)
+        ]
+        rows.append((f"strongest {words}", panels))
+    title = f"{readable(about['concept'])} ({about['class']}): logit {found.logit:+.3f}".replace("-", MINUS)
+    save_figure(plot_explanation(shown.gray, rows, title=title, beside=whole), folder / FIGURE, dpi=150)
+    if shown.original is not None:
+        picture, transform = shown.original
+        step = max(1, round(picture.shape[0] / _LARGEST))
+        panels = [whole, *rows[0][1][:1], *rows[1][1][:1]]
+        back = [
+            LatentPanel(transform.heatmap_back(panel.map)[::step, ::step], panel.caption, panel.signed)
+            for panel in panels
+        ]
+        figure = plot_on_original(picture[::step, ::step], back, title="On the original's own pixels")
+        save_figure(figure, folder / ORIGINAL, dpi=150)
+    sums = found.to_frame()
+    numbers = {
+        **about,
+        "output": found.output,
+        "logit": found.logit,
+        "bias": found.bias,
+        "error": found.error,
+        "gap": found.gap,
+        "sum": sums.to_dict("records"),
+        "latents": found.latents.astype(object).where(found.latents.notna(), None).to_dict("records"),
+        "neighbours": found.neighbours.to_dict("records"),
+        "transform": shown.original[1].to_json() if shown.original is not None else None,
+    }
+    write_json(folder / NUMBERS, numbers)
+    figures = (folder / FIGURE, folder / ORIGINAL)
+    write_text(folder / PAGE, explanation_page(about, found, told, figures))
+
+
+def heatmap_of(values: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.float32]:
+    """A map over positions at the size of the image."""
+    return heatmap(values, size)
