@@ -86,6 +86,11 @@ def test_the_command_explains_an_image_of_the_study_and_its_file(finished_study:
     by_file = _explain(finished_study, images.image_paths[test], "-o", tmp_path / "b")
     assert by_id.returncode == by_file.returncode == 0, by_id.stderr + by_file.stderr
     assert by_id.stdout.replace("/a/", "/b/") == by_file.stdout
+    assert re.match(
+        rf"{re.escape(image_id)}: the logit of Mass, present, is [+−][0-9.]+ \(probability [01]\.[0-9]+ by the "
+        r"classifier\), the sum of what [0-9]+ latents, the SAE's error and the bias add\.",
+        by_id.stdout,
+    )
     said = json.loads((tmp_path / "a" / "explanation.json").read_text())
     assert sum(row["contribution"] for row in said["sum"]) == pytest.approx(said["logit"], abs=1e-4)
     assert said["transform"] is None and not (tmp_path / "a" / "original.png").exists()

@@ -108,9 +108,11 @@ def explanation_text(about: Mapping[str, Any], found: Explained, told: Told) -> 
 def _lead(about: Mapping[str, Any], found: Explained) -> str:
     said = f"{about['image']}: the logit of {readable(about['concept'])}, {about['class']}, is {_number(found.logit)}"
     if about["n_outputs"] == 1:
-        said += (
-            f" Of that {_number(found.error)} is what the SAE does not reconstruct: latents tell only a part of why."
-        )
+        probability = 1 / (1 + math.exp(-min(max(found.logit, -700), 700)))
+        said += f" (probability {probability:.3f} by the classifier)"
+    said += f", the sum of what {found.n_firing} latents, the SAE's error and the bias add."
+    if abs(found.error) > _MUCH * abs(found.logit - found.bias):
+        said += f" Of that {_number(found.error)} is what the SAE does not reconstruct: latents tell only a part."
     return said
 
 

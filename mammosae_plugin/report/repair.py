@@ -71,8 +71,8 @@ def _lead(performance: pd.DataFrame) -> list[str]:
         if len(rows):
             worst = rows.iloc[int(rows["auroc"].to_numpy().argmin())]
             sentences.append(f"The worst group {stage}: {worst['group']}, AUROC {_estimate(worst, 'auroc')}.")
-        elif (performance["group"] != "all").any():
-            sentences.append(f"No group has enough patients to be called the worst {stage}.")
+    if (performance["group"] != "all").any() and len(sentences) == 1:
+        sentences.append("No group has enough patients to be called the worst.")
     return sentences
 
 

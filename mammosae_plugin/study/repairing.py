@@ -351,7 +351,7 @@ def _performance(
                     change = resamples.interval(samples - before)
                     record["auroc_change_low"], record["auroc_change_high"] = change
                 if np.isnan(record["auroc_low"]) and n_bootstrap:
-                    record["reason"] = f"no interval: a class has fewer than {min_patients} patients"
+                    record["reason"] = f"fewer than {min_patients} patients"
             found.append(record)
     return pd.DataFrame(found)
 

@@ -107,7 +107,7 @@ def _draw_signed(axes: Axes, values: NDArray[np.floating]) -> None:
     step = max(1, round(height / 640))
     share = np.clip(np.asarray(values)[step // 2 :: step, step // 2 :: step] / limit, -1, 1)
     colors = matplotlib.colormaps[_SIGNED]((share + 1) / 2, bytes=True)
-    colors[..., 3] = np.round(255 * 0.75 * np.sqrt(np.abs(share))).astype(np.uint8)
+    colors[..., 3] = np.round(255 * 0.75 * np.abs(share)).astype(np.uint8)
     axes.imshow(colors, extent=(0, width, height, 0), interpolation="antialiased")
 
 
