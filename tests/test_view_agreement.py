@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from helpers_study import mammosae
 from scipy import sparse
 from scipy.stats import spearmanr
 
 from mammosae_plugin.analysis import view_agreement
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.latents import LatentTable
 
 BREAST, PATIENT, NOISE, SIDE, RARE, ALWAYS = range(6)
 N_PATIENTS = 60
@@ -123,3 +125,14 @@ def test_images_that_cannot_be_paired_are_refused(planted: Any, change: Any, mes
         view_agreement(broken)
     with pytest.raises(InputError, match="give the two views"):
         view_agreement(planted, views=["CC"])
+
+
+def test_the_command_tells_and_writes_what_the_function_gives(encoded: LatentTable, tmp_path: Path) -> None:
+    settings = ["--split", "training", "--draws", "50", "--bootstrap", "20", "--min-patients", "3"]
+    done = mammosae("views", encoded.folder, *settings, "-o", tmp_path / "found.csv")
+    assert done.returncode == 0 and "CC and MLO of one breast: " in done.stdout, done.stderr
+    expected = view_agreement(encoded, split="training", n_draws=50, n_bootstrap=20, min_patients=3)
+    written = pd.read_csv(tmp_path / "found.csv").drop(columns="reason")
+    pd.testing.assert_frame_equal(written, expected.drop(columns="reason"), check_dtype=False)
+    refused = mammosae("views", encoded.folder, "--views", "ML", "XCC")
+    assert refused.returncode == 2 and "it has the views CC, MLO" in refused.stderr and refused.stderr.count("\n") == 1

@@ -22,6 +22,7 @@ from mammosae_plugin.cli.hub import add_hub_commands
 from mammosae_plugin.cli.prepare import add_prepare_command
 from mammosae_plugin.cli.repair import add_repair_command
 from mammosae_plugin.cli.retrieve import add_retrieve_command
+from mammosae_plugin.cli.views import add_views_command
 from mammosae_plugin.memory import keep_freed_memory
 from mammosae_plugin.version import __version__
 
@@ -543,6 +544,7 @@ add_prepare_command(app)
 add_audit_command(app)
 add_data_commands(app)
 add_retrieve_command(app)
+add_views_command(app)
 add_explain_command(app)
 add_repair_command(app)
 add_export_command(app)
