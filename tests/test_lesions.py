@@ -244,9 +244,11 @@ def test_what_finds_lesions_is_told_from_what_does_not(found):
     assert rows["rank"].tolist() == [1, 2, 3, 1] and rows["method"].tolist() == ["latent"] * 3 + ["group"]
 
 
-def test_noise_is_rarely_called_significant():
-    ps = [froc(made_table(20, 6, seed), [1, 2, 3, 4, 5], "Mass", n_bootstrap=0).rows["p"] for seed in range(8)]
-    assert (np.concatenate(ps) <= 0.05).mean() <= 0.125
+@pytest.mark.parametrize("n_patients", [9, 20])
+def test_noise_is_rarely_called_significant(n_patients):
+    """With 9 patients each image has two others to borrow from: luck with one lesion must not look like more."""
+    ps = [froc(made_table(n_patients, 6, seed), [1, 2, 3, 4, 5], "Mass", n_bootstrap=0).rows["p"] for seed in range(12)]
+    assert (np.concatenate(ps) <= 0.05).mean() <= 0.1
 
 
 def test_chance_is_what_the_lesions_of_other_patients_of_the_same_side_and_view_would_have(table, found):

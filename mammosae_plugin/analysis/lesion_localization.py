@@ -104,9 +104,9 @@ def froc(
     but without a box of it are left out, since nobody knows which of their peaks are false.
 
     Chance is what the same peaks at the same thresholds find of the lesions of other patients' images of the same side
-    and view (up to 50 of them for each image), as if each image had these. p is the share of `n_null` draws of one
-    such image for each that has as high a CPM, the drawn and the real one both counted; `p_adjusted` is by Benjamini
-    and Hochberg over all rows.
+    and view (up to 50 of them for each image), as if each image had these. p is a permutation test of that: of `n_null`
+    draws, each of which gives every image the lesions of one of these images or its own, the share with as high a CPM,
+    the real one counted too. `p_adjusted` is by Benjamini and Hochberg over all rows.
 
     Args:
         table: a latents table with peaks.
@@ -281,9 +281,10 @@ class _Judge:
         alike = lenders(table.images.iloc[self.boxed_rows], lesions.patients[self.boxed])
         generator = np.random.default_rng(seed)
         self.lent = [_some(np.flatnonzero(row), generator) for row in alike]
-        self.n_lent = [n_lesions[own] for own in self.lent]
+        # Whether lesions lie where they lie by chance is told by draws from their own places and those of others.
+        self.candidates = [np.append(place, own) for place, own in enumerate(self.lent)]
         self.n_lesions = n_lesions
-        self.null = _draws(self.lent, n_null, generator)
+        self.null = _draws(self.candidates, n_null if any(map(len, self.lent)) else 0, generator)
         self.cpm_samples: list[NDArray[np.float64]] = []
 
     def counts(self) -> dict[str, float]:
@@ -371,23 +372,21 @@ class _Judge:
         self, found: Detections, thresholds: NDArray[np.float32]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """(n_limits, n_maps) the sensitivity to borrowed lesions, and (n_null, n_maps) CPMs of draws of them."""
-        n_maps = thresholds.shape[1]
-        hits: list[NDArray[np.float64]] = []  # of each image and lender: how many of its lesions, (n_limits, n_maps)
-        for image, lent in zip(self.boxed, self.lent, strict=True):
-            for lender in lent:
-                inside = self.lesions.inside[self.lesions.of_image(self.boxed[lender])]
+        hits: list[NDArray[np.float64]] = []  # of each image and candidate: how many of its lesions, (n_limits, n_maps)
+        for image, candidates in zip(self.boxed, self.candidates, strict=True):
+            for candidate in candidates:
+                inside = self.lesions.inside[self.lesions.of_image(self.boxed[candidate])]
                 best = found.best_in(image, inside)
                 hits.append((best[None] > thresholds[:, None]).sum(axis=1).astype(np.float64))
-        if not hits:
-            return np.full((len(self.limits), n_maps), np.nan), np.full((0, n_maps), np.nan)
-        of_pairs, sizes = np.stack(hits), np.concatenate(self.n_lent)
-        # Every image counts as many lesions as it has itself.
-        n_own = np.repeat(self.n_lesions, [len(own) for own in self.lent])
-        n_lenders = np.repeat([len(own) for own in self.lent], [len(own) for own in self.lent])
-        weight = n_own / n_lenders / sizes
-        chance = np.einsum("p,pfm->fm", weight, of_pairs) / self.n_lesions[[len(own) > 0 for own in self.lent]].sum()
+        of_pairs, sizes = np.stack(hits), self.n_lesions[np.concatenate(self.candidates)]
         drawn = self.null @ of_pairs.mean(axis=1) / (self.null @ sizes)[:, None]
-        return chance, drawn
+        # For chance every image counts as many lesions as it has itself, and its own are left out.
+        n_candidates = np.array([len(own) for own in self.candidates])
+        weight = np.repeat(self.n_lesions / np.maximum(n_candidates - 1, 1), n_candidates) / sizes
+        weight[np.cumsum(n_candidates) - n_candidates] = 0
+        n_lent_to = int(self.n_lesions[n_candidates > 1].sum())
+        nothing = np.full(thresholds.shape, np.nan)
+        return np.einsum("p,pfm->fm", weight, of_pairs) / n_lent_to if n_lent_to else nothing, drawn
 
     def _over_lenders(self, judged: Callable[[int, NDArray[np.bool_]], NDArray[np.generic]]) -> NDArray[np.float64]:
         """(n_boxed, n_maps) the mean over lenders of what is judged against the union of an image's lesions."""
@@ -438,11 +437,11 @@ def _some(lent: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np
     return np.sort(generator.choice(lent, _MOST_LENDERS, replace=False)) if len(lent) > _MOST_LENDERS else lent
 
 
-def _draws(lent: Sequence[NDArray[np.int64]], n: int, generator: np.random.Generator) -> sparse.csr_array:
-    """(n, n_pairs) which lender each image borrows from in each draw; pairs are images and their lenders in order."""
-    sizes = np.array([len(own) for own in lent], dtype=np.int64)
-    starts, borrows = np.cumsum(sizes) - sizes, sizes > 0
-    picked = starts[borrows] + (generator.random((n, int(borrows.sum()))) * sizes[borrows]).astype(np.int64)
+def _draws(candidates: Sequence[NDArray[np.int64]], n: int, generator: np.random.Generator) -> sparse.csr_array:
+    """(n, n_pairs) whose lesions each image has in each draw; pairs are images and their candidates in order."""
+    sizes = np.array([len(own) for own in candidates], dtype=np.int64)
+    starts = np.cumsum(sizes) - sizes
+    picked = starts + (generator.random((n, len(sizes))) * sizes).astype(np.int64)
     indptr = np.arange(n + 1) * picked.shape[1]
     return sparse.csr_array((np.ones(picked.size), picked.ravel(), indptr), shape=(n, int(sizes.sum())))
 

@@ -390,7 +390,11 @@ def _refuse(options: Mapping[str, object], why: str) -> None:
 
 _add_step("probe", "Table 1, the class means of every latent and their ranking (Eq. 2).")
 _add_step("intervene", "Figure 2: keep or remove each class's best latents, beside random groups (Eq. 3 and 4).")
-_add_step("localize", "Table 2: how well the best latents' heatmaps find the radiologists' boxes.")
+_add_step(
+    "localize",
+    "Table 2: how well the best latents' heatmaps find the radiologists' boxes. FROC: which lesions, and how many "
+    "false positives on all images.",
+)
 _add_step("report", "Write figures, tables, results.json and report.html.")
 
 

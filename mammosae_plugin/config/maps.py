@@ -1,8 +1,8 @@
 """The configuration of a study of maps: every setting, its meaning and its default, checked before anything runs."""
 
 __all__ = [
-    "AnalysisConfig", "ModelConfig", "NetworkStart", "Outputs", "PreprocessingSettings", "ReportConfig", "SAEConfig",
-    "SAETrainingSource", "START_LIBRARIES", "StudyConfig", "WEIGHTS_BY_NAME",
+    "AnalysisConfig", "LesionSettings", "ModelConfig", "NetworkStart", "Outputs", "PreprocessingSettings",
+    "ReportConfig", "SAEConfig", "SAETrainingSource", "START_LIBRARIES", "StudyConfig", "WEIGHTS_BY_NAME",
 ]  # fmt: skip
 
 import importlib.util
@@ -254,6 +254,35 @@ class SAEConfig(Settings):
         return self
 
 
+class LesionSettings(Settings):
+    """Localization lesion by lesion, on all test images: FROC of the best latents and of what stands beside them."""
+
+    peaks: int = Field(5, gt=0, le=255, description="Strongest local maxima kept of every map in every image.")
+    top: int | None = Field(
+        None, gt=0, description="How many of the best latents and raw channels are judged; None means analysis.top."
+    )
+    group: int | None = Field(
+        None,
+        gt=1,
+        description="How many of the best latents are summed up, weighted by what each adds to the logit, and judged "
+        "as one map (where the classifier reads the layer's mean); None means `top`.",
+    )
+    fppi: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        (0.125, 0.25, 0.5, 1.0, 2.0, 4.0),
+        min_length=1,
+        max_length=16,
+        description="False positives per image at which sensitivities are read.",
+    )
+    n_null: int = Field(999, ge=19, description="Draws of other patients' lesions for chance.")
+
+    @field_validator("fppi")
+    @classmethod
+    def _rising(cls, fppi: tuple[float, ...]) -> tuple[float, ...]:
+        if list(fppi) != sorted(set(fppi)):
+            raise ValueError("fppi rises: name each number of false positives once, the smallest first")
+        return fppi
+
+
 class AnalysisConfig(Settings):
     """What is computed from the latents tables."""
 
@@ -290,6 +319,12 @@ class AnalysisConfig(Settings):
     )
     contours: Literal["all", "outer"] = Field(
         "all", description="Regions that get a box: all, or, as in the release, those that no other region encloses."
+    )
+
+    lesions: LesionSettings | None = Field(
+        LesionSettings(),
+        description="Which lesions maps find, at how many false positives on all images (FROC); null leaves it out, "
+        "and the latents tables then keep no peaks.",
     )
 
     @field_validator("percentile")

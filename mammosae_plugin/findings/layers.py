@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import atomic_path
-from mammosae_plugin.schema.findings import LAYER_SCHEMAS, LAYERS
+from mammosae_plugin.schema.findings import LAYER_SCHEMAS, LAYERS, OPTIONAL
 from mammosae_plugin.schema.results import FORMAT_VERSION, Results, Row
 
 _FACTS = tuple(column for column in LAYERS["study"] if column.name not in ("layer", "primary"))
@@ -39,6 +39,7 @@ def write_layers(found: Mapping[str, Results], folder: Path) -> None:
             tables[name] += [{"layer": layer, **row} for row in values[name]]
         judged = [*({"method": "latent", **row} for row in values["localization"]), *values.get("baselines", [])]
         tables["localization"] += [{"layer": layer, **row} for row in judged]
+        tables["lesions"] += [{"layer": layer, **row} for row in values.get("lesions", [])]
         tables["layers"] = values.get("layers", [])  # the same at each
     for name, rows in tables.items():
         schema = LAYER_SCHEMAS[name]
@@ -54,7 +55,9 @@ def read_layers(folder: Path) -> dict[str, Results]:
         InputError: It is not there, is damaged, or is of another version.
     """
     tables = {
-        name: read_table(folder / f"{name}.parquet", schema).to_pylist() for name, schema in LAYER_SCHEMAS.items()
+        name: read_table(folder / f"{name}.parquet", schema).to_pylist()
+        for name, schema in LAYER_SCHEMAS.items()
+        if name not in OPTIONAL or (folder / f"{name}.parquet").exists()
     }
     found = {}
     for facts in tables["study"]:
@@ -74,6 +77,7 @@ def read_layers(folder: Path) -> dict[str, Results]:
             **{name: rows(name) for name in _ROWS},
             "localization": [_without_method(row) for row in judged if row["method"] == "latent"],
             "baselines": [row for row in judged if row["method"] != "latent"],
+            **({"lesions": lesions} if (lesions := rows("lesions") if "lesions" in tables else []) else {}),
         }
         if tables["layers"]:
             results |= {"layer": {"name": layer, "primary": facts["primary"]}, "layers": tables["layers"]}

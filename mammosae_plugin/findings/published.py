@@ -53,6 +53,8 @@ class Findings:
         study: What the rows are from: format_version, title, created, data_kind, min_group, layers, concepts, and as
             JSON values config, provenance, data, models, sae (by layer), named_latents (by layer).
         examples: Heatmaps of single images, where they were published; None otherwise.
+        lesions: One row per layer, model, concept, method and latent: which lesions its peaks find; None where the
+            study did not look for them.
         repo_id: owner/name of the dataset on the Hub that they were read from; None for what lies on this machine.
         score_cards: Of a study on this machine whose SAEs were audited, their score cards by the layer's folder name.
     """
@@ -66,6 +68,7 @@ class Findings:
     notes: pd.DataFrame
     study: dict[str, Any]
     examples: pd.DataFrame | None = None
+    lesions: pd.DataFrame | None = None
     repo_id: str | None = None
     score_cards: Mapping[str, ScoreCard] = dataclasses.field(default_factory=dict)
 
@@ -127,6 +130,7 @@ class Findings:
             notes=_tidy_notes(latents),
             study={key: json.loads(value) if key in JSON_COLUMNS else value for key, value in study.items()},
             examples=_frame(tables["examples"]) if "examples" in tables else None,
+            lesions=_frame(tables["lesions"]) if "lesions" in tables else None,
         )
 
 

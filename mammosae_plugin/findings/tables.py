@@ -28,10 +28,12 @@ from mammosae_plugin.findings.kept import TEST, TRAINING, Kept, read_kept
 from mammosae_plugin.findings.notes import Note, read_notes, with_readers
 from mammosae_plugin.findings.study_folder import Encoder, LayerResults, StudyFolder
 from mammosae_plugin.privacy.small_groups import Mask, is_few, rare_rows
-from mammosae_plugin.schema.findings import CONCEPT, FORMAT_VERSION, NOTE, SCHEMAS, names_of, struct_of
+from mammosae_plugin.schema.findings import CONCEPT, FORMAT_VERSION, NOTE, OPTIONAL, SCHEMAS, names_of, struct_of
 from mammosae_plugin.schema.results import ROLE_NUMBERS, TRAINED_HERE, stated_role
 
 Row = dict[str, Any]
+_ROWS = ("interventions", "reconstruction", "localization", "lesions")
+_OF_MAPS = ("localization", "lesions")  # rows of latents and of what stands beside them, by rank
 
 
 def findings_tables(study: StudyFolder, *, min_group: int = 5, about: About | None = None) -> dict[str, pa.Table]:
@@ -55,7 +57,9 @@ def findings_tables(study: StudyFolder, *, min_group: int = 5, about: About | No
             for layer in study.layers
             for encoder in layer.encoders.values()
         ),
-        **{config: rows_table(config, study, told) for config in ("interventions", "reconstruction", "localization")},
+        **{
+            config: rows_table(config, study, told) for config in _ROWS if config not in OPTIONAL or _has(config, study)
+        },
         "study": _study(study, told, min_group, about or About().with_record(study.folder)),
     }
 
@@ -332,13 +336,13 @@ def rows_table(config: str, study: StudyFolder, told: ToldOf) -> pa.Table:
         for row in _rows_of(config, layer):
             group, of_encoder = groups[row["model"], row["concept"]]
             shown: Row | None = row
-            if config == "localization":
-                shown = _localization(row, group, of_encoder)
+            if config in _OF_MAPS:
+                shown = _localization(config, row, group, of_encoder)
             elif group.are_small(TEST, of_encoder.min_group):
                 shown = _without(row, names_of(config, "count", "group"))
             if shown is not None:
                 found.append({"layer": layer.name, **shown})
-    if config == "localization":
+    if config in _OF_MAPS:
         _renumber(found)
     schema = SCHEMAS[config]
     return pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in found], schema=schema)
@@ -348,22 +352,30 @@ def _without(row: Row, columns: Iterable[str]) -> Row:
     return {**row, **dict.fromkeys(columns)}
 
 
-def _localization(row: Row, group: Groups, told: Tellable) -> Row | None:
-    """A row of Table 2 as far as it may be told; None where which latents are judged would tell how they rank."""
+def _has(config: str, study: StudyFolder) -> bool:
+    return any(_rows_of(config, layer) for layer in study.layers)
+
+
+def _localization(config: str, row: Row, group: Groups, told: Tellable) -> Row | None:
+    """A row of Table 2, or of lesions, as far as it may be told; None where whose it is would tell how latents rank."""
     of_latent = row["method"] == "latent"
-    if group.are_small(TRAINING, told.min_group) or (of_latent and told.class_means[row["concept"]][row["latent"]]):
+    hidden = told.class_means[row["concept"]]
+    if group.are_small(TRAINING, told.min_group) or (of_latent and hidden[row["latent"]]):
         return None
+    if (member := row.get("best_member", -1)) >= 0 and (hidden[member] or told.boxes[row["concept"]][member]):
+        row = _without(row, ("best_member", "gain", "gain_low", "gain_high"))
     if not group.tells_precision(told.min_group):
-        return _without(row, names_of("localization", "count", "group"))
+        return _without(row, (*names_of(config, "count", "group"), *(("best_member",) if config == "lesions" else ())))
     few = of_latent and told.boxes[row["concept"]][row["latent"]]
-    return _without(row, ("average_precision", "n_predictions") if few else ())
+    of_few = ("average_precision", "n_predictions") if config == "localization" else names_of(config, "group")
+    return _without(row, of_few if few else ())
 
 
 def _renumber(rows: Sequence[Row]) -> None:
     """Ranks among the latents that are shown."""
     last: dict[tuple[Any, ...], int] = {}
     for row in rows:
-        place = tuple(row[name] for name in ("layer", "model", "concept", "method", "threshold", "iou_threshold"))
+        place = tuple(row.get(name) for name in ("layer", "model", "concept", "method", "threshold", "iou_threshold"))
         row["rank"] = last[place] = last.get(place, 0) + 1
 
 
@@ -371,7 +383,8 @@ def _rows_of(config: str, layer: LayerResults) -> list[Row]:
     results = layer.results
     if config == "localization":
         return [{"method": "latent", **row} for row in results["localization"]] + results.get("baselines", [])
-    return results["interventions"] if config == "interventions" else results["reconstruction"]
+    rows: list[Row] = results.get(config, [])  # type: ignore[assignment]
+    return rows
 
 
 # study

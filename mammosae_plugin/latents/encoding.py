@@ -287,7 +287,7 @@ def _encode(
             "map_latents": list(kept.latents),
             "map_channels": list(kept.channels),
             **({"map_images": "all"} if kept.everywhere else {}),
-            **({"map_groups": {name: dict(group) for name, group in kept.groups.items()}} if kept.groups else {}),
+            **({"map_groups": groups} if (groups := kept.listed_groups) else {}),
             "batch_size": batch_size,
         }
         compute = partial(encoder.encode, part, kept=kept, batch_size=batch_size, num_workers=num_workers)
@@ -381,6 +381,11 @@ class _Maps:
     gradcam: tuple[str, ...] = ()
     groups: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     everywhere: bool = False  # of every image, or of those with a box
+
+    @property
+    def listed_groups(self) -> list[Any]:
+        """The groups as JSON has them, whose keys are texts."""
+        return [[name, list(map(list, group.items()))] for name, group in self.groups.items()]
 
     def __bool__(self) -> bool:
         return bool(self.latents or self.channels or self.gradcam)

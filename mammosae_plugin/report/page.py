@@ -18,7 +18,15 @@ from mammosae_plugin.files import local_path, write_text
 from mammosae_plugin.measures.units import EvaluationUnit
 from mammosae_plugin.report.paper import compare_figure_2, compare_table_1, compare_table_2, paper_concepts
 from mammosae_plugin.report.rendering import figure_source, render
-from mammosae_plugin.report.summary import RESTORED, Finding, baselines_summary, findings, layers_summary, summary
+from mammosae_plugin.report.summary import (
+    RESTORED,
+    Finding,
+    baselines_summary,
+    findings,
+    layers_summary,
+    lesions_summary,
+    summary,
+)
 from mammosae_plugin.report.views import TableView, rankings_view, roles_view, shared_latents, sweep_view, table_view
 from mammosae_plugin.schema.libraries import cited, libraries_used, library_title
 from mammosae_plugin.schema.names import (
@@ -29,6 +37,7 @@ from mammosae_plugin.schema.names import (
     figure_2_name,
     figure_3_name,
     figure_4_name,
+    froc_name,
     layer_folder,
     readable,
 )
@@ -45,6 +54,7 @@ from mammosae_plugin.schema.results import (
     number,
     pairs,
 )
+from mammosae_plugin.visualization.lesions import table_lesions
 from mammosae_plugin.visualization.tables import MISSING, Estimate, table_1, table_2, table_layers
 
 _SIGNS = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}
@@ -114,6 +124,8 @@ def _content(results: Results, figures_folder: Path) -> dict[str, Any]:
             for model, concept in pairs(results)
         ],
         "table_2": _table_2(results),
+        "lesions": _lesions(results, figures_folder),
+        "table_lesions": table_view(table_lesions(results), n_labels=3),
         "iou_thresholds": sorted({f"{row['iou_threshold']:g}" for row in results["localization"]}),
         "baselines": baselines_summary(results),
         "methods": {row["method"] for row in results.get("baselines", [])},
@@ -250,6 +262,30 @@ def _table_2(results: Results) -> TableView | None:
     if table["iou_threshold"].nunique() == 1:
         return table_view(table.drop(columns="iou_threshold"), n_labels=4)
     return table_view(table, n_labels=5)
+
+
+def _lesions(results: Results, folder: Path) -> list[Row]:
+    """The section on lesions: of each concept a figure, how much stands behind it, and sentences."""
+    rows, found = results.get("lesions", []), []
+    for concept in dict.fromkeys(row["concept"] for row in rows):
+        own = [row for row in rows if row["concept"] == concept]
+        first = own[0]
+        n = (
+            f"n = {first['n_images']:,} test images of {first['n_patients']:,} patients, "
+            f"{first['n_healthy']:,} healthy; "
+            f"{first['n_lesions']:,} lesions in {first['n_lesion_images']:,} images of "
+            f"{first['n_lesion_patients']:,} patients"
+        )
+        if first["n_unlocated"]:
+            n += f"; {first['n_unlocated']:,} images with the finding but no box were left out"
+        if first["n_reachable"] < first["n_lesions"]:
+            n += f"; the centre of a position lies in {first['n_reachable']:,} of the lesions, others cannot be found"
+        fppi = ", ".join(f"{x:g}" for x in first["fppi"])
+        alt = f"{readable(concept)}: share of lesions found against false positives per image"
+        found.append(
+            {"figure": _figure(folder, froc_name(concept), alt, n), "said": lesions_summary(own), "fppi": fppi}
+        )
+    return found
 
 
 def _layers(results: Results, folder: Path) -> dict[str, Any]:

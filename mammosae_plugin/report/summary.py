@@ -1,13 +1,22 @@
 """What a study found, in numbers and in sentences made from those numbers."""
 
-__all__ = ["baselines_summary", "Finding", "findings", "Group", "layers_summary", "RESTORED", "summary"]
+__all__ = [
+    "baselines_summary",
+    "Finding",
+    "findings",
+    "Group",
+    "layers_summary",
+    "lesions_summary",
+    "RESTORED",
+    "summary",
+]
 
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from mammosae_plugin.measures.units import EvaluationUnit
-from mammosae_plugin.schema.names import readable
+from mammosae_plugin.schema.names import MINUS, ends, readable
 from mammosae_plugin.schema.results import (
     NEAR_ZERO,
     WEAK,
@@ -23,6 +32,7 @@ from mammosae_plugin.schema.results import (
     reference_auroc,
     sae_flaw,
 )
+from mammosae_plugin.visualization.lesions import best_of
 from mammosae_plugin.visualization.tables import Estimate, estimate
 
 RESTORED = 0.95  # share of the AUROC above chance at which a group counts as restoring the model
@@ -183,6 +193,36 @@ def baselines_summary(results: Results) -> list[str]:
         ]
         if compared:
             sentences.append(_compared(compared, words))
+    return sentences
+
+
+def lesions_summary(rows: list[Row]) -> list[str]:
+    """Of one concept: what the best latent of each model finds beyond chance, and whether the sum finds more."""
+    sentences = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        best, group = best_of(own, "latent"), best_of(own, "group")
+        if best is None:
+            continue
+        low, high, chance = (number(best[name]) for name in ("all_cpm_low", "all_cpm_high", "all_cpm_chance"))
+        interval = f" [{' to '.join(ends(low, high))}]" if math.isfinite(low) else ""
+        beside = f" beside {chance:.3f} by chance" if math.isfinite(chance) else ""
+        p = number(best["p_adjusted"])
+        beyond = math.isfinite(low) and low > chance and p <= 0.05
+        verdict = "more than chance" if beyond else "no more than chance would, as far as can be told"
+        n = sum(row["method"] == "latent" for row in own)
+        sentences.append(
+            f"{model}: latent {best['latent']} has the highest CPM of the {n} best, "
+            f"{number(best['all_cpm']):.3f}{interval}{beside}: it finds {verdict}."
+        )
+        if group is not None and math.isfinite(gain := number(group["gain"])):
+            low, high = number(group["gain_low"]), number(group["gain_high"])
+            interval = f" [{' to '.join(ends(low, high))}]" if math.isfinite(low) else ", without an interval"
+            says = "more than" if low > 0 else "less than" if high < 0 else "neither surely more nor less than"
+            sentences.append(
+                f"Their sum, weighted by what each adds to the logit, finds {says} the best of them: CPM "
+                f"{number(group['all_cpm']):.3f}, a difference of {gain:+.3f}{interval}.".replace("-", MINUS)
+            )
     return sentences
 
 

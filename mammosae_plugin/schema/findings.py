@@ -165,6 +165,41 @@ NOTE = (
     Column("created", _TEXT, "when it was written"),
 )
 
+_FOUND = {
+    "all": ("lesions found", "in all test images"),
+    "healthy": ("lesions found", "in healthy images alone"),
+    "breast": ("breasts of which a lesion is found", "in all test images"),
+}
+
+
+def _of_lesions() -> Iterator[Column]:
+    """What is told of how a map finds lesions."""
+    for kind, (what, where) in _FOUND.items():
+        for end in ("", "_low", "_high"):
+            told = (
+                f"share of {what} at each `fppi`, false positives counted {where}, with its 95 % interval over patients"
+            )
+            yield Column(f"{kind}_sensitivity{end}", pa.list_(_REAL), told, "0 to 1", "group")
+        yield from _with_interval(f"{kind}_cpm", f"mean of `{kind}_sensitivity`", label="CPM")
+    chance = "the same of lesions of other patients, in images of the same side and view"
+    yield Column("all_sensitivity_chance", pa.list_(_REAL), chance, "0 to 1", "group")
+    yield Column("all_cpm_chance", _REAL, "its mean", "0 to 1", "group")
+    yield Column("p", _REAL, "share of draws of such lesions, or the own, with as high a CPM", "0 to 1", "group")
+    yield Column(
+        "p_adjusted", _REAL, "the same, by Benjamini and Hochberg over the maps of a finding", "0 to 1", "group"
+    )
+    for name, what in (
+        ("pointing", "share of images with lesions whose highest peak lies in one"),
+        ("energy", "mean share of the map in the image's lesions"),
+    ):
+        yield from _with_interval(name, what)
+        yield Column(f"{name}_chance", _REAL, chance, "0 to 1", "group")
+    yield Column("average_precision", _REAL, "of its boxes, as in localization", "0 to 1", "group")
+    yield Column("best_member", _WHOLE, "of a group: its latent of the highest CPM; else -1")
+    for end in ("", "_low", "_high"):
+        yield Column(f"gain{end}", _REAL, "the group's CPM less that latent's, with its interval", "", "group")
+
+
 COLUMNS: Mapping[str, tuple[Column, ...]] = {
     "latents": (
         _LAYER,
@@ -216,6 +251,22 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("n_boxes", _WHOLE, "annotated boxes in them", "boxes", "count", label="Boxes"),
         Column("n_predictions", _WHOLE, "boxes that were drawn", "boxes", "count"),
         Column("average_precision", _REAL, "of the boxes", "0 to 1", "group"),
+    ),
+    "lesions": (
+        *_PAIR,
+        Column("method", _TEXT, "whose peaks: latent, channel, grad_cam, or group, the sum of the best latents"),
+        Column("rank", _WHOLE, "place of the latent or channel by score"),
+        Column("latent", _WHOLE, "number of the latent or channel; -1 for Grad-CAM and groups"),
+        Column("n_latents", _WHOLE, "latents that were summed up", "latents"),
+        Column("fppi", pa.list_(_REAL), "false positives per image"),
+        Column("n_images", _WHOLE, "test images that were looked at", "images", "count", label="Images"),
+        Column("n_healthy", _WHOLE, "those without the finding and without a box", "images", "count", label="Healthy"),
+        Column("n_unlocated", _WHOLE, "left out: the finding without a box", "images", "count"),
+        Column("n_lesions", _WHOLE, "annotated lesions", "lesions", "count", label="Lesions"),
+        Column("n_reachable", _WHOLE, "those in which the centre of a position lies", "lesions", "count"),
+        Column("n_lesion_images", _WHOLE, "images with lesions", "images", "count"),
+        Column("n_breasts", _WHOLE, "breasts with lesions; nothing where sides are not known", "breasts", "count"),
+        *_of_lesions(),
     ),
     "study": (
         Column("format_version", _WHOLE, "of this layout"),
@@ -350,6 +401,12 @@ LAYERS: Mapping[str, tuple[Column, ...]] = {
     ),
     "interventions": (*COLUMNS["interventions"], *_BEHIND, *_SECRET_BEHIND),
     "localization": (*COLUMNS["localization"], *BOX_PRECISIONS),
+    "lesions": (
+        *COLUMNS["lesions"],
+        Column("n_patients", _WHOLE, "patients of the images", "patients", "secret"),
+        Column("n_lesion_patients", _WHOLE, "patients with lesions", "patients", "secret"),
+        Column("energy_n_images", _WHOLE, "images in which the map is anywhere above 0", "images", "secret"),
+    ),
     "layers": (
         *(_LAYER, _HOOK, *_PAIR[1:]),
         Column("grid", pa.list_(_WHOLE), "rows and columns of positions", "positions"),
@@ -374,7 +431,8 @@ LAYERS: Mapping[str, tuple[Column, ...]] = {
 """The tables that a study keeps of its layers: a row per layer, and the rows of all layers, with every number."""
 
 CONFIGS = tuple(COLUMNS)
-OPTIONAL = ("examples",)
+OPTIONAL = ("examples", "lesions")
+"""Configs that not every study has: of those that ask for it, and of those of this version on."""
 SCHEMAS, KEPT_SCHEMAS, LAYER_SCHEMAS = (
     {name: pa.schema([column.field for column in columns]) for name, columns in tables.items()}
     for tables in (COLUMNS, KEPT, LAYERS)

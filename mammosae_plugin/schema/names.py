@@ -2,7 +2,7 @@
 
 __all__ = [
     "digits", "ends", "figure_2_name", "figure_3_name", "figure_4_name", "FIGURE_LAYERS", "FIGURES_FOLDER",
-    "FIGURES_RECORD", "file_part", "FINDINGS_FOLDER", "layer_folder", "LAYERS_FOLDER", "MINUS", "readable",
+    "FIGURES_RECORD", "file_part", "FINDINGS_FOLDER", "froc_name", "layer_folder", "LAYERS_FOLDER", "MINUS", "readable",
     "REPORT_FILE", "RESULTS_FILE", "TABLES_FOLDER",
 ]  # fmt: skip
 
@@ -48,6 +48,11 @@ def figure_3_name(model: str, concept: str) -> str:
 def figure_4_name(model: str, concept: str) -> str:
     """File of Figures 4 and 5: mean activation of every live latent in one class against the other."""
     return f"figure_4_{file_part(model)}_{file_part(concept)}.png"
+
+
+def froc_name(concept: str) -> str:
+    """File of the FROC curves of all models of one concept."""
+    return f"froc_{file_part(concept)}.png"
 
 
 def layer_folder(layer: str, primary: str) -> str:

@@ -48,6 +48,7 @@ Row = dict[str, Any]
 class _Optional(TypedDict, total=False):
     checks: list[Row]
     baselines: list[Row]
+    lesions: list[Row]
     n_controls: int
     layer: dict[str, str]
     layers: list[Row]

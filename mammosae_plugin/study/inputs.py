@@ -21,8 +21,9 @@ from mammosae_plugin.adapters.fast_inference import compiled, fold_batch_norms
 from mammosae_plugin.adapters.hook_names import hook_name_of, module_path
 from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.adapters.sources import CLASSIFIER_FILES, Source, find_source
+from mammosae_plugin.analysis.lesion_truth import Masks
 from mammosae_plugin.config import ModelConfig, StudyConfig
-from mammosae_plugin.datasets import StudyDataset, Vocabulary, open_dataset
+from mammosae_plugin.datasets import ImageTable, StudyDataset, Vocabulary, open_dataset
 from mammosae_plugin.datasets.base import MammogramDataset
 from mammosae_plugin.datasets.registry import dataset_kind
 from mammosae_plugin.errors import InputError
@@ -179,6 +180,14 @@ class StudyInputs(StudyImages):
         findings, boxed = self.split(TEST).findings, self.all_images.concepts
         with_boxes = [c for c in self.findings if c in boxed and findings.loc[findings[c] > 0, "xmin"].notna().any()]
         return [pair for pair in self.pairs if pair.concept in with_boxes]
+
+    def masks_of(self, concept: str) -> Masks | None:
+        """Image id -> mask of a concept's lesions, where the data have masks of it and count images; else None."""
+        dataset = self.dataset
+        if not isinstance(dataset, ImageTable) or dataset.unit != "image" or not self.concepts[concept].masks:
+            return None
+        number_of = {image_id: number for number, image_id in enumerate(dataset.images["image_id"])}
+        return lambda image_id: dataset.masks(number_of[image_id]).get(concept)
 
     # Models and layers
 

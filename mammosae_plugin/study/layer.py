@@ -12,7 +12,7 @@ import pandas as pd
 
 from mammosae_plugin.activations import cache_layer_outputs, layer_output_nbytes
 from mammosae_plugin.adapters import HookedVisionModel
-from mammosae_plugin.analysis import intervention, localization, probing, reconstruction
+from mammosae_plugin.analysis import froc, intervention, localization, probing, reconstruction
 from mammosae_plugin.analysis.roles import latent_roles
 from mammosae_plugin.datasets import StudyDataset
 from mammosae_plugin.latents import LatentTable
@@ -308,6 +308,42 @@ class LayerStudy(LayerTables):
             ).to_frame(),
         )
 
+    @cached_property
+    def lesions(self) -> pd.DataFrame:
+        """Lesion by lesion: FROC of the best latents, their sum, raw channels and Grad-CAM, on all test images."""
+        analysis, lesions = self.config.analysis, self.config.analysis.lesions
+        if lesions is None:
+            return pd.DataFrame()
+        intervals = {name: value for name, value in self._intervals.items() if name != "unit"}
+
+        def judged(table: LatentTable, pair: ModelPair) -> pd.DataFrame:
+            n = self.n_judged
+            found = froc(
+                table,
+                self.ranking(table, pair.concept).indices[1, :n],
+                pair.concept,
+                split=TEST,
+                channels=self._channel_ranking(table, pair.concept).indices[1, :n],
+                groups=[name for name in table.map_groups(TEST) if name == pair.concept],
+                masks=self.study.masks_of(pair.concept),
+                fppi=lesions.fppi,
+                n_null=lesions.n_null,
+                **intervals,
+            ).to_frame()
+            found["fppi"] = pd.Series([list(lesions.fppi)] * len(found), index=found.index, dtype=object)
+            return found.drop(columns=["name", "average_precision"])
+
+        settings = {**self._intervals, **lesions.model_dump(), "n": self.n_judged, "score": analysis.score}
+        found = self._each("lesions", settings, judged, self.study.pairs_with_boxes)
+        return found if found.empty else found.assign(average_precision=self._precisions(found))
+
+    def _precisions(self, found: pd.DataFrame) -> list[float]:
+        """The average precision of Table 2, by its first threshold, of the maps that were looked for lesions in."""
+        key = ["model", "concept", "method", "latent"]
+        judged = pd.concat([self.localization.assign(method="latent"), self.baselines])
+        of = judged.drop_duplicates(key).set_index(key)["average_precision"]
+        return [float(of.get(tuple(row), np.nan)) for row in found[key].itertuples(index=False)]
+
     def localize(self) -> None:
-        """Table 2."""
-        _ = self.localization, self.baselines
+        """Table 2, and the lesions that are found."""
+        _ = self.localization, self.baselines, self.lesions

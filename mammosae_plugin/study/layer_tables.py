@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 from sae_lens import SAE
+from torch import nn
 
 from mammosae_plugin.activations import ActivationStore
 from mammosae_plugin.adapters import HookedVisionModel
@@ -234,6 +235,8 @@ class LayerTables:
             map_channels=lambda table: self._to_map(table, self._channel_ranking),
             map_splits=(TEST,),
             gradcam=self.config.analysis.gradcam,
+            peaks=0 if (lesions := self.config.analysis.lesions) is None else lesions.peaks,
+            map_groups=lambda table: self._groups(table, heads),
             device=self.config.device,
             batch_size=self.config.batch_size,
             num_workers=self.config.num_workers,
@@ -248,10 +251,29 @@ class LayerTables:
     ) -> Sequence[int]:
         """The best latents, or channels, of every finding by either score: Table 2 and Figure 3 need their maps."""
         chosen: set[int] = set()
+        n = max(self.config.analysis.top, self.n_judged)
         for concept in self.study.findings:
             for score in self._scores:
-                chosen |= {int(index) for index in rank(table, concept, score).indices[1, : self.config.analysis.top]}
+                chosen |= {int(index) for index in rank(table, concept, score).indices[1, :n]}
         return sorted(chosen)
+
+    def _groups(self, table: LatentTable, heads: Mapping[str, nn.Linear]) -> dict[str, dict[int, float]]:
+        """The best latents of every finding, each weighted by what it adds to the logit, where that is linear."""
+        lesions = self.config.analysis.lesions
+        if lesions is None or table.readout_kind != "linear":
+            return {}
+        decoder, found = self.sae.W_dec.detach().double().cpu(), {}
+        for concept in (name for name in self.study.findings if name in heads):
+            best = self.ranking(table, concept).indices[1, : lesions.group or self.n_judged].tolist()
+            effects = decoder[best] @ heads[concept].weight.detach().double().cpu()[0]
+            found[concept] = dict(zip(best, effects.tolist(), strict=True))
+        return found
+
+    @property
+    def n_judged(self) -> int:
+        """How many of the best latents and channels are looked for lesions in."""
+        lesions = self.config.analysis.lesions
+        return (lesions.top if lesions is not None else None) or self.config.analysis.top
 
     @property
     def _scores(self) -> list[probing.Score]:

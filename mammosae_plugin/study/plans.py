@@ -24,6 +24,7 @@ from mammosae_plugin.config import StudyConfig
 from mammosae_plugin.config.embeddings import EmbeddingModel, EmbeddingStudyConfig
 from mammosae_plugin.datasets import StudyDataset
 from mammosae_plugin.files import sha256_of_file, sha256_of_json, write_json
+from mammosae_plugin.latents.table import ELEMENTS, PEAKS
 from mammosae_plugin.latents.table import FORMAT_VERSION as TABLE_FORMAT
 from mammosae_plugin.measures.units import EvaluationUnit
 from mammosae_plugin.provenance import package_versions, plain, tensors_fingerprint
@@ -35,6 +36,8 @@ Tensors = Mapping[str, torch.Tensor]
 _OF_ROWS = {
     *("fraction", "count", "sample_from", "limit", "augmentation", "dtype", "autocast", "fold_batch_norms", "compile")
 }
+
+_OF_PEAKS = {"peaks", "top", "group"}
 
 
 def digest(value: Any) -> str:
@@ -175,6 +178,8 @@ def of_table(
         content: As in `of_classifier`.
     """
     analysis = config.analysis
+    lesions = analysis.lesions
+    peaks = {} if lesions is None else {"peaks": {"version": ELEMENTS[PEAKS], **lesions.model_dump(include=_OF_PEAKS)}}
     return {
         "step": "encode",
         "format_version": TABLE_FORMAT,
@@ -192,6 +197,7 @@ def of_table(
             "unit": str(config.data.evaluation_unit),
             "gradcam": analysis.gradcam,
         },
+        **peaks,
     }
 
 

@@ -57,6 +57,7 @@ def results(layer: LayerStudy, side_by_side: list[Row], primary: str) -> Row:
         "n_controls": layer.n_controls,
         "localization": layer.localization.to_dict("records"),
         "baselines": layer.baselines.to_dict("records"),
+        **({"lesions": layer.lesions.to_dict("records")} if len(layer.lesions) else {}),
         "named_latents": layer.named_latents(),
     }
     found["checks"] = claims(found, top=config.analysis.top)

@@ -27,6 +27,9 @@ from mammosae_plugin.study.layer import LayerStudy
 from mammosae_plugin.study.layer_report import write_layer_report
 from mammosae_plugin.study.steps import Steps, dated
 
+_OF_LESIONS = ("model", "concept", "method", "latent", "all_cpm", "all_cpm_low", "all_cpm_high", "all_cpm_chance",
+               "p_adjusted", "healthy_cpm", "breast_cpm", "pointing", "energy")  # fmt: skip
+
 
 class Study(StudyInputs, Steps):
     """The steps of a study, each computed when it is asked for and kept in the output folder.
@@ -156,6 +159,9 @@ class Study(StudyInputs, Steps):
                 frame: pd.DataFrame = getattr(layer, frames[step])
                 lines += [f"layer {layer.name}:"] if self.has_several_layers else []
                 lines.append(frame.to_string(index=False, max_rows=40))
+                if step == "localize" and len(layer.lesions):
+                    shown = [*_OF_LESIONS, *(name for name in ("gain",) if layer.lesions[name].notna().any())]
+                    lines += ["lesions found, on all test images:", layer.lesions[shown].to_string(index=False)]
             return "\n".join([*lines, f"kept in {self.work / 'analyses'}"])
         if step == "extract":
             lines = [store.summary() for store in self.stores.values()]

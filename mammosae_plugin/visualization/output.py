@@ -21,6 +21,7 @@ from mammosae_plugin.schema.names import (
     figure_2_name,
     figure_3_name,
     figure_4_name,
+    froc_name,
     readable,
 )
 from mammosae_plugin.schema.results import (
@@ -39,6 +40,7 @@ from mammosae_plugin.schema.results import (
 from mammosae_plugin.visualization.curves import plot_sweeps
 from mammosae_plugin.visualization.heatmaps import plot_heatmaps
 from mammosae_plugin.visualization.layers import plot_layers
+from mammosae_plugin.visualization.lesions import plot_froc, table_lesions
 from mammosae_plugin.visualization.scatter import plot_class_means
 from mammosae_plugin.visualization.style import save_figure
 from mammosae_plugin.visualization.tables import (
@@ -83,7 +85,7 @@ def write_figures(
     heatmap_panels: Iterable[HeatmapPanels],
     results_folder: str | os.PathLike[str],
 ) -> list[Path]:
-    """Draw Figures 2, 3 and 4/5 of a study into `<results_folder>/figures`, and its layers where it has several.
+    """Draw Figures 2, 3 and 4/5 of a study into `<results_folder>/figures`, FROC curves, and layers if it has several.
 
     The digests of those that show aggregates are kept in `<results_folder>/figures.json`; no other file is published.
 
@@ -118,6 +120,12 @@ def write_figures(
                     n_controls=results.get("n_controls"),
                 )
                 save_figure(figure, written[-1])
+        lesions = [row for row in results.get("lesions", []) if row["concept"] == concept]
+        if lesions:
+            written.append(folder / froc_name(concept))
+            title = f"{readable(concept)}: lesions found on all test images"
+            judged = [model for model in models if any(row["model"] == model for row in lesions)]
+            save_figure(plot_froc(lesions, models=judged, title=title), written[-1])
     for model, concept in pairs(results):
         rows = class_means[(class_means["model"] == model) & (class_means["concept"] == concept)]
         if len(rows):
@@ -200,6 +208,13 @@ def write_tables(results: Results, results_folder: str | os.PathLike[str]) -> li
             "patients, or where all resamples agree on 0 or 1, or on no difference).",
         ),
         (table_2(results), "table_2", f"Localization: average precision of boxes from {found}."),
+        (
+            table_lesions(results),
+            "lesions",
+            "Lesions found by the peaks of maps, against false positives on all test images: CPM is the mean "
+            "sensitivity over the numbers of false positives per image, chance what the same peaks find of other "
+            "patients' lesions.",
+        ),
         (table_rankings(results), "rankings", f"The {n_best(results)} best latents of every class."),
         (
             table_roles(results),
