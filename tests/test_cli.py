@@ -14,7 +14,7 @@ from PIL import Image
 from mammosae_plugin import __version__
 from mammosae_plugin.adapters import new_classifier, save_classifier
 
-STEPS = ("classify", "extract", "train", "encode", "probe", "intervene", "localize", "report")
+STEPS = ("classify", "extract", "train", "encode", "probe", "intervene", "localize", "evidence", "report")
 ANNOTATIONS = "vindr_detection_v1_folds.csv"
 
 

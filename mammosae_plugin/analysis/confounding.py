@@ -487,7 +487,7 @@ def group_performance(
         record["auroc"] = float(own.auc[0])
         record["auroc_low"], record["auroc_high"] = resamples.interval(drawn, auroc=True)
         rest = rows.labels[~chosen]
-        if by and len(np.unique(rest)) == 2:
+        if by and min(len(set(rows.patient_ids[~chosen][rest == label])) for label in (0, 1)) >= min_patients:
             other = delong_columns(rest, scores[~chosen], rows.patient_ids[~chosen])
             error = float(np.hypot(own.standard_error[0], other.standard_error[0]))
             record |= {"rest_auroc": float(other.auc[0]), "difference": float(own.auc[0] - other.auc[0])}
@@ -497,7 +497,9 @@ def group_performance(
     records = [about(np.ones(len(images), dtype=bool), "", "")]
     for name in named:
         groups = _group_names(known_values(images[name]), n_bins)
-        records += [about((groups == group).to_numpy(), name, group) for group in groups.dropna().unique()]
+        there = groups.dropna().unique().tolist()
+        ordered = [*groups.cat.categories] if isinstance(groups.dtype, pd.CategoricalDtype) else sorted(there)
+        records += [about((groups == group).to_numpy(), name, group) for group in ordered if group in there]
     found = pd.DataFrame.from_records(records)
     found["q"] = benjamini_hochberg(found["p"].to_numpy(dtype=np.float64))
     lowest = found.groupby("by")["auroc"].transform("min")
@@ -510,7 +512,9 @@ def _group_names(values: pd.Series, n_bins: int) -> pd.Series:
     if pd.api.types.is_numeric_dtype(values):
         if values.nunique() > n_bins:
             cut = pd.qcut(values, n_bins, duplicates="drop")
-            names = {one: f"{one.left:g} to {one.right:g}" for one in cut.cat.categories}
-            return cut.astype(object).map(names)
+            edges = [one.right for one in cut.cat.categories[:-1]]  # not the lowest and highest: those are of patients
+            middle = [f"above {low:g} to {high:g}" for low, high in zip(edges[:-1], edges[1:], strict=True)]
+            names = [f"up to {edges[0]:g}", *middle, f"above {edges[-1]:g}"] if edges else ["all"]
+            return cut.cat.rename_categories(names)
         return values.map(lambda value: f"{value:g}", na_action="ignore").astype(object)
     return values.map(str, na_action="ignore").astype(object)

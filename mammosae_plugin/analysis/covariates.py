@@ -202,8 +202,9 @@ def covariate_associations(
 
     Returns:
         One row per latent and covariate: latent, covariate, kind, level (of words), r, p (two-sided, by Student's t of
-        the spread under permutations, times the levels that were tried), q (Benjamini and Hochberg over all rows) and
-        n_rows with a value. A covariate that is the same in all these images has no rows.
+        the spread under permutations, times the levels that were tried), q (Benjamini and Hochberg over all rows),
+        n_rows with a value and n_patients (of a level those with it, or without, whichever are
+        fewer). A covariate that is the same in all these images has no rows.
 
     Raises:
         InputError: an unknown concept, split, unit or covariate.
@@ -232,15 +233,24 @@ def covariate_associations(
             stronger = np.isnan(p) | (own < p) | ((own == p) & (np.abs(r[:, 0]) > np.abs(best)))
             best[stronger], p[stronger], words[stronger] = r[stronger, 0], own[stronger], level
         about = {"latent": chosen, "covariate": name, "kind": kind, "level": words, "r": best}
-        found.append(pd.DataFrame({**about, "p": np.minimum(p * len(levels), 1), "n_rows": int(there.sum())}))
-    columns = ["latent", "covariate", "kind", "level", "r", "p", "n_rows"]
+        fewest = {level: _fewest_groups(target, groups[there]) for level, target in levels.items()}
+        counts = {"n_rows": int(there.sum()), "n_patients": [fewest.get(word, 0) for word in words]}
+        found.append(pd.DataFrame({**about, "p": np.minimum(p * len(levels), 1), **counts}))
+    columns = ["latent", "covariate", "kind", "level", "r", "p", "n_rows", "n_patients"]
     frame = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
     frame.insert(6, "q", benjamini_hochberg(frame["p"].to_numpy(dtype=np.float64)))
     return frame
 
 
+def _fewest_groups(target: NDArray[np.float64], groups: NDArray[np.int64]) -> int:
+    """Groups behind a number, or, of a level of 0 and 1, with it or without it, whichever are fewer."""
+    values = np.unique(target)
+    parts = [target == value for value in values] if len(values) == 2 else [np.ones(len(target), dtype=bool)]
+    return min(len(np.unique(groups[part])) for part in parts)
+
+
 def strongest_associations(associations: pd.DataFrame, latents: NDArray[np.int64]) -> pd.DataFrame:
-    """Of each latent the covariate that it goes with most: covariate, covariate_level, covariate_r, covariate_q.
+    """Of each latent the covariate that it goes with most: covariate, covariate_level, _r, _q, _patients.
 
     Those are the smallest q, and of equal ones the largest correlation.
     """
@@ -249,5 +259,6 @@ def strongest_associations(associations: pd.DataFrame, latents: NDArray[np.int64
     texts = {
         name: best[column].fillna("") for name, column in (("covariate", "covariate"), ("covariate_level", "level"))
     }
-    found = pd.DataFrame({**texts, "covariate_r": best["r"].astype(float), "covariate_q": best["q"].astype(float)})
+    numbers = {"r": "covariate_r", "q": "covariate_q", "n_patients": "covariate_patients"}
+    found = pd.DataFrame({**texts, **{column: best[name].astype(float) for name, column in numbers.items()}})
     return found.reset_index(drop=True)

@@ -43,7 +43,7 @@ EVIDENCE = (
     *("effect_with", "effect_without", "effect", "effect_low", "effect_high", "effect_share"),
     *("reliance", "reliance_low", "reliance_high", "effect_reason"),
     *("inside", "inside_chance", "place", "place_low", "place_high", "place_reason"),
-    *("covariate", "covariate_level", "covariate_r", "covariate_q"),
+    *("covariate", "covariate_level", "covariate_r", "covariate_q", "covariate_patients"),
     *("n_firing_with", "n_firing_without", "n_patients_with", "n_patients_without", "n_patients_boxed"),
     *("n_rows", "n_positive", "n_tests", "detectable_auroc", "reason"),
 )
@@ -99,7 +99,7 @@ def latent_evidence(
         - inside: the share of the activation in test images that lies in their own boxes; inside_chance: in those of
           other patients' images of the same side and view; place: their ratio, 1 by chance, with the interval of
           resampled patients; place_reason: why it is NaN.
-        - covariate, covariate_level, covariate_r, covariate_q: what else it goes with most (`covariate_associations`).
+        - covariate, covariate_level, _r, _q, _patients: what else it goes with most (`covariate_associations`).
         - n_firing_with, n_firing_without: patients in whose units of either class it fires; n_patients_with,
           n_patients_without, n_patients_boxed: of how many; n_rows, n_positive: units; detectable_auroc: the smallest
           AUROC of a single latent that so few patients find with 80 % power, at the level that the correction may ask
@@ -136,7 +136,7 @@ def latent_evidence(
         table, concept, covariates=covariates, latents=latents, split=split, unit=unit, n_permutations=n_permutations,
         seed=seed,
     )  # fmt: skip
-    found[["covariate", "covariate_level", "covariate_r", "covariate_q"]] = strongest_associations(related, latents)
+    found = found.join(strongest_associations(related, latents))
     n_negative, n_positive = resamples.patients_per_class.tolist()
     found = found.assign(
         n_patients_with=n_positive,

@@ -2,14 +2,14 @@
 
 __all__ = [
     "activations", "activations_info", "activations_merge", "activations_verify", "app", "ConfigFile", "demo", "Device",
-    "embed", "encode", "extract", "inspect", "layers", "main", "Output", "Settings", "StoreFolder", "study",
+    "embed", "encode", "evidence", "extract", "inspect", "layers", "main", "Output", "Settings", "StoreFolder", "study",
     "StudyFile",
 ]  # fmt: skip
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -105,7 +105,7 @@ def _config(study: _Study) -> "AnyStudy":
     )
 
 
-def _run_until(step: str, source: _Study, debug: bool) -> None:
+def _run_until(step: str, source: _Study, debug: bool, **told: Any) -> None:
     with clear_errors(debug):
         from mammosae_plugin import distributed
         from mammosae_plugin.study import open_study
@@ -115,7 +115,11 @@ def _run_until(step: str, source: _Study, debug: bool) -> None:
         study.run(until=step)
         if distributed.is_main():
             with distributed.alone():
-                typer.echo(study.summary(step))
+                typer.echo(
+                    study.evidence_summary(**told)
+                    if hasattr(study, "evidence_summary") and told
+                    else study.summary(step)
+                )
         distributed.stop()
 
 
@@ -146,7 +150,7 @@ def study(
 
     Everything is written to the output folder. A study that is stopped or killed is run again with the same command and
     continues. Its steps are also commands of their own: classify, extract, train, encode, probe, intervene, localize,
-    report.
+    evidence, report.
 
     torchrun runs extract, train and encode in several processes, on one machine or on many that share the output folder
     (docs/scaling.md): torchrun --nproc-per-node 2 -m mammosae_plugin encode --config study.yaml
@@ -395,6 +399,32 @@ _add_step(
     "Table 2: how well the best latents' heatmaps find the radiologists' boxes. FROC: which lesions, and how many "
     "false positives on all images.",
 )
+
+
+@app.command()
+def evidence(
+    file: StudyFile = None,
+    config: ConfigFile = None,
+    output: Output = None,
+    device: Device = None,
+    settings: Settings = None,
+    sort: Annotated[
+        str, typer.Option(help="Column to sort latents by; of effect and reliance the size counts.")
+    ] = "reliance",
+    top: Annotated[int, typer.Option(min=1, help="Latents printed of each classifier; all are kept.")] = 20,
+    debug: Debug = False,
+) -> None:
+    """Every latent that fires: what it tells, what the classifier makes of it, where it lies, what it stands for.
+
+    Prints the verdicts (concept, context, shortcut, unclear), the first latents by a column, and the groups of images
+    that are told worst. Settings: analysis.evidence and analysis.confounders. How each number is made, and the rule:
+    docs/evidence.md.
+
+    Steps before it that are not done yet are done first. See `mammosae study --help`.
+    """
+    _run_until("evidence", _Study(file, config, output, device, settings), debug, sort=sort, top=top)
+
+
 _add_step("report", "Write figures, tables, results.json and report.html.")
 
 

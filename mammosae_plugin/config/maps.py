@@ -1,8 +1,9 @@
 """The configuration of a study of maps: every setting, its meaning and its default, checked before anything runs."""
 
 __all__ = [
-    "AnalysisConfig", "LesionSettings", "ModelConfig", "NetworkStart", "Outputs", "PreprocessingSettings",
-    "ReportConfig", "SAEConfig", "SAETrainingSource", "START_LIBRARIES", "StudyConfig", "WEIGHTS_BY_NAME",
+    "AnalysisConfig", "ConfoundersConfig", "EvidenceConfig", "LesionSettings", "ModelConfig", "NetworkStart", "Outputs",
+    "PreprocessingSettings", "ReportConfig", "SAEConfig", "SAETrainingSource", "START_LIBRARIES", "StudyConfig",
+    "WEIGHTS_BY_NAME",
 ]  # fmt: skip
 
 import importlib.util
@@ -283,6 +284,33 @@ class LesionSettings(Settings):
         return fppi
 
 
+class EvidenceConfig(Settings):
+    """The table of every latent that fires, with what is known of it for each finding."""
+
+    n_bootstrap: int = Field(200, ge=50, description="Resamples of patients for the intervals of every latent.")
+    n_permutations: int = Field(
+        200, ge=50, description="Permutations of covariates between patients, behind the p-values of associations."
+    )
+    masked: int = Field(
+        10,
+        ge=0,
+        description="At inner layers, how many of the best latents are removed one by one to see what the logit loses, "
+        "each at the cost of a pass through the rest of the network; at the final map it is exact for all.",
+    )
+
+
+class ConfoundersConfig(Settings):
+    """Whether a latent stands for the finding, for its context or for a shortcut; performance by group."""
+
+    covariates: tuple[str, ...] | dict[str, Literal["patient", "acquisition"]] | None = Field(
+        None,
+        description="Columns of the data that describe images, such as [age, density, view, machine], or by name "
+        "whether each is of the `patient` or of the `acquisition`; None means all there are, of which age, density and "
+        "implant are of the patient. An empty list looks at none.",
+    )
+    alpha: float = Field(0.05, gt=0, lt=1, description="What corrected p-values are held against.")
+
+
 class AnalysisConfig(Settings):
     """What is computed from the latents tables."""
 
@@ -325,6 +353,10 @@ class AnalysisConfig(Settings):
         LesionSettings(),
         description="Which lesions maps find, at how many false positives on all images (FROC); null leaves it out, "
         "and the latents tables then keep no peaks.",
+    )
+    evidence: EvidenceConfig = Field(EvidenceConfig(), description="The table of every latent that fires.")
+    confounders: ConfoundersConfig = Field(
+        ConfoundersConfig(), description="What each latent stands for, and how groups of images are served."
     )
 
     @field_validator("percentile")

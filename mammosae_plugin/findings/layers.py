@@ -17,6 +17,7 @@ from mammosae_plugin.schema.results import FORMAT_VERSION, Results, Row
 
 _FACTS = tuple(column for column in LAYERS["study"] if column.name not in ("layer", "primary"))
 _ROWS = ("reconstruction", "rankings", "interventions")
+_LATER = ("evidence", "groups")  # which findings of earlier versions lack
 
 
 def write_layers(found: Mapping[str, Results], folder: Path) -> None:
@@ -35,13 +36,17 @@ def write_layers(found: Mapping[str, Results], folder: Path) -> None:
         facts = {one.name: _json(values.get(one.name)) if one.is_json else values.get(one.name) for one in _FACTS}
         primary = values["layer"]["primary"] if "layer" in values else layer
         tables["study"].append({"layer": layer, "primary": primary, **facts})
-        for name in _ROWS:
-            tables[name] += [{"layer": layer, **row} for row in values[name]]
+        for name in (*_ROWS, *_LATER):
+            tables[name] += [
+                {"layer": layer, **row} for row in (values[name] if name in _ROWS else values.get(name, []))
+            ]
         judged = [*({"method": "latent", **row} for row in values["localization"]), *values.get("baselines", [])]
         tables["localization"] += [{"layer": layer, **row} for row in judged]
         tables["lesions"] += [{"layer": layer, **row} for row in values.get("lesions", [])]
         tables["layers"] = values.get("layers", [])  # the same at each
     for name, rows in tables.items():
+        if name in _LATER and not any(name in results for results in found.values()):
+            continue
         schema = LAYER_SCHEMAS[name]
         if unknown := sorted({column for row in rows for column in row} - set(schema.names)):
             raise ValueError(f"schema.findings declares no column {unknown[0]} of {name}")
@@ -74,7 +79,7 @@ def read_layers(folder: Path) -> dict[str, Results]:
                 for one in _FACTS
                 if facts[one.name] is not None
             },
-            **{name: rows(name) for name in _ROWS},
+            **{name: rows(name) for name in (*_ROWS, *_LATER) if name in tables},
             "localization": [_without_method(row) for row in judged if row["method"] == "latent"],
             "baselines": [row for row in judged if row["method"] != "latent"],
             **({"lesions": lesions} if (lesions := rows("lesions") if "lesions" in tables else []) else {}),

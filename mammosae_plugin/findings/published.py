@@ -55,6 +55,9 @@ class Findings:
         examples: Heatmaps of single images, where they were published; None otherwise.
         lesions: One row per layer, model, concept, method and latent: which lesions its peaks find; None where the
             study did not look for them.
+        evidence: One row per layer, model, concept and latent that fires, with what it stands for (docs/evidence.md);
+            None in findings of earlier versions.
+        groups: One row per layer, model, concept and group of images: how well it is told; None likewise.
         repo_id: owner/name of the dataset on the Hub that they were read from; None for what lies on this machine.
         score_cards: Of a study on this machine whose SAEs were audited, their score cards by the layer's folder name.
     """
@@ -69,6 +72,8 @@ class Findings:
     study: dict[str, Any]
     examples: pd.DataFrame | None = None
     lesions: pd.DataFrame | None = None
+    evidence: pd.DataFrame | None = None
+    groups: pd.DataFrame | None = None
     repo_id: str | None = None
     score_cards: Mapping[str, ScoreCard] = dataclasses.field(default_factory=dict)
 
@@ -131,6 +136,8 @@ class Findings:
             study={key: json.loads(value) if key in JSON_COLUMNS else value for key, value in study.items()},
             examples=_frame(tables["examples"]) if "examples" in tables else None,
             lesions=_frame(tables["lesions"]) if "lesions" in tables else None,
+            evidence=_frame(tables["evidence"]) if "evidence" in tables else None,
+            groups=_frame(tables["groups"]) if "groups" in tables else None,
         )
 
 

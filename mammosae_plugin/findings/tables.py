@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,13 @@ from mammosae_plugin.findings.about import About, places
 from mammosae_plugin.findings.kept import TEST, TRAINING, Kept, read_kept
 from mammosae_plugin.findings.notes import Note, read_notes, with_readers
 from mammosae_plugin.findings.study_folder import Encoder, LayerResults, StudyFolder
+from mammosae_plugin.findings.told_evidence import told_evidence, told_groups
 from mammosae_plugin.privacy.small_groups import Mask, is_few, rare_rows
 from mammosae_plugin.schema.findings import CONCEPT, FORMAT_VERSION, NOTE, OPTIONAL, SCHEMAS, names_of, struct_of
 from mammosae_plugin.schema.results import ROLE_NUMBERS, TRAINED_HERE, stated_role
 
 Row = dict[str, Any]
-_ROWS = ("interventions", "reconstruction", "localization", "lesions")
+_OF_ROWS = ("interventions", "reconstruction", "localization", "lesions", "evidence", "groups")
 _OF_MAPS = ("localization", "lesions")  # rows of latents and of what stands beside them, by rank
 
 
@@ -57,9 +59,7 @@ def findings_tables(study: StudyFolder, *, min_group: int = 5, about: About | No
             for layer in study.layers
             for encoder in layer.encoders.values()
         ),
-        **{
-            config: rows_table(config, study, told) for config in _ROWS if config not in OPTIONAL or _has(config, study)
-        },
+        **{one: rows for one in _OF_ROWS if len(rows := rows_table(one, study, told)) or one not in OPTIONAL},
         "study": _study(study, told, min_group, about or About().with_record(study.folder)),
     }
 
@@ -333,11 +333,13 @@ def rows_table(config: str, study: StudyFolder, told: ToldOf) -> pa.Table:
     found = []
     for layer in study.layers:
         groups = _groups_of(layer, told)
-        for row in _rows_of(config, layer):
+        for row in _rows_of(config, layer, next(iter(told.values())).min_group):
             group, of_encoder = groups[row["model"], row["concept"]]
             shown: Row | None = row
             if config in _OF_MAPS:
                 shown = _localization(config, row, group, of_encoder)
+            elif config == "evidence":
+                shown = _evidence(row, group, of_encoder)
             elif group.are_small(TEST, of_encoder.min_group):
                 shown = _without(row, names_of(config, "count", "group"))
             if shown is not None:
@@ -348,12 +350,24 @@ def rows_table(config: str, study: StudyFolder, told: ToldOf) -> pa.Table:
     return pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in found], schema=schema)
 
 
+def _evidence(row: Row, group: Groups, told: Tellable) -> Row | None:
+    """A latent's evidence as far as it may be told; None where nothing of it may be."""
+    concept, latent = row["concept"], row["latent"]
+    small = any(group.are_small(split, told.min_group) for split in (TRAINING, TEST))
+    masks = (told.activity, told.class_means[concept], told.effects.get(concept))
+    if small or any(mask is not None and mask[latent] for mask in masks):
+        return None
+    no_boxes = not group.tells_precision(told.min_group) and group.boxed_patients > 0
+    return told_evidence(
+        row,
+        silent=bool(told.silence[latent]),
+        no_boxes=no_boxes or bool(told.boxes[concept][latent]),
+        min_group=told.min_group,
+    )
+
+
 def _without(row: Row, columns: Iterable[str]) -> Row:
     return {**row, **dict.fromkeys(columns)}
-
-
-def _has(config: str, study: StudyFolder) -> bool:
-    return any(_rows_of(config, layer) for layer in study.layers)
 
 
 def _localization(config: str, row: Row, group: Groups, told: Tellable) -> Row | None:
@@ -379,12 +393,18 @@ def _renumber(rows: Sequence[Row]) -> None:
         row["rank"] = last[place] = last.get(place, 0) + 1
 
 
-def _rows_of(config: str, layer: LayerResults) -> list[Row]:
+def _rows_of(config: str, layer: LayerResults, min_group: int) -> list[Row]:
     results = layer.results
     if config == "localization":
         return [{"method": "latent", **row} for row in results["localization"]] + results.get("baselines", [])
     rows: list[Row] = results.get(config, [])  # type: ignore[assignment]
-    return rows
+    if config != "groups":
+        return rows
+    return [
+        row
+        for _, own in groupby(rows, key=lambda row: (row["model"], row["concept"]))
+        for row in told_groups(list(own), min_group)
+    ]
 
 
 # study

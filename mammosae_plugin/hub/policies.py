@@ -263,7 +263,7 @@ FINDINGS = Policy(
     re.compile(rf"README\.md|{_FIGURE}|(?:{'|'.join(COLUMNS)})/train-00000-of-00001\.parquet"),
     entries={
         **_OF_CARDS,
-        "study config": lambda: Entries(_settings_of_study(), named={"classifiers": 1, "outputs": 1}),
+        "study config": lambda: Entries(_settings_of_study(), named={"classifiers": 1, "outputs": 1, "covariates": 1}),
         "study provenance": _only(*_STUDY_PROVENANCE, "platform", *PACKAGES),
         "study data": _only(*_DATA),
         "study models": _only(*_MODELS),

@@ -6,9 +6,9 @@ null where a group of patients is small, which columns the privacy guard lets ou
 """
 
 __all__ = [
-    "BOX_PRECISIONS", "Column", "COLUMNS", "CONCEPT", "CONFIGS", "dictionary", "FORMAT_VERSION", "JSON_COLUMNS", "KEPT",
-    "KEPT_CONCEPT", "KEPT_SCHEMAS", "LABELS", "LAYER_SCHEMAS", "LAYERS", "leaves", "METRICS", "names_of", "NOTE",
-    "OPTIONAL", "parquet_path", "Privacy", "SCHEMAS", "struct_of",
+    "BOX_PRECISIONS", "Column", "COLUMNS", "CONCEPT", "CONFIGS", "dictionary", "EVIDENCE", "FORMAT_VERSION", "GROUPS",
+    "JSON_COLUMNS", "KEPT", "KEPT_CONCEPT", "KEPT_SCHEMAS", "LABELS", "LAYER_SCHEMAS", "LAYERS", "leaves", "METRICS",
+    "names_of", "NOTE", "OPTIONAL", "parquet_path", "Privacy", "SCHEMAS", "struct_of",
 ]  # fmt: skip
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -200,6 +200,104 @@ def _of_lesions() -> Iterator[Column]:
         yield Column(f"gain{end}", _REAL, "the group's CPM less that latent's, with its interval", "", "group")
 
 
+def _ends(
+    name: str, meaning: str, unit: str = "", *, how: str = "95 % interval over patients", label: str = ""
+) -> Iterator[Column]:
+    """A number of a latent with both ends of its interval."""
+    for end in ("", "_low", "_high"):
+        yield Column(f"{name}{end}", _REAL, f"{meaning}, with its {how} (`_low`, `_high`)", unit, "group", label=label)
+
+
+def _of_latent(name: str, meaning: str, unit: str = "", label: str = "") -> Column:
+    return Column(name, _REAL, meaning, unit, "group", label=label)
+
+
+_SHARE = "0 to 1"
+_Q = "after Benjamini and Hochberg over the latents of the layer, model and finding"
+EVIDENCE = (
+    *_PAIR,
+    _LATENT,
+    Column("verdict", _TEXT, "what it stands for: concept, context, shortcut or unclear", "", "group"),
+    Column("reason", _TEXT, "why, in a line", "", "group"),
+    Column("statistic", _TEXT, "max or mean over positions, whose AUROC is farther from 0.5", "", "group"),
+    *_ends("auroc", "AUROC of that statistic in test images", _SHARE, how="DeLong interval, patients as groups"),
+    _of_latent("auroc_q", f"that it is 0.5: p-value of the better of the two, doubled, {_Q}", _SHARE),
+    *_ends("auroc_training", "the same in training images", _SHARE, how="DeLong interval, patients as groups"),
+    _of_latent("auroc_training_q", f"that this is 0.5, {_Q}", _SHARE),
+    _of_latent("drop_p", "p-value, one-sided, that it is no nearer to 0.5 in test images", _SHARE),
+    *(
+        column
+        for one in ("max", "mean")
+        for column in (
+            *_ends(
+                f"auroc_{one}", f"AUROC of its {one} over positions", _SHARE, how="DeLong interval, patients as groups"
+            ),
+            _of_latent(f"auroc_{one}_boot_low", "the same interval from resampled patients (`_boot`)", _SHARE),
+            _of_latent(f"auroc_{one}_boot_high", "the same interval from resampled patients (`_boot`)", _SHARE),
+            _of_latent(f"auroc_{one}_p", "p-value that it is 0.5", _SHARE),
+            _of_latent(f"auroc_{one}_q", f"that, {_Q}", _SHARE),
+        )
+    ),
+    _of_latent("mean_with", "mean over positions of test images with the finding", "the SAE's"),
+    _of_latent("mean_without", "the same of those without", "the SAE's"),
+    _of_latent("standardized_difference", "their difference over the standard deviation within both"),
+    _of_latent("fires_with", "share of the test images with the finding in which it fires", _SHARE),
+    _of_latent("fires_without", "the same of those without", _SHARE),
+    _of_latent("firing_rate", "the same of all", _SHARE),
+    _of_latent("effect_with", "mean change of the logit without it, with the finding", "logit"),
+    _of_latent("effect_without", "the same without the finding", "logit"),
+    *_ends("effect", "how much nearer the classes' logits come without it", "logit"),
+    _of_latent("effect_share", "that, of their whole distance"),
+    *_ends("reliance", "covariance of what it adds to the logit with the logit, of the logit's variance"),
+    Column("effect_reason", _TEXT, "why the effect is not known"),
+    _of_latent("inside", "share of its activation that lies in the image's own boxes", _SHARE),
+    _of_latent("inside_chance", "the same in other patients' boxes", _SHARE),
+    *_ends("place", "their ratio; 1 by chance"),
+    Column("place_reason", _TEXT, "why its place is not known", "", "group"),
+    _of_latent("in_breast", "share of its activation in the breast", _SHARE),
+    _of_latent("in_breast_chance", "the same of the area", _SHARE),
+    Column("covariate", _TEXT, "what else of the images it goes with most", "", "group"),
+    Column("covariate_kind", _TEXT, "whether that is of the patient or of the acquisition", "", "group"),
+    _of_latent("covariate_r", "the correlation of ranks with it, or with that word of it that goes with it most"),
+    _of_latent("covariate_q", "that there is none, after Benjamini and Hochberg over latents and covariates", _SHARE),
+    _of_latent("log_odds", "of the finding per standard deviation of the rank of its mean, by logistic regression"),
+    _of_latent("log_odds_given", "the same beside the covariates"),
+    _of_latent("explained", "1 less the ratio of the two"),
+    _of_latent("likelihood_ratio", "twice what it adds to the log-likelihood beside the covariates"),
+    _of_latent("design_effect", "how much larger its variance is with patients as clusters, by which that is divided"),
+    _of_latent("given_p", "p-value that it adds nothing", _SHARE),
+    _of_latent("given_q", f"that, {_Q}", _SHARE),
+    Column("given_reason", _TEXT, "what of this could not be fitted", "", "group"),
+    Column("n_rows", _WHOLE, "test images, or what else the study's unit is", "the study's unit"),
+    Column("n_positive", _WHOLE, "those with the finding", "the study's unit", "count"),
+    Column("n_patients_with", _WHOLE, "patients with the finding", "patients", "count"),
+    Column("n_patients_without", _WHOLE, "patients without", "patients", "count"),
+    Column("n_patients_boxed", _WHOLE, "patients with boxes", "patients", "count"),
+    Column("n_tests", _WHOLE, "latents that the corrections count", "latents"),
+    Column("detectable_auroc", _REAL, "smallest AUROC of one latent found with 80 % power", _SHARE, "count"),
+)
+GROUPS = (
+    *_PAIR,
+    Column("by", _TEXT, "what makes the groups; nothing: all images"),
+    Column("group", _TEXT, "the group"),
+    Column("n_rows", _WHOLE, "its test images, or what else the study's unit is", "the study's unit", "count"),
+    Column("n_positive", _WHOLE, "those with the finding", "the study's unit", "count"),
+    Column("n_patients", _WHOLE, "its patients", "patients", "count"),
+    *_with_interval("auroc", "area under the ROC curve in the group", label="AUROC"),
+    _of_latent("rest_auroc", "the same of all others", _SHARE, label="AUROC of the others"),
+    _of_latent("difference", "the group's less the others'"),
+    _of_latent("p", "p-value, two-sided, that they are equal", _SHARE),
+    _of_latent("q", "that, after Benjamini and Hochberg over the groups", _SHARE),
+    Column("worst", _FLAG, "whether it is the lowest of those that `by` makes", "", "group"),
+    Column("reason", _TEXT, "why a group is not scored", "", "group"),
+)
+_SECRET_EVIDENCE = (
+    Column("covariate_level", _TEXT, "the word of the covariate that it goes with most", privacy="secret"),
+    Column("covariate_patients", _WHOLE, "patients with it, or without, whichever are fewer", "patients", "secret"),
+    Column("n_firing_with", _WHOLE, "patients with the finding in whose images it fires", "patients", "secret"),
+    Column("n_firing_without", _WHOLE, "the same without", "patients", "secret"),
+)
+
 COLUMNS: Mapping[str, tuple[Column, ...]] = {
     "latents": (
         _LAYER,
@@ -268,6 +366,8 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("n_breasts", _WHOLE, "breasts with lesions; nothing where sides are not known", "breasts", "count"),
         *_of_lesions(),
     ),
+    "evidence": EVIDENCE,
+    "groups": GROUPS,
     "study": (
         Column("format_version", _WHOLE, "of this layout"),
         Column("title", _TEXT, "the study's title"),
@@ -407,6 +507,8 @@ LAYERS: Mapping[str, tuple[Column, ...]] = {
         Column("n_lesion_patients", _WHOLE, "patients with lesions", "patients", "secret"),
         Column("energy_n_images", _WHOLE, "images in which the map is anywhere above 0", "images", "secret"),
     ),
+    "evidence": (*EVIDENCE, *_SECRET_EVIDENCE),
+    "groups": (*GROUPS, *_SECRET_BEHIND[:2]),
     "layers": (
         *(_LAYER, _HOOK, *_PAIR[1:]),
         Column("grid", pa.list_(_WHOLE), "rows and columns of positions", "positions"),
@@ -431,7 +533,7 @@ LAYERS: Mapping[str, tuple[Column, ...]] = {
 """The tables that a study keeps of its layers: a row per layer, and the rows of all layers, with every number."""
 
 CONFIGS = tuple(COLUMNS)
-OPTIONAL = ("examples", "lesions")
+OPTIONAL = ("evidence", "examples", "groups", "lesions")
 """Configs that not every study has: of those that ask for it, and of those of this version on."""
 SCHEMAS, KEPT_SCHEMAS, LAYER_SCHEMAS = (
     {name: pa.schema([column.field for column in columns]) for name, columns in tables.items()}

@@ -49,6 +49,8 @@ class _Optional(TypedDict, total=False):
     checks: list[Row]
     baselines: list[Row]
     lesions: list[Row]
+    evidence: list[Row]
+    groups: list[Row]
     n_controls: int
     layer: dict[str, str]
     layers: list[Row]

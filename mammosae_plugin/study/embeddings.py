@@ -402,6 +402,9 @@ class EmbeddingStudy(Steps):
     def localize(self) -> None:
         """Nothing: a vector has no places."""
 
+    def evidence(self) -> None:
+        """Nothing: what latents stand for is asked of what a classifier rests on."""
+
     def report(self) -> Path:
         """Write the findings and, from them, figures, tables and the report."""
         facts = plain(self._facts())
@@ -499,6 +502,7 @@ class EmbeddingStudy(Steps):
             "classify": "a study of embeddings has no classifier",
             "intervene": "no classifier reads these vectors; `mammosae study` of kind maps intervenes on a network",
             "localize": "a vector has no places; `mammosae study` of kind maps localizes on a feature map",
+            "evidence": "no classifier reads these vectors; mp.latent_evidence(table, concept) tells of their latents",
         }
         if step in why:
             return f"{step}: nothing to do: {why[step]}"

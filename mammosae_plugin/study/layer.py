@@ -13,6 +13,8 @@ import pandas as pd
 from mammosae_plugin.activations import cache_layer_outputs, layer_output_nbytes
 from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.analysis import froc, intervention, localization, probing, reconstruction
+from mammosae_plugin.analysis.confounding import confounders, group_performance
+from mammosae_plugin.analysis.evidence import latent_evidence
 from mammosae_plugin.analysis.roles import latent_roles
 from mammosae_plugin.datasets import StudyDataset
 from mammosae_plugin.latents import LatentTable
@@ -248,6 +250,67 @@ class LayerStudy(LayerTables):
         pairs = list(group.heads)
         self._interventions(pairs)
         self._roles(pairs)
+        self._latest = None
+
+    @cached_property
+    def evidence(self) -> pd.DataFrame:
+        """Every latent that fires, what is known of it for each finding, and what it stands for."""
+        return self._evidence(self.study.pairs)
+
+    def _evidence(self, pairs: Sequence[ModelPair]) -> pd.DataFrame:
+        analysis, covariates = self.config.analysis, self._covariates
+        settings = {
+            **self._intervals,
+            "n_bootstrap": analysis.evidence.n_bootstrap,
+            "n_permutations": analysis.evidence.n_permutations,
+            "covariates": covariates,
+        }
+        masked = analysis.evidence.masked if self.is_inner else 0
+
+        def told(table: LatentTable, pair: ModelPair) -> pd.DataFrame:
+            if len(np.unique(table.rows(pair.concept, split=TEST, unit=self.unit).labels)) < 2:
+                return pd.DataFrame({"latent": []})
+            best = self.ranking(table, pair.concept).indices[1, :masked].tolist()
+            shared: dict[str, Any] = {
+                **settings, "split": TEST, "masked": best, "passes": self._passes_for(table, pair) if best else None,
+            }  # fmt: skip
+            known = latent_evidence(table, pair.concept, **shared)
+            verdicts = confounders(
+                table, pair.concept, training=TRAINING, alpha=analysis.confounders.alpha, evidence=known, **shared
+            )
+            return known.drop(columns="reason").merge(
+                verdicts[["latent", *(verdicts.columns.difference(known.columns)), "reason"]], on="latent"
+            )
+
+        return self._each(
+            "evidence",
+            {**settings, "masked": masked, "alpha": analysis.confounders.alpha, "score": analysis.score},
+            told,
+            [pair for pair in pairs if pair.concept in self.study.findings],
+        )
+
+    @property
+    def _covariates(self) -> Any:
+        given = self.config.analysis.confounders.covariates
+        return list(given) if isinstance(given, tuple) else given
+
+    @cached_property
+    def groups(self) -> pd.DataFrame:
+        """How well each finding is told in the groups that the covariates make."""
+        settings, covariates = self._intervals, self._covariates
+
+        def served(table: LatentTable, pair: ModelPair) -> pd.DataFrame:
+            if len(np.unique(table.rows(pair.concept, split=TEST, unit=self.unit).labels)) < 2:
+                return pd.DataFrame({"by": []})
+            by = None if covariates is None else [*covariates]
+            return group_performance(table, pair.concept, by, split=TEST, **settings)
+
+        findings = [pair for pair in self.study.pairs if pair.concept in self.study.findings]
+        return self._each("groups", {**settings, "covariates": covariates}, served, findings)
+
+    def tell(self, group: EncoderGroup) -> None:
+        """The evidence on every latent, and performance by group, of the classifiers on one encoder."""
+        self._evidence(list(group.heads))
         self._latest = None
 
     @property

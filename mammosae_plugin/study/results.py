@@ -59,6 +59,8 @@ def results(layer: LayerStudy, side_by_side: list[Row], primary: str) -> Row:
         "baselines": layer.baselines.to_dict("records"),
         **({"lesions": layer.lesions.to_dict("records")} if len(layer.lesions) else {}),
         "named_latents": layer.named_latents(),
+        "evidence": layer.evidence.to_dict("records"),
+        "groups": layer.groups.to_dict("records"),
     }
     found["checks"] = claims(found, top=config.analysis.top)
     if side_by_side:

@@ -13,7 +13,7 @@ from mammosae_plugin.files import read_json, write_json
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.schema.names import RESULTS_FILE
 
-STEPS = ("classify", "extract", "train", "encode", "probe", "intervene", "localize", "report")
+STEPS = ("classify", "extract", "train", "encode", "probe", "intervene", "localize", "evidence", "report")
 _OF_ALL_PROCESSES = ("classify", "extract", "train", "encode")
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 
+from mammosae_plugin.errors import InputError
 from mammosae_plugin.findings.kept import write_findings
 from mammosae_plugin.own_files import remove_files
 from mammosae_plugin.privacy.context import PrivacyContext
@@ -114,6 +115,11 @@ class Study(StudyInputs, Steps):
         """Table 2."""
         self._at_each_layer(LayerStudy.localize)
 
+    def evidence(self) -> None:
+        """Every latent that fires, what it stands for, and performance by group."""
+        self._with_each_network(LayerStudy.tell)
+        self._at_each_layer(lambda layer: layer.groups)
+
     def report_folder(self, layer: LayerStudy) -> Path:
         """Where a layer's results and report go."""
         return self.results_folder / layer_folder(layer.name, self.primary.name)
@@ -140,10 +146,28 @@ class Study(StudyInputs, Steps):
         PrivacyContext.of_dataset(self.all_images).keep(self.output)
         return self.report_file
 
+    def evidence_summary(self, sort: str = "reliance", top: int = 20) -> str:
+        """The verdicts on latents, the first latents by a column of the table, and the worst groups.
+
+        Args:
+            sort: The column; of effect, reliance and standardized_difference the size counts.
+            top: How many latents of each classifier.
+
+        Raises:
+            InputError: There is no such column.
+        """
+        lines = []
+        for layer in self.layers:
+            lines += [f"layer {layer.name}:"] if self.has_several_layers else []
+            lines += _told(layer, sort, top)
+        return "\n".join([*lines, f"kept in {self.work / 'analyses'}"])
+
     def summary(self, step: str) -> str:
         """What a command prints when its step is done: the main figures and where to find the rest."""
         if step == "extract" and self.config.sae.train is None:
             return "extract: nothing to do, because the study's SAE is given as a file"
+        if step == "evidence":
+            return self.evidence_summary()
         if step == "localize" and not self.pairs_with_boxes:
             return "localize: nothing to do, because no concept of the study has a box in the test split"
         if step == "report":
@@ -176,6 +200,45 @@ class Study(StudyInputs, Steps):
             return "\n".join([*lines, f"extract: done; kept in {self.work / 'activations'}"])
         places = {"classify": "classifiers", "extract": "activations", "train": "sae", "encode": "latents"}
         return f"{step}: done; kept in {self.work / places[step]}"
+
+
+_SHOWN = (
+    "latent",
+    "verdict",
+    "auroc",
+    "auroc_low",
+    "auroc_high",
+    "auroc_q",
+    "effect",
+    "reliance",
+    "place",
+    "covariate",
+)
+
+
+def _told(layer: LayerStudy, sort: str, top: int) -> list[str]:
+    """The verdicts on each pair's latents, and its first latents by a column, for a terminal."""
+    frame, lines = layer.evidence, []
+    for (model, concept), own in frame.groupby(["model", "concept"], sort=False) if len(frame) else ():
+        if sort not in own:
+            raise InputError(f"there is no column {sort!r} to sort by; choose one of {', '.join(own.columns[2:])}")
+        counts = ", ".join(f"{n} {verdict}" for verdict, n in own["verdict"].value_counts().items())
+        lines.append(f"{model}/{concept}: {len(own)} latents fire: {counts}")
+        by = own[sort].abs() if sort in ("effect", "reliance", "standardized_difference") else own[sort]
+        ascending = sort in ("latent", "verdict", "covariate") or sort.endswith(("_q", "_p"))
+        shown = own.loc[by.sort_values(ascending=ascending, kind="stable").index[:top]]
+        columns = [*_SHOWN, *([sort] if sort not in _SHOWN else []), "reason"]
+        lines.append(shown[columns].to_string(index=False, float_format=lambda value: f"{value:.3g}"))
+    groups = layer.groups
+    if "worst" in groups:
+        worst = groups[groups["worst"].eq(True)]
+        lines += [
+            f"{row['model']}/{row['concept']} by {row['by']}: lowest AUROC {row['auroc']:.3f} "
+            f"[{row['auroc_low']:.3f}, {row['auroc_high']:.3f}] in {row['group']}, n = {row['n_rows']}, "
+            f"{row['n_positive']} with the finding"
+            for row in worst.to_dict("records")
+        ]
+    return lines
 
 
 def _aurocs(layer: LayerStudy) -> list[str]:

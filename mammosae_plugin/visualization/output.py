@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mammosae_plugin.files import local_path, sha256_of_file, write_json
+from mammosae_plugin.files import local_path, sha256_of_file, write_json, write_text
 from mammosae_plugin.measures.units import EvaluationUnit
 from mammosae_plugin.schema.names import (
     FIGURE_LAYERS,
@@ -50,6 +50,7 @@ from mammosae_plugin.visualization.tables import (
     table_layers,
     table_rankings,
     table_roles,
+    to_csv,
     write_table,
 )
 
@@ -228,4 +229,11 @@ def write_tables(results: Results, results_folder: str | os.PathLike[str]) -> li
             "The layers side by side: the SAE, separation and localization on test images.",
         ),
     )
-    return [path for table, name, caption in tables if len(table) for path in write_table(table, folder, name, caption)]
+    written = [
+        path for table, name, caption in tables if len(table) for path in write_table(table, folder, name, caption)
+    ]
+    for name, rows in (("evidence", results.get("evidence")), ("groups", results.get("groups"))):
+        if rows:  # hundreds: for machines alone
+            written.append(folder / f"{name}.csv")
+            write_text(written[-1], to_csv(pd.DataFrame(rows)))
+    return written

@@ -1,0 +1,80 @@
+"""What of the evidence on latents a report shows and a findings dataset may tell."""
+
+import numpy as np
+import pytest
+from helpers_evidence import FINDING, MARKER, planted_table
+from helpers_results import synthetic_results
+
+from mammosae_plugin.analysis import confounders, group_performance, latent_evidence
+from mammosae_plugin.findings.layers import read_layers, write_layers
+from mammosae_plugin.findings.told_evidence import told_evidence, told_groups
+from mammosae_plugin.provenance import plain
+from mammosae_plugin.report.page import render_report
+from mammosae_plugin.schema.findings import EVIDENCE, GROUPS, LAYERS, names_of
+from mammosae_plugin.visualization import write_tables
+
+QUICK = {"n_bootstrap": 60, "n_permutations": 60}
+
+
+@pytest.fixture(scope="module")
+def results():
+    table = planted_table()
+    known = latent_evidence(table, "Mass", **QUICK)
+    verdicts = confounders(table, "Mass", evidence=known, **QUICK)
+    more = [*verdicts.columns.difference(known.columns), "reason"]
+    rows = known.drop(columns="reason").merge(verdicts[["latent", *more]], on="latent")
+    groups = group_performance(table, "Mass", ["site", "age"], n_bootstrap=60)
+    pair = {"model": "pretrained", "concept": "Mass"}
+    return synthetic_results() | {
+        "evidence": plain([{**pair, **row} for row in rows.to_dict("records")]),
+        "groups": plain([{**pair, **row} for row in groups.to_dict("records")]),
+    }
+
+
+def test_every_column_is_declared_and_read_back_and_findings_without_are_read_too(results, tmp_path):
+    assert set(results["evidence"][0]) == {one.name for one in LAYERS["evidence"]} - {"layer"}
+    assert set(results["groups"][0]) == {one.name for one in LAYERS["groups"]} - {"layer"}
+    write_layers({"final": results}, tmp_path)
+    found = read_layers(tmp_path)["final"]
+    assert found["evidence"][0]["auroc_mean"] == results["evidence"][0]["auroc_mean"]
+    assert found["groups"][0]["n_rows"] == results["groups"][0]["n_rows"]
+    (tmp_path / "evidence.parquet").unlink()
+    (tmp_path / "groups.parquet").unlink()
+    assert "evidence" not in read_layers(tmp_path)["final"]
+
+
+def test_the_report_shows_verdicts_with_numbers_intervals_and_correction(results, tmp_path):
+    page = render_report(results, tmp_path)
+    assert "1 concept, 1 context, 2 shortcut" in page and "Benjamini and Hochberg over up to 24 latents" in page
+    assert "went with the concept in the training images only" in page and "Performance by group" in page
+    assert "Every latent that fires" not in render_report(synthetic_results(), tmp_path)
+    write_tables(results, tmp_path)
+    lines = (tmp_path / "tables" / "evidence.csv").read_text().splitlines()
+    assert len(lines) == 1 + 24 and "auroc_q" in lines[0]
+
+
+def test_nothing_is_told_of_a_few_patients(results):
+    rows = {row["latent"]: row for row in results["evidence"]}
+    whole = told_evidence(rows[FINDING], silent=False, no_boxes=False, min_group=5)
+    assert whole["verdict"] == "concept" and whole["place"] == rows[FINDING]["place"]
+    no_boxes = told_evidence(rows[FINDING], silent=True, no_boxes=True, min_group=5)
+    assert no_boxes["place"] is no_boxes["firing_rate"] is no_boxes["verdict"] is no_boxes["n_patients_boxed"] is None
+    assert no_boxes["auroc_mean"] is not None
+    few = told_evidence({**rows[MARKER], "n_firing_with": 3}, silent=False, no_boxes=False, min_group=5)
+    assert all(few[name] is None for name in names_of("evidence", "group"))
+    level = told_evidence({**rows[MARKER], "covariate_patients": 2}, silent=False, no_boxes=False, min_group=5)
+    assert level["covariate"] is level["covariate_r"] is None and level["auroc"] is not None
+
+
+def test_groups_of_a_covariate_are_told_all_or_none(results):
+    groups = results["groups"]
+    sites = [row for row in groups if row["by"] == "site"]
+    assert list(told_groups(groups, 2)) == groups
+    small = [row | {"n_positive_patients": 3} if row is sites[0] else row for row in groups]
+    assert {row["by"] for row in told_groups(small, 5)} == {"", "age"}
+
+
+def test_levels_and_counts_of_those_in_whom_a_latent_fires_stay_here():
+    published = {one.name for one in (*EVIDENCE, *GROUPS)}
+    assert not {"covariate_level", "n_firing_with", "n_positive_patients"} & published
+    assert np.all([one.privacy != "image" for one in (*EVIDENCE, *GROUPS)])
