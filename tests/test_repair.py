@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 import mammosae_plugin as mp
 from mammosae_plugin.adapters import HookedVisionModel, MammoClipClassifier, load_classifier, new_timm_classifier
 from mammosae_plugin.adapters.latent_edits import fold_latents, project_head
-from mammosae_plugin.analysis import intervene
+from mammosae_plugin.analysis import froc_of, intervene
 from mammosae_plugin.datasets import VinDrMammo
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.latents import LatentTable, encode_latents
@@ -197,6 +197,38 @@ def test_performance_is_told_by_group_before_and_after(
     assert changed["auroc_change_low"] <= changed["auroc_change"] <= changed["auroc_change_high"]
     worst = done.worst(min_patients=1)
     assert worst is not None and worst["auroc"] == frame.loc[(slice(None), "after"), "auroc"].iloc[1:].min()
+
+
+def test_froc_is_of_the_logits_own_map_before_and_after(
+    encoded: LatentTable, network: MammoClipClassifier, sae: Any, phantoms: VinDrMammo
+) -> None:
+    part = phantoms.select(split="training")
+    settings: dict[str, Any] = {"split": "training", "images": part, "froc": True, "n_bootstrap": 5}
+    same = mp.repair(encoded, network, sae, LATENTS, scale=1, **settings).froc
+    found = mp.repair(encoded, network, sae, LATENTS, scale=-30, **settings).froc
+    assert same is not None and found is not None and same["cpm_change"].dropna().eq(0).all()
+    assert found["stage"].tolist() == ["before"] * 6 + ["after"] * 6
+    rows = encoded.rows("Mass", split="training")
+    boxes = [encoded.boxes(int(row), "Mass") for row in rows.image_rows]
+    kept = [place for place, own in enumerate(boxes) if len(own) or rows.labels[place] == 0]
+    assert found["n_images"].eq(len(kept)).all() and found["n_lesions"].eq(sum(map(len, boxes))).all()
+    number_of = {one: number for number, one in enumerate(part.images["image_id"])}
+    points = []
+    for place in kept:
+        image = part[number_of[encoded.images["image_id"][rows.image_rows[place]]]]["image"]
+        with torch.no_grad():
+            map_ = torch.einsum("chw,c->hw", network.forward_features(image[None])[0], network.classifier.weight[0])
+        padded = torch.nn.functional.pad(map_, (1, 1, 1, 1), value=-torch.inf)
+        around = padded.unfold(0, 3, 1).unfold(1, 3, 1).amax(dim=(2, 3))
+        y, x = torch.where((map_ == around) & (map_ > 0))
+        height, width = 96 / map_.shape[0], 64 / map_.shape[1]
+        centres = torch.stack([(x + 0.5) * width, (y + 0.5) * height], dim=1)
+        points.append((centres.numpy(), map_[y, x].numpy()))
+    expected = froc_of(points, [boxes[place] for place in kept])
+    assert found["cpm"][0] == pytest.approx(expected.cpm)
+    np.testing.assert_allclose(found["sensitivity"][:6], expected.sensitivity)
+    with pytest.raises(InputError, match="give images=, or leave froc out"):
+        mp.repair(encoded, network, sae, LATENTS, froc=True)
 
 
 def test_scaling_by_one_changes_nothing(encoded: LatentTable, network: MammoClipClassifier, sae: Any) -> None:

@@ -63,6 +63,12 @@ def repair_command(
         ),
     ] = None,
     split: Annotated[str, typer.Option(help="The images that it is measured on.")] = "test",
+    froc: Annotated[
+        bool,
+        typer.Option(
+            "--froc", help="Tell too which lesions the logit's map finds; both networks are run on all images."
+        ),
+    ] = False,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting of the study.", show_default=False),
@@ -102,5 +108,6 @@ def repair_command(
                 layer=layer,
                 group=group,
                 split=split,
+                froc=froc,
             )
         )

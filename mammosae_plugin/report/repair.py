@@ -1,6 +1,6 @@
 """What a repair of a classifier did, as a page and as text."""
 
-__all__ = ["performance_text", "repair_page"]
+__all__ = ["froc_sentences", "performance_text", "repair_page"]
 
 import math
 from collections.abc import Mapping, Sequence
@@ -111,6 +111,22 @@ def performance_text(performance: pd.DataFrame) -> str:
         rows.append([row["group"], row["stage"], str(row["n_rows"]), str(row["n_positive"]), *said])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def froc_sentences(froc: pd.DataFrame | None) -> list[str]:
+    """FROC before and after, a sentence each; none where it was not asked for."""
+    if froc is None:
+        return []
+    found = []
+    for stage, rows in froc.groupby("stage", sort=False):
+        row = rows.iloc[0]
+        curve = ", ".join(f"{one['sensitivity']:.3f} at {one['fppi']:g}" for _, one in rows.iterrows())
+        change = "" if stage == "before" else f", a change of {_estimate(row, 'cpm_change', signed=True)}"
+        found.append(
+            f"FROC of the logit's map {stage}: {int(row['n_lesions'])} lesions in {int(row['n_images'])} images, CPM "
+            f"{_estimate(row, 'cpm')}{change}; sensitivity {curve} false positives per image"
+        )
+    return found
 
 
 def _cell(row: "pd.Series[Any]", name: str, *, decimals: int = 3, signed: bool = False) -> Cell:

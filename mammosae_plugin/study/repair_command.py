@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mammosae_plugin.files import local_path, write_json, write_text
-from mammosae_plugin.report.repair import performance_text, repair_page
+from mammosae_plugin.report.repair import froc_sentences, performance_text, repair_page
 from mammosae_plugin.study.finished import finished_layer
 from mammosae_plugin.study.repairing import Kind, repair
 
@@ -24,6 +24,7 @@ def repair_study(
     layer: str | None = None,
     group: str | None = None,
     split: str = "test",
+    froc: bool = False,
 ) -> str:
     """Repair a classifier of a finished study; the file, a page and JSON beside it. Returns text for the terminal.
 
@@ -39,6 +40,7 @@ def repair_study(
         layer: as for `finished_layer`.
         group: as for `repair`.
         split: as for `repair`.
+        froc: as for `repair`.
 
     Raises:
         InputError: as `finished_layer` and `repair`.
@@ -60,6 +62,7 @@ def repair_study(
         unit=chosen.layer.unit,
         images=images,
         path=output,
+        froc=froc,
         n_bootstrap=config.analysis.n_bootstrap,
         min_patients=config.analysis.min_patients,
         seed=config.seed,
@@ -69,16 +72,19 @@ def repair_study(
     about = {**done.describe(), "model": chosen.pair.model, "layer": chosen.found.name, "split": split, "group": group}
     rows = done.performance.astype(object).where(done.performance.notna(), None).to_dict("records")
     numbers = {"repair": about, "file": output.name, "performance": rows, "difference": dict(done.difference)}
-    write_json(output.with_suffix(".json"), {**numbers, "notes": list(done.notes)})
+    curves = [] if done.froc is None else done.froc.astype(object).where(done.froc.notna(), None).to_dict("records")
+    write_json(output.with_suffix(".json"), {**numbers, "froc": curves, "notes": list(done.notes)})
     page = repair_page(
         about,
         done.performance,
         done.difference,
-        done.notes,
+        [*froc_sentences(done.froc), *done.notes],
         chosen.layer.unit,
         n_bootstrap=config.analysis.n_bootstrap,
         min_patients=config.analysis.min_patients,
     )
     write_text(output.with_suffix(".html"), page)
     written = ", ".join(str(output.with_suffix(ending)) for ending in (output.suffix, ".html", ".json"))
-    return "\n".join([performance_text(done.performance), *done.notes, f"written: {written}"])
+    return "\n".join(
+        [performance_text(done.performance), *froc_sentences(done.froc), *done.notes, f"written: {written}"]
+    )

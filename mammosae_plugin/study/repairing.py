@@ -13,18 +13,29 @@ import torch
 from numpy.typing import NDArray
 from sae_lens import SAE
 
-from mammosae_plugin.adapters import Classifier, load_classifier, save_classifier
+from mammosae_plugin.adapters import Classifier, HookedVisionModel, load_classifier, save_classifier
 from mammosae_plugin.adapters.classifier import encoder_state, head_of
+from mammosae_plugin.adapters.hook_names import module_path
 from mammosae_plugin.adapters.latent_edits import fold_latents, project_head
 from mammosae_plugin.adapters.mammo_clip_files import save_mammo_clip
 from mammosae_plugin.adapters.recording import evaluation
+from mammosae_plugin.analysis import froc_of
+from mammosae_plugin.analysis.lesion_truth import Lesions
 from mammosae_plugin.arguments import checked_arguments, indices, one_of, resampling, shown
 from mammosae_plugin.datasets import StudyDataset
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path
 from mammosae_plugin.latents import LatentTable
+from mammosae_plugin.latents.peak_finder import peaks_of
+from mammosae_plugin.latents.peaks import cell_centres
 from mammosae_plugin.measures.calibration import calibration
-from mammosae_plugin.measures.statistics import MIN_PATIENTS, Resamples, classification_metrics
+from mammosae_plugin.measures.statistics import (
+    MIN_PATIENTS,
+    Resamples,
+    classification_metrics,
+    patient_bootstrap,
+    spread_interval,
+)
 from mammosae_plugin.measures.units import EvaluationRows
 from mammosae_plugin.provenance import tensors_fingerprint
 
@@ -57,6 +68,9 @@ class Repair:
         difference: of a linear repair from the exact one, in logits over the split: largest, root_mean_square, and
             root_mean_square of the exact repair itself (`of_the_repair`); empty of an exact one.
         notes: what is to be known beside the numbers.
+        froc: where it was asked for, one row per stage and number of false positives per image: stage, fppi,
+            sensitivity, cpm, cpm_low, cpm_high, cpm_change, _low and _high, n_images, n_lesions. It is of the peaks of
+            the logit's own map (at every position the layer through the head), which a repair changes.
     """
 
     classifier: Classifier
@@ -68,6 +82,7 @@ class Repair:
     performance: pd.DataFrame
     difference: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    froc: pd.DataFrame | None = None
 
     def to_frame(self) -> pd.DataFrame:
         """`performance`."""
@@ -144,6 +159,7 @@ def repair(
     unit: str = "image",
     images: StudyDataset | None = None,
     path: str | Path | None = None,
+    froc: bool = False,
     n_bootstrap: int = 1000,
     min_patients: int = MIN_PATIENTS,
     seed: int = 0,
@@ -175,6 +191,8 @@ def repair(
         images: the table's images, as the network reads them; at the final map only to see on a few that the repaired
             network gives the logits of the closed form.
         path: where to write the classifier (`Repair.save`).
+        froc: also which lesions the logit's map finds, before and after; at the final map, by running both networks on
+            all `images` of the split.
         n_bootstrap: resamples of patients.
         min_patients: patients of either class that a group needs for an interval.
         seed: of the resamples.
@@ -203,6 +221,8 @@ def repair(
             f"{table.folder} was made at {table.hook_name}, an inner layer, where the repaired network must be run: "
             "give the images of the table (images=)"
         )
+    if froc and (not is_linear or images is None):
+        raise InputError("FROC is of maps at the final map, of images: give images=, or leave froc out")
     rows = table.rows(head, split=split, unit=unit)
     exact = fold_latents(classifier, sae, chosen.tolist(), scale=scale, hook_name=table.hook_name)
     made = exact if kind == "exact" else project_head(classifier, sae, chosen.tolist(), scale=scale)
@@ -224,7 +244,10 @@ def repair(
         table.hook_name,
         _performance(table, rows, stages, group, n_bootstrap, min_patients, seed),
         _difference(stages, rows) if kind == "linear" else {},
-        tuple(_notes(table, kind, rows, group)),
+        tuple(_notes(table, kind, rows, group, froc)),
+        None
+        if not froc or images is None
+        else _froc(table, {"before": classifier, "after": made}, images, head, split, n_bootstrap, seed, device),
     )
     if path is not None:
         done.save(path)
@@ -410,7 +433,78 @@ def _difference(stages: Mapping[str, NDArray[np.float64]], rows: EvaluationRows)
     }
 
 
-def _notes(table: LatentTable, kind: Kind, rows: EvaluationRows, group: str | None) -> Iterator[str]:
+_PEAKS = 20  # of the logit's map, in each image
+_FROC_RESAMPLES = 200  # at the most: each is a whole curve
+
+
+def _froc(
+    table: LatentTable,
+    stages: Mapping[str, Classifier],
+    images: StudyDataset,
+    head: str,
+    split: str,
+    n_bootstrap: int,
+    seed: int,
+    device: str,
+) -> pd.DataFrame:
+    """Which lesions the peaks of the logit's map find; see `Repair.froc`."""
+    lesions = Lesions.read(table, head, split)
+    with_lesions = set(lesions.boxed.tolist())
+    none = np.zeros((0, 4))
+    boxes = [
+        table.boxes(int(row), head) if place in with_lesions else none for place, row in enumerate(lesions.image_rows)
+    ]
+    points = {stage: _peaks(table, one, images, lesions.image_rows, device) for stage, one in stages.items()}
+    weights = patient_bootstrap(lesions.patients, min(n_bootstrap, _FROC_RESAMPLES), seed)
+    found: list[pd.DataFrame] = []
+    before, cpm = np.zeros(0), 0.0
+    for stage, own in points.items():
+        result = froc_of(own, boxes)
+        samples = np.array([_resampled_cpm(own, boxes, counts) for counts in weights], dtype=np.float64)
+        low, high = spread_interval(samples)
+        change = {"cpm_change": np.nan, "cpm_change_low": np.nan, "cpm_change_high": np.nan}
+        if stage == "before":
+            before, cpm = samples, result.cpm
+        else:
+            ends = spread_interval(samples - before)
+            change = {"cpm_change": result.cpm - cpm, "cpm_change_low": ends[0], "cpm_change_high": ends[1]}
+        about = {"cpm": result.cpm, "cpm_low": low, "cpm_high": high, **change}
+        about |= {"n_images": len(boxes), "n_lesions": sum(map(len, boxes))}
+        found.append(result.to_frame().assign(stage=stage, **about))
+    return pd.concat(found, ignore_index=True)
+
+
+def _resampled_cpm(points: Sequence[Any], boxes: Sequence[Any], counts: NDArray[np.integer]) -> float:
+    places = np.repeat(np.arange(len(boxes)), counts).tolist()
+    if not any(len(boxes[place]) for place in places):
+        return float("nan")
+    return froc_of([points[place] for place in places], [boxes[place] for place in places]).cpm
+
+
+def _peaks(
+    table: LatentTable, classifier: Classifier, images: StudyDataset, image_rows: NDArray[np.int64], device: str
+) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Points (n, 2) xy and scores (n,) of the logit's map in each image."""
+    number_of = {str(one): number for number, one in enumerate(images.images["image_id"])}
+    part, own = images.with_preprocessing(classifier.preprocessing), head_of(classifier)
+    assert own is not None
+    found = []
+    with (
+        HookedVisionModel(classifier.network, [module_path(table.hook_name)]) as model,
+        evaluation(model, device=device),
+        torch.inference_mode(),
+    ):
+        weight = own.weight[-1]
+        for image_id in table.images["image_id"].astype(str).to_numpy()[image_rows]:
+            image: torch.Tensor = part[number_of[image_id]]["image"]
+            value = model.read(image[None].to(device), table.hook_name).value[0]
+            _, positions, scores = peaks_of((value @ weight)[None].float().cpu(), _PEAKS)
+            centres = cell_centres(positions.numpy(), table.grid, table.image_size)
+            found.append((centres, scores.double().numpy()))
+    return found
+
+
+def _notes(table: LatentTable, kind: Kind, rows: EvaluationRows, group: str | None, froc: bool) -> Iterator[str]:
     if kind == "linear":
         yield (
             "linear: whatever else lies in the latents' decoder directions is scaled with them; the stage `exact` is "
@@ -422,4 +516,5 @@ def _notes(table: LatentTable, kind: Kind, rows: EvaluationRows, group: str | No
         left = len(rows.labels) - sum(int(chosen.sum()) for name, chosen in _groups(table, rows, group) if name != ALL)
         if left:
             yield f"{left} of {len(rows.labels)} are in no group: {shown(group)} is not known of them, or differs"
-    yield "FROC is left out: where latents fire is not changed by scaling what they do to the logit"
+    if not froc:
+        yield "FROC is left out: it needs a pass over all images of the split, before and after (froc)"
