@@ -1,5 +1,6 @@
 """Why a classifier gives an image its logit: the sum over latents, the page, and what stays out of it."""
 
+import html
 import json
 import re
 from pathlib import Path
@@ -147,7 +148,11 @@ def test_notes_and_verdicts_stand_beside_the_latents(
     assert plain.returncode == done.returncode == 0 and "shortcut" in done.stdout
     page = (tmp_path / "noted" / "explanation.html").read_text()
     assert "[artefact] the marker (R. Reader)" in page and "verdict: off tissue" in page
-    assert "has no evidence on these latents" in (tmp_path / "plain" / "explanation.html").read_text()
+    own = next(one for one in chosen.found.results["evidence"] if (one["concept"], one["latent"]) == ("Mass", latent))
+    assert f"verdict: {own['reason']}" in html.unescape((tmp_path / "plain" / "explanation.html").read_text())
+    monkeypatch.setattr(explain_command, "results_with_readers", lambda found: {**found.results, "evidence": []})
+    assert _explain(finished_study, image_id, "-o", tmp_path / "none").returncode == 0  # a study of an earlier version
+    assert "has no evidence on these latents" in (tmp_path / "none" / "explanation.html").read_text()
 
 
 @pytest.mark.parametrize(
