@@ -127,7 +127,8 @@ def test_running_again_changes_no_byte_of_the_results(done):
 
 
 @pytest.mark.parametrize(
-    ("step", "said"), [("probe", "with_sae"), ("intervene", "activate"), ("localize", "percentile 95")]
+    ("step", "said"),
+    [("probe", "with_sae"), ("intervene", "activate"), ("localize", "percentile 95"), ("evidence", "latents fire")],
 )
 def test_a_step_prints_its_result(done, step, said):
     result = mammosae(step, "--config", done[0])
