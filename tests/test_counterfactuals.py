@@ -5,12 +5,17 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from helpers_study import random_sae
 from scipy.sparse import csr_array
 from scipy.stats import false_discovery_control, wilcoxon
+from typer.testing import CliRunner
 
+from mammosae_plugin.adapters import HookedVisionModel, new_classifier
 from mammosae_plugin.analysis import pair_responses, pair_responses_of
+from mammosae_plugin.cli import app
 from mammosae_plugin.datasets import VinDrMammo, make_phantom_pairs, read_pairs
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.latents import encode_latents
 
 ATTRIBUTES = ("mass", "clip", "density", "noise", "letter", "exposure")
 N_PATIENTS = 24
@@ -192,3 +197,30 @@ def test_pairs_that_the_table_cannot_answer_are_refused(pair_table):
     ):
         with pytest.raises(InputError, match=words):
             pair_responses_of(*arguments)
+
+
+def test_the_command_draws_pairs_and_scores_a_table_of_them(tmp_path):
+    drawn = ["--attribute", "clip", "--attribute", "density", "--image-size", "96", "64"]
+    run = CliRunner().invoke
+    made = run(app, ["pairs", "--make", str(tmp_path / "p"), "-n", "10", *drawn])
+    assert made.exit_code == 0, made.output
+    pairs = read_pairs(tmp_path / "p" / "pairs.csv")
+    assert len(pairs) == 20
+    images = VinDrMammo(tmp_path / "p", image_size=(96, 64))
+    with HookedVisionModel(new_classifier("test_efficientnet", 0, seed=0), ["bn2"]) as model:
+        sae = random_sae(model.hook_shapes["bn2.hook_out"][-1])
+        table = encode_latents(model, sae, images, tmp_path / "t", heads={}, map_latents=[0, 1], map_images="all")
+    assert table.map_latents(0).tolist() == [0, 1]  # of images without a box too
+    files = [str(tmp_path / "t"), str(tmp_path / "p" / "pairs.csv")]
+    scored = run(app, ["pairs", *files, "--untrained", str(tmp_path / "t"), "-o", str(tmp_path / "out")])
+    assert scored.exit_code == 0, scored.output
+    assert "attributes with a selective latent:" in scored.output
+    assert "the untrained SAE:" in scored.output
+    written = pd.read_csv(tmp_path / "out" / "pair_responses.csv")
+    assert written["attribute"].tolist() == ["clip", "density"]
+    expected = pair_responses(table, pairs, untrained=table)
+    np.testing.assert_allclose(written["concept_score"], expected.attributes["concept_score"])
+    for arguments, words in ((["pairs"], "--make"), (["pairs", files[0]], "CSV of pairs")):
+        refused = run(app, arguments)
+        assert refused.exit_code == 2
+        assert words in refused.output

@@ -19,6 +19,7 @@ from mammosae_plugin.cli.data import add_data_commands
 from mammosae_plugin.cli.explain import add_explain_command
 from mammosae_plugin.cli.export import add_export_command
 from mammosae_plugin.cli.hub import add_hub_commands
+from mammosae_plugin.cli.pairs import add_pairs_command
 from mammosae_plugin.cli.prepare import add_prepare_command
 from mammosae_plugin.cli.repair import add_repair_command
 from mammosae_plugin.cli.retrieve import add_retrieve_command
@@ -581,6 +582,7 @@ add_retrieve_command(app)
 add_views_command(app)
 add_explain_command(app)
 add_repair_command(app)
+add_pairs_command(app)
 add_export_command(app)
 add_hub_commands(app)
 

@@ -1,6 +1,6 @@
 """`mammosae retrieve`: the images of a latents table that are like one, and how well such a search finds labels."""
 
-__all__ = ["Asked", "find_images", "judge_retrieval", "Judging"]
+__all__ = ["Asked", "find_images", "judge_retrieval", "Judging", "open_table", "written_files"]
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -131,7 +131,7 @@ def find_images(
     own = _own_latents(table, query, asked)
     picture = _figure(table, query, hits, asked, config, settings) if figure else None
     if output is not None:
-        with _written(output, HITS) as staged:
+        with written_files(output, HITS) as staged:
             write_text(staged / f"{HITS}.csv", _as_csv(table, hits))
             write_json(staged / f"{HITS}.json", _as_json(table, query, own, hits, asked))
             if picture is not None:
@@ -184,7 +184,7 @@ def judge_retrieval(folder: Path, judging: Judging, *, output: Path | None = Non
     )
     where = "all images" if split == ALL else f"{split} images"
     if output is not None:
-        with _written(output, SCORES) as staged:
+        with written_files(output, SCORES) as staged:
             write_text(staged / f"{SCORES}.csv", scores.to_csv(index=False))
             given = {**asdict(judging), "split": split}
             given |= {name: None if given[name] is None else Path(given[name]).name for name in ("rows", "untrained")}
@@ -409,7 +409,7 @@ def _interval(row: "pd.Series[Any]", name: str, *, signed: bool = False) -> str:
 
 
 @contextmanager
-def _written(output: Path, name: str) -> Iterator[Path]:
+def written_files(output: Path, name: str) -> Iterator[Path]:
     """A folder to write into, whose files then go to `output`; those of an earlier run of the same kind go."""
     output = local_path(output)
     with only_run(output):
