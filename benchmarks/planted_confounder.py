@@ -3,8 +3,8 @@
     python benchmarks/planted_confounder.py [--seeds 10] [--patients 300] [--folder planted]
 
 Phantoms (CC and MLO of one breast) are drawn once; the letter agrees with the mass in 90 % of the training images and
-in 50 % of the test images. Each seed makes a network (of random frozen weights with a fitted head, or with --kind
-finetuned a trained one) and an SAE of its final map on the training images, and asks
+in 50 % of the test images. Each seed makes a network (trained, or with --kind
+pretrained of random frozen weights with a fitted head) and an SAE of its final map on the training images, and asks
 `confounders` for shortcuts, with the letter among the covariates and without knowing of it. The truth is told by pairs
 of phantoms that differ in the letter or in a mass alone: a latent is of the letter where it answers to it (q at most
 0.05) and more than to a mass. Precision is the share of the flagged latents that are; recall the share, of those that
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--patients", type=int, default=300)
-    parser.add_argument("--kind", choices=["pretrained", "finetuned"], default="pretrained")
+    parser.add_argument("--kind", choices=["pretrained", "finetuned"], default="finetuned")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--d-sae", type=int, default=128)
     parser.add_argument("--permutations", type=int, default=20, help="exchanges of labels, over all seeds")
@@ -143,7 +143,7 @@ def trained(options: argparse.Namespace, images: VinDrMammo, path: Path, seed: i
     own = {"epochs": options.epochs, "lr": 2e-3, "batch_size": 32, "weight_decay": 1e-3, "augmentation": "flips"}
     config = ClassifierTraining(kind=options.kind, seed=seed, **(own if options.kind == "finetuned" else {"l2": 10.0}))
     if not path.exists():
-        train_classifier(new_classifier("tinynet_e", 0, seed=seed), images, CONCEPT, path, config)
+        train_classifier(new_classifier("test_efficientnet", 0, seed=seed), images, CONCEPT, path, config)
     return load_classifier(path)
 
 
