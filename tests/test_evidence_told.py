@@ -1,16 +1,23 @@
 """What of the evidence on latents a report shows and a findings dataset may tell."""
 
+import json
+import shlex
+
 import numpy as np
 import pytest
 from helpers_evidence import FINDING, MARKER, planted_table
 from helpers_results import synthetic_results
+from helpers_study import mammosae
 
+from mammosae_plugin.adapters import load_classifier
 from mammosae_plugin.analysis import confounders, group_performance, latent_evidence
 from mammosae_plugin.findings.layers import read_layers, write_layers
+from mammosae_plugin.findings.study_folder import StudyFolder
 from mammosae_plugin.findings.told_evidence import told_evidence, told_groups
 from mammosae_plugin.provenance import plain
 from mammosae_plugin.report.page import render_report
 from mammosae_plugin.schema.findings import EVIDENCE, GROUPS, LAYERS, names_of
+from mammosae_plugin.schema.results import shortcuts
 from mammosae_plugin.visualization import write_tables
 
 QUICK = {"n_bootstrap": 60, "n_permutations": 60}
@@ -51,6 +58,42 @@ def test_the_report_shows_verdicts_with_numbers_intervals_and_correction(results
     write_tables(results, tmp_path)
     lines = (tmp_path / "tables" / "evidence.csv").read_text().splitlines()
     assert len(lines) == 1 + 24 and "auroc_q" in lines[0]
+
+
+def test_the_commands_that_remove_shortcuts_are_told_where_there_are_some(results, tmp_path):
+    (told,) = shortcuts(results)
+    assert sorted(told["latents"]) == sorted(
+        row["latent"] for row in results["evidence"] if row["verdict"] == "shortcut"
+    )
+    page = render_report(results, tmp_path)
+    assert told["repair"] in page and "To remove the shortcuts" in page and str(tmp_path) not in page
+    none = results | {"evidence": [row | {"verdict": "unclear"} for row in results["evidence"]]}
+    assert shortcuts(none) == [] and "To remove the shortcuts" not in render_report(none, tmp_path)
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_these_commands_do_what_they_say_on_a_finished_study(finished_study, tmp_path, monkeypatch, inner):
+    found = next(one for one in StudyFolder(finished_study.output).layers if (one.name == "layer_6") == inner)
+    written = json.loads((found.folder / "results.json").read_text())
+    assert written["shortcuts"] == shortcuts(found.results)
+    fires = [row for row in found.results["evidence"] if row["concept"] == "Mass"][:3]
+    assert len(fires) == 3
+    called = [row | {"verdict": "shortcut", "reliance": place} for place, row in enumerate(fires)]
+    (told,) = shortcuts({**found.results, "evidence": called})
+    assert told["latents"] == [row["latent"] for row in reversed(called)]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "study.yaml").write_text((finished_study.output.parent / "study.yaml").read_text())
+    done = mammosae(*shlex.split(told["repair"])[1:])
+    assert done.returncode == 0, done.stderr
+    repaired = load_classifier(next(tmp_path.glob("repaired_*.safetensors"))).source["metadata"]["repair"]
+    assert repaired["latents"] == told["latents"] and repaired["hook_name"] == found.hook_name
+    if inner:
+        assert told["explain"] is None
+        return
+    image = str(finished_study.all_images.images["image_id"][0])
+    done = mammosae(*(image if word == "IMAGE" else word for word in shlex.split(told["explain"])[1:]))
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("explained_*/explanation.html"))) == 1
 
 
 def test_nothing_is_told_of_a_few_patients(results):

@@ -9,7 +9,7 @@ import pandas as pd
 
 from mammosae_plugin.report.views import table_view
 from mammosae_plugin.schema.names import readable
-from mammosae_plugin.schema.results import Results, Row, n_best, number
+from mammosae_plugin.schema.results import Results, Row, n_best, number, shortcuts
 from mammosae_plugin.visualization.tables import Estimate, estimate
 
 _WORDS = ("concept", "context", "shortcut", "unclear")
@@ -31,6 +31,7 @@ def evidence_section(results: Results) -> dict[str, Any] | None:
         "verdicts": [_counted(pair, own) for pair, own in of_pairs.items()],
         "table": table_view(pd.DataFrame([_told(row) for row in first]), n_labels=3),
         "n_tests": max(int(row["n_tests"] or 0) for row in rows),
+        "shortcuts": [{**row, "title": f"{row['model']}, {readable(row['concept'])}"} for row in shortcuts(results)],
         "groups": table_view(pd.DataFrame([_group(row) for row in results.get("groups", [])]), n_labels=4),
         "alpha": f"{results['config'].get('analysis', {}).get('confounders', {}).get('alpha', 0.05):g}",
     }

@@ -8,15 +8,16 @@ __all__ = [
     "BACKGROUND", "best_row", "class_names", "CONCEPT", "concepts", "FAR_L0", "FORMAT_VERSION", "frame", "has_boxes",
     "layer_names", "may_show_images", "model_names", "MOST_DEAD", "n_best", "NEAR_ZERO", "number", "pairs",
     "poor_sae", "reconstruction_row", "recovered", "reference_auroc", "Results", "role_evidence", "ROLE_NUMBERS", "Row",
-    "sae_flaw", "stated_role", "TRAINED_HERE", "UNCLEAR", "WEAK",
+    "sae_flaw", "shortcuts", "stated_role", "TRAINED_HERE", "UNCLEAR", "WEAK",
 ]  # fmt: skip
 
 import math
+import shlex
 from typing import Any, Literal, TypedDict
 
 import pandas as pd
 
-from mammosae_plugin.schema.names import MINUS, digits
+from mammosae_plugin.schema.names import MINUS, digits, file_part
 
 FORMAT_VERSION = 1
 TRAINED_HERE = "trained in this study"
@@ -230,6 +231,49 @@ def _with_interval(named: Row, name: str) -> str:
         return text
     ends = [f"{end:.2f}" if name == "auroc" else digits(end) for end in (low, high)]
     return f"{text} [{ends[0]}, {ends[1]}]"
+
+
+def shortcuts(results: Results) -> list[Row]:
+    """The latents of each classifier whose verdict is `shortcut`, with the commands that look into it.
+
+    Returns:
+        A row per model and concept with such latents: model, concept, latents (those on which the classifier rests most
+        first), repair (the command that removes them) and explain (the one that takes an image's logit apart, with
+        IMAGE for the image; None at an inner layer, where there is no such sum). The study's configuration is called
+        study.yaml in both.
+    """
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in results.get("evidence", []):
+        if row["verdict"] == "shortcut":
+            found.setdefault((row["model"], row["concept"]), []).append(row)
+    layer = ["--layer", results["layer"]["name"]] if "layer" in results else []
+    readouts = {(row["name"], row["concept"]): row.get("readout") for row in results["models"]}
+    rows: list[Row] = []
+    for (model, concept), own in found.items():
+        chosen = ["--model", model, "--concept", concept, *layer]
+        own.sort(key=lambda row: -abs(number(row["reliance"])))
+        latents = [int(row["latent"]) for row in own]
+        named = file_part(f"{model}_{concept}")
+        repair = [
+            "repair",
+            "study.yaml",
+            *chosen,
+            "--latents",
+            ",".join(map(str, latents)),
+            "-o",
+            f"repaired_{named}.safetensors",
+        ]
+        explain = ["explain", "IMAGE", "--study", "study.yaml", *chosen, "-o", f"explained_{named}"]
+        rows.append(
+            {
+                "model": model,
+                "concept": concept,
+                "latents": latents,
+                "repair": shlex.join(["mammosae", *repair]),
+                "explain": shlex.join(["mammosae", *explain]) if readouts.get((model, concept)) == "linear" else None,
+            }
+        )
+    return rows
 
 
 def has_boxes(results: Results) -> bool:

@@ -17,6 +17,7 @@ from mammosae_plugin.findings.study_folder import LayerResults
 from mammosae_plugin.own_files import are_untouched, empty_staging, replace_files
 from mammosae_plugin.report import write_report
 from mammosae_plugin.schema.names import REPORT_FILE, RESULTS_FILE
+from mammosae_plugin.schema.results import shortcuts
 from mammosae_plugin.study.images import TEST
 from mammosae_plugin.study.layer import LayerStudy
 from mammosae_plugin.visualization import HeatmapPanels, write_figures, write_tables
@@ -75,7 +76,7 @@ def write_layer_report(layer: LayerStudy, found: LayerResults) -> Path:
         write_figures(results, class_means(found), _heatmap_panels(layer), staged)
         write_tables(results, staged)
         write_parquet(staged / "class_means.parquet", layer.class_means)
-        write_json(staged / RESULTS_FILE, found.results)
+        write_json(staged / RESULTS_FILE, {**found.results, "shortcuts": shortcuts(found.results)})
         write_report(results, staged)
         write_json(staged / _DRAWN, drawn_from)
         # What an earlier configuration drew and this one does not must not stay: it may be images of patients.

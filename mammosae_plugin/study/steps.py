@@ -68,6 +68,8 @@ def dated(results: dict[str, Any], folder: Path) -> dict[str, Any]:
     file = folder / RESULTS_FILE
     before = read_json(file) if file.exists() else {}
     created = before.pop("created", None) if isinstance(before, dict) else None
+    if isinstance(before, dict):
+        before.pop("shortcuts", None)  # it follows from the rest
     return {**results, "created": created if before == results else date.today().isoformat()}
 
 
