@@ -7,13 +7,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from helpers_results import synthetic_results
 from helpers_study import mammosae
 from scipy import sparse
 from scipy.stats import spearmanr
 
 from mammosae_plugin.analysis import view_agreement
+from mammosae_plugin.config.maps import AnalysisConfig, ViewSettings
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.findings.layers import read_layers, write_layers
+from mammosae_plugin.findings.told_evidence import told_views
 from mammosae_plugin.latents import LatentTable
+from mammosae_plugin.provenance import plain
+from mammosae_plugin.report.page import render_report
+from mammosae_plugin.schema.findings import LAYERS, VIEWS
+from mammosae_plugin.study import Study
+from mammosae_plugin.study.layer import LayerStudy
 
 BREAST, PATIENT, NOISE, SIDE, RARE, ALWAYS = range(6)
 N_PATIENTS = 60
@@ -136,3 +145,88 @@ def test_the_command_tells_and_writes_what_the_function_gives(encoded: LatentTab
     pd.testing.assert_frame_equal(written, expected.drop(columns="reason"), check_dtype=False)
     refused = mammosae("views", encoded.folder, "--views", "ML", "XCC")
     assert refused.returncode == 2 and "it has the views CC, MLO" in refused.stderr and refused.stderr.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def results(found: pd.DataFrame) -> dict[str, Any]:
+    """What a study finds, with this agreement; the latent of a breast and of a patient are drawn."""
+    results = synthetic_results()
+    pair = {"model": "pretrained", "concept": "Mass"}
+    for row in results["rankings"]:
+        if row["class"] == 1:
+            row["latents"] = [BREAST, PATIENT, RARE, *range(100, 117)]
+    results["config"] = {**results["config"], "analysis": {"views": ViewSettings().model_dump(mode="json")}}
+    return {**results, "views": plain([{**pair, **row} for row in found.reset_index().to_dict("records")])}
+
+
+def test_a_report_tells_the_agreement_of_the_latents_that_are_drawn(results: dict[str, Any], tmp_path: Path) -> None:
+    page = render_report(results, tmp_path)
+    section = page.split('<section id="views">')[1].split("</section>")[0]
+    breast = results["views"][BREAST]
+    assert "CC and MLO of one breast" in section and f"{breast['views']:.3f}" in section
+    assert section.count("<tr>") + section.count("<tr ") == 1 + 3, "the heading and three latents"
+    told = sum(row["views_q"] is not None and row["views_q"] < 0.05 for row in results["views"])
+    assert f"CC and MLO of one breast, {told} of 44 ({N_PATIENTS} patients)" in section
+    assert "fires in pairs of" in section and "120" in section
+    without = render_report({**results, "views": []}, tmp_path)
+    assert "was not examined: the data do not say laterality and view" in without
+    off = {**results, "views": [], "config": {**results["config"], "analysis": {"views": None}}}
+    assert 'id="views"' not in render_report(off, tmp_path)
+    assert 'id="views"' not in render_report(synthetic_results(), tmp_path), "an earlier version's"
+
+
+def test_agreement_is_kept_and_what_is_of_a_few_patients_is_not_published(
+    results: dict[str, Any], tmp_path: Path
+) -> None:
+    assert set(results["views"][0]) == {one.name for one in LAYERS["views"]} - {"layer"}
+    write_layers({"final": results}, tmp_path)
+    assert read_layers(tmp_path)["final"]["views"][BREAST]["views"] == results["views"][BREAST]["views"]
+    (tmp_path / "views.parquet").unlink()
+    assert "views" not in read_layers(tmp_path)["final"]
+    assert not {"views_firing", "reason"} & {one.name for one in VIEWS}
+    row = results["views"][BREAST]
+    assert told_views(row, min_group=5) == row
+    few = told_views({**row, "views_firing": 4}, min_group=5)
+    assert few["views"] is few["views_q"] is few["own_breast_low"] is None and few["sides"] == row["sides"]
+    assert few["views_pairs"] == row["views_pairs"]
+    silent = told_views({**row, "sides_firing": N_PATIENTS - 3}, min_group=5)
+    assert silent["sides"] is None and silent["own_breast"] == row["own_breast"]
+    small = told_views({**row, "crossed_patients": 3, "crossed_firing": 3}, min_group=5)
+    assert small["crossed_pairs"] is small["crossed_patients"] is small["crossed"] is small["own_breast"] is None
+
+
+def test_a_study_has_the_agreement_of_each_of_its_tables(finished_study: Study) -> None:
+    layer = finished_study.primary
+    settings = AnalysisConfig().views
+    assert settings is not None
+    for pair, table in layer.tables.items():
+        own = layer.views[(layer.views["model"] == pair.model) & (layer.views["concept"] == pair.concept)]
+        expected = view_agreement(
+            table,
+            **settings.model_dump(),
+            min_patients=finished_study.config.analysis.min_patients,
+            seed=finished_study.config.seed,
+        )
+        pd.testing.assert_frame_equal(
+            own.drop(columns=["model", "concept"]).reset_index(drop=True), expected, check_dtype=False
+        )
+    assert "more agreement than by chance" in finished_study.evidence_summary()
+
+
+def test_a_study_of_images_without_views_leaves_agreement_out_in_one_line(
+    finished_study: Study, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    layer = LayerStudy(finished_study, finished_study.primary.name, finished_study.primary.hook_name, is_final=True)
+    layer.tables = finished_study.primary.tables
+    for table in layer.tables.values():
+        monkeypatch.setattr(table, "images", table.images.drop(columns="view", errors="ignore"))
+    monkeypatch.setattr(layer, "work", tmp_path)
+    with caplog.at_level("WARNING"):
+        assert layer.views.empty
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("agreement between views and sides is left out: ") and "knows no view" in said
+    config = finished_study.config
+    off = config.model_copy(update={"analysis": config.analysis.model_copy(update={"views": None})})
+    monkeypatch.setattr(layer, "config", off)
+    del layer.views
+    assert layer.views.empty and len(caplog.records) == 1

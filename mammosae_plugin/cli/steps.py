@@ -418,8 +418,8 @@ def evidence(
     """Every latent that fires: what it tells, what the classifier makes of it, where it lies, what it stands for.
 
     Prints the verdicts (concept, context, shortcut, unclear), the first latents by a column, and the groups of images
-    that are told worst. Settings: analysis.evidence and analysis.confounders. How each number is made, and the rule:
-    docs/evidence.md.
+    that are told worst; also how far views and sides agree (docs/scores.md). Settings: analysis.evidence,
+    analysis.confounders and analysis.views. How each number is made, and the rule: docs/evidence.md.
 
     Steps before it that are not done yet are done first. See `mammosae study --help`.
     """

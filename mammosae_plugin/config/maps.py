@@ -3,7 +3,7 @@
 __all__ = [
     "AnalysisConfig", "ConfoundersConfig", "EvidenceConfig", "LesionSettings", "ModelConfig", "NetworkStart", "Outputs",
     "PreprocessingSettings", "ReportConfig", "SAEConfig", "SAETrainingSource", "START_LIBRARIES", "StudyConfig",
-    "WEIGHTS_BY_NAME",
+    "ViewSettings", "WEIGHTS_BY_NAME",
 ]  # fmt: skip
 
 import importlib.util
@@ -311,6 +311,24 @@ class ConfoundersConfig(Settings):
     alpha: float = Field(0.05, gt=0, lt=1, description="What corrected p-values are held against.")
 
 
+class ViewSettings(Settings):
+    """Whether latents say the same of the two views of a breast and of the two breasts; needs no label."""
+
+    views: tuple[str, str] = Field(
+        ("CC", "MLO"), description="The two views of a breast that are held together, as the column `view` has them."
+    )
+    statistic: Literal["max", "mean"] = Field("max", description="What of a latent counts, over positions.")
+    n_draws: int = Field(1000, ge=99, description="Draws of other patients, for chance.")
+    n_bootstrap: int = Field(200, ge=50, description="Resamples of patients for the intervals of every latent.")
+
+    @field_validator("views")
+    @classmethod
+    def _differ(cls, views: tuple[str, str]) -> tuple[str, str]:
+        if views[0] == views[1]:
+            raise ValueError(f"views names {views[0]!r} twice: give two views of a breast, such as [CC, MLO]")
+        return views
+
+
 class AnalysisConfig(Settings):
     """What is computed from the latents tables."""
 
@@ -357,6 +375,11 @@ class AnalysisConfig(Settings):
     evidence: EvidenceConfig = Field(EvidenceConfig(), description="The table of every latent that fires.")
     confounders: ConfoundersConfig = Field(
         ConfoundersConfig(), description="What each latent stands for, and how groups of images are served."
+    )
+    views: ViewSettings | None = Field(
+        ViewSettings(),
+        description="How far the views of a breast, and the two breasts, agree on every latent; null leaves it out, as "
+        "do data without laterality and view.",
     )
 
     @field_validator("percentile")

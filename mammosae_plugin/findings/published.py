@@ -58,6 +58,8 @@ class Findings:
         evidence: One row per layer, model, concept and latent that fires, with what it stands for (docs/evidence.md);
             None in findings of earlier versions.
         groups: One row per layer, model, concept and group of images: how well it is told; None likewise.
+        views: One row per layer, model, concept and latent: how far views and sides agree on it; None where the study
+            did not look, and in findings of earlier versions.
         repo_id: owner/name of the dataset on the Hub that they were read from; None for what lies on this machine.
         score_cards: Of a study on this machine whose SAEs were audited, their score cards by the layer's folder name.
     """
@@ -74,6 +76,7 @@ class Findings:
     lesions: pd.DataFrame | None = None
     evidence: pd.DataFrame | None = None
     groups: pd.DataFrame | None = None
+    views: pd.DataFrame | None = None
     repo_id: str | None = None
     score_cards: Mapping[str, ScoreCard] = dataclasses.field(default_factory=dict)
 
@@ -138,6 +141,7 @@ class Findings:
             lesions=_frame(tables["lesions"]) if "lesions" in tables else None,
             evidence=_frame(tables["evidence"]) if "evidence" in tables else None,
             groups=_frame(tables["groups"]) if "groups" in tables else None,
+            views=_frame(tables["views"]) if "views" in tables else None,
         )
 
 

@@ -28,13 +28,13 @@ from mammosae_plugin.findings.about import About, places
 from mammosae_plugin.findings.kept import TEST, TRAINING, Kept, read_kept
 from mammosae_plugin.findings.notes import Note, read_notes, with_readers
 from mammosae_plugin.findings.study_folder import Encoder, LayerResults, StudyFolder
-from mammosae_plugin.findings.told_evidence import told_evidence, told_groups
+from mammosae_plugin.findings.told_evidence import told_evidence, told_groups, told_views
 from mammosae_plugin.privacy.small_groups import Mask, is_few, rare_rows
 from mammosae_plugin.schema.findings import CONCEPT, FORMAT_VERSION, NOTE, OPTIONAL, SCHEMAS, names_of, struct_of
 from mammosae_plugin.schema.results import ROLE_NUMBERS, TRAINED_HERE, stated_role
 
 Row = dict[str, Any]
-_OF_ROWS = ("interventions", "reconstruction", "localization", "lesions", "evidence", "groups")
+_OF_ROWS = ("interventions", "reconstruction", "localization", "lesions", "evidence", "groups", "views")
 _OF_MAPS = ("localization", "lesions")  # rows of latents and of what stands beside them, by rank
 
 
@@ -338,8 +338,8 @@ def rows_table(config: str, study: StudyFolder, told: ToldOf) -> pa.Table:
             shown: Row | None = row
             if config in _OF_MAPS:
                 shown = _localization(config, row, group, of_encoder)
-            elif config == "evidence":
-                shown = _evidence(row, group, of_encoder)
+            elif config in ("evidence", "views"):
+                shown = _of_latent(config, row, group, of_encoder)
             elif group.are_small(TEST, of_encoder.min_group):
                 shown = _without(row, names_of(config, "count", "group"))
             if shown is not None:
@@ -350,13 +350,15 @@ def rows_table(config: str, study: StudyFolder, told: ToldOf) -> pa.Table:
     return pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in found], schema=schema)
 
 
-def _evidence(row: Row, group: Groups, told: Tellable) -> Row | None:
-    """A latent's evidence as far as it may be told; None where nothing of it may be."""
+def _of_latent(config: str, row: Row, group: Groups, told: Tellable) -> Row | None:
+    """A latent's evidence, or agreement, as far as it may be told; None where nothing of it may be."""
     concept, latent = row["concept"], row["latent"]
     small = any(group.are_small(split, told.min_group) for split in (TRAINING, TEST))
     masks = (told.activity, told.class_means[concept], told.effects.get(concept))
     if small or any(mask is not None and mask[latent] for mask in masks):
         return None
+    if config == "views":
+        return told_views(row, min_group=told.min_group)
     no_boxes = not group.tells_precision(told.min_group) and group.boxed_patients > 0
     return told_evidence(
         row,

@@ -1,6 +1,6 @@
 """What of the evidence on latents, and of performance by group, may be told: nothing of a few patients."""
 
-__all__ = ["told_evidence", "told_groups"]
+__all__ = ["told_evidence", "told_groups", "told_views"]
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
@@ -14,6 +14,7 @@ Row = dict[str, Any]
 _NAMES = tuple(column.name for column in EVIDENCE)
 _RATES = ("fires_with", "fires_without", "firing_rate")
 _PLACE = ("inside", "inside_chance", "place", "place_low", "place_high", "in_breast", "in_breast_chance")
+_COMPARISONS = ("views", "sides", "crossed")
 _COVARIATE = tuple(name for name in _NAMES if name.startswith("covariate"))
 
 
@@ -50,6 +51,23 @@ def told_groups(rows: Sequence[Row], min_group: int) -> Iterator[Row]:
         members = list(own)
         if all(_count(row, kind) >= min_group for row in members for kind in ("positive", "negative")):
             yield from members
+
+
+def told_views(row: Mapping[str, Any], *, min_group: int) -> Row:
+    """A latent's agreement without the comparisons that rest on fewer than `min_group` patients.
+
+    Those in whose pairs it fires count, and those in whose pairs it is silent.
+    """
+    hidden: list[str] = []
+    for name in _COMPARISONS:
+        n, firing = (int(row.get(f"{name}_{what}") or 0) for what in ("patients", "firing"))
+        few_patients = n < min_group
+        if few_patients or firing < min_group or is_few(n - firing, min_group):
+            hidden += [one for one in names_of("views", "group") if one.startswith(f"{name}_") or one == name]
+            hidden += [f"own_breast{end}" for end in ("", "_low", "_high")] if name != "sides" else []
+        if few_patients:
+            hidden += [f"{name}_pairs", f"{name}_patients"]
+    return {**row, **dict.fromkeys(hidden)}
 
 
 def _count(row: Row, kind: str) -> int:

@@ -16,6 +16,7 @@ import yaml
 from mammosae_plugin.datasets.about import KNOWN, DatasetAbout
 from mammosae_plugin.files import local_path, write_text
 from mammosae_plugin.measures.units import EvaluationUnit
+from mammosae_plugin.report.agreement import agreement_section
 from mammosae_plugin.report.evidence import evidence_section
 from mammosae_plugin.report.paper import compare_figure_2, compare_table_1, compare_table_2, paper_concepts
 from mammosae_plugin.report.rendering import figure_source, render
@@ -112,6 +113,7 @@ def _content(results: Results, figures_folder: Path) -> dict[str, Any]:
         "roles": roles_view(results),
         "scores": {row["score"] for row in results["rankings"]},
         "evidence": evidence_section(results),
+        "agreement": agreement_section(results),
         "figures_2": _figures_2(results, figures_folder),
         "sweep": sweep_view(results, error_term=False),
         "sweep_error_term": sweep_view(results, error_term=True),

@@ -8,7 +8,7 @@ null where a group of patients is small, which columns the privacy guard lets ou
 __all__ = [
     "BOX_PRECISIONS", "Column", "COLUMNS", "CONCEPT", "CONFIGS", "dictionary", "EVIDENCE", "FORMAT_VERSION", "GROUPS",
     "JSON_COLUMNS", "KEPT", "KEPT_CONCEPT", "KEPT_SCHEMAS", "LABELS", "LAYER_SCHEMAS", "LAYERS", "leaves", "METRICS",
-    "names_of", "NOTE", "OPTIONAL", "parquet_path", "Privacy", "SCHEMAS", "struct_of",
+    "names_of", "NOTE", "OPTIONAL", "parquet_path", "Privacy", "SCHEMAS", "struct_of", "VIEWS",
 ]  # fmt: skip
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -176,22 +176,16 @@ def _of_lesions() -> Iterator[Column]:
     """What is told of how a map finds lesions."""
     for kind, (what, where) in _FOUND.items():
         for end in ("", "_low", "_high"):
-            told = (
-                f"share of {what} at each `fppi`, false positives counted {where}, with its 95 % interval over patients"
-            )
+            told = f"share of {what} at each `fppi`, false positives counted {where}, with 95 % interval over patients"
             yield Column(f"{kind}_sensitivity{end}", pa.list_(_REAL), told, "0 to 1", "group")
         yield from _with_interval(f"{kind}_cpm", f"mean of `{kind}_sensitivity`", label="CPM")
     chance = "the same of lesions of other patients, in images of the same side and view"
     yield Column("all_sensitivity_chance", pa.list_(_REAL), chance, "0 to 1", "group")
     yield Column("all_cpm_chance", _REAL, "its mean", "0 to 1", "group")
     yield Column("p", _REAL, "share of draws of such lesions, or the own, with as high a CPM", "0 to 1", "group")
-    yield Column(
-        "p_adjusted", _REAL, "the same, by Benjamini and Hochberg over the maps of a finding", "0 to 1", "group"
-    )
-    for name, what in (
-        ("pointing", "share of images with lesions whose highest peak lies in one"),
-        ("energy", "mean share of the map in the image's lesions"),
-    ):
+    yield Column("p_adjusted", _REAL, "that, by Benjamini and Hochberg over the maps of a finding", "0 to 1", "group")
+    pointing = "share of images with lesions whose highest peak lies in one"
+    for name, what in (("pointing", pointing), ("energy", "mean share of the map in the image's lesions")):
         yield from _with_interval(name, what)
         yield Column(f"{name}_chance", _REAL, chance, "0 to 1", "group")
     yield Column("average_precision", _REAL, "of its boxes, as in localization", "0 to 1", "group")
@@ -291,6 +285,33 @@ GROUPS = (
     Column("worst", _FLAG, "whether it is the lowest of those that `by` makes", "", "group"),
     Column("reason", _TEXT, "why a group is not scored", "", "group"),
 )
+
+
+_AGREEING = {
+    "views": "two views of a breast",
+    "sides": "one view of both breasts",
+    "crossed": "other breast, other view",
+}
+
+
+def _of_views() -> Iterator[Column]:
+    """What is told of how far images of a patient agree."""
+    for name, pair in _AGREEING.items():
+        yield from _ends(name, f"correlation of its ranks between pairs of test images: {pair}", "-1 to 1")
+        chance = "the same with other patients: mean and 95th percentile (`_high`) of the draws"
+        yield from (_of_latent(f"{name}_chance{end}", chance, "-1 to 1") for end in ("", "_high"))
+        yield _of_latent(f"{name}_p", "share of draws that agree as much, one-sided", _SHARE)
+        yield _of_latent(f"{name}_q", "that, after Benjamini and Hochberg over the latents", _SHARE)
+        yield Column(f"{name}_pairs", _WHOLE, "pairs of images, of a patient's exams together", "pairs", "count")
+        yield Column(f"{name}_patients", _WHOLE, "patients who have such pairs", "patients", "count")
+    yield from _ends("own_breast", "views less crossed: what is of the own breast alone")
+
+
+VIEWS = (*_PAIR, _LATENT, *_of_views())
+_SECRET_VIEWS = (
+    *(Column(f"{one}_firing", _WHOLE, "patients in whose pairs it fires", "patients", "secret") for one in _AGREEING),
+    Column("reason", _TEXT, "why a number is missing", privacy="secret"),
+)
 _SECRET_EVIDENCE = (
     Column("covariate_level", _TEXT, "the word of the covariate that it goes with most", privacy="secret"),
     Column("covariate_patients", _WHOLE, "patients with it, or without, whichever are fewer", "patients", "secret"),
@@ -368,6 +389,7 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
     ),
     "evidence": EVIDENCE,
     "groups": GROUPS,
+    "views": VIEWS,
     "study": (
         Column("format_version", _WHOLE, "of this layout"),
         Column("title", _TEXT, "the study's title"),
@@ -378,10 +400,7 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("concepts", pa.list_(_TEXT), "names of the findings", longest=64),
         Column("config", _TEXT, "JSON: the settings, without paths of a machine", is_json=True),
         Column(
-            "provenance",
-            _TEXT,
-            "JSON: versions, checksums of the checkpoints, the fingerprint of the dataset",
-            is_json=True,
+            "provenance", _TEXT, "JSON: versions, checksums of checkpoints, the dataset's fingerprint", is_json=True
         ),
         Column("data", _TEXT, "JSON: images and patients by split, and the unit that is counted", is_json=True),
         Column("models", _TEXT, "JSON: classifiers, and where they are published", is_json=True),
@@ -509,6 +528,7 @@ LAYERS: Mapping[str, tuple[Column, ...]] = {
     ),
     "evidence": (*EVIDENCE, *_SECRET_EVIDENCE),
     "groups": (*GROUPS, *_SECRET_BEHIND[:2]),
+    "views": (*VIEWS, *_SECRET_VIEWS),
     "layers": (
         *(_LAYER, _HOOK, *_PAIR[1:]),
         Column("grid", pa.list_(_WHOLE), "rows and columns of positions", "positions"),
@@ -533,7 +553,7 @@ LAYERS: Mapping[str, tuple[Column, ...]] = {
 """The tables that a study keeps of its layers: a row per layer, and the rows of all layers, with every number."""
 
 CONFIGS = tuple(COLUMNS)
-OPTIONAL = ("evidence", "examples", "groups", "lesions")
+OPTIONAL = ("evidence", "examples", "groups", "lesions", "views")
 """Configs that not every study has: of those that ask for it, and of those of this version on."""
 SCHEMAS, KEPT_SCHEMAS, LAYER_SCHEMAS = (
     {name: pa.schema([column.field for column in columns]) for name, columns in tables.items()}

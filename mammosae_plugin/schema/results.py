@@ -52,6 +52,7 @@ class _Optional(TypedDict, total=False):
     lesions: list[Row]
     evidence: list[Row]
     groups: list[Row]
+    views: list[Row]
     n_controls: int
     layer: dict[str, str]
     layers: list[Row]

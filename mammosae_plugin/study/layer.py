@@ -16,7 +16,9 @@ from mammosae_plugin.analysis import froc, intervention, localization, probing, 
 from mammosae_plugin.analysis.confounding import confounders, group_performance
 from mammosae_plugin.analysis.evidence import latent_evidence
 from mammosae_plugin.analysis.roles import latent_roles
+from mammosae_plugin.analysis.views import view_agreement
 from mammosae_plugin.datasets import StudyDataset
+from mammosae_plugin.errors import InputError
 from mammosae_plugin.latents import LatentTable
 from mammosae_plugin.latents.masked_passes import MaskedPasses
 from mammosae_plugin.study import plans
@@ -312,6 +314,28 @@ class LayerStudy(LayerTables):
         """The evidence on every latent, and performance by group, of the classifiers on one encoder."""
         self._evidence(list(group.heads))
         self._latest = None
+
+    @cached_property
+    def views(self) -> pd.DataFrame:
+        """How far views and sides agree on every latent; of each table once, and shown for all classifiers on it."""
+        asked = self.config.analysis.views
+        if asked is None:
+            return pd.DataFrame()
+        settings = {**asked.model_dump(), "min_patients": self.config.analysis.min_patients, "seed": self.config.seed}
+
+        def agreement(table: LatentTable, _pair: ModelPair) -> pd.DataFrame:
+            try:
+                return view_agreement(table, split=TEST, **settings)
+            except InputError as error:  # no images are known to be pairs
+                logger.warning("agreement between views and sides is left out: %s", error)
+                return pd.DataFrame({"latent": []})
+
+        first: dict[str, ModelPair] = {}
+        frames = []
+        for pair, table in self.tables.items():
+            own = self._kept("views", first.setdefault(table.folder.name, pair), settings, agreement)
+            frames.append(own.assign(model=pair.model, concept=pair.concept))
+        return pd.concat(frames, ignore_index=True)
 
     @property
     def _thresholds(self) -> list[localization.Threshold]:

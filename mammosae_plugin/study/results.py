@@ -61,6 +61,7 @@ def results(layer: LayerStudy, side_by_side: list[Row], primary: str) -> Row:
         "named_latents": layer.named_latents(),
         "evidence": layer.evidence.to_dict("records"),
         "groups": layer.groups.to_dict("records"),
+        **({"views": layer.views.to_dict("records")} if len(layer.views) else {}),
     }
     found["checks"] = claims(found, top=config.analysis.top)
     if side_by_side:

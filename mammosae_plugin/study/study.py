@@ -116,9 +116,9 @@ class Study(StudyInputs, Steps):
         self._at_each_layer(LayerStudy.localize)
 
     def evidence(self) -> None:
-        """Every latent that fires, what it stands for, and performance by group."""
+        """Every latent that fires, what it stands for, performance by group, and agreement of views and sides."""
         self._with_each_network(LayerStudy.tell)
-        self._at_each_layer(lambda layer: layer.groups)
+        self._at_each_layer(lambda layer: (layer.groups, layer.views))
 
     def report_folder(self, layer: LayerStudy) -> Path:
         """Where a layer's results and report go."""
@@ -202,6 +202,7 @@ class Study(StudyInputs, Steps):
         return f"{step}: done; kept in {self.work / places[step]}"
 
 
+_CALLED = 0.05  # false discovery rate
 _SHOWN = (
     "latent",
     "verdict",
@@ -229,6 +230,13 @@ def _told(layer: LayerStudy, sort: str, top: int) -> list[str]:
         shown = own.loc[by.sort_values(ascending=ascending, kind="stable").index[:top]]
         columns = [*_SHOWN, *([sort] if sort not in _SHOWN else []), "reason"]
         lines.append(shown[columns].to_string(index=False, float_format=lambda value: f"{value:.3g}"))
+    agreement = layer.views
+    for (model, concept), own in agreement.groupby(["model", "concept"], sort=False) if len(agreement) else ():
+        told = [
+            f"{words} in {own[f'{name}_q'].lt(_CALLED).sum()} of {own[name].notna().sum()} latents"
+            for name, words in (("views", "of the views of a breast"), ("sides", "of the two breasts"))
+        ]
+        lines.append(f"{model}/{concept}: more agreement than by chance (q below {_CALLED}) {', '.join(told)}")
     groups = layer.groups
     if "worst" in groups:
         worst = groups[groups["worst"].eq(True)]

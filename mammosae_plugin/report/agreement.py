@@ -1,0 +1,80 @@
+"""The report's section on views and sides: whether the latents that are drawn say the same of the other image."""
+
+__all__ = ["agreement_section"]
+
+from typing import Any
+
+import pandas as pd
+
+from mammosae_plugin.report.views import table_view
+from mammosae_plugin.schema.names import readable
+from mammosae_plugin.schema.results import Results, Row, n_best, number
+from mammosae_plugin.visualization.tables import Estimate, estimate
+
+_CALLED = 0.05  # false discovery rate
+
+
+def agreement_section(results: Results) -> dict[str, Any] | None:
+    """What the template shows of agreement between views and sides.
+
+    Returns:
+        None where the study was not asked for it (`analysis.views: null`) or is of an earlier version; `missing`, a
+        line, where it has none; else `names` of the comparisons, sentences in `said`, and a `table` of the latents
+        that are drawn.
+    """
+    settings = results["config"].get("analysis", {}).get("views")
+    rows = results.get("views", [])
+    if not rows and not settings:
+        return None
+    if not rows:
+        return {
+            "missing": "Agreement between views and sides was not examined: the data do not say laterality and view of "
+            "the test images, or no patient has two of them to hold together."
+        }
+    one, other = settings["views"] if settings else ("CC", "MLO")
+    names = {"views": f"{one} and {other} of one breast", "sides": "left and right in one view"}
+    drawn = {
+        (row["model"], row["concept"]): row["latents"][: n_best(results)]
+        for row in results["rankings"]
+        if row["class"] == 1
+    }
+    of_pairs = {pair: {row["latent"]: row for row in rows if (row["model"], row["concept"]) == pair} for pair in drawn}
+    told = [_told(own[latent], names) for pair, own in of_pairs.items() for latent in drawn[pair] if latent in own]
+    return {
+        "missing": "",
+        "names": names,
+        "said": [_counted(model, own, names) for model, own in _of_models(of_pairs).items()],
+        "table": table_view(pd.DataFrame(told, dtype=object), n_labels=3),
+    }
+
+
+def _of_models(of_pairs: dict[tuple[str, str], dict[int, Row]]) -> dict[str, list[Row]]:
+    """The latents of every table once: the findings of a model may share one."""
+    found: dict[str, list[Row]] = {}
+    for (model, concept), own in of_pairs.items():
+        rows = [{**row, "concept": None} for row in own.values()]
+        if rows and rows != found.get(model):
+            found[f"{model}, {readable(concept)}" if model in found else model] = rows
+    return found
+
+
+def _counted(model: str, rows: list[Row], names: dict[str, str]) -> str:
+    """A sentence: how many latents agree."""
+    parts = []
+    for name, words in names.items():
+        scored = [row for row in rows if number(row[name]) == number(row[name])]
+        called = sum(number(row[f"{name}_q"]) < _CALLED for row in scored)
+        patients = max((int(row[f"{name}_patients"] or 0) for row in rows), default=0)
+        few = f"none can be told ({patients} patients)"
+        parts.append(f"{words}, {f'{called} of {len(scored)} ({patients} patients)' if scored else few}")
+    return f"{model}: latents that agree more than with other patients (q below {_CALLED}): {'; '.join(parts)}."
+
+
+def _told(row: Row, names: dict[str, str]) -> Row:
+    told: Row = {"model": row["model"], "concept": row["concept"], "latent": row["latent"]}
+    for name, words in names.items():
+        told[words] = estimate(row, name)
+        told[f"{name}: other patients"] = Estimate(number(row[f"{name}_chance"]))
+        told[f"{name}: q"] = Estimate(number(row[f"{name}_q"]))
+        told[f"{name}: pairs"] = row[f"{name}_pairs"]
+    return {**told, "own breast alone": estimate(row, "own_breast"), "not told": row.get("reason") or None}
