@@ -232,7 +232,8 @@ def write_tables(results: Results, results_folder: str | os.PathLike[str]) -> li
     written = [
         path for table, name, caption in tables if len(table) for path in write_table(table, folder, name, caption)
     ]
-    for name, rows in ((name, results.get(name)) for name in ("evidence", "groups", "views")):
+    every = {"evidence": results.get("evidence"), "groups": results.get("groups"), "views": results.get("views")}
+    for name, rows in every.items():
         if rows:  # hundreds: for machines alone
             written.append(folder / f"{name}.csv")
             write_text(written[-1], to_csv(pd.DataFrame(rows)))
