@@ -38,7 +38,7 @@ from mammosae_plugin.adapters.checkpoints import (
 )
 from mammosae_plugin.adapters.hook_points import at_another_size, default_images
 from mammosae_plugin.adapters.open_clip_towers import open_clip_tower
-from mammosae_plugin.adapters.plain_weights import prefix_hint, state_in
+from mammosae_plugin.adapters.plain_weights import prefix_hint, state_in, with_counters
 from mammosae_plugin.adapters.preprocessing import IMAGENET, Number, Preprocessing
 from mammosae_plugin.adapters.recording import any_size, record
 from mammosae_plugin.adapters.sources import find_source, origin_of
@@ -356,6 +356,7 @@ def _load(built: _Built, state: Mapping[str, torch.Tensor], *, where: str, what:
     expected = {name: tensor.shape for name, tensor in own.items() if keeps_head or not name.startswith(head)}
     if prefix := prefix_hint(state, (name.removeprefix("backbone.") for name in expected)).removeprefix("backbone."):
         raise CheckpointFormatError(f"{where} is of a larger model than {what}; give its prefix, such as {prefix!r}")
+    state = with_counters(state, own)
     check_keys(state, expected, where=where, what=what)
     network.load_state_dict(state, strict=False)
 

@@ -8,9 +8,9 @@ name.
 """
 
 __all__ = [
-    "check_keys", "CHECKPOINT_SUFFIXES", "CheckpointFormatError", "is_safetensors", "read_torch_checkpoint",
-    "refuse_not_finite", "refuse_unpacked", "refuse_what_was_never_a_checkpoint", "StoredSettings",
-    "UnsafeCheckpointError", "unwrapped", "unwrapped_key", "without_prefix",
+    "check_keys", "CHECKPOINT_SUFFIXES", "CheckpointFormatError", "count_not_finite", "is_safetensors",
+    "read_torch_checkpoint", "refuse_not_finite", "refuse_unpacked", "refuse_what_was_never_a_checkpoint",
+    "StoredSettings", "UnsafeCheckpointError", "unwrapped", "unwrapped_key", "without_prefix",
 ]  # fmt: skip
 
 import codecs
@@ -267,15 +267,18 @@ def refuse_not_finite(tensors: Mapping[str, torch.Tensor], *, where: str) -> Non
         CheckpointFormatError: naming the first such tensor.
     """
     for name, tensor in tensors.items():
-        if tensor.is_meta or tensor.dim() == 0 or not tensor.is_floating_point():
-            continue
-        fine = ~torch.isnan(tensor) if name.endswith("threshold") else torch.isfinite(tensor)
-        if not fine.all():
-            count = int((~fine).sum())
+        if count := count_not_finite(name, tensor):
             raise CheckpointFormatError(
                 f"{where} has {count} of {tensor.numel()} values in {name} that are NaN or infinite, as a training "
                 "that diverged or a damaged file leaves them; take an earlier checkpoint, or get the file again"
             )
+
+
+def count_not_finite(name: str, tensor: torch.Tensor) -> int:
+    """How many values of a tensor no file may have, as `refuse_not_finite` counts them."""
+    if tensor.is_meta or tensor.dim() == 0 or not tensor.is_floating_point():
+        return 0
+    return int((torch.isnan(tensor) if name.endswith("threshold") else ~torch.isfinite(tensor)).sum())
 
 
 def unwrapped(weights: Mapping[Any, Any], *, where: str) -> dict[str, Any]:

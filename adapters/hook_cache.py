@@ -2,18 +2,23 @@
 
 __all__ = ["HookCache"]
 
+import re
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
 from transformer_lens import ActivationCache
+from transformer_lens.utils import get_act_name  # type: ignore[attr-defined]  # which it has lazily
 
-from mammosae_plugin.adapters.hook_names import meanings
+from mammosae_plugin.adapters.hook_names import PREFIX, meanings
 from mammosae_plugin.errors import InputError
 
 
 class HookCache(ActivationCache, MutableMapping[str, torch.Tensor]):
     """Activations by full hook name; a module path, an alias or `blocks[3]` finds them too.
+
+    TransformerLens's shorthands find what has the name that its `get_act_name` gives: `cache["out", 0]` and
+    `cache["out0"]` are `blocks.0.hook_out`, `cache["out", -1, "mlp"]` is that of the last block's `mlp`.
 
     `remove_batch_dim`, `to` and `apply_slice_to_batch_dim` are TransformerLens's. Its methods for the residual stream
     of a language model (`logit_attrs`, `decompose_resid`, ...) raise `InputError`.
@@ -34,8 +39,25 @@ class HookCache(ActivationCache, MutableMapping[str, torch.Tensor]):
         self._aliases = dict(aliases)
 
     def _key(self, name: object) -> str | None:
-        found = meanings(name, self._aliases) if isinstance(name, str) else ()
+        spellings = [name, self._from_shorthand(name)]
+        found = (full for one in spellings if isinstance(one, str) for full in meanings(one, self._aliases))
         return next((full for full in found if full in self.cache_dict), None)
+
+    def _from_shorthand(self, key: object) -> str | None:
+        """What TransformerLens calls it: of `name`, or (name, block, part of the block); None of what is neither."""
+        name, block, part = (*(key if isinstance(key, tuple) else (key,)), None, None, None)[:3]
+        known = isinstance(name, str) and isinstance(block, int | None) and isinstance(part, str | None)
+        if not known or (isinstance(key, tuple) and len(key) > 3):
+            return None
+        if block is not None and block < 0:
+            block += self._n_blocks()
+        return str(get_act_name(name, block, part)) if block is None or block >= 0 else None
+
+    def _n_blocks(self) -> int:
+        names = self.cache_dict if self.model is None else self.model.hook_dict
+        path = re.escape(self._aliases.get("blocks", "blocks"))
+        found = (re.match(rf"(?:{PREFIX}\.)?{path}\.(\d+)\.", name) for name in names)
+        return max((int(one[1]) + 1 for one in found if one), default=0)
 
     def __getitem__(self, key: Any) -> torch.Tensor:
         """The activation of that name.
@@ -45,14 +67,18 @@ class HookCache(ActivationCache, MutableMapping[str, torch.Tensor]):
         """
         full = self._key(key)
         if full is None:
-            raise KeyError(f"{key!r} is not in the cache; it holds {', '.join(self.cache_dict) or 'nothing'}")
+            shorthand = self._from_shorthand(key) if isinstance(key, tuple) else None
+            said = f"{key!r}, which TransformerLens calls {shorthand}," if shorthand else repr(key)
+            raise KeyError(f"{said} is not in the cache; it holds {', '.join(self.cache_dict) or 'nothing'}")
         return self.cache_dict[full]
 
-    def __setitem__(self, key: str, value: torch.Tensor) -> None:
+    def __setitem__(self, key: Any, value: torch.Tensor) -> None:
         """Put an activation in the place of the one that `key` finds, or add it under this name."""
-        self.cache_dict[self._key(key) or key] = value
+        self.cache_dict[self._key(key) or (self._from_shorthand(key) if isinstance(key, tuple) else None) or key] = (
+            value
+        )
 
-    def __delitem__(self, key: str) -> None:
+    def __delitem__(self, key: Any) -> None:
         """Drop the activation that `key` finds."""
         del self.cache_dict[self._key(key) or key]
 

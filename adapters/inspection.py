@@ -24,6 +24,7 @@ from mammosae_plugin.adapters.checkpoints import (
 from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier
 from mammosae_plugin.adapters.mammo_clip_files import check_mammo_clip, parse_mammo_clip
 from mammosae_plugin.adapters.other_forms import wrapped_network
+from mammosae_plugin.adapters.plain_weights import entry_with_weights
 from mammosae_plugin.adapters.published_encoders import (
     PublishedEncoder,
     load_published_encoder,
@@ -193,8 +194,7 @@ def _torch_file(source: Source) -> dict[str, Any]:
     facts: dict[str, Any] = {"kind": "unknown"}
     weights: Mapping[Any, Any] = {}
     if isinstance(content, Mapping):
-        inner = next((content[key] for key in ("model", "state_dict") if isinstance(content.get(key), Mapping)), None)
-        weights = content if inner is None else inner
+        weights = entry_with_weights(content)
         facts["top_level"] = tuple(str(key) for key in content)[:20]
         facts["numbers"] = _numbers(content)
     elif isinstance(content, torch.Tensor):

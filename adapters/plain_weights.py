@@ -1,6 +1,6 @@
 """State dicts as training scripts leave them: inside other entries, behind prefixes, part of a larger model."""
 
-__all__ = ["prefix_hint", "state_in"]
+__all__ = ["entry_with_weights", "prefix_hint", "state_in", "with_counters"]
 
 import os
 from collections import Counter
@@ -17,7 +17,8 @@ from mammosae_plugin.adapters.checkpoints import (
     without_prefix,
 )
 
-_WRAPPED_AS = ("state_dict_ema", "model_ema", "state_dict", "model")  # by training scripts
+_WRAPPED_AS = ("state_dict_ema", "model_ema", "state_dict", "model", "checkpoint")  # by training scripts
+_COUNTER = "num_batches_tracked"  # which no evaluation reads, and files of old versions of torch lack
 _PREFIXES = ("module.", "_orig_mod.")
 
 
@@ -33,11 +34,7 @@ def state_in(path: os.PathLike[str], prefix: str = "") -> dict[str, Any]:
         CheckpointFormatError: there is none, or nothing has the prefix.
         UnsafeCheckpointError: the file asks for code; none of it was run.
     """
-    content = load_file(path) if is_safetensors(path) else read_torch_checkpoint(path)
-    for name in _WRAPPED_AS:
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-            content = content[name]
-            break
+    content = entry_with_weights(load_file(path) if is_safetensors(path) else read_torch_checkpoint(path))
     whole = {str(name): value for name, value in content.items()} if isinstance(content, Mapping) else {}
     named = whole
     for wrapper in _PREFIXES:
@@ -54,6 +51,21 @@ def state_in(path: os.PathLike[str], prefix: str = "") -> dict[str, Any]:
     if not named or not all(isinstance(value, torch.Tensor) for value in named.values()):
         raise CheckpointFormatError(f"{path} holds no state dict of a network; give a file of weights alone")
     return named
+
+
+def entry_with_weights(content: Any) -> Any:
+    """The entry in which training scripts leave the weights, in entries of entries too; `content` without any."""
+    while isinstance(content, Mapping):
+        inner = next((content[name] for name in _WRAPPED_AS if isinstance(content.get(name), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    return content
+
+
+def with_counters(state: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """The tensors, and the network's own counts of batches where a file has none."""
+    return {name: tensor for name, tensor in own.items() if name.rpartition(".")[2] == _COUNTER} | dict(state)
 
 
 def prefix_hint(names: Iterable[str], expected: Iterable[str]) -> str:

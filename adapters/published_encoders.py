@@ -23,7 +23,9 @@ from mammosae_plugin.adapters.checkpoints import (
     read_torch_checkpoint,
     unwrapped,
     unwrapped_key,
+    without_prefix,
 )
+from mammosae_plugin.adapters.plain_weights import entry_with_weights, with_counters
 from mammosae_plugin.adapters.sources import Source, origin_of
 from mammosae_plugin.adapters.timm_classifier import new_timm_classifier
 
@@ -175,11 +177,13 @@ def published_encoder(content: Any, where: str = "") -> tuple[PublishedEncoder, 
     """
     if not isinstance(content, Mapping):
         return None
-    inner = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), content)
+    inner = entry_with_weights(content)
     names = [unwrapped_key(str(name)) for name in inner]
     for form in PUBLISHED:
-        if any(re.match(form.telling, name) for name in names):
-            return form, unwrapped(inner, where=where)
+        for wrapper in ("", "model."):  # the latter of a Lightning module that has the network
+            if any(re.match(re.escape(wrapper) + form.telling, name) for name in names):
+                weights = unwrapped(inner, where=where)
+                return form, without_prefix(weights, wrapper)
     return None
 
 
@@ -199,8 +203,8 @@ def load_published_encoder(source: Source) -> tuple[BackboneClassifier, nn.Linea
     form, weights = found
     state = form.encoder_in(weights)
     made = form.make(state)
-    renamed = form.renamed(state, made)
     own = made.network.state_dict()
+    renamed = with_counters(form.renamed(state, made), own)
     check_keys(renamed, {name: tensor.shape for name, tensor in own.items()}, where=str(path), what=form.title)
     integers = [name for name, tensor in renamed.items() if tensor.is_floating_point() != own[name].is_floating_point()]
     if integers:

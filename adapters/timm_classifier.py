@@ -17,7 +17,7 @@ from typing_extensions import Self
 from mammosae_plugin.adapters.backbone_classifier import BackboneClassifier, cannot_run, no_linear_head
 from mammosae_plugin.adapters.checkpoints import CheckpointFormatError
 from mammosae_plugin.adapters.classifier import encoder_state
-from mammosae_plugin.adapters.plain_weights import prefix_hint, state_in
+from mammosae_plugin.adapters.plain_weights import prefix_hint, state_in, with_counters
 from mammosae_plugin.adapters.preprocessing import Preprocessing
 from mammosae_plugin.adapters.recording import record
 from mammosae_plugin.adapters.sources import find_source, origin_of
@@ -187,7 +187,7 @@ def new_timm_classifier(
     )
     if weights not in ("random", "pretrained"):
         # timm leaves a head of other classes random, and with it whatever else is missing.
-        missing = sorted(set(encoder_state(made)) - set(state))
+        missing = sorted(set(encoder_state(made)) - set(with_counters(state, encoder_state(made))))
         if missing and (hint := prefix_hint(state, encoder_state(made))):
             raise CheckpointFormatError(
                 f"{weights} is of a larger model than a {said.name}; give its prefix, such as {hint!r}"

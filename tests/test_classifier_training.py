@@ -937,6 +937,17 @@ def test_a_finding_of_one_patient_cannot_be_held_out(unreadable, classifier, tmp
         )
 
 
+def test_a_buffer_of_nan_is_told_before_training_and_training_without_it_goes(few_images, classifier, tmp_path):
+    config = ClassifierTraining(kind="pretrained", validation_share=0)
+    network = copy.deepcopy(classifier)
+    network.network.register_buffer("op_threshs", torch.tensor([0.5, torch.nan]))
+    with pytest.raises(InputError, match=r"buffer op_threshs holds 1 of 2 values .* \(network\.op_threshs = None\)"):
+        train_classifier(network, few_images, "Mass", tmp_path / "mass.safetensors", config)
+    assert not (tmp_path / "mass.safetensors").exists()
+    network.network.op_threshs = None
+    assert train_classifier(network, few_images, "Mass", tmp_path / "mass.safetensors", config).n_class == 1
+
+
 def test_a_loss_that_is_not_finite_ends_training(few_images, classifier, tmp_path):
     config = ClassifierTraining(epochs=2, lr=1e30, warm_up=0.0, batch_size=8, augmentation="none")
     with pytest.raises(InputError, match="training diverged in epoch 1: the loss is not finite; lower lr"):

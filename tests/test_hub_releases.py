@@ -409,7 +409,7 @@ def test_every_release_with_a_file_of_its_own_loads_by_its_name(
     found, release = visit.seen[name], one_release(name)
     assert (found["source_format"], found["source_repo"]) == (library, repo)
     assert found["source_file"] == release.saes[sae_id] == (file or release.saes[sae_id])
-    assert found["model_name"] == ("ViT-L~14" if library == "msae" else release.model)
+    assert found["model_name"] == release.model
     expected = 768 * 6144 * 0.5 * 2.0 if fixture is None else total_of(DATA / fixture)
     assert found["sum"] == pytest.approx(expected, abs=1e-9)
 

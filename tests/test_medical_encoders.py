@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import types
+from itertools import product
 
 import numpy as np
 import pytest
@@ -160,6 +161,13 @@ def test_published_encoders_in_wrappers_load_and_damaged_ones_are_refused_by_the
         torch.save(under(prefix, plain), tmp_path / "wrapped")
         assert inspect_checkpoint(tmp_path / "wrapped").kind == "medclip resnet"
         assert torch.equal(load_classifier(tmp_path / "wrapped").network.conv1.weight, resnet50.conv1.weight)
+    uncounted = {name: tensor for name, tensor in plain.items() if not name.endswith("num_batches_tracked")}
+    of_lightning = {"state_dict": under("model.", uncounted), "epoch": 3}
+    for content in (uncounted, of_lightning, {"checkpoint": {"state_dict": plain}, "args": {}}):
+        torch.save(content, tmp_path / "wrapped")
+        report = inspect_checkpoint(tmp_path / "wrapped")
+        assert (report.kind, report.loads_with, report.problem) == ("medclip resnet", "load_classifier", None)
+        assert torch.equal(load_classifier(tmp_path / "wrapped").network.conv1.weight, resnet50.conv1.weight)
     torch.save(plain | {key: plain[key].to(torch.int64)}, tmp_path / "integers")
     with pytest.raises(CheckpointFormatError, match="conv1.weight as torch.int64; save MedCLIP's .* as floats"):
         load_classifier(tmp_path / "integers")
@@ -245,10 +253,12 @@ def test_weights_under_a_prefix_are_taken_and_others_are_told_in_one_line(librar
         return make[library](*first, "resnet18", 0, **settings)
 
     state = under("module.image_encoder.", plain.state_dict()) | {"classifier.weight": torch.ones(2, 2)}
-    torch.save({"state_dict": state}, tmp_path / "net.pt")
+    torch.save({"checkpoint": {"state_dict": state}}, tmp_path / "net.pt")
+    uncounted = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    torch.save(uncounted, tmp_path / "uncounted.pt")
     images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    for prefix in ("image_encoder.", "module.image_encoder."):
-        made = load(weights=tmp_path / "net.pt", prefix=prefix)
+    for file, prefix in product(("net.pt", "uncounted.pt"), ("image_encoder.", "module.image_encoder.")):
+        made = load(weights=tmp_path / file, prefix=prefix)
         with torch.no_grad():
             torch.testing.assert_close(made(images), plain(images), rtol=0, atol=1e-6)
     with pytest.raises(InputError, match="give its prefix, such as 'image_encoder.'") as told:

@@ -91,7 +91,7 @@ def test_what_the_files_say_of_layer_and_network_is_in_the_metadata() -> None:
     patchsae = load_sae(place("patchsae")).cfg.metadata
     assert (patchsae.model_name, patchsae.source_layer) == ("openai/clip-vit-base-patch16", 10)  # -2 of 12 blocks
     assert load_sae(place("saev-4-relu")).cfg.metadata.saev_schema == 4
-    assert load_sae(place(MSAE.format("TopKReLU_3_UW"))).cfg.metadata.model_name == "ViT-L~14"
+    assert load_sae(place(MSAE.format("TopKReLU_3_UW"))).cfg.metadata.model_name == "open_clip:ViT-L-14/openai"
 
 
 # -- what cannot be expressed ------------------------------------------------------------------------------------------

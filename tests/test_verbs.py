@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import timm
 import torch
 from helpers_backbones import TorchCNN
 from sae_lens import SAE, HookedSAETransformer, StandardSAE, StandardSAEConfig
@@ -197,6 +198,33 @@ def test_an_activation_cache_is_given_unless_a_dict_is_asked_for(case: Case, ver
     _, squeezed = run(case.inputs[:1], remove_batch_dim=True)
     assert squeezed[name].shape == cache[name].shape[1:]
     assert not squeezed.has_batch_dim
+
+
+def test_a_cache_finds_what_transformer_lens_calls_by_shorthand() -> None:
+    network = timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=24, num_heads=2, depth=2).eval()
+    with HookedVisionModel(network, ["blocks.0", "blocks.1", "blocks.1.mlp", "norm"]) as model, torch.no_grad():
+        _, cache = model.run_with_cache(torch.rand(1, 3, 32, 32))
+        _, last = model.run_with_cache(torch.rand(1, 3, 32, 32), names_filter="blocks.0.hook_out")
+    for key, full in {
+        ("out", 0): "blocks.0.hook_out",
+        ("out", -1): "blocks.1.hook_out",
+        ("out", 1, "mlp"): "blocks.1.mlp.hook_out",
+        ("out", -1, "m"): "blocks.1.mlp.hook_out",
+        "out0": "blocks.0.hook_out",
+    }.items():
+        assert key in cache
+        assert cache[key] is cache.cache_dict[full]
+    with pytest.raises(
+        KeyError, match=r"\('out', 0, 'attn'\), which TransformerLens calls blocks.0.attn.hook_out, is not"
+    ):
+        cache["out", 0, "attn"]
+    for key in (("out", -1), ("out", -3), ("out", "x"), (), (0,), ("a", 0, "b", 1), 0, None):
+        with pytest.raises(KeyError, match="is not in the cache; it holds blocks.0.hook_out"):
+            last[key]
+    copied = copy.deepcopy(cache)
+    copied["out", 0] = torch.zeros(1)
+    assert copied["blocks.0"].shape == (1,)
+    assert "('out'" not in str(list(copied))
 
 
 # -- attaching and detaching -------------------------------------------------------------------------------------------

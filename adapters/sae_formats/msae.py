@@ -67,7 +67,8 @@ class MSAE(SAEFormat):
             "W_dec": decoder / scale,
             "b_dec": mean + held["pre_bias"] / scale,
         }
-        metadata = {"model_name": found[0]} if (found := re.findall(r"(?:ViT|RN)[^_]+", said["rows"] or "")) else {}
+        found = re.search(r"(?:ViT-[A-Z]~\d+|RN\d+)(?=_)", said["rows"] or "")  # CLIP's own names, with ~ for their /
+        metadata: dict[str, Any] = {"model_name": f"open_clip:{found[0].replace('~', '-')}/openai"} if found else {}
         metadata |= {"trained_on": said["rows"], "folded_scale": scale} if said["rows"] else {"folded_scale": scale}
         return _parts(opened, said, state, held, metadata)
 
