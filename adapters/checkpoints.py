@@ -8,8 +8,8 @@ name.
 """
 
 __all__ = [
-    "check_keys", "CHECKPOINT_SUFFIXES", "CheckpointFormatError", "count_not_finite", "is_safetensors",
-    "read_torch_checkpoint", "refuse_not_finite", "refuse_unpacked", "refuse_what_was_never_a_checkpoint",
+    "check_keys", "CHECKPOINT_SUFFIXES", "CheckpointFormatError", "is_safetensors", "read_torch_checkpoint",
+    "refuse_buffers_not_finite", "refuse_not_finite", "refuse_unpacked", "refuse_what_was_never_a_checkpoint",
     "StoredSettings", "UnsafeCheckpointError", "unwrapped", "unwrapped_key", "without_prefix",
 ]  # fmt: skip
 
@@ -267,18 +267,34 @@ def refuse_not_finite(tensors: Mapping[str, torch.Tensor], *, where: str) -> Non
         CheckpointFormatError: naming the first such tensor.
     """
     for name, tensor in tensors.items():
-        if count := count_not_finite(name, tensor):
+        if count := _count_not_finite(name, tensor):
             raise CheckpointFormatError(
                 f"{where} has {count} of {tensor.numel()} values in {name} that are NaN or infinite, as a training "
                 "that diverged or a damaged file leaves them; take an earlier checkpoint, or get the file again"
             )
 
 
-def count_not_finite(name: str, tensor: torch.Tensor) -> int:
+def _count_not_finite(name: str, tensor: torch.Tensor) -> int:
     """How many values of a tensor no file may have, as `refuse_not_finite` counts them."""
     if tensor.is_meta or tensor.dim() == 0 or not tensor.is_floating_point():
         return 0
     return int((torch.isnan(tensor) if name.endswith("threshold") else ~torch.isfinite(tensor)).sum())
+
+
+def refuse_buffers_not_finite(network: torch.nn.Module) -> None:
+    """Refuse before training what no file of the trained network could be read with.
+
+    Raises:
+        InputError: a buffer that is saved, such as torchxrayvision's thresholds, holds NaN or infinity.
+    """
+    saved = network.state_dict().keys()
+    for name, buffer in network.named_buffers():
+        if name in saved and (count := _count_not_finite(name, buffer)):
+            raise InputError(
+                f"the network's buffer {name} holds {count} of {buffer.numel()} values that are NaN or infinite, "
+                "before any training, and no file with them is read; where its features don't need that buffer, make "
+                f"the network without it (network.{name} = None)"
+            )
 
 
 def unwrapped(weights: Mapping[Any, Any], *, where: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from mammosae_plugin.adapters import Classifier, load_classifier, save_classifier
-from mammosae_plugin.adapters.checkpoints import count_not_finite
+from mammosae_plugin.adapters.checkpoints import refuse_buffers_not_finite
 from mammosae_plugin.adapters.classifier import head_of
 from mammosae_plugin.datasets import Item, StudyDataset, collate
 from mammosae_plugin.errors import InputError
@@ -121,26 +121,10 @@ def _train(encoder: Classifier, task: "_Task") -> None:
     """Train the classifier and write its file."""
     seed_everything(task.config.seed)
     model = encoder.with_head(_n_outputs(task.dataset, task.plan["concepts"]))
-    _require_finite_buffers(model.network)
+    refuse_buffers_not_finite(model.network)
     model.network.to(task.device)
     chosen = _fit_head(model, task) if task.config.kind == "pretrained" else _Run(model, task).train()
     save_classifier(model, task.path, metadata={**task.plan, "outcome": {**_sizes(task.dataset, task.sides), **chosen}})
-
-
-def _require_finite_buffers(network: nn.Module) -> None:
-    """Refuse before training what no file of the trained network could be read with.
-
-    Raises:
-        InputError: a buffer that is saved, such as torchxrayvision's thresholds, holds NaN or infinity.
-    """
-    saved = network.state_dict().keys()
-    for name, buffer in network.named_buffers():
-        if name in saved and (count := count_not_finite(name, buffer)):
-            raise InputError(
-                f"the network's buffer {name} holds {count} of {buffer.numel()} values that are NaN or infinite, "
-                "before any training, and no file with them is read; where its features don't need that buffer, make "
-                f"the network without it (network.{name} = None)"
-            )
 
 
 def _head(model: Classifier) -> nn.Linear:
