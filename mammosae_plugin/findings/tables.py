@@ -59,7 +59,11 @@ def findings_tables(study: StudyFolder, *, min_group: int = 5, about: About | No
             for layer in study.layers
             for encoder in layer.encoders.values()
         ),
-        **{one: rows for one in _OF_ROWS if len(rows := rows_table(one, study, told)) or one not in OPTIONAL},
+        **{
+            one: rows
+            for one in _OF_ROWS
+            if len(rows := rows_table(one, study, told)) or one not in OPTIONAL or _looked(one, study, min_group)
+        },
         "study": _study(study, told, min_group, about or About().with_record(study.folder)),
     }
 
@@ -348,6 +352,11 @@ def rows_table(config: str, study: StudyFolder, told: ToldOf) -> pa.Table:
         _renumber(found)
     schema = SCHEMAS[config]
     return pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in found], schema=schema)
+
+
+def _looked(config: str, study: StudyFolder, min_group: int) -> bool:
+    """Whether a study looked for what maps find, even where nothing of it may be told."""
+    return config in _OF_MAPS and any(_rows_of(config, layer, min_group) for layer in study.layers)
 
 
 def _of_latent(config: str, row: Row, group: Groups, told: Tellable) -> Row | None:
