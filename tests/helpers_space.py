@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from helpers_results import named_latent
 
 from mammosae_plugin.hub.findings import Findings
@@ -29,6 +30,19 @@ def chromium() -> str | None:
     """The browser of this machine, None where there is none."""
     names = ("chromium", "chromium-browser", "google-chrome")
     return next((found for found in map(shutil.which, names) if found), None)
+
+
+def running_browser() -> Iterator[Any]:
+    """That browser, for as long as a fixture lasts; tests that need it are skipped where it is not there."""
+    if chromium() is None:
+        pytest.skip("no Chromium on this machine: the pages cannot be looked at")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright drives the browser (pip install '.[dev]')"
+    )
+    with playwright.sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=chromium(), args=list(CHROMIUM_FLAGS))
+        yield running
+        running.close()
 
 
 def read_data(folder: Path, name: str) -> Any:

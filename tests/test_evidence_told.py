@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from helpers_evidence import FINDING, MARKER, planted_table
 from helpers_results import synthetic_results
+from helpers_space import running_browser
 from helpers_study import mammosae
 
 from mammosae_plugin.adapters import load_classifier
@@ -94,6 +95,75 @@ def test_these_commands_do_what_they_say_on_a_finished_study(finished_study, tmp
     done = mammosae(*(image if word == "IMAGE" else word for word in shlex.split(told["explain"])[1:]))
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("explained_*/explanation.html"))) == 1
+
+
+@pytest.fixture(scope="module")
+def browser():
+    yield from running_browser()
+
+
+def _opened(browser, results, folder, *, javascript=True):
+    """The report in a browser that has no network, and what it complained of."""
+    page = browser.new_context(java_script_enabled=javascript, offline=True).new_page()
+    problems = []
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    (folder / "report.html").write_text(render_report(results, folder), encoding="utf-8")
+    page.goto((folder / "report.html").as_uri())
+    return page, problems
+
+
+def _column(page, at):
+    return page.locator(f".sortable tbody tr > :nth-child({at + 1})").all_text_contents()
+
+
+def test_the_reports_latents_are_sorted_by_the_keyboard_and_put_back(results, browser, tmp_path):
+    write_tables(results, tmp_path)
+    page, problems = _opened(browser, results, tmp_path)
+    headings = [text.lower() for text in page.locator(".sortable th").all_inner_texts()]
+    rows = {row["latent"]: row for row in results["evidence"]}
+    stated = _column(page, headings.index("latent"))
+    assert sorted(map(int, stated)) == sorted(rows)  # all of them
+    for name, key in (("q", "auroc_q"), ("auroc", "auroc"), ("in its boxes", "place")):
+        heading = page.locator(".sortable th").nth(headings.index(name))
+        heading.locator("button").focus()
+        for order, sign in (("descending", -1), ("ascending", 1)):
+            page.keyboard.press("Enter")
+            assert heading.get_attribute("aria-sort") == order
+            assert page.locator(".sortable th:not([aria-sort=none])").count() == 1
+            values = [rows[int(latent)][key] for latent in _column(page, headings.index("latent"))]
+            known = [value for value in values if value is not None]
+            assert len(known) > 3 and known == sorted(known, key=lambda value: sign * value)
+            assert values == known + [None] * (len(values) - len(known))  # what is missing is last
+        page.keyboard.press("Space")
+        assert heading.get_attribute("aria-sort") == "none" and _column(page, headings.index("latent")) == stated
+    words = page.locator(".sortable th").nth(headings.index("verdict"))
+    words.locator("button").click()
+    told = _column(page, headings.index("verdict"))
+    assert told == sorted(told) and len(set(told)) > 2 and words.get_attribute("aria-sort") == "ascending"
+    link = page.locator("#evidence a").get_attribute("href")
+    assert (tmp_path / link).is_file() and problems == []
+
+
+def test_without_a_script_and_in_print_the_latents_stand_in_the_stated_order(results, browser, tmp_path):
+    page, problems = _opened(browser, results, tmp_path, javascript=False)
+    assert page.locator(".sortable button").count() == 0
+    reliance = [abs(row["reliance"]) for row in results["evidence"] if row["verdict"] == "unclear"]
+    shown = {str(row["latent"]): abs(row["reliance"]) for row in results["evidence"]}
+    order = [shown[latent] for latent in _column(page, 2)][-len(reliance) :]
+    assert order == sorted(reliance, reverse=True)
+    assert page.locator(".sortable tbody tr:visible").count() == len(shown)
+    page.emulate_media(media="print")
+    assert page.locator(".sortable tbody tr:visible").count() == 10
+    assert "In print the first 10 of each" in page.locator("#evidence").inner_text() and problems == []
+
+
+def test_of_very_many_latents_the_first_are_shown_and_the_caption_says_so(results, tmp_path):
+    many = [{**row, "latent": 1000 * i + row["latent"]} for i in range(6) for row in results["evidence"]]
+    page = render_report(results | {"evidence": many}, tmp_path)
+    assert page.split('<table class="sortable">')[1].split("</table>")[0].count("<tr") == 1 + 100
+    assert "The first 100 latents of each model and finding" in page
+    assert "script-src" in page and "<script" not in render_report(synthetic_results(), tmp_path)
 
 
 def test_nothing_is_told_of_a_few_patients(results):

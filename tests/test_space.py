@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 from helpers_hub import LoopbackHub, run_on_hub
-from helpers_space import CHROMIUM_FLAGS, KS, chromium, read_data, synthetic_findings, write_findings
+from helpers_space import KS, read_data, running_browser, synthetic_findings, write_findings
 from scipy.stats import spearmanr
 from typer.testing import CliRunner
 
@@ -320,15 +320,7 @@ def test_a_study_folder_is_shown_without_anything_of_its_patients(finished_study
 
 @pytest.fixture(scope="module")
 def browser():
-    if chromium() is None:
-        pytest.skip("no Chromium on this machine: the pages cannot be looked at")
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright drives the browser (pip install '.[dev]')"
-    )
-    with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=chromium(), args=list(CHROMIUM_FLAGS))
-        yield running
-        running.close()
+    yield from running_browser()
 
 
 @pytest.fixture

@@ -3,16 +3,20 @@
 __all__ = ["evidence_section"]
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
-from mammosae_plugin.report.views import table_view
+from mammosae_plugin.report.rendering import script
+from mammosae_plugin.report.views import TableView, table_view
 from mammosae_plugin.schema.names import readable
 from mammosae_plugin.schema.results import Results, Row, n_best, number, shortcuts
 from mammosae_plugin.visualization.tables import Estimate, estimate
 
 _WORDS = ("concept", "context", "shortcut", "unclear")
+_SHOWN = 100
+"""Latents of one model and finding that the page shows; a browser sorts no longer tables at once."""
 
 
 def evidence_section(results: Results) -> dict[str, Any] | None:
@@ -22,19 +26,39 @@ def evidence_section(results: Results) -> dict[str, Any] | None:
         return None
     pairs = list(dict.fromkeys((row["model"], row["concept"]) for row in rows))
     of_pairs = {pair: [row for row in rows if (row["model"], row["concept"]) == pair] for pair in pairs}
-    first = [
-        row
-        for own in of_pairs.values()
-        for row in sorted(own, key=lambda row: (_WORDS.index(row["verdict"]) == 3, -_size(row)))[: n_best(results)]
-    ]
+    first = {
+        pair: sorted(own, key=lambda row: (row["verdict"] == _WORDS[-1], -_size(row)))[:_SHOWN]
+        for pair, own in of_pairs.items()
+    }
+    text, script_hash = script("sort.js")
     return {
         "verdicts": [_counted(pair, own) for pair, own in of_pairs.items()],
-        "table": table_view(pd.DataFrame([_told(row) for row in first]), n_labels=3),
+        "table": _table(list(first.values()), n_best(results)),
+        "order": _order(max(map(len, of_pairs.values())), n_best(results)),
+        "script": text,
+        "script_hash": script_hash,
         "n_tests": max(int(row["n_tests"] or 0) for row in rows),
         "shortcuts": [{**row, "title": f"{row['model']}, {readable(row['concept'])}"} for row in shortcuts(results)],
         "groups": table_view(pd.DataFrame([_group(row) for row in results.get("groups", [])]), n_labels=4),
         "alpha": f"{results['config'].get('analysis', {}).get('confounders', {}).get('alpha', 0.05):g}",
     }
+
+
+def _table(of_pairs: list[list[Row]], printed: int) -> TableView | None:
+    view = table_view(pd.DataFrame([_told(row) for own in of_pairs for row in own]), n_labels=3)
+    places = [place for own in of_pairs for place in range(len(own))]
+    further = frozenset(row for row, place in enumerate(places) if place >= printed)
+    return view and replace(view, further=further)
+
+
+def _order(n_most: int, printed: int) -> str:
+    """Which latents stand in the table and how, for its caption."""
+    which = "All latents that fire" if n_most <= _SHOWN else f"The first {_SHOWN} latents of each model and finding"
+    print_out = f" In print the first {printed} of each." if n_most > printed else ""
+    return (
+        f"{which}, those with a verdict first, then by the size of their reliance (where it is not known, of AUROC "
+        f"less 0.5). A click on a heading sorts by that column, a second turns it, a third restores it.{print_out}"
+    )
 
 
 def _size(row: Row) -> float:

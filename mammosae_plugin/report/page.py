@@ -65,8 +65,9 @@ _SIGNS = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}
 def write_report(results: Results, results_folder: str | os.PathLike[str]) -> Path:
     """Write `<results_folder>/report.html` from what was found at a layer and the folder's figures; returns its path.
 
-    The page holds everything that it shows: no script, no network, figures inside. Patients' images are left out unless
-    the study's config asks for them (`report: {include_images: true}`). What the results lack is said in a sentence.
+    The page holds everything that it shows: no network, figures inside, no script but that which sorts the table of
+    latents. Patients' images are left out unless the study's config asks for them (`report: {include_images: true}`).
+    What the results lack is said in a sentence.
     The same findings give the same bytes.
     """
     folder = local_path(results_folder)

@@ -1,8 +1,9 @@
 """From a template of this room and what it is to show to a page that holds everything itself."""
 
-__all__ = ["figure_source", "render"]
+__all__ = ["figure_source", "render", "script"]
 
 import base64
+import hashlib
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,17 @@ def render(template: str, **content: Any) -> str:
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
-    style = resources.files("mammosae_plugin.report").joinpath("style.css").read_text(encoding="utf-8")
-    return environment.get_template(template).render(style=Markup(style), **content)
+    return environment.get_template(template).render(style=_part("style.css"), **content)
+
+
+def script(name: str) -> tuple[Markup, str]:
+    """A script of this room, and its checksum as a content security policy names it."""
+    text = _part(name)
+    return text, f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _part(name: str) -> Markup:
+    return Markup(resources.files("mammosae_plugin.report").joinpath(name).read_text(encoding="utf-8"))
 
 
 def figure_source(file: Path) -> str | None:

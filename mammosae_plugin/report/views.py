@@ -20,12 +20,13 @@ from mammosae_plugin.visualization.tables import (
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: its text, smaller text below it, and how it is set."""
+    """One cell: its text, smaller text below it, how it is set, and what it is sorted by; None where it is missing."""
 
     text: str
     below: str = ""
     strong: bool = False
     repeated: bool = False
+    value: float | str | None = None
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,13 @@ class TableView:
         headings: (text, whether the column is numeric) per column.
         rows: cells per row.
         starts: per row, whether a new group begins (a rule is drawn above it).
+        further: the rows that are left out in print.
     """
 
     headings: list[tuple[str, bool]]
     rows: list[list[Cell]]
     starts: list[bool]
+    further: frozenset[int] = frozenset()
 
     @property
     def long(self) -> bool:
@@ -74,8 +77,10 @@ def table_view(table: pd.DataFrame, *, n_labels: int = 0) -> TableView | None:
 
 def _cell(column: str, value: object) -> Cell:
     if isinstance(value, Estimate):
-        return Cell(value.point, below=value.interval, strong=value.best)
-    return Cell(cell_text(column, value))
+        known = value.value if math.isfinite(value.value) else None
+        return Cell(value.point, below=value.interval, strong=value.best, value=known)
+    text = cell_text(column, value)
+    return Cell(text, value=None if text == MISSING else value if isinstance(value, int | float) else text)
 
 
 def roles_view(results: Results) -> TableView | None:
