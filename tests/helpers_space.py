@@ -120,6 +120,31 @@ def synthetic_findings(
     )
 
 
+def synthetic_evidence(findings: Findings, *, model: str, encoder: str, concept: str, layer: str) -> pd.DataFrame:
+    """Evidence on the latents of a table that fire: of every fourth the place and with it the verdict is suppressed."""
+    own = findings.latents.query("layer == @layer and encoder == @encoder and firing_rate > 0").reset_index(drop=True)
+    rng, n = np.random.default_rng(7), len(own)
+    frame = pd.DataFrame(index=range(n), columns=SCHEMAS["evidence"].names, dtype=object)
+    frame[["layer", "model", "concept"]] = layer, model, concept
+    frame["latent"] = own["latent"]
+    words = np.array(["concept", "context", "shortcut", "unclear"])[rng.integers(0, 4, n)]
+    hidden = np.arange(n) % 4 == 0
+    frame["verdict"] = np.where(hidden, None, words)
+    frame["reason"] = np.where(hidden, None, "it goes with the concept, but does not lie in the boxes")
+    frame["statistic"] = np.where(rng.random(n) < 0.5, "max", "mean")
+    for name in ("auroc", "reliance"):
+        frame[name] = rng.random(n).round(6)
+        frame[f"{name}_low"], frame[f"{name}_high"] = frame[name] - 0.05, frame[name] + 0.05
+    frame["place"] = np.where(hidden, np.nan, 3 * rng.random(n))
+    frame["place_reason"] = np.where(hidden, None, "")
+    frame["auroc_q"], frame["n_tests"] = rng.random(n), n
+    frame["covariate"] = np.array(["site", "age", ""])[rng.integers(0, 3, n)]
+    frame["covariate_kind"] = frame["covariate"].map({"site": "acquisition", "age": "patient", "": ""})
+    frame["covariate_r"] = np.where(frame["covariate"] == "", np.nan, rng.random(n))
+    frame["covariate_q"] = np.where(frame["covariate"] == "", np.nan, rng.random(n))
+    return frame.astype(dict.fromkeys(("auroc", "place", "reliance", "auroc_q", "covariate_r"), float))
+
+
 def _table(
     rng: np.random.Generator,
     other: np.random.Generator,

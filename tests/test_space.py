@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 from helpers_hub import LoopbackHub, run_on_hub
-from helpers_space import KS, read_data, running_browser, synthetic_findings, write_findings
+from helpers_space import KS, read_data, running_browser, synthetic_evidence, synthetic_findings, write_findings
 from scipy.stats import spearmanr
 from typer.testing import CliRunner
 
@@ -413,6 +413,71 @@ def test_a_click_on_a_heading_sorts_and_a_second_one_turns_the_order(look, findi
         assert heading.get_attribute("aria-sort") == ("ascending" if rising else "descending")
         assert heading.locator("button").evaluate("button => button === document.activeElement")
     assert page.locator('th[aria-sort="none"]').count() == page.locator("table.latents th[data-key]").count() - 1
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """Findings with evidence on one classifier of the final layer, and their Space."""
+    findings = synthetic_findings(d_sae=64)
+    of_mass = {"model": "pretrained", "encoder": "pretrained", "concept": "Mass", "layer": "final"}
+    findings = replace(findings, evidence=synthetic_evidence(findings, **of_mass))
+    return findings, build_space(findings, tmp_path_factory.mktemp("judged") / "space")
+
+
+def test_the_evidence_is_the_findings_and_spaces_without_it_stay_as_they_are(judged, findings, space):
+    given, folder = judged
+    (study,) = read_data(folder, "index")["studies"]
+    parts = [part for table in study["tables"] for part in table["concepts"]]
+    (part,) = [part for part in parts if part.get("evidence")]
+    table = next(table for table in study["tables"] if part in table["concepts"])
+    numbers = read_data(folder, table["file"])["latent"]
+    rows = given.evidence.set_index("latent").reindex(numbers)
+    written = read_data(folder, part["file"])["evidence"]
+    for name in ("verdict", "reason", "auroc", "auroc_low", "auroc_q", "reliance_high", "place", "covariate"):
+        assert same(written[name], rows[name]), name
+    assert not {"n_patients_with", "n_positive", "covariate_level"} & set(written)
+    assert check_staged(folder, "space", PrivacyContext(frozenset({"b8d273e8601f348d"}), ("phantom",)))
+    for file in (space / "data").glob("*.js"):
+        assert "verdict" not in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("key", "field", "first"),
+    [("verdict", "verdict", True), ("auroc", "auroc", False), ("q", "auroc_q", True), ("reliance", "reliance", False),
+     ("place", "place", False), ("covariate", "covariate", True)],
+)  # fmt: skip
+def test_the_evidence_sorts_the_list(look, judged, key, field, first):
+    given, folder = judged
+    page = look(folder, "#/?encoder=pretrained", width=1800)
+    heading = page.locator(f'th[data-key="{key}"]')
+    rows = given.evidence.set_index("latent")
+    for rising in (first, not first):
+        heading.locator("button").click()
+        values = [rows[field].get(latent) or None for latent in latents(page)]
+        known = [value for value in values if value is not None and value == value]
+        assert len(known) > 10 and known == sorted(known, reverse=not rising)
+        assert not any(value is not None and value == value for value in values[len(known) :])
+        assert heading.get_attribute("aria-sort") == ("ascending" if rising else "descending")
+
+
+def test_a_verdict_stands_beside_its_numbers_in_the_list_and_on_the_latents_page(look, judged, space):
+    given, folder = judged
+    row = given.evidence[given.evidence["verdict"] == "shortcut"].iloc[0]
+    page = look(folder, f"#/?encoder=pretrained&text={row['latent']}", width=1800)
+    assert column(page, "verdict")[0].split("\n") == ["shortcut", row["reason"]]
+    told = f"{row['auroc']:.3f} [{row['auroc_low']:.3f}, {row['auroc_high']:.3f}]"
+    assert column(page, "auroc") == [told]
+    go(page, f"{PRETRAINED}/{row['latent']}?concept=Mass")
+    facts = page.locator("#concept-Mass dl.evidence").inner_text()
+    assert "shortcut" in facts and row["reason"] in facts and told in facts and f"{row['reliance']:.3f}" in facts
+    hidden = given.evidence[given.evidence["verdict"].isna()].iloc[0]
+    go(page, f"{PRETRAINED}/{hidden['latent']}?concept=Mass")
+    facts = page.locator("#concept-Mass dl.evidence").inner_text()
+    assert facts.count("hidden") == 2 and f"{hidden['auroc']:.3f}" in facts  # the verdict and the place it rests on
+    assert page.locator("dl.evidence").count() == 1  # the other concepts have none
+    go(page, "#/study")
+    assert "Reliance: share of the logit" in page.locator("dl.terms").first.inner_text()
+    assert look(space).locator('th[data-key="verdict"]').count() == 0
 
 
 def test_ablation_effects_are_sorted_by_size_whatever_their_sign(look, findings, tmp_path):

@@ -62,7 +62,14 @@ mammosae.table = (() => {
       ranks: raw.ranks.map(mammosae.column),
       precision: mammosae.column(raw.average_precision),
       ablation: mammosae.column(raw.ablation_effect),
+      evidence: raw.evidence && evidenceOf(raw.evidence),
     };
+  };
+
+  // Numbers as columns of floats, words as they are; what has no row is not listed.
+  const evidenceOf = (raw) => {
+    const words = ["verdict", "reason", "statistic", "place_reason", "covariate", "covariate_kind"];
+    return Object.fromEntries(Object.entries(raw).map(([name, values]) => [name, words.includes(name) ? values : mammosae.column(values)]));
   };
 
   const once = (map, key, make) => {
@@ -272,6 +279,26 @@ mammosae.isDead = (table, row) => table.rate[row] === 0
   && Object.values(table.concepts).every((concept) => !concept.means.some((means) => means[row] > 0));
 
 mammosae.studyOf = (info) => mammosae.data.index.studies[info.study];
+
+// Evidence on latents, of findings that have it (docs/evidence.md): what stands in a row's column, and why something is missing.
+mammosae.VERDICTS = ["concept", "context", "shortcut", "unclear"];
+mammosae.hasEvidence = (info, concept) => info.concepts.some((entry) => entry.concept === concept && entry.evidence);
+mammosae.evidence = (concept, row, name) => concept.evidence?.[name][row] ?? (name in { verdict: 0, reason: 0, covariate: 0 } ? null : NaN);
+mammosae.hiddenEvidence = (concept, row, name) => {
+  const of = (other) => mammosae.evidence(concept, row, other);
+  if (Number.isNaN(of("n_tests"))) return false;  // it has no row: the latent does not fire, or nothing may be told of it
+  if (name === "place") return of("verdict") === null && !concept.evidence.place_reason[row];
+  if (["verdict", "covariate"].includes(name)) return of(name) === null;
+  return Number.isNaN(of("auroc"));
+};
+
+// An estimate of the evidence with its interval; a dash or "hidden" where it is missing.
+mammosae.estimate = (concept, row, name, write = mammosae.fixed) => {
+  const value = mammosae.evidence(concept, row, name);
+  if (Number.isNaN(value)) return mammosae.hiddenEvidence(concept, row, name) ? mammosae.SUPPRESSED : mammosae.MISSING;
+  const ends = [`${name}_low`, `${name}_high`].map((end) => concept.evidence[end]?.[row] ?? NaN);
+  return `${write(value)}${ends.some(Number.isNaN) ? "" : ` [${ends.map((end) => mammosae.fixed(end)).join(", ")}]`}`;
+};
 
 // The notes of a table by latent.
 mammosae.notesOf = (info) => {

@@ -92,6 +92,23 @@ mammosae.pages.latent = (() => {
         el("span", { class: "key random" }, "random group of the same size, for each"), el("span", { class: "key chance" }, "guessing")));
   };
 
+  // What the findings know of the latent for a concept; its verdict never without these numbers.
+  const evidencePart = (concept, row) => {
+    const of = (name) => mammosae.evidence(concept, row, name);
+    if (!concept.evidence) return null;
+    if (Number.isNaN(of("n_tests"))) return el("p", { class: "missing" }, "There is no evidence on it: it fires in no test image, or in too few patients.");
+    const word = (name) => of(name) ?? mammosae.SUPPRESSED;
+    const estimate = (name, write) => mammosae.estimate(concept, row, name, write);
+    return el("dl", { class: "facts evidence" },
+      fact("Verdict by a rule", word("verdict"), `${of("reason") ?? "too few patients stand behind it"}; a reason to look, no proof`),
+      fact("AUROC in test images", estimate("auroc"), `of its ${concept.evidence.statistic[row] ?? "maximum or mean"} over positions; 0.5 is guessing`),
+      fact("q", estimate("auroc_q", number), `that this is 0.5, after Benjamini and Hochberg over ${counted(of("n_tests"), "latent")}`),
+      fact("Reliance", estimate("reliance"), "share of the logit's variance that goes with what it adds to the logit"),
+      fact("In its boxes", estimate("place"), concept.evidence.place_reason[row] || "activation in the image's own boxes over that in other patients'; 1 by chance"),
+      fact("Goes with", word("covariate") || mammosae.MISSING, Number.isNaN(of("covariate_r")) ? "of what is recorded of the images"
+        : `correlation of ranks ${fixed(of("covariate_r"), 2)}, q ${number(of("covariate_q"))}${concept.evidence.covariate_kind[row] ? `; of the ${concept.evidence.covariate_kind[row]}` : ""}`));
+  };
+
   const conceptPart = (study, table, concept, row, chosen) => {
     const { info } = table;
     const latent = table.latent[row];
@@ -110,6 +127,7 @@ mammosae.pages.latent = (() => {
         fact("Box AP", or(mammosae.hiddenBoxes(table, concept, row), concept.precision[row], fixed), "0 to 1, at the study's first threshold and overlap"),
         fact("Effect of ablation", or(mammosae.hiddenAblation(table, concept), ablation, signed), info.readout === "linear"
           ? "mean change of the logit in test images with the finding, when it alone is set to 0" : "not measured at inner layers")),
+      evidencePart(concept, row),
       el("div", { class: "columns" },
         el("div", {}, classBars(concept, row)),
         el("div", {}, boxes(table, concept, row)),

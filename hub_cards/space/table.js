@@ -121,12 +121,61 @@ mammosae.pages.latents = (() => {
         key: "maximum", text: "Maximum", first: "down", number: true, wide: true, title: "Largest activation in any test image",
         of: (table, row) => table.maximum[row], hidden: mammosae.hiddenMaximum, write: mammosae.number,
       },
+      ...evidenceColumns(state, concept),
       {
         key: "notes", text: "Notes", first: "down", wide: true, title: "Notes by readers",
         of: (table, row) => table.notes.get(table.latent[row])?.length ?? 0,
       },
     ];
     return shown.filter(Boolean);
+  };
+
+  // Of findings with evidence alone: the verdict stands beside its numbers, and each sorts.
+  const evidenceColumns = (state, concept) => {
+    if (!state.tables.some((info) => mammosae.hasEvidence(info, state.concept))) return [];
+    const estimate = (key, text, name, title) => ({
+      key, text, first: "down", number: true, wide: true, title,
+      of: (table, row) => mammosae.evidence(concept(table), row, name),
+      show: (table, row) => mammosae.estimate(concept(table), row, name),
+    });
+    const word = (name) => (table, row) => mammosae.evidence(concept(table), row, name)
+      ?? (mammosae.hiddenEvidence(concept(table), row, name) ? mammosae.SUPPRESSED : mammosae.MISSING);
+    const names = new Map();  // of covariates, in the order of words
+    const covariateOrder = (table, row) => {
+      const name = mammosae.evidence(concept(table), row, "covariate");
+      if (!name) return NaN;
+      if (!names.has(name)) {
+        const all = new Set(state.tables.flatMap((info) => mammosae.data[info.concepts.find((entry) => entry.concept === state.concept).file]?.evidence?.covariate ?? []));
+        [...all].filter(Boolean).sort().forEach((one, i) => names.set(one, i));
+      }
+      return names.get(name);
+    };
+    return [
+      {
+        key: "verdict", text: "Verdict", first: "up", wide: true,
+        title: "What the latent stands for by a rule, with the reason; a reason to look, no proof",
+        of: (table, row) => {
+          const at = mammosae.VERDICTS.indexOf(mammosae.evidence(concept(table), row, "verdict"));
+          return at < 0 ? NaN : at;
+        },
+        show: (table, row) => [word("verdict")(table, row), mammosae.evidence(concept(table), row, "reason")
+          && mammosae.el("span", { class: "reason" }, mammosae.evidence(concept(table), row, "reason"))],
+      },
+      estimate("auroc", "AUROC", "auroc", "AUROC of its maximum or mean over positions in test images, whichever is farther from 0.5, with the 95 % interval, patients as groups"),
+      { ...estimate("q", "q", "auroc_q", "That this AUROC is 0.5: p-value after Benjamini and Hochberg over the latents"), first: "up",
+        show: (table, row) => mammosae.estimate(concept(table), row, "auroc_q", mammosae.number) },
+      estimate("reliance", "Reliance", "reliance", "Share of the logit's variance that goes with what the latent adds to it, with the 95 % interval over patients"),
+      estimate("place", "In its boxes", "place", "Share of its activation in the image's own boxes over that in other patients' boxes; 1 by chance; with the 95 % interval over patients"),
+      {
+        key: "covariate", text: "Goes with", first: "up", wide: true, title: "What else of the images it goes with most, with the correlation of ranks and its q",
+        of: covariateOrder,
+        show: (table, row) => {
+          const name = word("covariate")(table, row);
+          const r = mammosae.evidence(concept(table), row, "covariate_r");
+          return Number.isNaN(r) ? name || mammosae.MISSING : `${name} (r ${mammosae.fixed(r, 2)}, q ${mammosae.number(mammosae.evidence(concept(table), row, "covariate_q"))})`;
+        },
+      },
+    ];
   };
 
   // A number finds the latents of that number, words are sought in the notes; several numbers are alternatives.
@@ -307,10 +356,13 @@ mammosae.pages.latents = (() => {
         const notes = table.notes.get(table.latent[row]);
         return notes ? noteText(notes) : "";
       }
+      if (column.show) return [column.show(table, row)].flat().map((part) => (part === mammosae.SUPPRESSED ? hidden(table) : part));
       const value = column.of(table, row);
       if (!Number.isNaN(value)) return column.write(value);
-      return column.hidden?.(table, row) ? el("i", { title: `Hidden: ${mammosae.fewerThan(table)} behind it` }, mammosae.SUPPRESSED) : mammosae.MISSING;
+      return column.hidden?.(table, row) ? hidden(table) : mammosae.MISSING;
     };
+
+    const hidden = (table) => el("i", { title: `Hidden: ${mammosae.fewerThan(table)} behind it` }, mammosae.SUPPRESSED);
 
     const draw = () => {
       const shown = columns(state);

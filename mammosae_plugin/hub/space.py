@@ -64,6 +64,11 @@ Row = dict[str, Any]
 
 _LATENT = ("latent", *(column.name for column in COLUMNS["latents"] if column.privacy == "group"))
 _NOTE = ("layer", "encoder", "latent", *(field.name for field in NOTE))
+_EVIDENCE = (
+    *("verdict", "reason", "statistic", "auroc", "auroc_low", "auroc_high", "auroc_q"),
+    *("reliance", "reliance_low", "reliance_high", "place", "place_low", "place_high", "place_reason"),
+    *("covariate", "covariate_kind", "covariate_r", "covariate_q", "n_tests"),
+)
 _LOCALIZATION = SCHEMAS["localization"].names
 # Of these two tables the page draws a part.
 _INTERVENTION = (
@@ -170,6 +175,8 @@ def _study(findings: Findings, number: int, origin: str) -> tuple[Row, Iterator[
     tables: list[Row] = []
     frames: dict[str, pd.DataFrame] = {}
     classes = dict(iter(findings.concepts.groupby(["layer", "encoder", "concept"], sort=False)))
+    known = {} if findings.evidence is None else dict(iter(findings.evidence.groupby(["layer", "model", "concept"])))
+    evidence: dict[str, pd.DataFrame] = {}
     for place, latents in findings.latents.groupby(["layer", "encoder"], sort=False):
         layer, encoder = (str(part) for part in place)
         name = f"{'ab'[number]}{len(tables)}"
@@ -180,6 +187,9 @@ def _study(findings: Findings, number: int, origin: str) -> tuple[Row, Iterator[
                 part = f"{name}-{len(concepts)}"
                 frames[part] = rows
                 concepts.append({"concept": key[2], "n_images": _per_class(rows), "file": part})
+                if (own := known.get((layer, models[layer, encoder]["name"], key[2]))) is not None:
+                    evidence[part] = own
+                    concepts[-1]["evidence"] = True
         model = models[layer, encoder]
         tables.append(
             {
@@ -208,17 +218,18 @@ def _study(findings: Findings, number: int, origin: str) -> tuple[Row, Iterator[
         **{name: study[name] for name in ("config", "provenance", "data", "models", "sae")},
     }
     entry["primary"] = entry["layers"][-1]
-    return entry, _tables(frames)
+    return entry, _tables(frames, evidence)
 
 
-def _tables(frames: dict[str, pd.DataFrame]) -> Iterator[tuple[str, Row]]:
+def _tables(frames: dict[str, pd.DataFrame], evidence: dict[str, pd.DataFrame]) -> Iterator[tuple[str, Row]]:
     order: np.ndarray[Any, Any] = np.empty(0)
     for name, frame in frames.items():
         if "-" not in name:
             order = frame["latent"].to_numpy()
             yield name, {column: _values(frame[column]) for column in _LATENT}
         else:
-            yield name, _concept(frame, order)
+            own = {"evidence": _evidence(evidence[name], order)} if name in evidence else {}
+            yield name, _concept(frame, order) | own
 
 
 def _concept(rows: pd.DataFrame, latents: np.ndarray[Any, Any]) -> Row:
@@ -229,6 +240,12 @@ def _concept(rows: pd.DataFrame, latents: np.ndarray[Any, Any]) -> Row:
         for one in CONCEPT
         if one.privacy == "group"
     }
+
+
+def _evidence(rows: pd.DataFrame, latents: np.ndarray[Any, Any]) -> Row:
+    """What is known of the latents for one concept, in the table's order; nothing of those that have no row."""
+    whole = rows.set_index("latent").reindex(latents)
+    return {name: _values(whole[name]) for name in _EVIDENCE}
 
 
 def _per_class(rows: pd.DataFrame) -> list[int | None]:
