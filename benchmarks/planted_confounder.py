@@ -1,22 +1,24 @@
-"""A shortcut whose truth is known: a lead letter that goes with masses in training images and not in test images.
+"""A shortcut whose truth is known: a lead letter that goes with a finding in training images and not in test images.
 
-    python benchmarks/planted_confounder.py [--seeds 10] [--patients 300] [--folder planted]
+    python benchmarks/planted_confounder.py [--seeds 10] [--patients 500] [--folder planted]
 
-Phantoms (CC and MLO of one breast) are drawn once; the letter agrees with the mass in 90 % of the training images and
-in 50 % of the test images. Each seed makes a network (trained, or with --kind
-pretrained of random frozen weights with a fitted head) and an SAE of its final map on the training images, and asks
-`confounders` for shortcuts, with the letter among the covariates and without knowing of it. The truth is told by pairs
-of phantoms that differ in the letter or in a mass alone: a latent is of the letter where it answers to it (q at most
-0.05) and more than to a mass. Precision is the share of the flagged latents that are; recall the share, of those that
-carry at least 5 % of what the letter does to the logit, that are flagged. Then the flagged latents are taken out
-(`repair`), and the AUROC where the letter and the mass disagree is compared with that of a network that was trained on
-the same images without letters. Last, labels are exchanged among patients, and the flagged latents are counted.
-Prints tables in Markdown. What was computed of a seed is kept in --folder, and a killed run continues there.
+Each seed draws phantoms (CC and MLO of one breast); the letter agrees with the finding, an architectural distortion, in
+90 % of the training images and in 50 % of the test images. Its encoder learned on other phantoms, where the two are
+independent, in which cells of its map distortions and letters lie, as a network that knows its domain; a head is fitted
+to its frozen features on the training images, an SAE is trained on its final map there, and the seed asks `confounders`
+for shortcuts, with the letter among the covariates and without knowing of it. The truth is told by pairs of phantoms
+that differ in the letter or in the finding alone: a latent is of the letter where it answers to it (q at most 0.05) and
+more than to the finding. Precision is the share of the flagged latents that are; recall the share, of those that carry
+at least 5 % of what the letter does to the logit, that are flagged. Then the flagged latents are taken out (`repair`),
+and the AUROC where the letter and the finding disagree is compared with that of a head fitted on these images without
+letters. Last, labels are exchanged among patients, and the flagged latents are counted. Prints tables in Markdown. What
+was computed of a seed is kept in --folder, and a killed run continues there.
 """
 
 import argparse
 import shutil
 import time
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,14 @@ import numpy as np
 import pandas as pd
 import torch
 from sae_lens import SAE
+from torch import nn
+from torch.nn import functional
 
 from mammosae_plugin.activations import extract_activations
-from mammosae_plugin.adapters import HookedVisionModel, load_classifier, new_classifier
+from mammosae_plugin.adapters import HookedVisionModel
+from mammosae_plugin.adapters.backbone_classifier import BackboneClassifier
+from mammosae_plugin.adapters.classifier import head_of
+from mammosae_plugin.adapters.preprocessing import Preprocessing
 from mammosae_plugin.analysis import confounders, pair_responses
 from mammosae_plugin.datasets import VinDrMammo, make_phantom_pairs, make_phantoms, read_pairs
 from mammosae_plugin.files import read_json, write_json
@@ -35,7 +42,9 @@ from mammosae_plugin.measures.statistics import ranking_metrics
 from mammosae_plugin.study.repairing import repair
 from mammosae_plugin.training import ClassifierTraining, SAETraining, train_classifier, train_sae
 
-SIZE, CONCEPT, LETTER, LEAST_SHARE = (128, 96), "Mass", "letter", 0.05
+MAP, PIXELS = "features", Preprocessing(mean=0.25, std=0.25, scale="full_range", channels=1)
+PROBE = ClassifierTraining(kind="pretrained", l2=10.0)
+SIZE, CONCEPT, LETTER, LEAST_SHARE = (128, 96), "Architectural_Distortion", "letter", 0.05
 KNOWN: dict[str, Any] = {"marker": "acquisition", "view": "acquisition", "density": "patient"}
 COVARIATES = {"the letter is a covariate": KNOWN, "nobody knows of it": {**KNOWN} | {}}
 COVARIATES["nobody knows of it"].pop("marker")
@@ -46,9 +55,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("planted"))
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--patients", type=int, default=300)
-    parser.add_argument("--kind", choices=["pretrained", "finetuned"], default="finetuned")
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--patients", type=int, default=500)
+    parser.add_argument("--epochs", type=int, default=12, help="of the encoder")
     parser.add_argument("--d-sae", type=int, default=128)
     parser.add_argument("--permutations", type=int, default=20, help="exchanges of labels, over all seeds")
     options = parser.parse_args()
@@ -66,15 +74,18 @@ def main() -> None:
 
 
 def one_seed(options: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
-    marked, plain = phantoms(options)
+    marker = {"marker": LETTER, "marker_finding": CONCEPT, "marker_agreement": (0.9, 0.5)}
+    marked = phantoms(folder / "marked", options.patients, 100 + seed, marker)
+    plain = phantoms(folder / "plain", options.patients, 100 + seed, {})
+    base = taught(options, seed)
     confounded, clean = (
-        trained(options, images.select(split="training"), folder / f"{name}.safetensors", seed)
+        train_classifier(base, images.select(split="training"), CONCEPT, folder / f"{name}.safetensors", PROBE)
         for name, images in (("confounded", marked), ("clean", plain))
     )
     table, sae = encoded(options, confounded, marked, folder)
     pairs = read_pairs(options.folder / "pairs" / "pairs.csv")
-    with HookedVisionModel(load_classifier(folder / "confounded.safetensors"), ["bn2"]) as model:
-        images = VinDrMammo(options.folder / "pairs", image_size=SIZE)
+    with HookedVisionModel(confounded.network, [MAP]) as model:
+        images = VinDrMammo(options.folder / "pairs", image_size=SIZE).with_preprocessing(PIXELS)
         of_pairs = encode_latents(model, sae, images, folder / "of_pairs", heads={}, batch_size=16, peaks=0)
     truth = truths(of_pairs, pairs, table)
     result: dict[str, Any] = {"n_live": len(table.live_latents("test"))}
@@ -86,12 +97,13 @@ def one_seed(options: argparse.Namespace, seed: int, folder: Path) -> dict[str, 
         return float(ranking_metrics(logits[chosen], rows.labels[chosen]).auroc)
 
     own = table.logits(CONCEPT)[rows.image_rows]
-    others = logits_of(clean, marked)[rows.image_rows]
+    others = logits_of(clean, marked, table)[rows.image_rows]
     result["auroc"] = {
         "confounded": [auroc(own, ~disagree), auroc(own, disagree)],
         "clean": [auroc(others, ~disagree), auroc(others, disagree)],
     }
-    repaired = folder / "confounded.safetensors"
+    never = logits_of(clean, plain, table)[rows.image_rows]
+    result["auroc"]["never"] = [auroc(never, ~disagree), auroc(never, disagree)]
     for name, covariates in COVARIATES.items():
         verdicts = confounders(table, CONCEPT, covariates=covariates, seed=seed)
         flagged = verdicts.loc[verdicts["verdict"] == "shortcut", "latent"].tolist()
@@ -105,8 +117,8 @@ def one_seed(options: argparse.Namespace, seed: int, folder: Path) -> dict[str, 
             "concept_called": int((verdicts["verdict"] == "concept").sum()),
         }
         if flagged:
-            done = repair(table, load_classifier(repaired), sae, flagged, head=CONCEPT, n_bootstrap=0)
-            after = logits_of(done.classifier, marked)[rows.image_rows]
+            done = repair(table, confounded, sae, flagged, head=CONCEPT, n_bootstrap=0)
+            after = logits_of(done.classifier, marked, table)[rows.image_rows]
         else:
             after = own
         result["auroc"][name] = [auroc(after, ~disagree), auroc(after, disagree)]
@@ -120,47 +132,72 @@ def one_seed(options: argparse.Namespace, seed: int, folder: Path) -> dict[str, 
     return result
 
 
-def phantoms(options: argparse.Namespace) -> tuple[VinDrMammo, VinDrMammo]:
-    """Images with letters, and the same without."""
-    shared: dict[str, Any] = {
-        "n_patients": options.patients,
-        "images_per_patient": 2,
-        "image_size": SIZE,
-        "test_share": 0.5,
-        "seed": 100,
-        "mass_share": 0,
-        "calcification_share": 0,
-        "other_share": 0,
-        "finding_shares": {CONCEPT: 0.5},
-    }
-    marked, plain = options.folder / "marked", options.folder / "plain"
-    make_phantoms(marked, **shared, marker=LETTER, marker_finding=CONCEPT, marker_agreement=(0.9, 0.5))
-    make_phantoms(plain, **shared)
-    return VinDrMammo(marked, image_size=SIZE), VinDrMammo(plain, image_size=SIZE)
+def encoder() -> nn.Module:
+    """A small network whose last map has a cell for every 8 x 8 pixels."""
+    layers: list[nn.Module] = []
+    for wide, out, stride in ((1, 16, 2), (16, 32, 2), (32, 48, 2), (48, 48, 1)):
+        layers += [nn.Conv2d(wide, out, 3, stride, 1), nn.BatchNorm2d(out), nn.ReLU()]
+    parts = {"features": nn.Sequential(*layers), "pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten()}
+    return nn.Sequential(OrderedDict([*parts.items(), ("head", nn.Linear(48, 1))]))
 
 
-def trained(options: argparse.Namespace, images: VinDrMammo, path: Path, seed: int) -> Any:
-    own = {"epochs": options.epochs, "lr": 2e-3, "batch_size": 32, "weight_decay": 1e-3, "augmentation": "flips"}
-    config = ClassifierTraining(kind=options.kind, seed=seed, **(own if options.kind == "finetuned" else {"l2": 10.0}))
-    if not path.exists():
-        train_classifier(new_classifier("test_efficientnet", 0, seed=seed), images, CONCEPT, path, config)
-    return load_classifier(path)
+def phantoms(folder: Path, patients: int, seed: int, marker: dict[str, Any]) -> VinDrMammo:
+    """Two images of each patient, half of whom have the finding."""
+    shares: dict[str, Any] = dict.fromkeys(("mass_share", "calcification_share", "other_share"), 0)
+    make_phantoms(
+        folder, n_patients=patients, images_per_patient=2, image_size=SIZE, test_share=0.5, seed=seed,
+        finding_shares={CONCEPT: 0.5}, **shares, **marker,
+    )  # fmt: skip
+    return VinDrMammo(folder, image_size=SIZE).with_preprocessing(PIXELS)
+
+
+def taught(options: argparse.Namespace, seed: int) -> BackboneClassifier:
+    """An encoder that learned on phantoms of its own where the finding and letters lie, whatever goes with it."""
+    own = options.folder / str(seed)
+    marked = phantoms(own / "taught", options.patients, 5000 + seed, {"marker": LETTER})
+    plain = phantoms(own / "taught_plain", options.patients, 5000 + seed, {})
+    inputs = torch.stack([marked[at]["image"] for at in range(len(marked))])
+    changed = (inputs - torch.stack([plain[at]["image"] for at in range(len(plain))])).abs()
+    targets = torch.zeros(len(inputs), 2, SIZE[0] // 8, SIZE[1] // 8)
+    targets[:, 1] = functional.max_pool2d(changed, 8)[:, 0] > 0.05
+    at = {image_id: row for row, image_id in enumerate(marked.images["image_id"])}
+    for found in marked.findings.dropna(subset=["xmin"]).itertuples():
+        x, y = (torch.arange(SIZE[1] // 8) + 0.5) * 8, (torch.arange(SIZE[0] // 8) + 0.5) * 8
+        inside = ((x > found.xmin) & (x < found.xmax))[None] & ((y > found.ymin) & (y < found.ymax))[:, None]
+        targets[at[found.image_id], 0][inside] = 1
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = encoder()
+        tells = nn.Conv2d(48, 2, 1)
+        optimizer = torch.optim.AdamW([*network.parameters(), *tells.parameters()], lr=3e-3)
+        steps = options.epochs * (len(inputs) // 32)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)
+        weight = torch.tensor([5.0, 5.0])[:, None, None]
+        for _ in range(options.epochs):
+            for batch in torch.randperm(len(inputs))[: len(inputs) // 32 * 32].split(32):
+                told = tells(network.features(inputs[batch]))
+                loss = functional.binary_cross_entropy_with_logits(told, targets[batch], pos_weight=weight)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+    name = f"{Path(__file__).stem}:encoder"
+    return BackboneClassifier(network.eval(), library="function", architecture=name, preprocessing=PIXELS)
 
 
 def encoded(
-    options: argparse.Namespace, classifier: Any, images: VinDrMammo, folder: Path
+    options: argparse.Namespace, classifier: BackboneClassifier, images: VinDrMammo, folder: Path
 ) -> tuple[LatentTable, SAE[Any]]:
-    head = classifier.classifier
-    with HookedVisionModel(classifier, ["bn2"]) as model:
+    with HookedVisionModel(classifier.network, [MAP]) as model:
         store = extract_activations(
-            model, images.select(split="training"), folder / "rows", hook_name="bn2", batch_size=16
+            model, images.select(split="training"), folder / "rows", hook_name=MAP, batch_size=16
         )
         config = SAETraining(
-            architecture="topk", k=8, d_sae=options.d_sae, epochs=30, batch_size=256, lr=2e-3, dead_feature_window=100
+            architecture="topk", k=4, d_sae=options.d_sae, epochs=2, batch_size=512, lr=2e-3, dead_feature_window=100
         )
         sae = train_sae(store, folder / "sae", config)
         table = encode_latents(
-            model, sae, images, folder / "table", heads={CONCEPT: head}, batch_size=16, peaks=0,
+            model, sae, images, folder / "table", heads={CONCEPT: head_of(classifier)}, batch_size=16, peaks=0,
             map_latents=range(options.d_sae),
         )  # fmt: skip
     shutil.rmtree(folder / "rows")
@@ -171,18 +208,20 @@ def truths(of_pairs: LatentTable, pairs: pd.DataFrame, table: LatentTable) -> pd
     """By latent: whether it is of the letter, and its share of what the letter does to the logit."""
     answers = pair_responses(of_pairs, pairs, statistic="mean", n_bootstrap=0, n_permutations=0).latents
     by_latent = {name: own.set_index("latent") for name, own in answers.groupby("attribute")}
-    letter, mass = by_latent[LETTER], by_latent[CONCEPT]
+    letter, finding = by_latent[LETTER], by_latent[CONCEPT]
     effect = np.abs(letter["response"] * table.readout(CONCEPT).weight[letter.index, 0])
     found = pd.DataFrame({"share": effect / effect.sum()})
-    found["of_letter"] = (letter["q"] <= 0.05) & (letter["response"].abs() > mass["response"].abs())
+    found["of_letter"] = (letter["q"] <= 0.05) & (letter["response"].abs() > finding["response"].abs())
     found["carries"] = found["of_letter"] & (found["share"] >= LEAST_SHARE)
     return found
 
 
 @torch.inference_mode()
-def logits_of(classifier: Any, images: VinDrMammo) -> np.ndarray:
-    found = [classifier(images[at]["image"][None]).double().numpy() for at in range(len(images))]
-    return np.concatenate(found)
+def logits_of(classifier: Any, images: VinDrMammo, table: LatentTable) -> np.ndarray:
+    """Logits of the table's images, in its order."""
+    place = {image_id: at for at, image_id in enumerate(images.images["image_id"])}
+    order = [place[image_id] for image_id in table.images["image_id"]]
+    return np.concatenate([classifier(images[at]["image"][None]).double().numpy() for at in order])
 
 
 def permuted(table: LatentTable, rng: np.random.Generator) -> LatentTable:
@@ -210,13 +249,17 @@ def print_tables(found: list[dict[str, Any]]) -> None:
             f"| {name} | {flagged / n:.1f} | {right / max(flagged, 1):.2f} ({right} of {flagged}) | "
             f"{hit / max(carriers, 1):.2f} ({hit} of {carriers}) | {share:.2f} |"
         )
-    print("\n| network | AUROC, letter and mass agree | they disagree | less than without letters |\n|---|---|---|---|")
+    print("\n| network | AUROC, letter and finding agree | disagree | less than without letters |\n|---|---|---|---|")
     clean = np.array([each["auroc"]["clean"] for each in found])
-    for name in ("confounded", *COVARIATES, "clean"):
+    for name in ("confounded", *COVARIATES, "clean", "never"):
         own = np.array([each["auroc"][name] for each in found])
         behind = clean[:, 1] - own[:, 1]
         error = behind.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
-        said = {"confounded": "as trained", "clean": "trained without letters"}.get(name, f"repaired, {name}")
+        said = {
+            "confounded": "as trained",
+            "clean": "trained without letters",
+            "never": "trained without letters, on images without letters",
+        }.get(name, f"repaired, {name}")
         print(f"| {said} | {own[:, 0].mean():.3f} | {own[:, 1].mean():.3f} | {behind.mean():.3f} ± {error:.3f} |")
     permuted = np.concatenate([each["permuted"] for each in found])
     print(f"\nFlagged under {len(permuted)} exchanges of labels: {permuted.mean():.1%} (most {permuted.max():.1%})")

@@ -176,9 +176,10 @@ def verdict_of(
     nothing of it lies there. It is *explained* where given_q is not below alpha, its log-odds shrink by at least half,
     and a covariate goes with it (q below alpha). Then, the first that holds:
 
-    - `shortcut`: the classifier rests on it, it does not lie in the boxes or that is not known, and: it told the
-      concept in the training split and does so no more (drop_p below alpha, AUROC between 0.4 and 0.6); or it tells the
-      concept and a covariate of the acquisition explains it; or less than half of it lies in the breast.
+    - `shortcut`: the classifier rests on it, and it told the concept in the training split and does so no more (drop_p
+      below alpha, AUROC between 0.4 and 0.6), wherever it lies: a latent can be of a marker and of lesions at once. Or
+      the classifier rests on it, it does not lie in the boxes or that is not known, it tells the concept, and a
+      covariate of the acquisition explains it or less than half of it lies in the breast.
     - `context`: it tells the concept, and covariates explain it, or it does not lie in the boxes.
     - `concept`: it tells the concept (AUROC above 0.5, in the training split too where that is known), still does given
       the covariates where there are any, lies in the boxes where there are boxes, and the classifier rests on it where
@@ -204,9 +205,10 @@ def verdict_of(
     if not tells and not told:
         return UNCLEAR, "whether it goes with the concept is not certain"
     gone = told and not tells and row["drop_p"] < alpha and 1 - SEPARATES < row["auroc"] < SEPARATES
+    if rests and gone:
+        mixed = "; part of it lies in the boxes" if in_boxes else ""
+        return SHORTCUT, f"it went with the concept in the training images only, and the classifier rests on it{mixed}"
     if rests and not in_boxes:
-        if gone:
-            return SHORTCUT, "it went with the concept in the training images only, and the classifier rests on it"
         if tells and explained and row["covariate_kind"] == "acquisition":
             return SHORTCUT, f"the classifier rests on it, and what it says of the concept goes with {goes_with}"
         if tells and outside:

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mammosae_plugin.report.rendering import script
@@ -14,6 +15,7 @@ from mammosae_plugin.schema.names import readable
 from mammosae_plugin.schema.results import Results, Row, n_best, number, shortcuts
 from mammosae_plugin.visualization.tables import Estimate, estimate
 
+_PLACE = "in its boxes"
 _WORDS = ("concept", "context", "shortcut", "unclear")
 _SHOWN = 100
 """Latents of one model and finding that the page shows; a browser sorts no longer tables at once."""
@@ -45,7 +47,10 @@ def evidence_section(results: Results) -> dict[str, Any] | None:
 
 
 def _table(of_pairs: list[list[Row]], printed: int) -> TableView | None:
-    view = table_view(pd.DataFrame([_told(row) for own in of_pairs for row in own]), n_labels=3)
+    told = pd.DataFrame([_told(row) for own in of_pairs for row in own])
+    if not any(np.isfinite(number(row["place"])) for own in of_pairs for row in own):
+        told = told.drop(columns=_PLACE)  # without boxes nothing lies in them
+    view = table_view(told, n_labels=3)
     places = [place for own in of_pairs for place in range(len(own))]
     further = frozenset(row for row, place in enumerate(places) if place >= printed)
     return view and replace(view, further=further)
@@ -87,7 +92,7 @@ def _told(row: Row) -> Row:
         "q": Estimate(number(row["auroc_q"])),
         "reliance": estimate(row, "reliance"),
         "effect on the logit": estimate(row, "effect"),
-        "in its boxes": estimate(row, "place"),
+        _PLACE: estimate(row, "place"),
         "goes with": row["covariate"] or None,
         "q given the covariates": Estimate(number(row["given_q"])),
     }
