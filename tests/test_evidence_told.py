@@ -166,6 +166,12 @@ def test_of_very_many_latents_the_first_are_shown_and_the_caption_says_so(result
     assert "script-src" in page and "<script" not in render_report(synthetic_results(), tmp_path)
 
 
+def test_a_study_tells_how_much_of_a_latent_lies_in_the_breast(finished_study):
+    found = json.loads((finished_study.results_folder / "results.json").read_text())["evidence"]
+    known = [row["in_breast"] for row in found if row["in_breast"] is not None]
+    assert known and all(0 <= share <= 1 for share in known) and len(set(known)) > 1
+
+
 def test_nothing_is_told_of_a_few_patients(results):
     rows = {row["latent"]: row for row in results["evidence"]}
     whole = told_evidence(rows[FINDING], silent=False, no_boxes=False, min_group=5)

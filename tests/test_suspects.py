@@ -12,7 +12,10 @@ from helpers_study import small_phantoms, study_settings, write_study
 from PIL import Image
 
 from mammosae_plugin.config import load_config
-from mammosae_plugin.datasets import DatasetError, VinDrMammo, read_suspects, screen_images
+from mammosae_plugin.datasets import DatasetError, VinDrMammo, make_phantoms, read_suspects, screen_images
+from mammosae_plugin.datasets import phantoms as drawing
+from mammosae_plugin.datasets.suspects import breast_of, tissue_of
+from mammosae_plugin.files import read_json
 from mammosae_plugin.study import Study
 
 SIZE = (96, 64)
@@ -337,3 +340,18 @@ def test_a_laterality_that_disagrees_with_the_pixels_is_told(phantoms, tmp_path,
     else:
         listed(data, tmp_path)
         assert "is laterality exchanged, or were all images mirrored?" in caplog.text
+
+
+def test_the_breast_is_what_phantoms_drew_and_no_letter(tmp_path):
+    make_phantoms(tmp_path, n_patients=4, image_size=(192, 128), marker="letter", marker_share=1.0, seed=5)
+    images, made = VinDrMammo(tmp_path, image_size=(192, 128)), read_json(tmp_path / "phantoms.json")
+    drawn = {one.image_id: one for number in range(4) for one in drawing._phantoms_of(made, number)}
+    letters = 0
+    for row, image_id in enumerate(images.images["image_id"]):
+        inside = drawn[image_id].outline.inside
+        truth = inside if drawn[image_id].view.laterality == "L" else inside[:, ::-1]
+        breast = breast_of(images.gray(row))
+        assert (breast & truth).sum() > 0.9 * (breast | truth).sum(), image_id
+        letters += int((tissue_of(images.gray(row)) & ~truth).sum()) - int((breast & ~truth).sum())
+    assert letters > 0  # the letters are tissue, but not the breast
+    assert breast_of(np.full((64, 64), 90, dtype=np.uint8)) is None

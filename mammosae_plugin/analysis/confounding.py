@@ -69,8 +69,8 @@ CONFOUNDED = (
 )
 """The columns of `confounders`, in order."""
 
-Breast = Callable[[int], NDArray[Any]]
-"""From a row of `table.images` to (H, W), True inside the breast."""
+Breast = Callable[[int], NDArray[Any] | None]
+"""From a row of `table.images` to (H, W), True inside the breast; None where that is not known."""
 
 
 @checked_arguments
@@ -406,7 +406,10 @@ def _in_breast(
             at = np.array([place for place, latent in enumerate(latents.tolist()) if latent in kept], dtype=np.int64)
             if not len(at):
                 continue
-            region = cell_shares(breast(row), table.grid)
+            inside = breast(row)
+            if inside is None:
+                continue
+            region = cell_shares(inside, table.grid)
             share, area = energy_share_of(np.clip(table.maps(latents[at], row), 0, None), region)
             there = np.isfinite(share)
             sums[0, at[there]] += share[there]

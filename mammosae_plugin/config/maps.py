@@ -309,6 +309,11 @@ class ConfoundersConfig(Settings):
         "implant are of the patient. An empty list looks at none.",
     )
     alpha: float = Field(0.05, gt=0, lt=1, description="What corrected p-values are held against.")
+    breast: bool = Field(
+        True,
+        description="Tell how much of a latent lies in the breast, which is the largest bright region of an image that "
+        "shows a background; what lies outside is no lesion's.",
+    )
 
 
 class ViewSettings(Settings):

@@ -1,8 +1,9 @@
 """Whether the pixels of an image fit its annotations: what one look tells, and what many looks tell together."""
 
 __all__ = [
-    "box_scores", "INVERTED", "Look", "look", "NO_MAMMOGRAM", "ON_BACKGROUND", "OTHER_SIDE", "refuse_mirrored",
-    "REPEATED", "suspects", "tissue_of", "TURNED", "warn_of_sides", "warn_of_weak_boxes", "WHOLE_IMAGE",
+    "box_scores", "breast_of", "INVERTED", "Look", "look", "NO_MAMMOGRAM", "ON_BACKGROUND", "OTHER_SIDE",
+    "refuse_mirrored", "REPEATED", "suspects", "tissue_of", "TURNED", "warn_of_sides", "warn_of_weak_boxes",
+    "WHOLE_IMAGE",
 ]  # fmt: skip
 
 import hashlib
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 from scipy.stats import mannwhitneyu
 
 from mammosae_plugin.datasets.base import DatasetError
@@ -152,6 +154,19 @@ def tissue_of(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_] | None:
     """Where an image (H, W) shows tissue: (H, W) bool; None where it shows no background."""
     _, tissue, _, has_background = _tissue(pixels)
     return tissue if has_background else None
+
+
+def breast_of(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_] | None:
+    """Where the breast is: the largest region of tissue that hangs together, holes filled, without letters and labels.
+
+    (H, W) bool; None where an image shows no background, or nothing else.
+    """
+    tissue = tissue_of(pixels)
+    if tissue is None or not tissue.any():
+        return None
+    regions, _ = ndimage.label(tissue, np.ones((3, 3)))
+    largest = int(np.bincount(regions.ravel())[1:].argmax()) + 1
+    return np.asarray(ndimage.binary_fill_holes(regions == largest), dtype=np.bool_)
 
 
 def _border(gray: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

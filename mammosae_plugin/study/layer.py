@@ -3,12 +3,13 @@
 __all__ = ["LayerStudy"]
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from mammosae_plugin.activations import cache_layer_outputs, layer_output_nbytes
 from mammosae_plugin.adapters import HookedVisionModel
@@ -18,6 +19,7 @@ from mammosae_plugin.analysis.evidence import latent_evidence
 from mammosae_plugin.analysis.roles import latent_roles
 from mammosae_plugin.analysis.views import view_agreement
 from mammosae_plugin.datasets import StudyDataset
+from mammosae_plugin.datasets.suspects import breast_of
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.latents import LatentTable
 from mammosae_plugin.latents.masked_passes import MaskedPasses
@@ -278,7 +280,13 @@ class LayerStudy(LayerTables):
             }  # fmt: skip
             known = latent_evidence(table, pair.concept, **shared)
             verdicts = confounders(
-                table, pair.concept, training=TRAINING, alpha=analysis.confounders.alpha, evidence=known, **shared
+                table,
+                pair.concept,
+                training=TRAINING,
+                alpha=analysis.confounders.alpha,
+                evidence=known,
+                breast=self._breast(table) if analysis.confounders.breast else None,
+                **shared,
             )
             return known.drop(columns="reason").merge(
                 verdicts[["latent", *(verdicts.columns.difference(known.columns)), "reason"]], on="latent"
@@ -286,10 +294,21 @@ class LayerStudy(LayerTables):
 
         return self._each(
             "evidence",
-            {**settings, "masked": masked, "alpha": analysis.confounders.alpha, "score": analysis.score},
+            {
+                **settings,
+                "masked": masked,
+                "alpha": analysis.confounders.alpha,
+                "score": analysis.score,
+                "breast": analysis.confounders.breast,
+            },
             told,
             [pair for pair in pairs if pair.concept in self.study.findings],
         )
+
+    def _breast(self, table: LatentTable) -> Callable[[int], NDArray[np.bool_] | None]:
+        """Where the breast is in an image of a table, by its row there."""
+        ids, dataset = table.images["image_id"].tolist(), self.study.dataset
+        return lambda row: breast_of(dataset.select(image_ids=[ids[row]]).gray(0))
 
     @property
     def _covariates(self) -> Any:
