@@ -26,11 +26,12 @@ from mammosae_plugin.activations import embed, extract_activations
 from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.adapters.preprocessing import IMAGENET
 from mammosae_plugin.analysis import linear_probes, monosemanticity, retrieve
-from mammosae_plugin.datasets import as_images, is_study_dataset
+from mammosae_plugin.datasets import as_images, by_exam, is_study_dataset, load_images
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.latents import encode_latents
 from mammosae_plugin.localization import localize
 from mammosae_plugin.probing import class_mean_latents, rank_latents
+from mammosae_plugin.training import Augmentation
 
 N = 6
 LABELS = [0, 1, 1, 0, 1, 0]
@@ -296,3 +297,188 @@ def test_measurements_are_covariates_and_targets_of_detectors_no_labels():
     assert as_images(Items(lambda number: (TENSOR[number], {"boxes": {"spot": box}}))).concepts == ("spot",)
     with pytest.raises(InputError, match="lists of 1 or 2: give each item a list of 0 and 1 of one length"):
         as_images(Items(lambda number: (TENSOR[number], [0, 1][: 1 + number % 2])))
+
+
+WORDS = ["a", "b", "c", "a", "b", "c"]
+BOXES = [[[8, 8, 40, 60]]] * N
+TWICE = [Image.fromarray(pixels(n)) for n in range(N)]
+TWO_COLUMNS = hugging_face.Dataset.from_dict(
+    {"image": TWICE, "mask": TWICE},
+    features=hugging_face.Features({"image": hugging_face.Image(), "mask": hugging_face.Image()}),
+)
+
+
+def bytes_of_hugging_face():
+    rows = of_hugging_face().cast_column("image", hugging_face.Image(decode=False))[:]["image"]
+    return hugging_face.Dataset.from_dict({"photo": rows})
+
+
+def tensor_of(image):
+    return image if torch.is_tensor(image) else to_input(image)
+
+
+def items_of(*values):
+    return Items(lambda number: values[number % len(values)])
+
+
+FOLLOWED = {
+    "Preprocessing": (
+        lambda: as_images(TWICE)[0], r"as_images\(images\).with_preprocessing\(IMAGENET\)",
+        lambda: as_images(TWICE).with_preprocessing(IMAGENET)[0],
+    ),
+    "Preprocessing or transform": (
+        lambda: as_images(TWICE)[0], r"state it, as_images\(images, transform=...\)",
+        lambda: as_images(TWICE, transform=to_input)[0],
+    ),
+    "transform": (
+        lambda: as_images(TENSOR, transform=5), "give something that is called with an image",
+        lambda: as_images(TENSOR, transform=torch.neg),
+    ),
+    "random transform": (
+        lambda: as_images(TENSOR, transform=torch.rand_like), "take what is random out of its transform",
+        lambda: as_images(TENSOR),
+    ),
+    "ids": (
+        lambda: as_images(TENSOR, ids=["same"] * N), r"give every image its own, ids=\[...\]",
+        lambda: as_images(TENSOR, ids=list(range(N))),
+    ),
+    "missing id": (
+        lambda: as_images(TENSOR, ids=[None, *"bcdef"]), "1 image has no id: see image_id",
+        lambda: as_images(TENSOR, ids=list("abcdef")),
+    ),
+    "transform that gives none": (
+        lambda: as_images(TENSOR, transform=str), "give a PIL image, a tensor or an array",
+        lambda: as_images(TENSOR, transform=torch.Tensor.numpy),
+    ),
+    "whole numbers": (
+        lambda: as_images(TENSOR.long()), r"give floats \(C, H, W\), the network's input, or uint8 pixels",
+        lambda: (as_images(TENSOR), as_images(TENSOR.to(torch.uint8))),
+    ),
+    "number of values": (
+        lambda: as_images(TENSOR, groups=[1, 2]), "patient_id has 2 values for 6 images: give one for each",
+        lambda: as_images(TENSOR, groups=LABELS),
+    ),
+    "kinds": (
+        lambda: as_images([TENSOR[0], TWICE[1]])[1], "the first is not of that kind; give images of one size and kind",
+        lambda: as_images([TENSOR[0], TWICE[1]], transform=tensor_of)[1],
+    ),
+    "column": (
+        lambda: as_images(of_hugging_face(), labels=["ill"]), r"has no column 'ill' \(there are: sick\)",
+        lambda: as_images(of_hugging_face(), labels=["sick"]),
+    ),
+    "name of a label": (
+        lambda: as_images(TENSOR, labels={"split": LABELS}), "a column of its own in tables: call it otherwise",
+        lambda: as_images(TENSOR, labels={"part": LABELS}),
+    ),
+    "name of an item's label": (
+        lambda: as_images(Items(lambda n: {"image": TENSOR[n], "labels": {"split": LABELS[n]}})), "call it otherwise",
+        lambda: as_images(Items(lambda n: {"image": TENSOR[n], "labels": {"part": LABELS[n]}})),
+    ),
+    "boxes of each": (
+        lambda: as_images(TENSOR, boxes={"mass": BOXES[:2]}), r"boxes\['mass'\] has 2 entries .*: give one for each",
+        lambda: as_images(TENSOR, boxes={"mass": BOXES}),
+    ),
+    "boxes of a grade": (
+        lambda: as_images(TENSOR, labels={"grade": WORDS}, boxes={"grade": BOXES}), "has 3 classes; boxes are of two",
+        lambda: as_images(TENSOR, labels={"grade": WORDS}, boxes={"mass": BOXES}),
+    ),
+    "corners": (
+        lambda: as_images(TENSOR, boxes={"mass": [[[40, 60, 8, 8]]] * N}), "give x and y of two corners, rising",
+        lambda: as_images(TENSOR, boxes={"mass": BOXES}),
+    ),
+    "single image": (
+        lambda: as_images(TENSOR[0]), r"give \(N, C, H, W\), with \[None\] for a single one",
+        lambda: as_images(TENSOR[0][None]),
+    ),
+    "mapping": (
+        lambda: as_images({"a": TENSOR}), r"give one of them, such as images\['a'\]",
+        lambda: as_images({"a": TENSOR}["a"]),
+    ),
+    "two columns": (
+        lambda: as_images(TWO_COLUMNS), r"its Image columns are image, mask; name it, image='...'",
+        lambda: as_images(TWO_COLUMNS, image="mask", transform=to_input),
+    ),
+    "column of bytes": (
+        lambda: as_images(bytes_of_hugging_face()), "it has none, only photo; name it, .* or cast_column it",
+        lambda: as_images(bytes_of_hugging_face().cast_column("photo", hugging_face.Image()), transform=to_input)[1],
+    ),
+    "lists of labels": (
+        lambda: as_images(items_of((TENSOR[0], [0, 1]), (TENSOR[1], [1]))), "give each item a list of 0 and 1 of one",
+        lambda: as_images(items_of((TENSOR[0], [0, 1]), (TENSOR[1], [1, 0]))),
+    ),
+    "lists or a class": (
+        lambda: as_images(items_of((TENSOR[0], [0, 1]), (TENSOR[1], [1]))), "of one length, or one class",
+        lambda: as_images(items_of((TENSOR[0], 0), (TENSOR[1], 1))),
+    ),
+    "item": (
+        lambda: as_images(items_of("a.png")), r"give an image, a pair \(image, label\) or a dict",
+        lambda: [as_images(items_of(one)) for one in (TENSOR[0], (TENSOR[0], 1), {"image": TENSOR[0]})],
+    ),
+    "key": (
+        lambda: as_images(items_of({"left": TENSOR[0], "right": TENSOR[1]})), r"name its key, image='...'",
+        lambda: as_images(items_of({"left": TENSOR[0], "right": TENSOR[1]}), image="right"),
+    ),
+    "class": (
+        lambda: as_images(TENSOR, labels={"grade": [0.5, 1, 2, 0, 1, 2]}), "give class numbers from 0, or words",
+        lambda: as_images(TENSOR, labels={"grade": [0, 1, 2, 0, 1, 2], "word": WORDS}),
+    ),
+    "shape of pixels": (
+        lambda: as_images([np.zeros((5, 8, 8), np.uint8)]), r"give \(H, W\), or 1 or 3 channels",
+        lambda: [as_images([np.zeros(shape, np.uint8)]) for shape in ((8, 8), (1, 8, 8), (8, 8, 3))],
+    ),
+    "mode": (
+        lambda: as_images([Image.new("F", (8, 8))]), "of PIL's mode F, whose range is not known: give a transform",
+        lambda: as_images([Image.new("F", (8, 8))], transform=lambda one: torch.tensor(np.array(one))[None]),
+    ),
+    "views of an item": (
+        lambda: as_images(items_of(TENSOR[:2], TENSOR[:3])), r"exam 1 is \(3, 3, .*: give 2 views of each, \(V, C, H",
+        lambda: as_images(items_of(TENSOR[:2], TENSOR[2:4])),
+    ),
+    "view": (
+        lambda: by_exam(as_images(TENSOR), 2), r"covariates=\{'exam_id': \[...\], 'view': \[...\]\}",
+        lambda: by_exam(as_images(TENSOR, covariates={"exam_id": [0, 0, 1, 1, 2, 2], "view": [0, 1] * 3}), 2),
+    ),
+    "names of views": (
+        lambda: by_exam(three_views(), 2), r"name them in its order, by_exam\(dataset, 2, views=\[...\]\)",
+        lambda: by_exam(three_views(), 2, views=["1", "0"]),
+    ),
+    "all views": (
+        lambda: by_exam(three_views(), 4), "give images of all 4",
+        lambda: by_exam(as_images(TENSOR[:4], covariates={"exam_id": [0] * 4, "view": list("abcd")}), 4),
+    ),
+    "parts of exams": (
+        lambda: by_exam(three_views(), 3).select(image_ids=["000000"]), "keep the images of an exam in one split",
+        lambda: by_exam(three_views(), 3).select(split="test"),
+    ),
+}  # fmt: skip
+
+
+def three_views():
+    return as_images(TENSOR, covariates={"exam_id": [0, 0, 0, 1, 1, 1], "view": [0, 1, 2] * 2})
+
+
+@pytest.mark.parametrize("what", FOLLOWED)
+def test_what_a_refusal_of_images_says_can_be_done(what):
+    refused, said, done = FOLLOWED[what]
+    with pytest.raises(InputError, match=said) as caught:
+        refused()
+    assert "\n" not in str(caught.value)
+    done()
+
+
+def test_what_is_random_is_an_augmentation_and_files_are_opened_first(network, tmp_path):
+    hooked, _ = network
+    plain, flipped = (
+        extract_activations(hooked, TENSOR, tmp_path / kind, augmentation=Augmentation(kind))
+        for kind in ("none", "flips")
+    )
+    assert plain.n_rows == flipped.n_rows and plain.manifest["shards"] != flipped.manifest["shards"]
+    for number in range(N):
+        Image.fromarray(pixels(number)).save(tmp_path / f"{number}.png")
+    lines = ["image_id,patient_id,ill", *(f"{n},{n},{LABELS[n]}" for n in range(N))]
+    (tmp_path / "images.csv").write_text("\n".join(lines))
+    with pytest.raises(InputError, match=r"open them first, such as load_images\(mapping, folder\)"):
+        extract_activations(hooked, str(tmp_path), tmp_path / "no")
+    mapping = {"table": "images.csv", "image": "{image_id}.png", "labels": {"Ill": "ill"}, "split": {"make": {}}}
+    opened = load_images(mapping, tmp_path, image_size=SIZE)
+    assert extract_activations(hooked, opened, tmp_path / "store").n_rows == N * 24

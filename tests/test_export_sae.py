@@ -185,6 +185,8 @@ def test_an_sae_that_scales_its_rows_is_not_exported(change: dict[str, str], mes
     sae = of_kind("standard", **change)
     with pytest.raises(InputError, match=message):
         export_sae(sae, tmp_path / "out", format="saev")
+    if "itself" in message:  # "save_sae writes SAELens's own, which does"
+        torch.testing.assert_close(load_vision_sae(save_sae(sae, tmp_path / "own")).encode(rows()), sae.encode(rows()))
     sae = of_kind("standard")
     sae.cfg.metadata.input_normalization = "unit_l2"
     with pytest.raises(InputError, match="scales each row by itself first \\(unit_l2\\)"):
@@ -203,6 +205,7 @@ def test_an_export_is_whole_or_absent_and_overwrites_nothing(tmp_path: Path, mon
     with pytest.raises(InputError, match="holds something already; name another folder"):
         export_sae(of_kind("standard"), tmp_path / "full", format="saev")
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
+    assert export_sae(of_kind("standard"), tmp_path / "another", format="saev").is_dir()
 
     def full(*_args: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -210,7 +213,7 @@ def test_an_export_is_whole_or_absent_and_overwrites_nothing(tmp_path: Path, mon
     monkeypatch.setattr(sae_export.torch, "save", full)
     with pytest.raises(OSError, match="No space left"):
         export_sae(of_kind("standard"), tmp_path / "out", format="dictionary_learning")
-    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+    assert {path.name for path in tmp_path.iterdir()} == {"full", "another"}
 
 
 def test_every_trained_architecture_has_a_way_out_or_a_reason() -> None:

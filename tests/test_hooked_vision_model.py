@@ -3,6 +3,7 @@
 import copy
 import functools
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from sae_lens.saes.sae import SAEMetadata
 from torch import nn
 from transformer_lens import HookedTransformerConfig
 
-from mammosae_plugin.adapters import HookedVisionModel, MammoClipClassifier
+from mammosae_plugin.adapters import HookedVisionModel, MammoClipClassifier, load_vision_sae
 from mammosae_plugin.errors import InputError
 
 HOOK = "bn2.hook_out"
@@ -483,7 +484,7 @@ def test_adding_a_second_sae_at_a_point_replaces_the_first(hooked: HookedVisionM
     assert HOOK not in {point.name.rpartition(".")[0] for point in first.hook_points()}
 
 
-def test_an_sae_that_does_not_fit_is_refused_before_any_forward_pass(hooked: HookedVisionModel) -> None:
+def test_an_sae_that_does_not_fit_is_refused_before_any_forward_pass(hooked: HookedVisionModel, tmp_path: Path) -> None:
     for sae, reason in (
         (build_sae(64), "d_in 64, but 'bn2.hook_out' has 1280 channels"),
         (build_sae(hook_name=None), "no hook_name"),
@@ -492,6 +493,10 @@ def test_an_sae_that_does_not_fit_is_refused_before_any_forward_pass(hooked: Hoo
     ):
         with pytest.raises(InputError, match=reason):
             hooked.add_sae(sae)
+    build_sae().save_model(tmp_path)
+    with pytest.raises(InputError, match=r"no SAE of SAELens; give a sae_lens\.SAE"):
+        hooked.add_sae(tmp_path)  # type: ignore[arg-type]
+    hooked.add_sae(load_vision_sae(tmp_path))
     hooked.add_sae(build_sae(layout="channels_last"))
     with pytest.raises(InputError, match="inside an attached SAE"):
         hooked.add_sae(build_sae(24, hook_name=f"{HOOK}.hook_sae_acts_post"))
@@ -509,8 +514,11 @@ def test_one_sae_object_stands_at_one_point() -> None:
     sae = build_sae()
     hooked.add_sae(sae)
     sae.cfg.metadata.hook_name = "bn2.act.hook_out"
-    with pytest.raises(InputError, match="attached at 'bn2.hook_out' already"):
+    with pytest.raises(InputError, match="attached at 'bn2.hook_out' already; attach a copy at 'bn2.act.hook_out'"):
         hooked.add_sae(sae)
+    hooked.add_sae(copy.deepcopy(sae))  # as it says
+    assert list(hooked.acts_to_saes) == ["bn2.hook_out", "bn2.act.hook_out"]
+    assert hooked(build_images()).shape == (2, 2)
 
 
 def test_hooks_that_an_sae_would_displace_and_hooks_on_a_displaced_point_are_refused(hooked: HookedVisionModel) -> None:
@@ -521,6 +529,10 @@ def test_hooks_that_an_sae_would_displace_and_hooks_on_a_displaced_point_are_ref
     hooked.add_sae(build_sae())
     with pytest.raises(InputError, match=r"use bn2\.hook_out\.hook_sae_input"):
         hooked.run_with_cache(build_images(), names_filter=HOOK)
+    with torch.no_grad():
+        before = hooked(build_images())
+        hooked.add_hook(f"{HOOK}.hook_sae_input", lambda activation, hook: activation + float(hook.name != HOOK))
+        assert not torch.equal(hooked(build_images()), before)
 
 
 def test_a_bfloat16_model_with_a_float32_sae_stays_bfloat16() -> None:

@@ -404,24 +404,29 @@ def test_names_that_the_wrapper_has_itself_are_renamed_and_batched_too() -> None
 
 @needs_nnsight
 @pytest.mark.parametrize(
-    ("rename", "said"),
+    ("rename", "said", "followed"),
     [
-        ({"nope": "z"}, "there is no module or hook point 'nope'"),
-        ({"head": "z"}, None),  # a module without a hook point
-        ({"bloks.1": "z"}, "did you mean .*blocks.1"),
-        ({"blocks.1": "last map"}, "'last map' for 'blocks.1' is no name of an attribute"),
-        ({"blocks.1": ["first", "a.b"]}, "'a.b' for 'blocks.1' is no name"),
-        ({"blocks.1": "output"}, "choose another name"),
-        (["blocks.1"], "rename is a list: give a mapping"),
+        ({"nope": "z"}, "there is no module or hook point 'nope'", {"blocks.1": "z"}),
+        ({"head": "z"}, None, {}),  # a module without a hook point
+        ({"bloks.1": "z"}, "did you mean .*blocks.1", {"blocks.1": "z"}),
+        ({"blocks.1": "last map"}, "'last map' for 'blocks.1' is no name of an attribute", {"blocks.1": "last_map"}),
+        ({"blocks.1": ["first", "a.b"]}, "'a.b' for 'blocks.1' is no name", {"blocks.1": ["first", "a_b"]}),
+        ({"blocks.1": "output"}, "choose another name", {"blocks.1": "out"}),
+        (["blocks.1"], "rename is a list: give a mapping of module paths to names", {"blocks.1": "map"}),
     ],
 )
-def test_names_that_cannot_be_given_are_refused_and_near_ones_proposed(rename: Any, said: str | None) -> None:
+def test_names_that_cannot_be_given_are_refused_and_near_ones_proposed(
+    rename: Any, said: str | None, followed: dict[str, Any]
+) -> None:
     hooked, *_ = build("vit")
     if said is None:
         assert hooked.nnsight(rename=rename).model.z
         return
     with pytest.raises(InputError, match=said):
         hooked.nnsight(rename=rename)
+    n, (path, names) = hooked.nnsight(rename=followed), next(iter(followed.items()))
+    for name in [names] if isinstance(names, str) else names:
+        assert n.get(name) is n.get(path)
 
 
 # -- stale wrappings ---------------------------------------------------------------------------------------------------

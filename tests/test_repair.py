@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers_adapters import calibrated_classifier, fixture_downstream
 from helpers_study import mammosae, random_sae
-from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
+from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
 from sklearn.metrics import roc_auc_score
 
 import mammosae_plugin as mp
@@ -269,6 +269,22 @@ def test_what_does_not_belong_together_is_refused(encoded: LatentTable, sae: Any
         done.save(tmp_path / "a.bin")
     with HookedVisionModel(network, ["bn2"]), pytest.raises(InputError, match="close its HookedVisionModel first"):
         fold_latents(network, sae, [1])
+    done.save(tmp_path / "a.safetensors")  # as the refusals say, from here on
+    fold_latents(network, sae, [1])
+    gated = SAE.from_dict(
+        {"architecture": "gated", "d_in": network.num_features, "d_sae": 8, "metadata": {"hook_name": "bn2.hook_out"}}
+    )
+    narrow = random_sae(24)
+    with pytest.raises(InputError, match=r"Scale the directions in the head instead \(kind='linear'\), or wrap the"):
+        fold_latents(network, gated, [1])
+    assert project_head(network, gated, [1]).n_class == 1
+    with HookedVisionModel(network, ["bn2"]) as hooked, torch.no_grad():
+        assert hooked.run_with_saes(torch.zeros(1, 3, 96, 64), saes=[gated]).shape == (1, 1)
+    with pytest.raises(InputError, match="a head that reads 1280 numbers, but the SAE has width 24"):
+        project_head(network, narrow, [1])
+    scaled = SAE.from_dict({**sae.cfg.to_dict(), "normalize_activations": "layer_norm"})
+    with pytest.raises(InputError, match=r"each row by itself first \(layer_norm\); take one that was trained without"):
+        fold_latents(network, scaled, [1])
 
 
 def test_calibration_is_that_of_the_definition() -> None:

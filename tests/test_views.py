@@ -213,3 +213,36 @@ def test_a_loop_over_something_else_than_the_views_is_refused(kind):
             model(exams(1)[0, :3])
     with pytest.raises(InputError, match="no inputs that are images of exams"):
         HookedVisionModel(network, [path], example_input={"x": torch.zeros(3)})
+
+
+@pytest.mark.parametrize(
+    ("kind", "example_input", "said", "followed"),
+    [
+        ("loop", "exams", "give images, a tuple of forward's arguments, or a dict of them by name", None),
+        ("loop", {"x": torch.zeros(3)}, r"give one \(B, views, C, H, W\), or", exams(1)),
+        ("four", (exams(1), exams(1)), r"or \(B, C, H, W\) for each view", tuple(exams(1).unbind(1))),
+        ("age", {"x": exams(2), "age": 50.0}, "a row for each of the 2 exams", {"x": exams(2), "age": torch.ones(2)}),
+    ],
+)
+def test_an_example_is_given_as_its_refusal_says(kind, example_input, said, followed):
+    network = (FourImages("loop") if kind == "four" else Exams("loop", age=kind == "age")).eval()
+    with pytest.raises(InputError, match=said):
+        HookedVisionModel(network, ["encoder.4"], example_input=example_input)
+    for given in (exams(1), (exams(1),), {"x": exams(1)}) if followed is None else (followed,):
+        with HookedVisionModel(network, ["encoder.4"], example_input=given) as model:
+            # without anything beside them, images may be the views of each exam, in order
+            images = (exams(2), torch.ones(2)) if kind == "age" else (exams(2).flatten(0, 1),)
+            assert model.n_views == V and model(*images).shape == (2, 2)
+
+
+@pytest.mark.parametrize("why", ["no number", "several values"])
+def test_an_exam_without_what_stands_beside_it_is_left_out(why, tmp_path):
+    network, x = Exams("loop", age=True).eval(), exams(3)
+    years = [float("nan") if why == "no number" else 41.0, *[40.0] * (3 * V - 1)]
+    of_images = {"exam_id": [n // V for n in range(3 * V)], "view": list(range(V)) * 3, "age": years}
+    data = as_images(x.flatten(0, 1), covariates=of_images)
+    with HookedVisionModel(network, ["encoder.4"], example_input=example("loop", True)) as model:
+        with pytest.raises(InputError, match=f"has {why}; leave its exam out"):
+            extract_activations(model, data, tmp_path / "no")
+        store = extract_activations(model, data.select(exclude=data.images["image_id"][:V]), tmp_path / "store")
+        assert len(store.manifest["image_ids"]) == 2 * V
