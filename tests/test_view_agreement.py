@@ -168,6 +168,9 @@ def test_a_report_tells_the_agreement_of_the_latents_that_are_drawn(results: dic
     told = sum(row["views_q"] is not None and row["views_q"] < 0.05 for row in results["views"])
     assert f"CC and MLO of one breast, {told} of 44 ({N_PATIENTS} patients)" in section
     assert "fires in pairs of" in section and "120" in section
+    few = [{**row, "views": None, "sides": None} for row in results["views"]]
+    section = render_report({**results, "views": few}, tmp_path).split('<section id="views">')[1].split("</section>")[0]
+    assert "none can be told" in section and "<tr" not in section, "no table of nothing"
     without = render_report({**results, "views": []}, tmp_path)
     assert "was not examined: the data do not say laterality and view" in without
     off = {**results, "views": [], "config": {**results["config"], "analysis": {"views": None}}}

@@ -4,6 +4,7 @@ __all__ = ["agreement_section"]
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mammosae_plugin.report.views import table_view
@@ -20,7 +21,7 @@ def agreement_section(results: Results) -> dict[str, Any] | None:
     Returns:
         None where the study was not asked for it (`analysis.views: null`) or is of an earlier version; `missing`, a
         line, where it has none; else `names` of the comparisons, sentences in `said`, and a `table` of the latents
-        that are drawn.
+        that are drawn, where anything can be told of one.
     """
     settings = results["config"].get("analysis", {}).get("views")
     rows = results.get("views", [])
@@ -39,7 +40,9 @@ def agreement_section(results: Results) -> dict[str, Any] | None:
         if row["class"] == 1
     }
     of_pairs = {pair: {row["latent"]: row for row in rows if (row["model"], row["concept"]) == pair} for pair in drawn}
-    told = [_told(own[latent], names) for pair, own in of_pairs.items() for latent in drawn[pair] if latent in own]
+    chosen = [own[latent] for pair, own in of_pairs.items() for latent in drawn[pair] if latent in own]
+    is_told = any(np.isfinite(number(row[name])) for row in chosen for name in names)
+    told = [_told(row, names) for row in chosen if is_told]
     return {
         "missing": "",
         "names": names,
