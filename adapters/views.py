@@ -236,7 +236,7 @@ class ModelInputs:
                 if stack.dim() == 5 and stack.shape[1] != self.n_views:
                     raise InputError(
                         f"the exams have {stack.shape[1]} views, and the network was hooked for {self.n_views}: give "
-                        f"as many, or hook it with an example_input of {stack.shape[1]}"
+                        f"images (B, {self.n_views}, C, H, W), or hook it with an example_input of {stack.shape[1]}"
                     )
                 self._note(stack)
         return args, kwargs

@@ -8,7 +8,7 @@ import torch
 from helpers_study import random_sae
 from torch import nn
 
-from mammosae_plugin.activations import extract_activations
+from mammosae_plugin.activations import extract_activations, extract_together
 from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.adapters.views import by_view
 from mammosae_plugin.datasets import as_images, by_exam
@@ -197,6 +197,28 @@ def test_what_is_said_of_tables_and_images_of_exams_can_be_done(tmp_path):
         assert not torch.allclose(found, model.run_with_saes(x, saes=[sae]))
         with pytest.raises(InputError, match=r"have 3 views \(0, 1, 2\), and the network takes 4 .*: give images of"):
             encode_latents(model, sae, as_images(x[:, :3]), tmp_path / "other", heads={})
+
+
+def test_single_images_beside_an_age_are_no_exams_and_exams_are():
+    network, x, ages = Exams("loop", age=True).eval(), exams(2), torch.tensor([40.0, 50.0])
+    with HookedVisionModel(network, ["encoder.4"], example_input=example("loop", True)) as model:
+        with pytest.raises(InputError, match=r"have 1 views, .* give images \(B, 4, C, H, W\)"):
+            model(x.flatten(0, 1), ages)
+        assert torch.allclose(model(x, ages), network(x, ages), atol=1e-6)
+
+
+def test_models_of_different_views_are_extracted_one_after_the_other(tmp_path):
+    pair = MeanOfViews("loop").eval()
+    with (
+        HookedVisionModel(Exams("loop").eval(), ["encoder.4"], example_input=exams(1)) as four,
+        HookedVisionModel(pair, ["encoder.4"], example_input=exams(1)[:, :2]) as two,
+    ):
+        sources = {"four": (four, "encoder.4"), "two": (two, "encoder.4")}
+        with pytest.raises(InputError, match="take 4 and 2 views of an exam; run one after the other"):
+            extract_together(sources, as_images(exams(2)), tmp_path / "both")
+        for name, x in (("four", exams(2)), ("two", exams(2)[:, :2])):
+            stores = extract_together({name: sources[name]}, as_images(x), tmp_path / "each")
+            assert len(stores[name].image_ids) == x.shape[0] * x.shape[1]
 
 
 @pytest.mark.parametrize("kind", ["normalised", "written"])
