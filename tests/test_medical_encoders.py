@@ -144,6 +144,8 @@ def test_published_encoders_are_the_plain_modules_with_their_weights(write, kind
     if final is not None:
         save_classifier(classifier.with_head(2), tmp_path / "head.safetensors", metadata={})
         assert load_classifier(tmp_path / "head.safetensors").n_class == 2
+        with pytest.raises(InputError, match="holds no projection; give the checkpoint of its authors"):  # as above
+            load_embedder(tmp_path / "head.safetensors", pooling="projected")
 
 
 def as_mirai(state):
@@ -152,6 +154,18 @@ def as_mirai(state):
     stem = {name: f"downsampler.{name}" for name in renamed if name.startswith(("conv1.", "bn1."))}
     named = {stem.get(name, name): tensor for name, tensor in renamed.items()}
     return under("_model.", named | {"pool.age_fc.weight": torch.ones(2, 2), "fc.weight": torch.ones(2, 512)})
+
+
+def test_an_encoder_without_a_space_of_texts_gives_its_own_vector(tmp_path):
+    network = random_resnet("resnet18")
+    torch.save(as_mirai(network.state_dict()), tmp_path / "mirai.p")
+    with pytest.raises(InputError, match="has no space shared with texts; choose model"):
+        load_embedder(tmp_path / "mirai.p", pooling="projected")
+    network.avgpool = nn.AdaptiveMaxPool2d(1)
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = load_embedder(tmp_path / "mirai.p", pooling="model")(images)
+        torch.testing.assert_close(found, network(images), rtol=0, atol=1e-6)
 
 
 def test_published_encoders_in_wrappers_load_and_damaged_ones_are_refused_by_their_name(resnet50, tmp_path):
