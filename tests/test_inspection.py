@@ -188,7 +188,7 @@ def test_a_saelens_folder_is_told_and_one_in_training_form_and_weights_alone(tmp
     (tmp_path / "good" / "cfg.json").unlink()
     alone = inspect_checkpoint(tmp_path / "good" / "sae_weights.safetensors")
     assert (alone.kind, alone.loads_with) == ("saelens weights", None)
-    assert "put its cfg.json beside it" in str(alone.problem)
+    assert "without the config that says how they are used" in str(alone.problem)
 
 
 def test_a_classifier_that_this_package_saved_is_told(tmp_path: Path) -> None:
