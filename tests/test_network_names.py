@@ -181,6 +181,8 @@ def test_names_that_are_of_nothing_are_one_line(name, said):
 def test_an_architecture_of_open_clip_alone_has_no_weights_to_load():
     with pytest.raises(InputError, match=r"name its weights too, as open_clip:ViT-B-32/TAG .* or take random ones"):
         load_embedder("open_clip:ViT-B-32")
+    with torch.no_grad():
+        assert open_model("open_clip:ViT-B-32", weights="random")(torch.zeros(1, 3, 224, 224)).shape == (1, 512)
 
 
 def test_the_command_lists_by_name_with_random_weights(folders, tmp_path):

@@ -11,11 +11,17 @@ import pytest
 import torch
 from helpers_adapters import calibrated_classifier, fixture_downstream
 from helpers_study import mammosae, random_sae
-from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
+from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, TopKSAE, TopKSAEConfig
 from sklearn.metrics import roc_auc_score
 
 import mammosae_plugin as mp
-from mammosae_plugin.adapters import HookedVisionModel, MammoClipClassifier, load_classifier, new_timm_classifier
+from mammosae_plugin.adapters import (
+    HookedVisionModel,
+    MammoClipClassifier,
+    load_classifier,
+    new_timm_classifier,
+    save_classifier,
+)
 from mammosae_plugin.adapters.latent_edits import fold_latents, project_head
 from mammosae_plugin.analysis import froc_of, intervene
 from mammosae_plugin.datasets import VinDrMammo
@@ -175,8 +181,11 @@ def test_a_linear_repair_is_written_as_mammo_clips_own_files_are(tmp_path: Path)
         same = torch.equal(tensor, original["model"][key])
         assert same == (key != "classifier.classification_head.weight" and not key.endswith("head.bias")), key
     assert mp.load_mammo_clip(tmp_path / "repaired.pth").n_class == 1
-    with pytest.raises(InputError, match="which holds its classifiers on EfficientNet B5 and B2 alone"):
-        save_mammo_clip(fold_latents(network, sae, [1]), tmp_path / "no.pth")
+    folded = fold_latents(network, sae, [1])
+    with pytest.raises(InputError, match=r"its classifiers on EfficientNet B5 and B2 alone; name a \.safetensors"):
+        save_mammo_clip(folded, tmp_path / "no.pth")
+    save_classifier(folded, tmp_path / "yes.safetensors", metadata={})
+    assert mp.load_mammo_clip(tmp_path / "yes.safetensors").n_class == 1
 
 
 def test_performance_is_told_by_group_before_and_after(
@@ -285,6 +294,22 @@ def test_what_does_not_belong_together_is_refused(encoded: LatentTable, sae: Any
     scaled = SAE.from_dict({**sae.cfg.to_dict(), "normalize_activations": "layer_norm"})
     with pytest.raises(InputError, match=r"each row by itself first \(layer_norm\); take one that was trained without"):
         fold_latents(network, scaled, [1])
+
+
+class Doubled(StandardSAE):
+    """An SAE that calls itself standard and is not."""
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().encode(x)
+
+
+def test_an_sae_that_encodes_otherwise_than_it_says_is_repaired_in_the_head(network: MammoClipClassifier) -> None:
+    plain = random_sae(network.num_features)
+    doubled = Doubled(plain.cfg)
+    doubled.load_state_dict(plain.state_dict())
+    with pytest.raises(InputError, match=r"computes its latents in another way .*in the head instead \(kind='linear'"):
+        fold_latents(network, doubled, [1])
+    assert project_head(network, doubled, [1]).n_class == 1
 
 
 def test_calibration_is_that_of_the_definition() -> None:

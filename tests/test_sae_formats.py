@@ -419,7 +419,9 @@ def test_a_folder_with_one_file_of_weights_is_that_file(tmp_path: Path) -> None:
     shutil.copy(FOLDER / "openai-relu.pt", tmp_path / "other.pt")
     with pytest.raises(InputError, match="holds no SAE.*; name a file in it with filename="):
         load_sae(tmp_path)
-    assert load_sae(tmp_path, filename="other.pt").cfg.metadata.source_format == "openai"  # what it says
+    with pytest.raises(InputError, match=r"nope\.pt does not exist; give a checkpoint"):
+        load_sae(tmp_path, filename="nope.pt")
+    assert load_sae(tmp_path, filename="other.pt").cfg.metadata.source_format == "openai"  # what they say
     overcomplete = tmp_path / "overcomplete"
     overcomplete.mkdir()
     for name in ("config.json", "sae.pth"):
