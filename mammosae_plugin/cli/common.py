@@ -1,6 +1,6 @@
 """What commands of `mammosae` have alike: the flag --debug, the options of publishing, and how errors are shown."""
 
-__all__ = ["clear_errors", "Commands", "Debug", "UsageError"]
+__all__ = ["clear_errors", "Commands", "Debug", "OfConcept", "OfModel", "StudySettings", "UsageError"]
 
 import logging
 import sys
@@ -18,6 +18,14 @@ UsageError: Any = typer.BadParameter.__base__
 """Every wrong use of a command; typer has no public name for it."""
 
 Debug = Annotated[bool, typer.Option("--debug", help="On an error, show the whole traceback.")]
+OfModel = Annotated[str | None, typer.Option(help="A model of the study, where it has several.", show_default=False)]
+OfConcept = Annotated[
+    str | None, typer.Option(help="The classifier's concept, where there are several.", show_default=False)
+]
+StudySettings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting of the study.", show_default=False),
+]
 
 
 class Commands(TyperGroup):

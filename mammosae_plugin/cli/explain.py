@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mammosae_plugin.cli.common import Debug, clear_errors
+from mammosae_plugin.cli.common import Debug, OfConcept, OfModel, StudySettings, clear_errors
 
 
 def add_explain_command(app: typer.Typer) -> None:
@@ -26,12 +26,8 @@ def explain_command(
         Path | None,
         typer.Option("--study", "-c", help="The YAML file of a finished study of maps.", show_default=False),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="A model of the study, where it has several.", show_default=False)
-    ] = None,
-    concept: Annotated[
-        str | None, typer.Option(help="The classifier's concept, where there are several.", show_default=False)
-    ] = None,
+    model: OfModel = None,
+    concept: OfConcept = None,
     layer: Annotated[str | None, typer.Option(help="The study's name of the final map.", show_default=False)] = None,
     output: Annotated[
         Path | None,
@@ -59,10 +55,7 @@ def explain_command(
             "--class", min=0, help="Of several classes the one that is explained. [the likeliest]", show_default=False
         ),
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting of the study.", show_default=False),
-    ] = None,
+    settings: StudySettings = None,
     debug: Debug = False,
 ) -> None:
     """Tell why a study's classifier gives one image its logit: an exact sum over latents, with maps.

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mammosae_plugin.cli.common import Debug, clear_errors
+from mammosae_plugin.cli.common import Debug, OfConcept, OfModel, StudySettings, clear_errors
 
 
 def add_repair_command(app: typer.Typer) -> None:
@@ -45,12 +45,8 @@ def repair_command(
             "head, an approximation that any code can load."
         ),
     ] = "exact",
-    model: Annotated[
-        str | None, typer.Option(help="A model of the study, where it has several.", show_default=False)
-    ] = None,
-    concept: Annotated[
-        str | None, typer.Option(help="The classifier's concept, where there are several.", show_default=False)
-    ] = None,
+    model: OfModel = None,
+    concept: OfConcept = None,
     layer: Annotated[
         str | None, typer.Option(help="A layer of the study. [the final map, or the last]", show_default=False)
     ] = None,
@@ -69,10 +65,7 @@ def repair_command(
             "--froc", help="Tell too which lesions the logit's map finds; both networks are run on all images."
         ),
     ] = False,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting of the study.", show_default=False),
-    ] = None,
+    settings: StudySettings = None,
     debug: Debug = False,
 ) -> None:
     """Remove latents from a study's classifier for good, or scale them, and measure it before and after.
