@@ -31,15 +31,20 @@ _SOURCE = (
     *("concept", "concepts", "config", "encoder", "dataset", "images", "preprocessing", "outcome", *_PREPROCESSING),
     *("n_patients", "n_images", "n_unlabelled", "weights", "validation_auroc", "epoch", *_SPLITS),
 )
+# where a loaded SAE was from: its metadata say it, and so does the provenance of what is published
+_SAE_SOURCE = (
+    *("source_format", "source_file", "source_sha256", "source_repo", "source_revision", "source_commit"),
+    *("source_layer", "source_submodule"),
+)
 _METADATA = (
     *("sae_lens_version", "sae_lens_training_version", "mammosae_version", "mammosae_plugin_version"),
     *("model_name", "hook_name", "layout", "image_size", "dataset_path", "dataset_fingerprint", "trained_on", "splits"),
     *("model_fingerprint", "model_source", "seed", "training", "preprocessing", "trained_on_model", "concept"),
     *("training_architecture", "training_architecture_details", "l0", "num_dead_features", "dead_feature_window"),
-    *("source_file", "source_sha256", "source_repo", "source_revision", "source_commit"),
+    *_SAE_SOURCE,
     *("input_normalization", "levels", "k"),
     # of SAEs that other libraries saved
-    *("source_format", "source_layer", "source_submodule", "dictionary_class", "decoder_normalized", "threshold"),
+    *("dictionary_class", "decoder_normalized", "threshold"),
     *("assumed", "normalization", "encoder"),
     # of SAEs that SAELens trained on language models
     *("model_class_name", "model_from_pretrained_kwargs", "hook_head_index", "hook_name_out", "hook_head_index_out"),
@@ -70,7 +75,7 @@ _COURSE = (
 _PROVENANCE = (
     *("weights_sha256", "cfg_sha256", "tensors", "published_with", "trained_with", "dataset_fingerprint"),
     *("model_fingerprint", "source", "mammosae_plugin", "packages", "python", "platform", "mammosae_version"),
-    *("sae_lens_training_version", "source_file", "source_sha256", "source_repo", "source_revision", "source_commit"),
+    *("sae_lens_training_version", *_SAE_SOURCE),
     *("datasets", "citations", "licence", "base_model", "confounders", "latent", "follows", "figures"),
     *("images", "n_images", "n_patients", "image_size"),
 )
