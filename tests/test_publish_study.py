@@ -19,7 +19,8 @@ from mammosae_plugin.files import read_json, sha256_of_file
 from mammosae_plugin.findings.about import About, parse_links
 from mammosae_plugin.hub.guard import PrivacyContext, PrivacyError, check_staged
 from mammosae_plugin.hub.models import publish_model
-from mammosae_plugin.schema.findings import COLUMNS, dictionary, leaves
+from mammosae_plugin.schema.columns import leaves
+from mammosae_plugin.schema.findings import COLUMNS, dictionary
 
 PUBLISH = r"""
 import sys

@@ -28,7 +28,8 @@ from mammosae_plugin.findings.layers import read_table, write_layers, write_tabl
 from mammosae_plugin.findings.study_folder import RESULTS_FOLDER, Encoder, LayerResults, StudyFolder, layers_of
 from mammosae_plugin.own_files import empty_staging, replace_files
 from mammosae_plugin.privacy.small_groups import Differences, Firing, Mask, Weights
-from mammosae_plugin.schema.findings import KEPT, KEPT_CONCEPT, KEPT_SCHEMAS, struct_of
+from mammosae_plugin.schema.columns import struct_of
+from mammosae_plugin.schema.findings import KEPT, KEPT_CONCEPT, KEPT_SCHEMAS
 from mammosae_plugin.schema.names import FINDINGS_FOLDER
 from mammosae_plugin.schema.results import Results
 from mammosae_plugin.version import __version__

@@ -30,7 +30,8 @@ from mammosae_plugin.findings.notes import Note, read_notes, with_readers
 from mammosae_plugin.findings.study_folder import Encoder, LayerResults, StudyFolder
 from mammosae_plugin.findings.told_evidence import told_evidence, told_groups, told_views
 from mammosae_plugin.privacy.small_groups import Mask, is_few, rare_rows
-from mammosae_plugin.schema.findings import CONCEPT, FORMAT_VERSION, NOTE, OPTIONAL, SCHEMAS, names_of, struct_of
+from mammosae_plugin.schema.columns import struct_of
+from mammosae_plugin.schema.findings import CONCEPT, FORMAT_VERSION, NOTE, OPTIONAL, SCHEMAS, names_of
 from mammosae_plugin.schema.results import ROLE_NUMBERS, TRAINED_HERE, stated_role
 
 Row = dict[str, Any]

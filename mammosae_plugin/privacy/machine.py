@@ -15,7 +15,8 @@ from pathlib import Path
 import huggingface_hub
 
 from mammosae_plugin.datasets.about import KNOWN
-from mammosae_plugin.schema.findings import COLUMNS, leaves
+from mammosae_plugin.schema.columns import leaves
+from mammosae_plugin.schema.findings import COLUMNS
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from functools import cached_property
 from importlib.abc import Traversable
 from typing import Any
 
-from mammosae_plugin.schema.findings import Column, leaves
+from mammosae_plugin.schema.columns import Column, leaves
 
 
 @dataclass(frozen=True)

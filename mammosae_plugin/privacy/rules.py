@@ -27,7 +27,7 @@ from mammosae_plugin.privacy.policy import Policy
 from mammosae_plugin.privacy.reading import ARROW_SCHEMA, Opened, Passage
 from mammosae_plugin.privacy.search import Needles, readings
 from mammosae_plugin.privacy.text import FINDERS, bare_dates, looks_private
-from mammosae_plugin.schema.findings import Column
+from mammosae_plugin.schema.columns import Column
 
 logger = logging.getLogger(__name__)
 

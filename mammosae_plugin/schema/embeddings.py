@@ -4,7 +4,7 @@ __all__ = ["FIGURES", "FOUND", "KIND", "LABELS", "SCHEMAS", "TABLES"]
 
 import pyarrow as pa
 
-from mammosae_plugin.schema.findings import Column
+from mammosae_plugin.schema.columns import Column
 
 KIND = "embeddings"
 FOUND = 5
