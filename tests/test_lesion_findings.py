@@ -57,7 +57,15 @@ def test_findings_hold_them_with_nothing_of_few_patients(study, rows):
     secret = {"n_patients", "n_lesion_patients", "energy_n_images"}
     assert not secret & set(SCHEMAS["lesions"].names) and secret <= set(rows[everything[0]["layer"]][0])
     hidden = names_of("lesions", "count", "group")
-    assert {"all_sensitivity", "all_cpm_chance", "n_lesions", "gain_low", "p"} <= set(hidden)
+    assert {
+        "all_sensitivity",
+        "all_cpm_chance",
+        "healthy_cpm_chance",
+        "breast_cpm_chance",
+        "n_lesions",
+        "gain_low",
+        "p",
+    } <= set(hidden)
     assert all(row[name] is None for row in told for name in hidden)
     assert all(column.privacy != "secret" for column in COLUMNS["lesions"])
     found = Findings.of_study(study.folder, min_group=1)

@@ -8,6 +8,7 @@ from scipy import ndimage
 from mammosae_plugin.analysis import froc, froc_of
 from mammosae_plugin.analysis.free_response import FPPI
 from mammosae_plugin.analysis.lesion_froc import Operating, sensitivities
+from mammosae_plugin.analysis.lesion_localization import SENSITIVITIES, froc_of_stages
 from mammosae_plugin.analysis.spatial import box_region, cell_shares, energy_share_of
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.latents.peaks import Peaks, cell_centres
@@ -253,36 +254,62 @@ def test_noise_is_rarely_called_significant(n_patients):
 
 def test_chance_is_what_the_lesions_of_other_patients_of_the_same_side_and_view_would_have(table, found):
     predictions, images = table.predictions(0), table.images
-    all_false = []
-    for (points, scores), boxes in zip(predictions, table.own_boxes, strict=True):
-        for (x, y), score in zip(points, scores, strict=True):
-            if not any(b[0] <= x <= b[2] and b[1] <= y <= b[3] for b in boxes):
-                all_false.append(score)
-    all_false = np.sort(all_false)[::-1]
     boxed = [row for row, boxes in enumerate(table.own_boxes) if boxes]
-    shares, weights = [], []
-    for row in boxed:
-        one = images.iloc[row]
-        own = [
-            other
-            for other in boxed
-            if images["patient_id"][other] != one["patient_id"]
-            and (images["laterality"][other], images["view"][other]) == (one["laterality"], one["view"])
+    for kind, counted in (("all", range(len(images))), ("healthy", sorted(set(range(len(images))) - set(boxed)))):
+        false = [
+            score
+            for row in counted
+            for (x, y), score in zip(*predictions[row], strict=True)
+            if not any(b[0] <= x <= b[2] and b[1] <= y <= b[3] for b in table.own_boxes[row])
         ]
-        per_lender = []
-        for other in own:
+        limits = [int(np.floor(limit * len(counted))) for limit in FPPI]
+        levels = np.array([sorted(false)[::-1][at] if at < len(false) else -np.inf for at in limits])
+        shares, weights, missed = [], [], {}
+        for row in boxed:
+            one = images.iloc[row]
+            lenders = [
+                other
+                for other in boxed
+                if images["patient_id"][other] != one["patient_id"]
+                and (images["laterality"][other], images["view"][other]) == (one["laterality"], one["view"])
+            ]
             hits = []
-            for b in table.own_boxes[other]:
-                in_it = [
-                    s for (x, y), s in zip(*predictions[row], strict=True) if b[0] <= x <= b[2] and b[1] <= y <= b[3]
-                ]
-                best = max(in_it, default=-np.inf)
-                limits = [int(np.floor(limit * len(images))) for limit in FPPI]
-                hits.append([best > (all_false[at] if at < len(all_false) else -np.inf) for at in limits])
-            per_lender.append(np.mean(hits, axis=0))
-        shares.append(np.mean(per_lender, axis=0))
-        weights.append(len(table.own_boxes[row]))
-    np.testing.assert_allclose(found.rows["all_sensitivity_chance"][0], np.average(shares, axis=0, weights=weights))
+            for other in lenders:
+                best = [
+                    max((s for (x, y), s in zip(*predictions[row], strict=True)
+                         if b[0] <= x <= b[2] and b[1] <= y <= b[3]), default=-np.inf)
+                    for b in table.own_boxes[other]
+                ]  # fmt: skip
+                hits.append(np.array(best)[:, None] > levels)
+            shares.append(np.mean([own.mean(axis=0) for own in hits], axis=0))
+            weights.append(len(table.own_boxes[row]))
+            breast = missed.setdefault((one["patient_id"], one["laterality"]), [])
+            breast.append(1 - np.mean([own.any(axis=0) for own in hits], axis=0))
+        expected = np.average(shares, axis=0, weights=weights)
+        np.testing.assert_allclose(found.rows[f"{kind}_sensitivity_chance"][0], expected)
+        assert found.rows[f"{kind}_cpm_chance"][0] == pytest.approx(expected.mean())
+        if kind == "all":
+            by_breast = np.mean([1 - np.prod(own, axis=0) for own in missed.values()], axis=0)
+            np.testing.assert_allclose(found.rows["breast_sensitivity_chance"][0], by_breast)
+            assert len(missed) < len(boxed), "some breast has lesions in two images"
+    curves = found.curves().query("method == 'latent' and latent == 0")
+    assert curves["chance"].tolist() == [
+        v for kind in SENSITIVITIES for v in found.rows[f"{kind}_sensitivity_chance"][0]
+    ]
+
+
+def test_stages_are_judged_as_maps_of_a_table_are(table, found):
+    stages = {"before": table.peaks([1], split="test"), "after": table.peaks([0], split="test")}
+    told = froc_of_stages(table, "Mass", stages, n_bootstrap=200).set_index("stage")
+    for stage, row in (("before", found.rows.iloc[1]), ("after", found.rows.iloc[0])):
+        for end in ("", "_low", "_high", "_chance"):
+            np.testing.assert_allclose(told.loc[stage, f"sensitivity{end}"], row[f"all_sensitivity{end}"])
+            assert told.loc[stage, f"cpm{end}"].iloc[0] == pytest.approx(row[f"all_cpm{end}"])
+        assert told.loc[stage, "p"].iloc[0] == row["p"]
+    change = told.loc["after"].iloc[0]
+    assert change["cpm_change"] == pytest.approx(found.rows["all_cpm"][0] - found.rows["all_cpm"][1])
+    assert 0 < change["cpm_change_low"] < change["cpm_change"] < change["cpm_change_high"]
+    assert told.loc["before", "cpm_change"].isna().all()
 
 
 def test_energy_is_the_share_of_the_map_in_the_lesions(table, found):

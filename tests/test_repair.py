@@ -28,6 +28,7 @@ from mammosae_plugin.datasets import VinDrMammo
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.latents import LatentTable, encode_latents
 from mammosae_plugin.measures.calibration import calibration
+from mammosae_plugin.report.repair import froc_sentences
 from mammosae_plugin.study import Study
 
 LATENTS = [1, 2, 5, 9]
@@ -236,6 +237,10 @@ def test_froc_is_of_the_logits_own_map_before_and_after(
     expected = froc_of(points, [boxes[place] for place in kept])
     assert found["cpm"][0] == pytest.approx(expected.cpm)
     np.testing.assert_allclose(found["sensitivity"][:6], expected.sensitivity)
+    assert found["cpm_chance"].between(0, 1).all() and found["sensitivity_chance"].between(0, 1).all()
+    before, after = froc_sentences(found)
+    assert f"CPM {expected.cpm:.3f}" in before and "by chance (other patients' lesions; p " in before
+    assert "a change of" in after
     with pytest.raises(InputError, match="give images=, or leave froc out"):
         mp.repair(encoded, network, sae, LATENTS, froc=True)
 

@@ -1,8 +1,8 @@
 """Whether latents' maps find lesions, in all images and lesion by lesion, beside what finds them without an SAE."""
 
-__all__ = ["froc", "LesionLocalization", "SENSITIVITIES"]
+__all__ = ["froc", "froc_of_stages", "LesionLocalization", "SENSITIVITIES"]
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -65,13 +65,13 @@ class LesionLocalization:
         return self.rows.assign(**self.counts)
 
     def curves(self) -> pd.DataFrame:
-        """The curves: a row per map, kind (`SENSITIVITIES`) and fppi: sensitivity, low, high, and chance of "all"."""
+        """The curves: a row per map, kind (`SENSITIVITIES`) and fppi: sensitivity, low, high and chance."""
         found = []
         for row in self.rows.to_dict("records"):
             for kind in SENSITIVITIES:
                 for place, fppi in enumerate(self.fppi):
                     ends = {end: row[f"{kind}_sensitivity_{end}"][place] for end in ("low", "high")}
-                    chance = row["all_sensitivity_chance"][place] if kind == "all" else np.nan
+                    chance = row[f"{kind}_sensitivity_chance"][place]
                     one = {"sensitivity": row[f"{kind}_sensitivity"][place], **ends, "chance": chance}
                     found.append({"method": row["method"], "latent": row["latent"], "kind": kind, "fppi": fppi, **one})
         return pd.DataFrame.from_records(found)
@@ -104,7 +104,8 @@ def froc(
     but without a box of it are left out, since nobody knows which of their peaks are false.
 
     Chance is what the same peaks at the same thresholds find of the lesions of other patients' images of the same side
-    and view (up to 50 of them for each image), as if each image had these. p is a permutation test of that: of `n_null`
+    and view (up to 50 of them for each image), as if each image had these; of a breast, what is found in any of its
+    images where each borrows by itself. p is a permutation test of that: of `n_null`
     draws, each of which gives every image the lesions of one of these images or its own, the share with as high a CPM,
     the real one counted too. `p_adjusted` is by Benjamini and Hochberg over all rows.
 
@@ -131,7 +132,7 @@ def froc(
         the latent or channel; -1 of Grad-CAM and groups), name (of a group), n_latents (in a group, else 1);
 
         - for each kind of `SENSITIVITIES`: <kind>_sensitivity (a list over `fppi`), its mean <kind>_cpm, both with
-          _low and _high (95 % intervals over patients); all_sensitivity_chance, all_cpm_chance, p, p_adjusted;
+          _low and _high (95 % intervals over patients) and _chance; p, p_adjusted, of all_cpm;
         - pointing: share of the images with lesions whose highest peak lies in one (pointing game, Zhang et al. 2018),
           with interval and chance; an image without a peak is a miss;
         - energy: mean share of the positive part of the map that lies in the image's lesions, with interval, chance
@@ -180,6 +181,54 @@ def froc(
         )
         _add_gains(rows, judge, weights)
     return LesionLocalization(concept, split, tuple(limits.tolist()), judge.counts(), rows)
+
+
+def froc_of_stages(
+    table: "LatentTable",
+    concept: str,
+    stages: Mapping[str, "Peaks"],
+    *,
+    split: str = "test",
+    fppi: Sequence[float] = FPPI,
+    n_bootstrap: int = 1000,
+    n_null: int = 999,
+    seed: int = 0,
+    min_patients: int = MIN_PATIENTS,
+) -> pd.DataFrame:
+    """FROC of peaks that came from elsewhere than a table, such as before and after a change, beside chance.
+
+    Args:
+        table: a latents table, whose boxes and images count.
+        concept: as for `froc`.
+        stages: by name the peaks of one map in each image; the first is what the others are held against.
+        split: as for `froc`.
+        fppi: as for `froc`.
+        n_bootstrap: as for `froc`; all stages have the same resamples.
+        n_null: as for `froc`; all stages have the same draws.
+        seed: as for `froc`.
+        min_patients: as for `froc`.
+
+    Returns:
+        One row per stage and fppi: stage, fppi; sensitivity with _low, _high and _chance, cpm likewise, p, as
+        `all_sensitivity`, `all_cpm` and p of `froc`; cpm_change with _low and _high, the CPM less the first stage's
+        (NaN of the first); n_images, n_lesions, n_lesion_patients.
+
+    Raises:
+        InputError: as `froc`.
+    """
+    lesions = Lesions.read(table, concept, split)
+    judge = _Judge(lesions, table, np.array(fppi, dtype=np.float64), n_bootstrap, n_null, seed, min_patients)
+    counts, found, none = judge.counts(), [], np.zeros(0, dtype=np.int64)
+    for number, (stage, peaks) in enumerate(stages.items()):
+        source = _Source("stage", np.zeros(1, np.int64), lambda _, own=peaks: own, table.maps, lambda _: none)  # type: ignore[misc]
+        (row,) = judge.rows(source)
+        change = judge.gain(number, 0) if number else (np.nan, np.nan, np.nan)
+        about = {name: row[f"all_{name}"] for name in ("cpm", "cpm_low", "cpm_high", "cpm_chance")} | {"p": row["p"]}
+        about |= dict(zip(("cpm_change", "cpm_change_low", "cpm_change_high"), change, strict=True))
+        about |= {name: counts[name] for name in ("n_images", "n_lesions", "n_lesion_patients")}
+        of_fppi = {end: row[f"all_{end}"] for end in (f"sensitivity{end}" for end in ("", "_low", "_high", "_chance"))}
+        found.append(pd.DataFrame({"stage": stage, "fppi": list(fppi), **of_fppi, **about}))
+    return pd.concat(found, ignore_index=True)
 
 
 @dataclass(frozen=True)
@@ -308,9 +357,10 @@ class _Judge:
         found = Detections.of(source.peaks(numbers), lesions.image_rows, len(numbers))
         found = Detections(found.cells, _settled(found.values))
         false_values, best = found.false_values(lesions), found.best(lesions)
-        thresholds = np.stack(
-            [self.operating["all"].thresholds(false_values[:, column]) for column in range(len(numbers))], axis=1
-        )
+        thresholds = {
+            kind: np.stack([one.thresholds(false_values[:, column]) for column in range(len(numbers))], axis=1)
+            for kind, one in self.operating.items()
+        }
         chance, drawn = self._chance(found, thresholds)
         hits = np.stack([pointing_hits(found, i, self._union(i)[None])[0] for i in self.boxed])
         hits_lent = self._over_lenders(lambda i, inside: pointing_hits(found, i, inside))
@@ -320,8 +370,9 @@ class _Judge:
             row: Row = {"method": source.method, "rank": 0, "latent": number, "name": source.name}
             row |= {"n_latents": source.n_latents}
             row |= self._sensitivities(best[:, column], false_values[:, column])
-            row["all_sensitivity_chance"] = chance[:, column].tolist()
-            row["all_cpm_chance"] = float(chance[:, column].mean())
+            for kind in SENSITIVITIES:
+                row[f"{kind}_sensitivity_chance"] = chance[kind][:, column].tolist()
+                row[f"{kind}_cpm_chance"] = float(chance[kind][:, column].mean())
             row["p"] = _p_value(row["all_cpm"], drawn[:, column])
             row |= self._share("pointing", hits[:, column].astype(np.float64), hits_lent[:, column])
             row |= self._share("energy", energy[:, column], energy_lent[:, column])
@@ -369,24 +420,47 @@ class _Judge:
         return np.asarray(np.any(self.lesions.inside[self.lesions.of_image(image)], axis=0))
 
     def _chance(
-        self, found: Detections, thresholds: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(n_limits, n_maps) the sensitivity to borrowed lesions, and (n_null, n_maps) CPMs of draws of them."""
-        hits: list[NDArray[np.float64]] = []  # of each image and candidate: how many of its lesions, (n_limits, n_maps)
+        self, found: Detections, thresholds: Mapping[str, NDArray[np.float32]]
+    ) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.float64]]:
+        """(n_limits, n_maps) of each kind the sensitivity to borrowed lesions, and (n_null, n_maps) CPMs of draws."""
+        # Of each image and candidate: how many of its lesions are found, (n_limits, n_maps), and whether any is.
+        hits: dict[str, list[NDArray[np.float64]]] = {kind: [] for kind in SENSITIVITIES}
         for image, candidates in zip(self.boxed, self.candidates, strict=True):
             for candidate in candidates:
                 inside = self.lesions.inside[self.lesions.of_image(self.boxed[candidate])]
                 best = found.best_in(image, inside)
-                hits.append((best[None] > thresholds[:, None]).sum(axis=1).astype(np.float64))
-        of_pairs, sizes = np.stack(hits), self.n_lesions[np.concatenate(self.candidates)]
+                for kind, levels in thresholds.items():
+                    hits[kind].append((best[None] > levels[:, None]).sum(axis=1).astype(np.float64))
+                hits["breast"].append((hits["all"][-1] > 0).astype(np.float64))
+        of_pairs, sizes = np.stack(hits["all"]), self.n_lesions[np.concatenate(self.candidates)]
         drawn = self.null @ of_pairs.mean(axis=1) / (self.null @ sizes)[:, None]
         # For chance every image counts as many lesions as it has itself, and its own are left out.
         n_candidates = np.array([len(own) for own in self.candidates])
-        weight = np.repeat(self.n_lesions / np.maximum(n_candidates - 1, 1), n_candidates) / sizes
-        weight[np.cumsum(n_candidates) - n_candidates] = 0
+        n_lent = np.maximum(n_candidates - 1, 1)
+        starts = np.cumsum(n_candidates) - n_candidates
+        weight = np.repeat(self.n_lesions / n_lent, n_candidates) / sizes
+        weight[starts] = 0
         n_lent_to = int(self.n_lesions[n_candidates > 1].sum())
-        nothing = np.full(thresholds.shape, np.nan)
-        return np.einsum("p,pfm->fm", weight, of_pairs) / n_lent_to if n_lent_to else nothing, drawn
+        nothing = np.full(next(iter(thresholds.values())).shape, np.nan)
+        chance = {
+            kind: np.einsum("p,pfm->fm", weight, np.stack(hits[kind])) / n_lent_to if n_lent_to else nothing
+            for kind in thresholds
+        }
+        lent = np.ones(len(weight))
+        lent[starts] = 0
+        missed = 1 - np.add.reduceat(np.stack(hits["breast"]) * lent[:, None, None], starts) / n_lent[:, None, None]
+        return {**chance, "breast": self._by_breast(missed, n_candidates > 1, nothing)}, drawn
+
+    def _by_breast(
+        self, missed: NDArray[np.float64], borrows: NDArray[np.bool_], nothing: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """The share of breasts found where each image borrows by itself, of how often each (n_boxed, ...) is missed."""
+        if not len(self.lesions.breast):
+            return nothing
+        of_image = self.lesions.breast[np.searchsorted(self.lesions.image, self.boxed)]
+        by_breast = [of_image == breast for breast in np.unique(of_image)]
+        found = [1 - missed[own].prod(axis=0) for own in by_breast if borrows[own].all()]
+        return np.mean(found, axis=0) if found else nothing
 
     def _over_lenders(self, judged: Callable[[int, NDArray[np.bool_]], NDArray[np.generic]]) -> NDArray[np.float64]:
         """(n_boxed, n_maps) the mean over lenders of what is judged against the union of an image's lesions."""

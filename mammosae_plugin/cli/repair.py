@@ -62,7 +62,9 @@ def repair_command(
     froc: Annotated[
         bool,
         typer.Option(
-            "--froc", help="Tell too which lesions the logit's map finds; both networks are run on all images."
+            "--froc",
+            help="Tell too which lesions the logit's map finds, beside other patients' lesions as chance; both "
+            "networks are run on all images.",
         ),
     ] = False,
     settings: StudySettings = None,

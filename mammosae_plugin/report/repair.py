@@ -120,11 +120,15 @@ def froc_sentences(froc: pd.DataFrame | None) -> list[str]:
     found = []
     for stage, rows in froc.groupby("stage", sort=False):
         row = rows.iloc[0]
-        curve = ", ".join(f"{one['sensitivity']:.3f} at {one['fppi']:g}" for _, one in rows.iterrows())
+        curve = ", ".join(
+            f"{_number(one['sensitivity'])} (by chance {_number(one['sensitivity_chance'])}) at {one['fppi']:g}"
+            for _, one in rows.iterrows()
+        )
         change = "" if stage == "before" else f", a change of {_estimate(row, 'cpm_change', signed=True)}"
         found.append(
             f"FROC of the logit's map {stage}: {int(row['n_lesions'])} lesions in {int(row['n_images'])} images, CPM "
-            f"{_estimate(row, 'cpm')}{change}; sensitivity {curve} false positives per image"
+            f"{_estimate(row, 'cpm')} beside {_number(row['cpm_chance'])} by chance (other patients' lesions; "
+            f"p {_number(row['p'])}){change}; sensitivity {curve} false positives per image"
         )
     return found
 

@@ -117,14 +117,14 @@ _FOUND = {
 
 def _of_lesions() -> Iterator[Column]:
     """What is told of how a map finds lesions."""
+    chance = "the same of lesions of other patients, in images of the same side and view"
     for kind, (what, where) in _FOUND.items():
         for end in ("", "_low", "_high"):
             told = f"share of {what} at each `fppi`, false positives counted {where}, with 95 % interval over patients"
             yield Column(f"{kind}_sensitivity{end}", pa.list_(_REAL), told, "0 to 1", "group")
         yield from _with_interval(f"{kind}_cpm", f"mean of `{kind}_sensitivity`", label="CPM")
-    chance = "the same of lesions of other patients, in images of the same side and view"
-    yield Column("all_sensitivity_chance", pa.list_(_REAL), chance, "0 to 1", "group")
-    yield Column("all_cpm_chance", _REAL, "its mean", "0 to 1", "group")
+        yield Column(f"{kind}_sensitivity_chance", pa.list_(_REAL), chance, "0 to 1", "group")
+        yield Column(f"{kind}_cpm_chance", _REAL, "its mean", "0 to 1", "group")
     yield Column("p", _REAL, "share of draws of such lesions, or the own, with as high a CPM", "0 to 1", "group")
     yield Column("p_adjusted", _REAL, "that, by Benjamini and Hochberg over the maps of a finding", "0 to 1", "group")
     pointing = "share of images with lesions whose highest peak lies in one"

@@ -16,6 +16,7 @@ from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.analysis import froc, intervention, localization, probing, reconstruction
 from mammosae_plugin.analysis.confounding import confounders, group_performance
 from mammosae_plugin.analysis.evidence import latent_evidence
+from mammosae_plugin.analysis.lesion_localization import SENSITIVITIES
 from mammosae_plugin.analysis.roles import latent_roles
 from mammosae_plugin.analysis.views import view_agreement
 from mammosae_plugin.datasets import StudyDataset
@@ -440,6 +441,7 @@ class LayerStudy(LayerTables):
             return found.drop(columns=["name", "average_precision"])
 
         settings = {**self._intervals, **lesions.model_dump(), "n": self.n_judged, "score": analysis.score}
+        settings["chance"] = list(SENSITIVITIES)  # an earlier version told that of the first alone
         found = self._each("lesions", settings, judged, self.study.pairs_with_boxes)
         return found if found.empty else found.assign(average_precision=self._precisions(found))
 

@@ -19,7 +19,7 @@ from mammosae_plugin.adapters.hook_names import module_path
 from mammosae_plugin.adapters.latent_edits import fold_latents, project_head
 from mammosae_plugin.adapters.mammo_clip_files import save_mammo_clip
 from mammosae_plugin.adapters.recording import evaluation
-from mammosae_plugin.analysis import froc_of
+from mammosae_plugin.analysis.lesion_localization import froc_of_stages
 from mammosae_plugin.analysis.lesion_truth import Lesions
 from mammosae_plugin.arguments import checked_arguments, indices, one_of, resampling, shown
 from mammosae_plugin.datasets import StudyDataset
@@ -27,14 +27,12 @@ from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path
 from mammosae_plugin.latents import LatentTable
 from mammosae_plugin.latents.peak_finder import peaks_of
-from mammosae_plugin.latents.peaks import cell_centres
+from mammosae_plugin.latents.peaks import Peaks, cell_centres
 from mammosae_plugin.measures.calibration import calibration
 from mammosae_plugin.measures.statistics import (
     MIN_PATIENTS,
     Resamples,
     classification_metrics,
-    patient_bootstrap,
-    spread_interval,
 )
 from mammosae_plugin.measures.units import EvaluationRows
 from mammosae_plugin.provenance import tensors_fingerprint
@@ -68,9 +66,10 @@ class Repair:
         difference: of a linear repair from the exact one, in logits over the split: largest, root_mean_square, and
             root_mean_square of the exact repair itself (`of_the_repair`); empty of an exact one.
         notes: what is to be known beside the numbers.
-        froc: where it was asked for, one row per stage and number of false positives per image: stage, fppi,
-            sensitivity, cpm, cpm_low, cpm_high, cpm_change, _low and _high, n_images, n_lesions. It is of the peaks of
-            the logit's own map (at every position the layer through the head), which a repair changes.
+        froc: where it was asked for, one row per stage and number of false positives per image, with the columns of
+            `analysis.lesion_localization.froc_of_stages`: sensitivity and CPM with intervals, and beside each what the
+            same peaks find of other patients' lesions. It is of the peaks of the logit's own map (at every position the
+            layer through the head), which a repair changes.
     """
 
     classifier: Classifier
@@ -247,7 +246,17 @@ def repair(
         tuple(_notes(table, kind, rows, group, froc)),
         None
         if not froc or images is None
-        else _froc(table, {"before": classifier, "after": made}, images, head, split, n_bootstrap, seed, device),
+        else _froc(
+            table,
+            {"before": classifier, "after": made},
+            images,
+            head,
+            split,
+            device,
+            n_bootstrap=n_bootstrap,
+            seed=seed,
+            min_patients=min_patients,
+        ),
     )
     if path is not None:
         done.save(path)
@@ -292,6 +301,11 @@ def _head_logits(table: LatentTable, classifier: Classifier) -> NDArray[np.float
     return found
 
 
+def _numbers(images: StudyDataset) -> dict[str, int]:
+    """The place of each image in its dataset."""
+    return {str(one): number for number, one in enumerate(images.images["image_id"])}
+
+
 def _run(
     table: LatentTable,
     classifier: Classifier,
@@ -301,7 +315,7 @@ def _run(
     batch_size: int,
 ) -> NDArray[np.float64]:
     """(n_images, n_out) logits of a network; NaN where an image was not asked for."""
-    number_of = {str(one): number for number, one in enumerate(images.images["image_id"])}
+    number_of = _numbers(images)
     ids = table.images["image_id"].astype(str).to_numpy()[image_rows]
     if missing := [one for one in ids if one not in number_of]:
         raise InputError(f"the images lack {len(missing)} of the {len(ids)} of the table ({missing[0]}); give its own")
@@ -434,7 +448,6 @@ def _difference(stages: Mapping[str, NDArray[np.float64]], rows: EvaluationRows)
 
 
 _PEAKS = 20  # of the logit's map, in each image
-_FROC_RESAMPLES = 200  # at the most: each is a whole curve
 
 
 def _froc(
@@ -443,65 +456,44 @@ def _froc(
     images: StudyDataset,
     head: str,
     split: str,
-    n_bootstrap: int,
-    seed: int,
     device: str,
+    **settings: Any,
 ) -> pd.DataFrame:
     """Which lesions the peaks of the logit's map find; see `Repair.froc`."""
-    lesions = Lesions.read(table, head, split)
-    with_lesions = set(lesions.boxed.tolist())
-    none = np.zeros((0, 4))
-    boxes = [
-        table.boxes(int(row), head) if place in with_lesions else none for place, row in enumerate(lesions.image_rows)
-    ]
-    points = {stage: _peaks(table, one, images, lesions.image_rows, device) for stage, one in stages.items()}
-    weights = patient_bootstrap(lesions.patients, min(n_bootstrap, _FROC_RESAMPLES), seed)
-    found: list[pd.DataFrame] = []
-    before, cpm = np.zeros(0), 0.0
-    for stage, own in points.items():
-        result = froc_of(own, boxes)
-        samples = np.array([_resampled_cpm(own, boxes, counts) for counts in weights], dtype=np.float64)
-        low, high = spread_interval(samples)
-        change = {"cpm_change": np.nan, "cpm_change_low": np.nan, "cpm_change_high": np.nan}
-        if stage == "before":
-            before, cpm = samples, result.cpm
-        else:
-            ends = spread_interval(samples - before)
-            change = {"cpm_change": result.cpm - cpm, "cpm_change_low": ends[0], "cpm_change_high": ends[1]}
-        about = {"cpm": result.cpm, "cpm_low": low, "cpm_high": high, **change}
-        about |= {"n_images": len(boxes), "n_lesions": sum(map(len, boxes))}
-        found.append(result.to_frame().assign(stage=stage, **about))
-    return pd.concat(found, ignore_index=True)
-
-
-def _resampled_cpm(points: Sequence[Any], boxes: Sequence[Any], counts: NDArray[np.integer]) -> float:
-    places = np.repeat(np.arange(len(boxes)), counts).tolist()
-    if not any(len(boxes[place]) for place in places):
-        return float("nan")
-    return froc_of([points[place] for place in places], [boxes[place] for place in places]).cpm
+    image_rows = Lesions.read(table, head, split).image_rows
+    peaks = {stage: _peaks(table, one, images, image_rows, device) for stage, one in stages.items()}
+    return froc_of_stages(table, head, peaks, split=split, **settings)
 
 
 def _peaks(
     table: LatentTable, classifier: Classifier, images: StudyDataset, image_rows: NDArray[np.int64], device: str
-) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Points (n, 2) xy and scores (n,) of the logit's map in each image."""
-    number_of = {str(one): number for number, one in enumerate(images.images["image_id"])}
+) -> Peaks:
+    """The strongest places of the logit's map in each image."""
+    number_of = _numbers(images)
     part, own = images.with_preprocessing(classifier.preprocessing), head_of(classifier)
     assert own is not None
-    found = []
+    rows, cells, values = [], [], []
     with (
         HookedVisionModel(classifier.network, [module_path(table.hook_name)]) as model,
         evaluation(model, device=device),
         torch.inference_mode(),
     ):
         weight = own.weight[-1]
-        for image_id in table.images["image_id"].astype(str).to_numpy()[image_rows]:
-            image: torch.Tensor = part[number_of[image_id]]["image"]
+        for row in image_rows.tolist():
+            image: torch.Tensor = part[number_of[str(table.images["image_id"][row])]]["image"]
             value = model.read(image[None].to(device), table.hook_name).value[0]
             _, positions, scores = peaks_of((value @ weight)[None].float().cpu(), _PEAKS)
-            centres = cell_centres(positions.numpy(), table.grid, table.image_size)
-            found.append((centres, scores.double().numpy()))
-    return found
+            rows.append(np.full(len(positions), row))
+            cells.append(positions.numpy())
+            values.append(scores.numpy())
+    where = np.concatenate(cells)
+    return Peaks(
+        np.concatenate(rows),
+        np.zeros(len(where), dtype=np.int64),
+        where,
+        cell_centres(where, table.grid, table.image_size),
+        np.concatenate(values),
+    )
 
 
 def _notes(table: LatentTable, kind: Kind, rows: EvaluationRows, group: str | None, froc: bool) -> Iterator[str]:

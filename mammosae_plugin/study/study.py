@@ -29,7 +29,8 @@ from mammosae_plugin.study.layer_report import write_layer_report
 from mammosae_plugin.study.steps import Steps, dated
 
 _OF_LESIONS = ("model", "concept", "method", "latent", "all_cpm", "all_cpm_low", "all_cpm_high", "all_cpm_chance",
-               "p_adjusted", "healthy_cpm", "breast_cpm", "pointing", "energy")  # fmt: skip
+               "p_adjusted", "healthy_cpm", "healthy_cpm_chance", "breast_cpm", "breast_cpm_chance", "pointing",
+               "energy")  # fmt: skip
 
 
 class Study(StudyInputs, Steps):

@@ -142,7 +142,9 @@ def table_lesions(results: Results) -> pd.DataFrame:
                     "p, adjusted": number(row["p_adjusted"]),
                     f"found at {_fraction(row['fppi'][at])} per image": sensitivity,
                     "CPM, healthy": estimate(row, "healthy_cpm"),
+                    "healthy, by chance": Estimate(number(row["healthy_cpm_chance"])),
                     "CPM, breasts": estimate(row, "breast_cpm"),
+                    "breasts, by chance": Estimate(number(row["breast_cpm_chance"])),
                     "pointing": estimate(row, "pointing"),
                     "pointing by chance": Estimate(number(row["pointing_chance"])),
                     "energy inside": estimate(row, "energy"),
@@ -152,6 +154,6 @@ def table_lesions(results: Results) -> pd.DataFrame:
                 }
             )
     frame = pd.DataFrame(rows, dtype=object)
-    empty = [name for name in ("CPM, breasts", "AP", "gain over its best") if name in frame
+    empty = [name for name in ("CPM, breasts", "breasts, by chance", "AP", "gain over its best") if name in frame
              and all(np.isnan(cell.value) for cell in frame[name])]  # fmt: skip
     return frame.drop(columns=empty)
