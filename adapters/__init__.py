@@ -12,11 +12,13 @@ from mammosae_plugin.adapters.hooked_vision_model import HookedVisionModel
 from mammosae_plugin.adapters.inspection import CheckpointReport, inspect_checkpoint
 from mammosae_plugin.adapters.loading import load_classifier, load_mammo_clip
 from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier, new_classifier
+from mammosae_plugin.adapters.mammo_clip_text import MammoClipText, load_mammo_clip_text
 from mammosae_plugin.adapters.nnsight import StaleWrappingError, wrap_for_nnsight
 from mammosae_plugin.adapters.preprocessing import Preprocessing
 from mammosae_plugin.adapters.sae_export import export_sae
 from mammosae_plugin.adapters.sae_formats import load_sae
 from mammosae_plugin.adapters.saved_classifiers import save_classifier
+from mammosae_plugin.adapters.text_towers import TextTower, text_tower
 from mammosae_plugin.adapters.timm_classifier import TimmClassifier, new_timm_classifier
 from mammosae_plugin.adapters.vision_sae import (
     load_vision_sae,
@@ -31,20 +33,24 @@ __all__ = [
     "Classifier",
     "HookedVisionModel",
     "MammoClipClassifier",
+    "MammoClipText",
     "Preprocessing",
     "StaleWrappingError",
+    "TextTower",
     "TimmClassifier",
     "UnsafeCheckpointError",
     "export_sae",
     "inspect_checkpoint",
     "load_classifier",
     "load_mammo_clip",
+    "load_mammo_clip_text",
     "load_sae",
     "load_vision_sae",
     "new_backbone_classifier",
     "new_classifier",
     "new_timm_classifier",
     "save_classifier",
+    "text_tower",
     "vision_sae_disk_loader",
     "vision_sae_huggingface_loader",
     "wrap_for_nnsight",

@@ -10,10 +10,12 @@ from .adapters import export_sae as export_sae
 from .adapters import inspect_checkpoint as inspect_checkpoint
 from .adapters import load_classifier as load_classifier
 from .adapters import load_mammo_clip as load_mammo_clip
+from .adapters import load_mammo_clip_text as load_mammo_clip_text
 from .adapters import load_sae as load_sae
 from .adapters import load_vision_sae as load_vision_sae
 from .adapters import new_classifier as new_classifier
 from .adapters import new_timm_classifier as new_timm_classifier
+from .adapters import text_tower as text_tower
 from .adapters import vision_sae_disk_loader as vision_sae_disk_loader
 from .adapters import vision_sae_huggingface_loader as vision_sae_huggingface_loader
 from .adapters import wrap_for_nnsight as wrap_for_nnsight
@@ -77,6 +79,8 @@ from .hub import publish_sae as publish_sae
 from .hub import publish_space as publish_space
 from .hub import pull as pull
 from .hub import register_releases as register_releases
+from .interpretation import LatentNames as LatentNames
+from .interpretation import name_by_labels as name_by_labels
 from .latents import LatentTable as LatentTable
 from .latents import encode_latents as encode_latents
 from .latents import encode_rows as encode_rows

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mammosae_plugin"
 
 ROOMS = (
-    *("cli", "study", "report", "hub", "visualization", "findings", "privacy", "analysis", "latents"),
+    *("cli", "study", "report", "hub", "visualization", "findings", "privacy", "interpretation", "analysis", "latents"),
     *("config", "training", "activations", "datasets", "adapters", "schema", "measures"),
 )
 """From the roof to the ground; what is in none of them is ground."""
@@ -32,7 +32,8 @@ _FACES = {
 """Modules beside the rooms that only hand on what a room has, under the names by which others know them."""
 
 PUBLIC = {
-    "adapters": "load_mammo_clip MammoClipClassifier HookedVisionModel load_sae export_sae load_vision_sae "
+    "adapters": "load_mammo_clip load_mammo_clip_text text_tower MammoClipClassifier HookedVisionModel load_sae "
+    "export_sae load_vision_sae "
     "vision_sae_disk_loader vision_sae_huggingface_loader UnsafeCheckpointError CheckpointFormatError",
     "datasets": "VinDrMammo make_phantoms TotalSegmentator load_images prepare_dicom",
     "activations": "embed extract_activations ActivationStore",
@@ -40,6 +41,7 @@ PUBLIC = {
     "latents": "encode_latents encode_rows LatentTable",
     "analysis": "monosemanticity activation_similarity linear_probes recovery rank_saes retrieve replication "
     "absorption splitting redundancy firing_density clarity effect_agreement",
+    "interpretation": "name_by_labels LatentNames",
     "probing": "class_mean_latents rank_latents",
     "intervention": "latent_group intervene sweep",
     "localization": "heatmap_boxes average_precision localize",

@@ -19,6 +19,7 @@ from mammosae_plugin.cli.data import add_data_commands
 from mammosae_plugin.cli.explain import add_explain_command
 from mammosae_plugin.cli.export import add_export_command
 from mammosae_plugin.cli.hub import add_hub_commands
+from mammosae_plugin.cli.names import add_name_command
 from mammosae_plugin.cli.pairs import add_pairs_command
 from mammosae_plugin.cli.prepare import add_prepare_command
 from mammosae_plugin.cli.repair import add_repair_command
@@ -580,6 +581,7 @@ add_audit_command(app)
 add_data_commands(app)
 add_retrieve_command(app)
 add_views_command(app)
+add_name_command(app)
 add_explain_command(app)
 add_repair_command(app)
 add_pairs_command(app)

@@ -1,0 +1,94 @@
+"""What latents are called, and what each name is worth: a name never stands without its score."""
+
+__all__ = ["ABSTAINED", "CALLED", "COLUMNS", "LatentNames"]
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mammosae_plugin.arguments import index
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import local_path, write_json, write_text
+
+CALLED = 0.05
+"""False discovery rate below which a name is given."""
+ABSTAINED = "no name"
+COLUMNS: Mapping[str, str] = {
+    "latent": "its number in the SAE",
+    "method": "how it was named",
+    "name": "what it is called; empty where the method abstains",
+    "score": "what the method gives the best candidate, in the unit of the method",
+    "low": "lower end of the score's 95 % interval over groups; NaN where the method has none",
+    "high": "upper end",
+    "chance": "the score that the same candidate has by chance",
+    "p": "share of chance that scores as high",
+    "q": "p after Benjamini and Hochberg over all that was tried",
+    "n": "images (one of each group) that were looked at; 0 where none is needed",
+    "abstained": "whether no name is given",
+    "reason": "why no name is given; else empty",
+}
+"""The columns that the latents have whatever the method, in order."""
+
+
+@dataclass(frozen=True)
+class LatentNames:
+    """Names of latents by one method.
+
+    Attributes:
+        method: how they were named.
+        latents: one row per latent, with the columns of `COLUMNS` and what else the method tells. Where the method
+            abstains the numbers are those of the best candidate, which `candidates` names.
+        candidates: the best few for each latent, named or not: latent, rank (from 1), name, score, chance, p, q.
+        about: what was asked and tried, in plain JSON.
+    """
+
+    method: str
+    latents: pd.DataFrame
+    candidates: pd.DataFrame
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_named(self) -> int:
+        """How many latents have a name."""
+        return int((~self.latents["abstained"]).sum())
+
+    def told(self, latent: int) -> str:
+        """A latent's name with its score beside chance, or why it has none.
+
+        Raises:
+            InputError: the latent is not among them.
+        """
+        rows = self.latents[self.latents["latent"] == index(latent, "latent", 2**31)]
+        if rows.empty:
+            raise InputError(f"latent {latent} was not asked for a name; there are {len(self.latents)} that were")
+        row = rows.iloc[0]
+        if row["abstained"]:
+            return f"{ABSTAINED}: {row['reason']}"
+        ends = f", {row['low']:.2f} to {row['high']:.2f}" if pd.notna(row["low"]) else ""
+        return f"{row['name']} ({row['score']:.2f}{ends}; by chance {row['chance']:.2f}; q {row['q']:.2g})"
+
+    def to_frame(self) -> pd.DataFrame:
+        """The latents."""
+        return self.latents
+
+    def write(self, folder: str | Path) -> None:
+        """Write names.csv (one row per latent), candidates.csv and names.json to a folder that exists."""
+        place = local_path(folder)
+        write_text(place / "names.csv", self.latents.to_csv(index=False))
+        write_text(place / "candidates.csv", self.candidates.to_csv(index=False))
+        found = {"method": self.method, "about": dict(self.about), "columns": dict(COLUMNS)}
+        write_json(
+            place / "names.json", {**found, "latents": plain(self.latents), "candidates": plain(self.candidates)}
+        )
+
+
+def plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as JSON has them; what is missing is None."""
+    values = frame.astype(object).where(frame.notna(), None)
+    return [
+        {str(key): value.item() if hasattr(value, "item") else value for key, value in row.items()}
+        for row in values.to_dict("records")
+    ]
