@@ -12,7 +12,7 @@ demo: $(STAMP)
 # One thread per process and a process per core: small networks gain nothing from threads of their own. Tests of one file
 # stay together, because they share fixtures.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 30
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

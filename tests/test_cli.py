@@ -197,6 +197,8 @@ def test_bad_images_go_to_quarantine_and_the_study_goes_on_until_there_are_too_m
     images[1].write_bytes(images[1].read_bytes()[:200])
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 64), dtype=np.uint8)).save(images[2])
     settings["data"]["max_bad_share"] = 0.2
+    settings["models"], settings["concepts"] = settings["models"][:1], ["Mass"]
+    settings["analysis"] |= {"top": 3, "error_term": False}
     file = write_study(tmp_path, settings)
     assert mammosae("study", "--config", file).returncode == 0
     results = results_of(tmp_path / "out")

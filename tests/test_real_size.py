@@ -19,8 +19,8 @@ sys.exit(code)
 
 @pytest.mark.slow
 def test_the_real_path_at_the_real_size_in_four_gigabytes(tmp_path):
-    """24 phantoms of 1520 x 912, a full B5 in the originals' file formats, an SAE of 2048 x 16384, one command."""
-    small_phantoms(tmp_path / "data", n_patients=12, image_size=(1520, 912), seed=2)
+    """16 phantoms of 1520 x 912, a full B5 in the originals' file formats, an SAE of 2048 x 16384, one command."""
+    small_phantoms(tmp_path / "data", n_patients=8, image_size=(1520, 912), seed=2)
     torch.save(fixture_checkpoint("b5"), tmp_path / "b5.tar")
     torch.save(fixture_downstream("b5"), tmp_path / "mass.pth")
     generator = torch.Generator().manual_seed(0)
