@@ -4,6 +4,7 @@ import json
 import shlex
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers_evidence import FINDING, MARKER, planted_table
 from helpers_results import synthetic_results
@@ -11,7 +12,7 @@ from helpers_space import running_browser
 from helpers_study import mammosae
 
 from mammosae_plugin.adapters import load_classifier
-from mammosae_plugin.analysis import confounders, group_performance, latent_evidence
+from mammosae_plugin.analysis import confounders, group_performance, join_lesions, latent_evidence
 from mammosae_plugin.findings.layers import read_layers, write_layers
 from mammosae_plugin.findings.study_folder import StudyFolder
 from mammosae_plugin.findings.told_evidence import told_evidence, told_groups
@@ -31,6 +32,8 @@ def results():
     verdicts = confounders(table, "Mass", evidence=known, **QUICK)
     more = [*verdicts.columns.difference(known.columns), "reason"]
     rows = known.drop(columns="reason").merge(verdicts[["latent", *more]], on="latent")
+    lesions = {"method": "latent", "latent": FINDING, "all_cpm": 0.7, "all_cpm_low": 0.6, "all_cpm_high": 0.8}
+    rows = join_lesions(rows, pd.DataFrame([{**lesions, "all_cpm_chance": 0.1, "p_adjusted": 0.01}]))
     groups = group_performance(table, "Mass", ["site", "age"], n_bootstrap=60)
     pair = {"model": "pretrained", "concept": "Mass"}
     return synthetic_results() | {
@@ -139,7 +142,8 @@ def test_the_reports_latents_are_sorted_by_the_keyboard_and_put_back(results, br
         assert heading.get_attribute("aria-sort") == "none" and _column(page, headings.index("latent")) == stated
     words = page.locator(".sortable th").nth(headings.index("verdict"))
     words.locator("button").click()
-    told = _column(page, headings.index("verdict"))
+    cells = page.locator(f".sortable tbody tr > :nth-child({headings.index('verdict') + 1})")
+    told = cells.evaluate_all("cells => cells.map(cell => cell.dataset.value)")
     assert told == sorted(told) and len(set(told)) > 2 and words.get_attribute("aria-sort") == "ascending"
     link = page.locator("#evidence a").get_attribute("href")
     assert (tmp_path / link).is_file() and problems == []

@@ -117,7 +117,7 @@ def test_several_images_count_as_their_mean_and_exams_are_paired_apart(planted: 
     apart = images.assign(exam_id=np.where(images["view"] == "CC", "first", "second"))
     found = view_agreement(table_of(values, apart), latents=[BREAST], n_draws=1, n_bootstrap=0)
     assert found["views"].isna().all() and found["sides"].notna().all()
-    assert "views: 0 patients have such pairs, fewer than 10" in found["reason"][0]
+    assert "views: 0 patients with such pairs, fewer than 10" in found["reason"][0]
 
 
 @pytest.mark.parametrize(
@@ -166,11 +166,11 @@ def test_a_report_tells_the_agreement_of_the_latents_that_are_drawn(results: dic
     assert "CC and MLO of one breast" in section and f"{breast['views']:.3f}" in section
     assert section.count("<tr>") + section.count("<tr ") == 1 + 3, "the heading and three latents"
     told = sum(row["views_q"] is not None and row["views_q"] < 0.05 for row in results["views"])
-    assert f"CC and MLO of one breast, {told} of 44 ({N_PATIENTS} patients)" in section
-    assert "fires in pairs of" in section and "120" in section
+    assert f"CC and MLO of one breast: {told} of 44 latents (120 pairs of images of {N_PATIENTS} patients)" in section
+    assert "fires in pairs of" in section
     few = [{**row, "views": None, "sides": None} for row in results["views"]]
     section = render_report({**results, "views": few}, tmp_path).split('<section id="views">')[1].split("</section>")[0]
-    assert "none can be told" in section and "<tr" not in section, "no table of nothing"
+    assert "of no latent can it be told" in section and "<tr" not in section, "no table of nothing"
     without = render_report({**results, "views": []}, tmp_path)
     assert "was not examined: the data do not say laterality and view" in without
     off = {**results, "views": [], "config": {**results["config"], "analysis": {"views": None}}}

@@ -20,6 +20,7 @@ from .effects import EffectAgreement as EffectAgreement
 from .effects import effect_agreement as effect_agreement
 from .effects import effect_agreement_of as effect_agreement_of
 from .effects import effect_sizes_of as effect_sizes_of
+from .evidence import join_lesions as join_lesions
 from .evidence import latent_evidence as latent_evidence
 from .explaining import Explanation as Explanation
 from .explaining import explain as explain

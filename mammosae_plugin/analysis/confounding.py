@@ -43,6 +43,7 @@ from mammosae_plugin.measures.statistics import (
     settled,
     settled_columns,
 )
+from mammosae_plugin.schema.names import counted
 from mammosae_plugin.schema.results import CONCEPT, UNCLEAR
 
 if TYPE_CHECKING:
@@ -484,7 +485,9 @@ def group_performance(
         }
         if min(counts) < min_patients:
             which = "with" if counts[0] <= counts[1] else "without"
-            record["reason"] = f"{min(counts)} patients {which} the finding, fewer than {min_patients}: not scored"
+            record["reason"] = (
+                f"{counted(min(counts), 'patient')} {which} the finding, fewer than {min_patients}: not scored"
+            )
             return record
         own = delong_columns(labels, scores[chosen], patients)
         resamples = Resamples(labels, patients, n_bootstrap=n_bootstrap, seed=seed, min_patients=min_patients)

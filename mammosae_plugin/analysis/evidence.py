@@ -3,7 +3,7 @@
 Nothing is chosen here: that ten latents are drawn is a matter of space, and the others are in the table.
 """
 
-__all__ = ["EVIDENCE", "latent_evidence"]
+__all__ = ["EVIDENCE", "join_lesions", "latent_evidence"]
 
 import logging
 import time
@@ -26,6 +26,7 @@ from mammosae_plugin.errors import InputError
 from mammosae_plugin.measures.auroc_columns import bootstrap_aurocs, delong_columns
 from mammosae_plugin.measures.roc import detectable_auroc
 from mammosae_plugin.measures.statistics import MIN_PATIENTS, Resamples, require_two_classes
+from mammosae_plugin.schema.names import counted
 
 if TYPE_CHECKING:
     from mammosae_plugin.latents import EvaluationRows, LatentTable
@@ -122,8 +123,10 @@ def latent_evidence(
     resamples = Resamples(
         present.astype(int), rows.patient_ids, n_bootstrap=n_bootstrap, seed=seed, min_patients=min_patients
     )
-    fewest = int(resamples.patients_per_class.min())
-    reason = "" if fewest >= min_patients else f"only {fewest} patients in a class, fewer than {min_patients}"
+    fewest, which = min(zip(resamples.patients_per_class.tolist(), ("without", "with"), strict=True))
+    whom = f"{which} the finding" if len(table.classes(concept)) == 2 else f"{which} class {label}"
+    few = f"only {counted(fewest, 'patient')} {whom}, fewer than {min_patients}"
+    reason = "" if fewest >= min_patients else few
     own = as_codes(rows.values(table.mean_latents[:, latents]))
     columns: dict[str, Any] = {"latent": latents, **_activity(own, present, rows)}
     for statistic in ("max", "mean"):
@@ -148,6 +151,47 @@ def latent_evidence(
         reason=reason,
     )
     return found[list(EVIDENCE)]
+
+
+_OF_LESIONS = {
+    "all_cpm": "cpm",
+    "all_cpm_low": "cpm_low",
+    "all_cpm_high": "cpm_high",
+    "all_cpm_chance": "cpm_chance",
+    "p_adjusted": "cpm_q",
+}
+
+
+def join_lesions(evidence: pd.DataFrame, lesions: pd.DataFrame) -> pd.DataFrame:
+    """The evidence on latents, with how many lesions each finds, as far as it was looked for lesions in.
+
+    Args:
+        evidence: rows of `latent_evidence` or `confounders`; of several classifiers with columns model and concept.
+        lesions: rows of `froc(...).to_frame()` of the same classifiers; may be empty.
+
+    Returns:
+        The evidence with further columns: cpm with cpm_low and cpm_high (95 %, over patients), cpm_chance, cpm_q
+        (Benjamini and Hochberg over all maps that were judged for the finding), and cpm_reason: why they are NaN.
+
+    Example:
+        >>> found = froc(table, [3, 17], "Mass").to_frame()  # doctest: +SKIP
+        >>> told = join_lesions(latent_evidence(table, "Mass"), found)  # doctest: +SKIP
+        >>> told[told["cpm_q"] < 0.05][["latent", "auroc_max", "cpm"]]  # doctest: +SKIP
+    """
+    key = [name for name in ("model", "concept") if name in evidence and name in lesions]
+    own = lesions[lesions["method"] == "latent"] if len(lesions) else pd.DataFrame(columns=[*key, "latent", "method"])
+    judged = own.reindex(columns=[*key, "latent", *_OF_LESIONS]).rename(columns=_OF_LESIONS)
+    judged = judged.astype({"latent": np.int64, **dict.fromkeys(_OF_LESIONS.values(), np.float64)})
+    found = evidence.merge(judged, on=[*key, "latent"], how="left", indicator=True)
+    n_judged = judged.groupby(key).size().to_dict() if key else {}
+    reasons = []
+    for row in found[[*key, "_merge"]].to_dict("records"):
+        place = tuple(row[name] for name in key)
+        n = n_judged.get(place if len(key) > 1 else place[0], 0) if key else len(judged)
+        few = f"not one of the {n} latents that were looked for lesions in"
+        reasons.append("" if row["_merge"] == "both" else few if n else "no map was looked for lesions in")
+    found["cpm_reason"] = np.array(reasons, dtype=object)
+    return found.drop(columns="_merge")
 
 
 def _is_of_rows(table: "LatentTable") -> bool:

@@ -31,6 +31,7 @@ from mammosae_plugin.measures.statistics import (
     settled_columns,
     spread_interval,
 )
+from mammosae_plugin.schema.names import counted
 from mammosae_plugin.schema.results import BACKGROUND, CONCEPT, ROLE_NUMBERS, UNCLEAR, WEAK
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def _obstacle(
     for label, words in ((1, "with"), (0, "without")):
         n = len(set(rows.patient_ids[rows.labels == label]))
         if n < fewest:
-            return f"only {n} test patient{'' if n == 1 else 's'} {words} the finding, fewer than {fewest}"
+            return f"only {counted(n, 'test patient')} {words} the finding, fewer than {fewest}"
     explained = reconstruction_quality(table, split).explained_variance
     if not explained >= LEAST_EXPLAINED:
         return f"the SAE explains {explained:.3f} of the variance, less than {LEAST_EXPLAINED:g}"
@@ -162,7 +163,7 @@ def _role(row: dict[str, Any], rose: bool) -> tuple[str, str]:
     n_controls, boxed = row["n_random"], row["n_patients_boxed"]
     beyond_random = row["ablation"] > row["ablation_random"]
     if n_controls < FEWEST_CONTROLS:
-        return UNCLEAR, f"only {n_controls} random groups beside it, fewer than {FEWEST_CONTROLS}"
+        return UNCLEAR, f"only {counted(n_controls, 'random group')} beside it, fewer than {FEWEST_CONTROLS}"
     if not np.isfinite(row["auroc_low"]):
         return UNCLEAR, "no interval over patients"
     if boxed and not (np.isfinite(row["place_low"]) or row["place"] < FOLLOWS):

@@ -18,6 +18,7 @@ from mammosae_plugin.analysis.table_arrays import image_statistic, split_rows
 from mammosae_plugin.arguments import checked_arguments, entries, indices, resampling, whole
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.measures.statistics import MIN_PATIENTS, patient_bootstrap, spread_interval
+from mammosae_plugin.schema.names import counted
 
 if TYPE_CHECKING:
     from mammosae_plugin.latents import LatentTable
@@ -127,7 +128,7 @@ def view_agreement(
             if own_patients := _too_few(name, len(np.unique(own.patient)), min_patients):
                 said.append(own_patients)
             elif firing < min_patients:
-                said.append(f"{name}: fires in pairs of {firing} patients, fewer than {min_patients}")
+                said.append(f"{name}: fires in pairs of {counted(int(firing), 'patient')}, fewer than {min_patients}")
             elif np.isnan(value):
                 said.append(f"{name}: the same in all images of a part")
     columns["own_breast"] = columns["views"] - columns["crossed"]
@@ -138,7 +139,7 @@ def view_agreement(
 
 def _too_few(name: str, n_patients: int, min_patients: int) -> str:
     few = n_patients < min_patients
-    return f"{name}: {n_patients} patients have such pairs, fewer than {min_patients}" if few else ""
+    return f"{name}: {counted(n_patients, 'patient')} with such pairs, fewer than {min_patients}" if few else ""
 
 
 def _agreement(

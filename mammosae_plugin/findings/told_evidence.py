@@ -13,7 +13,10 @@ Row = dict[str, Any]
 
 _NAMES = tuple(column.name for column in EVIDENCE)
 _RATES = ("fires_with", "fires_without", "firing_rate")
-_PLACE = ("inside", "inside_chance", "place", "place_low", "place_high", "in_breast", "in_breast_chance")
+_PLACE = (
+    *("inside", "inside_chance", "place", "place_low", "place_high", "in_breast", "in_breast_chance"),
+    *("cpm", "cpm_low", "cpm_high", "cpm_chance", "cpm_q"),
+)
 _COMPARISONS = ("views", "sides", "crossed")
 _COVARIATE = tuple(name for name in _NAMES if name.startswith("covariate"))
 

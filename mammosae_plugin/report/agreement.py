@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mammosae_plugin.report.views import table_view
-from mammosae_plugin.schema.names import readable
+from mammosae_plugin.report.views import table_view, without_empty
+from mammosae_plugin.schema.names import counted, readable
 from mammosae_plugin.schema.results import Results, Row, n_best, number
-from mammosae_plugin.visualization.tables import Estimate, estimate
+from mammosae_plugin.visualization.tables import Estimate, PValue, estimate
 
 _CALLED = 0.05  # false discovery rate
 
@@ -46,19 +46,24 @@ def agreement_section(results: Results) -> dict[str, Any] | None:
     return {
         "missing": "",
         "names": names,
+        "called": f"{_CALLED:g}",
         "said": [_counted(model, own, names) for model, own in _of_models(of_pairs).items()],
-        "table": table_view(pd.DataFrame(told, dtype=object), n_labels=3),
+        "table": table_view(without_empty(pd.DataFrame(told, dtype=object)), n_labels=3),
     }
 
 
 def _of_models(of_pairs: dict[tuple[str, str], dict[int, Row]]) -> dict[str, list[Row]]:
     """The latents of every table once: the findings of a model may share one."""
-    found: dict[str, list[Row]] = {}
+    tables: dict[str, list[tuple[str, list[Row]]]] = {}
     for (model, concept), own in of_pairs.items():
         rows = [{**row, "concept": None} for row in own.values()]
-        if rows and rows != found.get(model):
-            found[f"{model}, {readable(concept)}" if model in found else model] = rows
-    return found
+        if rows and all(rows != other for _, other in tables.setdefault(model, [])):
+            tables[model].append((concept, rows))
+    return {
+        f"{model}, {readable(concept)}" if len(own) > 1 else model: rows
+        for model, own in tables.items()
+        for concept, rows in own
+    }
 
 
 def _counted(model: str, rows: list[Row], names: dict[str, str]) -> str:
@@ -67,10 +72,12 @@ def _counted(model: str, rows: list[Row], names: dict[str, str]) -> str:
     for name, words in names.items():
         scored = [row for row in rows if number(row[name]) == number(row[name])]
         called = sum(number(row[f"{name}_q"]) < _CALLED for row in scored)
-        patients = max((int(row[f"{name}_patients"] or 0) for row in rows), default=0)
-        few = f"none can be told ({patients} patients)"
-        parts.append(f"{words}, {f'{called} of {len(scored)} ({patients} patients)' if scored else few}")
-    return f"{model}: latents that agree more than with other patients (q below {_CALLED}): {'; '.join(parts)}."
+        n_pairs, n_patients = (max((int(row[f"{name}_{of}"] or 0) for row in rows), default=0)
+                               for of in ("pairs", "patients"))  # fmt: skip
+        behind = f"{counted(n_pairs, 'pair')} of images of {counted(n_patients, 'patient')}"
+        how_many = f"{called} of {counted(len(scored), 'latent')}" if scored else "of no latent can it be told"
+        parts.append(f"{words}: {how_many} ({behind if n_pairs else 'there are no such pairs'})")
+    return f"{model}: {'; '.join(parts)}."
 
 
 def _told(row: Row, names: dict[str, str]) -> Row:
@@ -78,6 +85,5 @@ def _told(row: Row, names: dict[str, str]) -> Row:
     for name, words in names.items():
         told[words] = estimate(row, name)
         told[f"{name}: other patients"] = Estimate(number(row[f"{name}_chance"]))
-        told[f"{name}: q"] = Estimate(number(row[f"{name}_q"]))
-        told[f"{name}: pairs"] = row[f"{name}_pairs"]
+        told[f"{name}: q"] = PValue(number(row[f"{name}_q"]))
     return {**told, "own breast alone": estimate(row, "own_breast"), "not told": row.get("reason") or None}

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mammosae_plugin.measures.units import EvaluationUnit
 from mammosae_plugin.report.rendering import script
-from mammosae_plugin.report.views import TableView, table_view
-from mammosae_plugin.schema.names import readable
+from mammosae_plugin.report.views import TableView, table_view, typeset, without_empty
+from mammosae_plugin.schema.names import counted, readable
 from mammosae_plugin.schema.results import Results, Row, n_best, number, shortcuts
-from mammosae_plugin.visualization.tables import Estimate, estimate
+from mammosae_plugin.visualization.tables import Estimate, PValue, estimate
 
-_PLACE = "in its boxes"
+_PLACE, _LESIONS = "in its boxes", "lesions found (CPM)"
 _WORDS = ("concept", "context", "shortcut", "unclear")
 _SHOWN = 100
 """Latents of one model and finding that the page shows; a browser sorts no longer tables at once."""
@@ -33,24 +34,38 @@ def evidence_section(results: Results) -> dict[str, Any] | None:
         for pair, own in of_pairs.items()
     }
     text, script_hash = script("sort.js")
+    alpha = float(results["config"].get("analysis", {}).get("confounders", {}).get("alpha", 0.05))
+    groups = results.get("groups", [])
+    unit = EvaluationUnit.named(results["data"]["unit"]).plural
     return {
         "verdicts": [_counted(pair, own) for pair, own in of_pairs.items()],
-        "table": _table(list(first.values()), n_best(results)),
+        "table": _table(list(first.values()), n_best(results), alpha),
         "order": _order(max(map(len, of_pairs.values())), n_best(results)),
         "script": text,
         "script_hash": script_hash,
         "n_tests": max(int(row["n_tests"] or 0) for row in rows),
         "shortcuts": [{**row, "title": f"{row['model']}, {readable(row['concept'])}"} for row in shortcuts(results)],
-        "groups": table_view(pd.DataFrame([_group(row) for row in results.get("groups", [])]), n_labels=4),
-        "alpha": f"{results['config'].get('analysis', {}).get('confounders', {}).get('alpha', 0.05):g}",
+        "has_lesions": any(np.isfinite(number(row.get("cpm"))) for row in rows),
+        "groups": table_view(without_empty(pd.DataFrame([_group(row, unit) for row in groups])), n_labels=4),
+        "min_patients": results["config"].get("analysis", {}).get("min_patients", 10),
+        "alpha": f"{alpha:g}",
     }
 
 
-def _table(of_pairs: list[list[Row]], printed: int) -> TableView | None:
-    told = pd.DataFrame([_told(row) for own in of_pairs for row in own])
-    if not any(np.isfinite(number(row["place"])) for own in of_pairs for row in own):
-        told = told.drop(columns=_PLACE)  # without boxes nothing lies in them
-    view = table_view(told, n_labels=3)
+def _table(of_pairs: list[list[Row]], printed: int, alpha: float) -> TableView | None:
+    told = pd.DataFrame([_told(row, alpha) for own in of_pairs for row in own], dtype=object)
+    view = table_view(without_empty(told, [_PLACE, _LESIONS]), n_labels=3)
+    if view is not None:
+        verdict, goes = (view.column(name) for name in ("Verdict", "Goes with"))
+        rows = iter(view.rows)
+        for own in of_pairs:
+            said_once = bool(_of_all(own))
+            for row, cells in zip(own, rows, strict=False):
+                why = "" if said_once else typeset(row["reason"])
+                cells[verdict] = replace(cells[verdict], below=why)
+                if row["covariate"] and number(row["covariate_q"]) < alpha:
+                    how = f"r {Estimate(number(row['covariate_r']), signed=True)}, q {_q(row, 'covariate_q')}"
+                    cells[goes] = replace(cells[goes], below=how)
     places = [place for own in of_pairs for place in range(len(own))]
     further = frozenset(row for row, place in enumerate(places) if place >= printed)
     return view and replace(view, further=further)
@@ -71,44 +86,65 @@ def _size(row: Row) -> float:
     return abs(reliance) if reliance == reliance else abs(number(row["auroc"]) - 0.5)
 
 
+def _of_all(rows: list[Row]) -> str:
+    """The reason for which no latent of a classifier has a verdict, where it is the same for all; else nothing."""
+    reasons = {row["reason"] for row in rows}
+    is_same = len(rows) > 1 and len(reasons) == 1 and all(row["verdict"] == _WORDS[-1] for row in rows)
+    return str(reasons.pop() or "") if is_same else ""
+
+
 def _counted(pair: tuple[str, str], rows: list[Row]) -> str:
-    """A sentence: how many latents of each verdict."""
+    """A sentence: how many latents of each verdict, or why there is none."""
     counts = Counter(row["verdict"] for row in rows)
     words = ", ".join(f"{counts[word]} {word}" for word in _WORDS if counts[word])
+    fire = f"{counted(len(rows), 'latent')} {'fires' if len(rows) == 1 else 'fire'}"
+    if why := _of_all(rows):
+        fire, words = f"{fire}, all of them unclear", typeset(why)
     power = number(rows[0]["detectable_auroc"])
     found = f"; of one latent an AUROC from {power:.2f} on is found with 80 % power" if power == power else ""
-    patients = f"{rows[0]['n_patients_with']} patients with the finding, {rows[0]['n_patients_without']} without"
-    return f"{pair[0]}, {readable(pair[1])}: of {len(rows)} latents that fire {words} ({patients}{found})."
+    patients = (
+        f"{counted(int(rows[0]['n_patients_with']), 'test patient')} with the finding, "
+        f"{rows[0]['n_patients_without']:,} without"
+    )
+    return f"{pair[0]}, {readable(pair[1])}: {fire}: {words} ({patients}{found})."
 
 
-def _told(row: Row) -> Row:
+def _q(row: Row, name: str) -> PValue:
+    return PValue(number(row[name]))
+
+
+def _told(row: Row, alpha: float) -> Row:
+    is_known = np.isfinite(number(row["covariate_q"]))
+    none = "nothing recorded" if is_known else None
     return {
         "model": row["model"],
         "concept": row["concept"],
         "latent": row["latent"],
         "verdict": row["verdict"],
-        "why": row["reason"],
         "AUROC": estimate(row, "auroc"),
-        "q": Estimate(number(row["auroc_q"])),
+        "q": _q(row, "auroc_q"),
         "reliance": estimate(row, "reliance"),
         "effect on the logit": estimate(row, "effect"),
         _PLACE: estimate(row, "place"),
-        "goes with": row["covariate"] or None,
-        "q given the covariates": Estimate(number(row["given_q"])),
+        _LESIONS: estimate(row, "cpm"),
+        "goes with": row["covariate"] if row["covariate"] and number(row["covariate_q"]) < alpha else none,
+        "given the covariates, q": _q(row, "given_q"),
     }
 
 
-def _group(row: Row) -> Row:
+def _group(row: Row, unit: str) -> Row:
     return {
         "model": row["model"],
         "concept": row["concept"],
         "by": row["by"] or "all",
         "group": row["group"] or "all",
-        "n": row["n_rows"],
+        unit: row["n_rows"],
         "with the finding": row["n_positive"],
+        "patients with": row.get("n_positive_patients"),
+        "without": row.get("n_negative_patients"),
         "AUROC": estimate(row, "auroc"),
         "of the others": Estimate(number(row["rest_auroc"])),
-        "q": Estimate(number(row["q"])),
-        "worst": "worst" if row["worst"] else None,
-        "not scored": row["reason"] or None,
+        "difference": Estimate(number(row["difference"]), signed=True),
+        "q": _q(row, "q"),
+        "of its groups": "lowest" if row["worst"] else None,
     }

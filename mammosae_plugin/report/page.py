@@ -29,7 +29,15 @@ from mammosae_plugin.report.summary import (
     lesions_summary,
     summary,
 )
-from mammosae_plugin.report.views import TableView, rankings_view, roles_view, shared_latents, sweep_view, table_view
+from mammosae_plugin.report.views import (
+    TableView,
+    rankings_view,
+    roles_obstacles,
+    roles_view,
+    shared_latents,
+    sweep_view,
+    table_view,
+)
 from mammosae_plugin.schema.libraries import cited, libraries_used, library_title
 from mammosae_plugin.schema.names import (
     FIGURE_LAYERS,
@@ -112,6 +120,7 @@ def _content(results: Results, figures_folder: Path) -> dict[str, Any]:
         "paper_table_1": table_view(compare_table_1(results), n_labels=4) if paper else None,
         "rankings": _rankings(results),
         "roles": roles_view(results),
+        "roles_obstacles": roles_obstacles(results),
         "scores": {row["score"] for row in results["rankings"]},
         "evidence": evidence_section(results),
         "agreement": agreement_section(results),
@@ -131,6 +140,9 @@ def _content(results: Results, figures_folder: Path) -> dict[str, Any]:
         "table_2": _table_2(results),
         "lesions": _lesions(results, figures_folder),
         "table_lesions": table_view(table_lesions(results), n_labels=3),
+        "precision_has_intervals": any(
+            math.isfinite(number(row.get("average_precision_low"))) for row in results["localization"]
+        ),
         "iou_thresholds": sorted({f"{row['iou_threshold']:g}" for row in results["localization"]}),
         "baselines": baselines_summary(results),
         "methods": {row["method"] for row in results.get("baselines", [])},

@@ -219,8 +219,8 @@ def lesions_summary(rows: list[Row]) -> list[str]:
             low, high = number(group["gain_low"]), number(group["gain_high"])
             interval = f" [{' to '.join(ends(low, high))}]" if math.isfinite(low) else ", without an interval"
             says = "more than" if low > 0 else "less than" if high < 0 else "neither surely more nor less than"
-            sentences.append(
-                f"Their sum, weighted by what each adds to the logit, finds {says} the best of them: CPM "
+            sentences[-1] += (
+                f" Their sum, weighted by what each adds to the logit, finds {says} the best of them: CPM "
                 f"{number(group['all_cpm']):.3f}, a difference of {gain:+.3f}{interval}.".replace("-", MINUS)
             )
     return sentences

@@ -1,13 +1,19 @@
 """Data frames as the report's template shows them: cells with an interval below, repeated labels set back."""
 
-__all__ = ["Cell", "rankings_view", "roles_view", "shared_latents", "sweep_view", "table_view", "TableView"]
+__all__ = [
+    "Cell", "rankings_view", "roles_obstacles", "roles_view", "shared_latents", "sweep_view", "table_view", "TableView",
+    "typeset", "without_empty",
+]  # fmt: skip
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from mammosae_plugin.schema.results import Results, Row, class_names, frame, has_boxes, n_best, number, pairs
+from mammosae_plugin.schema.names import MINUS, readable
+from mammosae_plugin.schema.results import UNCLEAR, Results, Row, class_names, frame, has_boxes, n_best, number, pairs
 from mammosae_plugin.visualization.tables import (
     MISSING,
     Estimate,
@@ -55,6 +61,14 @@ class TableView:
         """Too wide for a printed page that stands upright."""
         return len(self.headings) > 10
 
+    def has(self, heading: str) -> bool:
+        """Whether there is a column of this heading."""
+        return any(text == heading for text, _ in self.headings)
+
+    def column(self, heading: str) -> int:
+        """The place of a column, by its heading."""
+        return [text for text, _ in self.headings].index(heading)
+
 
 def table_view(table: pd.DataFrame, *, n_labels: int = 0) -> TableView | None:
     """The frame for printing; the first `n_labels` columns are labels, shown once per group. `None` without rows.
@@ -75,6 +89,20 @@ def table_view(table: pd.DataFrame, *, n_labels: int = 0) -> TableView | None:
     return TableView([(heading(column), is_numeric(table, column)) for column in table.columns], rows, starts)
 
 
+def typeset(text: str | None) -> str:
+    """A reason from the results for reading: negative numbers with a minus sign."""
+    return re.sub(r"(?<![\w-])-(?=\d)", MINUS, text or "")
+
+
+def without_empty(table: pd.DataFrame, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """The table without those of the columns (all by default) in which nothing can be told."""
+
+    def is_empty(cell: object) -> bool:
+        return cell is None or cell == "" or not math.isfinite(cell.value if isinstance(cell, Estimate) else 0)
+
+    return table.drop(columns=[one for one in columns or table.columns if all(map(is_empty, table[one]))])
+
+
 def _cell(column: str, value: object) -> Cell:
     if isinstance(value, Estimate):
         known = value.value if math.isfinite(value.value) else None
@@ -91,11 +119,30 @@ def roles_view(results: Results) -> TableView | None:
     view = table_view(roles.drop(columns=["said_by", "reason"]), n_labels=3)
     if view is None:
         return None
-    column = list(roles.columns).index("role")
-    for cells, by, reason in zip(view.rows, roles["said_by"], roles["reason"], strict=True):
-        said = [reason, by and f"said by {by}"]
+    column, once = list(roles.columns).index("role"), {row[:2]: row[2] for row in _reasons_of_all(roles)}
+    told = zip(view.rows, roles["model"], roles["concept"], roles["said_by"], roles["reason"], strict=True)
+    for cells, model, concept, by, reason in told:
+        said = [None if (model, concept) in once else typeset(reason), by and f"said by {by}"]
         cells[column] = replace(cells[column], below="; ".join(str(part) for part in said if part))
     return view
+
+
+def roles_obstacles(results: Results) -> list[str]:
+    """A sentence for each classifier whose latents are all unclear for the same reason, which the table leaves out."""
+    return [
+        f"{model}, {readable(concept)}: all are unclear: {typeset(reason)}."
+        for model, concept, reason in _reasons_of_all(table_roles(results))
+    ]
+
+
+def _reasons_of_all(roles: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """Model, concept and reason of the classifiers of whose latents none has a role, all for one reason."""
+    found = []
+    for (model, concept), own in roles.groupby(["model", "concept"], sort=False):
+        alike = len(own) > 1 and own["reason"].nunique(dropna=False) == 1 and own["said_by"].isna().all()
+        if alike and (own["role"] == UNCLEAR).all() and (reason := own["reason"].iloc[0]):
+            found.append((str(model), str(concept), str(reason)))
+    return found
 
 
 def rankings_view(results: Results, model: str, concept: str, score: str) -> TableView | None:

@@ -1,7 +1,7 @@
 """Names of the files that a study writes and the report reads; how concepts and numbers are written for readers."""
 
 __all__ = [
-    "digits", "ends", "figure_2_name", "figure_3_name", "figure_4_name", "FIGURE_LAYERS", "FIGURES_FOLDER",
+    "counted", "digits", "ends", "figure_2_name", "figure_3_name", "figure_4_name", "FIGURE_LAYERS", "FIGURES_FOLDER",
     "FIGURES_RECORD", "file_part", "FINDINGS_FOLDER", "froc_name", "layer_folder", "LAYERS_FOLDER", "MINUS", "readable",
     "REPORT_FILE", "RESULTS_FILE", "TABLES_FOLDER",
 ]  # fmt: skip
@@ -64,6 +64,11 @@ def readable(name: str) -> str:
     """A concept's name for readers: "Suspicious_Calcification" becomes "Suspicious calcification"."""
     words = name.replace("_", " ")
     return words[:1].upper() + words[1:].lower() if "_" in name else words
+
+
+def counted(n: int, noun: str, plural: str = "") -> str:
+    """A number with its noun: "1 patient", "1,200 patients"; `plural` where that is not the noun with an s."""
+    return f"{n:,} {noun if n == 1 else plural or f'{noun}s'}"
 
 
 def digits(value: float) -> str:

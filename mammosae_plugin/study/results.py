@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mammosae_plugin.adapters.sources import classifier_weights
+from mammosae_plugin.analysis.evidence import join_lesions
 from mammosae_plugin.config import portable_config
 from mammosae_plugin.files import sha256_of_file
 from mammosae_plugin.measures.units import count_units, grouped_rows
@@ -59,7 +60,7 @@ def results(layer: LayerStudy, side_by_side: list[Row], primary: str) -> Row:
         "baselines": layer.baselines.to_dict("records"),
         **({"lesions": layer.lesions.to_dict("records")} if len(layer.lesions) else {}),
         "named_latents": layer.named_latents(),
-        "evidence": layer.evidence.to_dict("records"),
+        "evidence": join_lesions(layer.evidence, layer.lesions).to_dict("records") if len(layer.evidence) else [],
         "groups": layer.groups.to_dict("records"),
         **({"views": layer.views.to_dict("records")} if len(layer.views) else {}),
     }

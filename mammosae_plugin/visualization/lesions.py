@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from mammosae_plugin.schema.results import Results, Row, number, pairs
 from mammosae_plugin.visualization.style import ACTIVATE, INK, MUTED, SERIES, figure_style
-from mammosae_plugin.visualization.tables import METHODS, Estimate, estimate
+from mammosae_plugin.visualization.tables import METHODS, Estimate, PValue, estimate
 
 _OTHER = "#b9c1c9"  # latents that are not the best
 _LINES: dict[str, dict[str, Any]] = {
@@ -136,10 +136,10 @@ def table_lesions(results: Results) -> pd.DataFrame:
                     "model": model,
                     "concept": concept,
                     "map": named if row["method"] != "channel" else f"best {named}",
-                    "number": row["latent"] if row["latent"] >= 0 else None,
+                    "latent or channel": row["latent"] if row["latent"] >= 0 else None,
                     "CPM": estimate(row, "all_cpm"),
                     "by chance": Estimate(number(row["all_cpm_chance"])),
-                    "p, adjusted": number(row["p_adjusted"]),
+                    "adjusted p": PValue(number(row["p_adjusted"])),
                     f"found at {_fraction(row['fppi'][at])} per image": sensitivity,
                     "CPM, healthy": estimate(row, "healthy_cpm"),
                     "healthy, by chance": Estimate(number(row["healthy_cpm_chance"])),

@@ -7,8 +7,8 @@ the interval into columns of their own (`auroc`, `auroc_low`, `auroc_high`); Mar
 
 __all__ = [
     "cell_text", "escape_latex", "Estimate", "estimate", "heading", "is_numeric", "leader", "METHODS", "MISSING",
-    "table_1", "table_2", "table_interventions", "table_layers", "table_rankings", "table_roles", "to_csv", "to_latex",
-    "to_markdown", "write_table",
+    "PValue", "table_1", "table_2", "table_interventions", "table_layers", "table_rankings", "table_roles", "to_csv",
+    "to_latex", "to_markdown", "write_table",
 ]  # fmt: skip
 
 import csv
@@ -131,6 +131,16 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{self.point} {self.interval}".rstrip()
+
+
+@dataclass(frozen=True)
+class PValue(Estimate):
+    """A p-value, or one that is corrected (q): below 0.001 that is said, and no 0.000."""
+
+    @property
+    def point(self) -> str:
+        """The value to three digits."""
+        return "< 0.001" if self.value < 0.0005 else super().point
 
 
 def _fixed(value: float, signed: bool = False) -> str:
