@@ -165,6 +165,11 @@ class ImageTable(MammogramDataset):
         return found
 
     @property
+    def mask_paths(self) -> list[Path]:
+        """The files of masks, each once, in the order of `findings`."""
+        return [self._mask_root / file for file in dict.fromkeys(self._mask_files) if file != ""]
+
+    @property
     def about(self) -> DatasetAbout:
         """What the images are, as the mapping or the caller says."""
         return self._about

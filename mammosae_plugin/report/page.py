@@ -284,6 +284,8 @@ def _table_2(results: Results) -> TableView | None:
 def _lesions(results: Results, folder: Path) -> list[Row]:
     """The section on lesions: of each concept a figure, how much stands behind it, and sentences."""
     rows, found = results.get("lesions", []), []
+    masked = {one["name"] for one in results["data"].get("vocabulary") or [] if one.get("masks")}
+    masked = set() if results["data"]["unit"] == "finding_row" else masked
     for concept in dict.fromkeys(row["concept"] for row in rows):
         own = [row for row in rows if row["concept"] == concept]
         first = own[0]
@@ -295,8 +297,9 @@ def _lesions(results: Results, folder: Path) -> list[Row]:
         )
         if first["n_unlocated"]:
             n += f"; {first['n_unlocated']:,} images with the finding but no box were left out"
+        n += f"; a lesion is {'a connected part of a mask' if concept in masked else 'a box'}"
         if first["n_reachable"] < first["n_lesions"]:
-            n += f"; the centre of a position lies in {first['n_reachable']:,} of the lesions, others cannot be found"
+            n += f"; the centre of a position lies in {first['n_reachable']:,} of them, others cannot be found"
         fppi = ", ".join(f"{x:g}" for x in first["fppi"])
         alt = f"{readable(concept)}: share of lesions found against false positives per image"
         found.append(

@@ -28,6 +28,11 @@ from mammosae_plugin.study import plans
 TRAINING, TEST = "training", "test"
 
 
+def _masks(images: StudyDataset) -> list[Path]:
+    """The files of masks, where the data have some; a mask may change without the box around it."""
+    return list(getattr(images, "mask_paths", []))
+
+
 class StudyImages:
     """The images of a study.
 
@@ -47,16 +52,17 @@ class StudyImages:
 
     @cached_property
     def _file_stats(self) -> str:
-        """Changes when an image file is replaced or the annotations change."""
+        """Changes when a file of an image or mask is replaced or the annotations change."""
         images = self.all_images
         stats = [
-            (path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else None for path in images.image_paths
+            (path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else None
+            for path in [*images.image_paths, *_masks(images)]
         ]
         return plans.digest([images.fingerprint, stats])
 
     @cached_property
     def content(self) -> str:
-        """A digest of the annotations and of every byte of every image; results are kept under it."""
+        """A digest of the annotations and of every byte of every image and mask; results are kept under it."""
         file = self.work / f"content-{self._file_stats}.json"
         with distributed.main_first():
             if not file.exists():
@@ -65,7 +71,8 @@ class StudyImages:
                 each = tqdm(dict.fromkeys(paths), desc="fingerprint", unit="file", dynamic_ncols=True)
                 of_file = {path: sha256_of_file(path) if path.exists() else None for path in each}
                 digests = dict(zip(images.images["image_id"], (of_file[path] for path in paths), strict=True))
-                write_json(file, sha256_of_json([images.fingerprint, digests]))
+                of_masks = [sha256_of_file(path) for path in _masks(images)]
+                write_json(file, sha256_of_json([images.fingerprint, digests, *([of_masks] if of_masks else [])]))
             return str(read_json(file))
 
     def _list_file(self, name: str) -> Path:
