@@ -123,6 +123,7 @@ def test_a_dicom_file_is_prepared_and_explained_on_its_own_pixels(finished_study
 def test_notes_and_verdicts_stand_beside_the_latents(
     finished_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from mammosae_plugin.findings import told_latents
     from mammosae_plugin.findings.notes import Note
     from mammosae_plugin.study import explain_command
 
@@ -135,7 +136,7 @@ def test_notes_and_verdicts_stand_beside_the_latents(
     note = Note(
         "R. Reader", layer.name, latent, "the marker", None, "Mass", "artefact", 4, "2026", chosen.found.sae_tensors
     )
-    monkeypatch.setattr(explain_command, "read_notes", lambda _: [note])
+    monkeypatch.setattr(told_latents, "read_notes", lambda _: [note])
     row = {
         "model": chosen.pair.model,
         "concept": "Mass",

@@ -424,6 +424,10 @@ def evidence(
 
     Steps before it that are not done yet are done first. See `mammosae study --help`.
     """
+    with clear_errors(debug):
+        from mammosae_plugin.study.study import check_evidence_column
+
+        check_evidence_column(sort)
     _run_until("evidence", _Study(file, config, output, device, settings), debug, sort=sort, top=top)
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from mammosae_plugin.config.common import Checkpoint, CommonConfig, Data, FileName, is_empty, path_or_hub
+from mammosae_plugin.config.explain import ExplainSettings
 from mammosae_plugin.training.augmentation import Kind
 from mammosae_plugin.training.classifier_settings import ClassifierTraining
 from mammosae_plugin.training.settings import SAETraining
@@ -385,6 +386,11 @@ class AnalysisConfig(Settings):
         ViewSettings(),
         description="How far the views of a breast, and the two breasts, agree on every latent; null leaves it out, as "
         "do data without laterality and view.",
+    )
+    explain: ExplainSettings | None = Field(
+        ExplainSettings(),
+        description="Test images whose logit is taken apart in the report, latent by latent, where it is a sum over "
+        "latents; null leaves it out.",
     )
 
     @field_validator("percentile")

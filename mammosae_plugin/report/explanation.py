@@ -1,6 +1,6 @@
 """Why a classifier gives an image its logit, as a page and as text."""
 
-__all__ = ["explanation_page", "explanation_text", "Told"]
+__all__ = ["explanation_page", "explanation_text", "MUCH_ERROR", "Told"]
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,11 @@ import pandas as pd
 
 from mammosae_plugin.report.rendering import figure_source, render
 from mammosae_plugin.report.views import Cell, TableView
-from mammosae_plugin.schema.names import MINUS, digits, readable
+from mammosae_plugin.schema.names import MINUS, counted, digits, readable
 from mammosae_plugin.version import __version__
 
-_MUCH = 0.25  # share of a logit, less the bias, from which the SAE's error is pointed out
+MUCH_ERROR = 0.25
+"""Share of a logit, less the bias, from which the SAE's error is pointed out."""
 
 
 class Explained(Protocol):
@@ -77,7 +78,7 @@ def _rows(found: Explained, told: Told) -> list[tuple[str, "pd.Series[Any] | Non
     others = found.n_firing - len(shown)
     return [
         *shown,
-        (f"{others} other latents", None, rest),
+        (counted(others, "other latent"), None, rest),
         ("error: what the SAE does not reconstruct", None, found.error),
         ("bias: an image without any latent", None, found.bias),
     ]
@@ -110,8 +111,8 @@ def _lead(about: Mapping[str, Any], found: Explained) -> str:
     if about["n_outputs"] == 1:
         probability = 1 / (1 + math.exp(-min(max(found.logit, -700), 700)))
         said += f" (probability {probability:.3f} by the classifier)"
-    said += f", the sum of what {found.n_firing} latents, the SAE's error and the bias add."
-    if abs(found.error) > _MUCH * abs(found.logit - found.bias):
+    said += f", the sum of what {counted(found.n_firing, 'latent')}, the SAE's error and the bias add."
+    if abs(found.error) > MUCH_ERROR * abs(found.logit - found.bias):
         said += f" Of that {_number(found.error)} is what the SAE does not reconstruct: latents tell only a part."
     return said
 

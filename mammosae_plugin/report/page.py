@@ -18,6 +18,7 @@ from mammosae_plugin.files import local_path, write_text
 from mammosae_plugin.measures.units import EvaluationUnit
 from mammosae_plugin.report.agreement import agreement_section
 from mammosae_plugin.report.evidence import evidence_section
+from mammosae_plugin.report.explained import explained_section
 from mammosae_plugin.report.paper import compare_figure_2, compare_table_1, compare_table_2, paper_concepts
 from mammosae_plugin.report.rendering import figure_source, render
 from mammosae_plugin.report.summary import (
@@ -150,6 +151,7 @@ def _content(results: Results, figures_folder: Path) -> dict[str, Any]:
         "paper_table_2": table_view(compare_table_2(results), n_labels=3) if paper else None,
         "images_shown": may_show_images(results),
         "figures_3": _figures_3(results, figures_folder) if may_show_images(results) else [],
+        "explained": explained_section(results, figures_folder),
         "networks_cited": cited(libraries_used(results["models"], results["config"])),
         "checks": [
             check

@@ -18,6 +18,7 @@ from itertools import groupby
 import pyarrow as pa
 
 from mammosae_plugin.schema.columns import Column, Privacy, leaves
+from mammosae_plugin.schema.explained import EXPLAINED
 
 FORMAT_VERSION = 1
 
@@ -480,6 +481,7 @@ LAYERS: Mapping[str, tuple[Column, ...]] = {
     "evidence": (*EVIDENCE, *_SECRET_EVIDENCE),
     "groups": (*GROUPS, *_SECRET_BEHIND[:2]),
     "views": (*VIEWS, *_SECRET_VIEWS),
+    "explained": EXPLAINED,
     "layers": (
         *(_LAYER, _HOOK, *_PAIR[1:]),
         Column("grid", pa.list_(_WHOLE), "rows and columns of positions", "positions"),

@@ -1,9 +1,9 @@
 """Names of the files that a study writes and the report reads; how concepts and numbers are written for readers."""
 
 __all__ = [
-    "counted", "digits", "ends", "figure_2_name", "figure_3_name", "figure_4_name", "FIGURE_LAYERS", "FIGURES_FOLDER",
-    "FIGURES_RECORD", "file_part", "FINDINGS_FOLDER", "froc_name", "layer_folder", "LAYERS_FOLDER", "MINUS", "readable",
-    "REPORT_FILE", "RESULTS_FILE", "TABLES_FOLDER",
+    "counted", "digits", "ends", "explained_name", "figure_2_name", "figure_3_name", "figure_4_name", "FIGURE_LAYERS",
+    "FIGURES_FOLDER", "FIGURES_RECORD", "file_part", "FINDINGS_FOLDER", "froc_name", "layer_folder", "LAYERS_FOLDER",
+    "MINUS", "readable", "REPORT_FILE", "RESULTS_FILE", "TABLES_FOLDER",
 ]  # fmt: skip
 
 import re
@@ -53,6 +53,11 @@ def figure_4_name(model: str, concept: str) -> str:
 def froc_name(concept: str) -> str:
     """File of the FROC curves of all models of one concept."""
     return f"froc_{file_part(concept)}.png"
+
+
+def explained_name(model: str, concept: str, rule: str, place: int) -> str:
+    """File of the figure of an image whose logit is taken apart; by the rule that chose it, not by its id."""
+    return f"explained_{file_part(model)}_{file_part(concept)}_{rule}_{place}.png"
 
 
 def layer_folder(layer: str, primary: str) -> str:

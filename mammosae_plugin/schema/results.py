@@ -53,6 +53,7 @@ class _Optional(TypedDict, total=False):
     evidence: list[Row]
     groups: list[Row]
     views: list[Row]
+    explained: list[Row]
     n_controls: int
     layer: dict[str, str]
     layers: list[Row]

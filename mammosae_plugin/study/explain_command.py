@@ -22,8 +22,8 @@ from mammosae_plugin.datasets.preparation import Transform, prepare_picture
 from mammosae_plugin.datasets.preprocessing import as_8_bit, read_png
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path, write_json, write_text
-from mammosae_plugin.findings import read_notes
-from mammosae_plugin.findings.notes import Note, results_with_readers
+from mammosae_plugin.findings.notes import results_with_readers
+from mammosae_plugin.findings.told_latents import notes_on
 from mammosae_plugin.latents.one_image import OneImage, encode_image
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.own_files import empty_staging, replace_files
@@ -214,24 +214,8 @@ def _told(chosen: Finished, found: Explanation, top: int) -> Told:
         and int(row["latent"]) in shown
         and row.get("verdict")
     }
-    encoder = next(e.name for e in chosen.found.encoders.values() if chosen.pair.concept in e.concepts
-                   and e.model == chosen.pair.model)  # fmt: skip
-    notes: dict[int, list[str]] = {}
-    for note in read_notes(chosen.found.study_folder):
-        if _is_of(note, chosen, encoder) and note.latent in shown:
-            said = " ".join(filter(None, [f"[{note.label}]" if note.label else "", note.text]))
-            notes.setdefault(note.latent, []).append(f"{said} ({note.author})")
+    notes = notes_on(chosen.found, chosen.pair.model, chosen.pair.concept, shown)
     return Told(top, roles, verdicts, notes)
-
-
-def _is_of(note: Note, chosen: Finished, encoder: str) -> bool:
-    return (
-        not note.withdrawn
-        and note.layer == chosen.found.name
-        and note.sae == chosen.found.sae_tensors
-        and note.encoder in (None, encoder)
-        and note.concept in (None, chosen.pair.concept)
-    )
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from mammosae_plugin.errors import InputError
 from mammosae_plugin.latents import LatentTable
 from mammosae_plugin.latents.masked_passes import MaskedPasses
 from mammosae_plugin.study import plans
+from mammosae_plugin.study.explained import explained_images
 from mammosae_plugin.study.images import TEST, TRAINING
 from mammosae_plugin.study.inputs import EncoderGroup, ModelPair, StudyInputs
 from mammosae_plugin.study.layer_tables import SCORES, Compute, LayerTables
@@ -330,9 +331,39 @@ class LayerStudy(LayerTables):
         findings = [pair for pair in self.study.pairs if pair.concept in self.study.findings]
         return self._each("groups", {**settings, "covariates": covariates}, served, findings)
 
+    @cached_property
+    def explained(self) -> pd.DataFrame:
+        """The images whose logit is taken apart, of every classifier whose logit is a sum over latents here."""
+        return self._explained(self.study.pairs)
+
+    def _explained(self, pairs: Sequence[ModelPair]) -> pd.DataFrame:
+        asked = self.config.analysis.explain
+        if asked is None:
+            return pd.DataFrame()
+
+        def taken_apart(table: LatentTable, pair: ModelPair) -> pd.DataFrame:
+            group = self.study.group_of(pair)
+            images = self.study.dataset.with_preprocessing(group.preprocessing)
+            return explained_images(
+                table,
+                pair.concept,
+                asked,
+                model=self._hooked(group),
+                sae=self.sae,
+                head=group.heads[pair],
+                images=images,
+                hook_name=self.hook_name,
+                device=self.config.device,
+            )
+
+        sums = [pair for pair in pairs if self.tables[pair].readout_kind == "linear"]
+        findings = [pair for pair in sums if pair.concept in self.study.findings]
+        return self._each("explained", asked.model_dump(), taken_apart, findings)
+
     def tell(self, group: EncoderGroup) -> None:
-        """The evidence on every latent, and performance by group, of the classifiers on one encoder."""
+        """The evidence on every latent, and the images that are explained, of the classifiers on one encoder."""
         self._evidence(list(group.heads))
+        self._explained(list(group.heads))
         self._latest = None
 
     @cached_property

@@ -14,13 +14,16 @@ from mammosae_plugin.files import read_json, sha256_of_file, sha256_of_json, wri
 from mammosae_plugin.findings.kept import class_means
 from mammosae_plugin.findings.notes import results_with_readers
 from mammosae_plugin.findings.study_folder import LayerResults
+from mammosae_plugin.findings.told_latents import explained_with_readers
 from mammosae_plugin.own_files import are_untouched, empty_staging, replace_files
 from mammosae_plugin.report import write_report
 from mammosae_plugin.schema.names import REPORT_FILE, RESULTS_FILE
 from mammosae_plugin.schema.results import shortcuts
+from mammosae_plugin.study.explained import explained_panels
 from mammosae_plugin.study.images import TEST
 from mammosae_plugin.study.layer import LayerStudy
 from mammosae_plugin.visualization import HeatmapPanels, write_figures, write_tables
+from mammosae_plugin.visualization.explanation import ExplainedPanels, write_explanations
 
 _DRAWN = ".mammosae-drawn.json"  # what the figures, tables and the report in a folder were made from
 
@@ -57,6 +60,12 @@ def _heatmap_panels(layer: LayerStudy) -> Iterator[HeatmapPanels]:
         )
 
 
+def _explained_panels(layer: LayerStudy) -> Iterator[ExplainedPanels]:
+    if len(layer.explained):
+        grids = {(pair.model, pair.concept): table.grid for pair, table in layer.tables.items()}
+        yield from explained_panels(layer.explained, layer.study.dataset, grids)
+
+
 def write_layer_report(layer: LayerStudy, found: LayerResults) -> Path:
     """Write a layer's figures, tables, results.json, class_means.parquet and report.html; returns the report's path.
 
@@ -67,13 +76,14 @@ def write_layer_report(layer: LayerStudy, found: LayerResults) -> Path:
         layer: The layer, of which figures show a few images.
         found: Its findings.
     """
-    results, folder = results_with_readers(found), found.folder
+    results, folder = explained_with_readers(results_with_readers(found), found), found.folder
     drawn_from = {"results": sha256_of_json(results), "code": _code()}
     if (folder / _DRAWN).exists() and read_json(folder / _DRAWN) == drawn_from and are_untouched(folder):
         return folder / REPORT_FILE
     staged = empty_staging(folder)
     try:
         write_figures(results, class_means(found), _heatmap_panels(layer), staged)
+        write_explanations(results, _explained_panels(layer), staged)
         write_tables(results, staged)
         write_parquet(staged / "class_means.parquet", layer.class_means)
         write_json(staged / RESULTS_FILE, {**found.results, "shortcuts": shortcuts(found.results)})

@@ -17,6 +17,7 @@ from mammosae_plugin.measures.units import count_units, grouped_rows
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
 from mammosae_plugin.schema.results import FORMAT_VERSION, TRAINED_HERE, best_row, recovered
 from mammosae_plugin.study.claims import claims
+from mammosae_plugin.study.explained import explained_rows
 from mammosae_plugin.study.images import TEST, TRAINING
 from mammosae_plugin.study.inputs import ModelPair, StudyInputs
 from mammosae_plugin.study.layer import LayerStudy
@@ -64,6 +65,8 @@ def results(layer: LayerStudy, side_by_side: list[Row], primary: str) -> Row:
         "groups": layer.groups.to_dict("records"),
         **({"views": layer.views.to_dict("records")} if len(layer.views) else {}),
     }
+    if len(layer.explained):
+        found["explained"] = explained_rows(layer.explained, found)
     found["checks"] = claims(found, top=config.analysis.top)
     if side_by_side:
         found["layer"] = {"name": layer.name, "primary": primary}

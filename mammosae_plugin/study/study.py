@@ -8,7 +8,7 @@ Under torchrun every process runs the same study. Extraction, SAE training and e
 is made is made by the first process, for which the others wait where they need it.
 """
 
-__all__ = ["Study"]
+__all__ = ["check_evidence_column", "Study"]
 
 from collections.abc import Callable
 from functools import cached_property
@@ -17,11 +17,13 @@ from typing import Any
 
 import pandas as pd
 
+from mammosae_plugin.datasets.concepts import nearest_names
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.findings.kept import write_findings
 from mammosae_plugin.own_files import remove_files
 from mammosae_plugin.privacy.context import PrivacyContext
-from mammosae_plugin.schema.names import LAYERS_FOLDER, REPORT_FILE, layer_folder
+from mammosae_plugin.schema.findings import EVIDENCE
+from mammosae_plugin.schema.names import LAYERS_FOLDER, REPORT_FILE, counted, layer_folder
 from mammosae_plugin.study import results as study_results
 from mammosae_plugin.study.inputs import EncoderGroup, StudyInputs
 from mammosae_plugin.study.layer import LayerStudy
@@ -157,6 +159,7 @@ class Study(StudyInputs, Steps):
         Raises:
             InputError: There is no such column.
         """
+        check_evidence_column(sort)
         lines = []
         for layer in self.layers:
             lines += [f"layer {layer.name}:"] if self.has_several_layers else []
@@ -204,6 +207,7 @@ class Study(StudyInputs, Steps):
 
 
 _CALLED = 0.05  # false discovery rate
+_COLUMNS = tuple(one.name for one in EVIDENCE[3:] if not one.name.startswith("cpm"))  # behind layer, model, concept
 _SHOWN = (
     "latent",
     "verdict",
@@ -218,23 +222,39 @@ _SHOWN = (
 )
 
 
+def check_evidence_column(sort: str) -> None:
+    """Refuse a column that the evidence on latents does not have, before anything is run for it.
+
+    Raises:
+        InputError: There is no such column.
+    """
+    if sort not in _COLUMNS:
+        near = nearest_names(sort, _COLUMNS)
+        raise InputError(
+            f"there is no column {sort!r} to sort by{near}; choose a number of a latent, such as reliance, effect, "
+            "auroc, auroc_q or place (docs/evidence.md has all)"
+        )
+
+
 def _told(layer: LayerStudy, sort: str, top: int) -> list[str]:
     """The verdicts on each pair's latents, and its first latents by a column, for a terminal."""
     frame, lines = layer.evidence, []
     for (model, concept), own in frame.groupby(["model", "concept"], sort=False) if len(frame) else ():
-        if sort not in own:
-            raise InputError(f"there is no column {sort!r} to sort by; choose one of {', '.join(own.columns[2:])}")
         counts = ", ".join(f"{n} {verdict}" for verdict, n in own["verdict"].value_counts().items())
-        lines.append(f"{model}/{concept}: {len(own)} latents fire: {counts}")
+        reasons = own["reason"].unique()
+        same = f" ({reasons[0]})" if len(own) > 1 and len(reasons) == 1 and reasons[0] else ""
+        lines.append(f"{model}/{concept}: {counted(len(own), 'latent')} fire: {counts}{same}")
         by = own[sort].abs() if sort in ("effect", "reliance", "standardized_difference") else own[sort]
         ascending = sort in ("latent", "verdict", "covariate") or sort.endswith(("_q", "_p"))
         shown = own.loc[by.sort_values(ascending=ascending, kind="stable").index[:top]]
-        columns = [*_SHOWN, *([sort] if sort not in _SHOWN else []), "reason"]
-        lines.append(shown[columns].to_string(index=False, float_format=lambda value: f"{value:.3g}"))
+        columns = dict.fromkeys([*_SHOWN, sort, *([] if same else ["reason"])])
+        lines.append(shown[list(columns)].to_string(index=False, float_format=lambda value: f"{value:.3g}"))
     agreement = layer.views
     for (model, concept), own in agreement.groupby(["model", "concept"], sort=False) if len(agreement) else ():
         told = [
-            f"{words} in {own[f'{name}_q'].lt(_CALLED).sum()} of {own[name].notna().sum()} latents"
+            f"{words} in {own[f'{name}_q'].lt(_CALLED).sum()} of {counted(n, 'latent')}"
+            if (n := int(own[name].notna().sum()))
+            else f"{words}, of no latent can it be told"
             for name, words in (("views", "of the views of a breast"), ("sides", "of the two breasts"))
         ]
         lines.append(f"{model}/{concept}: more agreement than by chance (q below {_CALLED}) {', '.join(told)}")

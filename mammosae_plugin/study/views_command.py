@@ -9,6 +9,7 @@ import pandas as pd
 
 from mammosae_plugin.analysis.views import COMPARISONS, view_agreement
 from mammosae_plugin.files import local_path, write_text
+from mammosae_plugin.schema.names import counted
 from mammosae_plugin.study.images import TEST
 from mammosae_plugin.study.retrieval import open_table
 
@@ -54,7 +55,7 @@ def tell_view_agreement(
         min_patients=min_patients,
         seed=seed,
     )
-    lines = [f"{len(found)} latents fire in images of split {split} that are paired"]
+    lines = [f"{counted(len(found), 'latent')} fire in images of split {split} that are paired"]
     for name in COMPARISONS:
         words = " and ".join(views) + " of one breast" if name == "views" else _WORDS[name]
         lines.append(_summary(found, name, words))
@@ -79,5 +80,5 @@ def _summary(found: pd.DataFrame, name: str, words: str) -> str:
     return (
         f"{words}: {called} of {len(scored)} latents agree more than other patients do (q below 0.05); median "
         f"correlation {scored[name].median():.3f}, by chance {scored[f'{name}_chance'].median():.3f}; "
-        f"{int(scored[f'{name}_patients'].max())} patients"
+        f"{counted(int(scored[f'{name}_patients'].max()), 'patient')}"
     )

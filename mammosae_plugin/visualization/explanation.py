@@ -1,9 +1,17 @@
 """Where in one image a logit comes from: the latents that speak most for and against, over the image."""
 
-__all__ = ["LatentPanel", "plot_explanation", "plot_on_original"]
+__all__ = [
+    "ExplainedPanels",
+    "LatentPanel",
+    "plot_explanation",
+    "plot_on_original",
+    "plot_strongest",
+    "write_explanations",
+]
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -13,8 +21,10 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from mammosae_plugin.schema.names import FIGURES_FOLDER, MINUS, explained_name, readable
+from mammosae_plugin.schema.results import Results, may_show_images
 from mammosae_plugin.visualization.heatmaps import draw_activation, draw_tissue, small_enough
-from mammosae_plugin.visualization.style import MUTED, figure_style
+from mammosae_plugin.visualization.style import MUTED, figure_style, save_figure
 
 _PANEL = 1.75  # inches: width of a panel
 _GAP = 0.1
@@ -38,6 +48,87 @@ class LatentPanel:
     map: NDArray[np.floating]
     caption: str
     signed: bool = False
+
+
+@dataclass(frozen=True)
+class ExplainedPanels:
+    """What the figure of an image shows whose logit is taken apart.
+
+    Attributes:
+        model: the model's name.
+        concept: the concept.
+        rule: by which the image was chosen.
+        place: its place by the rule, from 1.
+        logit: of the image.
+        image: uint8 (H, W).
+        whole: (H, W) all latents together, for (positive) and against.
+        latents: the latents that are shown.
+        contributions: what each adds to the logit.
+        maps: (H, W) of each.
+    """
+
+    model: str
+    concept: str
+    rule: str
+    place: int
+    logit: float
+    image: NDArray[np.uint8]
+    whole: NDArray[np.floating]
+    latents: Sequence[int]
+    contributions: Sequence[float]
+    maps: Sequence[NDArray[np.floating]]
+
+
+def plot_strongest(shown: ExplainedPanels, captions: Mapping[int, str]) -> Figure:
+    """The image, all latents together, and the strongest for and against, each over the image.
+
+    Args:
+        shown: the image and its maps.
+        captions: by latent what is known of it, a word or two.
+    """
+    rows = []
+    for sign, heading in ((1, "strongest for"), (-1, "strongest against")):
+        panels = [
+            LatentPanel(np.abs(one), _under(latent, value, captions.get(latent, "")))
+            for latent, value, one in zip(shown.latents, shown.contributions, shown.maps, strict=True)
+            if np.sign(value) == sign
+        ]
+        rows.append((heading, panels))
+    whole = LatentPanel(shown.whole, "all latents together", signed=True)
+    title = f"{shown.model}, {readable(shown.concept)}: logit {_signed(shown.logit)}"
+    return plot_explanation(shown.image, rows, title=title, beside=whole)
+
+
+def write_explanations(results: Results, panels: Iterable[ExplainedPanels], results_folder: Path) -> None:
+    """Draw the images of a study whose logit is taken apart into `<results_folder>/figures`.
+
+    Nothing is drawn, nor touched, where the images are patients' and the config does not ask for images. The figures
+    are in no record, and so never published.
+
+    Args:
+        results: what was found at a layer.
+        panels: an entry per image, consumed one at a time.
+        results_folder: the study's results folder.
+    """
+    if not may_show_images(results):
+        return
+    said = {
+        (image["model"], image["concept"], row["latent"]): row["role"] or row["verdict"] or ""
+        for image in results.get("explained", [])
+        for row in image["latents"]
+    }
+    for shown in panels:
+        captions = {latent: said.get((shown.model, shown.concept, latent), "") for latent in shown.latents}
+        name = explained_name(shown.model, shown.concept, shown.rule, shown.place)
+        save_figure(plot_strongest(shown, captions), results_folder / FIGURES_FOLDER / name, dpi=120)
+
+
+def _under(latent: int, contribution: float, said: str) -> str:
+    return f"latent {latent}\n{_signed(contribution)}" + (f" · {said}" if said else "")
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", MINUS)
 
 
 def plot_explanation(
