@@ -93,7 +93,7 @@ def explained_images(
     records: list[Row] = []
     weight = table.readout(concept).weight[:, 0]
     for one in choose_images(table, concept, settings.images):
-        about = table.images.iloc[one["row"]]
+        about: Any = table.images.iloc[one["row"]]
         image = images.select(image_ids=[about["image_id"]])[0]["image"]
         encoded = encode_image(model, sae, image, head, hook_name=hook_name, device=device)
         found = explain(table, encoded, head=concept, n=0, patient=str(about["patient_id"]))
@@ -150,18 +150,13 @@ def explained_panels(
         images: the study's images.
         grid: rows and columns of positions, by model and concept.
     """
-    for (model, concept, rule, place), own in explained.groupby(["model", "concept", "rule", "place"], sort=False):
-        gray = images.select(image_ids=[own["image_id"].iloc[0]]).gray(0)
-        maps = [
-            heatmap(np.asarray(values).reshape(grid[model, concept]), (gray.shape[0], gray.shape[1]))
-            for values in own["map"]
-        ]
+    for _, own in explained.groupby(["model", "concept", "rule", "place"], sort=False):
+        first: Any = own.iloc[0]
+        gray = images.select(image_ids=[first["image_id"]]).gray(0)
+        positions, size = grid[first["model"], first["concept"]], (gray.shape[0], gray.shape[1])
+        maps = [heatmap(np.asarray(values, dtype=np.float32).reshape(positions), size) for values in own["map"]]
         yield ExplainedPanels(
-            model=str(model),
-            concept=str(concept),
-            rule=str(rule),
-            place=int(place),
-            logit=float(own["logit"].iloc[0]),
+            **{name: first[name] for name in ("model", "concept", "rule", "place", "logit")},
             image=gray,
             whole=maps[0],
             latents=own["latent"].tolist()[1:],
