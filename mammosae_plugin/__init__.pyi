@@ -80,7 +80,9 @@ from .hub import publish_space as publish_space
 from .hub import pull as pull
 from .hub import register_releases as register_releases
 from .interpretation import LatentNames as LatentNames
+from .interpretation import name_by_directions as name_by_directions
 from .interpretation import name_by_labels as name_by_labels
+from .interpretation import name_by_texts as name_by_texts
 from .latents import LatentTable as LatentTable
 from .latents import encode_latents as encode_latents
 from .latents import encode_rows as encode_rows

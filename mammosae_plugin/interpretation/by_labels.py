@@ -3,6 +3,7 @@
 __all__ = ["name_by_labels", "name_by_labels_of", "tail_of_share"]
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -289,15 +290,12 @@ def name_by_labels(
         codes[rows], values.iloc[rows], groups[rows], n=n, min_excess=min_excess, alpha=alpha, top_k=top_k,
         min_groups=min_groups,
     )  # fmt: skip
-    named, listed = found.latents, found.candidates
+    named = found.latents.assign(**dict.fromkeys(_CHECK, np.nan))
     if other != "none":
         rows = split_rows(table, other)
         named = _with_check(named, codes[rows], values.iloc[rows], groups[rows], other)
-    else:
-        named = named.assign(**dict.fromkeys(_CHECK, np.nan))
-    named["latent"], listed["latent"] = chosen, chosen[listed["latent"].to_numpy(dtype=np.int64)]
-    about = {"table": table.folder.name, "split": split, "check": other, "statistic": statistic, **found.about}
-    return LatentNames(METHOD, named, listed, about)
+    about = {"table": table.folder.name, "split": split, "check": other, "statistic": statistic}
+    return replace(found, latents=named).of_latents(chosen, about)
 
 
 def _with_check(

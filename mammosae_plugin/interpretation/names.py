@@ -3,11 +3,13 @@
 __all__ = ["ABSTAINED", "CALLED", "COLUMNS", "LatentNames"]
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from mammosae_plugin.arguments import index
 from mammosae_plugin.errors import InputError
@@ -41,7 +43,8 @@ class LatentNames:
         method: how they were named.
         latents: one row per latent, with the columns of `COLUMNS` and what else the method tells. Where the method
             abstains the numbers are those of the best candidate, which `candidates` names.
-        candidates: the best few for each latent, named or not: latent, rank (from 1), name, score, chance, p, q.
+        candidates: the best few for each latent, named or not: latent, rank (from 1), name, score, chance, p, q (NaN
+            where the method tests the best alone).
         about: what was asked and tried, in plain JSON.
     """
 
@@ -69,6 +72,14 @@ class LatentNames:
             return f"{ABSTAINED}: {row['reason']}"
         ends = f", {row['low']:.2f} to {row['high']:.2f}" if pd.notna(row["low"]) else ""
         return f"{row['name']} ({row['score']:.2f}{ends}; by chance {row['chance']:.2f}; q {row['q']:.2g})"
+
+    def of_latents(self, latents: NDArray[np.int64], about: Mapping[str, Any]) -> "LatentNames":
+        """The same names, of latents that were numbered 0, 1, ... and are these."""
+        named, listed = (
+            frame.assign(latent=latents[frame["latent"].to_numpy(dtype=np.int64)])
+            for frame in (self.latents, self.candidates)
+        )
+        return replace(self, latents=named, candidates=listed, about={**about, **self.about})
 
     def to_frame(self) -> pd.DataFrame:
         """The latents."""
