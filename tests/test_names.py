@@ -159,6 +159,15 @@ def test_numbers_become_thirds_or_levels_and_words_levels(table):
     assert [*found.columns] == [low, high, "view=CC", "view=MLO", "clip"]
 
 
+def test_where_nothing_can_be_tried_nothing_is_named():
+    groups = np.arange(40)
+    found = name_by_labels_of(np.ones((40, 2)), {"rare": groups < 3}, groups)
+    assert found.told(1) == "no name: no attribute could be tried in enough groups" and found.candidates.empty
+    found = name_by_labels_of(np.zeros((40, 2)), {"odd": groups % 2}, groups)
+    assert found.told(1) == "no name: fires in 0 groups, fewer than 10" and found.latents["n"].tolist() == [0, 0]
+    assert name_by_labels_of(np.zeros((40, 0)), {"odd": groups % 2}, groups).latents.empty
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

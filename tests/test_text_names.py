@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers_adapters import DATA
 from helpers_study import random_sae
 from scipy.sparse import csr_array
 from scipy.special import softmax
@@ -21,6 +22,7 @@ from mammosae_plugin.interpretation import (
     name_by_directions,
     name_by_texts,
     name_by_texts_of,
+    parse_ranking,
 )
 
 N_PATIENTS, N_PLANTED, N_RANDOM, WIDTH, D_IN = 150, 24, 60, 24, 40
@@ -229,6 +231,17 @@ def test_an_sae_of_another_width_is_refused(encoded, checkpoint, tmp_path):
     run = ["name", str(encoded.folder), "--by", "direction", "--sae", str(tmp_path / "sae"), *checkpoint]
     done = CliRunner().invoke(app, run)
     assert done.exit_code == 2 and "has 16 latents" in done.output
+
+
+def test_rankings_are_read_or_are_none():
+    cases = json.loads((DATA / "sail" / "rankings.json").read_text())
+    for answer, expected in cases:
+        assert parse_ranking(answer) == (None if expected is None else list(expected)), answer
+    assert len(cases) > 100 and 20 < sum(expected is None for _, expected in cases) < 100
+    assert parse_ranking("C, A, B", 3) == ["C", "A", "B"] and parse_ranking("C, A, B") is None
+    for answer, n, said in ((None, 5, "the answer is a NoneType"), ("A", 30, "n is 30")):
+        with pytest.raises(InputError, match=said):
+            parse_ranking(answer, n)
 
 
 def test_the_vocabulary_that_ships_is_whole():

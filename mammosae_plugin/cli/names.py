@@ -45,20 +45,20 @@ def name_command(
     label: Annotated[
         list[str] | None,
         typer.Option(
-            help="labels: this concept or column of 0 and 1; may be repeated. [all concepts]", show_default=False
+            help="labels: this concept or column of 0 and 1; may be repeated. (All concepts.)", show_default=False
         ),
     ] = None,
     metadata: Annotated[
         list[str] | None,
         typer.Option(
-            help="labels: this column of what is known of images, such as view; may be repeated. [all]",
+            help="labels: this column of what is known of images, such as view; may be repeated. (All columns.)",
             show_default=False,
         ),
     ] = None,
     no_metadata: Annotated[bool, typer.Option("--no-metadata", help="labels: no column beside the labels.")] = False,
     check: Annotated[
         str | None,
-        typer.Option(help="labels: whose images names are checked in, or none. [test, if another]", show_default=False),
+        typer.Option(help="labels: whose images names are checked in, or none. (test)", show_default=False),
     ] = None,
     text: Annotated[
         str | None,
@@ -71,7 +71,7 @@ def name_command(
     tokenizer: Annotated[
         str | None,
         typer.Option(
-            help="texts, direction: a folder with its tokenizer, or a repository. [Bio_ClinicalBERT on the Hub]",
+            help="texts, direction: a folder with its tokenizer, or a repository. (Bio_ClinicalBERT on the Hub.)",
             show_default=False,
         ),
     ] = None,
@@ -79,12 +79,12 @@ def name_command(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="texts, direction: the terms, a YAML file or one in each line. [what mammograms show]",
+            help="texts, direction: the terms, a YAML file or one in each line. (What mammograms show.)",
             show_default=False,
         ),
     ] = None,
     score: Annotated[
-        Literal["soft_wpmi", "mean_difference"] | None, typer.Option(help="texts: the score. [soft_wpmi]")
+        Literal["soft_wpmi", "mean_difference"] | None, typer.Option(help="texts: the score. (soft_wpmi)")
     ] = None,
     rows: Annotated[
         Path | None,
@@ -106,7 +106,7 @@ def name_command(
         float | None,
         typer.Option(
             min=0,
-            help="What a score must lie above chance for a name. [by labels 0.5, of 1: every image]",
+            help="What a score must lie above chance for a name. (By labels 0.5, where 1 is every image.)",
             show_default=False,
         ),
     ] = None,
@@ -121,9 +121,10 @@ def name_command(
     mammosae name study/work/latents/a -o named
     mammosae name study/work/latents/a --by texts --text b5-model-best-epoch-7.tar --tokenizer Bio_ClinicalBERT
 
-    By labels and metadata no network and no image is needed, and names are checked in another split. By texts needs
-    Mammo-CLIP's checkpoint and a table of its final map; by direction the SAE too. Nothing leaves this machine
-    (docs/naming.md).
+    By labels and metadata no network and no image is needed, and names are checked in another split.
+
+    By texts needs Mammo-CLIP's checkpoint and a table of its final map; by direction the SAE too. Nothing leaves this
+    machine (docs/naming.md).
     """
     with clear_errors(debug):
         from mammosae_plugin.errors import InputError

@@ -1,4 +1,5 @@
 # What the room offers; each name is imported when it is asked for, because torch, SAELens and datasets take seconds.
+from .answers import parse_ranking as parse_ranking
 from .by_directions import name_by_directions as name_by_directions
 from .by_labels import name_by_labels as name_by_labels
 from .by_labels import name_by_labels_of as name_by_labels_of
