@@ -11,7 +11,8 @@ strongly, are named beside as many that fire at random in 20 % of the images.
 *Trained*: an encoder learns on other phantoms where findings and letters lie, an SAE is trained on its final map, and
 counterfactual pairs, which differ in one attribute alone, tell what each latent answers to: the truth of a latent is
 the attribute that it selectively answers to (`pair_responses`). Names are found in the phantoms' training split and
-checked in test; counted is how many of these latents bear that attribute's name. As a control every latent's
+checked in test; counted is how many of these latents bear that attribute's name; strong are those that the attribute
+alone moves by a fifth or more of their mean activation in the 20 strongest images. As a control every latent's
 activations are dealt out among the patients, and what still has a name is counted. Prints tables.
 """
 
@@ -40,7 +41,7 @@ from mammosae_plugin.training import SAETraining, train_sae
 MAP, PIXELS, SIZE = "features", Preprocessing(mean=0.25, std=0.25, scale="full_range", channels=1), (128, 96)
 FINDINGS = ("Mass", "Suspicious_Calcification", "Architectural_Distortion")
 NAMES = {**{name: name for name in FINDINGS}, "letter": "marker"}
-HITS, N_PLANTED = (1.0, 0.8, 0.6, 0.4), 40
+HITS, N_PLANTED, STRONG = (1.0, 0.8, 0.6, 0.4), 40, 0.2
 
 
 def main() -> None:
@@ -119,7 +120,10 @@ def of_trained(table: LatentTable, of_pairs: LatentTable, pairs: pd.DataFrame, s
     """Latents that selectively answer to one attribute in pairs, and what they are called."""
     answers = pair_responses(of_pairs, pairs, statistic="max", n_permutations=0, seed=seed).latents
     selective = answers[answers["selective"] & (answers["sign"] == 1)].sort_values("response", ascending=False)
-    truth = selective.drop_duplicates("latent").set_index("latent")["attribute"]
+    selective = selective.drop_duplicates("latent").set_index("latent")
+    truth = selective["attribute"]
+    strongest = np.sort(table.max_latents[:, truth.index].toarray(), axis=0)[-20:].mean(axis=0)
+    strong = selective["response"] >= STRONG * strongest
     names = name_by_labels(table).latents.set_index("latent")["name"]
     called = names.reindex(truth.index, fill_value="")
     right = called == truth.map(NAMES)
@@ -130,6 +134,8 @@ def of_trained(table: LatentTable, of_pairs: LatentTable, pairs: pd.DataFrame, s
         "right": int(right.sum()),
         "wrong": int((~right & (called != "")).sum()),
         "no name": int((called == "").sum()),
+        "strong": int(strong.sum()),
+        "strong, right": int((right & strong).sum()),
         "dealt out": len(names),
         "dealt out, named": named_by_chance(table, seed),
     }
