@@ -262,6 +262,26 @@ def test_a_graded_concept_runs_through_the_whole_study(tmp_path):
     swept = [row for row in found["interventions"] if row["mode"] == "deactivate" and not row["error_term"]]
     assert {row["concept"] for row in swept} == {"density"} and all(0 <= row["auroc"] <= 1 for row in swept)
     assert all(f"Latent, {name}<" in report.read_text() for name in "ABCD")
+    assert "explained" not in found  # images of findings alone are taken apart by a study
+    row = int(rows.image_rows[0])
+    _explains_any_class(tmp_path, str(table.images["image_id"].iloc[row]), table.logits("density")[row])
+
+
+def _explains_any_class(folder, image_id, logits):
+    """`mammosae explain --class` takes the logit of that class apart, by default that of the likeliest."""
+    for chosen in (None, 0, 3):
+        asked = [] if chosen is None else ["--class", str(chosen)]
+        done = mammosae("explain", image_id, "--study", folder / "study.yaml", "-o", folder / "why", *asked)
+        assert done.returncode == 0, done.stderr
+        output = int(logits.argmax()) if chosen is None else chosen
+        said = json.loads((folder / "why" / "explanation.json").read_text())
+        assert (said["output"], said["class"], said["n_outputs"]) == (output, "ABCD"[output], 4)
+        assert said["logit"] == pytest.approx(logits[output], abs=1e-4)
+        assert sum(part["contribution"] for part in said["sum"]) == pytest.approx(said["logit"], abs=1e-4)
+        assert f"the logit of density, {'ABCD'[output]}, is" in done.stdout and "probability" not in done.stdout
+    none = mammosae("explain", image_id, "--study", folder / "study.yaml", "--class", "4")
+    assert none.returncode == 2 and none.stderr.count("\n") == 1
+    assert "--class is 4; density has 0 (A), 1 (B), 2 (C), 3 (D)" in none.stderr
 
 
 # Several layers

@@ -212,9 +212,10 @@ def open_table(folder: Path) -> LatentTable:
         InputError: no table, or several, which are named.
     """
     folder = local_path(folder)
-    if not folder.exists():
-        raise InputError(f"{folder} does not exist; name a latents table, a folder that `mammosae encode` wrote")
-    if folder.is_dir() and not (folder / TABLE).exists():
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise InputError(f"{folder} {what}; name a latents table, a folder that `mammosae encode` wrote")
+    if not (folder / TABLE).exists():
         inside = sorted(path.parent for depth in range(1, 6) for path in folder.glob("*/" * depth + TABLE))
         if len(inside) > 1:
             some = ", ".join(map(str, inside[:4])) + (", ..." if len(inside) > 4 else "")
