@@ -1,4 +1,4 @@
-"""What `explain`, `views` and `evidence` are asked that cannot be answered: one line, exit code 2, nothing run for it."""
+"""What `explain`, `views` and `evidence` cannot answer: one line, exit code 2, and nothing is run for it."""
 
 from pathlib import Path
 
