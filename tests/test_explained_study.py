@@ -20,16 +20,25 @@ from mammosae_plugin.latents import LatentTable
 from mammosae_plugin.report.page import render_report
 from mammosae_plugin.schema.findings import CONFIGS
 from mammosae_plugin.study import Study
-from mammosae_plugin.study.explained import choose_images
+from mammosae_plugin.study.explained import choose_images, with_ids
 from mammosae_plugin.visualization.explanation import write_explanations
 
 
 def _image(**changes: Any) -> dict[str, Any]:
     latent = {"usual": 0.1, "mean": 0.2, "maximum": 0.5, "role": None, "verdict": "shortcut", "reason": "off tissue"}
     latents = [{"latent": 3, "contribution": 1.5, **latent}, {"latent": 9, "contribution": -0.25, **latent}]
-    image = {"model": "pretrained", "concept": "Mass", "image_id": "a b.png", "rule": "with_finding", "place": 1}
+    image = {"model": "pretrained", "concept": "Mass", "rule": "with_finding", "place": 1}
     numbers = {"n_images": 7, "logit": 1.2, "bias": -0.3, "error": 0.05, "gap": 1e-7, "n_firing": 5, "others": 0.2}
     return {**image, **numbers, "latents": latents, **changes}
+
+
+def _id_of(study: Study, row: dict[str, Any]) -> str:
+    frame = study.primary.explained
+    own = frame[
+        (frame["concept"] == row["concept"]) & (frame["rule"] == row["rule"]) & (frame["place"] == row["place"])
+    ]
+    (found,) = set(own["image_id"])
+    return str(found)
 
 
 def _section(results: Any, folder: Path) -> str:
@@ -55,7 +64,8 @@ def test_the_images_are_the_surest_hit_and_false_alarm(finished_study: Study, fo
         assert row["n_images"] == own.sum()
         logits = table.logits(row["concept"])[own.to_numpy(), 0]
         assert row["logit"] == pytest.approx(logits.max(), abs=1e-4)
-        assert row["image_id"] == table.images["image_id"][own].iloc[int(logits.argmax())]
+        image_id = table.images["image_id"][own].iloc[int(logits.argmax())]
+        assert _id_of(finished_study, row) == image_id and "image_id" not in row
 
 
 def test_every_sum_is_the_logit_and_its_latents_are_the_strongest(
@@ -67,7 +77,7 @@ def test_every_sum_is_the_logit_and_its_latents_are_the_strongest(
             row["logit"], abs=1e-9
         )
         table = finished_study.primary.tables[finished_study.pairs[0]]
-        at = int(np.flatnonzero(table.images["image_id"] == row["image_id"])[0])
+        at = int(np.flatnonzero(table.images["image_id"] == _id_of(finished_study, row))[0])
         added = table.mean_latents[[at]].toarray()[0] * table.readout(row["concept"]).weight[:, 0]
         for sign in (1, -1):
             own = [one for one in row["latents"] if np.sign(one["contribution"]) == sign]
@@ -98,7 +108,8 @@ def test_they_can_be_left_out_or_more(finished_study: Study) -> None:
 def test_they_are_kept_here_and_published_nowhere(finished_study: Study, found: list[dict[str, Any]]) -> None:
     study = StudyFolder(finished_study.output)
     assert "explained" not in CONFIGS and "explained" not in findings_tables(study)
-    ids = {row["image_id"] for row in found}
+    ids = set(finished_study.primary.explained["image_id"])
+    assert not any(image_id in (finished_study.results_folder / "results.json").read_text() for image_id in ids)
     for name, table in findings_tables(study).items():
         assert not any(image_id in str(table.to_pylist()) for image_id in ids), name
     assert study.layer().results["explained"] == found
@@ -116,12 +127,14 @@ def test_the_report_shows_sum_verdict_notes_and_figure(tmp_path: Path) -> None:
     notes = _image(latents=[{**one, "notes": ["the marker (R. Reader)"]} for one in _image()["latents"]])
     section = _section(synthetic_results() | {"explained": [notes, _image(rule="without_finding", place=2)]}, tmp_path)
     assert "pretrained, Mass: hit" in section and "pretrained, Mass: false alarm" in section
-    assert "Image a b.png, of the 7 test images with the finding that of the highest logit." in section
+    assert "Of the 7 test images with the finding that of the highest logit." in section
     assert "that of the highest logit but 1, each of another patient" in section
     assert "5 latents, bias and error add up to +1.200, 1e-07 from it." in section and "3 other latents" in section
     assert "Latent 3: verdict shortcut: off tissue; the marker (R. Reader)" in section
     assert "figures/explained_pretrained_Mass_with_finding_1.png is not there" in section  # of phantoms there is one
     assert "mammosae explain" not in section
+    named = _section(synthetic_results() | {"explained": [_image(image_id="a b.png")]}, tmp_path)
+    assert "Image a b.png, of the 7 test images" in named
     below = _section(synthetic_results() | {"explained": [_image(logit=-0.2, gap=0.0, error=0.4)]}, tmp_path)
     assert "nearest to a hit, but below 0" in below and "+0.400 is what the SAE does not reconstruct" in below
 
@@ -131,7 +144,7 @@ def test_patients_images_are_not_drawn_but_the_command_is_there(tmp_path: Path) 
     section = _section(results, tmp_path)
     assert "<img" not in section and "There are no pictures" in section
     command = shlex.split(section.split("<pre>")[1].split("</pre>")[0].replace("&#39;", "'"))
-    assert command[:3] == ["mammosae", "explain", "a b.png"] and "--concept" in command
+    assert command[:3] == ["mammosae", "explain", "with_finding:1"] and "--concept" in command
 
     def images() -> Any:
         raise AssertionError("an image was asked for")
@@ -151,3 +164,23 @@ def test_readers_names_and_notes_stand_beside_them(finished_study: Study, monkey
     told = told_latents.explained_with_readers({**results, "named_latents": named}, layer)["explained"]
     assert told[0]["latents"][0]["role"] == "artefact"
     assert told[0]["latents"][0]["notes"] == ["[artefact] the marker (R. Reader)"]
+
+
+def test_ids_stand_where_images_may_be_shown_and_nowhere_else(finished_study: Study) -> None:
+    results = StudyFolder(finished_study.output).layer().results
+    explained = finished_study.primary.explained
+    shown = with_ids(results, explained)["explained"]
+    assert [row["image_id"] for row in shown] == [_id_of(finished_study, row) for row in shown]
+    patients: Any = {**results, "data_kind": "vindr"}
+    assert all("image_id" not in row for row in with_ids(patients, explained)["explained"])
+
+
+def test_the_command_finds_an_image_by_its_rule(finished_study: Study, found: list[dict[str, Any]]) -> None:
+    asked = ["--study", str(finished_study.output.parent / "study.yaml"), "--concept", "Mass", "-n", "0"]
+    (row,) = (row for row in found if (row["concept"], row["rule"]) == ("Mass", "without_finding"))
+    done = mammosae("explain", "without_finding:1", *asked)
+    assert done.returncode == 0 and done.stdout.startswith(f"{_id_of(finished_study, row)}: the logit of Mass"), (
+        done.stderr
+    )
+    beyond = mammosae("explain", "with_finding:99", *asked)
+    assert beyond.returncode == 2 and "of fewer patients; give with_finding:1" in beyond.stderr

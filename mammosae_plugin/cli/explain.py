@@ -19,7 +19,10 @@ def explain_command(
     image: Annotated[
         str,
         typer.Argument(
-            metavar="IMAGE", help="A PNG or DICOM file, or the id of an image of the study.", show_default=False
+            metavar="IMAGE",
+            help="A PNG or DICOM file, the id of an image of the study, or the rule by which its report names one "
+            "(with_finding:1, without_finding:1).",
+            show_default=False,
         ),
     ],
     study: Annotated[

@@ -48,7 +48,8 @@ def _image(row: Row, results: Results, folder: Path) -> Row:
     alt = f"{name}, {kind}: where the latents fire that move the logit most"
     layer = ["--layer", results["layer"]["name"]] if "layer" in results else []
     named = file_part(f"{row['model']}_{row['concept']}_{row['rule']}_{row['place']}")
-    command = ["mammosae", "explain", row["image_id"], "--study", "study.yaml", "--model", row["model"], "--concept"]
+    image = row.get("image_id") or f"{row['rule']}:{row['place']}"
+    command = ["mammosae", "explain", image, "--study", "study.yaml", "--model", row["model"], "--concept"]
     return {
         "title": f"{name}: {kind}",
         "lead": _lead(row),
@@ -70,6 +71,7 @@ def _lead(row: Row) -> str:
     of = f"the {counted(row['n_images'], 'test image')} {whom}"
     place = "" if row["place"] == 1 else f" but {row['place'] - 1}, each of another patient"
     which = f"of {of} that of the highest logit{place}"
+    image = f"Image {row['image_id']}, {which}" if row.get("image_id") else which[0].upper() + which[1:]
     logit, gap = number(row["logit"]), number(row["gap"])
     probability = 1 / (1 + math.exp(-min(max(logit, -700), 700)))
     off = f"{_signed(logit - gap)}, {abs(gap):.0e} from it" if gap else f"it, {_signed(logit)}, exactly"
@@ -77,7 +79,7 @@ def _lead(row: Row) -> str:
     part = f" Of it {_signed(number(row['error']))} is what the SAE does not reconstruct: latents tell only a part."
     rounding = "" if abs(gap) <= _AGREEMENT else ", which is rounding of the large numbers that it is made of"
     return (
-        f"Image {row['image_id']}, {which}. Its logit is {_signed(logit)} (probability {probability:.3f} by the "
+        f"{image}. Its logit is {_signed(logit)} (probability {probability:.3f} by the "
         f"classifier); {counted(row['n_firing'], 'latent')}, bias and error add up to {off}{rounding}."
         f"{part if much else ''}"
     )

@@ -1,4 +1,4 @@
-"""The columns of what a study says of single images. None is published: its rows are of patients."""
+"""The columns of what a study says of single images. None is published: rows are of patients. No id stands in them."""
 
 __all__ = ["EXPLAINED", "RULES"]
 
@@ -30,7 +30,6 @@ EXPLAINED = (
     Column("layer", _TEXT, "the layer as the study names it"),
     Column("model", _TEXT, "the model"),
     Column("concept", _TEXT, "the finding"),
-    _secret("image_id", _TEXT, "the image"),
     _secret("rule", _TEXT, "by which it was chosen: with_finding or without_finding"),
     _secret("place", _WHOLE, "its place by that rule, each of another patient; 1 has the highest logit"),
     _secret("n_images", _WHOLE, "test images among which the rule chose", "images"),

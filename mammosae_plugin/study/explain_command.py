@@ -28,8 +28,10 @@ from mammosae_plugin.latents.one_image import OneImage, encode_image
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.own_files import empty_staging, replace_files
 from mammosae_plugin.report.explanation import Told, explanation_page, explanation_text
+from mammosae_plugin.schema.explained import RULES
 from mammosae_plugin.schema.names import MINUS, readable
 from mammosae_plugin.schema.results import stated_role
+from mammosae_plugin.study.explained import choose_images
 from mammosae_plugin.study.finished import Finished, finished_layer
 from mammosae_plugin.visualization import save_figure
 from mammosae_plugin.visualization.explanation import LatentPanel, plot_explanation, plot_on_original
@@ -82,7 +84,8 @@ def explain_image(
     """Explain one image by a finished study, as text for the terminal; with `output` as a page too.
 
     Args:
-        image: a PNG or DICOM file, or the id of an image of the study.
+        image: a PNG or DICOM file, the id of an image of the study, or the rule by which a study's report names one,
+            with_finding:1 or without_finding:1.
         file: as for `finished_layer`.
         settings: as for `finished_layer`.
         model: as for `finished_layer`.
@@ -106,7 +109,7 @@ def explain_image(
         )
     images = chosen.study.all_images
     try:
-        shown = _shown(image, images, preparation)
+        shown = _shown(_by_rule(image, chosen), images, preparation)
     except BadImageError as error:
         raise InputError(f"{Path(image).name}: {error.reason}; give a PNG or DICOM file of one mammogram") from error
     encoded = _encoded(chosen, shown)
@@ -138,6 +141,24 @@ def explain_image(
 
 
 # -- the image ---------------------------------------------------------------------------------------------------------
+
+
+def _by_rule(image: str, chosen: Finished) -> str:
+    """The id of the image that a study explains by a rule, such as with_finding:1; any other name as it is.
+
+    Raises:
+        InputError: the rule chooses no such image, or none of this classifier.
+    """
+    rule, _, place = image.partition(":")
+    if rule not in RULES or not place.isdecimal() or local_path(image).exists():
+        return image
+    if chosen.pair.concept not in chosen.study.findings:
+        raise InputError(f"{image} is an image by a rule for findings, which {chosen.pair.concept} is not; give an id")
+    found = choose_images(chosen.table, chosen.pair.concept, 2 * int(place) + 2)
+    row = next((one["row"] for one in found if (one["rule"], one["place"]) == (rule, int(place))), None)
+    if row is None:
+        raise InputError(f"{image}: the test images are of fewer patients; give {rule}:1, the one of the highest logit")
+    return str(chosen.table.images["image_id"].iloc[row])
 
 
 def _shown(image: str, images: StudyDataset, preparation: str | None) -> Shown:

@@ -1,9 +1,9 @@
 """Images of a study whose logit is taken apart: which they are, by a rule, and the sum over latents of each."""
 
-__all__ = ["choose_images", "explained_images", "explained_panels", "explained_rows"]
+__all__ = ["choose_images", "explained_images", "explained_panels", "explained_rows", "with_ids"]
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -19,11 +19,11 @@ from mammosae_plugin.latents.one_image import encode_image
 from mammosae_plugin.latents.table import logit_error
 from mammosae_plugin.measures.statistics import settled
 from mammosae_plugin.schema.explained import RULES
-from mammosae_plugin.schema.results import Row, stated_role
+from mammosae_plugin.schema.results import Results, Row, may_show_images, stated_role
 from mammosae_plugin.study.images import TEST
 from mammosae_plugin.visualization.explanation import ExplainedPanels
 
-_OF_IMAGE = ("image_id", "rule", "place", "n_images", "logit", "bias", "error", "gap", "n_firing", "others")
+_OF_IMAGE = ("rule", "place", "n_images", "logit", "bias", "error", "gap", "n_firing", "others")
 _OF_LATENT = ("latent", "contribution", "usual", "mean", "maximum")
 
 
@@ -108,11 +108,11 @@ def explained_images(
         records.append({**of_image, **whole, "map": encoded.weighted_map(weight).ravel().tolist()})
         for row, own in zip(shown.to_dict("records"), encoded.maps(shown["latent"].to_numpy()), strict=True):
             records.append({**of_image, **{name: row[name] for name in _OF_LATENT}, "map": own.ravel().tolist()})
-    return pd.DataFrame.from_records(records, columns=[*_OF_IMAGE, *_OF_LATENT, "map"])
+    return pd.DataFrame.from_records(records, columns=["image_id", *_OF_IMAGE, *_OF_LATENT, "map"])
 
 
 def explained_rows(explained: pd.DataFrame, results: Row) -> list[Row]:
-    """The images as `results.json` has them, each latent with what the study calls it.
+    """The images as `results.json` has them, without their ids, each latent with what the study calls it.
 
     Args:
         explained: rows of `explained_images` with columns model and concept.
@@ -138,6 +138,21 @@ def explained_rows(explained: pd.DataFrame, results: Row) -> list[Row]:
             )
         found.append({**{name: first[name] for name in ("model", "concept", *_OF_IMAGE)}, "latents": told})
     return found
+
+
+def with_ids(results: Results, explained: pd.DataFrame) -> Results:
+    """The results with the ids of explained images, where a report may show the images; else as they are.
+
+    Args:
+        results: of a layer.
+        explained: rows of `explained_images` with columns model and concept.
+    """
+    if not may_show_images(results) or not results.get("explained"):
+        return results
+    key = ["model", "concept", "rule", "place"]
+    ids = explained.drop_duplicates(key).set_index(key)["image_id"].to_dict()
+    told = [{**row, "image_id": ids[tuple(row[name] for name in key)]} for row in results["explained"]]
+    return cast(Results, {**results, "explained": told})
 
 
 def explained_panels(

@@ -19,7 +19,7 @@ from mammosae_plugin.own_files import are_untouched, empty_staging, replace_file
 from mammosae_plugin.report import write_report
 from mammosae_plugin.schema.names import REPORT_FILE, RESULTS_FILE
 from mammosae_plugin.schema.results import shortcuts
-from mammosae_plugin.study.explained import explained_panels
+from mammosae_plugin.study.explained import explained_panels, with_ids
 from mammosae_plugin.study.images import TEST
 from mammosae_plugin.study.layer import LayerStudy
 from mammosae_plugin.visualization import HeatmapPanels, write_figures, write_tables
@@ -76,7 +76,8 @@ def write_layer_report(layer: LayerStudy, found: LayerResults) -> Path:
         layer: The layer, of which figures show a few images.
         found: Its findings.
     """
-    results, folder = explained_with_readers(results_with_readers(found), found), found.folder
+    results = with_ids(explained_with_readers(results_with_readers(found), found), layer.explained)
+    folder = found.folder
     drawn_from = {"results": sha256_of_json(results), "code": _code()}
     if (folder / _DRAWN).exists() and read_json(folder / _DRAWN) == drawn_from and are_untouched(folder):
         return folder / REPORT_FILE
