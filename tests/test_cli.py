@@ -1,5 +1,6 @@
 """The command line as a user meets it: help, one clear line for bad input, exit codes."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -10,9 +11,11 @@ import pytest
 import torch
 from helpers_study import mammosae, mammosae_process, results_of, save_random_sae, study_settings, write_study
 from PIL import Image
+from typer.main import get_command
 
 from mammosae_plugin import __version__
 from mammosae_plugin.adapters import new_classifier, save_classifier
+from mammosae_plugin.cli import app
 
 STEPS = ("classify", "extract", "train", "encode", "probe", "intervene", "localize", "evidence", "report")
 ANNOTATIONS = "vindr_detection_v1_folds.csv"
@@ -52,6 +55,17 @@ def test_help_names_every_command_and_every_command_explains_itself():
     for step in ("study", "demo", *STEPS):
         assert step in top.stdout
         assert "--debug" in mammosae(step, "--help").stdout
+
+
+def test_no_help_loses_words_in_brackets():
+    """Rich takes words in brackets for markup, and prints nothing where they stand."""
+
+    def texts(command):
+        yield from (command.help or "", *(getattr(one, "help", None) or "" for one in command.params))
+        for inner in getattr(command, "commands", {}).values():
+            yield from texts(inner)
+
+    assert [text for text in texts(get_command(app)) if re.search(r"\[[a-z#/@]", text)] == []
 
 
 @pytest.mark.parametrize("kind", ["sae", "model", "findings", "space"])

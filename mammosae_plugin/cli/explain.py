@@ -45,9 +45,8 @@ def explain_command(
     preparation: Annotated[
         Literal["mammo-clip", "letterbox"] | None,
         typer.Option(
-            help="How a DICOM file, or a PNG of another size than the study's, becomes the network's input. [the "
-            "study's, else mammo-clip]",
-            show_default=False,
+            help="How a DICOM file, or a PNG of another size than the study's, becomes the network's input.",
+            show_default="the study's, else mammo-clip",
         ),
     ] = None,
     top: Annotated[int, typer.Option(min=1, max=12, help="Latents shown for, and as many against.")] = 4,
@@ -55,7 +54,7 @@ def explain_command(
     target: Annotated[
         int | None,
         typer.Option(
-            "--class", min=0, help="Of several classes the one that is explained. [the likeliest]", show_default=False
+            "--class", min=0, help="Of several classes the one that is explained.", show_default="the likeliest"
         ),
     ] = None,
     settings: StudySettings = None,

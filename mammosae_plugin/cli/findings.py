@@ -135,8 +135,8 @@ def compare(
     a: Annotated[
         str,
         typer.Argument(
-            help="Findings: owner/name[@revision] on the Hub, their folder, or a study's. Or a score card: what "
-            "`mammosae audit` wrote."
+            help="Findings: owner/name, or owner/name@revision, on the Hub, their folder, or a study's. Or a score "
+            "card: what `mammosae audit` wrote."
         ),
     ],
     b: Annotated[str, typer.Argument(help="The findings, or the score card, to compare with.")],

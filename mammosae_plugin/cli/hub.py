@@ -179,7 +179,7 @@ def pull_command(
         str,
         typer.Argument(
             metavar="REPO",
-            help="owner/name[@revision], or hub://owner/name[@revision]/sae_id for one SAE.",
+            help="owner/name, or owner/name@revision, or hub://owner/name@revision/sae_id for one SAE.",
             show_default=False,
         ),
     ],

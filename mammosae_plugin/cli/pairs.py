@@ -37,7 +37,7 @@ def pairs_command(
     n_pairs: Annotated[int, typer.Option("-n", min=1, help="With --make: pairs of each attribute.")] = 20,
     attribute: Annotated[
         list[str] | None,
-        typer.Option(help="With --make: in what they differ; may be repeated. [all]", show_default=False),
+        typer.Option(help="With --make: in what they differ; may be repeated.", show_default="all"),
     ] = None,
     image_size: Annotated[tuple[int, int], typer.Option(help="With --make: height and width of the images.")] = (
         1520,

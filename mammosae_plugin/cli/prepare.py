@@ -34,7 +34,7 @@ def prepare_command(
     ] = None,
     root: Annotated[
         Path | None,
-        typer.Option(help="The folder of the originals. [that of --mapping]", show_default=False),
+        typer.Option(help="The folder of the originals.", show_default="that of --mapping"),
     ] = None,
     preparation: Annotated[
         Literal["mammo-clip", "letterbox"],
@@ -45,7 +45,9 @@ def prepare_command(
     ] = "mammo-clip",
     image_size: Annotated[
         tuple[int, int] | None,
-        typer.Option(metavar="HEIGHT WIDTH", help="Of the prepared images. [the mapping's, 1520 912]", min=1),
+        typer.Option(
+            metavar="HEIGHT WIDTH", help="Of the prepared images.", show_default="the mapping's, 1520 912", min=1
+        ),
     ] = None,
     bits: Annotated[Literal["8", "16"], typer.Option(help="Per pixel of the prepared images.")] = "8",
     voi: Annotated[
@@ -74,7 +76,7 @@ def prepare_command(
         typer.Option(min=0, max=1, help="Stop when more than this share of the images cannot be used."),
     ] = 0.01,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes at once; 0: none beside this. [one per core]")
+        int | None, typer.Option(min=0, help="Processes at once; 0: none beside this.", show_default="one per core")
     ] = None,
     share: Annotated[
         str | None,

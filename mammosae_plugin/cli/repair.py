@@ -48,7 +48,7 @@ def repair_command(
     model: OfModel = None,
     concept: OfConcept = None,
     layer: Annotated[
-        str | None, typer.Option(help="A layer of the study. [the final map, or the last]", show_default=False)
+        str | None, typer.Option(help="A layer of the study.", show_default="the final map, or the last")
     ] = None,
     group: Annotated[
         str | None,

@@ -41,8 +41,8 @@ def retrieve_command(
         Literal["fingerprint", "cosine", "bm25", "dense"] | None,
         typer.Option(
             help="What makes images alike: fingerprint (the image's K strongest latents), cosine (all latents), bm25 "
-            "(latents as words), dense (the vectors that the SAE read, without it). [fingerprint]",
-            show_default=False,
+            "(latents as words), dense (the vectors that the SAE read, without it).",
+            show_default="fingerprint",
         ),
     ] = None,
     k: Annotated[
@@ -51,9 +51,7 @@ def retrieve_command(
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(
-            help="Search the images of this split only, such as test. [all; to judge, test]", show_default=False
-        ),
+        typer.Option(help="Search the images of this split only, such as test.", show_default="all; to judge, test"),
     ] = None,
     statistic: Annotated[
         Literal["max", "mean"], typer.Option(help="What of a latent counts where it has a map over positions.")

@@ -24,7 +24,8 @@ def publish_space_command(
         str,
         typer.Argument(
             metavar="FINDINGS",
-            help="A dataset of findings on the Hub (owner/name[@revision]), a folder of findings, or a study's folder.",
+            help="A dataset of findings on the Hub (owner/name, or owner/name@revision), a folder of findings, or a "
+            "study's folder.",
             show_default=False,
         ),
     ],
