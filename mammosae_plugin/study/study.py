@@ -254,7 +254,7 @@ def _told(layer: LayerStudy, sort: str, top: int) -> list[str]:
         told = [
             f"{words} in {own[f'{name}_q'].lt(_CALLED).sum()} of {counted(n, 'latent')}"
             if (n := int(own[name].notna().sum()))
-            else f"{words}, of no latent can it be told"
+            else f"{words} in none (it cannot be told of any)"
             for name, words in (("views", "of the views of a breast"), ("sides", "of the two breasts"))
         ]
         lines.append(f"{model}/{concept}: more agreement than by chance (q below {_CALLED}) {', '.join(told)}")
