@@ -102,14 +102,15 @@ def test_few_patients_or_a_single_attribute_say_nothing_of_selectivity():
     changes = np.abs(np.random.default_rng(0).normal(size=(12, 3)))
     few = pair_responses_of(changes, ["a", "b"] * 6, np.repeat(range(6), 2))
     assert few.latents[["p", "q", "response_low", "selectivity_low"]].isna().all(axis=None)
-    assert few.share == 0
+    assert np.isnan(few.share)
+    assert few.attributes[["best_selectivity", "concept_score"]].isna().all(axis=None)
     one = pair_responses_of(changes, ["a"] * 12, range(12))
     assert (one.latents["q"] < 0.05).all()
     assert one.latents["selectivity"].isna().all()
-    assert one.share == 0
+    assert np.isnan(one.share)
     dead = pair_responses_of(np.zeros((4, 3)), ["a", "b"] * 2, range(4))
     assert len(dead.latents) == 0
-    assert dead.attributes["n_selective"].tolist() == [0, 0]
+    assert dead.attributes[["n_pairs", "n_selective"]].to_numpy().tolist() == [[2, 0], [2, 0]]
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +167,8 @@ def test_pairs_of_phantoms_tell_what_latents_of_a_table_answer_to_and_where(pair
     assert rows.loc[("density", 1), "inside":"inside_chance"].isna().all()  # the change has no place
     both = pair_responses(table, pairs, statistic="mean", untrained=table, n_permutations=2)
     assert both.share_untrained == both.share > 0
-    assert both.attributes["concept_score_untrained"].equals(both.attributes["concept_score"])
+    assert both.attributes["concept_score"].tolist() == [0, 0, 0]  # no better than what stands beside
+    assert both.attributes["concept_score_untrained"].isna().all()  # of which there is no other
     only = pair_responses(table, pairs, statistic="mean", map_latents=[0], n_permutations=0).latents
     assert set(only.loc[only["inside"].notna(), "latent"]) == {0}
 
@@ -215,12 +217,23 @@ def test_the_command_draws_pairs_and_scores_a_table_of_them(tmp_path):
     scored = run(app, ["pairs", *files, "--untrained", str(tmp_path / "t"), "-o", str(tmp_path / "out")])
     assert scored.exit_code == 0, scored.output
     assert "attributes with a selective latent:" in scored.output
-    assert "the untrained SAE:" in scored.output
+    assert "untrained SAEs:" in scored.output
     written = pd.read_csv(tmp_path / "out" / "pair_responses.csv")
     assert written["attribute"].tolist() == ["clip", "density"]
     expected = pair_responses(table, pairs, untrained=table)
     np.testing.assert_allclose(written["concept_score"], expected.attributes["concept_score"])
-    for arguments, words in ((["pairs"], "--make"), (["pairs", files[0]], "CSV of pairs")):
+    one, embeddings = tmp_path / "one.csv", tmp_path / "embeddings.parquet"
+    pairs.iloc[:1].to_csv(one, index=False)
+    pairs.to_parquet(embeddings)
+    for arguments, words in (
+        (["pairs"], "--make"),
+        (["pairs", files[0]], "CSV of pairs"),
+        (["pairs", files[0], str(tmp_path / "lost.csv")], "lost.csv does not exist"),
+        (["pairs", files[0], str(one)], "pairs of 1 patients for clip"),
+        (["pairs", files[0], str(embeddings)], "not a CSV"),
+        (["pairs", str(embeddings), files[1]], "not a complete latents table"),
+        (["pairs", *files, "--min-patients", "11"], "an interval takes 11"),
+    ):
         refused = run(app, arguments)
         assert refused.exit_code == 2
         assert words in refused.output

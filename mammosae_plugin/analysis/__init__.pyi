@@ -4,6 +4,8 @@ from .confounding import VERDICTS as VERDICTS
 from .confounding import confounders as confounders
 from .confounding import group_performance as group_performance
 from .counterfactuals import PairResponses as PairResponses
+from .counterfactuals import beside_untrained as beside_untrained
+from .counterfactuals import pair_places as pair_places
 from .counterfactuals import pair_responses as pair_responses
 from .counterfactuals import pair_responses_of as pair_responses_of
 from .covariates import covariate_associations as covariate_associations

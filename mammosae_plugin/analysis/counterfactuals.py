@@ -5,7 +5,7 @@ a latent stands for takes more: that nothing else moves it as much (selectivity)
 attribute is.
 """
 
-__all__ = ["pair_responses", "pair_responses_of", "PairResponses"]
+__all__ = ["beside_untrained", "pair_places", "pair_responses", "pair_responses_of", "PairResponses"]
 
 import warnings
 from collections.abc import Sequence
@@ -37,6 +37,7 @@ _NUMBERS_AT_ONCE = 2**23
 _PLACES = ("xmin", "ymin", "xmax", "ymax")
 Rows = NDArray[np.int64]
 _KEYS = ["image_id_a", "image_id_b", "attribute"]
+_BEST = ("best_selectivity", "best_selectivity_mixed")
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,18 @@ class PairResponses:
             interval, inside_chance (these cells' share of the map) and n_inside (pairs); else NaN.
         attributes: a row per attribute: n_pairs, n_patients, n_responding (latents with q at most alpha), n_selective,
             best_latent (of those that respond, the most selective), best_selectivity (the lower end of its interval; 0
-            where that is lower or none responds), and concept_score: how much of the way from random mixtures of all
-            latents to 1 that is, (best - mixed) / (1 - mixed), at least 0. Latents that stand for nothing in
-            particular, such as an untrained SAE's, are like their mixtures, and score about 0. Beside them the means of
-            n_selective and best_selectivity for mixtures (`_mixed`), and where attributes are exchanged among the pairs
-            (`_permuted`); with an untrained SAE's table its n_selective, best_selectivity and concept_score too.
-        share: the share of the attributes that have a selective latent.
+            where that is lower or none responds), and concept_score: how much of the way from chance to 1 that is,
+            (best - chance) / (1 - chance), at least 0. Chance is the mean of random mixtures of the latents, or that
+            of untrained SAEs, if they are given, whichever is higher: the best of many latents that fire now and then
+            answers to one thing alone more often than a mixture does. Both are NaN where there are fewer than
+            `min_patients` patients, or nothing else that the latents could answer to. Beside them the means of
+            n_selective and best_selectivity for mixtures (`_mixed`), where attributes are exchanged among the pairs
+            (`_permuted`), and of untrained SAEs (`_untrained`), with the mean concept_score of each of these, for which
+            the others are chance (NaN of one alone).
+        share: the share of the attributes with so many patients that have a selective latent; NaN without any such.
         share_mixed: the mean of that for random mixtures of the latents.
         share_permuted: the mean of that where attributes are exchanged among the pairs.
-        share_untrained: that of the untrained SAE; NaN where there is none.
+        share_untrained: the mean of that for untrained SAEs; NaN where there is none.
         alpha: of q.
         n_permutations: how often latents were mixed and attributes exchanged.
     """
@@ -146,6 +150,14 @@ def pair_responses_of(
     found.insert(0, "attribute", order.to_numpy(dtype=object)[found["attribute_number"]])
     found.insert(1, "latent", live[found["column"]])
     of_attribute = _by_attribute(found, order, alpha)
+    of_pair = pd.DataFrame({"code": codes, "patient": patient}).groupby("code")["patient"]
+    of_attribute.insert(1, "n_pairs", of_pair.size().to_numpy())
+    of_attribute.insert(2, "n_patients", of_pair.nunique().to_numpy())
+    scored = (of_attribute["n_patients"] >= min_patients).to_numpy() & (len(order) > 1)
+
+    def share(n_selective: NDArray[np.float64]) -> float:
+        return float((n_selective[scored] > 0).mean()) if scored.any() else float("nan")
+
     generator = np.random.default_rng(np.random.SeedSequence([seed, 1]))
     spread = np.sqrt(np.square(dense).mean(axis=0)) if len(live) else np.ones(0)
     few = min(n_bootstrap, _CHANCE_RESAMPLES)
@@ -163,14 +175,15 @@ def pair_responses_of(
     for name, draws in chance.items():
         means = np.mean(draws, axis=0) if draws else np.full((len(order), 2), np.nan)
         of_attribute[[f"n_selective_{name}", f"best_selectivity_{name}"]] = means
-        shares[name] = float(np.mean([(each[:, 0] > 0).mean() for each in draws])) if draws else float("nan")
-    by_mixing = of_attribute["best_selectivity_mixed"]
-    score = ((of_attribute["best_selectivity"] - by_mixing) / (1 - by_mixing)).clip(lower=0)
+        shares[name] = float(np.mean([share(each[:, 0]) for each in draws])) if draws else float("nan")
+    best, by_mixing = (of_attribute[name].to_numpy(dtype=np.float64) for name in _BEST)
+    score = _concept_score(best, by_mixing)
     of_attribute.insert(list(of_attribute).index("best_selectivity") + 1, "concept_score", score)
+    of_attribute.loc[~scored, [name for name in of_attribute if name.startswith(("best_sel", "concept_"))]] = np.nan
     return PairResponses(
         latents=found.drop(columns=["attribute_number", "column"]),
         attributes=of_attribute,
-        share=float((of_attribute["n_selective"] > 0).mean()),
+        share=share(of_attribute["n_selective"].to_numpy()),
         share_mixed=shares["mixed"],
         share_permuted=shares["permuted"],
         share_untrained=float("nan"),
@@ -286,8 +299,6 @@ def _by_attribute(found: pd.DataFrame, attributes: pd.Index, alpha: float) -> pd
         rows.append(
             {
                 "attribute": name,
-                "n_pairs": int(own["n_pairs"].max()) if len(own) else 0,
-                "n_patients": int(own["n_patients"].max()) if len(own) else 0,
                 "n_responding": len(responding),
                 "n_selective": int(own["selective"].sum()),
                 "best_latent": int(ranked["latent"].iloc[0]) if len(ranked) else pd.NA,
@@ -304,7 +315,7 @@ def pair_responses(
     *,
     statistic: str = "max",
     map_latents: ArrayLike | None = None,
-    untrained: "LatentTable | None" = None,
+    untrained: "LatentTable | Sequence[LatentTable] | None" = None,
     alpha: float = 0.05,
     least_selectivity: float = LEAST_SELECTIVITY,
     n_bootstrap: int = 1000,
@@ -324,7 +335,8 @@ def pair_responses(
         statistic: "max" or "mean" of a latent over positions.
         map_latents: latents of which it is said how much of their change lies in the box; None means all whose maps
             the table keeps for both images (`encode_latents(map_latents=..., map_images="all")`).
-        untrained: the table of the same images under an untrained SAE, which is scored beside.
+        untrained: the table of the same images under an untrained SAE, or one of each of several, which are scored
+            beside.
         alpha: as for `pair_responses_of`; the others likewise.
 
     Raises:
@@ -347,23 +359,56 @@ def pair_responses(
     }
     attributes = pairs["attribute"].astype(str).to_numpy()
     first, second, changes = _changes(table, pairs, statistic)
-    groups = _groups(table, first, second)
-    found = pair_responses_of(changes, attributes, groups, **settings)
-    places = _inside(table, pairs, first, second, groups, map_latents, n_bootstrap, min_patients, seed)
+    found = pair_responses_of(changes, attributes, _groups(table, first, second), **settings)
+    places = pair_places(
+        table, pairs, map_latents=map_latents, n_bootstrap=n_bootstrap, min_patients=min_patients, seed=seed
+    )
     latents = found.latents.merge(places, on=["attribute", "latent"], how="left")
     latents["n_inside"] = latents["n_inside"].fillna(0).astype(np.int64)
-    beside, share = found.attributes, float("nan")
-    if untrained is not None:
-        *rows, changes = _changes(untrained, pairs, statistic)
-        other = pair_responses_of(changes, attributes, _groups(untrained, *rows), **settings)
-        names = ["n_selective", "best_selectivity", "concept_score"]
-        beside = beside.assign(**{f"{name}_untrained": other.attributes[name] for name in names})
-        share = other.share
-    return replace(found, latents=latents, attributes=beside, share_untrained=share)
+    others = []
+    for one in () if untrained is None else untrained if isinstance(untrained, Sequence) else (untrained,):
+        first, second, changes = _changes(one, pairs, statistic)
+        others.append(pair_responses_of(changes, attributes, _groups(one, first, second), **settings))
+    return beside_untrained(replace(found, latents=latents), others)
 
 
-def _changes(table: "LatentTable", pairs: pd.DataFrame, statistic: str) -> tuple[Rows, Rows, Any]:
-    """The rows of the first and of the second images in a table, and the change of every latent (n_pairs, d_sae)."""
+def beside_untrained(found: PairResponses, untrained: Sequence[PairResponses]) -> PairResponses:
+    """The same with untrained SAEs as the chance of `concept_score`, and their numbers beside, as `pair_responses`.
+
+    Args:
+        found: of an SAE.
+        untrained: of untrained SAEs, by the same pairs; of none nothing is changed.
+    """
+    if not untrained:
+        return found
+    best, mixed = (
+        np.stack([one.attributes[name].to_numpy(dtype=np.float64) for one in (found, *untrained)]) for name in _BEST
+    )
+    scores = [
+        _concept_score(best[number], mixed[number], np.delete(best[1:], number - 1, axis=0) if number else best[1:])
+        for number in range(len(best))
+    ]
+    own = np.mean(scores[1:], axis=0) if len(untrained) > 1 else np.full(best.shape[1], np.nan)
+    beside = found.attributes.assign(
+        concept_score=scores[0],
+        n_selective_untrained=np.mean([one.attributes["n_selective"] for one in untrained], axis=0),
+        best_selectivity_untrained=best[1:].mean(axis=0),
+        concept_score_untrained=own,
+    )
+    return replace(found, attributes=beside, share_untrained=float(np.mean([one.share for one in untrained])))
+
+
+def _concept_score(
+    best: NDArray[np.float64], mixed: NDArray[np.float64], untrained: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """How much of the way from chance to 1 selectivities (attributes,) are; of untrained SAEs (n, attributes)."""
+    chance = mixed if untrained is None or not len(untrained) else np.fmax(mixed, untrained.mean(axis=0))
+    room = 1 - chance
+    return np.clip(np.divide(best - chance, room, out=np.where(np.isnan(room), np.nan, 0.0), where=room > 0), 0, None)
+
+
+def _sides(table: "LatentTable", pairs: pd.DataFrame) -> tuple[Rows, Rows]:
+    """The rows of the first and of the second images in a table."""
     row_of = pd.Series(np.arange(len(table.images)), index=table.images["image_id"].astype(str))
     sides: list[Rows] = []
     for name in _KEYS[:2]:
@@ -377,6 +422,12 @@ def _changes(table: "LatentTable", pairs: pd.DataFrame, statistic: str) -> tuple
     first, second = sides
     if (same := first == second).any():
         raise InputError(f"a pair has the image {pairs.loc[same, 'image_id_a'].iloc[0]!r} twice: give two images")
+    return first, second
+
+
+def _changes(table: "LatentTable", pairs: pd.DataFrame, statistic: str) -> tuple[Rows, Rows, Any]:
+    """The rows of both images of every pair in a table, and the change of every latent (n_pairs, d_sae)."""
+    first, second = _sides(table, pairs)
     values = image_statistic(table, statistic)
     one, other = (sparse.csr_array(values[rows]).astype(np.float64) for rows in (first, second))
     changes = sparse.csr_array(other - one)
@@ -393,22 +444,36 @@ def _groups(table: "LatentTable", first: Rows, second: Rows) -> Rows:
     return found
 
 
-def _inside(
+def pair_places(
     table: "LatentTable",
     pairs: pd.DataFrame,
-    first: NDArray[np.int64],
-    second: NDArray[np.int64],
-    groups: NDArray[np.int64],
-    map_latents: ArrayLike | None,
-    n_bootstrap: int,
-    min_patients: int,
-    seed: int,
+    *,
+    map_latents: ArrayLike | None = None,
+    n_bootstrap: int = 1000,
+    min_patients: int = MIN_PATIENTS,
+    seed: int = 0,
 ) -> pd.DataFrame:
-    """Which share of the change of a latent's map lies in the box: a row per attribute and latent."""
+    """Which share of the change of a latent's map lies in the box of what changed.
+
+    Args:
+        table: the latents table, with maps of both images of the pairs.
+        pairs: as for `pair_responses`, which gives the same numbers; of a table of rows, and of pairs without boxes
+            nothing is known.
+        map_latents: as there; the others likewise.
+
+    Returns:
+        A row per attribute and latent: attribute, latent, inside with its interval (`_low`, `_high`), inside_chance,
+        n_inside, as in `PairResponses.latents`.
+
+    Raises:
+        InputError: the table lacks an image, or a pair has an image twice.
+    """
     columns = ["attribute", "latent", "inside", "inside_low", "inside_high", "inside_chance", "n_inside"]
     has_boxes = all(name in pairs.columns for name in _PLACES) and not getattr(table, "is_of_rows", False)
     if not has_boxes or not len(pairs):
         return pd.DataFrame(columns=columns).astype({"attribute": object, "latent": np.int64, "n_inside": np.int64})
+    first, second = _sides(table, pairs)
+    groups = _groups(table, first, second)
     boxes = pairs[list(_PLACES)].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
     wanted = None if map_latents is None else set(indices(map_latents, "map_latents", table.d_sae).tolist())
     rows = []

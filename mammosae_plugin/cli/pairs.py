@@ -44,12 +44,19 @@ def pairs_command(
         912,
     ),
     untrained: Annotated[
-        Path | None,
-        typer.Option(metavar="TABLE", help="The same images under an untrained SAE, beside.", show_default=False),
+        list[Path] | None,
+        typer.Option(
+            metavar="TABLE",
+            help="The same images under an untrained SAE, which is chance; may be repeated.",
+            show_default=False,
+        ),
     ] = None,
     statistic: Annotated[
         Literal["max", "mean"], typer.Option(help="What of a latent counts where it has a map over positions.")
     ] = "max",
+    min_patients: Annotated[
+        int, typer.Option(min=2, help="Patients of an attribute below which nothing is told of it.")
+    ] = 10,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Also write CSV and JSON to this folder.", show_default=False),
@@ -65,12 +72,13 @@ def pairs_command(
     The first draws mammograms in pairs that differ in a finding, a marker, density or the machine alone. The second
     reads a latents table of such images, or of pairs of your own, and prints for each attribute how many latents answer
     to it, and to nothing else as much, beside chance. In between the images are encoded (encode_latents, see the page).
+    A study does all of it by itself where its configuration has `analysis.pairs`.
     """
     with clear_errors(debug):
         from mammosae_plugin.errors import InputError
 
         if make is not None:
-            if table is not None or untrained is not None or output is not None:
+            if table is not None or untrained or output is not None:
                 raise InputError("--make draws pairs and scores none; leave the table, --untrained and --output out")
             from mammosae_plugin.datasets import PAIR_ATTRIBUTES, make_phantom_pairs
 
@@ -86,4 +94,13 @@ def pairs_command(
             raise InputError("--attribute is for --make; a table is scored by all attributes there are; leave it out")
         from mammosae_plugin.study.pair_command import score_pairs
 
-        typer.echo(score_pairs(table, pairs, untrained=untrained, statistic=statistic, seed=seed, output=output))
+        scored = score_pairs(
+            table,
+            pairs,
+            untrained=untrained or (),
+            statistic=statistic,
+            min_patients=min_patients,
+            seed=seed,
+            output=output,
+        )
+        typer.echo(scored)

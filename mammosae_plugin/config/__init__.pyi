@@ -10,6 +10,7 @@ from .maps import ReportConfig as ReportConfig
 from .maps import SAEConfig as SAEConfig
 from .maps import SAETrainingSource as SAETrainingSource
 from .maps import StudyConfig as StudyConfig
+from .pairs import PairSettings as PairSettings
 from .reading import BELOW_ROOT as BELOW_ROOT
 from .reading import AnyStudy as AnyStudy
 from .reading import describe_settings as describe_settings

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 
 from mammosae_plugin.config.common import Checkpoint, CommonConfig, Data, FileName, is_empty, path_or_hub
 from mammosae_plugin.config.explain import ExplainSettings
+from mammosae_plugin.config.pairs import PairSettings
 from mammosae_plugin.training.augmentation import Kind
 from mammosae_plugin.training.classifier_settings import ClassifierTraining
 from mammosae_plugin.training.settings import SAETraining
@@ -392,6 +393,11 @@ class AnalysisConfig(Settings):
         description="Test images whose logit is taken apart in the report, latent by latent, where it is a sum over "
         "latents; null leaves it out.",
     )
+    pairs: PairSettings | None = Field(
+        None,
+        description="What latents answer to, by pairs of images that differ in one thing: phantoms of `mammosae pairs "
+        "--make`, or one's own.",
+    )
 
     @field_validator("percentile")
     @classmethod
@@ -472,6 +478,13 @@ class StudyConfig(CommonConfig):
                 "latents up over the positions of a map, where such an SAE does not decode linearly"
             )
         self._layers_fit()
+        pairs = self.analysis.pairs
+        if pairs is not None and pairs.data.image_size != self.data.image_size:
+            sizes = [f"{size[0]} x {size[1]}" for size in (pairs.data.image_size, self.data.image_size)]
+            raise ValueError(
+                f"analysis.pairs.data.image_size is {sizes[0]}, but the study's images are {sizes[1]} pixels; draw or "
+                "prepare the pairs at that size, and say it there too"
+            )
         return self
 
     def _layers_fit(self) -> None:

@@ -254,14 +254,20 @@ def _make_absolute(raw: dict[str, Any], base: Path) -> None:
         if isinstance(value, str) and (value.startswith(("~", ".")) or (base / value).exists()):
             resolve(section, key)
 
-    data = raw.get("data")
+    def resolve_data(data: Any) -> None:
+        resolve(data, "root")
+        for name in BELOW_ROOT:
+            if isinstance(data, dict) and str(data.get(name, "")).startswith("~"):  # else relative to root
+                resolve(data, name)
+        if isinstance(data, dict) and data.get("source") not in preset_names():
+            resolve_if_there(data, "source")
+
     resolve(raw, "output")
-    resolve(data, "root")
-    for name in BELOW_ROOT:
-        if isinstance(data, dict) and str(data.get(name, "")).startswith("~"):  # else relative to root
-            resolve(data, name)
-    if isinstance(data, dict) and data.get("source") not in preset_names():
-        resolve_if_there(data, "source")
+    resolve_data(raw.get("data"))
+    analysis = raw.get("analysis")
+    if isinstance(analysis, dict) and isinstance(pairs := analysis.get("pairs"), dict):
+        resolve(pairs, "file")
+        resolve_data(pairs.get("data"))
     sae = raw.get("sae")
     resolve(sae, "path")
     paths = sae.get("paths") if isinstance(sae, dict) else None
@@ -299,12 +305,13 @@ def portable_config(config: AnyStudy) -> Mapping[str, Any]:
         return value.name if isinstance(value, Path) else value
 
     shown: dict[str, Any] = strip(config.model_dump())
-    data = shown["data"] or {}
-    for name in BELOW_ROOT:
-        if Path(place := data.get(name) or "").is_absolute():
-            data[name] = Path(place).name
-    if data.get("mapping"):
-        data["mapping"] = _without_folders(data["mapping"])
+    pairs = shown["analysis"].get("pairs") or {}
+    for data in (shown["data"] or {}, pairs.get("data") or {}):
+        for name in BELOW_ROOT:
+            if Path(place := data.get(name) or "").is_absolute():
+                data[name] = Path(place).name
+        if data.get("mapping"):
+            data["mapping"] = _without_folders(data["mapping"])
     for model in shown["models"]:
         for name in ("network", "weights"):
             if Path(place := model.get(name) or "").is_absolute():

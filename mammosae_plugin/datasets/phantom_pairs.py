@@ -211,6 +211,8 @@ def read_pairs(file: str | os.PathLike[str]) -> pd.DataFrame:
         DatasetError: the file is no such table; the message names the lines.
     """
     path = local_path(file)
+    if not path.exists():
+        raise DatasetError(f"the CSV of pairs {path} does not exist; of phantoms it is {PAIR_FILE} in their folder")
     table = read_csv(path, ("image_id_a", "image_id_b", "attribute"))
     missing = [name for name in ("image_id_a", "image_id_b", "attribute") if name not in table.columns]
     if missing:

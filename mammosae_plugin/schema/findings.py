@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from mammosae_plugin.schema.columns import Column, Privacy, leaves
 from mammosae_plugin.schema.explained import EXPLAINED
+from mammosae_plugin.schema.pairs import PAIRS
 
 FORMAT_VERSION = 1
 
@@ -482,6 +483,7 @@ LAYERS: Mapping[str, tuple[Column, ...]] = {
     "groups": (*GROUPS, *_SECRET_BEHIND[:2]),
     "views": (*VIEWS, *_SECRET_VIEWS),
     "explained": EXPLAINED,
+    "pairs": (_LAYER, *PAIRS),
     "layers": (
         *(_LAYER, _HOOK, *_PAIR[1:]),
         Column("grid", pa.list_(_WHOLE), "rows and columns of positions", "positions"),
@@ -506,7 +508,7 @@ LAYERS: Mapping[str, tuple[Column, ...]] = {
 """The tables that a study keeps of its layers: a row per layer, and the rows of all layers, with every number."""
 
 CONFIGS = tuple(COLUMNS)
-OPTIONAL = ("evidence", "examples", "groups", "lesions", "views")
+OPTIONAL = ("evidence", "examples", "groups", "lesions", "pairs", "views")
 """Configs that not every study has: of those that ask for it, and of those of this version on."""
 SCHEMAS, KEPT_SCHEMAS, LAYER_SCHEMAS = (
     {name: pa.schema([column.field for column in columns]) for name, columns in tables.items()}

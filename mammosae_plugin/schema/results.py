@@ -54,6 +54,7 @@ class _Optional(TypedDict, total=False):
     groups: list[Row]
     views: list[Row]
     explained: list[Row]
+    pairs: list[Row]
     n_controls: int
     layer: dict[str, str]
     layers: list[Row]

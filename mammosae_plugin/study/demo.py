@@ -16,7 +16,7 @@ import yaml
 from mammosae_plugin.adapters import new_classifier
 from mammosae_plugin.arguments import whole
 from mammosae_plugin.config import AnyStudy, StudyConfig, load_config
-from mammosae_plugin.datasets import VinDrMammo, make_phantoms
+from mammosae_plugin.datasets import VinDrMammo, make_phantom_pairs, make_phantoms
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path, write_text
 from mammosae_plugin.findings.study_folder import StudyFolder
@@ -53,11 +53,20 @@ class _Size:
     embedding_epochs: int
     probe_ks: tuple[int, ...]
     n_queries: int
+    pairs: tuple[str, ...]  # in what they differ
+    n_pairs: int
+    untrained: bool
 
 
+_PAIRS = ("Mass", "Suspicious_Calcification", "clip", "density", "exposure")
 # Fewer ks and random groups than the paper's and the default: at the inner layer each costs a pass.
-FULL = _Size((256, 160), 400, 12, 3, 20, 100, 1000, (0, 1, 5, 10, 50, N_LATENTS), True, 2, 10, 4, 60, (1, 5, 20), 50)
-QUICK = _Size((128, 96), 40, 1, 1, 5, 1, 100, (0, 1, N_LATENTS), False, 1, 3, 1, 100, (1,), 5)
+FULL = _Size(
+    *((256, 160), 400, 12, 3, 20, 100, 1000, (0, 1, 5, 10, 50, N_LATENTS), True, 2, 10, 4, 60, (1, 5, 20), 50),
+    *(_PAIRS, 16, True),
+)
+QUICK = _Size(
+    (128, 96), 40, 1, 1, 5, 1, 100, (0, 1, N_LATENTS), False, 1, 3, 1, 100, (1,), 5, ("Mass", "clip"), 10, False
+)
 
 
 def run_demo(output: Path, *, quick: bool = False, seed: int = 0) -> str:
@@ -93,6 +102,9 @@ def _run_demo(output: Path, quick: bool, seed: int) -> str:
         mass_share=0.5,
         calcification_share=0.5,
         seed=0,
+    )
+    make_phantom_pairs(
+        output / "pairs", n_pairs=size.n_pairs, attributes=size.pairs, image_size=size.image_size, seed=1
     )
     _pretrain(phantoms, output / ENCODER, size, seed)
     write_text(config_file, settings)
@@ -228,6 +240,12 @@ def _study(encoder: str, size: _Size) -> dict[str, Any]:
             "inner_controls": size.inner_controls,
             "top": size.top,
             "gradcam": importlib.util.find_spec("captum") is not None,
+            "pairs": {
+                "data": {"root": "pairs", "image_size": list(size.image_size), "phantom": True},
+                "untrained": size.untrained,
+                "n_bootstrap": size.n_bootstrap,
+                "n_permutations": 10,
+            },
         },
         "report": {
             "title": "Concept latents of a small classifier of phantoms",

@@ -32,6 +32,7 @@ from mammosae_plugin.study import plans
 from mammosae_plugin.study.images import TEST, TRAINING, StudyImages
 from mammosae_plugin.study.networks import Files, NetworkFacts, Networks, Origin, Start
 from mammosae_plugin.study.outputs import class_groups, head_of_outputs
+from mammosae_plugin.study.pair_images import PairImages
 from mammosae_plugin.training import Augmentation, train_classifier
 
 _FOLDED = 1e-4  # relative error of float32 features up to which folding counts as rounding; it is about 1e-6
@@ -168,6 +169,12 @@ class StudyInputs(StudyImages):
                     raise InputError(
                         f"the {split} split has {what} for {concept}; remove it from `concepts` or add such images"
                     )
+
+    @cached_property
+    def pair_images(self) -> PairImages | None:
+        """The counterfactual pairs that the study is given."""
+        settings = self.config.analysis.pairs
+        return None if settings is None else PairImages(settings, self.work, self.num_workers)
 
     @property
     def findings(self) -> list[str]:
@@ -367,6 +374,11 @@ class StudyInputs(StudyImages):
             assert facts.head is not None  # it has outputs
             heads.setdefault((pair.model, facts.encoder, facts.preprocessing), {})[pair] = facts.head
         return [EncoderGroup(*shared, linears) for shared, linears in heads.items()]
+
+    def name_of(self, group: EncoderGroup) -> str:
+        """How findings call an encoder: as its model where that has no other, else model/concept."""
+        alone = sum(other.model == group.model for other in self.encoder_groups) == 1
+        return group.model if alone else f"{group.model}/{'+'.join(pair.concept for pair in group.heads)}"
 
     def group_of(self, pair: ModelPair) -> EncoderGroup:
         """The group that a classifier belongs to."""

@@ -28,7 +28,8 @@ from mammosae_plugin.study import plans
 from mammosae_plugin.study.explained import explained_images
 from mammosae_plugin.study.images import TEST, TRAINING
 from mammosae_plugin.study.inputs import EncoderGroup, ModelPair, StudyInputs
-from mammosae_plugin.study.layer_tables import SCORES, Compute, LayerTables
+from mammosae_plugin.study.layer_pairs import LayerPairs
+from mammosae_plugin.study.layer_tables import SCORES, Compute
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ _GIGABYTE = 1e9
 _BATCH_BYTES = 2**22  # of a layer's outputs under as many masks as run together; small maps run faster in large batches
 
 
-class LayerStudy(LayerTables):
+class LayerStudy(LayerPairs):
     """The steps of a study at one layer, each computed when it is asked for and kept in the study's work folder."""
 
     def __init__(self, study: StudyInputs, name: str, hook_name: str, *, is_final: bool) -> None:
@@ -361,9 +362,11 @@ class LayerStudy(LayerTables):
         return self._each("explained", asked.model_dump(), taken_apart, findings)
 
     def tell(self, group: EncoderGroup) -> None:
-        """The evidence on every latent, and the images that are explained, of the classifiers on one encoder."""
+        """The evidence on latents of the classifiers on one encoder, the images explained, what latents answer to."""
         self._evidence(list(group.heads))
         self._explained(list(group.heads))
+        if self.config.analysis.pairs is not None:
+            self._answers(group)
         self._latest = None
 
     @cached_property

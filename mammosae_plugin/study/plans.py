@@ -6,8 +6,8 @@ processes, where files lie.
 """
 
 __all__ = [
-    "digest", "keep", "of_analysis", "of_classifier", "of_embeddings", "of_layer_outputs", "of_rows", "of_sae",
-    "of_table", "Plan", "Tensors",
+    "digest", "keep", "of_analysis", "of_classifier", "of_embeddings", "of_encoding", "of_layer_outputs", "of_rows",
+    "of_sae", "of_table", "Plan", "Tensors",
 ]  # fmt: skip
 
 from collections.abc import Mapping, Sequence
@@ -150,6 +150,39 @@ def of_sae(config: StudyConfig, rows: Mapping[str, Any]) -> Plan:
     }
 
 
+def of_encoding(
+    config: StudyConfig,
+    *,
+    hook_name: str,
+    encoder: str,
+    sae: Tensors,
+    sae_settings: Mapping[str, Any],
+    images: StudyDataset,
+    content: str,
+) -> Plan:
+    """What the latents of images depend on.
+
+    Args:
+        config: The study's configuration.
+        hook_name: The layer.
+        encoder: The fingerprint of the network up to its heads.
+        sae: The SAE's weights.
+        sae_settings: What its latents depend on beside them.
+        images: The images.
+        content: As in `of_classifier`.
+    """
+    return {
+        "step": "encode",
+        "format_version": TABLE_FORMAT,
+        "hook_name": hook_name,
+        "encoder": encoder,
+        "sae": tensors_fingerprint(sae),
+        "sae_settings": dict(sae_settings),
+        "images": _images(images, content),
+        "batch_size": config.batch_size,
+    }
+
+
 def of_table(
     config: StudyConfig,
     *,
@@ -180,16 +213,18 @@ def of_table(
     analysis = config.analysis
     lesions = analysis.lesions
     peaks = {} if lesions is None else {"peaks": {"version": ELEMENTS[PEAKS], **lesions.model_dump(include=_OF_PEAKS)}}
+    encoding = of_encoding(
+        config,
+        hook_name=hook_name,
+        encoder=encoder,
+        sae=sae,
+        sae_settings=sae_settings,
+        images=images,
+        content=content,
+    )
     return {
-        "step": "encode",
-        "format_version": TABLE_FORMAT,
-        "hook_name": hook_name,
-        "encoder": encoder,
-        "sae": tensors_fingerprint(sae),
-        "sae_settings": dict(sae_settings),
+        **encoding,
         "heads": {concept: tensors_fingerprint(linear.state_dict()) for concept, linear in heads.items()},
-        "images": _images(images, content),
-        "batch_size": config.batch_size,
         "maps": {
             "concepts": list(with_boxes),
             "top": analysis.top,

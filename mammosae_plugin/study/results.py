@@ -64,6 +64,7 @@ def results(layer: LayerStudy, side_by_side: list[Row], primary: str) -> Row:
         "evidence": join_lesions(layer.evidence, layer.lesions).to_dict("records") if len(layer.evidence) else [],
         "groups": layer.groups.to_dict("records"),
         **({"views": layer.views.to_dict("records")} if len(layer.views) else {}),
+        **({"pairs": layer.answers.to_dict("records")} if len(layer.answers) else {}),
     }
     if len(layer.explained):
         found["explained"] = explained_rows(layer.explained, found)

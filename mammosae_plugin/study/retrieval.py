@@ -21,6 +21,7 @@ from mammosae_plugin.config import load_data
 from mammosae_plugin.datasets import open_dataset
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path, write_json, write_text
+from mammosae_plugin.findings.study_folder import TABLES_FOLDER
 from mammosae_plugin.latents import LatentTable
 from mammosae_plugin.latents.table import TABLE
 from mammosae_plugin.locks import only_run
@@ -216,7 +217,8 @@ def open_table(folder: Path) -> LatentTable:
         what = "is a file" if folder.exists() else "does not exist"
         raise InputError(f"{folder} {what}; name a latents table, a folder that `mammosae encode` wrote")
     if not (folder / TABLE).exists():
-        inside = sorted(path.parent for depth in range(1, 6) for path in folder.glob("*/" * depth + TABLE))
+        place = folder / TABLES_FOLDER if (folder / TABLES_FOLDER).is_dir() else folder  # not a study's own of pairs
+        inside = sorted(path.parent for depth in range(1, 6) for path in place.glob("*/" * depth + TABLE))
         if len(inside) > 1:
             some = ", ".join(map(str, inside[:4])) + (", ..." if len(inside) > 4 else "")
             raise InputError(f"{folder} holds {len(inside)} latents tables; name one: {some}")

@@ -80,6 +80,7 @@ class Study(StudyInputs, Steps):
     def classify(self) -> None:
         """Train the classifiers that the configuration does not give as files; check those that it gives."""
         _ = self.concepts, self.layers  # what cannot be studied is told before hours of training
+        _ = self.pair_images and self.pair_images.pairs
         _ = self.encoder_groups
 
     def _at_each_layer(self, do: Callable[[LayerStudy], Any]) -> None:
@@ -119,9 +120,9 @@ class Study(StudyInputs, Steps):
         self._at_each_layer(LayerStudy.localize)
 
     def evidence(self) -> None:
-        """Every latent that fires, what it stands for, performance by group, and agreement of views and sides."""
+        """Every latent that fires, what it stands for and answers to, performance by group, agreement of views."""
         self._with_each_network(LayerStudy.tell)
-        self._at_each_layer(lambda layer: (layer.groups, layer.views))
+        self._at_each_layer(lambda layer: (layer.groups, layer.views, layer.answers))
 
     def report_folder(self, layer: LayerStudy) -> Path:
         """Where a layer's results and report go."""
@@ -258,6 +259,7 @@ def _told(layer: LayerStudy, sort: str, top: int) -> list[str]:
             for name, words in (("views", "of the views of a breast"), ("sides", "of the two breasts"))
         ]
         lines.append(f"{model}/{concept}: more agreement than by chance (q below {_CALLED}) {', '.join(told)}")
+    lines += _answered(layer.answers)
     groups = layer.groups
     if "worst" in groups:
         worst = groups[groups["worst"].eq(True)]
@@ -268,6 +270,18 @@ def _told(layer: LayerStudy, sort: str, top: int) -> list[str]:
             for row in worst.to_dict("records")
         ]
     return lines
+
+
+_OF_PAIRS = ("encoder", "attribute", "n_patients", "n_responding", "n_selective", "best_latent", "response",
+             "selectivity", "inside", "concept_score", "concept_score_untrained")  # fmt: skip
+
+
+def _answered(frame: pd.DataFrame) -> list[str]:
+    """What latents answer to, by counterfactual pairs; nothing where the study has none."""
+    if not len(frame):
+        return []
+    shown = [name for name in _OF_PAIRS if name in frame]
+    return ["what latents answer to:", frame[shown].to_string(index=False, float_format=lambda value: f"{value:.3g}")]
 
 
 def _aurocs(layer: LayerStudy) -> list[str]:

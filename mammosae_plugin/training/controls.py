@@ -7,9 +7,10 @@ encoder, where there are no thresholds). Architectures that fix the number of la
 
 __all__ = [
     "frozen", "match_l0", "measured_l0", "pca_sae", "permuted_encoder", "PlannedTraining", "training_of",
-    "untrained_sae",
+    "untrained_like", "untrained_sae",
 ]  # fmt: skip
 
+import contextlib
 import copy
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
@@ -158,6 +159,28 @@ def untrained_sae(settings: SAETraining, rows: torch.Tensor, *, seed: int, like:
         used: SAE[Any] = SAE.load_from_disk(save_sae(sae, folder))
     match_l0(used, given, l0)
     return used
+
+
+def untrained_like(sae: SAE[Any], rows: torch.Tensor, *, seed: int) -> SAE[Any]:
+    """An untrained SAE of an SAE's own architecture and size, of whose latents as many fire on rows.
+
+    It is what the training that the SAE's metadata tell of started from, or, where they tell of none, what a training
+    of its architecture starts from; where SAELens trains none of that, a batch top-k SAE's.
+
+    Args:
+        sae: A SAELens SAE.
+        rows: (n, d_in), by which bias and L0 are set.
+        seed: Of the weights.
+    """
+    l0, n = measured_l0(sae, rows), int(sae.cfg.d_sae)
+    said: Any = sae.cfg.metadata.training
+    k = min(float(n), max(1.0, float(getattr(sae.cfg, "k", 0) or round(l0))))
+    own = {"architecture": sae.cfg.architecture()}
+    told = [said] if isinstance(said, dict) else []
+    for values in (*told, own, {**own, "k": k}, {"architecture": "batchtopk", "k": k}):
+        with contextlib.suppress(ValueError):
+            return untrained_sae(SAETraining(**{**values, "d_sae": n}), rows, seed=seed, like=sae, l0=l0)
+    raise InputError(f"no untrained SAE can be made of the architecture {sae.cfg.architecture()!r} and {n} latents")
 
 
 @torch.no_grad()

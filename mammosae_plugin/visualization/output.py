@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,7 @@ from mammosae_plugin.schema.names import (
 )
 from mammosae_plugin.schema.results import (
     Results,
+    Row,
     class_names,
     concepts,
     frame,
@@ -232,8 +234,8 @@ def write_tables(results: Results, results_folder: str | os.PathLike[str]) -> li
     written = [
         path for table, name, caption in tables if len(table) for path in write_table(table, folder, name, caption)
     ]
-    every = {"evidence": results.get("evidence"), "groups": results.get("groups"), "views": results.get("views")}
-    for name, rows in every.items():
+    for name in ("evidence", "groups", "views", "pairs"):
+        rows = cast(Row, results).get(name)
         if rows:  # hundreds: for machines alone
             written.append(folder / f"{name}.csv")
             write_text(written[-1], to_csv(pd.DataFrame(rows)))
