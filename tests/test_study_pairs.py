@@ -100,7 +100,7 @@ def test_the_report_and_the_command_tell_them_and_nothing_of_them_is_published(s
     tables = findings_tables(StudyFolder(study.output))
     assert "pairs" not in tables
     (published,) = tables["study"].to_pylist()
-    assert "pairs" not in json.loads(published["config"])["analysis"]
+    assert json.loads(published["config"])["analysis"]["pairs"] is None
     shown = json.loads((study.results_folder / "results.json").read_text())["config"]["analysis"]["pairs"]
     assert (shown["data"]["root"], str(file.parent) in json.dumps(shown)) == ("own", False)
 

@@ -179,7 +179,8 @@ def pair_responses_of(
     best, by_mixing = (of_attribute[name].to_numpy(dtype=np.float64) for name in _BEST)
     score = _concept_score(best, by_mixing)
     of_attribute.insert(list(of_attribute).index("best_selectivity") + 1, "concept_score", score)
-    of_attribute.loc[~scored, [name for name in of_attribute if name.startswith(("best_sel", "concept_"))]] = np.nan
+    for column in ("concept_score", *(f"best_selectivity{end}" for end in ("", "_mixed", "_permuted"))):
+        of_attribute[column] = of_attribute[column].where(scored)
     return PairResponses(
         latents=found.drop(columns=["attribute_number", "column"]),
         attributes=of_attribute,

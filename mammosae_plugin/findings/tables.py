@@ -570,7 +570,7 @@ def _shared_config(config: Mapping[str, Any]) -> Row:
     data = without(config["data"], "root", "labels", "mapping")  # what labels there are is told by `_shared_data`
     for name in (name for name in BELOW_ROOT & data.keys() if data[name] is not None):
         data[name] = re.split(r"[/\\]", str(data[name]))[-1]
-    analysis = without(config["analysis"], "pairs")  # whose images are others, of which nothing goes out
+    analysis = {**config["analysis"], "pairs": None}  # whose images are others, of which nothing goes out
     return {**kept, "data": data, "sae": sae, "models": models, "analysis": analysis}
 
 

@@ -55,7 +55,8 @@ class PairImages(StudyImages):
                     f"{where} names the image {gone[0]!r}, whose file is missing ({len(gone)} such pairs); put it into "
                     f"{path_of[gone[0]].parent}, or leave these pairs out"
                 )
-        same = [row for row in pairs[_SIDES].astype(str).itertuples(index=False, name=None) if _is_one(*row, path_of)]
+        both = zip(*(pairs[column].astype(str) for column in _SIDES), strict=True)
+        same = [(one, other) for one, other in both if _is_one(one, other, path_of)]
         if same:
             raise InputError(
                 f"{where}: {same[0][0]!r} and {same[0][1]!r} are the same image ({len(same)} such pairs); a pair's "
