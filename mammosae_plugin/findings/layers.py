@@ -62,7 +62,7 @@ def read_layers(folder: Path) -> dict[str, Results]:
     tables = {
         name: read_table(folder / f"{name}.parquet", schema).to_pylist()
         for name, schema in LAYER_SCHEMAS.items()
-        if name not in (*OPTIONAL, "explained") or (folder / f"{name}.parquet").exists()
+        if name not in (*OPTIONAL, "explained", "pairs") or (folder / f"{name}.parquet").exists()
     }
     found = {}
     for facts in tables["study"]:

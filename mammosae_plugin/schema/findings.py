@@ -508,7 +508,7 @@ LAYERS: Mapping[str, tuple[Column, ...]] = {
 """The tables that a study keeps of its layers: a row per layer, and the rows of all layers, with every number."""
 
 CONFIGS = tuple(COLUMNS)
-OPTIONAL = ("evidence", "examples", "groups", "lesions", "pairs", "views")
+OPTIONAL = ("evidence", "examples", "groups", "lesions", "views")
 """Configs that not every study has: of those that ask for it, and of those of this version on."""
 SCHEMAS, KEPT_SCHEMAS, LAYER_SCHEMAS = (
     {name: pa.schema([column.field for column in columns]) for name, columns in tables.items()}
