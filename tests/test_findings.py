@@ -221,9 +221,7 @@ def test_publishing_reads_no_latents_table_and_a_rerun_writes_what_an_earlier_ve
     assert {**found.study} == {**whole.study}
     kept = folder / "results" / "findings"
     before = {path.relative_to(kept): path.read_bytes() for path in kept.rglob("*.parquet")}
-    assert (
-        len(before) == len(LAYERS) - 1 + 3 * 2
-    )  # no pairs; two layers, at each of which the classifiers share an encoder
+    assert len(before) == len(LAYERS) - 1 + 3 * 2  # no pairs; at two layers one encoder
     (folder / "work").symlink_to(study.output / "work")
     files = sorted(kept.rglob("latents.parquet"))
     (kept / "mine.txt").write_text("a user's")
