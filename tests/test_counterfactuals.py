@@ -231,7 +231,7 @@ def test_the_command_draws_pairs_and_scores_a_table_of_them(tmp_path):
         (["pairs", files[0], str(tmp_path / "lost.csv")], "lost.csv does not exist"),
         (["pairs", files[0], str(one)], "pairs of 1 patients for clip"),
         (["pairs", files[0], str(embeddings)], "not a CSV"),
-        (["pairs", str(embeddings), files[1]], "not a complete latents table"),
+        (["pairs", str(embeddings), files[1]], "is a file; name a latents table"),
         (["pairs", *files, "--min-patients", "11"], "an interval takes 11"),
     ):
         refused = run(app, arguments)
