@@ -128,6 +128,11 @@ def layered_settings(folder: Path, phantom_root: Path) -> dict[str, Any]:
         paths[layer] = str(path)
     settings["sae"] = {"paths": paths}
     settings["analysis"] |= {"ks": [0, 1, 64], "top": 3, "inner_controls": 2}
+    settings["analysis"]["repair"] = {
+        "latents": [{"model": settings["models"][0]["name"], "concept": "Mass", "latents": [1, 2, 5]}],
+        "groups": ["view", "laterality"],
+        "froc": True,
+    }
     settings["report"]["n_images"] = 1
     return settings
 

@@ -349,6 +349,27 @@ def test_the_command_writes_the_classifier_a_page_and_numbers(finished_study: St
     assert inner.returncode == 0 and load_classifier(tmp_path / "i.safetensors").n_class == 1, inner.stderr
 
 
+def test_what_the_user_has_where_the_command_writes_is_kept_and_its_own_is_written_again(
+    finished_study: Study, tmp_path: Path
+) -> None:
+    study = finished_study.output.parent / "study.yaml"
+    path = tmp_path / "new" / "repaired.safetensors"  # a folder that is made
+    path.parent.mkdir()
+    path.write_text("mine")
+    path.with_suffix(".json").write_text("mine too")
+    for _ in range(2):
+        done = mammosae("repair", study, "--latents", "1", "-o", path, "--concept", "Mass")
+        assert done.returncode == 0 and load_classifier(path).n_class == 1, done.stderr
+    assert sorted(one.name for one in path.parent.iterdir() if not one.name.startswith(".")) == [
+        *("repaired.edited.json", "repaired.edited.safetensors"),
+        *("repaired.html", "repaired.json", "repaired.safetensors"),
+    ]
+    assert (path.parent / "repaired.edited.safetensors").read_text() == "mine"
+    done = mammosae("repair", tmp_path / "study.yaml", "--latents", "1", "-o", tmp_path / "a.safetensors")
+    assert done.returncode == 2 and "study.yaml" in done.stderr and done.stderr.count("\n") == 1
+    assert [one.name for one in tmp_path.iterdir()] == ["new"]
+
+
 def done_as(said: dict[str, Any]) -> dict[str, Any]:
     return {name: said["repair"][name] for name in ("latents", "scale", "kind", "hook_name", "concept")}
 
@@ -366,6 +387,18 @@ def done_as(said: dict[str, Any]) -> dict[str, Any]:
         (["--latents", "1", "-o", "a.safetensors", "--model", "x"], "has no model 'x'; it has pretrained"),
         (["--latents", "1", "-o", "a.safetensors", "--layer", "x"], "has no layer 'x'; it has layer_6, layer_10"),
         (["--latents", "1", "-o", "a.safetensors", "--set", "output=/nowhere"], "/nowhere holds no finished study"),
+        (["--latents", "64", "-o", "a.safetensors", "--concept", "Mass"], "hold 64: give whole numbers from 0 to 63"),
+        (["--latents", "1,1", "-o", "a.safetensors", "--concept", "Mass"], "hold 1 twice: give each once"),
+        (["--latents", "1,,2", "-o", "a.safetensors", "--concept", "Mass"], "--latents has '': give numbers"),
+        (["--latents", "-1", "-o", "a.safetensors", "--concept", "Mass"], "--latents has '-1': give numbers"),
+        (["--latents", "1", "-o", "a.bin", "--concept", "Mass"], "a.bin ends in .bin; name a .safetensors or .pth"),
+        (["--latents", "1", "-o", "a.pth", "--concept", "Mass"], "or repair with kind='linear' (--kind linear)"),
+        (["--latents", "1", "-o", "/dev/null/a.safetensors"], "/dev/null is no folder, so a.safetensors cannot lie"),
+        (["--latents", "1", "-o", "a.safetensors", "--concept", "Moss"], "has no concept 'Moss'; it has Mass"),
+        (
+            ["--latents", "1", "-o", "b/a.safetensors", "--concept", "Mass", "--group", "device"],
+            "has no column 'device' to tell groups by; it has",
+        ),
     ],
 )
 def test_the_command_refuses_in_one_line(

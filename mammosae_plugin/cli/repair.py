@@ -51,10 +51,11 @@ def repair_command(
         str | None, typer.Option(help="A layer of the study.", show_default="the final map, or the last")
     ] = None,
     group: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             metavar="COLUMN",
-            help="Tell performance by group too: a column of the images, such as laterality, machine or age.",
+            help="Tell performance by group too: a column of the images, such as laterality, machine or age; may be "
+            "repeated.",
             show_default=False,
         ),
     ] = None,
@@ -101,7 +102,7 @@ def repair_command(
                 model=model,
                 concept=concept,
                 layer=layer,
-                group=group,
+                group=group or (),
                 split=split,
                 froc=froc,
             )

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 from mammosae_plugin.config.common import Checkpoint, CommonConfig, Data, FileName, is_empty, path_or_hub
 from mammosae_plugin.config.explain import ExplainSettings
 from mammosae_plugin.config.pairs import PairSettings
+from mammosae_plugin.config.repair import RepairSettings
 from mammosae_plugin.training.augmentation import Kind
 from mammosae_plugin.training.classifier_settings import ClassifierTraining
 from mammosae_plugin.training.settings import SAETraining
@@ -383,6 +384,11 @@ class AnalysisConfig(Settings):
     confounders: ConfoundersConfig = Field(
         ConfoundersConfig(), description="What each latent stands for, and how groups of images are served."
     )
+    repair: RepairSettings | None = Field(
+        RepairSettings(),
+        description="Classifiers without the latents that are called shortcuts, as files, and what that does to "
+        "performance; null leaves it out. Where nothing is a shortcut it costs nothing.",
+    )
     views: ViewSettings | None = Field(
         ViewSettings(),
         description="How far the views of a breast, and the two breasts, agree on every latent; null leaves it out, as "
@@ -467,6 +473,12 @@ class StudyConfig(CommonConfig):
                 raise ValueError(f"model {model.name}: `outputs` do not say which stand for {', '.join(unsaid)}")
             if others := [name for name in outputs if name not in self.concepts]:
                 raise ValueError(f"model {model.name} has outputs for {', '.join(others)}, no concept of the study")
+        there = [f"{name}/{concept}" for name in names for concept in self.concepts]
+        named = None if self.analysis.repair is None else self.analysis.repair.named
+        if others := [one for one in named or () if one not in there]:
+            raise ValueError(
+                f"analysis.repair.latents names {others[0]}, no model/concept of the study; it has {', '.join(there)}"
+            )
         source = self.sae.train
         if source is not None and (source.model not in names or source.concept not in self.concepts):
             raise ValueError(

@@ -17,7 +17,7 @@ from mammosae_plugin.schema.results import FORMAT_VERSION, Results, Row
 
 _FACTS = tuple(column for column in LAYERS["study"] if column.name not in ("layer", "primary"))
 _ROWS = ("reconstruction", "rankings", "interventions")
-_LATER = ("evidence", "groups", "views", "explained", "pairs")  # which findings of earlier versions lack
+_LATER = ("evidence", "groups", "views", "explained", "pairs", "repair")  # which findings of earlier versions lack
 
 
 def write_layers(found: Mapping[str, Results], folder: Path) -> None:
@@ -62,7 +62,7 @@ def read_layers(folder: Path) -> dict[str, Results]:
     tables = {
         name: read_table(folder / f"{name}.parquet", schema).to_pylist()
         for name, schema in LAYER_SCHEMAS.items()
-        if name not in (*OPTIONAL, "explained", "pairs") or (folder / f"{name}.parquet").exists()
+        if name not in (*OPTIONAL, *_LATER) or (folder / f"{name}.parquet").exists()
     }
     found = {}
     for facts in tables["study"]:

@@ -22,6 +22,7 @@ from mammosae_plugin.report.explained import explained_section
 from mammosae_plugin.report.pairs import pairs_section
 from mammosae_plugin.report.paper import compare_figure_2, compare_table_1, compare_table_2, paper_concepts
 from mammosae_plugin.report.rendering import figure_source, render
+from mammosae_plugin.report.repair import repair_section
 from mammosae_plugin.report.summary import (
     RESTORED,
     Finding,
@@ -125,6 +126,7 @@ def _content(results: Results, figures_folder: Path) -> dict[str, Any]:
         "roles_obstacles": roles_obstacles(results),
         "scores": {row["score"] for row in results["rankings"]},
         "evidence": evidence_section(results),
+        "repair": repair_section(results),
         "agreement": agreement_section(results),
         "answers": pairs_section(results),
         "figures_2": _figures_2(results, figures_folder),

@@ -1,6 +1,6 @@
 """What a repair of a classifier did, as a page and as text."""
 
-__all__ = ["froc_sentences", "performance_text", "repair_page"]
+__all__ = ["froc_sentences", "performance_text", "repair_page", "repair_section"]
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ import pandas as pd
 from mammosae_plugin.report.rendering import render
 from mammosae_plugin.report.views import Cell, TableView
 from mammosae_plugin.schema.names import MINUS, ends, readable
+from mammosae_plugin.schema.results import Results, Row, frame, repair_command
 from mammosae_plugin.version import __version__
 
 _STAGES = {"before": "before", "after": "after", "exact": "exact repair"}
@@ -40,10 +41,9 @@ def repair_page(
     """
     latents = ", ".join(map(str, about["latents"]))
     one = len(about["latents"]) == 1
-    done = "removed" if about["scale"] == 0 else f"multiplied by {about['scale']:g}"
     return render(
         "repair.html.j2",
-        title=f"{readable(about['concept'])}: latent{'' if one else 's'} {latents} {done}",
+        title=f"{readable(about['concept'])}: latent{'' if one else 's'} {latents} {_done(about['scale'])}",
         about=about,
         lead=_lead(performance),
         view=_view(performance),
@@ -56,6 +56,90 @@ def repair_page(
     )
 
 
+def repair_section(results: Results) -> dict[str, Any] | None:
+    """What the template of a study's report shows of its repairs.
+
+    Returns:
+        None where the study was asked for none (`analysis.repair: null`) or is of an earlier version; else `done`, what
+        is told of each classifier that was repaired, and `left`, a sentence on the others.
+    """
+    rows = results.get("repair", [])
+    if not rows:
+        return None
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if row["reason"]:
+            reasons.setdefault(row["reason"], []).append(_title(row))
+    done = [row for row in rows if not row["reason"]]
+    return {
+        "done": [_repaired(results, row) for row in done],
+        "by_verdict": any(row["chosen"] == "verdict" for row in done),
+        "left": [
+            f"No classifier was repaired: {reason}."
+            if len(of) == len(rows)
+            else f"Not repaired ({'; '.join(of)}): {reason}."
+            for reason, of in reasons.items()
+        ],
+    }
+
+
+def _title(row: Row) -> str:
+    return f"{row['model']}, {readable(row['concept'])}"
+
+
+def _repaired(results: Results, row: Row) -> dict[str, Any]:
+    performance, froc = frame(row["performance"]), frame(row["froc"])
+    numbers = [f"{row[f'difference_{name}']:.3g}" for name in _DIFFERENCES if row["kind"] == "linear"]
+    return {
+        "title": _title(row),
+        "latents": row["latents"],
+        "done": _done(row["scale"]),
+        "said": _lead(performance),
+        "froc": froc_sentences(froc if len(froc) else None),
+        "held_out": _held_out(row),
+        "froc_reason": row["froc_reason"],
+        "linear": dict(zip(_DIFFERENCES, numbers, strict=False)),
+        "view": _view(performance),
+        "notes": row["notes"],
+        "file": row["file"],
+        "sha256": row["sha256"],
+        "command": repair_command(
+            results,
+            row["model"],
+            row["concept"],
+            row["latents"],
+            scale=row["scale"],
+            kind=row["kind"],
+            groups=row["groups"],
+            froc=bool(row["froc"]),
+        ),
+    }
+
+
+def _held_out(row: Row) -> str:
+    """A sentence on patients who had no part in the choice; empty where nothing is known of them."""
+    if row["held_out_reason"]:
+        return f"On patients without a part in the choice nothing is known: {row['held_out_reason']}."
+    if row["held_out_change"] is None:
+        return ""
+    ends = [f"held_out_change{end}" for end in ("", "_low", "_high")]
+    change = pd.Series({name: math.nan if row[name] is None else row[name] for name in ends})
+    halves = [", ".join(map(str, row[f"held_out_{half}"])) or "none" for half in ("first", "second")]
+    told = row["held_out_change_low"] is not None
+    sure = ": that is what to believe" if told else ", without an interval: too little to say more"
+    return (
+        f"Chosen anew on each half of the test patients (latents {halves[0]}; {halves[1]}) and measured on the other "
+        f"half, the change is {_estimate(change, 'held_out_change', signed=True)}{sure}."
+    )
+
+
+_DIFFERENCES = ("root_mean_square", "largest", "of_the_repair")
+
+
+def _done(scale: float) -> str:
+    return "removed" if scale == 0 else f"multiplied by {scale:g}"
+
+
 def _lead(performance: pd.DataFrame) -> list[str]:
     of_all = {row["stage"]: row for _, row in performance[performance["group"] == "all"].iterrows()}
     before, after = of_all["before"], of_all["after"]
@@ -65,13 +149,18 @@ def _lead(performance: pd.DataFrame) -> list[str]:
         f"Over all {int(after['n_rows'])} rows AUROC is {_estimate(after, 'auroc')} after the repair and "
         f"{_estimate(before, 'auroc')} before; the change is {_estimate(after, 'auroc_change', signed=True)}."
     ]
+    if math.isnan(after["auroc_low"]):
+        sentences.append(
+            f"There is no interval ({int(after['fewest_patients'])} patients of the class that has fewer), so nothing "
+            "can be said of other patients."
+        )
     for stage in ("before", "after"):
         rows = performance[(performance["stage"] == stage) & (performance["group"] != "all")]
         rows = rows[rows["auroc_low"].notna()]
         if len(rows):
             worst = rows.iloc[int(rows["auroc"].to_numpy().argmin())]
             sentences.append(f"The worst group {stage}: {worst['group']}, AUROC {_estimate(worst, 'auroc')}.")
-    if (performance["group"] != "all").any() and len(sentences) == 1:
+    if (performance["group"] != "all").any() and not any("worst group" in one for one in sentences):
         sentences.append("No group has enough patients to be called the worst.")
     return sentences
 
@@ -120,15 +209,22 @@ def froc_sentences(froc: pd.DataFrame | None) -> list[str]:
     found = []
     for stage, rows in froc.groupby("stage", sort=False):
         row = rows.iloc[0]
+        told = not math.isnan(row["cpm_chance"])
         curve = ", ".join(
-            f"{_number(one['sensitivity'])} (by chance {_number(one['sensitivity_chance'])}) at {one['fppi']:g}"
+            _number(one["sensitivity"])
+            + (f" (by chance {_number(one['sensitivity_chance'])})" if told else "")
+            + f" at {one['fppi']:g}"
             for _, one in rows.iterrows()
+        )
+        beside = (
+            f" beside {_number(row['cpm_chance'])} by chance (other patients' lesions; p {_number(row['p'])})"
+            if told
+            else " without chance beside it (no other patient has a lesion in an image of the same side and view)"
         )
         change = "" if stage == "before" else f", a change of {_estimate(row, 'cpm_change', signed=True)}"
         found.append(
             f"FROC of the logit's map {stage}: {int(row['n_lesions'])} lesions in {int(row['n_images'])} images, CPM "
-            f"{_estimate(row, 'cpm')} beside {_number(row['cpm_chance'])} by chance (other patients' lesions; "
-            f"p {_number(row['p'])}){change}; sensitivity {curve} false positives per image"
+            f"{_estimate(row, 'cpm')}{beside}{change}; sensitivity {curve} false positives per image"
         )
     return found
 

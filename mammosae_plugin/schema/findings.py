@@ -20,6 +20,7 @@ import pyarrow as pa
 from mammosae_plugin.schema.columns import Column, Privacy, leaves
 from mammosae_plugin.schema.explained import EXPLAINED
 from mammosae_plugin.schema.pairs import PAIRS
+from mammosae_plugin.schema.repairs import REPAIR_COLUMNS
 
 FORMAT_VERSION = 1
 
@@ -484,6 +485,7 @@ LAYERS: Mapping[str, tuple[Column, ...]] = {
     "views": (*VIEWS, *_SECRET_VIEWS),
     "explained": EXPLAINED,
     "pairs": (_LAYER, *PAIRS),
+    "repair": (*_PAIR, *REPAIR_COLUMNS),
     "layers": (
         *(_LAYER, _HOOK, *_PAIR[1:]),
         Column("grid", pa.list_(_WHOLE), "rows and columns of positions", "positions"),

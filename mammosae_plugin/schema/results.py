@@ -7,12 +7,13 @@ computed (one class only, no boxes) is None there and NaN as a `number`. A check
 __all__ = [
     "BACKGROUND", "best_row", "class_names", "CONCEPT", "concepts", "FAR_L0", "FORMAT_VERSION", "frame", "has_boxes",
     "layer_names", "may_show_images", "model_names", "MOST_DEAD", "n_best", "NEAR_ZERO", "number", "pairs",
-    "poor_sae", "reconstruction_row", "recovered", "reference_auroc", "Results", "role_evidence", "ROLE_NUMBERS", "Row",
-    "sae_flaw", "shortcuts", "stated_role", "TRAINED_HERE", "UNCLEAR", "WEAK",
+    "poor_sae", "reconstruction_row", "recovered", "reference_auroc", "repair_command", "Results", "role_evidence",
+    "ROLE_NUMBERS", "Row", "sae_flaw", "shortcuts", "stated_role", "TRAINED_HERE", "UNCLEAR", "WEAK",
 ]  # fmt: skip
 
 import math
 import shlex
+from collections.abc import Sequence
 from typing import Any, Literal, TypedDict
 
 import pandas as pd
@@ -55,6 +56,7 @@ class _Optional(TypedDict, total=False):
     views: list[Row]
     explained: list[Row]
     pairs: list[Row]
+    repair: list[Row]
     n_controls: int
     layer: dict[str, str]
     layers: list[Row]
@@ -249,34 +251,50 @@ def shortcuts(results: Results) -> list[Row]:
     for row in results.get("evidence", []):
         if row["verdict"] == "shortcut":
             found.setdefault((row["model"], row["concept"]), []).append(row)
-    layer = ["--layer", results["layer"]["name"]] if "layer" in results else []
     readouts = {(row["name"], row["concept"]): row.get("readout") for row in results["models"]}
     rows: list[Row] = []
     for (model, concept), own in found.items():
-        chosen = ["--model", model, "--concept", concept, *layer]
         own.sort(key=lambda row: -abs(number(row["reliance"])))
         latents = [int(row["latent"]) for row in own]
-        named = file_part(f"{model}_{concept}")
-        repair = [
-            "repair",
-            "study.yaml",
-            *chosen,
-            "--latents",
-            ",".join(map(str, latents)),
-            "-o",
-            f"repaired_{named}.safetensors",
-        ]
-        explain = ["explain", "IMAGE", "--study", "study.yaml", *chosen, "-o", f"explained_{named}"]
+        explain = ["explain", "IMAGE", "--study", "study.yaml", *_of_pair(results, model, concept)]
+        explain += ["-o", f"explained_{file_part(f'{model}_{concept}')}"]
         rows.append(
             {
                 "model": model,
                 "concept": concept,
                 "latents": latents,
-                "repair": shlex.join(["mammosae", *repair]),
+                "repair": repair_command(results, model, concept, latents),
                 "explain": shlex.join(["mammosae", *explain]) if readouts.get((model, concept)) == "linear" else None,
             }
         )
     return rows
+
+
+def repair_command(
+    results: Results,
+    model: str,
+    concept: str,
+    latents: list[int],
+    *,
+    scale: float = 0,
+    kind: str = "exact",
+    groups: Sequence[str] = (),
+    froc: bool = False,
+) -> str:
+    """The command that repairs a classifier of a study, whose configuration is called study.yaml in it."""
+    parts = ["mammosae", "repair", "study.yaml", *_of_pair(results, model, concept)]
+    parts += ["--latents", ",".join(map(str, latents))]
+    parts += ["--scale", f"{scale:g}"] if scale else []
+    parts += ["--kind", kind] if kind != "exact" else []
+    parts += [part for group in groups for part in ("--group", group)]
+    parts += ["--froc"] if froc else []
+    return shlex.join([*parts, "-o", f"repaired_{file_part(f'{model}_{concept}')}.safetensors"])
+
+
+def _of_pair(results: Results, model: str, concept: str) -> list[str]:
+    """The options that say which classifier of a study."""
+    layer = ["--layer", results["layer"]["name"]] if "layer" in results else []
+    return ["--model", model, "--concept", concept, *layer]
 
 
 def has_boxes(results: Results) -> bool:

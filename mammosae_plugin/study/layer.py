@@ -265,36 +265,8 @@ class LayerStudy(LayerPairs):
         return self._evidence(self.study.pairs)
 
     def _evidence(self, pairs: Sequence[ModelPair]) -> pd.DataFrame:
-        analysis, covariates = self.config.analysis, self._covariates
-        settings = {
-            **self._intervals,
-            "n_bootstrap": analysis.evidence.n_bootstrap,
-            "n_permutations": analysis.evidence.n_permutations,
-            "covariates": covariates,
-        }
+        analysis, settings = self.config.analysis, self._of_evidence
         masked = analysis.evidence.masked if self.is_inner else 0
-
-        def told(table: LatentTable, pair: ModelPair) -> pd.DataFrame:
-            if len(np.unique(table.rows(pair.concept, split=TEST, unit=self.unit).labels)) < 2:
-                return pd.DataFrame({"latent": []})
-            best = self.ranking(table, pair.concept).indices[1, :masked].tolist()
-            shared: dict[str, Any] = {
-                **settings, "split": TEST, "masked": best, "passes": self._passes_for(table, pair) if best else None,
-            }  # fmt: skip
-            known = latent_evidence(table, pair.concept, **shared)
-            verdicts = confounders(
-                table,
-                pair.concept,
-                training=TRAINING,
-                alpha=analysis.confounders.alpha,
-                evidence=known,
-                breast=self._breast(table) if analysis.confounders.breast else None,
-                **shared,
-            )
-            return known.drop(columns="reason").merge(
-                verdicts[["latent", *(verdicts.columns.difference(known.columns)), "reason"]], on="latent"
-            )
-
         return self._each(
             "evidence",
             {
@@ -304,9 +276,42 @@ class LayerStudy(LayerPairs):
                 "score": analysis.score,
                 "breast": analysis.confounders.breast,
             },
-            told,
+            self.told,
             [pair for pair in pairs if pair.concept in self.study.findings],
         )
+
+    def told(self, table: LatentTable, pair: ModelPair) -> pd.DataFrame:
+        """The evidence on every latent of a table, or of a part of one, with the verdicts."""
+        analysis = self.config.analysis
+        masked = analysis.evidence.masked if self.is_inner else 0
+        if len(np.unique(table.rows(pair.concept, split=TEST, unit=self.unit).labels)) < 2:
+            return pd.DataFrame({"latent": []})
+        best = self.ranking(table, pair.concept).indices[1, :masked].tolist()
+        shared: dict[str, Any] = {
+            **self._of_evidence,
+            "split": TEST,
+            "masked": best,
+            "passes": self._passes_for(table, pair) if best else None,
+        }
+        known = latent_evidence(table, pair.concept, **shared)
+        verdicts = confounders(
+            table,
+            pair.concept,
+            training=TRAINING,
+            alpha=analysis.confounders.alpha,
+            evidence=known,
+            breast=self._breast(table) if analysis.confounders.breast else None,
+            **shared,
+        )
+        return known.drop(columns="reason").merge(
+            verdicts[["latent", *(verdicts.columns.difference(known.columns)), "reason"]], on="latent"
+        )
+
+    @property
+    def _of_evidence(self) -> dict[str, Any]:
+        evidence = self.config.analysis.evidence
+        more = {"n_bootstrap": evidence.n_bootstrap, "n_permutations": evidence.n_permutations}
+        return {**self._intervals, **more, "covariates": self.covariates}
 
     def _breast(self, table: LatentTable) -> Callable[[int], NDArray[np.bool_] | None]:
         """Where the breast is in an image of a table, by its row there."""
@@ -314,14 +319,15 @@ class LayerStudy(LayerPairs):
         return lambda row: breast_of(dataset.select(image_ids=[ids[row]]).gray(0))
 
     @property
-    def _covariates(self) -> Any:
+    def covariates(self) -> Any:
+        """The columns that describe images, as the settings name them."""
         given = self.config.analysis.confounders.covariates
         return list(given) if isinstance(given, tuple) else given
 
     @cached_property
     def groups(self) -> pd.DataFrame:
         """How well each finding is told in the groups that the covariates make."""
-        settings, covariates = self._intervals, self._covariates
+        settings, covariates = self._intervals, self.covariates
 
         def served(table: LatentTable, pair: ModelPair) -> pd.DataFrame:
             if len(np.unique(table.rows(pair.concept, split=TEST, unit=self.unit).labels)) < 2:
@@ -387,7 +393,7 @@ class LayerStudy(LayerPairs):
         first: dict[str, ModelPair] = {}
         frames = []
         for pair, table in self.tables.items():
-            own = self._kept("views", first.setdefault(table.folder.name, pair), settings, agreement)
+            own = self.kept("views", first.setdefault(table.folder.name, pair), settings, agreement)
             frames.append(own.assign(model=pair.model, concept=pair.concept))
         return pd.concat(frames, ignore_index=True)
 

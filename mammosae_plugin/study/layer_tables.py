@@ -129,6 +129,14 @@ class LayerTables:
             where = f"the SAE of {self.name} will have"
         if self.config.analysis.top > d_sae:
             raise InputError(f"analysis.top is {self.config.analysis.top}, but {where} only {d_sae} latents; lower it")
+        asked, of_final = self.config.analysis.repair, self.is_final or not self.study.has_several_layers
+        named = (asked.named if asked is not None and of_final else None) or {}
+        for pair, latents in named.items():
+            if max(latents) >= d_sae:
+                raise InputError(
+                    f"analysis.repair.latents names latent {max(latents)} of {pair}, but {where} only {d_sae}: 0 to "
+                    f"{d_sae - 1}"
+                )
 
     def _hooked(self, group: EncoderGroup) -> HookedVisionModel:
         """The group's network, looked at once for all layers."""
@@ -296,7 +304,7 @@ class LayerTables:
 
     # The analyses
 
-    def _kept(self, name: str, pair: ModelPair, settings: Mapping[str, Any], compute: Compute) -> pd.DataFrame:
+    def kept(self, name: str, pair: ModelPair, settings: Mapping[str, Any], compute: Compute) -> pd.DataFrame:
         """A data frame of one analysis of one pair, computed once for the same table and settings."""
         table = self.tables[pair]
         plan = plans.of_analysis(
@@ -316,7 +324,7 @@ class LayerTables:
     def _each(
         self, name: str, settings: Mapping[str, Any], compute: Compute, pairs: Sequence[ModelPair] | None = None
     ) -> pd.DataFrame:
-        frames = [self._kept(name, pair, settings, compute) for pair in (self.study.pairs if pairs is None else pairs)]
+        frames = [self.kept(name, pair, settings, compute) for pair in (self.study.pairs if pairs is None else pairs)]
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
     @property

@@ -2,13 +2,15 @@
 
 __all__ = ["repair_study"]
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from mammosae_plugin.files import local_path, write_json, write_text
+from mammosae_plugin.files import write_json, write_text
+from mammosae_plugin.own_files import empty_staging, replace_files
 from mammosae_plugin.report.repair import froc_sentences, performance_text, repair_page
 from mammosae_plugin.study.finished import finished_layer
-from mammosae_plugin.study.repairing import Kind, repair
+from mammosae_plugin.study.repairing import Kind, checked_output, repair
 
 
 def repair_study(
@@ -22,7 +24,7 @@ def repair_study(
     model: str | None = None,
     concept: str | None = None,
     layer: str | None = None,
-    group: str | None = None,
+    group: Sequence[str] = (),
     split: str = "test",
     froc: bool = False,
 ) -> str:
@@ -31,7 +33,8 @@ def repair_study(
     Args:
         file: as for `finished_layer`.
         latents: those to remove or scale.
-        output: the classifier's file; the others have its name and end in .html and .json.
+        output: the classifier's file; the others have its name and end in .html and .json. What lies there and was
+            not written by an earlier run is renamed.
         settings: as for `finished_layer`.
         scale: as for `repair`.
         kind: as for `repair`.
@@ -45,7 +48,7 @@ def repair_study(
     Raises:
         InputError: as `finished_layer` and `repair`.
     """
-    output = local_path(output)
+    output = checked_output(output, kind)
     chosen = finished_layer(file, settings, model=model, concept=concept, layer=layer)
     study, config = chosen.study, chosen.study.config
     images = study.split(split)
@@ -61,7 +64,6 @@ def repair_study(
         split=split,
         unit=chosen.layer.unit,
         images=images,
-        path=output,
         froc=froc,
         n_bootstrap=config.analysis.n_bootstrap,
         min_patients=config.analysis.min_patients,
@@ -69,11 +71,16 @@ def repair_study(
         device=config.device,
         batch_size=config.batch_size,
     )
-    about = {**done.describe(), "model": chosen.pair.model, "layer": chosen.found.name, "split": split, "group": group}
+    about = {
+        **done.describe(),
+        "model": chosen.pair.model,
+        "layer": chosen.found.name,
+        "split": split,
+        "group": [*group],
+    }
     rows = done.performance.astype(object).where(done.performance.notna(), None).to_dict("records")
     numbers = {"repair": about, "file": output.name, "performance": rows, "difference": dict(done.difference)}
     curves = [] if done.froc is None else done.froc.astype(object).where(done.froc.notna(), None).to_dict("records")
-    write_json(output.with_suffix(".json"), {**numbers, "froc": curves, "notes": list(done.notes)})
     page = repair_page(
         about,
         done.performance,
@@ -83,7 +90,14 @@ def repair_study(
         n_bootstrap=config.analysis.n_bootstrap,
         min_patients=config.analysis.min_patients,
     )
-    write_text(output.with_suffix(".html"), page)
+    staged = empty_staging(output.parent)
+    try:
+        done.save(staged / output.name)
+        write_json(staged / f"{output.stem}.json", {**numbers, "froc": curves, "notes": list(done.notes)})
+        write_text(staged / f"{output.stem}.html", page)
+        replace_files(staged, output.parent, record=output.with_name(f".{output.stem}.mammosae-repair.json"))
+    finally:
+        shutil.rmtree(staged)
     written = ", ".join(str(output.with_suffix(ending)) for ending in (output.suffix, ".html", ".json"))
     return "\n".join(
         [performance_text(done.performance), *froc_sentences(done.froc), *done.notes, f"written: {written}"]

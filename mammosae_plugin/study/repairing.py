@@ -1,6 +1,6 @@
 """A classifier that no longer uses chosen latents, as a file, and what that does to it, before and after."""
 
-__all__ = ["Kind", "Repair", "repair"]
+__all__ = ["checked_output", "groups_of", "Kind", "Repair", "repair", "repaired_logits"]
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from mammosae_plugin.adapters.mammo_clip_files import save_mammo_clip
 from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.analysis.lesion_localization import froc_of_stages
 from mammosae_plugin.analysis.lesion_truth import Lesions
-from mammosae_plugin.arguments import checked_arguments, indices, one_of, resampling, shown
+from mammosae_plugin.arguments import checked_arguments, entries, indices, one_of, resampling, shown
 from mammosae_plugin.datasets import StudyDataset
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path
@@ -118,19 +118,12 @@ class Repair:
         Raises:
             InputError: another ending, or a network that the form cannot hold.
         """
-        path = local_path(path)
+        path = checked_output(path, self.kind)
         if path.suffix in _NATIVE:
-            if self.kind != "linear":
-                raise InputError(
-                    f"{path.name} is a file of Mammo-CLIP's own form, which has no place for an SAE; name a "
-                    ".safetensors, or repair with kind='linear' (--kind linear)"
-                )
             save_mammo_clip(self.classifier, path)
-        elif path.suffix == ".safetensors":
+        else:
             known = dict(self.classifier.source.get("metadata") or {})
             save_classifier(self.classifier, path, metadata={**known, "concept": self.head, "repair": self.describe()})
-        else:
-            raise InputError(f"{path.name} ends in {path.suffix or 'nothing'}; name a .safetensors or .pth file")
         functions = [self.classifier.architecture]  # of a function's network: it has just been run
         with torch.inference_mode():
             tried = torch.rand(
@@ -143,6 +136,28 @@ class Repair:
         return path
 
 
+def checked_output(path: str | Path, kind: Kind) -> Path:
+    """A place for a repaired classifier, seen before anything is computed.
+
+    Raises:
+        InputError: another ending than `Repair.save` takes, a folder, or a place below a file.
+    """
+    path = local_path(path)
+    if path.suffix in _NATIVE and kind != "linear":
+        raise InputError(
+            f"{path.name} is a file of Mammo-CLIP's own form, which has no place for an SAE; name a .safetensors, or "
+            "repair with kind='linear' (--kind linear)"
+        )
+    if path.suffix not in (*_NATIVE, ".safetensors"):
+        raise InputError(f"{path.name} ends in {path.suffix or 'nothing'}; name a .safetensors or .pth file")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a file")
+    above = next((one for one in path.parents if one.exists()), None)
+    if above is not None and not above.is_dir():
+        raise InputError(f"{above} is no folder, so {path.name} cannot lie below it; name another place")
+    return path
+
+
 @checked_arguments
 def repair(
     table: LatentTable,
@@ -153,7 +168,7 @@ def repair(
     head: str | None = None,
     scale: float = 0.0,
     kind: Kind = "exact",
-    group: str | None = None,
+    group: str | Sequence[str] | None = None,
     split: str = "test",
     unit: str = "image",
     images: StudyDataset | None = None,
@@ -183,8 +198,8 @@ def repair(
         head: the concept; by default the one whose head the classifier has.
         scale: what they are multiplied by, 0 to remove them.
         kind: "exact" or "linear".
-        group: a column of `table.images`, such as a device, by which performance is told apart too; numbers of many
-            values are cut into thirds. A unit of several images that differ in it is in no group.
+        group: a column of `table.images`, such as a device, or several, by each of which performance is told apart
+            too; numbers of many values are cut into thirds. A unit of several images that differ in it is in no group.
         split: the split whose images are measured.
         unit: as for `LatentTable.rows`.
         images: the table's images, as the network reads them; at the final map only to see on a few that the repaired
@@ -207,8 +222,11 @@ def repair(
         >>> done.performance, done.worst("before"), done.worst("after")   # doctest: +SKIP
     """
     one_of(kind, "kind", ("exact", "linear"))
+    if path is not None:
+        checked_output(path, kind)
     n_bootstrap, min_patients, seed = resampling(n_bootstrap, min_patients, seed)
     chosen = indices(latents, "latents", table.d_sae, distinct=True)
+    columns = [group] if isinstance(group, str) else [str(one) for one in entries(group or (), "group")]
     head = _checked_head(table, classifier, sae, head)
     is_linear = table.readout_kind == "linear"
     if kind == "linear" and not is_linear:
@@ -223,6 +241,7 @@ def repair(
     if froc and (not is_linear or images is None):
         raise InputError("FROC is of maps at the final map, of images: give images=, or leave froc out")
     rows = table.rows(head, split=split, unit=unit)
+    groups = [(name, own) for column in columns for name, own in groups_of(table, rows, column)]
     exact = fold_latents(classifier, sae, chosen.tolist(), scale=scale, hook_name=table.hook_name)
     made = exact if kind == "exact" else project_head(classifier, sae, chosen.tolist(), scale=scale)
     stages = {"before": table.logits(head)}
@@ -241,9 +260,9 @@ def repair(
         float(scale),
         kind,
         table.hook_name,
-        _performance(table, rows, stages, group, n_bootstrap, min_patients, seed),
+        _performance(rows, stages, groups, n_bootstrap, min_patients, seed),
         _difference(stages, rows) if kind == "linear" else {},
-        tuple(_notes(table, kind, rows, group, froc)),
+        tuple(_notes(table, kind, rows, columns, froc)),
         None
         if not froc or images is None
         else _froc(
@@ -285,6 +304,21 @@ def _checked_head(table: LatentTable, classifier: Classifier, sae: SAE[Any], hea
             f"the classifier's head is not that of {table.folder}: it is {which} there; give its classifier"
         )
     return fitting[0] if head is None else head
+
+
+def repaired_logits(
+    table: LatentTable,
+    classifier: Classifier,
+    sae: SAE[Any],
+    head: str,
+    latents: Sequence[int],
+    scale: float,
+    kind: Kind,
+) -> NDArray[np.float64]:
+    """(n_images, n_out) logits of a repair at the final map, in closed form."""
+    if kind == "exact" or not len(latents):
+        return _scaled_logits(table, head, np.array(latents, dtype=np.int64), scale)
+    return _head_logits(table, project_head(classifier, sae, latents, scale=scale))
 
 
 def _scaled_logits(table: LatentTable, head: str, chosen: NDArray[np.int64], scale: float) -> NDArray[np.float64]:
@@ -351,17 +385,16 @@ def _see(
 
 
 def _performance(
-    table: LatentTable,
     rows: EvaluationRows,
     stages: Mapping[str, NDArray[np.float64]],
-    group: str | None,
+    groups: Sequence[tuple[str, NDArray[np.bool_]]],
     n_bootstrap: int,
     min_patients: int,
     seed: int,
 ) -> pd.DataFrame:
     logits = {stage: rows.logits(values) for stage, values in stages.items()}
     found = []
-    for name, chosen in _groups(table, rows, group):
+    for name, chosen in [(ALL, np.ones(len(rows.labels), dtype=np.bool_)), *groups]:
         labels, patients = rows.labels[chosen], rows.patient_ids[chosen]
         resamples = None
         if len(np.unique(labels)) > 1:
@@ -411,11 +444,12 @@ def _calibrated(labels: NDArray[np.int64], logits: NDArray[np.float64], patients
     }
 
 
-def _groups(table: LatentTable, rows: EvaluationRows, group: str | None) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    """All units, then those of every value of a column."""
-    yield ALL, np.ones(len(rows.labels), dtype=np.bool_)
-    if group is None:
-        return
+def groups_of(table: LatentTable, rows: EvaluationRows, group: str) -> list[tuple[str, NDArray[np.bool_]]]:
+    """By name (column=value) which units have each value of a column.
+
+    Raises:
+        InputError: no such column, nothing known of it, or too many values.
+    """
     if group not in table.images.columns:
         there = ", ".join(map(str, table.images.columns))
         raise InputError(f"{table.folder} has no column {group!r} to tell groups by; it has {there}")
@@ -432,8 +466,7 @@ def _groups(table: LatentTable, rows: EvaluationRows, group: str | None) -> Iter
         raise InputError(
             f"{group!r} has {one.nunique()} values, too many to tell groups by; name a column of at most {_MOST_GROUPS}"
         )
-    for name in sorted(one.dropna().unique()):
-        yield str(name), (one == name).to_numpy()
+    return [(str(name), (one == name).to_numpy()) for name in sorted(one.dropna().unique())]
 
 
 def _difference(stages: Mapping[str, NDArray[np.float64]], rows: EvaluationRows) -> dict[str, float]:
@@ -496,7 +529,7 @@ def _peaks(
     )
 
 
-def _notes(table: LatentTable, kind: Kind, rows: EvaluationRows, group: str | None, froc: bool) -> Iterator[str]:
+def _notes(table: LatentTable, kind: Kind, rows: EvaluationRows, columns: Sequence[str], froc: bool) -> Iterator[str]:
     if kind == "linear":
         yield (
             "linear: whatever else lies in the latents' decoder directions is scaled with them; the stage `exact` is "
@@ -504,8 +537,8 @@ def _notes(table: LatentTable, kind: Kind, rows: EvaluationRows, group: str | No
         )
     else:
         yield "exact: in every position the latents' own contribution is scaled, and nothing else changes"
-    if group is not None:
-        left = len(rows.labels) - sum(int(chosen.sum()) for name, chosen in _groups(table, rows, group) if name != ALL)
+    for group in columns:
+        left = len(rows.labels) - sum(int(chosen.sum()) for _, chosen in groups_of(table, rows, group))
         if left:
             yield f"{left} of {len(rows.labels)} are in no group: {shown(group)} is not known of them, or differs"
     if not froc:

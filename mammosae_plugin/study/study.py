@@ -28,6 +28,7 @@ from mammosae_plugin.study import results as study_results
 from mammosae_plugin.study.inputs import EncoderGroup, StudyInputs
 from mammosae_plugin.study.layer import LayerStudy
 from mammosae_plugin.study.layer_report import write_layer_report
+from mammosae_plugin.study.repairs import check_repairs, repair_lines, repairs
 from mammosae_plugin.study.steps import Steps, dated
 
 _OF_LESIONS = ("model", "concept", "method", "latent", "all_cpm", "all_cpm_low", "all_cpm_high", "all_cpm_chance",
@@ -81,6 +82,7 @@ class Study(StudyInputs, Steps):
         """Train the classifiers that the configuration does not give as files; check those that it gives."""
         _ = self.concepts, self.layers  # what cannot be studied is told before hours of training
         _ = self.pair_images and self.pair_images.pairs
+        check_repairs(self)
         _ = self.encoder_groups
 
     def _at_each_layer(self, do: Callable[[LayerStudy], Any]) -> None:
@@ -120,9 +122,9 @@ class Study(StudyInputs, Steps):
         self._at_each_layer(LayerStudy.localize)
 
     def evidence(self) -> None:
-        """Every latent that fires, what it stands for and answers to, performance by group, agreement of views."""
+        """Every latent that fires, what it stands for and answers to, performance by group, agreement, repairs."""
         self._with_each_network(LayerStudy.tell)
-        self._at_each_layer(lambda layer: (layer.groups, layer.views, layer.answers))
+        self._at_each_layer(lambda layer: (layer.groups, layer.views, layer.answers, repairs(layer)))
 
     def report_folder(self, layer: LayerStudy) -> Path:
         """Where a layer's results and report go."""
@@ -260,6 +262,7 @@ def _told(layer: LayerStudy, sort: str, top: int) -> list[str]:
         ]
         lines.append(f"{model}/{concept}: more agreement than by chance (q below {_CALLED}) {', '.join(told)}")
     lines += _answered(layer.answers)
+    lines += [repaired for row in repairs(layer) for repaired in repair_lines(row)]
     groups = layer.groups
     if "worst" in groups:
         worst = groups[groups["worst"].eq(True)]

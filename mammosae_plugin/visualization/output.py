@@ -234,8 +234,15 @@ def write_tables(results: Results, results_folder: str | os.PathLike[str]) -> li
     written = [
         path for table, name, caption in tables if len(table) for path in write_table(table, folder, name, caption)
     ]
-    for name in ("evidence", "groups", "views", "pairs"):
-        rows = cast(Row, results).get(name)
+    every = {name: cast(Row, results).get(name) for name in ("evidence", "groups", "views", "pairs")}
+    for name, part in (("repair", "performance"), ("repair_froc", "froc")):
+        about = ("model", "concept", "scale", "kind")
+        every[name] = [
+            {**{key: row[key] for key in about}, "latents": " ".join(map(str, row["latents"])), **one}
+            for row in results.get("repair", [])
+            for one in row[part] or []
+        ]
+    for name, rows in every.items():
         if rows:  # hundreds: for machines alone
             written.append(folder / f"{name}.csv")
             write_text(written[-1], to_csv(pd.DataFrame(rows)))
