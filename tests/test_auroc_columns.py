@@ -95,6 +95,34 @@ def test_intervals_of_clustered_rows_hold_the_truth_where_those_of_single_rows_d
     assert 0.02 <= (null.p_value < 0.05).mean() <= 0.09
 
 
+@pytest.mark.parametrize("firing", [1.0, 0.05])
+@pytest.mark.parametrize(("n_positive", "n_negative", "rows"), [(10, 10, 1), (10, 200, 1), (12, 100, 4)])
+def test_of_scores_that_say_nothing_few_positives_call_none(firing, n_positive, n_negative, rows):
+    rng, called = np.random.default_rng(0), []
+    labels, n = np.repeat([1, 0], [n_positive * rows, n_negative * rows]), n_positive + n_negative
+    for _ in range(12):
+        fires = np.repeat(rng.random((n, 300)) < firing, rows, axis=0)
+        scores = fires * (1 + rng.random((n * rows, 300)))
+        found = delong_columns(labels, scores, np.repeat(np.arange(n), rows))
+        called.append((benjamini_hochberg(found.p_value) < 0.05).any())
+    assert np.mean(called) <= 0.25  # 5 % are expected; of 12, more than 3 have a chance of 0.0002
+
+
+def test_a_score_of_the_side_says_nothing_where_either_side_may_have_the_finding():
+    rng, n, rejected = np.random.default_rng(0), 10, []
+    for _ in range(400):
+        labels = np.zeros(2 * n, dtype=int)
+        labels[2 * np.arange(n) + rng.integers(0, 2, n)] = 1
+        side = np.tile([0.0, 1.0], n)[:, None]
+        rejected.append(delong_columns(labels, side, np.repeat(np.arange(n), 2)).p_value[0] < 0.05)
+    assert np.mean(rejected) <= 0.08
+
+
+def test_a_score_that_is_not_finite_is_told():
+    with pytest.raises(InputError, match="1 are missing or infinite"):
+        delong_columns([0, 0, 1, 1], [[0.1], [np.inf], [0.35], [0.8]])
+
+
 def test_resamples_of_every_column_are_those_of_one(clustered):
     labels, scores, groups = clustered
     resamples = patient_bootstrap(groups, 150, 0)

@@ -168,6 +168,12 @@ def test_a_latent_that_separates_the_classes_is_said_to(table):
     perfect.images["machine"] = np.where(perfect.images["Mass"] == 1, "one", "two")
     row = confounders(perfect, "Mass", covariates=["machine"], **QUICK).set_index("latent").loc[FINDING]
     assert "covariates alone separate the classes" in row["given_reason"] and np.isnan(row["given_q"])
+    assert row["verdict"] == "unclear" and "covariates alone separate" in row["reason"]
+
+
+def test_an_id_is_no_covariate(table):
+    with pytest.raises(InputError, match="'patient_id' says which image or patient"):
+        confounders(table, "Mass", covariates=["patient_id"], **QUICK)
 
 
 def test_few_patients_give_no_intervals_and_no_verdict():

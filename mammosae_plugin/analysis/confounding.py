@@ -178,13 +178,15 @@ def verdict_of(
     and a covariate goes with it (q below alpha). Then, the first that holds:
 
     - `shortcut`: the classifier rests on it, and it told the concept in the training split and does so no more (drop_p
-      below alpha, AUROC between 0.4 and 0.6), wherever it lies: a latent can be of a marker and of lesions at once. Or
+      below alpha, AUROC between 0.4 and 0.6), wherever it lies: a latent can be of a marker and of lesions at once, and
+      a network that learnt its training images by heart has such latents too. Or
       the classifier rests on it, it does not lie in the boxes or that is not known, it tells the concept, and a
       covariate of the acquisition explains it or less than half of it lies in the breast.
     - `context`: it tells the concept, and covariates explain it, or it does not lie in the boxes.
     - `concept`: it tells the concept (AUROC above 0.5, in the training split too where that is known), still does given
-      the covariates where there are any, lies in the boxes where there are boxes, and the classifier rests on it where
-      that is known. With neither boxes nor covariates nothing is called so.
+      the covariates where there are any (where that could not be tested it is not called so), lies in the boxes where
+      there are boxes, and the classifier rests on it where that is known. With neither boxes nor covariates nothing is
+      called so.
     - `unclear`: everything else.
     """
     tells = _tells(row["auroc"], row["auroc_low"], row["auroc_high"], row["auroc_q"], alpha)
@@ -208,7 +210,10 @@ def verdict_of(
     gone = told and not tells and row["drop_p"] < alpha and 1 - SEPARATES < row["auroc"] < SEPARATES
     if rests and gone:
         mixed = "; part of it lies in the boxes" if in_boxes else ""
-        return SHORTCUT, f"it went with the concept in the training images only, and the classifier rests on it{mixed}"
+        return SHORTCUT, (
+            "it went with the concept in the training images only (through something else there, or learnt by heart), "
+            f"and the classifier rests on it{mixed}"
+        )
     if rests and not in_boxes:
         if tells and explained and row["covariate_kind"] == "acquisition":
             return SHORTCUT, f"the classifier rests on it, and what it says of the concept goes with {goes_with}"
@@ -227,12 +232,13 @@ def verdict_of(
         return UNCLEAR, "in the training images it does not go with the concept"
     if has_boxes and not in_boxes:
         return UNCLEAR, "it goes with the concept, but its place is not certain"
-    if not row["given_q"] < alpha and (not has_boxes or np.isfinite(row["given_q"])):
-        why = (
-            "given the covariates that is not certain"
-            if np.isfinite(row["given_q"])
-            else "there are neither boxes nor covariates"
-        )
+    untested = row["given_reason"] in _NO_COVARIATES
+    if not row["given_q"] < alpha and not (has_boxes and untested):
+        why = "given the covariates that is not certain"
+        if untested:
+            why = "there are neither boxes nor covariates"
+        elif not np.isfinite(row["given_q"]):
+            why = f"nothing is known of it given the covariates: {row['given_reason']}"
         return UNCLEAR, f"it goes with the concept, but {why}"
     if np.isfinite(row["reliance"]) and not rests:
         return UNCLEAR, "it goes with the concept, but the classifier does not rest on it"
@@ -296,6 +302,7 @@ def _then(
     )
 
 
+_NO_COVARIATES = ("there are no covariates", "the covariates are the same in all these images")
 _GIVEN = ("log_odds", "log_odds_given", "explained", "likelihood_ratio", "design_effect", "given_p")
 
 
@@ -310,7 +317,7 @@ def _given(
 ) -> pd.DataFrame:
     """Logistic regressions of the concept on each latent, alone and given the covariates."""
     found = pd.DataFrame(np.nan, index=range(len(latents)), columns=list(_GIVEN))
-    found["given_reason"] = "" if names else "there are no covariates"
+    found["given_reason"] = "" if names else _NO_COVARIATES[0]
     found["given_q"] = np.nan
     if not names or not enough or not len(latents):
         return found
@@ -318,7 +325,7 @@ def _given(
     labels, groups = rows.labels.astype(np.float64), as_groups(rows.patient_ids, len(rows.labels))
     design = design_matrix(images_of_units(table, rows), names)
     if not design.shape[1]:
-        return found.assign(given_reason="the covariates are the same in all these images")
+        return found.assign(given_reason=_NO_COVARIATES[1])
     base = np.column_stack([np.ones(len(labels)), design.to_numpy()])
     null = _fitted(labels, base)
     if null is None or null.llf > -1e-6 * len(labels):

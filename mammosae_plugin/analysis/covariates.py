@@ -5,7 +5,7 @@ What an image is apart from the concept is a covariate. Numbers are compared by 
 
 __all__ = [
     "covariate_associations", "covariate_columns", "Covariates", "design_matrix", "images_of_units", "KINDS",
-    "known_values", "PATIENT", "strongest_associations",
+    "known_values", "NEVER", "PATIENT", "strongest_associations",
 ]  # fmt: skip
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,8 @@ KINDS = ("patient", "acquisition")
 """What a covariate is of: the patient (her tissue, her age), or how the image was made."""
 PATIENT = ("age", "density", "implant")
 """Covariates of the patient; all others are of the acquisition, unless a caller says otherwise."""
-_NEVER = ("image_id", "patient_id", "exam_id", "series_id", "study_id", "split", "fold", "birads", "level", "image_row")
+NEVER = ("image_id", "patient_id", "exam_id", "series_id", "study_id", "split", "fold", "birads", "level", "image_row")
+"""Columns that are no covariate: ids, splits, and what a label is read from."""
 _MOST_LEVELS = 12
 _FEWEST_ROWS = 10  # of a level that is looked at by itself
 
@@ -58,12 +59,14 @@ def covariate_columns(table: "LatentTable", concept: str, covariates: Covariates
     images = table.images
     if covariates is None:
         labels = {*table.vocabulary} - {"density"} if hasattr(table, "vocabulary") else {*table.concepts}
-        names = [str(one) for one in images.columns if one not in labels and one not in _NEVER and one != concept]
+        names = [str(one) for one in images.columns if one not in labels and one not in NEVER and one != concept]
         return {name: _kind(name) for name in names if _differs(images[name], name)}
     kinds = dict(covariates) if isinstance(covariates, Mapping) else {}
     chosen = {str(name): kinds.get(name, _kind(str(name))) for name in entries([*covariates], "covariates")}
     for name, kind in chosen.items():
         one_of(kind, f"the kind of covariate {name}", KINDS)
+        if name in NEVER:
+            raise InputError(f"column {name!r} says which image or patient it is, or its label or split: no covariate")
         if name not in images.columns or name == concept:
             there = ", ".join(covariate_columns(table, concept)) or "none"
             raise InputError(f"the table has no covariate {name!r} of {concept}; it has {there}")

@@ -32,8 +32,10 @@ class AurocColumns:
         low: Lower end of the 95 % interval, auc ± 1.96 standard errors cut to [0, 1]; at an AUROC of 1 or 0 it is that
             of `separation_bound` for as many rows (groups).
         high: Upper end.
-        p_value: Two-sided, of an AUROC of 0.5: of the standard normal; where the classes are separated without fault
-            2 / C(m + n, m), the share of orders of m and n rows (groups) that do so; NaN where the error is unknown.
+        p_value: Two-sided, of an AUROC of 0.5 by the standard normal, in units of that error or of the one that labels
+            at random have, whichever is larger (`delong_columns`); where the classes are separated without fault, and
+            no group has both, 2 / C(m + n, m), the share of orders of m and n rows (groups) that do so; NaN where the
+            error is unknown.
     """
 
     auc: NDArray[np.float64]
@@ -58,6 +60,11 @@ def delong_columns(
     and their product counts where a group has rows of both classes (Obuchowski, Biometrics 53, 1997); with one row in
     each group the two are the same.
 
+    That error vanishes towards an AUROC of 1 or 0, so that by chance some of many scores with few positive rows would
+    look sure. Labels dealt out at random give the variance sum((r - mean r)^2) / (m n N (N - 1)) of N ranks r, ties
+    averaged (that of Mann and Whitney's U), which is times, where rows come in groups and it is above 1, the sum over
+    groups of squared sums of (label - m / N)(r - mean r) over the sum of squares.
+
     Args:
         labels: (n,) 0 or 1.
         scores: (n, m) array or scipy.sparse, higher for class 1. Columns count as the activations of a float32
@@ -81,7 +88,7 @@ def delong_columns(
     n_groups = int(of_row.max()) + 1
     sums = sparse.csr_array((np.ones(len(of_row)), (of_row, np.arange(len(of_row)))), shape=(n_groups, len(of_row)))
     with_positive, with_negative = (len(np.unique(of_row[own])) for own in (positive, ~positive))
-    aucs, variances = [], []
+    aucs, variances, by_chance = [], [], []
     for block in _blocks(columns):
         ranks, own = rankdata(block, axis=0), rankdata(block[positive], axis=0)
         share = np.zeros_like(block)
@@ -97,20 +104,32 @@ def delong_columns(
                 variance = variance + 2 * n_groups / (n_groups - 1) * (above * below).sum(axis=0)
         aucs.append(auc)
         variances.append(variance)
-    auc = np.concatenate(aucs) if aucs else np.zeros(0)
-    variance = np.concatenate(variances) if variances else np.zeros(0)
+        by_chance.append(_chance_variance(ranks - ranks.mean(axis=0), positive, sums))
+    auc, variance, chance = (np.concatenate(one) if one else np.zeros(0) for one in (aucs, variances, by_chance))
     # A negative one is rounding, or of groups that hold both classes and outweigh everything: then it is not known.
     error = np.sqrt(np.where(variance >= -1e-12, np.maximum(variance, 0), np.nan))
     reach = float(norm.ppf((1 + level) / 2)) * error
     low, high = np.maximum(auc - reach, 0), np.minimum(auc + reach, 1)
-    p = 2 * norm.sf(np.divide(np.abs(auc - 0.5), error, out=np.full_like(auc, np.nan), where=error > _ROUNDING))
+    larger = np.maximum(error, np.sqrt(chance))
+    p = 2 * norm.sf(np.divide(np.abs(auc - 0.5), larger, out=np.full_like(auc, np.nan), where=larger > _ROUNDING))
     p[(np.abs(auc - 0.5) < _ROUNDING) & (error < _ROUNDING)] = 1.0
     bound = separation_bound(with_positive, with_negative, level)
     perfect, inverted = auc > 1 - _ROUNDING, auc < _ROUNDING
     auc[perfect], auc[inverted] = 1, 0
     low[perfect], high[perfect], low[inverted], high[inverted] = bound, 1, 0, 1 - bound
-    p[perfect | inverted] = min(1.0, 2 / comb(with_positive + with_negative, with_positive))
+    if with_positive + with_negative == n_groups:
+        p[perfect | inverted] = min(1.0, 2 / comb(n_groups, with_positive))
     return AurocColumns(auc, error, low, high, p)
+
+
+def _chance_variance(away: NDArray[np.float64], positive: NDArray[np.bool_], sums: Any) -> NDArray[np.float64]:
+    """The variance of the AUROC under labels at random, of ranks less their mean (n, m)."""
+    n, m = len(positive), int(positive.sum())
+    products = (positive - m / n)[:, None] * away
+    alone, together = np.square(products).sum(axis=0), np.square(sums @ products).sum(axis=0)
+    shared = np.divide(together, alone, out=np.ones_like(alone), where=alone > 0)
+    found: NDArray[np.float64] = np.square(away).sum(axis=0) / (m * (n - m) * n * (n - 1)) * np.maximum(shared, 1)
+    return found
 
 
 def _spread(of_groups: NDArray[np.float64], n: int) -> NDArray[np.float64]:
@@ -184,6 +203,8 @@ def _as_columns(scores: Any, n_rows: int) -> Any:
     found: Any = scores.tocsc().astype(np.float64) if hasattr(scores, "tocsc") else numbers(scores, "scores")
     if found.ndim != 2 or found.shape[0] != n_rows:
         raise InputError(f"scores have shape {found.shape}: expected ({n_rows}, m), a row for each label")
+    if broken := int((~np.isfinite(found.data if hasattr(found, "tocsc") else found)).sum()):
+        raise InputError(f"scores: {broken} are missing or infinite: leave their rows out")
     return found
 
 

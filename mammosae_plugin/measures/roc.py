@@ -150,7 +150,8 @@ def detectable_auroc(
     """The smallest AUROC above 0.5 that so few rows find, with a two-sided test of 0.5.
 
     The A with A - 0.5 = z(1 - alpha / 2 / n_tests) SE(0.5) + z(power) SE(A), of `hanley_mcneil_error`. What lies nearer
-    to 0.5 is missed more often than not finding it would say: of few positives that nothing was found says little.
+    to 0.5 is missed more often than not finding it would say: of few positives that nothing was found says little. It
+    is on the safe side: of 10 positive rows or many tests the power there is up to 0.86 where 0.8 was asked for.
 
     Args:
         n_positive: rows of class 1; where rows come in groups, groups, which is on the safe side.
