@@ -315,7 +315,7 @@ def layered_and_counted(tmp_path_factory, phantom_root):
     """A study of an inner layer and the final map, run in this process, its configuration file, and `Counter`s."""
     folder = tmp_path_factory.mktemp("layered")
     settings = layered_settings(folder, phantom_root)
-    settings["analysis"]["gradcam"] = importlib.util.find_spec("captum") is not None
+    settings["analysis"] |= {"gradcam": importlib.util.find_spec("captum") is not None, "repair": None}
     file = write_study(folder, settings)
     study = Study(load_config(file))
     with networks_counted() as counted:
