@@ -4,7 +4,16 @@ A record says with which SHA-256 each file was written. A file that has another 
 entry was never ours; both are the user's.
 """
 
-__all__ = ["Digests", "empty_staging", "RECORD", "remove_files", "replace_files", "replace_folder", "STAGING"]
+__all__ = [
+    "Digests",
+    "empty_staging",
+    "RECORD",
+    "remove_files",
+    "replace_files",
+    "replace_folder",
+    "require_own",
+    "STAGING",
+]
 
 import logging
 import shutil
@@ -78,6 +87,26 @@ def require_unclaimed(folder: Path, begun: Iterable[str], written: Iterable[str]
     for name in written:
         if (folder / name).exists():
             raise InputError(f"{folder / name} is in the way, and of no earlier run; move it, or name another folder")
+
+
+def require_own(files: Iterable[Path], record: Path) -> None:
+    """Refuse to write over what no earlier run has written.
+
+    Args:
+        files: What `replace_files` is to write, beside the record.
+        record: As for `replace_files`.
+
+    Raises:
+        InputError: One of these is there and not in the record, or the record names another file that is there and
+            would be removed; nothing was changed.
+    """
+    known, files = _recorded(record) if record.exists() else {}, list(files)
+    for path in files:
+        if (path.exists() or path.is_symlink()) and path.name not in known:
+            raise InputError(f"{path} is in the way, and of no earlier run; move it, or name another file")
+    for name in known.keys() - {path.name for path in files}:
+        if (other := record.with_name(name)).exists():
+            raise InputError(f"{other} was written by an earlier run and would be lost; move it, or name another file")
 
 
 def are_untouched(folder: Path) -> bool:

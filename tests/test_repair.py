@@ -12,6 +12,7 @@ import torch
 from helpers_adapters import calibrated_classifier, fixture_downstream
 from helpers_study import mammosae, random_sae
 from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, TopKSAE, TopKSAEConfig
+from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
 import mammosae_plugin as mp
@@ -339,7 +340,8 @@ def test_the_command_writes_the_classifier_a_page_and_numbers(finished_study: St
     named = ["--concept", "Mass"]
     done = mammosae("repair", study, "--latents", "1,2", "-l", "5", "--group", "view", "-o", path, *named)
     assert done.returncode == 0, done.stderr
-    assert "view=CC" in done.stdout and "exact:" in done.stdout and "FROC is left out" in done.stdout
+    assert "view=CC" in done.stdout and "patients" in done.stdout and "ECE has no interval: " in done.stdout
+    assert "exact:" in done.stdout and "FROC is left out" in done.stdout
     said = json.loads(path.with_suffix(".json").read_text())
     assert said["repair"]["latents"] == [1, 2, 5] and said["performance"][1]["stage"] == "after"
     page = path.with_suffix(".html").read_text()
@@ -349,25 +351,58 @@ def test_the_command_writes_the_classifier_a_page_and_numbers(finished_study: St
     assert inner.returncode == 0 and load_classifier(tmp_path / "i.safetensors").n_class == 1, inner.stderr
 
 
-def test_what_the_user_has_where_the_command_writes_is_kept_and_its_own_is_written_again(
-    finished_study: Study, tmp_path: Path
-) -> None:
+def test_the_command_writes_over_its_own_files_alone(finished_study: Study, tmp_path: Path) -> None:
     study = finished_study.output.parent / "study.yaml"
     path = tmp_path / "new" / "repaired.safetensors"  # a folder that is made
-    path.parent.mkdir()
-    path.write_text("mine")
-    path.with_suffix(".json").write_text("mine too")
-    for _ in range(2):
+    for edited in ("", "mine"):
         done = mammosae("repair", study, "--latents", "1", "-o", path, "--concept", "Mass")
         assert done.returncode == 0 and load_classifier(path).n_class == 1, done.stderr
-    assert sorted(one.name for one in path.parent.iterdir() if not one.name.startswith(".")) == [
-        *("repaired.edited.json", "repaired.edited.safetensors"),
-        *("repaired.html", "repaired.json", "repaired.safetensors"),
+        path.with_suffix(".json").write_text(edited or "earlier")
+    kept = path.parent / "repaired.edited.json"
+    assert kept.read_text() == "earlier" and not path.with_name("repaired.edited.safetensors").exists()
+    before = {one: one.read_bytes() for one in path.parent.iterdir()}
+    given = finished_study.config.models[0].classifiers["Mass"]
+    table = next(iter(finished_study.primary.tables.values())).folder
+    places = [
+        (kept.with_suffix(".safetensors"), f"{kept} is in the way, and of no earlier run"),
+        (path.with_suffix(".pth"), f"{path} was written by an earlier run and would be lost"),
+        (given, f"is an input of the study, {given}"),
+        (table / "x.safetensors", "is in the study's own folder"),
     ]
-    assert (path.parent / "repaired.edited.safetensors").read_text() == "mine"
+    for place, message in places:
+        named = ["--concept", "Mass", "--kind", "linear"]
+        done = mammosae("repair", study, "--latents", "1", "-o", place, *named)
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert {one: one.read_bytes() for one in path.parent.iterdir()} == before
+    assert not list(table.glob("x.*")) and given.exists()
     done = mammosae("repair", tmp_path / "study.yaml", "--latents", "1", "-o", tmp_path / "a.safetensors")
     assert done.returncode == 2 and "study.yaml" in done.stderr and done.stderr.count("\n") == 1
     assert [one.name for one in tmp_path.iterdir()] == ["new"]
+
+
+def test_latents_that_never_fire_and_slopes_that_say_nothing_are_named(
+    encoded: LatentTable, network: MammoClipClassifier, sae: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = encoded.rows("Mass", split="test").image_rows
+    codes = encoded.mean_latents.toarray()
+    codes[rows, 9] = 0
+    monkeypatch.setitem(encoded.__dict__, "mean_latents", sparse.csr_array(codes))
+    done = mp.repair(encoded, network, sae, [9, 2], n_bootstrap=0)
+    patients = encoded.images["patient_id"].to_numpy()
+    of_two = [row for row in rows if codes[row, 2]]
+    expected = [[9, 0, 0], [2, len(of_two), len(set(patients[of_two]))]]
+    assert done.firing.to_numpy().tolist() == expected and of_two
+    assert "latent 9 fires in no image of it, so scaling it changes nothing there" in done.notes
+    assert f"2 in {len(of_two)} images of {expected[1][2]} patients" in done.notes[0]
+    linear = mp.repair(encoded, network, sae, [9], kind="linear", n_bootstrap=0)
+    assert "latent 9 fires in no image of it; a linear repair scales" in linear.notes[1]
+    logits = encoded.logits("Mass")
+    monkeypatch.setattr(LatentTable, "logits", lambda *_: 1e-4 * logits / logits.std())
+    (_, row) = mp.repair(encoded, network, sae, [9], n_bootstrap=0).performance.iloc
+    assert (
+        np.isnan(row["calibration_slope"])
+        and row["reason"] == "no slope: the logits hardly differ (standard deviation 0.0001)"
+    )
 
 
 def done_as(said: dict[str, Any]) -> dict[str, Any]:
@@ -398,6 +433,10 @@ def done_as(said: dict[str, Any]) -> dict[str, Any]:
         (
             ["--latents", "1", "-o", "b/a.safetensors", "--concept", "Mass", "--group", "device"],
             "has no column 'device' to tell groups by; it has",
+        ),
+        (
+            ["--latents", "1", "-o", "b/a.safetensors", "--concept", "Mass", "--group", "patient_id"],
+            "patient_id makes no groups of patients; name a column of the patients",
         ),
     ],
 )

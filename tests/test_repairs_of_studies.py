@@ -265,6 +265,7 @@ def test_settings_that_mean_nothing_are_refused_in_one_line(finished_study: Stud
     ("change", "message"),
     [
         ("{latents: [{model: pretrained, concept: Mass, latents: [64]}]}", "names latent 64 of pretrained/Mass, but"),
+        ("{groups: [exam_id]}", "exam_id makes no groups of patients; name a column"),
         ("{groups: [device]}", "analysis.repair.groups names 'device', no column of the images; they have image_id"),
     ],
 )

@@ -143,6 +143,10 @@ def test_the_command_tells_and_writes_what_the_function_gives(encoded: LatentTab
     expected = view_agreement(encoded, split="training", n_draws=50, n_bootstrap=20, min_patients=3)
     written = pd.read_csv(tmp_path / "found.csv").drop(columns="reason")
     pd.testing.assert_frame_equal(written, expected.drop(columns="reason"), check_dtype=False)
+    (tmp_path / "mine.csv").write_text("mine")
+    for name, code in (("found.csv", 0), ("mine.csv", 2)):  # its own of before, and another's
+        assert mammosae("views", encoded.folder, *settings, "-o", tmp_path / name).returncode == code
+    assert (tmp_path / "mine.csv").read_text() == "mine"
     refused = mammosae("views", encoded.folder, "--views", "ML", "XCC")
     assert refused.returncode == 2 and "it has the views CC, MLO" in refused.stderr and refused.stderr.count("\n") == 1
 

@@ -52,6 +52,7 @@ def repair_page(
         unit=unit,
         n_bootstrap=n_bootstrap,
         min_patients=min_patients,
+        no_ece_interval=NO_ECE_INTERVAL,
         version=__version__,
     )
 
@@ -146,8 +147,9 @@ def _lead(performance: pd.DataFrame) -> list[str]:
     if math.isnan(before["auroc"]):
         return ["The split has one class only, so that there is no AUROC."]
     sentences = [
-        f"Over all {int(after['n_rows'])} rows AUROC is {_estimate(after, 'auroc')} after the repair and "
-        f"{_estimate(before, 'auroc')} before; the change is {_estimate(after, 'auroc_change', signed=True)}."
+        f"Over all {int(after['n_rows'])} rows of {int(after['n_patients'])} patients AUROC is "
+        f"{_estimate(after, 'auroc')} after the repair and {_estimate(before, 'auroc')} before; the change is "
+        f"{_estimate(after, 'auroc_change', signed=True)}."
     ]
     if math.isnan(after["auroc_low"]):
         sentences.append(
@@ -193,13 +195,18 @@ _PLAIN = ("calibration_excess", "ece", "brier")
 
 def performance_text(performance: pd.DataFrame) -> str:
     """The same for a terminal."""
-    rows = [["group", "stage", "rows", "positive", "AUROC", "change", "slope", "ECE", "note"]]
+    rows = [["group", "stage", "rows", "positive", "patients", "AUROC", "change", "slope", "ECE", "note"]]
     for _, row in performance.iterrows():
         said = [_estimate(row, "auroc"), _estimate(row, "auroc_change", signed=True)]
-        said += [_number(row["calibration_slope"], decimals=2), _number(row["ece"]), row["reason"]]
-        rows.append([row["group"], row["stage"], str(row["n_rows"]), str(row["n_positive"]), *said])
+        said += [_estimate(row, "calibration_slope", decimals=2), _number(row["ece"]), row["reason"]]
+        counts = [str(row[name]) for name in ("n_rows", "n_positive", "n_patients")]
+        rows.append([row["group"], row["stage"], *counts, *said])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return "\n".join([*lines, "in brackets: 95 % intervals over patients; ECE has " + NO_ECE_INTERVAL])
+
+
+NO_ECE_INTERVAL = "no interval: it is above 0 by chance alone where rows are few, and resamples add to that"
 
 
 def froc_sentences(froc: pd.DataFrame | None) -> list[str]:
@@ -221,10 +228,12 @@ def froc_sentences(froc: pd.DataFrame | None) -> list[str]:
             if told
             else " without chance beside it (no other patient has a lesion in an image of the same side and view)"
         )
+        few = " (no interval: too few patients with lesions)" if math.isnan(row["cpm_low"]) else ""
         change = "" if stage == "before" else f", a change of {_estimate(row, 'cpm_change', signed=True)}"
         found.append(
-            f"FROC of the logit's map {stage}: {int(row['n_lesions'])} lesions in {int(row['n_images'])} images, CPM "
-            f"{_estimate(row, 'cpm')}{beside}{change}; sensitivity {curve} false positives per image"
+            f"FROC of the logit's map {stage}: {int(row['n_lesions'])} lesions of "
+            f"{int(row['n_lesion_patients'])} patients in {int(row['n_images'])} images, CPM "
+            f"{_estimate(row, 'cpm')}{few}{beside}{change}; sensitivity {curve} false positives per image"
         )
     return found
 
@@ -235,8 +244,8 @@ def _cell(row: "pd.Series[Any]", name: str, *, decimals: int = 3, signed: bool =
     return Cell(_number(row[name], decimals=decimals, signed=signed), below=below)
 
 
-def _estimate(row: "pd.Series[Any]", name: str, *, signed: bool = False) -> str:
-    cell = _cell(row, name, signed=signed)
+def _estimate(row: "pd.Series[Any]", name: str, *, decimals: int = 3, signed: bool = False) -> str:
+    cell = _cell(row, name, decimals=decimals, signed=signed)
     return f"{cell.text} ({cell.below})" if cell.below else cell.text
 
 

@@ -1,6 +1,6 @@
 """A classifier that no longer uses chosen latents, as a file, and what that does to it, before and after."""
 
-__all__ = ["checked_output", "groups_of", "Kind", "Repair", "repair", "repaired_logits"]
+__all__ = ["checked_output", "groups_of", "Kind", "Repair", "repair", "repaired_logits", "require_group"]
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +19,7 @@ from mammosae_plugin.adapters.hook_names import module_path
 from mammosae_plugin.adapters.latent_edits import fold_latents, project_head
 from mammosae_plugin.adapters.mammo_clip_files import save_mammo_clip
 from mammosae_plugin.adapters.recording import evaluation
+from mammosae_plugin.analysis.covariates import NEVER
 from mammosae_plugin.analysis.lesion_localization import froc_of_stages
 from mammosae_plugin.analysis.lesion_truth import Lesions
 from mammosae_plugin.arguments import checked_arguments, entries, indices, one_of, resampling, shown
@@ -63,6 +64,7 @@ class Repair:
             auroc_change, _low and _high (against before, on the same resamples of patients), calibration_slope, _low,
             _high, calibration_excess, ece, brier (of one output; `measures.calibration`), and reason: why something is
             NaN, else empty.
+        firing: one row per latent: latent, n_images and n_patients of the split in which it fires.
         difference: of a linear repair from the exact one, in logits over the split: largest, root_mean_square, and
             root_mean_square of the exact repair itself (`of_the_repair`); empty of an exact one.
         notes: what is to be known beside the numbers.
@@ -79,6 +81,7 @@ class Repair:
     kind: Kind
     hook_name: str
     performance: pd.DataFrame
+    firing: pd.DataFrame = field(default_factory=pd.DataFrame)
     difference: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     froc: pd.DataFrame | None = None
@@ -253,6 +256,7 @@ def repair(
     else:
         assert images is not None
         stages["after"] = _run(table, made, images, np.unique(rows.image_rows), device, batch_size)
+    firing = _firing(table, rows, chosen)
     done = Repair(
         made,
         head,
@@ -261,8 +265,9 @@ def repair(
         kind,
         table.hook_name,
         _performance(rows, stages, groups, n_bootstrap, min_patients, seed),
+        firing,
         _difference(stages, rows) if kind == "linear" else {},
-        tuple(_notes(table, kind, rows, columns, froc)),
+        (*_firing_notes(firing, table, rows, kind, split), *_notes(table, kind, rows, columns, froc)),
         None
         if not froc or images is None
         else _froc(
@@ -406,9 +411,11 @@ def _performance(
             record |= {"n_positive": int((labels > 0).sum()), "n_patients": len(np.unique(patients.astype(str)))}
             record["fewest_patients"] = 0 if resamples is None else int(resamples.patients_per_class.min())
             record |= dict.fromkeys(_NUMBERS, np.nan)
-            record["reason"] = "one class only" if resamples is None else ""
+            reasons = ["one class only"] if resamples is None else []
             if own.shape[1] == 1 and len(labels):
                 record |= _calibrated(labels, own[:, 0], patients)
+                if np.isnan(record["calibration_slope"]) and resamples is not None:
+                    reasons.append(_NO_SLOPE if own.std() >= _LEAST_SPREAD else _ALIKE.format(own.std()))
             if resamples is not None:
                 binary = own.shape[1] == 1
                 samples = resamples.metrics(own)["auroc"]
@@ -421,7 +428,8 @@ def _performance(
                     change = resamples.interval(samples - before)
                     record["auroc_change_low"], record["auroc_change_high"] = change
                 if np.isnan(record["auroc_low"]) and n_bootstrap:
-                    record["reason"] = f"fewer than {min_patients} patients"
+                    reasons.append(f"no interval: fewer than {min_patients} patients of a class")
+            record["reason"] = "; ".join(reasons)
             found.append(record)
     return pd.DataFrame(found)
 
@@ -432,24 +440,42 @@ _NUMBERS = (
 )
 
 
+_LEAST_SPREAD = 0.01  # of logits, in standard deviations: a slope of 1 would be an AUROC of 0.503
+_NO_SLOPE = "no slope: a threshold tells the classes apart, or nearly"
+_ALIKE = "no slope: the logits hardly differ (standard deviation {:.1g})"
+
+
 def _calibrated(labels: NDArray[np.int64], logits: NDArray[np.float64], patients: NDArray[Any]) -> dict[str, float]:
     found = calibration(labels, logits, patients.astype(str))
+    fitted = (found.slope, *found.slope_interval) if logits.std() >= _LEAST_SPREAD else (np.nan,) * 3
     return {
-        "calibration_slope": found.slope,
-        "calibration_slope_low": found.slope_interval[0],
-        "calibration_slope_high": found.slope_interval[1],
+        **dict(zip(("calibration_slope", "calibration_slope_low", "calibration_slope_high"), fitted, strict=True)),
         "calibration_excess": found.excess,
         "ece": found.ece,
         "brier": found.brier,
     }
 
 
+def require_group(group: str) -> None:
+    """Refuse a column that makes no groups of patients: ids, splits and what is told of the label itself.
+
+    Raises:
+        InputError: it is one.
+    """
+    if group in NEVER:
+        raise InputError(
+            f"{group} makes no groups of patients; name a column of the patients or of how images were made, such as "
+            "machine or laterality"
+        )
+
+
 def groups_of(table: LatentTable, rows: EvaluationRows, group: str) -> list[tuple[str, NDArray[np.bool_]]]:
     """By name (column=value) which units have each value of a column.
 
     Raises:
-        InputError: no such column, nothing known of it, or too many values.
+        InputError: no such column, one of ids, nothing known of it, or too many values.
     """
+    require_group(group)
     if group not in table.images.columns:
         there = ", ".join(map(str, table.images.columns))
         raise InputError(f"{table.folder} has no column {group!r} to tell groups by; it has {there}")
@@ -527,6 +553,31 @@ def _peaks(
         cell_centres(where, table.grid, table.image_size),
         np.concatenate(values),
     )
+
+
+def _firing(table: LatentTable, rows: EvaluationRows, chosen: NDArray[np.int64]) -> pd.DataFrame:
+    """As `Repair.firing`."""
+    used = np.unique(rows.image_rows)
+    fires = table.mean_latents[used][:, chosen].toarray() != 0
+    patients = table.images["patient_id"].astype(str).to_numpy()[used]
+    counts = {"n_images": fires.sum(axis=0), "n_patients": [len(set(patients[own])) for own in fires.T]}
+    return pd.DataFrame({"latent": chosen, **counts})
+
+
+def _firing_notes(
+    firing: pd.DataFrame, table: LatentTable, rows: EvaluationRows, kind: Kind, split: str
+) -> Iterator[str]:
+    used = np.unique(rows.image_rows)
+    n_patients = table.images["patient_id"].astype(str).iloc[used].nunique()
+    told = [f"{one.latent} in {one.n_images} images of {one.n_patients} patients" for one in firing.itertuples()]
+    yield f"of the {len(used)} images of {n_patients} patients of the {split} split, latents fire: {', '.join(told)}"
+    if silent := [str(one) for one in firing["latent"][firing["n_images"] == 0]]:
+        one = len(silent) == 1
+        what = f"{'latent' if one else 'latents'} {', '.join(silent)} {'fires' if one else 'fire'} in no image of it"
+        if kind == "exact":
+            yield f"{what}, so scaling {'it' if one else 'them'} changes nothing there"
+        else:
+            yield f"{what}; a linear repair scales what else lies in their directions all the same"
 
 
 def _notes(table: LatentTable, kind: Kind, rows: EvaluationRows, columns: Sequence[str], froc: bool) -> Iterator[str]:

@@ -26,7 +26,7 @@ from mammosae_plugin.study.held_out import held_out_change
 from mammosae_plugin.study.images import TEST
 from mammosae_plugin.study.inputs import ModelPair, StudyInputs
 from mammosae_plugin.study.layer import LayerStudy
-from mammosae_plugin.study.repairing import Repair, groups_of, repair, repaired_logits
+from mammosae_plugin.study.repairing import Repair, groups_of, repair, repaired_logits, require_group
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +37,11 @@ def check_repairs(study: StudyInputs) -> None:
     """See, before anything is trained, that the data have the columns by which repairs are to be told apart.
 
     Raises:
-        InputError: They have not.
+        InputError: They have not, or a column is of ids.
     """
     settings, columns = study.config.analysis.repair, study.all_images.images.columns
     for name in (settings.groups or ()) if settings is not None else ():
+        require_group(name)
         if name not in columns:
             raise InputError(
                 f"analysis.repair.groups names {name!r}, no column of the images; they have "

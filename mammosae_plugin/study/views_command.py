@@ -2,6 +2,7 @@
 
 __all__ = ["tell_view_agreement"]
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pandas as pd
 
 from mammosae_plugin.analysis.views import COMPARISONS, view_agreement
 from mammosae_plugin.files import local_path, write_text
+from mammosae_plugin.own_files import empty_staging, replace_files, require_own
 from mammosae_plugin.schema.names import counted
 from mammosae_plugin.study.images import TEST
 from mammosae_plugin.study.retrieval import open_table
@@ -39,11 +41,15 @@ def tell_view_agreement(
     Args:
         folder: a latents table, or a folder with one.
         top: latents that are printed, those that are most of their own breast first.
-        output: a CSV file of all latents.
+        output: a CSV file of all latents; what an earlier run wrote there is replaced.
 
     Raises:
-        InputError: as `view_agreement`.
+        InputError: as `view_agreement`; something of another's lies at `output`.
     """
+    if output is not None:
+        place = local_path(output)
+        record = place.with_name(f".{place.name}.mammosae-views.json")
+        require_own([place], record)
     table = open_table(folder)
     found = view_agreement(
         table,
@@ -66,7 +72,12 @@ def tell_view_agreement(
         lines += ["", "most of their own breast (views less crossed), of those with views_q below 0.05:"]
         lines.append(best[shown].to_string(index=False, float_format=lambda value: f"{value:.3f}"))
     if output is not None:
-        write_text(local_path(output), found.to_csv(index=False))
+        staged = empty_staging(place.parent)
+        try:
+            write_text(staged / place.name, found.to_csv(index=False))
+            replace_files(staged, place.parent, record=record)
+        finally:
+            shutil.rmtree(staged)
         lines.append(f"written: {output}")
     return "\n".join(lines)
 
