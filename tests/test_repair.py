@@ -366,8 +366,8 @@ def test_the_command_writes_over_its_own_files_alone(finished_study: Study, tmp_
     places = [
         (kept.with_suffix(".safetensors"), f"{kept} is in the way, and of no earlier run"),
         (path.with_suffix(".pth"), f"{path} was written by an earlier run and would be lost"),
-        (given, f"is an input of the study, {given}"),
-        (table / "x.safetensors", "is in the study's own folder"),
+        (given, f"{given} is an input of the study; name another place"),
+        (table / "x.safetensors", f"is in {finished_study.work}, the study's own folder"),
     ]
     for place, message in places:
         named = ["--concept", "Mass", "--kind", "linear"]
@@ -392,10 +392,10 @@ def test_latents_that_never_fire_and_slopes_that_say_nothing_are_named(
     of_two = [row for row in rows if codes[row, 2]]
     expected = [[9, 0, 0], [2, len(of_two), len(set(patients[of_two]))]]
     assert done.firing.to_numpy().tolist() == expected and of_two
-    assert "latent 9 fires in no image of it, so scaling it changes nothing there" in done.notes
+    assert "latent 9 fires in no image of the split, so scaling it changes nothing there" in done.notes
     assert f"2 in {len(of_two)} images of {expected[1][2]} patients" in done.notes[0]
     linear = mp.repair(encoded, network, sae, [9], kind="linear", n_bootstrap=0)
-    assert "latent 9 fires in no image of it; a linear repair scales" in linear.notes[1]
+    assert "latent 9 fires in no image of the split; a linear repair scales" in linear.notes[1]
     logits = encoded.logits("Mass")
     monkeypatch.setattr(LatentTable, "logits", lambda *_: 1e-4 * logits / logits.std())
     (_, row) = mp.repair(encoded, network, sae, [9], n_bootstrap=0).performance.iloc

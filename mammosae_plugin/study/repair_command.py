@@ -126,10 +126,11 @@ def _require_free(written: Sequence[Path], study: Study) -> None:
         if not study.output.resolve().is_relative_to(one.resolve())  # a folder that the study lies in
     ]
     for path in (one.resolve() for one in written):
-        for folders, what in ((own, "the study's own folder"), (inputs, "an input of the study,")):
+        for folders, what in ((own, "the study's own folder"), (inputs, "an input of the study")):
             for folder in (one.resolve() for one in folders):
                 if path.is_relative_to(folder):
-                    raise InputError(f"{path} is {'' if path == folder else 'in '}{what} {folder}; name another place")
+                    where = "is" if path == folder else f"is in {folder},"
+                    raise InputError(f"{path} {where} {what}; name another place")
 
 
 def _paths(value: Any) -> Iterator[Path]:

@@ -573,7 +573,8 @@ def _firing_notes(
     yield f"of the {len(used)} images of {n_patients} patients of the {split} split, latents fire: {', '.join(told)}"
     if silent := [str(one) for one in firing["latent"][firing["n_images"] == 0]]:
         one = len(silent) == 1
-        what = f"{'latent' if one else 'latents'} {', '.join(silent)} {'fires' if one else 'fire'} in no image of it"
+        latents = f"latent{'' if one else 's'} {', '.join(silent)}"
+        what = f"{latents} {'fires' if one else 'fire'} in no image of the split"
         if kind == "exact":
             yield f"{what}, so scaling {'it' if one else 'them'} changes nothing there"
         else:
