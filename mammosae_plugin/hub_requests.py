@@ -231,7 +231,7 @@ def _wire_failure(error: BaseException) -> _Failure | None:
         if response is None:
             return _Failure(error)
         after = str(response.headers.get("Retry-After") or "")
-        return _Failure(error, int(response.status_code), retry_after=float(after) if after.isdigit() else None)
+        return _Failure(error, int(response.status_code), retry_after=float(after) if after.isdecimal() else None)
     if isinstance(error, LocalEntryNotFoundError):
         return None  # its cause says more
     # An answer that is no JSON comes from something between here and the Hub.

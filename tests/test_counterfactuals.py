@@ -189,12 +189,14 @@ def test_pairs_that_the_table_cannot_answer_are_refused(pair_table):
         (pairs.assign(image_id_b=pairs["image_id_a"]), "twice"),
         (pairs.drop(columns="attribute"), "no attribute"),
         (pairs.iloc[:0], "no pair"),
+        (pairs.assign(xmin=0, ymin=-9, xmax=9, ymax=0), r"\(xmin 0, ymin -9, xmax 9, ymax 0\) lies outside the image"),
     ):
         with pytest.raises(InputError, match=words):
             pair_responses(table, wrong)
     for arguments, words in (
         ((np.ones(3), ["a"] * 3, range(3)), "changes have shape"),
         ((np.ones((3, 2)), ["a"] * 2, range(3)), "attributes have shape"),
+        ((np.ones((3, 2)), [None] * 3, range(3)), "attributes hold a missing value"),
         ((np.full((3, 2), np.nan), ["a"] * 3, range(3)), "not finite"),
     ):
         with pytest.raises(InputError, match=words):

@@ -148,6 +148,7 @@ def test_froc_is_the_best_over_all_thresholds():
         ([([[1, np.nan]], [0.1])], [[BOX]], "not finite"),
         ([([[1, 2]], [0.1])], [[[20, 10, 10, 20]]], "image 0 has ground truth with an impossible box"),
         ([[1, 2, 3]], [[BOX]], "no pair"),
+        ([], [], "there is no image"),
     ],
 )
 def test_froc_refuses_in_one_line(predictions, truth, message):

@@ -19,6 +19,7 @@ from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.datasets import VinDrMammo
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.latents import LatentTable, encode_image
+from mammosae_plugin.schema.names import signed
 from mammosae_plugin.study import Study
 
 
@@ -120,6 +121,32 @@ def test_a_dicom_file_is_prepared_and_explained_on_its_own_pixels(finished_study
     assert again.returncode == 0 and json.loads((tmp_path / "out" / "explanation.json").read_text()) != said
 
 
+def test_a_file_of_another_size_is_told_how_it_was_prepared_and_what_chance_likeness_is(
+    finished_study: Study, tmp_path: Path
+) -> None:
+    Image.fromarray(breast(100, 70).astype(np.uint8)).save(tmp_path / "small.png")
+    done = _explain(finished_study, tmp_path / "small.png", "-o", tmp_path / "out", "--preparation", "letterbox")
+    assert done.returncode == 0, done.stderr
+    said = json.loads((tmp_path / "out" / "explanation.json").read_text())
+    prepared = (
+        "The file has 100 x 70 pixels (height x width), and was prepared by letterbox: its rows 0 to 100 and columns"
+    )
+    assert said["prepared"].startswith(f"{prepared} 0 to 70 were resized to 91 x 64 in an image of 96 x 64")
+    page = html.unescape((tmp_path / "out" / "explanation.html").read_text())
+    assert said["prepared"] in done.stdout and said["prepared"] in page
+    likeness = f"all that were searched: {said['usual_likeness']:.3f} on average"
+    assert likeness in done.stdout and likeness in page
+    assert 0 <= said["usual_likeness"] <= said["neighbours"][0]["likeness"]
+    reasons = {one["latent"]: one["reason"] for one in said["told"]}
+    assert any(reasons.values())
+    for latent, reason in reasons.items():
+        assert reason is None or (f"latent {latent}: " in done.stdout and f": {reason}" in done.stdout)
+
+
+def test_numbers_that_round_to_nothing_have_no_sign() -> None:
+    assert [signed(value) for value in (-0.0004, 0.0, 0.0004, -0.0006, 1)] == ["0.000"] * 3 + ["−0.001", "+1.000"]
+
+
 def test_notes_and_verdicts_stand_beside_the_latents(
     finished_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,9 +175,9 @@ def test_notes_and_verdicts_stand_beside_the_latents(
     done = _explain(finished_study, image_id, "-o", tmp_path / "noted")
     assert plain.returncode == done.returncode == 0 and "shortcut" in done.stdout
     page = (tmp_path / "noted" / "explanation.html").read_text()
-    assert "[artefact] the marker (R. Reader)" in page and "verdict: off tissue" in page
+    assert "[artefact] the marker (R. Reader)" in page and "shortcut: off tissue" in page
     own = next(one for one in chosen.found.results["evidence"] if (one["concept"], one["latent"]) == ("Mass", latent))
-    assert f"verdict: {own['reason']}" in html.unescape((tmp_path / "plain" / "explanation.html").read_text())
+    assert f"{own['verdict']}: {own['reason']}" in html.unescape((tmp_path / "plain" / "explanation.html").read_text())
     monkeypatch.setattr(explain_command, "results_with_readers", lambda found: {**found.results, "evidence": []})
     assert _explain(finished_study, image_id, "-o", tmp_path / "none").returncode == 0  # a study of an earlier version
     assert "has no evidence on these latents" in (tmp_path / "none" / "explanation.html").read_text()
@@ -160,6 +187,7 @@ def test_notes_and_verdicts_stand_beside_the_latents(
     ("arguments", "message"),
     [
         (["nothing.png"], "nothing.png is no file, and no image of the study"),
+        (["phantom_00001_L_MLO"], "such as phantom_00001_L_MLO.png, "),
         (["damaged.png"], "damaged.png: "),
         (["text.dcm"], "give a PNG or DICOM file of one mammogram"),
         (["black.png"], "constant"),

@@ -426,6 +426,7 @@ def done_as(said: dict[str, Any]) -> dict[str, Any]:
         (["--latents", "1,1", "-o", "a.safetensors", "--concept", "Mass"], "hold 1 twice: give each once"),
         (["--latents", "1,,2", "-o", "a.safetensors", "--concept", "Mass"], "--latents has '': give numbers"),
         (["--latents", "-1", "-o", "a.safetensors", "--concept", "Mass"], "--latents has '-1': give numbers"),
+        (["--latents", "²", "-o", "a.safetensors", "--concept", "Mass"], "--latents has '²': give numbers"),
         (["--latents", "1", "-o", "a.bin", "--concept", "Mass"], "a.bin ends in .bin; name a .safetensors or .pth"),
         (["--latents", "1", "-o", "a.pth", "--concept", "Mass"], "or repair with kind='linear' (--kind linear)"),
         (["--latents", "1", "-o", "/dev/null/a.safetensors"], "/dev/null is no folder, so a.safetensors cannot lie"),

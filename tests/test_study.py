@@ -29,7 +29,7 @@ from helpers_study import (
 from scipy.special import expit, logit
 from sklearn.metrics import roc_auc_score
 
-from mammosae_plugin.adapters import MammoClipClassifier, save_classifier
+from mammosae_plugin.adapters import MammoClipClassifier, load_classifier, save_classifier
 from mammosae_plugin.adapters.fast_inference import compiled
 from mammosae_plugin.adapters.sources import Source
 from mammosae_plugin.config import load_config
@@ -90,6 +90,18 @@ def test_a_study_killed_three_times_ends_like_an_undisturbed_one(tmp_path, phant
     for path in whole.rglob("*"):
         if path.is_file():
             assert (broken / path.relative_to(whole)).read_bytes() == path.read_bytes(), path.name
+    _serves_who_asks_afterwards(undisturbed, tmp_path)
+
+
+def _serves_who_asks_afterwards(file, folder):
+    """The SAE that a study trained is read by itself, which takes a network into memory, and closes another's hooks."""
+    for model in ("pretrained", "finetuned"):
+        told = mammosae("explain", "with_finding:1", "--study", file, "--model", model, "-o", folder / model)
+        assert told.returncode == 0, told.stderr
+    repaired = folder / "repaired.safetensors"
+    done = mammosae("repair", file, "--model", "finetuned", "--layer", "layer_10", "--latents", "3", "-o", repaired)
+    assert done.returncode == 0, done.stderr
+    assert load_classifier(repaired).n_class == 1
 
 
 def test_models_with_the_same_encoder_share_one_pass(tmp_path, phantom_root):

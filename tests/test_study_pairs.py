@@ -157,6 +157,10 @@ REFUSED = {
     "other_images": (_edited(lambda table: table.assign(image_id_b="lost.png")), "names the image 'lost.png'"),
     "no_image": (_without_image, "1 image file is missing"),
     "twice": (_edited(lambda table: table.assign(image_id_b=table["image_id_a"])), "are the same image"),
+    "far_box": (
+        _edited(lambda table: table.assign(xmin=900, ymin=0, xmax=1000, ymax=9)),
+        "outside the image of 96 x 64",
+    ),
     "identical": (_identical, "are the same image (1 such pairs)"),
 }
 

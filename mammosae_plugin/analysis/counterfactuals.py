@@ -5,7 +5,7 @@ a latent stands for takes more: that nothing else moves it as much (selectivity)
 attribute is.
 """
 
-__all__ = ["beside_untrained", "pair_places", "pair_responses", "pair_responses_of", "PairResponses"]
+__all__ = ["beside_untrained", "check_places", "pair_places", "pair_responses", "pair_responses_of", "PairResponses"]
 
 import warnings
 from collections.abc import Sequence
@@ -133,6 +133,8 @@ def pair_responses_of(
     for array, name in ((names, "attributes"), (patients, "groups")):
         if array.shape != (values.shape[0],):
             raise InputError(f"{name} have shape {array.shape}: expected ({values.shape[0]},), one for each pair")
+        if pd.isna(array).any():
+            raise InputError(f"{name} hold a missing value: give one for each pair")
     n_bootstrap, seed = whole(n_bootstrap, "n_bootstrap", least=0), whole(seed, "seed", least=0)
     n_permutations = whole(n_permutations, "n_permutations", least=0)
     min_patients = whole(min_patients, "min_patients", least=2)
@@ -445,6 +447,29 @@ def _groups(table: "LatentTable", first: Rows, second: Rows) -> Rows:
     return found
 
 
+def check_places(pairs: pd.DataFrame, image_size: tuple[int, int], where: str) -> None:
+    """See that every box of what changed touches the image.
+
+    Args:
+        pairs: as for `pair_responses`.
+        image_size: (H, W) of the images that the boxes are in.
+        where: what the message begins with.
+
+    Raises:
+        InputError: a box lies outside.
+    """
+    height, width = image_size
+    boxes = pairs[list(_PLACES)].apply(pd.to_numeric, errors="coerce")
+    outside = (boxes["xmin"] >= width) | (boxes["ymin"] >= height) | (boxes["xmax"] <= 0) | (boxes["ymax"] <= 0)
+    if outside.any():
+        first = pairs[outside].iloc[0]
+        said = ", ".join(f"{name} {value:g}" for name, value in boxes[outside].iloc[0].items())
+        raise InputError(
+            f"{where}: the box of {first['image_id_a']} and {first['image_id_b']} ({said}) lies outside the image of "
+            f"{height} x {width} pixels ({int(outside.sum())} such pairs): give it in pixels of the network's input"
+        )
+
+
 def pair_places(
     table: "LatentTable",
     pairs: pd.DataFrame,
@@ -467,12 +492,13 @@ def pair_places(
         n_inside, as in `PairResponses.latents`.
 
     Raises:
-        InputError: the table lacks an image, or a pair has an image twice.
+        InputError: the table lacks an image, a pair has an image twice, or a box lies outside the image.
     """
     columns = ["attribute", "latent", "inside", "inside_low", "inside_high", "inside_chance", "n_inside"]
     has_boxes = all(name in pairs.columns for name in _PLACES) and not getattr(table, "is_of_rows", False)
     if not has_boxes or not len(pairs):
         return pd.DataFrame(columns=columns).astype({"attribute": object, "latent": np.int64, "n_inside": np.int64})
+    check_places(pairs, table.image_size, "the pairs")
     first, second = _sides(table, pairs)
     groups = _groups(table, first, second)
     boxes = pairs[list(_PLACES)].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)

@@ -58,6 +58,7 @@ class Explanation:
         neighbours: one row per training image of other patients, the most like first, by the strongest latents of
             both (`retrieve_of`, fingerprint): image_id, likeness, shared (latents).
         gap: `logit` less the sum, by rounding.
+        usual_likeness: the mean likeness of all those that were searched for neighbours; NaN where none were.
         n_firing: how many latents fire.
     """
 
@@ -69,6 +70,7 @@ class Explanation:
     latents: pd.DataFrame
     neighbours: pd.DataFrame
     gap: float
+    usual_likeness: float = float("nan")
 
     @property
     def n_firing(self) -> int:
@@ -165,8 +167,8 @@ def explain(
         }
     )
     frame = frame.iloc[np.argsort(-np.abs(contributions[fires]), kind="stable")].reset_index(drop=True)
-    found = _neighbours(table, row, maxima, patient, k, n)
-    return Explanation(head, output, logit, bias, error, frame, found, gap)
+    found, usual_likeness = _neighbours(table, row, maxima, patient, k, n)
+    return Explanation(head, output, logit, bias, error, frame, found, gap, usual_likeness)
 
 
 def _usual(table: "LatentTable", weight: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -180,8 +182,9 @@ def _usual(table: "LatentTable", weight: NDArray[np.float64]) -> NDArray[np.floa
 
 def _neighbours(
     table: "LatentTable", row: int | None, maxima: NDArray[np.float64], patient: str | None, k: int, n: int
-) -> pd.DataFrame:
-    none = pd.DataFrame({"image_id": [], "likeness": [], "shared": []})
+) -> tuple[pd.DataFrame, float]:
+    """The neighbours, and how like the image all are among which they were found, on average."""
+    none = pd.DataFrame({"image_id": [], "likeness": [], "shared": []}), float("nan")
     if n == 0 or not (table.images["split"] == TRAINING).any():
         return none
     rows = rows_of_split(table, TRAINING)
@@ -198,4 +201,5 @@ def _neighbours(
     asked = index_.fingerprint(0, k)
     shared = [asked[own > 0].tolist() for own in index_.rows[found][:, asked].toarray()]
     ids = table.images["image_id"].astype(str).to_numpy()[searched[found - 1]]
-    return pd.DataFrame({"image_id": ids, "likeness": likeness, "shared": shared})
+    usual = float(index_.likeness(0, "fingerprint", k)[1:].mean())
+    return pd.DataFrame({"image_id": ids, "likeness": likeness, "shared": shared}), usual

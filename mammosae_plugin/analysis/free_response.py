@@ -63,6 +63,8 @@ def froc_of(
     predictions, ground_truth = entries(predictions, "predictions"), entries(ground_truth, "ground_truth")
     if len(predictions) != len(ground_truth):
         raise InputError(f"{len(predictions)} images have predictions, but {len(ground_truth)} have ground truth")
+    if not predictions:
+        raise InputError("there is no image: give points and boxes of one at least")
     found: list[NDArray[np.float64]] = []
     false: list[NDArray[np.float64]] = []
     for image, (prediction, truth) in enumerate(zip(predictions, ground_truth, strict=True)):

@@ -1,8 +1,8 @@
 """Images that are like one: by its strongest latents (SAIL's fingerprints), by all of them, or by latents as words."""
 
 __all__ = [
-    "ALL", "fingerprints", "first_of_each", "LatentIndex", "Method", "METHODS", "retrieve", "retrieve_of",
-    "row_of_image", "rows_of_split", "VectorIndex",
+    "ALL", "fingerprints", "first_of_each", "LatentIndex", "Method", "METHODS", "nearest_ids", "retrieve",
+    "retrieve_of", "row_of_image", "rows_of_split", "VectorIndex",
 ]  # fmt: skip
 
 import difflib
@@ -279,7 +279,7 @@ def row_of_image(table: "LatentTable", image: str | int) -> int:
     if len(rows) == 1:
         return rows[0]
     if not rows:
-        near = _nearest(image, ids)
+        near = nearest_ids(image, ids)
         said = f"the nearest are {', '.join(near)}" if near else f"its ids are like {ids[0]}"
         raise InputError(f"{table.folder} has no image {shown(image)}; {said}")
     splits = table.images["split"]
@@ -292,7 +292,7 @@ def row_of_image(table: "LatentTable", image: str | int) -> int:
 
 def _parts(image_id: str) -> list[str]:
     """The parts of a key; numbers are the same with and without zeros before them."""
-    return [part.lstrip("0") or "0" if part.isdigit() else part for part in image_id.split("/") if part]
+    return [part.lstrip("0") or "0" if part.isdecimal() else part for part in image_id.split("/") if part]
 
 
 def _holds(parts: list[str], asked: list[str]) -> bool:
@@ -300,7 +300,7 @@ def _holds(parts: list[str], asked: list[str]) -> bool:
     return any(parts[start : start + size] == asked for start in range(len(parts) - size + 1))
 
 
-def _nearest(image_id: str, ids: Sequence[str]) -> list[str]:
+def nearest_ids(image_id: str, ids: Sequence[str]) -> list[str]:
     """The three ids that are most like one; of many, those that share the most triples of letters are compared."""
 
     def triples(text: str) -> set[str]:

@@ -89,7 +89,7 @@ def repair_command(
         if output is None:
             raise InputError("name the file to write, such as -o repaired.safetensors")
         numbers = [one.strip() for some in latents for one in some.split(",")]
-        if wrong := [one for one in numbers if not one.isdigit()]:
+        if wrong := [one for one in numbers if not (one.isascii() and one.isdecimal())]:
             raise InputError(f"--latents has {wrong[0]!r}: give numbers of latents, such as 3,17")
         typer.echo(
             repair_study(

@@ -133,7 +133,7 @@ class LabelColumns:
 
     def _named(self, text: "pd.Series[str]", name: str, classes: tuple[str, ...]) -> Classes:
         known = {one: number for number, one in enumerate(classes)}
-        if not any(one.isdigit() for one in classes):
+        if not any(one.isdecimal() for one in classes):
             known |= {str(number): number for number in range(len(classes))}
         advice = f"write {', '.join(classes[:-1])} or {classes[-1]}, or say by `values` what it means"
         return self._looked_up(text, name, lambda cell: known.get(cell, known.get(_plain(cell))), advice)
@@ -141,7 +141,7 @@ class LabelColumns:
     def _grades(self, text: "pd.Series[str]", name: str) -> tuple[Classes, tuple[str, ...]]:
         def grade(cell: str) -> int | None:
             plain = _plain(cell)
-            return int(plain) if plain.isdigit() and int(plain) < _MOST_CLASSES else None
+            return int(plain) if plain.isdecimal() and int(plain) < _MOST_CLASSES else None
 
         found = self._looked_up(text, name, grade, "write whole numbers from 0, or name the `classes`")
         return found, tuple(map(str, range(max(3, int(found.max(initial=0)) + 1))))

@@ -37,7 +37,7 @@ def original_size(path: Path) -> tuple[int, int]:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadImageError(f"{path.name}: cannot be read", "cannot be read") from error
     rows, columns = read_tags(path, ["Rows", "Columns"]).values()
-    if not (rows.isdigit() and columns.isdigit() and int(rows) and int(columns)):
+    if not (rows.isdecimal() and columns.isdecimal() and int(rows) and int(columns)):
         raise BadImageError(f"{path.name}: is DICOM without pixels", "is DICOM without pixels")
     return int(rows), int(columns)
 

@@ -178,7 +178,8 @@ def _aligned(table: pd.DataFrame) -> str:
     cells = [[str(name) for name in table.columns], *(list(map(str, row)) for row in table.itertuples(index=False))]
     widths = [max(len(row[at]) for row in cells) for at in range(len(table.columns))]
     words = [
-        not all(value == _NO_BOX or value.replace(",", "").isdigit() for value in column) for column in _columns(cells)
+        not all(value == _NO_BOX or value.replace(",", "").isdecimal() for value in column)
+        for column in _columns(cells)
     ]
     lines = [
         "  ".join(

@@ -11,7 +11,7 @@ from mammosae_plugin.report.explanation import MUCH_ERROR
 from mammosae_plugin.report.rendering import figure_source
 from mammosae_plugin.report.views import Cell, TableView, typeset
 from mammosae_plugin.schema.explained import RULES
-from mammosae_plugin.schema.names import MINUS, counted, digits, explained_name, file_part, readable
+from mammosae_plugin.schema.names import counted, digits, explained_name, file_part, readable, signed
 from mammosae_plugin.schema.results import Results, Row, may_show_images, number
 from mammosae_plugin.visualization.tables import MISSING
 
@@ -110,4 +110,4 @@ def _view(row: Row) -> TableView:
 
 
 def _signed(value: float) -> str:
-    return MISSING if math.isnan(value) else f"{value:+.3f}".replace("-", MINUS)
+    return MISSING if math.isnan(value) else signed(value)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from mammosae_plugin.report.rendering import figure_source, render
 from mammosae_plugin.report.views import Cell, TableView
-from mammosae_plugin.schema.names import MINUS, counted, digits, readable
+from mammosae_plugin.schema.names import counted, digits, readable, signed
 from mammosae_plugin.version import __version__
 
 MUCH_ERROR = 0.25
@@ -43,6 +43,10 @@ class Explained(Protocol):
         """Training images with the same latents."""
 
     @property
+    def usual_likeness(self) -> float:
+        """How like it those are that were searched, on average."""
+
+    @property
     def n_firing(self) -> int:
         """How many latents fire."""
 
@@ -65,6 +69,12 @@ class Told:
     roles: Mapping[int, str]
     verdicts: Mapping[int, tuple[str, str]]
     notes: Mapping[int, Sequence[str]]
+
+    def of(self, latent: int) -> dict[str, Any]:
+        """latent, role, verdict, reason, notes; None where nothing is known."""
+        verdict, reason = self.verdicts.get(latent, ("", ""))
+        said = {"role": self.roles.get(latent), "verdict": verdict or None, "reason": reason or None}
+        return {"latent": latent, **said, "notes": list(self.notes.get(latent, ()))}
 
     def caption(self, latent: int, contribution: float) -> str:
         """Two lines under a map."""
@@ -90,7 +100,7 @@ def _shown(found: Explained, told: Told) -> list[tuple[Any, "pd.Series[Any]"]]:
 
 def explanation_text(about: Mapping[str, Any], found: Explained, told: Told) -> str:
     """For a terminal."""
-    lines = [_lead(about, found), ""]
+    lines = [_lead(about, found), *([about["prepared"]] if about["prepared"] else []), ""]
     cells = [["", "contribution", "usual", "role", "verdict"]]
     for name, row, value in _rows(found, told):
         latent = -1 if row is None else int(row["latent"])
@@ -100,8 +110,10 @@ def explanation_text(about: Mapping[str, Any], found: Explained, told: Told) -> 
     cells.append(["logit", _number(found.logit), "", "", ""])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+    reasons = [f"  latent {latent}: {one}" for latent, said in _said(found, told) for one in said]
+    lines += ["", "said of them:", *reasons] if reasons else []
     if len(found.neighbours):
-        lines += ["", "training images of other patients with the same latents:"]
+        lines += ["", f"training images of other patients with the same latents ({_chance(found)}):"]
         lines += [f"  {row['image_id']}  {row['likeness']:.3f}" for _, row in found.neighbours.iterrows()]
     return "\n".join(lines)
 
@@ -121,7 +133,8 @@ def explanation_page(about: Mapping[str, Any], found: Explained, told: Told, fig
     """The page.
 
     Args:
-        about: image, model, concept, layer, hook_name, class, n_outputs, in_study.
+        about: image, model, concept, layer, hook_name, class, n_outputs, in_study, prepared (what was done to a file
+            to make it the network's input, in a sentence; None where nothing was).
         found: the explanation.
         told: what is known of its latents.
         figures: the maps over the prepared image, and over the original, which may not be there.
@@ -132,19 +145,28 @@ def explanation_page(about: Mapping[str, Any], found: Explained, told: Told, fig
         about=about,
         lead=_lead(about, found),
         view=_view(found, told),
-        notes=[
-            (latent, [*([f"verdict: {told.verdicts[latent][1]}"] if told.verdicts.get(latent, ("", ""))[1] else []),
-                      *told.notes.get(latent, ())])
-            for latent in dict.fromkeys(int(row["latent"]) for _, row in _shown(found, told))
-            if latent in told.notes or told.verdicts.get(latent, ("", ""))[1]
-        ],
+        notes=[(latent, said) for latent, said in _said(found, told) if said],
         has_verdicts=bool(told.verdicts),
         neighbours=_neighbours(found.neighbours),
+        chance=_chance(found),
         figure=figure_source(figures[0]),
         original=figure_source(figures[1]),
         top=told.top,
         version=__version__,
     )  # fmt: skip
+
+
+def _said(found: Explained, told: Told) -> list[tuple[int, list[str]]]:
+    """By latent that is shown why its verdict is what it is, and what readers wrote."""
+    said = []
+    for latent in dict.fromkeys(int(row["latent"]) for _, row in _shown(found, told)):
+        verdict, reason = told.verdicts.get(latent, ("", ""))
+        said.append((latent, [*([f"{verdict}: {reason}"] if reason else []), *told.notes.get(latent, ())]))
+    return said
+
+
+def _chance(found: Explained) -> str:
+    return f"all that were searched: {found.usual_likeness:.3f} on average"
 
 
 def _view(found: Explained, told: Told) -> TableView:
@@ -177,4 +199,4 @@ def _neighbours(frame: pd.DataFrame) -> TableView | None:
 
 
 def _number(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:+.3f}".replace("-", MINUS)
+    return "–" if math.isnan(value) else signed(value)

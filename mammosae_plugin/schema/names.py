@@ -3,7 +3,7 @@
 __all__ = [
     "counted", "digits", "ends", "explained_name", "figure_2_name", "figure_3_name", "figure_4_name", "FIGURE_LAYERS",
     "FIGURES_FOLDER", "FIGURES_RECORD", "file_part", "FINDINGS_FOLDER", "froc_name", "layer_folder", "LAYERS_FOLDER",
-    "MINUS", "readable", "REPORT_FILE", "RESULTS_FILE", "TABLES_FOLDER",
+    "MINUS", "readable", "REPORT_FILE", "RESULTS_FILE", "signed", "TABLES_FOLDER",
 ]  # fmt: skip
 
 import re
@@ -80,6 +80,12 @@ def digits(value: float) -> str:
     """A number to three significant digits, trailing zeros kept; thousands and more as whole numbers."""
     text = f"{value:,.0f}" if value == 0 or abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
     return text.replace("-", MINUS)
+
+
+def signed(value: float) -> str:
+    """A number with its sign, to three decimals; what rounds to nothing has no sign."""
+    text = f"{value:+.3f}"
+    return text.replace("-", MINUS) if float(text) else text[1:]
 
 
 def ends(low: float, high: float) -> tuple[str, str]:

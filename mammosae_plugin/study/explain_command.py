@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mammosae_plugin.adapters.preprocessing import BadImageError
 from mammosae_plugin.analysis.explaining import Explanation, explain
 from mammosae_plugin.analysis.localization import heatmap
+from mammosae_plugin.analysis.retrieval import nearest_ids
 from mammosae_plugin.datasets import StudyDataset
 from mammosae_plugin.datasets.dicom import read_picture
 from mammosae_plugin.datasets.preparation import Transform, prepare_picture
@@ -29,7 +30,7 @@ from mammosae_plugin.locks import only_run
 from mammosae_plugin.own_files import empty_staging, replace_files
 from mammosae_plugin.report.explanation import Told, explanation_page, explanation_text
 from mammosae_plugin.schema.explained import RULES
-from mammosae_plugin.schema.names import MINUS, readable
+from mammosae_plugin.schema.names import readable, signed
 from mammosae_plugin.schema.results import stated_role
 from mammosae_plugin.study.explained import choose_images
 from mammosae_plugin.study.finished import Finished, finished_layer
@@ -51,6 +52,7 @@ class Shown:
         row: its row in the study's data, None where it is none of these.
         patient: whose it is, where that is known.
         original: the picture before it was prepared, uint8 (H, W), with the way there; None where it came prepared.
+        prepared: what was done to it, in a sentence; None likewise.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Shown:
     row: int | None = None
     patient: str | None = None
     original: tuple[NDArray[np.uint8], Transform] | None = None
+    prepared: str | None = None
 
     @property
     def gray(self) -> NDArray[np.uint8]:
@@ -125,6 +128,7 @@ def explain_image(
         "class": chosen.table.vocabulary[chosen.pair.concept].classes[output_number if len(encoded.logits) > 1 else 1],
         "n_outputs": len(encoded.logits),
         "in_study": shown.row is not None,
+        "prepared": shown.prepared,
     }
     text = explanation_text(about, found, told)
     if output is None:
@@ -167,7 +171,10 @@ def _shown(image: str, images: StudyDataset, preparation: str | None) -> Shown:
     if not path.is_file():
         if image in ids:
             return _of_study(images, ids.index(image))
-        raise InputError(f"{image} is no file, and no image of the study ({len(ids)} images, such as {ids[0]})")
+        near = nearest_ids(image, ids) or ids[:1]
+        raise InputError(
+            f"{image} is no file, and no image of the study ({len(ids)} images, such as {', '.join(near)})"
+        )
     paths = [one.resolve() for one in images.image_paths]
     if path.resolve() in paths and preparation is None:
         return _of_study(images, paths.index(path.resolve()))
@@ -178,8 +185,17 @@ def _shown(image: str, images: StudyDataset, preparation: str | None) -> Shown:
             return Shown(path.name, pixels)
     own = getattr(getattr(images, "mapping", None), "preparation", None)
     picture = read_picture(path, rescale=False)
-    prepared = prepare_picture(picture, preparation or ("letterbox" if own == "letterbox" else "mammo-clip"), size)
-    return Shown(path.name, prepared.pixels, original=(_displayed(picture.pixels), prepared.transform))
+    way = preparation or ("letterbox" if own == "letterbox" else "mammo-clip")
+    prepared = prepare_picture(picture, way, size)
+    (height, width), (rows, columns) = prepared.transform.source, prepared.transform.inner
+    left, top, right, bottom = prepared.transform.crop
+    said = (
+        f"The file has {height} x {width} pixels (height x width), and was prepared by {way}: its rows {top} to "
+        f"{bottom} and columns {left} to {right} were resized to {rows} x {columns} in an image of "
+        f"{size[0]} x {size[1]}, and brightness was stretched to the full range. --preparation chooses another way."
+    )
+    original = _displayed(picture.pixels), prepared.transform
+    return Shown(path.name, prepared.pixels, original=original, prepared=said)
 
 
 def _of_study(images: StudyDataset, row: int) -> Shown:
@@ -263,7 +279,7 @@ def _write(
             for one, latent, value in zip(maps, strongest["latent"], strongest["contribution"], strict=True)
         ]
         rows.append((f"strongest {words}", panels))
-    title = f"{readable(about['concept'])} ({about['class']}): logit {found.logit:+.3f}".replace("-", MINUS)
+    title = f"{readable(about['concept'])} ({about['class']}): logit {signed(found.logit)}"
     save_figure(plot_explanation(shown.gray, rows, title=title, beside=whole), folder / FIGURE, dpi=150)
     if shown.original is not None:
         picture, transform = shown.original
@@ -285,7 +301,13 @@ def _write(
         "gap": found.gap,
         "sum": sums.to_dict("records"),
         "latents": found.latents.astype(object).where(found.latents.notna(), None).to_dict("records"),
+        "told": [
+            told.of(int(row["latent"]))
+            for sign in (1, -1)
+            for _, row in found.strongest(told.top, sign=sign).iterrows()
+        ],
         "neighbours": found.neighbours.to_dict("records"),
+        "usual_likeness": None if np.isnan(found.usual_likeness) else found.usual_likeness,
         "transform": shown.original[1].to_json() if shown.original is not None else None,
     }
     write_json(folder / NUMBERS, numbers)

@@ -72,6 +72,9 @@ def finished_layer(
     if found.name not in of_name and len(of_name) > 1:
         raise InputError(f"{named} has no layer {found.name}, which {config.output} has; run `mammosae study` again")
     chosen = of_name.get(found.name, study.primary)
+    _ = (
+        chosen.sae
+    )  # of a study that trains it, what is read for it takes the place of a network that is asked for before
     return Finished(study, chosen, pair, found, encoder.table)
 
 

@@ -140,6 +140,7 @@ class LayerTables:
 
     def _hooked(self, group: EncoderGroup) -> HookedVisionModel:
         """The group's network, looked at once for all layers."""
+        _ = self.sae  # first: what is read for it takes the place of the network that is in memory
         hooked = self.study.hooked(group.pair)
         hooked.look(list(hooked.hook_shapes), group.preprocessing.input_size(self.config.data.image_size))
         return hooked

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from mammosae_plugin.analysis.counterfactuals import check_places
 from mammosae_plugin.config import PairSettings
 from mammosae_plugin.datasets import StudyDataset, read_pairs
 from mammosae_plugin.errors import InputError
@@ -36,7 +37,8 @@ class PairImages(StudyImages):
         """A row per pair, as `read_pairs` gives it.
 
         Raises:
-            InputError: There is none, or an image is not there, twice in a pair, or in two files of the same bytes.
+            InputError: There is none, or an image is not there, twice in a pair, or in two files of the same bytes; a
+                box lies outside the image.
         """
         pairs, where = read_pairs(self.file), f"analysis.pairs: {self.file.name}"
         if not len(pairs):
@@ -62,6 +64,7 @@ class PairImages(StudyImages):
                 f"{where}: {same[0][0]!r} and {same[0][1]!r} are the same image ({len(same)} such pairs); a pair's "
                 "images differ in its attribute: give the other image, or leave these pairs out"
             )
+        check_places(pairs, self.data.image_size, where)
         return pairs
 
     @cached_property

@@ -21,7 +21,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from mammosae_plugin.schema.names import FIGURES_FOLDER, MINUS, explained_name, readable
+from mammosae_plugin.schema.names import FIGURES_FOLDER, explained_name, readable, signed
 from mammosae_plugin.schema.results import Results, may_show_images
 from mammosae_plugin.visualization.heatmaps import draw_activation, draw_tissue, small_enough
 from mammosae_plugin.visualization.style import MUTED, figure_style, save_figure
@@ -95,7 +95,7 @@ def plot_strongest(shown: ExplainedPanels, captions: Mapping[int, str]) -> Figur
         ]
         rows.append((heading, panels))
     whole = LatentPanel(shown.whole, "all latents together", signed=True)
-    title = f"{shown.model}, {readable(shown.concept)}: logit {_signed(shown.logit)}"
+    title = f"{shown.model}, {readable(shown.concept)}: logit {signed(shown.logit)}"
     return plot_explanation(shown.image, rows, title=title, beside=whole)
 
 
@@ -124,11 +124,7 @@ def write_explanations(results: Results, panels: Iterable[ExplainedPanels], resu
 
 
 def _under(latent: int, contribution: float, said: str) -> str:
-    return f"latent {latent}\n{_signed(contribution)}" + (f" · {said}" if said else "")
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", MINUS)
+    return f"latent {latent}\n{signed(contribution)}" + (f" · {said}" if said else "")
 
 
 def plot_explanation(
@@ -163,13 +159,13 @@ def plot_explanation(
             first = _axes(figure, 0, top - panel_height, panel_height)
             draw_tissue(first, shown, size)
             if number == 1 and beside is not None:
-                _draw_signed(first, beside.map)
+                _drawsigned(first, beside.map)
             first.set_xlabel(plain if number == 0 or beside is None else beside.caption, fontsize=8, labelpad=3)
             for column, panel in enumerate(panels, start=1):
                 axes = _axes(figure, column, top - panel_height, panel_height)
                 draw_tissue(axes, shown, size)
                 if panel.signed:
-                    _draw_signed(axes, panel.map)
+                    _drawsigned(axes, panel.map)
                 else:
                     draw_activation(axes, np.asarray(panel.map), float(panel.map.max(initial=0)) or 1.0, None)
                 axes.set_xlabel(panel.caption, fontsize=8, labelpad=3)
@@ -192,7 +188,7 @@ def _axes(figure: Figure, column: int, bottom: float, panel_height: float) -> Ax
     return figure.add_axes((left / width, bottom / height, _PANEL / width, panel_height / height))
 
 
-def _draw_signed(axes: Axes, values: NDArray[np.floating]) -> None:
+def _drawsigned(axes: Axes, values: NDArray[np.floating]) -> None:
     height, width = values.shape
     limit = float(np.abs(values).max(initial=0)) or 1.0
     step = max(1, round(height / 640))
