@@ -133,6 +133,9 @@ def test_without_shortcuts_nothing_is_claimed_and_with_them_the_choice_is_told(
     assert "(latents 3; none) and measured on the other half, the change is +0.020, without an interval" in page
     assert "There is no interval" in page and "No group has enough patients to be called the worst." in page
     assert "FROC before and after is not told: of a reason." in page
+    told = [{**one, "reason": "no slope: of one reason; no interval: of another"} for one in mass["performance"]]
+    page = render_report({**plain, "repair": [{**mass, "performance": told}]}, tmp_path).split('id="repair"')[1]
+    assert page.count("no slope: of one reason.") == page.count("no interval: of another.") == 1  # not in every row
 
 
 class Layer:

@@ -14,7 +14,7 @@ from mammosae_plugin.datasets.concepts import PRESENT
 from mammosae_plugin.findings.embeddings import EmbeddingFindings
 from mammosae_plugin.measures.units import EvaluationUnit
 from mammosae_plugin.report.rendering import figure_source, render
-from mammosae_plugin.report.views import TableView, table_view
+from mammosae_plugin.report.views import TableView, table_view, whole_numbers
 from mammosae_plugin.schema.embeddings import FIGURES
 from mammosae_plugin.schema.names import readable
 from mammosae_plugin.schema.results import Row
@@ -51,7 +51,7 @@ def render_embedding_report(found: EmbeddingFindings, figures_folder: Path) -> s
         quality=table_view(_quality(found.tables["quality"]), n_labels=3),
         told=table_view(_told(found), n_labels=3),
         reasons=_reasons(found.tables["probes"]),
-        recovery=table_view(_whole(found.tables["recovery"], "k_"), n_labels=3),
+        recovery=table_view(whole_numbers(found.tables["recovery"], "k_"), n_labels=3),
         purest=_purest(found),
         sizes=sorted(set(found.tables["monosemanticity"]["n"])),
         retrieval=table_view(_retrieval(found.tables["retrieval"]), n_labels=3),
@@ -201,7 +201,7 @@ def _told(found: EmbeddingFindings) -> pd.DataFrame:
         return pd.DataFrame()
     order = list(dict.fromkeys((row["concept"], row["class"]) for row in rows))
     rows.sort(key=lambda row: order.index((row["concept"], row["class"])))
-    return _whole(pd.DataFrame(rows), "best_latent")
+    return whole_numbers(pd.DataFrame(rows), "best_latent")
 
 
 def _reasons(probes: pd.DataFrame) -> list[str]:
@@ -247,16 +247,6 @@ def _prevalence(facts: Any) -> pd.DataFrame:
     told = ["concept", "class", "model", "split", "labelled", "n_positive", "n_positive_groups"]
     rows = rows.rename(columns={"n_labelled": "labelled"})
     return rows[[name for name in told if name in rows]]
-
-
-def _whole(rows: pd.DataFrame, start: str) -> pd.DataFrame:
-    """With whole numbers, or nothing, in the columns whose names begin so."""
-    shown = rows.astype(object)
-    for name in rows.columns:
-        if name.startswith(start):
-            whole = [None if pd.isna(value) else int(value) for value in rows[name]]
-            shown[name] = pd.Series(whole, index=rows.index, dtype=object)
-    return shown
 
 
 def _retrieval(rows: pd.DataFrame) -> pd.DataFrame:

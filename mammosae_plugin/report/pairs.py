@@ -7,11 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from mammosae_plugin.report.views import table_view
+from mammosae_plugin.report.views import table_view, whole_numbers
 from mammosae_plugin.schema.names import readable
 from mammosae_plugin.schema.pairs import CHANCES
 from mammosae_plugin.schema.results import Results, Row, number
-from mammosae_plugin.visualization.tables import Estimate, estimate
+from mammosae_plugin.visualization.tables import Estimate, PValue, estimate
 
 _WORDS = {"mixed": "random mixtures of the latents", "permuted": "exchanged attributes", "untrained": "untrained SAEs"}
 
@@ -36,7 +36,7 @@ def pairs_section(results: Results) -> dict[str, Any] | None:
     return {
         "few": _few(next(iter(by_encoder.values())), least),
         "said": [_said(encoder, own) for encoder, own in by_encoder.items()],
-        "table": table_view(pd.DataFrame([_told(row, has_places, has_untrained) for row in rows]), n_labels=2),
+        "table": table_view(_table([_told(row, has_places, has_untrained) for row in rows]), n_labels=2),
         "has_places": has_places,
         "has_untrained": has_untrained,
         "statistic": {"max": "maximum", "mean": "mean"}[settings.get("statistic", "max")],
@@ -64,7 +64,7 @@ def _said(encoder: str, rows: list[Row]) -> str:
     """A sentence: how many attributes have a selective latent, of how many pairs, and the chances."""
     scored = [row for row in rows if _is_known(row, "best_selectivity")]
     if not scored:
-        return f"{encoder}: {sum(row['n_pairs'] for row in rows)} pairs, by which no attribute is scored."
+        return f"{_title(encoder)}: {sum(row['n_pairs'] for row in rows)} pairs, by which no attribute is scored."
     first, n_pairs = scored[0], sum(row["n_pairs"] for row in scored)
     n = f"{sum(row['n_selective'] > 0 for row in scored)} of {len(scored)} attributes have a selective latent"
     numbers = sorted({row["n_patients"] for row in scored})
@@ -72,21 +72,30 @@ def _said(encoder: str, rows: list[Row]) -> str:
     shares = {end: number(first.get(f"share_{end}")) for end in CHANCES}
     beside = [f"{100 * share:.0f} % with {_WORDS[end]}" for end, share in shares.items() if math.isfinite(share)]
     return (
-        f"{encoder}: {n}, {100 * number(first['share']):.0f} % (by chance {', '.join(beside)}); {n_pairs} pairs, "
-        f"{patients} patients for each."
+        f"{_title(encoder)}: {n}, {100 * number(first['share']):.0f} % (by chance {', '.join(beside)}); "
+        f"{n_pairs} pairs, {patients} patients for each."
     )
+
+
+def _title(encoder: str) -> str:
+    model, _, concept = encoder.partition("/")
+    return f"{model}, {readable(concept)}" if concept else model
+
+
+def _table(told: list[Row]) -> pd.DataFrame:
+    return whole_numbers(whole_numbers(pd.DataFrame(told), "selective"), "best latent")
 
 
 def _told(row: Row, has_places: bool, has_untrained: bool) -> Row:
     told: Row = {
-        "encoder": row["encoder"],
+        "encoder": _title(row["encoder"]),
         "attribute": readable(row["attribute"]),
         "patients": row["n_patients"],
         "responding": row["n_responding"],
         "selective": row["n_selective"],
         "best latent": row["best_latent"],
         "response": estimate(row, "response"),
-        "q": Estimate(number(row["q"])),
+        "q": PValue(number(row["q"])),
         "selectivity": estimate(row, "selectivity"),
     }
     if has_places:

@@ -47,6 +47,7 @@ def repair_page(
         about=about,
         lead=_lead(performance),
         view=_view(performance),
+        missing=_missing(performance),
         difference=difference,
         notes=notes,
         unit=unit,
@@ -101,6 +102,7 @@ def _repaired(results: Results, row: Row) -> dict[str, Any]:
         "froc_reason": row["froc_reason"],
         "linear": dict(zip(_DIFFERENCES, numbers, strict=False)),
         "view": _view(performance),
+        "missing": _missing(performance),
         "notes": row["notes"],
         "file": row["file"],
         "sha256": row["sha256"],
@@ -169,7 +171,7 @@ def _lead(performance: pd.DataFrame) -> list[str]:
 
 def _view(performance: pd.DataFrame) -> TableView:
     headings = ["Group", "Stage", "Rows", "Positive", "Patients", "AUROC", "Change", "Calibration slope"]
-    headings += ["Mean probability less share", "ECE", "Brier", "Note"]
+    headings += ["Mean probability less share", "ECE", "Brier"]
     rows, starts = [], []
     for number, (_, row) in enumerate(performance.iterrows()):
         first = number == 0 or row["group"] != performance["group"].iloc[number - 1]
@@ -184,10 +186,18 @@ def _view(performance: pd.DataFrame) -> TableView:
                 _cell(row, "auroc_change", signed=True),
                 _cell(row, "calibration_slope", decimals=2),
                 *(Cell(_number(row[name], signed=name == "calibration_excess")) for name in _PLAIN),
-                Cell(row["reason"]),
             ]
         )
-    return TableView([(text, 1 < place < len(headings) - 1) for place, text in enumerate(headings)], rows, starts)
+    return TableView([(text, place > 1) for place, text in enumerate(headings)], rows, starts)
+
+
+def _missing(performance: pd.DataFrame) -> list[str]:
+    """What the table does not say of some groups, and why: a sentence for each reason."""
+    groups: dict[str, dict[str, None]] = {}
+    for row in performance.to_dict("records"):
+        for reason in filter(None, str(row["reason"] or "").split("; ")):
+            groups.setdefault(reason, {})[str(row["group"])] = None
+    return [f"Of {', '.join(of)}: {reason}." for reason, of in groups.items()]
 
 
 _PLAIN = ("calibration_excess", "ece", "brier")
@@ -252,4 +262,5 @@ def _estimate(row: "pd.Series[Any]", name: str, *, decimals: int = 3, signed: bo
 def _number(value: float, *, decimals: int = 3, signed: bool = False) -> str:
     if math.isnan(value):
         return _MISSING
-    return f"{value:{'+' if signed else ''}.{decimals}f}".replace("-", MINUS)
+    text = f"{value:{'+' if signed else ''}.{decimals}f}"
+    return text.replace("-", MINUS) if float(text) else text.lstrip("+-")

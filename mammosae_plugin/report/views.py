@@ -2,7 +2,7 @@
 
 __all__ = [
     "Cell", "rankings_view", "roles_obstacles", "roles_view", "shared_latents", "sweep_view", "table_view", "TableView",
-    "typeset", "without_empty",
+    "typeset", "whole_numbers", "without_empty",
 ]  # fmt: skip
 
 import math
@@ -204,3 +204,13 @@ def sweep_view(results: Results, *, error_term: bool) -> TableView | None:
         return None
     headings = [*view.headings[:4], *((f"k = {k:,}" if k == 0 else f"{k:,}", True) for k in ks)]
     return replace(view, headings=headings)
+
+
+def whole_numbers(rows: pd.DataFrame, start: str) -> pd.DataFrame:
+    """With whole numbers, or nothing, in the columns whose names begin so."""
+    shown = rows.astype(object)
+    for name in rows.columns:
+        if name.startswith(start):
+            whole = [None if pd.isna(value) else int(value) for value in rows[name]]
+            shown[name] = pd.Series(whole, index=rows.index, dtype=object)
+    return shown
