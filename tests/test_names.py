@@ -1,6 +1,7 @@
 """Names of latents: planted ones are found, random ones have none, and no name stands without its score."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -76,6 +77,12 @@ def test_planted_latents_are_named_and_random_ones_are_not(table):
     assert (right["q"] <= 0.05).all() and (right["check_low"] > 0.5).all() and (right["check_n"] == 160).all()
     assert ((right["low"] <= right["score"]) & (right["score"] <= right["high"])).all()
     assert (right["score"] == right["n_with"] / right["n"]).all()
+    assert right["column"].tolist() == [
+        "" if name in table.vocabulary else re.split("[= ]", name)[0] for name in right["name"]
+    ]
+    with_mass = table.images.query("split == 'training' and mass == 1")["patient_id"].nunique()
+    of_mass = right[right["name"] == "mass"]
+    assert set(of_mass["n_fewest"]) == {with_mass} and of_mass["check_fewest"].nunique() == 1
     assert set(found.about["tried"]) >= {*SHARES, "view=CC", "view=MLO"}
     assert sum(name.startswith("age ") for name in found.about["tried"]) == 2
 
@@ -122,7 +129,7 @@ def test_images_of_one_patient_count_once():
     codes[patients < 14, 1] = 1 + np.arange(140) % 7
     found = name_by_labels_of(codes, {"mass": mass}, patients)
     assert found.latents["name"].tolist() == ["", "mass"]
-    assert found.latents["reason"][0] == "fires in 2 groups, fewer than 10"
+    assert found.latents["reason"][0] == "fires in too few groups; in 2, fewer than 10"
     assert found.latents["n"].tolist() == [0, 14]
 
 
@@ -146,7 +153,7 @@ def test_a_name_that_fails_in_the_other_split_is_taken_back(table):
     other = SimpleNamespace(**{**vars(table), "max_latents": csr_array(codes)})
     found = name_by_labels(other).latents[:N_PLANTED]
     assert found["abstained"].mean() > 0.8
-    assert found["reason"].str.contains("does not hold in images of split test: AUROC 0.").mean() > 0.8
+    assert found["reason"].str.contains("does not hold in images of split test; .* has AUROC 0.").mean() > 0.8
     unchecked = name_by_labels(other, check="none").latents[:N_PLANTED]
     assert (~unchecked["abstained"]).mean() >= 0.9 and unchecked["check_auroc"].isna().all()
 
@@ -164,7 +171,8 @@ def test_where_nothing_can_be_tried_nothing_is_named():
     found = name_by_labels_of(np.ones((40, 2)), {"rare": groups < 3}, groups)
     assert found.told(1) == "no name: no attribute could be tried in enough groups" and found.candidates.empty
     found = name_by_labels_of(np.zeros((40, 2)), {"odd": groups % 2}, groups)
-    assert found.told(1) == "no name: fires in 0 groups, fewer than 10" and found.latents["n"].tolist() == [0, 0]
+    assert found.told(1) == "no name: fires in too few groups; in 0, fewer than 10"
+    assert found.latents["n"].tolist() == [0, 0]
     assert name_by_labels_of(np.zeros((40, 0)), {"odd": groups % 2}, groups).latents.empty
 
 
@@ -208,7 +216,7 @@ def test_the_command_names_the_latents_of_a_table(encoded, tmp_path):
     frame = pd.read_csv(output / "names.csv")
     assert len(frame) == len(encoded.live_latents("training"))
     told = json.loads((output / "names.json").read_text())
-    assert set(COLUMNS) <= set(told["latents"][0]) and set(told["columns"]) == set(COLUMNS)
+    assert set(COLUMNS) <= set(told["latents"][0]) == set(told["columns"]) == set(frame.columns)
     assert [row["latent"] for row in told["latents"]] == frame["latent"].tolist()
     first = (output / "names.csv").read_bytes()
     assert CliRunner().invoke(app, run).exit_code == 0

@@ -123,7 +123,7 @@ def test_terms_that_tell_nothing_and_latents_that_hardly_fire_have_no_name(plant
     found = name_by_texts_of(codes, values, WORDS, planted.groups)
     assert "finding 3" not in set(found.latents["name"])
     fires = len(np.unique(planted.groups[codes[:, 0] > 0]))
-    assert found.told(0) == f"no name: fires in {fires} groups, fewer than 10"
+    assert found.told(0) == f"no name: fires in too few groups; in {fires}, fewer than 10"
     assert found.latents.loc[0, ["score", "p", "q"]].isna().all() and found.latents.loc[0, "n"] == 0
     assert 0 not in set(found.candidates["latent"])
 

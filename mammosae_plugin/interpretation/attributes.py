@@ -1,6 +1,6 @@
 """What images can be named after: labels, levels of words and thirds of numbers that a latents table knows of them."""
 
-__all__ = ["attributes_of"]
+__all__ = ["attributes_and_columns", "attributes_of"]
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,15 @@ def attributes_of(
     Raises:
         InputError: a name that there is not, or nothing to name by.
     """
+    return attributes_and_columns(table, labels, metadata, split)[0]
+
+
+def attributes_and_columns(
+    table: "LatentTable", labels: Sequence[str] | None, metadata: Sequence[str] | None, split: str
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """`attributes_of`, and of each that is no label the column of which it is a value."""
     found: dict[str, Any] = {}
+    column_of: dict[str, str] = {}
     if labels is None and table.vocabulary or labels:
         of_labels = image_labels(table, labels)
         found |= {str(name): of_labels[name] for name in of_labels.columns}
@@ -44,12 +52,14 @@ def attributes_of(
     for name in columns:
         if name in table.vocabulary and metadata is None:
             continue
-        found |= _levels(name, known_values(table.images[name]), rows)
+        levels = _levels(name, known_values(table.images[name]), rows)
+        found |= levels
+        column_of |= dict.fromkeys(levels, name)
     if not found:
         raise InputError(
             f"{table.folder} has no label and no metadata to name latents by; encode with labels, or name them by texts"
         )
-    return pd.DataFrame(found)
+    return pd.DataFrame(found), column_of
 
 
 def _levels(name: str, values: "pd.Series[Any]", rows: Any) -> dict[str, Any]:

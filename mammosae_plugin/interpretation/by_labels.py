@@ -18,7 +18,7 @@ from mammosae_plugin.analysis.coherence import benjamini_hochberg
 from mammosae_plugin.analysis.table_arrays import image_groups, image_statistic, split_rows
 from mammosae_plugin.arguments import between, checked_arguments, indices, numbers, whole
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.interpretation.attributes import attributes_of
+from mammosae_plugin.interpretation.attributes import attributes_and_columns
 from mammosae_plugin.interpretation.names import CALLED, COLUMNS, LatentNames
 from mammosae_plugin.measures.auroc_columns import delong_columns
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mammosae_plugin.latents import LatentTable
 
 METHOD = "labels"
-_CHECK = ("check_auroc", "check_low", "check_high", "check_n")
+_CHECK = ("check_auroc", "check_low", "check_high", "check_n", "check_fewest")
 
 
 def name_by_labels_of(
@@ -64,7 +64,8 @@ def name_by_labels_of(
 
     Returns:
         `LatentNames` of all D latents. Beside the common columns n_with (images of n that have the attribute), excess,
-        and n_groups in which the latent fires.
+        n_groups in which the latent fires, and n_fewest, the groups that have the attribute or lack it, whichever are
+        fewer.
 
     Raises:
         InputError: arrays that do not fit, or attributes that are neither 0, 1 nor NaN.
@@ -82,7 +83,8 @@ def name_by_labels_of(
     n, top_k = whole(n, "n", least=2), whole(top_k, "top_k", least=1)
     min_groups = whole(min_groups, "min_groups", least=2)
     alpha, min_excess = between(alpha, "alpha", 0, 1), between(min_excess, "min_excess", 0, 1)
-    tried, left_out = _tried(values, of_row, min_groups)
+    fewest, left_out = _tried(values, of_row, min_groups)
+    tried = list(fewest)
     n_latents, n_tried = found.shape[1], len(tried)
     counts, used = np.zeros((2, n_latents, n_tried))
     p, chance = np.full((n_latents, n_tried), np.nan), np.full(n_tried, np.nan)
@@ -122,9 +124,11 @@ def name_by_labels_of(
     )
     listed = listed[listed["p"].notna()]
     latents = _decided(listed, n_groups, alpha, min_excess, min_groups)
+    best = listed[listed["rank"] == 1].set_index("latent")["name"].reindex(range(n_latents))
+    latents = latents.assign(n_fewest=best.map(fewest).fillna(0).to_numpy(dtype=np.int64))
     about = {
         "n": n, "min_excess": min_excess, "alpha": alpha, "min_groups": min_groups, "n_images": found.shape[0],
-        "n_groups": int(of_row.max(initial=-1)) + 1, "n_tests": int(np.isfinite(p).sum()), "tried": list(tried),
+        "n_groups": int(of_row.max(initial=-1)) + 1, "n_tests": int(np.isfinite(p).sum()), "tried": tried,
         "left_out": left_out,
     }  # fmt: skip
     return LatentNames(METHOD, latents, listed.reset_index(drop=True), about)
@@ -143,7 +147,7 @@ def _decided(
         best["name"], best["score"], best["chance"], best["q"], excess, n_groups.tolist(), strict=True
     ):
         if fires < min_groups:
-            reasons.append(f"fires in {fires} groups, fewer than {min_groups}")
+            reasons.append(f"fires in too few groups; in {fires}, fewer than {min_groups}")
         elif not isinstance(name, str):
             reasons.append("no attribute could be tried in enough groups")
         elif q > alpha or above < min_excess:
@@ -218,14 +222,14 @@ def _checked(attributes: Any, n_rows: int) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def _tried(values: pd.DataFrame, groups: NDArray[np.int64], min_groups: int) -> tuple[list[str], dict[str, str]]:
-    """The attributes that enough groups have and enough lack, and why the others are left out."""
-    tried, left_out = [], {}
+def _tried(values: pd.DataFrame, groups: NDArray[np.int64], min_groups: int) -> tuple[dict[str, int], dict[str, str]]:
+    """The attributes that enough groups have and enough lack, with the fewer of these; why the others are left out."""
+    tried, left_out = {}, {}
     for name in values.columns:
         column = values[name].to_numpy()
         n_with, n_without = (len(np.unique(groups[column == value])) for value in (1, 0))
-        if min(n_with, n_without) >= min_groups:
-            tried.append(str(name))
+        if (fewest := min(n_with, n_without)) >= min_groups:
+            tried[str(name)] = fewest
         else:
             left_out[str(name)] = f"{n_with} groups have it and {n_without} lack it, fewer than {min_groups}"
     return tried, left_out
@@ -267,8 +271,9 @@ def name_by_labels(
         n: as for `name_by_labels_of`, as are min_excess, alpha, top_k and min_groups.
 
     Returns:
-        `LatentNames`, with check_auroc, check_low, check_high and check_n (images) beside the columns of
-        `name_by_labels_of`; NaN where no name is checked.
+        `LatentNames`, with check_auroc, check_low, check_high, check_n (images) and check_fewest (groups with or
+        without, whichever are fewer) beside the columns of `name_by_labels_of`, NaN where no name is checked; and
+        column, of which a name is a value, empty where it is of a label.
 
     Raises:
         InputError: an unknown label, column, split, statistic or group, or nothing to name by.
@@ -284,7 +289,7 @@ def name_by_labels(
     chosen = (
         table.live_latents(split) if latents is None else indices(latents, "the latents", table.d_sae, distinct=True)
     )
-    values = attributes_of(table, labels, metadata, split)
+    values, column_of = attributes_and_columns(table, labels, metadata, split)
     groups, codes = image_groups(table, group), image_statistic(table, statistic)[:, chosen]
     found = name_by_labels_of(
         codes[rows], values.iloc[rows], groups[rows], n=n, min_excess=min_excess, alpha=alpha, top_k=top_k,
@@ -295,7 +300,8 @@ def name_by_labels(
         rows = split_rows(table, other)
         named = _with_check(named, codes[rows], values.iloc[rows], groups[rows], other)
     about = {"table": table.folder.name, "split": split, "check": other, "statistic": statistic}
-    return replace(found, latents=named).of_latents(chosen, about)
+    columns = [column_of.get(name, "") for name in named["name"]]
+    return replace(found, latents=named.assign(column=columns)).of_latents(chosen, about)
 
 
 def _with_check(
@@ -311,10 +317,12 @@ def _with_check(
             continue
         places = np.flatnonzero(names == name)
         found = delong_columns(column[rows], codes[rows][:, places], groups[rows])
-        told[:, places] = found.auc, found.low, found.high, np.full(len(places), len(rows))
+        fewest = min(len(set(groups[rows][column[rows] == value])) for value in (0, 1))
+        told[:3, places] = found.auc, found.low, found.high
+        told[3:, places] = np.array([[len(rows)], [fewest]])
         for place in places[~(found.low > 0.5)]:
             auc, low = told[:2, place]
             names[place] = ""
-            reasons[place] = f"{name} does not hold in images of split {split}: AUROC {auc:.2f}, from {low:.2f}"
+            reasons[place] = f"does not hold in images of split {split}; {name} has AUROC {auc:.2f}, from {low:.2f}"
     columns = dict(zip(_CHECK, told, strict=True))
     return latents.assign(name=names, abstained=reasons != "", reason=reasons, **columns)

@@ -114,7 +114,10 @@ def name_by_texts_of(
         scores[at], chance[at] = statistic.of(top[at, :size]), middle
         z[at] = (scores[at] - middle) / spread
         p[at] = family_p(z[at], ((drawn - middle) / spread).max(axis=1))
-    few = [f"fires in {count} groups, fewer than {min_groups}" if count < min_groups else "" for count in n_groups]
+    few = [
+        f"fires in too few groups; in {count}, fewer than {min_groups}" if count < min_groups else ""
+        for count in n_groups
+    ]
     about = {
         "score": score, "n": n, "scale": scale, "lam": lam, "n_draws": n_draws, "seed": seed, "min_groups": min_groups,
         "n_images": found.shape[0], "n_groups": int(of_row.max(initial=-1)) + 1,

@@ -14,25 +14,13 @@ from numpy.typing import NDArray
 from mammosae_plugin.arguments import index
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path, write_json, write_text
+from mammosae_plugin.schema.names_of_latents import COMMON, KEPT_NAMES
 
 CALLED = 0.05
 """False discovery rate below which a name is given."""
 ABSTAINED = "no name"
-COLUMNS: Mapping[str, str] = {
-    "latent": "its number in the SAE",
-    "method": "how it was named",
-    "name": "what it is called; empty where the method abstains",
-    "score": "what the method gives the best candidate, in the unit of the method",
-    "low": "lower end of the score's 95 % interval over groups; NaN where the method has none",
-    "high": "upper end",
-    "chance": "the score that the same candidate has by chance",
-    "p": "share of chance that scores as high",
-    "q": "p after Benjamini and Hochberg over all that was tried",
-    "n": "images (one of each group) that were looked at; 0 where none is needed",
-    "abstained": "whether no name is given",
-    "reason": "why no name is given; else empty",
-}
-"""The columns that the latents have whatever the method, in order."""
+COLUMNS: Mapping[str, str] = {column.name: column.meaning for column in COMMON}
+"""The columns that the latents have whatever the method, and what they hold (`schema.names_of_latents`)."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +78,8 @@ class LatentNames:
         place = local_path(folder)
         write_text(place / "names.csv", self.latents.to_csv(index=False))
         write_text(place / "candidates.csv", self.candidates.to_csv(index=False))
-        found = {"method": self.method, "about": dict(self.about), "columns": dict(COLUMNS)}
+        columns = {one.name: one.meaning for one in KEPT_NAMES if one.name in self.latents}
+        found = {"method": self.method, "about": dict(self.about), "columns": columns}
         write_json(
             place / "names.json", {**found, "latents": plain(self.latents), "candidates": plain(self.candidates)}
         )
