@@ -1,0 +1,163 @@
+"""Language models for tests: a server on this machine whose answers a function makes, well or badly as planned."""
+
+import base64
+import io
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request as the server got it."""
+
+    body: dict[str, Any]
+    headers: dict[str, str]
+    path: str
+
+    @property
+    def model(self) -> str:
+        return str(self.body["model"])
+
+    @property
+    def seed(self) -> int | None:
+        return self.body.get("seed")
+
+    @property
+    def _parts(self) -> list[dict[str, Any]]:
+        return [part for one in self.body["messages"] if isinstance(one["content"], list) for part in one["content"]]
+
+    @property
+    def system(self) -> str:
+        return str(self.body["messages"][0]["content"])
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts of the question, in order, without the system's."""
+        return [part["text"] for part in self._parts if part["type"] == "text"]
+
+    @property
+    def files(self) -> list[bytes]:
+        """The pictures as they were sent."""
+        urls = [part["image_url"]["url"] for part in self._parts if part["type"] == "image_url"]
+        return [base64.b64decode(url.partition(",")[2]) for url in urls]
+
+    @property
+    def pictures(self) -> list[Image.Image]:
+        return [Image.open(io.BytesIO(held)) for held in self.files]
+
+
+@dataclass
+class LanguageServer:
+    """What `language_server` gives."""
+
+    url: str
+    asked: list[Asked] = field(default_factory=list)
+
+    @property
+    def n_calls(self) -> int:
+        return len(self.asked)
+
+
+FAULTS = (
+    *("prose", "fence", "bad json", "truncated", "wrong schema", "empty", "no choices", "not json"),
+    *("429", "500", "400", "401", "404", "redirect", "hang", "break off"),
+)
+"""What a server can do in place of a plain answer: the first two are answers all the same."""
+
+
+@contextmanager
+def language_server(
+    answer: Callable[[Asked], str], faults: Sequence[str] = (), *, port: int = 0
+) -> Iterator[LanguageServer]:
+    """A server on 127.0.0.1 with /v1/chat/completions.
+
+    Args:
+        answer: what it says, of a request.
+        faults: what it does to the first requests, one after the other: "" is a plain answer, the others are of
+            `FAULTS`, or "400 " and the setting that it refuses; behind the plan all answers are plain.
+        port: 0 for any that is free.
+    """
+    assert not {fault for fault in faults if fault and not fault.startswith("400 ")} - {*FAULTS}
+    closing = threading.Event()
+    guard = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with guard:
+                server.asked.append(Asked(body, {name.lower(): said for name, said in self.headers.items()}, self.path))
+                number = len(server.asked) - 1
+            fault = faults[number] if number < len(faults) else ""
+            if fault == "hang":
+                closing.wait()
+                self.close_connection = True
+            elif fault == "break off":
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", "1000")
+                self.end_headers()
+                self.wfile.write(b'{"choices": [')
+                self.close_connection = True
+            elif fault == "redirect":
+                self._send(307, b"", Location="http://192.0.2.1/v1/chat/completions")
+            elif fault == "400 response_format" and "response_format" not in body:
+                self._answer(server.asked[number])
+            elif fault[:3].isdecimal():
+                told = {"error": {"message": f"no: {fault}", "param": fault[4:] or None}}
+                self._send(int(fault[:3]), json.dumps(told).encode(), **{"retry-after-ms": "1"})
+            elif fault == "not json":
+                self._send(200, b"<html>a proxy's page</html>", **{"Content-Type": "text/html"})
+            else:
+                self._answer(server.asked[number], fault)
+
+        def _answer(self, asked: Asked, fault: str = "") -> None:
+            said = answer(asked)
+            told = {
+                "": said,
+                "prose": f"Looking at {{these}} pictures I find:\n{said}\nI hope that this helps.",
+                "fence": f"```json\n{said}\n```",
+                "bad json": said.replace('"', ""),
+                "truncated": '{"outer": ' + said + ', "more": {"na',
+                "wrong schema": '{"something": "else"}',
+                "empty": "",
+                "no choices": "",
+            }[fault]
+            message = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": told}}
+            body = {
+                "id": "1", "object": "chat.completion", "created": 0, "model": asked.model,
+                "choices": [] if fault == "no choices" else [message],
+                "usage": {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107},
+            }  # fmt: skip
+            self._send(200, json.dumps(body).encode())
+
+        def _send(self, status: int, body: bytes, **headers: str) -> None:
+            self.send_response(status)
+            for name, value in ({"Content-Type": "application/json"} | headers).items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as http:
+        http.daemon_threads = True
+        server = LanguageServer(f"http://127.0.0.1:{http.server_address[1]}/v1")
+        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            closing.set()
+            http.shutdown()
+            thread.join()
