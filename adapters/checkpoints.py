@@ -8,7 +8,7 @@ name.
 """
 
 __all__ = [
-    "check_keys", "CHECKPOINT_SUFFIXES", "CheckpointFormatError", "is_safetensors", "read_torch_checkpoint",
+    "check_keys", "CheckpointFormatError", "is_safetensors", "read_torch_checkpoint",
     "refuse_buffers_not_finite", "refuse_not_finite", "refuse_unpacked", "refuse_what_was_never_a_checkpoint",
     "StoredSettings", "UnsafeCheckpointError", "unwrapped", "unwrapped_key", "without_prefix",
 ]  # fmt: skip
@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.file_kinds import kind_of
+from mammosae_plugin.file_kinds import CHECKPOINT_SUFFIXES, kind_of
 from mammosae_plugin.files import local_path
 
 
@@ -458,7 +458,6 @@ def _refused_name(message: str, *, is_pickle: bool) -> str | None:
 
 _WANTED = "a checkpoint written by torch.save is wanted"
 _DAMAGED_ZIP = "a zip archive (damaged)"  # torch says more of it
-CHECKPOINT_SUFFIXES = {".bin", ".ckpt", ".pt", ".pth", ".safetensors", ".tar"}
 _LONGEST_HEADER = 1 << 20
 
 

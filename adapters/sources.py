@@ -33,8 +33,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 
-from mammosae_plugin.adapters.checkpoints import CHECKPOINT_SUFFIXES
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.file_kinds import CHECKPOINT_SUFFIXES
 from mammosae_plugin.files import local_path, sha256_of_file
 from mammosae_plugin.hub_cache import FileHash, download_anew, named_by_cache
 from mammosae_plugin.hub_requests import REFUSED_LOGIN, REPOSITORY, HubError, again, explain, refused_login

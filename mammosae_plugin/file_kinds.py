@@ -1,10 +1,13 @@
 """What a file really is, whatever its name says: for errors that name the cause."""
 
-__all__ = ["kind_of"]
+__all__ = ["CHECKPOINT_SUFFIXES", "kind_of"]
 
 import os
 import re
 import zipfile
+
+CHECKPOINT_SUFFIXES = {".bin", ".ckpt", ".pt", ".pth", ".safetensors", ".tar"}
+"""How the names of files of weights end."""
 
 _DICOM_MARK = 128  # where DICOM's "DICM" stands
 _NIFTI_MARK = 344

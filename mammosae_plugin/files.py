@@ -15,16 +15,17 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from mammosae_plugin.arguments import shown
 from mammosae_plugin.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
 
 TEMPORARY = ".tmp-mammosae-"
 """How the names of files and folders begin that nobody needs once their writer has ended."""
@@ -204,9 +205,11 @@ def parse_yaml(text: str, *, where: str) -> Any:
 
 
 def write_safetensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+    path: str | os.PathLike[str], tensors: "Mapping[str, torch.Tensor]", metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write tensors with string metadata as safetensors, whole or not at all."""
+    from safetensors.torch import save_file
+
     with atomic_path(path) as temporary:
         try:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata or {}))
@@ -214,14 +217,16 @@ def write_safetensors(
             raise OSError(f"cannot write {path}: {error}") from error
 
 
-def write_parquet(path: str | os.PathLike[str], frame: pd.DataFrame) -> None:
+def write_parquet(path: str | os.PathLike[str], frame: "pd.DataFrame") -> None:
     """Write a data frame without its index, whole or not at all."""
     with atomic_path(path) as temporary:
         frame.to_parquet(temporary, index=False)
 
 
-def read_parquet(path: str | os.PathLike[str]) -> pd.DataFrame:
+def read_parquet(path: str | os.PathLike[str]) -> "pd.DataFrame":
     """Read a data frame; a missing or damaged file raises `InputError` that names it."""
+    import pandas as pd
+
     try:
         return pd.read_parquet(local_path(path))
     except (OSError, ValueError) as error:  # pyarrow's errors derive from these

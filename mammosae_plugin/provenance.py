@@ -9,10 +9,12 @@ import platform
 import random
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("mammosae-plugin", "torch", "timm", "sae-lens", "transformer-lens", "numpy", "pandas", "scikit-learn")
 
@@ -33,8 +35,10 @@ def environment() -> dict[str, str]:
     return {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
 
 
-def tensors_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
+def tensors_fingerprint(tensors: "Mapping[str, torch.Tensor]") -> str:
     """SHA-256 over names, dtypes, shapes and bytes of tensors, in order of name: equal digits mean equal weights."""
+    import torch
+
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -46,13 +50,17 @@ def tensors_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
 
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch (all devices). Called once at the start of each random step."""
+    import torch
+
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - upstream libraries draw from the global generator
     torch.manual_seed(seed)
 
 
-def torch_generator(*parts: int) -> torch.Generator:
+def torch_generator(*parts: int) -> "torch.Generator":
     """A CPU generator that depends on all of `parts` and on nothing else (for example seed and epoch)."""
+    import torch
+
     state = np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) & (2**63 - 1))
 
@@ -63,7 +71,7 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
-    if isinstance(value, (np.generic, torch.Tensor)) and getattr(value, "ndim", 0) == 0:
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         return plain(value.item())
     if isinstance(value, np.ndarray):
         return plain(value.tolist())

@@ -23,10 +23,10 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from sae_lens.loading.pretrained_sae_loaders import NAMED_PRETRAINED_SAE_CONFIG_GETTERS, NAMED_PRETRAINED_SAE_LOADERS
 from sae_lens.loading.pretrained_saes_directory import PretrainedSAELookup, get_pretrained_saes_directory
 
-from mammosae_plugin.adapters.checkpoints import CHECKPOINT_SUFFIXES
 from mammosae_plugin.adapters.sae_formats.loading import huggingface_config, huggingface_converter
 from mammosae_plugin.adapters.sources import HUB_SCHEME, parse_hub_name
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.file_kinds import CHECKPOINT_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
