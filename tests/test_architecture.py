@@ -197,6 +197,22 @@ def test_the_package_shows_its_names_before_anything_heavy_is_imported():
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+@pytest.mark.parametrize(
+    ("modules", "unneeded"),
+    [
+        ("findings.notes privacy.context hub.pulling datasets.about", "torch sae_lens timm sklearn scipy matplotlib"),
+        ("activations.store", "sae_lens timm transformer_lens sklearn"),
+    ],
+)
+def test_what_needs_no_network_imports_no_library_of_networks(modules, unneeded):
+    """Else a note takes three seconds, and a look at a store six."""
+    script = (
+        f"import sys, importlib; [importlib.import_module('mammosae_plugin.' + name) for name in {modules.split()}];"
+        f"found = set({unneeded.split()}) & set(sys.modules); assert not found, found"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 VERBS = "monosemanticity activation_similarity recovery rank_saes retrieve replication audit froc confounders explain"
 """Main verbs of the analysis room, whether or not they exist yet: no module of it bears such a name."""
 

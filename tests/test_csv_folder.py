@@ -24,7 +24,6 @@ from mammosae_plugin.datasets import (
     DataSettings,
     LabelSettings,
     VinDrMammo,
-    dataset_kinds,
     open_dataset,
     register_dataset,
     require_study_dataset,
@@ -167,7 +166,7 @@ def test_a_study_names_its_kind_of_dataset_and_the_kind_checks_its_own_settings(
 
 
 def test_a_kind_of_dataset_can_be_added(monkeypatch, folder):
-    monkeypatch.setattr("mammosae_plugin.datasets.registry._KINDS", dict(dataset_kinds()))
+    monkeypatch.setattr("mammosae_plugin.datasets.registry._ADDED", {})
 
     class OwnSettings(DataSettings):
         kind: str = "own"

@@ -21,7 +21,7 @@ from mammosae_plugin.datasets.boxes import Originals, are_shares, changes, repor
 from mammosae_plugin.datasets.concepts import ABSENT, PRESENT, Concept, Kind, nearest_names
 from mammosae_plugin.datasets.csv_files import read_csv
 from mammosae_plugin.datasets.image_files import checked_size, find_images
-from mammosae_plugin.datasets.registry import DatasetKind, OwnDataSettings, register_dataset
+from mammosae_plugin.datasets.registry import DatasetKind, OwnDataSettings
 from mammosae_plugin.datasets.table_checks import MISSING_TEXT, SPLITS, TableChecks, any_of
 from mammosae_plugin.files import local_path
 from mammosae_plugin.validation import Settings
@@ -300,4 +300,4 @@ def _open(settings: CsvFolderSettings) -> CsvFolder:
     )
 
 
-CSV_FOLDER = register_dataset(DatasetKind("csv", CsvFolderSettings, _open))
+CSV_FOLDER = DatasetKind("csv", CsvFolderSettings, _open)

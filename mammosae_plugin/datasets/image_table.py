@@ -35,7 +35,7 @@ from mammosae_plugin.datasets.mapping import RESERVED, ImageMapping, load_mappin
 from mammosae_plugin.datasets.mask_files import boxes_of_mask
 from mammosae_plugin.datasets.originals import is_original, mask_of, original_size, read_original
 from mammosae_plugin.datasets.preparation import Transform, letterbox
-from mammosae_plugin.datasets.registry import DatasetKind, DataSettings, register_dataset
+from mammosae_plugin.datasets.registry import DatasetKind, DataSettings
 from mammosae_plugin.datasets.table_checks import any_of
 from mammosae_plugin.errors import InputError
 
@@ -498,4 +498,4 @@ def _open(settings: ImageTableSettings) -> ImageTable:
     )
 
 
-IMAGE_TABLE = register_dataset(DatasetKind("images", ImageTableSettings, _open))
+IMAGE_TABLE = DatasetKind("images", ImageTableSettings, _open)

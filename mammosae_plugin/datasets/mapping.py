@@ -9,6 +9,7 @@ __all__ = [
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -467,12 +468,15 @@ Reader = Callable[[Path], pd.DataFrame]
 is the number of each row's line where it has one. It raises `DatasetError`, in one line, for what is wrong."""
 
 _READERS: dict[str, Reader] = {}
+_WITH_READERS = ("collections", "vindr")  # modules of ours that register some, imported when a reader is asked for
 
 
 def register_reader(name: str) -> Callable[[Reader], Reader]:
     """Let mappings name a function as their `reader`: `@register_reader("cbis-ddsm")`."""
 
     def register(function: Reader) -> Reader:
+        if not function.__module__.startswith(f"{__package__}."):
+            _import_ours()
         if _READERS.get(name, function) is not function:
             raise InputError(f"there is a reader named {name!r} already; choose another name")
         _READERS[name] = function
@@ -481,12 +485,18 @@ def register_reader(name: str) -> Callable[[Reader], Reader]:
     return register
 
 
+def _import_ours() -> None:
+    for module in _WITH_READERS:
+        import_module(f"{__package__}.{module}")
+
+
 def reader(name: str) -> Reader:
     """The reader of this name.
 
     Raises:
         InputError: there is none.
     """
+    _import_ours()
     if name not in _READERS:
         known = f"; known are {', '.join(sorted(_READERS))}" if _READERS else ""
         raise InputError(f"reader: there is no reader {name!r}{nearest_names(name, _READERS)}{known}")

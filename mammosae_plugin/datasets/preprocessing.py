@@ -1,6 +1,6 @@
 """From a PNG on disk to pixels, and to Mammo-CLIP's input."""
 
-__all__ = ["as_8_bit", "preprocess", "PREPROCESSING", "read_png"]
+__all__ = ["as_8_bit", "BadImageError", "preprocess", "PREPROCESSING", "read_png"]
 
 import os
 import struct

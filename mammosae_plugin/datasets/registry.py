@@ -11,6 +11,7 @@ __all__ = [
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -137,7 +138,15 @@ class DatasetKind:
     of_files: bool = True
 
 
-_KINDS: dict[str, DatasetKind] = {}
+_OWN = {
+    "csv": "csv_folder.CSV_FOLDER",
+    "images": "image_table.IMAGE_TABLE",
+    "vindr": "vindr.VINDR",
+    "total-segmentator": "volume_settings.TOTAL_SEGMENTATOR",
+    "volumes": "volume_settings.VOLUMES",
+}
+"""Where the kinds of this package are, each imported when kinds are asked for."""
+_ADDED: dict[str, DatasetKind] = {}
 
 
 def register_dataset(kind: DatasetKind) -> DatasetKind:
@@ -152,17 +161,21 @@ def register_dataset(kind: DatasetKind) -> DatasetKind:
     Raises:
         InputError: Another kind has the name, or the settings have another.
     """
-    if _KINDS.get(kind.name, kind) != kind:
+    if kind.name in _OWN or _ADDED.get(kind.name, kind) != kind:
         raise InputError(f"there is a kind of dataset named {kind.name!r} already; choose another name")
     if kind.settings.model_fields["kind"].default != kind.name:
         raise InputError(f"the settings of the datasets {kind.name!r} must have kind: str = {kind.name!r}")
-    _KINDS[kind.name] = kind
+    _ADDED[kind.name] = kind
     return kind
 
 
 def dataset_kinds() -> Mapping[str, DatasetKind]:
     """All kinds by name."""
-    return dict(_KINDS)
+    own = {}
+    for name, place in _OWN.items():
+        module, _, attribute = place.partition(".")
+        own[name] = getattr(import_module(f"{__package__}.{module}"), attribute)
+    return own | _ADDED
 
 
 def dataset_kind(name: Any) -> DatasetKind:
@@ -171,11 +184,12 @@ def dataset_kind(name: Any) -> DatasetKind:
     Raises:
         InputError: There is none.
     """
-    if not isinstance(name, str) or name not in _KINDS:
-        near = difflib.get_close_matches(str(name), _KINDS, n=1)
+    kinds = dataset_kinds()
+    if not isinstance(name, str) or name not in kinds:
+        near = difflib.get_close_matches(str(name), kinds, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise InputError(f"kind must be one of {', '.join(_KINDS)}, not {name!r}{hint}")
-    return _KINDS[name]
+        raise InputError(f"kind must be one of {', '.join(kinds)}, not {name!r}{hint}")
+    return kinds[name]
 
 
 def open_dataset(settings: DataSettings) -> StudyDataset:

@@ -42,7 +42,7 @@ from mammosae_plugin.datasets.csv_files import plain_name, read_csv
 from mammosae_plugin.datasets.image_files import checked_size, find_images, size_of
 from mammosae_plugin.datasets.mapping import register_reader
 from mammosae_plugin.datasets.preprocessing import as_8_bit, read_png
-from mammosae_plugin.datasets.registry import DatasetKind, DataSettings, register_dataset
+from mammosae_plugin.datasets.registry import DatasetKind, DataSettings
 from mammosae_plugin.datasets.suspects import box_scores
 from mammosae_plugin.datasets.table_checks import SPLITS, Marks, TableChecks, any_of
 from mammosae_plugin.errors import InputError
@@ -541,4 +541,4 @@ def _open(settings: VinDrSettings) -> VinDrMammo:
     )
 
 
-VINDR = register_dataset(DatasetKind("vindr", VinDrSettings, _open))
+VINDR = DatasetKind("vindr", VinDrSettings, _open)

@@ -13,7 +13,7 @@ from mammosae_plugin import distributed
 from mammosae_plugin.datasets import slices
 from mammosae_plugin.datasets.about import DatasetAbout
 from mammosae_plugin.datasets.base import DatasetError
-from mammosae_plugin.datasets.registry import DatasetKind, DataSettings, OwnDataSettings, register_dataset
+from mammosae_plugin.datasets.registry import DatasetKind, DataSettings, OwnDataSettings
 from mammosae_plugin.datasets.slices import Levels, Slicing, Spacing
 from mammosae_plugin.datasets.volume_folders import TOTALSEGMENTATOR, TotalSegmentator, VolumeFolder
 from mammosae_plugin.datasets.volumes import VolumeSlices
@@ -201,7 +201,5 @@ def _open_volumes(settings: VolumeFolderSettings) -> VolumeFolder:
     )
 
 
-TOTAL_SEGMENTATOR = register_dataset(
-    DatasetKind("total-segmentator", TotalSegmentatorSettings, _open_total_segmentator, of_files=False)
-)
-VOLUMES = register_dataset(DatasetKind("volumes", VolumeFolderSettings, _open_volumes, of_files=False))
+TOTAL_SEGMENTATOR = DatasetKind("total-segmentator", TotalSegmentatorSettings, _open_total_segmentator, of_files=False)
+VOLUMES = DatasetKind("volumes", VolumeFolderSettings, _open_volumes, of_files=False)

@@ -136,8 +136,10 @@ def _settings_of_training() -> frozenset[str]:
 @cache
 def _settings_of_study() -> frozenset[str]:
     from mammosae_plugin.config import StudyConfig
+    from mammosae_plugin.datasets import dataset_kinds
 
     found: set[str] = set()
+    dataset_kinds()  # which imports the settings of all kinds
 
     def walk(kind: Any) -> None:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
