@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from mammosae_plugin.errors import InputError
 from mammosae_plugin.interpretation import name_by_labels, name_by_labels_of
 from mammosae_plugin.interpretation.attributes import attributes_of
 from mammosae_plugin.interpretation.by_labels import tail_of_share
+from mammosae_plugin.interpretation.named_files import check_names, read_names
 from mammosae_plugin.interpretation.names import COLUMNS
 
 N_PATIENTS, N_PLANTED, N_RANDOM = 240, 24, 100
@@ -145,6 +147,32 @@ def test_missing_labels_are_missing_and_rare_attributes_are_not_tried():
     assert found.latents["chance"][0] == pytest.approx(100 / 150)
     assert found.about["left_out"] == {"rare": "4 groups have it and 196 lack it, fewer than 10"}
     assert found.about["tried"] == ["mass"]
+
+
+def test_names_are_read_back_as_they_were_written_and_only_for_their_table(table, tmp_path):
+    found = name_by_labels(table)
+    found.write(tmp_path)
+    read = read_names(tmp_path)
+    pd.testing.assert_frame_equal(read.latents, found.latents, check_dtype=False)
+    assert read.method == found.method and read.about == json.loads(json.dumps(dict(found.about)))
+    check_names(read, table, tmp_path)
+
+    def other(**changed):
+        return SimpleNamespace(**{**vars(table), **changed})
+
+    with pytest.raises(InputError, match="holds names of the table TABLE, and this is ELSEWHERE"):
+        check_names(read, other(folder=Path("ELSEWHERE")), tmp_path)
+    with pytest.raises(InputError, match="names latent 123, and TABLE has 50"):
+        check_names(read, other(d_sae=50), tmp_path)
+    mine, theirs = (other(provenance={"inputs": {"sae": sha}}, folder=Path(sha)) for sha in ("one", "two"))
+    check_names(replace(read, about={**read.about, "sae": "one"}), mine, tmp_path)  # whatever the folder is called
+    with pytest.raises(InputError, match="of another SAE's latents"):
+        check_names(replace(read, about={**read.about, "sae": "one"}), theirs, tmp_path)
+    (tmp_path / "names.json").write_text('{"method": "labels", "latents": [{"latent": 1}]}')
+    with pytest.raises(InputError, match="no file of names"):
+        read_names(tmp_path)
+    with pytest.raises(InputError, match="holds no names.json"):
+        read_names(tmp_path / "nowhere")
 
 
 def test_a_name_that_fails_in_the_other_split_is_taken_back(table):

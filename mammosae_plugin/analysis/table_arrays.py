@@ -1,6 +1,6 @@
 """What plain-array scores need of a latents table: labels, groups and codes of its images."""
 
-__all__ = ["image_groups", "image_labels", "image_statistic", "split_rows"]
+__all__ = ["image_groups", "image_labels", "image_statistic", "split_rows", "which_table"]
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -110,3 +110,9 @@ def image_groups(table: "LatentTable", group: str | ArrayLike) -> NDArray[Any]:
     if array.shape != (len(images),):
         raise InputError(f"group is {shown(group)}: give a column of table.images, or a value for each of its rows")
     return array.astype(object)
+
+
+def which_table(table: "LatentTable") -> dict[str, Any]:
+    """What tells of a table which it is, for what is made of it: its folder's name, and the SHA-256 of its SAE."""
+    inputs = getattr(table, "provenance", {}).get("inputs", {})
+    return {"table": getattr(table.folder, "name", table.folder), "sae": inputs.get("sae")}

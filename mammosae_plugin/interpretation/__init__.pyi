@@ -5,6 +5,7 @@ from .by_labels import name_by_labels as name_by_labels
 from .by_labels import name_by_labels_of as name_by_labels_of
 from .by_texts import name_by_texts as name_by_texts
 from .by_texts import name_by_texts_of as name_by_texts_of
+from .named_files import read_names as read_names
 from .names import LatentNames as LatentNames
 from .terms import Terms as Terms
 from .terms import load_terms as load_terms

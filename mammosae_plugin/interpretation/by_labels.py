@@ -15,7 +15,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from mammosae_plugin.analysis.codes import as_codes, as_groups, strongest_rows
 from mammosae_plugin.analysis.coherence import benjamini_hochberg
-from mammosae_plugin.analysis.table_arrays import image_groups, image_statistic, split_rows
+from mammosae_plugin.analysis.table_arrays import image_groups, image_statistic, split_rows, which_table
 from mammosae_plugin.arguments import between, checked_arguments, indices, numbers, whole
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.interpretation.attributes import attributes_and_columns
@@ -299,7 +299,7 @@ def name_by_labels(
     if other != "none":
         rows = split_rows(table, other)
         named = _with_check(named, codes[rows], values.iloc[rows], groups[rows], other)
-    about = {"table": table.folder.name, "split": split, "check": other, "statistic": statistic}
+    about = {**which_table(table), "split": split, "check": other, "statistic": statistic}
     columns = [column_of.get(name, "") for name in named["name"]]
     return replace(found, latents=named.assign(column=columns)).of_latents(chosen, about)
 

@@ -11,7 +11,7 @@ from scipy.special import softmax
 from mammosae_plugin.adapters.text_towers import TextTower, unit_rows
 from mammosae_plugin.analysis.codes import as_codes, as_groups, strongest_rows
 from mammosae_plugin.analysis.dense_rows import Embeddings, dense_rows
-from mammosae_plugin.analysis.table_arrays import image_groups, image_statistic, split_rows
+from mammosae_plugin.analysis.table_arrays import image_groups, image_statistic, split_rows, which_table
 from mammosae_plugin.arguments import between, indices, numbers, one_of, whole
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.interpretation.best_terms import Scored, best_terms, family_p
@@ -257,7 +257,7 @@ def name_by_texts(
         n_draws=n_draws,
         seed=seed,
     )
-    return found.of_latents(chosen, {"table": table.folder.name, "split": split, "statistic": statistic})
+    return found.of_latents(chosen, {**which_table(table), "split": split, "statistic": statistic})
 
 
 def check_layer(table: "LatentTable") -> None:
