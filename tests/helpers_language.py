@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import random
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +12,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 
@@ -90,6 +93,7 @@ def language_server(
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # else every answer waits 40 ms for the client's acknowledgement of its head
 
         def log_message(self, *_: object) -> None:
             pass
@@ -161,3 +165,52 @@ def language_server(
             closing.set()
             http.shutdown()
             thread.join()
+
+
+class LabelledPictures:
+    """Pictures of rows that have labels, which whoever sees their pixels can look up: `WholeImages` for tests."""
+
+    def __init__(self, labels: Sequence[frozenset[str]], seed: int = 0) -> None:
+        pixels = np.random.default_rng(seed).integers(0, 256, (len(labels), 8, 8), dtype=np.uint8)
+        self._images = [Image.fromarray(one) for one in pixels]
+        self._labels = {image.tobytes(): own for image, own in zip(self._images, labels, strict=True)}
+
+    def whole(self, image_row: int) -> Image.Image:
+        return self._images[image_row]
+
+    def labels(self, picture: Image.Image) -> frozenset[str]:
+        return self._labels[picture.convert("L").tobytes()]
+
+
+def judging_oracle(pictures: LabelledPictures) -> Callable[[Asked], str]:
+    """Answers a judge's questions by the labels of the pictures in them."""
+
+    def answer(asked: Asked) -> str:
+        own = [pictures.labels(picture) for picture in asked.pictures]
+        said = asked.texts[0]
+        if "\nA: " in said:
+            names = re.findall(r"^[A-E]: (.*)$", said, re.MULTILINE)
+            share = [sum(name in labels for labels in own) for name in names]
+            order = sorted(range(len(names)), key=lambda place: (-share[place], place))
+            return json.dumps({"order": " > ".join("ABCDE"[place] for place in order)})
+        fits = [re.findall(r"^Description: (.*)$", said, re.MULTILINE)[0] in labels for labels in own]
+        if "`odd`" in said:
+            return json.dumps({"odd": 1 + min(range(len(fits)), key=fits.__getitem__)})
+        return json.dumps({"fits": fits})
+
+    return answer
+
+
+def judging_at_random(seed: int = 0) -> Callable[[Asked], str]:
+    """Answers a judge's questions without a look at the pictures."""
+    chance = random.Random(seed)
+
+    def answer(asked: Asked) -> str:
+        n = len(asked.files)
+        if "\nA: " in asked.texts[0]:
+            return json.dumps({"order": ", ".join(chance.sample("ABCDE", 5))})
+        if "`odd`" in asked.texts[0]:
+            return json.dumps({"odd": chance.randint(1, n)})
+        return json.dumps({"fits": [chance.random() < 0.5 for _ in range(n)]})
+
+    return answer

@@ -59,7 +59,10 @@ class LatentNames:
         if row["abstained"]:
             return f"{ABSTAINED}: {row['reason']}"
         ends = f", {row['low']:.2f} to {row['high']:.2f}" if pd.notna(row["low"]) else ""
-        return f"{row['name']} ({row['score']:.2f}{ends}; by chance {row['chance']:.2f}; q {row['q']:.2g})"
+        judged = ""
+        if pd.notna(row.get("detection")) and row["detection"] != row["score"]:
+            judged = f"; judged by {row['judge']}: {row['detection']:.2f}, by chance 0.50"
+        return f"{row['name']} ({row['score']:.2f}{ends}; by chance {row['chance']:.2f}; q {row['q']:.2g}{judged})"
 
     def of_latents(self, latents: NDArray[np.int64], about: Mapping[str, Any]) -> "LatentNames":
         """The same names, of latents that were numbered 0, 1, ... and are these."""

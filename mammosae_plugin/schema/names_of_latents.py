@@ -64,8 +64,10 @@ WRITTEN = (
 )
 """What names that a model wrote have beside them."""
 JUDGED = (
-    _text("judge", "the model that judged it"),
+    _text("judge", "who judged it: a model, a text encoder or labels; and whether it made the names itself"),
     *_ends("detection", "balanced accuracy in telling images in which the latent fires from others; 0.5 by chance"),
+    _real("detection_p", "share of all choices of firing images in which the same answers score as high", _SHARE),
+    _real("detection_q", "that after Benjamini and Hochberg over the judged names", _SHARE),
     _real("detection_hard", "the same among images that look alike", _SHARE),
     _real("detection_shuffled", "the same with the names of other latents", _SHARE),
     *_ends("intruder", "share of sets of images in which the one that does not belong was found; 0.2 by chance"),
