@@ -8,6 +8,7 @@ import hashlib
 import platform
 import random
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +22,15 @@ PACKAGES = ("mammosae-plugin", "torch", "timm", "sae-lens", "transformer-lens", 
 
 def package_versions() -> dict[str, str]:
     """Versions of this package and of those that decide its numbers; "not installed" where one is absent."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return {name: _version(name) for name in PACKAGES}
+
+
+@cache
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def environment() -> dict[str, str]:

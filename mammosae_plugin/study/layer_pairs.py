@@ -3,7 +3,7 @@
 __all__ = ["LayerPairs"]
 
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -19,6 +19,7 @@ from mammosae_plugin.analysis import PairResponses, pair_places, pair_responses
 from mammosae_plugin.datasets import StudyDataset
 from mammosae_plugin.files import read_parquet, write_parquet
 from mammosae_plugin.latents import LatentTable, encode_latents
+from mammosae_plugin.latents.encoding import is_whole_table
 from mammosae_plugin.study import plans
 from mammosae_plugin.study.inputs import EncoderGroup
 from mammosae_plugin.study.layer_tables import LayerTables
@@ -69,11 +70,14 @@ class LayerPairs(LayerTables):
     ) -> LatentTable:
         images = self._images_of_pairs(group, image_ids)
         plan = {**self._pair_plan(group, sae, images), "maps": {"latents": list(map_latents)}}
+        folder = plans.keep(plan, self.work / "pairs" / f"{group.model}-{plans.digest(plan)}")
+        if distributed.on_main(partial(is_whole_table, folder)):
+            return LatentTable(folder)
         return encode_latents(
             self._hooked(group),
             sae,
             images,
-            plans.keep(plan, self.work / "pairs" / f"{group.model}-{plans.digest(plan)}"),
+            folder,
             heads={},
             map_latents=map_latents,
             map_splits=sorted(images.images["split"].unique()),

@@ -5,7 +5,7 @@ __all__ = ["Compute", "LayerTables", "SCORES"]
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pandas as pd
 from sae_lens import SAE
 from torch import nn
 
+from mammosae_plugin import distributed
 from mammosae_plugin.activations import ActivationStore
 from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.adapters.hook_names import module_path
@@ -24,6 +25,7 @@ from mammosae_plugin.analysis import probing
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, read_parquet, write_parquet
 from mammosae_plugin.latents import LatentTable, encode_latents
+from mammosae_plugin.latents.encoding import is_whole_table
 from mammosae_plugin.study import plans
 from mammosae_plugin.study.images import TEST, TRAINING
 from mammosae_plugin.study.inputs import EncoderGroup, ModelPair, StudyInputs, existing
@@ -234,11 +236,14 @@ class LayerTables:
             images=images,
             content=self.study.content,
         )
+        folder = plans.keep(plan, self.work / "latents" / f"{group.model}-{plans.digest(plan)}")
+        if distributed.on_main(partial(is_whole_table, folder)):
+            return LatentTable(folder)
         return encode_latents(
             self._hooked(group),
             self.sae,
             images,
-            plans.keep(plan, self.work / "latents" / f"{group.model}-{plans.digest(plan)}"),
+            folder,
             heads=heads,
             map_latents=lambda table: self._to_map(table, self.ranking),
             map_channels=lambda table: self._to_map(table, self._channel_ranking),
