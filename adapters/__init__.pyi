@@ -7,8 +7,12 @@ from .classifier import Classifier as Classifier
 from .hooked_vision_model import HookedVisionModel as HookedVisionModel
 from .inspection import CheckpointReport as CheckpointReport
 from .inspection import inspect_checkpoint as inspect_checkpoint
+from .language_models import LanguageModel as LanguageModel
+from .language_models import Question as Question
+from .language_models import openai_model as openai_model
 from .loading import load_classifier as load_classifier
 from .loading import load_mammo_clip as load_mammo_clip
+from .local_language_model import local_model as local_model
 from .mammo_clip import MammoClipClassifier as MammoClipClassifier
 from .mammo_clip import new_classifier as new_classifier
 from .mammo_clip_text import MammoClipText as MammoClipText

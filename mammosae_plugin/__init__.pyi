@@ -13,8 +13,10 @@ from .adapters import load_mammo_clip as load_mammo_clip
 from .adapters import load_mammo_clip_text as load_mammo_clip_text
 from .adapters import load_sae as load_sae
 from .adapters import load_vision_sae as load_vision_sae
+from .adapters import local_model as local_model
 from .adapters import new_classifier as new_classifier
 from .adapters import new_timm_classifier as new_timm_classifier
+from .adapters import openai_model as openai_model
 from .adapters import text_tower as text_tower
 from .adapters import vision_sae_disk_loader as vision_sae_disk_loader
 from .adapters import vision_sae_huggingface_loader as vision_sae_huggingface_loader
@@ -82,6 +84,7 @@ from .hub import register_releases as register_releases
 from .interpretation import LatentNames as LatentNames
 from .interpretation import name_by_directions as name_by_directions
 from .interpretation import name_by_labels as name_by_labels
+from .interpretation import name_by_model as name_by_model
 from .interpretation import name_by_texts as name_by_texts
 from .latents import LatentTable as LatentTable
 from .latents import encode_latents as encode_latents

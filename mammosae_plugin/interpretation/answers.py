@@ -1,11 +1,12 @@
 """What a model's answer says: an order of labelled items, an object of JSON, or nothing that can be counted."""
 
-__all__ = ["misfit", "parse_object", "parse_ranking"]
+__all__ = ["clean_name", "commonest_name", "misfit", "parse_object", "parse_ranking"]
 
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
@@ -43,6 +44,42 @@ def parse_ranking(answer: str, n: int = 5) -> list[str] | None:
         if len(words) == n and all(word in labels.lower() for word in words):
             found = [word.upper() for word in words]
     return found if sorted(found) == list(labels) else None
+
+
+_ADVERB, _VERB = r"(?:(?:consistently|predominantly)\s+)?", r"(?:show|demonstrate|depict|feature|present)\s+"
+_OPENINGS = tuple(
+    re.compile(rf"\s*{opening}", re.IGNORECASE)
+    for opening in (
+        rf"these\s+(?:(?:axial|coronal|sagittal)\s+)?(?:(?:CT|MRI|images?)\s+)?{_ADVERB}{_VERB}",
+        rf"the\s+(?:(?:images?|scans?)\s+)?{_ADVERB}{_VERB}",
+        rf"all\s+(?:(?:images?|scans?)\s+)?{_ADVERB}{_VERB}",
+        r"(?:consistently|predominantly)\b,?\s*",
+    )
+)
+
+
+def clean_name(said: str) -> str:
+    """A name without the words that models put before one, each at most once, and with a capital first letter.
+
+    Example:
+        >>> clean_name("These images consistently show a dark rim")
+        'A dark rim'
+    """
+    for opening in _OPENINGS:
+        said = opening.sub("", said, count=1) if opening.match(said) else said
+    said = said.strip()
+    return said[:1].upper() + said[1:]
+
+
+def commonest_name(said: Sequence[str]) -> str:
+    """The name that most answers give, cleaned; of equally common ones the shortest, of these the first.
+
+    Example:
+        >>> commonest_name(["Liver", "Right lobe", "'liver'"])
+        'Liver'
+    """
+    counts = Counter(clean_name(one.strip().strip("\"'")) for one in said)
+    return min(counts, key=lambda name: (-counts[name], len(name)))
 
 
 def parse_object(answer: str, schema: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:

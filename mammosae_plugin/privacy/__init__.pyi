@@ -2,3 +2,4 @@
 from .context import PrivacyContext as PrivacyContext
 from .context import PrivacyError as PrivacyError
 from .guard import check_staged as check_staged
+from .sending import permit_sending as permit_sending

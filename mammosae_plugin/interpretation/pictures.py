@@ -1,0 +1,122 @@
+"""Pictures of a table's images, for a model that looks at them: whole, and round the place where a latent peaks."""
+
+__all__ = ["Pictures"]
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image, ImageDraw
+
+from mammosae_plugin.arguments import between, indices, whole
+from mammosae_plugin.datasets.about import images_called
+from mammosae_plugin.datasets.protocol import StudyDataset
+from mammosae_plugin.errors import InputError
+from mammosae_plugin.latents.table import ELEMENTS, PEAKS
+
+if TYPE_CHECKING:
+    from mammosae_plugin.latents import LatentTable
+
+_BOX = (255, 214, 0)
+"""Yellow, which no gray image has."""
+_LINES = 250
+"""How many times a box's line fits into the longest side."""
+
+
+class Pictures:
+    """The images of a latents table, read when they are asked for.
+
+    Args:
+        table: the latents table.
+        dataset: its images, as `open_dataset` and `load_images` open them.
+        longest: the longest side of a picture in pixels; larger images are made smaller, none larger.
+        crop: the side of the square round a peak, as a share of the image's longest side.
+
+    Attributes:
+        called: what the images are, in a word or two.
+        has_peaks: whether the table keeps where latents fire.
+
+    Raises:
+        InputError: the dataset has none of the table's images.
+    """
+
+    def __init__(self, table: "LatentTable", dataset: StudyDataset, *, longest: int = 896, crop: float = 0.25) -> None:
+        self._table, self._dataset = table, dataset
+        self._longest, self._crop = whole(longest, "longest", least=16), between(crop, "crop", 0, 1, with_low=False)
+        self._number = {image_id: number for number, image_id in enumerate(dataset.images["image_id"].astype(str))}
+        self._peaks: dict[tuple[str, int], dict[int, tuple[float, float]]] = {}
+        self.called = images_called([dataset.about.name])
+        self.has_peaks = table.elements.get(PEAKS) == ELEMENTS[PEAKS]
+        if not self._number.keys() & set(table.images["image_id"].astype(str)):
+            raise InputError(f"the data have none of the images of {table.folder}; name those that it was made of")
+
+    def gray(self, image_row: int) -> NDArray[np.uint8]:
+        """(H, W) of one image.
+
+        Raises:
+            InputError: the data lack it.
+        """
+        image_id = str(self._table.images["image_id"].iloc[image_row])
+        if image_id not in self._number:
+            raise InputError(f"the data lack {image_id}; name those that {self._table.folder} was made of")
+        return self._dataset.gray(self._number[image_id])
+
+    def whole(self, image_row: int) -> Image.Image:
+        """The whole image, with nothing drawn on it."""
+        return self._fitted(Image.fromarray(self.gray(image_row)))
+
+    def around(self, image_row: int, latent: int) -> tuple[Image.Image, ...]:
+        """The image with a box round the latent's peak, and what is in the box; the image alone where it has none."""
+        image = Image.fromarray(self.gray(image_row))
+        peak = self._peak(image_row, latent)
+        if peak is None:
+            return (self._fitted(image),)
+        left, top, right, bottom = box = self._box(peak, image.size)
+        drawn = image.convert("RGB")
+        ImageDraw.Draw(drawn).rectangle(
+            (left, top, right - 1, bottom - 1), outline=_BOX, width=max(1, round(max(image.size) / _LINES))
+        )
+        return self._fitted(drawn), self._fitted(image.crop(box))
+
+    def read_peaks(self, latents: ArrayLike, split: str) -> None:
+        """Read the peaks of many latents at once, which `around` else does one by one."""
+        wanted = indices(latents, "the latents", self._table.d_sae)
+        if not self.has_peaks or not len(wanted):
+            return
+        places = np.unique(wanted)
+        found = self._table.peaks(places, split=split)
+        for latent in places.tolist():
+            self._peaks[split, latent] = {}
+        rising = np.argsort(found.values, kind="stable")  # the strongest of an image is written last
+        height, width = self._table.image_size
+        points = found.points / (width, height)
+        for row, column, (x, y) in zip(
+            found.image_rows[rising].tolist(), found.columns[rising].tolist(), points[rising].tolist(), strict=True
+        ):
+            self._peaks[split, int(places[column])][row] = (x, y)
+
+    def _peak(self, image_row: int, latent: int) -> tuple[float, float] | None:
+        """Where a latent is strongest in an image, as shares of its width and height."""
+        split = str(self._table.images["split"].iloc[image_row])
+        if self.has_peaks and (split, latent) not in self._peaks:
+            self.read_peaks([latent], split)
+        return self._peaks.get((split, latent), {}).get(image_row)
+
+    def _box(self, peak: Sequence[float], size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """(left, top, right, bottom) of the square round a peak, moved so that it lies in the image."""
+        side = max(1, round(self._crop * max(size)))
+        ends = []
+        for share, length in zip(peak, size, strict=True):
+            own = min(side, length)
+            first = min(max(round(share * length - own / 2), 0), length - own)
+            ends.append((first, first + own))
+        (left, right), (top, bottom) = ends
+        return left, top, right, bottom
+
+    def _fitted(self, image: Image.Image) -> Image.Image:
+        scale = self._longest / max(image.size)
+        if scale >= 1:
+            return image
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        return image.resize((width, height), Image.Resampling.LANCZOS)
