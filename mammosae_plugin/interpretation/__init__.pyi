@@ -15,6 +15,7 @@ from .judges import TextJudge as TextJudge
 from .judging import judge_names as judge_names
 from .judging import plan_judging as plan_judging
 from .judging import told_scores as told_scores
+from .label_agreement import agreement_with_labels as agreement_with_labels
 from .named_files import read_names as read_names
 from .names import LatentNames as LatentNames
 from .pictures import Pictures as Pictures
