@@ -3,9 +3,11 @@
 __all__ = ["agreement_with_notes", "FEWEST"]
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from mammosae_plugin.arguments import whole
 from mammosae_plugin.errors import InputError
@@ -87,9 +89,9 @@ def _words_of(notes: Sequence[Note], reader: str) -> dict[int, str]:
 
 def _agreement(
     reader: str, read: Mapping[int, str], called: Mapping[int, str], n_bootstrap: int, seed: int
-) -> dict[str, object]:
+) -> dict[str, Any]:
     both = sorted(read.keys() & called.keys())
-    found: dict[str, object] = {
+    found: dict[str, Any] = {
         **dict.fromkeys(_COLUMNS, float("nan")), "reader": reader, "n": len(both),
         "n_unnamed": len(read.keys() - called.keys()), "reason": "",
     }  # fmt: skip
@@ -110,7 +112,7 @@ def _agreement(
     return found
 
 
-def _kappa(a: np.ndarray, b: np.ndarray) -> float:
+def _kappa(a: NDArray[Any], b: NDArray[Any]) -> float:
     """`cohen_kappa`, fast enough for resamples."""
     words = np.unique(np.concatenate([a, b]))
     chance = float(sum(np.mean(a == word) * np.mean(b == word) for word in words))
