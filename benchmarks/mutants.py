@@ -118,9 +118,16 @@ MUTANTS: list[Mutant] = [
     *_in(
         "mammosae_plugin/analysis/localization.py",
         ["tests/test_localization.py", "-k", "flood_fill or dropped_by_their_area or corner or threshold or scored_by"],
-        (" < self.min_area:", " <= self.min_area:"),
-        ("_EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=np.bool_)", "_EIGHT_NEIGHBOURS = np.eye(3, dtype=np.bool_)"),
-        ("(float(pixels.max()), total / len(pixels)", "(float(pixels.mean()), total / len(pixels)"),
+        (" >= self.min_area", " > self.min_area"),
+        ("found.maxima, found.sums / found.areas", "found.sums, found.sums / found.areas"),
+    ),
+    *_in(
+        "mammosae_plugin/analysis/regions.py",
+        ["tests/test_localization.py", "-k", "flood_fill"],
+        ("(row + 1) * wide + left)", "(row + 1) * wide + left + 1)"),
+        ('(row + 1) * wide + right, side="right")', '(row + 1) * wide + right, side="left")'),
+        ("    wide = width + 2\n", "    wide = width\n"),
+        ("np.partition(own, place)[place]", "np.partition(own, place)[place - 1]"),
     ),
     *_in(
         "mammosae_plugin/measures/statistics.py",

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 from tqdm.auto import tqdm
 
+from mammosae_plugin.analysis.regions import pixels_above, regions_of
 from mammosae_plugin.arguments import (
     as_array,
     between,
@@ -47,8 +48,6 @@ BOX_SCORES: tuple[BoxScore, ...] = get_args(BoxScore)
 
 Contours = Literal["all", "outer"]
 """Which regions get a box: all, or, as in the release, those that no other region encloses."""
-
-_EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=np.bool_)
 
 # Of the largest value of a heatmap: what interpolation in float32 can add or take away. A pixel must clear the
 # threshold by more than that, or a map that is constant to rounding would have regions.
@@ -124,11 +123,15 @@ def heatmap(latent_map: ArrayLike, image_size: tuple[int, int]) -> NDArray[np.fl
     if len(entries(image_size, "image_size")) != 2:
         raise InputError(f"image_size is {shown(image_size)}: give height and width in pixels")
     image_size = (whole(image_size[0], "the height", least=1), whole(image_size[1], "the width", least=1))
+    return _upsampled(values, np.empty(image_size, dtype=np.float32))
+
+
+def _upsampled(values: NDArray[np.float32], upsampled: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A map interpolated into the memory of a heatmap, which it fills."""
     # `torch.nn.functional.interpolate`, but into NumPy's memory: torch's own aligned allocations of this size fragment
     # the heap of older glibc (before 2.38), by gigabytes over a thousand heatmaps.
-    upsampled: NDArray[np.float32] = np.empty(image_size, dtype=np.float32)
     batch, out = torch.from_numpy(values.copy())[None, None], torch.from_numpy(upsampled)[None, None]
-    torch.ops.aten.upsample_bilinear2d.out(batch, list(image_size), False, out=out)
+    torch.ops.aten.upsample_bilinear2d.out(batch, list(upsampled.shape), False, out=out)
     return upsampled
 
 
@@ -308,30 +311,30 @@ class _Cut:
 
     def boxes(self, values: NDArray[np.floating]) -> tuple[Boxes, dict[BoxScore, NDArray[np.float32]]]:
         """Boxes (n, 4) of a heatmap (H, W), and their scores (n,) under every rule."""
-        above = _above(values, self.threshold)
-        boxes: list[tuple[int, int, int, int]] = []
-        scores: list[tuple[float, ...]] = []
-        if above is not None:
-            labels, n_regions = ndimage.label(above, structure=_EIGHT_NEIGHBOURS)
-            shown = _outermost(above, labels) if self.contours == "outer" else range(1, n_regions + 1)
-            regions = ndimage.find_objects(labels)
-            for label in shown:
-                y, x = regions[label - 1]
-                if (y.stop - y.start) * (x.stop - x.start) < self.min_area:
-                    continue
-                pixels = values[y, x][labels[y, x] == label]
-                boxes.append((x.start, y.start, x.stop, y.stop))
-                total = float(pixels.sum(dtype=np.float64))
-                scores.append((float(pixels.max()), total / len(pixels), total, float(len(pixels))))
-        columns = np.array(scores, dtype=np.float32).reshape(-1, len(BOX_SCORES)).T
-        return np.array(boxes, dtype=np.float32).reshape(-1, 4), dict(zip(BOX_SCORES, columns, strict=True))
+        cut = self.threshold
+        pixels, own = pixels_above(
+            values.ravel(), percentile=cut.percentile, relative=cut.relative, error=_INTERPOLATION_ERROR
+        )
+        if len(pixels) == 0:
+            return np.empty((0, 4), np.float32), {rule: np.empty(0, np.float32) for rule in BOX_SCORES}
+        found = regions_of(pixels, own, values.shape[1])
+        sides = found.boxes[:, 2:] - found.boxes[:, :2]
+        shown = sides.prod(axis=1) >= self.min_area
+        if self.contours == "outer":
+            shown &= _outermost(pixels, found.labels, values.shape)
+        scores = (found.maxima, found.sums / found.areas, found.sums, found.areas)
+        columns = [score[shown].astype(np.float32) for score in scores]
+        return found.boxes[shown].astype(np.float32), dict(zip(BOX_SCORES, columns, strict=True))
 
 
-def _outermost(above: NDArray[np.bool_], labels: NDArray[np.signedinteger]) -> list[int]:
-    """The labels of the regions that border on the outside: holes are what edges, not corners, do not join to it."""
+def _outermost(pixels: NDArray[np.int64], labels: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Which regions border on the outside: holes are what edges, not corners, do not join to it."""
+    above = np.zeros(shape, dtype=np.bool_)
+    above.ravel()[pixels] = True
     outside = ~ndimage.binary_fill_holes(above)
-    bordering: NDArray[np.bool_] = ndimage.binary_dilation(outside, border_value=1) & above
-    shown: list[int] = np.unique(labels[bordering]).tolist()
+    bordering: NDArray[np.bool_] = ndimage.binary_dilation(outside, border_value=1)
+    shown = np.zeros(labels.max() + 1, dtype=np.bool_)
+    shown[labels[bordering.ravel()[pixels]]] = True
     return shown
 
 
@@ -389,11 +392,12 @@ def _localized(
     found: dict[tuple[int, _Cut], list[tuple[Boxes, dict[BoxScore, NDArray[np.float32]]]]] = {
         (number, cut): [] for number in shown for cut in cuts
     }
+    memory = np.empty(table.image_size, dtype=np.float32)
     quick = len(truths) * len(shown) < _HEATMAPS_WITHOUT_PROGRESS
     for image_row in tqdm(truths, desc=f"localizing {concept}", unit="image", disable=quick):
         for number, values in zip(shown, maps_of(image_row), strict=True):
             # Interpolation makes nothing positive of a map that is zero everywhere.
-            upsampled = heatmap(values, table.image_size) if values.any() else values
+            upsampled = _upsampled(values.astype(np.float32), memory) if values.any() else values
             for cut in cuts:
                 found[number, cut].append(cut.boxes(upsampled))
 
@@ -431,26 +435,6 @@ def _precision(
     starts = np.cumsum([len(boxes) for boxes, _ in found])[:-1]
     predictions = [(boxes, own) for (boxes, _), own in zip(found, np.split(levels, starts), strict=True)]
     return average_precision(predictions, ground_truth, iou_threshold=iou_threshold)
-
-
-def _above(values: NDArray[np.floating], threshold: Threshold) -> NDArray[np.bool_] | None:
-    """The pixels strictly above the threshold, or None when the map has no positive value."""
-    maximum = float(values.max())
-    if maximum <= 0:
-        return None
-    error = _INTERPOLATION_ERROR * maximum
-    if threshold.relative is not None:
-        return np.asarray(values > threshold.relative * maximum + error)
-    # The interpolated percentile lies between two neighbouring order statistics, and below the upper one. So a pixel is
-    # strictly above it exactly when it is strictly above the lower one.
-    position = int(np.floor(threshold.percentile / 100 * (values.size - 1)))
-    # Most maps are mostly zero; selecting among equal values is slow, so the lowest value is counted instead.
-    lower = values.min()
-    higher = values[values > lower]
-    position -= values.size - higher.size
-    if position >= 0:
-        lower = np.partition(higher, position)[position]
-    return np.asarray(values > float(lower) + error)
 
 
 def _checked_map(values: ArrayLike, name: str, shape: str) -> NDArray[np.floating]:
