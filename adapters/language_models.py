@@ -16,7 +16,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import SplitResult, urlsplit
 
@@ -67,7 +67,7 @@ class Answer:
     """
 
     text: str
-    seconds: float
+    seconds: float = field(compare=False)
     n_input_tokens: int | None = None
     n_output_tokens: int | None = None
 

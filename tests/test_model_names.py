@@ -1,23 +1,33 @@
 """Names by models: which pictures are shown, what is told beside them, what counts as an answer."""
 
+import hashlib
 import json
 import re
+import signal
+import subprocess
+import sys
+import threading
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers_adapters import DATA
 from helpers_language import Asked, language_server, tiny_vision_model
+from helpers_study import mammosae, random_sae
 from PIL import Image
 
+from mammosae_plugin.activations.embedding_files import write_vectors
 from mammosae_plugin.adapters.language_models import Answer, Question, openai_model
 from mammosae_plugin.adapters.local_language_model import local_model
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.interpretation.answers import clean_name, commonest_name
 from mammosae_plugin.interpretation.asking import ask_all
 from mammosae_plugin.interpretation.by_models import PROMPT_VERSION, name_by_model, plan_naming
+from mammosae_plugin.interpretation.named_files import read_names
 from mammosae_plugin.interpretation.names import COLUMNS
 from mammosae_plugin.interpretation.pictures import Pictures
+from mammosae_plugin.latents import encode_rows
 from mammosae_plugin.schema.names_of_latents import WRITTEN
 
 SAIL = DATA / "sail"
@@ -241,3 +251,122 @@ def test_what_is_no_local_model_is_refused(tmp_path, monkeypatch):
         local_model(str(tmp_path / "nothing"))
     with pytest.raises(InputError, match="image-text-to-text"):
         local_model(SimpleNamespace(task="text-generation"))
+
+
+def with_many_latents(encoded, folder):
+    """A table of rows of the phantoms' images, with enough latents that fire for 250 names."""
+    vectors = np.random.default_rng(0).normal(size=(len(encoded.images), 8)).astype(np.float32)
+    write_vectors(folder / "rows.parquet", encoded.images, [vectors])
+    return encode_rows(folder / "rows.parquet", random_sae(8, 320), folder / "table", concepts=["Mass"])
+
+
+def of_picture(asked: Asked) -> str:
+    """A name that depends on what is shown, and now and then nonsense or nothing in common."""
+    digest = hashlib.sha256(b"".join(asked.files)).digest()
+    if digest[0] < 20 and asked.seed % 2 == 0:
+        return "nonsense"
+    return named(f"thing {digest[1] % 32}", digest[0] < 220)
+
+
+def test_a_run_that_is_killed_in_the_middle_of_250_names_repeats_no_call_and_ends_with_the_same_file(
+    encoded, phantom_root, tmp_path
+):
+    table = with_many_latents(encoded, tmp_path)
+    command = [
+        "name", table.folder, "--by", "model", "--model", "m", "--min-groups", 2, "--top-latents", 250,
+        "--set", f"data.root={phantom_root}", "--set", "data.image_size=[96, 64]",
+    ]  # fmt: skip
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    with language_server(of_picture) as server:
+        done = mammosae(*command, "--endpoint", server.url, "-o", whole)
+    assert done.returncode == 0, done.stderr
+    n_calls = server.n_calls
+    assert n_calls > 250 and len(pd.read_csv(whole / "names.csv")) == 250
+
+    run: list[subprocess.Popen[bytes]] = []
+    started = threading.Event()
+
+    def deadly(asked: Asked) -> str:
+        if len(server.asked) == 120:
+            started.wait()
+            run[0].kill()
+        return of_picture(asked)
+
+    with language_server(deadly) as server:
+        arguments = [*command, "--endpoint", server.url, "-o", broken]
+        process = [sys.executable, "-m", "mammosae_plugin", *map(str, arguments)]
+        run.append(subprocess.Popen(process, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        started.set()
+        assert run[0].wait() == -signal.SIGKILL
+        n_killed = server.n_calls
+        kept = len((broken / "answers.jsonl").read_bytes().splitlines())
+        assert n_killed == 120 and kept == 119 and not (broken / "names.csv").exists()
+        done = mammosae(*arguments)
+        assert done.returncode == 0, done.stderr
+        assert server.n_calls == n_calls + 1  # the one whose answer nobody was there to hear
+    for file in ("names.csv", "candidates.csv", "names.json"):
+        assert (broken / file).read_bytes() == (whole / file).read_bytes()
+
+
+def name_command(encoded, phantom_root, *more):
+    data = ["--set", f"data.root={phantom_root}", "--set", "data.image_size=[96, 64]"]
+    return mammosae("name", encoded.folder, "--by", "model", "--model", "m", "--min-groups", 2, *data, *more)
+
+
+def test_the_command_tells_the_cost_first_asks_and_writes_what_was_said(encoded, phantom_root, tmp_path):
+    with language_server(of_picture) as server:
+        where = [
+            "--endpoint",
+            server.url,
+            "-l",
+            "3,5,7",
+            "--price-in",
+            1000,
+            "--price-out",
+            1000,
+            "-o",
+            tmp_path / "out",
+        ]
+        dry = name_command(encoded, phantom_root, *where, "--dry-run")
+        assert dry.returncode == 0 and server.n_calls == 1, dry.stderr
+        assert dry.stdout.startswith("3 questions to m on this machine, with 30 pictures; by the first answer, ")
+        assert "300 tokens of input, 21 tokens of output, a price of 0.32" in dry.stdout
+        assert not (tmp_path / "out" / "names.csv").exists()
+        done = name_command(encoded, phantom_root, *where, "--label", "Mass")
+        assert done.returncode == 0 and "3 questions to m" in done.stderr
+        assert server.n_calls >= 4  # with labels it is another question
+    assert done.stdout.startswith("0 of 3 latents have a name; m was asked about 3 and described ")
+    assert "have none: not judged yet" in done.stdout
+    read = read_names(tmp_path / "out")
+    assert read.latents["latent"].tolist() == [3, 5, 7] and read.method == "model"
+    assert read.about["labels"] == ["Mass"] and set(read.latents["model"]) == {"m"}
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--endpoint", "http://127.0.0.1:1/v1"], "name a folder with -o"),
+        (["-o", "out"], "either the server's --endpoint URL or --local"),
+        (["--endpoint", "http://127.0.0.1:1/v1", "--local", "-o", "out"], "either the server's"),
+        (["--endpoint", "https://models.example.org/v1", "-o", "out"], "stay here: its terms are none"),
+        (["--endpoint", "https://models.example.org/v1", "-o", "out", "--send-images-under", "MIT"], "MIT is not the"),
+        (["--endpoint", "http://0.0.0.0:1/v1", "-o", "out"], "generated phantom images stay here"),
+        (["--endpoint", "127.0.0.1:1", "-o", "out"], "is no address of a server"),
+        (["--endpoint", "http://127.0.0.1:1/v1", "-o", "out", "--label", "view"], "view is no label"),
+        (["--endpoint", "http://127.0.0.1:1/v1", "-o", "out", "--text", "x"], "--text is for --by texts or direction"),
+        (["--endpoint", "http://127.0.0.1:1/v1", "-o", "out", "--min-excess", "0.1"], "--min-excess is for"),
+        (["--endpoint", "http://127.0.0.1:1/v1", "-o", "out", "-l", "3", "--top-latents", "2"], "both say which"),
+        (["--endpoint", "http://127.0.0.1:1/v1", "-o", "out", "--show", "30"], "30 images cannot be chosen"),
+    ],
+)
+def test_what_a_model_cannot_be_asked_is_refused_in_a_line(encoded, phantom_root, tmp_path, monkeypatch, more, said):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    monkeypatch.chdir(tmp_path)
+    done = name_command(encoded, phantom_root, *more)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and said in done.stderr
+    assert not (tmp_path / "out" / "answers.jsonl").exists()
+
+
+def test_options_of_a_model_are_of_no_other_method(encoded):
+    done = mammosae("name", encoded.folder, "--endpoint", "http://127.0.0.1:1/v1")
+    assert done.returncode == 2 and "--endpoint is for --by model" in done.stderr

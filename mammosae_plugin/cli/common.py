@@ -1,6 +1,8 @@
 """What commands of `mammosae` have alike: the flag --debug, the options of publishing, and how errors are shown."""
 
-__all__ = ["clear_errors", "Commands", "Debug", "OfConcept", "OfModel", "StudySettings", "UsageError"]
+__all__ = [
+    "clear_errors", "Commands", "Debug", "numbers_of_latents", "OfConcept", "OfModel", "StudySettings", "UsageError",
+]  # fmt: skip
 
 import logging
 import sys
@@ -44,6 +46,20 @@ class Commands(TyperGroup):
         except typer.Abort:
             sys.exit(1)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def numbers_of_latents(given: Sequence[str]) -> list[int]:
+    """What --latents names: numbers with commas between them.
+
+    Raises:
+        InputError: something that is no number.
+    """
+    from mammosae_plugin.errors import InputError
+
+    numbers = [one.strip() for some in given for one in some.split(",")]
+    if wrong := [one for one in numbers if not (one.isascii() and one.isdecimal())]:
+        raise InputError(f"--latents has {wrong[0]!r}: give numbers of latents, such as 3,17")
+    return [int(one) for one in numbers]
 
 
 def _refuse(error: UsageError) -> None:

@@ -2,16 +2,14 @@
 
 __all__ = ["add_name_command", "name_command"]
 
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from mammosae_plugin.cli.common import Debug, clear_errors
+from mammosae_plugin.cli.common import Debug, clear_errors, numbers_of_latents
 
-if TYPE_CHECKING:
-    from mammosae_plugin.interpretation import LatentNames
+_MODEL = "By a model"
 
 
 def add_name_command(app: typer.Typer) -> None:
@@ -36,16 +34,18 @@ def name_command(
         ),
     ] = None,
     by: Annotated[
-        Literal["labels", "texts", "direction"],
+        Literal["labels", "texts", "direction", "model"],
         typer.Option(
             help="labels: what the strongest images share; texts: which terms they are nearest to; direction: which "
-            "term the decoder row points to, without images."
+            "term the decoder row points to, without images; model: what a vision-language model sees in them."
         ),
     ] = "labels",
     label: Annotated[
         list[str] | None,
         typer.Option(
-            help="labels: this concept or column of 0 and 1; may be repeated. (All concepts.)", show_default=False
+            help="labels: this concept or column of 0 and 1 (all concepts); model: this label is told beside the "
+            "pictures (none). May be repeated.",
+            show_default=False,
         ),
     ] = None,
     metadata: Annotated[
@@ -112,106 +112,212 @@ def name_command(
     ] = None,
     alpha: Annotated[float, typer.Option(min=0, max=1, help="False discovery rate of names.")] = 0.05,
     min_groups: Annotated[int, typer.Option(min=2, help="Groups that a latent must fire in.")] = 10,
-    seed: Annotated[int, typer.Option(min=0, help="texts, direction: of chance.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="texts, direction: of chance; model: of answers.")] = 0,
+    latents: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--latents",
+            "-l",
+            metavar="N,N",
+            help="Name these alone; may be repeated. (All that fire.)",
+            show_default=False,
+        ),
+    ] = None,
+    top_latents: Annotated[
+        int | None,
+        typer.Option(min=1, help="Name so many, those with the most activation in all.", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The model, as its server calls it; with --local as the Hub does.",
+            rich_help_panel=_MODEL,
+            show_default=False,
+        ),
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="The server, which speaks OpenAI's chat completions: http://127.0.0.1:8000/v1.",
+            rich_help_panel=_MODEL,
+            show_default=False,
+        ),
+    ] = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="No server: a transformers pipeline.", rich_help_panel=_MODEL)
+    ] = False,
+    key_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VARIABLE",
+            help="The environment variable with the server's key. (OPENAI_API_KEY; on this machine none.)",
+            rich_help_panel=_MODEL,
+            show_default=False,
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            "-c",
+            help="A study's YAML file, whose images are shown.",
+            rich_help_panel=_MODEL,
+            show_default=False,
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Replace a setting of it, data.root=...",
+            rich_help_panel=_MODEL,
+            show_default=False,
+        ),
+    ] = None,
+    send_images_under: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LICENCE",
+            help="Send pictures to another machine, which this licence of the dataset allows.",
+            rich_help_panel=_MODEL,
+            show_default=False,
+        ),
+    ] = None,
+    show: Annotated[
+        int, typer.Option(min=1, help="Images shown of a latent, of the -n strongest.", rich_help_panel=_MODEL)
+    ] = 5,
+    longest: Annotated[
+        int, typer.Option(min=16, help="Longest side of a picture in pixels.", rich_help_panel=_MODEL)
+    ] = 896,
+    votes: Annotated[
+        int, typer.Option(min=1, help="Ask so often, and take the commonest name.", rich_help_panel=_MODEL)
+    ] = 1,
+    temperature: Annotated[
+        float, typer.Option(min=0, max=2, help="0: the likeliest answer.", rich_help_panel=_MODEL)
+    ] = 0.0,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Ask one question, say what all would cost, and stop.", rich_help_panel=_MODEL),
+    ] = False,
+    price_in: Annotated[
+        float | None,
+        typer.Option(min=0, help="Price of a million tokens of input.", rich_help_panel=_MODEL, show_default=False),
+    ] = None,
+    price_out: Annotated[
+        float | None,
+        typer.Option(min=0, help="The same of output.", rich_help_panel=_MODEL, show_default=False),
+    ] = None,
     top: Annotated[int, typer.Option(min=0, help="Names that are printed.")] = 10,
     debug: Debug = False,
 ) -> None:
     """Name latents: each name with its score, chance and q, or no name and why.
 
     mammosae name study/work/latents/a -o named
+    mammosae name study/work/latents/a --by model --model google/medgemma-4b-it --local --config study.yaml -o seen
     mammosae name study/work/latents/a --by texts --text b5-model-best-epoch-7.tar --tokenizer Bio_ClinicalBERT
 
     By labels and metadata no network and no image is needed, and names are checked in another split.
 
-    By texts needs Mammo-CLIP's checkpoint and a table of its final map; by direction the SAE too. Nothing leaves this
-    machine (docs/naming.md).
+    By texts needs Mammo-CLIP's checkpoint and a table of its final map; by direction the SAE too. By a model needs the
+    images (--config, --set) and a server or --local; it keeps every answer in the folder, so that the same command goes
+    on after a break. Nothing leaves this machine, but to the server that you name (docs/naming.md).
     """
     with clear_errors(debug):
         from mammosae_plugin.errors import InputError
+        from mammosae_plugin.study.naming import (
+            AskedModel,
+            Prices,
+            chosen_latents,
+            name_in_words,
+            name_with_model,
+            open_pictures,
+            told_names,
+        )
         from mammosae_plugin.study.retrieval import open_table, written_files
 
         own: dict[str, dict[str, Any]] = {
-            "labels": {"--label": label, "--metadata": metadata, "--no-metadata": no_metadata, "--check": check},
+            "labels": {"--metadata": metadata, "--no-metadata": no_metadata, "--check": check},
             "texts": {"--score": score, "--rows": rows},
             "direction": {"--sae": sae},
-        }
-        of_text = {"--text": text, "--tokenizer": tokenizer, "--terms": terms}
-        for method, options in own.items():
+            "model": {
+                "--model": model, "--endpoint": endpoint, "--local": local, "--key-from": key_from,
+                "--config": config, "--set": settings, "--send-images-under": send_images_under,
+                "--dry-run": dry_run, "--price-in": price_in, "--price-out": price_out,
+            },
+            "labels or model": {"--label": label},
+            "labels, texts or direction": {"--min-excess": min_excess},
+            "texts or direction": {"--text": text, "--tokenizer": tokenizer, "--terms": terms},
+        }  # fmt: skip
+        for methods, options in own.items():
             for name, value in options.items():
-                if value and method != by:
-                    raise InputError(f"{name} is for --by {method}; leave it out, or say so")
+                if value and by not in methods:
+                    raise InputError(f"{name} is for --by {methods}; leave it out, or say so")
         if no_metadata and metadata:
             raise InputError("--no-metadata leaves out what --metadata names; give one of them")
-        if by == "labels" and (given := [name for name, value in of_text.items() if value]):
-            raise InputError(f"{given[0]} is for --by texts or direction; leave it out, or say so")
-        if by != "labels" and text is None:
+        if by in ("texts", "direction") and text is None:
             raise InputError(f"--by {by} needs a text encoder: name Mammo-CLIP's pretraining checkpoint with --text")
         if by == "direction" and sae is None:
             raise InputError("--by direction needs the decoder: name the SAE with --sae")
+        if by == "model" and (model is None or (endpoint is None) is not local):
+            raise InputError("--by model needs --model NAME, and either the server's --endpoint URL or --local")
         asked: dict[str, Any] = {"alpha": alpha} | ({} if min_excess is None else {"min_excess": min_excess})
         images: dict[str, Any] = {
             "split": split,
             "statistic": statistic,
             "group": group,
-            "n": n,
             "min_groups": min_groups,
         }
         opened = open_table(table)
+        numbers = None if latents is None else numbers_of_latents(latents)
+        chosen = chosen_latents(opened, numbers, top_latents, split, statistic)
         if by == "labels":
             from mammosae_plugin.interpretation import name_by_labels
 
-            chosen = [] if no_metadata else metadata or None
-            names = name_by_labels(opened, label or None, chosen, check=check, **images, **asked)
+            of_images = [] if no_metadata else metadata or None
+            names = name_by_labels(
+                opened, label or None, of_images, latents=chosen, check=check, n=n, **images, **asked
+            )
+        elif by == "model":
+            found = name_with_model(
+                opened,
+                AskedModel(str(model), endpoint, key_from, send_images_under, temperature),
+                open_pictures(opened, config, settings or (), longest=longest),
+                output=output,
+                say=lambda line: typer.echo(line, err=not dry_run),
+                latents=chosen,
+                labels=label or (),
+                n=show,
+                of=n,
+                votes=votes,
+                seed=seed,
+                prices=Prices(price_in, price_out),
+                dry_run=dry_run,
+                **images,
+            )
+            if found is None:
+                return
+            names = found
         else:
-            from mammosae_plugin.adapters import load_mammo_clip_text, load_sae
-            from mammosae_plugin.adapters.mammo_clip_text import BIO_CLINICAL_BERT
-            from mammosae_plugin.interpretation import load_terms, name_by_directions, name_by_texts
-            from mammosae_plugin.interpretation.by_texts import check_layer
-
-            words = load_terms(terms)
-            tower = load_mammo_clip_text(str(text), tokenizer=tokenizer or BIO_CLINICAL_BERT)
-            if by == "texts":
-                asked |= {"score": score or "soft_wpmi", "seed": seed}
-                names = name_by_texts(opened, tower, words, embeddings=rows, **images, **asked)
-            else:
-                check_layer(opened)
-                decoder = load_sae(str(sae)).W_dec.detach()
-                if len(decoder) != opened.d_sae:
-                    raise InputError(
-                        f"{sae} has {len(decoder)} latents and {table} {opened.d_sae}; name the table's SAE"
-                    )
-                names = name_by_directions(
-                    decoder, tower, words, latents=opened.live_latents(split), seed=seed, **asked
-                )
+            names = name_in_words(
+                opened,
+                by,
+                text=str(text),
+                tokenizer=tokenizer,
+                terms=terms,
+                sae=sae,
+                rows=rows,
+                score=score,
+                latents=chosen,
+                seed=seed,
+                images={**images, "n": n},
+                asked=asked,
+            )
+        written = []
         if output is not None:
             with written_files(output, "names") as staged:
                 names.write(staged)
-        typer.echo(_summary(names, top, output))
-
-
-def _summary(names: "LatentNames", top: int, output: Path | None) -> str:
-    about, latents = names.about, names.latents
-    tried = (
-        f"{len(about['tried'])} attributes"
-        if "tried" in about
-        else f"{about['n_terms']} terms and {about['n_distractors']} distractors"
-    )
-    where = (
-        f" in {about['n_images']} images of {about['n_groups']} groups of split {about['split']}"
-        if "n_images" in about
-        else ""
-    )
-    lines = [f"{names.n_named} of {len(latents)} latents have a name; tried were {tried}{where}"]
-    best = latents[~latents["abstained"]].sort_values(["q", "score"], ascending=[True, False]).head(top)
-    for _, row in best.iterrows():
-        auroc = row.get("check_auroc", math.nan)
-        checked = "" if math.isnan(auroc) else f"; AUROC {auroc:.2f} in split {about['check']}"
-        lines.append(f"latent {row['latent']}: {names.told(row['latent'])}{checked}")
-    lines += [f"not tried: {name} ({why})" for name, why in about.get("left_out", {}).items()]
-    if about.get("n_distractors"):
-        share = about["n_distractors"] / (about["n_terms"] + about["n_distractors"])
-        lines.append(
-            f"{about['n_best_is_distractor']} latents stand out by a distractor, beside {names.n_named} by a term; if "
-            f"texts meant nothing it would be {share:.0%} of them"
-        )
-    return "\n".join(lines if output is None else [*lines, f"written to {output}"])
+            written = [f"written to {output}"]
+        typer.echo("\n".join([*told_names(names, top), *written]))

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mammosae_plugin.cli.common import Debug, OfConcept, OfModel, StudySettings, clear_errors
+from mammosae_plugin.cli.common import Debug, OfConcept, OfModel, StudySettings, clear_errors, numbers_of_latents
 
 
 def add_repair_command(app: typer.Typer) -> None:
@@ -88,13 +88,10 @@ def repair_command(
             raise InputError("name the latents to remove or scale, such as --latents 3,17")
         if output is None:
             raise InputError("name the file to write, such as -o repaired.safetensors")
-        numbers = [one.strip() for some in latents for one in some.split(",")]
-        if wrong := [one for one in numbers if not (one.isascii() and one.isdecimal())]:
-            raise InputError(f"--latents has {wrong[0]!r}: give numbers of latents, such as 3,17")
         typer.echo(
             repair_study(
                 study,
-                [int(one) for one in numbers],
+                numbers_of_latents(latents),
                 output,
                 settings=settings or (),
                 scale=scale,

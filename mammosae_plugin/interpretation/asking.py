@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path
 from mammosae_plugin.interpretation.answers import parse_object
 
+_NO_ANSWER = "no answer: "
 _SILENT = 3
 """Questions without an answer in a row after which the server counts as dead."""
 
@@ -33,12 +34,14 @@ class Reply:
         failure: why there is none, in a clause; else empty.
         text: the last answer as it came; empty where none did.
         tries: how often the model answered, in this run and those before.
+        answer: the last answer, with its time and tokens; None where none came.
     """
 
     found: Mapping[str, Any] | None
     failure: str
     text: str
     tries: int
+    answer: Answer | None = None
 
 
 def ask_all(
@@ -101,10 +104,10 @@ def ask_all(
         silent = silent + 1 if lost else 0
         if silent >= min(_SILENT, len(questions)):
             place = f" on {model.host}" if model.host else ""
+            often = f" to {silent} questions in a row" if silent > 1 else ""
             raise InputError(
-                f"{model.name}{place} gave no answer to {silent} question{'s' * (silent > 1)} in a row "
-                f"({reply.failure}); look at the server and run again"
-                + ("" if journal is None else ": what was answered is kept")
+                f"{model.name}{place} gave no answer{often} ({reply.failure.removeprefix(_NO_ANSWER)}); look at the "
+                "server and run again" + ("" if journal is None else ": what was answered is kept")
             )
     return replies
 
@@ -120,35 +123,42 @@ def _ask(
     check: Callable[[Mapping[str, Any]], str | None] | None,
 ) -> tuple[Reply, bool]:
     """The reply, and whether the server was silent."""
-    said, failure = "", ""
+    said: Answer | None = None
+    failure = ""
     for number in range(tries):
         answered = kept.answers.get((key, digest, number))
         if answered is None:
             try:
-                answer = model.answer(question, seed=seed + number)
+                answered = model.answer(question, seed=seed + number)
             except NoAnswer as error:
                 if not error.final:
-                    return Reply(None, f"no answer: {error}", said, number), True
-                answered = kept.add(key, digest, number, {"refused": str(error)})
-            else:
-                answered = kept.add(key, digest, number, _as_json(answer))
-        if "refused" in answered:
-            return Reply(None, f"no answer: {answered['refused']}", said, number), False
-        said = answered["text"]
-        found, failure = parse_object(said, question.schema)
+                    return _failed(f"{_NO_ANSWER}{error}", said, number), True
+                answered = str(error)
+            kept.add(key, digest, number, answered)
+        if isinstance(answered, str):
+            return _failed(f"{_NO_ANSWER}{answered}", said, number), False
+        said = answered
+        found, failure = parse_object(said.text, question.schema)
         if found is not None:
             failure = (check(found) if check is not None else None) or ""
             if not failure:
-                return Reply(found, "", said, number + 1), False
-    return Reply(None, failure, said, tries), False
+                return Reply(found, "", said.text, number + 1, said), False
+    return _failed(failure, said, tries), False
+
+
+def _failed(failure: str, said: Answer | None, tries: int) -> Reply:
+    return Reply(None, failure, "" if said is None else said.text, tries, said)
 
 
 class _Journal:
-    """Answers on the disk: a line of JSON for each, by the question's key, its digest and the try."""
+    """Answers on the disk: a line of JSON for each, by the question's key, its digest and the try.
+
+    What stands for an answer may be a text: why the server refuses this question.
+    """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self.answers: dict[tuple[str, str, int], dict[str, Any]] = {}
+        self.answers: dict[tuple[str, str, int], Answer | str] = {}
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,30 +169,24 @@ class _Journal:
         for number, line in enumerate(lines, start=1):
             try:
                 told = json.loads(line)
-                self.answers[told["key"], told["digest"], told["try"]] = told["answer"]
+                answer = told["answer"]
+                own = answer["refused"] if "refused" in answer else Answer(**answer)
+                self.answers[told["key"], told["digest"], told["try"]] = own
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(
                     f"line {number} of {path} is no answer; take the line out, and its question is asked again"
                 ) from error
 
-    def add(self, key: str, digest: str, number: int, answer: dict[str, Any]) -> dict[str, Any]:
+    def add(self, key: str, digest: str, number: int, answer: Answer | str) -> None:
         self.answers[key, digest, number] = answer
-        if self._path is not None:
-            told = {"key": key, "digest": digest, "try": number, "answer": answer}
-            with self._path.open("ab") as file:
-                file.write(json.dumps(told, ensure_ascii=False, allow_nan=False).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-        return answer
-
-
-def _as_json(answer: Answer) -> dict[str, Any]:
-    return {
-        "text": answer.text,
-        "seconds": round(answer.seconds, 3),
-        "n_input_tokens": answer.n_input_tokens,
-        "n_output_tokens": answer.n_output_tokens,
-    }
+        if self._path is None:
+            return
+        own = {"refused": answer} if isinstance(answer, str) else asdict(answer)
+        told = {"key": key, "digest": digest, "try": number, "answer": own}
+        with self._path.open("ab") as file:
+            file.write(json.dumps(told, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _digest(model: LanguageModel, question: Question, seed: int) -> str:

@@ -20,6 +20,7 @@ from mammosae_plugin.adapters.language_models import LanguageModel, Question
 from mammosae_plugin.analysis.codes import as_codes, as_groups, strongest_rows
 from mammosae_plugin.analysis.table_arrays import image_groups, image_statistic, split_rows, which_table
 from mammosae_plugin.arguments import checked_arguments, entries, indices, whole
+from mammosae_plugin.datasets.about import images_called
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.interpretation.answers import clean_name, commonest_name
 from mammosae_plugin.interpretation.asking import Reply, ask_all
@@ -280,7 +281,7 @@ def _question(
         if told := _told(table, row, labels):
             parts.append(f"Known of image {number}: {told}")
     parts.append(f"What specific thing do all {len(rows)} images show, if there is one?")
-    return Question(tuple(parts), _SCHEMA, _SYSTEM.format(called=pictures.called))
+    return Question(tuple(parts), _SCHEMA, _SYSTEM.format(called=images_called([pictures.about.name])))
 
 
 def _told(table: "LatentTable", row: int, labels: Sequence[str]) -> str:

@@ -10,7 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw
 
 from mammosae_plugin.arguments import between, indices, whole
-from mammosae_plugin.datasets.about import images_called
 from mammosae_plugin.datasets.protocol import StudyDataset
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.latents.table import ELEMENTS, PEAKS
@@ -34,7 +33,7 @@ class Pictures:
         crop: the side of the square round a peak, as a share of the image's longest side.
 
     Attributes:
-        called: what the images are, in a word or two.
+        about: what is known of the dataset, by which the privacy guard decides where pictures may go.
         has_peaks: whether the table keeps where latents fire.
 
     Raises:
@@ -46,7 +45,7 @@ class Pictures:
         self._longest, self._crop = whole(longest, "longest", least=16), between(crop, "crop", 0, 1, with_low=False)
         self._number = {image_id: number for number, image_id in enumerate(dataset.images["image_id"].astype(str))}
         self._peaks: dict[tuple[str, int], dict[int, tuple[float, float]]] = {}
-        self.called = images_called([dataset.about.name])
+        self.about = dataset.about
         self.has_peaks = table.elements.get(PEAKS) == ELEMENTS[PEAKS]
         if not self._number.keys() & set(table.images["image_id"].astype(str)):
             raise InputError(f"the data have none of the images of {table.folder}; name those that it was made of")
