@@ -25,6 +25,7 @@ ANALYSIS = {"n_bootstrap": 100, "ks": [0, 3], "top": 3, "error_term": False}
 def test_every_example_of_a_study_is_known_here():
     """study.yaml and study_embeddings.yaml are read in test_config.py; each other one is run below."""
     known = {"study.yaml", "study_embeddings.yaml", "study_own_csv.yaml", "study_rsna.yaml"}
+    known |= {"queries_ct_mri.yaml", "queries_mammography.yaml"}  # test_search.py
     assert {path.name for path in EXAMPLES.glob("*.yaml")} == known
 
 

@@ -8,11 +8,13 @@ from typing import Annotated, Literal
 import typer
 
 from mammosae_plugin.cli.common import Debug, clear_errors
+from mammosae_plugin.cli.search import search_command
 
 
 def add_retrieve_command(app: typer.Typer) -> None:
-    """Add `retrieve` to `mammosae`."""
+    """Add `retrieve`, which is asked by an image, and `search`, by a text, to `mammosae`."""
     app.command("retrieve")(retrieve_command)
+    app.command("search")(search_command)
 
 
 def retrieve_command(

@@ -1,6 +1,9 @@
 """`mammosae retrieve`: the images of a latents table that are like one, and how well such a search finds labels."""
 
-__all__ = ["Asked", "find_images", "judge_retrieval", "Judging", "open_table", "written_files"]
+__all__ = [
+    "Asked", "columns_of", "drawn_images", "find_images", "judge_retrieval", "Judging", "labels_of", "open_table",
+    "written_files",
+]  # fmt: skip
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -150,7 +153,7 @@ def _figure(
         fingerprints(table, query, rows[1:], k=asked.k, statistic=asked.statistic),
         title=f"Images like {table.images['image_id'][query]}, by {_way(asked)}",
         captions=_captions(table, query, hits),
-        images=_images(table, rows, config, settings) if config is not None or settings else [],
+        images=drawn_images(table, rows, config, settings) if config is not None or settings else [],
         axis_label=f"activation{over}",
     )
 
@@ -226,9 +229,14 @@ def open_table(folder: Path) -> LatentTable:
     return LatentTable(folder)
 
 
-def _images(
+def drawn_images(
     table: LatentTable, rows: Sequence[int], config: Path | None, settings: Sequence[str]
 ) -> list[NDArray[np.uint8]]:
+    """Images of a table as the data have them, uint8 (H, W) each.
+
+    Raises:
+        InputError: the data lack one of them, or cannot be opened.
+    """
     dataset = open_dataset(load_data(config, settings))
     number_of = {image_id: number for number, image_id in enumerate(dataset.images["image_id"].astype(str))}
     ids = [str(table.images["image_id"][row]) for row in rows]
@@ -258,7 +266,7 @@ def _way(asked: Asked) -> str:
     return ways[asked.method]
 
 
-def _labels(table: LatentTable, row: int, most: int = _MOST_LABELS) -> list[str]:
+def labels_of(table: LatentTable, row: int, most: int = _MOST_LABELS) -> list[str]:
     """What an image is labelled with: findings that it has, and the class of what has more than two."""
     said = []
     for name, concept in table.vocabulary.items():
@@ -274,13 +282,13 @@ def _captions(table: LatentTable, query: int, hits: pd.DataFrame) -> list[str]:
     """Lines under each image: its likeness, and a label a line."""
     rows = [query, *hits["row"].tolist()]
     likeness = ["asked for", *(f"likeness {value:.3f}" for value in hits["likeness"])]
-    return ["\n".join([said, *_labels(table, row, 4)]) for said, row in zip(likeness, rows, strict=True)]
+    return ["\n".join([said, *labels_of(table, row, 4)]) for said, row in zip(likeness, rows, strict=True)]
 
 
 def _heading(table: LatentTable, query: int, own: Mapping[int, float], asked: Asked) -> str:
     image = table.images.loc[query]
     listed = _pairs(own.keys(), own.values()) or "none of its own"
-    labels = ", ".join(_labels(table, query))
+    labels = ", ".join(labels_of(table, query))
     searched = "" if asked.split == ALL else f", among {asked.split} images"
     return "\n".join(
         [
@@ -307,13 +315,13 @@ def _as_text(table: LatentTable, hits: pd.DataFrame) -> str:
             "shared latents (activation)": [
                 _pairs(*one) or "-" for one in zip(hits["shared"], hits["activations"], strict=True)
             ],
-            "labels": [", ".join(_labels(table, int(row))) or "-" for row in hits["row"]],
+            "labels": [", ".join(labels_of(table, int(row))) or "-" for row in hits["row"]],
         }
     )
-    return _columns(shown)
+    return columns_of(shown)
 
 
-def _columns(frame: pd.DataFrame) -> str:
+def columns_of(frame: pd.DataFrame) -> str:
     """A frame as text: columns as wide as they need be, and left-aligned."""
     cells = [list(map(str, frame.columns)), *(list(map(str, row)) for row in frame.itertuples(index=False))]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -396,7 +404,7 @@ def _scores_as_text(scores: pd.DataFrame) -> Iterator[str]:
         if "over_untrained" in rows:
             beside = [_interval(row, "over_untrained", signed=True) for _, row in rows.iterrows()]
             shown.insert(3, "over untrained", beside)
-        yield _columns(shown) + "\n"
+        yield columns_of(shown) + "\n"
 
 
 def _number(value: float) -> str:

@@ -3,7 +3,7 @@
 __all__ = ["plot_hits", "plot_k_sweep"]
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,15 +37,20 @@ def plot_hits(
     captions: Sequence[str] = (),
     images: Sequence[NDArray[np.uint8]] = (),
     axis_label: str = "activation",
+    names: Mapping[int, str] | None = None,
 ) -> Figure:
     """An image's strongest latents, and how active the same are in the images that are like it (SAIL's fingerprints).
 
+    Where a text was asked for there is no such image: hits alone are drawn.
+
     Args:
-        latents: as `analysis.fingerprints` gives them: place (0: the image asked for), image_id, latent, activation.
+        latents: as `analysis.fingerprints` gives them: place (0: the image asked for, if it is an image), image_id,
+            latent, activation (or what else the bars show).
         title: heading of the figure.
         captions: lines under the id of each image, such as likeness and labels.
         images: uint8 (H, W) of each image, drawn above its latents; none draws the latents alone.
         axis_label: what the bars show.
+        names: what stands beside a latent's bar, by latent; else its number.
 
     Returns:
         The figure: a column per image, the first 8 hits; a bar per latent, all on one scale, and in the hits a line
@@ -58,9 +63,10 @@ def plot_hits(
     for given, what in ((captions, "captions"), (images, "images")):
         if len(given) not in (0, len(places)):
             raise InputError(f"{len(places)} images need as many {what}, got {len(given)}")
-    drawn = places[: _MOST_HITS + 1]
+    has_query = places[0] == 0
+    drawn = places[: _MOST_HITS + has_query]
     own = latents[latents["place"] == places[0]]
-    n_latents, limit = len(own), 1.12 * float(latents["activation"].max())
+    called, n_latents, limit = names or {}, len(own), 1.12 * float(latents["activation"].max())
     told = [one.split("\n") for one in captions] or [[] for _ in places]
     lines = 1 + max(map(len, told))
     bars = 0.22 * n_latents + 0.5
@@ -77,8 +83,10 @@ def plot_hits(
                 picture.imshow(images[column], cmap="gray", vmin=0, vmax=255)
                 picture.set_axis_off()
             axes = grid[-1, column]
-            _bars(axes, rows, own, limit, is_query=place == places[0], is_first=column == 0)
-            heading = "query" if place == places[0] else f"hit {place}"
+            _bars(axes, rows, own if has_query else None, limit, is_query=place == 0)
+            if column == 0:
+                axes.set_yticks(range(n_latents), [called.get(one, f"latent {one}") for one in own["latent"]])
+            heading = "query" if place == 0 else f"hit {place}"
             said = [
                 _short(str(rows["image_id"].iloc[0])),
                 *(one if len(one) <= _LETTERS else f"{one[: _LETTERS - 1]}…" for one in told[column]),
@@ -91,42 +99,38 @@ def plot_hits(
             beside.set_in_layout(False)  # or a long name would make its panel narrow
         figure.get_layout_engine().set(h_pad=0.09)  # type: ignore[union-attr,call-arg]
         grid[-1, 0].set_xlabel(axis_label, loc="left")
-        figure.legend(
-            handles=[
-                Patch(color=DEACTIVATE, label="the query"),
-                Patch(color=ACTIVATE, label="a hit"),
-                Line2D(
-                    [],
-                    [],
-                    color=DEACTIVATE,
-                    linestyle="none",
-                    marker="|",
-                    mew=1.3,
-                    ms=9,
-                    label="the query's activation",
-                ),
-            ],
-            loc="outside lower right",
-            ncols=3,
-        )
-        left_out = f" (the first {_MOST_HITS} of {len(places) - 1} hits)" if len(places) > len(drawn) else ""
+        if has_query:
+            mark: dict[str, Any] = {"color": DEACTIVATE, "linestyle": "none", "marker": "|", "mew": 1.3, "ms": 9}
+            figure.legend(
+                handles=[
+                    Patch(color=DEACTIVATE, label="the query"),
+                    Patch(color=ACTIVATE, label="a hit"),
+                    Line2D([], [], **mark, label="the query's activation"),
+                ],
+                loc="outside lower right",
+                ncols=3,
+            )
+        n_hits = len(places) - has_query
+        left_out = f" (the first {_MOST_HITS} of {n_hits} hits)" if len(places) > len(drawn) else ""
         figure.suptitle(f"{title}{left_out}", x=0.01, ha="left")
     return figure
 
 
-def _bars(axes: Axes, rows: pd.DataFrame, own: pd.DataFrame, limit: float, *, is_query: bool, is_first: bool) -> None:
-    y = np.arange(len(own))
+def _bars(axes: Axes, rows: pd.DataFrame, own: pd.DataFrame | None, limit: float, *, is_query: bool) -> None:
+    """Bars of one image; `own` is what the image asked for has, if one was."""
+    y = np.arange(len(rows))
     values = rows["activation"].to_numpy(dtype=float)
     axes.barh(y, values, height=0.62, color=DEACTIVATE if is_query else ACTIVATE)
     if not is_query:
-        there = own["activation"].to_numpy(dtype=float)
-        axes.vlines(there, y - 0.38, y + 0.38, color=DEACTIVATE, linewidth=1.2)
+        there = np.zeros(len(rows)) if own is None else own["activation"].to_numpy(dtype=float)
+        if own is not None:
+            axes.vlines(there, y - 0.38, y + 0.38, color=DEACTIVATE, linewidth=1.2)
         for place in np.flatnonzero(values <= 0).tolist():
             left = 0.03 * limit + (there[place] if there[place] < 0.35 * limit else 0)
             axes.text(left, place, "silent", va="center", fontsize=6.5, color=MUTED)
     axes.set_xlim(0, limit)
-    axes.set_ylim(len(own) - 0.4, -0.6)
-    axes.set_yticks(y, [f"latent {latent}" for latent in own["latent"]] if is_first else [])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_yticks(y, [])
     tick = _round_down(limit / 1.12)
     axes.set_xticks([0, tick], ["0", f"{tick:g}"])
     axes.tick_params(axis="y", length=0)
