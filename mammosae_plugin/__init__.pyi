@@ -86,6 +86,8 @@ from .interpretation import name_by_directions as name_by_directions
 from .interpretation import name_by_labels as name_by_labels
 from .interpretation import name_by_model as name_by_model
 from .interpretation import name_by_texts as name_by_texts
+from .interpretation import search_images as search_images
+from .interpretation import search_scores as search_scores
 from .latents import LatentTable as LatentTable
 from .latents import encode_latents as encode_latents
 from .latents import encode_rows as encode_rows

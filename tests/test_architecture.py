@@ -41,7 +41,7 @@ PUBLIC = {
     "latents": "encode_latents encode_rows LatentTable",
     "analysis": "monosemanticity activation_similarity linear_probes recovery rank_saes retrieve replication "
     "absorption splitting redundancy firing_density clarity effect_agreement",
-    "interpretation": "name_by_labels name_by_texts name_by_directions LatentNames",
+    "interpretation": "search_images search_scores name_by_labels name_by_texts name_by_directions LatentNames",
     "probing": "class_mean_latents rank_latents",
     "intervention": "latent_group intervene sweep",
     "localization": "heatmap_boxes average_precision localize",

@@ -80,7 +80,7 @@ def test_a_language_model_is_asked_once(table, named, tmp_path):
 
     with language_server(answer) as server:
         arguments = ["search", "tumour", table.folder, "--names", named, "--by", "model", "--model", "m"]
-        arguments += ["--base-url", server.url, "--journal", tmp_path / "answers.jsonl"]
+        arguments += ["--endpoint", server.url, "--journal", tmp_path / "answers.jsonl"]
         for _ in range(2):
             done = mammosae(*arguments)
             assert done.returncode == 0, done.stderr
@@ -115,7 +115,7 @@ def test_queries_are_judged_and_what_cannot_be_is_listed(table, named, queries, 
         (["a mass", "TABLE", "--names", "NONE"], "none of 36 latents has a name"),
         (["a mass", "TABLE", "--names", "NAMED", "--split", "validation"], "no split 'validation'"),
         (["a mass", "TABLE", "--names", "NAMED", "--by", "clip"], "--by clip needs a text encoder"),
-        (["a mass", "TABLE", "--names", "NAMED", "--by", "model"], "--by model needs a language model"),
+        (["a mass", "TABLE", "--names", "NAMED", "--by", "model"], "--by model needs --model NAME"),
         (["a mass", "TABLE", "--names", "NAMED", "--model", "m"], "--model is for --by model"),
         (["a mass", "TABLE", "--names", "NAMED", "--figure"], "name it with -o"),
         (["a mass", "TABLE", "--names", "NAMED", "--text", "x"], "--text is for --by clip, or for --evaluate"),

@@ -9,6 +9,8 @@ import typer
 
 from mammosae_plugin.cli.common import Debug, clear_errors
 
+_MODEL = "By a model"
+
 
 def search_command(
     query: Annotated[
@@ -53,8 +55,8 @@ def search_command(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="A YAML file whose `meanings` say what names mean: density=D: extremely dense breast. A file of "
-            "queries may have them too, and then needs no --meanings of its own.",
+            help="A YAML file that says under `meanings` what names mean, such as density=D: extremely dense breast; "
+            "those of a file of queries are used by themselves with --evaluate.",
             show_default=False,
         ),
     ] = None,
@@ -127,28 +129,43 @@ def search_command(
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="model: its name at the server. Query and names go there.", show_default=False)
-    ] = None,
-    base_url: Annotated[
         str | None,
         typer.Option(
-            "--base-url",
-            help="model: an OpenAI-compatible server, such as http://127.0.0.1:8000/v1.",
+            metavar="NAME",
+            help="The model, as its server calls it; with --local as the Hub does. Query and names go there.",
+            rich_help_panel=_MODEL,
             show_default=False,
         ),
     ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="The server, which speaks OpenAI's chat completions: http://127.0.0.1:8000/v1.",
+            rich_help_panel=_MODEL,
+            show_default=False,
+        ),
+    ] = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="No server: a transformers pipeline.", rich_help_panel=_MODEL)
+    ] = False,
     key_from: Annotated[
         str | None,
         typer.Option(
-            "--key-from",
             metavar="VARIABLE",
-            help="model: the environment variable with the server's key. (OPENAI_API_KEY)",
+            help="The environment variable with the server's key. (OPENAI_API_KEY; on this machine none.)",
+            rich_help_panel=_MODEL,
             show_default=False,
         ),
     ] = None,
     journal: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="model: keep its answers here, and ask nothing twice.", show_default=False),
+        typer.Option(
+            metavar="FILE",
+            help="Keep its answers here, and ask nothing twice.",
+            rich_help_panel=_MODEL,
+            show_default=False,
+        ),
     ] = None,
     n_draws: Annotated[int, typer.Option("--n-draws", min=1, help="Judge: draws of everything random.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn, and of the order of equal images.")] = 0,
@@ -174,12 +191,12 @@ def search_command(
         from mammosae_plugin.study.retrieval import open_table
         from mammosae_plugin.study.searching import MatchedBy, Wanted, judge_search, search_table
 
-        for name, value, ways in (
-            ("--model", model, ("model",)), ("--base-url", base_url, ("model",)), ("--key-from", key_from, ("model",)),
-            ("--journal", journal, ("model",)),
-        ):  # fmt: skip
-            if value is not None and by not in ways:
+        of_model = {"--model": model, "--endpoint": endpoint, "--local": local or None, "--key-from": key_from}
+        for name, value in {**of_model, "--journal": journal}.items():
+            if value is not None and by != "model":
                 raise InputError(f"{name} is for --by model; leave it out, or say so")
+        if by == "model" and (model is None or (endpoint is None) != local):
+            raise InputError("--by model needs --model NAME, and either the server's --endpoint URL or --local")
         if text is not None and by != "clip" and evaluate is None:
             raise InputError("--text is for --by clip, or for --evaluate; leave it out, or say so")
         if tokenizer is not None and text is None:
@@ -203,7 +220,7 @@ def search_command(
         wanted = Wanted(
             names=names or (),
             meanings=meanings,
-            by=MatchedBy(by, alpha, text, tokenizer, model, base_url, key_from, journal, seed),
+            by=MatchedBy(by, alpha, text, tokenizer, model, endpoint, key_from, journal, seed),
             n=n,
             n_names=n_names,
             per_name=per_name,

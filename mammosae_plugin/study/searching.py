@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mammosae_plugin.adapters.language_models import openai_model
+from mammosae_plugin.adapters.language_models import LanguageModel, openai_model
 from mammosae_plugin.adapters.mammo_clip_text import BIO_CLINICAL_BERT, load_mammo_clip_text
 from mammosae_plugin.analysis.retrieval import ALL
 from mammosae_plugin.errors import InputError
@@ -29,6 +29,7 @@ from mammosae_plugin.study.retrieval import columns_of, drawn_images, labels_of,
 from mammosae_plugin.visualization import plot_hits, save_figure
 
 FOUND, SCORES, FIGURE = "found", "search_scores", "found.png"
+_ELSEWHERE = ("journal", "endpoint", "key_from")  # of this machine, and no setting of the search
 _LONGEST = 24  # characters of a name beside a bar
 
 
@@ -41,8 +42,8 @@ class MatchedBy:
         alpha: of "text" and "clip", p above which a name does not match.
         text: Mammo-CLIP's pretraining checkpoint.
         tokenizer: its tokenizer.
-        model: the language model's name at its server.
-        base_url: the server.
+        model: the language model's name, at its server or on the Hub.
+        endpoint: the server's address; None: a local pipeline of transformers.
         key_from: the environment variable with its key.
         journal: a file that keeps the model's answers.
         seed: of random texts, and of the model.
@@ -53,7 +54,7 @@ class MatchedBy:
     text: str | None = None
     tokenizer: str | None = None
     model: str | None = None
-    base_url: str | None = None
+    endpoint: str | None = None
     key_from: str | None = None
     journal: Path | None = None
     seed: int = 0
@@ -78,10 +79,14 @@ class MatchedBy:
             if tower is None:
                 raise InputError("--by clip needs a text encoder: name Mammo-CLIP's pretraining checkpoint with --text")
             return ByText(tower, alpha=self.alpha, seed=self.seed)
-        if self.model is None or self.base_url is None:
-            raise InputError("--by model needs a language model: name it with --model, and its server with --base-url")
-        server = openai_model(self.model, self.base_url, key_from=self.key_from)
-        return ByModel(server, journal=self.journal, seed=self.seed)
+        model = str(self.model)
+        if self.endpoint is None:
+            from mammosae_plugin.adapters.local_language_model import local_model
+
+            asked: LanguageModel = local_model(model)
+        else:
+            asked = openai_model(model, self.endpoint, key_from=self.key_from)
+        return ByModel(asked, journal=self.journal, seed=self.seed)
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ class Wanted:
 
     def told(self) -> dict[str, Any]:
         """The settings as plain JSON, without folders of this machine."""
-        by = {name: value for name, value in asdict(self.by).items() if value is not None and name != "journal"}
+        by = {name: value for name, value in asdict(self.by).items() if value is not None and name not in _ELSEWHERE}
         by |= {name: Path(by[name]).name for name in ("text", "tokenizer") if name in by}
         settings = {
             name: value for name, value in vars(self).items() if name not in ("by", "names", "meanings", "rows")
