@@ -82,6 +82,7 @@ from .hub import publish_space as publish_space
 from .hub import pull as pull
 from .hub import register_releases as register_releases
 from .interpretation import LatentNames as LatentNames
+from .interpretation import judge_names as judge_names
 from .interpretation import name_by_directions as name_by_directions
 from .interpretation import name_by_labels as name_by_labels
 from .interpretation import name_by_model as name_by_model

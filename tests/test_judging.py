@@ -238,8 +238,11 @@ def test_few_patients_are_shared_fairly_and_too_few_are_told():
     codes[:, 1] = 1
     few = SimpleNamespace(**{**vars(rare), "max_latents": csr_array(codes)})
     found = judge_names(called(TRUE), few, None, LabelJudge(rare.images[KINDS])).latents
-    assert found["reason"][0] == "cannot be judged: fires in images of 0 groups of split test, fewer than 5"
-    assert found["reason"][1] == "cannot be judged: does not fire in images of 0 groups of split test, fewer than 5"
+    assert found["reason"][0] == "cannot be judged: images where it fires are of 0 groups of split test, fewer than 5"
+    assert (
+        found["reason"][1]
+        == "cannot be judged: images where it does not fire are of 0 groups of split test, fewer than 5"
+    )
     assert found.loc[:1, "abstained"].all() and found.loc[:1, "detection"].isna().all() and not found["abstained"][2]
 
 

@@ -2,6 +2,7 @@
 
 __all__ = ["add_name_command", "name_command"]
 
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,7 +10,13 @@ import typer
 
 from mammosae_plugin.cli.common import Debug, clear_errors, numbers_of_latents
 
-_MODEL = "By a model"
+_MODEL, _JUDGE = "By a model", "Is a name right?"
+_OF_JUDGES = {
+    "labels": ("--label", "--metadata", "--no-metadata"),
+    "texts": ("--text", "--tokenizer", "--terms"),
+    "model": ("--key-from", "--config", "--set", "--send-images-under", "--dry-run", "--price-in", "--price-out"),
+}
+"""What a judge takes beside its own options."""
 
 
 def add_name_command(app: typer.Typer) -> None:
@@ -210,6 +217,40 @@ def name_command(
         float | None,
         typer.Option(min=0, help="The same of output.", rich_help_panel=_MODEL, show_default=False),
     ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHO",
+            help="Who, told the names alone, must tell where the latents fire; names that do not help are taken back. "
+            "A model's name, with --judge-endpoint or --judge-local; or labels; or texts, with --text.",
+            rich_help_panel=_JUDGE,
+            show_default=False,
+        ),
+    ] = None,
+    judge_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="The judge's server. (--endpoint)", rich_help_panel=_JUDGE, show_default=False
+        ),
+    ] = None,
+    judge_local: Annotated[
+        bool, typer.Option("--judge-local", help="No server: a transformers pipeline.", rich_help_panel=_JUDGE)
+    ] = False,
+    judge_split: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose images the judge sees. (validation, else test; not --split.)",
+            rich_help_panel=_JUDGE,
+            show_default=False,
+        ),
+    ] = None,
+    judge_images: Annotated[
+        int, typer.Option(min=2, help="Images where a latent fires, and as many others.", rich_help_panel=_JUDGE)
+    ] = 10,
+    judge_set: Annotated[int, typer.Option(min=1, help="Images in one question.", rich_help_panel=_JUDGE)] = 5,
+    same_judge: Annotated[
+        bool, typer.Option("--same-judge", help="The judge may have made the names.", rich_help_panel=_JUDGE)
+    ] = False,
     top: Annotated[int, typer.Option(min=0, help="Names that are printed.")] = 10,
     debug: Debug = False,
 ) -> None:
@@ -217,6 +258,7 @@ def name_command(
 
     mammosae name study/work/latents/a -o named
     mammosae name study/work/latents/a --by model --model google/medgemma-4b-it --local --config study.yaml -o seen
+    mammosae name study/work/latents/a --judge qwen --judge-endpoint http://127.0.0.1:8000/v1 -c study.yaml -o named
     mammosae name study/work/latents/a --by texts --text b5-model-best-epoch-7.tar --tokenizer Bio_ClinicalBERT
 
     By labels and metadata no network and no image is needed, and names are checked in another split.
@@ -224,6 +266,9 @@ def name_command(
     By texts needs Mammo-CLIP's checkpoint and a table of its final map; by direction the SAE too. By a model needs the
     images (--config, --set) and a server or --local; it keeps every answer in the folder, so that the same command goes
     on after a break. Nothing leaves this machine, but to the server that you name (docs/naming.md).
+
+    With --judge names are scored in images of another split: detection, intruder and ranking, beside chance and the
+    names of other latents. What a model wrote is a name only once it is judged.
     """
     with clear_errors(debug):
         from mammosae_plugin.errors import InputError
@@ -240,7 +285,8 @@ def name_command(
 
         own: dict[str, dict[str, Any]] = {
             "labels": {"--metadata": metadata, "--no-metadata": no_metadata, "--check": check},
-            "texts": {"--score": score, "--rows": rows},
+            "texts": {"--score": score},
+            "texts or with --judge": {"--rows": rows},
             "direction": {"--sae": sae},
             "model": {
                 "--model": model, "--endpoint": endpoint, "--local": local, "--key-from": key_from,
@@ -251,10 +297,20 @@ def name_command(
             "labels, texts or direction": {"--min-excess": min_excess},
             "texts or direction": {"--text": text, "--tokenizer": tokenizer, "--terms": terms},
         }  # fmt: skip
+        kind = judge if judge in (None, "labels", "texts") else "model"
+        of_judge = () if kind is None else ("--rows", *_OF_JUDGES[kind])
         for methods, options in own.items():
             for name, value in options.items():
-                if value and by not in methods:
+                if value and by not in methods and name not in of_judge:
                     raise InputError(f"{name} is for --by {methods}; leave it out, or say so")
+        asking = {"--judge-endpoint": judge_endpoint, "--judge-local": judge_local}
+        if kind != "model" and (given := [name for name, value in asking.items() if value]):
+            raise InputError(f"{given[0]} is for --judge NAME, a language model; name it, or leave the option out")
+        if kind is None and (same_judge or judge_split):
+            raise InputError("--same-judge and --judge-split are for --judge WHO; say who judges")
+        server = judge_endpoint or (None if judge_local else endpoint)
+        if kind == "model" and (server is None) is not judge_local:
+            raise InputError(f"--judge {judge} needs either its server's --judge-endpoint URL or --judge-local")
         if no_metadata and metadata:
             raise InputError("--no-metadata leaves out what --metadata names; give one of them")
         if by in ("texts", "direction") and text is None:
@@ -271,6 +327,15 @@ def name_command(
             "min_groups": min_groups,
         }
         opened = open_table(table)
+        prices = Prices(price_in, price_out)
+
+        @cache
+        def pictures() -> Any:
+            return open_pictures(opened, config, settings or (), longest=longest)
+
+        def say(line: str) -> None:
+            typer.echo(line, err=not dry_run)
+
         numbers = None if latents is None else numbers_of_latents(latents)
         chosen = chosen_latents(opened, numbers, top_latents, split, statistic)
         if by == "labels":
@@ -284,16 +349,16 @@ def name_command(
             found = name_with_model(
                 opened,
                 AskedModel(str(model), endpoint, key_from, send_images_under, temperature),
-                open_pictures(opened, config, settings or (), longest=longest),
+                pictures(),
                 output=output,
-                say=lambda line: typer.echo(line, err=not dry_run),
+                say=say,
                 latents=chosen,
                 labels=label or (),
                 n=show,
                 of=n,
                 votes=votes,
                 seed=seed,
-                prices=Prices(price_in, price_out),
+                prices=prices,
                 dry_run=dry_run,
                 **images,
             )
@@ -315,9 +380,46 @@ def name_command(
                 images={**images, "n": n},
                 asked=asked,
             )
+        lines = []
+        if judge is not None:
+            from mammosae_plugin.interpretation import told_scores
+            from mammosae_plugin.study.name_judging import AskedJudge, judge_found
+
+            from_labels = by == "labels" or kind == "labels" and by != "model"
+            judged = judge_found(
+                names,
+                opened,
+                AskedJudge(
+                    judge,
+                    AskedModel(judge, server, key_from, send_images_under, temperature) if kind == "model" else None,
+                    labels=label or None if from_labels else None,
+                    metadata=[] if no_metadata else metadata or None,
+                    text=text,
+                    tokenizer=tokenizer,
+                    terms=terms,
+                    rows=rows,
+                    split=judge_split,
+                    same=same_judge,
+                ),
+                pictures,
+                output=output,
+                say=say,
+                prices=prices,
+                dry_run=dry_run,
+                seed=seed,
+                alpha=alpha,
+                statistic=statistic,
+                group=group,
+                n=judge_images,
+                set_size=judge_set,
+            )
+            if judged is None:
+                return
+            names = judged
+            lines = told_scores(names) if "judging" in names.about else []
         written = []
         if output is not None:
             with written_files(output, "names") as staged:
                 names.write(staged)
             written = [f"written to {output}"]
-        typer.echo("\n".join([*told_names(names, top), *written]))
+        typer.echo("\n".join([*lines, *told_names(names, top), *written]))

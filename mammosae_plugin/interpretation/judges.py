@@ -29,7 +29,7 @@ from mammosae_plugin.adapters.text_towers import TextTower, unit_rows
 from mammosae_plugin.arguments import numbers, text
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.interpretation.answers import parse_ranking
-from mammosae_plugin.interpretation.asking import ask_all
+from mammosae_plugin.interpretation.asking import Reply, ask_all
 from mammosae_plugin.interpretation.shown_images import plain_text
 
 Kind = Literal["detection", "intruder", "ranking"]
@@ -237,7 +237,13 @@ class ModelJudge:
 
     def answer(self, tasks: Mapping[str, Task]) -> dict[str, tuple[int, ...] | None]:
         """Ask for all of them; `failures` then says by key why an answer does not count."""
-        replies = ask_all(
+        replies = self.replies(tasks)
+        self.failures = {key: reply.failure for key, reply in replies.items() if reply.found is None}
+        return {key: _read(tasks[key], reply.found) for key, reply in replies.items()}
+
+    def replies(self, tasks: Mapping[str, Task]) -> dict[str, Reply]:
+        """What the model said to each task, as it came; what the journal holds is not asked again."""
+        return ask_all(
             self._model,
             {key: self._asking(task) for key, task in tasks.items()},
             self._journal,
@@ -246,8 +252,6 @@ class ModelJudge:
             check=_unranked,
             progress="judging names",
         )
-        self.failures = {key: reply.failure for key, reply in replies.items() if reply.found is None}
-        return {key: _read(tasks[key], reply.found) for key, reply in replies.items()}
 
     def _asking(self, task: Task) -> Callable[[], Question]:
         def question() -> Question:

@@ -1,6 +1,6 @@
 """Is a name right? Whether a judge who knows it tells where its latent fires, beside chance and shuffled names."""
 
-__all__ = ["CHANCE", "judge_names", "JudgingPlan", "plan_judging", "told_scores"]
+__all__ = ["CHANCE", "check_judge", "judge_names", "JudgingPlan", "names_to_judge", "plan_judging", "told_scores"]
 
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -152,12 +152,7 @@ def judge_names(
         asked = ModelJudge(judge, pictures, journal=journal, seed=whole(seed, "seed", least=0))
     else:
         raise InputError(f"a {type(judge).__name__} is no judge: give a language model, or an object as `Judge` says")
-    wrote = asked.name in writers(names)
-    if wrote and not same_judge:
-        raise InputError(
-            f"{asked.name} made these names, and who judges their own names sees in images what they saw before: take "
-            "another judge, or say that it is the same (same_judge=True, --same-judge)"
-        )
+    wrote = check_judge(names, asked.name, same_judge)
     alpha = between(alpha, "alpha", 0, 1)
     plan = plan_judging(
         names, table, split=split, statistic=statistic, group=group, embeddings=embeddings, n=n, set_size=set_size,
@@ -173,8 +168,23 @@ def judge_names(
     return _judged(names, plan, answers, told, alpha, next(iter(failures.values()), ""))
 
 
-def writers(names: LatentNames) -> set[str]:
-    """The models that made names, as far as these say."""
+def check_judge(names: LatentNames, judge: str, same_judge: bool) -> bool:
+    """Whether a judge made the names itself.
+
+    Raises:
+        InputError: it did, and may not.
+    """
+    wrote = judge in _writers(names)
+    if wrote and not same_judge:
+        raise InputError(
+            f"{judge} made these names, and who judges their own names sees in images what they saw before: take "
+            "another judge, or say that it is the same (same_judge=True, --same-judge)"
+        )
+    return wrote
+
+
+def _writers(names: LatentNames) -> set[str]:
+    """Who made names, as far as these say."""
     found = {str(names.about[key]) for key in ("model", "text_encoder") if names.about.get(key)}
     if "model" in names.latents:
         found |= {str(name) for name in names.latents["model"].dropna().unique()} - {""}
@@ -220,7 +230,7 @@ def plan_judging(
     n, set_size = whole(n, "n", least=2), whole(set_size, "set_size", least=1)
     n_intruder, n_ranking = whole(n_intruder, "n_intruder", least=0), whole(n_ranking, "n_ranking", least=0)
     min_groups, seed = whole(min_groups, "min_groups", least=2), whole(seed, "seed", least=0)
-    called = _called(names)
+    called = names_to_judge(names)
     if not called:
         raise InputError("there is no name to judge: every latent of these names abstains")
     split = _split(names, table, split)
@@ -244,9 +254,11 @@ def plan_judging(
             continue
         values = codes[:, [column]].toarray()[:, 0]
         n_other = len(np.unique(groups[values <= 0]))
-        for count, what in ((int(n_firing[column]), "fires"), (n_other, "does not fire")):
+        for count, where in ((int(n_firing[column]), "it fires"), (n_other, "it does not fire")):
             if count < min_groups and latent not in unjudged:
-                unjudged[latent] = f"{what} in images of {count} groups of split {split}, fewer than {min_groups}"
+                unjudged[latent] = (
+                    f"images where {where} are of {count} groups of split {split}, fewer than {min_groups}"
+                )
         generator = np.random.default_rng([seed, latent])
         shown = shown_images(values, groups, dense, n, generator)
         if latent not in unjudged and len(shown.firing) < min_groups:
@@ -268,7 +280,7 @@ def plan_judging(
     return JudgingPlan(maker.tasks, maker.truth, called, judged, unjudged, about)
 
 
-def _called(names: LatentNames) -> dict[int, str]:
+def names_to_judge(names: LatentNames) -> dict[int, str]:
     """By latent the name, or what a model wrote and nobody has judged."""
     written = {row["latent"]: row["name"] for row in names.candidates.to_dict("records") if row["rank"] == 1}
     found: dict[int, str] = {}
@@ -510,6 +522,8 @@ def told_scores(names: LatentNames) -> list[str]:
     ]
     for one in about["scores"]:
         if not one["n_latents"]:
+            if one["score"] == "ranking_1" and about["n_ranking"]:
+                lines.append("no ranking: too few names with different texts")
             continue
         shuffled = (
             f"shuffled names {one['shuffled_mean']:.2f} ({one['shuffled_low']:.2f} to {one['shuffled_high']:.2f})"

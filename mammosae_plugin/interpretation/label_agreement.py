@@ -71,7 +71,7 @@ def agreement_with_labels(
     n_bootstrap, min_patients, seed = resampling(n_bootstrap, min_patients, seed)
     rows = split_rows(table, split)
     groups = as_groups(image_groups(table, group)[rows], len(rows))
-    values = attributes_of(table, labels, metadata, split).iloc[rows]
+    values = attributes_of(table, labels, metadata, names.about.get("split", split)).iloc[rows]
     named = names.latents[~names.latents["abstained"]]
     codes = image_statistic(table, statistic)[rows]
     by_text = {plain_text(str(name)): str(name) for name in values.columns}

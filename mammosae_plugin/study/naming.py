@@ -2,13 +2,13 @@
 
 __all__ = [
     "ANSWERS", "AskedModel", "chosen_latents", "name_in_words", "name_with_model", "open_model", "open_pictures",
-    "Prices", "told_cost", "told_names",
+    "Prices", "text_encoder", "told_cost", "told_names",
 ]  # fmt: skip
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -234,7 +234,7 @@ def name_in_words(
     words = load_terms(terms)
     tower = load_mammo_clip_text(text, tokenizer=tokenizer or BIO_CLINICAL_BERT)
     if by == "texts":
-        return name_by_texts(
+        found = name_by_texts(
             table,
             tower,
             words,
@@ -245,12 +245,19 @@ def name_in_words(
             **images,
             **asked,
         )
-    check_layer(table)
-    decoder = load_sae(str(sae)).W_dec.detach()
-    if len(decoder) != table.d_sae:
-        raise InputError(f"{sae} has {len(decoder)} latents and {table.folder} {table.d_sae}; name the table's SAE")
-    own = table.live_latents(images["split"]) if latents is None else latents
-    return name_by_directions(decoder, tower, words, latents=own, seed=seed, **asked)
+    else:
+        check_layer(table)
+        decoder = load_sae(str(sae)).W_dec.detach()
+        if len(decoder) != table.d_sae:
+            raise InputError(f"{sae} has {len(decoder)} latents and {table.folder} {table.d_sae}; name the table's SAE")
+        own = table.live_latents(images["split"]) if latents is None else latents
+        found = name_by_directions(decoder, tower, words, latents=own, seed=seed, **asked)
+    return replace(found, about={**found.about, "text_encoder": text_encoder(text)})
+
+
+def text_encoder(checkpoint: str) -> str:
+    """What a text encoder is called, as the maker of names and as their judge."""
+    return f"text encoder {Path(checkpoint).name}"
 
 
 def told_names(names: LatentNames, top: int) -> list[str]:
