@@ -68,6 +68,7 @@ from .errors import InputError as InputError
 from .findings import Findings as Findings
 from .findings import StudyFolder as StudyFolder
 from .findings import add_note as add_note
+from .findings import add_notes as add_notes
 from .findings import read_notes as read_notes
 from .hub import compare_findings as compare_findings
 from .hub import load_findings as load_findings

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 
 from mammosae_plugin.cli import app
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.findings.note_tables import add_notes
 from mammosae_plugin.findings.notes import (
     add_note,
     agreement,
@@ -43,6 +45,43 @@ def make_study(folder: Path, *, sae: str = "5ae" * 21 + "0") -> Path:
         for name, sha256 in (("layer_6", sae[::-1]), ("layer_10", sae))
     )
     return write_study(inner, folder, final)
+
+
+def test_a_table_of_notes_is_added_once_and_whole_or_not_at_all(study, tmp_path):
+    table = tmp_path / "notes.csv"
+    table.write_text("latent;label;text;author;confidence\n7;Mass;;BC;\n8;;a fold, below;;5\n7;Mass;;BC;\n")
+    with pytest.raises(InputError, match=r"notes.csv, line 3: a note needs an author.*no note was added"):
+        add_notes(study, table)
+    assert read_notes(study) == []
+    added = add_notes(study, table, author="AB")
+    assert [(note.latent, note.author, note.label, note.confidence) for note in added] == [
+        (7, "BC", "Mass", None),
+        (8, "AB", None, 5),
+    ]
+    assert {*read_notes(study)} == {*added}
+    table.write_text(table.read_text() + "9;Mass;;;\n")
+    assert [note.latent for note in add_notes(study, table, author="AB")] == [9] and len(read_notes(study)) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("label\nMass\n", "has no column latent"),
+        ("latent,label,site\n1,Mass,here\n", "has the column 'site'"),
+        ("latent,label\n1.5,Mass\n", "line 2: latent is '1.5'; give a whole number"),
+        ("latent,label\n,Mass\n", "line 2: latent is empty"),
+        ("latent,label\n1,Mass\n99999999,Mass\n", "line 3: layer layer_10 has the latents 0 to"),
+        ("latent,label,layer\n1,Mass,layer_99\n", "line 2: .*layer_99"),
+        ("latent,label,confidence\n1,Mass,9\n", "line 2: confidence is 9"),
+        ("latent,text\n1,call 555-123-4567 for /home/ada/scan.png\n", "line 2: "),
+    ],
+)
+def test_what_is_wrong_with_a_table_of_notes_is_one_line(study, tmp_path, text, said):
+    (tmp_path / "notes.csv").write_text(text)
+    result = CliRunner().invoke(
+        app, ["note", "--from", str(tmp_path / "notes.csv"), "--study", str(study), "--author", "AB"]
+    )
+    assert result.exit_code == 2 and re.search(said, result.stderr) and read_notes(study) == []
 
 
 def test_a_note_is_read_back_as_it_was_given(study):
@@ -383,7 +422,7 @@ def test_the_command_notes_merges_and_lists_with_agreement(study, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give a latent and a text, or --merge a folder, or --list the notes"),
+        ([], "give a latent and a text, or --from a table, or --merge a folder, or --list the notes"),
         ([600, "a mass", "--author", "ada"], "has the latents 0 to 511, but the note is on 600"),
         ([7, "a mass"], "a note needs an author"),
         ([7, "a mass", "--author", "A\n\n# B"], "the note's author has a line break"),

@@ -87,6 +87,16 @@ def note(
     ] = None,
     concept: Annotated[str | None, typer.Option(help="The concept that it is about.", show_default=False)] = None,
     confidence: Annotated[int | None, typer.Option(help="From 1, a guess, to 5, certain.", show_default=False)] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="TABLE",
+            help="Add the notes of a CSV, parquet or xlsx file: columns latent, text, author, label, layer, encoder, "
+            "concept, confidence, as far as needed.",
+            show_default=False,
+        ),
+    ] = None,
     merge: Annotated[
         list[Path] | None,
         typer.Option(help="Add the notes of another copy of the study. May be repeated.", show_default=False),
@@ -108,8 +118,14 @@ def note(
         from mammosae_plugin.errors import InputError
         from mammosae_plugin.findings.notes import add_note, agreement, merge_notes, read_notes, withdraw_notes
 
-        if latent is None and not merge and not show and not withdraw:
-            raise InputError("give a latent and a text, or --merge a folder, or --list the notes")
+        if latent is None and table is None and not merge and not show and not withdraw:
+            raise InputError("give a latent and a text, or --from a table, or --merge a folder, or --list the notes")
+        if table is not None:
+            from mammosae_plugin.findings.note_tables import add_notes
+
+            if latent is not None or withdraw or label or layer or encoder or concept or confidence is not None:
+                raise InputError("--from reads what notes say from the table; beside it give at most --author")
+            typer.echo(f"{len(add_notes(study, table, author=author, allow=allow or ()))} notes added")
         if withdraw:
             if latent is None or text or label or concept or confidence is not None:
                 raise InputError("to withdraw notes give the latent and --author, at most a layer and an encoder")

@@ -7,8 +7,9 @@ happens to have the same number.
 """
 
 __all__ = [
-    "add_note", "Agreement", "agreement", "cohen_kappa", "CONFIDENCES", "fleiss_kappa", "LONGEST", "merge_notes",
-    "Note", "NOTES_FOLDER", "read_notes", "results_with_readers", "SEE_NOTE", "with_readers", "withdraw_notes",
+    "add_note", "Agreement", "agreement", "cohen_kappa", "CONFIDENCES", "fleiss_kappa", "keep_notes", "LONGEST",
+    "merge_notes", "new_note", "Note", "NOTES_FOLDER", "read_notes", "results_with_readers", "SEE_NOTE", "with_readers",
+    "withdraw_notes",
 ]  # fmt: skip
 
 import dataclasses
@@ -123,8 +124,31 @@ def add_note(
             too long, or has a line break in its author or label.
         PrivacyError: It holds what the privacy guard lets out of no study.
     """
+    study = StudyFolder(study_folder)
+    note = new_note(
+        study, latent, text,
+        author=author, layer=layer, encoder=encoder, concept=concept, label=label, confidence=confidence, allow=allow,
+    )  # fmt: skip
+    _append(_file_of(study.folder, author.strip()), [note])
+    return note
+
+
+def new_note(
+    study: StudyFolder,
+    latent: int,
+    text: str,
+    *,
+    author: str,
+    layer: str | None = None,
+    encoder: str | None = None,
+    concept: str | None = None,
+    label: str | None = None,
+    confidence: int | None = None,
+    allow: Sequence[str] = (),
+) -> Note:
+    """A note that `add_note` may write; arguments and errors as there."""
     author, text, label = author.strip(), text.strip(), (label or "").strip() or None
-    study, where = _place(study_folder, latent, author, layer, encoder)
+    where = _place(study, latent, author, layer, encoder)
     if not text and label is None:
         raise InputError("a note says something: give a text, a label or both")
     _check_form({"author": author, "label": label or "", "text": text})
@@ -133,9 +157,24 @@ def add_note(
     if confidence is not None and confidence not in CONFIDENCES:
         raise InputError(f"confidence is {confidence}; give a whole number from 1 (a guess) to 5 (certain)")
     _check_privacy(study, {"author": author, "label": label or "", "text": text}, allow)
-    note = Note(author, where.name, int(latent), text, encoder, concept, label, confidence, _now(), where.sae_tensors)
-    _append(_file_of(study.folder, author), [note])
-    return note
+    return Note(author, where.name, int(latent), text, encoder, concept, label, confidence, _now(), where.sae_tensors)
+
+
+def keep_notes(study: StudyFolder, notes: Sequence[Note]) -> list[Note]:
+    """Write several notes; those that their readers have in force already are not written again.
+
+    Returns:
+        The new ones.
+    """
+    said = {dataclasses.replace(note, created="") for note in _in_force(_all_notes(study.folder))}
+    new = []
+    for note in notes:
+        if (undated := dataclasses.replace(note, created="")) not in said:
+            said.add(undated)
+            new.append(note)
+    for author in dict.fromkeys(note.author for note in new):
+        _append(_file_of(study.folder, author), [note for note in new if note.author == author])
+    return new
 
 
 def withdraw_notes(
@@ -159,7 +198,8 @@ def withdraw_notes(
         InputError: No study, a latent, layer or encoder that it does not have, or no note to withdraw.
     """
     author = author.strip()
-    study, where = _place(study_folder, latent, author, layer, encoder)
+    study = StudyFolder(study_folder)
+    where = _place(study, latent, author, layer, encoder)
     line = Note(
         author, where.name, int(latent), "", encoder, None, None, None, _now(), where.sae_tensors, withdrawn=True
     )
@@ -170,11 +210,8 @@ def withdraw_notes(
     return len(found)
 
 
-def _place(
-    study_folder: str | Path, latent: int, author: str, layer: str | None, encoder: str | None
-) -> tuple[StudyFolder, LayerResults]:
-    """The study and layer that a note is on."""
-    study = StudyFolder(study_folder)
+def _place(study: StudyFolder, latent: int, author: str, layer: str | None, encoder: str | None) -> LayerResults:
+    """The layer that a note is on."""
     where = study.layer(layer)
     if not author:
         raise InputError("a note needs an author; give a name or initials")
@@ -182,7 +219,7 @@ def _place(
         raise InputError(f"layer {where.name} has the latents 0 to {where.d_sae - 1}, but the note is on {latent}")
     if encoder is not None:
         _check("encoder", encoder, where.encoders)
-    return study, where
+    return where
 
 
 def _check_form(parts: dict[str, str]) -> None:
