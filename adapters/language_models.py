@@ -30,6 +30,7 @@ KEY = "OPENAI_API_KEY"
 """The environment variable that holds a server's key unless another is named."""
 _NO_KEY = "none"
 _CONNECT_S = 20.0
+_STRICT = "strict"
 _ONCE_MORE = {"max_tokens": "max_completion_tokens"}
 """What newer servers call a setting that they refuse."""
 
@@ -135,7 +136,8 @@ def openai_model(
     """A model behind a server that speaks OpenAI's chat completions: OpenAI, vLLM, llama.cpp, Ollama and others.
 
     A busy server (429, after the time that it asks for), one that fails (5xx), hangs or breaks off is asked again. JSON
-    is asked for by `response_format`; of a server that refuses it, or another setting, the setting is left out.
+    is asked for by `response_format`, strictly, loosely, or in words alone, as the server takes it; another setting
+    that it refuses is left out.
 
     Args:
         model: its name on the server.
@@ -338,8 +340,13 @@ def _address(base_url: str) -> SplitResult:
 
 
 def _without(asked: Mapping[str, Any], refused: frozenset[str]) -> dict[str, Any]:
-    """The request without the settings that the server refuses."""
+    """The request without the settings that the server refuses; `_STRICT` is that its schema be kept to the letter."""
     kept = {name: value for name, value in asked.items() if name not in refused}
+    if _STRICT in refused and "response_format" in kept:
+        kept["response_format"] = {
+            "type": "json_schema",
+            "json_schema": {**asked["response_format"]["json_schema"], "strict": False},
+        }
     renamed = {_ONCE_MORE[name]: asked[name] for name in refused & _ONCE_MORE.keys()}
     return kept | {name: value for name, value in renamed.items() if name not in refused}
 
@@ -352,7 +359,8 @@ def _refused_setting(error: Any, asked: Mapping[str, Any], refused: frozenset[st
     said = f"{getattr(error, 'param', None)} {error.message}"
     # Servers that do not say what they refuse mostly mean the schema.
     named = [name for name in sorted(sent, key=len, reverse=True) if name in said]
-    return next(iter(named or sent & {"response_format"}), None)
+    found = next(iter(named or sent & {"response_format"}), None)
+    return _STRICT if found == "response_format" and _STRICT not in refused else found
 
 
 def _lost(error: Exception) -> str:

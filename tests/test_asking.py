@@ -136,11 +136,20 @@ def test_a_wrong_key_model_or_address_is_said_at_once(fault):
 
 
 def test_of_a_server_that_forces_no_schema_it_is_asked_in_words():
-    with language_server(echo, ["400 response_format"] * 2) as server:
+    with language_server(echo, ["400 response_format"] * 9) as server:
         model = openai_model("m", server.url)
         for _ in range(2):
             assert model.answer(question(), seed=0).text == '{"word": "hello"}'
-    assert ["response_format" in asked.body for asked in server.asked] == [True, False, False]
+    forms = [asked.body.get("response_format", {}).get("json_schema", {}).get("strict") for asked in server.asked]
+    assert forms == [True, False, None, None]
+
+
+def test_a_server_that_keeps_to_no_schema_to_the_letter_is_asked_loosely():
+    with language_server(echo, ["400 response_format"]) as server:
+        model = openai_model("m", server.url)
+        for _ in range(2):
+            assert model.answer(question(), seed=0).text == '{"word": "hello"}'
+    assert [asked.body["response_format"]["json_schema"]["strict"] for asked in server.asked] == [True, False, False]
 
 
 def test_of_a_setting_that_a_server_refuses_only_that_is_left_out():
@@ -152,13 +161,13 @@ def test_of_a_setting_that_a_server_refuses_only_that_is_left_out():
 
 
 def test_a_question_that_a_server_refuses_is_a_failure_and_not_asked_again(tmp_path):
-    with language_server(echo, ["400", "400"]) as server:
+    with language_server(echo, ["400"] * 3) as server:
         model = openai_model("m", server.url)
         for _ in range(2):
             replies = ask_all(model, questions(2), tmp_path / "answers.jsonl")
             assert replies["q0"].found is None and "refuses (400" in replies["q0"].failure
             assert replies["q1"].found == {"word": "word 1"}
-    assert server.n_calls == 3  # with a schema, without, and the second question
+    assert server.n_calls == 4  # with a schema, loosely, without, and the second question
 
 
 NONSENSE = ["bad json", "truncated", "wrong schema", "empty", "no choices"]
@@ -220,6 +229,13 @@ def test_a_run_goes_on_where_it_was_and_other_questions_models_and_seeds_are_ask
             ask_all(who, what, journal, seed=seed)
             assert server.n_calls == number
         assert ask_all(model, asked, journal) == first and server.n_calls == 11
+
+
+def test_whatever_a_server_says_can_be_kept(tmp_path):
+    said = 'a lone half of a sign \ud83d, \x00 and\nnew lines {"word": "a"}'
+    for _ in range(2):
+        reply = ask_all(Said([said]), questions(1), tmp_path / "answers.jsonl")["q0"]
+        assert reply.text == said and reply.found == {"word": "a"}
 
 
 def test_every_answer_is_on_the_disk_before_the_next_question_goes_out(tmp_path):
@@ -331,6 +347,7 @@ NAMES = {"type": "object", "properties": {"name": {"type": "string"}}, "required
         ('{"name": "a", "name": "b"}', None),
         ('[{"name": 5}]', None),
         ('{"name": NaN}', None),
+        ('{"name": "half a sign \\ud83d"}', None),
         ("{" * 5000, None),
         ("", None),
     ],

@@ -20,6 +20,7 @@ from PIL import Image
 from mammosae_plugin.activations.embedding_files import write_vectors
 from mammosae_plugin.adapters.language_models import Answer, Question, openai_model
 from mammosae_plugin.adapters.local_language_model import local_model
+from mammosae_plugin.datasets import VinDrMammo
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.interpretation.answers import clean_name, commonest_name
 from mammosae_plugin.interpretation.asking import ask_all
@@ -82,6 +83,12 @@ def test_large_pictures_are_made_smaller_and_images_without_a_peak_stay_whole(en
         if encoded.max_latents[[row]].toarray()[0, latent] == 0
     )
     assert len(small.around(silent, 40)) == 1
+
+
+def test_of_data_that_are_counted_by_finding_the_image_is_shown_too(encoded, phantom_root, pictures):
+    by_finding = VinDrMammo(phantom_root, image_size=(96, 64), unit="finding_row")
+    row = len(encoded.images) - 1
+    assert np.array_equal(Pictures(encoded, by_finding).gray(row), pictures.gray(row))
 
 
 def test_images_of_other_data_are_refused(encoded, phantoms):
@@ -216,8 +223,8 @@ def test_of_several_answers_the_commonest_counts(encoded, pictures, says, name, 
     assert voter.seeds == [1, 4, 7]
 
 
-def test_something_in_common_without_a_name_is_no_answer(encoded, pictures):
-    voter = Voter(named(" "), named("a rim"))
+def test_something_in_common_without_a_name_or_with_an_essay_is_no_answer(encoded, pictures):
+    voter = Voter(named(" "), named("word " * 30), named("a\nrim"))
     found = name_by_model(encoded, voter, pictures, latents=[3], min_groups=2)
     assert found.candidates["name"].tolist() == ["A rim"]
 

@@ -205,6 +205,10 @@ def name_command(
     temperature: Annotated[
         float, typer.Option(min=0, max=2, help="0: the likeliest answer.", rich_help_panel=_MODEL)
     ] = 0.0,
+    timeout: Annotated[
+        float,
+        typer.Option(min=1, help="Seconds of silence after which a server is asked again.", rich_help_panel=_MODEL),
+    ] = 120.0,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Ask one question, say what all would cost, and stop.", rich_help_panel=_MODEL),
@@ -348,7 +352,7 @@ def name_command(
         elif by == "model":
             found = name_with_model(
                 opened,
-                AskedModel(str(model), endpoint, key_from, send_images_under, temperature),
+                AskedModel(str(model), endpoint, key_from, send_images_under, temperature, timeout),
                 pictures(),
                 output=output,
                 say=say,
@@ -391,7 +395,9 @@ def name_command(
                 opened,
                 AskedJudge(
                     judge,
-                    AskedModel(judge, server, key_from, send_images_under, temperature) if kind == "model" else None,
+                    AskedModel(judge, server, key_from, send_images_under, temperature, timeout)
+                    if kind == "model"
+                    else None,
                     labels=label or None if from_labels else None,
                     metadata=[] if no_metadata else metadata or None,
                     text=text,

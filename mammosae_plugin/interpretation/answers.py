@@ -59,15 +59,15 @@ _OPENINGS = tuple(
 
 
 def clean_name(said: str) -> str:
-    """A name without the words that models put before one, each at most once, and with a capital first letter.
+    """A name in one line, without the words that models put before one, each at most once, and with a capital letter.
 
     Example:
         >>> clean_name("These images consistently show a dark rim")
         'A dark rim'
     """
+    said = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", said).split())
     for opening in _OPENINGS:
         said = opening.sub("", said, count=1) if opening.match(said) else said
-    said = said.strip()
     return said[:1].upper() + said[1:]
 
 
@@ -156,7 +156,7 @@ def _is_number(value: Any) -> bool:
 _TYPES: Mapping[str, Callable[[Any], bool]] = {
     "object": lambda value: isinstance(value, dict),
     "array": lambda value: isinstance(value, list),
-    "string": lambda value: isinstance(value, str),
+    "string": lambda value: isinstance(value, str) and not re.search("[\ud800-\udfff]", value),  # halves of signs
     "boolean": lambda value: isinstance(value, bool),
     "null": lambda value: value is None,
     "number": _is_number,

@@ -184,7 +184,7 @@ class _Journal:
         own = {"refused": answer} if isinstance(answer, str) else asdict(answer)
         told = {"key": key, "digest": digest, "try": number, "answer": own}
         with self._path.open("ab") as file:
-            file.write(json.dumps(told, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            file.write(json.dumps(told, allow_nan=False).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
 

@@ -41,15 +41,16 @@ _SYSTEM = (
     "You name what a unit of a neural network responds to. You are shown {called} that activate it most, chosen to "
     "differ from each other in everything else. Look for what all of them show: a finding, a kind of tissue, anatomy, "
     "a view, something of how the image was made. Name the most specific thing that every one of them shows, in at "
-    "most twelve words, as a reader of such images would call it. Do not name what nearly any such image shows. If "
-    "there is no such thing, say so: that is a good answer, and a guess is a bad one."
+    "most twelve words, as a reader of such images would call it. Do not name what nearly any such image shows, and "
+    "repeat no name, date or number that is written in an image. If there is no such thing, say so: that is a good "
+    "answer, and a guess is a bad one."
 )
 _SCHEMA: Mapping[str, Any] = {
     "type": "object",
     "properties": {
         "seen": {"type": "string", "description": "what each picture shows, in one sentence for each"},
         "in_common": {"type": "boolean", "description": "whether all of them show the same specific thing"},
-        "name": {"type": "string", "maxLength": _LONGEST_NAME, "description": "its name; empty if there is none"},
+        "name": {"type": "string", "description": "its name; empty if there is none"},
     },
     "required": ["seen", "in_common", "name"],
     "additionalProperties": False,
@@ -251,8 +252,13 @@ def _decided(replies: Sequence[Reply]) -> tuple[str, str]:
 
 
 def _check(found: Mapping[str, Any]) -> str | None:
-    """What the schema cannot say: that what is in common has a name."""
-    return "something in common without a name" if found["in_common"] and not clean_name(found["name"]) else None
+    """What the schema does not say: that what is in common has a name, and a short one."""
+    if not found["in_common"]:
+        return None
+    length = len(clean_name(found["name"]))
+    if length == 0:
+        return "something in common without a name"
+    return f"a name of {length} letters, more than {_LONGEST_NAME}" if length > _LONGEST_NAME else None
 
 
 def _labels(table: "LatentTable", labels: Sequence[str]) -> tuple[str, ...]:

@@ -43,8 +43,10 @@ class Pictures:
     def __init__(self, table: "LatentTable", dataset: StudyDataset, *, longest: int = 896, crop: float = 0.25) -> None:
         self._table, self._dataset = table, dataset
         self._longest, self._crop = whole(longest, "longest", least=16), between(crop, "crop", 0, 1, with_low=False)
-        self._number = {image_id: number for number, image_id in enumerate(dataset.images["image_id"].astype(str))}
-        self._peaks: dict[tuple[str, int], dict[int, tuple[float, float]]] = {}
+        items = dataset.images if dataset.unit == "image" else dataset.findings
+        ids = items["image_id"].astype(str).tolist()
+        self._number = {image_id: number for number, image_id in reversed(list(enumerate(ids)))}  # the first item of it
+        self._peaks: dict[tuple[str, int], tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
         self.about = dataset.about
         self.has_peaks = table.elements.get(PEAKS) == ELEMENTS[PEAKS]
         if not self._number.keys() & set(table.images["image_id"].astype(str)):
@@ -79,28 +81,35 @@ class Pictures:
         return self._fitted(drawn), self._fitted(image.crop(box))
 
     def read_peaks(self, latents: ArrayLike, split: str) -> None:
-        """Read the peaks of many latents at once, which `around` else does one by one."""
+        """Read the peaks of many latents at once, which `around` else does one by one; the strongest of each image."""
         wanted = indices(latents, "the latents", self._table.d_sae)
         if not self.has_peaks or not len(wanted):
             return
         places = np.unique(wanted)
         found = self._table.peaks(places, split=split)
-        for latent in places.tolist():
-            self._peaks[split, latent] = {}
-        rising = np.argsort(found.values, kind="stable")  # the strongest of an image is written last
+        order = np.lexsort((found.values, found.image_rows, found.columns))
+        columns, rows = found.columns[order], found.image_rows[order]
+        is_strongest = np.append((np.diff(columns) != 0) | (np.diff(rows) != 0), True)[: len(order)]
+        strongest, columns = order[is_strongest], columns[is_strongest]
         height, width = self._table.image_size
-        points = found.points / (width, height)
-        for row, column, (x, y) in zip(
-            found.image_rows[rising].tolist(), found.columns[rising].tolist(), points[rising].tolist(), strict=True
-        ):
-            self._peaks[split, int(places[column])][row] = (x, y)
+        points = (found.points[strongest] / (width, height)).astype(np.float32)
+        bounds = np.searchsorted(columns, np.arange(len(places) + 1))
+        for latent, first, end in zip(places.tolist(), bounds[:-1], bounds[1:], strict=True):
+            self._peaks[split, latent] = found.image_rows[strongest[first:end]], points[first:end]
 
     def _peak(self, image_row: int, latent: int) -> tuple[float, float] | None:
         """Where a latent is strongest in an image, as shares of its width and height."""
         split = str(self._table.images["split"].iloc[image_row])
-        if self.has_peaks and (split, latent) not in self._peaks:
+        if not self.has_peaks:
+            return None
+        if (split, latent) not in self._peaks:
             self.read_peaks([latent], split)
-        return self._peaks.get((split, latent), {}).get(image_row)
+        rows, points = self._peaks[split, latent]
+        place = int(np.searchsorted(rows, image_row))
+        if place == len(rows) or rows[place] != image_row:
+            return None
+        x, y = points[place].tolist()
+        return x, y
 
     def _box(self, peak: Sequence[float], size: tuple[int, int]) -> tuple[int, int, int, int]:
         """(left, top, right, bottom) of the square round a peak, moved so that it lies in the image."""

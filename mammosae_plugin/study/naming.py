@@ -46,6 +46,7 @@ class AskedModel:
         key_from: the environment variable with the server's key; None as for `openai_model`.
         licence: the licence under which pictures may go to another machine; None where it was not named.
         temperature: 0 for the likeliest answers.
+        timeout: seconds of silence after which a server is asked again.
     """
 
     name: str
@@ -53,6 +54,7 @@ class AskedModel:
     key_from: str | None = None
     licence: str | None = None
     temperature: float = 0.0
+    timeout: float = 120.0
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ def open_model(asked: AskedModel, about: DatasetAbout) -> LanguageModel:
         asked.endpoint,
         key_from=asked.key_from,
         permission=permission,
+        timeout=asked.timeout,
         temperature=asked.temperature,
     )
 
