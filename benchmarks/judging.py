@@ -6,7 +6,8 @@ Phantoms as in `names.py`. Planted latents fire in a given share of the images t
 5 % of the others as strongly; beside them are as many latents that fire at random in 20 % of the images, which bear the
 same names. Judges are labels (who know all), labels of which one answer in four is another, chance, and a text encoder:
 the words of wordllama and a linear map from an encoder's mean channels, fitted on other phantoms. Names are judged in
-the test split. Prints a table: means over latents, beside the names of other latents, and which names stay.
+the test split, by 10 or 40 images in which a latent fires and as many others. Prints a table: means over latents,
+beside the names of other latents, and which names stay.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from mammosae_plugin.interpretation.judges import Task
 from mammosae_plugin.interpretation.names import COLUMNS
 
 WORDS = ("a mass", "calcifications", "architectural distortion")
-HITS, N_PLANTED, WRONG = (1.0, 0.8, 0.6), 42, 0.25
+HITS, N_PLANTED, WRONG, N_SHOWN = (1.0, 0.8, 0.6), 42, 0.25, (10, 40)
 
 
 def main() -> None:
@@ -47,10 +48,11 @@ def main() -> None:
         tower = Tower(channels(network, other), attributes(other.images))
         dense, has = channels(network, images), attributes(images.images)
         for hits in HITS:
-            found += judged(images.images, dense, has, tower, hits, seed)
+            for n in N_SHOWN:
+                found += judged(images.images, dense, has, tower, hits, n, seed)
         print(f"seed {seed} is done", flush=True)
     frame = pd.DataFrame(found)
-    print(f"\n{frame.groupby(['judge', 'fires in'], sort=False).mean(numeric_only=True).round(3).to_string()}")
+    print(f"\n{frame.groupby(['judge', 'fires in', 'n'], sort=False).mean(numeric_only=True).round(3).to_string()}")
 
 
 def attributes(images: pd.DataFrame) -> pd.DataFrame:
@@ -130,7 +132,7 @@ class Guess:
 
 
 def judged(
-    images: pd.DataFrame, dense: np.ndarray, has: pd.DataFrame, tower: Tower, hits: float, seed: int
+    images: pd.DataFrame, dense: np.ndarray, has: pd.DataFrame, tower: Tower, hits: float, n: int, seed: int
 ) -> list[dict[str, Any]]:
     """What each judge says of planted and of random latents."""
     rng = np.random.default_rng(seed)
@@ -152,10 +154,15 @@ def judged(
     )
     found = []
     for judge in judges:
-        names = judge_names(by_hand([*truth, *truth]), table, None, judge, seed=seed)
+        names = judge_names(by_hand([*truth, *truth]), table, None, judge, n=n, seed=seed)
         planted, random = names.latents[:N_PLANTED], names.latents[N_PLANTED:]
         columns = ["detection", "detection_hard", "intruder", "ranking_1", "ranking_2"]
-        row: dict[str, Any] = {"judge": judge.name, "fires in": f"{hits:.0%}", **planted[columns].mean().to_dict()}
+        row: dict[str, Any] = {
+            "judge": judge.name,
+            "fires in": f"{hits:.0%}",
+            "n": n,
+            **planted[columns].mean().to_dict(),
+        }
         row["shuffled"] = planted["detection_shuffled"].mean()
         row["random latents"] = random["detection"].mean()
         row |= {"kept": (~planted["abstained"]).mean(), "random kept": (~random["abstained"]).mean()}

@@ -16,7 +16,8 @@ from mammosae_plugin.analysis.codes import as_codes, as_groups, strongest_rows
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.interpretation import LabelJudge, LatentNames, TextJudge, judge_names, told_scores
 from mammosae_plugin.interpretation.judges import FAILED
-from mammosae_plugin.interpretation.judging import CHANCE, plan_judging
+from mammosae_plugin.interpretation.judging import CHANCE
+from mammosae_plugin.interpretation.judging_plan import plan_judging
 from mammosae_plugin.interpretation.names import COLUMNS
 from mammosae_plugin.interpretation.shown_images import distractors, diverse, plain_text, shown_images, spread
 from mammosae_plugin.measures.shares import (
@@ -262,8 +263,10 @@ def test_what_a_model_wrote_is_a_name_once_judged_and_not_by_itself(table, label
 
 
 def test_names_that_the_judge_cannot_read_and_names_without_others(table, labels):
-    found = judge_names(called({0: KINDS[0], 1: "a dark rim"}), table, None, labels)
-    assert found.latents["reason"].tolist() == ["", "cannot be judged: no attribute of the images has this name"]
+    found = judge_names(called({0: KINDS[0], 1: "a dark rim", 2: KINDS[3]}), table, None, labels)
+    assert found.latents["name"].tolist() == [KINDS[0], "a dark rim", ""]  # what a judge cannot read is not its to take
+    assert found.latents["judge"].tolist() == ["labels", "", "labels"] and np.isnan(found.latents["detection"][1])
+    assert told_scores(found)[-1] == "1 names stay as they are: no attribute of the images has this name"
     alone = judge_names(called({0: KINDS[0], 12: KINDS[0].upper()}), table, None, labels)
     assert (
         alone.n_named == 2

@@ -226,6 +226,33 @@ def test_options_of_another_method_are_refused_in_a_line(encoded, options, said)
     assert done.exit_code == 2 and said in " ".join(done.output.split())
 
 
+def test_a_text_encoder_judges_names_but_not_its_own_unless_told(encoded, checkpoint, tmp_path):
+    random_sae(encoded.d_in).save_model(tmp_path / "sae")
+    run = ["name", str(encoded.folder), *checkpoint, "--judge", "texts", "--judge-split", "training"]
+    loose = ["--alpha", "1", "--min-excess", "0"]
+    own = [*run, *loose, "--by", "direction", "--sae", str(tmp_path / "sae"), "--judge-images", "5"]
+    done = CliRunner().invoke(app, own)
+    assert done.exit_code == 2 and "text encoder text.tar made these names" in done.output
+    done = CliRunner().invoke(app, [*own, "--same-judge"])
+    assert done.exit_code == 0 and done.output.startswith("judged by text encoder text.tar (wrote the names) in split")
+    of_labels = [
+        *run,
+        *loose,
+        "--split",
+        "test",
+        "-n",
+        "6",
+        "--min-groups",
+        "3",
+        "--check",
+        "none",
+        "--judge-images",
+        "5",
+    ]
+    done = CliRunner().invoke(app, of_labels)
+    assert done.exit_code == 0 and done.output.startswith("judged by text encoder text.tar in split training: ")
+
+
 def test_an_sae_of_another_width_is_refused(encoded, checkpoint, tmp_path):
     random_sae(encoded.d_in, 16).save_model(tmp_path / "sae")
     run = ["name", str(encoded.folder), "--by", "direction", "--sae", str(tmp_path / "sae"), *checkpoint]

@@ -249,8 +249,14 @@ def name_command(
         ),
     ] = None,
     judge_images: Annotated[
-        int, typer.Option(min=2, help="Images where a latent fires, and as many others.", rich_help_panel=_JUDGE)
-    ] = 10,
+        int | None,
+        typer.Option(
+            min=2,
+            help="Images where a latent fires, and as many others. (10 of a model, which is asked; else 40.)",
+            rich_help_panel=_JUDGE,
+            show_default=False,
+        ),
+    ] = None,
     judge_set: Annotated[int, typer.Option(min=1, help="Images in one question.", rich_help_panel=_JUDGE)] = 5,
     same_judge: Annotated[
         bool, typer.Option("--same-judge", help="The judge may have made the names.", rich_help_panel=_JUDGE)
@@ -416,7 +422,7 @@ def name_command(
                 alpha=alpha,
                 statistic=statistic,
                 group=group,
-                n=judge_images,
+                n=judge_images or (10 if kind == "model" else 40),
                 set_size=judge_set,
             )
             if judged is None:

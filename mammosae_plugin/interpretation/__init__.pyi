@@ -13,8 +13,8 @@ from .judges import LabelJudge as LabelJudge
 from .judges import ModelJudge as ModelJudge
 from .judges import TextJudge as TextJudge
 from .judging import judge_names as judge_names
-from .judging import plan_judging as plan_judging
 from .judging import told_scores as told_scores
+from .judging_plan import plan_judging as plan_judging
 from .label_agreement import agreement_with_labels as agreement_with_labels
 from .name_matching import ByModel as ByModel
 from .name_matching import ByText as ByText

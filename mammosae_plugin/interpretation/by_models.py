@@ -24,8 +24,7 @@ from mammosae_plugin.datasets.about import images_called
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.interpretation.answers import clean_name, commonest_name
 from mammosae_plugin.interpretation.asking import Reply, ask_all
-from mammosae_plugin.interpretation.judging import NOT_JUDGED
-from mammosae_plugin.interpretation.names import COLUMNS, LatentNames
+from mammosae_plugin.interpretation.names import COLUMNS, NOT_JUDGED, LatentNames
 from mammosae_plugin.interpretation.pictures import Pictures
 from mammosae_plugin.interpretation.shown_images import diverse
 from mammosae_plugin.schema.names import readable

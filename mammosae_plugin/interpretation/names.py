@@ -1,6 +1,6 @@
 """What latents are called, and what each name is worth: a name never stands without its score."""
 
-__all__ = ["ABSTAINED", "CALLED", "COLUMNS", "LatentNames"]
+__all__ = ["ABSTAINED", "CALLED", "COLUMNS", "LatentNames", "NOT_JUDGED"]
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,6 +19,8 @@ from mammosae_plugin.schema.names_of_latents import COMMON, KEPT_NAMES
 CALLED = 0.05
 """False discovery rate below which a name is given."""
 ABSTAINED = "no name"
+NOT_JUDGED = "not judged yet"
+"""Why what a model wrote is no name so far."""
 COLUMNS: Mapping[str, str] = {column.name: column.meaning for column in COMMON}
 """The columns that the latents have whatever the method, and what they hold (`schema.names_of_latents`)."""
 

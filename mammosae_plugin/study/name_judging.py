@@ -26,7 +26,8 @@ from mammosae_plugin.interpretation import (
 from mammosae_plugin.interpretation.attributes import attributes_of
 from mammosae_plugin.interpretation.by_texts import check_layer
 from mammosae_plugin.interpretation.judges import Judge
-from mammosae_plugin.interpretation.judging import JudgingPlan, check_judge, names_to_judge
+from mammosae_plugin.interpretation.judging import check_judge
+from mammosae_plugin.interpretation.judging_plan import JudgingPlan, names_to_judge
 from mammosae_plugin.latents import LatentTable
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.study.naming import AskedModel, Prices, open_model, text_encoder, told_cost
