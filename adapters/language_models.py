@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import SplitResult, urlsplit
 
@@ -77,7 +78,7 @@ class NoAnswer(Exception):  # noqa: N818 - what happened, and nothing that is wr
     """There was no answer: the server hung, broke off or refused, every time; the reason in a clause.
 
     Attributes:
-        final: whether the same question would be refused again.
+        final: whether the server refuses this question and may answer others.
     """
 
     def __init__(self, reason: str, *, final: bool = False) -> None:
@@ -161,8 +162,8 @@ def openai_model(
     text(model, "model")
     place = _address(base_url)
     host = None if is_loopback(str(place.hostname)) else str(place.hostname)
-    key = None if key_from is None and host is None else os.environ.get(key_from or KEY)
-    if key is None and (host is not None or key_from is not None):
+    key = "" if key_from is None and host is None else os.environ.get(key_from or KEY, "").strip()
+    if not (key and key.isascii()) and (host is not None or key_from is not None):
         raise InputError(f"{base_url} wants a key: put it into the environment variable {key_from or KEY}")
     if permission is not None and permission.host != host:
         raise InputError(f"the permission is for {permission.host}, but {base_url} is on {host or 'this machine'}")
@@ -191,7 +192,7 @@ class OpenAIModel:
     """A `LanguageModel` behind a server; `openai_model` makes it.
 
     Attributes:
-        name: the model's name on the server.
+        name: the model's name on the server, without the folders of a path.
         host: the server's machine; None if it is this one.
         settings: temperature and longest answer, as asked for.
     """
@@ -205,7 +206,12 @@ class OpenAIModel:
         permission: SendingPermission | None,
         settings: Mapping[str, Any],
     ) -> None:
-        self.name, self.host, self.settings = name, host, dict(settings)
+        self.name, self.host, self.settings = (
+            Path(name).name if Path(name).is_absolute() else name,
+            host,
+            dict(settings),
+        )
+        self._name = name
         self._place, self._client, self._permission = place, client, permission
         self._refused: frozenset[str] = frozenset()
 
@@ -272,7 +278,7 @@ class OpenAIModel:
         ]
         schema = {"name": "answer", "strict": True, "schema": dict(question.schema)}
         return {
-            "model": self.name,
+            "model": self._name,
             "messages": [
                 {"role": "system", "content": question.instruction},
                 {"role": "user", "content": content},
@@ -292,7 +298,7 @@ class OpenAIModel:
             return InputError(f"{where} refuses the key (401: {said}); look at the environment variable that holds it")
         if status == 404:
             return InputError(
-                f"{where} has no {self.name} (404: {said}); look at the address, with its /v1, and the name"
+                f"{where} has no {self._name} (404: {said}); look at the address, with its /v1, and the name"
             )
         passing = status in (408, 409, 429) or status >= 500
         return NoAnswer(f"the server {'fails' if passing else 'refuses'} ({status}: {said})", final=not passing)

@@ -2,6 +2,7 @@
 
 __all__ = ["local_model", "LocalModel"]
 
+import hashlib
 import time
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from mammosae_plugin.adapters.language_models import Answer, Question
 from mammosae_plugin.arguments import between, shown, whole
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.files import local_path
 
 TASK = "image-text-to-text"
 
@@ -42,16 +44,19 @@ def local_model(
         name, pipe = str(getattr(model.model, "name_or_path", "") or type(model.model).__name__), model
     else:
         raise InputError(f"the model is {shown(model)}: give a name, or a transformers pipeline of task {TASK}")
-    return LocalModel(name, pipe, settings)
+    is_folder = local_path(name).is_dir()  # whose place on this machine is nobody's business
+    return LocalModel(
+        local_path(name).resolve().name if is_folder else name, pipe, settings | {"weights": _weights(pipe)}
+    )
 
 
 class LocalModel:
     """A `LanguageModel` of transformers; `local_model` makes it.
 
     Attributes:
-        name: the model's name on the Hub, or its folder.
+        name: the model's name on the Hub, or that of its folder.
         host: None, as nothing leaves this process.
-        settings: temperature and longest answer.
+        settings: temperature, longest answer, and a digest of some of its weights, which tells versions apart.
     """
 
     host: str | None = None
@@ -81,6 +86,15 @@ class LocalModel:
             )
         text = str(found[0]["generated_text"])
         return Answer(text, time.monotonic() - started)
+
+
+def _weights(pipe: Any) -> str:
+    """A digest of the first numbers of every tensor, which a training changes; all of them would take minutes."""
+    found = hashlib.sha256()
+    for name, tensor in pipe.model.state_dict().items():
+        first = tensor.detach().flatten()[:16].float().cpu().numpy()
+        found.update(f"{name} {tuple(tensor.shape)}".encode() + first.tobytes())
+    return found.hexdigest()
 
 
 def _pipeline(name: str, device: str | None) -> Any:

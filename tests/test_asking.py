@@ -73,6 +73,13 @@ def test_a_server_gets_texts_pictures_seed_and_schema_and_its_answer_and_tokens_
     assert asked.system.startswith("You say one word.") and json.dumps(WORD) in asked.system
 
 
+def test_a_model_that_its_server_calls_by_a_path_is_told_without_it():
+    with language_server(echo) as server:
+        model = openai_model("/srv/models/some-model", server.url)
+        model.answer(question(), seed=0)
+    assert model.name == "some-model" and server.asked[0].model == "/srv/models/some-model"
+
+
 def test_pictures_go_out_as_pixels_alone(tmp_path):
     notes = PngImagePlugin.PngInfo()
     notes.add_text("PatientName", "NOBODY^KNOWS")
@@ -160,14 +167,23 @@ def test_of_a_setting_that_a_server_refuses_only_that_is_left_out():
     assert last["seed"] == 3 and "response_format" in last
 
 
-def test_a_question_that_a_server_refuses_is_a_failure_and_not_asked_again(tmp_path):
+def test_a_question_that_a_server_refuses_is_a_failure_and_asked_by_the_next_run(tmp_path):
     with language_server(echo, ["400"] * 3) as server:
         model = openai_model("m", server.url)
-        for _ in range(2):
-            replies = ask_all(model, questions(2), tmp_path / "answers.jsonl")
-            assert replies["q0"].found is None and "refuses (400" in replies["q0"].failure
-            assert replies["q1"].found == {"word": "word 1"}
-    assert server.n_calls == 4  # with a schema, loosely, without, and the second question
+        replies = ask_all(model, questions(2), tmp_path / "answers.jsonl")
+        assert replies["q0"].found is None and "refuses (400" in replies["q0"].failure
+        assert replies["q1"].found == {"word": "word 1"}
+        assert server.n_calls == 4  # with a schema, loosely, without, and the second question
+        assert ask_all(model, questions(2), tmp_path / "answers.jsonl")["q0"].found == {"word": "word 0"}
+    assert server.n_calls == 5
+
+
+def test_a_server_that_refuses_the_first_five_questions_is_unfit_and_one_that_refuses_later_ones_is_not():
+    with pytest.raises(InputError, match=r"no answer to 5 questions in a row \(no pictures\)"):
+        ask_all(Said([NoAnswer("no pictures", final=True)] * 5), questions(250), None)
+    later = ask_all(Said(['{"word": "a"}', *[NoAnswer("not this", final=True)] * 9]), questions(10), None)
+    assert [reply.failure for reply in later.values()] == ["", *["no answer: not this"] * 9]
+    assert ask_all(Said([NoAnswer("not this", final=True)]), questions(1), None)["q0"].found is None
 
 
 NONSENSE = ["bad json", "truncated", "wrong schema", "empty", "no choices"]
@@ -287,8 +303,12 @@ def test_a_key_comes_from_the_environment_and_none_goes_to_this_machine_unasked(
         openai_model("m", "https://192.0.2.1/v1")
     with pytest.raises(InputError, match="MY_KEY"):
         openai_model("m", "http://127.0.0.1:1/v1", key_from="MY_KEY")
+    for unfit in (" ", "k\u00e9y"):
+        monkeypatch.setenv("MY_KEY", unfit)
+        with pytest.raises(InputError, match="MY_KEY"):
+            openai_model("m", "http://127.0.0.1:1/v1", key_from="MY_KEY")
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    monkeypatch.setenv("MY_KEY", "mine")
+    monkeypatch.setenv("MY_KEY", "mine\n")
     with language_server(echo) as server:
         openai_model("m", server.url).answer(question(), seed=0)
         openai_model("m", server.url, key_from="MY_KEY").answer(question(), seed=0)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from helpers_adapters import DATA
 from helpers_language import Asked, language_server, tiny_vision_model
 from helpers_study import mammosae, random_sae
@@ -244,12 +245,16 @@ def test_a_local_pipeline_gets_texts_and_pictures_and_draws_by_the_seed(tiny, mo
         ("w1 w2", Image.new("L", (40, 30)), "w3", Image.new("RGB", (9, 9), "white")), {"type": "object"}
     )
     said = [model.answer(question, seed=seed).text for seed in (0, 0, 1, 2)]
-    assert said[0] == said[1] and len(set(said)) > 1 and model.host is None and model.name == str(tiny)
+    assert said[0] == said[1] and len(set(said)) > 1 and model.host is None and model.name == tiny.name
     assert len(seen[0]) == 2 and seen[0][0].mean() < 0 < seen[0][1].mean()
     likeliest = local_model(model._pipe, max_tokens=6)
+    assert likeliest.name == tiny.name and likeliest.settings["weights"] == model.settings["weights"]
     assert likeliest.answer(question, seed=0).text == likeliest.answer(question, seed=1).text
     reply = ask_all(likeliest, {"q": Question(("w1",), {"type": "object"})}, None)["q"]
     assert reply.found is None and reply.failure == "no whole JSON object" and reply.tries == 3
+    with torch.no_grad():
+        next(model._pipe.model.parameters()).add_(1)
+    assert local_model(model._pipe).settings["weights"] != model.settings["weights"]
 
 
 def test_what_is_no_local_model_is_refused(tmp_path, monkeypatch):

@@ -20,9 +20,10 @@ from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path
 from mammosae_plugin.interpretation.answers import parse_object
 
-_NO_ANSWER = "no answer: "
 _SILENT = 3
 """Questions without an answer in a row after which the server counts as dead."""
+_REFUSED = 5
+"""Questions that it refuses, before it answers any, after which it counts as unfit."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ def ask_all(
 
     An answer counts if it holds one JSON object of the question's schema that `check` lets pass. Any other is asked for
     again with another seed, up to `tries` answers; then the question has failed, which is told and no row of anything.
-    Where the server gives none (see `openai_model` for what it tries), the question has failed in this run, and the
-    next one asks it again.
+    Where the server gives none (see `openai_model` for what it tries), or refuses it, the question has failed in this
+    run, and the next one asks it again.
 
     The journal holds every answer as it came, on the disk before the next question goes out: a run that is killed goes
     on where it was. It finds an answer by the question's key and all that the model sees, its name, its settings and
@@ -78,8 +79,8 @@ def ask_all(
         A reply for each key, in the order of the questions.
 
     Raises:
-        InputError: three questions in a row (or all, if fewer) get no answer: the server is dead, and what came before
-            is kept; or what the model itself refuses in a line.
+        InputError: three questions in a row (or all, if fewer) get no answer, or the first five are refused: the server
+            is dead or unfit, and what came before is kept; or what the model itself says in a line.
 
     Example:
         >>> from mammosae_plugin.adapters.language_models import Answer
@@ -95,19 +96,20 @@ def ask_all(
     seed, tries = whole(seed, "seed", least=0), whole(tries, "tries", least=1)
     kept = _Journal(None if journal is None else local_path(journal))
     replies: dict[str, Reply] = {}
-    silent = 0
+    silent, refused, answered = 0, 0, False
     for key, given in tqdm(questions.items(), desc=progress, unit="question", delay=1, dynamic_ncols=True):
         question = given if isinstance(given, Question) else given()
         digest = _digest(model, question, seed)
-        reply, lost = _ask(model, question, kept, key, digest, seed, tries, check)
-        replies[key] = reply
-        silent = silent + 1 if lost else 0
-        if silent >= min(_SILENT, len(questions)):
-            place = f" on {model.host}" if model.host else ""
-            often = f" to {silent} questions in a row" if silent > 1 else ""
+        replies[key], lost = _ask(model, question, kept, key, digest, seed, tries, check)
+        answered |= lost is None
+        silent = silent + 1 if lost is not None and not lost.final else 0
+        refused += lost is not None and lost.final
+        if silent >= min(_SILENT, len(questions)) or (refused >= _REFUSED and not answered):
+            place, n = f" on {model.host}" if model.host else "", max(silent, refused)
+            often = f" to {n} questions in a row" if n > 1 else ""
             raise InputError(
-                f"{model.name}{place} gave no answer{often} ({reply.failure.removeprefix(_NO_ANSWER)}); look at the "
-                "server and run again" + ("" if journal is None else ": what was answered is kept")
+                f"{model.name}{place} gave no answer{often} ({lost}); look at the server and run again"
+                + ("" if journal is None else ": what was answered is kept")
             )
     return replies
 
@@ -121,29 +123,25 @@ def _ask(
     seed: int,
     tries: int,
     check: Callable[[Mapping[str, Any]], str | None] | None,
-) -> tuple[Reply, bool]:
-    """The reply, and whether the server was silent."""
+) -> tuple[Reply, NoAnswer | None]:
+    """The reply, and why there was no answer."""
     said: Answer | None = None
     failure = ""
     for number in range(tries):
-        answered = kept.answers.get((key, digest, number))
-        if answered is None:
+        answer = kept.answers.get((key, digest, number))
+        if answer is None:
             try:
-                answered = model.answer(question, seed=seed + number)
+                answer = model.answer(question, seed=seed + number)
             except NoAnswer as error:
-                if not error.final:
-                    return _failed(f"{_NO_ANSWER}{error}", said, number), True
-                answered = str(error)
-            kept.add(key, digest, number, answered)
-        if isinstance(answered, str):
-            return _failed(f"{_NO_ANSWER}{answered}", said, number), False
-        said = answered
+                return _failed(f"no answer: {error}", said, number), error
+            kept.add(key, digest, number, answer)
+        said = answer
         found, failure = parse_object(said.text, question.schema)
         if found is not None:
             failure = (check(found) if check is not None else None) or ""
             if not failure:
-                return Reply(found, "", said.text, number + 1, said), False
-    return _failed(failure, said, tries), False
+                return Reply(found, "", said.text, number + 1, said), None
+    return _failed(failure, said, tries), None
 
 
 def _failed(failure: str, said: Answer | None, tries: int) -> Reply:
@@ -151,14 +149,11 @@ def _failed(failure: str, said: Answer | None, tries: int) -> Reply:
 
 
 class _Journal:
-    """Answers on the disk: a line of JSON for each, by the question's key, its digest and the try.
-
-    What stands for an answer may be a text: why the server refuses this question.
-    """
+    """Answers on the disk: a line of JSON for each, by the question's key, its digest and the try."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self.answers: dict[tuple[str, str, int], Answer | str] = {}
+        self.answers: dict[tuple[str, str, int], Answer] = {}
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -169,20 +164,17 @@ class _Journal:
         for number, line in enumerate(lines, start=1):
             try:
                 told = json.loads(line)
-                answer = told["answer"]
-                own = answer["refused"] if "refused" in answer else Answer(**answer)
-                self.answers[told["key"], told["digest"], told["try"]] = own
+                self.answers[told["key"], told["digest"], told["try"]] = Answer(**told["answer"])
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(
                     f"line {number} of {path} is no answer; take the line out, and its question is asked again"
                 ) from error
 
-    def add(self, key: str, digest: str, number: int, answer: Answer | str) -> None:
+    def add(self, key: str, digest: str, number: int, answer: Answer) -> None:
         self.answers[key, digest, number] = answer
         if self._path is None:
             return
-        own = {"refused": answer} if isinstance(answer, str) else asdict(answer)
-        told = {"key": key, "digest": digest, "try": number, "answer": own}
+        told = {"key": key, "digest": digest, "try": number, "answer": asdict(answer)}
         with self._path.open("ab") as file:
             file.write(json.dumps(told, allow_nan=False).encode() + b"\n")
             file.flush()
