@@ -13,6 +13,7 @@ from mammosae_plugin.datasets import TotalSegmentator
 from mammosae_plugin.datasets.slices import organ_regions
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.interpretation import ByText, ByWords, Queries, Query, load_queries, search_images, search_scores
+from mammosae_plugin.interpretation.name_matching import UnansweredError
 from mammosae_plugin.interpretation.queries import label_values
 from mammosae_plugin.interpretation.search_quality import EACH, SEARCH_COLUMNS, WHOLE, _precisions, _resampled
 from mammosae_plugin.interpretation.text_search import ScaledLatents
@@ -133,6 +134,20 @@ def test_queries_that_match_nothing_count_as_random_images_and_none_is_dropped(t
     assert of(found, "Mass: 1", "names", query=old) == 1
     assert "has no class E" in of(found, WHOLE, "names", "reason", "a mass of class E")
     assert of(found, WHOLE, "names", "reason", "nobody is that old") == "no image that is searched has it"
+
+
+def test_a_query_to_which_a_matcher_has_no_answer_counts_as_random_images_with_the_reason(table):
+    class Mute(ByWords):
+        name = "mute"
+
+        def match(self, query, texts, n):
+            if "fatty" in query:
+                raise UnansweredError("no answer that counts")
+            return super().match(query, texts, n)
+
+    found = search_scores(table, Queries(QUERIES, MEANINGS), oracle_names(), Mute(), **SETTINGS)
+    assert of(found, WHOLE, "names", "reason", QUERIES[1].text) == "no answer that counts"
+    assert (of(found, WHOLE, "names", "n_queries"), of(found, WHOLE, "names", "n_answered")) == (3, 2)
 
 
 def test_a_text_encoder_of_the_images_stands_beside_the_latents(table):

@@ -1,6 +1,8 @@
 """From a text to latents: which names say what is asked for, by a text embedding, by words or by a language model."""
 
-__all__ = ["as_words", "ByModel", "ByText", "ByWords", "Match", "match_names", "Matcher", "named_latents"]
+__all__ = [
+    "as_words", "ByModel", "ByText", "ByWords", "Match", "match_names", "Matcher", "named_latents", "UnansweredError",
+]  # fmt: skip
 
 import re
 from collections import Counter
@@ -77,12 +79,12 @@ class ByText:
         self.name = f"text ({getattr(self._encoder, 'name', type(self._encoder).__name__)})"
         self._alpha, self._seed = between(alpha, "alpha", 0, 1, with_low=False), whole(seed, "seed", least=0)
         if words is not None:
-            self._words: Sequence[str] = [str(word) for word in entries(words, "words")]
+            self.words: Sequence[str] = [str(word) for word in entries(words, "words")]
         else:
             own = self._encoder if isinstance(self._encoder, WordEmbeddings) else load_word_embeddings()
-            self._words = own.words
-        if len(self._words) < 100:
-            raise InputError(f"random texts need 100 different words or more, got {len(self._words)}")
+            self.words = own.words
+        if len(self.words) < 100:
+            raise InputError(f"random texts need 100 different words or more, got {len(self.words)}")
         self._known: tuple[tuple[str, ...], Any] | None = None
 
     def match(self, query: str, texts: Sequence[str], n: int) -> list[Match]:
@@ -117,7 +119,7 @@ class ByText:
             n_random = max(2000, int(np.ceil(2 * len(texts) / self._alpha)))  # so that the best of many can be sure
             lengths = generator.choice([len(one.split()) for one in texts], n_random)
             drawn = [
-                " ".join(self._words[at] for at in generator.integers(len(self._words), size=max(1, length)))
+                " ".join(self.words[at] for at in generator.integers(len(self.words), size=max(1, length)))
                 for length in lengths.tolist()
             ]
             random = np.asarray(self._encoder.embed_texts(drawn), dtype=np.float64)
@@ -173,6 +175,10 @@ def _words(said: str) -> list[str]:
     return [word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word for word in found]
 
 
+class UnansweredError(InputError):
+    """A model gave no answer that counts to a query."""
+
+
 _SYSTEM = (
     "You match a query about medical images to descriptions of what features of a network stand for. You see no image."
 )
@@ -215,7 +221,8 @@ class ByModel:
         """As `Matcher`; there is neither nearness nor chance.
 
         Raises:
-            InputError: no answer that counts.
+            UnansweredError: no answer that counts.
+            InputError: no answer at all: the server is dead, or refuses.
         """
         listed = "\n".join(f"{number}. {one}" for number, one in enumerate(texts, start=1))
         wanted = f"exactly {n}" if self._exactly else f"at most {n}"
@@ -239,7 +246,7 @@ class ByModel:
             self._model, questions, self._journal, seed=self._seed, tries=self._tries, check=check, progress="queries"
         )[query]
         if reply.found is None:
-            raise InputError(f"{self._model.name} gave no answer that counts for {query!r} ({reply.failure})")
+            raise UnansweredError(f"{self._model.name} gave no answer that counts for {query!r} ({reply.failure})")
         chosen = _numbers(reply.found["latents"], len(texts)) or []
         return [Match(number - 1, float("nan"), float("nan")) for number in chosen]
 

@@ -20,7 +20,7 @@ from mammosae_plugin.analysis.table_arrays import image_groups, image_statistic
 from mammosae_plugin.arguments import checked_arguments, flag, resampling, whole
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.interpretation.by_texts import check_layer
-from mammosae_plugin.interpretation.name_matching import Matcher, match_names, named_latents
+from mammosae_plugin.interpretation.name_matching import Matcher, UnansweredError, match_names, named_latents
 from mammosae_plugin.interpretation.names import LatentNames
 from mammosae_plugin.interpretation.queries import Queries, Query, label_values
 from mammosae_plugin.interpretation.text_search import Likeness, ScaledLatents, part_weights, ranked_rows
@@ -130,7 +130,8 @@ def search_scores(
     Returns:
         A row for each query, label and source, then means over queries: of whole queries, of all single labels, and of
         each column that two queries or more ask of; the columns are those of `SEARCH_COLUMNS`. What cannot be judged
-        has a row with the reason. A query that no named latent matches counts in means as random images do.
+        has a row with the reason. A query that no named latent matches, or to which a model gives no answer that
+        counts, is in means as good as random images.
 
     Raises:
         InputError: no query, no named latent, an unknown split or column, or what matcher and tower refuse.
@@ -158,10 +159,15 @@ def search_scores(
     ranking = _Rankings(groups, n, n_bootstrap, min_patients, seed)
     items: list[_Judged] = []
     matched: dict[str, pd.DataFrame] = {}
+    failures: dict[str, str] = {}
     for number, query in enumerate(tqdm(given.queries, desc="queries", disable=not progress)):
         own = [_label(table, query, rows, groups, labels) for labels in _labels(query)]
         items += own
-        found = matched[query.text] = match_names(query.text, named, by, n_names=n_names, per_name=per_name)
+        try:
+            found = match_names(query.text, named, by, n_names=n_names, per_name=per_name)
+        except UnansweredError as error:
+            found, failures[query.text] = named.iloc[:0], str(error)
+        matched[query.text] = found
         todo = [one for one in own if not one.reason]
         if not todo:
             continue
@@ -182,7 +188,7 @@ def search_scores(
             ranking.judge(todo, _TEXT, [texts.scores(query.text)], [seed, number], resample=True)
     sources = [_NAMES, _RANDOM, _SHUFFLED, _IMAGES, *([_TEXT] if texts is not None else [])]
     records = [
-        _record(item, source, matched[item.query.text], n, min_patients)
+        _record(item, source, matched[item.query.text], n, min_patients, failures.get(item.query.text, ""))
         for item in items
         for source in sources
         if source == _NAMES or source in item.scores
@@ -298,13 +304,15 @@ def _share_as_good(draws: NDArray[np.float64], value: float) -> float:
     return float((1 + (draws >= value - 1e-12).sum()) / (1 + len(draws)))
 
 
-def _record(item: _Judged, source: str, matched: pd.DataFrame, n: int, min_patients: int) -> dict[str, Any]:
+def _record(
+    item: _Judged, source: str, matched: pd.DataFrame, n: int, min_patients: int, failure: str
+) -> dict[str, Any]:
     scores = item.scores.get(source)
     is_drawn = source in (_RANDOM, _SHUFFLED, _IMAGES)
     answered = bool(len(matched))
     reason = item.reason
     if not reason and scores is None:
-        reason = "no named latent matches"
+        reason = failure or "no named latent matches"
     samples = scores if is_drawn and scores is not None else item.resampled.get(source)
     if not reason and samples is None:
         few = min(len(item.of_right), item.n_wrong)

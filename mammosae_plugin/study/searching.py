@@ -362,8 +362,8 @@ def _scores_as_text(scores: pd.DataFrame, by: str, wanted: Wanted) -> Iterator[s
     )
     known = scores[scores["n_queries"] > 0]
     for query, rows in known[known["query"] != ""].groupby("query", sort=False):
-        latents = str(rows.loc[rows["source"] == "names", "latents"].iloc[0])
-        yield f"\n{query!r}: " + (f"latents {latents}" if latents else "no named latent matches")
+        own = rows[rows["source"] == "names"].iloc[0]
+        yield f"\n{query!r}: " + (f"latents {own['latents']}" if own["latents"] else str(own["reason"]))
         yield _beside(rows, rows["label"])
     means = known[known["query"] == ""]
     if len(means):
