@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from threadpoolctl import threadpool_limits
 
-from mammosae_plugin import files
-
-WRITES = ((os, "replace"), (files, "save_file"), (os, "fsync"))
+WRITES = ((os, "replace"), (safetensors.torch, "save_file"), (os, "fsync"))
 """What writing a file calls: before it gets its name, before anything is written, before it is on the disk."""
 
 

@@ -196,7 +196,8 @@ def test_the_study_says_what_made_the_rows_and_nothing_of_the_machine(study, fin
     assert (told["title"], told["created"], told["data_kind"]) == (results["title"], results["created"], "phantom")
     assert told["layers"] == ["layer_6", "layer_10"] and told["concepts"] == list(CONCEPTS)
     assert told["provenance"] == results["provenance"]
-    assert told["config"]["analysis"] == results["config"]["analysis"]
+    names = {**results["config"]["analysis"]["names"], "files": []}  # what lies on this machine
+    assert told["config"]["analysis"] == {**results["config"]["analysis"], "names": names}
     assert "root" not in told["config"]["data"] and "output" not in told["config"]
     assert told["sae"]["layer_10"]["sha256"] == results["sae"]["sha256"]
     assert {row["readout"] for row in told["models"] if row["layer"] == "layer_6"} == {"network"}

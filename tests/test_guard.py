@@ -97,6 +97,7 @@ NOTE = {
 }
 PAIR = {"layer": "layer_10", "model": "finetuned", "concept": "Mass"}
 METRICS = dict.fromkeys(names_of("reconstruction", "group"), 0.75)
+VOCABULARY = [{"name": "Mass", "classes": ["absent", "present"]}, {"name": "density", "classes": ["A", "B", "C", "D"]}]
 ROWS: dict[str, list[dict[str, Any]]] = {
     "latents": [
         {
@@ -131,6 +132,11 @@ ROWS: dict[str, list[dict[str, Any]]] = {
             "average_precision": 0.25,
         }
     ],
+    "names": [
+        {"layer": "layer_10", "encoder": "finetuned", "latent": latent, "method": method, "name": name}
+        | {"score": 0.95, "low": 0.8, "high": 0.99, "chance": 0.25, "p": 1e-5, "q": 1e-4, "n": 20}
+        for latent, method, name in ((3, "labels", "Mass"), (4, "labels", "density=C"), (4, "model", "a bright spot"))
+    ],
     "study": [
         {
             "format_version": 1,
@@ -142,7 +148,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
             "concepts": ["Mass"],
             "config": json.dumps({"data": {"image_size": [128, 96], "unit": "image"}, "ks": [0, 10]}),
             "provenance": json.dumps({"packages": {"torch": "2.15.0"}, "sha256": "9f" * 32}),
-            "data": "{}",
+            "data": json.dumps({"vocabulary": VOCABULARY}),
             "models": "[]",
             "sae": json.dumps({"d_in": 8, "d_sae": 12}),
             "named_latents": "{}",
@@ -817,6 +823,12 @@ CANARIES = [
         in_json("evaluation.json", {"n_rows": 30, "n_positive": 26}),
         "small groups",
     ),
+    Canary("a name of three images", "findings", row_with("names", n=3), "small groups"),
+    Canary("a name of nobody knows how many", "findings", row_with("names", n=None), "small groups"),
+    Canary("named after a site", "findings", row_with("names", name="site=Haus Mohn"), "names of metadata"),
+    Canary("named after an age", "findings", row_with("names", name="age up to 47"), "names of metadata"),
+    Canary("named with an id", "findings", row_with("names", method="model", name=PATIENT), "private values"),
+    Canary("named with a number", "findings", row_with("names", method="model", name="patient 88213"), "clinical"),
     Canary("another script", "space", another_file("track.js", b"fetch('https://example.org')"), "own code"),
     Canary("a changed page", "space", lambda f: appends(f / "index.html", b"<img src=//example.org/x>"), "own code"),
 ]
@@ -868,6 +880,16 @@ def test_no_planted_secret_gets_through(canary: Canary, planted: dict[str, Path]
         assert "--allow" in message
     else:
         assert not canary.secret or canary.secret.lower() not in message.lower()
+
+
+def test_names_of_a_column_leave_where_the_study_shares_it(clean: dict[str, Path], tmp_path: Path) -> None:
+    folder = copy_of(clean["findings"], tmp_path)
+    row_with("names", name="site=Haus Mohn")(folder)
+    with pytest.raises(PrivacyError, match="names of metadata"):
+        check("findings", folder)
+    for names in ({"share": ["site"]}, {"share": [], "by_labels": {"labels": ["site"]}}):
+        configured({"analysis": {"names": names}})(folder)
+        check("findings", folder)
 
 
 def test_the_canaries_are_of_more_than_thirty_kinds_and_every_rule_has_some() -> None:

@@ -1,17 +1,12 @@
 """Names beside labels and readers: agreement with n, interval and chance, and what is too few for any."""
 
-import shutil
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from test_judging import KINDS, OF_RANDOM, a_table, called
-from typer.testing import CliRunner
 
-from mammosae_plugin.cli import app
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.findings import add_note, agreement_with_notes
+from mammosae_plugin.findings import agreement_with_notes
 from mammosae_plugin.findings.name_agreement import _kappa
 from mammosae_plugin.findings.notes import Note, cohen_kappa
 from mammosae_plugin.interpretation import agreement_with_labels
@@ -92,25 +87,5 @@ def test_names_are_of_one_layer():
     with pytest.raises(InputError, match="on the layers final, inner"):
         agreement_with_notes(names, notes)
     assert agreement_with_notes(names, notes, layer="inner")["n"].tolist() == [1]
-    with pytest.raises(InputError, match=r"no note on these latents \(of 2 on other"):
+    with pytest.raises(InputError, match="no note to hold"):
         agreement_with_notes(names, notes, layer="other")
-    of_sae = replace(names, about={**names.about, "sae": "another"})
-    mine = replace(note(0, KINDS[0], layer="third"), sae="another")
-    assert agreement_with_notes(of_sae, [*notes, mine])["equal"].tolist() == [1]
-
-
-def test_the_command_tells_how_far_readers_agree_with_names(finished_study, tmp_path):
-    study = tmp_path / "study"
-    shutil.copytree(finished_study.output, study)
-    (tmp_path / "named").mkdir()
-    called({latent: KINDS[latent] for latent in range(3)}).write(tmp_path / "named")
-    run = ["note", "--names", str(tmp_path / "named"), "--study", str(study)]
-    empty = CliRunner().invoke(app, run)
-    assert empty.exit_code == 2 and "no note on these latents; write some" in " ".join(empty.output.split())
-    for latent, label in enumerate([KINDS[0], KINDS[1], "other", "else"]):
-        add_note(study, latent, "", author="AB", label=label)
-    done = CliRunner().invoke(app, run)
-    assert done.exit_code == 0 and done.output.startswith(
-        "names and AB: 67% equal, by chance 22%; kappa 0.57, on 3 lat"
-    )
-    assert "too few for an interval: 3 latents, fewer than 10; 1 have no name" in done.output

@@ -9,6 +9,7 @@ from helpers_results import findings_of, named_latent, synthetic_results, write_
 
 from mammosae_plugin.findings.layers import read_layers
 from mammosae_plugin.report import write_report
+from mammosae_plugin.report.page import render_report
 from mammosae_plugin.report.paper import compare_figure_2, compare_table_1, compare_table_2, paper_results
 from mammosae_plugin.report.summary import baselines_summary, findings, layers_summary, summary
 from mammosae_plugin.study.claims import claims
@@ -688,3 +689,30 @@ def test_the_packages_paper_results_are_the_fixtures_facts():
     fixture = json.loads((Path(__file__).parent / "data" / "paper_results.json").read_text())
     assert paper_results() == fixture
     assert not any(math.isnan(v) for row in fixture["table_1_classification"].values() for v in row.values())
+
+
+def test_the_surest_names_have_a_section_and_stand_beside_every_latent_that_is_shown(tmp_path):
+    results = synthetic_results()
+    row = {"method": "labels", "score": 0.95, "low": 0.8, "high": 0.99, "chance": 0.25, "n": 20, "reason": "",
+           "check_auroc": 0.8, "check_low": 0.7, "check_high": 0.9}  # fmt: skip
+    model, latents = results["rankings"][-1]["model"], results["rankings"][-1]["latents"]
+    named = [
+        {**row, "encoder": model, "latent": latent, "name": f"name {n}", "q": 0.001 * (n + 1)}
+        for n, latent in enumerate(latents[:11])
+    ]
+    none = {**row, "encoder": model, "latent": 1, "name": "", "q": 0.4, "reason": "nothing stands out; nearest is Mass"}
+    page = Page(render_report({**results, "names": [*named, none, {**none, "latent": 2}]}, tmp_path))
+    told = " ".join(page.text["names"].split())
+    assert (
+        f"{model}, by labels: 11 of 13 latents have a name. Why the others have none: nothing stands out (2)." in told
+    )
+    assert "detection" not in told.lower() and "other methods" not in told
+    table = page.cells("names")
+    assert len(table) == 11 and table[0][:4] == ["Encoder", "Latent", "Name", "Method"]
+    number = str(latents[9])
+    assert table[10] == [model, number, "name 9", "labels", "0.950 [0.800, 0.990]", "0.250", "0.010", "20",
+                         "0.800 [0.700, 0.900]"]  # fmt: skip
+    assert any("name 0 labels 0.95, chance 0.25" in cell for cells in page.cells("rankings") for cell in cells)
+    for bare in (results, {**results, "names": []}):
+        assert "names" not in Page(render_report(bare, tmp_path)).text
+    assert "No latent has a name." in Page(render_report({**results, "names": [none]}, tmp_path)).text["names"]

@@ -33,7 +33,7 @@ from mammosae_plugin.datasets import (
     volume_index,
 )
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.findings.tables import _shared_config
+from mammosae_plugin.findings.shared_study import shared_config
 from mammosae_plugin.study import images
 from mammosae_plugin.study.inputs import StudyInputs
 
@@ -612,7 +612,7 @@ def test_a_study_of_feature_maps_says_that_it_takes_no_volumes(folder):
         _ = StudyInputs(config).all_images
     shown = portable_config(config)
     assert str(folder) not in json.dumps(shown) and shown["data"]["split_file"] == "split.csv"
-    assert _shared_config(shown)["data"]["masks"] is None
+    assert shared_config(shown)["data"]["masks"] is None
 
 
 def test_without_nibabel_one_line_names_the_extra(root, monkeypatch):

@@ -46,7 +46,8 @@ mammosae.table = (() => {
       rate: mammosae.column(raw.firing_rate),
       maximum: mammosae.column(raw.max_activation),
       mean: mammosae.column(raw.mean_activation),
-      notes: mammosae.notesOf(info),
+      notes: mammosae.byLatent(info, "notes"),
+      names: mammosae.byLatent(info, "names"),
       byLatent: new Map(Array.from(latent, (number, row) => [number, row])),
       concepts: {},
     };
@@ -300,11 +301,14 @@ mammosae.estimate = (concept, row, name, write = mammosae.fixed) => {
   return `${write(value)}${ends.some(Number.isNaN) ? "" : ` [${ends.map((end) => mammosae.fixed(end)).join(", ")}]`}`;
 };
 
-// The notes of a table by latent.
-mammosae.notesOf = (info) => {
-  const notes = new Map();
-  for (const note of mammosae.studyOf(info).notes) {
-    if (note.layer === info.layer && note.encoder === info.encoder) notes.set(note.latent, [...(notes.get(note.latent) ?? []), note]);
+// The notes, or the names, of a table by latent; Spaces of earlier versions have no names.
+mammosae.byLatent = (info, kind) => {
+  const found = new Map();
+  for (const row of mammosae.studyOf(info)[kind] ?? []) {
+    if (row.layer === info.layer && row.encoder === info.encoder) found.set(row.latent, [...(found.get(row.latent) ?? []), row]);
   }
-  return notes;
+  return found;
 };
+
+// How a name was found, its score and chance: no name is shown without.
+mammosae.nameScore = (row) => `${row.method} ${mammosae.fixed(row.score, 2)}, chance ${row.chance === null ? "not known" : mammosae.fixed(row.chance, 2)}`;

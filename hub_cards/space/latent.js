@@ -1,5 +1,5 @@
 "use strict";
-// The page of one latent: how often it fires, how it answers to each concept, its place in ranking and sweep, its notes.
+// The page of one latent: how often it fires, how it answers to each concept, its place in ranking and sweep, its names and notes.
 
 mammosae.pages.latent = (() => {
   const { el, charts, number, fixed, percent, firingRate, signed, conceptName, encoderName, className, count, counted } = mammosae;
@@ -141,6 +141,25 @@ mammosae.pages.latent = (() => {
           el("div", {}, sweepPart(study, info, concept, row))]));
   };
 
+  // What it is called, each name with its score and chance; numbers that a method has not are left out.
+  const nameList = (names) => {
+    const estimate = (row, name, low = `${name}_low`, high = `${name}_high`) => (row[name] === null ? mammosae.MISSING
+      : fixed(row[name], 2) + (row[low] === null ? "" : ` [${fixed(row[low], 2)}, ${fixed(row[high], 2)}]`));
+    const all = [
+      ["Name", (row) => row.name],
+      ["Found by", (row) => [row.method, row.model, row.prompt_version && `prompt ${row.prompt_version}`].filter(Boolean).join(", ")],
+      ["Score", (row) => estimate(row, "score", "low", "high")],
+      ["Chance", (row) => (row.chance === null ? mammosae.MISSING : fixed(row.chance, 2))],
+      ["q", (row) => (row.q === null ? mammosae.MISSING : number(row.q))],
+      ["Images", (row) => (row.n ? count(row.n) : mammosae.MISSING)],
+      ["AUROC in other images", (row) => estimate(row, "check_auroc", "check_low", "check_high"), "check_auroc"],
+      ["Detection (chance 0.5)", (row) => estimate(row, "detection"), "detection"],
+      ["Judge", (row) => row.judge ?? mammosae.MISSING, "judge"],
+    ].filter(([, , name]) => !name || names.some((row) => row[name] !== null && row[name] !== ""));
+    return [el("p", {}, "A name is a guess about what the latent stands for, no proof that it is the cause of anything. Score: in the unit of its method, by labels the share of the latent's strongest images, one of each patient, that have it, with the 95 % interval."),
+      mammosae.plainTable(all.map(([text], i) => (i < 2 || text === "Judge" ? text : { text, number: true })), names.map((row) => all.map(([, of]) => of(row))), { caption: null })];
+  };
+
   // The beginning of a long note; null of one that is short enough.
   const beginning = (text) => {
     const start = text.slice(0, 400).split("\n").slice(0, 6).join("\n");
@@ -218,11 +237,13 @@ mammosae.pages.latent = (() => {
     // The concept that was asked for comes first.
     const concepts = info.concepts.map((one) => table.concepts[one.concept]).sort((one, other) => (other.name === wanted) - (one.name === wanted));
     const notes = table.notes.get(latent) ?? [];
+    const names = table.names.get(latent) ?? [];
     mammosae.add(root,
       neighbours(study, info, latent, table),
       el("h1", {}, `Latent ${latent}`),
       el("p", { class: "where" }, `Encoder ${encoderName(info.encoder)} · layer ${info.layer} `, el("code", {}, info.hook_name),
         index.studies.length > 1 ? ` · ${mammosae.studyName(info.study)}` : ""),
+      names.length > 0 && el("p", { id: "called" }, "Called ", el("b", {}, names[0].name), ` (${mammosae.nameScore(names[0])})`),
       el("dl", { class: "facts" },
         fact("Fires in", firingRate(table.rate[row]), "share of the test images, anywhere in the image"),
         fact("Maximum", or(mammosae.hiddenMaximum(table, row), table.maximum[row], number), "largest activation in any test image"),
@@ -233,6 +254,7 @@ mammosae.pages.latent = (() => {
           el("p", {}, density(table, row)),
           figure(charts.firing(table.rate, table.rate[row], `Firing rates of all latents. ${density(table, row)}`),
             "Firing rates of all latents that fire, ", table.rate[row] > 0 ? "with this latent marked." : table.rate[row] === 0 ? "of which this latent is none." : "this one's is hidden."))),
+      names.length > 0 && el("section", { id: "names" }, el("h2", {}, "What it is called"), nameList(names)),
       ...concepts.map((concept) => conceptPart(study, table, concept, row, concept.name === wanted)),
       el("section", { id: "notes" }, el("h2", {}, "Notes by readers"), noteList(notes)));
     const others = await elsewhere(study, table, latent);

@@ -81,6 +81,14 @@ mammosae.pages.latents = (() => {
     const always = () => true; // of what is measured of every latent, a missing value is hidden
     const shown = [
       { key: "latent", text: "Latent", first: "up", of: (table, row) => table.latent[row] },
+      state.tables.some((info) => mammosae.byLatent(info, "names").size) && {
+        key: "name", text: "Name", first: "up", title: "What it is called, with how that was found, its score and chance; a guess. Sorted by q, surest first",
+        of: (table, row) => nameOf(table, row)?.q ?? NaN,
+        show: (table, row) => {
+          const name = nameOf(table, row);
+          return name ? [name.name, el("span", { class: "reason" }, mammosae.nameScore(name))] : "";
+        },
+      },
       several("layer") && { key: "layer", text: "Layer", first: "up", wide: true, of: (table) => positions.get(table.info) },
       several("encoder") && { key: "encoder", text: "Encoder", first: "up", of: (table) => positions.get(table.info) },
       {
@@ -130,6 +138,8 @@ mammosae.pages.latents = (() => {
     return shown.filter(Boolean);
   };
 
+  const nameOf = (table, row) => table.names.get(table.latent[row])?.[0];  // the findings have the surest first
+
   // Of findings with evidence alone: the verdict stands beside its numbers, and each sorts.
   const evidenceColumns = (state, concept) => {
     if (!state.tables.some((info) => mammosae.hasEvidence(info, state.concept))) return [];
@@ -178,7 +188,7 @@ mammosae.pages.latents = (() => {
     ];
   };
 
-  // A number finds the latents of that number, words are sought in the notes; several numbers are alternatives.
+  // A number finds the latents of that number, words are sought in names and notes; several numbers are alternatives.
   const matcher = (text) => {
     const words = mammosae.fold(text).split(/[\s,;]+/).filter(Boolean);
     const numbers = new Set(words.filter((word) => /^\d+$/.test(word)).map(Number));
@@ -186,8 +196,9 @@ mammosae.pages.latents = (() => {
     return (table, row) => {
       if (numbers.size && !numbers.has(table.latent[row])) return false;
       if (!others.length) return true;
-      const found = (table.notes.get(table.latent[row]) ?? [])
-        .map((note) => mammosae.fold([note.label, note.text, note.author].join(" "))).join(" ");
+      const latent = table.latent[row];
+      const found = [...(table.names.get(latent) ?? []).map((name) => name.name),
+        ...(table.notes.get(latent) ?? []).flatMap((note) => [note.label, note.text, note.author])].map((text) => mammosae.fold(text ?? "")).join(" ");
       return found !== "" && others.every((word) => found.includes(word));
     };
   };
@@ -269,7 +280,7 @@ mammosae.pages.latents = (() => {
     // On a phone the filters would fill the first screen: there they are folded away.
     const form = el("form", { class: "filters", role: "search", "aria-label": "Choose latents", onsubmit: (event) => event.preventDefault() },
       el("div", { class: "first" },
-        el("div", { class: "field grow" }, el("label", { for: "search" }, "Search (key /): latent number, or words of notes"),
+        el("div", { class: "field grow" }, el("label", { for: "search" }, "Search (key /): latent number, or words of names and notes"),
           el("input", { id: "search", type: "search", value: state.text, placeholder: "1203, or artefact", autocomplete: "off", spellcheck: "false",
             oninput: (event) => change({ text: event.target.value }) }))),
       el("details", { open: !window.matchMedia("(max-width: 44rem)").matches }, el("summary", {}, "Filters and sorting"), fields, checks));

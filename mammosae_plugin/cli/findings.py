@@ -102,12 +102,6 @@ def note(
         typer.Option(help="Add the notes of another copy of the study. May be repeated.", show_default=False),
     ] = None,
     show: Annotated[bool, typer.Option("--list", help="List all notes and how far the readers agree.")] = False,
-    names: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER", help="Tell how far readers agree with these names of `mammosae name`.", show_default=False
-        ),
-    ] = None,
     withdraw: Annotated[
         bool, typer.Option("--withdraw", help="Withdraw the author's notes on the latent; they are never published.")
     ] = False,
@@ -118,14 +112,13 @@ def note(
 
     Notes lie in the study's folder, one file per author, are only ever added, and travel with the published findings.
     Of a reader's labels for a latent the last counts; --withdraw takes back what an author said of it. With labels of
-    two readers or more, --list ends with their agreement: Cohen's kappa for two, Fleiss' for more. --names tells how
-    often the names of `mammosae name -o FOLDER` say what readers say.
+    two readers or more, --list ends with their agreement: Cohen's kappa for two, Fleiss' for more.
     """
     with clear_errors(debug):
         from mammosae_plugin.errors import InputError
         from mammosae_plugin.findings.notes import add_note, agreement, merge_notes, read_notes, withdraw_notes
 
-        if latent is None and table is None and not merge and not show and names is None and not withdraw:
+        if latent is None and table is None and not merge and not show and not withdraw:
             raise InputError("give a latent and a text, or --from a table, or --merge a folder, or --list the notes")
         if table is not None:
             from mammosae_plugin.findings.note_tables import add_notes
@@ -152,12 +145,6 @@ def note(
             for one in notes:
                 typer.echo(one.as_text())
             typer.echo(agreement(notes).as_text() if notes else "no notes yet")
-        if names is not None:
-            from mammosae_plugin.findings.name_agreement import agreement_with_notes, told_agreement
-            from mammosae_plugin.interpretation import read_names
-
-            found = agreement_with_notes(read_names(names), read_notes(study), layer=layer)
-            typer.echo("\n".join(told_agreement(found)))
 
 
 def compare(

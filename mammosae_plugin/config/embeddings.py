@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from mammosae_plugin.adapters.embedders import Pooling
 from mammosae_plugin.adapters.sources import HUB_SCHEMES
 from mammosae_plugin.config.common import Checkpoint, CommonConfig, Data, FileName
+from mammosae_plugin.config.names import NameSettings
 from mammosae_plugin.datasets.registry import LocalPath
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.measures.units import EvaluationUnit, UnitScores
@@ -148,6 +149,9 @@ class EmbeddingAnalysis(Settings):
     min_patients: int = Field(10, ge=2, description="Groups of every class from which on an interval is given.")
     n_permutations: int = Field(200, ge=20, description="Permutations of the labels for what chance reaches.")
     n_queries: int = Field(200, gt=0, description="Images of each label that retrieval asks for, at most.")
+    names: NameSettings | None = Field(
+        NameSettings(), description="What latents are called, each name beside its score and chance; null: no names."
+    )
 
 
 class EmbeddingStudyConfig(CommonConfig):

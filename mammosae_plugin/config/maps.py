@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 
 from mammosae_plugin.config.common import Checkpoint, CommonConfig, Data, FileName, is_empty, path_or_hub
 from mammosae_plugin.config.explain import ExplainSettings
+from mammosae_plugin.config.names import NameSettings
 from mammosae_plugin.config.pairs import PairSettings
 from mammosae_plugin.config.repair import RepairSettings
 from mammosae_plugin.training.augmentation import Kind
@@ -398,6 +399,9 @@ class AnalysisConfig(Settings):
         ExplainSettings(),
         description="Test images whose logit is taken apart in the report, latent by latent, where it is a sum over "
         "latents; null leaves it out.",
+    )
+    names: NameSettings | None = Field(
+        NameSettings(), description="What latents are called, each name beside its score and chance; null: no names."
     )
     pairs: PairSettings | None = Field(
         None,

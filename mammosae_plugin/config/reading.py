@@ -265,9 +265,11 @@ def _make_absolute(raw: dict[str, Any], base: Path) -> None:
     resolve(raw, "output")
     resolve_data(raw.get("data"))
     analysis = raw.get("analysis")
-    if isinstance(analysis, dict) and isinstance(pairs := analysis.get("pairs"), dict):
-        resolve(pairs, "file")
-        resolve_data(pairs.get("data"))
+    if isinstance(analysis, dict):
+        resolve_all(analysis.get("names"), "files")
+        if isinstance(pairs := analysis.get("pairs"), dict):
+            resolve(pairs, "file")
+            resolve_data(pairs.get("data"))
     sae = raw.get("sae")
     resolve(sae, "path")
     paths = sae.get("paths") if isinstance(sae, dict) else None

@@ -20,6 +20,7 @@ from mammosae_plugin.schema.embeddings import KIND, SCHEMAS, TABLES
 from mammosae_plugin.schema.names import FINDINGS_FOLDER
 
 _MARK = "quality.parquet"  # which studies of maps have not
+_LATER = "names"  # which studies of earlier versions have not
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,10 @@ def read_embedding_findings(results_folder: Path) -> EmbeddingFindings:
     folder = results_folder / FINDINGS_FOLDER
     if not is_embedding_study(results_folder):
         raise InputError(f"{results_folder} holds no results of a study of embeddings; run `mammosae study` first")
-    tables = {name: read_table(folder / f"{name}.parquet", schema) for name, schema in SCHEMAS.items()}
+    tables = {
+        name: read_table(file, schema) if (file := folder / f"{name}.parquet").exists() or name != _LATER
+        else schema.empty_table() for name, schema in SCHEMAS.items()
+    }  # fmt: skip
     (told,) = tables.pop("study").to_pylist()
     facts = {one.name: json.loads(told[one.name]) if one.is_json else told[one.name] for one in TABLES["study"]}
     return EmbeddingFindings(facts, {name: table.to_pandas() for name, table in tables.items()})

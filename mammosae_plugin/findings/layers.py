@@ -17,7 +17,15 @@ from mammosae_plugin.schema.results import FORMAT_VERSION, Results, Row
 
 _FACTS = tuple(column for column in LAYERS["study"] if column.name not in ("layer", "primary"))
 _ROWS = ("reconstruction", "rankings", "interventions")
-_LATER = ("evidence", "groups", "views", "explained", "pairs", "repair")  # which findings of earlier versions lack
+_LATER = (
+    "evidence",
+    "groups",
+    "views",
+    "explained",
+    "pairs",
+    "repair",
+    "names",
+)  # which findings of earlier versions lack
 
 
 def write_layers(found: Mapping[str, Results], folder: Path) -> None:

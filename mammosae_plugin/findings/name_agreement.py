@@ -1,6 +1,6 @@
 """Do names agree with what readers say of the same latents?"""
 
-__all__ = ["agreement_with_notes", "FEWEST", "told_agreement"]
+__all__ = ["agreement_with_notes", "FEWEST"]
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -42,7 +42,7 @@ def agreement_with_notes(
     Args:
         names: of the latents of one layer; those without a name are counted and left out.
         notes: in force, oldest first, as `read_notes` gives them.
-        layer: the layer that the names are of; None where all notes are of one, or the names say of which SAE they are.
+        layer: the layer that the names are of; None where all notes are of one.
         same: one word for several, such as {"a round opacity": "Mass", "lump": "Mass"}, of names and of labels.
         n_bootstrap: resamples of latents.
         seed: of them.
@@ -55,13 +55,12 @@ def agreement_with_notes(
     Raises:
         InputError: notes on several layers and no word which, or names without notes.
     """
-    sae = names.about.get("sae")
-    own = [note for note in notes if layer in (None, note.layer) and (not sae or note.sae == sae)]
-    if not own:
-        which = f" (of {len(notes)} on other layers or SAEs)" if notes else ""
-        raise InputError(f"there is no note on these latents{which}; write some with `mammosae note`")
-    if len(layers := sorted({note.layer for note in own})) > 1:
+    layers = sorted({note.layer for note in notes})
+    if layer is None and len(layers) > 1:
         raise InputError(f"the notes are on the layers {', '.join(layers)}; name the one that the names are of")
+    own = [note for note in notes if layer in (None, note.layer)]
+    if not own:
+        raise InputError("there is no note to hold the names against; write some with `mammosae note`")
     n_bootstrap, seed = whole(n_bootstrap, "n_bootstrap", least=1), whole(seed, "seed", least=0)
     words = {plain_text(one): plain_text(other) for one, other in (same or {}).items()}
 
@@ -79,23 +78,6 @@ def agreement_with_notes(
         ],
         columns=list(_COLUMNS),
     )
-
-
-def told_agreement(found: pd.DataFrame) -> list[str]:
-    """What `agreement_with_notes` found, in a line for each reader."""
-    lines = []
-    for row in found.to_dict("records"):
-        told = f"names and {row['reader']}: "
-        if row["n"]:
-            ends = f" ({row['equal_low']:.0%} to {row['equal_high']:.0%})" if pd.notna(row["equal_low"]) else ""
-            kappa = "" if pd.isna(row["kappa"]) else f"; kappa {row['kappa']:.2f}"
-            if kappa and pd.notna(row["kappa_low"]):
-                kappa += f" ({row['kappa_low']:.2f} to {row['kappa_high']:.2f})"
-            told += f"{row['equal']:.0%} equal{ends}, by chance {row['chance']:.0%}{kappa}, on {row['n']} latents"
-        lines.append(
-            f"{told}{'; ' if row['n'] and row['reason'] else ''}{row['reason']}; {row['n_unnamed']} have no name"
-        )
-    return lines
 
 
 def _words_of(notes: Sequence[Note], reader: str) -> dict[int, str]:

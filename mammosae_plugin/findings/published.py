@@ -60,6 +60,8 @@ class Findings:
         groups: One row per layer, model, concept and group of images: how well it is told; None likewise.
         views: One row per layer, model, concept and latent: how far views and sides agree on it; None where the study
             did not look, and in findings of earlier versions.
+        names: One row per layer, encoder, latent and method: what it is called, with score, chance and q
+            (docs/naming.md); None where no name may be told, and in findings of earlier versions.
         repo_id: owner/name of the dataset on the Hub that they were read from; None for what lies on this machine.
         score_cards: Of a study on this machine whose SAEs were audited, their score cards by the layer's folder name.
     """
@@ -77,6 +79,7 @@ class Findings:
     evidence: pd.DataFrame | None = None
     groups: pd.DataFrame | None = None
     views: pd.DataFrame | None = None
+    names: pd.DataFrame | None = None
     repo_id: str | None = None
     score_cards: Mapping[str, ScoreCard] = dataclasses.field(default_factory=dict)
 
@@ -142,6 +145,7 @@ class Findings:
             evidence=_frame(tables["evidence"]) if "evidence" in tables else None,
             groups=_frame(tables["groups"]) if "groups" in tables else None,
             views=_frame(tables["views"]) if "views" in tables else None,
+            names=_frame(tables["names"]) if "names" in tables else None,
         )
 
 

@@ -5,12 +5,11 @@ Whatever is a statistic of fewer patients than `min_group`, or gives one away, i
 """
 
 __all__ = [
-    "examples_table", "findings_tables", "Groups", "latents_table", "LOCAL_FOLDER", "Row", "rows_table",
+    "examples_table", "findings_tables", "Groups", "latents_table", "Row", "rows_table",
     "separation_rows", "shared_named_latents", "shared_quality", "shared_role", "Tellable", "tellable", "ToldOf",
 ]  # fmt: skip
 
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -21,18 +20,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mammosae_plugin.adapters.sources import is_on_hub
-from mammosae_plugin.config import BELOW_ROOT
-from mammosae_plugin.config.maps import START_LIBRARIES
 from mammosae_plugin.findings.about import About, places
 from mammosae_plugin.findings.kept import TEST, TRAINING, Kept, read_kept
+from mammosae_plugin.findings.names import names_table
 from mammosae_plugin.findings.notes import Note, read_notes, with_readers
+from mammosae_plugin.findings.shared_study import sae_origin, shared_config, shared_provenance
 from mammosae_plugin.findings.study_folder import Encoder, LayerResults, StudyFolder
 from mammosae_plugin.findings.told_evidence import told_evidence, told_groups, told_views
 from mammosae_plugin.privacy.small_groups import Mask, is_few, rare_rows
 from mammosae_plugin.schema.columns import struct_of
 from mammosae_plugin.schema.findings import CONCEPT, FORMAT_VERSION, NOTE, OPTIONAL, SCHEMAS, names_of
-from mammosae_plugin.schema.results import ROLE_NUMBERS, TRAINED_HERE, stated_role
+from mammosae_plugin.schema.results import ROLE_NUMBERS, stated_role
 
 Row = dict[str, Any]
 _OF_ROWS = ("interventions", "reconstruction", "localization", "lesions", "evidence", "groups", "views")
@@ -54,6 +52,7 @@ def findings_tables(study: StudyFolder, *, min_group: int = 5, about: About | No
         InputError: The study was run with a version that did not keep its findings.
     """
     told, notes = tellable(study.layers, min_group), read_notes(study.folder)
+    names = names_table(study.layers, told, min_group)
     return {
         "latents": pa.concat_tables(
             latents_table(layer, encoder, told[layer.name, encoder.name], notes)
@@ -65,6 +64,7 @@ def findings_tables(study: StudyFolder, *, min_group: int = 5, about: About | No
             for one in _OF_ROWS
             if len(rows := rows_table(one, study, told)) or one not in OPTIONAL or _looked(one, study, min_group)
         },
+        **({"names": names} if len(names) else {}),
         "study": _study(study, told, min_group, about or About().with_record(study.folder)),
     }
 
@@ -443,7 +443,7 @@ def _study(study: StudyFolder, told: ToldOf, min_group: int, about: About) -> pa
     saes = {
         layer.name: {
             **layer.results["sae"],
-            "source": _origin(layer.results["sae"]),
+            "source": sae_origin(layer.results["sae"]),
             "published": layer.results["sae"].get("published") or published.get(layer.name),
             "hook_name": layer.hook_name,
             "quality": _quality(layer, told, min_group),
@@ -458,8 +458,8 @@ def _study(study: StudyFolder, told: ToldOf, min_group: int, about: About) -> pa
         "min_group": min_group,
         "layers": [layer.name for layer in study.layers],
         "concepts": list(study.concepts),
-        "config": _json(_shared_config(results["config"])),
-        "provenance": _json(_shared_provenance(results["provenance"])),
+        "config": _json(shared_config(results["config"])),
+        "provenance": _json(shared_provenance(results["provenance"])),
         "data": _json(_shared_data(results["data"], told, min_group)),
         "models": _json(models),
         "sae": _json(saes),
@@ -525,59 +525,6 @@ def shared_role(named: Row, min_group: int) -> Row:
 
 def _json(value: Any) -> str:
     return json.dumps(value, allow_nan=False, ensure_ascii=False)
-
-
-_FILE = re.compile(r".+\.(?:pt|pth|tar|ckpt|bin|safetensors|npz|json)", re.IGNORECASE | re.DOTALL)
-LOCAL_FOLDER = "a local folder"
-
-
-def _without_folder(name: Any) -> Any:
-    """The name of a file of weights, or a place on the Hub; of a folder on this machine not even its name."""
-    return name if not isinstance(name, str) or is_on_hub(name) or _FILE.fullmatch(name) else LOCAL_FOLDER
-
-
-def _origin(sae: Mapping[str, Any]) -> str:
-    """Where an SAE came from, as it may be told."""
-    source = str(sae["source"])
-    return source if sae.get("published") or source == TRAINED_HERE else str(_without_folder(source))
-
-
-def _shared_config(config: Mapping[str, Any]) -> Row:
-    """The configuration without what is about the machine where it ran: folders, files of SAEs, its device.
-
-    SAEs that were read from the Hub keep their place there.
-    """
-
-    def without(section: Mapping[str, Any], *keys: str) -> Row:
-        return {key: value for key, value in section.items() if key not in keys}
-
-    kept = without(config, "output", "device", "num_workers")
-    sae = without(config["sae"], "path", "paths")
-    if is_on_hub(config["sae"].get("path")):
-        sae["path"] = config["sae"]["path"]
-    if paths := {layer: place for layer, place in (config["sae"].get("paths") or {}).items() if is_on_hub(place)}:
-        sae["paths"] = paths
-    models = [
-        {
-            **model,
-            "encoder": _without_folder(model.get("encoder")),
-            "classifiers": model.get("classifiers")
-            and {concept: _without_folder(place) for concept, place in model["classifiers"].items()},
-            **{name: without(model[name], "arguments", "prefix") for name in START_LIBRARIES if model.get(name)},
-        }
-        for model in config["models"]
-    ]
-    data = without(config["data"], "root", "labels", "mapping")  # what labels there are is told by `_shared_data`
-    for name in (name for name in BELOW_ROOT & data.keys() if data[name] is not None):
-        data[name] = re.split(r"[/\\]", str(data[name]))[-1]
-    analysis = {**config["analysis"], "pairs": None}  # whose images are others, of which nothing goes out
-    return {**kept, "data": data, "sae": sae, "models": models, "analysis": analysis}
-
-
-def _shared_provenance(provenance: Mapping[str, Any]) -> Row:
-    """Versions and checksums, with the names of files of weights but of no folder."""
-    checkpoints = [{**row, "file": _without_folder(row["file"])} for row in provenance["checkpoints"]]
-    return {**provenance, "checkpoints": checkpoints}
 
 
 _DATA = ("image_size", "unit", "splits", "vocabulary")

@@ -64,6 +64,11 @@ Row = dict[str, Any]
 
 _LATENT = ("latent", *(column.name for column in COLUMNS["latents"] if column.privacy == "group"))
 _NOTE = ("layer", "encoder", "latent", *(field.name for field in NOTE))
+_NAME = (
+    *("layer", "encoder", "latent", "method", "name", "score", "low", "high", "chance", "q", "n"),
+    *("check_auroc", "check_low", "check_high", "model", "prompt_version"),
+    *("judge", "detection", "detection_low", "detection_high"),
+)
 _EVIDENCE = (
     *("verdict", "reason", "statistic", "auroc", "auroc_low", "auroc_high", "auroc_q"),
     *("reliance", "reliance_low", "reliance_high", "place", "place_low", "place_high", "place_reason"),
@@ -211,6 +216,7 @@ def _study(findings: Findings, number: int, origin: str) -> tuple[Row, Iterator[
         "layers": [layer for layer in study["layers"] if any(table["layer"] == layer for table in tables)],
         "tables": tables,
         "notes": _rows(findings.notes, _NOTE),
+        "names": [] if findings.names is None else _rows(findings.names, _NAME),
         "interventions": _rows(findings.interventions, _INTERVENTION),
         "reconstruction": _rows(findings.reconstruction, _RECONSTRUCTION),
         "localization": _rows(findings.localization[findings.localization["method"] == "latent"], _LOCALIZATION),

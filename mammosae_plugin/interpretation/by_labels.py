@@ -21,11 +21,11 @@ from mammosae_plugin.errors import InputError
 from mammosae_plugin.interpretation.attributes import attributes_and_columns
 from mammosae_plugin.interpretation.names import CALLED, COLUMNS, LatentNames
 from mammosae_plugin.measures.auroc_columns import delong_columns
+from mammosae_plugin.schema.names_of_latents import BY_LABELS
 
 if TYPE_CHECKING:
     from mammosae_plugin.latents import LatentTable
 
-METHOD = "labels"
 _CHECK = ("check_auroc", "check_low", "check_high", "check_n", "check_fewest")
 
 
@@ -131,7 +131,7 @@ def name_by_labels_of(
         "n_groups": int(of_row.max(initial=-1)) + 1, "n_tests": int(np.isfinite(p).sum()), "tried": tried,
         "left_out": left_out,
     }  # fmt: skip
-    return LatentNames(METHOD, latents, listed.reset_index(drop=True), about)
+    return LatentNames(BY_LABELS, latents, listed.reset_index(drop=True), about)
 
 
 def _decided(
@@ -159,7 +159,7 @@ def _decided(
     frame = pd.DataFrame(
         {
             "latent": range(len(n_groups)),
-            "method": METHOD,
+            "method": BY_LABELS,
             "name": best["name"].where(~abstained, "").to_numpy(dtype=object),
             "score": best["score"].to_numpy(dtype=np.float64),
             "low": low,

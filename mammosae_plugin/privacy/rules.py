@@ -22,6 +22,7 @@ from mammosae_plugin.datasets.about import DatasetAbout
 from mammosae_plugin.files import sha256_of_file
 from mammosae_plugin.privacy.context import PrivacyContext
 from mammosae_plugin.privacy.machine import live_secrets, names_of_this_machine, ordinary_words
+from mammosae_plugin.privacy.metadata import are_labels
 from mammosae_plugin.privacy.numbers import lists_numbers, too_many_numbers
 from mammosae_plugin.privacy.policy import Policy
 from mammosae_plugin.privacy.reading import ARROW_SCHEMA, Opened, Passage
@@ -480,6 +481,8 @@ def _small_groups(staged: Staged) -> Iterator[Problem]:
             yield Problem(file.path, message)
         if any(_small_class(staged.policy.columns[file.config], row, least) for row in rows):
             yield Problem(file.path, message)
+        if file.config == "names" and any(row.get("n") is None or 0 < row["n"] < least for row in rows):
+            yield Problem(file.path, message.replace("set it to null", "leave the name out"))
     for file in staged.of(".parquet"):
         if file.config == "interventions" and file.table is not None:
             known = {"layer", "model", "concept"} <= set(file.table.column_names)
@@ -530,6 +533,18 @@ def _small_class(columns: Sequence[Column], row: Mapping[str, Any], least: int) 
     return False
 
 
+def _names_of_metadata(staged: Staged) -> Iterator[Problem]:
+    said = {(file.config, place): value for file, place, value in _json_values(staged) if file.suffix == ".parquet"}
+    for file in staged.of(".parquet"):
+        rows = file.table.to_pylist() if file.table is not None and file.config == "names" else []
+        if not are_labels(rows, said.get(("study", "column config")), said.get(("study", "column data"))):
+            yield Problem(
+                file.path,
+                "a latent is named after something that is no label of the data, such as a site or a machine; leave it "
+                "out, or allow its column by analysis.names.share of the study's configuration",
+            )
+
+
 _CODE = (".html", ".css", ".js")
 
 
@@ -562,6 +577,9 @@ RULES: tuple[Rule, ...] = (
     Rule("keyed hashes", "images and patients of `examples` only as hashes under a key", _keyed_hashes),
     Rule("per-image rows", "no row per image of a restricted dataset without its licence named", _per_image_rows),
     Rule("small groups", "no statistic of fewer images or patients than `min_group`", _small_groups),
+    Rule(
+        "names of metadata", "no latent named after what is no label, such as a site or a machine", _names_of_metadata
+    ),
     Rule("own code", "pages run no code but this package's", _own_code),
 )
 """Every rule, in the order in which they are held against a folder."""

@@ -13,13 +13,15 @@ from mammosae_plugin.datasets.about import KNOWN, DatasetAbout
 from mammosae_plugin.datasets.concepts import PRESENT
 from mammosae_plugin.findings.embeddings import EmbeddingFindings
 from mammosae_plugin.measures.units import EvaluationUnit
+from mammosae_plugin.report.names import names_section
 from mammosae_plugin.report.rendering import figure_source, render
-from mammosae_plugin.report.views import TableView, table_view, whole_numbers
+from mammosae_plugin.report.views import TableView, name_cell, named_column, table_view, whole_numbers
 from mammosae_plugin.schema.embeddings import FIGURES
 from mammosae_plugin.schema.names import readable
+from mammosae_plugin.schema.names_of_latents import names_of_encoder
 from mammosae_plugin.schema.results import Row
 from mammosae_plugin.visualization.embeddings import METHOD_NAMES, METHODS, MOST_SERIES
-from mammosae_plugin.visualization.tables import Estimate, estimate
+from mammosae_plugin.visualization.tables import Estimate, estimate, heading
 
 _TOLD = 4  # SAEs of which the summary speaks
 _BEST = 12  # latents in the table of the purest
@@ -49,10 +51,12 @@ def render_embedding_report(found: EmbeddingFindings, figures_folder: Path) -> s
         told_of=_TOLD,
         most_series=MOST_SERIES if len(facts["saes"]) > MOST_SERIES else None,
         quality=table_view(_quality(found.tables["quality"]), n_labels=3),
-        told=table_view(_told(found), n_labels=3),
+        told=_with_names(_told(found), found, "best_latent", 3),
         reasons=_reasons(found.tables["probes"]),
         recovery=table_view(whole_numbers(found.tables["recovery"], "k_"), n_labels=3),
         purest=_purest(found),
+        names=names_section(_names(found), facts["config"], ["encoder", "sae"], split=split,
+                            where="results/findings/names.parquet"),
         sizes=sorted(set(found.tables["monosemanticity"]["n"])),
         retrieval=table_view(_retrieval(found.tables["retrieval"]), n_labels=3),
         figures={name: {"name": file, "source": figure_source(figures_folder / file), "alt": alt}
@@ -237,7 +241,28 @@ def _purest(found: EmbeddingFindings) -> TableView | None:
                     "AUROC": math.nan if best is None else best["auroc"],
                 }
             )
-    return table_view(pd.DataFrame(shown), n_labels=2)
+    return _with_names(pd.DataFrame(shown), found, "latent", 2)
+
+
+def _names(found: EmbeddingFindings) -> list[Row]:
+    """The names of latents, with None for what is missing."""
+    names = found.tables["names"]
+    return _records(names.astype(object).where(names.notna(), None))
+
+
+def _with_names(rows: pd.DataFrame, found: EmbeddingFindings, column: str, n_labels: int) -> TableView | None:
+    """The table with the names of latents behind the column that has their numbers."""
+    names: dict[tuple[str, str], list[Row]] = {}
+    for row in _names(found):
+        names.setdefault((row["encoder"], row["sae"]), []).append(row)
+    known = {key: names_of_encoder(own, key[0]) for key, own in names.items()}
+    first = {sae["model"]: sae["sae"] for sae in reversed(found.facts["saes"])}
+    cells = [
+        name_cell(known.get((row["model"], row.get("sae", first[row["model"]])), {}), row[column])
+        for row in _records(rows)
+    ]
+    view = table_view(rows, n_labels=n_labels)
+    return view and named_column(view, cells, heading(column))
 
 
 def _prevalence(facts: Any) -> pd.DataFrame:

@@ -11,7 +11,15 @@ import pandas as pd
 
 from mammosae_plugin.measures.units import EvaluationUnit
 from mammosae_plugin.report.rendering import script
-from mammosae_plugin.report.views import TableView, table_view, typeset, without_empty
+from mammosae_plugin.report.views import (
+    TableView,
+    name_cell,
+    named_column,
+    names_of_pair,
+    table_view,
+    typeset,
+    without_empty,
+)
 from mammosae_plugin.schema.names import counted, readable
 from mammosae_plugin.schema.results import Results, Row, n_best, number, shortcuts
 from mammosae_plugin.visualization.tables import Estimate, PValue, estimate
@@ -39,7 +47,7 @@ def evidence_section(results: Results) -> dict[str, Any] | None:
     unit = EvaluationUnit.named(results["data"]["unit"]).plural
     return {
         "verdicts": [_counted(pair, own) for pair, own in of_pairs.items()],
-        "table": _table(list(first.values()), n_best(results), alpha),
+        "table": _table(first, results, alpha),
         "order": _order(max(map(len, of_pairs.values())), n_best(results)),
         "script": text,
         "script_hash": script_hash,
@@ -52,7 +60,8 @@ def evidence_section(results: Results) -> dict[str, Any] | None:
     }
 
 
-def _table(of_pairs: list[list[Row]], printed: int, alpha: float) -> TableView | None:
+def _table(first: dict[tuple[str, str], list[Row]], results: Results, alpha: float) -> TableView | None:
+    of_pairs, printed = list(first.values()), n_best(results)
     told = pd.DataFrame([_told(row, alpha) for own in of_pairs for row in own], dtype=object)
     view = table_view(without_empty(told, [_PLACE, _LESIONS]), n_labels=3)
     if view is not None:
@@ -68,7 +77,13 @@ def _table(of_pairs: list[list[Row]], printed: int, alpha: float) -> TableView |
                     cells[goes] = replace(cells[goes], below=how)
     places = [place for own in of_pairs for place in range(len(own))]
     further = frozenset(row for row, place in enumerate(places) if place >= printed)
-    return view and replace(view, further=further)
+    names = [
+        name_cell(known, row["latent"])
+        for pair, own in first.items()
+        for known in [names_of_pair(results, *pair)]
+        for row in own
+    ]
+    return view and named_column(replace(view, further=further), names, "Latent")
 
 
 def _order(n_most: int, printed: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mammosae_plugin.report.explanation import MUCH_ERROR
 from mammosae_plugin.report.rendering import figure_source
-from mammosae_plugin.report.views import Cell, TableView, typeset
+from mammosae_plugin.report.views import Cell, TableView, name_cell, named_column, names_of_pair, typeset
 from mammosae_plugin.schema.explained import RULES
 from mammosae_plugin.schema.names import counted, digits, explained_name, file_part, readable, signed
 from mammosae_plugin.schema.results import Results, Row, may_show_images, number
@@ -54,7 +54,7 @@ def _image(row: Row, results: Results, folder: Path) -> Row:
         "title": f"{name}: {kind}",
         "lead": _lead(row),
         "figure": {"name": file, "source": figure_source(folder / file), "alt": alt},
-        "table": _view(row),
+        "table": _view(row, results),
         "notes": [(one["latent"], lines) for one in row["latents"] if (lines := _said(one))],
         "command": shlex.join([*command, row["concept"], *layer, "-o", f"explained_{named}"]),
     }
@@ -85,7 +85,7 @@ def _lead(row: Row) -> str:
     )
 
 
-def _view(row: Row) -> TableView:
+def _view(row: Row, results: Results) -> TableView:
     headings = [("Part", False), ("Contribution", True), ("Usual", True), ("Mean", True), ("Maximum", True)]
     headings += [("Role", False), ("Verdict", False)]
     rows = [
@@ -106,7 +106,10 @@ def _view(row: Row) -> TableView:
     starts = [False] * len(rows) + [True, False, False, True]
     rows += [[Cell(words), Cell(_signed(number(value))), *[Cell("")] * 5] for words, value in rest]
     rows.append([Cell("logit", strong=True), Cell(_signed(number(row["logit"])), strong=True), *[Cell("")] * 5])
-    return TableView(headings, rows, starts)
+    names = names_of_pair(results, row["model"], row["concept"])
+    named = [name_cell(names, one["latent"]) for one in row["latents"]]
+    view = TableView(headings, rows, starts)
+    return named_column(view, [*named, *[Cell("")] * (len(rows) - len(named))], "Part")
 
 
 def _signed(value: float) -> str:

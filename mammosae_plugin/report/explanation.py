@@ -4,15 +4,16 @@ __all__ = ["explanation_page", "explanation_text", "MUCH_ERROR", "Told"]
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
 
 from mammosae_plugin.report.rendering import figure_source, render
-from mammosae_plugin.report.views import Cell, TableView
+from mammosae_plugin.report.views import Cell, TableView, name_cell, named_column
 from mammosae_plugin.schema.names import counted, digits, readable, signed
+from mammosae_plugin.schema.names_of_latents import told_name
 from mammosae_plugin.version import __version__
 
 MUCH_ERROR = 0.25
@@ -63,18 +64,21 @@ class Told:
         roles: by latent, as the study's rule or its readers name it.
         verdicts: by latent, the verdict of its evidence and why.
         notes: by latent, what readers wrote.
+        names: by latent, the row of its surest name (`schema.names_of_latents`).
     """
 
     top: int
     roles: Mapping[int, str]
     verdicts: Mapping[int, tuple[str, str]]
     notes: Mapping[int, Sequence[str]]
+    names: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
     def of(self, latent: int) -> dict[str, Any]:
-        """latent, role, verdict, reason, notes; None where nothing is known."""
+        """latent, name (with its score), role, verdict, reason, notes; None where nothing is known."""
         verdict, reason = self.verdicts.get(latent, ("", ""))
         said = {"role": self.roles.get(latent), "verdict": verdict or None, "reason": reason or None}
-        return {"latent": latent, **said, "notes": list(self.notes.get(latent, ()))}
+        name = told_name(self.names.get(latent, {})) or None
+        return {"latent": latent, "name": name, **said, "notes": list(self.notes.get(latent, ()))}
 
     def caption(self, latent: int, contribution: float) -> str:
         """Two lines under a map."""
@@ -110,6 +114,9 @@ def explanation_text(about: Mapping[str, Any], found: Explained, told: Told) -> 
     cells.append(["logit", _number(found.logit), "", "", ""])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+    names = [(latent, told_name(told.names.get(latent, {}))) for latent, _ in _said(found, told)]
+    lines += ["", "called:"] if any(name for _, name in names) else []
+    lines += [f"  latent {latent}: {name}" for latent, name in names if name]
     reasons = [f"  latent {latent}: {one}" for latent, said in _said(found, told) for one in said]
     lines += ["", "said of them:", *reasons] if reasons else []
     if len(found.neighbours):
@@ -147,6 +154,7 @@ def explanation_page(about: Mapping[str, Any], found: Explained, told: Told, fig
         view=_view(found, told),
         notes=[(latent, said) for latent, said in _said(found, told) if said],
         has_verdicts=bool(told.verdicts),
+        has_names=bool(told.names),
         neighbours=_neighbours(found.neighbours),
         chance=_chance(found),
         figure=figure_source(figures[0]),
@@ -184,7 +192,8 @@ def _view(found: Explained, told: Told) -> TableView:
         numbers = [Cell(_number(float(row["usual"]))), *(Cell(digits(float(row[one]))) for one in ("mean", "maximum"))]
         rows.append([Cell(name), Cell(_number(value)), *numbers, Cell(told.roles.get(latent, "–")), Cell(verdict)])
     rows.append([Cell("logit", strong=True), Cell(_number(found.logit), strong=True), *[Cell("")] * 5])
-    return TableView(headings, rows, [*starts, True])
+    named = [name_cell(told.names, int(row["latent"]) if row is not None else None) for _, row, _ in _rows(found, told)]
+    return named_column(TableView(headings, rows, [*starts, True]), [*named, Cell("")], "Part")
 
 
 def _neighbours(frame: pd.DataFrame) -> TableView | None:

@@ -19,6 +19,7 @@ from mammosae_plugin.measures.units import EvaluationUnit
 from mammosae_plugin.report.agreement import agreement_section
 from mammosae_plugin.report.evidence import evidence_section
 from mammosae_plugin.report.explained import explained_section
+from mammosae_plugin.report.names import names_section
 from mammosae_plugin.report.pairs import pairs_section
 from mammosae_plugin.report.paper import compare_figure_2, compare_table_1, compare_table_2, paper_concepts
 from mammosae_plugin.report.rendering import figure_source, render
@@ -58,6 +59,7 @@ from mammosae_plugin.schema.results import (
     NEAR_ZERO,
     Results,
     Row,
+    class_names,
     concepts,
     has_boxes,
     layer_names,
@@ -125,6 +127,9 @@ def _content(results: Results, figures_folder: Path) -> dict[str, Any]:
         "roles": roles_view(results),
         "roles_obstacles": roles_obstacles(results),
         "scores": {row["score"] for row in results["rankings"]},
+        "names": names_section(
+            results.get("names", []), results["config"], ["encoder"], split="test", where="tables/names.csv"
+        ),
         "evidence": evidence_section(results),
         "repair": repair_section(results),
         "agreement": agreement_section(results),
@@ -477,6 +482,7 @@ def _rankings(results: Results) -> list[Row]:
             "title": f"{model}, {readable(concept)}" + (f", score {score}" if len(scores) > 1 else ""),
             "table": rankings_view(results, model, concept, score),
             "shared": shared_latents(results, model, concept, score),
+            "classes": "both" if len(class_names(results, concept)) in (0, 2) else "all",
         }
         for score in scores
         for model, concept in pairs(results)

@@ -7,12 +7,14 @@ from typing import Any
 
 import pandas as pd
 
-from mammosae_plugin.report.views import table_view, whole_numbers
+from mammosae_plugin.report.views import TableView, encoder_title, name_cell, named_column, table_view, whole_numbers
 from mammosae_plugin.schema.names import readable
+from mammosae_plugin.schema.names_of_latents import names_of_encoder
 from mammosae_plugin.schema.pairs import CHANCES
 from mammosae_plugin.schema.results import Results, Row, number
 from mammosae_plugin.visualization.tables import Estimate, PValue, estimate
 
+_BEST = "Best latent"
 _WORDS = {"mixed": "random mixtures of the latents", "permuted": "exchanged attributes", "untrained": "untrained SAEs"}
 
 
@@ -36,7 +38,7 @@ def pairs_section(results: Results) -> dict[str, Any] | None:
     return {
         "few": _few(next(iter(by_encoder.values())), least),
         "said": [_said(encoder, own) for encoder, own in by_encoder.items()],
-        "table": table_view(_table([_told(row, has_places, has_untrained) for row in rows]), n_labels=2),
+        "table": _view(rows, _table([_told(row, has_places, has_untrained) for row in rows]), results),
         "has_places": has_places,
         "has_untrained": has_untrained,
         "statistic": {"max": "maximum", "mean": "mean"}[settings.get("statistic", "max")],
@@ -64,7 +66,9 @@ def _said(encoder: str, rows: list[Row]) -> str:
     """A sentence: how many attributes have a selective latent, of how many pairs, and the chances."""
     scored = [row for row in rows if _is_known(row, "best_selectivity")]
     if not scored:
-        return f"{_title(encoder)}: {sum(row['n_pairs'] for row in rows)} pairs, by which no attribute is scored."
+        return (
+            f"{encoder_title(encoder)}: {sum(row['n_pairs'] for row in rows)} pairs, by which no attribute is scored."
+        )
     first, n_pairs = scored[0], sum(row["n_pairs"] for row in scored)
     n = f"{sum(row['n_selective'] > 0 for row in scored)} of {len(scored)} attributes have a selective latent"
     numbers = sorted({row["n_patients"] for row in scored})
@@ -72,23 +76,25 @@ def _said(encoder: str, rows: list[Row]) -> str:
     shares = {end: number(first.get(f"share_{end}")) for end in CHANCES}
     beside = [f"{100 * share:.0f} % with {_WORDS[end]}" for end, share in shares.items() if math.isfinite(share)]
     return (
-        f"{_title(encoder)}: {n}, {100 * number(first['share']):.0f} % (by chance {', '.join(beside)}); "
+        f"{encoder_title(encoder)}: {n}, {100 * number(first['share']):.0f} % (by chance {', '.join(beside)}); "
         f"{n_pairs} pairs, {patients} patients for each."
     )
-
-
-def _title(encoder: str) -> str:
-    model, _, concept = encoder.partition("/")
-    return f"{model}, {readable(concept)}" if concept else model
 
 
 def _table(told: list[Row]) -> pd.DataFrame:
     return whole_numbers(whole_numbers(pd.DataFrame(told), "selective"), "best latent")
 
 
+def _view(rows: list[Row], table: pd.DataFrame, results: Results) -> TableView | None:
+    names = results.get("names", [])
+    known = {row["encoder"]: names_of_encoder(names, row["encoder"]) for row in rows}
+    view = table_view(table, n_labels=2)
+    return view and named_column(view, [name_cell(known[row["encoder"]], row["best_latent"]) for row in rows], _BEST)
+
+
 def _told(row: Row, has_places: bool, has_untrained: bool) -> Row:
     told: Row = {
-        "encoder": _title(row["encoder"]),
+        "encoder": encoder_title(row["encoder"]),
         "attribute": readable(row["attribute"]),
         "patients": row["n_patients"],
         "responding": row["n_responding"],

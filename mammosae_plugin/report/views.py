@@ -1,18 +1,21 @@
 """Data frames as the report's template shows them: cells with an interval below, repeated labels set back."""
 
 __all__ = [
-    "Cell", "rankings_view", "roles_obstacles", "roles_view", "shared_latents", "sweep_view", "table_view", "TableView",
-    "typeset", "whole_numbers", "without_empty",
+    "Cell", "encoder_title", "name_cell", "named_column", "names_of_pair", "rankings_view", "roles_obstacles",
+    "roles_view", "shared_latents", "sweep_view", "table_view", "TableView", "typeset", "whole_numbers",
+    "without_empty",
 ]  # fmt: skip
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 
 from mammosae_plugin.schema.names import MINUS, readable
+from mammosae_plugin.schema.names_of_latents import names_of_encoder, told_score
 from mammosae_plugin.schema.results import UNCLEAR, Results, Row, class_names, frame, has_boxes, n_best, number, pairs
 from mammosae_plugin.visualization.tables import (
     MISSING,
@@ -103,6 +106,38 @@ def without_empty(table: pd.DataFrame, columns: Sequence[str] | None = None) -> 
     return table.drop(columns=[one for one in columns or table.columns if all(map(is_empty, table[one]))])
 
 
+def name_cell(names: Mapping[int, Mapping[str, Any]], latent: Any) -> Cell:
+    """A latent's name with its score and chance below; empty where it has none.
+
+    Args:
+        names: as `schema.names_of_latents.names_of_encoder` gives them.
+        latent: its number; None or no number where there is no latent.
+    """
+    row = names.get(int(latent)) if isinstance(latent, int) else None
+    return Cell("") if row is None else Cell(str(row["name"]), below=told_score(row), value=str(row["name"]))
+
+
+def named_column(view: TableView, cells: Sequence[Cell], behind: str) -> TableView:
+    """The table with a column of names behind another; as it is where no latent of it has one.
+
+    Args:
+        view: the table.
+        cells: a name for each row.
+        behind: the heading of the other column.
+    """
+    if not any(cell.text for cell in cells):
+        return view
+    place = view.column(behind) + 1
+    rows = [[*row[:place], cell, *row[place:]] for row, cell in zip(view.rows, cells, strict=True)]
+    return replace(view, headings=[*view.headings[:place], ("Name", False), *view.headings[place:]], rows=rows)
+
+
+def encoder_title(encoder: str) -> str:
+    """An encoder's name for readers: "finetuned/Mass" is "finetuned, Mass"."""
+    model, _, concepts = encoder.partition("/")
+    return f"{model}, {' and '.join(map(readable, concepts.split('+')))}" if concepts else model
+
+
 def _cell(column: str, value: object) -> Cell:
     if isinstance(value, Estimate):
         known = value.value if math.isfinite(value.value) else None
@@ -124,7 +159,8 @@ def roles_view(results: Results) -> TableView | None:
     for cells, model, concept, by, reason in told:
         said = [None if (model, concept) in once else typeset(reason), by and f"said by {by}"]
         cells[column] = replace(cells[column], below="; ".join(str(part) for part in said if part))
-    return view
+    whose = zip(roles["model"], roles["concept"], roles["latent"], strict=True)
+    return named_column(view, [name_cell(names_of_pair(results, *pair), latent) for *pair, latent in whose], "Latent")
 
 
 def roles_obstacles(results: Results) -> list[str]:
@@ -169,7 +205,16 @@ def rankings_view(results: Results, model: str, concept: str, score: str) -> Tab
             else:
                 cells += [Cell(MISSING), Cell(MISSING)]
         rows.append(cells)
-    return TableView(headings, rows, [False] * len(rows))
+    view, known = TableView(headings, rows, [False] * len(rows)), names_of_pair(results, model, concept)
+    for (title, _), row in zip(headings[1::2], of_class, strict=True):
+        best = [*row["latents"], *[None] * len(rows)][: len(rows)]
+        view = named_column(view, [name_cell(known, latent) for latent in best], title)
+    return view
+
+
+def names_of_pair(results: Results, model: str, concept: str) -> dict[int, Mapping[str, Any]]:
+    """By latent of a classifier's encoder the surest name of each that has one."""
+    return names_of_encoder(results.get("names", []), model, concept)
 
 
 def shared_latents(results: Results, model: str, concept: str, score: str) -> int | None:

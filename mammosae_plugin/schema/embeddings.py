@@ -5,6 +5,7 @@ __all__ = ["FIGURES", "FOUND", "KIND", "LABELS", "SCHEMAS", "TABLES"]
 import pyarrow as pa
 
 from mammosae_plugin.schema.columns import Column
+from mammosae_plugin.schema.names_of_latents import KEPT_NAMES
 
 KIND = "embeddings"
 FOUND = 5
@@ -129,8 +130,9 @@ TABLES: dict[str, tuple[Column, ...]] = {
         _count("n_unanswered", "images that asked and have no latent to go by", "images"),
         _REASON,
     ),
+    "names": (Column("encoder", _TEXT, "the model whose vectors they are"), _SAE, *KEPT_NAMES),
 }
-"""The tables, a file each; `study` has one row."""
+"""The tables, a file each; `study` has one row, and studies of earlier versions have no `names`."""
 
 LABELS = {column.name: column.label for columns in TABLES.values() for column in columns if column.label}
 """What heads a column in a table for people, where it is not its name in words."""

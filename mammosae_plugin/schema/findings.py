@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from mammosae_plugin.schema.columns import Column, Privacy, leaves
 from mammosae_plugin.schema.explained import EXPLAINED
+from mammosae_plugin.schema.names_of_latents import KEPT_NAMES, NAMES
 from mammosae_plugin.schema.pairs import PAIRS
 from mammosae_plugin.schema.repairs import REPAIR_COLUMNS
 
@@ -344,6 +345,7 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
     "evidence": EVIDENCE,
     "groups": GROUPS,
     "views": VIEWS,
+    "names": (_LAYER, _ENCODER, *NAMES),
     "study": (
         Column("format_version", _WHOLE, "of this layout"),
         Column("title", _TEXT, "the study's title"),
@@ -486,6 +488,7 @@ LAYERS: Mapping[str, tuple[Column, ...]] = {
     "explained": EXPLAINED,
     "pairs": (_LAYER, *PAIRS),
     "repair": (*_PAIR, *REPAIR_COLUMNS),
+    "names": (_LAYER, _ENCODER, *KEPT_NAMES),
     "layers": (
         *(_LAYER, _HOOK, *_PAIR[1:]),
         Column("grid", pa.list_(_WHOLE), "rows and columns of positions", "positions"),
@@ -510,7 +513,7 @@ LAYERS: Mapping[str, tuple[Column, ...]] = {
 """The tables that a study keeps of its layers: a row per layer, and the rows of all layers, with every number."""
 
 CONFIGS = tuple(COLUMNS)
-OPTIONAL = ("evidence", "examples", "groups", "lesions", "views")
+OPTIONAL = ("evidence", "examples", "groups", "lesions", "names", "views")
 """Configs that not every study has: of those that ask for it, and of those of this version on."""
 SCHEMAS, KEPT_SCHEMAS, LAYER_SCHEMAS = (
     {name: pa.schema([column.field for column in columns]) for name, columns in tables.items()}

@@ -3,7 +3,10 @@
 A name never stands without its score, what chance gives, and the method, which `told_name` sees to.
 """
 
-__all__ = ["COMMON", "JUDGED", "KEPT_NAMES", "NAMES", "OF_LABELS", "surest", "told_name", "WRITTEN"]
+__all__ = [
+    "BY_LABELS", "COMMON", "JUDGED", "KEPT_NAMES", "NAMES", "names_of_encoder", "OF_LABELS", "surest", "told_name",
+    "told_score", "WRITTEN",
+]  # fmt: skip
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +18,9 @@ from mammosae_plugin.schema.columns import Column, Privacy
 
 _TEXT, _WHOLE, _REAL, _FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 _SHARE = "0 to 1"
+
+BY_LABELS = "labels"
+"""The method that looks at labels and metadata of the strongest images."""
 
 
 def _real(name: str, meaning: str, unit: str = "", label: str = "") -> Column:
@@ -82,8 +88,8 @@ NAMES = tuple(column for column in KEPT_NAMES if column.privacy != "secret")
 """What it publishes, of latents that have one."""
 
 
-def told_name(row: Mapping[str, Any]) -> str:
-    """A name beside how it was found, its score and chance: "Mass (labels 0.95, chance 0.25)"; "" where there is none.
+def told_score(row: Mapping[str, Any]) -> str:
+    """How a name was found, its score and chance: "labels 0.95, chance 0.25"; "" where there is no name.
 
     Args:
         row: of the columns of `COMMON`.
@@ -91,9 +97,29 @@ def told_name(row: Mapping[str, Any]) -> str:
     if not row.get("name"):
         return ""
     score, chance = _number(row.get("score")), _number(row.get("chance"))
-    return (
-        f"{row['name']} ({row['method']} {score:.2f}, chance {'not known' if math.isnan(chance) else f'{chance:.2f}'})"
-    )
+    return f"{row['method']} {score:.2f}, chance {'not known' if math.isnan(chance) else f'{chance:.2f}'}"
+
+
+def told_name(row: Mapping[str, Any]) -> str:
+    """A name with that: "Mass (labels 0.95, chance 0.25)"; "" where there is none."""
+    return f"{row['name']} ({told_score(row)})" if row.get("name") else ""
+
+
+def names_of_encoder(rows: Iterable[Mapping[str, Any]], model: str, concept: str = "") -> dict[int, Mapping[str, Any]]:
+    """By latent the surest name of each that has one, of the encoder of a model's classifier of a concept.
+
+    Args:
+        rows: of `KEPT_NAMES` behind `encoder`: a model, or model/concept where each classifier has its own.
+        model: the model; an encoder's own name will do.
+        concept: the concept.
+    """
+    own = [
+        row
+        for row in rows
+        if row["encoder"] == model
+        or (row["encoder"].startswith(f"{model}/") and concept in row["encoder"].removeprefix(f"{model}/").split("+"))
+    ]
+    return {int(row["latent"]): row for row in reversed(surest(own))}
 
 
 def surest(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -57,6 +57,7 @@ class _Optional(TypedDict, total=False):
     explained: list[Row]
     pairs: list[Row]
     repair: list[Row]
+    names: list[Row]
     n_controls: int
     layer: dict[str, str]
     layers: list[Row]

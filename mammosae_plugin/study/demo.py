@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from mammosae_plugin.adapters import new_classifier
@@ -24,6 +25,7 @@ from mammosae_plugin.locks import only_run
 from mammosae_plugin.schema.results import Results
 from mammosae_plugin.study import Study, open_study, run_study
 from mammosae_plugin.study.inputs import ModelPair
+from mammosae_plugin.study.latent_names import name_lines
 from mammosae_plugin.training import ClassifierTraining, train_classifier
 
 logger = logging.getLogger(__name__)
@@ -56,16 +58,35 @@ class _Size:
     pairs: tuple[str, ...]  # in what they differ
     n_pairs: int
     untrained: bool
+    named_from: tuple[int, int]  # images that a name is found in, and patients that it takes
 
 
 _PAIRS = ("Mass", "Suspicious_Calcification", "clip", "density", "exposure")
 # Fewer ks and random groups than the paper's and the default: at the inner layer each costs a pass.
 FULL = _Size(
     *((256, 160), 400, 12, 3, 20, 100, 1000, (0, 1, 5, 10, 50, N_LATENTS), True, 2, 10, 4, 60, (1, 5, 20), 50),
-    *(_PAIRS, 16, True),
+    *(_PAIRS, 16, True, (20, 10)),
 )
 QUICK = _Size(
-    (128, 96), 40, 1, 1, 5, 1, 100, (0, 1, N_LATENTS), False, 1, 3, 1, 100, (1,), 5, ("Mass", "clip"), 10, False
+    (128, 96),
+    40,
+    1,
+    1,
+    5,
+    1,
+    100,
+    (0, 1, N_LATENTS),
+    False,
+    1,
+    3,
+    1,
+    100,
+    (1,),
+    5,
+    ("Mass", "clip"),
+    10,
+    False,
+    (6, 3),
 )
 
 
@@ -115,7 +136,8 @@ def _run_demo(output: Path, quick: bool, seed: int) -> str:
     lines = ["The quick demo only shows that everything runs; its numbers mean little."]
     if not quick:
         lines = _verdict([*_classifiers_work(results), *results["checks"]])
-    return "\n".join([*lines, f"report: {report}", *of_embeddings])
+    names = name_lines(pd.DataFrame(results.get("names", [])), ["encoder"])
+    return "\n".join([*lines, *names, f"report: {report}", *of_embeddings])
 
 
 def _study_embeddings(output: Path, first: AnyStudy, size: _Size) -> list[str]:
@@ -239,6 +261,7 @@ def _study(encoder: str, size: _Size) -> dict[str, Any]:
             "error_term": size.error_term,
             "inner_controls": size.inner_controls,
             "top": size.top,
+            "names": _names(size),
             "gradcam": importlib.util.find_spec("captum") is not None,
             "pairs": {
                 "data": {"root": "pairs", "image_size": list(size.image_size), "phantom": True},
@@ -253,6 +276,11 @@ def _study(encoder: str, size: _Size) -> dict[str, Any]:
         },
         "batch_size": 8,
     }
+
+
+def _names(size: _Size) -> dict[str, Any]:
+    n, min_groups = size.named_from
+    return {"by_labels": {"n": n, "min_groups": min_groups}}
 
 
 def _embedding_study(network: str, size: _Size) -> dict[str, Any]:
@@ -282,6 +310,7 @@ def _embedding_study(network: str, size: _Size) -> dict[str, Any]:
             "n_folds": 3,
             "n_bootstrap": size.n_bootstrap,
             "n_queries": size.n_queries,
+            "names": _names(size),
         },
         "batch_size": 16,
     }

@@ -43,6 +43,7 @@ from mammosae_plugin.study import plans
 from mammosae_plugin.study.embedding_report import write_report_of_embeddings
 from mammosae_plugin.study.images import TRAINING, StudyImages
 from mammosae_plugin.study.inputs import existing
+from mammosae_plugin.study.latent_names import check_names, name_lines, names_of_table, require_tables
 from mammosae_plugin.study.steps import Steps, dated
 from mammosae_plugin.training import train_saes
 
@@ -151,6 +152,7 @@ class EmbeddingStudy(Steps):
                 f"of model {model.name} the group {both['patient_id'].iloc[0]} has images in the splits {TRAINING} and "
                 f"{both['split'].iloc[0]}; all images of a group (patient_id) have one split"
             )
+        check_names(config.analysis.names, images.columns)
         for name in config.concepts:
             if (n := vocabulary[name].n_classes) > _MOST_CLASSES:
                 raise InputError(
@@ -283,7 +285,8 @@ class EmbeddingStudy(Steps):
         self, name: str, table: str, about: Mapping[str, str], compute: Callable[[], pd.DataFrame]
     ) -> pd.DataFrame:
         """A data frame, computed once for the same codes or vectors and settings."""
-        settings = {**self.config.analysis.model_dump(), "seed": self.config.seed, "concepts": self.config.concepts}
+        asked = self.config.analysis.model_dump(exclude={"names"})
+        settings = {**asked, "seed": self.config.seed, "concepts": self.config.concepts}
         if name in _OF_UNITS and self.config.evaluation_unit.has_several_images:
             settings["unit"] = str(self.config.evaluation_unit)
         plan = plans.of_analysis(name, table=table, model=about["model"], concept="", settings=settings)
@@ -353,6 +356,21 @@ class EmbeddingStudy(Steps):
                 found.append(frame)
         return pd.concat(found, ignore_index=True)
 
+    @cached_property
+    def names(self) -> pd.DataFrame:
+        """What the latents of every SAE are called; empty where the study asks for no names."""
+        asked = self.config.analysis.names
+        if asked is None:
+            return pd.DataFrame()
+        require_tables(asked, map(self.table, self.keys))
+        found = []
+        for key in self.keys:
+            frame = names_of_table(self.table(key), asked, self.work, key[0], self.config.analysis.split)
+            frame.insert(0, "encoder", key[0])
+            frame.insert(1, "sae", key[1])
+            found.append(frame)
+        return pd.concat(found, ignore_index=True)
+
     def tables(self) -> dict[str, pd.DataFrame]:
         """Everything that was found, by the name of its table in the findings."""
         settings, seed, split = self.config.analysis, self.config.seed, self.config.analysis.split
@@ -369,6 +387,7 @@ class EmbeddingStudy(Steps):
             "retrieval": self._of_saes(
                 "retrieval", lambda t, m: analyses.retrieval(t, self.vectors(m), words(t), split, settings, seed)
             ),
+            "names": self.names,
         }
 
     # The steps
@@ -520,7 +539,7 @@ class EmbeddingStudy(Steps):
                 f"({self.config.analysis.split} split)"
                 for row in last.to_dict("records")
             ]
-            return "\n".join([*lines, f"report: {self.report_file}"])
+            return "\n".join([*lines, *name_lines(self.names, ["encoder", "sae"]), f"report: {self.report_file}"])
         return f"{step}: done; kept in {self.work / {'train': 'sae', 'encode': 'latents'}[step]}"
 
 

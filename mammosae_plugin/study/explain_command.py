@@ -31,6 +31,7 @@ from mammosae_plugin.own_files import empty_staging, replace_files
 from mammosae_plugin.report.explanation import Told, explanation_page, explanation_text
 from mammosae_plugin.schema.explained import RULES
 from mammosae_plugin.schema.names import readable, signed
+from mammosae_plugin.schema.names_of_latents import names_of_encoder
 from mammosae_plugin.schema.results import stated_role
 from mammosae_plugin.study.explained import choose_images
 from mammosae_plugin.study.finished import Finished, finished_layer
@@ -252,7 +253,9 @@ def _told(chosen: Finished, found: Explanation, top: int) -> Told:
         and row.get("verdict")
     }
     notes = notes_on(chosen.found, chosen.pair.model, chosen.pair.concept, shown)
-    return Told(top, roles, verdicts, notes)
+    pair = chosen.pair
+    known = names_of_encoder(results.get("names", []), pair.model, pair.concept)
+    return Told(top, roles, verdicts, notes, {one: known[one] for one in sorted(shown & known.keys())})
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------

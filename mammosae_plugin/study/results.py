@@ -20,6 +20,7 @@ from mammosae_plugin.study.claims import claims
 from mammosae_plugin.study.explained import explained_rows
 from mammosae_plugin.study.images import TEST, TRAINING
 from mammosae_plugin.study.inputs import ModelPair, StudyInputs
+from mammosae_plugin.study.latent_names import names_of_layer
 from mammosae_plugin.study.layer import LayerStudy
 from mammosae_plugin.study.repairs import repairs
 from mammosae_plugin.training.metrics import trained_l0
@@ -67,6 +68,7 @@ def results(layer: LayerStudy, side_by_side: list[Row], primary: str) -> Row:
         **({"views": layer.views.to_dict("records")} if len(layer.views) else {}),
         **({"pairs": layer.answers.to_dict("records")} if len(layer.answers) else {}),
         **({"repair": repaired} if (repaired := repairs(layer)) else {}),
+        **({"names": names.to_dict("records")} if len(names := names_of_layer(layer)) else {}),
     }
     if len(layer.explained):
         found["explained"] = explained_rows(layer.explained, found)

@@ -26,6 +26,7 @@ from mammosae_plugin.schema.findings import EVIDENCE
 from mammosae_plugin.schema.names import LAYERS_FOLDER, REPORT_FILE, counted, layer_folder
 from mammosae_plugin.study import results as study_results
 from mammosae_plugin.study.inputs import EncoderGroup, StudyInputs
+from mammosae_plugin.study.latent_names import check_names, name_lines, names_of_layer, require_tables
 from mammosae_plugin.study.layer import LayerStudy
 from mammosae_plugin.study.layer_report import write_layer_report
 from mammosae_plugin.study.repairs import check_repairs, repair_lines, repairs
@@ -83,6 +84,7 @@ class Study(StudyInputs, Steps):
         _ = self.concepts, self.layers  # what cannot be studied is told before hours of training
         _ = self.pair_images and self.pair_images.pairs
         check_repairs(self)
+        check_names(self.config.analysis.names, self.all_images.images.columns)
         _ = self.encoder_groups
 
     def _at_each_layer(self, do: Callable[[LayerStudy], Any]) -> None:
@@ -122,7 +124,10 @@ class Study(StudyInputs, Steps):
         self._at_each_layer(LayerStudy.localize)
 
     def evidence(self) -> None:
-        """Every latent that fires, what it stands for and answers to, performance by group, agreement, repairs."""
+        """Every latent that fires, what it stands for and answers to, its name, groups, agreement, repairs."""
+        tables = [table for layer in self.layers for table in layer.tables.values()]
+        require_tables(self.config.analysis.names, tables)
+        self._at_each_layer(names_of_layer)
         self._with_each_network(LayerStudy.tell)
         self._at_each_layer(lambda layer: (layer.groups, layer.views, layer.answers, repairs(layer)))
 
@@ -262,6 +267,7 @@ def _told(layer: LayerStudy, sort: str, top: int) -> list[str]:
         ]
         lines.append(f"{model}/{concept}: more agreement than by chance (q below {_CALLED}) {', '.join(told)}")
     lines += _answered(layer.answers)
+    lines += name_lines(names_of_layer(layer), ["encoder"])
     lines += [repaired for row in repairs(layer) for repaired in repair_lines(row)]
     groups = layer.groups
     if "worst" in groups:

@@ -234,7 +234,7 @@ def write_tables(results: Results, results_folder: str | os.PathLike[str]) -> li
     written = [
         path for table, name, caption in tables if len(table) for path in write_table(table, folder, name, caption)
     ]
-    every = {name: cast(Row, results).get(name) for name in ("evidence", "groups", "views", "pairs")}
+    every = {name: cast(Row, results).get(name) for name in ("names", "evidence", "groups", "views", "pairs")}
     for name, part in (("repair", "performance"), ("repair_froc", "froc")):
         about = ("model", "concept", "scale", "kind")
         every[name] = [
