@@ -46,6 +46,22 @@ def _in(file: str, tests: Sequence[str], *changes: tuple[str, str]) -> list[Muta
 
 MUTANTS: list[Mutant] = [
     *_in(
+        "mammosae_plugin/interpretation/judging.py",
+        ["tests/test_judging.py"],
+        (' and not one["detection_low"] <= by_shuffling', ""),
+        ('one["detection_q"] <= alpha', 'one["detection_p"] <= 1'),
+        ("    if wrote and not same_judge:", "    if wrote and same_judge:"),
+        ("answer is None else answer.index(right[0])", "answer is None else 0"),
+        ("list(answer or (FAILED,) * len(right))", "list(answer or right)"),
+    ),
+    *_in(
+        "mammosae_plugin/interpretation/judging_plan.py",
+        ["tests/test_judging.py"],
+        ("    if split == made_in:", '    if split == "":'),
+        (", without=name)", ")"),
+        ("rows = rows[~np.isin(", "rows = rows[np.isin("),
+    ),
+    *_in(
         "mammosae_plugin/study/plans.py",
         ["tests/test_plans.py"],
         ('        "ids_sha256": sha256_of_json(ids),\n', '        "ids_sha256": "",\n        "n": 0,\n'),

@@ -150,6 +150,24 @@ def test_answers_that_do_not_count_are_wrong_answers(table):
     assert some["detection"]["high"] < 0.4 and some["ranking_2"]["mean"] < 0.4
 
 
+def test_a_judge_who_sees_where_a_latent_fires_without_reading_keeps_no_name(table):
+    codes = table.max_latents.toarray()
+
+    class Seer(RandomJudge):
+        def answer(self, tasks):
+            found = super().answer(tasks)
+            for key, task in tasks.items():
+                fires = codes[list(task.rows), int(key.split("/")[0])] > 0
+                if task.kind != "ranking":
+                    found[key] = tuple(map(int, fires)) if task.kind == "detection" else (int(np.argmin(fires)),)
+            return found
+
+    found = judge_names(called(TRUE), table, None, Seer())
+    assert all(scores(found)[name]["shuffled_mean"] == 1 for name in ("detection", "detection_hard", "intruder"))
+    assert (found.latents["detection"] == 1).all() and (found.latents["detection_q"] < 0.001).all()
+    assert found.n_named == 0 and found.latents["reason"].str.contains("by chance 0.50, shuffled names 1.00").all()
+
+
 def test_a_text_encoder_judges_by_cosine(table):
     class Tower:
         def embed_texts(self, texts):
@@ -197,6 +215,15 @@ def test_what_is_shown_is_of_another_split_each_of_another_patient(table):
     fewer = plan_judging(called({latent: TRUE[latent] for latent in range(12)}), table, n_intruder=3)
     same = [key for key in fewer.tasks if "/true/detection" in key or "/true/intruder" in key]
     assert all(fewer.tasks[key] == plan.tasks[key] for key in same)  # what was answered stays, whoever else is judged
+
+
+def test_patients_of_whom_the_names_were_made_are_not_shown(table):
+    images = table.images.assign(split=np.where(np.arange(2 * N_PATIENTS) % 2, "test", table.images["split"]))
+    both = SimpleNamespace(**{**vars(table), "images": images})
+    made_of = {*images.loc[images["split"] == "training", "patient_id"]}
+    assert made_of & {*images.loc[images["split"] == "test", "patient_id"]}
+    plan = plan_judging(called(TRUE), both)
+    assert not made_of & {*images["patient_id"].to_numpy()[[row for task in plan.tasks.values() for row in task.rows]]}
 
 
 def test_hard_negatives_are_those_of_a_slow_reference():

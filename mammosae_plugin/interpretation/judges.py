@@ -14,7 +14,7 @@ __all__ = [
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -255,7 +255,8 @@ class ModelJudge:
 
     def _asking(self, task: Task) -> Callable[[], Question]:
         def question() -> Question:
-            said, schema = _WORDS[task.kind](task)
+            # A name with line breaks could otherwise pass for a part of the question.
+            said, schema = _WORDS[task.kind](replace(task, names=tuple(" ".join(name.split()) for name in task.names)))
             parts: list[str | Image.Image] = [said]
             for number, row in enumerate(task.rows, start=1):
                 parts += [f"Image {number}:", self._pictures.whole(row)]

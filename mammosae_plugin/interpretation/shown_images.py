@@ -123,13 +123,11 @@ def shown_images(
     firing = best[spread(values[best], n)]
     free = ~fires & ~np.isin(groups, groups[firing])
     hard: list[int] = []
-    if dense is not None and n:
-        n_hard = n // 2
-        for row in firing[((np.arange(n_hard) + 0.5) * n / max(n_hard, 1)).astype(np.int64)].tolist():
-            candidates = np.flatnonzero(free)
-            nearest = int(candidates[np.argmax(dense[candidates] @ dense[row])])
-            hard.append(nearest)
-            free &= groups != groups[nearest]
+    if dense is not None and n > 1:
+        taken = firing[((np.arange(n // 2) + 0.5) * n / (n // 2)).astype(np.int64)]
+        for cosines in dense[taken] @ dense.T:
+            hard.append(int(np.argmax(np.where(free, cosines, -np.inf))))
+            free &= groups != groups[hard[-1]]
     left = np.flatnonzero(free)
     chosen = generator.choice(np.unique(groups[left]), n - len(hard), replace=False)
     at_random = [generator.choice(left[groups[left] == group]) for group in chosen]
