@@ -10,6 +10,9 @@ from helpers_language import language_server
 from helpers_search import MEANINGS, PLANTED, names_of, oracle_names, planted_table
 from helpers_study import mammosae
 
+from mammosae_plugin.findings.study_folder import StudyFolder
+from mammosae_plugin.interpretation.name_matching import as_words
+
 QUERY = "a mass in a dense breast"
 
 
@@ -88,6 +91,20 @@ def test_a_language_model_is_asked_once(table, named, tmp_path):
         assert server.n_calls == 1
 
 
+def test_a_study_is_searched_by_its_own_names(finished_study, phantom_root, tmp_path):
+    (table,) = finished_study.primary.tables.values()
+    row = next(row for row in StudyFolder(finished_study.output).results["names"] if row["name"])
+    for place in ([table.folder], ["--study", finished_study.output]):
+        done = mammosae("search", as_words(row["name"]), *place, "--by", "words", "-n", 3)
+        assert done.returncode == 0, done.stderr
+        assert f"{row['name']} ({row['method']} " in done.stdout and "rank  image_id" in done.stdout
+    study, out = finished_study.output.parent / "study.yaml", tmp_path / "found"
+    drawn = mammosae("search", row["name"], "--study", study, "--by", "words", "-n", 2, "-o", out, "--figure")
+    assert drawn.returncode == 0 and drawn.stdout.splitlines()[:-1][:3] == done.stdout.splitlines()[:3]
+    assert (out / "found.png").exists()
+    assert "leave out TABLE, or --study" in refused("a mass", table.folder, "--study", study)
+
+
 def test_queries_are_judged_and_what_cannot_be_is_listed(table, named, queries, tmp_path):
     out = tmp_path / "judged"
     done = mammosae(
@@ -109,7 +126,7 @@ def test_queries_are_judged_and_what_cannot_be_is_listed(table, named, queries, 
         ([], "say what is looked for"),
         ([" ", "TABLE"], "the query is empty"),
         (["a mass"], "name the latents table that is searched"),
-        (["a mass", "TABLE"], "name the folder with the names of the latents with --names"),
+        (["a mass", "TABLE"], "and name that FOLDER with --names"),
         (["a mass", "TABLE", "--names", "nowhere"], "holds no names.json"),
         (["a mass", "TABLE", "--names", "OTHER"], "holds names of the table elsewhere"),
         (["a mass", "TABLE", "--names", "NONE"], "none of 36 latents has a name"),

@@ -30,13 +30,20 @@ def search_command(
             show_default=False,
         ),
     ] = None,
+    study: Annotated[
+        Path | None,
+        typer.Option(
+            help="In place of TABLE a study's YAML file or output folder; the file's images are drawn in the figure.",
+            show_default=False,
+        ),
+    ] = None,
     names: Annotated[
         list[Path] | None,
         typer.Option(
             "--names",
             metavar="FOLDER",
             help="What `mammosae name TABLE -o FOLDER` wrote; may be repeated, for names by several methods.",
-            show_default=False,
+            show_default="the names that the table's study keeps",
         ),
     ] = None,
     by: Annotated[
@@ -176,6 +183,7 @@ def search_command(
     mammosae name codes -o named
     mammosae search "a mass in a dense breast" codes --names named
     mammosae search "a mass in a dense breast" codes --names named -o found --figure --config study.yaml
+    mammosae search "a mass in a dense breast" --study study.yaml
     mammosae search codes --names named --evaluate queries.yaml -o judged
 
     It shows the latents that match, each with its name's score and chance and how near the query it is, then the images
@@ -189,7 +197,7 @@ def search_command(
         from mammosae_plugin.errors import InputError
         from mammosae_plugin.study.images import TEST
         from mammosae_plugin.study.retrieval import open_table
-        from mammosae_plugin.study.searching import MatchedBy, Wanted, judge_search, search_table
+        from mammosae_plugin.study.searching import MatchedBy, Wanted, judge_search, search_table, study_table
 
         of_model = {"--model": model, "--endpoint": endpoint, "--local": local or None, "--key-from": key_from}
         for name, value in {**of_model, "--journal": journal}.items():
@@ -201,20 +209,28 @@ def search_command(
             raise InputError("--text is for --by clip, or for --evaluate; leave it out, or say so")
         if tokenizer is not None and text is None:
             raise InputError("--tokenizer is for --text; name the checkpoint too")
-        if evaluate is not None:
+        if evaluate is not None and study is None:
             if table is not None:
                 raise InputError(f"--evaluate asks its own queries; leave out {query!r}")
-            if query is None:
+            query, table = None, None if query is None else Path(query)
+        if study is not None:
+            if table is not None:
+                raise InputError("--study names the table; leave out TABLE, or --study")
+            table = study_table(study)
+            config = study if figure and config is None and study.is_file() else config
+        if evaluate is not None:
+            if query is not None:
+                raise InputError(f"--evaluate asks its own queries; leave out {query!r}")
+            if table is None:
                 raise InputError("name the latents table whose search is judged")
             if figure or config or settings:
                 raise InputError("--figure, --config and --set are for one query; leave them out")
-            table = Path(query)
             if split is None and TEST in open_table(table).splits:
                 split = TEST
         elif query is None:
             raise InputError('say what is looked for, as in `mammosae search "a mass in a dense breast" TABLE`')
         elif table is None:
-            raise InputError(f"name the latents table that is searched for {query!r}, behind it")
+            raise InputError(f"name the latents table that is searched for {query!r}, behind it, or a --study")
         elif rows is not None or n_draws != 200:
             raise InputError("--rows and --n-draws are for --evaluate; leave them out, or judge the search with it")
         wanted = Wanted(

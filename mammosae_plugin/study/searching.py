@@ -1,6 +1,6 @@
 """`mammosae search`: images for a text by the names of latents, and how well that finds what it should."""
 
-__all__ = ["judge_search", "MatchedBy", "search_table", "Wanted"]
+__all__ = ["judge_search", "MatchedBy", "search_table", "study_table", "Wanted"]
 
 import math
 from collections.abc import Iterator, Sequence
@@ -14,8 +14,12 @@ from matplotlib.figure import Figure
 from mammosae_plugin.adapters.language_models import LanguageModel, openai_model
 from mammosae_plugin.adapters.mammo_clip_text import BIO_CLINICAL_BERT, load_mammo_clip_text
 from mammosae_plugin.analysis.retrieval import ALL
+from mammosae_plugin.analysis.table_arrays import which_table
+from mammosae_plugin.config import load_config
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import write_json, write_text
+from mammosae_plugin.files import local_path, write_json, write_text
+from mammosae_plugin.findings.embeddings import is_embedding_study
+from mammosae_plugin.findings.study_folder import RESULTS_FOLDER, TABLES_FOLDER, StudyFolder, is_study_folder
 from mammosae_plugin.interpretation.name_matching import ByModel, ByText, ByWords, Matcher
 from mammosae_plugin.interpretation.named_files import check_names, read_names
 from mammosae_plugin.interpretation.names import LatentNames, plain
@@ -94,7 +98,7 @@ class Wanted:
     """What is asked of a table, as for `search_images`.
 
     Attributes:
-        names: folders that `mammosae name` wrote.
+        names: folders that `mammosae name` wrote; empty: the names that the table's study keeps.
         meanings: a YAML file with `meanings` of names, perhaps one with queries.
         by: how names are matched.
         n: images.
@@ -225,17 +229,57 @@ def judge_search(folder: Path, queries: Path, wanted: Wanted, *, n_draws: int = 
     return "\n".join([*_scores_as_text(scores, by.name, wanted), *written])
 
 
+def study_table(study: Path) -> Path:
+    """The latents table of a study whose latents have names, or its output folder where there is none, or several.
+
+    Args:
+        study: its output folder, or its YAML file.
+
+    Raises:
+        InputError: a file that is no configuration of a study.
+    """
+    place = local_path(study)
+    output = local_path(load_config(place).output) if place.is_file() else place
+    named = {folder for folder, rows in _named_tables(output) if any(row["name"] for row in rows)}
+    return named.pop() if len(named) == 1 else output
+
+
+def _named_tables(output: Path) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
+    """Of a finished study of maps each table and the names that the study keeps of its latents."""
+    if not is_study_folder(output) or is_embedding_study(output / RESULTS_FOLDER):
+        return
+    for layer in StudyFolder(output).layers:
+        names = layer.results.get("names", ())
+        for encoder in layer.encoders.values():
+            yield encoder.table_folder, [dict(row) for row in names if row["encoder"] == encoder.name]
+
+
 def _names(table: LatentTable, wanted: Wanted) -> list[LatentNames]:
     if not wanted.names:
-        raise InputError(
-            "name the folder with the names of the latents with --names; `mammosae name TABLE -o FOLDER` writes one"
-        )
+        return [_names_of_study(table)]
     found = []
     for place in wanted.names:
         names = read_names(place)
         check_names(names, table, place)
         found.append(names)
     return found
+
+
+def _names_of_study(table: LatentTable) -> LatentNames:
+    """The names that a finished study found, or was given, for a table of its own."""
+    place = table.folder.resolve()
+    rows = [
+        row
+        for folder, names in _named_tables(place.parents[len(TABLES_FOLDER.parts)])
+        if folder.resolve() == place
+        for row in names
+    ]
+    if not rows:
+        raise InputError(
+            f"there are no names of the latents of {table.folder}: write some with `mammosae name {table.folder} -o "
+            "FOLDER` and name that FOLDER with --names"
+        )
+    return LatentNames("study", pd.DataFrame(rows), pd.DataFrame(), which_table(table))
 
 
 def _matched(found: TextSearch) -> Iterator[str]:
