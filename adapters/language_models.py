@@ -181,6 +181,8 @@ def openai_model(
         timeout=openai.Timeout(seconds, connect=min(seconds, _CONNECT_S)),
         http_client=openai.DefaultHttpxClient(follow_redirects=False, trust_env=host is not None),
     )
+    if client.base_url.host != place.hostname:  # what was checked must be where it goes
+        raise InputError(f"{base_url} is no clear address of a server; write its host as it is")
     settings = {
         "temperature": between(temperature, "temperature", 0, 2),
         "max_tokens": whole(max_tokens, "max_tokens", least=1),
@@ -331,6 +333,8 @@ def png_of(picture: Image.Image) -> bytes:
 def _address(base_url: str) -> SplitResult:
     text(base_url, "base_url")
     example = "give one such as http://127.0.0.1:8000/v1"
+    if not base_url.isascii() or not base_url.isprintable() or " " in base_url:
+        raise InputError(f"{base_url!r} has signs that no address has; {example}")
     try:
         place = urlsplit(base_url)
         _ = place.port  # read when asked for, and then refused

@@ -78,7 +78,7 @@ FAULTS = (
 
 @contextmanager
 def language_server(
-    answer: Callable[[Asked], str], faults: Sequence[str] = (), *, port: int = 0
+    answer: Callable[[Asked], str], faults: Sequence[str] = (), *, elsewhere: str = ""
 ) -> Iterator[LanguageServer]:
     """A server on 127.0.0.1 with /v1/chat/completions.
 
@@ -86,7 +86,7 @@ def language_server(
         answer: what it says, of a request.
         faults: what it does to the first requests, one after the other: "" is a plain answer, the others are of
             `FAULTS`, or "400 " and the setting that it refuses; behind the plan all answers are plain.
-        port: 0 for any that is free.
+        elsewhere: the address of another server, where "redirect" sends requests on to.
     """
     assert not {fault for fault in faults if fault and not fault.startswith("400 ")} - {*FAULTS}
     closing = threading.Event()
@@ -116,7 +116,7 @@ def language_server(
                 self.wfile.write(b'{"choices": [')
                 self.close_connection = True
             elif fault == "redirect":
-                self._send(307, b"", Location="http://192.0.2.1/v1/chat/completions")
+                self._send(307, b"", Location=f"{elsewhere}/chat/completions")
             elif fault == "400 response_format" and "response_format" not in body:
                 self._answer(server.asked[number])
             elif fault[:3].isdecimal():
@@ -155,7 +155,7 @@ def language_server(
             self.end_headers()
             self.wfile.write(body)
 
-    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as http:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
         http.daemon_threads = True
         server = LanguageServer(f"http://127.0.0.1:{http.server_address[1]}/v1")
         thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)

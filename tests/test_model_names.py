@@ -177,13 +177,19 @@ def test_what_is_no_label_is_told_to_no_model(encoded, pictures, column):
         plan_naming(encoded, pictures, labels=[column])
 
 
-def test_the_strongest_image_is_shown_first_and_each_patient_once(encoded, pictures):
+def test_the_strongest_image_is_shown_first_then_the_most_unlike_and_each_patient_once(encoded, pictures):
     plan = plan_naming(encoded, pictures, latents=[3, 5], n=4, min_groups=2)
     training = np.flatnonzero(encoded.images["split"] == "training")
     for latent, rows in zip(plan.latents, plan.rows, strict=True):
         values = encoded.max_latents.toarray()[:, latent]
         assert rows[0] == training[values[training].argmax()] and (values[rows] > 0).all()
         assert encoded.images["patient_id"][rows].is_unique and (encoded.images["split"][rows] == "training").all()
+        strong = training[values[training] > 0]
+        strong = strong[np.argsort(-values[strong], kind="stable")]
+        strong = strong[~encoded.images["patient_id"][strong].duplicated().to_numpy()][:20]
+        codes = encoded.max_latents.toarray()[strong].astype(np.float64)
+        cosines = codes @ codes[0] / np.linalg.norm(codes, axis=1) / np.linalg.norm(codes[0])
+        assert rows[1] == strong[cosines.argmin()]
     with pytest.raises(InputError, match="among the 2 strongest"):
         plan_naming(encoded, pictures, n=3, of=2)
 

@@ -24,6 +24,14 @@ def test_images_go_out_only_under_the_licence_that_is_theirs(about):
     assert (named.dataset, named.host) == (about.name, "models.example.org")
 
 
+@pytest.mark.parametrize(
+    ("about", "part"), [(CMMD, "CC0 1.0"), (VINDR_MAMMO, "PhysioNet licence"), (VINDR_MAMMO, "1.5.0")]
+)
+def test_a_part_of_a_licences_name_is_not_it(about, part):
+    with pytest.raises(InputError, match="not the licence"):
+        permit_sending(about, part, "models.example.org")
+
+
 def test_of_other_data_the_licence_is_named_as_it_is_stated_and_unknown_ones_stay():
     own = DatasetAbout("own", "Our archive", licence="House terms 2")
     assert permit_sending(own, "house  TERMS 2", "h").licence == "house  TERMS 2"
