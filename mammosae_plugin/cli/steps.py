@@ -1,9 +1,8 @@
 """The `mammosae` command: one thin function per command; the rooms are imported when a command needs them."""
 
 __all__ = [
-    "activations", "activations_info", "activations_merge", "activations_verify", "app", "ConfigFile", "demo", "Device",
-    "embed", "encode", "evidence", "extract", "inspect", "layers", "main", "Output", "Settings", "StoreFolder", "study",
-    "StudyFile",
+    "app", "ConfigFile", "demo", "Device", "embed", "encode", "evidence", "extract", "inspect", "layers", "main",
+    "Output", "Settings", "study", "StudyFile",
 ]  # fmt: skip
 
 from collections.abc import Mapping
@@ -13,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from mammosae_plugin.cli.activations import add_activations_commands
 from mammosae_plugin.cli.audit import add_audit_command
 from mammosae_plugin.cli.common import Commands, Debug, clear_errors
 from mammosae_plugin.cli.data import add_data_commands
 from mammosae_plugin.cli.explain import add_explain_command
 from mammosae_plugin.cli.export import add_export_command
+from mammosae_plugin.cli.housekeeping import add_housekeeping_commands
 from mammosae_plugin.cli.hub import add_hub_commands
 from mammosae_plugin.cli.names import add_name_command
 from mammosae_plugin.cli.pairs import add_pairs_command
@@ -531,55 +532,7 @@ def layers(
         typer.echo(layers_table(found))
 
 
-activations = typer.Typer(
-    no_args_is_help=True,
-    help="Look at, check and put together the activation rows on which SAEs are trained (docs/activations.md).",
-)
-app.add_typer(activations, name="activations")
-
-StoreFolder = Annotated[Path, typer.Argument(metavar="STORE", help="A folder that `mammosae extract` wrote.")]
-
-
-@activations.command("info")
-def activations_info(
-    folder: StoreFolder,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the whole manifest.")] = False,
-    debug: Debug = False,
-) -> None:
-    """Tell what the rows of a store are: layer, model, images, type, size. Reads no row."""
-    with clear_errors(debug):
-        import json
-
-        from mammosae_plugin.activations import ActivationStore
-
-        store = ActivationStore(folder)
-        typer.echo(json.dumps(store.manifest, indent=1) if as_json else store.summary())
-
-
-@activations.command("verify")
-def activations_verify(folder: StoreFolder, debug: Debug = False) -> None:
-    """Read a whole store and compare it with its checksums; exit code 2 and the first damaged file if they differ."""
-    with clear_errors(debug):
-        from mammosae_plugin.activations import ActivationStore
-
-        store = ActivationStore(folder)
-        store.verify()
-        typer.echo(f"{folder}: {store.n_rows} rows in {len(store.manifest['shards'])} shards, all as recorded")
-
-
-@activations.command("merge")
-def activations_merge(
-    folders: Annotated[list[Path], typer.Argument(metavar="STORE...", help="The stores, of different images.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the merged store.", show_default=False)],
-    debug: Debug = False,
-) -> None:
-    """Put the rows of several stores into one: other images, the same layer of the same model. Can be run again."""
-    with clear_errors(debug):
-        from mammosae_plugin.activations import merge_stores
-
-        typer.echo(merge_stores(folders, output).summary())
-
-
+add_activations_commands(app)
 add_prepare_command(app)
 add_audit_command(app)
 add_data_commands(app)
@@ -587,6 +540,7 @@ add_retrieve_command(app)
 add_views_command(app)
 add_name_command(app)
 add_explain_command(app)
+add_housekeeping_commands(app)
 add_repair_command(app)
 add_pairs_command(app)
 add_export_command(app)

@@ -78,6 +78,11 @@ class EmbeddingStudy(Steps):
         """Where the report lies."""
         return self.results_folder / "report.html"
 
+    @property
+    def state(self) -> tuple[Mapping[str, Any], str]:
+        """The settings, and what changes with the files of images; empty where the vectors are there already."""
+        return portable_config(self.config), "" if self.config.data is None else self.images.file_stats
+
     # Images and vectors
 
     @cached_property

@@ -51,8 +51,8 @@ class StudyImages:
         return open_dataset(self.data)
 
     @cached_property
-    def _file_stats(self) -> str:
-        """Changes when a file of an image or mask is replaced or the annotations change."""
+    def file_stats(self) -> str:
+        """A digest that changes when a file of an image or mask is replaced or the annotations change."""
         images = self.all_images
         stats = [
             (path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else None
@@ -63,7 +63,7 @@ class StudyImages:
     @cached_property
     def content(self) -> str:
         """A digest of the annotations and of every byte of every image and mask; results are kept under it."""
-        file = self.work / f"content-{self._file_stats}.json"
+        file = self.work / f"content-{self.file_stats}.json"
         with distributed.main_first():
             if not file.exists():
                 images = self.all_images
@@ -76,7 +76,7 @@ class StudyImages:
             return str(read_json(file))
 
     def _list_file(self, name: str) -> Path:
-        return self.work / f"{name}-{self._file_stats}.csv"
+        return self.work / f"{name}-{self.file_stats}.csv"
 
     @cached_property
     def dataset(self) -> StudyDataset:

@@ -6,8 +6,8 @@ processes, where files lie.
 """
 
 __all__ = [
-    "digest", "keep", "of_analysis", "of_classifier", "of_embeddings", "of_encoding", "of_layer_outputs", "of_rows",
-    "of_sae", "of_table", "Plan", "Tensors",
+    "digest", "keep", "kept_in", "of_analysis", "of_classifier", "of_embeddings", "of_encoding", "of_layer_outputs",
+    "of_rows", "of_sae", "of_table", "Plan", "Tensors",
 ]  # fmt: skip
 
 from collections.abc import Mapping, Sequence
@@ -45,12 +45,21 @@ def digest(value: Any) -> str:
     return sha256_of_json(plain(value))[:12]
 
 
+_KEPT: set[Path] = set()
+
+
 def keep(plan: Plan, result: Path) -> Path:
     """Write a plan beside the file or folder that it makes, whose path is returned."""
+    _KEPT.add(result)
     file = result.with_name(f"{result.name}.plan.json")
     if distributed.is_main() and not file.exists():
         write_json(file, plain(plan))
     return result
+
+
+def kept_in(folder: Path) -> set[Path]:
+    """What this process has asked for, of its own making or not, below a folder."""
+    return {path for path in _KEPT if folder in path.parents}
 
 
 def _images(images: StudyDataset, content: str) -> Plan:

@@ -221,7 +221,7 @@ def _file(layer: LayerStudy, pair: ModelPair, table: LatentTable, what: Mapping[
     A file under its name that was changed since is the user's and is renamed.
     """
     plan = plans.of_analysis("repaired", table=table.folder.name, model=pair.model, concept=pair.concept, settings=what)
-    path = layer.work / "repaired" / f"{pair.model}-{pair.concept}-{plans.digest(plan)}.safetensors"
+    path = plans.keep(plan, layer.work / "repaired" / f"{pair.model}-{pair.concept}-{plans.digest(plan)}.safetensors")
     record = path.with_suffix(".json")
     if path.exists():
         if record.exists() and read_json(record).get("sha256") == sha256_of_file(path):
@@ -234,6 +234,5 @@ def _file(layer: LayerStudy, pair: ModelPair, table: LatentTable, what: Mapping[
         made = project_head(classifier, layer.sae, what["latents"], scale=scale)
     latents = tuple(what["latents"])
     Repair(made, pair.concept, latents, scale, what["kind"], hook_name, pd.DataFrame()).save(path)
-    plans.keep(plan, path)
     write_json(record, {**what, "sha256": sha256_of_file(path)})
     return path

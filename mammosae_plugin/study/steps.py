@@ -1,9 +1,10 @@
 """The steps of a study of either kind, one after the other in one folder, and how long each took."""
 
-__all__ = ["dated", "STEPS", "Steps"]
+__all__ = ["dated", "Steps"]
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from mammosae_plugin import distributed
 from mammosae_plugin.files import read_json, write_json
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.schema.names import RESULTS_FILE
+from mammosae_plugin.study.done import STEPS, record_step
 
-STEPS = ("classify", "extract", "train", "encode", "probe", "intervene", "localize", "evidence", "report")
 _OF_ALL_PROCESSES = ("classify", "extract", "train", "encode")
 
 
@@ -32,6 +33,11 @@ class Steps(ABC):
     def report_file(self) -> Path:
         """Where the report lies."""
 
+    @property
+    @abstractmethod
+    def state(self) -> tuple[Mapping[str, Any], str]:
+        """The settings, and what changes with the files of images and annotations (empty where there are none)."""
+
     @abstractmethod
     def summary(self, step: str) -> str:
         """What a command prints when its step is done: the main figures and where to find the rest."""
@@ -48,6 +54,8 @@ class Steps(ABC):
         with only_run(self.output):
             for step in STEPS[: STEPS.index(until) + 1]:
                 self._run(step)
+                if distributed.is_main():
+                    record_step(self.output, step, *self.state)
 
     def _run(self, step: str) -> None:
         file = self.output / "timings.json"

@@ -10,13 +10,14 @@ is made is made by the first process, for which the others wait where they need 
 
 __all__ = ["check_evidence_column", "Study"]
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from mammosae_plugin.config import portable_config
 from mammosae_plugin.datasets.concepts import nearest_names
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.findings.kept import write_findings
@@ -76,6 +77,11 @@ class Study(StudyInputs, Steps):
     def primary(self) -> LayerStudy:
         """The layer whose report lies at the top: the final map, or else the last layer."""
         return next((layer for layer in self.layers if layer.is_final), self.layers[-1])
+
+    @property
+    def state(self) -> tuple[Mapping[str, Any], str]:
+        """The settings, and what changes with the files of images and annotations."""
+        return portable_config(self.config), self.file_stats
 
     # The steps
 
