@@ -1,7 +1,9 @@
 """`mammosae search` on a table with planted latents: what it prints, writes and refuses."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -10,8 +12,10 @@ from helpers_language import language_server
 from helpers_search import MEANINGS, PLANTED, names_of, oracle_names, planted_table
 from helpers_study import mammosae
 
+from mammosae_plugin.errors import InputError
 from mammosae_plugin.findings.study_folder import StudyFolder
 from mammosae_plugin.interpretation.name_matching import as_words
+from mammosae_plugin.study.searching import _that_may_go
 
 QUERY = "a mass in a dense breast"
 
@@ -89,6 +93,25 @@ def test_a_language_model_is_asked_once(table, named, tmp_path):
             assert done.returncode == 0, done.stderr
             assert "names matched by model (m)" in done.stdout and "density=D (" not in done.stdout
         assert server.n_calls == 1
+
+
+def test_names_after_metadata_do_not_go_to_another_machine():
+    labels = names_of({0: "Mass", 1: "site=a", 2: "view=CC"})
+    labels = replace(labels, latents=labels.latents.assign(method="labels", column=["", "site", "view", *[""] * 33]))
+    here, there = (SimpleNamespace(name="model", host=host) for host in (None, "example.org"))
+
+    def sent(by, share=(), names=labels):
+        kept, said = _that_may_go([names], by, share)
+        rows = kept[0].latents
+        return rows.loc[~rows["abstained"], "name"].tolist(), said
+
+    assert sent(here) == (["Mass", "site=a", "view=CC"], ())
+    assert sent(there)[0] == ["Mass"] and "2 names after metadata did not go to example.org" in sent(there)[1][0]
+    assert sent(there, ["view"])[0] == ["Mass", "view=CC"]
+    older = replace(labels, latents=labels.latents.drop(columns="column"))  # which does not say what they are of
+    with pytest.raises(InputError, match="all 3 names are after metadata"):
+        sent(there, names=older)
+    assert len(sent(there, names=replace(older, latents=older.latents.assign(method="model")))[0]) == 3
 
 
 def test_a_study_is_searched_by_its_own_names(finished_study, tmp_path):

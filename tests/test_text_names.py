@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers_adapters import DATA
+from helpers_search import names_of
 from helpers_study import random_sae
 from scipy.sparse import csr_array
 from scipy.special import softmax
@@ -208,6 +209,26 @@ def test_the_command_names_by_texts_and_by_direction(encoded, checkpoint, tmp_pa
         latents=encoded.live_latents("training"),
     )  # fmt: skip
     assert [row["score"] for row in written["latents"]] == pytest.approx(expected.latents["score"].tolist())
+
+
+def test_its_text_encoder_matches_names_and_ranks_images_beside_the_latents(encoded, checkpoint, tmp_path):
+    live = encoded.live_latents("training").tolist()
+    (tmp_path / "own").mkdir()
+    names_of({live[0]: "mass", live[1]: "clip"}, n_latents=encoded.d_sae).write(tmp_path / "own")
+    (tmp_path / "queries.yaml").write_text("queries: [{text: mass, labels: {Mass: 1}}]")
+    run = ["search", str(encoded.folder), "--names", str(tmp_path / "own"), *checkpoint[:4], "--by", "clip"]
+    run += ["--evaluate", str(tmp_path / "queries.yaml"), "-n", "3", "--n-draws", "5", "-o", str(tmp_path / "judged")]
+    done = CliRunner().invoke(app, run)
+    assert done.exit_code == 0, done.output
+    scores = pd.read_csv(tmp_path / "judged" / "search_scores.csv").set_index(["query", "source"])
+    assert scores.loc[("mass", "names"), "latents"] == live[0]
+    tower = load_mammo_clip_text(checkpoint[1], tokenizer=checkpoint[3])
+    rows = np.flatnonzero(encoded.images["split"] == "test")
+    images = tower.project(encoded.mean_channels[rows])
+    cosines = (images / np.linalg.norm(images, axis=1, keepdims=True)) @ tower.embed_texts(["mass"])[0]
+    about = encoded.images.iloc[rows].assign(cosine=cosines).sort_values("cosine", ascending=False)
+    first = about.drop_duplicates("patient_id").head(3)
+    assert scores.loc[("mass", "text encoder"), "precision"] == pytest.approx(first["Mass"].mean())
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,16 @@ def search_command(
             show_default=False,
         ),
     ] = None,
+    share: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Names after this column of metadata, such as view, may go to a model on another machine too; may be "
+            "repeated.",
+            rich_help_panel=_MODEL,
+            show_default=False,
+        ),
+    ] = None,
     n_draws: Annotated[int, typer.Option("--n-draws", min=1, help="Judge: draws of everything random.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn, and of the order of equal images.")] = 0,
     debug: Debug = False,
@@ -200,7 +210,7 @@ def search_command(
         from mammosae_plugin.study.searching import MatchedBy, Wanted, judge_search, search_table, study_table
 
         of_model = {"--model": model, "--endpoint": endpoint, "--local": local or None, "--key-from": key_from}
-        for name, value in {**of_model, "--journal": journal}.items():
+        for name, value in {**of_model, "--journal": journal, "--share": share}.items():
             if value is not None and by != "model":
                 raise InputError(f"{name} is for --by model; leave it out, or say so")
         if by == "model" and (model is None or (endpoint is None) != local):
@@ -236,7 +246,7 @@ def search_command(
         wanted = Wanted(
             names=names or (),
             meanings=meanings,
-            by=MatchedBy(by, alpha, text, tokenizer, model, endpoint, key_from, journal, seed),
+            by=MatchedBy(by, alpha, text, tokenizer, model, endpoint, key_from, journal, share or (), seed),
             n=n,
             n_names=n_names,
             per_name=per_name,

@@ -202,6 +202,9 @@ class ByModel:
         tries: answers at the most.
         exactly: ask for exactly so many names as are wanted, as SAIL does; else for no more, and for none where none
             matches.
+
+    Attributes:
+        host: the other machine that queries and names go to; None where they stay on this one.
     """
 
     def __init__(
@@ -215,6 +218,7 @@ class ByModel:
     ) -> None:
         self._model, self._journal = model, None if journal is None else Path(journal)
         self._seed, self._tries, self._exactly = seed, tries, exactly
+        self.host = model.host
         self.name = f"model ({model.name})"
 
     def match(self, query: str, texts: Sequence[str], n: int) -> list[Match]:

@@ -4,7 +4,7 @@ __all__ = ["judge_search", "MatchedBy", "search_table", "study_table", "Wanted"]
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from mammosae_plugin.interpretation.search_quality import SEARCH_COLUMNS, WHOLE,
 from mammosae_plugin.interpretation.text_search import TextSearch, search_images
 from mammosae_plugin.latents import LatentTable
 from mammosae_plugin.measures.statistics import MIN_PATIENTS
-from mammosae_plugin.schema.names_of_latents import told_name
+from mammosae_plugin.schema.names_of_latents import BY_LABELS, told_name
 from mammosae_plugin.study.retrieval import columns_of, drawn_images, labels_of, open_table, written_files
 from mammosae_plugin.visualization import plot_hits, save_figure
 
@@ -50,6 +50,7 @@ class MatchedBy:
         endpoint: the server's address; None: a local pipeline of transformers.
         key_from: the environment variable with its key.
         journal: a file that keeps the model's answers.
+        share: columns of metadata by whose values names may go to a model on another machine; those by others stay.
         seed: of random texts, and of the model.
     """
 
@@ -61,6 +62,7 @@ class MatchedBy:
     endpoint: str | None = None
     key_from: str | None = None
     journal: Path | None = None
+    share: Sequence[str] = ()
     seed: int = 0
 
     def tower(self) -> Any:
@@ -172,9 +174,9 @@ def search_table(
     if (config is not None or settings) and not figure:
         raise InputError("--config and --set name the images that --figure draws; add --figure")
     table = open_table(folder)
-    names = _names(table, wanted)
     meanings = {} if wanted.meanings is None else load_queries(wanted.meanings, need_queries=False).meanings
     by = wanted.by.matcher(wanted.by.tower() if wanted.by.way == "clip" else None)
+    names, kept_back = _that_may_go(_names(table, wanted), by, wanted.by.share)
     found = search_images(table, query, names, by, meanings=meanings, **wanted.asked)
     picture = _figure(table, found, config, settings) if figure and len(found.hits) else None
     if output is not None:
@@ -184,7 +186,7 @@ def search_table(
             if picture is not None:
                 save_figure(picture, staged / FIGURE, dpi=160)
     written = [] if output is None else [f"written to {output}"]
-    return "\n".join([*_as_text(table, found), *written])
+    return "\n".join([*_as_text(table, found), *kept_back, *written])
 
 
 def judge_search(folder: Path, queries: Path, wanted: Wanted, *, n_draws: int = 200, output: Path | None = None) -> str:
@@ -201,13 +203,13 @@ def judge_search(folder: Path, queries: Path, wanted: Wanted, *, n_draws: int = 
         InputError: as `search_scores`.
     """
     table = open_table(folder)
-    names = _names(table, wanted)
     asked = load_queries(queries)
     if wanted.meanings is not None:
         own = load_queries(wanted.meanings, need_queries=False).meanings
         asked = Queries(asked.queries, {**asked.meanings, **own})
     tower = wanted.by.tower()
     by = wanted.by.matcher(tower)
+    names, kept_back = _that_may_go(_names(table, wanted), by, wanted.by.share)
     if tower is not None and wanted.rows is None and table.is_of_rows:
         raise InputError(
             f"{table.folder} keeps no vectors for the text encoder's image side; name the store or file that it was "
@@ -226,7 +228,7 @@ def judge_search(folder: Path, queries: Path, wanted: Wanted, *, n_draws: int = 
             }
             write_json(staged / f"{SCORES}.json", {**told, "columns": dict(SEARCH_COLUMNS), "scores": plain(scores)})
     written = [] if output is None else [f"written to {output}"]
-    return "\n".join([*_scores_as_text(scores, by.name, wanted), *written])
+    return "\n".join([*_scores_as_text(scores, by.name, wanted), *kept_back, *written])
 
 
 def study_table(study: Path) -> Path:
@@ -263,6 +265,34 @@ def _names(table: LatentTable, wanted: Wanted) -> list[LatentNames]:
         check_names(names, table, place)
         found.append(names)
     return found
+
+
+def _that_may_go(
+    names: list[LatentNames], by: Matcher, share: Sequence[str]
+) -> tuple[list[LatentNames], tuple[str, ...]]:
+    """The names without those after metadata, such as a site, where they would go to another machine; and a line that
+    says so.
+
+    Raises:
+        InputError: no name is left.
+    """
+    host = getattr(by, "host", None)
+    if host is None:
+        return names, ()
+    kept, n_back, n_left = [], 0, 0
+    for one in names:
+        rows = one.latents
+        columns = rows["column"] if "column" in rows else pd.Series(None, rows.index, dtype=object)
+        stays = (rows["method"] == BY_LABELS) & columns.ne("") & ~columns.isin(list(share)) & ~rows["abstained"]
+        kept.append(replace(one, latents=rows.assign(abstained=rows["abstained"] | stays)))
+        n_back, n_left = n_back + int(stays.sum()), n_left + kept[-1].n_named
+    if not n_left:
+        raise InputError(
+            f"all {n_back} names are after metadata, which do not go to {host}; let those of a column go with "
+            "--share COLUMN, or ask a model on this machine"
+        )
+    told = f"{n_back} names after metadata did not go to {host}; --share COLUMN lets those of a column go"
+    return kept, (told,) if n_back else ()
 
 
 def _names_of_study(table: LatentTable) -> LatentNames:
