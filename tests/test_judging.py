@@ -252,11 +252,8 @@ def test_hard_negatives_are_those_of_a_slow_reference():
 
 def test_few_patients_are_shared_fairly_and_too_few_are_told():
     groups = np.repeat(np.arange(12), 2)
-    for share, expected in (
-        (0.5, 6),
-        (1.0, 0),
-    ):  # every patient has an image of either kind; or the latent fires always
-        values = np.where(np.arange(24) % 2 < 2 * share, 1.0 + np.arange(24), 0)
+    of_half = np.where(np.arange(24) % 2, 1.0 + np.arange(24), 0)
+    for values, expected in ((of_half, 6), (np.ones(24), 0), (1.0 + np.arange(24), 3)):
         shown = shown_images(values, groups, None, 10, np.random.default_rng(0))
         assert len(shown.firing) == len(shown.others) == expected
         assert len({*groups[np.append(shown.firing, shown.others)]}) == 2 * expected
@@ -267,11 +264,27 @@ def test_few_patients_are_shared_fairly_and_too_few_are_told():
     few = SimpleNamespace(**{**vars(rare), "max_latents": csr_array(codes)})
     found = judge_names(called(TRUE), few, None, LabelJudge(rare.images[KINDS])).latents
     assert found["reason"][0] == "cannot be judged: images where it fires are of 0 groups of split test, fewer than 5"
-    assert (
-        found["reason"][1]
-        == "cannot be judged: images where it does not fire are of 0 groups of split test, fewer than 5"
-    )
+    assert found["reason"][1] == "cannot be judged: images where it fires are of 0 groups of split test, fewer than 5"
     assert found.loc[:1, "abstained"].all() and found.loc[:1, "detection"].isna().all() and not found["abstained"][2]
+
+
+def test_a_latent_that_is_above_0_in_every_image_is_told_by_where_it_is_strong(table, labels):
+    codes = table.max_latents.toarray()
+    has = table.images[KINDS].to_numpy()[:, np.arange(6)]
+    codes[:, :6] = np.random.default_rng(0).random((len(codes), 6)) + 2 * has
+    codes[:, 6:12] = 1 + np.random.default_rng(1).random((len(codes), 6))
+    dense = SimpleNamespace(**{**vars(table), "max_latents": csr_array(codes)})
+    names = called({latent: KINDS[latent] for latent in range(12)})
+    plan = plan_judging(names, dense, n=40)
+    for key, task in plan.tasks.items():
+        if key.split("/")[2] == "detection":
+            value = codes[:, int(key.split("/")[0])]
+            shown, test = value[list(task.rows)], value[300:]
+            right = np.array(plan.truth[key]) == 1
+            assert (shown[right] > np.median(test)).all() and (shown[~right] <= np.quantile(test, 0.25)).all()
+    found = judge_names(names, dense, None, labels, n=40)
+    assert not found.latents["abstained"][:6].any() and found.latents["abstained"][6:].all()
+    assert told_scores(found)[-1].startswith("12 of the latents fire in over three quarters of the images: told apart")
 
 
 def test_what_a_model_wrote_is_a_name_once_judged_and_not_by_itself(table, labels):

@@ -64,8 +64,8 @@ def judge_names(
     """Score names of latents by a judge, and take back those that do not hold up.
 
     - *detection*: the judge is given the name and says of n images where the latent fires and n where it does not,
-      shuffled and in sets, which of them it fits: balanced accuracy, 0.5 by chance. Half of the others are hard
-      negatives: their dense vectors are nearest to those of firing images.
+      (`fires_and_rests` says which), shuffled and in sets, which of them it fits: balanced accuracy, 0.5 by chance.
+      Half of the others are hard negatives: their dense vectors are nearest to those of firing images.
     - *intruder*: of five images it finds the one where the latent does not fire: 0.2 by chance.
     - *ranking*: given five images where it fires it puts the name and those of four other latents, of other texts, in
       order: first (0.2 by chance), first or second (0.4).
@@ -324,6 +324,11 @@ def told_scores(names: LatentNames) -> list[str]:
         lines.append(
             f"{_CALLED[one['score']]}: {one['mean']:.2f} ({one['low']:.2f} to {one['high']:.2f} over "
             f"{one['n_latents']} latents), {shuffled}, chance {one['chance']:.2f}"
+        )
+    if about["n_everywhere"]:
+        lines.append(
+            f"{about['n_everywhere']} of the latents fire in over three quarters of the images: told apart were images "
+            "above their median and their weakest quarter"
         )
     if about["n_not_judged"]:
         lines.append(f"{about['n_not_judged']} names could not be judged, and are none")

@@ -17,7 +17,15 @@ from mammosae_plugin.arguments import whole
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.interpretation.judges import N_RANKED, Task
 from mammosae_plugin.interpretation.names import NOT_JUDGED, LatentNames
-from mammosae_plugin.interpretation.shown_images import Shown, distractors, diverse, other_text, shown_images
+from mammosae_plugin.interpretation.shown_images import (
+    REST,
+    Shown,
+    distractors,
+    diverse,
+    fires_and_rests,
+    other_text,
+    shown_images,
+)
 
 if TYPE_CHECKING:
     from mammosae_plugin.latents import LatentTable
@@ -109,18 +117,20 @@ def plan_judging(
     every = image_statistic(table, statistic)[rows]
     codes = as_codes(every[:, latents])
     dense = _unit(dense_rows(table, embeddings, rows).whole())
-    strongest, n_firing = strongest_rows(codes, groups, _CANDIDATES)
+    strongest, _ = strongest_rows(codes, groups, _CANDIDATES)
     strange = {latent: reason for latent, name in called.items() if (reason := unread(name))}
     readable = {latent: name for latent, name in called.items() if latent not in strange}
     unjudged: dict[int, str] = {}
+    n_everywhere = 0
     shuffled = {latent: other_text(readable, latent, f"{seed}/{latent}") for latent in readable}
     maker = _Tasks(readable, shuffled, rows, set_size, seed)
     for column, latent in enumerate(latents.tolist()):
         if latent in strange:
             continue
         values = codes[:, [column]].toarray()[:, 0]
-        n_other = len(np.unique(groups[values <= 0]))
-        for count, where in ((int(n_firing[column]), "it fires"), (n_other, "it does not fire")):
+        n_everywhere += bool(np.mean(values <= 0) < REST)
+        n_firing, n_other = (len(np.unique(groups[one])) for one in fires_and_rests(values))
+        for count, where in ((n_firing, "it fires"), (n_other, "it does not fire")):
             if count < min_groups and latent not in unjudged:
                 unjudged[latent] = (
                     f"images where {where} are of {count} groups of split {split}, fewer than {min_groups}"
@@ -132,7 +142,7 @@ def plan_judging(
         if latent in unjudged:
             continue
         maker.detection(latent, shown, generator)
-        n_sets = min(n_intruder, int(n_firing[column]) // (_INTRUDER_IMAGES - 1), n_other)
+        n_sets = min(n_intruder, n_firing // (_INTRUDER_IMAGES - 1), n_other)
         of_sets = shown_images(values, groups, None, n_sets * (_INTRUDER_IMAGES - 1), generator)
         maker.intruders(latent, of_sets, n_sets, generator)
         top = strongest[column][strongest[column] >= 0]
@@ -140,7 +150,7 @@ def plan_judging(
         maker.rankings(latent, together, n_ranking)
     about = {
         "split": split, "statistic": statistic, "n": n, "set_size": set_size, "n_intruder": n_intruder,
-        "n_ranking": n_ranking, "min_groups": min_groups, "seed": seed,
+        "n_ranking": n_ranking, "min_groups": min_groups, "seed": seed, "n_everywhere": n_everywhere,
     }  # fmt: skip
     judged = {latent: text for latent, text in shuffled.items() if latent not in unjudged}
     return JudgingPlan(maker.tasks, maker.truth, called, judged, strange, unjudged, about)

@@ -15,7 +15,7 @@ from mammosae_plugin.arguments import resampling
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.interpretation.attributes import attributes_of
 from mammosae_plugin.interpretation.names import LatentNames
-from mammosae_plugin.interpretation.shown_images import plain_text
+from mammosae_plugin.interpretation.shown_images import fires_and_rests, plain_text
 from mammosae_plugin.measures.auroc_columns import delong_columns
 from mammosae_plugin.measures.statistics import MIN_PATIENTS, patient_bootstrap, spread_interval
 
@@ -60,8 +60,8 @@ def agreement_with_labels(
     Returns:
         One row per named latent: its name; the attribute, empty where the name is none; n images of which it is known,
         n_with that have it, and the groups with and without; `auroc` of the activation for it (chance 0.5; DeLong's
-        95 % interval over groups); `balanced_accuracy` of whether it fires (chance 0.5; 95 % of resampled groups); and
-        why a figure or an interval is missing.
+        95 % interval over groups); `balanced_accuracy` of whether it fires (as `fires_and_rests` says; chance 0.5; 95 %
+        of resampled groups); and why a figure or an interval is missing.
 
     Raises:
         InputError: the names were made in this split, or an unknown split, label, column or group.
@@ -104,13 +104,14 @@ def _agreement(
     min_patients: int,
 ) -> dict[str, Any]:
     known = ~np.isnan(has)
-    own, fires = has[known] == 1, activation[known] > 0
+    own = has[known] == 1
+    fires, rests = fires_and_rests(activation[known])
     n_with, n_without = (len(np.unique(groups[known][one])) for one in (own, ~own))
     counts = {"n": int(known.sum()), "n_with": int(own.sum()), "groups_with": n_with, "groups_without": n_without}
     if not own.any() or own.all():
         return {**counts, "reason": f"{'no' if not own.any() else 'every'} image has it"}
     auroc = delong_columns(own.astype(np.int64), activation[known][:, None], groups[known])
-    weights = np.concatenate([np.ones((1, len(own))), resamples[:, known]])
+    weights = np.concatenate([np.ones((1, len(own))), resamples[:, known]]) * (fires | rests)
     with np.errstate(invalid="ignore"):
         shares = [
             (weights[:, one] @ (fires[one] == right)) / weights[:, one].sum(1)

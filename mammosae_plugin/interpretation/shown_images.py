@@ -1,6 +1,16 @@
 """Which images and which other names a judge of names is shown: one image of each group, every choice seeded."""
 
-__all__ = ["distractors", "diverse", "other_text", "plain_text", "Shown", "shown_images", "spread"]
+__all__ = [
+    "distractors",
+    "diverse",
+    "fires_and_rests",
+    "other_text",
+    "plain_text",
+    "REST",
+    "Shown",
+    "shown_images",
+    "spread",
+]
 
 import random
 import re
@@ -11,6 +21,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mammosae_plugin.arguments import numbers
+
+REST = 0.25
+"""The least share of images in which a latent is 0, or its weakest images in place of them."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +102,18 @@ def other_text(names: Mapping[int, str], latent: int, seed: int | str) -> str:
     return random.Random(seed).choice(eligible) if eligible else ""
 
 
+def fires_and_rests(values: NDArray[np.float64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """(N,) in which images a latent with activations (N,) fires, and in which it does not.
+
+    It fires above 0. Of maps over many positions the maximum of a latent may be above 0 in nearly every image: one that
+    is 0 in less than a quarter of the images fires in those above their median, and does not in its weakest quarter.
+    """
+    if np.mean(values <= 0) >= REST:
+        return values > 0, values <= 0
+    rests = values <= np.quantile(values, REST)
+    return (values > np.median(values)) & ~rests, rests
+
+
 def shown_images(
     values: NDArray[np.float64],
     groups: NDArray[np.int64],
@@ -104,24 +129,24 @@ def shown_images(
     chosen yet. The rest are images at random of other groups.
 
     Args:
-        values: (N,) activation of the latent; it fires above 0.
+        values: (N,) activation of the latent (`fires_and_rests`).
         groups: (N,) as `as_groups` numbers them.
         dense: (N, d), each of length 1 or 0, for half of the others to be hard negatives; None: all are at random.
         n: how many of either kind; fewer where there are not enough groups.
         generator: of chance.
     """
-    fires = values > 0
+    fires, rests = fires_and_rests(values)
     order = np.lexsort((-values, groups))
     best = order[np.unique(groups[order], return_index=True)[1]]
     best = best[fires[best]]
-    with_firing, with_others = groups[best], np.unique(groups[~fires])
+    with_firing, with_others = groups[best], np.unique(groups[rests])
     n = min(n, len(best), len(with_others), len(np.union1d(with_firing, with_others)) // 2)
     both = np.intersect1d(with_firing, with_others)
     n_reserved = max(0, n - (len(with_others) - len(both)))
     reserved = generator.choice(both, n_reserved, replace=False)
     best = best[~np.isin(with_firing, reserved)]
     firing = best[spread(values[best], n)]
-    free = ~fires & ~np.isin(groups, groups[firing])
+    free = rests & ~np.isin(groups, groups[firing])
     hard: list[int] = []
     if dense is not None and n > 1:
         taken = firing[((np.arange(n // 2) + 0.5) * n / (n // 2)).astype(np.int64)]
