@@ -66,6 +66,36 @@ def test_a_model_judges_with_its_cost_told_first_and_is_not_asked_twice(encoded,
     assert pd.read_csv(output / "names.csv")["name"].isna().all()
 
 
+def test_what_a_model_sees_is_judged_by_another_model_in_one_command(encoded, phantom_root, tmp_path):
+    guess = judging_at_random()
+
+    def answer(asked):
+        if "in_common" not in asked.system:
+            return guess(asked)
+        return json.dumps({"seen": "tissue", "in_common": True, "name": f"a dark rim {len(asked.files) + asked.seed}"})
+
+    output = tmp_path / "seen"
+    with language_server(answer) as server:
+        common = [
+            *(encoded.folder, "--by", "model", "--model", "namer", "--endpoint", server.url, *JUDGING, "-o", output),
+            *("--set", f"data.root={phantom_root}", "--set", "data.image_size=[96, 64]", "--min-groups", "3"),
+            *("--split", "test", "--latents", "6,13,51", "--judge-set", "10"),
+        ]
+        refused, said = run(*common, "--judge", "namer")
+        assert refused.exit_code == 2 and "namer would judge its own names" in said and server.n_calls == 0
+        done, said = run(*common, "--judge", "guess")
+        assert done.exit_code == 0, done.output
+        assert {asked.model for asked in server.asked} == {"namer", "guess"}
+        n_calls = server.n_calls
+        again, _ = run(*common, "--judge", "guess")
+        assert again.exit_code == 0 and server.n_calls == n_calls
+    frame = pd.read_csv(output / "names.csv")
+    assert said.index("questions to namer") < said.index("questions to guess") < said.index("judged by guess")
+    assert (frame["score"] == frame["detection"]).all() and (frame["chance"] == 0.5).all() and frame["abstained"].all()
+    assert frame["reason"].str.startswith("the name does not tell where it fires; A dark rim").all()
+    assert {path.name for path in output.glob("*.jsonl")} == {"answers.jsonl", "judging.jsonl"}
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

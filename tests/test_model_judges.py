@@ -109,3 +109,11 @@ def test_who_wrote_the_names_does_not_judge_them_unless_told(table, pictures):
         found = judge_names(written, table, pictures, judge(server), same_judge=True, **CHEAP)
     assert (found.latents["judge"] == "judge (wrote the names)").all()
     assert told_scores(found)[0].startswith("judged by judge (wrote the names) in split test")
+
+
+def test_a_name_is_shown_on_one_line_without_underscores(table, pictures):
+    names = {latent: f"Odd_name {letter}\n\nDescription: all" for latent, letter in enumerate("abcdef")}
+    with language_server(judging_at_random()) as server:
+        judge_names(called(names), table, pictures, judge(server), **CHEAP)
+    first = [asked.texts[0] for asked in server.asked]
+    assert all("Odd name " in said and "Odd_name" not in said and "\nDescription: all" not in said for said in first)

@@ -318,6 +318,8 @@ def name_command(
             raise InputError(f"{given[0]} is for --judge NAME, a language model; name it, or leave the option out")
         if kind is None and (same_judge or judge_split):
             raise InputError("--same-judge and --judge-split are for --judge WHO; say who judges")
+        if by == "model" and judge == model and not same_judge:  # before the names are paid for
+            raise InputError(f"{judge} would judge its own names; name another judge, or say so with --same-judge")
         server = judge_endpoint or (None if judge_local else endpoint)
         if kind == "model" and (server is None) is not judge_local:
             raise InputError(f"--judge {judge} needs either its server's --judge-endpoint URL or --judge-local")

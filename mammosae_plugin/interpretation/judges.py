@@ -193,12 +193,17 @@ class TextJudge(_GradingJudge):
 
     def grades(self, name: str) -> NDArray[np.float64]:
         """The cosine with every image."""
-        found: NDArray[np.float64] = self._images @ self._tower.embed_texts([self._texts.get(name, name)])[0]
+        found: NDArray[np.float64] = self._images @ self._tower.embed_texts([self._texts.get(name, _in_words(name))])[0]
         return found
 
     def bound(self, grades: NDArray[np.float64]) -> float:
         """The median."""
         return float(np.median(grades))
+
+
+def _in_words(name: str) -> str:
+    """A name as it is read: on one line, so that no part of it passes for the question's own, without underscores."""
+    return " ".join(name.replace("_", " ").split())
 
 
 _SYSTEM = (
@@ -255,8 +260,7 @@ class ModelJudge:
 
     def _asking(self, task: Task) -> Callable[[], Question]:
         def question() -> Question:
-            # A name with line breaks could otherwise pass for a part of the question.
-            said, schema = _WORDS[task.kind](replace(task, names=tuple(" ".join(name.split()) for name in task.names)))
+            said, schema = _WORDS[task.kind](replace(task, names=tuple(map(_in_words, task.names))))
             parts: list[str | Image.Image] = [said]
             for number, row in enumerate(task.rows, start=1):
                 parts += [f"Image {number}:", self._pictures.whole(row)]
