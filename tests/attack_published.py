@@ -288,7 +288,8 @@ def hidden_numbers(case: Case) -> int:
 
     def numbers(findings: Findings) -> set[float]:
         frames = [findings.latents, findings.concepts, findings.interventions, findings.reconstruction]
-        columns = [frame[name] for frame in (*frames, findings.localization) for name in frame.columns]
+        frames += [findings.localization, *([] if findings.names is None else [findings.names])]
+        columns = [frame[name] for frame in frames for name in frame.columns]
         floats = [column.dropna() for column in columns if column.dtype.kind == "f"]
         of_study = (value for _, _, value in walk(json.loads(json.dumps(findings.study))) if is_long(value))
         return set().union(*(long_numbers(column) for column in floats), of_study)
@@ -372,7 +373,9 @@ ATTACKS: Mapping[str, Callable[[Case], int]] = {
 
 def harmless_uploads() -> list[Upload]:
     """Every part, with harmless texts wherever words may be free."""
-    free = [place for places in PLACES.values() for place in places if place.split()[-1] in ("note", "--author")]
+    free = [
+        place for places in PLACES.values() for place in places if place.split()[-1] in ("note", "latent", "--author")
+    ]
     one = {"--title": HARMLESS[:1], "title of the study": HARMLESS[1:2]}
     many = dict.fromkeys((*free, "--description", "--link", "card that is there"), HARMLESS) | one
     return [

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from helpers_hub import LoopbackHub, run_on_hub
 from helpers_results import edit_study
 
 from mammosae_plugin.findings.study_folder import StudyFolder
+from mammosae_plugin.findings.tables import tellable
 from mammosae_plugin.hub.findings import KEY_FILE
 
 REPOS = {"sae": "someone/saes", "model": "someone/nets", "findings": "someone/findings", "space": "someone/space"}
@@ -21,7 +23,10 @@ KEY = "5e" * 32
 """What ids are hashed with: with another key each time the order would be another one too."""
 
 _OPTIONS = ("--author", "--description", "--link", "--tag")
-_IN_STUDY = ("text of a note", "author of a note", "label of a note", "title of the study", "name of a network")
+_IN_STUDY = (
+    *("text of a note", "author of a note", "label of a note", "title of the study", "name of a network"),
+    "name of a latent",
+)
 PLACES: Mapping[str, Sequence[str]] = {
     "sae": (*_OPTIONS, "--licence", "--id", "--base-model", "--dataset", "--evaluation"),
     "model": (*_OPTIONS, "--licence", "--id", "--base-model", "--dataset", "name of a network, as an id"),
@@ -81,6 +86,8 @@ class Upload:
         for place, texts in self.texts.items():
             if place.endswith("of a note"):
                 _write_notes(study, place.split()[0], texts)
+            elif place == "name of a latent":
+                _write_names(study, texts)
             elif place in _NAMES:
                 ending = ".safetensors" if "file" in place else ""
                 _rename(study, _NAMES[place](StudyFolder(study).results), "; ".join(texts) + ending)
@@ -115,6 +122,16 @@ def _write_notes(study: Path, field: str, texts: Sequence[str]) -> None:
     with (study / "notes" / f"{field}.jsonl").open("a") as file:
         for n, text in enumerate(texts):
             file.write(json.dumps({**note, "latent": n % 32, field: text}) + "\n")  # there may be few latents
+
+
+def _write_names(study: Path, texts: Sequence[str]) -> None:
+    """Names of latents of the last layer, as a model may have written them; of latents of which nothing is hidden."""
+    layer = StudyFolder(study).layers[-1]
+    ((place, told),) = [(encoder, told) for (_, encoder), told in tellable([layer], min_group=5).items()][:1]
+    shown = np.flatnonzero(~told.activity).tolist()
+    row = {"method": "model", "model": "toy", "score": 0.9, "chance": 0.5, "n": 12, "q": 0.01, "encoder": place}
+    names = [{**row, "latent": shown[n % len(shown)], "name": text} for n, text in enumerate(texts)]
+    edit_study(study, lambda results: results.update({"names": names}))
 
 
 def copy_of_study(study: Path, folder: Path) -> Path:
