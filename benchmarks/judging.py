@@ -8,6 +8,9 @@ same names. Judges are labels (who know all), labels of which one answer in four
 the words of wordllama and a linear map from an encoder's mean channels, fitted on other phantoms. Names are judged in
 the test split, by 10 or 40 images in which a latent fires and as many others. Prints a table: means over latents,
 beside the names of other latents, and which names stay.
+
+Then of the latents of an SAE that is trained on the encoder's map: names by labels, of the training split, that stay in
+the test split by labels, as they are and with the latents' activations there dealt out among images.
 """
 
 import argparse
@@ -18,14 +21,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from names import FINDINGS, PIXELS, SIZE, phantoms, taught
+from names import FINDINGS, MAP, PIXELS, SIZE, phantoms, taught
 from scipy.sparse import csr_array
 
+from mammosae_plugin.activations import extract_activations
+from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.adapters.word_embeddings import load_word_embeddings
 from mammosae_plugin.datasets import VinDrMammo
-from mammosae_plugin.interpretation import LabelJudge, LatentNames, TextJudge, judge_names
+from mammosae_plugin.interpretation import LabelJudge, LatentNames, TextJudge, judge_names, name_by_labels
+from mammosae_plugin.interpretation.attributes import attributes_of
 from mammosae_plugin.interpretation.judges import Task
 from mammosae_plugin.interpretation.names import COLUMNS
+from mammosae_plugin.latents import encode_latents
+from mammosae_plugin.training import SAETraining, train_sae
 
 WORDS = ("a mass", "calcifications", "architectural distortion")
 HITS, N_PLANTED, WRONG, N_SHOWN = (1.0, 0.8, 0.6), 42, 0.25, (10, 40)
@@ -40,19 +48,23 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     found: list[dict[str, Any]] = []
+    of_sae: list[dict[str, Any]] = []
     for seed in range(options.seeds):
         folder = options.folder / str(seed)
         images = phantoms(folder / "images", options.patients, 100 + seed, letters=True)
-        network = taught(folder, options.patients, options.epochs, seed).network.features
+        classifier = taught(folder, options.patients, options.epochs, seed)
+        network = classifier.network.features
         other = VinDrMammo(folder / "taught", image_size=SIZE).with_preprocessing(PIXELS)
         tower = Tower(channels(network, other), attributes(other.images))
         dense, has = channels(network, images), attributes(images.images)
         for hits in HITS:
             for n in N_SHOWN:
                 found += judged(images.images, dense, has, tower, hits, n, seed)
+        of_sae += trained(classifier, images, folder, seed)
         print(f"seed {seed} is done", flush=True)
     frame = pd.DataFrame(found)
     print(f"\n{frame.groupby(['judge', 'fires in', 'n'], sort=False).mean(numeric_only=True).round(3).to_string()}")
+    print(f"\n{pd.DataFrame(of_sae).groupby(['activations', 'n'], sort=False).sum().to_string()}")
 
 
 def attributes(images: pd.DataFrame) -> pd.DataFrame:
@@ -167,6 +179,36 @@ def judged(
         row["random latents"] = random["detection"].mean()
         row |= {"kept": (~planted["abstained"]).mean(), "random kept": (~random["abstained"]).mean()}
         found.append(row)
+    return found
+
+
+def trained(classifier: Any, images: VinDrMammo, folder: Path, seed: int) -> list[dict[str, Any]]:
+    """How many names by labels of an SAE's latents stay, and how many if the latents fired in other images."""
+    with HookedVisionModel(classifier.network, [MAP]) as model:
+        rows = extract_activations(
+            model, images.select(split="training"), folder / "rows", hook_name=MAP, batch_size=16
+        )
+        settings: dict[str, Any] = {"architecture": "topk", "k": 4, "d_sae": 128, "lr": 2e-3}
+        sae = train_sae(
+            rows, folder / "sae", SAETraining(epochs=2, batch_size=512, dead_feature_window=100, **settings)
+        )
+        table = encode_latents(model, sae, images, folder / "table", heads={}, batch_size=16, peaks=0)
+    names = name_by_labels(table, check="none")
+    judge = LabelJudge(attributes_of(table, None, None, "training"), seed=seed)
+    codes, test = table.max_latents.toarray(), np.flatnonzero(table.images["split"] == "test")
+    dealt = codes.copy()
+    dealt[test] = np.random.default_rng(seed).permuted(codes[test], axis=0)
+    found = []
+    for what, own in (("as they are", codes), ("dealt out", dealt)):
+        changed = SimpleNamespace(
+            images=table.images, splits=table.splits, folder=table.folder, d_sae=table.d_sae, is_of_rows=False,
+            max_latents=csr_array(own), mean_latents=csr_array(own), mean_channels=table.mean_channels,
+        )  # fmt: skip
+        for n in N_SHOWN:
+            stay = judge_names(names, changed, None, judge, n=n, seed=seed)
+            counts = {"named": names.n_named, "stay": stay.n_named}
+            everywhere = stay.about["judging"]["n_everywhere"]
+            found.append({"activations": what, "n": n, **counts, "fire nearly everywhere": everywhere})
     return found
 
 
