@@ -186,6 +186,15 @@ def test_a_name_that_fails_in_the_other_split_is_taken_back(table):
     assert (~unchecked["abstained"]).mean() >= 0.9 and unchecked["check_auroc"].isna().all()
 
 
+def test_of_two_classes_that_both_have_a_name_each_is_an_attribute(table):
+    side = Concept("side", classes=("L", "R"))
+    images = table.images.assign(side=[-1, 1, *[0] * (len(table.images) - 2)])
+    other = SimpleNamespace(**{**vars(table), "images": images, "vocabulary": Vocabulary([Concept("mass"), side])})
+    found = attributes_of(other, None, [], "training")
+    assert [*found] == ["mass", "side=L", "side=R"]
+    np.testing.assert_array_equal(found[["side=L", "side=R"]][:3], [[np.nan, np.nan], [0, 1], [1, 0]])
+
+
 def test_numbers_become_thirds_or_levels_and_words_levels(table):
     found = attributes_of(table, [], ["age", "view", "clip"], "training")
     low, high = (name for name in found.columns if name.startswith("age"))

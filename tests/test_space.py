@@ -689,8 +689,8 @@ def test_names_stand_beside_their_scores_in_the_table_and_on_the_page(look, tmp_
     (study,) = read_data(space, "index")["studies"]
     assert [row["name"] for row in study["names"]] == ["clip <b>", "a round rim", "a round rim"]
     assert (study["names"][1]["q"], study["names"][0]["score"], study["names"][0]["detection"]) == (None, 0.95, None)
-    page = look(space, "#/?encoder=pretrained&sort=name&dead=1")
-    cells = page.locator("tbody td.name").all_inner_texts()
+    page = look(space, "#/?encoder=pretrained&sort=called&dead=1")
+    cells = page.locator("tbody td.called").all_inner_texts()
     assert cells[0] == "clip <b>\nlabels 0.95, chance 0.25"  # by q, which the other has not
     assert [text for text in cells if text] == [cells[0], "a round rim\nmodel 0.95, chance 0.25"]
     page.fill("#search", "round rim")

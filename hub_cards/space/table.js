@@ -82,7 +82,7 @@ mammosae.pages.latents = (() => {
     const shown = [
       { key: "latent", text: "Latent", first: "up", of: (table, row) => table.latent[row] },
       state.tables.some((info) => mammosae.byLatent(info, "names").size) && {
-        key: "name", text: "Name", first: "up", title: "What it is called, with how that was found, its score and chance; a guess. Sorted by q, surest first",
+        key: "called", text: "Name", first: "up", title: "What it is called, with how that was found, its score and chance; a guess. Sorted by q, surest first",
         of: (table, row) => nameOf(table, row)?.q ?? NaN,
         show: (table, row) => {
           const name = nameOf(table, row);

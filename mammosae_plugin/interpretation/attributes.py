@@ -10,6 +10,7 @@ import pandas as pd
 
 from mammosae_plugin.analysis.covariates import covariate_columns, known_values
 from mammosae_plugin.analysis.table_arrays import image_labels, split_rows
+from mammosae_plugin.datasets.concepts import PRESENT
 from mammosae_plugin.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def attributes_of(
 ) -> pd.DataFrame:
     """Attributes of all images of a table: a column for each, 1 where an image has it, 0 where not, NaN where unknown.
 
-    A binary concept is an attribute; of one with more classes each class is, `density=C`. Of words each level is
+    A finding is an attribute; of a concept with other classes each class is, `density=C`. Of words each level is
     (`view=MLO`), of numbers with up to six values each value, of others the lowest and the highest third in the split.
 
     Args:
@@ -46,7 +47,13 @@ def attributes_and_columns(
     column_of: dict[str, str] = {}
     if labels is None and table.vocabulary or labels:
         of_labels = image_labels(table, labels)
-        found |= {str(name): of_labels[name] for name in of_labels.columns}
+        for name in of_labels.columns:
+            concept = table.vocabulary.get(name)
+            if concept is None or concept.classes[1] == PRESENT:
+                found[str(name)] = of_labels[name]
+            else:  # of two classes that both have a name, such as the side, each is one
+                for number, word in enumerate(concept.classes):
+                    found[f"{name}={word}"] = of_labels[name] if number else 1 - of_labels[name]
     columns = covariate_columns(table, "", None if metadata is None else list(metadata))
     rows = split_rows(table, split)
     for name in columns:
