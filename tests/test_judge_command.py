@@ -33,6 +33,7 @@ def test_names_are_judged_by_labels_and_the_scores_are_printed_first_and_written
     frame = pd.read_csv(output / "names.csv")
     assert {column.name for column in JUDGED} <= {*frame.columns} and (frame["judge"].dropna() == "labels").all()
     told = json.loads((output / "names.json").read_text())
+    assert told["about"]["check"] == "none"  # no split is left that neither made nor judges them
     assert told["about"]["judging"]["split"] == "training" and set(told["columns"]) == {*frame.columns}
     assert {row["reason"] == "" for row in told["latents"] if row["abstained"]} <= {False}
 

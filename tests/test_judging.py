@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -118,6 +119,13 @@ def test_an_oracle_scores_1_and_shuffled_names_score_chance(table, labels):
     assert told[0] == "judged by labels in split test: 24 of 24 names hold up"
     assert told[1].startswith("detection (balanced accuracy): 1.00 (0.86 to 1.00 over 24 latents), shuffled names 0.5")
     json.dumps(found.about, allow_nan=False)
+
+
+def test_names_that_the_judging_split_has_chosen_are_told(table, labels):
+    made = called({0: KINDS[0], 1: KINDS[1]})
+    checked = replace(made, about={**made.about, "check": "test"})
+    told = [told_scores(judge_names(one, table, None, labels)) for one in (made, checked)]
+    assert [sum("names were checked in split test before" in line for line in lines) for lines in told] == [0, 1]
 
 
 def test_random_answers_score_chance_within_its_interval_and_keep_no_name(table):

@@ -65,7 +65,10 @@ def name_command(
     no_metadata: Annotated[bool, typer.Option("--no-metadata", help="labels: no column beside the labels.")] = False,
     check: Annotated[
         str | None,
-        typer.Option(help="labels: whose images names are checked in, or none. (test)", show_default=False),
+        typer.Option(
+            help="labels: whose images names are checked in, or none. (test; with --judge one it does not see)",
+            show_default=False,
+        ),
     ] = None,
     text: Annotated[
         str | None,
@@ -352,8 +355,12 @@ def name_command(
         chosen = chosen_latents(opened, numbers, top_latents, split, statistic)
         if by == "labels":
             from mammosae_plugin.interpretation import name_by_labels
+            from mammosae_plugin.interpretation.judging_plan import judging_split
 
             of_images = [] if no_metadata else metadata or None
+            if judge is not None and check is None:  # what judges names has not chosen them
+                taken = {split, judging_split(opened, split, judge_split)}
+                check = next((name for name in ("test", "validation") if name in {*opened.splits} - taken), "none")
             names = name_by_labels(
                 opened, label or None, of_images, latents=chosen, check=check, n=n, **images, **asked
             )

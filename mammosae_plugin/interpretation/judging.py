@@ -325,6 +325,10 @@ def told_scores(names: LatentNames) -> list[str]:
             f"{_CALLED[one['score']]}: {one['mean']:.2f} ({one['low']:.2f} to {one['high']:.2f} over "
             f"{one['n_latents']} latents), {shuffled}, chance {one['chance']:.2f}"
         )
+    if about["checked_there"]:
+        lines.append(
+            f"these names were checked in split {about['split']} before, so that their scores are a little high"
+        )
     if about["n_everywhere"]:
         lines.append(
             f"{about['n_everywhere']} of the latents fire in over three quarters of the images: told apart were images "

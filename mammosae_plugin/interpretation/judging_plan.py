@@ -1,6 +1,6 @@
 """What a judge of names will be asked: which images, which other names, in which sets, all before anything is asked."""
 
-__all__ = ["JudgingPlan", "names_to_judge", "plan_judging", "SHUFFLED", "TRUE"]
+__all__ = ["judging_split", "JudgingPlan", "names_to_judge", "plan_judging", "SHUFFLED", "TRUE"]
 
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -106,7 +106,7 @@ def plan_judging(
     called = names_to_judge(names)
     if not called:
         raise InputError("there is no name to judge: every latent of these names abstains")
-    split = _split(names, table, split)
+    split = judging_split(table, names.about.get("split"), split)
     rows = split_rows(table, split)
     all_groups = image_groups(table, group)
     made_in = names.about.get("split")
@@ -151,6 +151,7 @@ def plan_judging(
     about = {
         "split": split, "statistic": statistic, "n": n, "set_size": set_size, "n_intruder": n_intruder,
         "n_ranking": n_ranking, "min_groups": min_groups, "seed": seed, "n_everywhere": n_everywhere,
+        "checked_there": names.about.get("check") == split,
     }  # fmt: skip
     judged = {latent: text for latent, text in shuffled.items() if latent not in unjudged}
     return JudgingPlan(maker.tasks, maker.truth, called, judged, strange, unjudged, about)
@@ -168,8 +169,17 @@ def names_to_judge(names: LatentNames) -> dict[int, str]:
     return found
 
 
-def _split(names: LatentNames, table: "LatentTable", split: str | None) -> str:
-    made_in = names.about.get("split")
+def judging_split(table: "LatentTable", made_in: str | None, split: str | None = None) -> str:
+    """Whose images names are judged in: validation where there is one that they were not made in, else test.
+
+    Args:
+        table: the latents table.
+        made_in: the split that names were made in.
+        split: the one that is asked for, if any.
+
+    Raises:
+        InputError: there is none, or it is the one that they were made in.
+    """
     there = [name for name in ("validation", "test") if name in table.splits and name != made_in]
     if split is None:
         if not there:
