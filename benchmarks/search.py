@@ -15,6 +15,7 @@ queries of what phantoms are labelled with. Prints tables.
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,7 +39,7 @@ from mammosae_plugin.interpretation import (
     name_by_labels,
     search_scores,
 )
-from mammosae_plugin.interpretation.name_matching import as_words
+from mammosae_plugin.interpretation.name_matching import match_names, named_latents
 from mammosae_plugin.interpretation.search_quality import EACH, WHOLE
 from mammosae_plugin.latents import encode_latents
 from mammosae_plugin.training import SAETraining, train_sae
@@ -77,8 +78,7 @@ def main() -> None:
                     )
                     way = f"{by.name.split()[0]}{', cosine' if likeness == 'cosine' else ''}"
                     found += means(scores, {"queries": example, "fires in": f"{hits:.0%}", "by": way})
-        texts = [queries.meanings.get(name, as_words(name)) for name in dict.fromkeys(names.latents["name"]) if name]
-        nonsense(by_text, by_words, texts, example)
+        nonsense(by_text, by_words, named_latents(names, queries.meanings), queries.meanings, example)
     print_means(found, ["queries", "fires in", "by"])
     if options.trained:
         trained(options.folder, options.seeds, by_text)
@@ -130,13 +130,16 @@ def planted(queries: Queries, n_patients: int, hits: float, seed: int) -> Any:
     )  # fmt: skip
 
 
-def nonsense(by_text: ByText, by_words: ByWords, texts: list[str], example: str) -> None:
+def nonsense(
+    by_text: ByText, by_words: ByWords, named: pd.DataFrame, meanings: Mapping[str, str], example: str
+) -> None:
     rng = np.random.default_rng(7)
     at_random = [" ".join(rng.choice(by_text.words, 4)) for _ in range(500)]
     for kind, asked in (("of random words", at_random), ("of everyday things", EVERYDAY)):
         for by in (by_text, by_words):
-            share = np.mean([bool(by.match(query, texts, 1)) for query in asked])
-            print(f"{example}, {len(texts)} names, by {by.name}: {share:.1%} of {len(asked)} queries {kind} match one")
+            share = np.mean([len(match_names(query, named, by, n_names=1, meanings=meanings)) > 0 for query in asked])
+            names = f"{example}, {named['text'].nunique()} names, by {by.name}"
+            print(f"{names}: {share:.1%} of {len(asked)} queries {kind} match one")
 
 
 def means(scores: pd.DataFrame, about: dict[str, Any]) -> list[dict[str, Any]]:

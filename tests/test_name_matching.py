@@ -159,11 +159,11 @@ def test_latents_come_name_by_name_surest_first_and_abstained_ones_never():
     names = oracle_names()
     names.latents.loc[1, "q"] = 0.001
     matched = match_names("a mass in a dense breast", names, ByWords(), meanings=MEANINGS)
-    assert matched["latent"].tolist() == [6, 7, 1, 0] and matched["part"].tolist() == [1, 1, 2, 2]
-    assert matched["text"].tolist() == ["dense breast", "dense breast", "Mass", "Mass"]
+    assert matched["latent"].tolist() == [1, 0, 6, 7] and matched["part"].tolist() == [1, 1, 2, 2]
+    assert matched["text"].tolist() == ["Mass", "Mass", "dense breast", "dense breast"]
     assert {"method", "score", "chance", "q", "nearness", "p"} <= set(matched.columns)
     one = match_names("a mass in a dense breast", names, ByWords(), meanings=MEANINGS, per_name=1, n_names=1)
-    assert one["latent"].tolist() == [6]
+    assert one["latent"].tolist() == [1]
     assert match_names("a bicycle", names, ByWords()).empty
     two_methods = [names, names_of({0: "dense breast", 5: "a round mass"})]
     assert match_names("a dense breast", two_methods, ByWords(), meanings=MEANINGS)["latent"].tolist() == [0, 6, 7]
@@ -177,3 +177,22 @@ def test_an_empty_query_and_names_that_are_all_abstained_are_refused():
             match_names(query, oracle_names(), ByWords())
     with pytest.raises(InputError, match="none of 36 latents has a name"):
         match_names("a mass", names_of({}), ByWords())
+
+
+def test_what_names_share_carries_no_match_and_an_opposite_value_is_never_matched(by_text):
+    meanings = {**MEANINGS, "laterality=R": "right breast", "laterality=L": "left breast"}
+    names = names_of(dict(enumerate(["Mass", "density=A", "density=D", "view=CC", "view=MLO", "laterality=R"])))
+
+    def matched(query, by):
+        return set(match_names(query, names, by, meanings=meanings)["name"])
+
+    nonsense = ["an obese person", "fat cat", "the", "view of the sea", "massive attack concert", "lump in the breast"]
+    nonsense += ["thickened skin with a retracted nipple", "the left breast", "a breast"]
+    right = {"right breast": {"laterality=R"}, "dense breast": {"density=D"}, "fatty breast": {"density=A"}}
+    right |= {"MLO": {"view=MLO"}, "masses": {"Mass"}, "a mass in the left breast": {"Mass"}}
+    right |= {"a mass, CC": {"Mass", "view=CC"}}
+    for by in (by_text, ByWords()):
+        assert [matched(query, by) for query in nonsense] == [set()] * len(nonsense)
+        assert {query: matched(query, by) for query in right} == right
+    assert "no counts for nothing" in match_names("no mass", names, ByWords()).attrs["notes"][0]
+    assert match_names("a mass", names, ByWords()).attrs["notes"] == []

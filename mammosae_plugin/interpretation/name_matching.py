@@ -21,10 +21,13 @@ from mammosae_plugin.arguments import between, entries, text, whole
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.interpretation.asking import ask_all
 from mammosae_plugin.interpretation.names import LatentNames
+from mammosae_plugin.interpretation.said_words import Candidate, candidates, content_words, negations, words_of
 from mammosae_plugin.schema.names import readable
 
 _KEPT = ("latent", "method", "name", "score", "low", "high", "chance", "q")
 _NOTHING_LEFT = 0.2  # of the query's length that no name says yet
+_SAME = 0.5  # cosine of two words from which one says the other; calcification and microcalcifications have 0.65
+_EQUALLY = 0.05  # difference of two values' nearness within which a query says neither
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ class ByText:
     which is near as well. It ends where chance gives as much, or less than a fifth of the query is left.
 
     Chance are texts of random words other than the query's, with as many words as the names have: p is the share of
-    them that are as near, times the number of names. A query that is about something else finds nothing.
+    them that are as near, times the number of names. And a word of the name must be in the query, or one as near as a
+    cosine of 0.5: texts may be near in nothing but their kind. A query about something else finds nothing.
 
     Args:
         encoder: any object with `embed_texts`; None: the small embedding that comes with the package wordllama.
@@ -90,13 +94,14 @@ class ByText:
     def match(self, query: str, texts: Sequence[str], n: int) -> list[Match]:
         """As `Matcher`; nearness is the cosine to the whole query."""
         middle, names, random, drawn = self._prepared(tuple(one.lower() for one in texts))
-        own = {*_words(query)}
+        own = {*words_of(query)}
+        unsaid = ~self._says(content_words(query), texts, middle)
         random = random[[own.isdisjoint(words) for words in drawn]]
         whole_query = _unit(np.asarray(self._encoder.embed_texts([query.lower()]), dtype=np.float64) - middle)[0]
         left, found, matches = whole_query, list[int](), list[Match]()
         while len(found) < n:
             near = names @ _unit(left[None])[0]
-            near[found] = -np.inf
+            near[found] = near[unsaid] = -np.inf
             best = int(np.argmax(near))
             reached = 1 + int((random @ _unit(left[None])[0] >= near[best]).sum())
             p = min(1.0, len(names) * reached / (1 + len(random)))
@@ -109,6 +114,27 @@ class ByText:
             if len(found) == len(names) or np.linalg.norm(left) < _NOTHING_LEFT:
                 break
         return matches
+
+    def nearness(self, query: str, texts: Sequence[str]) -> NDArray[np.float64]:
+        """(n,) cosine of each text to the whole query."""
+        middle, names, *_ = self._prepared(tuple(one.lower() for one in texts))
+        vector = _unit(np.asarray(self._encoder.embed_texts([query.lower()]), dtype=np.float64) - middle)[0]
+        found: NDArray[np.float64] = names @ vector
+        return found
+
+    def _says(self, asked: Sequence[str], texts: Sequence[str], middle: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """(n,) whether a word of a query is one of each text, or near one."""
+        words = [content_words(one) or words_of(one) for one in texts]
+        known = list(dict.fromkeys(word for one in (asked, *words) for word in one))
+        if not known:
+            return np.zeros(len(texts), dtype=bool)
+        vectors = _unit(np.asarray(self._encoder.embed_texts(known), dtype=np.float64) - middle)
+        at = {word: place for place, word in enumerate(known)}
+        rows = vectors[[at[word] for word in asked]]
+        return np.array([
+            any(word in asked for word in one) or bool((rows @ vectors[[at[word] for word in one]].T >= _SAME).any())
+            for one in words
+        ])  # fmt: skip
 
     def _prepared(
         self, texts: tuple[str, ...]
@@ -125,7 +151,7 @@ class ByText:
             random = np.asarray(self._encoder.embed_texts(drawn), dtype=np.float64)
             own = np.asarray(self._encoder.embed_texts(list(texts)), dtype=np.float64)
             middle = random.mean(axis=0)
-            words = [_words(one) for one in drawn]
+            words = [words_of(one) for one in drawn]
             self._known = texts, (middle, _unit(own - middle), _unit(random - middle), words)
         return self._known[1]
 
@@ -140,8 +166,8 @@ class ByWords:
     """Names by BM25 (of the package bm25s), one after another, each for words of the query that those before lack.
 
     The name with the highest score comes first; its words then no longer count. Words that say nothing (of, the, in) do
-    not count, nor does a word that more than half of the names have, if there are four or more; an s at the end of a
-    word is left out. Nearness is the score that a name has when it is found; a query that shares no word finds nothing.
+    not count, nor does a word that more than half of the names have, if there are four or more; plurals count as the
+    singular. Nearness is the score that a name has when it is found; a query that shares no word finds nothing.
     """
 
     name = "words (BM25)"
@@ -153,10 +179,10 @@ class ByWords:
             from bm25s.stopwords import STOPWORDS_EN
         except ImportError as error:
             raise InputError("search by words needs bm25s; pip install 'mammosae-plugin[language]'") from error
-        names = [[word for word in _words(one) if word not in STOPWORDS_EN] for one in texts]
+        names = [[word for word in words_of(one) if word not in STOPWORDS_EN] for one in texts]
         often = Counter(word for one in names for word in {*one})
         known = {word for word, count in often.items() if len(names) < 4 or count <= len(names) / 2}
-        asked = [word for word in dict.fromkeys(_words(query)) if word in known]
+        asked = [word for word in dict.fromkeys(words_of(query)) if word in known]
         if not asked:
             return []
         index = bm25s.BM25(method="robertson", idf_method="lucene")
@@ -168,11 +194,6 @@ class ByWords:
             matches.append(Match(best, float(scores[best]), float("nan")))
             asked = [word for word in asked if word not in names[best]]
         return matches
-
-
-def _words(said: str) -> list[str]:
-    found = re.findall(r"[^\W_]+", said.lower())
-    return [word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word for word in found]
 
 
 class UnansweredError(InputError):
@@ -329,15 +350,66 @@ def match_names(
         >>> match_names("a spiculated mass in a dense breast", names, ByText())   # doctest: +SKIP
     """
     text(query.strip() if isinstance(query, str) else query, "the query")
-    n_names, per_name = whole(n_names, "n_names", least=1), whole(per_name, "per_name", least=1)
+    query, n_names, per_name = query.strip(), whole(n_names, "n_names", least=1), whole(per_name, "per_name", least=1)
     rows = names if isinstance(names, pd.DataFrame) else named_latents(names, meanings)
-    texts = list(dict.fromkeys(rows["text"]))
-    parts = []
+    chosen, notes = _chosen(query, rows, by, n_names, meanings or {})
+    parts = list[pd.DataFrame]()
     taken: set[int] = set()
-    for part, match in enumerate(by.match(query.strip(), texts, min(n_names, len(texts))), start=1):
-        own = rows[(rows["text"] == texts[match.number]) & ~rows["latent"].isin(taken)]
+    for said, match in chosen:
+        own = rows[(rows["text"] == said) & ~rows["latent"].isin(taken)]
         own = own.drop_duplicates("latent").head(per_name)
         taken |= set(own["latent"].tolist())
-        parts.append(own.assign(part=part, nearness=match.nearness, p=match.p))
+        if len(own):
+            parts.append(own.assign(part=len(parts) + 1, nearness=match.nearness, p=match.p))
     columns = ["part", "nearness", "p", *rows.columns]
-    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+    found = pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+    found.attrs["notes"] = notes
+    return found
+
+
+def _chosen(
+    query: str, rows: pd.DataFrame, by: Matcher, n: int, meanings: Mapping[str, str]
+) -> tuple[list[tuple[str, Match]], list[str]]:
+    """The texts that a matcher chooses, and what is to be said of the query.
+
+    Values of the names' columns that no latent is named by are among the texts, so that another does not stand for
+    them. A language model reads query and names as they are.
+    """
+    if isinstance(by, ByModel):
+        texts = list(dict.fromkeys(rows["text"]))
+        return [(texts[one.number], one) for one in by.match(query, texts, min(n, len(texts)))], []
+    names = dict.fromkeys(rows["name"].astype(str))
+    columns = {name.partition("=")[0] for name in names if "=" in name}
+    unnamed = {name: said for name, said in meanings.items() if name not in names and name.partition("=")[0] in columns}
+    of_text: dict[str, list[str]] = {}
+    for name, said in [*zip(rows["name"].astype(str), rows["text"], strict=True), *unnamed.items()]:
+        of_text.setdefault(said, []).append(name)
+    left, open_to = candidates(query, {said: list(dict.fromkeys(own)) for said, own in of_text.items()})
+    notes = []
+    while left and open_to:
+        matches = by.match(left, [one.read for one in open_to], min(n, len(open_to)))
+        found = [(open_to[match.number].text, match) for match in matches]
+        torn = next(
+            (one for match in matches if (one := open_to[match.number]) and _is_torn(one, open_to, left, by)), None
+        )
+        if torn is None:
+            break
+        notes.append(f"{query!r} is about as near to several values of {torn.column}: none of them is matched")
+        open_to = [one for one in open_to if one.column != torn.column or one.said]
+    else:
+        found = []
+    denied = [word for word in negations(query) if not any(word in words_of(said) for said, _ in found)]
+    if denied:
+        notes.append(
+            f"search understands no negation: {', '.join(denied)} counts for nothing, what follows it is sought"
+        )
+    return found, notes
+
+
+def _is_torn(one: Candidate, open_to: Sequence[Candidate], query: str, by: Matcher) -> bool:
+    """Whether a query that says no word of a value is about as near to another value of its column."""
+    rivals = [other for other in open_to if other.column == one.column and other != one and not other.said]
+    if one.said or not one.column or not rivals or not isinstance(by, ByText):
+        return False
+    near = by.nearness(query, [one.read, *(other.read for other in rivals)])
+    return bool(near[0] - near[1:].max() < _EQUALLY)

@@ -138,6 +138,8 @@ def label_values(table: "LatentTable", column: str, wanted: Any) -> tuple[NDArra
             if numbered.notna().sum() < known.sum():
                 return nothing, f"{column} holds words, which are not {one}"
             found |= _COMPARED[compared[1]](numbered, float(compared[2])).fillna(False).to_numpy(dtype=bool)
+        elif isinstance(one, str) and one.strip()[:1] in ("<", ">", "="):
+            return nothing, f"{column}: {one} is no comparison; write one of {', '.join(_COMPARED)} and a number"
         elif isinstance(one, str):
             found |= (values.astype(str) == one).to_numpy(dtype=bool)
         else:

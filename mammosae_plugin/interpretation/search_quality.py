@@ -164,7 +164,7 @@ def search_scores(
         own = [_label(table, query, rows, groups, labels) for labels in _labels(query)]
         items += own
         try:
-            found = match_names(query.text, named, by, n_names=n_names, per_name=per_name)
+            found = match_names(query.text, named, by, n_names=n_names, per_name=per_name, meanings=given.meanings)
         except UnansweredError as error:
             found, failures[query.text] = named.iloc[:0], str(error)
         matched[query.text] = found

@@ -37,7 +37,7 @@ class TextSearch:
         latents: the matched latents, as `match_names` gives them, with `weight`, how much each can add to a score.
         hits: a row for each image, best first: image_id, patient_id, split, score, row (in the table), and lists in
             the order of `latents`: activations, and contributions, which sum up to the score.
-        about: what was asked, in plain JSON.
+        about: what was asked, in plain JSON; with `notes`, what of the query was not understood.
     """
 
     query: str
@@ -183,11 +183,11 @@ def search_images(
     groups = as_groups(image_groups(table, group)[rows], len(rows))
     codes = image_statistic(table, statistic)
     named = named_latents(names, meanings)
-    matched = match_names(query, named, by, n_names=n_names, per_name=per_name)
+    matched = match_names(query, named, by, n_names=n_names, per_name=per_name, meanings=meanings)
     about = {
         "query": query, "by": by.name, "likeness": likeness, "split": split, "statistic": statistic, "n": n,
         "n_names": n_names, "per_name": per_name, "n_named": int(named["latent"].nunique()),
-        "n_images": len(rows), "n_groups": int(groups.max(initial=-1)) + 1,
+        "n_images": len(rows), "n_groups": int(groups.max(initial=-1)) + 1, "notes": list(matched.attrs["notes"]),
     }  # fmt: skip
     latents = matched["latent"].to_numpy(dtype=np.int64)
     if not len(latents):

@@ -334,12 +334,14 @@ def _matched(found: TextSearch) -> Iterator[str]:
 def _as_text(table: LatentTable, found: TextSearch) -> list[str]:
     where = "" if found.about["split"] == ALL else f" among {found.about['split']} images"
     head = f"{found.query!r}{where}, names matched by {found.by}"
+    notes = [f"note: {one}" for one in found.about["notes"]]
     if not len(found.latents):
         return [
             f"no named latent matches {found.query!r} (by {found.by}): {found.about['n_named']} latents have a name, "
-            "and none says any of it; ask for what they say, or tell with --meanings what names mean"
+            "and none says any of it; ask for what they say, or tell with --meanings what names mean",
+            *notes,
         ]
-    lines = [head, "", *_matched(found), ""]
+    lines = [head, *notes, "", *_matched(found), ""]
     if not len(found.hits):
         return [*lines, "in no image is one of these latents above 0"]
     latents = found.latents["latent"].tolist()
