@@ -5,8 +5,8 @@ only with a `SendingPermission` for that host, which the privacy room gives (`pr
 """
 
 __all__ = [
-    "Answer", "is_loopback", "LanguageModel", "NoAnswer", "openai_model", "OpenAIModel", "png_of", "Question",
-    "SendingPermission",
+    "Answer", "host_of", "is_loopback", "LanguageModel", "NoAnswer", "openai_model", "OpenAIModel", "png_of",
+    "Question", "SendingPermission",
 ]  # fmt: skip
 
 import base64
@@ -14,8 +14,10 @@ import io
 import ipaddress
 import json
 import os
+import re
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -28,9 +30,19 @@ from mammosae_plugin.arguments import between, text, whole
 from mammosae_plugin.errors import InputError
 
 KEY = "OPENAI_API_KEY"
-"""The environment variable that holds a server's key unless another is named."""
+"""The environment variable that holds the key of OpenAI's own servers; of others the variable is named."""
 _NO_KEY = "none"
 _CONNECT_S = 20.0
+_TOTAL = 5
+"""Time-outs after which an answer that still drips in is given up."""
+_SENT = frozenset(
+    {"accept", "accept-encoding", "connection", "content-length", "content-type", "host", "transfer-encoding"}
+    | {"authorization", "user-agent", "x-stainless-raw-response"}  # openai reads the last of its own request
+)
+"""The headers that go out: openai would add others of the environment, such as an organization's id."""
+_GRAY, _COLOUR = ("1", "L"), ("RGB", "RGBA", "RGBX", "LA", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB")
+_LONG_KEY = 8
+"""Signs of a key that stands in no answer by chance."""
 _STRICT = "strict"
 _ONCE_MORE = {"max_tokens": "max_completion_tokens"}
 """What newer servers call a setting that they refuse."""
@@ -44,11 +56,23 @@ class Question:
         parts: texts and pictures, in the order in which the model sees them.
         schema: JSON schema of the answer, an object.
         system: what the model is told before everything else.
+
+    Raises:
+        InputError: a part that is neither a text nor a picture.
     """
 
     parts: tuple[str | Image.Image, ...]
     schema: Mapping[str, Any]
     system: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the parts, which every model reads."""
+        for number, part in enumerate(self.parts, start=1):
+            if not isinstance(part, (str, Image.Image)):
+                raise InputError(
+                    f"part {number} of a question is a {type(part).__name__}; give a text or a picture of PIL "
+                    f"(Image.fromarray)"
+                )
 
     @property
     def instruction(self) -> str:
@@ -62,7 +86,7 @@ class Answer:
     """What came back.
 
     Attributes:
-        text: as it came, whatever it is.
+        text: as it came, whatever it is (but for the server's key, if that is in it).
         seconds: from asking to the answer, tries included.
         n_input_tokens: tokens of the question; None where nobody counted.
         n_output_tokens: tokens of the answer.
@@ -96,7 +120,11 @@ class LanguageModel(Protocol):
     """
 
     name: str
-    host: str | None
+
+    @property
+    def host(self) -> str | None:
+        """The other machine that questions go to."""
+        ...
 
     def answer(self, question: Question, *, seed: int) -> Answer:
         """Answer one question.
@@ -136,16 +164,20 @@ def openai_model(
 ) -> "OpenAIModel":
     """A model behind a server that speaks OpenAI's chat completions: OpenAI, vLLM, llama.cpp, Ollama and others.
 
-    A busy server (429, after the time that it asks for), one that fails (5xx), hangs or breaks off is asked again. JSON
-    is asked for by `response_format`, strictly, loosely, or in words alone, as the server takes it; another setting
-    that it refuses is left out.
+    A server that is busy (429), fails (5xx), hangs or breaks off is asked again, after the time that it asks for if
+    that is a minute or two at most; where it is longer openai gives up at once, and the reason tells it. What cannot be
+    read as a chat completion is no answer, and is asked for again only in the next run. JSON is asked for by
+    `response_format`, strictly, loosely, or in words alone, as the server takes it; another setting that it refuses is
+    left out. Of the environment no server gets anything but its key: no organization, project or headers.
 
     Args:
         model: its name on the server.
         base_url: where the server is, such as "http://127.0.0.1:8000/v1".
-        key_from: the environment variable with the server's key; None is `KEY`, and no key on this machine.
+        key_from: the environment variable with the server's key; None is `KEY` for OpenAI's own servers
+            (*.openai.com), and no key on this machine; for others it must be named.
         permission: needed to send pictures to another machine, which then takes https.
-        timeout: seconds of silence after which a try is given up.
+        timeout: seconds of silence after which a try is given up, as is an answer that comes in drips after five times
+            as many.
         retries: tries after the first.
         temperature: 0 for the likeliest answer.
         max_tokens: longest answer.
@@ -160,11 +192,8 @@ def openai_model(
         True
     """
     text(model, "model")
-    place = _address(base_url)
-    host = None if is_loopback(str(place.hostname)) else str(place.hostname)
-    key = "" if key_from is None and host is None else os.environ.get(key_from or KEY, "").strip()
-    if not (key and key.isascii()) and (host is not None or key_from is not None):
-        raise InputError(f"{base_url} wants a key: put it into the environment variable {key_from or KEY}")
+    host = host_of(base_url)
+    key = _key(base_url, host, key_from)
     if permission is not None and permission.host != host:
         raise InputError(f"the permission is for {permission.host}, but {base_url} is on {host or 'this machine'}")
     try:
@@ -179,15 +208,19 @@ def openai_model(
         base_url=base_url,
         max_retries=whole(retries, "retries", least=0),
         timeout=openai.Timeout(seconds, connect=min(seconds, _CONNECT_S)),
-        http_client=openai.DefaultHttpxClient(follow_redirects=False, trust_env=host is not None),
+        http_client=openai.DefaultHttpxClient(
+            follow_redirects=False,
+            trust_env=host is not None,
+            event_hooks={"request": [_bare(key or _NO_KEY)], "response": [_ends_within(_TOTAL * seconds)]},
+        ),
     )
-    if client.base_url.host != place.hostname:  # what was checked must be where it goes
+    if client.base_url.host != _address(base_url).hostname:  # what was checked must be where it goes
         raise InputError(f"{base_url} is no clear address of a server; write its host as it is")
     settings = {
         "temperature": between(temperature, "temperature", 0, 2),
         "max_tokens": whole(max_tokens, "max_tokens", least=1),
     }
-    return OpenAIModel(model, place, host, client, permission, settings)
+    return OpenAIModel(model, client, permission, settings, key)
 
 
 class OpenAIModel:
@@ -195,33 +228,33 @@ class OpenAIModel:
 
     Attributes:
         name: the model's name on the server, without the folders of a path.
-        host: the server's machine; None if it is this one.
         settings: temperature and longest answer, as asked for.
     """
 
     def __init__(
         self,
         name: str,
-        place: SplitResult,
-        host: str | None,
         client: Any,
         permission: SendingPermission | None,
         settings: Mapping[str, Any],
+        key: str = "",
     ) -> None:
-        self.name, self.host, self.settings = (
-            Path(name).name if Path(name).is_absolute() else name,
-            host,
-            dict(settings),
-        )
-        self._name = name
-        self._place, self._client, self._permission = place, client, permission
+        self.name, self.settings = Path(name).name if Path(name).is_absolute() else name, dict(settings)
+        self._name, self._key = name, key
+        self._client, self._permission = client, permission
         self._refused: frozenset[str] = frozenset()
+
+    @property
+    def host(self) -> str | None:
+        """The machine that the client sends to; None if it is this one."""
+        host = str(self._client.base_url.host)
+        return None if is_loopback(host) else host
 
     def answer(self, question: Question, *, seed: int) -> Answer:
         """Answer one question.
 
         Raises:
-            NoAnswer: there was none after all tries, or the server refuses this question.
+            NoAnswer: there was none after all tries, it cannot be read, or the server refuses this question.
             InputError: pictures without permission; a key, model or address that the server refuses.
         """
         import openai
@@ -232,7 +265,7 @@ class OpenAIModel:
         started = time.monotonic()
         while True:
             try:
-                found = self._client.chat.completions.create(**_without(asked, refused))
+                found = self._client.chat.completions.with_raw_response.create(**_without(asked, refused))
                 break
             except openai.APIStatusError as error:
                 refusal = _refused_setting(error, asked, refused)
@@ -240,32 +273,31 @@ class OpenAIModel:
                     raise self._failure(error) from error
                 refused |= {refusal}
             except openai.APIError as error:
-                raise NoAnswer(_lost(error)) from error
-        choices = getattr(found, "choices", None)
-        if choices is None:
-            raise NoAnswer("the server answered with something that is no chat completion")
+                raise NoAnswer(_lost(error, self._key)) from error
+        try:
+            said, *n_tokens = _read(found.http_response.content)
+        except ValueError as error:
+            raise NoAnswer(
+                f"the server answered with something that is no chat completion ({_first_line(str(error), self._key)})"
+            ) from error
         self._refused = refused
-        message = choices[0].message if choices else None
-        usage = getattr(found, "usage", None)
-        return Answer(
-            str(getattr(message, "content", None) or getattr(message, "refusal", None) or ""),
-            time.monotonic() - started,
-            getattr(usage, "prompt_tokens", None),
-            getattr(usage, "completion_tokens", None),
-        )
+        if len(self._key) >= _LONG_KEY:
+            said = said.replace(self._key, _HIDDEN)
+        return Answer(said, time.monotonic() - started, *n_tokens)
 
     def _check_pictures(self, question: Question) -> None:
-        if self.host is None or not any(isinstance(part, Image.Image) for part in question.parts):
+        host = self.host
+        if host is None or not any(isinstance(part, Image.Image) for part in question.parts):
             return
-        if self._permission is None:
+        if self._permission is None or self._permission.host != host:
             raise InputError(
                 f"pictures stay on this machine unless the dataset's licence is named under which they may go to "
-                f"{self.host}; ask a server on this machine, or permit_sending (mammosae name --send-images-under)"
+                f"{host}; ask a server on this machine, or permit_sending (mammosae name --send-images-under)"
             )
-        if self._place.scheme != "https":
+        if self._client.base_url.scheme != "https":
             raise InputError(
-                f"pictures would go to {self.host} unencrypted; give an https address, or a tunnel's end on this "
-                f"machine (ssh -L 8000:localhost:8000 {self.host}, then http://127.0.0.1:8000)"
+                f"pictures would go to {host} unencrypted; give an https address, or a tunnel's end on this "
+                f"machine (ssh -L 8000:localhost:8000 {host}, then http://127.0.0.1:8000)"
             )
 
     def _request(self, question: Question, seed: int) -> dict[str, Any]:
@@ -292,8 +324,8 @@ class OpenAIModel:
 
     def _failure(self, error: Any) -> Exception:
         """What an HTTP status means: something to put right, a question that is refused, or a server that fails."""
-        status, where = error.status_code, self._place.geturl()
-        said = _first_line(error.message)
+        status, where = error.status_code, str(self._client.base_url).rstrip("/")
+        said = _first_line(error.message, self._key)
         if status in (301, 302, 303, 307, 308):
             return InputError(f"{where} sends requests on to another address, which is not followed; name that one")
         if status == 401:
@@ -303,7 +335,27 @@ class OpenAIModel:
                 f"{where} has no {self._name} (404: {said}); look at the address, with its /v1, and the name"
             )
         passing = status in (408, 409, 429) or status >= 500
-        return NoAnswer(f"the server {'fails' if passing else 'refuses'} ({status}: {said})", final=not passing)
+        wait = _first_line(error.response.headers.get("retry-after", ""), self._key, "")[:40] if passing else ""
+        until = (
+            f"; it asks to wait {f'{wait} s' if wait[:1].isdecimal() else f'until {wait}'}"
+            if re.match(r"\d|[A-Z][a-z]{2},", wait)
+            else ""
+        )
+        return NoAnswer(f"the server {'fails' if passing else 'refuses'} ({status}: {said}{until})", final=not passing)
+
+
+def host_of(base_url: str) -> str | None:
+    """The other machine that an address is on; None if it is this one.
+
+    Raises:
+        InputError: no address of a server.
+
+    Example:
+        >>> host_of("https://models.example.org/v1"), host_of("http://localhost:8000/v1")
+        ('models.example.org', None)
+    """
+    host = str(_address(base_url).hostname)
+    return None if is_loopback(host) else host
 
 
 def is_loopback(host: str) -> bool:
@@ -323,11 +375,102 @@ def is_loopback(host: str) -> bool:
 
 
 def png_of(picture: Image.Image) -> bytes:
-    """A picture as PNG, of its pixels alone: gray or RGB, without what else a file said."""
-    pixels = np.asarray(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
+    """A picture as PNG, of its pixels alone: gray or RGB, without what else a file said.
+
+    Raises:
+        InputError: no picture of 8 bits, such as one of 16 bits, whose window nobody has chosen.
+    """
+    if not isinstance(picture, Image.Image):
+        raise InputError(f"the picture is a {type(picture).__name__}; give one of PIL (Image.fromarray)")
+    if picture.mode not in (*_GRAY, *_COLOUR):
+        raise InputError(f"the picture has mode {picture.mode}; scale it to 8 bits first (mode L or RGB)")
+    pixels = np.asarray(picture.convert("L" if picture.mode in _GRAY else "RGB"))
     held = io.BytesIO()
     Image.fromarray(pixels).save(held, "PNG")
     return held.getvalue()
+
+
+def _key(base_url: str, host: str | None, key_from: str | None) -> str:
+    """The server's key; empty where none is asked for."""
+    if key_from is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key_from):
+        raise InputError("the key's place is no name of an environment variable; give the name, and not the key itself")
+    if key_from is None and host is None:
+        return ""
+    if key_from is None and host != "openai.com" and not str(host).endswith(".openai.com"):
+        raise InputError(
+            f"{base_url} wants a key, and {KEY} goes to OpenAI alone; name the environment variable with the key for "
+            f"{host} (--key-from VARIABLE, key_from=)"
+        )
+    key = os.environ.get(key_from or KEY, "").strip()
+    if not key:
+        raise InputError(f"{base_url} wants a key: put it into the environment variable {key_from or KEY}")
+    if not (key.isascii() and key.isprintable()):
+        raise InputError(f"the key in {key_from or KEY} has signs that no request can carry; put it in anew")
+    return key
+
+
+def _bare(key: str) -> Callable[[Any], None]:
+    def strip(request: Any) -> None:
+        for name in [name for name in request.headers if name.lower() not in _SENT]:
+            del request.headers[name]
+        request.headers["Authorization"] = f"Bearer {key}"
+
+    return strip
+
+
+def _ends_within(seconds: float) -> Callable[[Any], None]:
+    """A hook by which a response whose body takes longer is given up as one that is silent is."""
+
+    def limit(response: Any) -> None:
+        http = sys.modules[type(response).__module__.partition(".")[0]]  # httpx, or the one that openai brings
+        held, end = response.stream, time.monotonic() + seconds
+
+        class Limited(http.SyncByteStream):  # type: ignore[misc, name-defined]
+            def __iter__(self) -> Iterator[bytes]:
+                for part in held:
+                    if time.monotonic() > end:
+                        raise http.ReadTimeout("the answer comes in drips", request=response.request)
+                    yield part
+
+            def close(self) -> None:
+                held.close()
+
+        response.stream = Limited()
+
+    return limit
+
+
+def _read(body: bytes) -> tuple[str, int | None, int | None]:
+    """What a chat completion says, and its tokens.
+
+    Raises:
+        ValueError: it is none; why, in a clause.
+    """
+    try:
+        told = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("no JSON" if body.strip() else "nothing at all") from error
+    choices = told.get("choices") if isinstance(told, dict) else None
+    if not isinstance(choices, list):
+        raise ValueError(json.dumps(told["error"]) if isinstance(told, dict) and "error" in told else "no choices")
+    usage = told.get("usage")
+    counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
+    n_input, n_output = (count if type(count) is int and count >= 0 else None for count in counts)
+    return _message(choices[0]) if choices else "", n_input, n_output
+
+
+def _message(choice: Any) -> str:
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(message, dict):
+        raise ValueError("no message")
+    said = message.get("content")
+    if isinstance(said, list):
+        parts = [part.get("text") if isinstance(part, dict) else None for part in said]
+        said = "".join(part for part in parts if isinstance(part, str)) if all(isinstance(p, str) for p in parts) else 0
+    said = message.get("refusal") or "" if said is None else said
+    if not isinstance(said, str):
+        raise ValueError("a message that is no text")
+    return said
 
 
 def _address(base_url: str) -> SplitResult:
@@ -373,15 +516,22 @@ def _refused_setting(error: Any, asked: Mapping[str, Any], refused: frozenset[st
     return _STRICT if found == "response_format" and _STRICT not in refused else found
 
 
-def _lost(error: Exception) -> str:
+def _lost(error: Exception, key: str) -> str:
     import openai
 
     if isinstance(error, openai.APITimeoutError):
-        return "the server was silent for too long"
+        return "the server was silent, or its answer came in drips, for too long"
     if isinstance(error, openai.APIConnectionError):
-        return f"the connection failed ({_first_line(str(error.__cause__ or error))})"
-    return f"the server's answer cannot be read ({_first_line(str(error))})"
+        return f"the connection failed ({_first_line(str(error.__cause__ or error), key)})"
+    return f"the server's answer cannot be read ({_first_line(str(error), key)})"
 
 
-def _first_line(said: str) -> str:
-    return next(iter(str(said).strip().splitlines()), "no reason given")[:200]
+_HIDDEN = "[key]"
+_KEYS = re.compile(r"\b(Bearer)\s+[^\s\"',;<>]+|\bsk-[\w*.-]{4,}", re.IGNORECASE)
+
+
+def _first_line(said: str, key: str, nothing: str = "no reason given") -> str:
+    """The first line of what a server says, without keys: its own, and what looks like one."""
+    said = re.sub(re.escape(key), _HIDDEN, str(said), flags=re.IGNORECASE) if key else str(said)
+    said = _KEYS.sub(lambda found: f"{found[1]} {_HIDDEN}" if found[1] else _HIDDEN, said)
+    return next(iter(said.strip().splitlines()), nothing)[:200]

@@ -7,7 +7,7 @@ import random
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -72,20 +72,22 @@ class LanguageServer:
 FAULTS = (
     *("prose", "fence", "bad json", "truncated", "wrong schema", "empty", "no choices", "not json"),
     *("429", "500", "400", "401", "404", "redirect", "hang", "break off"),
+    *("402", "503", "drip"),
 )
 """What a server can do in place of a plain answer: the first two are answers all the same."""
 
 
 @contextmanager
 def language_server(
-    answer: Callable[[Asked], str], faults: Sequence[str] = (), *, elsewhere: str = ""
+    answer: Callable[[Asked], str | bytes], faults: Sequence[str] = (), *, elsewhere: str = ""
 ) -> Iterator[LanguageServer]:
     """A server on 127.0.0.1 with /v1/chat/completions.
 
     Args:
-        answer: what it says, of a request.
+        answer: what it says, of a request; bytes are the whole body of its response.
         faults: what it does to the first requests, one after the other: "" is a plain answer, the others are of
-            `FAULTS`, or "400 " and the setting that it refuses; behind the plan all answers are plain.
+            `FAULTS`, or "400 " and the setting that it refuses ("402" tells the key that it got, "503" asks to wait for
+            an hour); behind the plan all answers are plain.
         elsewhere: the address of another server, where "redirect" sends requests on to.
     """
     assert not {fault for fault in faults if fault and not fault.startswith("400 ")} - {*FAULTS}
@@ -120,8 +122,22 @@ def language_server(
             elif fault == "400 response_format" and "response_format" not in body:
                 self._answer(server.asked[number])
             elif fault[:3].isdecimal():
-                told = {"error": {"message": f"no: {fault}", "param": fault[4:] or None}}
-                self._send(int(fault[:3]), json.dumps(told).encode(), **{"retry-after-ms": "1"})
+                key = self.headers["Authorization"] if fault == "402" else ""
+                told = {
+                    "error": {"message": f"no: {fault}{key} {key[7:]} {key[7:].upper()}", "param": fault[4:] or None}
+                }
+                wait = {"Retry-After": "3600"} if fault == "503" else {"retry-after-ms": "1"}
+                self._send(int(fault[:3]), json.dumps(told).encode(), **wait)
+            elif fault == "drip":
+                self.send_response(200)
+                self.send_header("Connection", "close")
+                self.end_headers()
+                with suppress(OSError):  # whoever asked has gone
+                    for _ in range(200):
+                        self.wfile.write(b" ")
+                        closing.wait(0.01)
+                    self.wfile.write(b'{"choices": []}')
+                self.close_connection = True
             elif fault == "not json":
                 self._send(200, b"<html>a proxy's page</html>", **{"Content-Type": "text/html"})
             else:
@@ -129,6 +145,9 @@ def language_server(
 
         def _answer(self, asked: Asked, fault: str = "") -> None:
             said = answer(asked)
+            if isinstance(said, bytes):
+                self._send(200, said)
+                return
             told = {
                 "": said,
                 "prose": f"Looking at {{these}} pictures I find:\n{said}\nI hope that this helps.",

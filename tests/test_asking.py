@@ -14,8 +14,10 @@ from mammosae_plugin.adapters.language_models import (
     NoAnswer,
     Question,
     SendingPermission,
+    host_of,
     is_loopback,
     openai_model,
+    png_of,
 )
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.interpretation.answers import misfit, parse_object
@@ -94,6 +96,17 @@ def test_pictures_go_out_as_pixels_alone(tmp_path):
     assert b"patient_17" not in json.dumps(server.asked[0].body).encode()
 
 
+def test_what_is_no_picture_of_8_bits_is_refused():
+    for part in (np.zeros((4, 4)), b"\x89PNG", None):
+        with pytest.raises(InputError, match="part 2 of a question"):
+            question("hello", part)
+    for kind in (np.uint16, np.int32, np.float32):
+        with pytest.raises(InputError, match="scale it to 8 bits"):
+            png_of(Image.fromarray(np.full((4, 4), 300, kind)))
+    with pytest.raises(InputError, match="picture is a ndarray"):
+        png_of(np.zeros((4, 4)))
+
+
 @pytest.mark.parametrize("fault", ["429", "500", "break off"])
 def test_a_server_that_is_busy_fails_or_breaks_off_is_asked_again(fault):
     with language_server(echo, [fault]) as server:
@@ -119,6 +132,48 @@ def test_a_question_without_an_answer_is_told_and_asked_in_the_next_run(tmp_path
         replies = ask_all(patient, questions(2), journal)
     assert [reply.found for reply in replies.values()] == [{"word": "word 0"}, {"word": "word 1"}]
     assert server.n_calls == 4
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b" ", b"{", b"null", b"3", b'"hi"', b"[1]", b"{}", b'data: {"choices": []}', b"[" * 100_000,
+        '{"choices": [{"message": {"content": "\u00e9"}}]}'.encode("latin-1"),
+        b'{"choices": {"0": 1}}', b'{"choices": "abc"}', b'{"choices": ["abc"]}', b'{"choices": [null]}',
+        b'{"choices": [{"message": null}]}', b'{"choices": [{"message": {"content": 5}}]}',
+        b'{"choices": [{"message": {"content": [{"image": 1}]}}]}', b'{"choices": [{"message": {"content": [["a"]]}}]}',
+    ],
+)  # fmt: skip
+def test_what_is_no_chat_completion_is_no_answer_and_asked_in_the_next_run(tmp_path, body):
+    bodies = [body]
+    with language_server(lambda asked: bodies.pop() if bodies else echo(asked)) as server:
+        model = openai_model("m", server.url, timeout=LONG)
+        first = ask_all(model, questions(2), tmp_path / "answers.jsonl")
+        assert "no chat completion" in first["q0"].failure and first["q1"].found == {"word": "word 1"}
+        assert ask_all(model, questions(2), tmp_path / "answers.jsonl")["q0"].found == {"word": "word 0"}
+    assert server.n_calls == 3
+
+
+@pytest.mark.parametrize(
+    "usage", ['{"prompt_tokens": NaN, "completion_tokens": 1e400}', "[1]", '{"prompt_tokens": "many"}', "null"]
+)
+def test_tokens_are_whole_numbers_or_unknown_and_texts_in_parts_are_joined(tmp_path, usage):
+    parts = [{"type": "text", "text": '{"word": '}, {"type": "text", "text": '"a"}'}]
+    body = f'{{"choices": [{{"message": {{"content": {json.dumps(parts)}}}}}], "usage": {usage}}}'.encode()
+    with language_server(lambda _: body) as server:
+        reply = ask_all(openai_model("m", server.url), questions(1), tmp_path / "answers.jsonl")["q0"]
+    assert reply.found == {"word": "a"} and (reply.answer.n_input_tokens, reply.answer.n_output_tokens) == (None, None)
+
+
+def test_an_answer_that_drips_is_given_up(monkeypatch):
+    monkeypatch.setattr("mammosae_plugin.adapters.language_models._TOTAL", 1e-4)
+    with language_server(echo, ["drip"]) as server, pytest.raises(NoAnswer, match="drips"):
+        openai_model("m", server.url, timeout=LONG, retries=0).answer(question(), seed=0)
+
+
+def test_how_long_a_server_asks_to_wait_is_told():
+    with language_server(echo, ["503"]) as server, pytest.raises(NoAnswer, match="asks to wait 3600 s"):
+        openai_model("m", server.url, retries=0).answer(question(), seed=0)
 
 
 def test_one_question_without_an_answer_stops_no_others():
@@ -299,24 +354,30 @@ def test_pictures_go_to_no_other_machine_without_a_permission_and_not_unencrypte
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     picture = Image.new("L", (4, 4))
     with pytest.raises(InputError, match=r"stay on this machine.*192\.0\.2\.1"):
-        openai_model("m", "https://192.0.2.1/v1").answer(question("x", picture), seed=0)
+        openai_model("m", "https://192.0.2.1/v1", key_from="OPENAI_API_KEY").answer(question("x", picture), seed=0)
     allowed = SendingPermission("phantom", "none", "192.0.2.1")
     with pytest.raises(InputError, match="unencrypted"):
-        openai_model("m", "http://192.0.2.1/v1", permission=allowed).answer(question("x", picture), seed=0)
+        openai_model("m", "http://192.0.2.1/v1", key_from="OPENAI_API_KEY", permission=allowed).answer(
+            question("x", picture), seed=0
+        )
     with pytest.raises(InputError, match=r"permission is for 192\.0\.2\.1, but https://192\.0\.2\.2/v1"):
-        openai_model("m", "https://192.0.2.2/v1", permission=allowed)
+        openai_model("m", "https://192.0.2.2/v1", key_from="OPENAI_API_KEY", permission=allowed)
 
 
 def test_a_key_comes_from_the_environment_and_none_goes_to_this_machine_unasked(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with pytest.raises(InputError, match="OPENAI_API_KEY"):
-        openai_model("m", "https://192.0.2.1/v1")
+    with pytest.raises(InputError, match="the environment variable OPENAI_API_KEY"):
+        openai_model("m", "https://api.openai.com/v1")
     with pytest.raises(InputError, match="MY_KEY"):
         openai_model("m", "http://127.0.0.1:1/v1", key_from="MY_KEY")
-    for unfit in (" ", "k\u00e9y"):
+    for unfit in (" ", "k\u00e9y-of-mine", "two\nkey-of-mine", "a\tkey-of-mine", "a\x7fkey-of-mine"):
         monkeypatch.setenv("MY_KEY", unfit)
-        with pytest.raises(InputError, match="MY_KEY"):
+        with pytest.raises(InputError, match="MY_KEY") as caught:
             openai_model("m", "http://127.0.0.1:1/v1", key_from="MY_KEY")
+        assert "of-mine" not in str(caught.value)
+    with pytest.raises(InputError, match="not the key itself") as caught:
+        openai_model("m", "http://127.0.0.1:1/v1", key_from="sk-abcdef")
+    assert "abcdef" not in str(caught.value)
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     monkeypatch.setenv("MY_KEY", "mine\n")
     with language_server(echo) as server:
@@ -324,6 +385,41 @@ def test_a_key_comes_from_the_environment_and_none_goes_to_this_machine_unasked(
         openai_model("m", server.url, key_from="MY_KEY").answer(question(), seed=0)
     keys = [asked.headers.get("authorization", "") for asked in server.asked]
     assert "secret" not in keys[0] and keys[1] == "Bearer mine"
+    assert openai_model("m", "https://api.openai.com/v1").host == "api.openai.com"
+    for other in ("192.0.2.1", "openai.com.example.org", "notopenai.com"):
+        with pytest.raises(InputError, match="OpenAI alone.*--key-from"):
+            openai_model("m", f"https://{other}/v1")
+        assert openai_model("m", f"https://{other}/v1", key_from="OPENAI_API_KEY").host == other
+
+
+def test_of_the_environment_a_server_gets_its_key_alone(monkeypatch):
+    monkeypatch.setenv("MY_KEY", "mine")
+    for name in ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_ADMIN_KEY"):
+        monkeypatch.setenv(name, "a-house")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer a-house\nX-House: a-house")
+    with language_server(echo) as server:
+        openai_model("m", server.url, key_from="MY_KEY").answer(question(), seed=0)
+    assert server.asked[0].headers["authorization"] == "Bearer mine"
+    assert "a-house" not in str(server.asked[0].headers)
+
+
+def test_a_key_that_a_server_tells_is_neither_shown_nor_kept(monkeypatch, tmp_path):
+    journal = tmp_path / "answers.jsonl"
+    key = "abcd(efgh" * 12  # longer than what is told of an error, so that no part of it is left over
+    monkeypatch.setenv("MY_KEY", key)
+    with language_server(lambda asked: json.dumps({"word": asked.headers["authorization"]}), ["402"]) as server:
+        model = openai_model("m", server.url, key_from="MY_KEY")
+        replies = ask_all(model, questions(2), journal)
+    assert "refuses (402" in replies["q0"].failure and "Bearer [key]" in replies["q0"].failure
+    assert replies["q1"].found == {"word": "Bearer [key]"}
+    assert "efgh" not in str(replies).lower() and "efgh" not in journal.read_text()
+
+
+def test_keys_of_others_in_what_a_server_says_are_not_shown():
+    said = b'{"error": {"message": "upstream refused Bearer xyz.123, then sk-proj-abc_123"}}'
+    with language_server(lambda _: said) as server, pytest.raises(NoAnswer, match="upstream refused") as caught:
+        openai_model("m", server.url).answer(question(), seed=0)
+    assert "xyz" not in str(caught.value) and "abc_123" not in str(caught.value)
 
 
 def test_a_proxy_of_the_environment_does_not_get_what_is_for_this_machine(monkeypatch):
@@ -354,12 +450,15 @@ def test_only_the_loopback_addresses_are_this_machine(host, here):
         "127.0.0.1:8000", "ftp://127.0.0.1/v1", "http://", "http://127.0.0.1:x/v1", "http://user:word@127.0.0.1/v1",
         "http://127.0.0.1@192.0.2.1/v1", "http://[::1/v1", "http://127.0.0.1/v1?to=x", "",
         "http://127.0.0.1\n.example.org/v1", "http://127.0.0.1 /v1", "http://127\u30020\u30020\u30021/v1",
-        "http://127.0.0.1#@192.0.2.1/", "http://127.0.0.1\\@192.0.2.1/v1",
+        "http://127.0.0.1#@192.0.2.1/", "http://local\thost/v1", "http://\u24dbocalhost/v1",
+        "http://127.0.0.1\\@192.0.2.1/v1",
     ],
 )  # fmt: skip
 def test_what_is_no_address_of_a_server_is_refused(url):
     with pytest.raises(InputError):
         openai_model("m", url)
+    with pytest.raises(InputError):
+        host_of(url)
 
 
 NAMES = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
@@ -387,6 +486,7 @@ NAMES = {"type": "object", "properties": {"name": {"type": "string"}}, "required
 def test_an_answer_is_one_whole_object_or_none(answer, name):
     found, why = parse_object(answer, NAMES)
     assert found == (None if name is None else {"name": name}) and bool(why) is (name is None)
+    assert ("half a sign" in why) is ("half a sign" in answer)
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def name_command(
         str | None,
         typer.Option(
             metavar="VARIABLE",
-            help="The environment variable with the server's key. (OPENAI_API_KEY; on this machine none.)",
+            help="The environment variable with the server's key. (Of OpenAI OPENAI_API_KEY; on this machine none.)",
             rich_help_panel=_MODEL,
             show_default=False,
         ),

@@ -174,7 +174,8 @@ _CHECKS: Mapping[str, Callable[[Any, Any], bool]] = {
 
 
 def _called(value: Any) -> str:
-    return next((name for name, fits in _TYPES.items() if fits(value)), "number that is not finite")
+    other = "string with half a sign" if isinstance(value, str) else "number that is not finite"
+    return next((name for name, fits in _TYPES.items() if fits(value)), other)
 
 
 def _objects(said: str) -> Iterator[dict[str, Any]]:

@@ -11,12 +11,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mammosae_plugin.adapters.language_models import LanguageModel, openai_model
+from mammosae_plugin.adapters.language_models import LanguageModel, host_of, openai_model
 from mammosae_plugin.analysis.table_arrays import image_statistic, split_rows
 from mammosae_plugin.arguments import whole
 from mammosae_plugin.config import load_data
@@ -75,10 +74,7 @@ def open_model(asked: AskedModel, about: DatasetAbout) -> LanguageModel:
         from mammosae_plugin.adapters.local_language_model import local_model
 
         return local_model(asked.name, temperature=asked.temperature)
-    try:
-        host = urlsplit(asked.endpoint).hostname
-    except ValueError:
-        host = None
+    host = host_of(asked.endpoint)
     permission = None if host is None else permit_sending(about, asked.licence, host)
     return openai_model(
         asked.name,
