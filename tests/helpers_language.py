@@ -6,6 +6,7 @@ import json
 import random
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -67,6 +68,11 @@ class LanguageServer:
     @property
     def n_calls(self) -> int:
         return len(self.asked)
+
+    def has_got(self, n: int) -> None:
+        """Wait until so many requests have come: who gives one up may be ahead of the server."""
+        while self.n_calls < n:
+            time.sleep(0.001)
 
 
 FAULTS = (

@@ -125,10 +125,12 @@ def test_a_question_without_an_answer_is_told_and_asked_in_the_next_run(tmp_path
         one = openai_model("m", server.url, retries=0, timeout=0.05) if fault == "hang" else patient
         with pytest.raises(NoAnswer, match=said) as caught:
             one.answer(question(), seed=0)
+        server.has_got(1)
         assert not caught.value.final
         assert ask_all(patient, {"q0": question("word 0")}, journal)["q0"].found == {"word": "word 0"}
         with pytest.raises(InputError, match=r"m gave no answer \(.*is kept"):
             ask_all(one, {"q1": question("word 1")}, journal)
+        server.has_got(3)
         replies = ask_all(patient, questions(2), journal)
     assert [reply.found for reply in replies.values()] == [{"word": "word 0"}, {"word": "word 1"}]
     assert server.n_calls == 4

@@ -30,7 +30,7 @@ def pictures(table):
 
 
 def judge(server, **settings):
-    return openai_model("judge", server.url, retries=1, timeout=5, **settings)
+    return openai_model("judge", server.url, retries=1, **settings)
 
 
 def test_an_oracle_behind_a_server_scores_1_shuffled_names_score_chance_and_random_latents_fall(table, pictures):

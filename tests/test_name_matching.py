@@ -196,3 +196,31 @@ def test_what_names_share_carries_no_match_and_an_opposite_value_is_never_matche
         assert {query: matched(query, by) for query in right} == right
     assert "no counts for nothing" in match_names("no mass", names, ByWords()).attrs["notes"][0]
     assert match_names("a mass", names, ByWords()).attrs["notes"] == []
+
+
+def test_a_query_between_two_values_of_a_column_matches_neither_and_says_so(by_text):
+    class Sizes:
+        """Unrelated words, but for those of sizes: moderate lies between tiny and huge, minute near tiny."""
+
+        def _word(self, word):
+            tiny, huge = np.eye(60)[:2]
+            between = {"tiny": tiny, "huge": huge, "moderate": tiny + huge, "minute": 0.9 * tiny + 0.2 * huge}
+            rest = np.random.default_rng(list(word.encode())).standard_normal(60)
+            return between.get(word, rest * (np.arange(60) > 1))
+
+        def embed_texts(self, texts):
+            rows = np.array([sum(self._word(word) for word in text.split()) for text in texts])
+            return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    names = names_of({0: "size=S", 1: "size=L", 2: "Mass"})
+    meanings = {"size=S": "tiny", "size=L": "huge"}
+
+    def matched(query):
+        told = match_names(query, names, ByText(Sizes(), words=by_text.words), meanings=meanings)
+        return set(told["name"]), told.attrs["notes"]
+
+    assert matched("moderate") == (
+        set(),
+        ["'moderate' is about as near to several values of size: none of them is matched"],
+    )
+    assert matched("minute") == ({"size=S"}, []) and matched("huge") == ({"size=L"}, [])
