@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from itertools import islice
 
 import pytest
+import safetensors.torch
 import torch
 from helpers_kills import ended
 from helpers_stores import labelled_rows, labelled_store
@@ -64,7 +65,7 @@ def interrupt_every_third(monkeypatch, module, name):
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(extraction, "capture_several"), (files.os, "replace"), (files, "save_file"), (files.os, "fsync")],
+    [(extraction, "capture_several"), (files.os, "replace"), (safetensors.torch, "save_file"), (files.os, "fsync")],
 )
 def test_an_extraction_interrupted_again_and_again_ends_byte_identical(tmp_path, extract, monkeypatch, module, name):
     """During a pass, before a finished file gets its name, before anything is written, before it is on the disk."""
@@ -184,7 +185,7 @@ def test_a_full_disk_ends_in_one_clear_error_and_an_exact_continuation(tmp_path,
 def test_a_write_that_fails_is_told_with_the_file_and_leaves_nothing_half_written(tmp_path, extract, monkeypatch):
     """As above, where no small disk can be made; the error is that of a plain write."""
     whole = contents(extract(tmp_path / "whole").folder)
-    save, calls = files.save_file, []
+    save, calls = safetensors.torch.save_file, []
 
     def full(tensors, path, metadata):
         calls.append(path)
@@ -193,7 +194,7 @@ def test_a_write_that_fails_is_told_with_the_file_and_leaves_nothing_half_writte
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         save(tensors, path, metadata)
 
-    monkeypatch.setattr(files, "save_file", full)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(OSError, match="No space left on device"):
         extract(tmp_path / "broken")
     assert sorted(contents(tmp_path / "broken")) == ["plan.json", *(f"shard-0000{n}.safetensors" for n in range(3))]

@@ -109,7 +109,9 @@ def record_step(folder: Path, step: str, settings: Mapping[str, Any], data: str)
     is_last = step == STEPS[-1]
     used |= set() if is_last else {*before.get("used", ())}
     whole = is_last or bool(before.get("whole"))
-    write_json(work / DONE, {**now, "done": done, "whole": whole, "used": sorted(used)})
+    told = {**now, "done": done, "whole": whole, "used": sorted(used)}
+    if told != before:
+        write_json(work / DONE, told)
 
 
 def status(folder: str | Path, settings: Mapping[str, Any] | None = None, data: str | None = None) -> StudyStatus:
