@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from mammosae_plugin.cli.common import Debug, clear_errors, numbers_of_latents
+from mammosae_plugin.cli.options import BY_A_MODEL, Endpoint, Group, KeyFrom, LocalModel, ModelName, Statistic, Table
 
-_MODEL, _JUDGE = "By a model", "Is a name right?"
+_JUDGE = "Is a name right?"
 _OF_JUDGES = {
     "labels": ("--label", "--metadata", "--no-metadata"),
     "texts": ("--text", "--tokenizer", "--terms"),
@@ -25,15 +26,7 @@ def add_name_command(app: typer.Typer) -> None:
 
 
 def name_command(
-    table: Annotated[
-        Path,
-        typer.Argument(
-            metavar="TABLE",
-            help="A latents table of any kind, as `mammosae encode` writes it; or a study's output folder, whose "
-            "tables are listed if there are several.",
-            show_default=False,
-        ),
-    ],
+    table: Table,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -109,8 +102,8 @@ def name_command(
         typer.Option(help="direction: the SAE that the table was made with, a file or folder.", show_default=False),
     ] = None,
     split: Annotated[str, typer.Option(help="Whose images are looked at.")] = "training",
-    statistic: Annotated[Literal["max", "mean"], typer.Option(help="What of a latent counts, over positions.")] = "max",
-    group: Annotated[str, typer.Option(help="The column that says which images belong together.")] = "patient_id",
+    statistic: Statistic = "max",
+    group: Group = "patient_id",
     n: Annotated[int, typer.Option("-n", min=2, help="Strongest images of a latent, one of each group.")] = 20,
     min_excess: Annotated[
         float | None,
@@ -137,43 +130,17 @@ def name_command(
         int | None,
         typer.Option(min=1, help="Name so many, those with the most activation in all.", show_default=False),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="The model, as its server calls it; with --local as the Hub does.",
-            rich_help_panel=_MODEL,
-            show_default=False,
-        ),
-    ] = None,
-    endpoint: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="The server, which speaks OpenAI's chat completions: http://127.0.0.1:8000/v1.",
-            rich_help_panel=_MODEL,
-            show_default=False,
-        ),
-    ] = None,
-    local: Annotated[
-        bool, typer.Option("--local", help="No server: a transformers pipeline.", rich_help_panel=_MODEL)
-    ] = False,
-    key_from: Annotated[
-        str | None,
-        typer.Option(
-            metavar="VARIABLE",
-            help="The environment variable with the server's key. (Of OpenAI OPENAI_API_KEY; on this machine none.)",
-            rich_help_panel=_MODEL,
-            show_default=False,
-        ),
-    ] = None,
+    model: ModelName = None,
+    endpoint: Endpoint = None,
+    local: LocalModel = False,
+    key_from: KeyFrom = None,
     config: Annotated[
         Path | None,
         typer.Option(
             "--config",
             "-c",
             help="A study's YAML file, whose images are shown.",
-            rich_help_panel=_MODEL,
+            rich_help_panel=BY_A_MODEL,
             show_default=False,
         ),
     ] = None,
@@ -183,7 +150,7 @@ def name_command(
             "--set",
             metavar="KEY=VALUE",
             help="Replace a setting of it, data.root=...",
-            rich_help_panel=_MODEL,
+            rich_help_panel=BY_A_MODEL,
             show_default=False,
         ),
     ] = None,
@@ -192,37 +159,39 @@ def name_command(
         typer.Option(
             metavar="LICENCE",
             help="Send pictures to another machine, which this licence of the dataset allows.",
-            rich_help_panel=_MODEL,
+            rich_help_panel=BY_A_MODEL,
             show_default=False,
         ),
     ] = None,
     show: Annotated[
-        int, typer.Option(min=1, help="Images shown of a latent, of the -n strongest.", rich_help_panel=_MODEL)
+        int, typer.Option(min=1, help="Images shown of a latent, of the -n strongest.", rich_help_panel=BY_A_MODEL)
     ] = 5,
     longest: Annotated[
-        int, typer.Option(min=16, help="Longest side of a picture in pixels.", rich_help_panel=_MODEL)
+        int, typer.Option(min=16, help="Longest side of a picture in pixels.", rich_help_panel=BY_A_MODEL)
     ] = 896,
     votes: Annotated[
-        int, typer.Option(min=1, help="Ask so often, and take the commonest name.", rich_help_panel=_MODEL)
+        int, typer.Option(min=1, help="Ask so often, and take the commonest name.", rich_help_panel=BY_A_MODEL)
     ] = 1,
     temperature: Annotated[
-        float, typer.Option(min=0, max=2, help="0: the likeliest answer.", rich_help_panel=_MODEL)
+        float, typer.Option(min=0, max=2, help="0: the likeliest answer.", rich_help_panel=BY_A_MODEL)
     ] = 0.0,
     timeout: Annotated[
         float,
-        typer.Option(min=1, help="Seconds of silence after which a server is asked again.", rich_help_panel=_MODEL),
+        typer.Option(min=1, help="Seconds of silence after which a server is asked again.", rich_help_panel=BY_A_MODEL),
     ] = 120.0,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Ask one question, say what all would cost, and stop.", rich_help_panel=_MODEL),
+        typer.Option(
+            "--dry-run", help="Ask one question, say what all would cost, and stop.", rich_help_panel=BY_A_MODEL
+        ),
     ] = False,
     price_in: Annotated[
         float | None,
-        typer.Option(min=0, help="Price of a million tokens of input.", rich_help_panel=_MODEL, show_default=False),
+        typer.Option(min=0, help="Price of a million tokens of input.", rich_help_panel=BY_A_MODEL, show_default=False),
     ] = None,
     price_out: Annotated[
         float | None,
-        typer.Option(min=0, help="The same of output.", rich_help_panel=_MODEL, show_default=False),
+        typer.Option(min=0, help="The same of output.", rich_help_panel=BY_A_MODEL, show_default=False),
     ] = None,
     judge: Annotated[
         str | None,

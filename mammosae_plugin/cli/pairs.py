@@ -3,11 +3,12 @@
 __all__ = ["add_pairs_command", "pairs_command"]
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from mammosae_plugin.cli.common import Debug, clear_errors
+from mammosae_plugin.cli.options import Statistic
 
 
 def add_pairs_command(app: typer.Typer) -> None:
@@ -51,9 +52,7 @@ def pairs_command(
             show_default=False,
         ),
     ] = None,
-    statistic: Annotated[
-        Literal["max", "mean"], typer.Option(help="What of a latent counts where it has a map over positions.")
-    ] = "max",
+    statistic: Statistic = "max",
     min_patients: Annotated[
         int, typer.Option(min=2, help="Patients of an attribute below which nothing is told of it.")
     ] = 10,

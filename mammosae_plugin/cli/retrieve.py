@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from mammosae_plugin.cli.common import Debug, clear_errors
+from mammosae_plugin.cli.options import FigureConfig, FigureSettings, OneSplit, Statistic, Table
 from mammosae_plugin.cli.search import search_command
 
 
@@ -18,15 +19,7 @@ def add_retrieve_command(app: typer.Typer) -> None:
 
 
 def retrieve_command(
-    table: Annotated[
-        Path,
-        typer.Argument(
-            metavar="TABLE",
-            help="A latents table of any kind, as `mammosae encode` writes it; or a study's output folder, whose "
-            "tables are named if there are several.",
-            show_default=False,
-        ),
-    ],
+    table: Table,
     image_id: Annotated[
         str | None,
         typer.Argument(
@@ -51,13 +44,8 @@ def retrieve_command(
         list[int] | None,
         typer.Option("-k", min=1, help="Latents in a fingerprint; may be repeated to judge. [5, or 1 2 5 10 20 50]"),
     ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(help="Search the images of this split only, such as test.", show_default="all; to judge, test"),
-    ] = None,
-    statistic: Annotated[
-        Literal["max", "mean"], typer.Option(help="What of a latent counts where it has a map over positions.")
-    ] = "max",
+    split: OneSplit = None,
+    statistic: Statistic = "max",
     rows: Annotated[
         Path | None,
         typer.Option(
@@ -73,16 +61,8 @@ def retrieve_command(
     figure: Annotated[
         bool, typer.Option("--figure", help="Draw the image's strongest latents beside the hits': hits.png in OUTPUT.")
     ] = False,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config", "-c", help="A study's YAML file, to draw its images in the figure.", show_default=False
-        ),
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting of it, data.root=...", show_default=False),
-    ] = None,
+    config: FigureConfig = None,
+    settings: FigureSettings = None,
     evaluate: Annotated[
         bool, typer.Option("--evaluate", help="Judge instead: how often images of the same label are found.")
     ] = False,

@@ -8,8 +8,17 @@ from typing import Annotated, Literal
 import typer
 
 from mammosae_plugin.cli.common import Debug, clear_errors
-
-_MODEL = "By a model"
+from mammosae_plugin.cli.options import (
+    BY_A_MODEL,
+    Endpoint,
+    FigureConfig,
+    FigureSettings,
+    KeyFrom,
+    LocalModel,
+    ModelName,
+    OneSplit,
+    Statistic,
+)
 
 
 def search_command(
@@ -73,11 +82,8 @@ def search_command(
             min=0.001, max=1, help="text, clip: a name matches if random words are as near with no more than this p."
         ),
     ] = 0.02,
-    split: Annotated[
-        str | None,
-        typer.Option(help="Search the images of this split only, such as test.", show_default="all; to judge, test"),
-    ] = None,
-    statistic: Annotated[Literal["max", "mean"], typer.Option(help="What of a latent counts, over positions.")] = "max",
+    split: OneSplit = None,
+    statistic: Statistic = "max",
     likeness: Annotated[
         Literal["strength", "cosine"],
         typer.Option(help="How images are ranked by the matched latents (docs/search.md); cosine is SAIL's."),
@@ -92,16 +98,8 @@ def search_command(
     figure: Annotated[
         bool, typer.Option("--figure", help="Draw what each latent adds to each image's score: found.png in OUTPUT.")
     ] = False,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config", "-c", help="A study's YAML file, to draw its images in the figure.", show_default=False
-        ),
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting of it, data.root=...", show_default=False),
-    ] = None,
+    config: FigureConfig = None,
+    settings: FigureSettings = None,
     evaluate: Annotated[
         Path | None,
         typer.Option(
@@ -135,42 +133,16 @@ def search_command(
             show_default=False,
         ),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="The model, as its server calls it; with --local as the Hub does. Query and names go there.",
-            rich_help_panel=_MODEL,
-            show_default=False,
-        ),
-    ] = None,
-    endpoint: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="The server, which speaks OpenAI's chat completions: http://127.0.0.1:8000/v1.",
-            rich_help_panel=_MODEL,
-            show_default=False,
-        ),
-    ] = None,
-    local: Annotated[
-        bool, typer.Option("--local", help="No server: a transformers pipeline.", rich_help_panel=_MODEL)
-    ] = False,
-    key_from: Annotated[
-        str | None,
-        typer.Option(
-            metavar="VARIABLE",
-            help="The environment variable with the server's key. (Of OpenAI OPENAI_API_KEY; on this machine none.)",
-            rich_help_panel=_MODEL,
-            show_default=False,
-        ),
-    ] = None,
+    model: ModelName = None,
+    endpoint: Endpoint = None,
+    local: LocalModel = False,
+    key_from: KeyFrom = None,
     journal: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
             help="Keep its answers here, and ask nothing twice.",
-            rich_help_panel=_MODEL,
+            rich_help_panel=BY_A_MODEL,
             show_default=False,
         ),
     ] = None,
@@ -180,7 +152,7 @@ def search_command(
             metavar="COLUMN",
             help="Names after this column of metadata, such as view, may go to a model on another machine too; may be "
             "repeated.",
-            rich_help_panel=_MODEL,
+            rich_help_panel=BY_A_MODEL,
             show_default=False,
         ),
     ] = None,

@@ -3,11 +3,12 @@
 __all__ = ["add_views_command", "views_command"]
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from mammosae_plugin.cli.common import Debug, clear_errors
+from mammosae_plugin.cli.options import Statistic
 
 
 def add_views_command(app: typer.Typer) -> None:
@@ -33,7 +34,7 @@ def views_command(
     views: Annotated[
         tuple[str, str], typer.Option(help="The two views, as the column view has them.", metavar="VIEW VIEW")
     ] = ("CC", "MLO"),
-    statistic: Annotated[Literal["max", "mean"], typer.Option(help="What of a latent counts, over positions.")] = "max",
+    statistic: Statistic = "max",
     draws: Annotated[int, typer.Option(min=1, help="Draws of other patients, for chance.")] = 1000,
     bootstrap: Annotated[int, typer.Option(min=0, help="Resamples of patients, for intervals.")] = 1000,
     min_patients: Annotated[int, typer.Option(min=1, help="Patients in whose pairs a latent must fire.")] = 10,
