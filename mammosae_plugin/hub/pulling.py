@@ -40,7 +40,7 @@ def pull(
     What is in the cache is not downloaded again. Where the Hub cannot be reached, the cache is used.
 
     Args:
-        repo: "owner/name[@revision]"; or "hub://owner/name[@revision][/sae_id]", of which one SAE is pulled.
+        repo: `owner/name[@revision]`; or `hub://owner/name[@revision][/sae_id]`, of which one SAE is pulled.
         revision: branch, tag or commit.
         kind: "model" (SAEs) or "dataset" (findings); by default whichever exists under the name.
         folder: copy the files there too, laid out as in the repository.
