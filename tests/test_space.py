@@ -277,6 +277,8 @@ def test_a_space_shows_findings_of_the_hub_and_names_them(published):
     assert "- someone/findings" in (folder.with_name("from-hub") / "README.md").read_text()
     own = read_data(folder, "index")["studies"][0]
     assert study["interventions"] == own["interventions"]
+    assert study["parquet"]["latents"] == f"{study['link']}/resolve/v1/latents/train-00000-of-00001.parquet"
+    assert set(study["parquet"]) == {"latents", "interventions", "reconstruction", "localization"}
     assert "index.html" in hub.repos["space", "someone/from-hub"].state()["files"]
     assert "v9" in seen["no such revision"]["message"]
 
@@ -416,6 +418,52 @@ def test_a_click_on_a_heading_sorts_and_a_second_one_turns_the_order(look, findi
     assert page.locator('th[aria-sort="none"]').count() == page.locator("table.latents th[data-key]").count() - 1
 
 
+def shown_columns(page):
+    settled(page)
+    return page.locator("table.latents th[data-key]").evaluate_all("heads => heads.map((head) => head.dataset.key)")
+
+
+def test_the_list_fits_its_page_and_a_wider_choice_scrolls_in_its_frame(look, judged):
+    page = look(judged[1], "#/?encoder=pretrained")
+    usual = ["latent", "rank", "verdict", "auroc", "q", "reliance", "precision", "rate"]
+    assert shown_columns(page) == usual
+    assert page.evaluate("document.documentElement.scrollWidth") == 1280
+    page.locator(".picker summary").click()
+    page.check("#column-place")
+    assert shown_columns(page) == [*usual[:6], "place", *usual[6:]]
+    page.locator("#columns-all").click()
+    page.wait_for_selector(".scroll.list.more")
+    assert page.evaluate("document.documentElement.scrollWidth") == 1280
+    page.locator("#list").evaluate("box => { box.scrollLeft = 300; }")
+    number = page.locator("table.latents tbody th").first.bounding_box()
+    assert number["x"] == pytest.approx(page.locator("#list").bounding_box()["x"], abs=2)  # it stays in sight
+    for key in ("q", "place"):
+        page.uncheck(f"#column-{key}")
+    link, keys = page.evaluate("location.hash"), shown_columns(page)
+    assert "place" not in keys and "score" in keys and shown_columns(look(judged[1], link)) == keys
+    page.locator("#columns-usual").click()
+    assert shown_columns(page) == usual and page.evaluate("location.hash") == "#/?encoder=pretrained"
+
+
+def test_the_list_can_be_taken_along_as_csv_with_its_filters_and_numbers_in_full(look, findings, space, tmp_path):
+    page = look(space, "#/?encoder=pretrained&least=20&sort=rate")
+    with page.expect_download() as download:
+        page.locator("#csv").click()
+    assert download.value.suggested_filename == "latents-final-pretrained-Mass.csv"
+    download.value.save_as(tmp_path / "latents.csv")
+    table = pd.read_csv(tmp_path / "latents.csv")
+    own = of(findings).sort_values("latent").sort_values("firing_rate", ascending=False, kind="stable")
+    own = own[own["firing_rate"] >= 0.2]
+    assert table["latent"].tolist() == own["latent"].tolist() and len(own) > 10
+    for name, field in (("firing_rate", "firing_rate"), ("score", "score"), ("mean_present", "class_mean"),
+                        ("box_average_precision", "average_precision")):  # fmt: skip
+        assert np.array_equal(table[name], own[field], equal_nan=True), name
+    assert set(table["concept"]) == {"Mass"} and set(table["encoder"]) == {"pretrained"}
+    rows = [["=1+1", -1], ['a,"b"', None], ["@x", 0.1]]
+    odd = page.evaluate("rows => mammosae.csv(['a', 'b'], rows)", rows)
+    assert odd == 'a,b\n\'=1+1,-1\n"a,""b""",\n\'@x,0.1\n'
+
+
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory):
     """Findings with evidence on one classifier of the final layer, and their Space."""
@@ -449,7 +497,7 @@ def test_the_evidence_is_the_findings_and_spaces_without_it_stay_as_they_are(jud
 )  # fmt: skip
 def test_the_evidence_sorts_the_list(look, judged, key, field, first):
     given, folder = judged
-    page = look(folder, "#/?encoder=pretrained", width=1800)
+    page = look(folder, "#/?encoder=pretrained&columns=all", width=1800)
     heading = page.locator(f'th[data-key="{key}"]')
     rows = given.evidence.set_index("latent")
     for rising in (first, not first):
@@ -1091,7 +1139,7 @@ def test_a_phone_of_360_px_shows_every_page_without_sideways_scrolling(look, two
             if address != "#/":
                 go(page, address)
             assert page.evaluate("document.documentElement.scrollWidth") <= 360, address
-    page.locator("summary").click()
+    page.locator(".filters summary").click()
     page.select_option("#sort", "maximum")  # its column is not shown, and can be sorted by all the same
     assert page.evaluate("location.hash") == "#/?sort=maximum"
     assert page.locator('th[data-key="maximum"]').is_hidden()

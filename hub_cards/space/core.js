@@ -157,7 +157,9 @@ mammosae.scroller = (attributes, ...children) => {
     hint.hidden = !wider;
     box.classList.toggle("more", wider);
   });
-  [box, ...box.children].forEach((node) => watch.observe(node));
+  const observe = () => [box, ...box.children].forEach((node) => watch.observe(node));
+  observe();
+  new MutationObserver(observe).observe(box, { childList: true });
   return [hint, box];
 };
 
@@ -222,7 +224,7 @@ mammosae.number = (value) => {
 mammosae.plain = (value) => (Number.isInteger(value) ? mammosae.count(value).replace("-", "−") : mammosae.number(value));
 
 mammosae.fixed = (value, places = 3) =>
-  (value === null || value === undefined || Number.isNaN(value) ? mammosae.MISSING : value.toFixed(places).replace("-", "−"));
+  (value === null || value === undefined || Number.isNaN(value) ? mammosae.MISSING : value.toFixed(places).replace(/^-(?=0\.?0*$)/, "").replace("-", "−"));
 
 mammosae.signed = (value) => (value > 0 ? `+${mammosae.number(value)}` : mammosae.number(value));
 
@@ -303,9 +305,13 @@ mammosae.estimate = (concept, row, name, write = mammosae.fixed) => {
 
 // The notes, or the names, of a table by latent; Spaces of earlier versions have no names.
 mammosae.byLatent = (info, kind) => {
-  const found = new Map();
+  const known = (info.rows ??= {});
+  if (known[kind]) return known[kind];
+  const found = (known[kind] = new Map());
   for (const row of mammosae.studyOf(info)[kind] ?? []) {
-    if (row.layer === info.layer && row.encoder === info.encoder) found.set(row.latent, [...(found.get(row.latent) ?? []), row]);
+    if (row.layer !== info.layer || row.encoder !== info.encoder) continue;
+    if (found.has(row.latent)) found.get(row.latent).push(row);
+    else found.set(row.latent, [row]);
   }
   return found;
 };

@@ -2,7 +2,7 @@
 // The table of latents: filters, search, sorting, pages of rows. Its whole state lies in the address.
 
 mammosae.pages.latents = (() => {
-  const { el } = mammosae;
+  const { columns, el } = mammosae;
   const PAGE = 50;
 
   // What the last shown table listed, in its order, so that a latent's page can lead to the one before and after it.
@@ -49,6 +49,7 @@ mammosae.pages.latents = (() => {
       noted: params.get("noted") === "1",
       dead: params.get("dead") === "1",
       text: params.get("text") ?? "",
+      columns: params.get("columns") ?? "",
       sort: params.get("sort") ?? "rank",
       direction: params.get("direction"),
       page: Math.max(1, Math.floor(number("page", 1))),
@@ -67,125 +68,11 @@ mammosae.pages.latents = (() => {
       noted: state.noted ? 1 : "",
       dead: state.dead ? 1 : "",
       text: state.text,
+      columns: state.columns,
       sort: state.sort === "rank" ? "" : state.sort,
-      direction: state.direction === columns(state).find((column) => column.key === state.sort)?.first ? "" : state.direction,
+      direction: state.direction === columns.all(state).find((column) => column.key === state.sort)?.first ? "" : state.direction,
       page: state.page > 1 ? state.page : "",
     });
-  };
-
-  // `of` gives a row's value, `by` what it is sorted by where that is another; `first` is the order that a first click on the heading gives.
-  const columns = (state) => {
-    const positions = new Map(state.tables.map((info, i) => [info, i]));
-    const several = (name) => new Set(state.tables.map((table) => table[name])).size > 1;
-    const concept = (table) => table.concepts[state.concept];
-    const always = () => true; // of what is measured of every latent, a missing value is hidden
-    const shown = [
-      { key: "latent", text: "Latent", first: "up", of: (table, row) => table.latent[row] },
-      state.tables.some((info) => mammosae.byLatent(info, "names").size) && {
-        key: "called", text: "Name", first: "up", title: "What it is called, with how that was found, its score and chance; a guess. Sorted by q, surest first",
-        of: (table, row) => nameOf(table, row)?.q ?? NaN,
-        show: (table, row) => {
-          const name = nameOf(table, row);
-          return name ? [name.name, el("span", { class: "reason" }, mammosae.nameScore(name))] : "";
-        },
-      },
-      several("layer") && { key: "layer", text: "Layer", first: "up", wide: true, of: (table) => positions.get(table.info) },
-      several("encoder") && { key: "encoder", text: "Encoder", first: "up", of: (table) => positions.get(table.info) },
-      {
-        key: "rank", text: "Rank", first: "up", number: true,
-        title: `Place among the latents of the encoder by score for the class “${mammosae.className(state.class, state.classes)}”; 1 is best`,
-        of: (table, row) => concept(table).ranks[state.class][row],
-        hidden: always, write: mammosae.count,
-      },
-      {
-        key: "score", text: "Score", first: "down", number: true, wide: true,
-        title: "What the latents are ranked by, in units of activation",
-        of: (table, row) => concept(table).scores[state.class][row],
-        hidden: always, write: mammosae.signed,
-      },
-      ...Array.from({ length: state.classes }, (_, number) => ({
-        key: `mean${number}`, text: `Mean, ${mammosae.className(number, state.classes)}`, first: "down", number: true, wide: true,
-        title: "Mean activation over all positions of the training images of the class",
-        of: (table, row) => concept(table).means[number][row],
-        hidden: always, write: mammosae.number,
-      })),
-      {
-        key: "precision", text: "Box AP", first: "down", number: true,
-        title: "Average precision of the latent's boxes against the annotated boxes, 0 to 1; only the best-ranked latents are measured",
-        of: (table, row) => concept(table).precision[row],
-        hidden: (table, row) => mammosae.hiddenBoxes(table, concept(table), row), write: (value) => mammosae.fixed(value),
-      },
-      {
-        key: "ablation", text: "Ablation effect", first: "down", number: true, wide: true,
-        title: "Mean change of the concept's logit over test images with the finding when this latent alone is set to 0; sorted by its size, whatever its sign",
-        of: (table, row) => concept(table).ablation[row], by: (table, row) => Math.abs(concept(table).ablation[row]), sorted: "size of the ablation effect",
-        hidden: (table) => mammosae.hiddenAblation(table, concept(table)), write: mammosae.signed,
-      },
-      {
-        key: "rate", text: "Fires in", first: "down", number: true, title: "Share of test images in which it fires anywhere",
-        of: (table, row) => table.rate[row], hidden: always, write: mammosae.firingRate,
-      },
-      {
-        key: "maximum", text: "Maximum", first: "down", number: true, wide: true, title: "Largest activation in any test image",
-        of: (table, row) => table.maximum[row], hidden: mammosae.hiddenMaximum, write: mammosae.number,
-      },
-      ...evidenceColumns(state, concept),
-      {
-        key: "notes", text: "Notes", first: "down", wide: true, title: "Notes by readers",
-        of: (table, row) => table.notes.get(table.latent[row])?.length ?? 0,
-      },
-    ];
-    return shown.filter(Boolean);
-  };
-
-  const nameOf = (table, row) => table.names.get(table.latent[row])?.[0];  // the findings have the surest first
-
-  // Of findings with evidence alone: the verdict stands beside its numbers, and each sorts.
-  const evidenceColumns = (state, concept) => {
-    if (!state.tables.some((info) => mammosae.hasEvidence(info, state.concept))) return [];
-    const estimate = (key, text, name, title) => ({
-      key, text, first: "down", number: true, wide: true, title,
-      of: (table, row) => mammosae.evidence(concept(table), row, name),
-      show: (table, row) => mammosae.estimate(concept(table), row, name),
-    });
-    const word = (name) => (table, row) => mammosae.evidence(concept(table), row, name)
-      ?? (mammosae.hiddenEvidence(concept(table), row, name) ? mammosae.SUPPRESSED : mammosae.MISSING);
-    const names = new Map();  // of covariates, in the order of words
-    const covariateOrder = (table, row) => {
-      const name = mammosae.evidence(concept(table), row, "covariate");
-      if (!name) return NaN;
-      if (!names.has(name)) {
-        const all = new Set(state.tables.flatMap((info) => mammosae.data[info.concepts.find((entry) => entry.concept === state.concept).file]?.evidence?.covariate ?? []));
-        [...all].filter(Boolean).sort().forEach((one, i) => names.set(one, i));
-      }
-      return names.get(name);
-    };
-    return [
-      {
-        key: "verdict", text: "Verdict", first: "up", wide: true,
-        title: "What the latent stands for by a rule, with the reason; a reason to look, no proof",
-        of: (table, row) => {
-          const at = mammosae.VERDICTS.indexOf(mammosae.evidence(concept(table), row, "verdict"));
-          return at < 0 ? NaN : at;
-        },
-        show: (table, row) => [word("verdict")(table, row), mammosae.evidence(concept(table), row, "reason")
-          && mammosae.el("span", { class: "reason" }, mammosae.evidence(concept(table), row, "reason"))],
-      },
-      estimate("auroc", "AUROC", "auroc", "AUROC of its maximum or mean over positions in test images, whichever is farther from 0.5, with the 95 % interval, patients as groups"),
-      { ...estimate("q", "q", "auroc_q", "That this AUROC is 0.5: p-value after Benjamini and Hochberg over the latents"), first: "up",
-        show: (table, row) => mammosae.estimate(concept(table), row, "auroc_q", mammosae.number) },
-      estimate("reliance", "Reliance", "reliance", "Share of the logit's variance that goes with what the latent adds to it, with the 95 % interval over patients"),
-      estimate("place", "In its boxes", "place", "Share of its activation in the image's own boxes over that in other patients' boxes; 1 by chance; with the 95 % interval over patients"),
-      {
-        key: "covariate", text: "Goes with", first: "up", wide: true, title: "What else of the images it goes with most, with the correlation of ranks and its q",
-        of: covariateOrder,
-        show: (table, row) => {
-          const name = word("covariate")(table, row);
-          const r = mammosae.evidence(concept(table), row, "covariate_r");
-          return Number.isNaN(r) ? name || mammosae.MISSING : `${name} (r ${mammosae.fixed(r, 2)}, q ${mammosae.number(mammosae.evidence(concept(table), row, "covariate_q"))})`;
-        },
-      },
-    ];
   };
 
   // A number finds the latents of that number, words are sought in names and notes; several numbers are alternatives.
@@ -196,11 +83,21 @@ mammosae.pages.latents = (() => {
     return (table, row) => {
       if (numbers.size && !numbers.has(table.latent[row])) return false;
       if (!others.length) return true;
-      const latent = table.latent[row];
-      const found = [...(table.names.get(latent) ?? []).map((name) => name.name),
-        ...(table.notes.get(latent) ?? []).flatMap((note) => [note.label, note.text, note.author])].map((text) => mammosae.fold(text ?? "")).join(" ");
-      return found !== "" && others.every((word) => found.includes(word));
+      const found = wordsOf(table).get(table.latent[row]);
+      return found !== undefined && others.every((word) => found.includes(word));
     };
+  };
+
+  // What is sought in, by latent: made once, when words are first sought.
+  const wordsOf = (table) => {
+    if (!table.words) {
+      table.words = new Map();
+      for (const latent of new Set([...table.names.keys(), ...table.notes.keys()])) {
+        table.words.set(latent, [...(table.names.get(latent) ?? []).map((name) => name.name),
+          ...(table.notes.get(latent) ?? []).flatMap((note) => [note.label, note.text, note.author])].map((text) => mammosae.fold(text ?? "")).join(" "));
+      }
+    }
+    return table.words;
   };
 
   // The rows that pass the filters, sorted: [table number, row] as two typed arrays.
@@ -221,7 +118,7 @@ mammosae.pages.latents = (() => {
         rows.push([t, row]);
       }
     });
-    const column = columns(state).find((candidate) => candidate.key === state.sort) ?? columns(state).find((candidate) => candidate.key === "rank");
+    const column = columns.all(state).find((candidate) => candidate.key === state.sort) ?? columns.all(state).find((candidate) => candidate.key === "rank");
     const sign = (state.direction ?? column.first) === "up" ? 1 : -1;
     const keys = Float64Array.from(rows, ([t, row]) => (column.by ?? column.of)(tables[t], row));
     const order = Uint32Array.from(rows, (_, i) => i);
@@ -283,16 +180,25 @@ mammosae.pages.latents = (() => {
         el("div", { class: "field grow" }, el("label", { for: "search" }, "Search (key /): latent number, or words of names and notes"),
           el("input", { id: "search", type: "search", value: state.text, placeholder: "1203, or artefact", autocomplete: "off", spellcheck: "false",
             oninput: (event) => change({ text: event.target.value }) }))),
-      el("details", { open: !window.matchMedia("(max-width: 44rem)").matches }, el("summary", {}, "Filters and sorting"), fields, checks));
+      el("details", { open: !window.matchMedia("(max-width: 44rem)").matches }, el("summary", {}, "Filters and sorting"), el("div", { class: "folded" }, fields, checks)));
     const status = el("p", { class: "status", id: "status", role: "status" });
     const legend = el("p", { class: "small", id: "legend" });
-    const box = el("div", { class: "scroll list" });
+    const [hint, box] = mammosae.scroller({ id: "list" });
+    box.classList.add("list");
+    const picker = el("details", { class: "picker" }, el("summary", {}, "Columns"));
+    const file = () => {
+      const encoder = state.encoders.length > 1 && state.encoder === "all" ? "all-encoders" : state.tables[0].encoder;
+      mammosae.download(`${mammosae.fileName("latents", state.layer, encoder, state.concept)}.csv`, columns.asCsv(state, tables, found.rows));
+    };
+    const parquet = el("span", { id: "parquet", hidden: true });
+    const tools = el("div", { class: "tools" }, picker,
+      el("button", { type: "button", id: "csv", onclick: file, title: "All rows that pass the filters, in this order, with the columns shown; numbers in full" }, "Download CSV"), parquet);
     const pager = el("nav", { class: "pager", "aria-label": "Pages of the table" });
     mammosae.add(root,
       el("h1", {}, "Latents"),
       el("p", { class: "lead" }, el("span", { class: "wide" }, "A latent is one unit of the sparse autoencoder (SAE). It is silent or fires at each place of an image. The rank says how far it stands out in training images with a finding; box AP, whether it fires where the finding was marked. "),
         el("a", { href: "#/study" }, "All terms")),
-      form, status, box, legend, pager);
+      form, el("div", { class: "above" }, status, tools), hint, box, legend, pager);
 
     const change = (values) => {
       const before = state;
@@ -300,8 +206,19 @@ mammosae.pages.latents = (() => {
       mammosae.remember(address(state));
       const reload = ["study", "layer", "encoder", "concept"].some((name) => before[name] !== state[name]);
       if (reload || before.class !== state.class) filters();
+      if (reload || before.columns !== state.columns) pick();
       if (reload) return load();
       return busy ? null : refresh();
+    };
+
+    // Which columns there are depends on the study and the concept.
+    const pick = () => {
+      const focused = document.activeElement?.id;
+      picker.replaceChildren(picker.firstChild, columns.picker(state, (wanted) => change({ columns: wanted })));
+      if (focused) document.getElementById(focused)?.focus();
+      const files = index.studies[state.study].parquet;
+      parquet.hidden = !files;
+      parquet.replaceChildren(...(files ? [el("a", { href: files.latents, rel: "noopener" }, "Parquet on the Hub")] : []));
     };
 
     const filters = () => {
@@ -325,7 +242,7 @@ mammosae.pages.latents = (() => {
             oninput: (event) => change({ least: Number(event.target.value) || 0 }) })),
         el("div", { class: "field narrow" }, el("label", { for: "sort" }, "Sort by"),
           el("select", { id: "sort", onchange: (event) => change({ sort: event.target.value, direction: null }) },
-            columns(state).map((column) => el("option", { value: column.key, selected: column.key === state.sort }, column.text)))),
+            columns.all(state).map((column) => el("option", { value: column.key, selected: column.key === state.sort }, column.text)))),
       ].filter(Boolean));
       if (focused) document.getElementById(focused)?.focus();
     };
@@ -354,7 +271,7 @@ mammosae.pages.latents = (() => {
     };
 
     const sortBy = (column) => {
-      const current = state.direction ?? columns(state).find((one) => one.key === state.sort)?.first;
+      const current = state.direction ?? columns.all(state).find((one) => one.key === state.sort)?.first;
       const direction = column.key === state.sort ? (current === "up" ? "down" : "up") : column.first;
       change({ sort: column.key, direction });
       box.querySelector(`th[data-key="${column.key}"] button`)?.focus();
@@ -376,7 +293,7 @@ mammosae.pages.latents = (() => {
     const hidden = (table) => el("i", { title: `Hidden: ${mammosae.fewerThan(table)} behind it` }, mammosae.SUPPRESSED);
 
     const draw = () => {
-      const shown = columns(state);
+      const shown = columns.shown(state);
       const direction = state.direction ?? shown.find((column) => column.key === state.sort)?.first;
       const start = (state.page - 1) * PAGE;
       const rows = found.rows.slice(start, start + PAGE);
@@ -455,6 +372,7 @@ mammosae.pages.latents = (() => {
     });
 
     filters();
+    pick();
     await load();
   };
 })();

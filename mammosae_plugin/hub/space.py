@@ -43,7 +43,7 @@ from mammosae_plugin.hub.publishing import (
 from mammosae_plugin.hub.scratch import Scratch
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.own_files import replace_folder
-from mammosae_plugin.schema.findings import COLUMNS, CONCEPT, NOTE, SCHEMAS
+from mammosae_plugin.schema.findings import COLUMNS, CONCEPT, CONFIGS, NOTE, SCHEMAS, parquet_path
 from mammosae_plugin.schema.libraries import libraries_used
 from mammosae_plugin.schema.results import role_evidence, stated_role
 
@@ -54,11 +54,12 @@ logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 PAGES = (
-    *("index.html", "style.css", "core.js", "charts.js", "table.js"),
+    *("index.html", "style.css", "core.js", "charts.js", "download.js", "columns.js", "table.js"),
     *("latent.js", "compare.js", "study.js", "app.js"),
 )
 DATA_FOLDER = "data"
 INDEX = "index"
+HUB = "https://huggingface.co"
 
 Row = dict[str, Any]
 
@@ -211,7 +212,8 @@ def _study(findings: Findings, number: int, origin: str) -> tuple[Row, Iterator[
         )
     entry = {
         "origin": origin,
-        "link": None if findings.repo_id is None else f"https://huggingface.co/datasets/{findings.repo_id}",
+        "link": None if findings.repo_id is None else f"{HUB}/datasets/{findings.repo_id}",
+        "parquet": _parquet(findings),
         **{name: study[name] for name in ("title", "created", "data_kind", "min_group")},
         "layers": [layer for layer in study["layers"] if any(table["layer"] == layer for table in tables)],
         "tables": tables,
@@ -225,6 +227,18 @@ def _study(findings: Findings, number: int, origin: str) -> tuple[Row, Iterator[
     }
     entry["primary"] = entry["layers"][-1]
     return entry, _tables(frames, evidence)
+
+
+def _parquet(findings: Findings) -> dict[str, str] | None:
+    """Where the files of findings of the Hub are, by config; None for findings of this machine."""
+    if findings.repo_id is None:
+        return None
+    revision = findings.origin.partition("@")[2] or "main"
+    own = ("latents", *(name for name in CONFIGS if isinstance(getattr(findings, name, None), pd.DataFrame)))
+    return {
+        name: f"{HUB}/datasets/{findings.repo_id}/resolve/{revision}/{parquet_path(name)}"
+        for name in dict.fromkeys(own)
+    }
 
 
 def _tables(frames: dict[str, pd.DataFrame], evidence: dict[str, pd.DataFrame]) -> Iterator[tuple[str, Row]]:
