@@ -24,6 +24,9 @@ from .effects import effect_agreement_of as effect_agreement_of
 from .effects import effect_sizes_of as effect_sizes_of
 from .evidence import join_lesions as join_lesions
 from .evidence import latent_evidence as latent_evidence
+from .examples import Example as Example
+from .examples import choose_examples as choose_examples
+from .examples import example_maps as example_maps
 from .explaining import Explanation as Explanation
 from .explaining import explain as explain
 from .free_response import FrocResult as FrocResult

@@ -1,6 +1,6 @@
 """The strongest places of latents' maps in every image, as a latents table keeps them (`peak_finder` finds them)."""
 
-__all__ = ["cell_centres", "map_groups_of", "Peaks", "read_peaks"]
+__all__ = ["cell_centres", "map_groups_of", "MapKind", "Peaks", "read_peaks"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
+
+MapKind = tuple[str, str | None]
+"""A kind of maps, such as "latents" or "gradcam.Mass", and the tensor that says which number each map has, for each
+entry of an image ("indices") or for all images alike; None: one map of each image."""
 
 _PARTS = ("counts", "positions", "values")
 _GROUP = "map_groups."
@@ -35,7 +39,7 @@ class Peaks:
 
 def read_peaks(
     shards: Sequence[tuple[Path, int]],
-    of: tuple[str, str | None],
+    of: MapKind,
     wanted: NDArray[np.int64],
     grid: tuple[int, int],
     image_size: tuple[int, int],
@@ -44,8 +48,7 @@ def read_peaks(
 
     Args:
         shards: each with the image row that it begins with.
-        of: the kind, such as "latents" or "gradcam.Mass"; and the tensor that says which number each map has, for each
-            entry of an image ("indices") or for all images alike. None: one map of each image.
+        of: the kind.
         wanted: (n,) numbers of maps.
         grid: (h, w) of the maps.
         image_size: (H, W) of the images.

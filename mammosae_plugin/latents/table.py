@@ -37,7 +37,7 @@ from mammosae_plugin.files import (
     read_json,
     read_parquet,
 )
-from mammosae_plugin.latents.peaks import Peaks, map_groups_of, read_peaks
+from mammosae_plugin.latents.peaks import MapKind, Peaks, map_groups_of, read_peaks
 from mammosae_plugin.measures.statistics import NETWORK_ERROR
 from mammosae_plugin.measures.units import EvaluationRows, EvaluationUnit, grouped_rows
 from mammosae_plugin.shapes import Boxes, LatentMaps
@@ -209,21 +209,18 @@ class LatentTable:
         return frame
 
     @cached_property
-    def _whole(self) -> list[Path]:
+    def _shards(self) -> list[Path]:
         """The shards, each compared once with its recorded SHA-256."""
         for part in self._parts if self.header["format_version"] == FORMAT_VERSION else []:
             verify_shards(part)
         return [path for part in self._parts for path in shard_paths(part)]
-
-    def _shards(self) -> list[Path]:
-        return self._whole
 
     @cached_property
     def _statistics(self) -> dict[str, Any]:
         names = ["indices", "values"] if self.is_of_rows else ["indices", "mean", "max"]
         names += [f"{kind}.{head}" for kind in ("logits", "logits_with_sae") for head in self.heads]
         columns: dict[str, list[np.ndarray]] = {}
-        for path in self._shards():
+        for path in self._shards:
             tensors = _read(path, ["indptr", *names])
             columns.setdefault("counts", []).append(np.diff(tensors["indptr"]))
             for name in names:
@@ -271,7 +268,7 @@ class LatentTable:
     def mean_channels(self) -> np.ndarray:
         """(n_images, d_in) float32: the mean over positions of every channel of the layer itself, without the SAE."""
         self.need("channels")
-        return np.concatenate([_read(path, ["mean_channels"])["mean_channels"] for path in self._shards()])
+        return np.concatenate([_read(path, ["mean_channels"])["mean_channels"] for path in self._shards])
 
     def _check_head(self, head: str) -> None:
         text(head, "head")
@@ -374,7 +371,7 @@ class LatentTable:
         self.need("maps")
         places: dict[int, tuple[Path, int, dict[str, np.ndarray]]] = {}
         row = 0
-        for path in self._shards():
+        for path in self._shards:
             tensors = _read(path, ["indptr", "map_images", "map_latents", "map_channels"])
             for place, offset in enumerate(tensors["map_images"].tolist()):
                 places[row + offset] = (path, place, tensors)
@@ -447,27 +444,29 @@ class LatentTable:
             values: np.ndarray = file.get_slice(name)[place]
         return values
 
-    def peaks(self, latents: Sequence[int] | np.ndarray, *, split: str = "test") -> Peaks:
+    def peaks(self, latents: Sequence[int] | np.ndarray, *, split: str = "test", images: Any = None) -> Peaks:
         """The strongest local maxima of latents' maps in all images of a split, those without a finding too.
+
+        Given rows of `images`, only shards that hold one of them are read, with all of their images.
 
         Raises:
             InputError: The table keeps none (of an earlier version, or made with `peaks=0`), or an unknown split.
         """
         wanted = indices(latents, "the latents", self.d_sae, distinct=True)
-        return self._peaks("latents", "indices", wanted, split, "")
+        return self._peaks(("latents", "indices"), wanted, split, "", images)
 
     def channel_peaks(self, channels: Sequence[int] | np.ndarray, *, split: str = "test") -> Peaks:
         """The same of channels of the layer; InputError as `peaks`, or where `map_channels` lacked one of them."""
         wanted = indices(channels, "the channels", self.d_in, distinct=True)
-        return self._peaks("channels", "map_channels", wanted, split, " with them in map_channels")
+        return self._peaks(("channels", "map_channels"), wanted, split, " with them in map_channels")
 
     def gradcam_peaks(self, head: str, *, split: str = "test") -> Peaks:
         """The same of a head's Grad-CAM maps; InputError as `peaks`, or where the split has none."""
-        return self._peaks(f"gradcam.{head}", None, np.zeros(1, dtype=np.int64), split, " with gradcam=True")
+        return self._peaks((f"gradcam.{head}", None), np.zeros(1, dtype=np.int64), split, " with gradcam=True")
 
     def group_peaks(self, name: str, *, split: str = "test") -> Peaks:
         """The same of a weighted sum of latents' maps; InputError as `peaks`, or where `map_groups` lacked its name."""
-        return self._peaks(f"group.{name}", None, np.zeros(1, dtype=np.int64), split, " with it in map_groups")
+        return self._peaks((f"group.{name}", None), np.zeros(1, dtype=np.int64), split, " with it in map_groups")
 
     def map_groups(self, split: str = "test") -> dict[str, dict[int, float]]:
         """By name the weights of the latents in each sum whose peaks were kept in a split.
@@ -480,19 +479,22 @@ class LatentTable:
     def _shards_of(self, split: str) -> list[tuple[Path, int]]:
         """The shards of a split, each with the image row that it begins with."""
         self._check_split(split)
-        paths, counts = self._shards(), [len(_read(path, ["indptr"])["indptr"]) - 1 for path in self._shards()]
+        paths, counts = self._shards, [len(_read(path, ["indptr"])["indptr"]) - 1 for path in self._shards]
         first = np.cumsum([0, *counts]).tolist()
         return [(path, row) for path, row in zip(paths, first, strict=False) if path.parent == self.folder / split]
 
-    def _peaks(self, kind: str, numbers: str | None, wanted: np.ndarray, split: str, hint: str) -> Peaks:
+    def _peaks(self, of: MapKind, wanted: np.ndarray, split: str, hint: str, images: Any = None) -> Peaks:
         shards = self._shards_of(split)
+        if images is not None:
+            held = set(np.searchsorted([row for _, row in shards], images, side="right") - 1)
+            shards = [shard for number, shard in enumerate(shards) if number in held]
         self.need(PEAKS)
         try:
-            return read_peaks(shards, (kind, numbers), wanted, self.grid, self.image_size)
+            return read_peaks(shards, of, wanted, self.grid, self.image_size)
         except KeyError as error:
-            of = kind if numbers is None else f"{kind.removesuffix('s')} {error.args[0]}"
+            what = of[0] if of[1] is None else f"{of[0].removesuffix('s')} {error.args[0]}"
             raise InputError(
-                f"{self.folder} keeps no peaks of {of} in split {split}; encode again, into another folder,{hint}"
+                f"{self.folder} keeps no peaks of {what} in split {split}; encode again, into another folder,{hint}"
             ) from error
 
     def boxes(self, image_row: int, concept: str) -> Boxes:
@@ -528,7 +530,7 @@ class LatentTable:
         self._check_split(split)
         self.need("sums")
         totals: dict[str, Any] = {}
-        for path in (path for path in self._shards() if path.parent == self.folder / split):
+        for path in (path for path in self._shards if path.parent == self.folder / split):
             for name, value in _read(path, [f"total.{name}" for name in ("n_positions", "l0", *MOMENTS)]).items():
                 key = name.removeprefix("total.")
                 totals[key] = totals.get(key, 0) + value
@@ -544,7 +546,7 @@ class LatentTable:
         if not self.is_of_rows:
             raise InputError(f"{self.folder} was made of maps and sums up no levels; encode_rows does, of rows")
         shared = {name: sums[name] for name in ("n_positions", "sum", "sum_sq")}
-        paths = [path for path in self._shards() if path.parent == self.folder / split]
+        paths = [path for path in self._shards if path.parent == self.folder / split]
         found = [_read(path, ["total.level_l0", "total.level_sse"]) for path in paths]
         l0 = np.sum([tensors["total.level_l0"] for tensors in found], axis=0)
         sse = np.sum([tensors["total.level_sse"] for tensors in found], axis=0)

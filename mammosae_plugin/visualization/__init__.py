@@ -8,6 +8,7 @@ from mammosae_plugin.schema.names import figure_2_name, figure_3_name, figure_4_
 from mammosae_plugin.schema.results import Results, may_show_images
 from mammosae_plugin.visualization.curves import plot_sweep, plot_sweeps
 from mammosae_plugin.visualization.decay import plot_score_decay
+from mammosae_plugin.visualization.examples import DrawnExample, draw_example
 from mammosae_plugin.visualization.heatmaps import plot_heatmaps
 from mammosae_plugin.visualization.layers import plot_layers
 from mammosae_plugin.visualization.output import HeatmapPanels, write_figures, write_tables
@@ -27,9 +28,11 @@ from mammosae_plugin.visualization.tables import (
 )
 
 __all__ = [
+    "DrawnExample",
     "Estimate",
     "HeatmapPanels",
     "Results",
+    "draw_example",
     "figure_2_name",
     "figure_3_name",
     "figure_4_name",
