@@ -139,7 +139,7 @@ def commands() -> str:
         yield f"## {name}\n"
         for part in inspect.cleandoc(command.help or "").split("\n\n"):
             yield f"```text\n{part}\n```\n" if part.startswith("mammosae ") else f"{part.replace('<', '&lt;')}\n"
-        yield "| | what it is |\n|---|---|"
+        yield "| name | what it is |\n|---|---|"
         for part in command.params:
             names = [part.metavar or part.name.upper()] if part.param_type_name == "argument" else part.opts
             if not part.hidden:
