@@ -77,7 +77,7 @@ def whole_study(study: Study, folder: Path) -> Path:
     return folder
 
 
-def _draw_quickly(_results: Any, _class_means: Any, _panels: Any, folder: Path) -> list[Path]:
+def _draw_quickly(_results: Any, _class_means: Any, _panels: Any, folder: Path, **_: Any) -> list[Path]:
     """Names of figures as they are, with a text inside that must not travel."""
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     texts = PngInfo()

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mammosae_plugin.findings.layers import read_layers, write_layers
+from mammosae_plugin.report.page import render_pages
 from mammosae_plugin.visualization import HeatmapPanels
 
 MODELS = ("pretrained", "finetuned")
@@ -199,6 +200,17 @@ def _layer(layer: str, number: int, n_layers: int, model: str, concept: str) -> 
         "best_channel_ap": 0.6 * precision,
         "gradcam_ap": 0.2,
     }
+
+
+def whole_report(results: Any, figures_folder: Path) -> str:
+    """All pages of a layer's report, one behind the other."""
+    return "".join(render_pages(results, figures_folder).values())
+
+
+def read_report(results_folder: Path) -> str:
+    """All pages of a layer's report as they were written, one behind the other."""
+    pages = [results_folder / "report.html", *sorted((results_folder / "concepts").glob("*.html"))]
+    return "".join(page.read_text(encoding="utf-8") for page in pages)
 
 
 def named_latent(latent: int, role: str, **changed: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from helpers_adapters import calibrated_classifier
 from helpers_backbones import TorchCNN, five_outputs
 from helpers_hub import LoopbackHub, mammosae_on_hub, run_on_hub
+from helpers_results import read_report
 from helpers_study import mammosae, random_sae, study_settings, write_study
 from safetensors.torch import save_file
 from torch import nn
@@ -332,7 +333,7 @@ def test_a_trained_head_is_studied_by_a_declared_mapping_of_its_outputs(tmp_path
     assert both.any()  # an image may have several labels, each of which is probed and intervened on by itself
     for part in ("rankings", "interventions", "reconstruction"):
         assert {row["concept"] for row in found[part]} == set(outputs), part
-    page = (study.results_folder / "report.html").read_text()
+    page = read_report(study.results_folder)
     assert "net, Mass" in page and "net, Suspicious calcification" in page
     assert "no label" in page.lower() and "Mammo-CLIP" not in page.split('id="cite"')[1]
     published_with_its_classes(tmp_path, study.output, monkeypatch, {pair.concept for pair in study.pairs})

@@ -10,6 +10,7 @@ import torch
 from helpers_datasets import csv_folder
 from helpers_findings import whole_study
 from helpers_hub import LoopbackHub, run_on_hub
+from helpers_results import read_report
 from helpers_study import results_of, save_random_sae
 
 from mammosae_plugin import hub_cards
@@ -214,7 +215,7 @@ def test_a_study_of_cancer_without_density_birads_laterality_and_view(study):
     assert table.classes("Grade") == (0, 1, 2) and "density" not in table.images
     with pytest.raises(InputError, match="no labels for 'density'"):
         table.rows("density", split="test")
-    page = (study.output / "results" / "report.html").read_text()
+    page = read_report(study.output / "results")
     for text in ("Images of a clinic", "Somebody, 2026", "Latent, middle"):
         assert text in page
     assert "VinDr" not in page

@@ -1,5 +1,6 @@
 """A study of embeddings: the same verbs on one vector per image, from networks or from files, to a report."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -126,7 +127,15 @@ def test_the_report_says_the_numbers_of_the_findings(study):
     last = quality.query("model == 'planted' and sae == 'k=4' and split == 'test' and level == 32").iloc[0]
     assert f"gives back {100 * last['explained_variance']:.0f} % of the vectors" in page
     assert "weights are random" in page and "Research only" in page
-    assert page.count("data:image/png") == 4
+    sources = re.findall('<img src="([^"]+)"', page)
+    assert len(sources) == 4 and all((study / "results" / source).is_file() for source in sources)
+    said = page.split('<ol class="found">')[1].split("</ol>")[0].split("<li>")[1:]
+    assert len(said) == 5 and all(re.search(r"\d", sentence) for sentence in said)
+    assert "The SAE of model planted" in said[0] and "on permuted labels" in said[1]
+    captions = re.findall("<figcaption>(.*?)</figcaption>", page, re.DOTALL)
+    assert len(captions) > 10
+    for caption in captions:
+        assert re.search(r"\bn = \d[\d,]* \w+", caption), caption
     for name in ("probes", "quality", "retrieval"):
         assert (study / "results" / "tables" / f"{name}.csv").stat().st_size
     assert str(study.parent) not in page

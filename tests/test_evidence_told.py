@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers_evidence import FINDING, MARKER, planted_table
-from helpers_results import synthetic_results
+from helpers_results import synthetic_results, whole_report
 from helpers_space import running_browser
 from helpers_study import mammosae
 
@@ -17,7 +17,7 @@ from mammosae_plugin.findings.layers import read_layers, write_layers
 from mammosae_plugin.findings.study_folder import StudyFolder
 from mammosae_plugin.findings.told_evidence import told_evidence, told_groups
 from mammosae_plugin.provenance import plain
-from mammosae_plugin.report.page import render_report
+from mammosae_plugin.report import write_report
 from mammosae_plugin.schema.findings import EVIDENCE, GROUPS, LAYERS, names_of
 from mammosae_plugin.schema.results import shortcuts
 from mammosae_plugin.visualization import write_tables
@@ -55,10 +55,10 @@ def test_every_column_is_declared_and_read_back_and_findings_without_are_read_to
 
 
 def test_the_report_shows_verdicts_with_numbers_intervals_and_correction(results, tmp_path):
-    page = render_report(results, tmp_path)
+    page = whole_report(results, tmp_path)
     assert "1 concept, 1 context, 2 shortcut" in page and "Benjamini and Hochberg over up to 24 latents" in page
     assert "went with the concept in the training images only" in page and "Performance by group" in page
-    assert "Every latent that fires" not in render_report(synthetic_results(), tmp_path)
+    assert "Every latent that fires" not in whole_report(synthetic_results(), tmp_path)
     write_tables(results, tmp_path)
     lines = (tmp_path / "tables" / "evidence.csv").read_text().splitlines()
     assert len(lines) == 1 + 24 and "auroc_q" in lines[0]
@@ -69,10 +69,10 @@ def test_the_commands_that_remove_shortcuts_are_told_where_there_are_some(result
     assert sorted(told["latents"]) == sorted(
         row["latent"] for row in results["evidence"] if row["verdict"] == "shortcut"
     )
-    page = render_report(results, tmp_path)
+    page = whole_report(results, tmp_path)
     assert told["repair"] in page and "To remove the shortcuts" in page and str(tmp_path) not in page
     none = results | {"evidence": [row | {"verdict": "unclear"} for row in results["evidence"]]}
-    assert shortcuts(none) == [] and "To remove the shortcuts" not in render_report(none, tmp_path)
+    assert shortcuts(none) == [] and "To remove the shortcuts" not in whole_report(none, tmp_path)
 
 
 @pytest.mark.parametrize("inner", [False, True])
@@ -106,13 +106,13 @@ def browser():
 
 
 def _opened(browser, results, folder, *, javascript=True):
-    """The report in a browser that has no network, and what it complained of."""
+    """The page of the concept in a browser that has no network, at the latents, and what it complained of."""
     page = browser.new_context(java_script_enabled=javascript, offline=True).new_page()
     problems = []
     page.on("console", lambda message: problems.append(message.text))
     page.on("pageerror", lambda error: problems.append(str(error)))
-    (folder / "report.html").write_text(render_report(results, folder), encoding="utf-8")
-    page.goto((folder / "report.html").as_uri())
+    write_report(results, folder)
+    page.goto((folder / "concepts" / "Mass.html").as_uri() + "#evidence")
     return page, problems
 
 
@@ -146,28 +146,30 @@ def test_the_reports_latents_are_sorted_by_the_keyboard_and_put_back(results, br
     told = cells.evaluate_all("cells => cells.map(cell => cell.dataset.value)")
     assert told == sorted(told) and len(set(told)) > 2 and words.get_attribute("aria-sort") == "ascending"
     link = page.locator("#evidence a[href$=csv]").get_attribute("href")
-    assert (tmp_path / link).is_file() and problems == []
+    assert (tmp_path / "concepts" / link).is_file() and problems == []
 
 
 def test_without_a_script_and_in_print_the_latents_stand_in_the_stated_order(results, browser, tmp_path):
     page, problems = _opened(browser, results, tmp_path, javascript=False)
+    page.emulate_media(media="print")
+    assert page.locator(".sortable tbody tr:visible").count() == 10  # though nothing has opened what is folded
+    assert "In print the first 10 of each" in page.locator("#evidence").inner_text()
+    page.emulate_media(media="screen")
+    page.locator("#evidence > details > summary").click()
     assert page.locator(".sortable button").count() == 0
     reliance = [abs(row["reliance"]) for row in results["evidence"] if row["verdict"] == "unclear"]
     shown = {str(row["latent"]): abs(row["reliance"]) for row in results["evidence"]}
     order = [shown[latent] for latent in _column(page, 2)][-len(reliance) :]
     assert order == sorted(reliance, reverse=True)
-    assert page.locator(".sortable tbody tr:visible").count() == len(shown)
-    page.emulate_media(media="print")
-    assert page.locator(".sortable tbody tr:visible").count() == 10
-    assert "In print the first 10 of each" in page.locator("#evidence").inner_text() and problems == []
+    assert page.locator(".sortable tbody tr:visible").count() == len(shown) and problems == []
 
 
 def test_of_very_many_latents_the_first_are_shown_and_the_caption_says_so(results, tmp_path):
     many = [{**row, "latent": 1000 * i + row["latent"]} for i in range(6) for row in results["evidence"]]
-    page = render_report(results | {"evidence": many}, tmp_path)
+    page = whole_report(results | {"evidence": many}, tmp_path)
     assert page.split('<table class="sortable">')[1].split("</table>")[0].count("<tr") == 1 + 100
     assert "The first 100 latents of each model and finding" in page
-    assert "script-src" in page and "<script" not in render_report(synthetic_results(), tmp_path)
+    assert "Sorts the tables" in page and "Sorts the tables" not in whole_report(synthetic_results(), tmp_path)
 
 
 def test_a_study_tells_how_much_of_a_latent_lies_in_the_breast(finished_study):

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 from helpers_collections import write_rsna
+from helpers_results import read_report
 from helpers_study import study_settings
 from PIL import Image
 
@@ -38,7 +39,10 @@ def words_of(page):
     """What a reader sees of a report, by section."""
     sections = re.split(r'<section id="([\w-]+)">', page)
     texts = [re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", part))) for part in sections]
-    return {"whole": " ".join(texts), **dict(zip(texts[1::2], texts[2::2], strict=True))}
+    words = {"whole": " ".join(texts)}
+    for name, text in zip(texts[1::2], texts[2::2], strict=True):
+        words[name] = f"{words.get(name, '')} {text}"
+    return words
 
 
 # A spreadsheet and a folder of PNGs
@@ -111,7 +115,7 @@ def test_the_example_of_own_images_runs_with_a_resnet_50_and_three_classes(tmp_p
         },
     )
     study.run()
-    page = words_of(study.report_file.read_text())
+    page = words_of(read_report(study.results_folder))
     found = json.loads((study.results_folder / "results.json").read_text())
     assert found["models"][0]["architecture"] == "resnet50"
     kinds = {one["name"]: (one["kind"], one["classes"]) for one in found["data"]["vocabulary"]}
@@ -149,7 +153,7 @@ def test_the_example_of_rsna_runs_and_says_what_is_not_known_without_boxes(unit,
         sae=files["sae"],
     )
     study.run()
-    page = words_of(study.report_file.read_text())
+    page = words_of(read_report(study.results_folder))
     found = json.loads((study.results_folder / "results.json").read_text())
     row = next(row for row in found["data"]["concepts"] if row["split"] == "test")
     images = load_images(rsna).select(split="test").images

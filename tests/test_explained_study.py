@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers_results import synthetic_results
+from helpers_results import synthetic_results, whole_report
 from helpers_study import mammosae
 
 from mammosae_plugin.config import load_config
@@ -17,10 +17,10 @@ from mammosae_plugin.findings.notes import Note, results_with_readers
 from mammosae_plugin.findings.study_folder import StudyFolder
 from mammosae_plugin.findings.tables import findings_tables
 from mammosae_plugin.latents import LatentTable
-from mammosae_plugin.report.page import render_report
 from mammosae_plugin.schema.findings import CONFIGS
 from mammosae_plugin.study import Study
 from mammosae_plugin.study.explained import choose_images, with_ids
+from mammosae_plugin.visualization.drawings import Drawings
 from mammosae_plugin.visualization.explanation import write_explanations
 
 
@@ -42,7 +42,7 @@ def _id_of(study: Study, row: dict[str, Any]) -> str:
 
 
 def _section(results: Any, folder: Path) -> str:
-    page = render_report(results, folder / "figures")
+    page = whole_report(results, folder / "figures")
     return page.split('<section id="explained">')[1].split("</section>")[0]
 
 
@@ -143,14 +143,14 @@ def test_patients_images_are_not_drawn_but_the_command_is_there(tmp_path: Path) 
     results: Any = synthetic_results() | {"data_kind": "vindr", "explained": [_image()]}
     section = _section(results, tmp_path)
     assert "<img" not in section and "There are no pictures" in section
-    command = shlex.split(section.split("<pre>")[1].split("</pre>")[0].replace("&#39;", "'"))
+    command = shlex.split(section.split('<pre class="copy">')[1].split("</pre>")[0].replace("&#39;", "'"))
     assert command[:3] == ["mammosae", "explain", "with_finding:1"] and "--concept" in command
 
     def images() -> Any:
         raise AssertionError("an image was asked for")
         yield
 
-    write_explanations(results, images(), tmp_path)
+    write_explanations(results, images(), Drawings(tmp_path))
 
 
 def test_readers_names_and_notes_stand_beside_them(finished_study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import math
 import shutil
 
 import pytest
+from helpers_results import whole_report
 from helpers_study import layered_settings
 from PIL import Image
 
@@ -14,7 +15,6 @@ from mammosae_plugin.findings import Findings
 from mammosae_plugin.findings.layers import read_layers
 from mammosae_plugin.findings.study_folder import StudyFolder
 from mammosae_plugin.findings.tables import findings_tables
-from mammosae_plugin.report.page import render_report
 from mammosae_plugin.schema.findings import COLUMNS, SCHEMAS, names_of, parquet_path
 from mammosae_plugin.schema.names import froc_name
 from mammosae_plugin.visualization.lesions import best_of, plot_froc, table_lesions
@@ -90,13 +90,13 @@ def test_the_report_has_a_section_and_the_command_a_table(study, finished_study,
     results = study.layer().results
     for concept in ("Mass", "Suspicious_Calcification"):
         Image.new("RGB", (6, 4)).save(tmp_path / froc_name(concept))
-    page = render_report(results, tmp_path)
+    page = whole_report(results, tmp_path)
     assert 'id="lesions"' in page and "Lesions found, on all test images" in page
     first = results["lesions"][0]
     assert f"{first['n_lesions']} lesions in {first['n_lesion_images']} images" in page
     assert "it finds" in page and "Their sum, weighted by what each adds to the logit" in page
     without = {name: value for name, value in results.items() if name != "lesions"}
-    assert 'id="lesions"' not in render_report(without, tmp_path)
+    assert 'id="lesions"' not in whole_report(without, tmp_path)
     printed = finished_study.summary("localize")
     assert printed.count("lesions found, on all test images:") == len(study.layers)
     assert "all_cpm_chance" in printed

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers_results import read_report
 from helpers_study import study_settings, write_study
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -81,7 +82,7 @@ def studied(phantoms, phantom_root, tmp_path_factory):
     truth = own_table(phantoms, folder / "own.csv")
     study = Study(load_config(write_study(folder, settings(folder, phantom_root))))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layer_report, "write_figures", lambda *_: [])
+        patch.setattr(layer_report, "write_figures", lambda *_, **__: [])
         study.run()
     return study, truth.set_index("image_id")
 
@@ -135,7 +136,7 @@ def test_missing_labels_are_counted_in_results_report_and_findings(studied):
     study, truth = studied
     found = json.loads((study.results_folder / "results.json").read_text())
     table = study.primary.tables[study.pairs[0]]
-    page = (study.results_folder / "report.html").read_text()
+    page = read_report(study.results_folder)
     findings = findings_tables(StudyFolder(study.output), min_group=1)
     (shared,) = findings["study"].to_pylist()
     for rows in (found["data"]["concepts"], json.loads(shared["data"])["concepts"]):

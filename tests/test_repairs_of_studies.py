@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers_evidence import MARKER, planted_table
-from helpers_results import synthetic_results
+from helpers_results import synthetic_results, whole_report
 from helpers_study import mammosae
 from sklearn.metrics import roc_auc_score
 from test_repair import READ
@@ -24,7 +24,6 @@ from mammosae_plugin.config.repair import RepairSettings
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import sha256_of_file
 from mammosae_plugin.findings.layers import read_layers
-from mammosae_plugin.report.page import render_report
 from mammosae_plugin.schema.findings import LAYERS
 from mammosae_plugin.schema.repairs import FROC_COLUMNS, PERFORMANCE_COLUMNS
 from mammosae_plugin.study import Study
@@ -91,13 +90,13 @@ def test_the_report_tells_it_with_the_command_that_repeats_it(
 ) -> None:
     mass = rows[finished_study.primary.name][0]
     results = read_layers(finished_study.results_folder / "findings")[finished_study.primary.name]
-    page = render_report(results, tmp_path)
-    section = page.split('<section id="repair">')[1].split("</section>")[0]
+    page = whole_report(results, tmp_path)
+    section, other = (part.split("</section>")[0] for part in page.split('<section id="repair">')[1:])
     assert "latents 1, 2, 5 removed" in section and mass["file"] in section and mass["sha256"] in section
     assert "FROC of the logit&#39;s map before" in section and "without chance beside it (no other patient" in section
-    assert "Not repaired (pretrained, Suspicious calcification): the settings name no latent of it." in section
+    assert "No classifier was repaired: the settings name no latent of it." in other
     assert "Read the change with care" not in section, "the settings chose the latents"
-    command = section.split("<pre>")[1].split("</pre>")[0]
+    command = section.split('<pre class="copy">')[1].split("</pre>")[0]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "study.yaml").write_text((finished_study.output.parent / "study.yaml").read_text())
     done = mammosae(*command.split()[1:])
@@ -120,21 +119,21 @@ def test_without_shortcuts_nothing_is_claimed_and_with_them_the_choice_is_told(
 ) -> None:
     mass = rows[finished_study.primary.name][0]
     plain = synthetic_results()
-    assert 'id="repair"' not in render_report(plain, tmp_path)
+    assert 'id="repair"' not in whole_report(plain, tmp_path)
     none = [{**mass, "reason": "no latent is called a shortcut", "performance": [], "froc": []}]
-    page = render_report({**plain, "repair": none}, tmp_path).split('<section id="repair">')[1].split("</section>")[0]
+    page = whole_report({**plain, "repair": none}, tmp_path).split('<section id="repair">')[1].split("</section>")[0]
     assert "No classifier was repaired: no latent is called a shortcut." in page and "<table" not in page
     assert "Chosen anew" not in page
     few = [{**one, **dict.fromkeys([n for n in one if n.endswith(("_low", "_high"))])} for one in mass["performance"]]
     chosen = [{**mass, "chosen": "verdict", "performance": few, "froc": [], "froc_reason": "of a reason",
                "held_out_change": 0.02, "held_out_first": [3]}]  # fmt: skip
-    page = render_report({**plain, "repair": chosen}, tmp_path).split('<section id="repair">')[1]
+    page = whole_report({**plain, "repair": chosen}, tmp_path).split('<section id="repair">')[1]
     assert "Read the change with care" in page and "labels of the training images and of these same test images" in page
     assert "(latents 3; none) and measured on the other half, the change is +0.020, without an interval" in page
     assert "There is no interval" in page and "No group has enough patients to be called the worst." in page
     assert "FROC before and after is not told: of a reason." in page
     told = [{**one, "reason": "no slope: of one reason; no interval: of another"} for one in mass["performance"]]
-    page = render_report({**plain, "repair": [{**mass, "performance": told}]}, tmp_path).split('id="repair"')[1]
+    page = whole_report({**plain, "repair": [{**mass, "performance": told}]}, tmp_path).split('id="repair"')[1]
     assert page.count("no slope: of one reason.") == page.count("no interval: of another.") == 1  # not in every row
 
 

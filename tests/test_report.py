@@ -1,34 +1,48 @@
 import base64
+import hashlib
 import json
 import math
 import re
 from html.parser import HTMLParser
 
 import pytest
-from helpers_results import findings_of, named_latent, synthetic_results, write_study
+from helpers_results import (
+    CONCEPTS,
+    MODELS,
+    findings_of,
+    named_latent,
+    read_report,
+    synthetic_results,
+    whole_report,
+    write_study,
+)
+from helpers_space import running_browser
 
 from mammosae_plugin.findings.layers import read_layers
 from mammosae_plugin.report import write_report
-from mammosae_plugin.report.page import render_report
+from mammosae_plugin.report.headline import headline
+from mammosae_plugin.report.page import render_pages
 from mammosae_plugin.report.paper import compare_figure_2, compare_table_1, compare_table_2, paper_results
 from mammosae_plugin.report.summary import baselines_summary, findings, layers_summary, summary
 from mammosae_plugin.study.claims import claims
 from mammosae_plugin.study.demo import _verdict
 from mammosae_plugin.visualization import figure_2_name, figure_3_name, figure_4_name, table_layers
 
+CALCIFIED = "Suspicious_Calcification"
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
 )
 
 
 class Page(HTMLParser):
-    """The tags of a page, the text of each section, and the cells of its tables by section."""
+    """The tags of a page or of several, the text of each section, its captions, and the cells of its tables."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text: dict[str, str] = {}
         self.rows: dict[str, list[list[str]]] = {}
+        self.captions: list[str] = []
         self.style = ""
         self._section = "top"
         self._inside: list[str] = []
@@ -38,6 +52,8 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
         if tag not in ("meta", "img", "br"):
             self._inside.append(tag)
+        if tag == "figcaption":
+            self.captions.append("")
         if tag == "section":
             self._section = dict(attrs)["id"]
         if tag == "tr":
@@ -52,6 +68,10 @@ class Page(HTMLParser):
         if "style" in self._inside:
             self.style += data
             return
+        if "script" in self._inside:
+            return
+        if "figcaption" in self._inside:
+            self.captions[-1] += data
         self.text[self._section] = self.text.get(self._section, "") + data
         if "td" in self._inside or "th" in self._inside:
             self.rows[self._section][-1][-1] += data.strip() + " "
@@ -61,11 +81,20 @@ class Page(HTMLParser):
 
 
 def report(folder, results, figures=()):
+    """All pages as one: a section that stands on several has the text of all."""
+    write_pages(folder, results, figures)
+    return Page(read_report(folder))
+
+
+def write_pages(folder, results, figures=()):
+    """The pages by name."""
     (found,) = read_layers(findings_of(write_study(results, folder))).values()
     for name in figures:
         (folder / "figures").mkdir(exist_ok=True)
         (folder / "figures" / name).write_bytes(PNG)
-    return Page(write_report(found, folder).read_text(encoding="utf-8"))
+    write_report(found, folder)
+    pages = [folder / "report.html", *sorted((folder / "concepts").iterdir())]
+    return {page.name: Page(page.read_text(encoding="utf-8")) for page in pages}
 
 
 @pytest.mark.parametrize(("saved_as", "trained_as"), [("jumprelu", True), ("batchtopk", False)])
@@ -91,7 +120,7 @@ def test_captions_say_how_many_images_and_patients_stand_behind_the_numbers(tmp_
         told = f"n = {size['n_images']:,} {split} images of {size['n_patients']:,} patients"
         assert f"{told}, {positive[split]:,} with Mass" in page.text[section], section
     boxes = results["localization"][0]
-    assert f"Mass {boxes['n_boxes']:,} boxes in {boxes['n_images']:,} test images" in page.text["table-2"]
+    assert f"n = {boxes['n_images']:,} test images with {boxes['n_boxes']:,} boxes of Mass" in page.text["table-2"]
 
 
 def three(value):
@@ -135,7 +164,7 @@ def test_latents_raw_channels_and_grad_cam_stand_in_one_table_2_and_none_is_bold
     assert [row[3] for row in rows] == ["latent", "raw channel", "Grad-CAM"]
     assert rows[1][4:] == [*(three(0.01 * rank) for rank in range(1, 11)), "110"]
     assert rows[2][4:] == ["0.400", *["–"] * 10]
-    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    html = read_report(tmp_path)
     table = html[html.index('id="table-2"') :]
     assert not re.findall(r"<strong>([^<]+)</strong>", table)
 
@@ -143,7 +172,7 @@ def test_latents_raw_channels_and_grad_cam_stand_in_one_table_2_and_none_is_bold
 def test_a_role_stands_above_its_reason_and_beside_its_numbers_and_the_share_of_undefined_resamples(tmp_path):
     results = synthetic_results()
     results["named_latents"] = {"finetuned/Mass": [named_latent(1, "concept") | {"by": "AB"}]}
-    row = report(tmp_path, results).cells("rankings")[-1]
+    row = write_pages(tmp_path, results)["Mass.html"].cells("rankings")[-1]
     assert row[3] == "concept as a concept latent; said by AB"
     assert row[-2:] == ["57 + 183", "0.0 %, 0.0 %"]
 
@@ -203,9 +232,9 @@ def test_a_study_of_one_layer_has_no_section_on_layers(tmp_path):
 def test_each_layers_report_leads_to_the_others(tmp_path, own, links):
     results = synthetic_results(layers=LAYERS)
     results["layer"]["name"] = own
-    page = report(tmp_path, results)
+    page = write_pages(tmp_path, results)["report.html"]
     found = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
-    assert [link for link in found if not link.startswith("#")] == links
+    assert [link for link in found if link.endswith("report.html")] == links
     assert f"This report is about {own}" in page.text["summary"]
 
 
@@ -303,37 +332,165 @@ def test_the_number_of_best_latents_in_the_text_is_the_studys(tmp_path):
     results = synthetic_results(layers=LAYERS)
     results["config"]["analysis"] = {"top": 5}
     page = report(tmp_path, results)
-    assert any("Recovered by the 5 best" in row for row in page.cells("summary"))
+    assert any("Recovered by the 5 best" in row for row in page.cells("concepts"))
     assert "of the 5 are the same in both classes" in page.text["rankings"]
     assert ["6"] not in [row[:1] for row in page.cells("rankings")]
     assert not re.search(r"\b(ten|10) best", " ".join(page.text[name] for name in ("layers", "rankings", "table-2")))
 
 
-def test_the_page_loads_nothing_and_runs_nothing(tmp_path):
+def test_the_pages_load_nothing_but_figures_beside_them_and_run_nothing_but_their_own_scripts(tmp_path):
     results = synthetic_results()
-    page = report(tmp_path, results, [figure_2_name("Mass"), figure_3_name("finetuned", "Mass")])
-    names = {tag for tag, _ in page.tags}
-    assert not names & {"script", "link", "iframe", "object", "embed", "base", "video", "audio", "source", "form"}
-    images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == 2
-    assert all(image["src"].startswith("data:image/png;base64,") and image["alt"] for image in images)
-    assert base64.b64decode(images[0]["src"].split(",")[1]) == PNG
-    assert "url(" not in page.style
-    assert "@import" not in page.style
-    assert not any(key.startswith("on") or key == "style" for _, attributes in page.tags for key in attributes)
-    links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
-    assert all(link.startswith("#") for link in links)
-    policy = next(a["content"] for tag, a in page.tags if tag == "meta" and a.get("http-equiv"))
-    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    names = [figure_2_name("Mass"), figure_3_name("finetuned", "Mass")]
+    for name, page in write_pages(tmp_path, results, names).items():
+        tags = {tag for tag, _ in page.tags}
+        assert not tags & {"link", "iframe", "object", "embed", "base", "video", "audio", "source", "form"}
+        images = [attributes for tag, attributes in page.tags if tag == "img"]
+        folder = tmp_path / ("concepts" if name != "report.html" else "")
+        for image in images:
+            file = (folder / image["src"]).resolve()
+            assert file.parent == tmp_path / "figures" and file.read_bytes() == PNG
+            assert image["alt"] and (image["width"], image["height"]) == ("1", "1")
+        assert "url(" not in page.style and "@import" not in page.style
+        assert not any(key.startswith("on") or key == "style" for _, attributes in page.tags for key in attributes)
+        for link in (attributes["href"] for tag, attributes in page.tags if tag == "a"):
+            assert link.startswith("#") or (folder / link).exists(), link
+        policy = next(a["content"] for tag, a in page.tags if tag == "meta" and a.get("http-equiv"))
+        html = (folder / name).read_text(encoding="utf-8")
+        (script,) = re.findall("<script>(.*?)</script>", html, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        allowed = f"img-src 'self' file:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+        assert policy == f"default-src 'none'; {allowed}"
 
 
-def test_the_contents_lead_to_the_sections_in_the_order_of_the_study(tmp_path):
-    page = report(tmp_path, synthetic_results())
-    links = [attributes["href"].lstrip("#") for tag, attributes in page.tags if tag == "a"]
-    sections = [attributes["id"] for tag, attributes in page.tags if tag == "section"]
-    assert links == sections
-    told = ["data", "models", "sae", "table-1", "rankings", "figure-2", "table-2", "figure-3", "provenance", "cite"]
-    assert [section for section in sections if section in told] == told
+def test_the_contents_of_every_page_lead_to_its_sections_in_their_order_and_to_the_other_pages(tmp_path):
+    pages = write_pages(tmp_path, synthetic_results())
+    for page in pages.values():
+        nav, sections = [], [attributes["id"] for tag, attributes in page.tags if tag == "section"]
+        for tag, attributes in page.tags:
+            if tag == "main":
+                break
+            nav += [attributes["href"]] if tag == "a" else []
+        assert [link.lstrip("#") for link in nav if link.startswith("#")] == sections
+    told = ["summary", "concepts", "all", "reading", "data", "models", "sae", "table-1", "checks", "provenance", "cite"]
+    first = {attributes.get("href") for _, attributes in pages["report.html"].tags}
+    assert [attributes["id"] for tag, attributes in pages["report.html"].tags if tag == "section"] == told
+    assert {"concepts/Mass.html", "concepts/Suspicious_Calcification.html"} <= first
+    of_mass = [attributes.get("href") for _, attributes in pages["Mass.html"].tags]
+    assert {"../report.html", "Suspicious_Calcification.html"} <= set(of_mass)
+
+
+def test_the_page_of_a_concept_holds_that_concept_alone(tmp_path):
+    pages = write_pages(tmp_path, synthetic_results(baselines=True), [figure_2_name("Mass"), figure_2_name(CALCIFIED)])
+    for name, other in (("Mass", "Suspicious calcification"), (CALCIFIED, "Mass")):
+        page = pages[f"{name}.html"]
+        cells = {cell for section in page.rows for row in page.cells(section) for cell in row}
+        assert other not in cells and len(page.cells("table-2")) > 1
+        assert [a["src"] for tag, a in page.tags if tag == "img"] == [f"../figures/{figure_2_name(name)}"]
+
+
+def test_every_caption_says_how_much_stands_behind_it(tmp_path):
+    results = synthetic_results(baselines=True, layers=LAYERS, paper_setting=True)
+    figures = ["layers.png", *(figure_2_name(one, error_term=term) for one in CONCEPTS for term in (False, True))]
+    figures += [name(model, one) for name in (figure_3_name, figure_4_name) for model in MODELS for one in CONCEPTS]
+    page = report(tmp_path, results, figures)
+    assert len(page.captions) > 40
+    for caption in page.captions:
+        assert re.search(r"\bn = \d[\d,]* \w+", caption), caption
+
+
+def test_five_sentences_each_have_a_number_an_interval_and_what_chance_gives(tmp_path):
+    results = synthetic_results()
+    said = headline(results, "n = 240 test images")
+    assert len(said) == 5 and all(re.search(r"\d\.\d{3}", sentence) for sentence in said)
+    assert "“finetuned, Suspicious calcification” tells who has the finding" in said[0]
+    assert "with an AUROC of 0.968 [0.937, 0.999] (0.5 is guessing)" in said[0]
+    assert "the highest of 4 classifiers and chosen by that; n = 240 test images" in said[0]
+    assert "a change of −0.004 [−0.010, +0.002]: an interval that holds 0: no cost can be told" in said[1]
+    assert "more than any random group" in said[2] and "lower than without any random group" in said[3]
+    assert "average precision of 0.316" in said[4] and "has no interval, so nothing is claimed" in said[4]
+    for row in results["interventions"]:
+        row.update(random_auroc_low=0.2, random_auroc_high=0.999)
+    said = headline(results, "")
+    assert all("random groups are not beaten, so nothing follows" in sentence for sentence in said[2:4])
+    results["n_controls"] = 1
+    assert "the one random group is not beaten" in headline(results, "")[2]
+    for row in results["localization"]:
+        row["average_precision"] = 0.0
+    results["interventions"] = []
+    said = headline(results, "")
+    assert "was not measured" in said[2] and "where latents fire is not told" in said[4]
+    for row in results["reconstruction"]:
+        row.update(auroc=None, auroc_low=None, auroc_high=None)
+    assert headline(results, "") == []
+
+
+def test_warnings_stand_before_the_five_sentences(tmp_path):
+    results = synthetic_results()
+    results["sae_quality"][1].update(explained_variance=-0.2)
+    page = write_pages(tmp_path, results)["report.html"]
+    text = page.text["summary"]
+    assert 0 < text.index("Warning: the SAE does poorly") < text.index("tells who has the finding")
+
+
+def test_the_picture_of_the_first_page_is_an_image_where_images_may_be_shown_and_else_figure_2(tmp_path):
+    figures = ["example.png", *(figure_2_name(one) for one in CONCEPTS), figure_4_name("finetuned", CALCIFIED)]
+    for name, include, n in (("with", True, 3), ("without", False, 2)):
+        (tmp_path / name).mkdir()
+        results = synthetic_results(data_kind="vindr", include_images=include)
+        page = write_pages(tmp_path / name, results, figures)["report.html"]
+        sources = [a["src"].partition("/")[2] for tag, a in page.tags if tag == "img"]
+        assert len(sources) == n and (sources[0] == "example.png") is include
+        assert sources[-2:] == [figure_2_name(CALCIFIED), figure_4_name("finetuned", CALCIFIED)]
+        assert ("so that others look weaker" in page.captions[0]) is include
+
+
+def test_captions_have_the_names_of_latents_with_score_and_chance(tmp_path):
+    results = synthetic_results()
+    model, concept = results["rankings"][1]["model"], results["rankings"][1]["concept"]
+    first, second = results["rankings"][1]["latents"][:2]
+    name = {"encoder": model, "method": "labels", "score": 0.95, "chance": 0.25, "n": 20, "q": 0.01, "reason": ""}
+    results["names"] = [{**name, "latent": one, "name": "Spot_like"} for one in (first, second)]
+    page = write_pages(tmp_path, results, [figure_3_name(model, concept), figure_4_name(model, concept)])["Mass.html"]
+    said = f"Names, which are guesses: Spot like (labels 0.95, chance 0.25): latents {first}, {second}."
+    assert sum(caption.endswith(said) for caption in page.captions) == 2
+
+
+def test_the_command_and_the_versions_to_repeat_the_study(tmp_path):
+    results = synthetic_results()
+    results["provenance"]["packages"] |= {"torch": "2.8.0+cpu", "nnsight": "not installed"}
+    text = write_pages(tmp_path, results)["report.html"].text["provenance"]
+    assert "pip install mammosae-plugin==0.1.0 torch==2.8.0 sae-lens==6.54.12 timm==1.0.31\n" in text
+    assert "mammosae study --config study.yaml" in text and "2.8.0+cpu" in text
+
+
+@pytest.fixture(scope="module")
+def browser():
+    yield from running_browser()
+
+
+def test_in_a_browser_figures_show_and_links_and_print_open_what_is_folded(browser, tmp_path):
+    write_pages(tmp_path, synthetic_results(), [figure_2_name("Mass")])
+    page = browser.new_context(offline=True, viewport={"width": 390, "height": 844}).new_page()
+    problems = []
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto((tmp_path / "report.html").as_uri() + "#data")
+    assert page.locator("#data details").first.evaluate("one => one.open")
+    assert not page.locator("#sae details").first.evaluate("one => one.open")
+    assert not page.locator("nav details").evaluate("one => one.open")  # there is no room for it on a phone
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("details:not([open])").count() == 0
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert not page.locator("#sae details").first.evaluate("one => one.open")
+    assert page.locator("button.copy").count() == 2
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.locator("main").get_by_role("link", name="Mass").first.click()
+    page.wait_for_url("**/concepts/Mass.html")
+    page.locator("#figure-2 img").evaluate("one => one.decode()")
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.locator("nav details[open]").wait_for()
+    assert problems == []
 
 
 def test_the_same_results_give_the_same_bytes(tmp_path):
@@ -348,7 +505,7 @@ def test_text_from_the_results_is_escaped(tmp_path):
     results["title"] = "<script>alert(1)</script> & more"
     results["config"]["note"] = "</pre><img src=http://example.org/x.png>"
     page = report(tmp_path, results)
-    assert "script" not in {tag for tag, _ in page.tags}
+    assert [tag for tag, _ in page.tags].count("script") == 3  # one of each page
     assert not [tag for tag, _ in page.tags if tag == "img"]
     assert "<script>alert(1)</script> & more" in page.text["top"]
 
@@ -594,11 +751,11 @@ def test_controls_are_stated_with_their_number_and_one_in_the_singular(tmp_path)
     for row in results["interventions"]:
         row.update(random_auroc_low=row["random_auroc_mean"], random_auroc_high=row["random_auroc_mean"])
     page = report(tmp_path, results)
-    text = page.text["summary"]
+    text = page.text["summary"] + page.text["all"]
     assert "The one random group of equally many live latents beside each has an AUROC of" in text
     assert "one group is a weak control" in text
     assert "(one random group)" in text
-    assert "Random group there" in page.cells("summary")[0]
+    assert "Random group there" in page.cells("concepts")[0]
     assert not re.search("random groups|on average|none reaches", text, re.IGNORECASE)
     assert "There is one such group" in page.text["figure-2"]
     assert "range of random" not in page.text["figure-2"]
@@ -701,7 +858,8 @@ def test_the_surest_names_have_a_section_and_stand_beside_every_latent_that_is_s
         for n, latent in enumerate(latents[:11])
     ]
     none = {**row, "encoder": model, "latent": 1, "name": "", "q": 0.4, "reason": "nothing stands out; nearest is Mass"}
-    page = Page(render_report({**results, "names": [*named, none, {**none, "latent": 2}]}, tmp_path))
+    pages = render_pages({**results, "names": [*named, none, {**none, "latent": 2}]}, tmp_path)
+    page = Page(pages[f"concepts/{results['rankings'][-1]['concept']}.html"])
     told = " ".join(page.text["names"].split())
     assert (
         f"{model}, by labels: 11 of 13 latents have a name. Why the others have none: nothing stands out (2)." in told
@@ -714,5 +872,5 @@ def test_the_surest_names_have_a_section_and_stand_beside_every_latent_that_is_s
                          "0.800 [0.700, 0.900]"]  # fmt: skip
     assert any("name 0 labels 0.95, chance 0.25" in cell for cells in page.cells("rankings") for cell in cells)
     for bare in (results, {**results, "names": []}):
-        assert "names" not in Page(render_report(bare, tmp_path)).text
-    assert "No latent has a name." in Page(render_report({**results, "names": [none]}, tmp_path)).text["names"]
+        assert "names" not in Page(whole_report(bare, tmp_path)).text
+    assert "No latent has a name." in Page(whole_report({**results, "names": [none]}, tmp_path)).text["names"]

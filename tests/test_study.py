@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers_adapters import calibrated_classifier
+from helpers_results import read_report
 from helpers_study import (
     LAYER_WIDTHS,
     layered_settings,
@@ -142,7 +143,7 @@ def test_a_study_that_counts_breasts_says_so_to_the_report(tmp_path, phantom_roo
     assert found["data"]["unit"] == "breast" and split["n_images"] == len(images)
     assert split["n_units"] == counted["n_images"] == row["n_rows"] == len(breasts) < len(images)
     assert counted["n_positive"] == row["n_positive"] == breasts["Mass"].sum()
-    text = (tmp_path / "out" / "results" / "report.html").read_text()
+    text = read_report(tmp_path / "out" / "results")
     assert "Breasts are counted: each has the mean over its images as its score." in text
     assert f"n = {len(breasts)} test breasts of {split['n_patients']} patients, {row['n_positive']} with Mass" in text
     assert "breasts with the finding against breasts without" in text
@@ -216,7 +217,7 @@ def test_images_of_patients_are_drawn_on_request_only_and_removed_without_it(tmp
     assert len(list(figures.glob("figure_3_*"))) == 2
     run_study(load_config(file))
     assert not list(figures.glob("figure_3_*"))
-    page = (tmp_path / "out" / "results" / "report.html").read_text()
+    page = read_report(tmp_path / "out" / "results")
     assert "phantom_000" not in page + (tmp_path / "out" / "results" / "results.json").read_text()
 
 
@@ -238,7 +239,7 @@ def test_a_rerun_leaves_what_the_user_put_or_edited_among_the_results(tmp_path, 
     (table / "inner.txt").write_text("mine")
     run_study(load_config(file))
     drawings = []
-    monkeypatch.setattr(layer_report, "write_figures", lambda *_: drawings.append("drawn"))
+    monkeypatch.setattr(layer_report, "write_figures", lambda *_, **__: drawings.append("drawn"))
     run_study(load_config(file))
     assert drawings == []  # all is there, and would be the same again
     assert [(results / name).read_text() for name in mine] == mine
@@ -438,7 +439,7 @@ def test_keeping_every_latent_of_an_inner_layer_is_the_sae_and_silencing_none_wi
 def test_inner_layers_have_fewer_random_groups_and_the_report_says_how_many(layered):
     study, _ = layered
     assert [layer.n_controls for layer in study.layers] == [2, 20]
-    page = (study.results_folder / "layers" / "layer_6" / "report.html").read_text()
+    page = read_report(study.results_folder / "layers" / "layer_6")
     assert "There are 2 such groups of either kind" in page
 
 

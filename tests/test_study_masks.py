@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers_results import read_report
 from helpers_study import results_of, study_settings, write_study
 from PIL import Image
 
@@ -60,9 +61,9 @@ def masked(phantoms: VinDrMammo, phantom_root: Path, tmp_path_factory: pytest.Te
     return write_study(folder, settings)
 
 
-def _draw(_results: Any, _class_means: Any, _panels: Any, folder: Path) -> None:
+def _draw(_results: Any, _class_means: Any, _panels: Any, folder: Path, **_: Any) -> None:
     """The curves, under which the report says what a lesion is; what they show takes longer to draw than the rest."""
-    (folder / "figures").mkdir()
+    (folder / "figures").mkdir(exist_ok=True)
     Image.new("RGB", (60, 40)).save(folder / "figures" / "froc_Mass.png")
 
 
@@ -70,7 +71,7 @@ def _run(file: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Study, list[dict[
     monkeypatch.setattr(layer_report, "write_figures", _draw)
     study = Study(load_config(file))
     study.run()
-    report = (study.results_folder / "report.html").read_text()
+    report = read_report(study.results_folder)
     return study, results_of(study.output)["lesions"], report
 
 

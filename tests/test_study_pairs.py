@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers_results import read_report
 from helpers_study import mammosae, random_sae, save_random_sae, study_settings, write_study
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
 
@@ -92,7 +93,7 @@ def test_a_study_says_of_its_pairs_what_their_tables_say(study_of_pairs):
 
 def test_the_report_and_the_command_tell_them_and_nothing_of_them_is_published(study_of_pairs):
     study, file = study_of_pairs
-    page = study.report_file.read_text()
+    page = read_report(study.results_folder)
     assert 'id="pairs"' in page and "of 3 attributes have a selective latent" in page and "untrained SAEs" in page
     assert "drawn phantoms" in page and "36 pairs, 12 patients for each" in page
     own = page.split('<section id="pairs">')[1].split("</section>")[0]

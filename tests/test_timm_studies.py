@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from helpers_datasets import csv_folder
+from helpers_results import read_report
 from helpers_study import study_settings, write_study
 
 from mammosae_plugin.adapters import (
@@ -103,7 +104,7 @@ def test_a_concept_of_three_classes_runs_to_a_report_that_cites_what_was_used(tm
     rows = table.rows("Grade", split="test")
     right = table.logits("Grade")[rows.image_rows].argmax(1) == rows.labels
     assert found["reconstruction"][0]["accuracy"] == pytest.approx(right.mean())
-    page = (study.results_folder / "report.html").read_text()
+    page = read_report(study.results_folder)
     assert "stretched to 64" in page and "over 255, minus 0.4, over 0.2" in page
     cited = page.split('id="cite"')[1]
     assert "PyTorch Image Models" in cited and "Mammo-CLIP" not in cited

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from helpers_results import synthetic_results
+from helpers_results import synthetic_results, whole_report
 from helpers_study import mammosae
 from scipy import sparse
 from scipy.stats import spearmanr
@@ -19,7 +19,6 @@ from mammosae_plugin.findings.layers import read_layers, write_layers
 from mammosae_plugin.findings.told_evidence import told_views
 from mammosae_plugin.latents import LatentTable
 from mammosae_plugin.provenance import plain
-from mammosae_plugin.report.page import render_report
 from mammosae_plugin.schema.findings import LAYERS, VIEWS
 from mammosae_plugin.study import Study
 from mammosae_plugin.study.layer import LayerStudy
@@ -164,7 +163,7 @@ def results(found: pd.DataFrame) -> dict[str, Any]:
 
 
 def test_a_report_tells_the_agreement_of_the_latents_that_are_drawn(results: dict[str, Any], tmp_path: Path) -> None:
-    page = render_report(results, tmp_path)
+    page = whole_report(results, tmp_path)
     section = page.split('<section id="views">')[1].split("</section>")[0]
     breast = results["views"][BREAST]
     assert "CC and MLO of one breast" in section and f"{breast['views']:.3f}" in section
@@ -173,13 +172,13 @@ def test_a_report_tells_the_agreement_of_the_latents_that_are_drawn(results: dic
     assert f"CC and MLO of one breast: {told} of 44 latents (120 pairs of images of {N_PATIENTS} patients)" in section
     assert "fires in pairs of" in section
     few = [{**row, "views": None, "sides": None} for row in results["views"]]
-    section = render_report({**results, "views": few}, tmp_path).split('<section id="views">')[1].split("</section>")[0]
+    section = whole_report({**results, "views": few}, tmp_path).split('<section id="views">')[1].split("</section>")[0]
     assert "of no latent can it be told" in section and "<tr" not in section, "no table of nothing"
-    without = render_report({**results, "views": []}, tmp_path)
+    without = whole_report({**results, "views": []}, tmp_path)
     assert "was not examined: the data do not say laterality and view" in without
     off = {**results, "views": [], "config": {**results["config"], "analysis": {"views": None}}}
-    assert 'id="views"' not in render_report(off, tmp_path)
-    assert 'id="views"' not in render_report(synthetic_results(), tmp_path), "an earlier version's"
+    assert 'id="views"' not in whole_report(off, tmp_path)
+    assert 'id="views"' not in whole_report(synthetic_results(), tmp_path), "an earlier version's"
 
 
 def test_agreement_is_kept_and_what_is_of_a_few_patients_is_not_published(

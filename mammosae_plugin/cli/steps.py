@@ -432,7 +432,7 @@ def evidence(
     _run_until("evidence", _Study(file, config, output, device, settings), debug, sort=sort, top=top)
 
 
-_add_step("report", "Write figures, tables, results.json and report.html.")
+_add_step("report", "Write figures, tables, results.json, report.html and a page per concept.")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page that tells a study in order, for reading on screen and on paper."""
+"""The report: HTML pages that tell a study, for reading on screen and on paper; they open from their folder."""
 
 from mammosae_plugin.report.page import write_report
 

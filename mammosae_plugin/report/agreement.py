@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mammosae_plugin.report.views import table_view, without_empty
+from mammosae_plugin.report.views import name_cell, named_column, names_of_pair, table_view, without_empty
 from mammosae_plugin.schema.names import counted, readable
 from mammosae_plugin.schema.results import Results, Row, n_best, number
 from mammosae_plugin.visualization.tables import Estimate, PValue, estimate
@@ -20,8 +20,8 @@ def agreement_section(results: Results) -> dict[str, Any] | None:
 
     Returns:
         None where the study was not asked for it (`analysis.views: null`) or is of an earlier version; `missing`, a
-        line, where it has none; else `names` of the comparisons, sentences in `said`, and a `table` of the latents
-        that are drawn, where anything can be told of one.
+        line, where it has none; else `names` of the comparisons, sentences in `said`, a `table` of the latents that
+        are drawn, where anything can be told of one, and `n`, how much stands behind it.
     """
     settings = results["config"].get("analysis", {}).get("views")
     rows = results.get("views", [])
@@ -43,12 +43,17 @@ def agreement_section(results: Results) -> dict[str, Any] | None:
     chosen = [own[latent] for pair, own in of_pairs.items() for latent in drawn[pair] if latent in own]
     is_told = any(np.isfinite(number(row[name])) for row in chosen for name in names)
     told = [_told(row, names) for row in chosen if is_told]
+    n_pairs, n_patients = (max((int(row[f"{name}_{of}"] or 0) for row in rows for name in names), default=0)
+                           for of in ("pairs", "patients"))  # fmt: skip
+    view = table_view(without_empty(pd.DataFrame(told, dtype=object)), n_labels=3)
+    called = [name_cell(names_of_pair(results, row["model"], row["concept"]), row["latent"]) for row in chosen]
     return {
         "missing": "",
         "names": names,
         "called": f"{_CALLED:g}",
         "said": [_counted(model, own, names) for model, own in _of_models(of_pairs).items()],
-        "table": table_view(without_empty(pd.DataFrame(told, dtype=object)), n_labels=3),
+        "table": view and named_column(view, called, "Latent"),
+        "n": f"n = {counted(n_pairs, 'pair')} of test images of {counted(n_patients, 'patient')} at most",
     }
 
 

@@ -1,23 +1,25 @@
-"""The report of a study of embeddings: one page, from its findings."""
+"""The report of a study of embeddings: a short page with the rest folded, from its findings."""
 
-__all__ = ["render_embedding_report"]
+__all__ = ["render_embedding_report", "write_embedding_report"]
 
 import math
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from mammosae_plugin.datasets.about import KNOWN, DatasetAbout
 from mammosae_plugin.datasets.concepts import PRESENT
+from mammosae_plugin.files import write_text
 from mammosae_plugin.findings.embeddings import EmbeddingFindings
 from mammosae_plugin.measures.units import EvaluationUnit
+from mammosae_plugin.report.captions import figure
+from mammosae_plugin.report.embedding_headline import embedding_headline
 from mammosae_plugin.report.names import names_section
-from mammosae_plugin.report.rendering import figure_source, render
+from mammosae_plugin.report.rendering import config_text, install_command, render
 from mammosae_plugin.report.views import TableView, name_cell, named_column, table_view, whole_numbers
 from mammosae_plugin.schema.embeddings import FIGURES
-from mammosae_plugin.schema.names import readable
+from mammosae_plugin.schema.names import FIGURES_FOLDER, REPORT_FILE, counted, readable
 from mammosae_plugin.schema.names_of_latents import names_of_encoder
 from mammosae_plugin.schema.results import Row
 from mammosae_plugin.visualization.embeddings import METHOD_NAMES, METHODS, MOST_SERIES
@@ -28,21 +30,32 @@ _BEST = 12  # latents in the table of the purest
 _SIGNIFICANT = 0.05
 
 
+def write_embedding_report(found: EmbeddingFindings, results_folder: Path) -> Path:
+    """Write `<results_folder>/report.html`, which shows the figures that lie in the folder; returns its path."""
+    path = results_folder / REPORT_FILE
+    write_text(path, render_embedding_report(found, results_folder / FIGURES_FOLDER))
+    return path
+
+
 def render_embedding_report(found: EmbeddingFindings, figures_folder: Path) -> str:
     """The report as HTML, with the figures found in `figures_folder`."""
     facts = found.facts
     split = facts["config"]["analysis"]["split"]
     data = KNOWN.get(facts["data_kind"]) or DatasetAbout(name=facts["data_kind"], title=facts["data_kind"])
     unit = _unit(facts)
+    n, n_units = _n(facts, split), _n(facts, split, unit)
     return render(
         "embeddings.html.j2",
+        scripts=("page.js",),
         title=facts["title"],
         facts=facts,
         split=split,
         data=data,
-        n=_n(facts, split),
+        n=n,
+        n_all=f"n = {counted(sum(row['n_images'] for row in facts['data']['splits']), 'image')}",
         unit=unit,
-        n_units=_n(facts, split, unit),
+        n_units=n_units,
+        headline=embedding_headline(found, split, n, n_units),
         summary=_sentences(found, split),
         splits=table_view(pd.DataFrame(facts["data"]["splits"]).rename(columns={"n_units": unit.plural})),
         prevalence=table_view(_prevalence(facts), n_labels=3),
@@ -59,11 +72,9 @@ def render_embedding_report(found: EmbeddingFindings, figures_folder: Path) -> s
                             where="results/findings/names.parquet"),
         sizes=sorted(set(found.tables["monosemanticity"]["n"])),
         retrieval=table_view(_retrieval(found.tables["retrieval"]), n_labels=3),
-        figures={name: {"name": file, "source": figure_source(figures_folder / file), "alt": alt}
-                 for name, (file, alt) in FIGURES.items()},
-        config=yaml.safe_dump(
-            facts["config"], sort_keys=False, default_flow_style=None, allow_unicode=True, width=100
-        ),
+        figures={name: figure(figures_folder, file, alt) for name, (file, alt) in FIGURES.items()},
+        install=install_command(facts["provenance"]["packages"]),
+        config=config_text(facts["config"]),
     )  # fmt: skip
 
 

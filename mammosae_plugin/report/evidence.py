@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from mammosae_plugin.measures.units import EvaluationUnit
-from mammosae_plugin.report.rendering import script
 from mammosae_plugin.report.views import (
     TableView,
     name_cell,
@@ -41,7 +40,6 @@ def evidence_section(results: Results) -> dict[str, Any] | None:
         pair: sorted(own, key=lambda row: (row["verdict"] == _WORDS[-1], -_size(row)))[:_SHOWN]
         for pair, own in of_pairs.items()
     }
-    text, script_hash = script("sort.js")
     alpha = float(results["config"].get("analysis", {}).get("confounders", {}).get("alpha", 0.05))
     groups = results.get("groups", [])
     unit = EvaluationUnit.named(results["data"]["unit"]).plural
@@ -49,8 +47,6 @@ def evidence_section(results: Results) -> dict[str, Any] | None:
         "verdicts": [_counted(pair, own) for pair, own in of_pairs.items()],
         "table": _table(first, results, alpha),
         "order": _order(max(map(len, of_pairs.values())), n_best(results)),
-        "script": text,
-        "script_hash": script_hash,
         "n_tests": max(int(row["n_tests"] or 0) for row in rows),
         "shortcuts": [{**row, "title": f"{row['model']}, {readable(row['concept'])}"} for row in shortcuts(results)],
         "has_lesions": any(np.isfinite(number(row.get("cpm"))) for row in rows),

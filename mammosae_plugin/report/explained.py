@@ -7,8 +7,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from mammosae_plugin.report.captions import figure
 from mammosae_plugin.report.explanation import MUCH_ERROR
-from mammosae_plugin.report.rendering import figure_source
 from mammosae_plugin.report.views import Cell, TableView, name_cell, named_column, names_of_pair, typeset
 from mammosae_plugin.schema.explained import RULES
 from mammosae_plugin.schema.names import counted, digits, explained_name, file_part, readable, signed
@@ -24,8 +24,13 @@ _KINDS = {
 }
 
 
-def explained_section(results: Results, figures_folder: Path) -> dict[str, Any] | None:
+def explained_section(results: Results, figures_folder: Path, *, up: str = "") -> dict[str, Any] | None:
     """What the template shows of the explained images; None where the results have none.
+
+    Args:
+        results: what was found at a layer.
+        figures_folder: where figures lie.
+        up: the way from the page to the results folder.
 
     Returns:
         images: of each title, lead, figure (name, source, alt; None where images are not shown), table, notes (latent
@@ -35,13 +40,13 @@ def explained_section(results: Results, figures_folder: Path) -> dict[str, Any] 
     if not rows:
         return None
     return {
-        "images": [_image(row, results, figures_folder) for row in rows],
+        "images": [_image(row, results, figures_folder, up) for row in rows],
         "has_figures": may_show_images(results),
         "agreement": f"{_AGREEMENT:g}",
     }
 
 
-def _image(row: Row, results: Results, folder: Path) -> Row:
+def _image(row: Row, results: Results, folder: Path, up: str) -> Row:
     name = f"{row['model']}, {readable(row['concept'])}"
     kind = _KINDS[row["rule"], number(row["logit"]) > 0]
     file = explained_name(row["model"], row["concept"], row["rule"], row["place"])
@@ -53,7 +58,7 @@ def _image(row: Row, results: Results, folder: Path) -> Row:
     return {
         "title": f"{name}: {kind}",
         "lead": _lead(row),
-        "figure": {"name": file, "source": figure_source(folder / file), "alt": alt},
+        "figure": figure(folder, file, alt, up=up),
         "table": _view(row, results),
         "notes": [(one["latent"], lines) for one in row["latents"] if (lines := _said(one))],
         "command": shlex.join([*command, row["concept"], *layer, "-o", f"explained_{named}"]),

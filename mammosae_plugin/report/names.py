@@ -33,7 +33,8 @@ def names_section(
 
     Returns:
         said: of each table and method how many latents have a name, and why others have none; table: the surest, or
-        None; settings (n, min_groups, ...) of names by labels, or None; judged: whether some were judged.
+        None; settings (n, min_groups, ...) of names by labels, or None; judged: whether some were judged;
+        n: how many latents.
     """
     if not rows:
         return None
@@ -45,6 +46,7 @@ def names_section(
         "others": any(row["method"] != BY_LABELS and row["name"] for row in rows),
         "judged": any(row.get("judge") for row in rows),
         "shown": _SHOWN,
+        "n": counted(len({(*(str(row[name]) for name in whose), row["latent"]) for row in rows}), "latent"),
         "split": split,
         "where": where,
     }

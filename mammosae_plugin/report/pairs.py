@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from mammosae_plugin.report.views import TableView, encoder_title, name_cell, named_column, table_view, whole_numbers
-from mammosae_plugin.schema.names import readable
+from mammosae_plugin.schema.names import counted, readable
 from mammosae_plugin.schema.names_of_latents import names_of_encoder
 from mammosae_plugin.schema.pairs import CHANCES
 from mammosae_plugin.schema.results import Results, Row, number
@@ -40,10 +40,16 @@ def pairs_section(results: Results) -> dict[str, Any] | None:
         "said": [_said(encoder, own) for encoder, own in by_encoder.items()],
         "table": _view(rows, _table([_told(row, has_places, has_untrained) for row in rows]), results),
         "has_places": has_places,
+        "n": _behind(next(iter(by_encoder.values()))),
         "has_untrained": has_untrained,
         "statistic": {"max": "maximum", "mean": "mean"}[settings.get("statistic", "max")],
         "phantoms": bool((settings.get("data") or {}).get("phantom")),
     }
+
+
+def _behind(rows: list[Row]) -> str:
+    """How much stands behind the table; the pairs are the same for every encoder."""
+    return f"n = {counted(sum(row['n_pairs'] for row in rows), 'pair')} of images, of each encoder the same"
 
 
 def _is_known(row: Row, name: str) -> bool:

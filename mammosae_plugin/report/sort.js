@@ -1,4 +1,3 @@
-"use strict";
 // Sorts the tables of class "sortable" by their columns; without it they stand in the order that their captions state.
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];

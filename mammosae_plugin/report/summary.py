@@ -9,6 +9,7 @@ __all__ = [
     "lesions_summary",
     "RESTORED",
     "summary",
+    "warnings",
 ]
 
 import math
@@ -73,7 +74,8 @@ class Finding:
         recovered_by_best: share of the AUROC above chance left when only the best latents per class are kept, as many
             as the study looks at (`analysis.top`).
         restoring: the kept group of the smallest k > 0 that restores the model, None when no group does.
-        off: the silenced group of the k nearest to that number.
+        kept: the kept group of the k nearest to that number.
+        off: the silenced group of the same k.
         best: the localization row of the latent with the highest average precision above 0.
     """
 
@@ -84,6 +86,7 @@ class Finding:
     difference: Estimate
     recovered_by_best: Estimate
     restoring: Group | None
+    kept: Group | None
     off: Group | None
     best: Row | None
 
@@ -105,6 +108,10 @@ def findings(results: Results) -> list[Finding]:
         shares = {group.k: recovered(group.auroc.value, reference) for group in groups["activate"]}
         restoring = [group for group in groups["activate"] if shares[group.k] >= RESTORED]
         boxes = [row for row in results["localization"] if (row["model"], row["concept"]) == (model, concept)]
+        kept, off = (
+            min(groups[mode], key=lambda group: (abs(group.k - top), group.k), default=None)
+            for mode in ("activate", "deactivate")
+        )
         found.append(
             Finding(
                 model=model,
@@ -114,7 +121,8 @@ def findings(results: Results) -> list[Finding]:
                 difference=estimate(reconstruction_row(results, model, concept, "difference"), "auroc", signed=True),
                 recovered_by_best=Estimate(shares.get(top, math.nan)),
                 restoring=min(restoring, key=lambda group: group.k, default=None),
-                off=min(groups["deactivate"], key=lambda group: (abs(group.k - top), group.k), default=None),
+                kept=kept,
+                off=off,
                 best=best_row(boxes),
             )
         )
@@ -137,7 +145,7 @@ def summary(results: Results) -> list[str]:
         f"{_count(n, 'classifier')} {'was' if n == 1 else 'were'} examined through one sparse autoencoder (SAE) with "
         f"{results['sae']['d_sae']:,} latents."
     ]
-    sentences += _counted(results) + _flawed_sae(results) + _inverted(found)
+    sentences += _counted(results) + warnings(results, found)
     n_controls = results.get("n_controls", 0)
     sentences += _cost(found) + _restoring(found)
     sentences += _controls(found, n_controls) + _switched_off(found, n_controls) + _localization(found, results)
@@ -150,6 +158,11 @@ def _counted(results: Results) -> list[str]:
     if not unit.has_several_images:
         return []
     return [f"{unit.plural.capitalize()} are counted: each has the {unit.scores} over its images as its score."]
+
+
+def warnings(results: Results, found: list[Finding]) -> list[str]:
+    """What must be known before anything else is read: an SAE that does poorly, classifiers that are inverted."""
+    return _flawed_sae(results) + _inverted(found)
 
 
 def _flawed_sae(results: Results) -> list[str]:

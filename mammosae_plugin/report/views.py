@@ -1,9 +1,9 @@
 """Data frames as the report's template shows them: cells with an interval below, repeated labels set back."""
 
 __all__ = [
-    "Cell", "encoder_title", "name_cell", "named_column", "names_of_pair", "rankings_view", "roles_obstacles",
-    "roles_view", "shared_latents", "sweep_view", "table_view", "TableView", "typeset", "whole_numbers",
-    "without_empty",
+    "Cell", "encoder_title", "glance_view", "name_cell", "named_column", "names_of_pair", "rankings_view",
+    "roles_obstacles", "roles_view", "shared_latents", "sweep_view", "table_view", "TableView", "typeset",
+    "whole_numbers", "without_empty",
 ]  # fmt: skip
 
 import math
@@ -14,9 +14,21 @@ from typing import Any
 
 import pandas as pd
 
+from mammosae_plugin.report.summary import Finding
 from mammosae_plugin.schema.names import MINUS, readable
 from mammosae_plugin.schema.names_of_latents import names_of_encoder, told_score
-from mammosae_plugin.schema.results import UNCLEAR, Results, Row, class_names, frame, has_boxes, n_best, number, pairs
+from mammosae_plugin.schema.results import (
+    NEAR_ZERO,
+    UNCLEAR,
+    Results,
+    Row,
+    class_names,
+    frame,
+    has_boxes,
+    n_best,
+    number,
+    pairs,
+)
 from mammosae_plugin.visualization.tables import (
     MISSING,
     Estimate,
@@ -29,13 +41,14 @@ from mammosae_plugin.visualization.tables import (
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: its text, smaller text below it, how it is set, and what it is sorted by; None where it is missing."""
+    """One cell: its text, smaller text below it, how it is set, where it leads, and what it is sorted by (or None)."""
 
     text: str
     below: str = ""
     strong: bool = False
     repeated: bool = False
     value: float | str | None = None
+    link: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,7 +70,7 @@ class TableView:
     @property
     def long(self) -> bool:
         """Too long to be kept on one printed page."""
-        return len(self.rows) > 26
+        return len(self.rows) > 12
 
     @property
     def wide(self) -> bool:
@@ -225,6 +238,35 @@ def shared_latents(results: Results, model: str, concept: str, score: str) -> in
         if (row["model"], row["concept"], row["score"]) == (model, concept, score)
     ]
     return len(set.intersection(*best)) if len(best) > 1 else None
+
+
+def glance_view(found: list[Finding], results: Results) -> TableView | None:
+    """The main numbers of every classifier in a row."""
+    top, one_control = n_best(results), results.get("n_controls") == 1
+    rows: list[Row] = []
+    for finding in found:
+        group, best = finding.restoring, finding.best or {}
+        best = best if number(best.get("average_precision")) >= NEAR_ZERO else {}
+        none = Estimate(math.nan)
+        random = group.random if group else none
+        if one_control:
+            random = Estimate(random.value)
+        rows.append(
+            {
+                "model": finding.model,
+                "concept": finding.concept,
+                "AUROC without SAE": finding.without,
+                "with SAE": finding.with_sae,
+                f"recovered by the {top} best": finding.recovered_by_best,
+                "restoring k": group.k if group else None,
+                "AUROC there": group.auroc if group else none,
+                f"random group{'' if one_control else 's'} there": random,
+            }
+        )
+        if has_boxes(results):
+            precision = Estimate(number(best.get("average_precision")))
+            rows[-1] |= {"latent of the highest AP": best.get("latent"), "its AP": precision}
+    return table_view(pd.DataFrame(rows, dtype=object))
 
 
 def sweep_view(results: Results, *, error_term: bool) -> TableView | None:

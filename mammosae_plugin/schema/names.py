@@ -1,9 +1,10 @@
 """Names of the files that a study writes and the report reads; how concepts and numbers are written for readers."""
 
 __all__ = [
-    "counted", "digits", "ends", "explained_name", "figure_2_name", "figure_3_name", "figure_4_name", "FIGURE_LAYERS",
-    "FIGURES_FOLDER", "FIGURES_RECORD", "file_part", "FINDINGS_FOLDER", "froc_name", "layer_folder", "LAYERS_FOLDER",
-    "MINUS", "readable", "REPORT_FILE", "RESULTS_FILE", "signed", "TABLES_FOLDER",
+    "concept_page_name", "counted", "digits", "ends", "explained_name", "FIGURE_EXAMPLE", "figure_2_name",
+    "figure_3_name", "figure_4_name", "FIGURE_LAYERS", "FIGURES_FOLDER", "FIGURES_RECORD", "file_part",
+    "FINDINGS_FOLDER", "froc_name", "layer_folder", "LAYERS_FOLDER", "MINUS", "readable", "REPORT_FILE",
+    "RESULTS_FILE", "signed", "TABLES_FOLDER",
 ]  # fmt: skip
 
 import re
@@ -18,6 +19,8 @@ RESULTS_FILE = "results.json"
 REPORT_FILE = "report.html"
 LAYERS_FOLDER = "layers"
 FIGURE_LAYERS = "layers.png"
+FIGURE_EXAMPLE = "example.png"
+"""The image in which a telling latent is strongest; drawn only where images may be shown, and never published."""
 
 _LONGEST_PART = 100  # characters; names of files have 255 bytes, and two parts and words of ours stand in one
 
@@ -58,6 +61,11 @@ def froc_name(concept: str) -> str:
 def explained_name(model: str, concept: str, rule: str, place: int) -> str:
     """File of the figure of an image whose logit is taken apart; by the rule that chose it, not by its id."""
     return f"explained_{file_part(model)}_{file_part(concept)}_{rule}_{place}.png"
+
+
+def concept_page_name(concept: str) -> str:
+    """The page of one concept, relative to the folder of the report that it belongs to."""
+    return f"concepts/{file_part(concept)}.html"
 
 
 def layer_folder(layer: str, primary: str) -> str:

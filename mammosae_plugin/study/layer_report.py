@@ -2,30 +2,29 @@
 
 __all__ = ["write_layer_report"]
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from zlib import crc32
 
 import numpy as np
 
-from mammosae_plugin import findings, report, schema, visualization
-from mammosae_plugin.files import read_json, sha256_of_file, sha256_of_json, write_json, write_parquet
+from mammosae_plugin.files import write_json, write_parquet
 from mammosae_plugin.findings.kept import class_means
 from mammosae_plugin.findings.notes import results_with_readers
 from mammosae_plugin.findings.study_folder import LayerResults
 from mammosae_plugin.findings.told_latents import explained_with_readers
-from mammosae_plugin.own_files import are_untouched, empty_staging, replace_files
+from mammosae_plugin.latents import LatentTable
 from mammosae_plugin.report import write_report
-from mammosae_plugin.schema.names import REPORT_FILE, RESULTS_FILE
-from mammosae_plugin.schema.results import shortcuts
+from mammosae_plugin.schema.names import FIGURE_EXAMPLE, RESULTS_FILE, readable
+from mammosae_plugin.schema.results import Results, may_show_images, shortcuts
 from mammosae_plugin.study.explained import explained_panels, with_ids
 from mammosae_plugin.study.images import TEST
 from mammosae_plugin.study.layer import LayerStudy
+from mammosae_plugin.study.report_files import write_report_files
 from mammosae_plugin.visualization import HeatmapPanels, write_figures, write_tables
+from mammosae_plugin.visualization.drawings import Drawings
+from mammosae_plugin.visualization.example import Example, example_latent, leading_pair, plot_example
 from mammosae_plugin.visualization.explanation import ExplainedPanels, write_explanations
-
-_DRAWN = ".mammosae-drawn.json"  # what the figures, tables and the report in a folder were made from
 
 
 def _heatmap_panels(layer: LayerStudy) -> Iterator[HeatmapPanels]:
@@ -33,10 +32,7 @@ def _heatmap_panels(layer: LayerStudy) -> Iterator[HeatmapPanels]:
         table = layer.tables[pair]
         if pair.concept not in table.concepts:
             continue
-        rows = table.rows(pair.concept, split=TEST)
-        with_box = [
-            int(r) for r, y in zip(rows.image_rows, rows.labels, strict=True) if y and len(table.boxes(r, pair.concept))
-        ]
+        with_box = _with_box(table, pair.concept)
         if not with_box:
             continue
         # Drawn at random, the same for every model and layer of a concept: not the images that look best.
@@ -60,45 +56,54 @@ def _heatmap_panels(layer: LayerStudy) -> Iterator[HeatmapPanels]:
         )
 
 
+def _with_box(table: LatentTable, concept: str) -> list[int]:
+    """The test images with a concept and a box of it, whose maps are kept."""
+    rows = table.rows(concept, split=TEST)
+    return [int(r) for r, y in zip(rows.image_rows, rows.labels, strict=True) if y and len(table.boxes(r, concept))]
+
+
 def _explained_panels(layer: LayerStudy) -> Iterator[ExplainedPanels]:
     if len(layer.explained):
         grids = {(pair.model, pair.concept): table.grid for pair, table in layer.tables.items()}
         yield from explained_panels(layer.explained, layer.study.dataset, grids)
 
 
-def write_layer_report(layer: LayerStudy, found: LayerResults) -> Path:
-    """Write a layer's figures, tables, results.json, class_means.parquet and report.html; returns the report's path.
+def _example(layer: LayerStudy, results: Results) -> Example | None:
+    """What the first page's picture shows: of the test images with a box that in which its latent is strongest."""
+    pair = leading_pair(results) if may_show_images(results) else None
+    chosen = example_latent(results, *pair) if pair else None
+    if pair is None or chosen is None:
+        return None
+    (table,) = [table for of, table in layer.tables.items() if (of.model, of.concept) == pair]
+    concept, latent = pair[1], chosen[0]
+    with_box = _with_box(table, concept) if concept in table.concepts else []
+    if not with_box:
+        return None
+    row = with_box[int(table.max_latents[with_box][:, [latent]].toarray().argmax())]
+    image = layer.study.dataset.select(image_ids=[table.images["image_id"][row]])
+    said = f"with {readable(concept).lower()}"
+    return Example(image.gray(0), table.maps([latent], row)[0], table.boxes(row, concept), said, latent)
 
-    Where all of them lie there and would be the same again, nothing is drawn. Those of an earlier run go. What a user
-    has put there stays, and what they edited is kept under another name.
+
+def write_layer_report(layer: LayerStudy, found: LayerResults) -> Path:
+    """Write a layer's figures, tables, results.json, class_means.parquet and report; returns the report's path.
+
+    As `write_report_files` does.
 
     Args:
         layer: The layer, of which figures show a few images.
         found: Its findings.
     """
     results = with_ids(explained_with_readers(results_with_readers(found), found), layer.explained)
-    folder = found.folder
-    drawn_from = {"results": sha256_of_json(results), "code": _code()}
-    if (folder / _DRAWN).exists() and read_json(folder / _DRAWN) == drawn_from and are_untouched(folder):
-        return folder / REPORT_FILE
-    staged = empty_staging(folder)
-    try:
-        write_figures(results, class_means(found), _heatmap_panels(layer), staged)
-        write_explanations(results, _explained_panels(layer), staged)
-        write_tables(results, staged)
-        write_parquet(staged / "class_means.parquet", layer.class_means)
-        write_json(staged / RESULTS_FILE, {**found.results, "shortcuts": shortcuts(found.results)})
-        write_report(results, staged)
-        write_json(staged / _DRAWN, drawn_from)
-        # What an earlier configuration drew and this one does not must not stay: it may be images of patients.
-        replace_files(staged, folder)
-    finally:
-        shutil.rmtree(staged)
-    return folder / REPORT_FILE
 
+    def write(folder: Path, drawings: Drawings) -> None:
+        write_figures(results, class_means(found), _heatmap_panels(layer), folder, drawings=drawings)
+        write_explanations(results, _explained_panels(layer), drawings)
+        if example := _example(layer, results):
+            drawings.draw(FIGURE_EXAMPLE, plot_example, example, dpi=160)
+        write_tables(results, folder)
+        write_parquet(folder / "class_means.parquet", layer.class_means)
+        write_json(folder / RESULTS_FILE, {**found.results, "shortcuts": shortcuts(found.results)})
+        write_report(results, folder)
 
-def _code() -> str:
-    """A digest of what draws and writes: another version of it draws anew."""
-    rooms = [Path(str(room.__file__)).parent for room in (findings, report, schema, visualization)]
-    files = [file for room in rooms for file in sorted(room.iterdir()) if file.is_file()]
-    return sha256_of_json([sha256_of_file(file) for file in files])
+    return write_report_files(found.folder, results, write)

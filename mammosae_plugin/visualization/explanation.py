@@ -11,7 +11,6 @@ __all__ = [
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -21,10 +20,11 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from mammosae_plugin.schema.names import FIGURES_FOLDER, explained_name, readable, signed
+from mammosae_plugin.schema.names import explained_name, readable, signed
 from mammosae_plugin.schema.results import Results, may_show_images
+from mammosae_plugin.visualization.drawings import Drawings
 from mammosae_plugin.visualization.heatmaps import draw_activation, draw_tissue, small_enough
-from mammosae_plugin.visualization.style import MUTED, figure_style, save_figure
+from mammosae_plugin.visualization.style import MUTED, figure_style
 
 _PANEL = 1.75  # inches: width of a panel
 _GAP = 0.1
@@ -99,8 +99,8 @@ def plot_strongest(shown: ExplainedPanels, captions: Mapping[int, str]) -> Figur
     return plot_explanation(shown.image, rows, title=title, beside=whole)
 
 
-def write_explanations(results: Results, panels: Iterable[ExplainedPanels], results_folder: Path) -> None:
-    """Draw the images of a study whose logit is taken apart into `<results_folder>/figures`.
+def write_explanations(results: Results, panels: Iterable[ExplainedPanels], drawings: Drawings) -> None:
+    """Draw the images of a study whose logit is taken apart.
 
     Nothing is drawn, nor touched, where the images are patients' and the config does not ask for images. The figures
     are in no record, and so never published.
@@ -108,7 +108,7 @@ def write_explanations(results: Results, panels: Iterable[ExplainedPanels], resu
     Args:
         results: what was found at a layer.
         panels: an entry per image, consumed one at a time.
-        results_folder: the study's results folder.
+        drawings: the figures of the study's results folder.
     """
     if not may_show_images(results):
         return
@@ -120,7 +120,7 @@ def write_explanations(results: Results, panels: Iterable[ExplainedPanels], resu
     for shown in panels:
         captions = {latent: said.get((shown.model, shown.concept, latent), "") for latent in shown.latents}
         name = explained_name(shown.model, shown.concept, shown.rule, shown.place)
-        save_figure(plot_strongest(shown, captions), results_folder / FIGURES_FOLDER / name, dpi=120)
+        drawings.draw(name, plot_strongest, shown, captions, dpi=120)
 
 
 def _under(latent: int, contribution: float, said: str) -> str:

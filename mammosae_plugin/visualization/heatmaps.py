@@ -1,6 +1,6 @@
 """Figure 3: where in a mammogram the best latents fire, over the image, with the annotated boxes."""
 
-__all__ = ["draw_activation", "draw_tissue", "plot_heatmaps", "small_enough"]
+__all__ = ["draw_activation", "draw_boxes", "draw_tissue", "plot_heatmaps", "small_enough"]
 
 from collections.abc import Sequence
 from typing import Literal
@@ -106,7 +106,7 @@ def plot_heatmaps(
                         fontsize=8,
                         labelpad=3,
                     )
-                _outline(axes, boxes[row], TRUTH_BOX, "-", 1.1)
+                draw_boxes(axes, boxes[row], TRUTH_BOX, "-", 1.1)
                 if row == 0:
                     axes.set_title("image" if column == 0 else f"rank {column}", fontsize=8, loc="center", pad=4)
         figure.suptitle(title, x=_GAP / figure.get_figwidth(), y=1 - 0.12 / height, ha="left", va="top")
@@ -154,12 +154,13 @@ def draw_activation(axes: Axes, full: np.ndarray, limit: float, percentile: floa
     axes.imshow(colors, extent=(0, width, height, 0), interpolation="antialiased")
     if percentile is not None:
         predicted, _ = heatmap_boxes(full, percentile=percentile)
-        _outline(axes, np.asarray(predicted), PREDICTED_BOX, (0, (3, 2)), 0.6)
+        draw_boxes(axes, np.asarray(predicted), PREDICTED_BOX, (0, (3, 2)), 0.6)
 
 
-def _outline(
+def draw_boxes(
     axes: Axes, boxes: np.ndarray, color: str, style: str | tuple[float, tuple[float, ...]], width: float
 ) -> None:
+    """Outlines of (n, 4) xyxy boxes."""
     for x0, y0, x1, y1 in np.asarray(boxes, dtype=float).reshape(-1, 4):
         axes.add_patch(
             Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color, linestyle=style, linewidth=width)

@@ -6,17 +6,15 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from mammosae_plugin.files import local_path, sha256_of_file, write_json, write_text
 from mammosae_plugin.measures.units import EvaluationUnit
 from mammosae_plugin.schema.names import (
     FIGURE_LAYERS,
-    FIGURES_FOLDER,
     FIGURES_RECORD,
     TABLES_FOLDER,
     figure_2_name,
@@ -40,6 +38,7 @@ from mammosae_plugin.schema.results import (
     stated_role,
 )
 from mammosae_plugin.visualization.curves import plot_sweeps
+from mammosae_plugin.visualization.drawings import Drawings
 from mammosae_plugin.visualization.heatmaps import plot_heatmaps
 from mammosae_plugin.visualization.layers import plot_layers
 from mammosae_plugin.visualization.lesions import plot_froc, table_lesions
@@ -87,6 +86,8 @@ def write_figures(
     class_means: pd.DataFrame,
     heatmap_panels: Iterable[HeatmapPanels],
     results_folder: str | os.PathLike[str],
+    *,
+    drawings: Drawings | None = None,
 ) -> list[Path]:
     """Draw Figures 2, 3 and 4/5 of a study into `<results_folder>/figures`, FROC curves, and layers if it has several.
 
@@ -98,15 +99,15 @@ def write_figures(
         heatmap_panels: one entry per Figure 3, consumed one at a time (a generator keeps memory small). It is not
             touched at all when the images are patients' and the config does not ask for images.
         results_folder: the study's results folder.
+        drawings: of that folder, which may know those of an earlier run; by default every figure is drawn.
 
     Returns:
         The files written.
     """
-    folder = local_path(results_folder) / FIGURES_FOLDER
+    drawings = drawings or Drawings(local_path(results_folder))
     written: list[Path] = []
     if results.get("layers"):
-        written.append(folder / FIGURE_LAYERS)
-        save_figure(plot_layers(frame(results["layers"]), title="Layers side by side"), written[-1])
+        written.append(drawings.draw(FIGURE_LAYERS, plot_layers, frame(results["layers"]), title="Layers side by side"))
     for concept in concepts(results):
         models = model_names(results, concept)
         references = {model: reference_auroc(results, model, concept) for model in models}
@@ -114,31 +115,32 @@ def write_figures(
             rows = frame(results["interventions"], concept=concept, error_term=error_term)
             if len(rows):
                 kept = "with the SAE's error term" if error_term else "interventions on the best latents"
-                written.append(folder / figure_2_name(concept, error_term=error_term))
-                figure = plot_sweeps(
+                figure = drawings.draw(
+                    figure_2_name(concept, error_term=error_term),
+                    plot_sweeps,
                     rows,
                     models=models,
                     title=f"{readable(concept)}: {kept}",
                     reference_aurocs=references,
                     n_controls=results.get("n_controls"),
                 )
-                save_figure(figure, written[-1])
+                written.append(figure)
         lesions = [row for row in results.get("lesions", []) if row["concept"] == concept]
         if lesions:
-            written.append(folder / froc_name(concept))
             title = f"{readable(concept)}: lesions found on all test images"
             judged = [model for model in models if any(row["model"] == model for row in lesions)]
-            save_figure(plot_froc(lesions, models=judged, title=title), written[-1])
+            written.append(drawings.draw(froc_name(concept), plot_froc, lesions, models=judged, title=title))
     for model, concept in pairs(results):
         rows = class_means[(class_means["model"] == model) & (class_means["concept"] == concept)]
         if len(rows):
-            written.append(folder / figure_4_name(model, concept))
-            save_figure(_class_means(results, rows, model, concept), written[-1])
+            shown, settings = _class_means(results, rows, model, concept)
+            written.append(drawings.draw(figure_4_name(model, concept), plot_class_means, *shown, **settings))
     record_figures(written, results_folder)
     if may_show_images(results):
         for panels in heatmap_panels:
-            written.append(folder / figure_3_name(panels.model, panels.concept))
-            figure = plot_heatmaps(
+            figure = drawings.draw(
+                figure_3_name(panels.model, panels.concept),
+                plot_heatmaps,
                 panels.images,
                 panels.heatmaps,
                 panels.boxes,
@@ -147,8 +149,9 @@ def write_figures(
                 titles=panels.titles,
                 percentile=results["config"].get("analysis", {}).get("percentile", 95.0),
                 title=f"{panels.model}, {readable(panels.concept)}: where the best latents fire",
+                dpi=160,
             )
-            save_figure(figure, written[-1], dpi=160)
+            written.append(figure)
     return written
 
 
@@ -169,10 +172,14 @@ def draw_class_means(
         concept: the concept.
         path: where the figure goes.
     """
-    save_figure(_class_means(results, class_means, model, concept), path)
+    shown, settings = _class_means(results, class_means, model, concept)
+    save_figure(plot_class_means(*shown, **settings), path)
 
 
-def _class_means(results: Results, rows: pd.DataFrame, model: str, concept: str) -> Figure:
+def _class_means(
+    results: Results, rows: pd.DataFrame, model: str, concept: str
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of `plot_class_means`."""
     # A concept of many classes (density, BI-RADS) has a score per class: the outermost two stand against each other.
     last = max(
         int(column.removeprefix("score_mean_"))
@@ -189,14 +196,13 @@ def _class_means(results: Results, rows: pd.DataFrame, model: str, concept: str)
         names = (f"{words}: {told[0]}", f"{words}: {told[-1]}")
     elif last > 1:
         names = (f"class 0 of {words.lower()}", f"class {last} of {words.lower()}")
-    return plot_class_means(
+    shown = (
         rows["score_mean_0"].to_numpy(),
         rows[f"score_mean_{last}"].to_numpy(),
         rows["latent"].to_numpy(),
         [(latent, role, auroc) for latent, role, auroc in marked if latent in live],
-        title=f"{model}, {words}: class means",
-        class_names=names,
     )
+    return shown, {"title": f"{model}, {words}: class means", "class_names": names}
 
 
 def write_tables(results: Results, results_folder: str | os.PathLike[str]) -> list[Path]:
