@@ -33,7 +33,7 @@ def test_the_wheel_holds_plain_files_under_one_package(wheel):
         "mammosae_plugin/hub_cards/space/index.html",
         "mammosae_plugin/hub_cards/space/app.js",
         "mammosae_plugin/interpretation/mammography.yaml",
-        "mammosae_plugin/report/template.html.j2",
+        "mammosae_plugin/report/first.html.j2",
         "mammosae_plugin/report/style.css",
         "mammosae_plugin/report/paper_results.json",
         "mammosae_plugin/py.typed",

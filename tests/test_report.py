@@ -26,6 +26,7 @@ from mammosae_plugin.report.paper import compare_figure_2, compare_table_1, comp
 from mammosae_plugin.report.summary import baselines_summary, findings, layers_summary, summary
 from mammosae_plugin.study.claims import claims
 from mammosae_plugin.study.demo import _verdict
+from mammosae_plugin.study.report_files import write_report_files
 from mammosae_plugin.visualization import figure_2_name, figure_3_name, figure_4_name, table_layers
 
 CALCIFIED = "Suspicious_Calcification"
@@ -491,6 +492,41 @@ def test_in_a_browser_figures_show_and_links_and_print_open_what_is_folded(brows
     page.set_viewport_size({"width": 1280, "height": 900})
     page.locator("nav details[open]").wait_for()
     assert problems == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_on_a_phone_with_everything_unfolded(scheme, browser, tmp_path):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe looks at the pages").Axe()
+    write_pages(tmp_path, synthetic_results(layers=LAYERS), [figure_2_name("Mass")])
+    context = browser.new_context(
+        bypass_csp=True, offline=True, color_scheme=scheme, viewport={"width": 390, "height": 844}
+    )
+    for name in ("report.html", "concepts/Mass.html"):
+        page = context.new_page()
+        page.goto((tmp_path / name).as_uri())
+        page.evaluate("for (const part of document.querySelectorAll('details')) part.open = true")
+        page.locator(".scroll[tabindex]").first.wait_for(state="attached")
+        found = axe.run(page).response["violations"]
+        assert [(one["id"], one["nodes"][0]["html"]) for one in found] == []
+
+
+def test_pages_of_concepts_that_are_gone_go_with_their_figures_and_what_was_edited_is_kept(tmp_path):
+    results, written = synthetic_results(), []
+
+    def write(folder, drawings):
+        written.append(folder)
+        write_report(results, folder)
+
+    def run():
+        return write_report_files(tmp_path, results, write)
+
+    assert run() == run() == tmp_path / "report.html" and len(written) == 1
+    calcified, mass = (tmp_path / "concepts" / f"{name}.html" for name in (CALCIFIED, "Mass"))
+    mass.write_text("with my words")
+    results["models"] = [row for row in results["models"] if row["concept"] == "Mass"]
+    run()
+    assert not calcified.exists() and CALCIFIED not in mass.read_text(encoding="utf-8")
+    assert mass.with_name("Mass.edited.html").read_text() == "with my words"
 
 
 def test_the_same_results_give_the_same_bytes(tmp_path):

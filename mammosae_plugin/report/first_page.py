@@ -126,7 +126,8 @@ def _telling(results: Results, folder: Path) -> list[Row]:
         caption = (
             f"{name}: the test image in which latent {latent} ({how}) is strongest, so that others look weaker. Left "
             "the image, in the middle where the latent fires (the brighter, the more), right what lies round its "
-            f"peak; red: the annotators’ boxes. {n}.{names_said(results, model, concept, [latent])}"
+            f"peak, outlined at half of its maximum; red: the annotators’ boxes. {n}."
+            f"{names_said(results, model, concept, [latent])}"
         )
         found.append((FIGURE_EXAMPLE, caption, f"{name}: where latent {latent} fires in one image"))
     random = "the one random group" if results.get("n_controls") == 1 else "the random groups, smallest to largest"

@@ -34,6 +34,18 @@
   contents?.addEventListener("click", (event) => { if (narrow.matches && event.target.closest("a")) contents.open = false; });
   if (location.hash) follow(location.hash);
 
+  // What is wider than the page can be scrolled with the keyboard too.
+  const reach = () => {
+    for (const part of document.querySelectorAll(".scroll, .card")) {
+      if (part.scrollWidth <= part.clientWidth || part.hasAttribute("tabindex")) continue;
+      part.tabIndex = 0;
+      part.setAttribute("role", "group");
+      part.setAttribute("aria-label", "Wider than the page, can be scrolled");
+    }
+  };
+  for (const when of ["load", "resize"]) addEventListener(when, reach);
+  document.addEventListener("toggle", reach, true);
+
   // A button at every command that copies it; where the browser does not allow that, it selects the text.
   for (const text of document.querySelectorAll("pre.copy")) {
     const button = document.createElement("button");

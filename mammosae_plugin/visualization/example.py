@@ -12,7 +12,7 @@ from mammosae_plugin.analysis.localization import heatmap
 from mammosae_plugin.schema.results import Results, Row, best_row, pairs, reference_auroc
 from mammosae_plugin.visualization.heatmaps import draw_activation, draw_boxes, draw_tissue, small_enough
 from mammosae_plugin.visualization.lesions import best_of
-from mammosae_plugin.visualization.style import TRUTH_BOX, figure_style
+from mammosae_plugin.visualization.style import PREDICTED_BOX, TRUTH_BOX, figure_style
 
 _HEIGHT = 3.6  # inches: of a panel; the width follows the image
 _GAP = 0.08
@@ -68,7 +68,10 @@ def example_latent(results: Results, model: str, concept: str) -> tuple[int, str
 
 
 def plot_example(shown: Example) -> Figure:
-    """The image, the latent's map over it, and the surroundings of its peak; red: the annotators' boxes."""
+    """The image, the latent's map over it, and what lies round its peak, outlined at half of its maximum.
+
+    Red: the annotators' boxes.
+    """
     size = (shown.image.shape[0], shown.image.shape[1])
     full = np.asarray(heatmap(np.asarray(shown.map, dtype=np.float32), size))
     peak = np.unravel_index(int(full.argmax()), full.shape)
@@ -81,15 +84,23 @@ def plot_example(shown: Example) -> Figure:
             left = _GAP + column * (panel + _GAP)
             axes = figure.add_axes((left / width, _CAPTION / height, panel / width, _HEIGHT / height))
             draw_tissue(axes, shown.image if column == 2 else small_enough(shown.image), size)
-            if column:
+            if column == 1:
                 draw_activation(axes, full, float(full.max()) or 1.0, None)
             draw_boxes(axes, shown.boxes, TRUTH_BOX, "-", 1.4)
-            if column == 2:
+            if column == 2:  # an outline leaves in sight what the latent fires at
+                if full.max() > 0:
+                    half = [float(full.max()) / 2]
+                    axes.contour(full, levels=half, colors=PREDICTED_BOX, linewidths=1.4, extent=_extent(size))
                 ends = [_span(int(at), length) for at, length in zip(peak, size, strict=True)]
                 axes.set_xlim(*ends[1])
                 axes.set_ylim(*reversed(ends[0]))
             axes.set_xlabel(text, fontsize=10, labelpad=4)
     return figure
+
+
+def _extent(size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Where the first and last pixels of a map have their centres: contours go through centres."""
+    return 0.5, size[1] - 0.5, 0.5, size[0] - 0.5
 
 
 def _span(at: int, length: int) -> tuple[float, float]:
