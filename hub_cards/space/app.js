@@ -26,19 +26,19 @@
   setTheme(wanted());  // before anything is drawn
   dark.addEventListener("change", () => setTheme(wanted()));
 
-  const routes = { "": "latents", latent: "latent", compare: "compare", study: "study" };
   let turn = 0;
 
   const show = async (focus) => {
     const main = document.getElementById("main");
     const { title } = mammosae.data.index;
     const place = mammosae.parse(location.hash);
-    const page = routes[place.page] ?? null;
+    const asked = place.page || "latents";
+    const page = Object.hasOwn(mammosae.pages, asked) ? asked : null;
     const mine = (turn += 1);
     const root = mammosae.el("div", { class: `page ${page ?? "none"}` });
     mammosae.redraw = undefined;
-    for (const name of ["latents", "compare", "study"]) {
-      const link = document.getElementById(`nav-${name}`);
+    for (const link of document.querySelectorAll("header nav a")) {
+      const name = link.id.replace("nav-", "");
       if (name === page || (name === "latents" && page === "latent")) link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
     }

@@ -1,6 +1,6 @@
 """A logit of one image as a sum over latents."""
 
-__all__ = ["explain", "Explanation"]
+__all__ = ["explain", "Explanation", "LogitParts", "take_apart", "usual_means"]
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -90,6 +90,80 @@ class Explanation:
         return pd.concat([own[["kind", "latent", "contribution"]], rest], ignore_index=True)
 
 
+@dataclass(frozen=True)
+class LogitParts:
+    """All logits of one head for one image, each as a sum: `logits` = `bias` + `error` + `contributions` over latents.
+
+    Attributes:
+        logits: (n_out,) what the network gives.
+        bias: (n_out,) what an image without any latent would get.
+        error: (n_out,) what the SAE does not reconstruct.
+        latents: (n,) those that fire, ascending.
+        mean: (n,) over positions.
+        maximum: (n,) likewise.
+        weight: (n, n_out) what a unit of the mean adds.
+        gap: (n_out,) `logits` less the sum, by rounding.
+        contributions: (n, n_out) mean times weight.
+    """
+
+    logits: NDArray[np.float64]
+    bias: NDArray[np.float64]
+    error: NDArray[np.float64]
+    latents: NDArray[np.int64]
+    mean: NDArray[np.float64]
+    maximum: NDArray[np.float64]
+    weight: NDArray[np.float64]
+
+    @property
+    def contributions(self) -> NDArray[np.float64]:
+        """(n, n_out) mean times weight."""
+        found: NDArray[np.float64] = self.mean[:, None] * self.weight
+        return found
+
+    @property
+    def gap(self) -> NDArray[np.float64]:
+        """(n_out,) `logits` less the sum, by rounding."""
+        found: NDArray[np.float64] = self.logits - (self.bias + self.error + self.contributions.sum(axis=0))
+        return found
+
+
+@checked_arguments
+def take_apart(table: "LatentTable", image: "str | int | EncodedImage", *, head: str) -> LogitParts:
+    """The logits of a head for an image as sums over the latents that fire; the formula is in `explain`.
+
+    Args:
+        table: a latents table at the final map.
+        image: as for `explain`.
+        head: the concept.
+
+    Raises:
+        InputError: a table whose readout is not linear, an unknown image or head.
+        RuntimeError: a sum is not its logit: the table, or the encoded image, is of another network.
+    """
+    readout = table.readout(head)
+    if isinstance(image, (str, int, np.integer)):
+        row = row_of_image(table, image if isinstance(image, str) else int(image))
+        means = table.mean_latents[[row]].toarray().ravel().astype(np.float64)
+        maxima = table.max_latents[[row]].toarray().ravel().astype(np.float64)
+        logits = table.logits(head)[row]
+        error = logits - table.logits_with_sae(head)[row]
+    else:
+        means, maxima = image.mean_latents, image.max_latents
+        logits, error = np.asarray(image.logits), np.asarray(image.error)
+    if means.shape != readout.weight.shape[:1]:
+        raise InputError(f"the image has {len(means)} latents, the table {table.d_sae}: encode it with the table's SAE")
+    fires = np.flatnonzero((means != 0) | (maxima != 0))
+    parts = LogitParts(logits, readout.offset, error, fires, means[fires], maxima[fires], readout.weight[fires])
+    sizes = np.abs(parts.bias) + np.abs(error) + np.abs(parts.contributions).sum(axis=0)
+    for gap, size, logit in zip(parts.gap, sizes, logits, strict=True):
+        if not abs(gap) <= max(_AGREEMENT, NETWORK_ERROR * size):
+            raise RuntimeError(
+                f"the sum over latents is {logit - gap:.6g}, but the logit {logit:.6g}: table, network and SAE do not "
+                "belong together"
+            )
+    return parts
+
+
 @checked_arguments
 def explain(
     table: "LatentTable",
@@ -130,53 +204,39 @@ def explain(
         >>> found.to_frame()["contribution"].sum() - found.logit   # doctest: +SKIP
     """
     k, n = whole(k, "k", least=1), whole(n, "n", least=0)
-    readout = table.readout(head)
-    output = index(output, "output", len(readout.offset))
-    weight, bias = readout.weight[:, output], float(readout.offset[output])
+    parts = take_apart(table, image, head=head)
+    output = index(output, "output", len(parts.logits))
     row = None
     if isinstance(image, (str, int, np.integer)):
         row = row_of_image(table, image if isinstance(image, str) else int(image))
-        means = table.mean_latents[[row]].toarray().ravel().astype(np.float64)
         maxima = table.max_latents[[row]].toarray().ravel().astype(np.float64)
-        logit = float(table.logits(head)[row, output])
-        error = logit - float(table.logits_with_sae(head)[row, output])
     else:
-        means, maxima = image.mean_latents, image.max_latents
-        logit, error = float(image.logits[output]), float(image.error[output])
-    if means.shape != weight.shape:
-        raise InputError(f"the image has {len(means)} latents, the table {table.d_sae}: encode it with the table's SAE")
-    contributions = means * weight
-    gap = logit - (bias + error + float(contributions.sum()))
-    size = abs(bias) + abs(error) + float(np.abs(contributions).sum())
-    if not abs(gap) <= max(_AGREEMENT, NETWORK_ERROR * size):
-        raise RuntimeError(
-            f"the sum over latents is {logit - gap:.6g}, but the logit {logit:.6g}: table, network and SAE do not "
-            "belong together"
-        )
-    fires = np.flatnonzero((means != 0) | (maxima != 0))
-    usual = _usual(table, weight)[fires]
+        maxima = image.max_latents
+    weight, contributions = parts.weight[:, output], parts.contributions[:, output]
+    usual = usual_means(table)[parts.latents] * weight
     frame = pd.DataFrame(
         {
-            "latent": fires,
-            "contribution": contributions[fires],
-            "mean": means[fires],
-            "maximum": maxima[fires],
-            "weight": weight[fires],
+            "latent": parts.latents,
+            "contribution": contributions,
+            "mean": parts.mean,
+            "maximum": parts.maximum,
+            "weight": weight,
             "usual": usual,
-            "above_usual": contributions[fires] - usual,
+            "above_usual": contributions - usual,
         }
     )
-    frame = frame.iloc[np.argsort(-np.abs(contributions[fires]), kind="stable")].reset_index(drop=True)
+    frame = frame.iloc[np.argsort(-np.abs(contributions), kind="stable")].reset_index(drop=True)
     found, usual_likeness = _neighbours(table, row, maxima, patient, k, n)
+    logit, bias, error, gap = (float(part[output]) for part in (parts.logits, parts.bias, parts.error, parts.gap))
     return Explanation(head, output, logit, bias, error, frame, found, gap, usual_likeness)
 
 
-def _usual(table: "LatentTable", weight: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mean contribution of every latent in the training images, NaN where there are none."""
+def usual_means(table: "LatentTable") -> NDArray[np.float64]:
+    """(d_sae,) the mean over the training images of every latent's mean over positions, NaN where there are none."""
     rows = np.flatnonzero((table.images["split"] == TRAINING).to_numpy())
     if not len(rows):
-        return np.full(len(weight), np.nan)
-    found: NDArray[np.float64] = np.asarray(table.mean_latents[rows].sum(axis=0, dtype=np.float64)) / len(rows) * weight
+        return np.full(table.d_sae, np.nan)
+    found: NDArray[np.float64] = np.asarray(table.mean_latents[rows].sum(axis=0, dtype=np.float64)) / len(rows)
     return found
 
 

@@ -25,6 +25,7 @@ from mammosae_plugin.cli.pairs import add_pairs_command
 from mammosae_plugin.cli.prepare import add_prepare_command
 from mammosae_plugin.cli.repair import add_repair_command
 from mammosae_plugin.cli.retrieve import add_retrieve_command
+from mammosae_plugin.cli.view import add_view_command
 from mammosae_plugin.cli.views import add_views_command
 from mammosae_plugin.memory import keep_freed_memory
 from mammosae_plugin.version import __version__
@@ -540,6 +541,7 @@ add_retrieve_command(app)
 add_views_command(app)
 add_name_command(app)
 add_explain_command(app)
+add_view_command(app)
 add_housekeeping_commands(app)
 add_repair_command(app)
 add_pairs_command(app)

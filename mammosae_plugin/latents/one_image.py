@@ -1,6 +1,6 @@
 """One image through the network and the SAE, as a latents table has it, with the maps of whatever fires in it."""
 
-__all__ = ["encode_image", "OneImage"]
+__all__ = ["encode_image", "logits_without", "OneImage"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from torch import nn
 
 from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.adapters.recording import evaluation
+from mammosae_plugin.arguments import indices
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.latents.encoded_layer import decodes_linearly, weight_and_bias, why_not_linear
 from mammosae_plugin.latents.encoding import rows_at_once
@@ -106,3 +107,53 @@ def encode_image(
             grid=(int(value.shape[0]), int(value.shape[1])),
             codes=codes,
         )
+
+
+def logits_without(
+    model: HookedVisionModel,
+    sae: SAE[Any],
+    image: torch.Tensor,
+    head: nn.Linear,
+    latents: Sequence[int],
+    *,
+    hook_name: str,
+    device: str = "cpu",
+) -> NDArray[np.float64]:
+    """What the network gives for an image when some latents are removed from a layer and all else stays as it is.
+
+    At every position what the latents add to the layer is taken away; what the SAE does not reconstruct stays. The
+    network then runs on, so that at the final map this checks the sum of `encode_image` without using it.
+
+    Args:
+        model: as for `encode_image`.
+        sae: likewise; one that decodes linearly.
+        image: likewise.
+        head: likewise.
+        latents: those that are removed; none gives the network's own logits.
+        hook_name: the layer, which may be an inner one.
+        device: where it runs.
+
+    Returns:
+        (n_out,).
+
+    Raises:
+        InputError: a latent that the SAE does not have.
+    """
+    off = torch.as_tensor(indices(list(latents), "latents", sae.cfg.d_sae, distinct=True))
+
+    def removed(value: torch.Tensor, hook: Any) -> torch.Tensor:  # noqa: ARG001 - TransformerLens names it
+        rows = value.reshape(-1, value.shape[-1])
+        pieces = []
+        for chunk in torch.split(rows, rows_at_once(sae)):
+            codes = sae.encode(chunk)
+            rest = codes.clone()
+            rest[:, off] = 0
+            pieces.append(chunk - (sae.decode(codes) - sae.decode(rest)))
+        return torch.cat(pieces).reshape(value.shape)
+
+    with evaluation(model, sae, device=device), torch.inference_mode():
+        weight, bias = weight_and_bias(head, device)
+        with model.head_input() as seen, model.hooks(fwd_hooks=[(hook_name, removed)] if len(off) else []):
+            model(image[None].to(device))
+        found: NDArray[np.float64] = (weight @ seen[0][0].double() + bias).cpu().numpy()
+        return found

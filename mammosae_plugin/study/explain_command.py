@@ -1,10 +1,9 @@
 """`mammosae explain`: why a study's classifier gives one image its logit, as a page."""
 
-__all__ = ["explain_image", "Shown"]
+__all__ = ["explain_image"]
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,6 @@ from numpy.typing import NDArray
 from mammosae_plugin.adapters.preprocessing import BadImageError
 from mammosae_plugin.analysis.explaining import Explanation, explain
 from mammosae_plugin.analysis.localization import heatmap
-from mammosae_plugin.analysis.retrieval import nearest_ids
-from mammosae_plugin.datasets import StudyDataset
-from mammosae_plugin.datasets.dicom import read_picture
-from mammosae_plugin.datasets.preparation import Transform, prepare_picture
-from mammosae_plugin.datasets.preprocessing import as_8_bit, read_png
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path, write_json, write_text
 from mammosae_plugin.findings.notes import results_with_readers
@@ -35,40 +29,12 @@ from mammosae_plugin.schema.names_of_latents import names_of_encoder
 from mammosae_plugin.schema.results import stated_role
 from mammosae_plugin.study.explained import choose_images
 from mammosae_plugin.study.finished import Finished, finished_layer
+from mammosae_plugin.study.shown_image import Shown, shown_image
 from mammosae_plugin.visualization import save_figure
 from mammosae_plugin.visualization.explanation import LatentPanel, plot_explanation, plot_on_original
 
 PAGE, FIGURE, ORIGINAL, NUMBERS = "explanation.html", "explanation.png", "original.png", "explanation.json"
-_PNG = ".png"
 _LARGEST = 1600  # rows of an original as it is drawn
-
-
-@dataclass(frozen=True)
-class Shown:
-    """An image as the network is shown it, and where it comes from.
-
-    Attributes:
-        name: what it is called.
-        pixels: uint8 or uint16 (H, W), or (H, W, 3).
-        row: its row in the study's data, None where it is none of these.
-        patient: whose it is, where that is known.
-        original: the picture before it was prepared, uint8 (H, W), with the way there; None where it came prepared.
-        prepared: what was done to it, in a sentence; None likewise.
-    """
-
-    name: str
-    pixels: NDArray[Any]
-    row: int | None = None
-    patient: str | None = None
-    original: tuple[NDArray[np.uint8], Transform] | None = None
-    prepared: str | None = None
-
-    @property
-    def gray(self) -> NDArray[np.uint8]:
-        """For display, (H, W)."""
-        pixels = as_8_bit(self.pixels)
-        found: NDArray[np.uint8] = pixels if pixels.ndim == 2 else pixels.mean(axis=2).round().astype(np.uint8)
-        return found
 
 
 def explain_image(
@@ -113,7 +79,7 @@ def explain_image(
         )
     images = chosen.study.all_images
     try:
-        shown = _shown(_by_rule(image, chosen), images, preparation)
+        shown = shown_image(_by_rule(image, chosen), images, preparation)
     except BadImageError as error:
         raise InputError(f"{Path(image).name}: {error.reason}; give a PNG or DICOM file of one mammogram") from error
     encoded = _encoded(chosen, shown)
@@ -164,52 +130,6 @@ def _by_rule(image: str, chosen: Finished) -> str:
     if row is None:
         raise InputError(f"{image}: the test images are of fewer patients; give {rule}:1, the one of the highest logit")
     return str(chosen.table.images["image_id"].iloc[row])
-
-
-def _shown(image: str, images: StudyDataset, preparation: str | None) -> Shown:
-    ids = images.images["image_id"].astype(str).tolist()
-    path = local_path(image)
-    if not path.is_file():
-        if image in ids:
-            return _of_study(images, ids.index(image))
-        near = nearest_ids(image, ids) or ids[:1]
-        raise InputError(
-            f"{image} is no file, and no image of the study ({len(ids)} images, such as {', '.join(near)})"
-        )
-    paths = [one.resolve() for one in images.image_paths]
-    if path.resolve() in paths and preparation is None:
-        return _of_study(images, paths.index(path.resolve()))
-    size = (int(images.image_size[0]), int(images.image_size[1]))
-    if preparation is None and path.suffix.lower() == _PNG:
-        pixels = read_png(path, None, deep=True)
-        if pixels.shape[:2] == size:
-            return Shown(path.name, pixels)
-    own = getattr(getattr(images, "mapping", None), "preparation", None)
-    picture = read_picture(path, rescale=False)
-    way = preparation or ("letterbox" if own == "letterbox" else "mammo-clip")
-    prepared = prepare_picture(picture, way, size)
-    (height, width), (rows, columns) = prepared.transform.source, prepared.transform.inner
-    left, top, right, bottom = prepared.transform.crop
-    said = (
-        f"The file has {height} x {width} pixels (height x width), and was prepared by {way}: its rows {top} to "
-        f"{bottom} and columns {left} to {right} were resized to {rows} x {columns} in an image of "
-        f"{size[0]} x {size[1]}, and brightness was stretched to the full range. --preparation chooses another way."
-    )
-    original = _displayed(picture.pixels), prepared.transform
-    return Shown(path.name, prepared.pixels, original=original, prepared=said)
-
-
-def _of_study(images: StudyDataset, row: int) -> Shown:
-    about = images.images.iloc[row]
-    pixels = images.pixels(row) if hasattr(images, "pixels") else images.gray(row)
-    return Shown(str(about["image_id"]), pixels, row, str(about["patient_id"]))
-
-
-def _displayed(pixels: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """A picture for display: its middle 99.8 % of values over the whole range."""
-    low, high = np.percentile(pixels, [0.1, 99.9])
-    found: NDArray[np.uint8] = np.round(255 * ((pixels - low) / max(high - low, 1e-12)).clip(0, 1)).astype(np.uint8)
-    return found
 
 
 def _encoded(chosen: Finished, shown: Shown) -> OneImage:

@@ -1,6 +1,6 @@
 """One network of a finished study, with its SAE and its latents table, for what is asked of it afterwards."""
 
-__all__ = ["Finished", "finished_layer"]
+__all__ = ["Finished", "finished_layer", "layer_of"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,14 +68,26 @@ def finished_layer(
     if encoder is None:
         raise InputError(f"{config.output} has no table of {pair.key}; run `mammosae study` again")
     study = Study(config)
+    return Finished(study, layer_of(study, found, str(named)), pair, found, encoder.table)
+
+
+def layer_of(study: Study, found: LayerResults, named: str) -> LayerStudy:
+    """The layer of a study at which something was found, with its SAE in memory.
+
+    Args:
+        study: the study.
+        found: what was found there.
+        named: what the study is called in an error.
+
+    Raises:
+        InputError: the study's settings have no such layer.
+    """
     of_name = {one.name: one for one in study.layers}
     if found.name not in of_name and len(of_name) > 1:
-        raise InputError(f"{named} has no layer {found.name}, which {config.output} has; run `mammosae study` again")
+        raise InputError(f"{named} has no layer {found.name}, which {study.output} has; run `mammosae study` again")
     chosen = of_name.get(found.name, study.primary)
-    _ = (
-        chosen.sae
-    )  # of a study that trains it, what is read for it takes the place of a network that is asked for before
-    return Finished(study, chosen, pair, found, encoder.table)
+    _ = chosen.sae  # what is read to train it takes the place of a network that is asked for before
+    return chosen
 
 
 def _one(wanted: str | None, there: Sequence[str], what: str, where: str) -> str:
