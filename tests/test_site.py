@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mkdocs.exceptions import PluginError
 from test_architecture import PUBLIC
-from test_docs import anchors
+from test_docs import LINK, SCRIPTS, anchors
 
 ROOT = Path(__file__).parent.parent
 _spec = importlib.util.spec_from_file_location("make_site", ROOT / "docs" / "make_site.py")
@@ -26,6 +26,14 @@ def test_links_to_files_become_links_to_their_pages_outside_of_code():
     assert told == "[a](../index.md#in-python) [b](nnsight.md)"
     with pytest.raises(PluginError, match=r"README\.md: Makefile has no page"):
         make_site.relinked("[a](Makefile)", ROOT / "README.md", "index.md", pages)
+
+
+def test_every_question_is_listed_and_answered_with_code_that_runs():
+    folder = ROOT / "docs" / "questions"
+    pages = {page.name for page in folder.glob("*.md")} - {"index.md"}
+    assert set(LINK.findall((folder / "index.md").read_text())) == pages
+    run = {name.partition(":")[0] for name, _ in SCRIPTS}  # by test_docs
+    assert {f"docs/questions/{page}" for page in pages} <= run
 
 
 def test_headings_have_the_anchors_of_github(tmp_path):
