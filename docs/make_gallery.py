@@ -130,7 +130,8 @@ PICTURES = (
     Picture(
         "report",
         "The report",
-        "What `mammosae study` writes: a page that opens without a server, on screen, phone and paper.",
+        "What `mammosae study` writes: a first page of five sentences and a page per concept, which open without a "
+        "server, on screen, phone and paper. [The report](report.md).",
         lambda demo: demo.page(demo.study / "results" / "report.html"),
     ),
     Picture(
