@@ -23,7 +23,7 @@ from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.cli import app
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import sha256_of_file
-from mammosae_plugin.findings.kept import Kept, write_findings
+from mammosae_plugin.findings.kept import Kept, read_page, write_findings
 from mammosae_plugin.findings.layers import read_layers, write_layers
 from mammosae_plugin.findings.notes import Note, add_note, agreement, withdraw_notes
 from mammosae_plugin.findings.study_folder import Encoder, StudyFolder
@@ -37,7 +37,8 @@ from mammosae_plugin.hub.findings import (
     stage_findings,
 )
 from mammosae_plugin.privacy.guard import PrivacyContext, PrivacyError
-from mammosae_plugin.schema.findings import LAYERS, SCHEMAS, parquet_path
+from mammosae_plugin.schema.findings import KEPT, LAYERS, SCHEMAS, parquet_path
+from mammosae_plugin.schema.pages import KEPT_PAGES
 
 CONCEPTS = ("Mass", "Suspicious_Calcification")
 
@@ -222,7 +223,8 @@ def test_publishing_reads_no_latents_table_and_a_rerun_writes_what_an_earlier_ve
     assert {**found.study} == {**whole.study}
     kept = folder / "results" / "findings"
     before = {path.relative_to(kept): path.read_bytes() for path in kept.rglob("*.parquet")}
-    assert len(before) == len(LAYERS) - 1 + 3 * 2  # no pairs; at two layers one encoder
+    assert len(before) == len(LAYERS) - 1 + len(KEPT_PAGES) + len(KEPT) * 2  # no pairs; at two layers one encoder
+    pages = {name: read_page(folder, name).to_pandas() for name in KEPT_PAGES}
     (folder / "work").symlink_to(study.output / "work")
     files = sorted(kept.rglob("latents.parquet"))
     (kept / "mine.txt").write_text("a user's")
@@ -230,7 +232,7 @@ def test_publishing_reads_no_latents_table_and_a_rerun_writes_what_an_earlier_ve
     with pytest.raises(InputError, match="does not hold the findings.*run `mammosae study`"):
         Findings.of_study(folder)
     times = files[1].stat().st_mtime_ns
-    write_findings(folder, read_layers(kept))
+    write_findings(folder, read_layers(kept), pages)
     assert {path.relative_to(kept): path.read_bytes() for path in kept.rglob("*.parquet")} == before
     assert files[1].stat().st_mtime_ns == times and (kept / "mine.txt").exists()
     plan = files[0].with_name("plan.json")
@@ -238,7 +240,7 @@ def test_publishing_reads_no_latents_table_and_a_rerun_writes_what_an_earlier_ve
     plan.write_text(json.dumps({name: value for name, value in written.items() if name != "sums"}))
     with pytest.raises(InputError, match="compared fewer sums.*run `mammosae study`"):
         Findings.of_study(folder)
-    write_findings(folder, read_layers(kept))
+    write_findings(folder, read_layers(kept), pages)
     assert json.loads(plan.read_text()) == written
 
 

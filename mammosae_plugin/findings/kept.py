@@ -5,7 +5,18 @@ they were made. Whoever publishes or compares takes the numbers from here, and l
 they name asks for (`tables`); nobody ranks, counts or reads a latents table again.
 """
 
-__all__ = ["class_means", "Kept", "OfConcept", "PLAN", "read_kept", "TEST", "TRAINING", "with_boxes", "write_findings"]
+__all__ = [
+    "class_means",
+    "Kept",
+    "OfConcept",
+    "PLAN",
+    "read_kept",
+    "read_page",
+    "TEST",
+    "TRAINING",
+    "with_boxes",
+    "write_findings",
+]
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +32,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from mammosae_plugin.analysis.histograms import class_mean_intervals, count_activations
 from mammosae_plugin.analysis.probing import Score, class_mean_latents, rank_latents
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, sha256_of_file, write_json
@@ -31,6 +43,7 @@ from mammosae_plugin.privacy.small_groups import Differences, Firing, Mask, Weig
 from mammosae_plugin.schema.columns import struct_of
 from mammosae_plugin.schema.findings import KEPT, KEPT_CONCEPT, KEPT_SCHEMAS
 from mammosae_plugin.schema.names import FINDINGS_FOLDER
+from mammosae_plugin.schema.pages import N_BINS, PAGE_SCHEMAS
 from mammosae_plugin.schema.results import Results
 from mammosae_plugin.version import __version__
 
@@ -52,11 +65,15 @@ class Kept:
         latents: A row per latent.
         classes: A row per concept and split: how many images and patients each class has, how many patients boxes.
         sums: A row per split and two sums over images: how many patients they differ by, for every latent.
+        signs: A row per combination of classes that test images have.
+        histograms: A row per latent, bin of its activation and sign: how many test images and patients.
     """
 
     latents: pa.Table
     classes: pa.Table
     sums: pa.Table
+    signs: pa.Table
+    histograms: pa.Table
 
     @property
     def d_sae(self) -> int:
@@ -86,6 +103,7 @@ class Kept:
             latents,
             pa.Table.from_pylist(classes, schema=KEPT_SCHEMAS["classes"]),
             _sums({name: one.differences for name, one in counted.items()}),
+            *_histograms(table, encoder.concepts),
         )
 
     @classmethod
@@ -99,8 +117,8 @@ class Kept:
 
     def write(self, folder: Path) -> None:
         """Write a parquet file per table."""
-        for name, table in zip(KEPT, (self.latents, self.classes, self.sums), strict=True):
-            write_table(table, folder / f"{name}.parquet")
+        for name in KEPT:
+            write_table(getattr(self, name), folder / f"{name}.parquet")
 
 
 def _unit(layer: LayerResults) -> str:
@@ -115,21 +133,25 @@ def read_kept(study_folder: Path, encoder: Encoder) -> Kept:
         InputError: The study was run with an earlier version, which did not keep as much or did not compare as much.
     """
     folder = study_folder / RESULTS_FOLDER / FINDINGS_FOLDER / encoder.table_folder.name
-    kept = Kept.read(folder)
-    if not (folder / PLAN).is_file() or read_json(folder / PLAN).get("sums") != COMPARED_SUMS:
+    plan = read_json(folder / PLAN) if (folder / PLAN).is_file() else {}
+    if plan.get("sums") != COMPARED_SUMS or plan.get("columns") != _COLUMNS:
         raise InputError(
-            f"{folder} was written by an earlier version, which compared fewer sums when it looked for those that give "
-            "few patients away; run `mammosae study` with its configuration again, which writes it from what it kept"
+            f"{folder} was written by an earlier version, which kept less, or compared fewer sums when it looked for "
+            "those that give few patients away; run `mammosae study` with its configuration again, which writes it "
+            "from what it kept"
         )
-    return kept
+    return Kept.read(folder)
 
 
-def write_findings(study_folder: Path, found: Mapping[str, Results]) -> StudyFolder:
+def write_findings(
+    study_folder: Path, found: Mapping[str, Results], pages: Mapping[str, pd.DataFrame] | None = None
+) -> StudyFolder:
     """Write what a study found; what it keeps of an encoder and was made by the same plan stays as it is.
 
     Args:
         study_folder: The study's output folder.
         found: What was found, by layer in the study's order.
+        pages: What pages show of all layers, by the names of `schema.pages.KEPT_PAGES`.
 
     Returns:
         The study as whoever comes after reads it.
@@ -138,6 +160,9 @@ def write_findings(study_folder: Path, found: Mapping[str, Results]) -> StudyFol
     staged = empty_staging(folder)
     try:
         write_layers(found, staged)
+        for name, frame in (pages or {}).items():
+            table = pa.Table.from_pandas(frame, schema=PAGE_SCHEMAS[name], preserve_index=False)
+            write_table(table, staged / f"{name}.parquet")
         for layer in layers_of(study_folder, found):
             for encoder in layer.encoders.values():
                 name, plan = encoder.table_folder.name, _plan(layer, encoder)
@@ -150,6 +175,16 @@ def write_findings(study_folder: Path, found: Mapping[str, Results]) -> StudyFol
     finally:
         shutil.rmtree(staged)
     return StudyFolder(study_folder)
+
+
+def read_page(study_folder: Path, name: str) -> pa.Table | None:
+    """What a study keeps of all layers for pages, by a name of `schema.pages.KEPT_PAGES`; None if it keeps none.
+
+    Raises:
+        InputError: It is damaged.
+    """
+    file = study_folder / RESULTS_FOLDER / FINDINGS_FOLDER / f"{name}.parquet"
+    return read_table(file, PAGE_SCHEMAS[name]) if file.exists() else None
 
 
 def class_means(layer: LayerResults) -> pd.DataFrame:
@@ -166,6 +201,9 @@ def class_means(layer: LayerResults) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
+_COLUMNS = {name: [str(field) for field in schema] for name, schema in KEPT_SCHEMAS.items()}
+
+
 def _plan(layer: LayerResults, encoder: Encoder) -> dict[str, Any]:
     """What the kept numbers depend on."""
     from mammosae_plugin.latents.table import TABLE
@@ -178,7 +216,7 @@ def _plan(layer: LayerResults, encoder: Encoder) -> dict[str, Any]:
         "sums": COMPARED_SUMS,
         "score": layer.results["config"]["analysis"]["score"],
         "localization": [row for row in layer.results["localization"] if row["model"] == encoder.model],
-        "columns": {name: [str(field) for field in schema] for name, schema in KEPT_SCHEMAS.items()},
+        "columns": _COLUMNS,
     }
 
 
@@ -255,6 +293,13 @@ def _sums(differences: Mapping[str, Differences]) -> pa.Table:
     return pa.table(columns, schema=KEPT_SCHEMAS["sums"])
 
 
+def _histograms(table: "LatentTable", concepts: Sequence[str]) -> Iterator[pa.Table]:
+    """The tables `signs` and `histograms`."""
+    found = count_activations(table, concepts, split=TEST, n_bins=N_BINS)
+    for name, frame in (("signs", found.signs), ("histograms", found.cells)):
+        yield pa.Table.from_pandas(frame, schema=KEPT_SCHEMAS[name], preserve_index=False)
+
+
 # latents
 
 
@@ -299,6 +344,7 @@ def _of_concept(layer: LayerResults, encoder: Encoder, concept: str, in_test: Fi
     scores, ranks = np.empty_like(ranking.scores), np.empty_like(ranking.indices)
     np.put_along_axis(scores, ranking.indices, ranking.scores, axis=1)
     np.put_along_axis(ranks, ranking.indices, np.broadcast_to(np.arange(1, table.d_sae + 1), ranks.shape), axis=1)
+    low, high = class_mean_intervals(table, concept, split=TRAINING, unit=unit)
     rows = table.rows(concept, split=TRAINING, unit=unit)
     is_test = (table.images["split"] == TEST).to_numpy()
     return {
@@ -307,6 +353,8 @@ def _of_concept(layer: LayerResults, encoder: Encoder, concept: str, in_test: Fi
             [len(np.unique(rows.images_of(rows.labels == label))) for label in table.classes(concept)]
         ),
         "class_means": means.T,
+        "class_mean_low": low.T,
+        "class_mean_high": high.T,
         "scores": scores.T,
         "ranks": ranks.T,
         "average_precision": _precisions(layer, encoder.model, concept, table.d_sae),
@@ -346,7 +394,7 @@ def _interleaved(of_concepts: Sequence[OfConcept], n: int) -> pa.ListArray:
             wide = [np.broadcast_to(value, (n, value.shape[-1])) for value in values]
             widths = [value.shape[-1] for value in wide]
             ends = np.add.outer(np.arange(n) * sum(widths), np.array(list(accumulate(widths)))).ravel()
-            flat = pa.array(np.concatenate(wide, axis=1).ravel(), type=kind.value_type)
+            flat = pa.array(np.concatenate(wide, axis=1).ravel(), type=kind.value_type, from_pandas=True)
             return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], ends]).astype(np.int32)), flat)
         if pa.types.is_string(kind):
             return pa.array(values).take(pa.array(np.tile(np.arange(len(values)), n)))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -44,8 +45,8 @@ class Findings:
         latents: One row per layer, encoder and latent: layer, hook_name, encoder, latent, firing_rate,
             max_activation, mean_activation.
         concepts: One row per layer, encoder, latent, concept and class: layer, encoder, latent, concept, class,
-            n_images, class_mean, score, rank, average_precision, ablation_effect. The last two are of the concept, and
-            repeat for each class.
+            n_images, class_mean, mean_low, mean_high, score, rank, average_precision, ablation_effect. The last two are
+            of the concept, and repeat for each class.
         interventions: One row per layer, model, concept, error term, mode and k.
         reconstruction: One row per layer, model, concept and variant.
         localization: One row per layer, model, concept, method, threshold, IoU threshold and rank.
@@ -62,6 +63,13 @@ class Findings:
             did not look, and in findings of earlier versions.
         names: One row per layer, encoder, latent and method: what it is called, with score, chance and q
             (docs/naming.md); None where no name may be told, and in findings of earlier versions.
+        histograms: One row per layer, encoder, concept, class and latent that fires: in how many test images of the
+            class its maximum lies in each bin; None in findings of earlier versions, as all that follow.
+        neighbours: One row per layer, encoder, latent, kind and rank: which latents fire together with it, and whose
+            directions are nearest.
+        latent_map: One row per layer and latent that fires: its place on a map of the SAE's directions.
+        pictures: One row per layer, encoder, latent and example, with the names of its pictures; None where they were
+            not published.
         repo_id: owner/name of the dataset on the Hub that they were read from; None for what lies on this machine.
         score_cards: Of a study on this machine whose SAEs were audited, their score cards by the layer's folder name.
     """
@@ -80,6 +88,10 @@ class Findings:
     groups: pd.DataFrame | None = None
     views: pd.DataFrame | None = None
     names: pd.DataFrame | None = None
+    histograms: pd.DataFrame | None = None
+    neighbours: pd.DataFrame | None = None
+    latent_map: pd.DataFrame | None = None
+    pictures: pd.DataFrame | None = None
     repo_id: str | None = None
     score_cards: Mapping[str, ScoreCard] = dataclasses.field(default_factory=dict)
 
@@ -131,6 +143,7 @@ class Findings:
                 "install the version of mammosae-plugin that wrote it"
             )
         latents = tables["latents"]
+        optional: dict[str, Any] = {config: _frame(tables[config]) for config in OPTIONAL if config in tables}
         return cls(
             origin=origin,
             latents=latents.drop_columns(["concepts", "notes"]).to_pandas(),
@@ -140,12 +153,7 @@ class Findings:
             localization=_frame(tables["localization"]),
             notes=_tidy_notes(latents),
             study={key: json.loads(value) if key in JSON_COLUMNS else value for key, value in study.items()},
-            examples=_frame(tables["examples"]) if "examples" in tables else None,
-            lesions=_frame(tables["lesions"]) if "lesions" in tables else None,
-            evidence=_frame(tables["evidence"]) if "evidence" in tables else None,
-            groups=_frame(tables["groups"]) if "groups" in tables else None,
-            views=_frame(tables["views"]) if "views" in tables else None,
-            names=_frame(tables["names"]) if "names" in tables else None,
+            **optional,
         )
 
 
@@ -160,7 +168,28 @@ def _read(path: Path, config: str) -> pa.Table:
     missing = [name for name in SCHEMAS[config].names if name not in table.column_names]
     if missing:
         raise InputError(f"{path} is no config of findings: it lacks the column {missing[0]}")
-    return table.select(SCHEMAS[config].names).cast(SCHEMAS[config])
+    schema = SCHEMAS[config]
+    return pa.table({one.name: _with_all_fields(table[one.name], one.type) for one in schema}, schema=schema)
+
+
+def _with_all_fields(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """A column of lists of structs, in which fields that an earlier version did not have are missing."""
+    if not (pa.types.is_list(kind) and pa.types.is_struct(kind.value_type)):
+        return column.cast(kind)
+    nested = column.combine_chunks()
+    flat = nested.flatten()
+    there = {field.name for field in flat.type}
+    fields = [
+        pc.struct_field(flat, one.name).cast(one.type) if one.name in there else pa.nulls(len(flat), one.type)
+        for one in kind.value_type
+    ]
+    structs = pa.StructArray.from_arrays(fields, fields=list(kind.value_type))
+    return pa.ListArray.from_arrays(_offsets(nested), structs)
+
+
+def _offsets(nested: pa.ListArray) -> pa.Array:
+    lengths = pc.fill_null(pc.list_value_length(nested), 0).to_numpy()
+    return pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:
@@ -178,6 +207,7 @@ def _tidy_concepts(latents: pa.Table) -> pd.DataFrame:
         by_concept = by_concept.append_column(name, pc.struct_field(flat, name))
     lists = {name: pc.struct_field(flat, name) for name in _PER_CLASS}
     parents = pc.list_parent_indices(lists["class_means"])
+    lists = {name: _as_long(own, lists["class_means"]) for name, own in lists.items()}
     tidy = by_concept.take(parents)
     rows = pd.Series(parents.to_numpy())
     tidy = tidy.append_column("class", pa.array(rows.groupby(rows).cumcount().to_numpy(), type=pa.int64()))
@@ -191,6 +221,13 @@ def _tidy_concepts(latents: pa.Table) -> pd.DataFrame:
         *(name for name in _PER_CONCEPT if name != "concept"),
     ]
     return _frame(tidy.select(order))
+
+
+def _as_long(lists: pa.ListArray, other: pa.ListArray) -> pa.ListArray:
+    """Lists, or, where an earlier version had none, as many missing values as in others."""
+    if lists.null_count < len(lists) or not len(lists):
+        return lists
+    return pa.ListArray.from_arrays(_offsets(other), pa.nulls(len(other.flatten()), lists.type.value_type))
 
 
 def _tidy_notes(latents: pa.Table) -> pd.DataFrame:

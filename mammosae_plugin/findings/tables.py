@@ -21,12 +21,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mammosae_plugin.findings.about import About, places
-from mammosae_plugin.findings.kept import TEST, TRAINING, Kept, read_kept
+from mammosae_plugin.findings.kept import TEST, TRAINING, Kept, read_kept, read_page
 from mammosae_plugin.findings.names import names_table
 from mammosae_plugin.findings.notes import Note, read_notes, with_readers
 from mammosae_plugin.findings.shared_study import sae_origin, shared_config, shared_provenance
 from mammosae_plugin.findings.study_folder import Encoder, LayerResults, StudyFolder
 from mammosae_plugin.findings.told_evidence import told_evidence, told_groups, told_views
+from mammosae_plugin.findings.told_pages import told_histograms, told_map, told_neighbours
 from mammosae_plugin.privacy.small_groups import Mask, is_few, rare_rows
 from mammosae_plugin.schema.columns import struct_of
 from mammosae_plugin.schema.findings import CONCEPT, FORMAT_VERSION, NOTE, OPTIONAL, SCHEMAS, names_of
@@ -65,8 +66,24 @@ def findings_tables(study: StudyFolder, *, min_group: int = 5, about: About | No
             if len(rows := rows_table(one, study, told)) or one not in OPTIONAL or _looked(one, study, min_group)
         },
         **({"names": names} if len(names) else {}),
+        **_pages(study, told, min_group),
         "study": _study(study, told, min_group, about or About().with_record(study.folder)),
     }
+
+
+def _pages(study: StudyFolder, told: "ToldOf", min_group: int) -> dict[str, pa.Table]:
+    """The configs of which pages are made; those of a study that kept none are left out."""
+    histograms = [
+        told_histograms(layer, name, told[layer.name, name], min_group)
+        for layer in study.layers
+        for name in layer.encoders
+    ]
+    found = {"histograms": pa.concat_tables(histograms)}
+    if (neighbours := read_page(study.folder, "neighbours")) is not None:
+        found["neighbours"] = told_neighbours(neighbours, told, min_group)
+    if (places := read_page(study.folder, "latent_map")) is not None:
+        found["latent_map"] = told_map(places, told)
+    return found
 
 
 @dataclass(frozen=True)

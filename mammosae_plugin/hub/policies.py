@@ -110,6 +110,7 @@ _SAE = (
     ),
     *("positions_per_image", "hook_name", "quality", "model", "concept", "split", "explained_variance", "l0"),
     *("dead_share", "mse", "n_dead", "n_live", "n_images", "n_positions", "auroc_cost", "tensors"),
+    *("latent_map", "trustworthiness", "trustworthiness_by_chance", "n_mapped", "n_latents"),
     *("published", "repo", "revision", "id"),
 )
 _STUDY_PROVENANCE = ("packages", "checkpoints", "name", "file", "sha256", "dataset_fingerprint", "seed", "python")

@@ -35,8 +35,8 @@ logger = logging.getLogger(__name__)
 DRAWN_HERE: set[str] = set()
 """SHA-256 of the images of aggregates that this process drew, or re-encoded, as they were staged: see `let_out`."""
 
-_HASH = re.compile(r"[0-9a-f]{16,64}")
 HASH_DIGITS = 32
+_HASH = re.compile(rf"[0-9a-f]{{{HASH_DIGITS}}}|pictures/[0-9a-f]{{{HASH_DIGITS}}}\.webp")
 
 _CLASSES = 16
 """How long a list in a column may be that is none of ours, and in a field of a struct: the classes of a concept."""
@@ -430,13 +430,12 @@ def _parts_of_ids(staged: Staged) -> Iterator[Problem]:
 
 def _keyed_hashes(staged: Staged) -> Iterator[Problem]:
     """`private values` finds unkeyed digests of known ids; here, what cannot be a keyed hash at all."""
-    every = (item for columns in staged.policy.leaves.values() for item in columns.items())
-    hashed = sorted({name for name, one in every if one.privacy == "image" and one.holds_text})
     for file in staged.of(".parquet"):
-        for column in hashed:
+        own = staged.policy.leaves.get(file.config, {}).items()
+        for column in [name for name, one in own if one.privacy == "image" and one.holds_text and not one.is_json]:
             for array in file.leaves.get(column, []):
                 texts = array.drop_null().to_pylist() if pa.types.is_string(array.type) else []
-                if not all(_HASH.fullmatch(text) and len(text) == HASH_DIGITS for text in texts):
+                if not all(map(_HASH.fullmatch, texts)):
                     yield Problem(file.path, f"the column {column} must hold ids hashed under a key: use hash_ids")
 
 
@@ -481,6 +480,8 @@ def _small_groups(staged: Staged) -> Iterator[Problem]:
             yield Problem(file.path, message)
         if any(_small_class(staged.policy.columns[file.config], row, least) for row in rows):
             yield Problem(file.path, message)
+        if file.config == "histograms" and file.table is not None and _small_bins(file.table, least):
+            yield Problem(file.path, message.replace("set it to null", "join it with its neighbour"))
         if file.config == "names" and any(row.get("n") is None or 0 < row["n"] < least for row in rows):
             yield Problem(file.path, message.replace("set it to null", "leave the name out"))
     for file in staged.of(".parquet"):
@@ -492,6 +493,13 @@ def _small_groups(staged: Staged) -> Iterator[Problem]:
     for file, _, value in _json_values(staged):
         if file.suffix != ".parquet" and any(_small_row(one, least) and _has_statistic(one) for one in _objects(value)):
             yield Problem(file.path, message)
+
+
+def _small_bins(table: pa.Table, least: int) -> bool:
+    """Whether a bin of a histogram holds few images; so few are of few patients too."""
+    counts = [table[name].combine_chunks() for name in ("n_images", "n_silent") if name in table.column_names]
+    flat = [one.flatten() if pa.types.is_list(one.type) else one for one in counts]
+    return any(bool(pc.any(pc.and_(pc.greater(one, 0), pc.less(one, least))).as_py()) for one in flat)
 
 
 def _group(row: Mapping[str, Any]) -> tuple[Any, ...]:

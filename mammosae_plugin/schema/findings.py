@@ -20,6 +20,7 @@ import pyarrow as pa
 from mammosae_plugin.schema.columns import Column, Privacy, leaves
 from mammosae_plugin.schema.explained import EXPLAINED
 from mammosae_plugin.schema.names_of_latents import KEPT_NAMES, NAMES
+from mammosae_plugin.schema.pages import HISTOGRAMS, KEPT_HISTOGRAMS, KEPT_SIGNS, LATENT_MAP, NEIGHBOURS
 from mammosae_plugin.schema.pairs import PAIRS
 from mammosae_plugin.schema.repairs import REPAIR_COLUMNS
 
@@ -81,6 +82,14 @@ CONCEPT = (
         *("class_means", pa.list_(_REAL), "mean activation over all positions of the training images of each class"),
         *("the SAE's", "group"),
         each="class_mean",
+    ),
+    *(
+        Column(
+            *(f"class_mean{end}", pa.list_(_REAL), "end of its 95 % interval, patients as clusters (t distribution)"),
+            *("the SAE's", "group"),
+            each=f"mean{end}",
+        )
+        for end in ("_low", "_high")
     ),
     Column(
         *(
@@ -346,6 +355,9 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
     "groups": GROUPS,
     "views": VIEWS,
     "names": (_LAYER, _ENCODER, *NAMES),
+    "histograms": HISTOGRAMS,
+    "neighbours": NEIGHBOURS,
+    "latent_map": LATENT_MAP,
     "study": (
         Column("format_version", _WHOLE, "of this layout"),
         Column("title", _TEXT, "the study's title"),
@@ -423,6 +435,8 @@ KEPT: Mapping[str, tuple[Column, ...]] = {
             *("patients", "secret"),
         ),
     ),
+    "signs": KEPT_SIGNS,
+    "histograms": KEPT_HISTOGRAMS,
 }
 """The tables that a study keeps of one encoder at one layer: every number, and of how few patients some of them are."""
 
@@ -513,7 +527,10 @@ LAYERS: Mapping[str, tuple[Column, ...]] = {
 """The tables that a study keeps of its layers: a row per layer, and the rows of all layers, with every number."""
 
 CONFIGS = tuple(COLUMNS)
-OPTIONAL = ("evidence", "examples", "groups", "lesions", "names", "views")
+OPTIONAL = (
+    *("evidence", "examples", "groups", "histograms", "latent_map", "lesions", "names", "neighbours"),
+    "views",
+)
 """Configs that not every study has: of those that ask for it, and of those of this version on."""
 SCHEMAS, KEPT_SCHEMAS, LAYER_SCHEMAS = (
     {name: pa.schema([column.field for column in columns]) for name, columns in tables.items()}

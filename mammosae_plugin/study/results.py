@@ -22,6 +22,7 @@ from mammosae_plugin.study.images import TEST, TRAINING
 from mammosae_plugin.study.inputs import ModelPair, StudyInputs
 from mammosae_plugin.study.latent_names import names_of_layer
 from mammosae_plugin.study.layer import LayerStudy
+from mammosae_plugin.study.pages import map_of_layer
 from mammosae_plugin.study.repairs import repairs
 from mammosae_plugin.training.metrics import trained_l0
 
@@ -235,6 +236,7 @@ def _sae(layer: LayerStudy) -> Row:
         "sha256": sha256_of_file(layer.sae_weights),
         "tensors": tensors_fingerprint(layer.sae.state_dict()),
         "trained_l0": trained_l0(layer.sae),
+        "latent_map": map_of_layer(layer)[1],
         "trained_on": f"{config.train.model}/{config.train.concept}" if config.train is not None else None,
         "training": None
         if config.train is None

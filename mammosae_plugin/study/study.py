@@ -30,6 +30,7 @@ from mammosae_plugin.study.inputs import EncoderGroup, StudyInputs
 from mammosae_plugin.study.latent_names import check_names, name_lines, names_of_layer, require_tables
 from mammosae_plugin.study.layer import LayerStudy
 from mammosae_plugin.study.layer_report import write_layer_report
+from mammosae_plugin.study.pages import map_of_layer, neighbours_of_layer
 from mammosae_plugin.study.repairs import check_repairs, repair_lines, repairs
 from mammosae_plugin.study.steps import Steps, dated
 
@@ -136,6 +137,7 @@ class Study(StudyInputs, Steps):
         self._at_each_layer(names_of_layer)
         self._with_each_network(LayerStudy.tell)
         self._at_each_layer(lambda layer: (layer.groups, layer.views, layer.answers, repairs(layer)))
+        self._at_each_layer(lambda layer: (neighbours_of_layer(layer), map_of_layer(layer)))
 
     def report_folder(self, layer: LayerStudy) -> Path:
         """Where a layer's results and report go."""
@@ -158,7 +160,13 @@ class Study(StudyInputs, Steps):
             found[names[layer]] = dated(results, folders[layer])
 
         self._at_each_layer(collect)
-        study = write_findings(self.output, found)
+        pages = {
+            "neighbours": [neighbours_of_layer(layer).assign(layer=names[layer]) for layer in self.layers],
+            "latent_map": [map_of_layer(layer)[0].assign(layer=names[layer]) for layer in self.layers],
+        }
+        study = write_findings(
+            self.output, found, {name: pd.concat(frames, ignore_index=True) for name, frames in pages.items()}
+        )
         self._at_each_layer(lambda layer: write_layer_report(layer, study.layer(names[layer])))
         PrivacyContext.of_dataset(self.all_images).keep(self.output)
         return self.report_file

@@ -1,0 +1,139 @@
+"""Histograms, neighbours and the map of latents, counted and found in tables where it is known what is right."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers_tables import make_table
+from scipy.sparse import csr_array
+from scipy.stats import t as student
+
+from mammosae_plugin.analysis.histograms import class_mean_intervals, count_activations
+from mammosae_plugin.analysis.neighbours import decoder_neighbours, firing_neighbours, map_latents
+from mammosae_plugin.analysis.probing import class_mean_latents
+
+
+def table_of(codes, patients, **labels):
+    codes = csr_array(np.asarray(codes, dtype=np.float32))
+    images = pd.DataFrame({"patient_id": patients, "split": "test", **labels})
+    return SimpleNamespace(max_latents=codes, mean_latents=codes, images=images, d_sae=codes.shape[1], folder="TABLE")
+
+
+def test_images_and_patients_are_counted_as_one_by_one():
+    rng = np.random.default_rng(0)
+    n, d, n_bins = 300, 12, 5
+    codes = np.where(rng.random((n, d)) < 0.4, rng.gamma(1, 1, (n, d)), 0).astype(np.float32)
+    codes[:, 3] = 0
+    patients = rng.integers(0, 80, n)
+    labels = {"Mass": rng.integers(-1, 2, n), "density": rng.integers(0, 3, n)}
+    found = count_activations(table_of(codes, patients, **labels), ["Mass", "density"], n_bins=n_bins)
+    signs = [tuple(one) for one in found.signs["classes"]]
+    assert np.isnan(found.largest[3]) and 3 not in set(found.cells["latent"])
+    assert found.signs["n_images"].sum() == n and found.signs["n_patients"].sum() == len(set(patients))
+    by_cell = {(row.latent, row.bin, row.sign): row for row in found.cells.itertuples()}
+    for latent in set(range(d)) - {3}:
+        values = codes[:, latent]
+        bins = np.where(
+            values > 0, np.minimum((values.astype(float) / values.max() * n_bins).astype(int), n_bins - 1) + 1, 0
+        )
+        for bin_ in range(n_bins + 1):
+            for number, sign in enumerate(signs):
+                there = (bins == bin_) & (labels["Mass"] == sign[0]) & (labels["density"] == sign[1])
+                cell = by_cell.get((latent, bin_, number))
+                assert (cell.n_images if cell else 0) == there.sum()
+                assert (cell.n_patients if cell else 0) <= len(set(patients[there]))
+        fired = found.cells[(found.cells["latent"] == latent) & (found.cells["bin"] > 0)]
+        assert fired["n_patients"].sum() == len(set(patients[values > 0]))
+
+
+@pytest.mark.parametrize("unit", ["image", "finding_row", "patient"])
+def test_intervals_of_class_means_are_those_of_a_sandwich_by_hand(unit):
+    table = make_table(n_patients=300)
+    low, high = class_mean_intervals(table, "Mass", unit=unit)
+    means = class_mean_latents(table, "Mass", unit=unit)
+    rows = table.rows("Mass", split="training", unit=unit)
+    values = np.asarray(rows.values(table.mean_latents).todense())
+    for label in (0, 1):
+        own, patients = values[rows.labels == label], rows.patient_ids[rows.labels == label]
+        residuals = own - own.mean(axis=0)
+        sums = np.stack([residuals[patients == one].sum(axis=0) for one in set(patients)])
+        error = np.sqrt(len(sums) / (len(sums) - 1) * np.square(sums).sum(axis=0)) / len(own)
+        assert len(sums) >= 10
+        assert high[label] - means[label] == pytest.approx(student.ppf(0.975, len(sums) - 1) * error, rel=1e-4)
+        assert (low + high)[label] / 2 == pytest.approx(means[label], abs=1e-9)
+    few = make_table(n_patients=9)
+    assert np.isnan(class_mean_intervals(few, "Mass")[0]).all()
+
+
+def test_intervals_of_class_means_hold_the_truth_about_as_often_as_they_say():
+    rng, inside = np.random.default_rng(1), 0
+    for _ in range(60):
+        of_patient = np.repeat(rng.gamma(2, 1, (30, 20)), 4, axis=0)
+        codes = of_patient * rng.gamma(2, 0.5, (120, 20))
+        rows = SimpleNamespace(
+            labels=np.zeros(120, dtype=int), patient_ids=np.repeat(np.arange(30), 4), unit_of_row=None,
+            image_rows=np.arange(120),
+        )  # fmt: skip
+        table = table_of(codes, np.repeat(np.arange(30), 4))
+        table.rows, table.classes = (lambda *_, **__: rows), (lambda _: (0,))  # noqa: B023
+        low, high = class_mean_intervals(table, "Mass")
+        inside += int(((low[0] <= 2) & (high[0] >= 2)).sum())
+    assert 0.9 < inside / (60 * 20) < 0.98
+
+
+def fires_at_random(n_patients, rates, rng):
+    """Two images per patient, which of every latent are alike in half of the patients."""
+    first = rng.random((n_patients, len(rates))) < rates
+    second = np.where(rng.random(first.shape) < 0.5, first, rng.random((n_patients, len(rates))) < rates)
+    return np.stack([first, second], axis=1).reshape(2 * n_patients, -1).astype(float)
+
+
+def test_latents_that_always_fire_together_are_found_and_those_at_random_stay_within_chance():
+    rng = np.random.default_rng(0)
+    codes = fires_at_random(300, rng.uniform(0.05, 0.6, 200), rng)
+    codes[:, 17] = codes[:, 40]
+    codes[:, 5] = 0
+    codes[:4, 5] = 1  # too few
+    codes[:, 6] = 1
+    found = firing_neighbours(table_of(codes, np.repeat(np.arange(300), 2)))
+    assert not {5, 6} & {*found["latent"], *found["neighbour"]}
+    first = found[found["rank"] == 1].set_index("latent")
+    assert (first.loc[[17, 40], "neighbour"] == [40, 17]).all() and first.loc[17, "value"] == pytest.approx(1, abs=1e-5)
+    assert (first.loc[17, ["n_only", "n_other"]] == 0).all() and first.loc[17, "n"] == 600
+    at_random = found[~found["latent"].isin([17, 40])]
+    assert (at_random["value"] > at_random["chance"]).mean() < 0.1
+    assert (at_random["chance"] < first.loc[17, "chance"] + 0.2).all() and first.loc[17, "chance"] < 0.6
+    one = next(at_random.itertuples())
+    a, b = codes[:, one.latent], codes[:, one.neighbour]
+    assert one.value == pytest.approx(np.corrcoef(a, b)[0, 1], abs=1e-5)
+    patients = np.repeat(np.arange(300), 2)
+    assert one.n_only == len(set(patients[(a > 0) & (b == 0)]))
+
+
+def test_near_directions_are_found_and_random_ones_stay_within_chance():
+    rng = np.random.default_rng(0)
+    directions = rng.normal(size=(300, 40))
+    directions[8] = 3 * directions[21] + rng.normal(size=40) / 10
+    found = decoder_neighbours(directions)
+    first = found[found["rank"] == 1].set_index("latent")
+    assert first.loc[8, "neighbour"] == 21 and first.loc[8, "value"] > 0.99 > first.loc[8, "chance"]
+    at_random = found[~found["latent"].isin([8, 21])]
+    assert (at_random["value"] > at_random["chance"]).mean() < 0.1
+    assert set(decoder_neighbours(directions, [1, 4, 6], n=9)["neighbour"]) == {1, 4, 6}
+    assert len(decoder_neighbours(directions, [3])) == 0
+
+
+def test_a_map_keeps_groups_of_directions_apart_and_its_trust_lies_above_chance():
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(4, 30))
+    directions = np.repeat(centres, 20, axis=0) + rng.normal(size=(80, 30)) / 5
+    found = map_latents(directions, rng.permutation(80), most=60)
+    assert found is not None and found.n_mapped == 60
+    places = found.places[["x", "y"]].to_numpy()
+    distances = np.linalg.norm(places[:, None] - places, axis=2) + 9 * np.eye(80)
+    assert (np.argmin(distances, axis=1) // 20 == np.arange(80) // 20).mean() > 0.95
+    assert found.trustworthiness > found.by_chance + 0.05
+    again = map_latents(directions, found.places["latent"], most=60)
+    assert again is not None and np.isfinite(again.places.to_numpy()).all()
+    assert map_latents(directions, range(9)) is None
