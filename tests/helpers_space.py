@@ -14,7 +14,7 @@ import pytest
 from helpers_results import named_latent
 
 from mammosae_plugin.hub.findings import Findings
-from mammosae_plugin.schema.findings import JSON_COLUMNS, SCHEMAS, parquet_path
+from mammosae_plugin.schema.findings import CONCEPT, JSON_COLUMNS, SCHEMAS, parquet_path
 
 Row = dict[str, Any]
 
@@ -106,7 +106,8 @@ def synthetic_findings(
         origin=origin,
         latents=pd.concat(latents, ignore_index=True)[order].astype({"max_activation": "float32"}),
         concepts=pd.concat(concepts, ignore_index=True)[
-            [*("layer", "encoder", "latent", "concept", "class", "n_images", "class_mean", "score", "rank")]
+            [*("layer", "encoder", "latent", "concept", "class", "n_images", "class_mean")]
+            + [*("mean_low", "mean_high", "score", "rank")]
             + ["average_precision", "ablation_effect"]
         ].astype({"n_images": "Int64", "rank": "Int64"}),
         interventions=pd.DataFrame(interventions).astype({"k": "Int64", "n_latents": "Int64"}),
@@ -192,6 +193,8 @@ def _table(
                     "class": label,
                     "n_images": pd.array([None if hidden and label == 1 else counts[label]] * d_sae, dtype="Int64"),
                     "class_mean": np.nan if hidden and label == 1 else means[label],
+                    "mean_low": np.nan if hidden and label == 1 else 0.9 * means[label],
+                    "mean_high": np.nan if hidden and label == 1 else 1.1 * means[label],
                     "score": np.nan if hidden else scores[label],
                     "rank": pd.array([None] * d_sae if hidden else ranks[label], dtype="Int64"),
                     "average_precision": precision,
@@ -327,7 +330,7 @@ def _study(
 
 def write_findings(findings: Findings, folder: Path) -> Path:
     """Findings as the folder of a dataset, without its card."""
-    per_class = {"n_images": "n_images", "class_means": "class_mean", "scores": "score", "ranks": "rank"}
+    per_class = {field.name: field.each for field in CONCEPT if field.each}
     nested: dict[tuple[Any, ...], list[Row]] = {}
     for (*place, concept), rows in findings.concepts.groupby(["layer", "encoder", "latent", "concept"], sort=False):
         rows = rows.sort_values("class")
