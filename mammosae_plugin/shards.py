@@ -11,13 +11,14 @@ same bytes.
 
 __all__ = [
     "DONE", "is_done", "is_intact", "is_whole", "PLAN", "recorded_digests", "remove_shards", "require_plan",
-    "run_shards", "run_shards_together", "shard_name", "shard_paths", "ShardTask", "STALE_SECONDS", "Tensors",
-    "verify_shards",
+    "require_room", "run_shards", "run_shards_together", "shard_name", "shard_paths", "ShardTask",
+    "STALE_SECONDS", "Tensors", "verify_shards",
 ]  # fmt: skip
 
 import json
 import logging
 import re
+import shutil
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -78,6 +79,32 @@ def shard_name(number: int) -> str:
 def is_done(folder: Path) -> bool:
     """Whether every shard of the folder's plan has been written."""
     return (folder / DONE).exists()
+
+
+def require_room(folder: Path, n_items: int, shard_size: int, nbytes: int, what: str, instead: str) -> None:
+    """Refuse before the first item, and not after hours, shards for which the disk has no room.
+
+    Args:
+        folder: Where the shards are or will be.
+        n_items: Number of items, such as images.
+        shard_size: Items of a shard.
+        nbytes: Bytes of an item.
+        what: What is written, in words.
+        instead: What takes less, in words, besides fewer items.
+
+    Raises:
+        InputError: Those that are missing need more than is free.
+    """
+    there = sum((folder / shard_name(number)).exists() for number in range(-(-n_items // shard_size)))
+    n_missing = max(0, n_items - shard_size * there)
+    existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    wanted, free = n_missing * nbytes, shutil.disk_usage(existing).free
+    logger.info("%s for %d images take %.2f GB in %s", what, n_items, n_items * nbytes / 1e9, folder)
+    if wanted > free:
+        raise InputError(
+            f"{what} for {n_missing} images need {wanted / 1e6:,.0f} MB in {folder}, where {free / 1e6:,.0f} MB are "
+            f"free; write to another disk, or choose {instead} or fewer images"
+        )
 
 
 def run_shards(

@@ -377,6 +377,14 @@ def test_a_disk_without_room_is_said_in_one_line_before_anything_is_written(tmp_
         assert cache_layer_outputs(layer.model, layer.dataset, outputs.folder, **arguments).n_images == 6
 
 
+def test_rows_without_room_on_the_disk_are_refused_before_the_first_image(tmp_path, monkeypatch):
+    with layer_of("torch_cnn", tmp_path) as layer:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
+        with pytest.raises(InputError, match=r"the rows for 6 images need .*choose fewer positions or fewer images"):
+            extract_activations(layer.model, layer.dataset, tmp_path / "new", hook_name=layer.hook_name)
+    assert not (tmp_path / "new").exists()
+
+
 def test_layer_outputs_that_were_exchanged_or_edited_are_refused_and_made_again(tmp_path, monkeypatch):
     monkeypatch.setattr(layer_outputs, "IMAGES_PER_SHARD", 2)
     with layer_of("torch_cnn", tmp_path) as layer:

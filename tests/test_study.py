@@ -274,7 +274,8 @@ def test_a_graded_concept_runs_through_the_whole_study(tmp_path):
     assert found["reconstruction"][0]["accuracy"] == pytest.approx(right.mean())
     swept = [row for row in found["interventions"] if row["mode"] == "deactivate" and not row["error_term"]]
     assert {row["concept"] for row in swept} == {"density"} and all(0 <= row["auroc"] <= 1 for row in swept)
-    assert all(f"Latent, {name}<" in report.read_text() for name in "ABCD")
+    page = (report.parent / "concepts" / "density.html").read_text()
+    assert all(f"Latent, {name}<" in page for name in "ABCD")
     assert "explained" not in found  # images of findings alone are taken apart by a study
     row = int(rows.image_rows[0])
     _explains_any_class(tmp_path, str(table.images["image_id"].iloc[row]), table.logits("density")[row])
@@ -530,6 +531,28 @@ def test_an_sae_of_another_layer_or_width_and_too_few_latents_are_refused_with_t
     assert "analysis.top is 60, but the SAE of layer_6 will have only 56 latents" in line
 
 
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        (
+            {"architecture": "topk", "k": 4, "dead_feature_window": 5000},
+            "dead_feature_window is 5000, but the run",
+        ),
+        ({"batch_size": 100_000}, "which is not one batch of 100000"),
+        ({"architecture": "topk", "k": 60}, "k is 60, but the SAE has only 56 latents"),
+        ({"lr_warm_up_steps": 9000}, "is 9000, but the run has only"),
+    ],
+)
+def test_a_training_that_cannot_work_is_refused_before_any_image_is_read(tmp_path, phantom_root, training, said):
+    settings = layered_settings(tmp_path, phantom_root)
+    training = {"expansion_factor": 1, "batch_size": 16, "epochs": 1, **training}
+    settings |= {"sae": {"train": {"model": "pretrained", "concept": "Mass", "training": training}}}
+    settings["layers"] = ["layer_6"]
+    line = refused(settings, tmp_path)
+    assert line.startswith("layer layer_6 of model pretrained: ")
+    assert said in line
+
+
 def test_checkpoints_and_saes_on_the_hub_are_read_from_there(tmp_path, phantom_root, monkeypatch):
     settings = layered_settings(tmp_path, phantom_root)
     on_hub = {"hf://owner/name/mass.safetensors": Path(settings["models"][0]["classifiers"]["Mass"])}
@@ -558,7 +581,9 @@ def test_the_rows_of_all_layers_come_from_one_pass_into_a_store_each(tmp_path, p
 
 def test_extract_takes_the_first_images_augmented_and_a_share_of_each_batchs_positions(tmp_path, phantom_root):
     settings = study_settings(tmp_path, phantom_root)
-    settings["sae"] = {"train": {"model": "pretrained", "concept": "Mass", "sample_from": "batch"}}
+    settings["sae"] = {
+        "train": {"model": "pretrained", "concept": "Mass", "sample_from": "batch", "training": {"batch_size": 8}}
+    }
     file = write_study(tmp_path, settings)
     done = mammosae("extract", "--config", file, "--limit", "5", "--augmentation", "flips")
     assert done.returncode == 0

@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from mammosae_plugin import distributed
-from mammosae_plugin.activations.extraction import Autocast, extract_vectors, patient_number
+from mammosae_plugin.activations.extraction import Autocast, extract_vectors
 from mammosae_plugin.activations.row_sources import IMAGES, Source, in_lengths, open_rows
 from mammosae_plugin.activations.store import FORMAT_VERSION, MANIFEST, ActivationStore, seal_store, shard_tensors
+from mammosae_plugin.activations.stored_shards import patient_number
 from mammosae_plugin.adapters import Classifier
 from mammosae_plugin.adapters.embedders import Embedder, Pooling, load_embedder
 from mammosae_plugin.datasets import StudyDataset, as_images, for_network, is_study_dataset

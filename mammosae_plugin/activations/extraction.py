@@ -2,10 +2,9 @@
 
 __all__ = [
     "Augment", "Autocast", "BYTES_PER_SHARD", "capture", "capture_several", "extract_activations", "extract_together",
-    "extract_vectors", "image_batches", "IMAGES_PER_SHARD", "patient_number", "sampled_positions", "SampleFrom",
+    "extract_vectors", "image_batches", "IMAGES_PER_SHARD", "sampled_positions", "SampleFrom",
 ]  # fmt: skip
 
-import hashlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mammosae_plugin import distributed
 from mammosae_plugin.activations.store import DTYPES, FORMAT_VERSION, ActivationStore, seal_store, shard_tensors
+from mammosae_plugin.activations.stored_shards import patient_number
 from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.adapters.hooked_vision_model import require_hooked
 from mammosae_plugin.adapters.recording import evaluation
@@ -32,7 +32,7 @@ from mammosae_plugin.datasets import StudyDataset, for_network, made_of
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path, sha256_of_json
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
-from mammosae_plugin.shards import ShardTask, Tensors, run_shards_together
+from mammosae_plugin.shards import ShardTask, Tensors, require_room, run_shards_together
 
 IMAGES_PER_SHARD = 64
 _AUGMENTED = 1  # a stream of its own beside the one that chooses positions
@@ -441,11 +441,14 @@ def _extract(
         for source in sources
     }
     n_bytes = sum(_nbytes_per_image(source, image_size, settings) for source in sources)
+    size = whole_exams(min(images_per_shard or IMAGES_PER_SHARD, max(1, BYTES_PER_SHARD // n_bytes)), n_views)
+    room = partial(require_room, sources[0].folder, len(dataset), size, n_bytes, "the rows", "fewer positions")
+    distributed.on_main(room)
     with evaluation(*models.values(), device=device):
         run_shards_together(
             {source.name: (source.folder, plans[source.name] | {"images": sha256_of_json(ids)}) for source in sources},
             len(dataset),
-            whole_exams(min(images_per_shard or IMAGES_PER_SHARD, max(1, BYTES_PER_SHARD // n_bytes)), n_views),
+            size,
             partial(_stream, sources, dataset, ids, settings, device=device),
             description="extract activations",
         )
@@ -489,11 +492,6 @@ def _described(augmentation: Augment | None) -> dict[str, Any] | None:
             f"own whose fields say what it does, not a {type(augmentation).__name__}"
         )
     return {"name": type(augmentation).__name__, **asdict(augmentation)}
-
-
-def patient_number(patient_id: object) -> int:
-    """A number of 52 bits for a patient: the same in every store, so that merged stores keep patients whole."""
-    return int(hashlib.sha256(str(patient_id).encode()).hexdigest()[:13], 16)
 
 
 def _layout(source: _Source, image_size: tuple[int, int]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ __all__ = [
 ]  # fmt: skip
 
 import logging
-import shutil
 from dataclasses import dataclass
 from functools import cached_property, partial
 from math import prod
@@ -25,7 +24,7 @@ from mammosae_plugin.datasets import StudyDataset
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import SEAL, is_sealed, local_path, read_json, sealed, sha256_of_json, write_json
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
-from mammosae_plugin.shards import run_shards, shard_name, shard_paths
+from mammosae_plugin.shards import require_room, run_shards, shard_paths
 
 FORMAT_VERSION = 2
 MANIFEST = "layer_outputs.json"
@@ -153,7 +152,11 @@ def cache_layer_outputs(
     with evaluation(model, device=device):
         stored = _stored(model, hook_name, image_size)
     shard_size = min(IMAGES_PER_SHARD, max(1, BYTES_PER_SHARD // stored.nbytes))
-    distributed.on_main(lambda: _check_room(folder, hook_name, len(dataset), shard_size, stored.nbytes))
+    distributed.on_main(
+        lambda: require_room(
+            folder, len(dataset), shard_size, stored.nbytes, f"the outputs of {hook_name}", "a later layer"
+        )
+    )
     plan = {
         "format_version": FORMAT_VERSION,
         "model": tensors_fingerprint(model.encoder_state()),
@@ -193,22 +196,6 @@ def _stored(model: HookedVisionModel, hook_name: str, image_size: tuple[int, int
     assert call.shape is not None and call.dtype is not None  # a hook point gives a tensor
     # A map of one channel or one position counts as both orders; it does not matter then.
     return _Stored(prod(call.shape) * call.dtype.itemsize, call.channels_last)
-
-
-def _check_room(folder: Path, hook_name: str, n_images: int, shard_size: int, nbytes: int) -> None:
-    """Refuse before the first pass, and not after hours, what cannot end well."""
-    there = [number for number in range(-(-n_images // shard_size)) if (folder / shard_name(number)).exists()]
-    n_missing = max(0, n_images - shard_size * len(there))
-    existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
-    wanted, free = n_missing * nbytes, shutil.disk_usage(existing).free
-    logger.info(
-        "the outputs of %s for %d images take %.2f GB in %s", hook_name, n_images, n_images * nbytes / 1e9, folder
-    )
-    if wanted > free:
-        raise InputError(
-            f"the outputs of {hook_name} for {n_missing} images need {wanted / 1e6:,.0f} MB in {folder}, where "
-            f"{free / 1e6:,.0f} MB are free; write to another disk, or choose a later layer or fewer images"
-        )
 
 
 @torch.inference_mode()

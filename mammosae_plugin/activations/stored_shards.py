@@ -1,7 +1,8 @@
 """One file of activation rows: read by blocks that are checked, or row by row from the mapped file."""
 
-__all__ = ["bytes_of", "damaged", "StoredShard"]
+__all__ = ["bytes_of", "damaged", "patient_number", "StoredShard"]
 
+import hashlib
 import json
 import zlib
 from functools import cached_property
@@ -138,3 +139,8 @@ def damaged(path: Path, what: str) -> InputError:
     return InputError(
         f"{path} is damaged ({what}); extract again with the settings that made it, which replaces damaged shards"
     )
+
+
+def patient_number(patient_id: object) -> int:
+    """A number of 52 bits for a patient: the same in every store, so that merged stores keep patients whole."""
+    return int(hashlib.sha256(str(patient_id).encode()).hexdigest()[:13], 16)

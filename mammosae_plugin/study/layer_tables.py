@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
+from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 
 from mammosae_plugin import distributed
 from mammosae_plugin.activations import ActivationStore
+from mammosae_plugin.activations.stored_shards import patient_number
 from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.adapters.hook_names import module_path
 from mammosae_plugin.adapters.sae_formats.loading import load_found, weights_of
@@ -30,6 +32,7 @@ from mammosae_plugin.study import plans
 from mammosae_plugin.study.images import TEST, TRAINING
 from mammosae_plugin.study.inputs import EncoderGroup, ModelPair, StudyInputs, existing
 from mammosae_plugin.training import train_sae
+from mammosae_plugin.training.rows import images_held_out
 from mammosae_plugin.training.saving import CFG
 
 logger = logging.getLogger(__name__)
@@ -106,6 +109,8 @@ class LayerTables:
             width = hooked.hook_shapes[self.hook_name][-1]
             if self.sae_file is not None:
                 self._check_sae(hooked, width)
+            elif self.config.sae.train is not None and model == self.config.sae.train.model:
+                self._check_training(hooked, width, size, given)
         except InputError as error:
             raise InputError(f"layer {self.name} of model {model}: {error}") from error
         self._check_top(width)
@@ -121,6 +126,34 @@ class LayerTables:
             named = cfg.metadata.hook_name
         if named != self.hook_name:
             raise InputError(f"{file} is an SAE of {named}, not of {self.hook_name}; give the SAE of this layer")
+
+    def _check_training(
+        self, hooked: HookedVisionModel, width: int, looked_at: tuple[int, int], image_size: tuple[int, int]
+    ) -> None:
+        """See that the SAE can be trained on the rows that there will be, before hours of making them.
+
+        How many positions an image has follows from the smaller one that the network was looked at with; it is looked
+        at with a whole one where that is too few.
+        """
+        source = self.config.sae.train
+        assert source is not None
+        training = source.training
+        images = self.study.all_images.images
+        of_training = images["patient_id"][images["split"] == TRAINING]
+        patients = [str(patient_number(one)) for one in of_training[: source.limit]]
+        if training.validation_share and len(set(patients)) > 1:
+            held_out = images_held_out(patients, training.validation_share, training.order)
+            patients = [one for one, out in zip(patients, held_out, strict=True) if not out]
+
+        def check(positions: int) -> None:
+            kept = min(source.count or max(1, round(positions * source.fraction)), positions)
+            training.check_run(width, len(patients) * kept, "sae.train: the training images will give")
+
+        sides = zip(hooked.grid(self.hook_name, looked_at), image_size, looked_at, strict=True)
+        try:
+            check(prod(ceil(cells * side / looked) for cells, side, looked in sides))
+        except InputError:
+            check(prod(hooked.grid(self.hook_name, image_size)))
 
     def _check_top(self, width: int) -> None:
         source = self.config.sae.train

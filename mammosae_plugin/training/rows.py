@@ -1,6 +1,6 @@
 """The rows of a store as a training reads them: batches to train on, and rows of other patients to judge by."""
 
-__all__ = ["DEAD_ROWS", "EVALUATION_ROWS", "images_of_held_out_patients", "TrainingRows"]
+__all__ = ["DEAD_ROWS", "EVALUATION_ROWS", "images_held_out", "images_of_held_out_patients", "TrainingRows"]
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -142,8 +142,12 @@ def images_of_held_out_patients(store: ActivationStore, share: float, seed: int)
         )
     if len(set(patients)) < 2:
         raise InputError(f"{store.folder} has images of one patient alone; nobody can be held out")
-    held = hold_out_patients([str(each) for each in patients], np.ones((len(patients), 1), dtype=bool), share, seed)
-    return [int(image) for image in np.flatnonzero(held)]
+    return [int(image) for image in np.flatnonzero(images_held_out([str(each) for each in patients], share, seed))]
+
+
+def images_held_out(patients: Sequence[str], share: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Whether each image is of one of about `share` of the patients: (n,), by the patient of every image."""
+    return hold_out_patients(patients, np.ones((len(patients), 1), dtype=bool), share, seed)
 
 
 def _other_images(store: ActivationStore, held_out: Sequence[int]) -> list[int]:

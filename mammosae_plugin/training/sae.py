@@ -244,21 +244,7 @@ def _require_same_batches(one: SAETraining, other: SAETraining) -> None:
 def _make_plan(job: _Job, rows: TrainingRows) -> dict[str, Any]:
     """All that decides the SAE, and the length of the run, checked."""
     store, config = rows.store, job.config
-    steps = int(rows.n_rows * config.epochs // config.batch_size)
-    if steps < 1:
-        raise InputError(
-            f"{store.folder} holds {rows.n_rows} rows, which is not one batch of {config.batch_size} in "
-            f"{config.epochs:g} epochs; lower batch_size or keep more positions"
-        )
-    try:
-        SAETraining(**config.model_dump())  # a copy with changed settings has not been checked
-        config.check_d_sae(config.d_sae_for(store.d_in))
-        config.check_steps(steps)
-        config.resample_steps(rows.n_rows / config.batch_size)
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    steps = config.check_run(store.d_in, rows.n_rows, f"{store.folder} holds")
     said = job.metadata.get(INPUT_NORMALIZATION)
     if config.normalize_activations != UNIT_L2 and said is not None:
         rows.require_unit_length()

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
+from mammosae_plugin.errors import InputError
 from mammosae_plugin.training.architectures import Architecture, architecture, taking
 from mammosae_plugin.training.matryoshka import level_budgets
 from mammosae_plugin.validation import Settings
@@ -267,6 +268,37 @@ class SAETraining(Settings):
                 f"dead_feature_window is {self.dead_feature_window}, but the run has only {steps} steps: no latent "
                 "would count as dead, and the loss that revives them would never act; lower the window"
             )
+
+    def check_run(self, d_in: int, n_rows: int, of: str) -> int:
+        """Refuse a run that cannot work on rows of width `d_in`, so many of them.
+
+        Args:
+            d_in: Width of the rows.
+            n_rows: How many there are to train on.
+            of: What holds them, in words; begins the line of an error.
+
+        Returns:
+            The steps of the run.
+
+        Raises:
+            InputError: They are not one batch, or settings do not fit the width or the length of the run.
+        """
+        steps = int(n_rows * self.epochs // self.batch_size)
+        if steps < 1:
+            raise InputError(
+                f"{of} {n_rows} rows, which is not one batch of {self.batch_size} in {self.epochs:g} epochs; lower "
+                "batch_size or keep more positions"
+            )
+        try:
+            SAETraining(**self.model_dump())  # a copy with changed settings has not been checked
+            self.check_d_sae(self.d_sae_for(d_in))
+            self.check_steps(steps)
+            self.resample_steps(n_rows / self.batch_size)
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        return steps
 
     def acting(self) -> dict[str, Any]:
         """The settings without those that do nothing for the architecture."""
