@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from urllib.parse import quote
 
@@ -41,6 +42,7 @@ class Demo:
 
     def __init__(self, folder: Path, browser: Any, scratch: Path) -> None:
         self.study, self.browser, self.scratch = folder / "study", browser, scratch
+        self.config = folder / "study.yaml"
         if self.findings.study["data_kind"] != "phantom":
             raise SystemExit(f"{folder} is no study of phantoms, and pictures of patients are not drawn here")
 
@@ -51,10 +53,10 @@ class Demo:
         return load_findings(self.study)
 
     @cached_property
-    def space(self) -> Path:
+    def space(self) -> str:
         from mammosae_plugin.hub import build_space
 
-        return build_space(self.findings, self.scratch / "space") / "index.html"
+        return (build_space(self.findings, self.scratch / "space") / "index.html").as_uri()
 
     @cached_property
     def best(self) -> Any:
@@ -68,17 +70,29 @@ class Demo:
         """A figure that the study drew."""
         return Image.open(self.study / "results" / "figures" / f"{name}.png").convert("RGB")
 
+    @cached_property
+    def viewer(self) -> str:
+        """Where `mammosae view` shows the study, until this process ends."""
+        from mammosae_plugin.study.viewing import open_viewer
+
+        server = open_viewer(self.config, told=lambda _: None)
+        Thread(target=server.serve_forever, daemon=True).start()
+        return str(server.address)
+
     def page(
-        self, file: Path, fragment: str = "", *, size: tuple[int, int] = (1100, 760), dark: bool = False, at: str = ""
+        self, address: str, *, size: tuple[int, int] = (1100, 760), dark: bool = False, at: str = "", press: str = ""
     ) -> Image.Image:
-        """The part of a page that is seen first, or from the element `at` on."""
+        """The part of a page that is seen first, or from the element `at` on, after a click on `press`."""
         width, height = size
         context = self.browser.new_context(
             viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light"
         )
         page = context.new_page()
-        page.goto(file.resolve().as_uri() + fragment)
+        page.goto(address)
         page.wait_for_load_state("networkidle")
+        if press:
+            page.click(press)
+            page.wait_for_load_state("networkidle")
         if at:
             page.evaluate("at => document.querySelector(at).scrollIntoView()", at)
         shot = page.screenshot()
@@ -132,7 +146,7 @@ PICTURES = (
         "The report",
         "What `mammosae study` writes: a first page of five sentences and a page per concept, which open without a "
         "server, on screen, phone and paper. [The report](report.md).",
-        lambda demo: demo.page(demo.study / "results" / "report.html"),
+        lambda demo: demo.page((demo.study / "results" / "report.html").resolve().as_uri()),
     ),
     Picture(
         "interventions",
@@ -167,13 +181,28 @@ PICTURES = (
         "space-latent",
         "A Space: one latent",
         "Every number of one latent beside its chance, names, notes and what it does to the classifier.",
-        lambda demo: demo.page(demo.space, of_latent(demo)),
+        lambda demo: demo.page(demo.space + of_latent(demo)),
+    ),
+    Picture(
+        "view-latent",
+        "On your own machine: with images",
+        "`mammosae view` shows the same pages with the images in which a latent is strongest, to nobody else. "
+        "[View](view.md).",
+        lambda demo: demo.page(demo.viewer + of_latent(demo)),
+    ),
+    Picture(
+        "view-image",
+        "An image taken apart",
+        "What each latent adds to the logit of one image; a latent that is taken off takes its share with it, at once.",
+        lambda demo: demo.page(
+            f"{demo.viewer}#/image?label=1&order=highest", press="#in-image tbody button", at="#photo"
+        ),
     ),
     Picture(
         "space-phone",
         "The same on a phone, in the dark",
         "Pages follow the width and the colours of the reader's screen.",
-        lambda demo: demo.page(demo.space, of_latent(demo), size=(390, 760), dark=True),
+        lambda demo: demo.page(demo.space + of_latent(demo), size=(390, 760), dark=True),
         390,
     ),
 )
