@@ -483,7 +483,7 @@ def test_in_a_browser_figures_show_and_links_and_print_open_what_is_folded(brows
     assert page.locator("details:not([open])").count() == 0
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert not page.locator("#sae details").first.evaluate("one => one.open")
-    assert page.locator("button.copy").count() == 2
+    assert page.locator("button.copy").count() == 3
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     page.locator("main").get_by_role("link", name="Mass").first.click()
     page.wait_for_url("**/concepts/Mass.html")
