@@ -8,6 +8,8 @@ from helpers_dicom import breast, dicom_file
 from helpers_space import running_browser
 from helpers_view import copied_study, running, value
 
+from mammosae_plugin.findings.notes import read_notes
+
 
 @pytest.fixture(scope="module")
 def file(finished_study, tmp_path_factory):
@@ -156,8 +158,41 @@ def test_a_file_of_ones_own_is_opened_and_a_wrong_one_is_told(look, tmp_path):
     assert page.locator(".image-name").inner_text() == "exam.dcm"  # what was there stays
 
 
+def test_a_note_is_written_from_a_latents_page(look, file, server):
+    page = look("#/latent/layer_10/pretrained/3")
+    page.fill("#note-text", "the rim of a mass")
+    page.click("#note-add")
+    page.wait_for_selector(".told.failed")
+    assert "author" in page.inner_text(".told")
+    page.fill("#note-author", "AB")
+    page.click("#note-add")
+    page.wait_for_selector(".told:has-text('Written into')")
+    assert page.locator("#notes .note").first.inner_text() == "the rim of a mass"
+    assert [note.text for note in read_notes(file.parent / "study") if note.latent == 3] == ["the rim of a mass"]
+    page.goto(f"{server.address}#/latent/layer_10/pretrained/3")
+    page.reload()
+    page.wait_for_selector("#notes .note:has-text('the rim of a mass')")
+    assert page.input_value("#note-author") == "AB"
+
+
+def test_a_latents_page_shows_images_of_the_study(look, server):
+    place, image = first_image(server)
+    latent = image["latents"][int(np.argmax(image["maximum"]))]
+    page = look(f"#/latent/{place['layer']}/{place['encoder']}/{latent}")
+    picture = page.locator(".thumbnail img").first
+    picture.wait_for(timeout=60_000)
+    assert picture.evaluate("(image) => image.decode().then(() => image.naturalWidth)") > 0
+    page.locator(".thumbnail button").first.click()
+    assert "Strongest 1 (1 of" in page.inner_text("#picture-caption")
+    page.keyboard.press("ArrowRight")
+    assert " (2 of " in page.inner_text("#picture-caption")
+    page.click("dialog.picture a")
+    page.wait_for_selector("#now")
+    assert page.locator("dialog.picture").count() == 0
+
+
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, True)])
-def test_axe_finds_nothing_and_nothing_scrolls_sideways(look, width, dark):
+def test_axe_finds_nothing_and_nothing_scrolls_sideways(look, server, width, dark):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe looks at the pages ('.[dev]')").Axe()
     page = look(width=width, dark=dark)
     page.locator("#latents input[data-latent]").first.uncheck()
@@ -167,6 +202,12 @@ def test_axe_finds_nothing_and_nothing_scrolls_sideways(look, width, dark):
     at_rest(page)
     assert page.evaluate("document.documentElement.scrollWidth") == width
     assert page.get_attribute("#nav-image", "aria-current") == "page"
+    found = axe.run(page)
+    assert found.violations_count == 0, found.generate_report()
+    place, image = first_image(server)
+    page.goto(f"{server.address}#/latent/{place['layer']}/{place['encoder']}/{image['latents'][0]}")
+    page.wait_for_selector("#images .thumbnail", timeout=60_000)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
     found = axe.run(page)
     assert found.violations_count == 0, found.generate_report()
 

@@ -26,14 +26,68 @@ mammosae.viewer = (() => {
     };
   })();
 
-  // Pictures of a latent's page: drawn by the server from the study's own images.
-  mammosae.pictures = async (table, latent) => {
-    const { no_pictures: missing } = await about();
-    mammosae.studyOf(table.info).pictures = { shown: missing === null, reason: missing };
-    return missing === null ? api("examples", { layer: table.info.layer, encoder: table.info.encoder, latent }) : null;
+  // -- a latent's page: images of the study, and a form for notes that go into its folder
+
+  const KINDS = {
+    strongest: ["Strongest", "Where it fires most, one image of each patient."],
+    range: ["Over its range", "From weak to strong, at even steps of the images in which it fires: what else it fires on."],
+    healthy: ["Healthy", "Strongest among the images without any finding."],
   };
 
-  // Notes go into the study's folder.
+  const words = (row) => [`activation ${mammosae.number(row.activation)}`, `stronger than in ${Math.round(100 * row.quantile)} % of the images it fires in`,
+    ...Object.entries(row.classes).filter(([, label]) => label !== null).map(([concept, label]) => `${mammosae.conceptName(concept)} ${row.names[concept][label]}`)];
+
+  // One picture after the other, as large as the window: arrow keys turn, Escape closes.
+  const dialog = (rows, info, concept) => {
+    let at = 0;
+    const picture = el("img", { alt: "" });
+    const caption = el("p", { id: "picture-caption", "aria-live": "polite" });
+    const apart = el("a", { href: "#/image" }, "Take this image apart");
+    const turn = (by) => show((at + by + rows.length) % rows.length);
+    const box = el("dialog", { class: "picture", "aria-labelledby": "picture-caption", onclose: () => box.remove(), onclick: (event) => { if (event.target === box) box.close(); },
+      onkeydown: (event) => {
+        const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+        if (by) { event.preventDefault(); turn(by); }
+      } },
+    el("p", { class: "tools" }, el("button", { type: "button", "aria-label": "Previous picture", onclick: () => turn(-1) }, "←"), el("button", { type: "button", "aria-label": "Next picture", onclick: () => turn(1) }, "→"),
+      apart, el("button", { type: "button", id: "picture-close", onclick: () => box.close() }, "Close")), picture, caption);
+    const show = (place) => {
+      at = place;
+      const row = rows[at];
+      picture.src = row.whole;
+      picture.alt = caption.textContent = `${KINDS[row.kind][0]} ${row.rank} (${at + 1} of ${rows.length}): ${words(row).join(" · ")}`;
+      apart.href = mammosae.address(["image"], { layer: info.layer, encoder: info.encoder, concept, image: row.row });
+    };
+    apart.addEventListener("click", () => box.close());
+    return (place) => {
+      show(place);
+      document.body.append(box);
+      box.showModal();
+    };
+  };
+
+  const gallery = async (section, info, latent, concept) => {
+    try {
+      const { no_pictures: missing } = await about();
+      if (missing !== null) throw new Error(missing);
+      const rows = await api("examples", { layer: info.layer, encoder: info.encoder, latent });
+      section.lastChild.remove();
+      if (!rows.length) {
+        mammosae.add(section, el("p", { class: "missing" }, "It fires in no test image."));
+        return;
+      }
+      const open = dialog(rows, info, concept);
+      mammosae.add(section, el("p", { class: "small" }, "Round the place where it fires most, with the line at half of that; red: boxes that were marked. A click shows the whole image with the heat."),
+        Object.entries(KINDS).filter(([kind]) => rows.some((row) => row.kind === kind)).map(([kind, [title, text]]) => [el("h3", {}, title), el("p", { class: "small" }, text),
+          el("div", { class: "thumbnails" }, rows.map((row, i) => row.kind === kind && el("figure", { class: "thumbnail" },
+            el("button", { type: "button", onclick: () => open(i) }, el("img", { loading: "lazy", src: row.crop, alt: `${title} ${row.rank}: ${words(row).join(", ")}` })),
+            el("figcaption", {}, el("b", {}, mammosae.number(row.activation)), ` ${words(row).slice(2).join(", ")}`))))]));
+    } catch (error) {
+      section.lastChild.remove();
+      mammosae.add(section, el("p", { class: "missing" }, `No images here: ${error.message}.`));
+    }
+  };
+
   const AUTHOR = "mammosae-author";
   const author = (value) => {
     try {
@@ -42,13 +96,11 @@ mammosae.viewer = (() => {
     } catch { return value ?? ""; }
   };
 
-  if (mammosae.notes) mammosae.notes.form = (study, table, latent) => {
-    const lengths = mammosae.data.index.note_lengths ?? {};
+  const noteForm = (section, study, table, latent) => {
     const field = (name, text, node) => el("div", { class: "field" }, el("label", { for: `note-${name}` }, text), node);
-    const input = (name, attributes = {}) => el("input", { id: `note-${name}`, maxlength: lengths[name], autocomplete: "off", ...attributes });
-    const text = el("textarea", { id: "note-text", rows: 4, maxlength: lengths.text });
-    const label = input("label", { placeholder: "one or two words" });
-    const who = input("author", { value: author() });
+    const text = el("textarea", { id: "note-text", rows: 4 });
+    const label = el("input", { id: "note-label", autocomplete: "off" });
+    const who = el("input", { id: "note-author", value: author(), autocomplete: "off" });
     const concept = el("select", { id: "note-concept" }, el("option", { value: "" }, "none"),
       table.info.concepts.map((one) => el("option", { value: one.concept }, mammosae.conceptName(one.concept))));
     const sure = el("select", { id: "note-confidence" }, el("option", { value: "" }, "not said"), [1, 2, 3, 4, 5].map((one) => el("option", { value: one }, `${one} of 5`)));
@@ -59,25 +111,42 @@ mammosae.viewer = (() => {
         concept: concept.value, confidence: sure.value ? Number(sure.value) : null };
       button.disabled = true;
       try {
-        const answer = await api("note", {}, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(said) });
-        Object.assign(study, answer);
+        Object.assign(study, await api("note", {}, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(said) }));
+        delete table.info.rows?.notes;  // kept by latent as they were
         table.notes = mammosae.byLatent(table.info, "notes");
-        document.querySelector("#notes ul.notes, #notes p.missing")?.replaceWith(mammosae.notes.list(table.notes.get(latent) ?? []));
+        section.querySelector("ul.notes, p.missing").replaceWith(el("ul", { class: "notes" }, table.notes.get(latent).map((note) => el("li", {},
+          el("p", { class: "note" }, note.label && el("b", { class: "badge" }, note.label), note.text), el("p", { class: "small" }, `${note.author} · ${note.created.slice(0, 10)}`)))));
         author(who.value);
         text.value = label.value = "";
         told.textContent = "Written into the study's folder.";
+        told.classList.remove("failed");
       } catch (error) {
         told.textContent = `Not written: ${error.message}`;
+        told.classList.add("failed");
       }
-      told.classList.toggle("failed", told.textContent.startsWith("Not"));
       button.disabled = false;
     };
-    return el("details", { class: "write", open: true }, el("summary", {}, "Write a note"),
-      el("form", { "aria-label": "Write a note", onsubmit: (event) => { event.preventDefault(); write(); } },
-        el("p", { class: "small" }, "It is kept in the study's folder and goes out with the findings, under the name given, when they are published: leave out whatever could name a patient."),
-        field("text", "What you see", text),
-        el("div", { class: "fields" }, field("label", "Label", label), field("author", "Who writes", who), field("concept", "Concept", concept), field("confidence", "How sure", sure)),
-        el("p", { class: "tools" }, button), told));
+    mammosae.add(section, el("form", { class: "write", "aria-label": "Write a note", onsubmit: (event) => { event.preventDefault(); write(); } },
+      el("h3", {}, "Write a note"),
+      el("p", { class: "small" }, "It is kept in the study's folder and goes out with the findings, under the name given, when they are published: leave out whatever could name a patient."),
+      field("text", "What you see", text),
+      el("div", { class: "fields" }, field("label", "Label", label), field("author", "Who writes", who), field("concept", "Concept", concept), field("confidence", "How sure", sure)),
+      el("p", { class: "tools" }, button), told));
+  };
+
+  const ofSpace = mammosae.pages.latent;
+  mammosae.pages.latent = async (root, place) => {
+    const name = await ofSpace(root, place);
+    const [study] = mammosae.data.index.studies;
+    const info = study.tables.find((one) => one.layer === place.parts[0] && one.encoder === place.parts[1]);
+    const notes = root.querySelector("#notes");
+    if (!info || !notes) return name;  // there is no such latent
+    const [table, latent] = [await mammosae.table(info), Number(place.parts[2])];
+    const images = el("section", { id: "images" }, el("h2", {}, "Images"), el("p", { class: "status", role: "status" }, "Drawing images of the study …"));
+    root.querySelector("#density").before(images);
+    gallery(images, info, latent, place.params.get("concept") ?? info.concepts[0].concept);
+    noteForm(notes, study, table, latent);
+    return name;
   };
 
   document.addEventListener("DOMContentLoaded", () => {

@@ -8,6 +8,7 @@ __all__ = ["Answer", "LoopbackServer", "NotThere"]
 
 import hmac
 import json
+import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ class LoopbackServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
-    allow_reuse_address = False
+    allow_reuse_address = os.name == "posix"  # elsewhere it would share a port that is in use
 
     def __init__(self, site: Site, port: int) -> None:
         super().__init__((LOOPBACK, port), _Handler)

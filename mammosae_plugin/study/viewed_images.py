@@ -382,6 +382,7 @@ class ViewedImages:
                     "activation": one.activation,
                     "quantile": one.quantile,
                     "classes": dict(one.classes),
+                    "names": {name: list(table.vocabulary[name].classes) for name in one.classes},
                     "boxes": self._boxes(table, own, one.image),
                     "row": one.image,
                 }
