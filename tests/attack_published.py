@@ -356,6 +356,7 @@ ATTACKS: Mapping[str, Callable[[Case], int]] = {
     "activity of few patients": _of_findings(inference.activity),
     "maxima beside what gives them away": _of_findings(inference.maxima),
     "gaps in the ranks": _of_findings(inference.gaps),
+    "bins of few patients": _of_findings(inference.bins),
     "counts that stand elsewhere": _of_findings(inference.counts),
     "counts hidden in the findings, in any part": hidden_counts,
     "numbers hidden in the findings, in any part": hidden_numbers,

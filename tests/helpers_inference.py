@@ -5,7 +5,7 @@ activations. Each attack gives how many images, or published numbers, it tells; 
 """
 
 from collections import Counter
-from itertools import product
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -101,6 +101,38 @@ def gaps(_study: StudyFolder, findings: Findings, _min_group: int) -> int:
     places = ["layer", "method", "model", "concept", "threshold", "iou_threshold"]
     tables = findings.localization.groupby(places)["rank"]
     return found + sum(sorted(own) != list(range(1, len(own) + 1)) for _, own in tables)
+
+
+def bins(study: StudyFolder, findings: Findings, min_group: int) -> int:
+    """Counts of a histogram, and differences of two of a bin, that are of few patients' images; wrong ones too."""
+    n = 0
+    frame = findings.histograms
+    for layer, encoder, table in () if frame is None else tables_of(study):
+        test = (table.images["split"] == "test").to_numpy()
+        values, patients = table.max_latents.toarray(), table.images["patient_id"].to_numpy()
+        for latent, rows in _own(frame, layer, encoder).groupby("latent"):
+            own = values[:, latent].astype(float)
+            sets = {("", 0): test, ("nobody", 0): np.zeros_like(test)}
+            for row in rows.itertuples():
+                of_class = test & (table.images[row.concept].to_numpy() == row[rows.columns.get_loc("class") + 1])
+                sets[row.concept, len(sets)] = of_class
+                edges, counts = np.array(row.edges), list(row.n_images)
+                inside = np.clip(np.searchsorted(edges, own, side="right") - 1, 0, len(counts) - 1)
+                found = [int((of_class & (inside == one) & (own > 0)).sum()) for one in range(len(counts))]
+                silent = int((of_class & (own <= 0)).sum())
+                if pd.isna(row.n_silent):
+                    found[0] += silent
+                n += found != counts or row.n != sum(counts) + (0 if pd.isna(row.n_silent) else row.n_silent)
+                bounds = (tuple(edges), bool(pd.isna(row.n_silent)))
+                sets.setdefault((row.concept, -1), np.zeros_like(test))
+                sets[row.concept, -1] = sets[row.concept, -1] | of_class
+            where = [(own > 0) & (inside == one) for one in range(len(bounds[0]) - 1)]
+            where = [where[0] | (own <= 0), *where[1:]] if bounds[1] else [own <= 0, *where]
+            for (_, one), (_, other) in combinations(sets.items(), 2):
+                for place in where:
+                    left = len(set(patients[(one ^ other) & place]))
+                    n += 0 < left < min_group
+    return n
 
 
 def small_classes(study: StudyFolder, min_group: int) -> dict[tuple[str, str], set[int]]:

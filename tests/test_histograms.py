@@ -4,7 +4,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from helpers_inference import bins
 from helpers_tables import make_table
 from scipy.sparse import csr_array
 from scipy.stats import t as student
@@ -12,6 +15,11 @@ from scipy.stats import t as student
 from mammosae_plugin.analysis.histograms import class_mean_intervals, count_activations
 from mammosae_plugin.analysis.neighbours import decoder_neighbours, firing_neighbours, map_latents
 from mammosae_plugin.analysis.probing import class_mean_latents
+from mammosae_plugin.findings.study_folder import StudyFolder
+from mammosae_plugin.findings.tables import findings_tables
+from mammosae_plugin.findings.told_pages import joined_bins
+from mammosae_plugin.hub.findings import Findings
+from mammosae_plugin.schema.findings import parquet_path
 
 
 def table_of(codes, patients, **labels):
@@ -137,3 +145,59 @@ def test_a_map_keeps_groups_of_directions_apart_and_its_trust_lies_above_chance(
     again = map_latents(directions, found.places["latent"], most=60)
     assert again is not None and np.isfinite(again.places.to_numpy()).all()
     assert map_latents(directions, range(9)) is None
+
+
+@pytest.mark.parametrize("min_group", [1, 3, 10])
+def test_bins_are_joined_until_none_holds_few_and_no_image_is_lost(min_group):
+    rng = np.random.default_rng(min_group)
+    patients = rng.poisson(1.5, (50, 9, 4))
+    images = patients + rng.integers(0, 3, patients.shape) * (patients > 0)
+    joined, begins = joined_bins(images, patients, min_group)
+    assert (joined.sum(axis=1) == images.sum(axis=1)).all() and (joined[~begins] == 0).all() and begins[:, 0].all()
+    several = begins.sum(axis=1) > 1
+    assert several.any() and (min_group == 1) == bool(begins.all())
+    for row in np.flatnonzero(several):
+        starts = np.flatnonzero(begins[row])
+        for start, stop in zip(starts, [*starts[1:], 9], strict=True):
+            counted = patients[row, start:stop].sum(axis=0)
+            assert ((counted == 0) | (counted >= min_group)).all()
+
+
+def test_a_study_tells_histograms_neighbours_and_a_map_and_says_how_far_to_trust_it(finished_study):
+    found = Findings.of_study(finished_study.output, min_group=2)
+    rows = found.histograms.groupby(["layer", "encoder", "latent"])
+    assert len(found.histograms) and (rows["concept"].nunique() == 2).all()
+    assert all(
+        len(row.edges) == len(row.n_images) + 1 >= 2 and row.edges[0] == 0 for row in found.histograms.itertuples()
+    )
+    assert not bins(StudyFolder(finished_study.output), Findings.of_study(finished_study.output, min_group=3), 3)
+    near = found.neighbours
+    assert set(near["kind"]) <= {"together", "decoder"} and (near["latent"] != near["neighbour"]).all()
+    assert (
+        near.groupby(["layer", "encoder", "kind", "latent"])["rank"]
+        .agg(lambda own: list(own) == [*range(1, len(own) + 1)])
+        .all()
+    )
+    places = found.latent_map
+    for layer, about in found.study["sae"].items():
+        own = places[places["layer"] == layer]
+        assert len(own) <= about["latent_map"]["n_latents"] and own["latent"].is_unique
+        assert 0 < about["latent_map"]["trustworthiness_by_chance"] < 1
+    live = found.concepts.dropna(subset="mean_low")
+    assert ((live["mean_low"] <= live["class_mean"]) & (live["class_mean"] <= live["mean_high"])).all() and len(live)
+
+
+def test_findings_of_before_there_were_these_are_read_with_none_of_them(finished_study, tmp_path):
+    tables = findings_tables(StudyFolder(finished_study.output), min_group=1)
+    nested = tables["latents"]["concepts"].to_pylist()
+    old = [[{k: v for k, v in one.items() if "class_mean_" not in k} for one in row] for row in nested]
+    column = tables["latents"].schema.get_field_index("concepts")
+    tables["latents"] = tables["latents"].set_column(column, "concepts", pa.array(old))
+    for config, table in tables.items():
+        if config not in ("histograms", "neighbours", "latent_map"):
+            (tmp_path / config).mkdir()
+            pq.write_table(table, tmp_path / parquet_path(config))
+    found, new = Findings.load(tmp_path), Findings.of_study(finished_study.output, min_group=1)
+    assert found.histograms is None and found.neighbours is None and found.latent_map is None
+    assert found.concepts["mean_low"].isna().all() and new.concepts["mean_low"].notna().any()
+    pd.testing.assert_series_equal(found.concepts["class_mean"], new.concepts["class_mean"])

@@ -27,6 +27,7 @@ OF_TABLES = (
     "activity of few patients",
     "maxima beside what gives them away",
     "gaps in the ranks",
+    "bins of few patients",
 )
 MIN_GROUP, FEW = 2, 5
 """What the small study is published with, and of how many patients some of its classes are fewer."""
@@ -132,6 +133,7 @@ LEAKS: dict[str, Callable[[Case], Case]] = {
     "activity of few patients": without_rule,
     "maxima beside what gives them away": no_maxima,
     "gaps in the ranks": gap_in_ranks,
+    "bins of few patients": without_rule,
     "counts that stand elsewhere": without_rule,
     "counts hidden in the findings, in any part": writes("model/README.md", small_count),
     "numbers hidden in the findings, in any part": evaluates(hidden_mean),

@@ -68,8 +68,6 @@ class Findings:
         neighbours: One row per layer, encoder, latent, kind and rank: which latents fire together with it, and whose
             directions are nearest.
         latent_map: One row per layer and latent that fires: its place on a map of the SAE's directions.
-        pictures: One row per layer, encoder, latent and example, with the names of its pictures; None where they were
-            not published.
         repo_id: owner/name of the dataset on the Hub that they were read from; None for what lies on this machine.
         score_cards: Of a study on this machine whose SAEs were audited, their score cards by the layer's folder name.
     """
@@ -91,7 +89,6 @@ class Findings:
     histograms: pd.DataFrame | None = None
     neighbours: pd.DataFrame | None = None
     latent_map: pd.DataFrame | None = None
-    pictures: pd.DataFrame | None = None
     repo_id: str | None = None
     score_cards: Mapping[str, ScoreCard] = dataclasses.field(default_factory=dict)
 

@@ -36,7 +36,7 @@ DRAWN_HERE: set[str] = set()
 """SHA-256 of the images of aggregates that this process drew, or re-encoded, as they were staged: see `let_out`."""
 
 HASH_DIGITS = 32
-_HASH = re.compile(rf"[0-9a-f]{{{HASH_DIGITS}}}|pictures/[0-9a-f]{{{HASH_DIGITS}}}\.webp")
+_HASH = re.compile(rf"[0-9a-f]{{{HASH_DIGITS}}}")
 
 _CLASSES = 16
 """How long a list in a column may be that is none of ours, and in a field of a struct: the classes of a concept."""
@@ -432,7 +432,7 @@ def _keyed_hashes(staged: Staged) -> Iterator[Problem]:
     """`private values` finds unkeyed digests of known ids; here, what cannot be a keyed hash at all."""
     for file in staged.of(".parquet"):
         own = staged.policy.leaves.get(file.config, {}).items()
-        for column in [name for name, one in own if one.privacy == "image" and one.holds_text and not one.is_json]:
+        for column in [name for name, one in own if one.privacy == "image" and one.holds_text]:
             for array in file.leaves.get(column, []):
                 texts = array.drop_null().to_pylist() if pa.types.is_string(array.type) else []
                 if not all(map(_HASH.fullmatch, texts)):

@@ -1,8 +1,7 @@
-"""The configs of findings that pages are made of: histograms of activations, neighbours, a map of latents, pictures."""
+"""The configs of findings that pages are made of: histograms of activations, neighbours, a map of latents."""
 
 __all__ = [
     "HISTOGRAMS", "KEPT_HISTOGRAMS", "KEPT_PAGES", "KEPT_SIGNS", "LATENT_MAP", "N_BINS", "NEIGHBOURS", "PAGE_SCHEMAS",
-    "PICTURES",
 ]  # fmt: skip
 
 import pyarrow as pa
@@ -51,23 +50,6 @@ LATENT_MAP = (
     _LATENT,
     Column("x", _REAL, "place on the map of the SAE's directions"),
     Column("y", _REAL, "place on the map of the SAE's directions"),
-)
-PICTURES = (
-    _LAYER,
-    _ENCODER,
-    _LATENT,
-    Column("kind", _TEXT, "why it is shown: strongest, range or healthy"),
-    Column("rank", _WHOLE, "its place among those"),
-    Column("activation", _REAL, "the latent's maximum over the image's positions", "the SAE's", "image"),
-    Column("quantile", _REAL, "share of the test images in which it fires that fire no more", "0 to 1", "image"),
-    Column("classes", _TEXT, "JSON: the image's class of each concept; null: not known", privacy="image", is_json=True),
-    Column(
-        *("boxes", _TEXT, "JSON: by finding the boxes (xmin, ymin, xmax, ymax), as shares of width and height"),
-        privacy="image",
-        is_json=True,
-    ),
-    Column("whole", _TEXT, "the picture of the whole image", privacy="image"),
-    Column("crop", _TEXT, "that of the place where it fires most; nothing where none is known", privacy="image"),
 )
 
 
