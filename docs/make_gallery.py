@@ -94,7 +94,9 @@ class Demo:
             page.click(press)
             page.wait_for_load_state("networkidle")
         if at:
+            page.wait_for_selector(at)
             page.evaluate("at => document.querySelector(at).scrollIntoView()", at)
+        page.wait_for_function("[...document.images].every(image => image.complete)")
         shot = page.screenshot()
         context.close()
         return Image.open(io.BytesIO(shot)).convert("RGB")
@@ -186,9 +188,10 @@ PICTURES = (
     Picture(
         "view-latent",
         "On your own machine: with images",
-        "`mammosae view` shows the same pages with the images in which a latent is strongest, to nobody else. "
+        "`mammosae view` shows the same pages with images, to nobody else: where a latent is strongest, over its "
+        "range, and where it should be silent. "
         "[View](view.md).",
-        lambda demo: demo.page(demo.viewer + of_latent(demo)),
+        lambda demo: demo.page(demo.viewer + of_latent(demo), size=(1100, 900), at="#images h3"),
     ),
     Picture(
         "view-image",
