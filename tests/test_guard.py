@@ -60,6 +60,7 @@ from mammosae_plugin.visualization.output import record_figures
 
 PATIENT, IMAGE, STUDY = "b8d273e8601f348d3664778dae0e7e0b", "d8125545210c08e1b1793a5af6458ee2.png", "1.2.840.99.4711"
 SHORT, NUMBER = "P_00417", "462822612"
+NUMBERS = "".join(f"{number / 7},{number},null,{number}e-05," for number in range(1, 9))  # as columns of a Space have
 FIGURE = "figures/figure_4_finetuned_Mass.png"
 USER, HOST = "jdoeson", "ws-radiology-17"
 TOKEN = "hf_" + "aB3dE6gH9kL2mN5pQ8rS" + "tU"
@@ -527,6 +528,21 @@ CANARIES = [
     Canary("id as a file's name", "findings", lambda f: draw(f / f"figures/figure_4_{PATIENT}.png"), ID, PATIENT),
     Canary("id as an SAE's name", "sae", lambda f: (f / "layer_10").rename(f / SHORT) and None, ID, SHORT),
     Canary("id in the Space's data", "space", in_data(f'window.X = {{"a": "{SHORT}"}};'), ID, SHORT),
+    *(
+        Canary(
+            f"id among a column's numbers as {what}",
+            "space",
+            in_data(f'window.X = {{"a": [{NUMBERS}{text}{NUMBERS}1]}};'),
+            ID,
+            of,
+        )
+        for what, text, of in (
+            ("a number", f"{NUMBER},", NUMBER),
+            ("a number with a fraction", f"{NUMBER}.5,", NUMBER),
+            ("a text", f'"{SHORT}",', SHORT),
+            ("a text of digits", f'"{NUMBER}",', NUMBER),
+        )
+    ),
     Canary("id in JavaScript's escapes", "space", in_data('window.X = ["\\u0050_0\\u0030417"];'), ID, SHORT),
     Canary("id in base64", "findings", noted(B64(f"see {PATIENT}".encode()).decode()), ID, PATIENT),
     Canary("short id in base64", "findings", noted(B64(f"patient {SHORT}".encode()).decode()), ID, SHORT),

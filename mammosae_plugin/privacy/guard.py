@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from tqdm.auto import tqdm
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import atomic_path, local_path, read_json, sha256_of_file
@@ -91,7 +92,8 @@ def check_staged(
     opened = tuple(Opened(path.relative_to(root).as_posix(), path) for path in found)
     before = {file.path: sha256_of_file(file.file) for file in opened}
     staged = Staged(root, policy, context, opened, repo_id, said or {}, tuple(related))
-    problems = [(rule, problem) for rule in RULES for problem in rule.check(staged)]
+    rules = tqdm(RULES, desc="what goes out is checked", unit="rule", delay=2, leave=False)
+    problems = [(rule, problem) for rule in rules for problem in rule.check(staged)]
     if problems:
         (rule, first), more = problems[0], len(problems) - 1
         others = sorted({other.name for other, _ in problems[1:]} - {rule.name})

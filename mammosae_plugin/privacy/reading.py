@@ -22,11 +22,14 @@ import pyarrow.parquet as pq
 import yaml
 
 from mammosae_plugin.files import parse_yaml
+from mammosae_plugin.privacy.search import Buffer
 
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 _ASSIGNMENT = re.compile(r"\A\s*(?:(?:const|var|let)\s+)?[\w.$\[\]\"'/-]+\s*=\s*(.*?);?\s*\Z", re.DOTALL)
 _COLUMN = re.compile(r"(?:(?:-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?|null),){16,}")
+_NO_IDS = re.compile(rb"(?<![\w.+-])(?:(?:-?\d{1,6}(?:\.\d+(?:[eE][-+]\d+)?)?|-?\d[eE][-+]\d+|null),){16,}")
 ARROW_SCHEMA = "metadata ARROW:schema"
+_LONG = 1e6  # so large a whole number may be an id
 _JSON_LIKE = re.compile(r"\A\s*[\[{]")
 
 
@@ -74,6 +77,14 @@ class Opened:
             if not self.file.stat().st_size:
                 return memoryview(b"")
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+    @cached_property
+    def searched(self) -> Buffer:
+        """The bytes where an id could stand: all but the columns of decimals and short numbers of a Space's data.
+
+        No id is found in a decimal, nor is one as short as a whole number there; longer numbers stay.
+        """
+        return _NO_IDS.sub(b" ", self.data) if self.suffix == ".js" else self.data
 
     @cached_property
     def text(self) -> str:
@@ -265,21 +276,23 @@ class Opened:
 
 def strings(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
     """(place, text) of every string and key in a JSON value; whole numbers of 7 digits and more as text too."""
-    if isinstance(value, Mapping):
+    if isinstance(value, (int, float)):
+        if text := _long_number(value):
+            yield where, text
+    elif isinstance(value, str):
+        yield where, value
+    elif isinstance(value, Mapping):
         for key, item in value.items():
             yield "a key", str(key)
             yield from strings(item, f"key {key}" if str(key).isidentifier() else "a key")
-    elif isinstance(value, str):
-        yield where, value
     elif isinstance(value, Sequence):
         for item in value:
-            yield from strings(item, where)
-    elif isinstance(value, (int, float)) and (text := _long_number(value)):
-        yield where, text
+            if not isinstance(item, (int, float)) or abs(item) >= _LONG:  # of numbers there are millions
+                yield from strings(item, where)
 
 
 def _long_number(value: float) -> str:
-    whole = math.isfinite(value) and value == int(value) and abs(value) >= 1e6
+    whole = math.isfinite(value) and value == int(value) and abs(value) >= _LONG
     return str(abs(int(value))) if whole else ""
 
 

@@ -337,7 +337,7 @@ def _holds_pixels(value: Any) -> bool:
         return all(isinstance(cell, (int, float)) for row in rows for cell in row)
     if len(value) >= 256 and all(isinstance(cell, int) and 0 <= cell <= 255 for cell in value):
         return 16 < len(set(value)) <= len(value) / 2
-    return any(_holds_pixels(item) for item in value)
+    return any(_holds_pixels(item) for item in value if isinstance(item, (dict, list)))
 
 
 def _json_values(staged: Staged) -> Iterator[tuple[Opened, str, Any]]:
@@ -351,10 +351,11 @@ def _keys(value: Any) -> Iterator[str]:
 
 def _objects(value: Any) -> Iterator[Mapping[str, Any]]:
     """Every object in a JSON value."""
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         yield value
-    for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
-        yield from _objects(item)
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        if isinstance(item, (dict, list)):  # of other values there are millions
+            yield from _objects(item)
 
 
 # -- rules: text -------------------------------------------------------------------------------------------------------
@@ -363,7 +364,7 @@ def _objects(value: Any) -> Iterator[Mapping[str, Any]]:
 def _private_values(staged: Staged) -> Iterator[Problem]:
     advice = "an id of a patient, an image or a study; leave it out, or hash it with hash_ids"
     for file in staged.files:
-        if staged.needles.in_bytes(file.data) is not None:
+        if staged.needles.in_bytes(file.searched) is not None:
             yield Problem(file.path, f"its bytes hold {advice}")
     for file, passage, texts in staged.texts:
         if any(staged.needles.in_text(text) for text in texts):
@@ -391,7 +392,7 @@ def _secrets(staged: Staged) -> Iterator[Problem]:
     live = Needles(live_secrets(), separated=False)
     advice = "a token or password of this computer; take it out"
     for file in staged.files:
-        if live.in_bytes(file.data) is not None:
+        if live.in_bytes(file.searched) is not None:
             yield Problem(file.path, f"its bytes hold {advice}")
     for file, passage, texts in staged.texts:
         if any(live.in_text(text) for text in texts):
