@@ -686,7 +686,8 @@ def test_the_page_of_a_latent_shows_its_numbers(look, findings, space):
     for label, count in ((0, "429"), (1, "131")):
         row = of(findings, label=label).set_index("latent").loc[BEST]
         cells = bars.nth(label).locator("td").all_inner_texts()
-        assert [cell.strip() for cell in cells[:2]] == [count, written(row.class_mean)]
+        interval = "" if pd.isna(row.mean_low) else f"[{written(row.mean_low)}, {written(row.mean_high)}]"
+        assert [cell.strip() for cell in cells[:2]] == [count, written(row.class_mean) + interval]
         assert cells[3] == str(row["rank"])
     # Its place among the firing rates of all latents.
     live = findings.latents.query("layer == 'final' and encoder == 'pretrained' and firing_rate > 0")["firing_rate"]
@@ -761,7 +762,7 @@ def test_a_long_note_is_folded_and_can_be_read(look, tmp_path):
     closed = page.locator("#notes").bounding_box()["height"]
     assert closed < 700
     assert page.locator("#notes .whole").first.is_hidden()
-    summary = page.locator("#notes summary")
+    summary = page.locator("#notes details.note summary")
     assert summary.count() == 2 and "(the whole note: 30,000 characters)" in summary.first.inner_text()
     summary.first.click()
     assert page.locator("#notes .whole").first.inner_text().strip() == long.strip()

@@ -164,6 +164,26 @@ mammosae.charts = (() => {
     return root;
   };
 
+  // How strongly a latent fires, by class: rows {class, last, edges, n_images, n}. Bins differ in width, so that heights are shares per unit.
+  const histogram = (rows, label) => {
+    const heights = rows.map((row) => row.n_images.map((images, i) => (images === null || !row.n ? 0 : images / row.n / (row.edges[i + 1] - row.edges[i] || 1))));
+    const last = Math.max(...rows.map((row) => row.edges[row.edges.length - 1]));
+    const first = Math.min(0, ...rows.map((row) => row.edges[0]));
+    const highest = Math.max(...heights.flat(), 0) || 1;
+    const [across, up] = [unit(first, last), unit(0, highest)];
+    const root = frame(label, `activation${across.title}`, `share of class per unit${up.title}`);
+    const x = scale(first, last, LEFT, WIDTH - RIGHT);
+    const y = scale(0, highest, HEIGHT - BOTTOM, TOP + 4);
+    for (const tick of ticks(0, highest, 3)) yTick(root, y(tick), up.of(tick));
+    for (const tick of ticks(first, last, narrow.matches ? 3 : 5)) xTick(root, x(tick), across.of(tick));
+    rows.forEach((row, r) => {
+      const steps = heights[r].map((height, i) => `V${y(height).toFixed(1)}H${x(row.edges[i + 1]).toFixed(1)}`).join("");
+      root.append(svg("path", { d: `M${x(row.edges[0]).toFixed(1)} ${y(0).toFixed(1)}${steps}V${y(0).toFixed(1)}`, class: `step class${row.last ? "-last" : row.class}` }));
+    });
+    baseline(root);
+    return root;
+  };
+
   // Many points on a canvas: xs against ys, the marked ones on top. Returns {node, draw}; `draw` again after a change of theme.
   const scatter = (xs, ys, marked, { xTitle, yTitle, label, onpick }) => {
     const canvas = document.createElement("canvas");
@@ -261,5 +281,5 @@ mammosae.charts = (() => {
     return { node, draw };
   };
 
-  return { firing, ranking, sweep, scatter };
+  return { firing, ranking, sweep, histogram, scatter };
 })();

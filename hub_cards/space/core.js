@@ -63,6 +63,7 @@ mammosae.table = (() => {
       ranks: raw.ranks.map(mammosae.column),
       precision: mammosae.column(raw.average_precision),
       ablation: mammosae.column(raw.ablation_effect),
+      ends: raw.class_mean_low && { low: raw.class_mean_low.map(mammosae.column), high: raw.class_mean_high.map(mammosae.column) },
       evidence: raw.evidence && evidenceOf(raw.evidence),
     };
   };

@@ -1,5 +1,5 @@
 "use strict";
-// The page of one latent: how often it fires, how it answers to each concept, its place in ranking and sweep, its names and notes.
+// The page of one latent: how often it fires, how it answers to each concept, its place in ranking and sweep, names and notes.
 
 mammosae.pages.latent = (() => {
   const { el, charts, number, fixed, percent, firingRate, signed, conceptName, encoderName, className, count, counted } = mammosae;
@@ -33,11 +33,17 @@ mammosae.pages.latent = (() => {
     return { rank: best, class: ranks.indexOf(best) };
   };
 
+  // The interval of a class's mean, of findings that have it.
+  const meanEnds = (concept, cls, row) => {
+    const ends = ["low", "high"].map((end) => concept.ends?.[end][cls][row] ?? NaN);
+    return ends.some(Number.isNaN) ? null : el("span", { class: "small" }, ` [${ends.map(number).join(", ")}]`);
+  };
+
   const classBars = (concept, row) => {
     const means = concept.means.map((means) => means[row]);
     const top = Math.max(...means.filter((mean) => !Number.isNaN(mean)), 0);
     return el("div", { class: "captioned" }, el("p", { class: "caption" }, "Mean activation by class, over all positions of the training images"),
-      mammosae.scroller({}, el("table", { class: "bars" },
+      mammosae.scroller({ tabindex: 0, role: "region", "aria-label": `Mean activation by class: ${conceptName(concept.name)}` }, el("table", { class: "bars" },
       el("thead", {}, el("tr", {}, ["Class", "Training images", "Mean activation", "Score", "Rank"].map((text, i) =>
         el("th", { scope: "col", class: i ? "number" : null }, text)))),
       el("tbody", {}, means.map((mean, i) => {
@@ -48,7 +54,7 @@ mammosae.pages.latent = (() => {
           el("td", { class: "number" }, hidden ? mammosae.SUPPRESSED : count(concept.n_images[i])),
           el("td", { class: "number withbar" },
             el("progress", { max: 100, value: width, "aria-hidden": "true", class: i === means.length - 1 ? "present" : null }),
-            el("span", {}, or(true, mean, number))),
+            el("span", {}, or(true, mean, number), meanEnds(concept, i, row))),
           el("td", { class: "number" }, or(true, concept.scores[i][row], signed)),
           el("td", { class: "number" }, or(true, concept.ranks[i][row], count)));
       })))));
@@ -109,7 +115,7 @@ mammosae.pages.latent = (() => {
         : `correlation of ranks ${fixed(of("covariate_r"), 2)}, q ${number(of("covariate_q"))}${concept.evidence.covariate_kind[row] ? `; of the ${concept.evidence.covariate_kind[row]}` : ""}`));
   };
 
-  const conceptPart = (study, table, concept, row, chosen) => {
+  const conceptPart = (study, table, concept, row, chosen, details) => {
     const { info } = table;
     const latent = table.latent[row];
     const last = concept.ranks.length - 1;
@@ -138,7 +144,8 @@ mammosae.pages.latent = (() => {
           : [el("div", {}, figure(
             charts.ranking(concept.scores[last], concept.ranks[last], row, `Score by rank for ${conceptName(concept.name)}; this latent has rank ${rank}`),
             `Score of every latent by rank for the class “${className(last, last + 1)}”. The dot is this latent.`)),
-          el("div", {}, sweepPart(study, info, concept, row))]));
+          el("div", {}, sweepPart(study, info, concept, row))],
+        details && mammosae.around.histogram(concept, details)));
   };
 
   // What it is called, each name with its score and chance; numbers that a method has not are left out.
@@ -159,28 +166,6 @@ mammosae.pages.latent = (() => {
     return [el("p", {}, "A name is a guess about what the latent stands for, no proof that it is the cause of anything. Score: in the unit of its method, by labels the share of the latent's strongest images, one of each patient, that have it, with the 95 % interval."),
       mammosae.plainTable(all.map(([text], i) => (i < 2 || text === "Judge" ? text : { text, number: true })), names.map((row) => all.map(([, of]) => of(row))), { caption: null })];
   };
-
-  // The beginning of a long note; null of one that is short enough.
-  const beginning = (text) => {
-    const start = text.slice(0, 400).split("\n").slice(0, 6).join("\n");
-    return text.length - start.length > 100 || text.split("\n").length > 8 ? `${start.trimEnd()} …` : null;
-  };
-
-  const noteText = (note) => {
-    const badge = note.label && el("b", { class: "badge" }, note.label);
-    const start = beginning(note.text);
-    if (start === null) return el("p", { class: "note" }, badge, note.text);
-    return el("details", { class: "note" },
-      el("summary", {}, badge, el("span", { class: "start" }, start), " ", el("span", { class: "small" }, `(the whole note: ${mammosae.counted(note.text.length, "character")})`)),
-      el("div", { class: "whole", tabindex: 0 }, note.text));
-  };
-
-  const noteList = (notes) => (notes.length
-    ? el("ul", { class: "notes" }, notes.map((note) => el("li", {},
-      noteText(note),
-      el("p", { class: "small" }, [note.author, note.created?.slice(0, 10), note.concept && conceptName(note.concept),
-        note.confidence && `confidence ${note.confidence} of 5`].filter(Boolean).join(" · ")))))
-    : el("p", { class: "missing" }, "No reader has written a note on this latent."));
 
   const elsewhere = async (study, table, latent) => {
     const others = study.tables.filter((info) => info !== table.info && info.layer === table.info.layer && info.sae !== null && info.sae === table.info.sae);
@@ -238,6 +223,8 @@ mammosae.pages.latent = (() => {
     const concepts = info.concepts.map((one) => table.concepts[one.concept]).sort((one, other) => (other.name === wanted) - (one.name === wanted));
     const notes = table.notes.get(latent) ?? [];
     const names = table.names.get(latent) ?? [];
+    const details = await mammosae.around.details(table, latent);
+    const beside = details === null ? [] : mammosae.around.neighbours(table, details.neighbours);
     mammosae.add(root,
       neighbours(study, info, latent, table),
       el("h1", {}, `Latent ${latent}`),
@@ -249,16 +236,19 @@ mammosae.pages.latent = (() => {
         fact("Maximum", or(mammosae.hiddenMaximum(table, row), table.maximum[row], number), "largest activation in any test image"),
         fact("Mean", or(true, table.mean[row], number), "over all positions of all test images"),
         fact("Notes", count(notes.length), notes.length ? "by readers, at the end of the page" : "none yet")),
+      !mammosae.viewer && mammosae.around.noImages(),  // the viewer has the images
       el("section", { id: "density" }, el("h2", {}, "How often it fires"),
         el("div", { class: "columns" },
           el("p", {}, density(table, row)),
           figure(charts.firing(table.rate, table.rate[row], `Firing rates of all latents. ${density(table, row)}`),
             "Firing rates of all latents that fire, ", table.rate[row] > 0 ? "with this latent marked." : table.rate[row] === 0 ? "of which this latent is none." : "this one's is hidden."))),
       names.length > 0 && el("section", { id: "names" }, el("h2", {}, "What it is called"), nameList(names)),
-      ...concepts.map((concept) => conceptPart(study, table, concept, row, concept.name === wanted)),
-      el("section", { id: "notes" }, el("h2", {}, "Notes by readers"), noteList(notes)));
+      ...concepts.map((concept) => conceptPart(study, table, concept, row, concept.name === wanted, details)),
+      beside.length > 0 && el("section", { id: "beside" }, el("h2", {}, "Latents beside it"), el("div", { class: "columns" }, beside)),
+      el("section", { id: "notes" }, el("h2", {}, "Notes by readers"), mammosae.notes.list(notes), !mammosae.viewer && mammosae.notes.form(study, table, latent)));
     const others = await elsewhere(study, table, latent);
-    if (others) mammosae.add(root, el("section", { id: "elsewhere" }, others));
+    mammosae.add(root, others && el("section", { id: "elsewhere" }, others),
+      el("section", { id: "load" }, el("h2", {}, "Load this latent"), mammosae.around.use(study, info, latent), mammosae.around.links(study, info)));
     return `Latent ${latent}, ${encoderName(info.encoder)}`;
   };
 })();

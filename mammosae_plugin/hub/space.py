@@ -13,10 +13,10 @@ __all__ = [
 import dataclasses
 import json
 import logging
-import math
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ from mammosae_plugin.hub.publishing import (
     recorder,
 )
 from mammosae_plugin.hub.scratch import Scratch
+from mammosae_plugin.hub.space_details import Row, details_of, rows_of, values_of
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.own_files import replace_folder
 from mammosae_plugin.schema.findings import COLUMNS, CONCEPT, CONFIGS, NOTE, SCHEMAS, parquet_path
@@ -55,13 +56,11 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 PAGES = (
     *("index.html", "style.css", "core.js", "charts.js", "download.js", "columns.js", "table.js"),
-    *("latent.js", "compare.js", "study.js", "app.js"),
+    *("notes.js", "around.js", "latent.js", "compare.js", "study.js", "app.js"),
 )
 DATA_FOLDER = "data"
 INDEX = "index"
 HUB = "https://huggingface.co"
-
-Row = dict[str, Any]
 
 _LATENT = ("latent", *(column.name for column in COLUMNS["latents"] if column.privacy == "group"))
 _NOTE = ("layer", "encoder", "latent", *(field.name for field in NOTE))
@@ -183,6 +182,7 @@ def _study(findings: Findings, number: int, origin: str) -> tuple[Row, Iterator[
     classes = dict(iter(findings.concepts.groupby(["layer", "encoder", "concept"], sort=False)))
     known = {} if findings.evidence is None else dict(iter(findings.evidence.groupby(["layer", "model", "concept"])))
     evidence: dict[str, pd.DataFrame] = {}
+    pages: dict[str, list[tuple[int, Row]]] = {}
     for place, latents in findings.latents.groupby(["layer", "encoder"], sort=False):
         layer, encoder = (str(part) for part in place)
         name = f"{'ab'[number]}{len(tables)}"
@@ -197,6 +197,7 @@ def _study(findings: Findings, number: int, origin: str) -> tuple[Row, Iterator[
                     evidence[part] = own
                     concepts[-1]["evidence"] = True
         model = models[layer, encoder]
+        pages[name] = list(details_of(findings, layer, encoder))
         tables.append(
             {
                 "study": number,
@@ -208,6 +209,7 @@ def _study(findings: Findings, number: int, origin: str) -> tuple[Row, Iterator[
                 "sae": sae_tensors(study["sae"][layer]),
                 "file": name,
                 "concepts": concepts,
+                "details": [chunk for chunk, _ in pages[name]],
             }
         )
     entry = {
@@ -217,16 +219,17 @@ def _study(findings: Findings, number: int, origin: str) -> tuple[Row, Iterator[
         **{name: study[name] for name in ("title", "created", "data_kind", "min_group")},
         "layers": [layer for layer in study["layers"] if any(table["layer"] == layer for table in tables)],
         "tables": tables,
-        "notes": _rows(findings.notes, _NOTE),
-        "names": [] if findings.names is None else _rows(findings.names, _NAME),
-        "interventions": _rows(findings.interventions, _INTERVENTION),
-        "reconstruction": _rows(findings.reconstruction, _RECONSTRUCTION),
-        "localization": _rows(findings.localization[findings.localization["method"] == "latent"], _LOCALIZATION),
+        "notes": rows_of(findings.notes, _NOTE),
+        "names": [] if findings.names is None else rows_of(findings.names, _NAME),
+        "interventions": rows_of(findings.interventions, _INTERVENTION),
+        "reconstruction": rows_of(findings.reconstruction, _RECONSTRUCTION),
+        "localization": rows_of(findings.localization[findings.localization["method"] == "latent"], _LOCALIZATION),
         "roles": list(_roles(study)),
         **{name: study[name] for name in ("config", "provenance", "data", "models", "sae")},
     }
     entry["primary"] = entry["layers"][-1]
-    return entry, _tables(frames, evidence)
+    details = ((f"d{name}-{chunk}", table) for name, chunks in pages.items() for chunk, table in chunks)
+    return entry, chain(_tables(frames, evidence), details)
 
 
 def _parquet(findings: Findings) -> dict[str, str] | None:
@@ -246,7 +249,7 @@ def _tables(frames: dict[str, pd.DataFrame], evidence: dict[str, pd.DataFrame]) 
     for name, frame in frames.items():
         if "-" not in name:
             order = frame["latent"].to_numpy()
-            yield name, {column: _values(frame[column]) for column in _LATENT}
+            yield name, {column: values_of(frame[column]) for column in _LATENT}
         else:
             own = {"evidence": _evidence(evidence[name], order)} if name in evidence else {}
             yield name, _concept(frame, order) | own
@@ -256,7 +259,7 @@ def _concept(rows: pd.DataFrame, latents: np.ndarray[Any, Any]) -> Row:
     """What the latents of a table are for one concept, in the table's order: lists per class, and single values."""
     per_class = [own.set_index("latent").loc[latents] for _, own in rows.groupby("class")]
     return {
-        one.name: [_values(own[one.each]) for own in per_class] if one.each else _values(per_class[0][one.name])
+        one.name: [values_of(own[one.each]) for own in per_class] if one.each else values_of(per_class[0][one.name])
         for one in CONCEPT
         if one.privacy == "group"
     }
@@ -265,28 +268,15 @@ def _concept(rows: pd.DataFrame, latents: np.ndarray[Any, Any]) -> Row:
 def _evidence(rows: pd.DataFrame, latents: np.ndarray[Any, Any]) -> Row:
     """What is known of the latents for one concept, in the table's order; nothing of those that have no row."""
     whole = rows.set_index("latent").reindex(latents)
-    return {name: _values(whole[name]) for name in _EVIDENCE}
+    return {name: values_of(whole[name]) for name in _EVIDENCE}
 
 
 def _per_class(rows: pd.DataFrame) -> list[int | None]:
     """How many training images each class has; None where that is suppressed."""
-    counts = [_values(own["n_images"].drop_duplicates()) for _, own in rows.groupby("class")]
+    counts = [values_of(own["n_images"].drop_duplicates()) for _, own in rows.groupby("class")]
     if any(len(count) != 1 for count in counts):
         raise InputError("the latents of one table have class means of different images; stage the findings again")
     return [count[0] for count in counts]
-
-
-def _values(column: "pd.Series[Any]") -> list[Any]:
-    """A column as JSON values, None for what is missing; every number reads back as exactly the column's."""
-    if column.dtype == np.float32:  # the shortest decimals that mean the number, not those of its double
-        return [float(str(value)) if math.isfinite(value) else None for value in column.to_numpy()]
-    values = column.astype(object).where(column.notna(), None).tolist()
-    return [None if isinstance(value, float) and not math.isfinite(value) else value for value in values]
-
-
-def _rows(frame: pd.DataFrame, columns: Iterable[str]) -> list[Row]:
-    names = list(columns)
-    return [dict(zip(names, row, strict=True)) for row in zip(*(_values(frame[name]) for name in names), strict=True)]
 
 
 def _roles(study: Row) -> Iterator[Row]:
