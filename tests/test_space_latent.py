@@ -87,21 +87,28 @@ def test_what_is_written_of_single_latents_is_what_the_findings_hold(findings, s
     assert set(map(tuple, chunks.values())) == {()}
     file = next(table["file"] for table in study["tables"] if table["details"])
     first, second = (read_data(space, f"d{file}-{chunk}") for chunk in (0, 300 // CHUNK))
-    assert (first["latent"], second["latent"]) == ([3, 7, 9], [300])
-    assert first["edges"] == [[0.0, 0.5, 1.0, 4.0], None, None]
-    assert first["histograms"][0] == [
+    assert [[one["latent"] for one in chunk["latents"]] for chunk in (first, second)] == [[3, 7, 9], [300]]
+    assert [one["edges"] for one in first["latents"]] == [[0.0, 0.5, 1.0, 4.0], None, None]
+    assert first["latents"][0]["histograms"] == [
         {"concept": "Mass", "class": 0, "n_images": [20, 10, 5], "n_silent": 65, "n": 100},
         {"concept": "Mass", "class": 1, "n_images": [6, 0, 34], "n_silent": None, "n": 40},
     ]
     own = findings.neighbours.query("latent == 300 and kind == 'decoder'").sort_values("rank")
-    assert second["neighbours"][0]["decoder"] == {
+    assert second["latents"][0]["neighbours"]["decoder"] == {
         "neighbour": own["neighbour"].tolist(), "value": own["value"].tolist(), "chance": [0.2] * 5, "n": [None] * 5,
     }  # fmt: skip
-    assert first["neighbours"][0]["together"]["value"][0] is None
+    assert first["latents"][0]["neighbours"]["together"]["value"][0] is None
 
 
-def test_the_guard_lets_it_out(space):
-    assert check_staged(space, "space", PrivacyContext(datasets=("phantom",)), repo_id="somebody/space")
+def test_the_guard_lets_it_out_and_takes_many_bins_of_many_latents_for_no_image(findings, tmp_path):
+    row = findings.histograms.iloc[0].to_dict() | {
+        "edges": [one / 4 for one in range(17)],
+        "n_images": [6] * 16,
+        "n": 161,
+    }
+    many = [row | {"latent": latent, "class": one} for latent in range(40) for one in (0, 1)]
+    folder = build_space(replace(findings, histograms=pd.DataFrame(many)), tmp_path / "space")
+    assert check_staged(folder, "space", PrivacyContext(datasets=("phantom",)), repo_id="somebody/space")
 
 
 def test_the_page_shows_histograms_intervals_and_what_lies_beside(look, findings):

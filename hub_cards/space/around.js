@@ -31,9 +31,8 @@ mammosae.around = (() => {
   const details = async (table, latent) => {
     const chunk = Math.floor(latent / CHUNK);
     if (!(table.info.details ?? []).includes(chunk)) return null;
-    const all = await mammosae.load(`d${table.info.file}-${chunk}`);
-    const at = all.latent.indexOf(latent);
-    return at < 0 ? null : { edges: all.edges[at], histograms: all.histograms[at], neighbours: all.neighbours[at] };
+    const { latents } = await mammosae.load(`d${table.info.file}-${chunk}`);
+    return latents.find((one) => one.latent === latent) ?? null;
   };
 
   const histogram = (concept, { edges, histograms }) => {

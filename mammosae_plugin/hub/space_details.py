@@ -26,25 +26,27 @@ def details_of(findings: Findings, layer: str, encoder: str) -> Iterator[tuple[i
     """What is known of single latents of one table, by hundreds of them.
 
     Yields:
-        The number of the chunk, which is `latent // CHUNK`, and lists in one order: `latent`; `edges` of its bins,
-        which all classes share; `histograms`, a list of one object per concept and class; `neighbours`, lists by kind.
+        The number of the chunk, `latent // CHUNK`, and its `latents`, one object each: `latent`; `edges` of its
+        bins, which all classes share; `histograms`, one object per concept and class; `neighbours`, lists by kind.
         Chunks of which nothing is known are left out, and so are all of findings of earlier versions.
     """
     histograms = dict(_by_latent(findings.histograms, layer, encoder, (*_COUNTED, "edges")))
     neighbours = dict(_by_latent(findings.neighbours, layer, encoder, ("kind", "rank", *_BESIDE)))
     chunks: dict[int, Row] = {}
     for latent in sorted({*histograms, *neighbours}):
-        chunk = chunks.setdefault(latent // CHUNK, {"latent": [], "edges": [], "histograms": [], "neighbours": []})
         bins, beside = histograms.get(latent, []), neighbours.get(latent, [])
-        chunk["latent"].append(latent)
-        chunk["edges"].append(bins[0]["edges"] if bins else None)
-        chunk["histograms"].append([{name: row[name] for name in _COUNTED} for row in bins])
         of_kind: dict[str, Row] = {}
         for row in sorted(beside, key=lambda row: int(row["rank"])):
             lists = of_kind.setdefault(row["kind"], {name: [] for name in _BESIDE})
             for name in _BESIDE:
                 lists[name].append(row[name])
-        chunk["neighbours"].append(of_kind)
+        own = {
+            "latent": latent,
+            "edges": bins[0]["edges"] if bins else None,
+            "histograms": [{name: row[name] for name in _COUNTED} for row in bins],
+            "neighbours": of_kind,
+        }
+        chunks.setdefault(latent // CHUNK, {"latents": []})["latents"].append(own)
     yield from chunks.items()
 
 
