@@ -172,7 +172,7 @@ MUTANTS: list[Mutant] = [
         ("        if boxed and not follows:\n", "        if False:\n"),
     ),
     *_in(
-        "mammosae_plugin/analysis/localization.py",
+        "mammosae_plugin/analysis/map_boxes.py",
         ["tests/test_localization.py", "-k", "flood_fill or dropped_by_their_area or corner or threshold or scored_by"],
         (" >= self.min_area", " > self.min_area"),
         ("found.maxima, found.sums / found.areas", "found.sums, found.sums / found.areas"),

@@ -3,6 +3,7 @@
 from mammosae_plugin.analysis.localization import (
     BoxScore,
     Contours,
+    MapBoxes,
     Threshold,
     heatmap,
     heatmap_boxes,
@@ -15,6 +16,7 @@ from mammosae_plugin.measures.boxes import average_precision
 __all__ = [
     "BoxScore",
     "Contours",
+    "MapBoxes",
     "Threshold",
     "average_precision",
     "heatmap",

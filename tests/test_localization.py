@@ -6,8 +6,10 @@ from helpers_tables import make_table
 from scipy import ndimage
 from torchmetrics.detection import MeanAveragePrecision
 
+from mammosae_plugin.analysis import map_boxes
 from mammosae_plugin.analysis.localization import (
     BOX_SCORES,
+    MapBoxes,
     Threshold,
     heatmap,
     heatmap_boxes,
@@ -294,6 +296,53 @@ def test_several_thresholds_at_once_equal_one_at_a_time():
             chosen = together[(together["threshold"] == name) & (together["iou_threshold"] == iou_threshold)]
             alone = localize(table, [3, 8], "Mass", iou_threshold=iou_threshold, **options)
             assert chosen[alone.columns].reset_index(drop=True).equals(alone)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_boxes_that_concepts_share_are_made_once_and_equal_those_of_each_alone(monkeypatch, num_workers):
+    monkeypatch.setattr(map_boxes, "_FEW", 0)  # else so few would be made in this process
+    table = make_table()
+    table.gradcam_heads = ("Mass", "Suspicious_Calcification")
+    asked = {"Mass": [3, 30, 12], "Suspicious_Calcification": [12, 8, 3]}
+    options = {"thresholds": [Threshold(), Threshold(relative=0.3)], "iou_thresholds": [0.05, 0.1]}
+    alone = [
+        (localize_thresholds(table, latents, concept, **options), localize_baselines(table, concept, channels=[4, 0]))
+        for concept, latents in asked.items()
+    ]
+    boxes, n_maps = MapBoxes(table, num_workers=num_workers), []
+    read = table.maps
+    if num_workers == 0:  # other processes would count for themselves
+        monkeypatch.setattr(table, "maps", lambda chosen, row: n_maps.extend(chosen) or read(chosen, row))
+    for (ours, baselines), (concept, latents) in zip(alone, asked.items(), strict=True):
+        shared = localize_thresholds(table, latents, concept, boxes=boxes, **options)
+        pd.testing.assert_frame_equal(shared.rows, ours.rows)
+        # Grad-CAM is of a concept, so that the second one's must not be taken for the first's.
+        pd.testing.assert_frame_equal(
+            localize_baselines(table, concept, channels=[4, 0], boxes=boxes).rows, baselines.rows
+        )
+    if num_workers == 0:
+        with_finding = [
+            set(rows.image_rows[rows.labels == 1]) for rows in (table.rows(concept, split="test") for concept in asked)
+        ]
+        both = set.intersection(*with_finding)
+        assert both
+        assert len(n_maps) == 3 * sum(map(len, with_finding)) - 2 * len(both)  # both concepts ask for two of latents
+
+
+def test_a_map_that_a_process_does_not_find_is_an_error_in_one_line(encoded, monkeypatch):
+    monkeypatch.setattr(map_boxes, "_FEW", 0)
+    line = r"^\S+ keeps no map of channel 3 for image row \d+; encode again with it in map_channels$"
+    with pytest.raises(InputError, match=line):
+        localize_baselines(encoded, "Mass", channels=[5, 3], boxes=MapBoxes(encoded, num_workers=2))
+
+
+def test_boxes_of_another_table_are_an_error():
+    with pytest.raises(InputError, match="the very table that is judged"):
+        localize(make_table(), [3], "Mass", boxes=MapBoxes(make_table()))
+    with pytest.raises(InputError, match="boxes are 3: give MapBoxes"):
+        localize(make_table(), [3], "Mass", boxes=3)
+    with pytest.raises(InputError, match="num_workers is -1"):
+        MapBoxes(make_table(), num_workers=-1)
 
 
 def test_positive_images_without_a_box_are_left_out():

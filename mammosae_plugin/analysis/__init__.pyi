@@ -49,6 +49,7 @@ from .lesion_localization import froc as froc
 from .localization import BoxScore as BoxScore
 from .localization import Contours as Contours
 from .localization import Localization as Localization
+from .localization import MapBoxes as MapBoxes
 from .localization import Threshold as Threshold
 from .localization import heatmap as heatmap
 from .localization import heatmap_boxes as heatmap_boxes

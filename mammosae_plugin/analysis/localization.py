@@ -9,21 +9,28 @@ of the heatmap in the box's region unless another rule is asked for, and every r
 
 __all__ = [
     "BOX_SCORES", "BoxScore", "Contours", "heatmap", "heatmap_boxes", "Localization", "localize", "localize_baselines",
-    "localize_thresholds", "Threshold",
+    "localize_thresholds", "MapBoxes", "Threshold",
 ]  # fmt: skip
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy import ndimage
-from tqdm.auto import tqdm
 
-from mammosae_plugin.analysis.regions import pixels_above, regions_of
+from mammosae_plugin.analysis.map_boxes import (
+    BOX_SCORES,
+    BoxesWithScores,
+    BoxScore,
+    Contours,
+    Cut,
+    MapBoxes,
+    MapKind,
+    Threshold,
+    upsampled,
+)
 from mammosae_plugin.arguments import (
     as_array,
     between,
@@ -37,48 +44,10 @@ from mammosae_plugin.arguments import (
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.measures.boxes import average_precision
 from mammosae_plugin.measures.statistics import NETWORK_ERROR, settled
-from mammosae_plugin.shapes import Boxes, LatentMaps
+from mammosae_plugin.shapes import Boxes
 
 if TYPE_CHECKING:
     from mammosae_plugin.latents import LatentTable
-
-BoxScore = Literal["maximum", "mean", "sum", "area"]
-BOX_SCORES: tuple[BoxScore, ...] = get_args(BoxScore)
-"""What a box can be scored by: the maximum, mean or sum of the heatmap over its region's pixels, or their number."""
-
-Contours = Literal["all", "outer"]
-"""Which regions get a box: all, or, as in the release, those that no other region encloses."""
-
-# Of the largest value of a heatmap: what interpolation in float32 can add or take away. A pixel must clear the
-# threshold by more than that, or a map that is constant to rounding would have regions.
-_INTERPOLATION_ERROR = 2.0**-20
-
-# Fewer heatmaps than this are done before a progress bar would be read.
-_HEATMAPS_WITHOUT_PROGRESS = 200
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """Where a heatmap is cut: at a percentile of its pixels, or, if `relative` is given, at that share of its maximum.
-
-    Attributes:
-        percentile: from 0 and below 100, which nothing lies above.
-        relative: share of the maximum, above 0 and below 1, or None.
-
-    Raises:
-        InputError: either is outside its range, or no number.
-    """
-
-    percentile: float = 95.0
-    relative: float | None = None
-
-    def __post_init__(self) -> None:
-        between(self.percentile, "percentile", 0, 100, with_high=False)
-        if self.relative is not None:
-            between(self.relative, "relative", 0, 1, with_low=False, with_high=False)
-
-    def __str__(self) -> str:
-        return f"percentile {self.percentile:g}" if self.relative is None else f"relative {self.relative:g}"
 
 
 @dataclass(frozen=True)
@@ -123,16 +92,7 @@ def heatmap(latent_map: ArrayLike, image_size: tuple[int, int]) -> NDArray[np.fl
     if len(entries(image_size, "image_size")) != 2:
         raise InputError(f"image_size is {shown(image_size)}: give height and width in pixels")
     image_size = (whole(image_size[0], "the height", least=1), whole(image_size[1], "the width", least=1))
-    return _upsampled(values, np.empty(image_size, dtype=np.float32))
-
-
-def _upsampled(values: NDArray[np.float32], upsampled: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A map interpolated into the memory of a heatmap, which it fills."""
-    # `torch.nn.functional.interpolate`, but into NumPy's memory: torch's own aligned allocations of this size fragment
-    # the heap of older glibc (before 2.38), by gigabytes over a thousand heatmaps.
-    batch, out = torch.from_numpy(values.copy())[None, None], torch.from_numpy(upsampled)[None, None]
-    torch.ops.aten.upsample_bilinear2d.out(batch, list(upsampled.shape), False, out=out)
-    return upsampled
+    return upsampled(values, np.empty(image_size, dtype=np.float32))
 
 
 def heatmap_boxes(
@@ -164,9 +124,9 @@ def heatmap_boxes(
         InputError: not (H, W), not finite, a threshold or area out of range, or an unknown rule.
     """
     one_of(box_score, "box_score", BOX_SCORES)
-    cut = _Cut(Threshold(percentile, relative), min_area, contours)
-    boxes, scores = cut.boxes(_checked_map(heatmap, "the heatmap", "(H, W)"))
-    return boxes, scores[box_score]
+    cut = Cut(Threshold(percentile, relative), min_area, contours)
+    found = cut.boxes(_checked_map(heatmap, "the heatmap", "(H, W)"))
+    return found[:, :4], found[:, 4 + BOX_SCORES.index(box_score)]
 
 
 @checked_arguments
@@ -182,6 +142,7 @@ def localize(
     min_area: float = 10.0,
     box_score: BoxScore = "maximum",
     contours: Contours = "all",
+    boxes: MapBoxes | None = None,
 ) -> pd.DataFrame:
     """How well the heatmap of each latent finds a concept's boxes, as in Table 2 of the paper.
 
@@ -198,6 +159,8 @@ def localize(
         min_area: as for `heatmap_boxes`.
         box_score: as for `heatmap_boxes`: by what `average_precision` ranks boxes.
         contours: as for `heatmap_boxes`.
+        boxes: those of this table's maps that are known, to which what is lacking is added; give one to the calls for
+            several concepts, and for boxes that several processes make.
 
     Returns:
         One row per latent: rank (1 for the first given), latent, n_images, n_boxes, average_precision, n_predictions,
@@ -206,7 +169,7 @@ def localize(
 
     Raises:
         InputError: no image with a box of the concept, a latent whose maps the table lacks, or an argument out of
-            range.
+            range, or the boxes of another table.
     """
     results = localize_thresholds(
         table,
@@ -218,6 +181,7 @@ def localize(
         min_area=min_area,
         box_score=box_score,
         contours=contours,
+        boxes=boxes,
     ).rows
     return results.drop(columns=["threshold", "iou_threshold"], errors="ignore")
 
@@ -234,6 +198,7 @@ def localize_thresholds(
     min_area: float = 10.0,
     box_score: BoxScore = "maximum",
     contours: Contours = "all",
+    boxes: MapBoxes | None = None,
 ) -> Localization:
     """`localize` for several ways to cut a heatmap and several IoU thresholds, upsampling each map once.
 
@@ -243,7 +208,7 @@ def localize_thresholds(
     """
     chosen = indices(latents, "the latents", table.d_sae, distinct=True).tolist()
     rules = _Rules(thresholds, iou_thresholds, min_area, box_score, contours)
-    rows = _localized(table, concept, chosen, lambda image_row: table.maps(chosen, image_row), split, rules)
+    rows = _localized(_known(boxes, table), concept, ("latent", ""), chosen, split, rules)
     return Localization(concept, split, box_score, contours, min_area, rows)
 
 
@@ -259,6 +224,7 @@ def localize_baselines(
     min_area: float = 10.0,
     box_score: BoxScore = "maximum",
     contours: Contours = "all",
+    boxes: MapBoxes | None = None,
 ) -> Localization:
     """What localizes without an SAE: raw channels of the layer and Grad-CAM, through the very code that judges latents.
 
@@ -273,6 +239,7 @@ def localize_baselines(
         min_area: as for `heatmap_boxes`.
         box_score: as for `localize`.
         contours: as for `heatmap_boxes`.
+        boxes: as for `localize`.
 
     Returns:
         The rows of `localize_thresholds` with a column `method`: "channel", where `latent` is the channel's number and
@@ -283,59 +250,17 @@ def localize_baselines(
     """
     chosen = indices(channels, "the channels", table.mean_channels.shape[1], distinct=True).tolist()
     rules = _Rules(thresholds, iou_thresholds, min_area, box_score, contours)
-    maps: dict[str, tuple[list[int], Callable[[int], LatentMaps]]] = {
-        "channel": (chosen, lambda image_row: table.channel_maps(chosen, image_row))
-    }
+    known = _known(boxes, table)
+    maps: list[tuple[MapKind, list[int]]] = [(("channel", ""), chosen)]
     if concept in table.gradcam_heads:
-        maps["grad_cam"] = ([-1], lambda image_row: table.gradcam(concept, image_row)[None])
+        maps.append((("grad_cam", concept), [-1]))
     frames = [
-        _localized(table, concept, shown, maps_of, split, rules).assign(method=method)
-        for method, (shown, maps_of) in maps.items()
-        if shown
+        _localized(known, concept, kind, numbers, split, rules).assign(method=kind[0])
+        for kind, numbers in maps
+        if numbers
     ]
     rows = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
     return Localization(concept, split, box_score, contours, min_area, rows)
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """How boxes are made of a heatmap: cut at a threshold, small ones and perhaps enclosed ones dropped."""
-
-    threshold: Threshold
-    min_area: float
-    contours: Contours
-
-    def __post_init__(self) -> None:
-        between(self.min_area, "min_area", 0, np.inf)
-        one_of(self.contours, "contours", get_args(Contours))
-
-    def boxes(self, values: NDArray[np.floating]) -> tuple[Boxes, dict[BoxScore, NDArray[np.float32]]]:
-        """Boxes (n, 4) of a heatmap (H, W), and their scores (n,) under every rule."""
-        cut = self.threshold
-        pixels, own = pixels_above(
-            values.ravel(), percentile=cut.percentile, relative=cut.relative, error=_INTERPOLATION_ERROR
-        )
-        if len(pixels) == 0:
-            return np.empty((0, 4), np.float32), {rule: np.empty(0, np.float32) for rule in BOX_SCORES}
-        found = regions_of(pixels, own, values.shape[1])
-        sides = found.boxes[:, 2:] - found.boxes[:, :2]
-        shown = sides.prod(axis=1) >= self.min_area
-        if self.contours == "outer":
-            shown &= _outermost(pixels, found.labels, values.shape)
-        scores = (found.maxima, found.sums / found.areas, found.sums, found.areas)
-        columns = [score[shown].astype(np.float32) for score in scores]
-        return found.boxes[shown].astype(np.float32), dict(zip(BOX_SCORES, columns, strict=True))
-
-
-def _outermost(pixels: NDArray[np.int64], labels: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Which regions border on the outside: holes are what edges, not corners, do not join to it."""
-    above = np.zeros(shape, dtype=np.bool_)
-    above.ravel()[pixels] = True
-    outside = ~ndimage.binary_fill_holes(above)
-    bordering: NDArray[np.bool_] = ndimage.binary_dilation(outside, border_value=1)
-    shown = np.zeros(labels.max() + 1, dtype=np.bool_)
-    shown[labels[bordering.ravel()[pixels]]] = True
-    return shown
 
 
 @dataclass(frozen=True)
@@ -362,23 +287,33 @@ class _Rules:
         object.__setattr__(self, "thresholds", list(dict.fromkeys(thresholds)))
         object.__setattr__(self, "iou_thresholds", list(dict.fromkeys(checked)))
         one_of(self.box_score, "box_score", BOX_SCORES)
-        _Cut(Threshold(), self.min_area, self.contours)
+        Cut(Threshold(), self.min_area, self.contours)
+
+
+def _known(boxes: MapBoxes | None, table: "LatentTable") -> MapBoxes:
+    """The boxes of a table's maps that are known.
+
+    Raises:
+        InputError: they are those of another table.
+    """
+    if boxes is None:
+        return MapBoxes(table)
+    if not isinstance(boxes, MapBoxes):
+        raise InputError(f"boxes are {shown(boxes)}: give MapBoxes(table), or nothing")
+    if boxes.table is not table:
+        raise InputError("boxes are those of another table: give MapBoxes of the very table that is judged")
+    return boxes
 
 
 def _localized(
-    table: "LatentTable",
-    concept: str,
-    shown: list[int],
-    maps_of: Callable[[int], LatentMaps],
-    split: str,
-    rules: _Rules,
+    boxes: MapBoxes, concept: str, kind: MapKind, numbers: list[int], split: str, rules: _Rules
 ) -> pd.DataFrame:
     """Judge heatmaps of any kind.
 
     Args:
-        shown: what the heatmaps are of (latents or channels), best first; the column `latent`.
-        maps_of: image row -> (len(shown), h, w).
+        numbers: of what the heatmaps are, latents or channels, best first; the column `latent`.
     """
+    table = boxes.table
     if concept not in table.concepts:
         instead = f"choose one of {', '.join(table.concepts)}" if table.concepts else f"{table.folder} has none"
         raise InputError(f"'{concept}' is not a finding with boxes: {instead}")
@@ -388,24 +323,13 @@ def _localized(
     if not truths:
         raise InputError(f"split '{split}' has no image with a box of '{concept}': there is nothing to localize")
 
-    cuts = [_Cut(threshold, rules.min_area, rules.contours) for threshold in rules.thresholds]
-    found: dict[tuple[int, _Cut], list[tuple[Boxes, dict[BoxScore, NDArray[np.float32]]]]] = {
-        (number, cut): [] for number in shown for cut in cuts
-    }
-    memory = np.empty(table.image_size, dtype=np.float32)
-    quick = len(truths) * len(shown) < _HEATMAPS_WITHOUT_PROGRESS
-    for image_row in tqdm(truths, desc=f"localizing {concept}", unit="image", disable=quick):
-        for number, values in zip(shown, maps_of(image_row), strict=True):
-            # Interpolation makes nothing positive of a map that is zero everywhere.
-            upsampled = _upsampled(values.astype(np.float32), memory) if values.any() else values
-            for cut in cuts:
-                found[number, cut].append(cut.boxes(upsampled))
-
+    cuts = [Cut(threshold, rules.min_area, rules.contours) for threshold in rules.thresholds]
+    found = boxes.of(kind, numbers, truths, cuts, f"localizing {concept}")
     ground_truth = list(truths.values())
     records = []
     for cut in cuts:
         for iou_threshold in rules.iou_thresholds:
-            for rank, number in enumerate(shown, start=1):
+            for rank, number in enumerate(numbers, start=1):
                 own = found[number, cut]
                 by_score = {rule: _precision(own, rule, ground_truth, iou_threshold) for rule in BOX_SCORES}
                 record = {
@@ -414,7 +338,7 @@ def _localized(
                     "n_images": len(truths),
                     "n_boxes": sum(len(boxes) for boxes in ground_truth),
                     "average_precision": by_score[rules.box_score],
-                    "n_predictions": sum(len(boxes) for boxes, _ in own),
+                    "n_predictions": sum(map(len, own)),
                     **{f"average_precision_{rule}": value for rule, value in by_score.items()},
                     "threshold": str(cut.threshold),
                     "iou_threshold": iou_threshold,
@@ -424,16 +348,13 @@ def _localized(
 
 
 def _precision(
-    found: Sequence[tuple[Boxes, dict[BoxScore, NDArray[np.float32]]]],
-    rule: BoxScore,
-    ground_truth: Sequence[NDArray[np.float32]],
-    iou_threshold: float,
+    found: Sequence[BoxesWithScores], rule: BoxScore, ground_truth: Sequence[NDArray[np.float32]], iou_threshold: float
 ) -> float:
     """Average precision of the boxes of all images, scored by one rule."""
-    scores = np.concatenate([scores[rule] for _, scores in found])
+    scores = np.concatenate([boxes[:, 4 + BOX_SCORES.index(rule)] for boxes in found])
     levels = settled(scores, NETWORK_ERROR * float(np.abs(scores).max(initial=0)))
-    starts = np.cumsum([len(boxes) for boxes, _ in found])[:-1]
-    predictions = [(boxes, own) for (boxes, _), own in zip(found, np.split(levels, starts), strict=True)]
+    starts = np.cumsum([len(boxes) for boxes in found])[:-1]
+    predictions = [(boxes[:, :4], own) for boxes, own in zip(found, np.split(levels, starts), strict=True)]
     return average_precision(predictions, ground_truth, iou_threshold=iou_threshold)
 
 

@@ -61,7 +61,9 @@ class CommonConfig(Settings):
     )
     device: str = Field("cpu", description="Where networks run: cpu, cuda, cuda:1, ...")
     batch_size: int = Field(1, gt=0, description="Images per forward pass of extraction and encoding.")
-    num_workers: int = Field(0, ge=0, description="Processes that read images beside the network.")
+    num_workers: int = Field(
+        0, ge=0, description="Processes that read images beside the network, and that make boxes of heatmaps."
+    )
 
     @field_validator("device")
     @classmethod

@@ -1,19 +1,17 @@
 """What lies in which slice of every volume, and which volumes cannot be used: read once, kept as a file per volume."""
 
-__all__ = ["Indexed", "read_gray", "run_jobs", "Source", "survey"]
+__all__ = ["Indexed", "read_gray", "Source", "survey"]
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
-from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
+from torch.utils.data import Dataset
 
 from mammosae_plugin.adapters.preprocessing import BadImageError
 from mammosae_plugin.datasets import slices
@@ -21,12 +19,12 @@ from mammosae_plugin.datasets.slices import Slicing, Volume, Window
 from mammosae_plugin.datasets.volume_files import VolumeFiles, read_volume
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, sha256_of_json, write_json
+from mammosae_plugin.jobs import run_jobs
 from mammosae_plugin.locks import only_run
 
 logger = logging.getLogger(__name__)
 
 _INDEX_VERSION = 1
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -70,9 +68,9 @@ def survey(jobs: Sequence[tuple[Source, VolumeFiles]], folder: Path | None, num_
     reading = _Reading([(*jobs[at], keys[at]) for at in missing], folder)
     if missing and folder is not None:
         with only_run(folder):
-            records = list(run_jobs(reading, num_workers, "index volumes"))
+            records = list(run_jobs(reading, num_workers, "index volumes", unit="volume"))
     else:
-        records = list(run_jobs(reading, num_workers, "index volumes"))
+        records = list(run_jobs(reading, num_workers, "index volumes", unit="volume"))
     for at, record in zip(missing, records, strict=True):
         found[at] = record
     return [(source, files, record) for (source, files), record in zip(jobs, found, strict=True) if record is not None]
@@ -132,40 +130,6 @@ class _Reading(Dataset[dict[str, Any]]):
         if self.folder is not None and record["problem"] is None:  # what is wrong may be put right, or pass
             write_json(_file(self.folder, files), record)
         return record
-
-
-class _Told(Dataset[Any]):
-    """Results, or the errors met: raised in a worker process they would arrive as tracebacks of many lines."""
-
-    def __init__(self, work: Dataset[Any]) -> None:
-        self.work = work
-
-    def __getitem__(self, at: int) -> Any:
-        try:
-            return self.work[at]
-        except (InputError, OSError) as error:
-            return error
-
-
-def run_jobs(work: Dataset[_T], num_workers: int, description: str) -> list[_T]:
-    """All results of a piece of work, computed by so many processes, in order."""
-    n: int = len(work)  # type: ignore[arg-type]  # all of them have a length
-    workers = min(num_workers, n)
-    loader: Iterator[Any] = iter(
-        DataLoader(
-            _Told(work),
-            sampler=range(n),
-            batch_size=None,
-            num_workers=workers,
-            generator=torch.Generator(),  # else it draws from everybody's
-        )
-    )
-    results = []
-    for result in tqdm(loader, total=n, desc=description, unit="volume", dynamic_ncols=True, disable=not n):
-        if isinstance(result, Exception):
-            raise result
-        results.append(result)
-    return results
 
 
 def read_gray(source: Source, files: VolumeFiles) -> tuple[Volume, tuple[int, ...], tuple[float, float, float]]:

@@ -36,9 +36,10 @@ from mammosae_plugin.datasets.volume_files import (
     VolumeFiles,
     require_nibabel,
 )
-from mammosae_plugin.datasets.volume_index import Indexed, Source, read_gray, run_jobs, survey
+from mammosae_plugin.datasets.volume_index import Indexed, Source, read_gray, survey
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import atomic_path, local_path, read_json, sha256_of_json, write_json, write_text
+from mammosae_plugin.jobs import run_jobs
 from mammosae_plugin.locks import only_run
 
 logger = logging.getLogger(__name__)
@@ -397,7 +398,7 @@ class VolumeSlices(Selectable, Dataset[Item]):
             missing = np.array([not (out / name).exists() for name in self._pictures], dtype=bool)
             rows = np.unique(self._volume_row[missing])
             jobs = [np.flatnonzero(missing & (self._volume_row == row)) for row in rows]
-            run_jobs(_Writing(self, out, jobs), num_workers, "write slices")
+            run_jobs(_Writing(self, out, jobs), num_workers, "write slices", unit="volume")
             table = self.metadata(out)
             with atomic_path(out / "metadata.parquet") as temporary:
                 table.to_parquet(temporary, index=False)

@@ -43,6 +43,7 @@ class LayerStudy(LayerPairs):
     def __init__(self, study: StudyInputs, name: str, hook_name: str, *, is_final: bool) -> None:
         super().__init__(study, name, hook_name, is_final=is_final)
         self._latest: tuple[HookedVisionModel, MaskedPasses] | None = None
+        self._known_boxes: dict[str, localization.MapBoxes] = {}
 
     @cached_property
     def reconstruction(self) -> pd.DataFrame:
@@ -417,6 +418,13 @@ class LayerStudy(LayerPairs):
         }
         return self._each(name, settings, compute, self.study.pairs_with_boxes)
 
+    def _boxes_of(self, table: LatentTable) -> localization.MapBoxes:
+        """The boxes of a table's heatmaps, which all concepts share until `localize` ends their use."""
+        name = table.folder.name
+        if name not in self._known_boxes:
+            self._known_boxes[name] = localization.MapBoxes(table, num_workers=self.config.num_workers)
+        return self._known_boxes[name]
+
     @property
     def _boxes(self) -> dict[str, Any]:
         return {"box_score": self.config.analysis.box_score, "contours": self.config.analysis.contours}
@@ -434,6 +442,7 @@ class LayerStudy(LayerPairs):
                 split=TEST,
                 thresholds=self._thresholds,
                 iou_thresholds=[analysis.iou_threshold],
+                boxes=self._boxes_of(table),
                 **self._boxes,
             ).to_frame(),
         )
@@ -451,6 +460,7 @@ class LayerStudy(LayerPairs):
                 split=TEST,
                 thresholds=self._thresholds,
                 iou_thresholds=[analysis.iou_threshold],
+                boxes=self._boxes_of(table),
                 **self._boxes,
             ).to_frame(),
         )
@@ -495,3 +505,4 @@ class LayerStudy(LayerPairs):
     def localize(self) -> None:
         """Table 2, and the lesions that are found."""
         _ = self.localization, self.baselines, self.lesions
+        self._known_boxes.clear()
