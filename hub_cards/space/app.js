@@ -82,6 +82,7 @@
       return;
     }
     document.getElementById("title").textContent = index.title;
+    document.getElementById("nav-map").hidden = !index.studies.some((study) => Object.keys(study.maps ?? {}).length);
     document.getElementById("origin").textContent = `Findings: ${index.studies.map((study) => study.origin).join(" and ")}, `
       + `${index.studies.map((study) => study.created).join(" and ")}. No image, no row of a single patient is in this page. Drawn by mammosae-plugin; research only, not a medical device.`;
     window.addEventListener("hashchange", () => show(true));

@@ -229,6 +229,7 @@ mammosae.pages.latent = (() => {
       neighbours(study, info, latent, table),
       el("h1", {}, `Latent ${latent}`),
       el("p", { class: "where" }, `Encoder ${encoderName(info.encoder)} · layer ${info.layer} `, el("code", {}, info.hook_name),
+        study.maps?.[info.layer] && table.rate[row] !== 0 && [" · ", el("a", { href: mammosae.address(["map"], { study: info.study ? info.study + 1 : "", layer: info.layer, encoder: info.encoder, concept: wanted, latent }), id: "on-map" }, "on the map")],
         index.studies.length > 1 ? ` · ${mammosae.studyName(info.study)}` : ""),
       names.length > 0 && el("p", { id: "called" }, "Called ", el("b", {}, names[0].name), ` (${mammosae.nameScore(names[0])})`),
       el("dl", { class: "facts" },

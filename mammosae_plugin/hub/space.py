@@ -41,7 +41,7 @@ from mammosae_plugin.hub.publishing import (
     recorder,
 )
 from mammosae_plugin.hub.scratch import Scratch
-from mammosae_plugin.hub.space_details import Row, details_of, rows_of, values_of
+from mammosae_plugin.hub.space_details import Row, details_of, maps_of, rows_of, values_of
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.own_files import replace_folder
 from mammosae_plugin.schema.findings import COLUMNS, CONCEPT, CONFIGS, NOTE, SCHEMAS, parquet_path
@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 PAGES = (
     *("index.html", "style.css", "core.js", "charts.js", "download.js", "columns.js", "table.js"),
-    *("notes.js", "around.js", "latent.js", "compare.js", "study.js", "app.js"),
+    *("notes.js", "around.js", "latent.js", "map.js", "compare.js", "study.js", "app.js"),
 )
 DATA_FOLDER = "data"
 INDEX = "index"
@@ -228,8 +228,13 @@ def _study(findings: Findings, number: int, origin: str) -> tuple[Row, Iterator[
         **{name: study[name] for name in ("config", "provenance", "data", "models", "sae")},
     }
     entry["primary"] = entry["layers"][-1]
+    maps = maps_of(findings)
+    entry["maps"] = {}
+    for layer, (about, _) in maps.items():
+        entry["maps"][layer] = {"file": f"{'ab'[number]}m{len(entry['maps'])}", **about}
+    places = ((entry["maps"][layer]["file"], table) for layer, (_, table) in maps.items())
     details = ((f"d{name}-{chunk}", table) for name, chunks in pages.items() for chunk, table in chunks)
-    return entry, chain(_tables(frames, evidence), details)
+    return entry, chain(_tables(frames, evidence), places, details)
 
 
 def _parquet(findings: Findings) -> dict[str, str] | None:

@@ -1,6 +1,6 @@
-"""What a Space holds of single latents beside their row in its tables: histograms and latents beside it."""
+"""What a Space holds of single latents beside their row in its tables: histograms, latents beside it, and maps."""
 
-__all__ = ["CHUNK", "details_of", "Row", "rows_of", "values_of"]
+__all__ = ["CHUNK", "details_of", "maps_of", "Row", "rows_of", "values_of"]
 
 import math
 from collections.abc import Iterable, Iterator
@@ -48,6 +48,22 @@ def details_of(findings: Findings, layer: str, encoder: str) -> Iterator[tuple[i
         }
         chunks.setdefault(latent // CHUNK, {"latents": []})["latents"].append(own)
     yield from chunks.items()
+
+
+def maps_of(findings: Findings) -> dict[str, tuple[Row, Row]]:
+    """The map of every layer that the findings hold one of: what it is worth, and lists `latent`, `x` and `y`.
+
+    Of its worth what the study says: `trustworthiness`, `trustworthiness_by_chance`, `n_mapped`, `n_latents`.
+    """
+    if findings.latent_map is None:
+        return {}
+    return {
+        str(layer): (
+            dict(findings.study["sae"][layer].get("latent_map") or {}),
+            {name: values_of(own[name]) for name in ("latent", "x", "y")},
+        )
+        for layer, own in findings.latent_map.groupby("layer", sort=False)
+    }
 
 
 def _by_latent(
