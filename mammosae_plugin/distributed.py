@@ -11,14 +11,15 @@ process that fails elsewhere just ends, upon which torchrun ends the others.
 
 __all__ = [
     "add_up", "alone", "check", "ending", "gathered", "give_to_all", "is_first", "is_main", "least", "main_first",
-    "mean", "on_main", "place", "rank", "require_same", "share", "start", "stop", "together", "world_size",
+    "mean", "on_main", "place", "rank", "require_same", "share", "spread", "start", "stop", "together", "world_size",
 ]  # fmt: skip
 
 import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
@@ -27,10 +28,12 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
+from tqdm.auto import tqdm
 
 from mammosae_plugin.arguments import shown
 from mammosae_plugin.errors import InputError
 
+R = TypeVar("R")
 T = TypeVar("T")
 
 _IN_STEP = timedelta(minutes=30)  # for what all processes do at the same pace, a checkpoint's writing included
@@ -258,6 +261,46 @@ def on_main(do: Callable[[], T]) -> T:
                 value = do()
     found: T = _everyones(value)[0]
     return found
+
+
+def spread(do: Callable[[T], R], items: Sequence[T], *, n_threads: int = 0, description: str, unit: str) -> list[R]:
+    """What is made of each of many things, all of it in all processes, each of which makes its share.
+
+    Args:
+        do: Makes something, which can be pickled, of one thing.
+        items: What all processes know in one order.
+        n_threads: Threads of each process that make it; 0 makes it in the calling thread.
+        description: For the progress bar, which the first process shows.
+        unit: What an item is, for the progress bar.
+
+    Returns:
+        In the order of `items`.
+
+    Raises:
+        InputError: As `together`.
+    """
+    mine, made = share(items), []
+    with (
+        together(),
+        tqdm(
+            total=len(mine),
+            desc=description,
+            unit=unit,
+            leave=False,
+            dynamic_ncols=True,
+            disable=not (mine and is_main()),
+        ) as bar,
+        ThreadPoolExecutor(max(n_threads, 1)) as pool,
+        closing(pool.map(do, mine) if n_threads else (do(item) for item in mine)) as results,  # type: ignore[type-var]
+    ):
+        for result in results:
+            check()
+            made.append(result)
+            bar.update()
+    if world_size() == 1:
+        return made
+    of_each = _everyones(made)
+    return [of_each[number % len(of_each)][number // len(of_each)] for number in range(len(items))]
 
 
 @contextmanager

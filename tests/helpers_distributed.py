@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -18,9 +19,11 @@ from mammosae_plugin.activations import ActivationStore, extract_activations, ex
 from mammosae_plugin.adapters import HookedVisionModel, new_classifier
 from mammosae_plugin.cli import app
 from mammosae_plugin.cli.common import clear_errors
-from mammosae_plugin.datasets import VinDrMammo
+from mammosae_plugin.datasets import VinDrMammo, screening
+from mammosae_plugin.datasets.registry import of_its_kind
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.latents import encode_latents
+from mammosae_plugin.study import images as study_images
 from mammosae_plugin.training import sae as training
 from mammosae_plugin.training import train_sae, train_saes
 
@@ -161,6 +164,39 @@ def meet_bad_input(out: Path, phantoms: Path) -> None:
             distributed.mean(torch.ones(1))
     except typer.Exit as error:
         raise SystemExit(error.exit_code) from error
+
+
+def look(out: Path, phantoms: Path, folder: str) -> None:
+    """Screen and hash a study's images, one of which is cut off; what each process did and knows goes to a file."""
+    _prepare()
+    distributed.start()
+    data = out / "looked at"
+
+    def copy() -> None:
+        if not data.exists():
+            shutil.copytree(phantoms, data)
+            image = VinDrMammo(data, image_size=(96, 64)).image_paths[5]
+            image.write_bytes(image.read_bytes()[:100])
+
+    distributed.on_main(copy)
+    hashed, looked = [], []
+    digest, check = study_images._digest, screening.check_contrast
+    study_images._digest = lambda image: hashed.append(image.name) or digest(image)  # type: ignore[func-returns-value]
+    screening.check_contrast = lambda pixels: looked.append(1) or check(pixels)  # type: ignore[func-returns-value]
+    settings = {"root": str(data), "image_size": [96, 64], "phantom": True, "max_suspect_share": 1}
+    found = study_images.StudyImages(of_its_kind(settings | {"max_bad_share": 0.05}), out / folder, 0)
+    said = {"content": found.content, "kept": found.dataset.images["image_id"].tolist(), "hashed": hashed}
+    said["looked"] = len(looked)
+    try:
+        _ = study_images.StudyImages(of_its_kind(settings | {"max_bad_share": 0}), out / f"{folder}-0", 0).dataset
+    except InputError as error:
+        said["error"] = str(error).split(";")[0]
+    finally:
+        study_images._digest, screening.check_contrast = digest, check
+    again = study_images.StudyImages(found.data, out / folder, 0)
+    said["again"] = [again.content, again.dataset.images["image_id"].tolist()]
+    (out / folder / f"said-{distributed.rank()}.json").write_text(json.dumps(said))
+    distributed.stop()
 
 
 def command(*arguments: str) -> None:

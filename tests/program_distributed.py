@@ -58,6 +58,8 @@ def main() -> None:
     codes["one goes on"] = launch(1, "make", *paths, "restarted")
     codes["two, undisturbed"] = launch(2, "train", paths[0], "two")
     codes["bad input"] = launch(2, "meet_bad_input", *paths)
+    codes["one looks"] = launch(1, "look", *paths, "look-1")
+    codes["two look"] = launch(2, "look", *paths, "look-2")
     codes["no config"] = launch(2, "command", "extract", "--config", "missing.yaml")
     (paths[0] / "codes.json").write_text(json.dumps({"codes": codes, "checkpoints": checkpoints}))
 

@@ -143,6 +143,26 @@ def test_bad_input_is_told_in_one_line_by_one_process(done, job, line):
     assert [found for found in part.splitlines() if found.startswith("mammosae:")] == [line]
 
 
+def test_processes_share_the_images_that_they_screen_and_hash_and_find_what_one_finds(done):
+    out, _ = done
+    one, first, second = (
+        json.loads((out / folder / f"said-{rank}.json").read_text())
+        for folder, rank in (("look-1", 0), ("look-2", 0), ("look-2", 1))
+    )
+    for name in ("content", "kept", "error", "again"):
+        assert one[name] == first[name] == second[name], name
+    assert one["again"] == [one["content"], one["kept"]]
+    n_images = len(one["kept"]) + 1
+    assert re.match(rf"1 of {n_images} images \(.*\) are bad", one["error"])
+    assert one["hashed"][::2] == first["hashed"] and one["hashed"][1::2] == second["hashed"]
+    assert len(set(one["hashed"])) == n_images
+    # Each looked at its half of them, the second one not at the image that cannot be read.
+    assert [said["looked"] for said in (one, first, second)] == [n_images - 1, n_images // 2, n_images // 2 - 1]
+    lists = [{path.name: path.read_bytes() for path in (out / name).glob("*-*.csv")} for name in ("look-1", "look-2")]
+    assert lists[0] == lists[1]
+    assert sorted(name.split("-")[0] for name in lists[0]) == ["quarantine", "suspects"]
+
+
 def test_torchrun_runs_the_commands(tmp_path, phantom_root):
     settings = study_settings(tmp_path, phantom_root)
     settings |= {"models": settings["models"][:1], "concepts": ["Mass"]}
@@ -205,6 +225,8 @@ def test_one_process_alone_waits_for_nobody(monkeypatch):
     distributed.add_up([total])
     assert distributed.on_main(lambda: 7) == 7
     assert distributed.share([1, 2, 3]) == [1, 2, 3]
+    for n_threads in (0, 2):
+        assert distributed.spread(str, [1, 2, 3], n_threads=n_threads, description="", unit="") == ["1", "2", "3"]
     assert distributed.gathered(total).shape == (1, 2)
     assert torch.equal(total, distributed.mean(total))
     assert (distributed.rank(), distributed.world_size(), distributed.place("cuda")) == (0, 1, "cuda")

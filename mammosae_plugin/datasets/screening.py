@@ -7,15 +7,14 @@ import io
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from tqdm import tqdm
 
+from mammosae_plugin import distributed
 from mammosae_plugin.adapters.preprocessing import BadImageError, check_contrast
 from mammosae_plugin.datasets.base import BOX_COLUMNS, DatasetError
 from mammosae_plugin.datasets.preprocessing import as_8_bit, read_png
@@ -53,14 +52,15 @@ def screen_images(
     Bad is what `preprocess` could not use: missing, unreadable, truncated, wrongly sized, not 8-bit, or constant.
     Suspect is what can be used, but where pixels and annotations do not fit: a bright background around a dark breast,
     a box on the background, the pixels of another image. Where boxes fit the images better when they are mirrored or
-    turned, the dataset is refused: that is no matter of single images.
+    turned, the dataset is refused: that is no matter of single images. Under torchrun all processes make the same call,
+    and each reads its share.
 
     Args:
         dataset: any dataset of this package.
         quarantine_file: the CSV to write of the bad images: image_id, reason, in the dataset's order; it holds the
             header alone when nothing is bad.
         max_bad_share: the largest share of bad images (0 to 1) with which a run may go on.
-        num_workers: threads that read at once; 0 reads in the calling thread.
+        num_workers: threads of a process that read at once; 0 reads in the calling thread.
         suspects_file: the same of suspect images: image_id, suspicion, detail; None writes none.
         max_suspect_share: the largest share of suspect images (of those with boxes, where boxes are the matter) with
             which a run may go on.
@@ -89,14 +89,9 @@ def screen_images(
             return error.reason
         return look(as_8_bit(pixels), boxes.get(image_ids[image], _NO_BOXES), others.get(image_ids[image], _NO_BOXES))
 
-    with (
-        tqdm(total=len(image_ids), desc="checking images", unit="image", leave=False) as bar,
-        ThreadPoolExecutor(max(num_workers, 1)) as pool,  # decoding and arithmetic both release Python's lock
-    ):
-        looks = []
-        for found in (pool.map if num_workers else map)(look_at, range(len(image_ids))):
-            looks.append(found)
-            bar.update()
+    looks = distributed.spread(  # decoding and arithmetic both release Python's lock
+        look_at, range(len(image_ids)), n_threads=num_workers, description="checking images", unit="image"
+    )
     bad = [(image_id, found) for image_id, found in zip(image_ids, looks, strict=True) if isinstance(found, str)]
     usable = {image_id: found for image_id, found in zip(image_ids, looks, strict=True) if isinstance(found, Look)}
     side_of = dict(zip(image_ids, dataset.images.get("laterality", ()), strict=False))
@@ -105,11 +100,17 @@ def screen_images(
     _refuse_placeholders(dataset)
     if not (of_pixels > max_suspect_share * len(image_ids)).any():  # else that is the cause
         refuse_mirrored(usable, side_of, at_skin)
-        warn_of_weak_boxes(usable, at_skin)
-    warn_of_sides(usable, side_of)
-    if suspects_file is not None:
-        _write_csv(suspects_file, _SUSPECTS, suspicious.itertuples(index=False, name=None))
-    _write_csv(quarantine_file, ("image_id", "reason"), bad)
+        if distributed.is_main():
+            warn_of_weak_boxes(usable, at_skin)
+    if distributed.is_main():
+        warn_of_sides(usable, side_of)
+
+    def write() -> None:
+        if suspects_file is not None:
+            _write_csv(suspects_file, _SUSPECTS, suspicious.itertuples(index=False, name=None))
+        _write_csv(quarantine_file, ("image_id", "reason"), bad)
+
+    distributed.on_main(write)
     kept = leave_out_bad(dataset, quarantine_file, max_bad_share=max_bad_share)
     check_suspects(dataset, suspicious, max_suspect_share=max_suspect_share, listed_in=suspects_file)
     return kept

@@ -2,12 +2,11 @@
 
 __all__ = ["StudyImages", "TEST", "TRAINING"]
 
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from mammosae_plugin import distributed
 from mammosae_plugin.datasets import (
@@ -31,6 +30,10 @@ TRAINING, TEST = "training", "test"
 def _masks(images: StudyDataset) -> list[Path]:
     """The files of masks, where the data have some; a mask may change without the box around it."""
     return list(getattr(images, "mask_paths", []))
+
+
+def _digest(image: Path) -> str | None:
+    return sha256_of_file(image) if image.exists() else None
 
 
 class StudyImages:
@@ -64,16 +67,17 @@ class StudyImages:
     def content(self) -> str:
         """A digest of the annotations and of every byte of every image and mask; results are kept under it."""
         file = self.work / f"content-{self.file_stats}.json"
-        with distributed.main_first():
-            if not file.exists():
-                images = self.all_images
-                paths = images.image_paths  # of volumes one for each of their slices
-                each = tqdm(dict.fromkeys(paths), desc="fingerprint", unit="file", dynamic_ncols=True)
-                of_file = {path: sha256_of_file(path) if path.exists() else None for path in each}
-                digests = dict(zip(images.images["image_id"], (of_file[path] for path in paths), strict=True))
-                of_masks = [sha256_of_file(path) for path in _masks(images)]
-                write_json(file, sha256_of_json([images.fingerprint, digests, *([of_masks] if of_masks else [])]))
-            return str(read_json(file))
+        if not distributed.on_main(file.exists):
+            images = self.all_images
+            paths = images.image_paths  # of volumes one for each of their slices
+            each = list(dict.fromkeys(paths))
+            of_each = distributed.spread(_digest, each, description="fingerprint", unit="file")
+            of_file = dict(zip(each, of_each, strict=True))
+            digests = dict(zip(images.images["image_id"], (of_file[path] for path in paths), strict=True))
+            of_masks = distributed.spread(sha256_of_file, _masks(images), description="fingerprint", unit="mask")
+            content = sha256_of_json([images.fingerprint, digests, *([of_masks] if of_masks else [])])
+            distributed.on_main(partial(write_json, file, content))
+        return str(read_json(file))
 
     def _list_file(self, name: str) -> Path:
         return self.work / f"{name}-{self.file_stats}.csv"
@@ -85,22 +89,22 @@ class StudyImages:
         if isinstance(images, VolumeSlices):
             return images  # which were read when they were opened, and are without those that cannot be used
         quarantine, listed = self._list_file("quarantine"), self._list_file("suspects")
-        with distributed.main_first():
-            if len(images.box_changes):
-                write_text(self._list_file("boxes"), images.box_changes.to_csv(index=False, lineterminator="\n"))
-            if quarantine.exists() and listed.exists():
-                kept = leave_out_bad(images, quarantine, max_bad_share=data.max_bad_share)
-                suspects = read_suspects(listed)
-                check_suspects(images, suspects, max_suspect_share=data.max_suspect_share, listed_in=listed)
-                return kept
-            return screen_images(
-                images,
-                quarantine,
-                max_bad_share=data.max_bad_share,
-                num_workers=self.num_workers,
-                suspects_file=listed,
-                max_suspect_share=data.max_suspect_share,
-            )
+        if len(changes := images.box_changes):
+            as_text = changes.to_csv(index=False, lineterminator="\n")
+            distributed.on_main(partial(write_text, self._list_file("boxes"), as_text))
+        if distributed.on_main(lambda: quarantine.exists() and listed.exists()):
+            kept = leave_out_bad(images, quarantine, max_bad_share=data.max_bad_share)
+            suspects = read_suspects(listed)
+            check_suspects(images, suspects, max_suspect_share=data.max_suspect_share, listed_in=listed)
+            return kept
+        return screen_images(
+            images,
+            quarantine,
+            max_bad_share=data.max_bad_share,
+            num_workers=self.num_workers,
+            suspects_file=listed,
+            max_suspect_share=data.max_suspect_share,
+        )
 
     @cached_property
     def quarantine(self) -> pd.DataFrame:

@@ -277,6 +277,8 @@ class StudyInputs(StudyImages):
     def classifier_files(self) -> dict[ModelPair, tuple[Path, ...]]:
         """What `load_classifier` is given for each pair; classifiers that the study trains are trained here."""
         self._check_classes()
+        if any(model.classifiers is None and model.train is not None for model in self.config.models):
+            _ = self.dataset, self.content  # which all processes read together, and not the first alone
         with distributed.main_first():
             return {pair: self._classifier_file(pair) for pair in self.pairs}
 
