@@ -5,11 +5,14 @@ __all__ = [
 ]  # fmt: skip
 
 import hashlib
+import json
 import platform
 import random
+import subprocess
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,8 +37,32 @@ def _version(package: str) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Python and platform, without the machine's name or any path."""
-    return {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
+    """Python and platform, without the machine's name or any path; `commit` of this package where one is known."""
+    known = {"commit": commit} if (commit := _commit()) else {}
+    return {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}", **known}
+
+
+@cache
+def _commit() -> str | None:
+    """The git commit that this package was installed from (PEP 610) or runs from, `-dirty` where files differ from it.
+
+    None where there is none: a release from an index, a copied folder, no git.
+    """
+    try:
+        origin = json.loads(distribution("mammosae-plugin").read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:
+        origin = {}
+    if commit := origin.get("vcs_info", {}).get("commit_id"):
+        return str(commit)
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "--no-optional-locks", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run([*command, "--exclude=*"], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
 
 
 def tensors_fingerprint(tensors: "Mapping[str, torch.Tensor]") -> str:

@@ -1,17 +1,20 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from mammosae_plugin import provenance
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import atomic_path, read_json, sha256_of_json, write_json, write_text
 from mammosae_plugin.locks import only_run
-from mammosae_plugin.provenance import plain, tensors_fingerprint, torch_generator
+from mammosae_plugin.provenance import environment, plain, tensors_fingerprint, torch_generator
 from mammosae_plugin.shards import run_shards, shard_paths, verify_shards
 
 
@@ -195,3 +198,26 @@ def test_a_flipped_byte_and_a_missing_shard_are_found(tmp_path):
     second.unlink()
     with pytest.raises(InputError, match="lacks shard-00001"):
         shard_paths(tmp_path)
+
+
+def test_the_commit_is_told_where_git_or_pip_knows_it(monkeypatch, tmp_path):
+    def told(**found):
+        origin = SimpleNamespace(read_text=lambda name: json.dumps(found) if found else None)
+        monkeypatch.setattr(provenance, "distribution", lambda name: origin)
+        provenance._commit.cache_clear()
+        return environment().get("commit")
+
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "package" / "provenance.py"))
+    assert told(vcs_info={"commit_id": "0f1e" * 10}) == "0f1e" * 10
+    assert told(dir_info={"editable": True}) is None and told() is None
+    if shutil.which("git") is None:
+        return
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "one"]):
+        subprocess.run([*git, *command], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    assert told() == head
+    monkeypatch.setenv("PATH", str(tmp_path))  # no git there
+    assert told() is None
+    monkeypatch.undo()
+    provenance._commit.cache_clear()

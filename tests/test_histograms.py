@@ -15,11 +15,15 @@ from scipy.stats import t as student
 from mammosae_plugin.analysis.histograms import class_mean_intervals, count_activations
 from mammosae_plugin.analysis.neighbours import decoder_neighbours, firing_neighbours, map_latents
 from mammosae_plugin.analysis.probing import class_mean_latents
+from mammosae_plugin.findings.kept import read_page
+from mammosae_plugin.findings.leading_latents import strengths, with_neighbours
 from mammosae_plugin.findings.study_folder import StudyFolder
 from mammosae_plugin.findings.tables import findings_tables
 from mammosae_plugin.findings.told_pages import joined_bins
 from mammosae_plugin.hub.findings import Findings
 from mammosae_plugin.schema.findings import parquet_path
+from mammosae_plugin.schema.results import leading_latents
+from mammosae_plugin.visualization.strengths import plot_strengths
 
 
 def table_of(codes, patients, **labels):
@@ -185,6 +189,42 @@ def test_a_study_tells_histograms_neighbours_and_a_map_and_says_how_far_to_trust
         assert 0 < about["latent_map"]["trustworthiness_by_chance"] < 1
     live = found.concepts.dropna(subset="mean_low")
     assert ((live["mean_low"] <= live["class_mean"]) & (live["class_mean"] <= live["mean_high"])).all() and len(live)
+
+
+def test_the_report_tells_in_how_many_images_of_each_class_leading_latents_fire_and_beside_which(finished_study):
+    layer = StudyFolder(finished_study.output).layers[0]
+    encoder = next(iter(layer.encoders.values()))
+    found = next(iter(strengths(layer)))
+    assert found.latents and set(found.latents) <= set(leading_latents(layer.results, encoder.model, found.concept))
+    images = encoder.table.images
+    tested = (images["split"] == "test").to_numpy()
+    maxima = encoder.table.max_latents[tested][:, found.latents].toarray().astype(np.float64)
+    for label in range(2):
+        own = maxima[images.loc[tested, found.concept].to_numpy() == label]
+        for place, top in enumerate(found.largest):
+            fired = own[own[:, place] > 0, place]
+            assert found.counts[place, label, 0] == len(own) - len(fired)
+            assert found.counts[place, label, 1:].tolist() == np.histogram(fired, np.linspace(0, top, 17))[0].tolist()
+    axes = plot_strengths(found.latents, found.largest, found.counts, title="", class_names=["none", "some"]).axes
+    share = 1 - found.counts[0, 1, 0] / found.counts[0, 1].sum()
+    assert [text.get_text() for text in axes[0].texts][1] == f"fires in {share:.0%}"
+    assert np.allclose(axes[0].patches[0].get_data().values, found.counts[0, 0, 1:] / found.counts[0, 0].sum())
+    rows = with_neighbours(layer.results, layer)["neighbours"]
+    kept = read_page(finished_study.output, "neighbours").to_pandas()
+    for row in rows:
+        same = (
+            kept[(kept["layer"] == layer.name) & (kept["encoder"] == encoder.name)]
+            if row["model"] == encoder.model
+            else kept
+        )
+        assert len(
+            same[
+                (same["latent"] == row["latent"])
+                & (same["kind"] == row["kind"])
+                & (same["neighbour"] == row["neighbour"])
+            ]
+        )
+    assert rows and all(row["latent"] in leading_latents(layer.results, row["model"], row["concept"]) for row in rows)
 
 
 def test_findings_of_before_there_were_these_are_read_with_none_of_them(finished_study, tmp_path):

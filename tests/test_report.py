@@ -24,6 +24,7 @@ from mammosae_plugin.report.headline import headline
 from mammosae_plugin.report.page import render_pages
 from mammosae_plugin.report.paper import compare_figure_2, compare_table_1, compare_table_2, paper_results
 from mammosae_plugin.report.summary import baselines_summary, findings, layers_summary, summary
+from mammosae_plugin.schema.names import strengths_name
 from mammosae_plugin.study.claims import claims
 from mammosae_plugin.study.demo import _verdict
 from mammosae_plugin.study.report_files import write_report_files
@@ -456,12 +457,38 @@ def test_captions_have_the_names_of_latents_with_score_and_chance(tmp_path):
     assert sum(caption.endswith(said) for caption in page.captions) == 2
 
 
+def test_leading_latents_stand_beside_those_that_go_with_them_beyond_chance(tmp_path):
+    results = synthetic_results()
+    model, concept = MODELS[0], CONCEPTS[0]
+    first, second = (row["latent"] for row in results["named_latents"][f"{model}/{concept}"][:2])
+    row = {"model": model, "concept": concept, "latent": first, "kind": "together", "rank": 1, "chance": 0.2}
+    rows = [
+        {**row, "neighbour": 7, "value": 0.61},
+        {**row, "neighbour": 9, "value": 0.19, "rank": 2},
+        {**row, "neighbour": 8, "value": -0.3, "kind": "decoder"},
+        {**row, "neighbour": 5, "value": 0.5, "latent": second},
+        {**row, "neighbour": 4, "value": 0.5, "concept": CONCEPTS[1]},
+    ]
+    (tmp_path / strengths_name(model, concept)).write_bytes(PNG)
+    page = Page(render_pages({**results, "neighbours": rows}, tmp_path)[f"concepts/{concept}.html"])
+    assert page.cells("firing")[1:] == [
+        [model, str(first), "7 (0.61; 0.20)", "none beyond chance"],
+        [model, str(second), "5 (0.50; 0.20)", "–"],
+    ]
+    assert sum("strongly a latent fires" in caption for caption in page.captions) == 1
+    without = render_pages(results, tmp_path / "none")[f"concepts/{concept}.html"]
+    assert "firing" not in Page(without).text and "#firing" not in without
+
+
 def test_the_command_and_the_versions_to_repeat_the_study(tmp_path):
     results = synthetic_results()
     results["provenance"]["packages"] |= {"torch": "2.8.0+cpu", "nnsight": "not installed"}
     text = write_pages(tmp_path, results)["report.html"].text["provenance"]
     assert "pip install mammosae-plugin==0.1.0 torch==2.8.0 sae-lens==6.54.12 timm==1.0.31\n" in text
     assert "mammosae study --config study.yaml" in text and "2.8.0+cpu" in text
+    assert "Commit" not in text
+    results["provenance"]["commit"] = "0f1e" * 10
+    assert "0f1e" * 10 in write_pages(tmp_path, results)["report.html"].text["provenance"]
 
 
 @pytest.fixture(scope="module")

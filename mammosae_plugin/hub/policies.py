@@ -74,7 +74,7 @@ _COURSE = (
 )
 _PROVENANCE = (
     *("weights_sha256", "cfg_sha256", "tensors", "published_with", "trained_with", "dataset_fingerprint"),
-    *("model_fingerprint", "source", "mammosae_plugin", "packages", "python", "platform", "mammosae_version"),
+    *("model_fingerprint", "source", "mammosae_plugin", "packages", "python", "platform", "commit", "mammosae_version"),
     *("sae_lens_training_version", *_SAE_SOURCE),
     *("datasets", "citations", "licence", "base_model", "confounders", "latent", "follows", "figures"),
     *("images", "n_images", "n_patients", "image_size"),
@@ -113,7 +113,17 @@ _SAE = (
     *("latent_map", "trustworthiness", "trustworthiness_by_chance", "n_mapped", "n_latents"),
     *("published", "repo", "revision", "id"),
 )
-_STUDY_PROVENANCE = ("packages", "checkpoints", "name", "file", "sha256", "dataset_fingerprint", "seed", "python")
+_STUDY_PROVENANCE = (
+    "packages",
+    "checkpoints",
+    "name",
+    "file",
+    "sha256",
+    "dataset_fingerprint",
+    "seed",
+    "python",
+    "commit",
+)
 
 
 def _sae_lens() -> set[str]:

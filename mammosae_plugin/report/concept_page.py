@@ -11,6 +11,7 @@ from mammosae_plugin.report.agreement import agreement_section
 from mammosae_plugin.report.captions import boxes_behind, figure, n_of, names_said
 from mammosae_plugin.report.evidence import evidence_section
 from mammosae_plugin.report.explained import explained_section
+from mammosae_plugin.report.firing import firing_section
 from mammosae_plugin.report.names import names_section
 from mammosae_plugin.report.pairs import pairs_section
 from mammosae_plugin.report.paper import compare_figure_2, compare_table_2
@@ -55,7 +56,7 @@ UP = "../"
 """From the page of a concept to the results folder."""
 _BY_CONCEPT = (
     *("models", "tables", "sae_quality", "reconstruction", "rankings", "interventions", "localization", "baselines"),
-    *("lesions", "evidence", "groups", "views", "explained", "repair", "layers"),
+    *("lesions", "evidence", "groups", "views", "explained", "repair", "layers", "neighbours"),
 )
 _BY_ENCODER = ("names", "pairs")
 
@@ -127,6 +128,7 @@ def _content(results: Results, concept: str, folder: Path) -> dict[str, Any]:
         "sweep_error_term": sweep_view(results, error_term=True),
         "paper_figure_2": table_view(compare_figure_2(results)) if paper else None,
         "figures_4": [_figure_4(results, *pair, folder) for pair in pairs(results)],
+        "firing": firing_section(results, folder, up=UP),
         "table_2": _table_2(results),
         "lesions": _lesions(results, concept, folder),
         "table_lesions": table_view(table_lesions(results), n_labels=3),

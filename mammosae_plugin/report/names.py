@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from mammosae_plugin.report.views import TableView, encoder_title, table_view, typeset, without_empty
-from mammosae_plugin.schema.names import counted
+from mammosae_plugin.schema.names import counted, readable
 from mammosae_plugin.schema.names_of_latents import BY_LABELS, surest
 from mammosae_plugin.schema.results import Row, number
 from mammosae_plugin.visualization.tables import Estimate, PValue, estimate
@@ -74,7 +74,7 @@ def _table(rows: Sequence[Row], whose: Sequence[str]) -> TableView | None:
         {
             **{name: encoder_title(row[name]) for name in whose},
             "latent": row["latent"],
-            "name": row["name"],
+            "name": readable(str(row["name"])),
             "method": row["method"],
             "score": _between(row, "score", "low", "high"),
             "by chance": Estimate(number(row.get("chance"))),

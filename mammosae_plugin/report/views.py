@@ -127,7 +127,10 @@ def name_cell(names: Mapping[int, Mapping[str, Any]], latent: Any) -> Cell:
         latent: its number; None or no number where there is no latent.
     """
     row = names.get(int(latent)) if isinstance(latent, int) else None
-    return Cell("") if row is None else Cell(str(row["name"]), below=told_score(row), value=str(row["name"]))
+    if row is None:
+        return Cell("")
+    name = readable(str(row["name"]))
+    return Cell(name, below=told_score(row), value=name)
 
 
 def named_column(view: TableView, cells: Sequence[Cell], behind: str) -> TableView:

@@ -4,7 +4,7 @@ __all__ = [
     "concept_page_name", "counted", "digits", "ends", "explained_name", "FIGURE_EXAMPLE", "figure_2_name",
     "figure_3_name", "figure_4_name", "FIGURE_LAYERS", "FIGURES_FOLDER", "FIGURES_RECORD", "file_part",
     "FINDINGS_FOLDER", "froc_name", "layer_folder", "LAYERS_FOLDER", "MINUS", "readable", "REPORT_FILE",
-    "RESULTS_FILE", "signed", "TABLES_FOLDER",
+    "RESULTS_FILE", "signed", "strengths_name", "TABLES_FOLDER",
 ]  # fmt: skip
 
 import re
@@ -56,6 +56,11 @@ def figure_4_name(model: str, concept: str) -> str:
 def froc_name(concept: str) -> str:
     """File of the FROC curves of all models of one concept."""
     return f"froc_{file_part(concept)}.png"
+
+
+def strengths_name(model: str, concept: str) -> str:
+    """File of the histograms of the leading latents by class."""
+    return f"strengths_{file_part(model)}_{file_part(concept)}.png"
 
 
 def explained_name(model: str, concept: str, rule: str, place: int) -> str:

@@ -6,9 +6,9 @@ computed (one class only, no boxes) is None there and NaN as a `number`. A check
 
 __all__ = [
     "BACKGROUND", "best_row", "class_names", "CONCEPT", "concepts", "FAR_L0", "FORMAT_VERSION", "frame", "has_boxes",
-    "layer_names", "may_show_images", "model_names", "MOST_DEAD", "n_best", "NEAR_ZERO", "number", "pairs",
-    "poor_sae", "reconstruction_row", "recovered", "reference_auroc", "repair_command", "Results", "role_evidence",
-    "ROLE_NUMBERS", "Row", "sae_flaw", "shortcuts", "stated_role", "TRAINED_HERE", "UNCLEAR", "WEAK",
+    "layer_names", "leading_latents", "may_show_images", "model_names", "MOST_DEAD", "n_best", "NEAR_ZERO", "number",
+    "pairs", "poor_sae", "reconstruction_row", "recovered", "reference_auroc", "repair_command", "Results",
+    "role_evidence", "ROLE_NUMBERS", "Row", "sae_flaw", "shortcuts", "stated_role", "TRAINED_HERE", "UNCLEAR", "WEAK",
 ]  # fmt: skip
 
 import math
@@ -26,6 +26,7 @@ TRAINED_HERE = "trained in this study"
 MOST_DEAD = 0.9  # share of latents that never fire above which little of an SAE is in use
 NEAR_ZERO = 0.05  # average precision below which boxes are hardly ever met
 WEAK = 0.6  # AUROC below which a latent or a classifier does little better than guessing
+_LEADING = 6
 FAR_L0 = 2  # times as many latents per position as it was trained for, or as few, are far from it
 
 CONCEPT, BACKGROUND, UNCLEAR = "concept", "background", "unclear"
@@ -132,6 +133,11 @@ def n_best(results: Results) -> int:
     """How many of the best latents the study looks at: `analysis.top` of its config."""
     analysis = results["config"].get("analysis")
     return int(analysis.get("top", 10)) if isinstance(analysis, dict) else 10
+
+
+def leading_latents(results: Results, model: str, concept: str) -> list[int]:
+    """The latents of a classifier that a page tells most of: the first of those that the study looks at closely."""
+    return [int(row["latent"]) for row in results["named_latents"].get(f"{model}/{concept}", [])][:_LEADING]
 
 
 def best_row(rows: list[Row]) -> Row | None:

@@ -378,7 +378,7 @@ FIELDS: frozenset[str] = frozenset(
         *("n_images", "n_groups", "n_rows", "split", "concepts", "fingerprint", "grid"),
         *("settings_known", "rows_seen", "seeds", "l0", "random", "own_batch_size"),
         *("seed", "n_folds", "n_queries", "n", "ks", "most_images", "most_labels", "most_latents", "strength"),
-        *("packages", "python", "platform", *REFERENCES),
+        *("packages", "python", "platform", "commit", *REFERENCES),
         *(f"{name}{end}" for name in SCORES for end in ("_low", "_high")),
     )
 )

@@ -10,13 +10,14 @@ import numpy as np
 
 from mammosae_plugin.files import write_json, write_parquet
 from mammosae_plugin.findings.kept import class_means
+from mammosae_plugin.findings.leading_latents import strengths, with_neighbours
 from mammosae_plugin.findings.notes import results_with_readers
 from mammosae_plugin.findings.study_folder import LayerResults
 from mammosae_plugin.findings.told_latents import explained_with_readers
 from mammosae_plugin.latents import LatentTable
 from mammosae_plugin.report import write_report
-from mammosae_plugin.schema.names import FIGURE_EXAMPLE, RESULTS_FILE, readable
-from mammosae_plugin.schema.results import Results, may_show_images, shortcuts
+from mammosae_plugin.schema.names import FIGURE_EXAMPLE, RESULTS_FILE, readable, strengths_name
+from mammosae_plugin.schema.results import Results, class_names, may_show_images, shortcuts
 from mammosae_plugin.study.explained import explained_panels, with_ids
 from mammosae_plugin.study.images import TEST
 from mammosae_plugin.study.layer import LayerStudy
@@ -25,6 +26,7 @@ from mammosae_plugin.visualization import HeatmapPanels, write_figures, write_ta
 from mammosae_plugin.visualization.drawings import Drawings
 from mammosae_plugin.visualization.example import Example, example_latent, leading_pair, plot_example
 from mammosae_plugin.visualization.explanation import ExplainedPanels, write_explanations
+from mammosae_plugin.visualization.strengths import plot_strengths
 
 
 def _heatmap_panels(layer: LayerStudy) -> Iterator[HeatmapPanels]:
@@ -85,6 +87,22 @@ def _example(layer: LayerStudy, results: Results) -> Example | None:
     return Example(image.gray(0), table.maps([latent], row)[0], table.boxes(row, concept), said, latent)
 
 
+def _draw_strengths(results: Results, found: LayerResults, drawings: Drawings) -> None:
+    for one in strengths(found):
+        concept, n_class = readable(one.concept), one.counts.shape[1]
+        told = class_names(results, one.concept)
+        names = [f"{concept}: {name}" for name in told or range(n_class)]
+        if n_class == 2 and told in ([], ["absent", "present"]):
+            names = [f"without {concept.lower()}", f"with {concept.lower()}"]
+        drawings.draw(
+            strengths_name(one.model, one.concept),
+            plot_strengths,
+            *(one.latents, one.largest, one.counts),
+            title=f"{one.model}, {concept}: how strongly the leading latents fire",
+            class_names=names,
+        )
+
+
 def write_layer_report(layer: LayerStudy, found: LayerResults) -> Path:
     """Write a layer's figures, tables, results.json, class_means.parquet and report; returns the report's path.
 
@@ -95,10 +113,12 @@ def write_layer_report(layer: LayerStudy, found: LayerResults) -> Path:
         found: Its findings.
     """
     results = with_ids(explained_with_readers(results_with_readers(found), found), layer.explained)
+    results = with_neighbours(results, found)
 
     def write(folder: Path, drawings: Drawings) -> None:
         write_figures(results, class_means(found), _heatmap_panels(layer), folder, drawings=drawings)
         write_explanations(results, _explained_panels(layer), drawings)
+        _draw_strengths(results, found, drawings)
         if example := _example(layer, results):
             drawings.draw(FIGURE_EXAMPLE, plot_example, example, dpi=160)
         write_tables(results, folder)
