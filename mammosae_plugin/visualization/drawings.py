@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mammosae_plugin.analysis import localization
+from mammosae_plugin.analysis import localization, map_boxes, regions
 from mammosae_plugin.files import sha256_of_file, sha256_of_json
 from mammosae_plugin.provenance import plain
 from mammosae_plugin.schema.names import FIGURES_FOLDER
@@ -77,7 +77,8 @@ class Drawings:
 @cache
 def _code() -> str:
     """A digest of what draws: this room, the boxes that it draws round maps, and matplotlib."""
-    files = [*sorted(Path(__file__).parent.glob("*.py")), Path(localization.__file__)]
+    of_boxes = [Path(str(module.__file__)) for module in (localization, map_boxes, regions)]
+    files = [*sorted(Path(__file__).parent.glob("*.py")), *of_boxes]
     return sha256_of_json([version("matplotlib"), *map(sha256_of_file, files)])
 
 
