@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mammosae_plugin.arguments import entries, numbers, one_of, text
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.progress import progress
 
 Reads = Literal["embedding", "pooled"]
 
@@ -57,9 +58,9 @@ def embed_in_batches(
     if not given:
         raise InputError("there are no texts to embed; give at least one")
     with torch.inference_mode():
-        batches = [
-            encode(given[start : start + batch_size]).float().cpu() for start in range(0, len(given), batch_size)
-        ]
+        firsts = range(0, len(given), batch_size)
+        starts = progress(firsts, description="embed texts", unit="step", delay=2, leave=False)
+        batches = [encode(given[start : start + batch_size]).float().cpu() for start in starts]
     return unit_rows(torch.cat(batches).numpy(), "embeddings of texts").astype(np.float32)
 
 

@@ -28,10 +28,10 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
-from tqdm.auto import tqdm
 
 from mammosae_plugin.arguments import shown
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.progress import progress_bar
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -282,13 +282,8 @@ def spread(do: Callable[[T], R], items: Sequence[T], *, n_threads: int = 0, desc
     mine, made = share(items), []
     with (
         together(),
-        tqdm(
-            total=len(mine),
-            desc=description,
-            unit=unit,
-            leave=False,
-            dynamic_ncols=True,
-            disable=not (mine and is_main()),
+        progress_bar(
+            total=len(mine), description=description, unit=unit, leave=False, shown=len(mine) > 0 and is_main()
         ) as bar,
         ThreadPoolExecutor(max(n_threads, 1)) as pool,
         closing(pool.map(do, mine) if n_threads else (do(item) for item in mine)) as results,  # type: ignore[type-var]

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.progress import progress
 
 _T = TypeVar("_T")
 
@@ -55,7 +55,7 @@ def run_jobs(
         )
     )
     results = []
-    for result in tqdm(loader, total=n, desc=description, unit=unit, dynamic_ncols=True, disable=not (n and shown)):
+    for result in progress(loader, total=n, description=description, unit=unit, shown=n > 0 and shown):
         if isinstance(result, Exception):
             raise result
         results.append(result)

@@ -28,7 +28,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from tqdm.auto import tqdm
 
 from mammosae_plugin import distributed
 from mammosae_plugin.errors import InputError
@@ -45,6 +44,7 @@ from mammosae_plugin.files import (
 )
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.own_files import put_aside
+from mammosae_plugin.progress import progress_bar
 from mammosae_plugin.provenance import tensors_fingerprint
 
 logger = logging.getLogger(__name__)
@@ -206,13 +206,13 @@ def _compute(
 
     with (
         distributed.together(),
-        tqdm(
+        progress_bar(
             total=n_there + n_mine,
-            initial=n_there,
-            desc=description,
+            done=n_there,
+            description=description,
             unit=unit,
-            dynamic_ncols=True,
-            disable=not distributed.is_main(),
+            to=[folder for folder, _ in jobs.values()],
+            shown=distributed.is_main(),
         ) as bar,
         closing(stream(list(tasks.values()))) as results,
         ThreadPoolExecutor(1) as writer,  # a shard is written while the next one is computed

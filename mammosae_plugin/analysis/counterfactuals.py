@@ -25,6 +25,7 @@ from mammosae_plugin.analysis.table_arrays import image_statistic
 from mammosae_plugin.arguments import as_array, between, checked_arguments, indices, whole
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.measures.statistics import MIN_PATIENTS, NETWORK_ERROR, patient_bootstrap
+from mammosae_plugin.progress import progress
 
 if TYPE_CHECKING:
     from mammosae_plugin.latents import LatentTable
@@ -164,7 +165,7 @@ def pair_responses_of(
     spread = np.sqrt(np.square(dense).mean(axis=0)) if len(live) else np.ones(0)
     few = min(n_bootstrap, _CHANCE_RESAMPLES)
     chance: dict[str, list[NDArray[np.float64]]] = {"mixed": [], "permuted": []}
-    for _ in range(n_permutations):
+    for _ in progress(range(n_permutations), description="chance of answers", unit="draw", delay=2, leave=False):
         mixture = (dense / spread) @ generator.normal(size=(len(live), len(live)))
         mixed = _Scored(mixture, patient, few, *settings).of(codes, len(order))
         permuted = _Scored(dense, patient, few, *settings).of(generator.permutation(codes), len(order))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from tqdm.auto import tqdm
 
 from mammosae_plugin.analysis.codes import as_groups
 from mammosae_plugin.analysis.dense_rows import Embeddings, dense_rows
@@ -18,6 +17,7 @@ from mammosae_plugin.analysis.table_arrays import image_groups, image_labels, im
 from mammosae_plugin.arguments import checked_arguments, entries, flag, numbers, one_of, resampling, whole
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.measures.statistics import MIN_PATIENTS, patient_bootstrap, settled, spread_interval
+from mammosae_plugin.progress import progress as bar_of
 
 if TYPE_CHECKING:
     from mammosae_plugin.latents import LatentTable
@@ -139,7 +139,7 @@ def retrieval_scores_of(
     judge = _Judge(asked, of_row, n, dense, seed)
     scores: dict[_Name, list[NDArray[np.float64]]] = {}
     firsts: dict[_Name, list[NDArray[np.int64]]] = {}
-    for arm in tqdm(arms, desc="retrieval", unit="way", disable=not progress):
+    for arm in bar_of(arms, description="retrieval", unit="way", shown=progress):
         name = (arm.source, arm.method, arm.k)
         scores[name], firsts[name] = judge.scores(arm)
     records = []

@@ -8,12 +8,12 @@ from glob import glob
 from pathlib import Path
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from mammosae_plugin.adapters.preprocessing import BadImageError
 from mammosae_plugin.datasets.base import DatasetError, describe
 from mammosae_plugin.datasets.dicom import read_tags
 from mammosae_plugin.datasets.mapping import DicomMapping
+from mammosae_plugin.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def read_columns(files: Sequence[str], how: DicomMapping, root: Path) -> pd.Data
     nothing = dict.fromkeys(keywords, "")
     known: dict[str, dict[str, str]] = {}
     bad: list[str] = []
-    for file in tqdm(dict.fromkeys(files), desc="reading headers", unit="file", delay=_SOON, dynamic_ncols=True):
+    for file in progress(dict.fromkeys(files), description="reading headers", unit="file", delay=_SOON):
         try:
             known[file] = read_tags(root / file, keywords)
         except BadImageError as error:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
-from tqdm.auto import tqdm
 from typing_extensions import Self
 
 from mammosae_plugin.adapters.preprocessing import BadImageError
@@ -38,6 +37,7 @@ from mammosae_plugin.datasets.preparation import Transform, letterbox
 from mammosae_plugin.datasets.registry import DatasetKind, DataSettings
 from mammosae_plugin.datasets.table_checks import any_of
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -375,7 +375,7 @@ class _Placed:
         rows: list[int] = []
         found: list[npt.NDArray[np.float64]] = []
         nothing = np.full((1, 4), np.nan)
-        bar = tqdm(files, desc="reading masks", unit="mask", delay=2, dynamic_ncols=True, disable=how is None)
+        bar = progress(files, description="reading masks", unit="mask", delay=2, shown=how is not None)
         for row, file in enumerate(bar):
             parts = nothing
             if file and how is not None and (self._image_ids[row], self._lines[row]) not in drawn:

@@ -24,7 +24,6 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 from scipy import ndimage
-from tqdm import tqdm
 
 from mammosae_plugin.arguments import between, one_of, whole
 from mammosae_plugin.datasets.about import PHANTOM_ID
@@ -45,6 +44,7 @@ from mammosae_plugin.datasets.phantom_textures import Array, contour_lines, nois
 from mammosae_plugin.datasets.vindr import ANNOTATION_FILE, CONCEPTS, IMAGE_FOLDER
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import atomic_path, local_path, read_json, write_json, write_text
+from mammosae_plugin.progress import progress
 
 T = TypeVar("T")
 PHANTOM_VERSION = 3  # raise it with every change of what is drawn, so that folders of two versions never mix
@@ -196,7 +196,7 @@ def drawn_by(make_patient: Callable[[int], T], n_patients: int, num_workers: int
     """What a function gives for each patient, by several threads; the array routines release Python's lock."""
     with ThreadPoolExecutor(max(num_workers, 1)) as pool:
         results = pool.map(make_patient, range(n_patients)) if num_workers else map(make_patient, range(n_patients))
-        return list(tqdm(results, total=n_patients, desc="drawing phantoms", unit="patient", leave=False))
+        return list(progress(results, total=n_patients, description="drawing phantoms", unit="patient", leave=False))
 
 
 def phantom_size(image_size: tuple[int, int]) -> tuple[int, int]:

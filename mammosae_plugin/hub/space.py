@@ -44,6 +44,7 @@ from mammosae_plugin.hub.scratch import Scratch
 from mammosae_plugin.hub.space_details import Row, details_of, maps_of, rows_of, values_of
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.own_files import replace_folder
+from mammosae_plugin.progress import progress
 from mammosae_plugin.schema.findings import COLUMNS, CONCEPT, CONFIGS, NOTE, SCHEMAS, parquet_path
 from mammosae_plugin.schema.libraries import libraries_used
 from mammosae_plugin.schema.results import role_evidence, stated_role
@@ -138,7 +139,9 @@ def _write_space(studies: list[Findings], folder: Path, title: str, about: About
     for number, (study, name) in enumerate(zip(studies, names, strict=True)):
         entry, tables = _study(study, number, name)
         index["studies"].append(entry)
-        for file, table in tables:
+        n_files = len(entry["maps"]) + sum(1 + len(one["concepts"]) + len(one["details"]) for one in entry["tables"])
+        shown = {"total": n_files, "description": "write the Space", "unit": "file", "to": folder}
+        for file, table in progress(tables, delay=2, leave=False, **shown):
             _write_data(folder, file, table)
     _write_data(folder, INDEX, index)
     pages = resources.files("mammosae_plugin.hub_cards") / "space"

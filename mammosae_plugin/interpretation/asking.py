@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from mammosae_plugin.adapters.language_models import Answer, LanguageModel, NoAnswer, Question
 from mammosae_plugin.arguments import whole
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path
 from mammosae_plugin.interpretation.answers import parse_object
+from mammosae_plugin.progress import progress as bar_of
 
 _SILENT = 3
 """Questions without an answer in a row after which the server counts as dead."""
@@ -97,7 +97,7 @@ def ask_all(
     kept = _Journal(None if journal is None else local_path(journal))
     replies: dict[str, Reply] = {}
     silent, refused, answered = 0, 0, False
-    for key, given in tqdm(questions.items(), desc=progress, unit="question", delay=1, dynamic_ncols=True):
+    for key, given in bar_of(questions.items(), description=progress, unit="question", to=journal, delay=1):
         question = given if isinstance(given, Question) else given()
         digest = _digest(model, question, seed)
         replies[key], lost = _ask(model, question, kept, key, digest, seed, tries, check)

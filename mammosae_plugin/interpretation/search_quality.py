@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from tqdm.auto import tqdm
 
 from mammosae_plugin.adapters.text_towers import TextTower, unit_rows
 from mammosae_plugin.analysis.codes import as_groups
@@ -25,6 +24,7 @@ from mammosae_plugin.interpretation.names import LatentNames
 from mammosae_plugin.interpretation.queries import Queries, Query, label_values
 from mammosae_plugin.interpretation.text_search import Likeness, ScaledLatents, part_weights, ranked_rows
 from mammosae_plugin.measures.statistics import MIN_PATIENTS, patient_bootstrap, spread_interval
+from mammosae_plugin.progress import progress as bar_of
 
 if TYPE_CHECKING:
     from mammosae_plugin.latents import LatentTable
@@ -160,7 +160,7 @@ def search_scores(
     items: list[_Judged] = []
     matched: dict[str, pd.DataFrame] = {}
     failures: dict[str, str] = {}
-    for number, query in enumerate(tqdm(given.queries, desc="queries", disable=not progress)):
+    for number, query in enumerate(bar_of(given.queries, description="search", unit="question", shown=progress)):
         own = [_label(table, query, rows, groups, labels) for labels in _labels(query)]
         items += own
         try:

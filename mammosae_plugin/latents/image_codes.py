@@ -19,7 +19,6 @@ from sae_lens import SAE
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from scipy import sparse
-from tqdm.auto import tqdm
 
 from mammosae_plugin.adapters.input_normalization import normalized, rescaled
 from mammosae_plugin.adapters.levels import levels_of
@@ -28,6 +27,7 @@ from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import write_safetensors
 from mammosae_plugin.latents.encoding import rows_at_once
 from mammosae_plugin.measures.reconstruction import explained_variance
+from mammosae_plugin.progress import progress_bar
 
 ImageRows = tuple[torch.Tensor, npt.NDArray[np.int64]]
 """Rows (n, d) of whole images in order, and the number of the image of each (n,), not falling."""
@@ -137,7 +137,7 @@ def encode_images(
         for sae in saes.values():
             stack.enter_context(evaluation(sae, device=device))
         encoders = {name: _Encoder(sae, n_images, grid, mapped) for name, sae in saes.items()}
-        bar = stack.enter_context(tqdm(total=n_images, desc="encode", unit="image", dynamic_ncols=True))
+        bar = stack.enter_context(progress_bar(total=n_images, description="encode", unit="image"))
         for block, image in rows():
             there = np.unique(image)
             if seen[there].any():

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from sae_lens import SAE
 from torch import nn
 from torch.nn import functional
-from tqdm.auto import tqdm
 
 from mammosae_plugin.activations import LayerOutputs
 from mammosae_plugin.adapters import HookedVisionModel
@@ -30,6 +29,7 @@ from mammosae_plugin.errors import InputError
 from mammosae_plugin.latents.encoded_layer import decodes_linearly, weight_and_bias, why_not_linear
 from mammosae_plugin.latents.encoding import rows_at_once
 from mammosae_plugin.latents.table import SETTINGS, LatentTable
+from mammosae_plugin.progress import progress
 from mammosae_plugin.provenance import tensors_fingerprint
 
 # Fewer passes than this are done before a progress bar would be read.
@@ -147,7 +147,9 @@ class MaskedPasses:
         quick = len(images) * kept.shape[1] < _PASSES_WITHOUT_PROGRESS
         with evaluation(self._model, self.sae, device=self.device):
             edits = _Edits(kept, error_term, self._constant(set_latents, alpha))
-            for place, number in enumerate(tqdm(numbers, desc="masked passes", unit="image", disable=quick)):
+            for place, number in enumerate(
+                progress(numbers, description="masked passes", unit="image", shown=not quick)
+            ):
                 read = self._head_inputs(number, edits).double()
                 logits[place] = (read @ weight.T + bias).cpu().numpy()
         return logits[image_of_row]

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tqdm.auto import tqdm
 
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import atomic_path, local_path, read_json, sha256_of_file
@@ -25,6 +24,7 @@ from mammosae_plugin.privacy.context import PrivacyContext, PrivacyError
 from mammosae_plugin.privacy.policy import Policy
 from mammosae_plugin.privacy.reading import Opened
 from mammosae_plugin.privacy.rules import DRAWN_HERE, HASH_DIGITS, RULES, Problem, Rule, Staged, shown
+from mammosae_plugin.progress import progress
 from mammosae_plugin.schema.names import FIGURES_RECORD
 
 __all__ = [
@@ -92,7 +92,7 @@ def check_staged(
     opened = tuple(Opened(path.relative_to(root).as_posix(), path) for path in found)
     before = {file.path: sha256_of_file(file.file) for file in opened}
     staged = Staged(root, policy, context, opened, repo_id, said or {}, tuple(related))
-    rules = tqdm(RULES, desc="what goes out is checked", unit="rule", delay=2, leave=False)
+    rules = progress(RULES, description="what goes out is checked", unit="rule", delay=2, leave=False)
     problems = [(rule, problem) for rule in rules for problem in rule.check(staged)]
     if problems:
         (rule, first), more = problems[0], len(problems) - 1

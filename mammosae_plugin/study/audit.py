@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 from sae_lens import SAE
 from threadpoolctl import threadpool_limits
-from tqdm.auto import tqdm
 
 from mammosae_plugin import distributed
 from mammosae_plugin.activations import ActivationStore, store_embeddings
@@ -55,6 +54,7 @@ from mammosae_plugin.latents.image_codes import ImageCodes, encode_images
 from mammosae_plugin.latents.table import TABLE as LATENTS_TABLE
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.own_files import require_unclaimed
+from mammosae_plugin.progress import progress
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
 from mammosae_plugin.schema.score_card import FIGURE, SCORE_CARD, SCORES, TRAINED, Member, ScoreCard, study_audit
 from mammosae_plugin.schema.score_card import SAE as THIS
@@ -315,7 +315,7 @@ class _Audit:
         )
         dense = {name: auroc for name, auroc in dense.items() if auroc is not None}
         encoded: dict[tuple[str, int], ImageCodes] = {}
-        for key, path in tqdm(codes.items(), desc="score", unit="SAE", dynamic_ncols=True):
+        for key, path in progress(codes.items(), description="score", unit="SAE"):
             encoded[key] = ImageCodes.read(path).of(saes[key])
             scored[key] = self._kept(
                 path.stem,

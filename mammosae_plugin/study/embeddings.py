@@ -37,6 +37,7 @@ from mammosae_plugin.findings.embeddings import write_embedding_findings
 from mammosae_plugin.latents import LatentTable, encode_rows
 from mammosae_plugin.measures.units import count_units
 from mammosae_plugin.privacy.context import PrivacyContext
+from mammosae_plugin.progress import progress
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
 from mammosae_plugin.study import embedding_analyses as analyses
 from mammosae_plugin.study import plans
@@ -307,7 +308,8 @@ class EmbeddingStudy(Steps):
 
     def _of_saes(self, name: str, compute: Callable[[LatentTable, EmbeddingModel], pd.DataFrame]) -> pd.DataFrame:
         found = []
-        for key in self.keys:
+        keys, to = list(self.keys), self.work / "analyses"
+        for key in progress(keys, description=name, unit="SAE", to=to, delay=2, leave=False):
             table, model = self.table(key), self.model(key[0])
             about = {"model": key[0], "sae": key[1]}
             found.append(self._kept(name, table.folder.name, about, lambda t=table, m=model: compute(t, m)))  # type: ignore[misc]

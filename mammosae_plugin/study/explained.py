@@ -18,6 +18,7 @@ from mammosae_plugin.latents import LatentTable
 from mammosae_plugin.latents.one_image import encode_image
 from mammosae_plugin.latents.table import logit_error
 from mammosae_plugin.measures.statistics import settled
+from mammosae_plugin.progress import progress
 from mammosae_plugin.schema.explained import RULES
 from mammosae_plugin.schema.results import Results, Row, may_show_images, stated_role
 from mammosae_plugin.study.images import TEST
@@ -92,7 +93,8 @@ def explained_images(
     """
     records: list[Row] = []
     weight = table.readout(concept).weight[:, 0]
-    for one in choose_images(table, concept, settings.images):
+    chosen = choose_images(table, concept, settings.images)
+    for one in progress(chosen, description=f"explain {concept}", unit="image", leave=False):
         about: Any = table.images.iloc[one["row"]]
         image = images.select(image_ids=[about["image_id"]])[0]["image"]
         encoded = encode_image(model, sae, image, head, hook_name=hook_name, device=device)

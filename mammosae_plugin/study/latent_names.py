@@ -13,6 +13,7 @@ from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_parquet, write_parquet
 from mammosae_plugin.interpretation import name_by_labels, read_names
 from mammosae_plugin.latents import LatentTable
+from mammosae_plugin.progress import progress
 from mammosae_plugin.schema.names import counted
 from mammosae_plugin.schema.names_of_latents import KEPT_NAMES, surest, told_name
 from mammosae_plugin.study import plans
@@ -106,7 +107,8 @@ def names_of_layer(layer: LayerStudy) -> pd.DataFrame:
     if settings is None:
         return pd.DataFrame()
     frames = []
-    for group in layer.study.encoder_groups:
+    groups, to = layer.study.encoder_groups, layer.work / "analyses"
+    for group in progress(groups, description="names", unit="encoder", to=to, delay=2, leave=False):
         table = layer.tables[next(iter(group.heads))]
         frame = names_of_table(table, settings, layer.work, group.model, TEST)
         frame.insert(0, "encoder", layer.study.name_of(group))

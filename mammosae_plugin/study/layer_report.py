@@ -15,6 +15,7 @@ from mammosae_plugin.findings.notes import results_with_readers
 from mammosae_plugin.findings.study_folder import LayerResults
 from mammosae_plugin.findings.told_latents import explained_with_readers
 from mammosae_plugin.latents import LatentTable
+from mammosae_plugin.progress import progress
 from mammosae_plugin.report import write_report
 from mammosae_plugin.schema.names import FIGURE_EXAMPLE, RESULTS_FILE, readable, strengths_name
 from mammosae_plugin.schema.results import Results, class_names, may_show_images, shortcuts
@@ -30,7 +31,7 @@ from mammosae_plugin.visualization.strengths import plot_strengths
 
 
 def _heatmap_panels(layer: LayerStudy) -> Iterator[HeatmapPanels]:
-    for pair in layer.study.pairs:
+    for pair in progress(layer.study.pairs, description="heatmaps", unit="classifier", delay=2, leave=False):
         table = layer.tables[pair]
         if pair.concept not in table.concepts:
             continue

@@ -28,6 +28,7 @@ from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, read_parquet, write_parquet
 from mammosae_plugin.latents import LatentTable, encode_latents
 from mammosae_plugin.latents.encoding import is_whole_table
+from mammosae_plugin.progress import progress_bar
 from mammosae_plugin.study import plans
 from mammosae_plugin.study.images import TEST, TRAINING
 from mammosae_plugin.study.inputs import EncoderGroup, ModelPair, StudyInputs, existing
@@ -345,25 +346,40 @@ class LayerTables:
 
     def kept(self, name: str, pair: ModelPair, settings: Mapping[str, Any], compute: Compute) -> pd.DataFrame:
         """A data frame of one analysis of one pair, computed once for the same table and settings."""
-        table = self.tables[pair]
-        plan = plans.of_analysis(
-            name, table=table.folder.name, model=pair.model, concept=pair.concept, settings=settings
-        )
-        path = self.work / "analyses" / f"{name}-{pair.model}-{pair.concept}-{plans.digest(plan)}.parquet"
-        plans.keep(plan, path)
+        path = self._place(name, pair, settings)
         if not path.exists():
             logger.info("%s: %s at %s", name, pair.key, self.name)
-            frame = compute(table, pair)
+            frame = compute(self.tables[pair], pair)
             write_parquet(path, frame)
         frame = read_parquet(path)
         frame.insert(0, "model", pair.model)
         frame.insert(1, "concept", pair.concept)
         return frame
 
+    def _place(self, name: str, pair: ModelPair, settings: Mapping[str, Any]) -> Path:
+        """Where an analysis of a pair is kept, or will be."""
+        table = self.tables[pair].folder.name
+        plan = plans.of_analysis(name, table=table, model=pair.model, concept=pair.concept, settings=settings)
+        path = self.work / "analyses" / f"{name}-{pair.model}-{pair.concept}-{plans.digest(plan)}.parquet"
+        return plans.keep(plan, path)
+
     def _each(
         self, name: str, settings: Mapping[str, Any], compute: Compute, pairs: Sequence[ModelPair] | None = None
     ) -> pd.DataFrame:
-        frames = [self.kept(name, pair, settings, compute) for pair in (self.study.pairs if pairs is None else pairs)]
+        asked = self.study.pairs if pairs is None else pairs
+        lacking = [pair for pair in asked if not self._place(name, pair, settings).exists()]
+        frames = []
+        with progress_bar(
+            total=len(lacking),
+            description=f"{name} at {self.name}",
+            unit="classifier",
+            to=self.work / "analyses",
+            shown=len(lacking) > 0,
+            leave=False,
+        ) as bar:
+            for pair in asked:
+                frames.append(self.kept(name, pair, settings, compute))
+                bar.update(pair in lacking)
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
     @property

@@ -16,6 +16,7 @@ from mammosae_plugin.analysis.neighbours import (
 )
 from mammosae_plugin.files import read_parquet, write_parquet
 from mammosae_plugin.latents import LatentTable
+from mammosae_plugin.progress import progress
 from mammosae_plugin.schema.pages import PAGE_SCHEMAS
 from mammosae_plugin.study import plans
 from mammosae_plugin.study.images import TEST
@@ -31,7 +32,8 @@ def neighbours_of_layer(layer: LayerStudy) -> pd.DataFrame:
     """The neighbours of every latent that fires, of each encoder: encoder, and the columns that are kept of them."""
     settings = {"n": N_NEIGHBOURS, "seed": layer.config.seed}
     frames = []
-    for group in layer.study.encoder_groups:
+    groups, to = layer.study.encoder_groups, layer.work / "analyses"
+    for group in progress(groups, description="neighbours", unit="encoder", to=to, delay=2, leave=False):
         pair = next(iter(group.heads))
 
         def compute(table: LatentTable, _pair: Any) -> pd.DataFrame:

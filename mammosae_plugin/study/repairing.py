@@ -36,6 +36,7 @@ from mammosae_plugin.measures.statistics import (
     classification_metrics,
 )
 from mammosae_plugin.measures.units import EvaluationRows
+from mammosae_plugin.progress import progress
 from mammosae_plugin.provenance import tensors_fingerprint
 
 Kind = Literal["exact", "linear"]
@@ -361,7 +362,8 @@ def _run(
     part = images.with_preprocessing(classifier.preprocessing)
     logits = np.full((len(table.images), classifier.n_class), np.nan)
     with evaluation(classifier.network, device=device), torch.inference_mode():
-        for first in range(0, len(ids), batch_size):
+        starts = range(0, len(ids), batch_size)
+        for first in progress(starts, description="run the network", unit="step", delay=2, leave=False):
             some = slice(first, first + batch_size)
             batch = torch.stack([part[number_of[one]]["image"] for one in ids[some]])
             logits[image_rows[some]] = classifier(batch.to(device)).double().cpu().numpy()
@@ -538,7 +540,7 @@ def _peaks(
         torch.inference_mode(),
     ):
         weight = own.weight[-1]
-        for row in image_rows.tolist():
+        for row in progress(image_rows.tolist(), description="peaks", unit="image", delay=2, leave=False):
             image: torch.Tensor = part[number_of[str(table.images["image_id"][row])]]["image"]
             value = model.read(image[None].to(device), table.hook_name).value[0]
             _, positions, scores = peaks_of((value @ weight)[None].float().cpu(), _PEAKS)

@@ -19,6 +19,7 @@ from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, sha256_of_file, write_json
 from mammosae_plugin.latents import LatentTable
 from mammosae_plugin.own_files import put_aside
+from mammosae_plugin.progress import progress
 from mammosae_plugin.provenance import plain
 from mammosae_plugin.schema.repairs import FROC_COLUMNS, PERFORMANCE_COLUMNS, REPAIR_COLUMNS
 from mammosae_plugin.study import plans
@@ -80,7 +81,8 @@ def repairs(layer: LayerStudy) -> list[Row]:
     if settings is None:
         return []
     pairs = [pair for pair in layer.study.pairs if pair.concept in layer.study.findings or settings.of(pair.key)]
-    return [{**vars(pair), **_row(layer, pair, settings)} for pair in pairs]
+    bar = progress(pairs, description="repair", unit="classifier", to=layer.work / "repaired", delay=2, leave=False)
+    return [{**vars(pair), **_row(layer, pair, settings)} for pair in bar]
 
 
 def _row(layer: LayerStudy, pair: ModelPair, settings: RepairSettings) -> Row:

@@ -18,7 +18,6 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Subset
-from tqdm.auto import tqdm
 
 from mammosae_plugin.adapters import Classifier, load_classifier, save_classifier
 from mammosae_plugin.adapters.checkpoints import refuse_buffers_not_finite
@@ -29,6 +28,7 @@ from mammosae_plugin.files import differences, local_path, sha256_of_json, write
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.measures.statistics import NETWORK_ERROR, ranking_metrics, settled
 from mammosae_plugin.measures.units import EvaluationRows, EvaluationUnit, grouped_rows
+from mammosae_plugin.progress import progress_bar
 from mammosae_plugin.provenance import seed_everything, torch_generator
 from mammosae_plugin.shards import remove_shards, run_shards, shard_paths
 from mammosae_plugin.training.augmentation import Augmentation, EpochImages
@@ -392,7 +392,9 @@ class _Run:
         self._restore()
         self.log.cut(self.progress.step)
         config, progress = self.task.config, self.progress
-        with tqdm(total=self.total, initial=progress.step, desc=config.kind, unit="step", dynamic_ncols=True) as bar:
+        with progress_bar(
+            total=self.total, done=progress.step, description=config.kind, unit="step", to=self.task.path
+        ) as bar:
             for epoch in range(progress.step // self.steps_per_epoch, config.epochs):
                 self._epoch(epoch, bar)
         if self.best:
@@ -400,7 +402,7 @@ class _Run:
         self.model.network.eval()
         return {"validation_auroc": progress.best_auroc, "epoch": progress.best_epoch or config.epochs}
 
-    def _epoch(self, epoch: int, bar: "tqdm[Any]") -> None:
+    def _epoch(self, epoch: int, bar: Any) -> None:
         config, progress, training = self.task.config, self.progress, self.task.sides.training
         order = training[torch.randperm(len(training), generator=torch_generator(config.seed, epoch)).numpy()]
         order = order[: self.steps_per_epoch * config.batch_size]

@@ -31,7 +31,6 @@ from sae_lens.registry import SAE_CLASS_REGISTRY
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import SafetensorError
-from tqdm.auto import tqdm
 
 from mammosae_plugin import distributed
 from mammosae_plugin.activations import ActivationStore
@@ -55,6 +54,7 @@ from mammosae_plugin.files import (
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.measures.reconstruction import Levels, dead_share, measure
 from mammosae_plugin.own_files import require_unclaimed
+from mammosae_plugin.progress import progress_bar
 from mammosae_plugin.provenance import plain, seed_everything, torch_generator
 from mammosae_plugin.shards import is_whole
 from mammosae_plugin.training.checkpoints import load_state, save_state
@@ -280,13 +280,13 @@ def _run(runs: list["_Run"], rows: TrainingRows) -> None:
     first, steps = min(run.done for run in runs), max(run.steps for run in runs)
     batches = rows.batches(first, part=(distributed.rank(), distributed.world_size()))
     try:
-        with tqdm(
+        with progress_bar(
             total=steps,
-            initial=first,
-            desc="train SAE",
+            done=first,
+            description="train SAE",
             unit="step",
-            dynamic_ncols=True,
-            disable=not distributed.is_main(),
+            to=[run.job.folder for run in runs],
+            shown=distributed.is_main(),
         ) as bar:
             for number in range(first, steps):
                 batch = next(batches).to(runs[0].job.device)

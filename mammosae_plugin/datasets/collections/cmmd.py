@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from mammosae_plugin.datasets.base import DatasetError, describe
 from mammosae_plugin.datasets.collections.tables import below, text_table
 from mammosae_plugin.datasets.dicom import read_tags
 from mammosae_plugin.datasets.mapping import register_reader
+from mammosae_plugin.progress import progress
 
 _CMMD_FILE = "CMMD_clinicaldata_revision"
 _CMMD = ("ID1", "LeftRight", "Age", "number", "abnormality", "classification", "subtype")
@@ -29,7 +29,7 @@ def cmmd(root: Path) -> pd.DataFrame:
     known = set(table["patient_id"])
     files = []
     paths = sorted(root.rglob("*.dcm"))
-    for path in tqdm(paths, desc="reading headers", unit="file", delay=2, dynamic_ncols=True):
+    for path in progress(paths, description="reading headers", unit="file", delay=2):
         tags = read_tags(path, _CMMD_TAGS)
         view = tags["ViewPosition"] or tags["ViewCodeSequence.CodeMeaning"]
         patient = tags["PatientID"]
