@@ -1,30 +1,39 @@
-"""A training step of `train_sae` against a bare torch step of the same mathematics, in one run.
+"""A training step of `train_sae` against SAELens's own and a bare torch step of the same mathematics, in one run.
 
     python benchmarks/training_step.py [--d-in 2048 --d-sae 16384 --batch 4096] [--architecture standard] [--steps 7]
+    python benchmarks/training_step.py --architecture topk --batch 512 --k 32 --dead 0.2
 
-The bare step is written here by hand: forward, loss, backward, clipping of the gradient at norm 1, Adam. The other is
-what the training loop does for every batch, with what it counts (which latents fired) and writes. Both start from the
-same weights and take turns on the same batches, and after the last step their weights are compared. Printed are medians
-and minima, the ratio, rows per second, and the share of the machine's own rate of matrix products (measured here at the
-sizes of the step) that the step's products come to. `--device cuda` and `--autocast` (bfloat16) do the same there.
+The bare step is written here by hand: forward, loss, backward, clipping of the gradient at norm 1, Adam; it knows no
+auxiliary loss. SAELens's is the `step` of its `SAETrainer` on its own class with the same settings. Ours is what the
+training loop does for every batch, with what it counts (which latents fired) and writes. All start from the same
+weights and take turns on the same batches, and after the last step their weights are compared. `--dead` is the share of
+latents that count as dead in every step, which the auxiliary loss is about (SAELens's and ours). Printed are medians
+and minima (CPU seconds of all threads; on a GPU seconds), the ratios, rows per second, and what share of the machine's
+own rate of matrix products (measured here at the sizes of the step) the dense step's products would come to in the time
+of ours: above 1 for a step that makes fewer. `--device cuda` and `--autocast` (bfloat16) do the same there.
 """
 
 import argparse
 import contextlib
+import copy
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from sae_lens.training.sae_trainer import SAETrainer
 
 from mammosae_plugin.activations import ActivationStore
 from mammosae_plugin.activations.store import write_store
 from mammosae_plugin.training import SAETraining
 from mammosae_plugin.training import sae as training
 from mammosae_plugin.training.rows import TrainingRows
+
+BARE = ("standard", "topk", "batchtopk")
+OTHER = ("abstopk", "matryoshka_batchtopk", "matryoshka_independent")
 
 
 def main() -> None:
@@ -33,12 +42,37 @@ def main() -> None:
     parser.add_argument("--d-sae", type=int, default=16384)
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--steps", type=int, default=7)
-    parser.add_argument("--architecture", default="standard", choices=["standard", "topk", "batchtopk"])
+    parser.add_argument("--architecture", default="standard", choices=[*BARE, *OTHER])
+    parser.add_argument("--k", type=int, default=64, help="latents that fire per row, where the architecture has k")
+    parser.add_argument("--dead", type=float, default=0.0, help="share of the latents that count as dead")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--autocast", action="store_true")
     options = parser.parse_args()
+    seconds, differences = measured(options)
+    rate = matrix_rate(options)
+    products = 5  # two forward; three backward, for the decoder, the latents and the encoder: the rows need no gradient
+    work = 2 * products * options.batch * options.d_in * options.d_sae
+    ours = seconds["ours"]
+    print(
+        f"{options.architecture}, {options.d_in} x {options.d_sae}, {options.batch} rows, {options.device}, "
+        f"{'bfloat16 autocast' if options.autocast else 'float32'}, {torch.get_num_threads()} threads, "
+        f"{options.dead:.0%} dead"
+    )
+    for name, each in seconds.items():
+        median, least = statistics.median(each), min(each)
+        print(f"{name:26s} {median:9.4f} s median, {least:9.4f} s least", end="")
+        print(
+            f"; {median / statistics.median(ours):.2f} and {least / min(ours):.2f} times ours" if name != "ours" else ""
+        )
+    print(f"rows per second            {options.batch / statistics.median(ours):9.0f}")
+    print(f"share of the matrix rate   {work / min(ours) / rate:9.2f} of {rate / 1e9:.0f} GFLOP/s")
+    for name, apart in differences.items():
+        print(f"{name} differ by {apart:.1e} of the change in {options.steps + 1} steps")
 
-    settings: dict[str, Any] = {} if options.architecture == "standard" else {"k": 64}
+
+def measured(options: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Seconds of each step by whose it is; and how far weights are apart after them, by the pair."""
+    settings: dict[str, Any] = {} if options.architecture == "standard" else {"k": options.k}
     config = SAETraining(
         architecture=options.architecture,
         d_sae=options.d_sae,
@@ -53,43 +87,64 @@ def main() -> None:
         store = small_store(Path(name) / "rows", options.d_in, options.batch)
         job = training._Job(Path(name) / "sae", config, {}, options.device, None, None)
         run = training._Run(job, {"steps": 10**6, "config": {}}, TrainingRows(store, options.batch, 0))
-        bare = BareStep(run.trainer.sae, config, options)
         batch = next(store.batches(options.batch)).to(options.device)
-        ours, theirs = [], []
-        for step in range(options.steps + 1):  # the first warms up
-            pair = (timed(lambda: run.step(batch), options.device), timed(lambda: bare(batch), options.device))
-            if step:
-                ours.append(pair[0])
-                theirs.append(pair[1])
-        difference = max(
-            float((mine - other).abs().max())
-            for mine, other in zip(run.trainer.sae.parameters(), bare.parameters, strict=True)
-        )
+        saelens = saelens_trainer(run.trainer, config)
+        start = {name: each.detach().clone() for name, each in saelens.sae.named_parameters()}
+        steps: dict[str, Callable[[], Any]] = {
+            "ours": lambda: run.step(batch),
+            "SAELens's own": lambda: saelens.step(batch),
+        }
+        bare = None
+        if options.architecture in BARE and not options.dead:
+            bare = BareStep(run.trainer.sae, config, options)
+            steps["the bare step"] = lambda: bare(batch)
+        seconds: dict[str, list[float]] = {name: [] for name in steps}
+        for number in range(options.steps + 1):  # the first warms up
+            for name, step in steps.items():
+                for trainer in (run.trainer, saelens):
+                    mark_dead(trainer, options.dead)
+                taken = timed(step, options.device)
+                if number:
+                    seconds[name].append(taken)
+        weights, saelens_weights = dict(run.trainer.sae.named_parameters()), dict(saelens.sae.named_parameters())
+        differences = {"ours and SAELens's own": difference(weights, saelens_weights, start)}
+        if bare is not None:
+            differences["the bare step and SAELens's own"] = difference(bare.by_name, saelens_weights, start)
         run.close()
+    return seconds, differences
 
-    rate = matrix_rate(options)
-    products = 5  # two forward; three backward, for the decoder, the latents and the encoder: the rows need no gradient
-    work = 2 * products * options.batch * options.d_in * options.d_sae
-    median, least = statistics.median(ours), min(ours)
-    print(
-        f"{options.architecture}, {options.d_in} x {options.d_sae}, {options.batch} rows, {options.device}, "
-        f"{'bfloat16 autocast' if options.autocast else 'float32'}, {torch.get_num_threads()} threads"
-    )
-    print(f"the training loop's step   {median:9.4f} s median, {least:9.4f} s least")
-    print(f"the bare step              {statistics.median(theirs):9.4f} s median, {min(theirs):9.4f} s least")
-    medians, leasts = median / statistics.median(theirs), least / min(theirs)
-    print(f"ratio                      {medians:9.3f} of medians, {leasts:.3f} of least")
-    print(f"rows per second            {options.batch / median:9.0f}")
-    print(f"share of the matrix rate   {work / least / rate:9.2f} of {rate / 1e9:.0f} GFLOP/s")
-    print(f"largest difference of a weight after {options.steps + 1} steps {difference:.1e}")
+
+def saelens_trainer(like: SAETrainer[Any, Any], config: SAETraining) -> SAETrainer[Any, Any]:
+    """SAELens's own trainer on its own class, from the weights of another."""
+    cfg = copy.deepcopy(like.sae.cfg)
+    sae = config.kind.sae(cfg)
+    sae.load_state_dict(like.sae.state_dict())
+    return SAETrainer(like.cfg, sae, iter(()))
+
+
+def mark_dead(trainer: SAETrainer[Any, Any], share: float) -> None:
+    silent = trainer.n_forward_passes_since_fired
+    silent.zero_()
+    silent[: int(share * len(silent))] = trainer.cfg.dead_feature_window + 1
+
+
+Weights = Mapping[str, torch.Tensor]
+
+
+@torch.no_grad()
+def difference(ours: Weights, theirs: Weights, start: Weights) -> float:
+    """The norm of the difference of the weights over that of the change from the start."""
+    apart = sum(float((ours[name] - theirs[name]).double().square().sum()) for name in ours)
+    moved = sum(float((theirs[name] - start[name]).double().square().sum()) for name in ours)
+    return (apart / moved) ** 0.5
 
 
 class BareStep:
     """The same step by hand, on copies of an SAE's weights."""
 
     def __init__(self, sae: Any, config: SAETraining, options: argparse.Namespace) -> None:
-        self.parameters = [parameter.detach().clone().requires_grad_() for parameter in sae.parameters()]
-        self.by_name = dict(zip((name for name, _ in sae.named_parameters()), self.parameters, strict=True))
+        self.by_name = {name: each.detach().clone().requires_grad_() for name, each in sae.named_parameters()}
+        self.parameters = list(self.by_name.values())
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.lr, betas=(0.9, 0.999))
         self.coefficient = config.sparsity * options.d_in
         self.k, self.architecture = config.k, config.architecture
@@ -129,11 +184,12 @@ class BareStep:
 def timed(step: Callable[[], None], device: str) -> float:
     if device.startswith("cuda"):
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    clock = time.perf_counter if device.startswith("cuda") else time.process_time
+    start = clock()
     step()
     if device.startswith("cuda"):
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def matrix_rate(options: argparse.Namespace) -> float:
@@ -142,7 +198,7 @@ def matrix_rate(options: argparse.Namespace) -> float:
     rows = torch.randn(options.batch, options.d_in, device=options.device, dtype=dtype)
     weights = torch.randn(options.d_in, options.d_sae, device=options.device, dtype=dtype)
     least = min(timed(lambda: torch.mm(rows, weights), options.device) for _ in range(5))
-    return 2 * options.batch * options.d_in * options.d_sae / least
+    return 2 * options.batch * options.d_in * options.d_sae / least  # of CPU time: of one thread
 
 
 def small_store(folder: Path, d_in: int, batch: int) -> ActivationStore:

@@ -12,7 +12,7 @@ from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.analysis import froc
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import read_json, sealed, write_json
-from mammosae_plugin.latents import LatentTable, encode_latents
+from mammosae_plugin.latents import LatentTable, encode_latents, peak_finder
 from mammosae_plugin.latents.peak_finder import PeakFinder, peaks_of
 from mammosae_plugin.latents.peaks import cell_centres
 
@@ -32,6 +32,13 @@ def of_column(found, column: int) -> list[tuple[int, float]]:
     return [(p, v) for c, p, v in zip(columns, positions, values, strict=True) if c == column]
 
 
+@pytest.fixture(params=[0, 2], ids=["whole columns", "where latents fire"])
+def way(request, monkeypatch):
+    """Whichever way the share of positions that fire would choose."""
+    monkeypatch.setattr(peak_finder, "_SPARSE", request.param)
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("kind", ["smooth", "plateaus"])
 def test_peaks_are_those_of_scipy(kind):
     rng = np.random.default_rng(0)
@@ -43,6 +50,7 @@ def test_peaks_are_those_of_scipy(kind):
         assert [of_column(found, column) for column in range(len(maps))] == [reference(one, 4) for one in maps]
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("step", [1, 5, 7, 30, 1000])
 def test_a_map_that_comes_some_positions_at_a_time_has_the_same_peaks(step):
     maps = torch.relu(torch.randn(6, 11, 7))

@@ -88,7 +88,9 @@ def test_our_loop_gives_what_saelens_own_fit_gives(schedule, saelens, store, tmp
         total_training_samples=30 * 32, train_batch_size_samples=32, dead_feature_window=config.dead_feature_window,
         **both, **saelens,
     )  # fmt: skip
-    SAETrainer(theirs, sae, store.batches(32, seed=0)).fit()
+    trainer = SAETrainer(theirs, sae, store.batches(32, seed=0))
+    trainer.optimizer.param_groups[0].update(fused=True, foreach=False)  # the same Adam, rounded otherwise
+    trainer.fit()
     sae.save_inference_model(tmp_path / "theirs")
     inference = SAE.load_from_disk(tmp_path / "theirs")
     inference.fold_W_dec_norm()

@@ -14,21 +14,16 @@ from mammosae_plugin.adapters.attached_sae import refuse_what_no_map_fits
 from mammosae_plugin.adapters.input_normalization import input_normalization
 from mammosae_plugin.adapters.rest_of_network import RestOfNetwork
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.latents.decoding import Decoder, latents_times_decoder
 from mammosae_plugin.latents.table import ReadoutKind
 
 
-@torch.no_grad()
 def decodes_linearly(sae: SAE[Any]) -> bool:
     """Whether the SAE decodes as latents @ W_dec + b_dec, found by trying it on noise.
 
     One whose input is normalised does not: what a latent adds to the layer changes with the row's length.
     """
-    if input_normalization(sae) is not None:
-        return False
-    rows = torch.randn(8, sae.cfg.d_in, generator=torch.Generator().manual_seed(0)).to(sae.device, sae.dtype)
-    latents = sae.encode(rows)
-    linear = latents @ sae.W_dec + sae.b_dec
-    return bool(torch.allclose(sae.decode(latents), linear, rtol=1e-3, atol=1e-3 * float(linear.abs().max())))
+    return input_normalization(sae) is None and latents_times_decoder(sae, 1e-3)
 
 
 def why_not_linear(sae: SAE[Any]) -> str:
@@ -56,6 +51,7 @@ class EncodedLayer:
     Attributes:
         rest: The network behind the layer; None without heads.
         readout_kind: Whether what the classifiers read is the mean of the layer over positions.
+        decode: The SAE's decoder.
     """
 
     def __init__(
@@ -106,4 +102,5 @@ class EncodedLayer:
                     f"the classifier for {concept} reads {head.in_features} features, but this model's own reads "
                     f"{self.rest.n_features}"
                 )
+        self.decode = Decoder(sae)
         self.heads = {concept: weight_and_bias(head, device) for concept, head in heads.items()}

@@ -400,14 +400,14 @@ class _EncodedImage:
         sums: Its share of the sums over positions.
         mean_features: (d_in,) float64, mean of the layer over positions.
         mean_decoded: (d_in,) float64, the same of the reconstruction.
-        decoded: (h, w, d_in) the reconstruction.
+        decoded: (h, w, d_in) the reconstruction, where heads read more of it than its mean.
     """
 
     columns: dict[str, torch.Tensor]
     sums: dict[str, torch.Tensor]
     mean_features: torch.Tensor
     mean_decoded: torch.Tensor
-    decoded: torch.Tensor
+    decoded: torch.Tensor | None
 
 
 class _Encoder:
@@ -491,7 +491,7 @@ class _Encoder:
             own = torch.stack([image.mean_features for image in encoded])
             with_sae = torch.stack([image.mean_decoded for image in encoded])
         else:
-            decoded = torch.stack([image.decoded for image in encoded]).to(raw.dtype)
+            decoded = torch.stack([image.decoded for image in encoded if image.decoded is not None]).to(raw.dtype)
             own = head_input.double()
             with_sae = self.layer.rest.head_input(self.layer.rest.replace(raw, decoded)).double()
         logits = {}
@@ -511,7 +511,9 @@ class _Encoder:
         total = torch.zeros(sae.cfg.d_sae, dtype=torch.float64, device=rows.device)
         maximum = torch.full((sae.cfg.d_sae,), -torch.inf, device=rows.device)
         fires = torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=rows.device)
-        decoded = torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
+        # Read by heads alone, and not by those that read the mean.
+        is_read = self.layer.rest is not None and self.layer.readout_kind != "linear"
+        decoded = torch.empty(rows.shape, dtype=torch.float32, device=rows.device) if is_read else None
         sums = {name: torch.zeros(d_in, dtype=torch.float64, device=rows.device) for name in MOMENTS}
         sums["n_positions"] = torch.tensor(len(rows))
         sums["l0"] = torch.zeros((), dtype=torch.int64, device=rows.device)
@@ -522,8 +524,9 @@ class _Encoder:
             chunk = rows[start : start + rows_at_once(sae)]
             rows_in, lengths = normalized(sae, chunk)
             latents = sae.encode(rows_in)
-            output = rescaled(sae.decode(latents), lengths)
-            decoded[start : start + len(chunk)] = output
+            output = rescaled(self.layer.decode(latents), lengths)
+            if decoded is not None:
+                decoded[start : start + len(chunk)] = output
             decoded_sum += output.sum(0, dtype=torch.float64)
             total += latents.sum(0, dtype=torch.float64)
             torch.maximum(maximum, latents.amax(0), out=maximum)
@@ -557,5 +560,6 @@ class _Encoder:
             columns |= stored(finder.found(), fired, "latents")
         for name, group_map in zip(kept.groups, group_maps.float(), strict=True):
             columns |= self._peaks(f"group.{name}", group_map.reshape(1, height, width))
-        decoded = decoded.reshape(value.shape)
+        if decoded is not None:
+            decoded = decoded.reshape(value.shape)
         return _EncodedImage(columns, sums, mean_features, decoded_sum / len(rows), decoded)

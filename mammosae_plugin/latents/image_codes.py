@@ -25,6 +25,7 @@ from mammosae_plugin.adapters.levels import levels_of
 from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import write_safetensors
+from mammosae_plugin.latents.decoding import Decoder
 from mammosae_plugin.latents.encoding import rows_at_once
 from mammosae_plugin.measures.reconstruction import explained_variance
 from mammosae_plugin.progress import progress_bar
@@ -156,6 +157,7 @@ class _Encoder:
 
     def __init__(self, sae: SAE[Any], n_images: int, grid: tuple[int, int] | None, mapped: Collection[int]) -> None:
         self.sae, self.n_images, self.grid, self.mapped = sae, n_images, grid, mapped
+        self.decode = Decoder(sae)
         d_in, self.d_sae = int(sae.cfg.d_in), int(sae.cfg.d_sae)
         self.n_rows = self.n_fired = 0
         self.sums = {name: np.zeros(d_in) for name in ("sse", "sum", "sum_sq")}
@@ -181,7 +183,7 @@ class _Encoder:
         rows = rows.float()
         given, lengths = normalized(self.sae, rows.to(self.sae.device, self.sae.dtype))
         latents = self.sae.encode(given)
-        output = rescaled(self.sae.decode(latents), lengths).float().cpu().numpy()
+        output = rescaled(self.decode(latents), lengths).float().cpu().numpy()
         found = latents.float().cpu().numpy()
         own = rows.numpy()
         self.n_rows += len(own)

@@ -13,6 +13,9 @@ from torch.nn import functional
 MOST_PEAKS = 255
 """Peaks of a map that can be kept: their number is stored in a byte."""
 
+_SPARSE = 1 / 5  # share of positions that fire, up to which they are looked at one by one
+_NEIGHBOURS = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1) if (down, right) != (0, 0)]
+
 KeptPeaks = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """(m,) columns, rising; positions in the grid, row by row; and values."""
 
@@ -60,35 +63,76 @@ class PeakFinder:
             return
         n_columns = held.shape[1]
         whole = held[: len(held) // self.width * self.width].reshape(-1, self.width, n_columns)
-        above, below = self._decided - self._first, len(whole) - (stop - self._first)  # rows that are only looked at
-        columns = torch.nonzero((whole[above : stop - self._first] > 0).any(0).any(0)).squeeze(1)
+        above = self._decided - self._first  # rows that are only looked at, as are those from `until` on
+        until = stop - self._first
+        last = torch.zeros((self.width, n_columns), dtype=torch.bool, device=held.device)
+        fires = whole[above:until] > 0
+        pieces = [] if self._found is None else [self._found]
+        if int(torch.count_nonzero(fires)) < _SPARSE * fires.numel():
+            lone, joined = self._lone(whole, fires, above, last)
+            pieces.append(lone)
+        else:
+            joined = torch.nonzero(fires.any(0).any(0)).squeeze(1)
+        if len(joined) or not pieces:
+            pieces.append(self._joined(whole, joined, above, until, last))
+        columns, positions, values = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+        self._found = _strongest((columns, positions, values), self.n)
+        self._last = last
+        # The last decided row stays, because the next one is compared with it.
+        self._held = held[(stop - 1 - self._first) * self.width :]
+        self._first, self._decided = stop - 1, stop
+
+    def _lone(
+        self, whole: torch.Tensor, fires: torch.Tensor, above: int, last: torch.Tensor
+    ) -> tuple[KeptPeaks, torch.Tensor]:
+        """The peaks of columns none of whose peaks has a neighbour of its own value; and the other columns.
+
+        Only positions that fire are looked at. Peaks of the last row are noted in `last`.
+        """
+        n_rows, _, n_columns = whole.shape
+        row, place, column = torch.nonzero(fires, as_tuple=True)
+        row += above
+        flat = whole.reshape(-1)
+        at = (row * self.width + place) * n_columns + column
+        value = flat[at]
+        equals = torch.zeros_like(at, dtype=torch.bool)
+        for down, right in _NEIGHBOURS:
+            inside = (row + down >= 0) & (row + down < n_rows) & (place + right >= 0) & (place + right < self.width)
+            other = flat[torch.where(inside, at + (down * self.width + right) * n_columns, at)]
+            equals |= inside & (other == value)
+            kept = ~inside | (other <= value)
+            row, place, column, at, value, equals = (
+                part[kept] for part in (row, place, column, at, value, equals)
+            )  # fewer are left for the next
+        joined = torch.unique(column[equals])
+        is_lone = torch.ones(n_columns, dtype=torch.bool, device=whole.device)
+        is_lone[joined] = False
+        lone = is_lone[column]
+        row, place, column, value = row[lone], place[lone], column[lone], value[lone]
+        in_last = row == above + len(fires) - 1
+        last[place[in_last], column[in_last]] = True
+        return (column, (row + self._first) * self.width + place, value.float()), joined
+
+    def _joined(
+        self, whole: torch.Tensor, columns: torch.Tensor, above: int, until: int, last: torch.Tensor
+    ) -> KeptPeaks:
+        """The peaks of some columns, of those that touch the first. Peaks of the last row are noted in `last`."""
         maps = whole[:, :, columns].permute(2, 0, 1)
         is_peak = (maps == _highest_around(maps)) & (maps > 0)
         counted = torch.zeros_like(is_peak)
         if above:
             assert self._last is not None
             is_peak[:, 0] = counted[:, 0] = self._last[:, columns].T
-        is_peak[:, len(whole) - below :] = False
+        is_peak[:, until:] = False
         kept = _one_of_each(is_peak, counted)
+        last[:, columns] = is_peak[:, until - 1].T
         column, row, place = torch.nonzero(kept, as_tuple=True)
-        new = (columns[column], (row + self._first) * self.width + place, maps[kept].float())
-        before = self._found
-        self._found = _strongest(new if before is None else _joined(before, new), self.n)
-        self._last = torch.zeros((self.width, n_columns), dtype=torch.bool, device=maps.device)
-        self._last[:, columns] = is_peak[:, stop - self._first - 1].T
-        # The last decided row stays, because the next one is compared with it.
-        self._held = held[(stop - 1 - self._first) * self.width :]
-        self._first, self._decided = stop - 1, stop
+        return columns[column], (row + self._first) * self.width + place, maps[kept].float()
 
 
 def _highest_around(maps: torch.Tensor) -> torch.Tensor:
     """(k, h, w) the highest of each position of maps and its neighbours."""
     return functional.max_pool2d(maps[:, None], 3, 1, 1)[:, 0]
-
-
-def _joined(first: KeptPeaks, second: KeptPeaks) -> KeptPeaks:
-    columns, positions, values = (torch.cat(pair) for pair in zip(first, second, strict=True))
-    return columns, positions, values
 
 
 def _strongest(peaks: KeptPeaks, n: int) -> KeptPeaks:

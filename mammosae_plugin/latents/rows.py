@@ -37,6 +37,7 @@ from mammosae_plugin.datasets.concepts import Concept, Vocabulary
 from mammosae_plugin.datasets.splits import TRAINING
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path, sha256_of_json, write_parquet
+from mammosae_plugin.latents.decoding import latents_times_decoder
 from mammosae_plugin.latents.encoding import is_whole_table, rows_at_once, seal_table, settings_in
 from mammosae_plugin.latents.table import (
     BOX_COLUMNS,
@@ -202,7 +203,7 @@ class _RowEncoder:
 
     def __init__(self, sae: SAE[Any], levels: Sequence[int]) -> None:
         self.sae, self.levels = sae, levels
-        self.linear = _decodes_linearly(sae)
+        self.linear = latents_times_decoder(sae, 1e-3)
         self.decoder = sae.W_dec.detach().float().cpu().numpy()
         self.bias = sae.b_dec.detach().float().cpu().numpy()
 
@@ -257,16 +258,6 @@ class _RowEncoder:
             decoded = decoded + more @ self.decoder[before:width]
             fired, before = fired + more.nnz, width
             yield fired, decoded
-
-
-@torch.no_grad()
-def _decodes_linearly(sae: SAE[Any]) -> bool:
-    """Whether the SAE decodes as latents @ W_dec + b_dec, found by trying it on noise."""
-    latents = torch.rand(4, sae.cfg.d_sae, generator=torch.Generator().manual_seed(0)).to(sae.device, sae.dtype)
-    rows = torch.randn(4, sae.cfg.d_in, generator=torch.Generator().manual_seed(0)).to(sae.device, sae.dtype)
-    keep_scale_of(sae, rows)
-    linear = latents @ sae.W_dec + sae.b_dec
-    return bool(torch.allclose(sae.decode(latents), linear, rtol=1e-3, atol=1e-4 * float(linear.abs().max())))
 
 
 def _compressed(latents: torch.Tensor) -> sparse.csr_array:

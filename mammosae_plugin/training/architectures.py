@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import sae_lens
-from sae_lens import JumpReLUTrainingSAE, StandardTrainingSAE, TrainingSAE, TrainingSAEConfig
+from sae_lens import JumpReLUTrainingSAE, StandardTrainingSAE, TopKTrainingSAE, TrainingSAE, TrainingSAEConfig
 from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 
 FIELDS: Mapping[str, tuple[str, ...]] = {
@@ -60,6 +60,8 @@ class Architecture:
         """Whether one of our settings acts on it."""
         if setting in _RESAMPLING:
             return issubclass(self.sae, StandardTrainingSAE)
+        if setting == "sparse_step":
+            return issubclass(self.sae, TopKTrainingSAE)
         return setting not in FIELDS or any(field in self.fields for field in FIELDS[setting])
 
     @property

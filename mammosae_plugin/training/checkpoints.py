@@ -57,7 +57,7 @@ def load_state(trainer: SAETrainer[Any, Any], file: Path) -> dict[str, Any]:
     Raises:
         InputError: The file is damaged, or belongs to an SAE of another shape.
     """
-    tensors, said = read_state(file)  # on the CPU, where Adam keeps its count of steps
+    tensors, said = read_state(file)  # on the CPU; Adam puts them where it keeps them
     try:
         rest = json.loads(said["state"])
         trainer.sae.load_state_dict(_below("sae.", tensors))

@@ -108,12 +108,15 @@ class MatryoshkaIndependentTrainingSAE(BatchTopKTrainingSAE):
         """Latents (b, m_l) and reconstruction (b, d_in) of every level but the largest, from (b, d_sae)."""
         assert self.cfg.matryoshka_k is not None  # the configuration has set it
         batch_top_k: Any = type(self.activation_fn)  # under torchrun that which chooses among the rows of all processes
-        found = []
-        for width, k in list(zip(self.cfg.matryoshka_widths, self.cfg.matryoshka_k, strict=True))[:-1]:
-            latents = batch_top_k(k)(hidden[:, :width])
-            decoded = act_times_W_dec(latents, self.W_dec[:width], self.cfg.rescale_acts_by_decoder_norm) + self.b_dec
-            found.append((latents, self.run_time_activation_norm_fn_out(decoded)))  # type: ignore[has-type]
-        return found
+        inner = list(zip(self.cfg.matryoshka_widths, self.cfg.matryoshka_k, strict=True))[:-1]
+        latents = [batch_top_k(k)(hidden[:, :width]) for width, k in inner]
+        return list(zip(latents, self.decode_levels(latents), strict=True))
+
+    def decode_levels(self, latents: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Latents (b, m_l) of some levels to their reconstructions, (b, d_in) each."""
+        rescaled = self.cfg.rescale_acts_by_decoder_norm
+        decoded = [act_times_W_dec(each, self.W_dec[: each.shape[1]], rescaled) + self.b_dec for each in latents]
+        return [self.run_time_activation_norm_fn_out(each) for each in decoded]  # type: ignore[has-type]
 
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         """The loss is the mean over levels of the squared error, summed over features, and the auxiliary loss."""

@@ -18,6 +18,7 @@ from mammosae_plugin.errors import InputError
 from mammosae_plugin.training.architectures import FIELDS, Architecture
 from mammosae_plugin.training.parallel import over_processes
 from mammosae_plugin.training.settings import SAETraining
+from mammosae_plugin.training.sparse_step import over_places
 
 
 def new_training_sae(config: SAETraining, d_in: int, *, metadata: SAEMetadata, device: str) -> TrainingSAE[Any]:
@@ -34,6 +35,8 @@ def new_training_sae(config: SAETraining, d_in: int, *, metadata: SAEMetadata, d
     """
     found = config.kind
     kind = over_processes(found.sae) if distributed.world_size() > 1 else found.sae
+    if config.sparse_step:
+        kind = over_places(kind, found.sae)
     d_sae = config.d_sae_for(d_in)
     given = {
         "d_in": d_in,

@@ -466,7 +466,11 @@ def _make_trainer(
         autocast=config.autocast,
         dead_feature_window=config.dead_feature_window,
     )
-    return SAETrainer(trainer_config, sae, iter(()))
+    trainer: SAETrainer[Any, Any] = SAETrainer(trainer_config, sae, iter(()))
+    if torch.device(device).type in ("cpu", "cuda"):
+        for group in trainer.optimizer.param_groups:
+            group.update(fused=True, foreach=False)  # Adam in one pass over the weights
+    return trainer
 
 
 def _datasets(manifest: Mapping[str, Any]) -> list[str]:

@@ -114,6 +114,11 @@ class SAETraining(Settings):
     )
     checkpoint_every: int = Field(500, gt=0, description="Steps between checkpoints from which a killed run continues.")
     autocast: bool = Field(False, description="Run the step under bfloat16 autocast.")
+    sparse_step: bool = Field(
+        True,
+        description="topk, abstopk, batchtopk, matryoshka: train through the latents that fire alone, with the same "
+        "gradients; false: SAELens's own dense step.",
+    )
     seed: int = Field(0, ge=0, le=2**63 - 1, description="Seeds the initial weights and the order of the rows.")
     row_seed: int | None = Field(
         None, ge=0, description="Seeds the order of the rows alone; SAEs trained in one pass share it."
@@ -144,6 +149,7 @@ class SAETraining(Settings):
             "lr_warm_up_share",
             "lr_schedule",
             "lr_end",
+            "sparse_step",
         ):
             if getattr(self, name) == default_of(name):
                 values.pop(name, None)
