@@ -13,8 +13,7 @@ from torch.nn import functional
 from typing_extensions import Self
 
 from mammosae_plugin.adapters.classifier import encoder_state
-from mammosae_plugin.adapters.hook_points import default_images, find_head_path
-from mammosae_plugin.adapters.hooked_vision_model import HookedVisionModel, default_hooks
+from mammosae_plugin.adapters.hook_points import default_hooks, default_images, find_head_path
 from mammosae_plugin.adapters.preprocessing import Preprocessing
 from mammosae_plugin.adapters.recording import record, tensors_in
 from mammosae_plugin.errors import InputError
@@ -174,6 +173,8 @@ class BackboneClassifier:
         Raises:
             InputError: there is none.
         """
+        from mammosae_plugin.adapters.hooked_vision_model import HookedVisionModel
+
         images = default_images(self.network)
         size = (int(images.shape[-2]), int(images.shape[-1]))
         names = default_hooks(self.network, images)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import torch
 from torch import nn
@@ -16,7 +16,6 @@ from mammosae_plugin.adapters.architectures import new_backbone_classifier, prep
 from mammosae_plugin.adapters.backbone_classifier import Readable
 from mammosae_plugin.adapters.checkpoints import CheckpointFormatError, is_safetensors, read_torch_checkpoint
 from mammosae_plugin.adapters.classifier import Classifier
-from mammosae_plugin.adapters.hooked_vision_model import HookedVisionModel
 from mammosae_plugin.adapters.loading import load_classifier
 from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier
 from mammosae_plugin.adapters.mammo_clip_files import parse_mammo_clip
@@ -29,6 +28,9 @@ from mammosae_plugin.arguments import one_of
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path, read_json
 from mammosae_plugin.hub_requests import first_sentence
+
+if TYPE_CHECKING:
+    from mammosae_plugin.adapters.hooked_vision_model import HookedVisionModel
 
 Pooling = Literal["model", "class_token", "mean_of_patches", "projected"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
@@ -108,7 +110,7 @@ class Embedder(nn.Module):
             vector = self.projection(vector)
         return self.get_submodule(self.hook_path)(vector)  # type: ignore[no-any-return]
 
-    def hooked(self, image_size: tuple[int, int]) -> HookedVisionModel:
+    def hooked(self, image_size: tuple[int, int]) -> "HookedVisionModel":
         """The embedder with its hook point, for images of (H, W).
 
         Raises:
@@ -116,6 +118,8 @@ class Embedder(nn.Module):
         """
         parameter = next(self.parameters(), torch.zeros(()))
         images = torch.zeros(1, 3, *image_size, device=parameter.device, dtype=parameter.dtype)
+        from mammosae_plugin.adapters.hooked_vision_model import HookedVisionModel
+
         return HookedVisionModel(self, [self.hook_path], example_input=images)
 
 

@@ -1,8 +1,9 @@
 """Which modules of a network can be hooked, how their outputs lie, and which of them is the last map and the head."""
 
 __all__ = [
-    "at_another_size", "count_prefix_tokens", "default_images", "examine", "final_path", "find_head_path",
-    "GET_A_HEAD", "likely_paths", "NO_HEAD_OF_EXAMS", "overwritten_in_place", "require_images", "stages", "submodule",
+    "at_another_size", "count_prefix_tokens", "default_hooks", "default_images", "examine", "final_path",
+    "find_head_path", "GET_A_HEAD", "likely_paths", "NO_HEAD_OF_EXAMS", "overwritten_in_place", "require_images",
+    "stages", "submodule",
 ]  # fmt: skip
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from torch import nn
 from mammosae_plugin.adapters.layouts import HookLayout, PrefixTokens, layout_of
 from mammosae_plugin.adapters.recording import Call, Recording, first_tensor, record
 from mammosae_plugin.errors import InputError
+from mammosae_plugin.shapes import Images
 
 GET_A_HEAD = (
     "train one by train_classifier(new_backbone_classifier('function', 'package.module:function', 0), dataset, "
@@ -358,3 +360,24 @@ def overwritten_in_place(path: str) -> InputError:
         f"{path!r} cannot be hooked: a later module overwrites its output in place; hook the output of {instead}, or "
         "wrap with overwritten='clone'"
     )
+
+
+def default_hooks(model: nn.Module, images: Images, n_views: int = 1) -> list[str]:
+    """timm's feature modules and the last map; of other networks the outermost modules that give maps or tokens."""
+    recording = record(model, images)
+    candidates = likely_paths(model, recording)
+    probe, other = record(model, images, keep=set(candidates)), at_another_size(model, images, n_views)
+    names = []
+    for path in dict.fromkeys(candidates):
+        try:
+            call, _ = examine(model, path, probe, other, images)
+        except InputError:
+            continue
+        if call.output._version == call.version:
+            names.append(path)
+    if not names:
+        raise InputError(
+            f"{type(model).__name__} does not say where its feature maps are; give hook_names (module paths), or wrap "
+            "the network inside"
+        )
+    return names

@@ -7,7 +7,7 @@ The file is long because it is one class, whose verbs are those of another libra
 describing what can be hooked, lies in `hook_points`, `layouts` and `recording`.
 """
 
-__all__ = ["default_hooks", "HookedVisionModel", "HookList", "NamesFilter", "Reading", "require_hooked"]
+__all__ = ["HookedVisionModel", "HookList", "NamesFilter", "Reading", "require_hooked"]
 
 import difflib
 import logging
@@ -29,11 +29,11 @@ from mammosae_plugin.adapters.hook_points import (
     GET_A_HEAD,
     at_another_size,
     count_prefix_tokens,
+    default_hooks,
     default_images,
     examine,
     final_path,
     find_head_path,
-    likely_paths,
     overwritten_in_place,
     require_images,
     submodule,
@@ -767,24 +767,3 @@ def _refuse(model: nn.Module, prefix_tokens: str, overwritten: str) -> None:
         raise InputError(f"prefix_tokens is {prefix_tokens!r}; it must be 'drop' or 'keep'")
     if overwritten not in ("refuse", "clone"):
         raise InputError(f"overwritten is {overwritten!r}; it must be 'refuse' or 'clone'")
-
-
-def default_hooks(model: nn.Module, images: Images, n_views: int = 1) -> list[str]:
-    """timm's feature modules and the last map; of other networks the outermost modules that give maps or tokens."""
-    recording = record(model, images)
-    candidates = likely_paths(model, recording)
-    probe, other = record(model, images, keep=set(candidates)), at_another_size(model, images, n_views)
-    names = []
-    for path in dict.fromkeys(candidates):
-        try:
-            call, _ = examine(model, path, probe, other, images)
-        except InputError:
-            continue
-        if call.output._version == call.version:
-            names.append(path)
-    if not names:
-        raise InputError(
-            f"{type(model).__name__} does not say where its feature maps are; give hook_names (module paths), or wrap "
-            "the network inside"
-        )
-    return names

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,23 +21,15 @@ from mammosae_plugin.adapters.checkpoints import (
     is_safetensors,
     unwrapped_key,
 )
-from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier
-from mammosae_plugin.adapters.mammo_clip_files import check_mammo_clip, parse_mammo_clip
 from mammosae_plugin.adapters.other_forms import wrapped_network
 from mammosae_plugin.adapters.plain_weights import entry_with_weights
-from mammosae_plugin.adapters.published_encoders import (
-    PublishedEncoder,
-    load_published_encoder,
-    published_encoder,
-)
-from mammosae_plugin.adapters.sae_formats import FORMATS
-from mammosae_plugin.adapters.sae_formats.loading import opened_sae
-from mammosae_plugin.adapters.sae_formats.parts import Opened
-from mammosae_plugin.adapters.sae_formats.table import LAYOUTS
-from mammosae_plugin.adapters.saved_classifiers import read_saved_classifier, saved_classifier_header
-from mammosae_plugin.adapters.sources import Source, find_source
+from mammosae_plugin.adapters.sources import Source, find_source, is_on_hub
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import sha256_of_file
+from mammosae_plugin.files import local_path, sha256_of_file
+
+if TYPE_CHECKING:  # each of these brings timm or SAELens, and a file of one kind does not need those of another
+    from mammosae_plugin.adapters.published_encoders import PublishedEncoder
+    from mammosae_plugin.adapters.sae_formats.parts import Opened
 
 OUTPUT_HINTS = {1: "a binary concept, one logit", 3: "BI-RADS has 3 classes", 4: "density has 4 classes"}
 
@@ -175,8 +167,10 @@ def inspect_checkpoint(
         CheckpointFormatError: the file is empty, truncated, damaged, or text, a web page or a Git LFS pointer.
         InputError: the path, repo or file does not exist or cannot be read.
     """
-    found = find_source(source, filename, revision=revision, layouts=LAYOUTS)
+    found = _found(source, filename, revision)
     if found.path.is_dir():
+        from mammosae_plugin.adapters.sae_formats.loading import opened_sae
+
         opened = opened_sae(found)
         assert opened.layout is not None
         facts, files = _folder(opened), [found.path / name for name in opened.layout]
@@ -188,7 +182,18 @@ def inspect_checkpoint(
     return CheckpointReport(source=str(source), **facts)
 
 
+def _found(source: str | os.PathLike[str], filename: str | None, revision: str | None) -> Source:
+    if filename is None and not is_on_hub(source) and local_path(source).is_file():
+        return find_source(source, revision=revision)
+    from mammosae_plugin.adapters.sae_formats.table import LAYOUTS
+
+    return find_source(source, filename, revision=revision, layouts=LAYOUTS)
+
+
 def _torch_file(source: Source) -> dict[str, Any]:
+    from mammosae_plugin.adapters.published_encoders import published_encoder
+    from mammosae_plugin.adapters.sae_formats.loading import opened_sae
+
     path, opened = source.path, opened_sae(source)
     content = opened.content
     facts: dict[str, Any] = {"kind": "unknown"}
@@ -210,7 +215,9 @@ def _torch_file(source: Source) -> dict[str, Any]:
     return facts | ({"problem": f"{path} is {form}"} if form else {})
 
 
-def _published(form: PublishedEncoder, path: Path) -> dict[str, Any]:
+def _published(form: "PublishedEncoder", path: Path) -> dict[str, Any]:
+    from mammosae_plugin.adapters.published_encoders import load_published_encoder
+
     facts: dict[str, Any] = {"kind": form.kind, "n_class": 0}
     try:
         made = load_published_encoder(Source(path, path.name))
@@ -223,6 +230,8 @@ def _published(form: PublishedEncoder, path: Path) -> dict[str, Any]:
 
 def _mammo_clip(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """A Mammo-CLIP file, a part of one, or something else with an entry `model`."""
+    from mammosae_plugin.adapters.mammo_clip_files import check_mammo_clip, parse_mammo_clip
+
     keys = [unwrapped_key(str(key)) for key in content["model"]]
     has_text = any(key.startswith("text_encoder.") for key in keys)
     has_encoder = any(key.startswith("image_encoder.") for key in keys)
@@ -276,8 +285,10 @@ def _name_in_config(content: Mapping[str, Any], part: str) -> str | None:
     return config if isinstance(config, str) else None
 
 
-def _sae(opened: Opened) -> dict[str, Any] | None:
+def _sae(opened: "Opened") -> dict[str, Any] | None:
     """What is told of an SAE of a known form; None for something else."""
+    from mammosae_plugin.adapters.sae_formats.table import FORMATS
+
     found = next((one for one in FORMATS if one.recognises(opened)), None)
     if found is None:
         return None
@@ -293,7 +304,7 @@ def _sae(opened: Opened) -> dict[str, Any] | None:
     return facts | {"loads_with": found.loads_with}
 
 
-def _folder(opened: Opened) -> dict[str, Any]:
+def _folder(opened: "Opened") -> dict[str, Any]:
     facts = _sae(opened)
     if facts is None:
         raise CheckpointFormatError(f"{opened.place} holds no SAE of a known form")
@@ -307,6 +318,8 @@ def _tensors(weights: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
 
 
 def _safetensors_file(source: Source) -> dict[str, Any]:
+    from mammosae_plugin.adapters.saved_classifiers import read_saved_classifier, saved_classifier_header
+
     try:
         with safe_open(source.path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -314,8 +327,7 @@ def _safetensors_file(source: Source) -> dict[str, Any]:
     except (SafetensorError, OSError) as error:
         raise CheckpointFormatError(f"{source.path} is a damaged or truncated safetensors file: {error}") from error
     facts = _weights_facts(shapes)
-    header = saved_classifier_header(metadata)
-    if header is not None:
+    if (header := saved_classifier_header(metadata)) is not None:
         n_class = header.get("n_class")
         facts |= {
             "kind": "saved classifier",
@@ -323,12 +335,16 @@ def _safetensors_file(source: Source) -> dict[str, Any]:
             "n_class": n_class,
             "outputs_hint": OUTPUT_HINTS.get(n_class) if isinstance(n_class, int) else None,
         }
+        from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier
+
         try:
             found = read_saved_classifier(source, device="meta")
             facts["loads_with"] = "load_mammo_clip" if isinstance(found, MammoClipClassifier) else "load_classifier"
         except InputError as error:
             facts["problem"] = str(error)
         return facts
+    from mammosae_plugin.adapters.sae_formats.loading import opened_sae
+
     if (sae := _sae(opened_sae(source))) is not None:
         return facts | sae
     return facts | {"kind": "unknown"}

@@ -10,8 +10,13 @@ from torch import nn
 from mammosae_plugin.adapters.architectures import new_backbone_classifier
 from mammosae_plugin.adapters.embedders import with_random_weights
 from mammosae_plugin.adapters.hook_names import hook_name_of
-from mammosae_plugin.adapters.hook_points import at_another_size, count_prefix_tokens, default_images, examine
-from mammosae_plugin.adapters.hooked_vision_model import default_hooks
+from mammosae_plugin.adapters.hook_points import (
+    at_another_size,
+    count_prefix_tokens,
+    default_hooks,
+    default_images,
+    examine,
+)
 from mammosae_plugin.adapters.layouts import HookLayout, settle_grids
 from mammosae_plugin.adapters.loading import load_classifier
 from mammosae_plugin.adapters.mammo_clip import MammoClipClassifier

@@ -23,15 +23,14 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
-from typing import Any, TypeVar
-
-import torch
-import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mammosae_plugin.arguments import shown
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.progress import progress_bar
+
+if TYPE_CHECKING:
+    import torch
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -81,9 +80,13 @@ def start() -> None:
         InputError: torchrun started more processes on this host than it has GPUs.
     """
     global _team
-    if _team is not None or not dist.is_available() or not dist.is_torchelastic_launched():
+    if _team is not None or int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
+
+    if not dist.is_available() or not dist.is_torchelastic_launched():
         return
     backend = "gloo"
     n_devices = torch.cuda.device_count()
@@ -129,6 +132,8 @@ def _met(store: Any, rank: int, size: int) -> str:
 
 def stop() -> None:
     """Leave the other processes; at the end of a program in which nothing went wrong."""
+    import torch.distributed as dist
+
     global _team
     if _team is not None:
         _team = None
@@ -165,6 +170,8 @@ def place(device: str) -> str:
     Raises:
         InputError: No device has this name, the host has fewer GPUs than processes, or one GPU is named for all.
     """
+    import torch
+
     start()
     try:
         wanted = torch.device(device)
@@ -244,6 +251,8 @@ def check() -> None:
 
 def _everyones(value: T) -> list[T]:
     """What each process gives, by number; each waits for all."""
+    import torch.distributed as dist
+
     assert _team is not None
     values: list[Any] = [None] * _team.size
     dist.all_gather_object(values, value, group=_team.meeting)
@@ -325,21 +334,27 @@ def require_same(value: object, what: str) -> None:
             raise InputError(f"{what} ({', '.join(map(str, found))}); all hosts must share one folder")
 
 
-def add_up(tensors: Iterable[torch.Tensor]) -> None:
+def add_up(tensors: "Iterable[torch.Tensor]") -> None:
     """Replace each tensor by its sum over all processes."""
+    import torch.distributed as dist
+
     if world_size() > 1:
         for tensor in tensors:
             dist.all_reduce(tensor)
 
 
-def least(tensor: torch.Tensor) -> None:
+def least(tensor: "torch.Tensor") -> None:
     """Replace a tensor by the least of each of its values over all processes."""
+    import torch.distributed as dist
+
     if world_size() > 1:
         dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
 
 
-def mean(tensor: torch.Tensor) -> torch.Tensor:
+def mean(tensor: "torch.Tensor") -> "torch.Tensor":
     """The mean of a tensor over all processes, without gradient."""
+    import torch.distributed as dist
+
     if world_size() == 1:
         return tensor.detach()
     total = tensor.detach().clone()
@@ -347,8 +362,11 @@ def mean(tensor: torch.Tensor) -> torch.Tensor:
     return total / world_size()
 
 
-def gathered(tensor: torch.Tensor) -> torch.Tensor:
+def gathered(tensor: "torch.Tensor") -> "torch.Tensor":
     """(world_size, ...): the tensors of all processes, which have one shape, without gradient."""
+    import torch
+    import torch.distributed as dist
+
     if world_size() == 1:
         return tensor.detach()[None]
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
@@ -356,8 +374,10 @@ def gathered(tensor: torch.Tensor) -> torch.Tensor:
     return torch.stack(parts)
 
 
-def give_to_all(tensors: Iterable[torch.Tensor]) -> None:
+def give_to_all(tensors: "Iterable[torch.Tensor]") -> None:
     """Replace each tensor by that of the first process."""
+    import torch.distributed as dist
+
     if world_size() > 1:
         for tensor in tensors:
             dist.broadcast(tensor.detach(), src=0)

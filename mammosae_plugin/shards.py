@@ -24,9 +24,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from mammosae_plugin import distributed
@@ -47,6 +46,9 @@ from mammosae_plugin.own_files import put_aside
 from mammosae_plugin.progress import progress_bar
 from mammosae_plugin.provenance import tensors_fingerprint
 
+if TYPE_CHECKING:
+    import torch
+
 logger = logging.getLogger(__name__)
 
 PLAN, DONE = "plan.json", "done.json"
@@ -55,7 +57,7 @@ STALE_SECONDS = 600.0  # nobody writes one shard for so long: a temporary file o
 _HEADER = "mammosae_shard"  # one entry: safetensors writes several in no fixed order
 _AGAIN = "run the step that writes it again with the same settings, which replaces what is missing or damaged"
 
-Tensors = Mapping[str, torch.Tensor]
+Tensors = Mapping[str, "torch.Tensor"]
 
 
 @dataclass(frozen=True)
@@ -311,7 +313,7 @@ def _place(path: Path, plan_digest: str, tensors_digest: str) -> dict[str, str]:
 def _header(path: Path) -> dict[str, str]:
     """What a shard's header says beside its tensors; empty where it cannot be read."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="np") as file:  # of which no tensor is asked, so that torch is not needed
             return _said(file)
     except (SafetensorError, OSError):
         return {}

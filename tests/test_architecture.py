@@ -202,6 +202,8 @@ def test_the_package_shows_its_names_before_anything_heavy_is_imported():
     [
         ("findings.notes privacy.context hub.pulling datasets.about", "torch sae_lens timm sklearn scipy matplotlib"),
         ("activations.store", "sae_lens timm transformer_lens sklearn"),
+        ("study.done activations.store_facts distributed", "torch pandas sae_lens timm"),
+        ("adapters.inspection adapters.latent_edits training", "sae_lens timm transformer_lens torchvision sklearn"),
     ],
 )
 def test_what_needs_no_network_imports_no_library_of_networks(modules, unneeded):

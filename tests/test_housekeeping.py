@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from mammosae_plugin.cli import app
 from mammosae_plugin.config.reading import portable_config
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.study import Study, plans
+from mammosae_plugin.study import Study, in_use, plans
 from mammosae_plugin.study.done import STEPS, clean, record_step, status
 from mammosae_plugin.study.steps import Steps
 
@@ -45,15 +45,9 @@ def config(finished_study, tmp_path):
     return finished_study.config.model_copy(update={"output": tmp_path / "out"})
 
 
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch):
+def run(config, setting, until="report", data="a" * 12):
     """As if each run were a process of its own."""
-    return partial(monkeypatch.setattr, plans, "_KEPT", set())
-
-
-def run(config, setting, fresh, until="report", data="a" * 12):
-    plans._KEPT.clear()
-    fresh()
+    in_use.forget()
     study = Small(config, setting, data)
     study.run(until)
     return study
@@ -66,17 +60,17 @@ def test_a_finished_study_says_that_everything_is_done_and_needed(finished_study
     assert found.as_text().count(" done, ") == len(STEPS) and "does nothing: everything is done" in found.as_text()
 
 
-def test_what_earlier_settings_made_is_told_and_goes_after_asking_and_the_rest_stays(config, fresh):
-    run(config, 1, fresh)
+def test_what_earlier_settings_made_is_told_and_goes_after_asking_and_the_rest_stays(config):
+    run(config, 1)
     ours = config.output / "work" / "tables" / "mine-0123456789ab.parquet"  # without a plan: not a result of ours
     ours.write_text("mine")
     notes = config.output / "notes" / "AB.jsonl"
     notes.parent.mkdir()
     notes.write_text("{}\n")
     assert status(config.output).unused == []
-    run(config, 2, fresh, until="encode")
+    run(config, 2, until="encode")
     assert status(config.output).unused == []  # what later steps need is not known before they have ended
-    run(config, 2, fresh)
+    run(config, 2)
     unused = status(config.output).unused
     assert len(unused) == len(STEPS) and all(one.nbytes > 1000 and len(one.paths) == 3 for one in unused)
     before = sorted(config.output.rglob("*"))
@@ -85,11 +79,11 @@ def test_what_earlier_settings_made_is_told_and_goes_after_asking_and_the_rest_s
     left = sorted(config.output.rglob("*"))
     gone = {path for one in removed for path in one.paths}
     assert {*before} - {*left} == gone and not gone & {*left} and {ours, notes} <= {*left}
-    assert status(config.output).unused == [] and run(config, 2, fresh) and status(config.output).unused == []
+    assert status(config.output).unused == [] and run(config, 2) and status(config.output).unused == []
 
 
-def test_settings_and_data_that_have_changed_are_told_with_what_they_were(config, fresh):
-    run(config, 1, fresh)
+def test_settings_and_data_that_have_changed_are_told_with_what_they_were(config):
+    run(config, 1)
     top = config.analysis.model_copy(update={"top": config.analysis.top + 3})
     other = config.model_copy(update={"analysis": top, "device": "cuda", "output": config.output / "elsewhere"})
     found = status(config.output, portable_config(other), "b" * 12)
@@ -98,13 +92,13 @@ def test_settings_and_data_that_have_changed_are_told_with_what_they_were(config
         "data: files of images or annotations",
     ]
     assert "makes anew what depends on that" in found.as_text()
-    run(other.model_copy(update={"output": config.output}), 1, fresh, until="train")
+    run(other.model_copy(update={"output": config.output}), 1, until="train")
     found = status(config.output)
     assert found.done == ["classify", "extract", "train"] and "goes on with encode" in found.as_text()
 
 
-def test_nothing_is_removed_where_it_is_not_known_what_is_needed(config, fresh, tmp_path):
-    run(config, 1, fresh, until="probe")
+def test_nothing_is_removed_where_it_is_not_known_what_is_needed(config, tmp_path):
+    run(config, 1, until="probe")
     with pytest.raises(InputError, match="not known before a whole run of it has ended; run the study first"):
         clean(config.output, lambda _: True)
     with pytest.raises(InputError, match="holds no study"):
@@ -112,9 +106,9 @@ def test_nothing_is_removed_where_it_is_not_known_what_is_needed(config, fresh, 
     assert not (tmp_path / "nothing").exists()
 
 
-def test_the_commands_list_ask_and_say_what_is_wrong(config, fresh, finished_study, tmp_path):
-    run(config, 1, fresh)
-    run(config, 2, fresh)
+def test_the_commands_list_ask_and_say_what_is_wrong(config, finished_study, tmp_path):
+    run(config, 1)
+    run(config, 2)
     call = CliRunner().invoke
     folder = str(config.output)
     listed = call(app, ["clean", folder, "--dry-run"])
@@ -130,9 +124,9 @@ def test_the_commands_list_ask_and_say_what_is_wrong(config, fresh, finished_stu
     assert missing.exit_code == 2 and missing.stderr.count("\n") == 1
 
 
-def test_a_removal_that_is_cut_off_is_finished_by_the_next(config, fresh, monkeypatch):
-    run(config, 1, fresh)
-    run(config, 2, fresh)
+def test_a_removal_that_is_cut_off_is_finished_by_the_next(config, monkeypatch):
+    run(config, 1)
+    run(config, 2)
     names = [one.name for one in status(config.output).unused]
     first = status(config.output).unused[0]
     for path in first.paths:
@@ -146,7 +140,7 @@ def test_a_real_study_that_was_cleaned_has_nothing_to_make_again(finished_study,
     shutil.copytree(finished_study.output, copy := tmp_path / "out")
     config = finished_study.config.model_copy(update={"output": copy})
     for number in range(2):
-        monkeypatch.setattr(plans, "_KEPT", set())
+        in_use.forget()
         before = {path: path.stat().st_mtime_ns for path in (copy / "work").rglob("*") if path.is_file()}
         study = Study(config)
         study.run("evidence")

@@ -23,7 +23,7 @@ from mammosae_plugin.adapters import (
     new_timm_classifier,
     save_classifier,
 )
-from mammosae_plugin.adapters.latent_edits import fold_latents, project_head
+from mammosae_plugin.adapters.folding import fold_latents, project_head
 from mammosae_plugin.analysis import froc_of, intervene
 from mammosae_plugin.datasets import VinDrMammo
 from mammosae_plugin.errors import InputError

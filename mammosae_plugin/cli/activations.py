@@ -26,9 +26,9 @@ def activations_info(
     with clear_errors(debug):
         import json
 
-        from mammosae_plugin.activations import ActivationStore
+        from mammosae_plugin.activations.store_facts import StoreFacts
 
-        store = ActivationStore(folder)
+        store = StoreFacts(folder)
         typer.echo(json.dumps(store.manifest, indent=1) if as_json else store.summary())
 
 

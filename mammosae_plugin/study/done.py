@@ -13,7 +13,7 @@ from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import local_path, read_json, write_json
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.provenance import plain
-from mammosae_plugin.study import plans
+from mammosae_plugin.study.in_use import in_use
 from mammosae_plugin.version import __version__
 
 STEPS = ("classify", "extract", "train", "encode", "probe", "intervene", "localize", "evidence", "report")
@@ -105,7 +105,7 @@ def record_step(folder: Path, step: str, settings: Mapping[str, Any], data: str)
     now = {"settings": plain(settings), "data": data, "version": __version__}
     same = all(before.get(name) == value for name, value in now.items())
     done = [one for one in STEPS if one == step or (same and one in before.get("done", ()))]
-    used = {path.relative_to(work).as_posix() for path in plans.kept_in(work)}
+    used = {path.relative_to(work).as_posix() for path in in_use(work)}
     is_last = step == STEPS[-1]
     used |= set() if is_last else {*before.get("used", ())}
     whole = is_last or bool(before.get("whole"))

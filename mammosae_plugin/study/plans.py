@@ -6,7 +6,7 @@ processes, where files lie.
 """
 
 __all__ = [
-    "digest", "keep", "kept_in", "of_analysis", "of_classifier", "of_embeddings", "of_encoding", "of_layer_outputs",
+    "digest", "keep", "of_analysis", "of_classifier", "of_embeddings", "of_encoding", "of_layer_outputs",
     "of_rows", "of_sae", "of_table", "Plan", "Tensors",
 ]  # fmt: skip
 
@@ -28,6 +28,7 @@ from mammosae_plugin.latents.table import ELEMENTS, PEAKS
 from mammosae_plugin.latents.table import FORMAT_VERSION as TABLE_FORMAT
 from mammosae_plugin.measures.units import EvaluationUnit
 from mammosae_plugin.provenance import package_versions, plain, tensors_fingerprint
+from mammosae_plugin.study.in_use import ask_for
 from mammosae_plugin.training import ClassifierTraining
 
 Plan = dict[str, Any]
@@ -45,21 +46,13 @@ def digest(value: Any) -> str:
     return sha256_of_json(plain(value))[:12]
 
 
-_KEPT: set[Path] = set()
-
-
 def keep(plan: Plan, result: Path) -> Path:
     """Write a plan beside the file or folder that it makes, whose path is returned."""
-    _KEPT.add(result)
+    ask_for(result)
     file = result.with_name(f"{result.name}.plan.json")
     if distributed.is_main() and not file.exists():
         write_json(file, plain(plan))
     return result
-
-
-def kept_in(folder: Path) -> set[Path]:
-    """What this process has asked for, of its own making or not, below a folder."""
-    return {path for path in _KEPT if folder in path.parents}
 
 
 def _images(images: StudyDataset, content: str) -> Plan:

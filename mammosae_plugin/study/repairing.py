@@ -15,8 +15,8 @@ from sae_lens import SAE
 
 from mammosae_plugin.adapters import Classifier, HookedVisionModel, load_classifier, save_classifier
 from mammosae_plugin.adapters.classifier import encoder_state, head_of
+from mammosae_plugin.adapters.folding import fold_latents, project_head
 from mammosae_plugin.adapters.hook_names import module_path
-from mammosae_plugin.adapters.latent_edits import fold_latents, project_head
 from mammosae_plugin.adapters.mammo_clip_files import save_mammo_clip
 from mammosae_plugin.adapters.recording import evaluation
 from mammosae_plugin.analysis.covariates import NEVER

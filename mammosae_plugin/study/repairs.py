@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from mammosae_plugin.adapters import Classifier
-from mammosae_plugin.adapters.latent_edits import fold_latents, project_head
+from mammosae_plugin.adapters.folding import fold_latents, project_head
 from mammosae_plugin.analysis.confounding import SHORTCUT
 from mammosae_plugin.analysis.covariates import covariate_columns
 from mammosae_plugin.config.repair import RepairSettings
