@@ -43,6 +43,7 @@ from mammosae_plugin.measures.statistics import (
     settled,
     settled_columns,
 )
+from mammosae_plugin.progress import progress
 from mammosae_plugin.schema.names import counted
 from mammosae_plugin.schema.results import CONCEPT, UNCLEAR
 
@@ -335,7 +336,8 @@ def _given(
     intercept = np.ones((len(labels), 1))
     values = rows.values(table.mean_latents[:, latents]).tocsc()
     records = []
-    for column in range(len(latents)):
+    columns = range(len(latents))
+    for column in progress(columns, description="beside the covariates", unit="latent", delay=2, leave=False):
         ranks = rankdata(settled_columns(values[:, [column]].toarray())[:, 0])
         if not np.ptp(ranks):
             records.append({"given_reason": "it is the same in all these images"})

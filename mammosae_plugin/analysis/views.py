@@ -18,6 +18,7 @@ from mammosae_plugin.analysis.table_arrays import image_statistic, split_rows
 from mammosae_plugin.arguments import checked_arguments, entries, indices, resampling, whole
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.measures.statistics import MIN_PATIENTS, patient_bootstrap, spread_interval
+from mammosae_plugin.progress import progress
 from mammosae_plugin.schema.names import counted
 
 if TYPE_CHECKING:
@@ -157,7 +158,8 @@ def _agreement(
     values, means, highs, p = (np.full(n_latents, np.nan) for _ in range(4))
     firing = np.zeros(n_latents, dtype=np.int64)
     samples = np.full((len(weights), n_latents), np.nan)
-    for start in range(0, n_latents, _BLOCK):
+    starts = range(0, n_latents, _BLOCK)
+    for start in progress(starts, description="views and sides", unit="block", delay=2, leave=False):
         block = slice(start, start + _BLOCK)
         one, other = (np.asarray((part @ codes[:, block]).todense()) for part in (pairs.one, pairs.other))
         in_pair = (one != 0) | (other != 0)

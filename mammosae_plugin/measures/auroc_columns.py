@@ -16,6 +16,7 @@ from scipy.stats import norm, rankdata
 from mammosae_plugin.arguments import as_array, between, class_labels, numbers
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.measures.statistics import checked_multiplicities, separation_bound, settled_columns
+from mammosae_plugin.progress import progress
 
 _COLUMNS_PER_BLOCK = 64  # of 4,000 rows: 2 MB, about the size of a cache
 _RESAMPLES_PER_BLOCK = 128
@@ -163,28 +164,28 @@ def bootstrap_aurocs(labels: ArrayLike, scores: Any, multiplicities: ArrayLike) 
     parts = [slice(start, start + _RESAMPLES_PER_BLOCK) for start in range(0, len(counts), _RESAMPLES_PER_BLOCK)]
     weights = [np.ascontiguousarray(counts[part].T, dtype=np.float64) for part in parts]
     negatives = [np.where(positive[:, None], 0.0, one) for one in weights]
-    at = 0
-    for block in _blocks(columns):
-        for column in block.T:
-            order = np.argsort(column, kind="stable")
-            ordered = column[order]
-            starts = np.concatenate([[0], np.flatnonzero(ordered[1:] != ordered[:-1]) + 1])
-            places = np.flatnonzero(positive[order])
-            tie = np.searchsorted(starts, places, side="right") - 1
-            first, last = starts[tie], np.append(starts[1:], len(ordered))[tie]
-            cuts = np.unique(np.concatenate([[0], first, last, [len(ordered)]]))
-            pieces = sparse.csr_array(
-                (np.ones(len(ordered)), order, cuts), shape=(len(cuts) - 1, len(ordered))
-            )  # what lies between two cuts, summed without moving a weight
-            to_first, to_last = np.searchsorted(cuts, first), np.searchsorted(cuts, last)
-            for part, weight, negative in zip(parts, weights, negatives, strict=True):
-                below = np.zeros((len(cuts), weight.shape[1]))
-                np.cumsum(pieces @ negative, axis=0, out=below[1:])
-                own = weight[order[places]]
-                beaten = (own * (below[to_first] + below[to_last])).sum(axis=0) / 2
-                pairs = own.sum(axis=0) * below[-1]
-                found[part, at] = np.divide(beaten, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
-            at += 1
+    each = (column for block in _blocks(columns) for column in block.T)
+    n: int = columns.shape[1]
+    bar = progress(each, total=n, description="resamples of AUROCs", unit="latent", delay=2, leave=False)
+    for at, column in enumerate(bar):
+        order = np.argsort(column, kind="stable")
+        ordered = column[order]
+        starts = np.concatenate([[0], np.flatnonzero(ordered[1:] != ordered[:-1]) + 1])
+        places = np.flatnonzero(positive[order])
+        tie = np.searchsorted(starts, places, side="right") - 1
+        first, last = starts[tie], np.append(starts[1:], len(ordered))[tie]
+        cuts = np.unique(np.concatenate([[0], first, last, [len(ordered)]]))
+        pieces = sparse.csr_array(
+            (np.ones(len(ordered)), order, cuts), shape=(len(cuts) - 1, len(ordered))
+        )  # what lies between two cuts, summed without moving a weight
+        to_first, to_last = np.searchsorted(cuts, first), np.searchsorted(cuts, last)
+        for part, weight, negative in zip(parts, weights, negatives, strict=True):
+            below = np.zeros((len(cuts), weight.shape[1]))
+            np.cumsum(pieces @ negative, axis=0, out=below[1:])
+            own = weight[order[places]]
+            beaten = (own * (below[to_first] + below[to_last])).sum(axis=0) / 2
+            pairs = own.sum(axis=0) * below[-1]
+            found[part, at] = np.divide(beaten, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
     return found
 
 
