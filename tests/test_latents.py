@@ -3,7 +3,9 @@ import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -421,6 +423,36 @@ def test_a_new_statistic_asks_for_no_image_again_but_of_what_reads_it(hooked, sa
     monkeypatch.undo()
     made = encode_latents(hooked, sae, few, tmp_path / "new", heads={})
     assert made.elements == table_format.ELEMENTS == made.header["elements"]
+
+
+@pytest.mark.parametrize(
+    ("read", "most"),
+    [
+        (lambda table: table.mean_channels, 1.1),
+        (lambda table: table._statistics, 1.5),  # of three columns one is there twice
+    ],
+    ids=["channels", "statistics"],
+)
+def test_what_a_table_of_many_shards_holds_is_not_in_memory_twice(encoded, monkeypatch, read, most):
+    n, n_shards, width = 64, 60, 256
+    table = LatentTable(encoded.folder)
+    table.d_in, table.heads = width, ()
+    table.__dict__.update(_shards=range(n_shards), images=range(n * n_shards))
+
+    def shard(number: int, names: list[str]) -> dict[str, np.ndarray]:
+        counts, rows = np.arange(n + 1), partial(np.full, (n, width), number, dtype=np.float32)
+        return {name: counts if name == "indptr" else rows() for name in names}
+
+    monkeypatch.setattr(table_format, "_read", shard)
+    tracemalloc.start()
+    try:
+        found = read(table)
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < most * held
+    whole = found if isinstance(found, np.ndarray) else found["max"]
+    assert np.array_equal(whole, np.repeat(np.arange(n_shards), n)[:, None] * np.ones((1, width)))
 
 
 @pytest.mark.parametrize(

@@ -225,7 +225,7 @@ class LatentTable:
             columns.setdefault("counts", []).append(np.diff(tensors["indptr"]))
             for name in names:
                 columns.setdefault(name, []).append(tensors[name])
-        return {name: np.concatenate(pieces) for name, pieces in columns.items()}
+        return {name: np.concatenate(columns.pop(name)) for name in list(columns)}  # the pieces of one beside its whole
 
     def _csr(self, values: str) -> sparse.csr_array:
         self.need(CODES if self.is_of_rows else "latents")
@@ -268,7 +268,8 @@ class LatentTable:
     def mean_channels(self) -> np.ndarray:
         """(n_images, d_in) float32: the mean over positions of every channel of the layer itself, without the SAE."""
         self.need("channels")
-        return np.concatenate([_read(path, ["mean_channels"])["mean_channels"] for path in self._shards])
+        rows = (row for path in self._shards for row in _read(path, ["mean_channels"])["mean_channels"])
+        return np.fromiter(rows, (np.float32, (self.d_in,)), len(self.images))  # a shard at a time beside the whole
 
     def _check_head(self, head: str) -> None:
         text(head, "head")
@@ -513,8 +514,7 @@ class LatentTable:
             return np.zeros((0, 4), dtype=np.float32)
         chosen = self.findings.loc[rows]
         boxes = chosen.loc[chosen[concept] == 1, list(BOX_COLUMNS)].dropna()
-        found: np.ndarray = boxes.to_numpy(dtype=np.float32)
-        return found
+        return np.asarray(boxes, dtype=np.float32)
 
     @cached_property
     def _findings_of_image(self) -> dict[Any, Any]:
