@@ -147,7 +147,7 @@ MUTANTS: list[Mutant] = [
         ("if applies and math.isfinite(value) else None", "if applies else None"),
         (" and k == @top and not error_term", " and not error_term"),
         (" and not error_term", ""),
-        ('(row["auroc"] - 0.5) / (whole - 0.5)', 'row["auroc"] / whole'),
+        ('recovered(row["auroc"], reference)', 'row["auroc"] / reference'),
         ('row["random_auroc_mean"] - row["auroc"]', 'whole - row["auroc"]'),
         ('["average_precision"].max()', '["average_precision"].mean()'),
         (" != 2:\n", " < 2:\n"),

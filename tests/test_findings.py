@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers_hub import LoopbackHub, run_on_hub
-from helpers_results import findings_of, synthetic_results, write_study
+from helpers_results import edit_study, findings_of, synthetic_results, write_study
 from helpers_tables import PLANTED, make_table
 from PIL import Image
 from typer.testing import CliRunner
@@ -273,6 +273,35 @@ def test_small_groups_are_suppressed(study):
                 assert len(rows) and rows[["auroc", "average_precision", "f1_low"]].isna().all(axis=None)
             assert found.reconstruction.loc[found.reconstruction["concept"] == concept, "n_positive"].isna().all()
     assert found.study["min_group"] == least
+
+
+def test_of_interventions_on_a_sample_nothing_is_told_that_rests_on_a_few_of_its_patients(study, tmp_path):
+    folder = shutil.copytree(study.output, tmp_path / "study", ignore=shutil.ignore_patterns("work"))
+    whole = Findings.of_study(folder, min_group=2)
+
+    def draw(results):
+        results["config"]["analysis"]["inner_patients"] = 2
+        for row in results["interventions"] if results["models"][0]["readout"] == "network" else ():
+            row |= {"n_patients": 4, "fewest_patients": 1 if row["concept"] == "Mass" else 2}
+
+    edit_study(folder, draw)
+    found = Findings.of_study(folder, min_group=2)
+    rows, before = found.interventions, whole.interventions
+    few = (rows["layer"] == "layer_6") & (rows["concept"] == "Mass")
+    assert few.any()
+    assert rows.loc[few, ["auroc", "f1_low", "random_auroc_mean"]].isna().all(axis=None)
+    pd.testing.assert_frame_equal(rows[~few], before[~few])
+    inner = found.evidence["layer"] == "layer_6"
+    effects = ["effect", "effect_with", "effect_share", "reliance", "verdict"]
+    assert whole.evidence.loc[inner, effects].notna().any(axis=None)
+    assert found.evidence.loc[inner, effects].isna().all(axis=None)
+    pd.testing.assert_frame_equal(found.evidence[~inner], whole.evidence[~inner])
+    told = [one for of in found.study["named_latents"]["layer_6"].values() for one in of]
+    assert told
+    for one in told:
+        assert one["role"] == "unclear"
+        assert [one.get(name) for name in ("ablation", "ablation_low", "ablation_random")] == [None, None, None]
+    assert found.study["named_latents"]["layer_10"] == whole.study["named_latents"]["layer_10"]
 
 
 def test_what_the_test_split_says_of_few_patients_is_suppressed(study):

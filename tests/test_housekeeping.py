@@ -150,4 +150,4 @@ def test_a_real_study_that_was_cleaned_has_nothing_to_make_again(finished_study,
             copy / "work/done.json"
         }
         removed = {one.name.partition("/")[0] for one in clean(copy, lambda _: True)}
-        assert removed == ({"layer-outputs"} if number == 0 else set())
+        assert removed == ({"layer-outputs", "masked-passes"} if number == 0 else set())

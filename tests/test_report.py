@@ -25,6 +25,7 @@ from mammosae_plugin.report.page import render_pages
 from mammosae_plugin.report.paper import compare_figure_2, compare_table_1, compare_table_2, paper_results
 from mammosae_plugin.report.summary import baselines_summary, findings, layers_summary, summary
 from mammosae_plugin.schema.names import strengths_name
+from mammosae_plugin.schema.results import pairs, run_patients
 from mammosae_plugin.study.claims import claims
 from mammosae_plugin.study.demo import _verdict
 from mammosae_plugin.study.report_files import write_report_files
@@ -937,3 +938,31 @@ def test_the_surest_names_have_a_section_and_stand_beside_every_latent_that_is_s
     for bare in (results, {**results, "names": []}):
         assert "names" not in Page(whole_report(bare, tmp_path)).text
     assert "No latent has a name." in Page(whole_report({**results, "names": [none]}, tmp_path)).text["names"]
+
+
+def test_interventions_on_a_sample_of_patients_are_told_with_their_number_and_held_against_the_same_patients(tmp_path):
+    results = synthetic_results()
+    results["config"].setdefault("analysis", {})["inner_patients"] = 20
+    assert run_patients(results) is None  # at a final map all are looked at
+    for model in results["models"]:
+        model["readout"] = "network"
+    for row in results["interventions"]:
+        row |= {"n_rows": 80, "n_positive": 19, "n_patients": 20}
+    (model, concept), *_ = pairs(results)
+    sweep_row(results, "activate", 10, auroc=0.7)
+    (untouched,) = [
+        row
+        for row in results["interventions"]
+        if row["error_term"]
+        and (row["model"], row["concept"], row["mode"], row["k"]) == (model, concept, "deactivate", 0)
+    ]
+    untouched["auroc"] = 0.72
+    assert findings(results)[0].recovered_by_best.value == pytest.approx(0.2 / 0.22)
+    page = report(tmp_path, results)
+    said = "on the images of 20 of the 60 test patients"
+    assert said in page.text["summary"]
+    assert said in page.text["all"]
+    assert "n = 80 test images of 20 patients that were drawn, 19 with" in page.text["figure-2"]
+    assert "240 test images" not in page.text["figure-2"]
+    untouched["error_term"] = False  # nothing tells what the unmodified model does on these patients
+    assert math.isnan(findings(results)[0].recovered_by_best.value)

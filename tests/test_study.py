@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from helpers_adapters import calibrated_classifier
 from helpers_results import read_report
 from helpers_study import (
@@ -663,15 +664,78 @@ def test_an_error_at_a_layer_says_which(layered, monkeypatch):
 
 def test_large_layer_outputs_are_announced_before_they_are_written(layered, monkeypatch, caplog):
     study, _ = layered
-    monkeypatch.setattr("mammosae_plugin.study.layer.layer_output_nbytes", lambda *_: 300_000_000)
-    monkeypatch.setattr("mammosae_plugin.study.layer.cache_layer_outputs", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("mammosae_plugin.study.layer_passes.layer_output_nbytes", lambda *_: 300_000_000)
+    monkeypatch.setattr("mammosae_plugin.study.layer_passes.cache_layer_outputs", lambda *_, **__: 1 / 0)
     monkeypatch.setattr(study.layers[0], "work", study.work / "empty")
     with pytest.raises(ZeroDivisionError):
-        layer, group = study.layers[0], study.encoder_groups[0]
-        layer._passes(group, layer._hooked(group))
+        study.layers[0]._masked_passes(study.encoder_groups[0])
     n_images = len(study.split("test"))
     assert f"layer_6 for {n_images} test images take {n_images * 0.3:.1f} GB" in caplog.text
     assert "can be deleted" in caplog.text
+
+
+def test_inner_interventions_are_those_of_each_concept_alone_and_the_evidence_runs_none_of_them_again(layered):
+    study, _ = layered
+    layer, (group,) = study.layers[0], study.encoder_groups
+    passes = layer._masked_passes(group)
+    for pair in group.heads:
+        table = layer.tables[pair]
+        alone = pd.concat([layer._sweep(table, pair, error_term, passes) for error_term in (False, True)])
+        kept = layer.interventions.query("model == @pair.model and concept == @pair.concept")
+        pd.testing.assert_frame_equal(kept[alone.columns].reset_index(drop=True), alone.reset_index(drop=True))
+    assert passes.n_passes > 0
+    for result in [*(study.work / "analyses").glob("evidence-*.parquet")]:
+        result.rename(result.with_suffix(".away"))
+    again = Study(load_config(layered[1])).layers[0]
+    again._masked_passes = lambda _: pytest.fail("a network is run again")
+    pd.testing.assert_frame_equal(again.evidence, layer.evidence)
+
+
+def test_interventions_beyond_the_hours_allowed_are_refused_before_a_layers_outputs_are_written(layered, tmp_path):
+    _, file = layered
+    study = Study(load_config(file, ["analysis.inner_hours=1e-9", "analysis.inner_controls=3", "analysis.top=2"]))
+    outputs = study.work / "layer-outputs"
+    outputs.rename(tmp_path / "away")
+    with pytest.raises(InputError) as caught:
+        study.intervene()
+    assert not outputs.exists()
+    assert list((study.work / "masked-passes").glob("*/shard*")) == list(
+        (layered[0].work / "masked-passes").glob("*/shard*")
+    )
+    (tmp_path / "away").rename(outputs)
+    said = str(caught.value)
+    assert "\n" not in said
+    assert re.search(r"interventions at layer_6: [\d,]+ masks \([\d,]+ were asked for.*about [\d,]+ passes", said), said
+    assert "set analysis.inner_patients to" in said
+
+
+def test_inner_layers_may_be_intervened_on_in_some_patients_alone(layered, tmp_path):
+    settings = yaml.safe_load(layered[1].read_text())
+    settings |= {"concepts": ["Mass"], "output": str(tmp_path / "out")}
+    settings["analysis"] |= {"inner_patients": 5, "n_controls": 20, "lesions": None, "gradcam": False}
+    study = Study(load_config(write_study(tmp_path, settings)))
+    study.intervene()
+    inner, final = study.layers
+    everyone = study.split("test").images["patient_id"].nunique()
+    assert everyone > 5
+    assert set(inner.interventions["n_patients"]) == {5}
+    assert set(final.interventions["n_patients"]) == {everyone}
+    (cache,) = (study.work / "layer-outputs").glob("*/layer_outputs.json")
+    ids = json.loads(cache.read_text())["image_ids"]
+    images = study.split("test").images
+    assert set(images.loc[images["image_id"].isin(ids), "patient_id"]) == set(study.sampled_patients)
+    assert set(inner.roles["n_patients_with"] + inner.roles["n_patients_without"]) == {everyone}
+
+
+def test_a_sample_of_patients_of_one_class_is_refused_before_anything_is_made(tmp_path, phantom_root):
+    settings = layered_settings(tmp_path, phantom_root)
+    settings["analysis"]["inner_patients"] = 2
+    study = Study(load_config(write_study(tmp_path, settings)))
+    images = study.split("test").images
+    study.sampled_patients = images.loc[images["Mass"] == 0, "patient_id"].unique()[:1].tolist()
+    with pytest.raises(InputError, match="analysis.inner_patients draws 1 test patients, all of one class of "):
+        study.classify()
+    assert not (study.work / "latents").exists()
 
 
 def test_claims_are_what_their_names_say():

@@ -7,7 +7,7 @@ __all__ = ["EVIDENCE", "join_lesions", "latent_evidence"]
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,6 +67,7 @@ def latent_evidence(
     n_permutations: int = 200,
     min_patients: int = MIN_PATIENTS,
     seed: int = 0,
+    patients: Collection[str] | None = None,
 ) -> pd.DataFrame:
     """What every latent that fires says of a concept, what the classifier makes of it, where it lies, what else it is.
 
@@ -83,6 +84,8 @@ def latent_evidence(
         n_permutations: as for `covariate_associations`.
         min_patients: patients that each class must have for intervals and p-values.
         seed: of resamples and permutations.
+        patients: those of the split's patients from whose images `masked` are removed with `passes`, such as a sample
+            where passes are dear; None means all.
 
     Returns:
         One row per latent, in their order, with the columns of `EVIDENCE`:
@@ -132,7 +135,7 @@ def latent_evidence(
     for statistic in ("max", "mean"):
         values = own if statistic == "mean" or _is_of_rows(table) else rows.values(table.max_latents[:, latents])
         columns |= _aurocs(f"auroc_{statistic}", present, values, rows, resamples, known=not reason)
-    columns |= _effects(table, concept, label, latents, rows, resamples, passes, masked)
+    columns |= _effects(table, concept, label, latents, rows, resamples, passes, masked, patients, seed)
     columns |= _places(table, latents, concept, split, resamples, seed) if label == 1 else _no_place("of class 1 alone")
     found = pd.DataFrame(columns, index=range(len(latents)))
     related = covariate_associations(
@@ -240,6 +243,8 @@ def _effects(
     resamples: Resamples,
     passes: Passes | None,
     masked: Sequence[int],
+    patients: Collection[str] | None,
+    seed: int,
 ) -> dict[str, Any]:
     """What each latent adds to the logit."""
     chosen = indices(masked, "masked", table.d_sae, distinct=True)
@@ -250,6 +255,12 @@ def _effects(
     if concept not in table.heads:
         columns["effect_reason"][:] = f"the table has no classifier of {concept}"
         return columns
+    if table.readout_kind != "linear" and patients is not None:
+        rows = rows.of_patients(patients)
+        resamples = Resamples(
+            (rows.labels == label).astype(int), rows.patient_ids, n_bootstrap=len(resamples.multiplicities), seed=seed,
+            min_patients=resamples.min_patients,
+        )  # fmt: skip
     logits = table.logits(concept)
     output = 0 if logits.shape[1] == 1 else label
     whole_logit = np.asarray(rows.mean(logits[rows.image_rows]))[:, output]

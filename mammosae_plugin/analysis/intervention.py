@@ -16,7 +16,7 @@ __all__ = [
     "sweep_controls",
 ]  # fmt: skip
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -230,6 +230,7 @@ def sweep(
     passes: Passes | None = None,
     alpha: float | None = None,
     min_patients: int = MIN_PATIENTS,
+    patients: Collection[str] | None = None,
 ) -> pd.DataFrame:
     """Metrics of the classifier under every mode and group size, beside matched controls, as in Figure 2 of the paper.
 
@@ -249,6 +250,7 @@ def sweep(
         passes: as for `intervene`.
         alpha: as for `intervene`; the latents of the controls are set to it too.
         min_patients: patients that every class must have for an interval; with fewer the ends are NaN.
+        patients: those of the split's patients that are looked at, such as a sample where passes are dear; None: all.
 
     Returns:
         One row per (mode, k): mode, k, n_latents, n_live (of the group's latents, those that fire in the training
@@ -261,7 +263,7 @@ def sweep(
         InputError: fewer than two classes in the split, an unknown mode, a ranking of another width, or as `intervene`.
     """
     modes = _checked_modes(modes)
-    rows = _evaluation_rows(table, ranking, concept, split, unit)
+    rows = _evaluation_rows(table, ranking, concept, split, unit, patients)
     own = [_Group(mode, k, latent_group(ranking, k)) for mode in modes for k in _kept_ks(ks, table.d_sae)]
     controls = _control_groups(table, ranking, ks, modes, n_controls, seed)
     # All groups in one call: where the network is run, each image is then encoded once, and equal masks are run once.
@@ -539,10 +541,15 @@ def _checked_modes(modes: Sequence[Mode]) -> list[Mode]:
 
 
 def _evaluation_rows(
-    table: "LatentTable", ranking: RankedLatents, concept: str, split: str, unit: str
+    table: "LatentTable",
+    ranking: RankedLatents,
+    concept: str,
+    split: str,
+    unit: str,
+    patients: Collection[str] | None = None,
 ) -> "EvaluationRows":
     if ranking.d_sae != table.d_sae:
         raise InputError(f"the ranking has {ranking.d_sae} latents, but the table has {table.d_sae}: rank this table")
-    rows = table.rows(concept, split=split, unit=unit)
+    rows = table.rows(concept, split=split, unit=unit).of_patients(patients)
     require_two_classes(rows.labels, concept=concept, split=split)
     return rows

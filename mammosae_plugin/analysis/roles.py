@@ -9,6 +9,7 @@ __all__ = [
     "SEPARATES", "Weights",
 ]  # fmt: skip
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,6 +75,7 @@ def latent_roles(
     seed: int = 0,
     passes: Passes | None = None,
     min_patients: int = MIN_PATIENTS,
+    patients: Collection[str] | None = None,
 ) -> pd.DataFrame:
     """The roles of the best latents of class 1, and the evidence.
 
@@ -109,6 +111,8 @@ def latent_roles(
         passes: as for `intervention.intervene`; with `n_controls` more masks per latent.
         min_patients: patients that either class, or those with boxes, must have for an interval; with fewer its ends
             are NaN.
+        patients: those of the split's patients on whose images latents are ablated, such as a sample where passes are
+            dear; None means all. Everything else is measured on all patients.
 
     Returns:
         One row per latent, in the ranking's order: latent, role, reason (a line), and the numbers `ROLE_NUMBERS`.
@@ -126,9 +130,10 @@ def latent_roles(
     rows = table.rows(concept, split=split, unit=unit)
     resamples = Resamples(rows.labels, rows.patient_ids, n_bootstrap=n_bootstrap, seed=seed, min_patients=min_patients)
     fewest = max(FEWEST_PATIENTS, resamples.min_patients)
-    evidence = _evidence(table, latents, concept, rows, n_controls, resamples, seed, passes)
+    evidence = _evidence(table, latents, concept, rows, n_controls, resamples, seed, passes, patients)
     place = places_of(table, latents, concept, split, n_bootstrap, seed, fewest)
     obstacle = _obstacle(table, concept, split, rows, resamples, fewest)
+    obstacle = obstacle or _too_few(rows.of_patients(patients), fewest, " whose images were run without latents")
     rises = before[1, latents] > before[0, latents]
     records = []
     for latent, rose, numbers, where in zip(latents, rises, evidence, place, strict=True):
@@ -142,10 +147,8 @@ def _obstacle(
     table: "LatentTable", concept: str, split: str, rows: "EvaluationRows", resamples: Resamples, fewest: int
 ) -> str:
     """Why no latent of this classifier can be given a role; empty where nothing stands in the way."""
-    for label, words in ((1, "with"), (0, "without")):
-        n = len(set(rows.patient_ids[rows.labels == label]))
-        if n < fewest:
-            return f"only {counted(n, 'test patient')} {words} the finding, fewer than {fewest}"
+    if few := _too_few(rows, fewest):
+        return few
     explained = reconstruction_quality(table, split).explained_variance
     if not explained >= LEAST_EXPLAINED:
         return f"the SAE explains {explained:.3f} of the variance, less than {LEAST_EXPLAINED:g}"
@@ -155,6 +158,14 @@ def _obstacle(
     auroc = ranking_metrics(logits, rows.labels).auroc
     if not (auroc >= SEPARATES and resamples.interval(resamples.metrics(logits)["auroc"], auroc=True)[0] > 0.5):
         return f"the classifier does not tell the classes on test images (AUROC {auroc:.3f})"
+    return ""
+
+
+def _too_few(rows: "EvaluationRows", fewest: int, which: str = "") -> str:
+    for label, words in ((1, "with"), (0, "without")):
+        n = len(set(rows.patient_ids[rows.labels == label]))
+        if n < fewest:
+            return f"only {counted(n, 'test patient')} {words} the finding{which}, fewer than {fewest}"
     return ""
 
 
@@ -202,22 +213,17 @@ def _evidence(
     resamples: Resamples,
     seed: int,
     passes: Passes | None,
+    patients: Collection[str] | None,
 ) -> list[dict[str, Any]]:
     """Separation, both classes and ablation of every latent."""
     if not len(latents) or len(np.unique(rows.labels)) < 2:
         return [dict.fromkeys(ROLE_NUMBERS, np.nan) | {"n_random": 0} for _ in latents]
-    images, image_of_row = np.unique(rows.image_rows, return_inverse=True)
-    ablated = single_ablations(
-        table, latents, head=concept, image_rows=images, n_controls=n_controls, seed=seed, passes=passes
+    effect, sampled, random, whole = _ablations(
+        table, latents, concept, rows.of_patients(patients), n_controls, resamples, seed, passes
     )
     n_random = n_controls if len(np.setdiff1d(table.live_latents("training"), latents)) else 0
     activity = rows.values(table.mean_latents.tocsc()[:, latents].toarray()).astype(np.float64)
     present = rows.labels == 1
-    losses = rows.mean(ablated.losses[image_of_row])
-    effect, sampled = _gap(losses, present), _gap(losses, present, resamples.multiplicities)
-    control_losses = rows.mean(ablated.control_losses[image_of_row]).reshape(len(present), -1)
-    random = _gap(control_losses, present).reshape(len(latents), n_controls)
-    whole = float(_gap(rows.mean(table.logits(concept)[rows.image_rows]), present)[0])
     found = []
     for column in range(len(latents)):
         values = activity[:, [column]]
@@ -233,13 +239,40 @@ def _evidence(
                 f"fires_{name}": float(fires[own].mean()),
             }
         record |= _measured("auroc", ranking_metrics(scores, rows.labels).auroc, separated)
-        record |= _measured("ablation", effect[column], resamples.interval(sampled[:, column]))
+        record |= _measured("ablation", effect[column], sampled[column])
         record["ablation_random"] = (
             float(np.quantile(random[column], 0.95, method="higher")) if n_random else float("nan")
         )
         record["ablation_share"] = float(effect[column]) / whole if whole else float("nan")
         found.append(record)
     return found
+
+
+def _ablations(
+    table: "LatentTable",
+    latents: NDArray[np.int64],
+    concept: str,
+    rows: "EvaluationRows",
+    n_controls: int,
+    resamples: Resamples,
+    seed: int,
+    passes: Passes | None,
+) -> tuple[NDArray[np.float64], list[tuple[float, float]], NDArray[np.float64], float]:
+    """The ablation effect (n_latents,), its intervals, that of random groups (n_latents, n_controls), the distance."""
+    present = rows.labels == 1
+    images, image_of_row = np.unique(rows.image_rows, return_inverse=True)
+    ablated = single_ablations(
+        table, latents, head=concept, image_rows=images, n_controls=n_controls, seed=seed, passes=passes
+    )
+    if len(rows.labels) != len(resamples.labels):
+        n_bootstrap, fewest = len(resamples.multiplicities), resamples.min_patients
+        resamples = Resamples(rows.labels, rows.patient_ids, n_bootstrap=n_bootstrap, seed=seed, min_patients=fewest)
+    losses = rows.mean(ablated.losses[image_of_row])
+    sampled = _gap(losses, present, resamples.multiplicities)
+    control_losses = rows.mean(ablated.control_losses[image_of_row]).reshape(len(present), -1)
+    random = _gap(control_losses, present).reshape(len(latents), n_controls)
+    whole = float(_gap(rows.mean(table.logits(concept)[rows.image_rows]), present)[0])
+    return _gap(losses, present), [resamples.interval(column) for column in sampled.T], random, whole
 
 
 def _gap(

@@ -357,6 +357,18 @@ class AnalysisConfig(Settings):
     inner_controls: int = Field(
         3, ge=1, description="The same at inner layers, where every group costs a pass through the rest of the network."
     )
+    inner_patients: int | None = Field(
+        None,
+        gt=1,
+        description="At inner layers intervene on the images of so many test patients alone, drawn evenly over those "
+        "with and without each concept; intervals are then those of so few. None means all.",
+    )
+    inner_hours: float = Field(
+        24.0,
+        gt=0,
+        description="Refuse interventions at inner layers, of all layers and networks together, that would take more "
+        "hours than this, as measured on one image of each, before any begins.",
+    )
     gradcam: bool = Field(
         False, description="Localize with Grad-CAM too, beside latents and raw channels; needs the extra [gradcam]."
     )

@@ -1,8 +1,8 @@
 """Training, validation and test: by group, stratified, with whole sites held out, in a file that all models share."""
 
 __all__ = [
-    "age_bins", "checked_split", "make_split", "read_split", "split_word", "SPLITS", "TEST", "TRAINING", "VALIDATION",
-    "VOLUME", "write_split",
+    "age_bins", "checked_split", "make_split", "read_split", "sampled_patients", "split_word", "SPLITS", "TEST",
+    "TRAINING", "VALIDATION", "VOLUME", "write_split",
 ]  # fmt: skip
 
 import logging
@@ -138,6 +138,31 @@ def make_split(
     for rows, cut in ((stratified, _cut_by_stratum), (np.setdiff1d(left, stratified), _cut_by_shuffling)):
         cut(rows, stratum, parts, seed, found)
     return groups[keys].assign(split=found)
+
+
+def sampled_patients(images: pd.DataFrame, concepts: Sequence[str], n: int, seed: int = 0) -> list[str]:
+    """Some patients, in whom concepts are about as frequent as in all; each patient is as likely as any other.
+
+    Patients with the same classes stand together in random order, and every so manieth is taken.
+
+    Args:
+        images: a row per image: patient_id, and a column of class numbers for each concept, of which a patient has the
+            highest.
+        concepts: the concepts, of which the first are met most exactly.
+        n: how many patients; all of them where there are no more.
+        seed: of the order and of the first that is taken.
+
+    Raises:
+        InputError: n is not a number above 0, or a column is not there.
+    """
+    n, columns = whole(n, "n", least=1), _columns(images, concepts, "concepts")
+    of_patients = images.groupby(images["patient_id"].astype(str))[columns].max().sort_index()
+    if n >= len(of_patients):
+        return of_patients.index.tolist()
+    generator = np.random.default_rng(seed)
+    of_patients = of_patients.iloc[generator.permutation(len(of_patients))].sort_values(columns, kind="stable")
+    taken = ((np.arange(n) + generator.random()) * len(of_patients) / n).astype(int)
+    return sorted(of_patients.index[taken])
 
 
 def _cut_by_stratum(

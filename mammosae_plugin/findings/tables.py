@@ -31,11 +31,15 @@ from mammosae_plugin.findings.told_pages import told_histograms, told_map, told_
 from mammosae_plugin.privacy.small_groups import Mask, is_few, rare_rows
 from mammosae_plugin.schema.columns import struct_of
 from mammosae_plugin.schema.findings import CONCEPT, FORMAT_VERSION, NOTE, OPTIONAL, SCHEMAS, names_of
-from mammosae_plugin.schema.results import ROLE_NUMBERS, stated_role
+from mammosae_plugin.schema.results import ROLE_NUMBERS, run_patients, stated_role
 
 Row = dict[str, Any]
 _OF_ROWS = ("interventions", "reconstruction", "localization", "lesions", "evidence", "groups", "views")
 _OF_MAPS = ("localization", "lesions")  # rows of latents and of what stands beside them, by rank
+_OF_EFFECT = (
+    *("effect_with", "effect_without", "effect", "effect_low", "effect_high", "effect_share"),
+    *("reliance", "reliance_low", "reliance_high", "verdict", "reason"),  # the verdict rests on the reliance
+)
 
 
 def findings_tables(study: StudyFolder, *, min_group: int = 5, about: About | None = None) -> dict[str, pa.Table]:
@@ -362,7 +366,9 @@ def rows_table(config: str, study: StudyFolder, told: ToldOf) -> pa.Table:
                 shown = _localization(config, row, group, of_encoder)
             elif config in ("evidence", "views"):
                 shown = _of_latent(config, row, group, of_encoder)
-            elif group.are_small(TEST, of_encoder.min_group):
+                if shown is not None and config == "evidence" and run_patients(layer.results):
+                    shown = _without(shown, _OF_EFFECT)  # in how few patients of a sample it fires is not known
+            elif group.are_small(TEST, of_encoder.min_group) or _ran_on_few(config, row, of_encoder.min_group):
                 shown = _without(row, names_of(config, "count", "group"))
             if shown is not None:
                 found.append({"layer": layer.name, **shown})
@@ -393,6 +399,12 @@ def _of_latent(config: str, row: Row, group: Groups, told: Tellable) -> Row | No
         no_boxes=no_boxes or bool(told.boxes[concept][latent]),
         min_group=told.min_group,
     )
+
+
+def _ran_on_few(config: str, row: Row, min_group: int) -> bool:
+    """Whether a class has few patients among those that networks were run on, which may be a sample."""
+    fewest = row.get("fewest_patients")
+    return config == "interventions" and fewest is not None and fewest < min_group
 
 
 def _without(row: Row, columns: Iterable[str]) -> Row:
@@ -519,8 +531,16 @@ def _named_latents(layer: LayerResults, told: ToldOf, notes: Sequence[Note], min
         if pair in named and not group.are_small(TRAINING, min_group):
             means = of_encoder.class_means[concept]
             hide = means | of_encoder.effects.get(concept, means)
-            found[pair] = [shared_role(one, min_group) for one in named[pair] if not hide[one["latent"]]]
+            of_sample = run_patients(layer.results) is not None
+            own = [_without_ablation(one) if of_sample else one for one in named[pair]]
+            found[pair] = [shared_role(one, min_group) for one in own if not hide[one["latent"]]]
     return found
+
+
+def _without_ablation(named: Row) -> Row:
+    """A named latent without what rests on a sample of patients, in how few of whom it fires is not known."""
+    reason = named["reason"] if "by" in named else "what it does to the logit is of a sample of patients"
+    return _without(named, [name for name in ROLE_NUMBERS if name.startswith("ablation")]) | {"reason": reason}
 
 
 def shared_role(named: Row, min_group: int) -> Row:

@@ -237,6 +237,7 @@ def _draw_figures(study: "StudyFolder", findings: Findings, staged: Path) -> lis
     hidden = {
         *findings.concepts.loc[findings.concepts["n_images"].isna(), "concept"],
         *findings.reconstruction.loc[findings.reconstruction["n_positive"].isna(), "concept"],
+        *findings.interventions.loc[findings.interventions["auroc"].isna(), "concept"],  # of a sample, which is smaller
     }
     layer = study.layer()
     shown = [concept for concept in study.concepts if concept not in hidden]

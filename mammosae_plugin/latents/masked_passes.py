@@ -2,14 +2,16 @@
 
 What lies before the layer does not depend on the mask, so its output is read from disk (`cache_layer_outputs`). Each
 image is encoded once. A mask then costs a sparse decode, over the latents that fire in that image alone, and one pass
-of the network behind the layer; masks that differ only in latents that do not fire there are one mask.
+of the network behind the layer; masks that differ only in latents that do not fire there are one mask. What many
+analyses ask for is run at once by `kept_passes`.
 """
 
-__all__ = ["MaskedPasses"]
+__all__ = ["Edits", "MaskedPasses"]
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -145,14 +147,68 @@ class MaskedPasses:
         numbers = [self.outputs.number_of(image_id) for image_id in table.images["image_id"].to_numpy()[images]]
         logits = np.empty((len(images), kept.shape[1], len(weight)))
         quick = len(images) * kept.shape[1] < _PASSES_WITHOUT_PROGRESS
+        edits = Edits(kept, np.full(kept.shape[1], error_term), self._constant(set_latents, alpha))
         with evaluation(self._model, self.sae, device=self.device):
-            edits = _Edits(kept, error_term, self._constant(set_latents, alpha))
             for place, number in enumerate(
                 progress(numbers, description="masked passes", unit="image", shown=not quick)
             ):
                 read = self._head_inputs(number, edits).double()
                 logits[place] = (read @ weight.T + bias).cpu().numpy()
         return logits[image_of_row]
+
+    def logits_of_heads(
+        self, table: LatentTable, edits: "Edits", image_rows: Sequence[int], heads: Sequence[str]
+    ) -> dict[str, NDArray[np.float64]]:
+        """The logits of several heads under the same edits: a pass gives what all of them read.
+
+        Args:
+            table: as for `logits`.
+            edits: the edits; masks of the shape that `logits` takes.
+            image_rows: (n,) rows of the table.
+            heads: concepts of heads.
+
+        Returns:
+            (n, n_edits, n_out) float64 by head.
+
+        Raises:
+            InputError: as `logits`.
+        """
+        for head in heads:
+            self._check(table, head)
+        numbers = [self.outputs.number_of(image_id) for image_id in table.images["image_id"].to_numpy()[image_rows]]
+        found: dict[str, list[NDArray[np.float64]]] = {head: [] for head in heads}
+        with evaluation(self._model, self.sae, device=self.device):
+            for number in numbers:
+                read = self._head_inputs(number, edits).double()
+                for head, logits in found.items():
+                    weight, bias = self.heads[head]
+                    logits.append((read @ weight.T + bias).cpu().numpy())
+        return {head: np.stack(logits) for head, logits in found.items()}
+
+    def seconds_of_a_pass(self, table: LatentTable, edits: "Edits", image_row: int) -> float:
+        """How long a pass takes on this machine, with the edit before it; of one image with a few of the edits.
+
+        Args:
+            table: as for `logits`.
+            edits: the edits; the first two batches that differ in the image are run, and the second is timed.
+            image_row: row of the table.
+
+        Raises:
+            InputError: as `logits`.
+        """
+        number = self.outputs.number_of(table.images["image_id"].to_numpy()[image_row])
+        before = self.n_passes
+        with evaluation(self._model, self.sae, device=self.device), torch.inference_mode():
+            raw = self.outputs.raw(number).to(self.device)
+            value = self.rest.show(raw)
+            codes = _encoded(self.sae, value)
+            effective, _ = edits.distinct(codes.fired.cpu().numpy())
+            took, began = 0.0, time.perf_counter()
+            for found in islice(self._batches(raw, value, codes, edits, effective), 2):
+                _ = next(iter(found.values())).cpu()  # waits for the device
+                took, began = (time.perf_counter() - began) / len(found), time.perf_counter()
+        self.n_passes = before
+        return took
 
     def _checked_masks(
         self, kept: NDArray[np.bool_], set_latents: NDArray[np.bool_] | None
@@ -167,10 +223,10 @@ class MaskedPasses:
             raise InputError("a latent is both kept and set to a value: choose one")
         return kept, set_latents
 
-    def _constant(self, set_latents: NDArray[np.bool_], alpha: float) -> torch.Tensor:
-        """What the latents that are set add to every position, (n_groups, d_in)."""
+    def _constant(self, set_latents: NDArray[np.bool_], alpha: float) -> torch.Tensor | None:
+        """What the latents that are set add to every position, (n_groups, d_in); None where that is nothing."""
         if alpha == 0 or not set_latents.any():
-            return torch.zeros(set_latents.shape[1], int(self.sae.cfg.d_in), device=self.device)
+            return None
         groups = torch.from_numpy(np.ascontiguousarray(set_latents.T)).to(self.device, self.sae.W_dec.dtype)
         constant: torch.Tensor = (alpha * groups @ self.sae.W_dec).detach()
         return constant
@@ -188,31 +244,39 @@ class MaskedPasses:
                 )
 
     @torch.inference_mode()
-    def _head_inputs(self, number: int, edits: "_Edits") -> torch.Tensor:
-        """What the classifier reads for one image under every edit, (n_groups, d)."""
+    def _head_inputs(self, number: int, edits: "Edits") -> torch.Tensor:
+        """What the classifier reads for one image under every edit, (n_edits, d)."""
         raw = self.outputs.raw(number).to(self.device)
         value = self.rest.show(raw)
         codes = _encoded(self.sae, value)
-        effective = edits.kept[codes.fired.cpu().numpy()]
-        first_of: dict[bytes, int] = {}
-        same_as = [
-            first_of.setdefault(bits.tobytes() + edits.names[group], group)
-            for group, bits in enumerate(np.packbits(effective, axis=0).T)
-        ]
-        adds_nothing = ~edits.constant.any(dim=1).cpu().numpy()
-        is_empty = ~effective.any(axis=0) & adds_nothing & (not edits.error_term)
-        found = {group: self._nothing_left(raw, value) for group in first_of.values() if is_empty[group]}
-        waiting = [group for group in first_of.values() if not is_empty[group]]
+        effective, same_as = edits.distinct(codes.fired.cpu().numpy())
+        found = {edit: self._nothing_left(raw, value) for edit, left in effective.items() if left is None}
+        for batch in self._batches(raw, value, codes, edits, effective):
+            found |= batch
+        return torch.stack([found[edit] for edit in same_as])
+
+    def _batches(
+        self,
+        raw: torch.Tensor,
+        value: torch.Tensor,
+        codes: "_Codes",
+        edits: "Edits",
+        effective: Mapping[int, NDArray[np.bool_] | None],
+    ) -> Iterator[dict[int, torch.Tensor]]:
+        """What the classifier reads, (d,) by edit, of the edits that leave anything, so many as are run together."""
+        waiting = [(edit, left) for edit, left in effective.items() if left is not None]
         for start in range(0, len(waiting), self.masks_at_once):
             batch = waiting[start : start + self.masks_at_once]
-            masks = torch.from_numpy(effective[:, batch]).to(self.device).T
-            edited = [
-                codes.without(~mask, value) if edits.error_term else codes.decoded(mask, self.sae) for mask in masks
-            ]
-            constant = edits.constant[batch][:, None, None]
-            values = torch.stack(edited)
-            found |= dict(zip(batch, self._run(raw, values + constant.to(values.dtype)), strict=True))
-        return torch.stack([found[group] for group in same_as])
+            values = torch.stack([self._edited(codes, value, edits, edit, left) for edit, left in batch])
+            yield dict(zip([edit for edit, _ in batch], self._run(raw, values), strict=True))
+
+    def _edited(
+        self, codes: "_Codes", value: torch.Tensor, edits: "Edits", edit: int, left: NDArray[np.bool_]
+    ) -> torch.Tensor:
+        """The layer's value (h, w, d_in) under one edit that leaves the latents (n_fired,) `left`."""
+        mask = torch.from_numpy(left).to(self.device)
+        edited = codes.without(~mask, value) if edits.error_term[edit] else codes.decoded(mask, self.sae)
+        return edited if edits.constant is None else edited + edits.constant[edit].to(edited.dtype)
 
     def _run(self, raw: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """What the classifier reads, (n, d), for values (n, ...) of the layer in one image."""
@@ -233,24 +297,45 @@ class MaskedPasses:
         return self._of_bias[1]
 
 
-@dataclass(frozen=True)
-class _Edits:
+class Edits:
     """What is done to the latents of every image, an edit per column.
 
-    Attributes:
-        kept: (d_sae, n_groups) the latents that keep their value.
-        error_term: whether what the SAE does not reconstruct stays.
-        constant: (n_groups, d_in) what is added at every position.
+    Args:
+        kept: (d_sae, n_edits) the latents that keep their value.
+        error_term: (n_edits,) whether what the SAE does not reconstruct stays.
+        constant: (n_edits, d_in) what is added at every position; None where that is nothing.
     """
 
-    kept: NDArray[np.bool_]
-    error_term: bool
-    constant: torch.Tensor
+    def __init__(
+        self, kept: NDArray[np.bool_], error_term: NDArray[np.bool_], constant: torch.Tensor | None = None
+    ) -> None:
+        self.error_term, self.constant = error_term, constant
+        self._kept = np.packbits(kept, axis=1)  # an eighth of the memory, of which thousands of edits take much
+        self._beside = [bytes([one]) for one in error_term.tolist()]
+        self._adds: NDArray[np.bool_] = np.zeros(len(error_term), dtype=np.bool_)
+        if constant is not None:
+            of_edits = constant.cpu().numpy()
+            self._beside = [flag + row.tobytes() for flag, row in zip(self._beside, of_edits, strict=True)]
+            self._adds = np.asarray(of_edits.any(axis=1))
 
-    @cached_property
-    def names(self) -> list[bytes]:
-        """Bytes that tell constants apart, one for each edit."""
-        return [row.tobytes() for row in self.constant.cpu().numpy()]
+    def distinct(self, fired: NDArray[np.integer]) -> tuple[dict[int, NDArray[np.bool_] | None], list[int]]:
+        """The edits that differ in an image, of those that do the same there the first alone.
+
+        Args:
+            fired: (n_fired,) the latents that fire in the image.
+
+        Returns:
+            By the number of each such edit which of `fired` it leaves, or None where nothing is left but the decoder's
+            bias; and for every edit the number of the one that does the same.
+        """
+        left = np.unpackbits(self._kept[fired], axis=1, count=len(self._beside)).T
+        first_of: dict[bytes, int] = {}
+        same_as = [
+            first_of.setdefault(bits.tobytes() + self._beside[edit], edit)
+            for edit, bits in enumerate(np.packbits(left, axis=1))
+        ]
+        is_empty = ~left.any(axis=1) & ~self._adds & ~self.error_term
+        return {edit: None if is_empty[edit] else left[edit].astype(np.bool_) for edit in first_of.values()}, same_as
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ are here and nowhere else.
 
 __all__ = ["count_units", "EvaluationRows", "EvaluationUnit", "grouped_rows", "UNITS", "UnitScores"]
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -134,6 +135,20 @@ class EvaluationRows:
         """The image rows of the chosen units (n_units,)."""
         found: NDArray[np.int64] = self.image_rows[self.of_rows(chosen)]
         return found
+
+    def of_patients(self, patients: Collection[Any] | None) -> "EvaluationRows":
+        """The units of some patients; all of them where None is given."""
+        if patients is None:
+            return self
+        chosen = np.isin(self.patient_ids.astype(str), [str(patient) for patient in patients])
+        in_chosen = self.of_rows(chosen)
+        return EvaluationRows(
+            image_rows=self.image_rows[in_chosen],
+            labels=self.labels[chosen],
+            patient_ids=self.patient_ids[chosen],
+            unit_of_row=None if self.unit_of_row is None else (np.cumsum(chosen) - 1)[self.unit_of_row[in_chosen]],
+            scores=self.scores,
+        )
 
     def values(self, of_images: Any) -> Any:
         """(n_units, ...) what is known of images (n_images, ...), dense or sparse, as mean or maximum of each unit."""

@@ -1,6 +1,6 @@
 """What captions say: how much stands behind a figure or table, what latents are called, and where the picture lies."""
 
-__all__ = ["boxes_behind", "figure", "n_of", "names_said", "per_image"]
+__all__ = ["boxes_behind", "figure", "n_of", "n_of_sweeps", "names_said", "per_image"]
 
 import struct
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from mammosae_plugin.measures.units import EvaluationUnit
 from mammosae_plugin.report.views import names_of_pair
 from mammosae_plugin.schema.names import FIGURES_FOLDER, readable
 from mammosae_plugin.schema.names_of_latents import told_name
-from mammosae_plugin.schema.results import Results, Row
+from mammosae_plugin.schema.results import Results, Row, run_patients
 
 _PNG_SIZE = struct.Struct(">II")
 
@@ -28,6 +28,19 @@ def n_of(results: Results, split: str, concept: str | None = None) -> str:
     named = [row for row in data["concepts"] if row["split"] == split and concept in (None, row["concept"])]
     with_finding = [f"{row['n_positive']:,} with {readable(row['concept'])}" for row in named]
     return ", ".join([text, *with_finding])
+
+
+def n_of_sweeps(results: Results) -> str:
+    """How much stands behind interventions on one concept: the test split, or the patients that were drawn of it."""
+    rows = results["interventions"]
+    if not rows or run_patients(results) is None:
+        return n_of(results, "test")
+    unit = EvaluationUnit.named(results["data"]["unit"])
+    of = "" if unit.name == "patient" else f" of {rows[0]['n_patients']:,} patients"
+    return (
+        f"n = {rows[0]['n_rows']:,} test {unit.plural}{of} that were drawn, "
+        f"{rows[0]['n_positive']:,} with {readable(rows[0]['concept'])}"
+    )
 
 
 def per_image(results: Results, split: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from mammosae_plugin.measures.units import EvaluationUnit
 from mammosae_plugin.report.agreement import agreement_section
-from mammosae_plugin.report.captions import boxes_behind, figure, n_of, names_said
+from mammosae_plugin.report.captions import boxes_behind, figure, n_of, n_of_sweeps, names_said
 from mammosae_plugin.report.evidence import evidence_section
 from mammosae_plugin.report.explained import explained_section
 from mammosae_plugin.report.firing import firing_section
@@ -105,6 +105,7 @@ def _content(results: Results, concept: str, folder: Path) -> dict[str, Any]:
         "summary": summary(results),
         "restored": RESTORED,
         "n_test": n_of(results, "test"),
+        "n_run": n_of_sweeps(results),
         "n_training": n_of(results, "training"),
         "n_localized": boxes_behind(results),
         "has_boxes": has_boxes(results),
@@ -153,7 +154,7 @@ def _figures_2(results: Results, concept: str, folder: Path) -> list[Row]:
             how = ", with the SAE's error term" if error_term else ""
             alt = f"{readable(concept)}: AUROC against the number of latents per class, for {who}{how}"
             name = figure_2_name(concept, error_term=error_term)
-            figures.append({**figure(folder, name, alt, n_of(results, "test"), up=UP), "error_term": error_term})
+            figures.append({**figure(folder, name, alt, n_of_sweeps(results), up=UP), "error_term": error_term})
     return figures
 
 

@@ -30,8 +30,9 @@ from mammosae_plugin.schema.results import (
     pairs,
     reconstruction_row,
     recovered,
-    reference_auroc,
+    run_patients,
     sae_flaw,
+    sweep_reference,
 )
 from mammosae_plugin.visualization.lesions import best_of
 from mammosae_plugin.visualization.tables import Estimate, estimate
@@ -100,7 +101,7 @@ def findings(results: Results) -> list[Finding]:
     """One `Finding` per model and concept, in the study's order; sweeps without the error term, as in the paper."""
     found, top = [], n_best(results)
     for model, concept in pairs(results):
-        reference = reference_auroc(results, model, concept)
+        reference = sweep_reference(results, model, concept)
         groups: dict[str, list[Group]] = {"activate": [], "deactivate": []}
         for row in results["interventions"]:
             if (row["model"], row["concept"]) == (model, concept) and not row["error_term"] and row["k"] > 0:
@@ -161,8 +162,19 @@ def _counted(results: Results) -> list[str]:
 
 
 def warnings(results: Results, found: list[Finding]) -> list[str]:
-    """What must be known before anything else is read: an SAE that does poorly, classifiers that are inverted."""
-    return _flawed_sae(results) + _inverted(found)
+    """What must be known before all else: a poor SAE, inverted classifiers, interventions on a sample of patients."""
+    return _flawed_sae(results) + _inverted(found) + _sampled(results)
+
+
+def _sampled(results: Results) -> list[str]:
+    """Of how many patients interventions are, where they are not of all."""
+    if (patients := run_patients(results)) is None:
+        return []
+    return [
+        f"Latents were kept and silenced on the images of {patients[0]:,} of the {patients[1]:,} test patients, drawn "
+        "so that each finding is about as frequent in them: numbers and intervals of interventions, ablations and "
+        "effects are of these patients, all others of all."
+    ]
 
 
 def _flawed_sae(results: Results) -> list[str]:

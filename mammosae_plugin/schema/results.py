@@ -8,7 +8,8 @@ __all__ = [
     "BACKGROUND", "best_row", "class_names", "CONCEPT", "concepts", "FAR_L0", "FORMAT_VERSION", "frame", "has_boxes",
     "layer_names", "leading_latents", "may_show_images", "model_names", "MOST_DEAD", "n_best", "NEAR_ZERO", "number",
     "pairs", "poor_sae", "reconstruction_row", "recovered", "reference_auroc", "repair_command", "Results",
-    "role_evidence", "ROLE_NUMBERS", "Row", "sae_flaw", "shortcuts", "stated_role", "TRAINED_HERE", "UNCLEAR", "WEAK",
+    "role_evidence", "ROLE_NUMBERS", "Row", "run_patients", "sae_flaw", "shortcuts", "stated_role", "sweep_reference",
+    "swept_reference", "TRAINED_HERE", "UNCLEAR", "WEAK",
 ]  # fmt: skip
 
 import math
@@ -140,6 +141,14 @@ def leading_latents(results: Results, model: str, concept: str) -> list[int]:
     return [int(row["latent"]) for row in results["named_latents"].get(f"{model}/{concept}", [])][:_LEADING]
 
 
+def run_patients(results: Results) -> tuple[int, int] | None:
+    """On the images of how many test patients an inner layer was intervened on, of how many; None: of all."""
+    n = results["config"].get("analysis", {}).get("inner_patients")
+    test = sum(one["n_patients"] for one in results["data"]["splits"] if one["split"] == "test")
+    is_inner = any(model.get("readout") == "network" for model in results["models"])
+    return (n, test) if n is not None and is_inner and n < test else None
+
+
 def best_row(rows: list[Row]) -> Row | None:
     """The row of the highest average precision above 0, the first of equal ones; None without one.
 
@@ -166,6 +175,26 @@ def reconstruction_row(results: Results, model: str, concept: str, variant: str)
 def reference_auroc(results: Results, model: str, concept: str) -> float:
     """AUROC of the unmodified model (without the SAE), or NaN."""
     return number(reconstruction_row(results, model, concept, "without_sae").get("auroc"))
+
+
+def sweep_reference(results: Results, model: str, concept: str) -> float:
+    """AUROC of the unmodified model on the images on which one model's latents are kept and silenced, or NaN."""
+    rows = [row for row in results["interventions"] if (row["model"], row["concept"]) == (model, concept)]
+    return swept_reference(rows, reconstruction_row(results, model, concept, "without_sae"))
+
+
+def swept_reference(sweep: list[Row], whole: Row) -> float:
+    """`sweep_reference` from rows.
+
+    Args:
+        sweep: The rows of interventions of one model and concept. Where they are of a sample of patients, the row tells
+            it in which nothing is silenced and the SAE's error is added back; NaN without one.
+        whole: Their row of reconstruction without the SAE.
+    """
+    if all(row.get("n_patients") in (None, whole.get("n_patients")) for row in sweep):
+        return number(whole.get("auroc"))
+    untouched = (row for row in sweep if row["error_term"] and row["mode"] == "deactivate" and row["k"] == 0)
+    return next((number(row["auroc"]) for row in untouched), math.nan)
 
 
 def recovered(auroc: float, reference: float) -> float:

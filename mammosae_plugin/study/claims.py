@@ -4,9 +4,11 @@ __all__ = ["claims"]
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
+
+from mammosae_plugin.schema.results import Results, recovered, sweep_reference
 
 
 def claims(results: Mapping[str, Any], *, top: int) -> list[dict[str, Any]]:
@@ -44,11 +46,12 @@ def claims(results: Mapping[str, Any], *, top: int) -> list[dict[str, Any]]:
         auroc = dict(zip(rows["variant"], rows["auroc"], strict=True))
         whole = auroc["without_sae"]
         able = whole > 0.5
+        reference = sweep_reference(cast(Results, results), str(model), str(concept))
         add(f"{model}/{concept}: AUROC that the SAE costs", whole - auroc["with_sae"], 0.02, "<=", applies=able)
         sweep = sweeps.query("model == @model and concept == @concept and k == @top and not error_term")
         for row in sweep.to_dict("records"):
             if row["mode"] == "activate":
-                share = (row["auroc"] - 0.5) / (whole - 0.5) if able else math.nan
+                share = recovered(row["auroc"], reference)
                 add(
                     f"{model}/{concept}: share of (AUROC - 0.5) that the {top} best latents per class recover",
                     share,

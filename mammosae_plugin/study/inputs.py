@@ -26,6 +26,7 @@ from mammosae_plugin.config import ModelConfig, StudyConfig
 from mammosae_plugin.datasets import ImageTable, StudyDataset, Vocabulary, open_dataset
 from mammosae_plugin.datasets.base import MammogramDataset
 from mammosae_plugin.datasets.registry import dataset_kind
+from mammosae_plugin.datasets.splits import sampled_patients
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.measures.units import grouped_rows
 from mammosae_plugin.study import plans
@@ -169,6 +170,22 @@ class StudyInputs(StudyImages):
                     raise InputError(
                         f"the {split} split has {what} for {concept}; remove it from `concepts` or add such images"
                     )
+        if self.sampled_patients is not None:
+            images = self.split(TEST).images
+            drawn = images[images["patient_id"].astype(str).isin(self.sampled_patients)]
+            if alike := [name for name in self.config.concepts if drawn.loc[drawn[name] >= 0, name].nunique() < 2]:
+                raise InputError(
+                    f"analysis.inner_patients draws {len(self.sampled_patients)} test patients, all of one class of "
+                    f"{alike[0]}; draw more"
+                )
+
+    @cached_property
+    def sampled_patients(self) -> list[str] | None:
+        """The test patients on whose images networks are run without latents at inner layers; None: all."""
+        n, images = self.config.analysis.inner_patients, self.split(TEST).images
+        if n is None or n >= images["patient_id"].nunique():
+            return None
+        return sampled_patients(images, self.config.concepts, n, self.config.seed)
 
     @cached_property
     def pair_images(self) -> PairImages | None:

@@ -3,46 +3,38 @@
 __all__ = ["LayerStudy"]
 
 import logging
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mammosae_plugin.activations import cache_layer_outputs, layer_output_nbytes
-from mammosae_plugin.adapters import HookedVisionModel
 from mammosae_plugin.analysis import froc, intervention, localization, probing, reconstruction
 from mammosae_plugin.analysis.confounding import confounders, group_performance
 from mammosae_plugin.analysis.evidence import latent_evidence
 from mammosae_plugin.analysis.lesion_localization import SENSITIVITIES
 from mammosae_plugin.analysis.roles import latent_roles
 from mammosae_plugin.analysis.views import view_agreement
-from mammosae_plugin.datasets import StudyDataset
 from mammosae_plugin.datasets.suspects import breast_of
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.latents import LatentTable
-from mammosae_plugin.latents.masked_passes import MaskedPasses
-from mammosae_plugin.study import plans
+from mammosae_plugin.latents.kept_passes import AskedMasks
 from mammosae_plugin.study.explained import explained_images
 from mammosae_plugin.study.images import TEST, TRAINING
 from mammosae_plugin.study.inputs import EncoderGroup, ModelPair, StudyInputs
-from mammosae_plugin.study.layer_pairs import LayerPairs
+from mammosae_plugin.study.layer_passes import LayerPasses
 from mammosae_plugin.study.layer_tables import SCORES, Compute
 
 logger = logging.getLogger(__name__)
 
-_GIGABYTE = 1e9
-_BATCH_BYTES = 2**22  # of a layer's outputs under as many masks as run together; small maps run faster in large batches
 
-
-class LayerStudy(LayerPairs):
+class LayerStudy(LayerPasses):
     """The steps of a study at one layer, each computed when it is asked for and kept in the study's work folder."""
 
     def __init__(self, study: StudyInputs, name: str, hook_name: str, *, is_final: bool) -> None:
         super().__init__(study, name, hook_name, is_final=is_final)
-        self._latest: tuple[HookedVisionModel, MaskedPasses] | None = None
         self._known_boxes: dict[str, localization.MapBoxes] = {}
 
     @cached_property
@@ -121,21 +113,26 @@ class LayerStudy(LayerPairs):
         """What the best latents of each finding are, and the evidence."""
         return self._roles(self.study.pairs)
 
-    def _roles(self, pairs: Sequence[ModelPair]) -> pd.DataFrame:
-        settings = {**self._intervals, "top": self.config.analysis.top, "n_controls": self.n_role_controls}
+    def _roles(self, pairs: Iterable[ModelPair]) -> pd.DataFrame:
+        def named(table: LatentTable, pair: ModelPair) -> pd.DataFrame:
+            return self._named(table, pair, self._passes_for(table, pair))
 
-        def roles(table: LatentTable, pair: ModelPair) -> pd.DataFrame:
-            return latent_roles(
-                table,
-                self.ranking(table, pair.concept),
-                pair.concept,
-                split=TEST,
-                passes=self._passes_for(table, pair),
-                **settings,
-            )
+        return self._each("roles", self._roles_plan, named, self._of_findings(pairs))
 
-        findings = [pair for pair in pairs if pair.concept in self.study.findings]
-        return self._each("roles", {**settings, "score": self.config.analysis.score}, roles, findings)
+    def _of_findings(self, pairs: Iterable[ModelPair]) -> list[ModelPair]:
+        return [pair for pair in pairs if pair.concept in self.study.findings]
+
+    @property
+    def _roles_plan(self) -> dict[str, Any]:
+        return {**self._of_roles, "score": self.config.analysis.score, **self._of_sample}
+
+    @property
+    def _of_roles(self) -> dict[str, Any]:
+        return {**self._intervals, "top": self.config.analysis.top, "n_controls": self.n_role_controls}
+
+    def _named(self, table: LatentTable, pair: ModelPair, passes: intervention.Passes | None) -> pd.DataFrame:
+        ranking, settings = self.ranking(table, pair.concept), self._of_roles
+        return latent_roles(table, ranking, pair.concept, split=TEST, passes=passes, patients=self.sampled, **settings)
 
     @property
     def n_role_controls(self) -> int:
@@ -159,11 +156,6 @@ class LayerStudy(LayerPairs):
         self.rankings()
 
     @property
-    def is_inner(self) -> bool:
-        """Whether more of the network than the average over positions and the classifier lies behind the layer."""
-        return any(table.readout_kind == "network" for table in self.tables.values())
-
-    @property
     def n_controls(self) -> int:
         """Random groups of either kind beside every group of latents."""
         analysis = self.config.analysis
@@ -175,83 +167,68 @@ class LayerStudy(LayerPairs):
         return self._interventions(self.study.pairs)
 
     def _interventions(self, pairs: Sequence[ModelPair]) -> pd.DataFrame:
-        analysis = self.config.analysis
-        settings = {
-            **self._intervals,
-            "n_controls": self.n_controls,
-            "ks": sorted({*(analysis.ks or intervention.DEFAULT_KS), analysis.top}),
-        }
-
         def sweeps(table: LatentTable, pair: ModelPair) -> pd.DataFrame:
             frames = []
-            for error_term in (False, True) if analysis.error_term else (False,):
-                frame = intervention.sweep(
-                    table,
-                    self.ranking(table, pair.concept),
-                    concept=pair.concept,
-                    split=TEST,
-                    error_term=error_term,
-                    passes=self._passes_for(table, pair),
-                    **settings,
-                )
+            for error_term in self._error_terms:
+                frame = self._sweep(table, pair, error_term, self._passes_for(table, pair))
                 frame.insert(0, "error_term", error_term)
                 frames.append(frame)
             return pd.concat(frames, ignore_index=True)
 
-        return self._each(
-            "interventions", {**settings, "error_term": analysis.error_term, "score": analysis.score}, sweeps, pairs
+        return self._each("interventions", self._interventions_plan, sweeps, pairs)
+
+    @property
+    def _interventions_plan(self) -> dict[str, Any]:
+        analysis = self.config.analysis
+        return {**self._of_sweeps, "error_term": analysis.error_term, "score": analysis.score, **self._of_sample}
+
+    @property
+    def _error_terms(self) -> tuple[bool, ...]:
+        return (False, True) if self.config.analysis.error_term else (False,)
+
+    @property
+    def _of_sweeps(self) -> dict[str, Any]:
+        ks = sorted({*(self.config.analysis.ks or intervention.DEFAULT_KS), self.config.analysis.top})
+        return {**self._intervals, "n_controls": self.n_controls, "ks": ks}
+
+    def _sweep(
+        self, table: LatentTable, pair: ModelPair, error_term: bool, passes: intervention.Passes | None
+    ) -> pd.DataFrame:
+        return intervention.sweep(
+            table,
+            self.ranking(table, pair.concept),
+            concept=pair.concept,
+            split=TEST,
+            error_term=error_term,
+            passes=passes,
+            patients=self.sampled,
+            **self._of_sweeps,
         )
 
-    def _passes_for(self, table: LatentTable, pair: ModelPair) -> MaskedPasses | None:
-        """What interventions at an inner layer need; the last is kept until `intervene` or another group ends its use.
+    def _asked(self, table: LatentTable, pairs: Iterable[ModelPair]) -> AskedMasks:
+        asked = AskedMasks(table)
+        for pair in pairs:
+            for error_term in self._error_terms:
+                asked.by(partial(self._sweep, table, pair, error_term))
+        for pair in self._of_findings(pairs):
+            asked.by(partial(self._named, table, pair))
+            asked.by(partial(self._removed, table, pair))
+        return asked
 
-        They hold a network and a layer's outputs, which are too large to keep them all.
-        """
-        if table.readout_kind != "network":
-            return None
-        group = self.study.group_of(pair)
-        model = self._hooked(group)
-        if self._latest is None or model is not self._latest[0]:
-            self._latest = None  # the old one goes before the new one comes
-            self._latest = model, self._passes(group, model)
-        return self._latest[1]
-
-    def _passes(self, group: EncoderGroup, model: HookedVisionModel) -> MaskedPasses:
-        """What runs the network behind the layer under masks, from the layer's outputs kept on disk."""
-        images = self.study.split(TEST).with_preprocessing(group.preprocessing)
-        plan = plans.of_layer_outputs(
-            self.config,
-            hook_name=self.hook_name,
-            encoder=group.encoder,
-            images=images,
-            content=self.study.content,
+    def _removed(self, table: LatentTable, pair: ModelPair, passes: intervention.Passes) -> Any:
+        """The ablations behind the evidence on latents."""
+        rows = table.rows(pair.concept, split=TEST, unit=self.unit).of_patients(self.sampled)
+        latents = np.intersect1d(table.live_latents(TEST), self._masked(table, pair))
+        images = np.unique(rows.image_rows)
+        return intervention.single_ablations(
+            table, latents, head=pair.concept, image_rows=images, n_controls=0, passes=passes
         )
-        folder = plans.keep(plan, self.work / "layer-outputs" / plans.digest(plan))
-        if not folder.exists():
-            self._announce(model, images)
-        outputs = cache_layer_outputs(
-            model,
-            images,
-            folder,
-            hook_name=self.hook_name,
-            device=self.config.device,
-            batch_size=self.config.batch_size,
-            num_workers=self.config.num_workers,
-        )
-        at_once = min(max(_BATCH_BYTES // outputs.nbytes_per_image, 4), 32)
-        heads, device = group.named_heads, self.config.device
-        return MaskedPasses(model, self.sae, outputs, heads, device=device, masks_at_once=at_once)
 
-    def _announce(self, model: HookedVisionModel, images: StudyDataset) -> None:
-        """Say how large the layer's outputs will be on disk, before they are written there."""
-        image_size = images.preprocessing.input_size(images.image_size)
-        size = layer_output_nbytes(model, self.hook_name, image_size) * len(images) / _GIGABYTE
-        if size >= 1:
-            logger.warning(
-                "the outputs of %s for %d test images take %.1f GB in work/layer-outputs, which can be deleted when "
-                "the study is done",
-                *(self.name, len(images), size),
-            )
+    def is_intervened_on(self, group: EncoderGroup) -> bool:
+        """Whether Figure 2 and the roles of the classifiers on one encoder are kept."""
+        sweeps = [self._place("interventions", pair, self._interventions_plan) for pair in group.heads]
+        roles = [self._place("roles", pair, self._roles_plan) for pair in self._of_findings(group.heads)]
+        return all(file.exists() for file in (*sweeps, *roles))
 
     def intervene(self, group: EncoderGroup) -> None:
         """Figure 2, and the roles of latents, of the classifiers on one encoder."""
@@ -276,25 +253,31 @@ class LayerStudy(LayerPairs):
                 "alpha": analysis.confounders.alpha,
                 "score": analysis.score,
                 "breast": analysis.confounders.breast,
+                **(self._of_sample if masked else {}),
             },
             self.told,
             [pair for pair in pairs if pair.concept in self.study.findings],
         )
 
+    def _masked(self, table: LatentTable, pair: ModelPair) -> list[int]:
+        """The latents that are removed one by one at an inner layer, for the evidence on them."""
+        n = self.config.analysis.evidence.masked if self.is_inner else 0
+        best: list[int] = self.ranking(table, pair.concept).indices[1, :n].tolist()
+        return best
+
     def told(self, table: LatentTable, pair: ModelPair) -> pd.DataFrame:
         """The evidence on every latent of a table, or of a part of one, with the verdicts."""
         analysis = self.config.analysis
-        masked = analysis.evidence.masked if self.is_inner else 0
         if len(np.unique(table.rows(pair.concept, split=TEST, unit=self.unit).labels)) < 2:
             return pd.DataFrame({"latent": []})
-        best = self.ranking(table, pair.concept).indices[1, :masked].tolist()
+        best = self._masked(table, pair)
         shared: dict[str, Any] = {
             **self._of_evidence,
             "split": TEST,
             "masked": best,
             "passes": self._passes_for(table, pair) if best else None,
         }
-        known = latent_evidence(table, pair.concept, **shared)
+        known = latent_evidence(table, pair.concept, patients=self.sampled, **shared)
         verdicts = confounders(
             table,
             pair.concept,

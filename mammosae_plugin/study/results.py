@@ -15,7 +15,7 @@ from mammosae_plugin.config import portable_config
 from mammosae_plugin.files import sha256_of_file
 from mammosae_plugin.measures.units import count_units, grouped_rows
 from mammosae_plugin.provenance import environment, package_versions, plain, tensors_fingerprint
-from mammosae_plugin.schema.results import FORMAT_VERSION, TRAINED_HERE, best_row, recovered
+from mammosae_plugin.schema.results import FORMAT_VERSION, TRAINED_HERE, best_row, recovered, swept_reference
 from mammosae_plugin.study.claims import claims
 from mammosae_plugin.study.explained import explained_rows
 from mammosae_plugin.study.images import TEST, TRAINING
@@ -95,7 +95,9 @@ def _layer_row(layer: LayerStudy, pair: ModelPair) -> Row:
 
     table, top = layer.tables[pair], layer.config.analysis.top
     (quality,) = own(layer.sae_quality, split=TEST)
-    auroc = {row["variant"]: row["auroc"] for row in own(layer.reconstruction)}
+    variants = {row["variant"]: row for row in own(layer.reconstruction)}
+    auroc = {variant: row["auroc"] for variant, row in variants.items()}
+    reference = swept_reference(own(layer.interventions), variants["without_sae"])
     sweep = {row["mode"]: row for row in own(layer.interventions, k=top, error_term=False)}
     single: Row = next(iter(own(layer.single_latents)), {})
     boxes, baselines = own(layer.localization), own(layer.baselines)
@@ -117,7 +119,7 @@ def _layer_row(layer: LayerStudy, pair: ModelPair) -> Row:
         "single_latent_auroc": single.get("auroc"),
         "single_latent_auroc_low": single.get("auroc_low"),
         "single_latent_auroc_high": single.get("auroc_high"),
-        "recovered": recovered(sweep["activate"]["auroc"], auroc["without_sae"]),
+        "recovered": recovered(sweep["activate"]["auroc"], reference),
         "removal_excess": sweep["deactivate"]["random_auroc_mean"] - sweep["deactivate"]["auroc"],
         "best_latent": best["latent"] if best else None,
         "best_latent_ap": _precision(boxes),

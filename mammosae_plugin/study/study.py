@@ -29,6 +29,7 @@ from mammosae_plugin.study import results as study_results
 from mammosae_plugin.study.inputs import EncoderGroup, StudyInputs
 from mammosae_plugin.study.latent_names import check_names, name_lines, names_of_layer, require_tables
 from mammosae_plugin.study.layer import LayerStudy
+from mammosae_plugin.study.layer_passes import PassesLeft, permit
 from mammosae_plugin.study.layer_report import write_layer_report
 from mammosae_plugin.study.pages import map_of_layer, neighbours_of_layer
 from mammosae_plugin.study.repairs import check_repairs, repair_lines, repairs
@@ -123,7 +124,17 @@ class Study(StudyInputs, Steps):
         self._at_each_layer(LayerStudy.probe)
 
     def intervene(self) -> None:
-        """Figure 2, and the roles of latents."""
+        """Figure 2, and the roles of latents; how long inner layers take is told, or refused, before the first pass."""
+        left: list[PassesLeft] = []
+
+        def ask(layer: LayerStudy, group: EncoderGroup) -> None:
+            if not layer.is_intervened_on(group) and (found := layer.passes_left(group)):
+                left.append(found)
+
+        self._with_each_network(ask)
+        permit(left, self.config.analysis.inner_hours)
+        for layer in self.layers:
+            layer.is_permitted = True
         self._with_each_network(LayerStudy.intervene)
 
     def localize(self) -> None:

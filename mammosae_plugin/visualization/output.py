@@ -34,8 +34,8 @@ from mammosae_plugin.schema.results import (
     n_best,
     number,
     pairs,
-    reference_auroc,
     stated_role,
+    sweep_reference,
 )
 from mammosae_plugin.visualization.curves import plot_sweeps
 from mammosae_plugin.visualization.drawings import Drawings
@@ -110,7 +110,7 @@ def write_figures(
         written.append(drawings.draw(FIGURE_LAYERS, plot_layers, frame(results["layers"]), title="Layers side by side"))
     for concept in concepts(results):
         models = model_names(results, concept)
-        references = {model: reference_auroc(results, model, concept) for model in models}
+        references = {model: sweep_reference(results, model, concept) for model in models}
         for error_term in (False, True):
             rows = frame(results["interventions"], concept=concept, error_term=error_term)
             if len(rows):

@@ -36,9 +36,9 @@ from mammosae_plugin.schema.results import (
     pairs,
     reconstruction_row,
     recovered,
-    reference_auroc,
     sae_flaw,
     stated_role,
+    sweep_reference,
 )
 
 MISSING = "–"
@@ -475,7 +475,7 @@ def table_interventions(results: Results) -> pd.DataFrame:
     """
     rows: list[Row] = []
     for row in results["interventions"]:
-        reference = reference_auroc(results, row["model"], row["concept"])
+        reference = sweep_reference(results, row["model"], row["concept"])
         rows.append(
             {key: row[key] for key in ("model", "concept", "error_term", "mode", "k", "n_latents")}
             | {metric: estimate(row, metric) for metric in METRICS}
