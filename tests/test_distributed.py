@@ -3,13 +3,16 @@
 The processes run in `program_distributed.py`, all of its jobs once for all tests here, and once under torchrun itself.
 """
 
+import contextlib
 import json
 import os
 import re
+import shlex
+import socket
 import subprocess
 import sys
 from datetime import timedelta
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +33,7 @@ from mammosae_plugin.study import Study
 from mammosae_plugin.training.metrics import read_metrics
 
 TESTS = Path(__file__).parent
+DOCS = TESTS.parent / "docs"
 PATH = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": PATH}
 pytestmark = pytest.mark.slow
@@ -38,6 +42,20 @@ pytestmark = pytest.mark.slow
 # restarted. Restarted: two, one killed in the extraction and restarted, the writing one killed in the training; then
 # one process alone.
 HISTORIES = ("taken over", "restarted")
+
+SLURM = {
+    "scontrol": """[ "$*" = "show hostnames node[1-2]" ] && printf 'localhost\\nnode2\\n'""",
+    "srun": """
+for node in node1 node2; do
+    export HOME="$SCRATCH/$node/home" TMPDIR="$SCRATCH/$node/tmp"
+    mkdir -p "$HOME" "$TMPDIR"
+    (cd "$SCRATCH/$node" && exec "$@") &
+    started+=($!)
+done
+for process in "${started[@]}"; do wait "$process" || code=$?; done
+exit "${code:-0}"
+""",
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +66,18 @@ def done(tmp_path_factory, phantom_root):
     result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=900, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     return out, result.stderr
+
+
+def free_job():
+    """A job's number whose port by the recipe nobody has."""
+
+    def is_free(number):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", 20000 + number % 20000))
+            return True
+        return False
+
+    return next(filter(is_free, count(os.getpid())))
 
 
 def contents(folder):
@@ -163,7 +193,9 @@ def test_processes_share_the_images_that_they_screen_and_hash_and_find_what_one_
     assert sorted(name.split("-")[0] for name in lists[0]) == ["quarantine", "suspects"]
 
 
-def test_torchrun_runs_the_commands(tmp_path, phantom_root):
+def test_the_recipe_for_slurm_runs_on_two_nodes_with_scratch_of_their_own(tmp_path, phantom_root):
+    """The file of docs/scaling.md itself, where Slurm's two commands are stood in for: `srun` starts a node's processes
+    in a folder, a home and a TMPDIR of its own. The nodes share the study's output alone."""
     settings = study_settings(tmp_path, phantom_root)
     settings |= {"models": settings["models"][:1], "concepts": ["Mass"]}
     training = {"d_sae": 32, "batch_size": 32, "epochs": 4, "architecture": "batchtopk", "k": 4, "lr": 1e-3}
@@ -174,12 +206,27 @@ def test_torchrun_runs_the_commands(tmp_path, phantom_root):
     del settings["models"][0]["classifiers"]["Suspicious_Calcification"]
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(settings))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = ["-m", "mammosae_plugin", "encode", "--config", str(file), "--output", str(tmp_path / "two")]
+    page = (DOCS / "scaling.md").read_text(encoding="utf-8")
+    script, submit = re.findall(r"```bash\n(.+?)```", page, flags=re.DOTALL)
+    recipe, commands = tmp_path / "mammosae.slurm", tmp_path / "bin"
+    recipe.write_text(script)
+    commands.mkdir()
+    for name, text in SLURM.items():
+        (commands / name).write_text(f"#!/bin/bash\n{text}")
+        (commands / name).chmod(0o755)
+    here = {"/shared/study.yaml": str(file), "cuda": "cpu", "num_workers=8": "num_workers=0"}
+    submitted = [here.get(word, word) for word in shlex.split(submit)]
+    assert submitted[:2] == ["sbatch", recipe.name]
+    places = {"PATH": os.pathsep.join([str(commands), str(Path(sys.executable).parent), os.environ["PATH"]])}
+    job = {"SLURM_JOB_ID": str(free_job()), "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NUM_NODES": "2"}
     result = subprocess.run(
-        [*torchrun, *command], env=ENVIRONMENT, capture_output=True, text=True, timeout=600, check=False
-    )
+        ["bash", str(recipe), *submitted[2:], "--output", str(tmp_path / "two")],
+        env=ENVIRONMENT | places | job | {"SCRATCH": str(tmp_path / "scratch")},
+        capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
+    assert sorted(path.name for path in (tmp_path / "scratch").iterdir()) == ["node1", "node2"]
+    assert not list((tmp_path / "scratch").rglob("*.safetensors"))  # all that is shared lies in the output
     assert result.stdout.count("encode: done") == 1
     assert len(re.findall(r"extract activations: +0%", result.stderr)) == 1  # one process shows progress
     n_threads = torch.get_num_threads()
