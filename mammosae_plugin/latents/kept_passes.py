@@ -180,7 +180,7 @@ class KeptPasses:
                 head: sha256(b"".join(name + bytes([error]) for name, error in asked.keys(head))).hexdigest()
                 for head in asked.heads
             },
-            "images": {
+            "ids_sha256": {
                 head: sha256_of_json([ids[row] for row in asked.image_rows if head in asked.heads_at(row)])
                 for head in asked.heads
             },
