@@ -41,6 +41,7 @@ from mammosae_plugin.schema.findings import KEPT, LAYERS, SCHEMAS, parquet_path
 from mammosae_plugin.schema.pages import KEPT_PAGES
 
 CONCEPTS = ("Mass", "Suspicious_Calcification")
+STAGED = {name: schema for name, schema in SCHEMAS.items() if name != "pictures"}  # of these: test_space_pictures.py
 
 
 @pytest.fixture(scope="module")
@@ -577,7 +578,7 @@ def test_a_refused_note_is_named_and_once_withdrawn_it_stops_nothing_and_is_not_
 def test_a_staged_folder_holds_a_card_aggregate_figures_and_a_table_per_config(staged):
     names = {path.relative_to(staged).as_posix() for path in staged.rglob("*") if path.is_file()}
     figures = {name for name in names if name.startswith("figures/")}
-    assert names - figures == {"README.md", *map(parquet_path, SCHEMAS)}
+    assert names - figures == {"README.md", *map(parquet_path, STAGED)}
     assert figures == {
         f"figures/{name}"
         for name in ("figure_2_Mass.png", "layers.png", *(f"figure_4_pretrained_{of}.png" for of in CONCEPTS))
@@ -588,7 +589,7 @@ def test_a_staged_folder_holds_a_card_aggregate_figures_and_a_table_per_config(s
 
 
 def test_the_tables_have_the_schema_and_nothing_beside_it(staged):
-    for config, schema in SCHEMAS.items():
+    for config, schema in STAGED.items():
         file = pq.ParquetFile(staged / parquet_path(config))
         assert file.schema_arrow.names == schema.names
         assert file.metadata.metadata is None
@@ -599,8 +600,9 @@ def test_a_staged_folder_is_read_back_bit_by_bit(noted, staged):
     own, read = Findings.of_study(noted, min_group=2), Findings.load(staged)
     for name in ("latents", "concepts", "interventions", "reconstruction", "localization", "notes"):
         pd.testing.assert_frame_equal(getattr(own, name), getattr(read, name), check_exact=True)
-    assert read.study == own.study
-    assert load_findings(staged).study == own.study
+    told = read.study["data"].pop("pictures")
+    assert read.study == own.study and not told["shown"] and "--data" in told["reason"]
+    assert load_findings(staged).study["data"]["pictures"] == told
     assert load_findings(noted).study["min_group"] == 5
 
 
@@ -869,9 +871,9 @@ def test_the_guard_looks_once_at_what_is_sent(published):
 def test_a_process_with_only_datasets_loads_every_config(hub, published, tmp_path):
     folder, _ = published
     seen = run_on_hub(hub, tmp_path, ONLY_DATASETS, "someone/findings", tmp_path)
-    assert seen["configs"] == list(SCHEMAS) and seen["modules"] == []
+    assert seen["configs"] == list(STAGED) and seen["modules"] == []
     assert seen["default"] == SCHEMAS["latents"].names
-    for config, schema in SCHEMAS.items():
+    for config, schema in STAGED.items():
         loaded = pq.read_table(tmp_path / f"{config}.parquet").replace_schema_metadata(None).cast(schema)
         assert loaded.equals(pq.read_table(folder / parquet_path(config)).cast(schema)), config
 

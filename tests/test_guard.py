@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import gzip
 import hashlib
+import io
 import json
 import logging
 import os
@@ -321,6 +322,15 @@ def configured(value: dict[str, Any]) -> Callable[[Path], None]:
         write_table(folder, "study", table_of("study", [{**ROWS["study"][0], "config": json.dumps(value)}]))
 
     return plant
+
+
+def shows_an_image(folder: Path) -> None:
+    """A picture as the stager writes them, where nobody asked for any."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16), "gray").save(buffer, "WEBP")
+    name = hashlib.sha256(buffer.getvalue()).hexdigest()[:32]
+    (folder / "pictures").mkdir()
+    (folder / "pictures" / f"{name}.webp").write_bytes(buffer.getvalue())
 
 
 def row_with(config: str, **values: Any) -> Callable[[Path], None]:
@@ -802,6 +812,7 @@ CANARIES = [
         "pixels",
     ),
     # rows per image, small groups, code
+    *(Canary(f"an image in {base}", base, shows_an_image, "pictures") for base in ("findings", "space")),
     Canary("ids as they are", "examples", row_with("examples", image="anyone", patient="anyone"), "keyed hashes"),
     Canary("VinDr's rows", "examples", lambda f: None, "per-image rows", context=replace(CONTEXT, datasets=("vindr",))),
     Canary(

@@ -206,7 +206,7 @@ def test_axe_finds_nothing_and_nothing_scrolls_sideways(look, server, width, dar
     assert found.violations_count == 0, found.generate_report()
     place, image = first_image(server)
     page.goto(f"{server.address}#/latent/{place['layer']}/{place['encoder']}/{image['latents'][0]}")
-    page.wait_for_selector("#images .thumbnail", timeout=60_000)
+    page.wait_for_selector("#pictures .thumbnail", timeout=60_000)
     assert page.evaluate("document.documentElement.scrollWidth") == width
     found = axe.run(page)
     assert found.violations_count == 0, found.generate_report()

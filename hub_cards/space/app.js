@@ -84,7 +84,7 @@
     document.getElementById("title").textContent = index.title;
     document.getElementById("nav-map").hidden = !index.studies.some((study) => Object.keys(study.maps ?? {}).length);
     document.getElementById("origin").textContent = `Findings: ${index.studies.map((study) => study.origin).join(" and ")}, `
-      + `${index.studies.map((study) => study.created).join(" and ")}. No image, no row of a single patient is in this page. Drawn by mammosae-plugin; research only, not a medical device.`;
+      + `${index.studies.map((study) => study.created).join(" and ")}. ${index.studies.some((study) => study.data.pictures?.shown) ? "Images of single patients are shown only of data whose owner allows it" : "No image, no row of a single patient is in this page"}. Drawn by mammosae-plugin; research only, not a medical device.`;
     window.addEventListener("hashchange", () => show(true));
     window.addEventListener("resize", () => mammosae.redraw?.());
     document.addEventListener("keydown", (event) => {

@@ -106,10 +106,5 @@ mammosae.around = (() => {
     return once.length > 0 && el("p", { id: "elsewhere-on-the-hub" }, "Elsewhere: ", once.flatMap(([name, url, text], i) => [i ? " · " : "", `${name} `, el("a", { href: url, rel: "noopener" }, text)]));
   };
 
-  // Pages without images say who can see them.
-  const noImages = () => el("section", { id: "pictures" }, el("h2", {}, "Where it fires"), el("p", { class: "missing" },
-    "No images here: these pages hold numbers of groups of patients alone. Who has the images and the study's folder sees this page with them, on that machine alone: ",
-    mammosae.copyable("mammosae view STUDY")));
-
-  return { details, histogram, neighbours, code, use, links, noImages };
+  return { details, histogram, neighbours, code, use, links };
 })();

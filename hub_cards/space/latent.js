@@ -225,6 +225,7 @@ mammosae.pages.latent = (() => {
     const names = table.names.get(latent) ?? [];
     const details = await mammosae.around.details(table, latent);
     const beside = details === null ? [] : mammosae.around.neighbours(table, details.neighbours);
+    const pictures = mammosae.gallery(study, table, latent);
     mammosae.add(root,
       neighbours(study, info, latent, table),
       el("h1", {}, `Latent ${latent}`),
@@ -237,7 +238,7 @@ mammosae.pages.latent = (() => {
         fact("Maximum", or(mammosae.hiddenMaximum(table, row), table.maximum[row], number), "largest activation in any test image"),
         fact("Mean", or(true, table.mean[row], number), "over all positions of all test images"),
         fact("Notes", count(notes.length), notes.length ? "by readers, at the end of the page" : "none yet")),
-      !mammosae.viewer && mammosae.around.noImages(),  // the viewer has the images
+      pictures,
       el("section", { id: "density" }, el("h2", {}, "How often it fires"),
         el("div", { class: "columns" },
           el("p", {}, density(table, row)),
@@ -250,6 +251,7 @@ mammosae.pages.latent = (() => {
     const others = await elsewhere(study, table, latent);
     mammosae.add(root, others && el("section", { id: "elsewhere" }, others),
       el("section", { id: "load" }, el("h2", {}, "Load this latent"), mammosae.around.use(study, info, latent), mammosae.around.links(study, info)));
+    if (!mammosae.viewer) await pictures.filled;  // images that are drawn meanwhile take longer
     return `Latent ${latent}, ${encoderName(info.encoder)}`;
   };
 })();

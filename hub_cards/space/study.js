@@ -55,6 +55,7 @@ mammosae.pages.study = (() => {
       el(level, {}, "Data"),
       Array.isArray(study.data.splits) ? wide(study.data.splits, "Images of each split") : null,
       Array.isArray(study.data.concepts) ? wide(study.data.concepts, `Images with each concept; ${study.data_kind === "phantom" ? "boxes are where the finding was drawn" : "boxes are the annotated ones"}`) : null,
+      !mammosae.viewer && el("p", {}, "Images: ", mammosae.toldPictures(study)),
       el(level, {}, "Models"),
       wide(study.models.map(({ name, ...row }) => row), "Encoders and classifiers"),
       el(level, {}, "Sparse autoencoder"),

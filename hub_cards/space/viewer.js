@@ -28,64 +28,12 @@ mammosae.viewer = (() => {
 
   // -- a latent's page: images of the study, and a form for notes that go into its folder
 
-  const KINDS = {
-    strongest: ["Strongest", "Where it fires most, one image of each patient."],
-    range: ["Over its range", "From weak to strong, at even steps of the images in which it fires: what else it fires on."],
-    healthy: ["Healthy", "Strongest among the images without any finding."],
-  };
-
-  const words = (row) => [`activation ${mammosae.number(row.activation)}`, `stronger than in ${Math.round(100 * row.quantile)} % of the images it fires in`,
-    ...Object.entries(row.classes).filter(([, label]) => label !== null).map(([concept, label]) => `${mammosae.conceptName(concept)} ${row.names[concept][label]}`)];
-
-  // One picture after the other, as large as the window: arrow keys turn, Escape closes.
-  const dialog = (rows, info, concept) => {
-    let at = 0;
-    const picture = el("img", { alt: "" });
-    const caption = el("p", { id: "picture-caption", "aria-live": "polite" });
-    const apart = el("a", { href: "#/image" }, "Take this image apart");
-    const turn = (by) => show((at + by + rows.length) % rows.length);
-    const box = el("dialog", { class: "picture", "aria-labelledby": "picture-caption", onclose: () => box.remove(), onclick: (event) => { if (event.target === box) box.close(); },
-      onkeydown: (event) => {
-        const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-        if (by) { event.preventDefault(); turn(by); }
-      } },
-    el("p", { class: "tools" }, el("button", { type: "button", "aria-label": "Previous picture", onclick: () => turn(-1) }, "←"), el("button", { type: "button", "aria-label": "Next picture", onclick: () => turn(1) }, "→"),
-      apart, el("button", { type: "button", id: "picture-close", onclick: () => box.close() }, "Close")), picture, caption);
-    const show = (place) => {
-      at = place;
-      const row = rows[at];
-      picture.src = row.whole;
-      picture.alt = caption.textContent = `${KINDS[row.kind][0]} ${row.rank} (${at + 1} of ${rows.length}): ${words(row).join(" · ")}`;
-      apart.href = mammosae.address(["image"], { layer: info.layer, encoder: info.encoder, concept, image: row.row });
-    };
-    apart.addEventListener("click", () => box.close());
-    return (place) => {
-      show(place);
-      document.body.append(box);
-      box.showModal();
-    };
-  };
-
-  const gallery = async (section, info, latent, concept) => {
-    try {
-      const { no_pictures: missing } = await about();
-      if (missing !== null) throw new Error(missing);
-      const rows = await api("examples", { layer: info.layer, encoder: info.encoder, latent });
-      section.lastChild.remove();
-      if (!rows.length) {
-        mammosae.add(section, el("p", { class: "missing" }, "It fires in no test image."));
-        return;
-      }
-      const open = dialog(rows, info, concept);
-      mammosae.add(section, el("p", { class: "small" }, "Round the place where it fires most, with the line at half of that; red: boxes that were marked. A click shows the whole image with the heat."),
-        Object.entries(KINDS).filter(([kind]) => rows.some((row) => row.kind === kind)).map(([kind, [title, text]]) => [el("h3", {}, title), el("p", { class: "small" }, text),
-          el("div", { class: "thumbnails" }, rows.map((row, i) => row.kind === kind && el("figure", { class: "thumbnail" },
-            el("button", { type: "button", onclick: () => open(i) }, el("img", { loading: "lazy", src: row.crop, alt: `${title} ${row.rank}: ${words(row).join(", ")}` })),
-            el("figcaption", {}, el("b", {}, mammosae.number(row.activation)), ` ${words(row).slice(2).join(", ")}`))))]));
-    } catch (error) {
-      section.lastChild.remove();
-      mammosae.add(section, el("p", { class: "missing" }, `No images here: ${error.message}.`));
-    }
+  mammosae.pictures = async ({ info }, latent) => {
+    const { no_pictures: missing } = await about();
+    if (missing !== null) throw new Error(missing);
+    const concept = mammosae.parse(location.hash).params.get("concept") ?? info.concepts[0].concept;
+    const rows = await api("examples", { layer: info.layer, encoder: info.encoder, latent });
+    return rows.map((row) => ({ ...row, apart: mammosae.address(["image"], { layer: info.layer, encoder: info.encoder, concept, image: row.row }) }));
   };
 
   const AUTHOR = "mammosae-author";
@@ -142,9 +90,6 @@ mammosae.viewer = (() => {
     const notes = root.querySelector("#notes");
     if (!info || !notes) return name;  // there is no such latent
     const [table, latent] = [await mammosae.table(info), Number(place.parts[2])];
-    const images = el("section", { id: "images" }, el("h2", {}, "Images"), el("p", { class: "status", role: "status" }, "Drawing images of the study …"));
-    root.querySelector("#density").before(images);
-    gallery(images, info, latent, place.params.get("concept") ?? info.concepts[0].concept);
     noteForm(notes, study, table, latent);
     return name;
   };

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mammosae_plugin.cli.common import Debug, clear_errors
-from mammosae_plugin.cli.publishing import Allow, MinGroup, Repo, Upload, publishes
+from mammosae_plugin.cli.publishing import Allow, DataOf, MinGroup, Repo, Upload, publishes
 
 if TYPE_CHECKING:
     from mammosae_plugin.hub.publishing import Publication
@@ -33,8 +33,14 @@ def publish_findings_command(
         typer.Option(help="Write what would go out here. Default: `findings` in STUDY.", show_default=False),
     ] = None,
     examples: Annotated[
-        bool, typer.Option("--examples", help="Add heatmaps of single images, under hashed ids.")
+        bool,
+        typer.Option(
+            "--examples",
+            help="Add heatmaps of single images, under hashed ids; with --data also pictures, of phantoms or data "
+            "whose owner allows it.",
+        ),
     ] = False,
+    data: DataOf = None,
     min_group: MinGroup = 5,
     data_licence: Annotated[
         str | None,
@@ -52,8 +58,8 @@ def publish_findings_command(
     """Publish what a study found as a dataset: which latents mean what, and readers' notes on them.
 
     Aggregates only: class means, scores, ranks and average precision of every latent, the interventions, the
-    reconstruction, the localization, and the study's configuration without paths. No image, no id, no row per patient;
-    statistics of small groups are left out. `datasets.load_dataset(REPO, "latents")` reads it.
+    reconstruction, the localization, and the study's configuration without paths. No id; without --examples no image
+    and no row per image; statistics of small groups are left out. `datasets.load_dataset(REPO, "latents")` reads it.
 
     By default nothing is sent: the folder is written, checked by the privacy guard, and what would go out is listed.
     """
@@ -65,6 +71,7 @@ def publish_findings_command(
         licence=licence,
         folder=folder,
         examples=examples,
+        images=data,
         min_group=min_group,
         data_licence=data_licence,
         key_file=key,

@@ -1,9 +1,9 @@
 """What the commands of `mammosae publish` have alike: their options, and that nothing is sent unless confirmed."""
 
 __all__ = [
-    "Allow", "Author", "Confirm", "Description", "FindingsRepo", "ForcePoor", "IdsOf", "Link", "MinGroup", "ModelRepo",
-    "Prepare", "Public", "publishes", "Replace", "Repo", "SAERepo", "SpaceRepo", "Tag", "TrainedOn", "Upload",
-    "WeightsLicence",
+    "Allow", "Author", "Confirm", "DataOf", "Description", "FindingsRepo", "ForcePoor", "IdsOf", "Link", "MinGroup",
+    "ModelRepo", "Prepare", "Public", "publishes", "Replace", "Repo", "SAERepo", "SpaceRepo", "Tag", "TrainedOn",
+    "Upload", "WeightsLicence",
 ]  # fmt: skip
 
 import functools
@@ -71,6 +71,14 @@ TrainedOn = Annotated[
 IdsOf = Annotated[
     Path | None,
     typer.Option("--study", help="The study whose ids of patients and images must not get out.", show_default=False),
+]
+DataOf = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="YAML",
+        help="With --examples: the study's YAML file, which says where the images lie that pictures are drawn of.",
+        show_default=False,
+    ),
 ]
 MinGroup = Annotated[int, typer.Option(min=1, help="Leave out statistics of fewer patients than this.")]
 Confirm = Annotated[

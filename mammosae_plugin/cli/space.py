@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mammosae_plugin.cli.publishing import MinGroup, Upload, publishes
+from mammosae_plugin.cli.publishing import DataOf, MinGroup, Upload, publishes
 
 if TYPE_CHECKING:
     from mammosae_plugin.hub.publishing import Publication
@@ -51,6 +51,15 @@ def publish_space_command(
         ),
     ] = None,
     min_group: MinGroup = 5,
+    examples: Annotated[
+        bool,
+        typer.Option(
+            "--examples",
+            help="Show pictures of single images, of phantoms or data whose owner allows it: those of the findings, or "
+            "of a study's folder those drawn from --data.",
+        ),
+    ] = False,
+    data: DataOf = None,
     *,
     upload: Upload,
 ) -> "Publication | None":
@@ -60,7 +69,7 @@ def publish_space_command(
     Without --confirm what would go out is printed and nothing is sent.
     """
     from mammosae_plugin.errors import InputError
-    from mammosae_plugin.hub.space import build_space, prepare_space, read_findings
+    from mammosae_plugin.hub.space import build_space, prepare_space, read_findings, read_for_pages
 
     if repo is None:
         if folder is None:
@@ -68,9 +77,9 @@ def publish_space_command(
         if upload.confirm:
             raise InputError("--confirm sends to the Hub, but no Space is named; add owner/name or leave it out")
         other = None if compare is None else read_findings(compare, min_group=min_group)
-        findings = read_findings(source, min_group=min_group)
-        page = build_space(findings, folder, compare=other, title=title, about=upload.about) / "index.html"
-        typer.echo(page)
+        with read_for_pages(source, min_group=min_group, examples=examples, images=data) as (findings, _):
+            pages = build_space(findings, folder, compare=other, title=title, about=upload.about, examples=examples)
+        typer.echo(pages / "index.html")
         return None
     return prepare_space(
         source,
@@ -79,6 +88,8 @@ def publish_space_command(
         folder=folder,
         title=title,
         min_group=min_group,
+        examples=examples,
+        images=data,
         about=upload.about,
         **upload.settings,
     )

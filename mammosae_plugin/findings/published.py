@@ -68,6 +68,9 @@ class Findings:
         neighbours: One row per layer, encoder, latent, kind and rank: which latents fire together with it, and whose
             directions are nearest.
         latent_map: One row per layer and latent that fires: its place on a map of the SAE's directions.
+        pictures: One row per layer, encoder, latent, kind and rank: an image in which it fires, whose drawings lie in
+            `pictures_folder` (docs/findings.md); None where no images may be shown, or none were asked for.
+        pictures_folder: Where the files lie that `pictures` names, below `pictures/`; None where there are none.
         repo_id: owner/name of the dataset on the Hub that they were read from; None for what lies on this machine.
         score_cards: Of a study on this machine whose SAEs were audited, their score cards by the layer's folder name.
     """
@@ -89,6 +92,8 @@ class Findings:
     histograms: pd.DataFrame | None = None
     neighbours: pd.DataFrame | None = None
     latent_map: pd.DataFrame | None = None
+    pictures: pd.DataFrame | None = None
+    pictures_folder: Path | None = None
     repo_id: str | None = None
     score_cards: Mapping[str, ScoreCard] = dataclasses.field(default_factory=dict)
 
@@ -110,7 +115,9 @@ class Findings:
             for config in CONFIGS
             if config not in OPTIONAL or (path / parquet_path(config)).exists()
         }
-        return dataclasses.replace(cls.of_tables(origin or path.resolve().name, tables), repo_id=repo_id)
+        found = cls.of_tables(origin or path.resolve().name, tables)
+        where = path if found.pictures is not None else None
+        return dataclasses.replace(found, repo_id=repo_id, pictures_folder=where)
 
     @classmethod
     def of_study(cls, study_folder: str | Path, *, min_group: int = 5) -> "Findings":
@@ -125,6 +132,18 @@ class Findings:
         study = StudyFolder(study_folder)
         found = cls.of_tables(study.folder.resolve().name, findings_tables(study, min_group=min_group))
         return dataclasses.replace(found, score_cards=study_cards(study.folder))
+
+    def with_pictures(self, table: pa.Table | None, told: Mapping[str, Any], folder: Path | None = None) -> "Findings":
+        """These with other pictures, or none.
+
+        Args:
+            table: The config `pictures`; None for none.
+            told: What the study's `data` says of them (docs/findings.md).
+            folder: Below which the files lie.
+        """
+        study = {**self.study, "data": {**self.study["data"], "pictures": dict(told)}}
+        pictures = None if table is None else _frame(table)
+        return dataclasses.replace(self, pictures=pictures, pictures_folder=folder, study=study)
 
     @classmethod
     def of_tables(cls, origin: str, tables: Mapping[str, pa.Table]) -> "Findings":

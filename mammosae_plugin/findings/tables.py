@@ -5,8 +5,9 @@ Whatever is a statistic of fewer patients than `min_group`, or gives one away, i
 """
 
 __all__ = [
-    "examples_table", "findings_tables", "Groups", "latents_table", "Row", "rows_table",
+    "class_1_latents", "examples_table", "findings_tables", "Groups", "latents_table", "Row", "rows_table",
     "separation_rows", "shared_named_latents", "shared_quality", "shared_role", "Tellable", "tellable", "ToldOf",
+    "with_told_pictures",
 ]  # fmt: skip
 
 import json
@@ -244,7 +245,7 @@ def examples_table(
                 hash_ids([str(one) for one in chosen[name]]) for name in ("image_id", "patient_id")
             )
             for concept in encoder.concepts:
-                best = _class_1_latents(layer, encoder.model, concept)[:top]
+                best = class_1_latents(layer, encoder.model, concept)[:top]
                 for row, image, patient in zip(images, image_hashes, patient_hashes, strict=True):
                     kept = set(table.map_latents(row).tolist())
                     latents = [latent for latent in best if latent in kept]
@@ -259,7 +260,7 @@ def examples_table(
     return pa.Table.from_pylist(rows, schema=SCHEMAS["examples"])
 
 
-def _class_1_latents(layer: LayerResults, model: str, concept: str) -> list[int]:
+def class_1_latents(layer: LayerResults, model: str, concept: str) -> list[int]:
     """The best latents of a concept's class 1, as the study ranked them."""
     wanted = (model, concept, 1)
     rows = layer.results["rankings"]
@@ -558,6 +559,13 @@ def shared_role(named: Row, min_group: int) -> Row:
     if "place" in kept and (kept.get("n_patients_boxed") or 0) < min_group:
         kept |= dict.fromkeys(name for name in ROLE_NUMBERS if name.startswith("place") or name == "n_patients_boxed")
     return kept | {"role": stated_role(kept)}
+
+
+def with_told_pictures(study: pa.Table, told: Mapping[str, Any]) -> pa.Table:
+    """The config `study`, whose `data` say whether there are pictures, and how many or why not."""
+    (row,) = study.to_pylist()
+    data = json.loads(row["data"]) | {"pictures": dict(told)}
+    return pa.Table.from_pylist([row | {"data": _json(data)}], schema=study.schema)
 
 
 def _json(value: Any) -> str:

@@ -28,6 +28,7 @@ from mammosae_plugin.schema.findings import CONFIGS, parquet_path
 
 if TYPE_CHECKING:
     from mammosae_plugin.findings.study_folder import StudyFolder
+    from mammosae_plugin.hub.pictures import Images
     from mammosae_plugin.privacy.context import PrivacyContext
 
 __all__ = [
@@ -56,6 +57,7 @@ def stage_findings(
     min_group: int = 5,
     data_licence: str | None = None,
     key_file: str | Path | None = None,
+    images: "Images | None" = None,
     about: About | None = None,
     allow: Sequence[str] = (),
 ) -> Path:
@@ -73,6 +75,8 @@ def stage_findings(
         data_licence: The licence, by name, under which rows per image of a restricted dataset may go out.
         key_file: The key that ids are hashed with; made when it does not exist. By default `publishing.key` in the
             study's folder. It is never published.
+        images: With `examples`: the study's images, a dataset or its YAML file; pictures of them are drawn where
+            their owner allows it.
         about: Authors, description and links for the card, and where the SAEs and classifiers are published; what the
             study's folder knows of that is linked by itself.
         allow: Texts that look private, and that a person has seen and lets out.
@@ -82,14 +86,15 @@ def stage_findings(
 
     Raises:
         InputError: No finished study, or a folder that holds something else.
-        PrivacyError: Examples of a restricted dataset without its licence, or anything else that may not get out.
+        PrivacyError: Examples of a restricted dataset without its licence, pictures of one, or anything else that may
+            not get out.
     """
     from mammosae_plugin.privacy.context import PrivacyContext
     from mammosae_plugin.privacy.guard import check_staged
 
     context = PrivacyContext.of_study(local_path(study_folder), min_group=min_group, licence=data_licence)
     about = (about or About()).with_record(study_folder)
-    context = dataclasses.replace(context, allowed=tuple(allow))
+    context = dataclasses.replace(context, allowed=tuple(allow), pictures=examples)
     with _staged(
         study_folder,
         local_path(folder),
@@ -97,7 +102,7 @@ def stage_findings(
         about,
         repo_id=repo_id,
         licence=licence,
-        examples=examples,
+        images=images,
         key_file=key_file,
     ) as staged:
         check_staged(staged, FINDINGS, context, repo_id=repo_id, related=about.names)
@@ -113,24 +118,31 @@ def _staged(
     *,
     repo_id: str | None,
     licence: str | None,
-    examples: bool,
+    images: "Images | None",
     key_file: str | Path | None,
 ) -> Iterator[Path]:
     """A dataset's folder beside `target`, for the guard to look at; it becomes `target` if no error is raised."""
     from mammosae_plugin.findings.study_folder import StudyFolder
-    from mammosae_plugin.findings.tables import examples_table, findings_tables
+    from mammosae_plugin.findings.tables import examples_table, findings_tables, with_told_pictures
     from mammosae_plugin.hub.cards import render_findings_card
+    from mammosae_plugin.hub.pictures import pictures_of
     from mammosae_plugin.privacy.guard import hash_ids, load_or_make_key
 
     study = StudyFolder(study_folder)
     _check_replaceable(target)
+    if images is not None and not context.pictures:
+        raise InputError("--data says where the images of pictures lie, which go out only with --examples; add it")
     tables = findings_tables(study, min_group=context.min_group, about=about)
-    if examples:
+    if context.pictures:
         key = load_or_make_key(key_file or study.folder / KEY_FILE)
         tables["examples"] = examples_table(study, lambda ids: hash_ids(ids, key), min_group=context.min_group)
     target.parent.mkdir(parents=True, exist_ok=True)
     with only_run(file=target), tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=target.parent) as temporary:
         staged = Path(temporary) / "findings"
+        pictures, told = pictures_of(study, context, images, staged)
+        if pictures is not None:
+            tables["pictures"] = pictures
+        tables["study"] = with_told_pictures(tables["study"], told)
         for config, table in tables.items():
             _write(staged / parquet_path(config), table)
         findings = Findings.of_tables(repo_id or study.results["title"], tables)
@@ -288,6 +300,7 @@ def prepare_findings(
     min_group: int = 5,
     data_licence: str | None = None,
     key_file: str | Path | None = None,
+    images: "Images | None" = None,
     allow: Sequence[str] = (),
     private: bool = True,
     tag: str | None = None,
@@ -307,6 +320,7 @@ def prepare_findings(
         min_group: As for `stage_findings`.
         data_licence: As for `stage_findings`.
         key_file: As for `stage_findings`.
+        images: As for `stage_findings`.
         allow: As for `stage_findings`.
         private: Whether a repository that is made is private.
         tag: A name for the published state, such as v1.
@@ -332,9 +346,9 @@ def prepare_findings(
     target = local_path(folder or local_path(study_folder) / STAGED_FOLDER)
     context = PrivacyContext.of_study(local_path(study_folder), min_group=min_group, licence=data_licence)
     about = (about or About()).with_record(study_folder)
-    context = dataclasses.replace(context, allowed=tuple(allow))
+    context = dataclasses.replace(context, allowed=tuple(allow), pictures=examples)
     with _staged(
-        study_folder, target, context, about, repo_id=repo_id, licence=licence, examples=examples, key_file=key_file
+        study_folder, target, context, about, repo_id=repo_id, licence=licence, images=images, key_file=key_file
     ) as staged:
         publication = prepare(
             staged,

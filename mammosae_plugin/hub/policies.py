@@ -19,6 +19,7 @@ from mammosae_plugin.privacy.policy import Entries, Policy
 from mammosae_plugin.privacy.reading import Opened
 from mammosae_plugin.provenance import PACKAGES
 from mammosae_plugin.schema.findings import COLUMNS, METRICS
+from mammosae_plugin.schema.pages import PICTURE_FILE
 from mammosae_plugin.schema.results import ROLE_NUMBERS
 from mammosae_plugin.schema.score_card import FIELDS as SCORE_CARD_FIELDS
 from mammosae_plugin.schema.score_card import SCORE_CARD
@@ -91,6 +92,7 @@ _DATA = (
     *("boxes", "n_mended_boxes", "n_inverted_boxes", "n_dropped_boxes"),
     *("n_images", "n_patients", "n_rows", "n_units", "n_positive", "n_missing", "n_boxes"),
     *("vocabulary", "name", "kind", "classes", "masks"),
+    *("pictures", "shown", "reason", "n_latents", "n_pictures", "most", "bytes"),
 )
 _MODELS = (
     *("layer", "encoder", "name", "concept", "architecture", "kind", "hook_name", "grid", "d_in", "readout"),
@@ -278,7 +280,7 @@ MODEL = Policy(
 )
 FINDINGS = Policy(
     "findings",
-    re.compile(rf"README\.md|{_FIGURE}|(?:{'|'.join(COLUMNS)})/train-00000-of-00001\.parquet"),
+    re.compile(rf"README\.md|{_FIGURE}|{PICTURE_FILE}|(?:{'|'.join(COLUMNS)})/train-00000-of-00001\.parquet"),
     entries={
         **_OF_CARDS,
         "study config": lambda: Entries(_settings_of_study(), named={"classifiers": 1, "outputs": 1, "covariates": 1}),
@@ -292,7 +294,7 @@ FINDINGS = Policy(
 )
 SPACE = Policy(
     "space",
-    re.compile(r"README\.md|index\.html|[A-Za-z0-9][\w-]*\.(?:css|js)|data/[A-Za-z0-9][\w.-]*\.js"),
+    re.compile(r"README\.md|index\.html|[A-Za-z0-9][\w-]*\.(?:css|js)|data/[A-Za-z0-9][\w.-]*\.js|" + PICTURE_FILE),
     entries=_OF_CARDS,
     pages=files("mammosae_plugin.hub_cards") / "space",
 )

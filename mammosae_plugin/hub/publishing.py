@@ -40,6 +40,7 @@ from mammosae_plugin.hub.card_parts import join_cards
 from mammosae_plugin.hub.scratch import Scratch
 from mammosae_plugin.hub_cache import FileHash
 from mammosae_plugin.hub_requests import REPOSITORY, HubError, ask
+from mammosae_plugin.schema.pages import PICTURE_FILE
 
 if TYPE_CHECKING:
     from mammosae_plugin.privacy.context import PrivacyContext
@@ -56,8 +57,8 @@ _TAG = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")
 _REMOVED: Mapping[str, re.Pattern[str]] = {
     "sae": re.compile(r"(?!)"),  # a repository may hold SAEs of several uploads
     "model": re.compile(r"(?!)"),  # and classifiers
-    "findings": re.compile(r"\w+/train-\d{5}-of-\d{5}\.parquet|figures/[^/]+\.png"),
-    "space": re.compile(r"data/[^/]+\.js"),
+    "findings": re.compile(r"\w+/train-\d{5}-of-\d{5}\.parquet|figures/[^/]+\.png|" + PICTURE_FILE),
+    "space": re.compile(r"data/[^/]+\.js|" + PICTURE_FILE),
 }
 """Of the files that are there, those that went out with an earlier upload of the same kind."""
 _CARD, _LONGEST_COMPLAINT = "README.md", 200

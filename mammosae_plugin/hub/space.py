@@ -7,7 +7,7 @@ page.
 
 __all__ = [
     "build_space", "DATA_FOLDER", "FORMAT_VERSION", "INDEX", "PAGES", "prepare_space", "publish_space", "read_findings",
-    "Row",
+    "read_for_pages", "Row",
 ]  # fmt: skip
 
 import dataclasses
@@ -15,6 +15,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from itertools import chain
 from pathlib import Path
@@ -41,7 +42,7 @@ from mammosae_plugin.hub.publishing import (
     recorder,
 )
 from mammosae_plugin.hub.scratch import Scratch
-from mammosae_plugin.hub.space_details import Row, details_of, maps_of, rows_of, values_of
+from mammosae_plugin.hub.space_details import Row, details_of, maps_of, pictures_in, rows_of, values_of
 from mammosae_plugin.locks import only_run
 from mammosae_plugin.own_files import replace_folder
 from mammosae_plugin.progress import progress
@@ -50,6 +51,7 @@ from mammosae_plugin.schema.libraries import libraries_used
 from mammosae_plugin.schema.results import role_evidence, stated_role
 
 if TYPE_CHECKING:
+    from mammosae_plugin.hub.pictures import Images
     from mammosae_plugin.privacy.context import PrivacyContext
 
 logger = logging.getLogger(__name__)
@@ -57,7 +59,7 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 PAGES = (
     *("index.html", "style.css", "core.js", "charts.js", "download.js", "columns.js", "table.js"),
-    *("notes.js", "around.js", "latent.js", "map.js", "compare.js", "study.js", "app.js"),
+    *("pictures.js", "notes.js", "around.js", "latent.js", "map.js", "compare.js", "study.js", "app.js"),
 )
 DATA_FOLDER = "data"
 INDEX = "index"
@@ -92,11 +94,12 @@ def build_space(
     title: str | None = None,
     about: About | None = None,
     citations: Sequence[str] = (),
+    examples: bool = False,
 ) -> Path:
     """Write a Space that shows findings.
 
     `index.html` in the folder can be opened as it is. Every number is the findings' own; nothing is rounded, and what
-    they lack, because it was suppressed or not measured, stays missing. Heatmaps of single images (`examples`) are not
+    they lack, because it was suppressed or not measured, stays missing. The heatmaps of the config `examples` are not
     written.
 
     Args:
@@ -106,16 +109,18 @@ def build_space(
         title: What the page is called; the study's title when None.
         about: Authors, description, links, and repositories of the same study.
         citations: How to cite the data, where this package does not know it itself.
+        examples: Whether to show the pictures of single images that the findings hold.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: The folder holds something else, or the findings hold no latent.
+        InputError: The folder holds something else, or the findings hold no latent, or not the pictures to be shown.
     """
     target = local_path(folder)
     _check_replaceable(target)
     studies = [findings] if compare is None else [findings, compare]
+    studies = [_told(one, examples=examples and (one is findings or one.pictures is not None)) for one in studies]
     about = _of_findings(about or About(), findings)
     target.parent.mkdir(parents=True, exist_ok=True)
     with only_run(file=target), tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=target.parent) as temporary:
@@ -143,11 +148,23 @@ def _write_space(studies: list[Findings], folder: Path, title: str, about: About
         shown = {"total": n_files, "description": "write the Space", "unit": "file", "to": folder}
         for file, table in progress(tables, delay=2, leave=False, **shown):
             _write_data(folder, file, table)
+        if study.pictures is not None:
+            from mammosae_plugin.hub.pictures import copy_pictures
+
+            copy_pictures(study, folder)
     _write_data(folder, INDEX, index)
     pages = resources.files("mammosae_plugin.hub_cards") / "space"
     for name in PAGES:
         write_text(folder / name, (pages / name).read_text(encoding="utf-8"))
     write_text(folder / "README.md", _readme(index, studies, about, citations))
+
+
+def _told(findings: Findings, *, examples: bool) -> Findings:
+    if not examples and findings.pictures is None:
+        return findings
+    from mammosae_plugin.hub.pictures import told_pictures
+
+    return told_pictures(findings, examples=examples)
 
 
 def _of_findings(about: About, findings: Findings) -> About:
@@ -186,6 +203,7 @@ def _study(findings: Findings, number: int, origin: str) -> tuple[Row, Iterator[
     known = {} if findings.evidence is None else dict(iter(findings.evidence.groupby(["layer", "model", "concept"])))
     evidence: dict[str, pd.DataFrame] = {}
     pages: dict[str, list[tuple[int, Row]]] = {}
+    pictures: dict[str, list[tuple[int, Row]]] = {}
     for place, latents in findings.latents.groupby(["layer", "encoder"], sort=False):
         layer, encoder = (str(part) for part in place)
         name = f"{'ab'[number]}{len(tables)}"
@@ -201,6 +219,7 @@ def _study(findings: Findings, number: int, origin: str) -> tuple[Row, Iterator[
                     concepts[-1]["evidence"] = True
         model = models[layer, encoder]
         pages[name] = list(details_of(findings, layer, encoder))
+        pictures[name] = list(pictures_in(findings, layer, encoder))
         tables.append(
             {
                 "study": number,
@@ -213,6 +232,7 @@ def _study(findings: Findings, number: int, origin: str) -> tuple[Row, Iterator[
                 "file": name,
                 "concepts": concepts,
                 "details": [chunk for chunk, _ in pages[name]],
+                "pictures": None if findings.pictures is None else [chunk for chunk, _ in pictures[name]],
             }
         )
     entry = {
@@ -236,7 +256,12 @@ def _study(findings: Findings, number: int, origin: str) -> tuple[Row, Iterator[
     for layer, (about, _) in maps.items():
         entry["maps"][layer] = {"file": f"{'ab'[number]}m{len(entry['maps'])}", **about}
     places = ((entry["maps"][layer]["file"], table) for layer, (_, table) in maps.items())
-    details = ((f"d{name}-{chunk}", table) for name, chunks in pages.items() for chunk, table in chunks)
+    details = (
+        (f"{kind}{name}-{chunk}", table)
+        for kind, found in (("d", pages), ("p", pictures))
+        for name, chunks in found.items()
+        for chunk, table in chunks
+    )
     return entry, chain(_tables(frames, evidence), places, details)
 
 
@@ -317,6 +342,7 @@ def _readme(index: Row, studies: list[Findings], about: About, citations: Sequen
         ),
         "citations": list(citations),
         "about": about.facts(without="space"),
+        "pictures": any(study.pictures is not None for study in studies),
     }
     return render_space_readme(facts)
 
@@ -333,6 +359,8 @@ def prepare_space(
     folder: str | Path | None = None,
     title: str | None = None,
     min_group: int = 5,
+    examples: bool = False,
+    images: "Images | None" = None,
     private: bool = True,
     tag: str | None = None,
     replace: bool = False,
@@ -351,6 +379,9 @@ def prepare_space(
         folder: Where to build; by default a folder that is removed afterwards.
         title: What the page is called; when None as it was called when it is replaced, else the study's title.
         min_group: Statistics of fewer patients than this must be missing; in a study's folder they are made so.
+        examples: Whether to show pictures of single images: those that the findings hold, or of a study's folder those
+            that are drawn of `images`.
+        images: The images of the study's folder: a dataset, or the study's YAML file, which says where they lie.
         private: Whether a Space that is made is private.
         tag: A name for the published state, such as v1.
         replace: Overwrite what the Space holds otherwise. Of its README, what people wrote stays.
@@ -369,38 +400,46 @@ def prepare_space(
     """
     from mammosae_plugin.hub.quality import flaws_of, refuse_poor
 
-    sources = [source] if compare is None else [source, compare]
-    read = [_read(one, min_group) for one in sources]
-    refuse_poor((flaw for one, _ in read for flaw in flaws_of(one.study["sae"])), force_poor=force_poor)
-    study = None if isinstance(source, Findings) or not is_study_folder(source) else source
-    about = about or About()
-    if study is not None:
-        about = about.with_record(study)
-    about = _of_findings(about, read[0][0])
-    scratch = Scratch("space") if folder is None else None
-    with kept_until_staged(scratch) as hand_over:
-        building = scratch.folder / "space" if scratch is not None else local_path(folder)  # type: ignore[arg-type]
-        if title is None and replace:
-            title = _title_there(repo_id, token)
-        context = _joined([context for _, context in read], min_group)
-        other = read[1][0] if compare is not None else None
-        build_space(read[0][0], building, compare=other, title=title, about=about, citations=context.citations)
-        publication = prepare(
-            building,
-            repo_id,
-            kind="space",
-            contents="space",
-            context=dataclasses.replace(context, allowed=tuple(allow)),
-            tag=tag,
-            private=private,
-            replace=replace,
-            message="Publish a Space with mammosae",
-            space_sdk="static",
-            token=token,
-            related=_distinct([*about.names, *(one.repo_id for one, _ in read)]),
-            on_sent=recorder(study, "space") if study is not None else None,
-        )
-        return hand_over(publication)
+    with read_for_pages(source, min_group=min_group, examples=examples, images=images) as main:
+        read = [main] if compare is None else [main, _read(compare, min_group)]
+        refuse_poor((flaw for one, _ in read for flaw in flaws_of(one.study["sae"])), force_poor=force_poor)
+        study = None if isinstance(source, Findings) or not is_study_folder(source) else source
+        about = about or About()
+        if study is not None:
+            about = about.with_record(study)
+        about = _of_findings(about, read[0][0])
+        scratch = Scratch("space") if folder is None else None
+        with kept_until_staged(scratch) as hand_over:
+            building = scratch.folder / "space" if scratch is not None else local_path(folder)  # type: ignore[arg-type]
+            if title is None and replace:
+                title = _title_there(repo_id, token)
+            context = _joined([context for _, context in read], min_group)
+            other = read[1][0] if compare is not None else None
+            build_space(
+                read[0][0],
+                building,
+                compare=other,
+                title=title,
+                about=about,
+                citations=context.citations,
+                examples=examples,
+            )
+            publication = prepare(
+                building,
+                repo_id,
+                kind="space",
+                contents="space",
+                context=dataclasses.replace(context, allowed=tuple(allow), pictures=examples),
+                tag=tag,
+                private=private,
+                replace=replace,
+                message="Publish a Space with mammosae",
+                space_sdk="static",
+                token=token,
+                related=_distinct([*about.names, *(one.repo_id for one, _ in read)]),
+                on_sent=recorder(study, "space") if study is not None else None,
+            )
+            return hand_over(publication)
 
 
 publish_space = publishing(prepare_space)
@@ -432,9 +471,51 @@ def read_findings(source: Findings | str | Path, *, min_group: int = 5) -> Findi
     return load_findings(source, min_group=min_group)
 
 
+@contextmanager
+def read_for_pages(
+    source: Findings | str | Path, *, min_group: int = 5, examples: bool = False, images: "Images | None" = None
+) -> "Iterator[tuple[Findings, PrivacyContext]]":
+    """Findings, and what must not get out with them; pictures that are drawn are there for as long as the block lasts.
+
+    Args:
+        source: As for `prepare_space`.
+        min_group: Likewise.
+        examples: Likewise.
+        images: Likewise.
+
+    Raises:
+        InputError: As `load_findings`; images of what is no study's folder, or that are not asked for; none given.
+        PrivacyError: Pictures may not leave.
+    """
+    if images is not None and not examples:
+        raise InputError("--data says where the images of pictures lie, which are shown only with --examples; add it")
+    if images is not None and (isinstance(source, Findings) or not is_study_folder(source)):
+        raise InputError("--data is for a study's folder; findings that were staged or published hold their pictures")
+    findings, context = _read(source, min_group)
+    context = dataclasses.replace(context, pictures=examples)
+    if examples and (why_not := context.why_no_pictures) is not None:
+        from mammosae_plugin.privacy.context import PrivacyError
+
+        raise PrivacyError(f"no pictures of {findings.origin} can go out: {why_not}. Nothing was written or sent")
+    if isinstance(source, Findings) or not is_study_folder(source):
+        yield findings, context
+        return
+    from mammosae_plugin.findings.study_folder import StudyFolder
+    from mammosae_plugin.hub.pictures import pictures_of
+
+    scratch = Scratch("pictures")
+    try:
+        table, told = pictures_of(StudyFolder(source), context, images, scratch.folder)
+        yield findings.with_pictures(table, told, scratch.folder if table is not None else None), context
+    finally:
+        scratch.remove()
+
+
 def _read(source: Findings | str | Path, min_group: int) -> "tuple[Findings, PrivacyContext]":
     """Findings, and what must not get out with them: of a study's folder the ids of its patients and images too."""
+    from mammosae_plugin.datasets.about import KNOWN, DatasetAbout
     from mammosae_plugin.privacy.context import PrivacyContext
+    from mammosae_plugin.privacy.pictures import is_permitted
 
     findings = read_findings(source, min_group=min_group)
     if not isinstance(source, Findings) and is_study_folder(source):
@@ -444,8 +525,11 @@ def _read(source: Findings | str | Path, min_group: int) -> "tuple[Findings, Pri
         "an id, a name or a date alone. Read the notes before you publish them",
         findings.repo_id or "these findings",
     )
-    concepts = frozenset(findings.study["concepts"])
-    return findings, PrivacyContext(datasets=(findings.study["data_kind"],), min_group=min_group, concepts=concepts)
+    concepts, name = frozenset(findings.study["concepts"]), str(findings.study["data_kind"])
+    about: tuple[DatasetAbout, ...] = ()
+    if name.lower() not in KNOWN and is_permitted(findings.study["data"]):  # as was decided where its terms are known
+        about = (DatasetAbout(name, name, restricted=False),)
+    return findings, PrivacyContext(datasets=(name,), min_group=min_group, about=about, concepts=concepts)
 
 
 def _joined(contexts: "Sequence[PrivacyContext]", min_group: int) -> "PrivacyContext":

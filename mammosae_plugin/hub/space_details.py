@@ -1,6 +1,6 @@
-"""What a Space holds of single latents beside their row in its tables: histograms, latents beside it, and maps."""
+"""What a Space holds of single latents beside their row in its tables: histograms, neighbours, maps, pictures."""
 
-__all__ = ["CHUNK", "details_of", "maps_of", "Row", "rows_of", "values_of"]
+__all__ = ["CHUNK", "details_of", "maps_of", "pictures_in", "Row", "rows_of", "values_of"]
 
 import math
 from collections.abc import Iterable, Iterator
@@ -20,6 +20,7 @@ CHUNK = 256
 
 _COUNTED = ("concept", "class", "n_images", "n_silent", "n")
 _BESIDE = ("neighbour", "value", "chance", "n")
+_PICTURE = ("kind", "rank", "activation", "quantile", "classes", "boxes", "whole", "crop")
 
 
 def details_of(findings: Findings, layer: str, encoder: str) -> Iterator[tuple[int, Row]]:
@@ -64,6 +65,25 @@ def maps_of(findings: Findings) -> dict[str, tuple[Row, Row]]:
         )
         for layer, own in findings.latent_map.groupby("layer", sort=False)
     }
+
+
+def pictures_in(findings: Findings, layer: str, encoder: str) -> Iterator[tuple[int, Row]]:
+    """The pictures of one table, as `details_of`: of each latent a list of its rows in their order."""
+    chunks: dict[int, Row] = {}
+    for latent, rows in _by_latent(findings.pictures, layer, encoder, _PICTURE):
+        own = [row | {name: _plain_rows(row[name]) for name in ("classes", "boxes")} for row in rows]
+        for row in own:
+            del row["latent"]
+        chunks.setdefault(latent // CHUNK, {"latents": []})["latents"].append({"latent": latent, "pictures": own})
+    yield from chunks.items()
+
+
+def _plain_rows(values: Any) -> list[Any]:
+    """What a cell of lists or structs holds, as JSON values."""
+    return [
+        {name: _plain(item) for name, item in one.items()} if isinstance(one, dict) else [float(item) for item in one]
+        for one in values
+    ]
 
 
 def _by_latent(

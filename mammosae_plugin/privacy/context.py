@@ -36,6 +36,7 @@ class PrivacyContext:
         allowed: texts that look private, and that a person has seen and lets out.
         about: what datasets say of themselves, where that is known beyond their names.
         concepts: names of the concepts in the data: their words are ordinary ones, and nobody's name.
+        pictures: whether whoever publishes asked for pictures of single images to go out.
     """
 
     private_values: frozenset[str] = field(default=frozenset(), repr=False)
@@ -45,6 +46,7 @@ class PrivacyContext:
     allowed: tuple[str, ...] = ()
     about: tuple[DatasetAbout, ...] = ()
     concepts: frozenset[str] = frozenset()
+    pictures: bool = False
 
     def __post_init__(self) -> None:
         if self.min_group < 1:
@@ -57,9 +59,26 @@ class PrivacyContext:
     @property
     def restricted(self) -> tuple[DatasetAbout, ...]:
         """Of the datasets those whose rows per image may not be passed on, or only under a licence."""
+        return tuple(one for one in self._named.values() if one is not None and one.restricted)
+
+    @property
+    def _named(self) -> dict[str, DatasetAbout | None]:
         known = KNOWN | {one.name: one for one in self.about}
-        named = {name.lower(): known.get(name.lower()) for name in self.datasets}
-        return tuple(one for one in named.values() if one is not None and one.restricted)
+        return {name.lower(): known.get(name.lower()) for name in self.datasets}
+
+    @property
+    def why_no_pictures(self) -> str | None:
+        """Why pictures of single images may not leave, in a clause; None where they may.
+
+        This alone decides it, for whoever draws them and for the guard: by what the datasets say of themselves, which
+        no licence that somebody names overrides, and by whether they were asked for.
+        """
+        if self.restricted:
+            one = self.restricted[0]
+            return f"images of {one.title} may not be passed on: {one.why or 'its owner has not allowed that'}"
+        if not self._named or None in self._named.values():
+            return "whose images they are is not known here"
+        return None if self.pictures else "pictures were not asked for (--examples)"
 
     @property
     def citations(self) -> list[str]:

@@ -82,14 +82,17 @@ class Opened:
     def searched(self) -> Buffer:
         """The bytes where an id could stand: all but the columns of decimals and short numbers of a Space's data.
 
-        No id is found in a decimal, nor is one as short as a whole number there; longer numbers stay.
+        No id is found in a decimal, nor is one as short as a whole number there; longer numbers stay. Coded pixels hold
+        any short id by chance: of pictures, the rule about them asks that there is nothing else.
         """
+        if self.suffix == ".webp":
+            return b""
         return _NO_IDS.sub(b" ", self.data) if self.suffix == ".js" else self.data
 
     @cached_property
     def text(self) -> str:
         """The text of a text file; empty for others and for what is no UTF-8."""
-        if self.suffix in (".png", ".parquet", ".safetensors"):
+        if self.suffix in (".png", ".webp", ".parquet", ".safetensors"):
             return ""
         try:
             text = bytes(self.data).decode("utf-8")

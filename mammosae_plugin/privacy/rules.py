@@ -24,6 +24,7 @@ from mammosae_plugin.privacy.context import PrivacyContext
 from mammosae_plugin.privacy.machine import live_secrets, names_of_this_machine, ordinary_words
 from mammosae_plugin.privacy.metadata import are_labels
 from mammosae_plugin.privacy.numbers import lists_numbers, too_many_numbers
+from mammosae_plugin.privacy.pictures import problems_of_pictures
 from mammosae_plugin.privacy.policy import Policy
 from mammosae_plugin.privacy.reading import ARROW_SCHEMA, Opened, Passage
 from mammosae_plugin.privacy.search import Needles, readings
@@ -46,19 +47,8 @@ _IMAGE_KEYS = frozenset(
         *("patient", "patientid", "patientids", "image", "imageid", "imageids", "imagepath", "imagepaths", "studyid"),
         *("studyinstanceuid", "seriesid", "seriesinstanceuid", "sopinstanceuid", "accession", "accessionnumber", "mrn"),
         *("cwd", "argv", "commandline", "user", "username", "login", "host", "hostname", "nodename", "machine", "home"),
-        *(
-            "email",
-            "phone",
-            "address",
-            "token",
-            "password",
-            "secret",
-            "apikey",
-            "birthdate",
-            "dateofbirth",
-            "age",
-            "sex",
-        ),
+        *("email", "phone", "address", "token", "password", "secret", "apikey"),
+        *("birthdate", "dateofbirth", "age", "sex"),
         *("pixels", "thumbnail", "heatmap", "dicom", "exif", "institution", "hospital", "radiologist", "operator"),
     }
 )
@@ -202,6 +192,11 @@ def _figures(staged: Staged) -> Iterator[Problem]:
             yield Problem(file.path, "Figure 3 shows heatmaps over mammograms; leave it out")
         elif sha256_of_file(file.file) not in DRAWN_HERE:
             yield Problem(file.path, "the image was not drawn by this package; leave it out")
+
+
+def _pictures(staged: Staged) -> Iterator[Problem]:
+    for path, message in problems_of_pictures(staged.files, staged.context.why_no_pictures, DRAWN_HERE):
+        yield Problem(path, message)
 
 
 # -- rules: tables, tensors, JSON --------------------------------------------------------------------------------------
@@ -567,6 +562,7 @@ RULES: tuple[Rule, ...] = (
     Rule("file names", "only files that belong into such an upload", _file_names),
     Rule("formats", "a file is what its ending says, and nothing stands behind or between", _formats),
     Rule("figures", "images are those that the stager drew, or re-encoded from a study's own", _figures),
+    Rule("pictures", "images of patients only where their owner allows it and they were asked for", _pictures),
     Rule("columns", "only the columns that are declared, of their kind", _columns),
     Rule(
         "table metadata", "tables have no metadata: indexes, attributes and schemas of pandas stay", _parquet_metadata

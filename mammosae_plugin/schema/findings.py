@@ -20,7 +20,7 @@ import pyarrow as pa
 from mammosae_plugin.schema.columns import Column, Privacy, leaves
 from mammosae_plugin.schema.explained import EXPLAINED
 from mammosae_plugin.schema.names_of_latents import KEPT_NAMES, NAMES
-from mammosae_plugin.schema.pages import HISTOGRAMS, KEPT_HISTOGRAMS, KEPT_SIGNS, LATENT_MAP, NEIGHBOURS
+from mammosae_plugin.schema.pages import HISTOGRAMS, KEPT_HISTOGRAMS, KEPT_SIGNS, LATENT_MAP, NEIGHBOURS, PICTURES
 from mammosae_plugin.schema.pairs import PAIRS
 from mammosae_plugin.schema.repairs import REPAIR_COLUMNS
 
@@ -358,6 +358,7 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
     "histograms": HISTOGRAMS,
     "neighbours": NEIGHBOURS,
     "latent_map": LATENT_MAP,
+    "pictures": PICTURES,
     "study": (
         Column("format_version", _WHOLE, "of this layout"),
         Column("title", _TEXT, "the study's title"),
@@ -370,7 +371,12 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column(
             "provenance", _TEXT, "JSON: versions, checksums of checkpoints, the dataset's fingerprint", is_json=True
         ),
-        Column("data", _TEXT, "JSON: images and patients by split, and the unit that is counted", is_json=True),
+        Column(
+            "data",
+            _TEXT,
+            "JSON: images and patients by split, the unit that is counted, and whether pictures may be shown",
+            is_json=True,
+        ),
         Column("models", _TEXT, "JSON: classifiers, and where they are published", is_json=True),
         Column(
             "sae",
@@ -529,7 +535,7 @@ LAYERS: Mapping[str, tuple[Column, ...]] = {
 CONFIGS = tuple(COLUMNS)
 OPTIONAL = (
     *("evidence", "examples", "groups", "histograms", "latent_map", "lesions", "names", "neighbours"),
-    "views",
+    *("pictures", "views"),
 )
 """Configs that not every study has: of those that ask for it, and of those of this version on."""
 SCHEMAS, KEPT_SCHEMAS, LAYER_SCHEMAS = (

@@ -1,7 +1,8 @@
-"""The configs of findings that pages are made of: histograms of activations, neighbours, a map of latents."""
+"""The configs of findings that pages are made of: histograms, neighbours, a map of latents, pictures."""
 
 __all__ = [
     "HISTOGRAMS", "KEPT_HISTOGRAMS", "KEPT_PAGES", "KEPT_SIGNS", "LATENT_MAP", "N_BINS", "NEIGHBOURS", "PAGE_SCHEMAS",
+    "PICTURE_FILE", "PICTURES", "PICTURES_FOLDER",
 ]  # fmt: skip
 
 import pyarrow as pa
@@ -50,6 +51,33 @@ LATENT_MAP = (
     _LATENT,
     Column("x", _REAL, "place on the map of the SAE's directions"),
     Column("y", _REAL, "place on the map of the SAE's directions"),
+)
+PICTURES_FOLDER = "pictures"
+PICTURE_FILE = rf"{PICTURES_FOLDER}/[0-9a-f]{{32}}\.webp"
+"""The name of a picture: the first digits of the SHA-256 of its own bytes, which say nothing of whose it is."""
+PICTURES = (
+    _LAYER,
+    _ENCODER,
+    _LATENT,
+    Column("kind", _TEXT, "strongest; range: over the range of its activation; healthy: strongest without any finding"),
+    Column("rank", _WHOLE, "its place among those of its kind, from 1"),
+    Column("activation", _REAL, "the latent's maximum over the positions of the image", "the SAE's", "image"),
+    Column("quantile", _REAL, "share of the test images in which it fires that fire no more", "0 to 1", "image"),
+    Column(
+        *("classes", pa.null(), "classes of the image: the fields below"),
+        fields=(
+            Column("concept", _TEXT, "the finding"),
+            Column("class", _WHOLE, "the image's class; nothing where its label is missing", privacy="image"),
+        ),
+        longest=64,
+    ),
+    Column(
+        *("boxes", pa.list_(pa.list_(_REAL)), "annotated boxes of the findings, xyxy"),
+        *("pixels of the network's input", "image"),
+        longest=64,
+    ),
+    Column("whole", _TEXT, "the file of the whole image, with what the latent fires on and the boxes"),
+    Column("crop", _TEXT, "the file of a square round the latent's peak; nothing where no place is known"),
 )
 
 

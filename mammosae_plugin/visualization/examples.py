@@ -17,6 +17,7 @@ from mammosae_plugin.visualization.style import HEATMAP_COLORS, PREDICTED_BOX, T
 _OPACITY = 0.6
 _OUTLINED = 0.5  # share of the map's largest value round which the outline runs
 _LINES = 240  # times that a line fits into the longest side
+_THINNEST = 2  # pixels of a line: thinner ones lose their colour where a file keeps colours at half the resolution
 _LEAST_CELLS = 4  # of the map's grid, on a side of the crop
 
 
@@ -122,7 +123,7 @@ def _drawn(
     scale = min(1.0, longest / max(right - left, bottom - top))
     size = (max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale)))
     drawn = gray.resize(size, Image.Resampling.LANCZOS, box=frame).convert("RGB")
-    width = max(1, round(max(size) / _LINES))
+    width = max(_THINNEST, round(max(size) / _LINES))
     if values is not None:
         h, w = values.shape
         part = (left * w / gray.width, top * h / gray.height, right * w / gray.width, bottom * h / gray.height)
