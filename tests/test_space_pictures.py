@@ -31,7 +31,7 @@ from mammosae_plugin.schema.findings import SCHEMAS, parquet_path
 from mammosae_plugin.visualization import latent_pictures
 from mammosae_plugin.visualization.latent_pictures import draw_pictures
 
-MOST = 5
+MOST = 3
 SETTINGS = {"licence": "cc-by-4.0", "min_group": 2, "repo_id": "someone/findings"}
 
 
@@ -349,7 +349,7 @@ from mammosae_plugin.hub import load_findings, publish_findings, publish_space
 from mammosae_plugin.visualization import latent_pictures
 
 study, yaml, folder = sys.argv[1:]
-latent_pictures.MOST_LATENTS = 2
+latent_pictures.MOST_LATENTS = 1
 settings = {"licence": "mit", "folder": folder + "/findings", "key_file": folder + "/key", "min_group": 2}
 publish_findings(study, "someone/findings", **settings, examples=True, images=yaml)
 loaded = load_findings("someone/findings")

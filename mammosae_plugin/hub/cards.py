@@ -277,9 +277,10 @@ def render_space_readme(facts: Facts) -> str:
         datasets=list(known["datasets"]) or None,
         models=list(known.get("models") or ()) or None,
     )
+    unsaid = {"about": _NOTHING_SAID, "libraries": [], "citations": [], "pictures": False}
     text = _render(
         "space.md.j2",
-        **{"about": _NOTHING_SAID, "libraries": [], "citations": [], **known, "title": _line(known["title"])},
+        **{**unsaid, **known, "title": _line(known["title"])},
         all_datasets=kinds,
         data_citations=known.get("citations") or [],
     )
