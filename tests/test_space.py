@@ -729,7 +729,7 @@ def test_notes_are_shown_with_who_wrote_them_and_when(look, space):
 
 def test_names_stand_beside_their_scores_in_the_table_and_on_the_page(look, tmp_path):
     findings = synthetic_findings(d_sae=24, layers=("final",))
-    first = {"layer": "final", "encoder": "pretrained", "method": "labels", "name": "clip <b>", "score": 0.95,
+    first = {"layer": "final", "encoder": "pretrained", "method": "labels", "name": "metal_clip <b>", "score": 0.95,
              "low": 0.76, "high": 0.99, "chance": 0.25, "q": 0.0001, "n": 20, "check_auroc": 0.875, "check_low": 0.8,
              "check_high": 0.9}  # fmt: skip
     other = {**first, "method": "model", "name": "a round rim", "q": None, "model": "toy-vlm", "prompt_version": "2"}
@@ -737,18 +737,20 @@ def test_names_stand_beside_their_scores_in_the_table_and_on_the_page(look, tmp_
     names = pd.DataFrame(rows).reindex(columns=SCHEMAS["names"].names).astype({"n": "Int64"})
     space = build_space(replace(findings, names=names), tmp_path / "space")
     (study,) = read_data(space, "index")["studies"]
-    assert [row["name"] for row in study["names"]] == ["clip <b>", "a round rim", "a round rim"]
+    assert [row["name"] for row in study["names"]] == ["metal_clip <b>", "a round rim", "a round rim"]
     assert (study["names"][1]["q"], study["names"][0]["score"], study["names"][0]["detection"]) == (None, 0.95, None)
     page = look(space, "#/?encoder=pretrained&sort=called&dead=1")
     cells = page.locator("tbody td.called").all_inner_texts()
-    assert cells[0] == "clip <b>\nlabels 0.95, chance 0.25"  # by q, which the other has not
+    assert cells[0] == "Metal clip <b>\nlabels 0.95, chance 0.25"  # by q, which the other has not
     assert [text for text in cells if text] == [cells[0], "a round rim\nmodel 0.95, chance 0.25"]
     page.fill("#search", "round rim")
     assert page.locator("tbody th").all_inner_texts() in (["5", "6"], ["6", "5"])
+    page.fill("#search", "metal clip")  # as it is shown
+    assert page.locator("tbody th").all_inner_texts() == ["5"]
     go(page, f"{PRETRAINED}/5")
-    assert page.locator("#called").inner_text() == "Called clip <b> (labels 0.95, chance 0.25)"
+    assert page.locator("#called").inner_text() == "Called Metal clip <b> (labels 0.95, chance 0.25)"
     told = [" ".join(text.split()) for text in page.locator("#names tbody tr").all_inner_texts()]
-    assert told[0] == "clip <b> labels 0.95 [0.76, 0.99] 0.25 1.0 × 10⁻⁴ 20 0.88 [0.80, 0.90]"
+    assert told[0] == "Metal clip <b> labels 0.95 [0.76, 0.99] 0.25 1.0 × 10⁻⁴ 20 0.88 [0.80, 0.90]"
     assert told[1].startswith("a round rim model, toy-vlm, prompt 2 0.95 [0.76, 0.99] 0.25 –")
     go(page, f"{PRETRAINED}/7")
     assert page.locator("#called, #names").count() == 0

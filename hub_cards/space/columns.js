@@ -21,7 +21,7 @@ mammosae.columns = (() => {
           .map(([title, field]) => [title, (table, row) => nameOf(table, row)?.[field] ?? null])),
         show: (table, row) => {
           const name = nameOf(table, row);
-          return name ? [name.name, el("span", { class: "reason" }, mammosae.nameScore(name))] : "";
+          return name ? [mammosae.readable(name.name), el("span", { class: "reason" }, mammosae.nameScore(name))] : "";
         },
       },
       several("layer") && { key: "layer", text: "Layer", first: "up", wide: true, of: (table) => positions.get(table.info), csv: {} },

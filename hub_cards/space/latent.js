@@ -153,7 +153,7 @@ mammosae.pages.latent = (() => {
     const estimate = (row, name, low = `${name}_low`, high = `${name}_high`) => (row[name] === null ? mammosae.MISSING
       : fixed(row[name], 2) + (row[low] === null ? "" : ` [${fixed(row[low], 2)}, ${fixed(row[high], 2)}]`));
     const all = [
-      ["Name", (row) => row.name],
+      ["Name", (row) => mammosae.readable(row.name)],
       ["Found by", (row) => [row.method, row.model, row.prompt_version && `prompt ${row.prompt_version}`].filter(Boolean).join(", ")],
       ["Score", (row) => estimate(row, "score", "low", "high")],
       ["Chance", (row) => (row.chance === null ? mammosae.MISSING : fixed(row.chance, 2))],
@@ -232,7 +232,7 @@ mammosae.pages.latent = (() => {
       el("p", { class: "where" }, `Encoder ${encoderName(info.encoder)} · layer ${info.layer} `, el("code", {}, info.hook_name),
         study.maps?.[info.layer] && table.rate[row] !== 0 && [" · ", el("a", { href: mammosae.address(["map"], { study: info.study ? info.study + 1 : "", layer: info.layer, encoder: info.encoder, concept: wanted, latent }), id: "on-map" }, "on the map")],
         index.studies.length > 1 ? ` · ${mammosae.studyName(info.study)}` : ""),
-      names.length > 0 && el("p", { id: "called" }, "Called ", el("b", {}, names[0].name), ` (${mammosae.nameScore(names[0])})`),
+      names.length > 0 && el("p", { id: "called" }, "Called ", el("b", {}, mammosae.readable(names[0].name)), ` (${mammosae.nameScore(names[0])})`),
       el("dl", { class: "facts" },
         fact("Fires in", firingRate(table.rate[row]), "share of the test images, anywhere in the image"),
         fact("Maximum", or(mammosae.hiddenMaximum(table, row), table.maximum[row], number), "largest activation in any test image"),

@@ -93,7 +93,7 @@ mammosae.pages.latents = (() => {
     if (!table.words) {
       table.words = new Map();
       for (const latent of new Set([...table.names.keys(), ...table.notes.keys()])) {
-        table.words.set(latent, [...(table.names.get(latent) ?? []).map((name) => name.name),
+        table.words.set(latent, [...(table.names.get(latent) ?? []).flatMap((name) => [name.name, mammosae.readable(name.name)]),
           ...(table.notes.get(latent) ?? []).flatMap((note) => [note.label, note.text, note.author])].map((text) => mammosae.fold(text ?? "")).join(" "));
       }
     }

@@ -498,7 +498,7 @@ mammosae.pages.image = (() => {
         el("td", {}, el("input", { type: "checkbox", "data-latent": latent, checked: !off.has(latent), "aria-label": `Latent ${latent} on`,
           onchange: (event) => { if (event.target.checked) off.delete(latent); else off.add(latent); update(); } })),
         el("th", { scope: "row" }, own ? el("a", { href: mammosae.latentAddress({ ...own }, latent, state.chosen.concept) }, String(latent)) : String(latent),
-          name && el("span", { class: "reason", title: mammosae.nameScore(name) }, name.name)),
+          name && el("span", { class: "reason", title: mammosae.nameScore(name) }, mammosae.readable(name.name))),
         cells.map(([text, wide]) => el("td", { class: wide ? "number wide" : "number" }, text)),
         el("td", {}, onImage && el("button", { type: "button", class: "map", "data-latent": latent, "aria-pressed": String(shown === latent), "aria-label": `Map of latent ${latent}`, onclick: () => heat(shown === latent ? null : latent) }, "Map")));
     };
