@@ -717,6 +717,17 @@ def test_the_page_of_a_latent_says_where_it_enters_the_sweep(look, findings, spa
     assert page.locator("section.concept").first.locator("svg .mark").count() == 1
 
 
+def test_a_sweep_on_a_sample_of_patients_says_so_at_inner_layers(look, tmp_path):
+    findings = synthetic_findings(d_sae=24)
+    analysis = {**findings.study["config"]["analysis"], "inner_patients": 20}
+    study = {**findings.study, "config": {**findings.study["config"], "analysis": analysis}}
+    page = look(build_space(replace(findings, study=study), tmp_path / "space"), "#/latent/blocks_4/pretrained/3")
+    told = "Run on the images of 20 of 60 test patients, drawn at random."
+    assert told in page.locator("section.concept .enters").first.inner_text()
+    go(page, f"{PRETRAINED}/3")  # of the final map everything is computed
+    assert told not in page.locator("section.concept .enters").first.inner_text()
+
+
 def test_notes_are_shown_with_who_wrote_them_and_when(look, space):
     page = look(space, f"{PRETRAINED}/{BEST}")
     notes = page.locator("#notes li").all_inner_texts()

@@ -74,6 +74,12 @@ mammosae.pages.latent = (() => {
       { caption: "Does it fire where the finding was marked? Average precision of its boxes, 0 to 1" });
   };
 
+  // Behind an inner layer networks are run, of a large study on a sample.
+  const ofSample = (study, info) => {
+    const n = study.config.analysis?.inner_patients, of = study.data.splits.find((one) => one.split === "test")?.n_patients;
+    return info.readout === "network" && n && n < of ? ` Run on the images of ${count(n)} of ${count(of)} test patients, drawn at random.` : "";
+  };
+
   const sweepPart = (study, info, concept, row) => {
     const rows = study.interventions.filter((one) => mammosae.belongs(one, info, concept.name) && !one.error_term);
     const place = entry(concept, row);
@@ -93,7 +99,7 @@ mammosae.pages.latent = (() => {
         ? `${best}: it is in no group of the sweep, whose largest k is ${count(ks[ks.length - 1])}.`
         : `${best}: it enters the group at k = ${count(enters)} (vertical line).`
           + (kept ? ` With only that group kept, the AUROC is ${value(kept)}${random(kept)}.` : "")
-          + (silenced ? ` With that group silenced, it is ${value(silenced)}${random(silenced)}.` : "")),
+          + (silenced ? ` With that group silenced, it is ${value(silenced)}${random(silenced)}.` : ""), ofSample(study, info)),
       el("span", { class: "keys" }, el("span", { class: "key activate" }, "group kept"), el("span", { class: "key deactivate" }, "group silenced"),
         el("span", { class: "key random" }, "random group of the same size, for each"), el("span", { class: "key chance" }, "guessing")));
   };
