@@ -149,23 +149,37 @@ def is_long(value: Any) -> bool:
     return isinstance(value, float) and len(f"{abs(value):.15g}".replace(".", "").strip("0")) > _LONG
 
 
-def numbers_in(path: Path) -> set[float]:
-    """The long numbers that a file says, in tables, JSON or text; of the examples no heatmap.
+def numbers_in(path: Path) -> dict[float, set[int | None]]:
+    """The long numbers that a file says, in tables, JSON or text, each with the latents that it is said of, or None.
 
-    Nor losses of a training's batches: thousands of float32 are of many rows each, and some equal an activation by
-    chance.
+    Of the examples no heatmap. Nor losses of a training's batches and what is told of pairs of latents: thousands of
+    float32 that are of many rows each, of which some equal an activation by chance.
     """
-    found = set()
+    found: dict[float, set[int | None]] = {}
     for value in values_of(path):
         of_batch = path.suffix == ".jsonl" and isinstance(value, dict) and value.get("of") == "batch"
-        for _, key, item in walk(value):
+        for latent, key, item in _by_latent(value):
             if key == "heatmap" or (of_batch and _LOSS.fullmatch(key)):
                 continue
-            if is_long(item):
-                found.add(item)
-            elif isinstance(item, str):
-                found |= {float(text) for text in re.findall(r"-?\d+\.\d{6,}(?:e-?\d+)?", item)}
-    return {one for one in found if is_long(one)}
+            texts = re.findall(r"-?\d+\.\d{6,}(?:e-?\d+)?", item) if isinstance(item, str) else []
+            for one in (item, *map(float, texts)):
+                if is_long(one):
+                    found.setdefault(one, set()).add(latent)
+    return found
+
+
+def _by_latent(value: Any, latent: int | None = None, key: str = "") -> Iterator[tuple[int | None, str, Any]]:
+    """(latent that it is said of, key, value) of all in a JSON value, but for what is of pairs of latents."""
+    if isinstance(value, Mapping):
+        latent = one if isinstance(one := value.get("latent"), int) else latent
+        for name, item in value.items():
+            if "neighbour" not in value or name not in ("value", "chance"):
+                yield from _by_latent(item, latent, name)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _by_latent(item, latent, key)
+    else:
+        yield latent, key, value
 
 
 def long_numbers(values: Any) -> set[float]:
@@ -268,16 +282,29 @@ def _as_greys(values: np.ndarray) -> np.ndarray:
 
 def single_numbers(case: Case) -> int:
     """Activations and logits of single images and patients; but for maxima, which are of nobody known, and examples."""
-    found = set().union(*(numbers_in(path) for path in case.files()))
-    known: set[float] = set()
+    known: dict[float, set[int | None]] = {}
+
+    def know(values: Any, latent: int | None = None) -> None:
+        for one in long_numbers(values):
+            known.setdefault(one, set()).add(latent)
+
     for _, encoder, table in inference.tables_of(case.study):
         for values in (table.max_latents, table.mean_latents):
-            known |= long_numbers(values.data)
+            of_latent = values.tocsc()
             by_patient = pd.DataFrame(values.toarray()).groupby(table.images["patient_id"].to_numpy())
-            known |= long_numbers(by_patient.mean().to_numpy()) | long_numbers(by_patient.sum().to_numpy())
-        known |= set().union(*(long_numbers(table.logits(concept)) for concept in encoder.concepts))
-    maxima = long_numbers(case.findings.latents["max_activation"].dropna().astype(np.float32))
-    return len(told_alike(found, known) - maxima)
+            sums, means = by_patient.sum().to_numpy(), by_patient.mean().to_numpy()
+            for latent in range(values.shape[1]):
+                own = of_latent.data[of_latent.indptr[latent] : of_latent.indptr[latent + 1]]
+                know(np.concatenate([own, sums[:, latent], means[:, latent]]), latent)
+        for concept in encoder.concepts:
+            know(table.logits(concept))
+    told = set()
+    for path in case.files():
+        found = numbers_in(path)
+        for one in told_alike(set(found), set(known)):  # what is said of one latent is of no other's images
+            if None in found[one] | known[one] or found[one] & known[one]:
+                told.add(one)
+    return len(told - long_numbers(case.findings.latents["max_activation"].dropna().astype(np.float32)))
 
 
 # -- the attacks across parts ------------------------------------------------------------------------------------------
@@ -295,7 +322,7 @@ def hidden_numbers(case: Case) -> int:
         return set().union(*(long_numbers(column) for column in floats), of_study)
 
     hidden = numbers(case.bare) - numbers(case.findings)
-    return sum(map(len, (told_alike(numbers_in(path), hidden) for path in case.files())))
+    return sum(map(len, (told_alike(set(numbers_in(path)), hidden) for path in case.files())))
 
 
 def hidden_counts(case: Case) -> int:

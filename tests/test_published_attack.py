@@ -166,6 +166,17 @@ def test_a_batchs_loss_equals_an_activation_by_chance_and_nothing_else_does(
     assert ATTACKS["numbers of one image or patient"](dataclasses.replace(case, folders=folders)) == tells
 
 
+@pytest.mark.parametrize(("aside", "tells"), [(0, 1), (1, 0)])
+def test_a_number_beside_another_latent_equals_its_activation_by_chance(
+    aside: int, tells: int, case: Case, tmp_path: Path
+) -> None:
+    folders = {part: Path(shutil.copytree(folder, tmp_path / part)) for part, folder in case.folders.items()}
+    table = next(iter(case.study.layers[0].encoders.values())).table.mean_latents.tocoo()
+    row = {"latent": int(table.col[table.data.argmax()]) + aside, "own": [{"mean": an_activation(case)}]}
+    (folders["sae"] / "layer_10" / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    assert ATTACKS["numbers of one image or patient"](dataclasses.replace(case, folders=folders)) == tells
+
+
 # What people write
 
 
