@@ -10,7 +10,7 @@ same bytes.
 """
 
 __all__ = [
-    "DONE", "is_done", "is_intact", "is_whole", "PLAN", "recorded_digests", "remove_shards", "require_plan",
+    "DONE", "is_done", "is_intact", "PLAN", "recorded_digests", "remove_shards", "require_plan",
     "require_room", "run_shards", "run_shards_together", "shard_name", "shard_paths", "ShardTask",
     "STALE_SECONDS", "Tensors", "verify_shards",
 ]  # fmt: skip
@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from mammosae_plugin import distributed
+from mammosae_plugin.checked_files import CHECKED, changed_files
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import (
     differences,
@@ -341,7 +342,7 @@ def is_intact(path: Path, plan_digest: str) -> bool:
 def _damaged(folder: Path) -> list[str]:
     """The shards of a sealed folder that differ from their recorded SHA-256, or the seal where that is damaged."""
     recorded = recorded_digests(folder)
-    return [name for name, digest in recorded.items() if not is_whole(folder / name, digest)] if recorded else [DONE]
+    return changed_files(folder, recorded) if recorded else [DONE]
 
 
 def _unseal(folder: Path) -> None:
@@ -350,11 +351,6 @@ def _unseal(folder: Path) -> None:
     logger.warning("%s has %d damaged or missing shards; they are computed again", folder, len(damaged))
     for name in [DONE, *damaged]:
         (folder / name).unlink(missing_ok=True)
-
-
-def is_whole(path: Path, digest: str) -> bool:
-    """Whether the file exists with this SHA-256."""
-    return path.exists() and sha256_of_file(path) == digest
 
 
 def recorded_digests(folder: Path) -> dict[str, str]:
@@ -393,7 +389,7 @@ def remove_shards(folder: Path) -> None:
     """Remove a job's files, and the folder itself if nothing else is in it."""
     if not (folder / PLAN).exists():
         return
-    for path in [*folder.glob("shard-*.safetensors"), folder / DONE, folder / PLAN]:
+    for path in [*folder.glob("shard-*.safetensors"), folder / DONE, folder / PLAN, folder / CHECKED]:
         path.unlink(missing_ok=True)
     remove_temporaries(folder)
     if not any(folder.iterdir()):
@@ -431,8 +427,7 @@ def verify_shards(folder: Path) -> None:
     Raises:
         InputError: The plan or a shard is missing, is another one, or was changed.
     """
-    recorded = recorded_digests(folder)
-    for path in shard_paths(folder):
-        if not is_whole(path, recorded[path.name]):
-            raise InputError(f"{path} is damaged (its SHA-256 is not the recorded one); {_AGAIN}")
+    shard_paths(folder)
+    for name in changed_files(folder, recorded_digests(folder)):
+        raise InputError(f"{folder / name} is damaged (its SHA-256 is not the recorded one); {_AGAIN}")
     require_plan(folder)

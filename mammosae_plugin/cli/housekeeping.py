@@ -1,6 +1,6 @@
-"""The commands `mammosae status` and `mammosae clean`: what a study's folder holds, and what of it may go."""
+"""The commands `mammosae status`, `verify` and `clean`: what a study's folder holds, is whole, and may lose."""
 
-__all__ = ["add_housekeeping_commands", "clean_command", "status_command"]
+__all__ = ["add_housekeeping_commands", "clean_command", "status_command", "verify_command"]
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,8 +25,9 @@ _Settings = Annotated[
 
 
 def add_housekeeping_commands(app: typer.Typer) -> None:
-    """Add `status` and `clean` to `mammosae`."""
+    """Add `status`, `verify` and `clean` to `mammosae`."""
     app.command("status")(status_command)
+    app.command("verify")(verify_command)
     app.command("clean")(clean_command)
 
 
@@ -52,6 +53,35 @@ def status_command(study: _Study, settings: _Settings = None, debug: Debug = Fal
 
         opened = open_study(load_config(study, settings or ()))
         typer.echo(status(opened.output, *opened.state).as_text())
+
+
+def verify_command(
+    folder: Annotated[
+        Path,
+        typer.Argument(help="A study's output folder, or a store, latents table or SAE alone.", show_default=False),
+    ],
+    debug: Debug = False,
+) -> None:
+    """Read every stored row, latents table and trained SAE whole, and compare with the checksums; changes none of them.
+
+    mammosae verify study
+
+    Other commands read a file whole only where its size or times have changed since it was last found whole. Ends with
+    exit code 2 where a file is damaged, and names all of them; the study's next run makes them anew.
+    """
+    with clear_errors(debug):
+        from mammosae_plugin.errors import InputError
+        from mammosae_plugin.study.verifying import verify
+
+        found = verify(folder)
+        for path in found.damaged:
+            typer.echo(f"damaged or missing: {path}", err=True)
+        if found.damaged:
+            raise InputError(
+                f"{len(found.damaged)} of {found.n_files} files below {folder} are not what was written; run the step "
+                "that writes them again with the same settings, which replaces them (of an SAE delete its folder first)"
+            )
+        typer.echo(f"{folder}: {found.n_files} files, {found.nbytes / 1e6:,.1f} MB, all as recorded")
 
 
 def clean_command(

@@ -28,20 +28,16 @@ from scipy import sparse
 from mammosae_plugin.adapters.hook_points import GET_A_HEAD, NO_HEAD_OF_EXAMS
 from mammosae_plugin.adapters.input_normalization import INPUT_NORMALIZATION
 from mammosae_plugin.arguments import checked_arguments, index, indices, shown, text
+from mammosae_plugin.checked_files import changed_files
 from mammosae_plugin.datasets.concepts import Vocabulary
 from mammosae_plugin.datasets.vindr import older_vocabulary
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import (
-    is_sealed,
-    local_path,
-    read_json,
-    read_parquet,
-)
+from mammosae_plugin.files import is_sealed, local_path, read_json, read_parquet
 from mammosae_plugin.latents.peaks import MapKind, Peaks, map_groups_of, read_peaks
 from mammosae_plugin.measures.statistics import NETWORK_ERROR
 from mammosae_plugin.measures.units import EvaluationRows, EvaluationUnit, grouped_rows
 from mammosae_plugin.shapes import Boxes, LatentMaps
-from mammosae_plugin.shards import is_whole, shard_paths, verify_shards
+from mammosae_plugin.shards import shard_paths, verify_shards
 
 FORMAT_VERSION = 3
 READABLE = (2, FORMAT_VERSION)  # format 2 said nothing of the files beside table.json, and its shards not their place
@@ -582,7 +578,7 @@ def changed_file(folder: Path, header: Mapping[str, Any]) -> Path | None:
     """The first file of a table that is not what was written."""
     if not is_sealed(header) or FILES not in header:
         return folder / TABLE
-    return next((folder / name for name, digest in header[FILES].items() if not is_whole(folder / name, digest)), None)
+    return next((folder / name for name in changed_files(folder, header[FILES])), None)
 
 
 @checked_arguments

@@ -39,6 +39,7 @@ from mammosae_plugin.activations.store import MANIFEST
 from mammosae_plugin.adapters.input_normalization import INPUT_NORMALIZATION, UNIT_L2
 from mammosae_plugin.adapters.levels import LEVELS, decode_level, levels_of
 from mammosae_plugin.adapters.sae_formats.saelens import DIGESTS, TRAINING, unregistered
+from mammosae_plugin.checked_files import changed_files
 from mammosae_plugin.datasets.about import PHANTOM_ID, images_called
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import (
@@ -56,7 +57,6 @@ from mammosae_plugin.measures.reconstruction import Levels, dead_share, measure
 from mammosae_plugin.own_files import require_unclaimed
 from mammosae_plugin.progress import progress_bar
 from mammosae_plugin.provenance import plain, seed_everything, torch_generator
-from mammosae_plugin.shards import is_whole
 from mammosae_plugin.training.checkpoints import load_state, save_state
 from mammosae_plugin.training.metrics import (
     MetricsFile,
@@ -510,12 +510,11 @@ def _finish(job: _Job, plan: Mapping[str, Any], rows: TrainingRows) -> SAE[Any]:
 
 def _require_as_written(folder: Path) -> None:
     """Refuse an SAE that was changed since its training ended; those of earlier versions have no digests."""
-    for name, digest in read_json(folder / PLAN).get(DIGESTS, {}).items():
-        if not is_whole(folder / name, digest):
-            raise InputError(
-                f"{folder / name} is missing or was changed after the training wrote it; restore it, or delete "
-                f"{folder} and train again"
-            )
+    for name in changed_files(folder, read_json(folder / PLAN).get(DIGESTS, {})):
+        raise InputError(
+            f"{folder / name} is missing or was changed after the training wrote it; restore it, or delete "
+            f"{folder} and train again"
+        )
 
 
 def _tidy(folder: Path) -> None:
