@@ -1,7 +1,8 @@
 """Whether the files of a folder are what was written: read once, and again when their size or times are other."""
 
-__all__ = ["changed_files", "CHECKED"]
+__all__ = ["changed_files", "note_of"]
 
+import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -9,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import read_json, sha256_of_file, write_json
+from mammosae_plugin.files import read_json, sha256_of_file, sha256_of_json, write_json
 
-CHECKED = ".checked.json"
-"""The file of a folder that says what was found whole: name -> SHA-256, and size and times of the file."""
 _SETTLED = 2.0  # seconds after which another write gives a file another time, on every file system in use
 
 
@@ -24,7 +23,7 @@ def changed_files(folder: Path, digests: Mapping[str, str], *, anew: bool = Fals
     found where a file is used, or with `anew`.
 
     Args:
-        folder: Where they lie, and where is noted what was found whole, if it can be written there.
+        folder: Where they lie; what was found whole is noted in the user's cache, and no file of the folder changes.
         digests: The SHA-256 of each by name.
         anew: Read them all.
     """
@@ -37,8 +36,8 @@ def changed_files(folder: Path, digests: Mapping[str, str], *, anew: bool = Fals
     oldest = (time.time() - _SETTLED) * 1e9
     known = {name: entry for name, entry in whole.items() if entry[-1] < oldest}
     if anew or not known.items() <= before.items():
-        with suppress(OSError):  # where nothing can be written, files are read again
-            write_json(folder / CHECKED, before | known)
+        with suppress(OSError, InputError):  # where nothing can be written, files are read again
+            write_json(note_of(folder), before | known)
     return [name for name in digests if name not in whole]
 
 
@@ -50,11 +49,17 @@ def _entry(path: Path, digest: str) -> list[Any] | None:
     return [digest, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
 
+def note_of(folder: Path) -> Path:
+    """The file that says what was found whole in a folder: name -> SHA-256, and size and times of the file."""
+    general = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    cache = Path(os.environ.get("MAMMOSAE_CACHE") or Path(general, "mammosae"))
+    return cache / "checked" / f"{sha256_of_json(str(folder.resolve()))[:32]}.json"
+
+
 def _checked(folder: Path) -> dict[str, Any]:
-    if not (folder / CHECKED).exists():
-        return {}
+    note = note_of(folder)
     try:
-        found = read_json(folder / CHECKED)
-    except InputError:
+        found = read_json(note) if note.exists() else {}
+    except (InputError, OSError):
         return {}
     return found if isinstance(found, dict) else {}

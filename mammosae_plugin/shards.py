@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from mammosae_plugin import distributed
-from mammosae_plugin.checked_files import CHECKED, changed_files
+from mammosae_plugin.checked_files import changed_files
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import (
     differences,
@@ -389,7 +389,7 @@ def remove_shards(folder: Path) -> None:
     """Remove a job's files, and the folder itself if nothing else is in it."""
     if not (folder / PLAN).exists():
         return
-    for path in [*folder.glob("shard-*.safetensors"), folder / DONE, folder / PLAN, folder / CHECKED]:
+    for path in [*folder.glob("shard-*.safetensors"), folder / DONE, folder / PLAN]:
         path.unlink(missing_ok=True)
     remove_temporaries(folder)
     if not any(folder.iterdir()):

@@ -1,6 +1,9 @@
 """Shared fixtures: small phantoms, a small network and a random SAE, each made once."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,10 +19,16 @@ from mammosae_plugin.study import Study
 
 
 def pytest_configure() -> None:
-    """Help is written as for a wide pipe, whatever the terminal or the service that runs the tests would have of it."""
+    """Help is written as for a wide pipe, whatever the terminal or the service that runs the tests would have of it;
+    what is noted of files goes to no user's cache, and sums are those of one thread, here and in what a test starts."""
     for name in ("GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS", "TERMINAL_WIDTH"):
         os.environ.pop(name, None)
     os.environ["COLUMNS"] = "120"
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        os.environ["MAMMOSAE_CACHE"] = tempfile.mkdtemp(prefix="mammosae-cache-")
+        atexit.register(shutil.rmtree, os.environ["MAMMOSAE_CACHE"], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,7 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 from mammosae_plugin import checked_files
-from mammosae_plugin.checked_files import CHECKED, changed_files
+from mammosae_plugin.checked_files import changed_files, note_of
 from mammosae_plugin.cli import app
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.files import sha256_of_file
@@ -21,6 +21,7 @@ from mammosae_plugin.study.verifying import verify
 def folder(tmp_path, monkeypatch):
     """Two files, which are old enough."""
     monkeypatch.setattr(checked_files, "_SETTLED", -60.0)
+    monkeypatch.setenv("MAMMOSAE_CACHE", str(tmp_path / "cache"))
     for name in ("a.bin", "b.bin"):
         (tmp_path / name).write_bytes(name.encode() * 100)
     return tmp_path
@@ -79,7 +80,7 @@ def test_what_was_written_just_now_is_not_noted(folder, reads, monkeypatch):
     monkeypatch.setattr(checked_files, "_SETTLED", 1e6)  # one that is overwritten at once may have the same time
     digests = digests_of(folder)
     assert changed_files(folder, digests) == changed_files(folder, digests) == []
-    assert len(reads) == 4 and not (folder / CHECKED).exists()
+    assert len(reads) == 4 and not note_of(folder).exists()
 
 
 def test_a_copy_is_read_again(folder, reads, tmp_path_factory):
@@ -95,9 +96,9 @@ def test_damage_that_changes_no_time_is_found_anew_and_remembered_no_more(folder
     changed_files(folder, digests)
     overwrite(folder / "a.bin", b"A.bin" * 100)
     found = (folder / "a.bin").stat()
-    noted = json.loads((folder / CHECKED).read_text())
+    noted = json.loads(note_of(folder).read_text())
     noted["a.bin"][1:] = [found.st_size, found.st_mtime_ns, found.st_ctime_ns]  # as if the disk had done it
-    (folder / CHECKED).write_text(json.dumps(noted))
+    note_of(folder).write_text(json.dumps(noted))
     assert changed_files(folder, digests) == []
     assert changed_files(folder, digests, anew=True) == ["a.bin"]
     assert changed_files(folder, digests) == ["a.bin"]
@@ -105,7 +106,8 @@ def test_damage_that_changes_no_time_is_found_anew_and_remembered_no_more(folder
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"a.bin": 1}'])
 def test_a_damaged_note_only_costs_reading(folder, reads, text):
-    (folder / CHECKED).write_text(text)
+    note_of(folder).parent.mkdir(parents=True)
+    note_of(folder).write_text(text)
     assert changed_files(folder, digests_of(folder)) == [] and reads == ["a.bin", "b.bin"]
 
 
