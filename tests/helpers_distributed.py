@@ -19,11 +19,11 @@ from mammosae_plugin.activations import ActivationStore, extract_activations, ex
 from mammosae_plugin.adapters import HookedVisionModel, new_classifier
 from mammosae_plugin.cli import app
 from mammosae_plugin.cli.common import clear_errors
-from mammosae_plugin.datasets import VinDrMammo, screening
+from mammosae_plugin.datasets import VinDrMammo, content, screening
 from mammosae_plugin.datasets.registry import of_its_kind
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.latents import encode_latents
-from mammosae_plugin.study import images as study_images
+from mammosae_plugin.study.images import StudyImages
 from mammosae_plugin.training import sae as training
 from mammosae_plugin.training import train_sae, train_saes
 
@@ -180,20 +180,20 @@ def look(out: Path, phantoms: Path, folder: str) -> None:
 
     distributed.on_main(copy)
     hashed, looked = [], []
-    digest, check = study_images._digest, screening.check_contrast
-    study_images._digest = lambda image: hashed.append(image.name) or digest(image)  # type: ignore[func-returns-value]
+    digest, check = content._digest, screening.check_contrast
+    content._digest = lambda image: hashed.append(image.name) or digest(image)  # type: ignore[func-returns-value]
     screening.check_contrast = lambda pixels: looked.append(1) or check(pixels)  # type: ignore[func-returns-value]
     settings = {"root": str(data), "image_size": [96, 64], "phantom": True, "max_suspect_share": 1}
-    found = study_images.StudyImages(of_its_kind(settings | {"max_bad_share": 0.05}), out / folder, 0)
+    found = StudyImages(of_its_kind(settings | {"max_bad_share": 0.05}), out / folder, 0)
     said = {"content": found.content, "kept": found.dataset.images["image_id"].tolist(), "hashed": hashed}
     said["looked"] = len(looked)
     try:
-        _ = study_images.StudyImages(of_its_kind(settings | {"max_bad_share": 0}), out / f"{folder}-0", 0).dataset
+        _ = StudyImages(of_its_kind(settings | {"max_bad_share": 0}), out / f"{folder}-0", 0).dataset
     except InputError as error:
         said["error"] = str(error).split(";")[0]
     finally:
-        study_images._digest, screening.check_contrast = digest, check
-    again = study_images.StudyImages(found.data, out / folder, 0)
+        content._digest, screening.check_contrast = digest, check
+    again = StudyImages(found.data, out / folder, 0)
     said["again"] = [again.content, again.dataset.images["image_id"].tolist()]
     (out / folder / f"said-{distributed.rank()}.json").write_text(json.dumps(said))
     distributed.stop()

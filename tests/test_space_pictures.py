@@ -16,6 +16,7 @@ from helpers_space import read_data, running_browser
 from helpers_study import mammosae
 from PIL import Image
 
+from mammosae_plugin.datasets import open_dataset
 from mammosae_plugin.datasets.about import VINDR_MAMMO
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.findings.study_folder import StudyFolder
@@ -118,6 +119,21 @@ def test_images_of_another_size_are_no_images_of_the_study(finished_study, tmp_p
     study = StudyFolder(finished_study.output)
     with pytest.raises(InputError, match="name the YAML file that the study was run with"):
         draw_pictures(study, finished_study.all_images, tmp_path, min_group=2, most=1)
+
+
+def test_other_images_under_the_same_names_are_refused(finished_study, context, tmp_path, monkeypatch):
+    monkeypatch.setattr(latent_pictures, "MOST_LATENTS", 1)
+    shutil.copytree(finished_study.config.data.root, tmp_path / "moved")
+    study = StudyFolder(shutil.copytree(finished_study.output, tmp_path / "study"))
+    data = finished_study.config.data.model_copy(update={"root": tmp_path / "moved"})
+    folder = tmp_path / "pictures"
+    table, _ = pictures_of(study, context, open_dataset(data), folder)  # the same, elsewhere
+    assert table is not None
+    file = open_dataset(data).image_paths[0]
+    changed = Image.open(file).transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    changed.save(file)
+    with pytest.raises(InputError, match="are not those that study was run with"):
+        pictures_of(study, context, open_dataset(data), folder)
 
 
 # Who decides

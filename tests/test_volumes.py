@@ -24,6 +24,7 @@ from mammosae_plugin.datasets import (
     VolumeFolder,
     VolumeFolderSettings,
     collate,
+    content,
     hounsfield_windows,
     is_study_dataset,
     open_dataset,
@@ -34,7 +35,7 @@ from mammosae_plugin.datasets import (
 )
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.findings.shared_study import shared_config
-from mammosae_plugin.study import images
+from mammosae_plugin.study.images import StudyImages
 from mammosae_plugin.study.inputs import StudyInputs
 
 nibabel = pytest.importorskip("nibabel")
@@ -593,10 +594,10 @@ def test_what_is_wrong_with_volumes_in_yaml_is_one_line(folder, tmp_path, settin
 
 
 def test_a_study_reads_each_volume_once_to_tell_its_content(folder, tmp_path, monkeypatch):
-    read, digest = [], images.sha256_of_file
-    monkeypatch.setattr(images, "sha256_of_file", lambda path: read.append(path.name) or digest(path))
+    read, digest = [], content.sha256_of_file
+    monkeypatch.setattr(content, "sha256_of_file", lambda path: read.append(path.name) or digest(path))
     settings = VolumeFolderSettings(root=folder, window=None, axes="z", image_size=16)
-    assert len(images.StudyImages(settings, tmp_path / "work", 0).content) == 64
+    assert len(StudyImages(settings, tmp_path / "work", 0).content) == 64
     assert sorted(read) == ["v0.nii.gz", "v1.nii.gz", "v2.nii.gz"]
 
 

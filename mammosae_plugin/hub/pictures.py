@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from mammosae_plugin.config import load_data
 from mammosae_plugin.datasets import StudyDataset, open_dataset
+from mammosae_plugin.datasets.content import content_of
 from mammosae_plugin.errors import InputError
 from mammosae_plugin.findings.published import Findings
 from mammosae_plugin.findings.study_folder import StudyFolder
@@ -53,6 +54,12 @@ def pictures_of(
         why_not = of_these.why_no_pictures
     if why_not is not None:
         raise PrivacyError(f"no pictures of {study.folder.name} can go out: {why_not}. Nothing was drawn or sent")
+    if content_of(dataset, study.folder / "work") != study.dataset_fingerprint:
+        named = images if isinstance(images, (str, Path)) else dataset.about.title
+        raise InputError(
+            f"the images or annotations of {named} are not those that {study.folder.name} was run with, so its latents "
+            "fired on others; name the YAML file that it was run with, or run it again"
+        )
     most = latent_pictures.MOST_LATENTS
     return latent_pictures.draw_pictures(study, dataset, folder, min_group=context.min_group, most=most)
 

@@ -18,22 +18,13 @@ from mammosae_plugin.datasets import (
     read_suspects,
     screen_images,
 )
+from mammosae_plugin.datasets.content import content_of, file_stats_of
 from mammosae_plugin.datasets.registry import DataSettings
 from mammosae_plugin.datasets.volumes import VolumeSlices
 from mammosae_plugin.errors import InputError
-from mammosae_plugin.files import read_json, sha256_of_file, sha256_of_json, write_json, write_text
-from mammosae_plugin.study import plans
+from mammosae_plugin.files import write_text
 
 TRAINING, TEST = "training", "test"
-
-
-def _masks(images: StudyDataset) -> list[Path]:
-    """The files of masks, where the data have some; a mask may change without the box around it."""
-    return list(getattr(images, "mask_paths", []))
-
-
-def _digest(image: Path) -> str | None:
-    return sha256_of_file(image) if image.exists() else None
 
 
 class StudyImages:
@@ -56,28 +47,12 @@ class StudyImages:
     @cached_property
     def file_stats(self) -> str:
         """A digest that changes when a file of an image or mask is replaced or the annotations change."""
-        images = self.all_images
-        stats = [
-            (path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else None
-            for path in [*images.image_paths, *_masks(images)]
-        ]
-        return plans.digest([images.fingerprint, stats])
+        return file_stats_of(self.all_images)
 
     @cached_property
     def content(self) -> str:
         """A digest of the annotations and of every byte of every image and mask; results are kept under it."""
-        file = self.work / f"content-{self.file_stats}.json"
-        if not distributed.on_main(file.exists):
-            images = self.all_images
-            paths = images.image_paths  # of volumes one for each of their slices
-            each = list(dict.fromkeys(paths))
-            of_each = distributed.spread(_digest, each, description="fingerprint", unit="file")
-            of_file = dict(zip(each, of_each, strict=True))
-            digests = dict(zip(images.images["image_id"], (of_file[path] for path in paths), strict=True))
-            of_masks = distributed.spread(sha256_of_file, _masks(images), description="fingerprint", unit="mask")
-            content = sha256_of_json([images.fingerprint, digests, *([of_masks] if of_masks else [])])
-            distributed.on_main(partial(write_json, file, content))
-        return str(read_json(file))
+        return content_of(self.all_images, self.work, self.file_stats)
 
     def _list_file(self, name: str) -> Path:
         return self.work / f"{name}-{self.file_stats}.csv"
